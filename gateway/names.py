@@ -1,0 +1,152 @@
+"""Model references: the ways a user names a model, parsed once, here.
+
+Knows the grammar and nothing of what exists. Source of the grammar: MLflow's `models:/` and `runs:/`
+URIs (split at the last `@`; one segment `m-<32 hex>` is a model id; `latest` in any case).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from urllib.parse import quote, unquote_to_bytes
+
+_MODEL_ID = re.compile(r"m-[0-9a-f]{32}\Z")
+_ALIAS = re.compile(r"[\w-]{1,255}\Z")
+_VERSION = re.compile(r"[1-9][0-9]{0,17}\Z")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
+
+
+class InvalidReference(ValueError):
+    """The text names no model; the message says what is wrong with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What a user named.
+
+    Exactly one of these forms: `name` alone (the default alias), `name` with `alias`, with `version` or
+    with `latest`; `model_id`; `run_id` with `path`; `uri`, the place of a model directory.
+    """
+
+    name: str = ""
+    alias: str | None = None
+    version: str | None = None
+    latest: bool = False
+    model_id: str | None = None
+    run_id: str | None = None
+    path: str | None = None
+    uri: str | None = None
+
+    def __str__(self) -> str:
+        if self.uri is not None:
+            return self.uri
+        if self.model_id is not None:
+            return f"models:/{self.model_id}"
+        if self.run_id is not None:
+            return f"runs:/{self.run_id}/{self.path}"
+        if self.alias is not None:
+            return f"models:/{self.name}@{self.alias}"
+        if self.version is not None:
+            return f"models:/{self.name}/{self.version}"
+        return f"models:/{self.name}/latest" if self.latest else f"models:/{self.name}"
+
+
+def parse_reference(text: str) -> Reference:
+    """A `models:/` or `runs:/` URI as clients may use it. Raises InvalidReference."""
+    if text.startswith("models:/"):
+        rest = text.removeprefix("models:/")
+        if rest.startswith("/"):
+            raise InvalidReference(f"{_shown(text)}: write models:/NAME, with one slash")
+        if _MODEL_ID.match(rest):
+            return Reference(model_id=rest)
+        name, at, alias = rest.rpartition("@")
+        if at and "/" not in alias:
+            return Reference(check_name(name), alias=check_alias(alias))
+        name, slash, version = rest.partition("/")
+        if not slash:
+            return Reference(check_name(name))
+        if version.lower() == "latest":
+            return Reference(check_name(name), latest=True)
+        return Reference(check_name(name), version=check_version(version))
+    if text.startswith("runs:/"):
+        run_id, slash, path = text.removeprefix("runs:/").partition("/")
+        if not (run_id and slash and path):
+            raise InvalidReference(f"{_shown(text)}: write runs:/RUN_ID/PATH")
+        return Reference(run_id=run_id, path=path)
+    raise InvalidReference(f"{_shown(text)} is no model reference; write models:/NAME@ALIAS or models:/NAME/VERSION")
+
+
+def parse_uri(text: str) -> Reference:
+    """Any form, the place of a directory included: for the command line and Python, never for clients."""
+    if text.startswith(("models:/", "runs:/")):
+        return parse_reference(text)
+    if not text:
+        raise InvalidReference("an empty reference names no model")
+    return Reference(uri=text)
+
+
+def parse_short(text: str) -> Reference:
+    """The command line's form: NAME, NAME@ALIAS, NAME/VERSION, or a `models:/` URI."""
+    return parse_reference(text if _SCHEME.match(text) else f"models:/{text}")
+
+
+def parse_path(raw: bytes) -> Reference:
+    """What follows `/predict/` in a raw URL path: NAME, NAME@ALIAS or NAME/versions/VERSION.
+
+    The raw path is split on the last literal `@` and only then percent-decoded, so that `%40` belongs to
+    the name. Raises InvalidReference.
+    """
+    name, marker, version = raw.partition(b"/versions/")
+    if marker:
+        return Reference(check_name(_decoded(name)), version=check_version(_decoded(version)))
+    name, at, alias = raw.rpartition(b"@")
+    if at:
+        return Reference(check_name(_decoded(name)), alias=check_alias(_decoded(alias)))
+    return Reference(check_name(_decoded(raw)))
+
+
+def url_path(reference: Reference) -> str:
+    """The same reference as a URL path segment (inverse of `parse_path`)."""
+    name = quote(reference.name, safe="")
+    if reference.version is not None:
+        return f"{name}/versions/{reference.version}"
+    return name if reference.alias is None else f"{name}@{quote(reference.alias, safe='')}"
+
+
+def check_name(name: str) -> str:
+    """A model's name: anything without `/`, `:` and control characters. Raises InvalidReference."""
+    if not name:
+        raise InvalidReference("the model's name is empty")
+    if len(name) > 255:
+        raise InvalidReference("the model's name is longer than 255 characters")
+    for character in name:
+        if character in "/:" or ord(character) < 32 or ord(character) == 127:
+            raise InvalidReference(f"the model's name {_shown(name)} holds {character!r}, which no name may")
+    return name
+
+
+def check_alias(alias: str) -> str:
+    """An alias: letters, digits, `_` and `-`; `latest` and `v1`, `v2`, … are reserved, as in MLflow."""
+    if not _ALIAS.match(alias):
+        raise InvalidReference(f"{_shown(alias)} is no alias: letters, digits, _ and -, at most 255")
+    if alias.lower() == "latest" or re.fullmatch(r"[vV]\d+", alias):
+        raise InvalidReference(f"the alias {_shown(alias)} is reserved")
+    return alias
+
+
+def check_version(version: str) -> str:
+    """A version: a positive integer in decimal, without sign or leading zero. Raises InvalidReference."""
+    if not version.isascii() or not _VERSION.match(version):
+        raise InvalidReference(f"{_shown(version)} is no version: a positive whole number, such as 3")
+    return version
+
+
+def _decoded(raw: bytes) -> str:
+    try:
+        return unquote_to_bytes(raw).decode()
+    except UnicodeDecodeError:
+        raise InvalidReference("the reference in the path is not UTF-8") from None
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 80 else text[:77] + "...")

@@ -1,0 +1,139 @@
+"""What a registry is to the gateway: a snapshot of names, versions and aliases, and maybe a way to write.
+
+Knows no file, no server and no cache. The members of this family are plain classes that satisfy
+`Registry`; `gateway.registries.open_registry` picks one by the target's form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+class RegistryError(Exception):
+    """A registry cannot be used as asked; the message is fit for an operator."""
+
+
+class RegistryUnavailable(RegistryError):
+    """It cannot be reached or read now. The last valid snapshot stays."""
+
+
+class RegistryInvalid(RegistryError):
+    """Its content is not valid. `problems` are (place, what is wrong), all of them."""
+
+    def __init__(self, target: str, problems: list[tuple[str, str]]) -> None:
+        lines = "; ".join(f"{place}: {problem}" if place else problem for place, problem in problems)
+        super().__init__(f"{target} is not a valid registry: {lines}")
+        self.problems = problems
+
+
+class RegistryReadOnly(RegistryError):
+    """It cannot be written from here; the message says what to edit instead."""
+
+
+class PreconditionFailed(RegistryError):
+    """The alias does not stand where the caller expected it. `actual` is where it stands, None: nowhere."""
+
+    def __init__(self, message: str, actual: str | None) -> None:
+        super().__init__(message)
+        self.actual = actual
+
+
+class NotInRegistry(RegistryError):
+    """A write named a model, version or alias that is not there. `code` is the contract's error code."""
+
+    def __init__(self, code: str, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.hint = hint
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One immutable version. `source` is absolute: a local path or a URI. `digest` is `sha256:<hex>` or
+    None. Two values that are equal are the same package; a changed source or digest is another one."""
+
+    name: str
+    version: str
+    source: str
+    digest: str | None = None
+    created: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    def __str__(self) -> str:
+        return f"{self.name}/{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """Where an alias points. `previous`: versions it pointed to before, newest first. `forced`: the
+    operator moved it past the gates, and every gateway that follows it must know."""
+
+    version: str
+    previous: tuple[str, ...] = ()
+    last_good: str | None = None
+    forced: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One name with its versions and aliases; `rollout` is the policy written beside it."""
+
+    name: str
+    versions: Mapping[str, Version]
+    aliases: Mapping[str, Alias]
+    rollout: Mapping[str, Any] = field(default_factory=dict)
+
+    def latest(self) -> Version | None:
+        return max(self.versions.values(), key=lambda v: int(v.version), default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All a registry said at one moment. `stamp` changes whenever the content does."""
+
+    models: Mapping[str, Model]
+    stamp: str
+
+
+class Registry(Protocol):
+    """A source of snapshots. All methods block: they are called from the I/O pool or a command.
+
+    `identity` keys durable state (stable over restarts, equal for equal registries); `target` is what
+    users are shown; `poll_interval` is the default, in seconds; `writable` may change over its life.
+    """
+
+    identity: str
+    target: str
+    poll_interval: float
+
+    @property
+    def writable(self) -> bool: ...
+
+    def read(self) -> Snapshot:
+        """The present content. Raises RegistryUnavailable or RegistryInvalid."""
+
+    def set_alias(
+        self, name: str, alias: str, version: str, *, expect: str | None = None, absent: bool = False,
+        forced: bool = False, back: bool = False,
+    ) -> Snapshot:
+        """Moves an alias atomically and returns the new content.
+
+        `expect`: the version it must point to now; `absent`: it must not exist. `back`: a rollback; the
+        version it leaves does not become a `previous` one. Raises PreconditionFailed, NotInRegistry,
+        RegistryReadOnly, RegistryUnavailable.
+        """
+
+    def delete_alias(self, name: str, alias: str) -> Snapshot: ...
+
+    def add_version(
+        self, name: str, package: str, digest: str, *, tags: Mapping[str, str] | None = None, alias: str | None = None
+    ) -> Version:
+        """Copies the model directory `package` into the store as the next version, which it returns.
+
+        A version with the same digest is returned as it is. With `alias`, that alias is moved to it.
+        Safe against others doing the same at the same moment.
+        """
+
+    def close(self) -> None: ...

@@ -1,0 +1,50 @@
+"""How a loaded model is run: start it, ask it, close it. Where it runs is the member's affair.
+
+Members satisfy `Runner`; a failure of the model is told apart from a failure of what runs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from loaders.batch import Batch
+
+
+class ModelError(Exception):
+    """The model raised. The message is the exception's type and text, without rows or paths; `trace` is
+    for the log only."""
+
+    def __init__(self, message: str, trace: str = "") -> None:
+        super().__init__(message)
+        self.trace = trace
+
+
+class RunnerCrashed(Exception):
+    """What ran the model ended; the model may be started again."""
+
+
+class RunnerTimeout(Exception):
+    """The operator's timeout passed and the model was stopped."""
+
+
+class Runner(Protocol):
+    """One version, loaded. The three verbs are called by the event loop, `close` at most once."""
+
+    @property
+    def merges(self) -> bool:
+        """Whether the flavor lets rows of several requests share a call. Known after `start`."""
+
+    @property
+    def measured_bytes(self) -> int | None:
+        """Private bytes as the kernel counts them; None where they cannot be told apart."""
+
+    async def start(self) -> None:
+        """Loads the model. Raises ModelError, RunnerCrashed, RunnerTimeout."""
+
+    async def predict(self, batch: Batch, params: Mapping[str, Any]) -> Batch:
+        """Asks it. Raises ModelError, RunnerCrashed, RunnerTimeout. Several calls may be under way."""
+
+    async def close(self) -> None:
+        """Frees it: when this returns, its bytes are free or never will be."""
