@@ -1,0 +1,127 @@
+"""What happened, as data: the core says it once, metrics and the log each make of it what they want.
+
+Knows nothing of who listens. Names and versions are plain strings; times are seconds, sizes bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    model: str
+    version: str
+    seconds: float
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailed:
+    """`reason` is fit for clients; `trace` is for the log."""
+
+    model: str
+    version: str
+    seconds: float
+    code: str
+    reason: str
+    trace: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Unloaded:
+    """`reason`: evicted, unloaded, replaced, removed, idle, shutdown."""
+
+    model: str
+    version: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Swapped:
+    model: str
+    alias: str
+    version: str
+    previous: str | None
+    moved_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class SwapRefused:
+    model: str
+    alias: str
+    version: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatched:
+    """One call of a model: `requests` of them were merged."""
+
+    model: str
+    version: str
+    requests: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionFailed:
+    model: str
+    version: str
+    reason: str
+    trace: str
+
+
+@dataclass(frozen=True, slots=True)
+class Crashed:
+    model: str
+    version: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class InputRefused:
+    """One request whose input did not fit. `problems`: kinds, not texts that hold data."""
+
+    model: str
+    version: str
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryRead:
+    models: int
+    changed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryFailed:
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Warned:
+    """Something an operator should know of a version that serves all the same."""
+
+    model: str
+    version: str
+    message: str
+
+
+Event: TypeAlias = (
+    Loaded
+    | LoadFailed
+    | Unloaded
+    | Swapped
+    | SwapRefused
+    | Dispatched
+    | PredictionFailed
+    | Crashed
+    | InputRefused
+    | RegistryRead
+    | RegistryFailed
+    | Warned
+)
+Emit: TypeAlias = Callable[[Event], None]

@@ -1,0 +1,254 @@
+"""The bytes: who holds them, who waits for them, who must give them back. Pure and synchronous.
+
+Theory of operation. Every servable has one account. It *asks* for bytes, is *granted* them (reserved),
+becomes *resident* when it has loaded, may ask for more when a measurement says so, and is *closing*
+until the memory is really free. Bytes count from the grant to the end of closing, because memory that
+is being freed is not free yet. So `accounted` = reserved + resident + closing, and it never passes the
+limit.
+
+`plan` decides and does nothing: it says which waiting accounts may be granted, which idle ones must go,
+and which requests cannot be met. The caller carries it out and asks again after every change. Waiting is
+first come, first served; nobody overtakes, so a large model is not starved by small ones.
+
+This module knows no models, no clocks and no event loop; `now` is an argument, in seconds.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from gateway.eviction import Policy, least_recently_used
+
+
+class State(enum.Enum):
+    """Where an account stands. RESERVED covers waiting (nothing granted yet) and loading."""
+
+    RESERVED = "reserved"
+    RESIDENT = "resident"
+    CLOSING = "closing"
+
+
+@dataclass(slots=True, eq=False)
+class Account:
+    """One servable's bytes. `wanted` above `bytes` means it waits for the difference. `leases` are
+    requests that use it, `pins` keep it resident without one (a swap, an operator)."""
+
+    key: Hashable
+    wanted: int
+    since: float
+    last_used: float
+    bytes: int = 0
+    state: State = State.RESERVED
+    leases: int = 0
+    pins: int = 0
+    lingering: bool = False
+
+
+class Plan(NamedTuple):
+    """What to do next. `retry_at`: when waiting alone may make room (a model too young to go)."""
+
+    grant: tuple[Hashable, ...] = ()
+    evict: tuple[Hashable, ...] = ()
+    refuse: tuple[Hashable, ...] = ()
+    retry_at: float | None = None
+
+
+class Ledger:
+    """Accounts under one limit, in bytes. Wrong use raises `ValueError`: it is the caller's bug."""
+
+    def __init__(self, limit: int, *, policy: Policy = least_recently_used, min_residency: float = 0.0) -> None:
+        if limit <= 0:
+            raise ValueError("the limit must be positive")
+        self.limit = limit
+        self.min_residency = min_residency
+        self._policy = policy
+        self._accounts: dict[Hashable, Account] = {}
+        self._waiting: dict[Hashable, None] = {}
+        self._bytes = {state: 0 for state in State}
+
+    def __repr__(self) -> str:
+        count = {state: 0 for state in State}
+        for account in self._accounts.values():
+            count[account.state] += 1
+        parts = f"{count[State.RESIDENT]} resident, {count[State.RESERVED]} loading, {count[State.CLOSING]} closing"
+        return f"<Ledger {parts} | {_mega(self.accounted)}/{_mega(self.limit)} MB>"
+
+    def __iter__(self) -> Iterator[Account]:
+        return iter(self._accounts.values())
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._accounts
+
+    def __getitem__(self, key: Hashable) -> Account:
+        return self._accounts[key]
+
+    @property
+    def accounted(self) -> int:
+        return sum(self._bytes.values())
+
+    @property
+    def waiting(self) -> bool:
+        return bool(self._waiting)
+
+    def bytes_in(self, state: State) -> int:
+        return self._bytes[state]
+
+    # The life of an account, in order.
+
+    def open(self, key: Hashable, now: float) -> Account:
+        """A new account that asks for nothing yet (its size is not known before its files are)."""
+        if key in self._accounts:
+            raise ValueError(f"{key!r} has an account")
+        account = self._accounts[key] = Account(key, 0, since=now, last_used=now)
+        return account
+
+    def ask(self, key: Hashable, wanted: int) -> bool:
+        """Asks for `wanted` bytes in all. True if it has them already; else it waits for a grant."""
+        account = self._accounts[key]
+        if account.state is State.CLOSING:
+            raise ValueError(f"{key!r} is closing")
+        account.wanted = max(wanted, account.bytes)
+        if account.wanted > account.bytes:
+            self._waiting[key] = None
+            return False
+        self._waiting.pop(key, None)
+        return True
+
+    def grant(self, key: Hashable) -> None:
+        """Gives a waiting account what it asks for. Only after a plan that says so."""
+        account = self._accounts[key]
+        need = account.wanted - account.bytes
+        if key not in self._waiting or self.accounted + need > self.limit:
+            raise ValueError(f"{key!r} cannot be granted {need} bytes")
+        del self._waiting[key]
+        self._move(account, account.state, account.wanted)
+
+    def withdraw(self, key: Hashable) -> None:
+        """Stops waiting; what was granted before stays."""
+        self._waiting.pop(key, None)
+        account = self._accounts[key]
+        account.wanted = account.bytes
+
+    def settle(self, key: Hashable, now: float, measured: int | None = None) -> None:
+        """It has loaded. A measurement below the reservation gives the rest back."""
+        account = self._accounts[key]
+        if account.state is not State.RESERVED or key in self._waiting:
+            raise ValueError(f"{key!r} is not loading")
+        if measured is not None and measured > account.bytes:
+            raise ValueError(f"{key!r} measures more than it was granted: ask first")
+        account.since = account.last_used = now
+        self._move(account, State.RESIDENT, account.bytes if measured is None else measured)
+        account.wanted = account.bytes
+
+    def shrink(self, key: Hashable, measured: int) -> None:
+        """A resident one measures less than before."""
+        account = self._accounts[key]
+        if account.state is State.RESIDENT and measured < account.bytes:
+            self._move(account, State.RESIDENT, measured)
+            if key not in self._waiting:
+                account.wanted = measured
+
+    def begin_close(self, key: Hashable) -> None:
+        """It no longer serves; its bytes count until `closed`. A leased one is never closed."""
+        account = self._accounts[key]
+        if account.leases:
+            raise ValueError(f"{key!r} is leased")
+        if account.state is State.CLOSING:
+            raise ValueError(f"{key!r} is closing already")
+        self.withdraw(key)
+        self._move(account, State.CLOSING, account.bytes)
+
+    def closed(self, key: Hashable) -> None:
+        """Its memory is free."""
+        account = self._accounts[key]
+        if account.state is not State.CLOSING:
+            raise ValueError(f"{key!r} is not closing")
+        self._move(account, State.CLOSING, 0)
+        del self._accounts[key]
+
+    # Use.
+
+    def lease(self, key: Hashable) -> None:
+        account = self._accounts[key]
+        if account.state is State.CLOSING:
+            raise ValueError(f"{key!r} is closing")
+        account.leases += 1
+
+    def release(self, key: Hashable, now: float) -> None:
+        account = self._accounts[key]
+        if account.leases <= 0:
+            raise ValueError(f"{key!r} has no lease")
+        account.leases -= 1
+        account.last_used = now
+
+    def pin(self, key: Hashable) -> None:
+        self._accounts[key].pins += 1
+
+    def unpin(self, key: Hashable) -> None:
+        account = self._accounts[key]
+        if account.pins <= 0:
+            raise ValueError(f"{key!r} has no pin")
+        account.pins -= 1
+
+    # The decision.
+
+    def plan(self, now: float) -> Plan:
+        """Which waiting accounts to grant, whom to evict for the first that must wait, whom to refuse."""
+        free = self.limit - self.accounted
+        freeing = self._bytes[State.CLOSING]
+        grant: list[Hashable] = []
+        refuse: list[Hashable] = []
+        for key in self._waiting:
+            account = self._accounts[key]
+            need = account.wanted - account.bytes
+            if account.wanted > self.limit:
+                refuse.append(key)
+            elif need <= free:
+                grant.append(key)
+                free -= need
+            else:
+                evict, retry_at = self._make_room(need - free - freeing, key, now)
+                return Plan(tuple(grant), evict, tuple(refuse), retry_at)
+        return Plan(tuple(grant), (), tuple(refuse))
+
+    def _make_room(self, short: int, asking: Hashable, now: float) -> tuple[tuple[Hashable, ...], float | None]:
+        if short <= 0:
+            return (), None
+        idle = [a for a in self._accounts.values() if a.state is State.RESIDENT and not a.leases and not a.pins]
+        idle = [a for a in idle if a.key != asking and a.bytes]
+        old_enough = [a for a in idle if a.lingering or now - a.since >= self.min_residency]
+        victims: list[Hashable] = []
+        for account in sorted(old_enough, key=self._policy):
+            victims.append(account.key)
+            short -= account.bytes
+            if short <= 0:
+                return tuple(victims), None
+        # Evicting some would not be enough: leave them, they may be asked for before there is room.
+        young = [a.since + self.min_residency for a in idle if a not in old_enough]
+        return (), min(young, default=None)
+
+    def _move(self, account: Account, state: State, size: int) -> None:
+        self._bytes[account.state] -= account.bytes
+        account.state, account.bytes = state, size
+        self._bytes[state] += size
+
+    def check(self) -> None:
+        """Raises AssertionError if the books do not balance. For tests and simulations."""
+        for state in State:
+            held = sum(a.bytes for a in self._accounts.values() if a.state is state)
+            assert held == self._bytes[state], (state, held, self._bytes[state])
+        assert 0 <= self.accounted <= self.limit, repr(self)
+        for account in self._accounts.values():
+            assert account.leases >= 0
+            assert account.pins >= 0
+            assert account.wanted >= account.bytes or account.state is State.CLOSING, account
+            assert (account.wanted > account.bytes) == (account.key in self._waiting), account
+            assert not (account.state is State.CLOSING and account.leases), account
+        assert self._waiting.keys() <= self._accounts.keys()
+
+
+def _mega(size: int) -> int:
+    return round(size / 1e6)
