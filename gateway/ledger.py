@@ -59,7 +59,9 @@ class Plan(NamedTuple):
 class Ledger:
     """Accounts under one limit, in bytes. Wrong use raises `ValueError`: it is the caller's bug."""
 
-    def __init__(self, limit: int, *, policy: Policy = least_recently_used, min_residency: float = 0.0) -> None:
+    def __init__(
+        self, limit: int, *, policy: Policy = least_recently_used, min_residency: float = 0.0
+    ) -> None:
         if limit <= 0:
             raise ValueError("the limit must be positive")
         self.limit = limit
@@ -67,14 +69,15 @@ class Ledger:
         self._policy = policy
         self._accounts: dict[Hashable, Account] = {}
         self._waiting: dict[Hashable, None] = {}
-        self._bytes = {state: 0 for state in State}
+        self._bytes = dict.fromkeys(State, 0)
 
     def __repr__(self) -> str:
-        count = {state: 0 for state in State}
+        count = dict.fromkeys(State, 0)
         for account in self._accounts.values():
             count[account.state] += 1
-        parts = f"{count[State.RESIDENT]} resident, {count[State.RESERVED]} loading, {count[State.CLOSING]} closing"
-        return f"<Ledger {parts} | {_mega(self.accounted)}/{_mega(self.limit)} MB>"
+        resident, loading, closing = (count[s] for s in (State.RESIDENT, State.RESERVED, State.CLOSING))
+        size = f"{_mega(self.accounted)}/{_mega(self.limit)} MB"
+        return f"<Ledger {resident} resident, {loading} loading, {closing} closing | {size}>"
 
     def __iter__(self) -> Iterator[Account]:
         return iter(self._accounts.values())
@@ -214,10 +217,14 @@ class Ledger:
                 return Plan(tuple(grant), evict, tuple(refuse), retry_at)
         return Plan(tuple(grant), (), tuple(refuse))
 
-    def _make_room(self, short: int, asking: Hashable, now: float) -> tuple[tuple[Hashable, ...], float | None]:
+    def _make_room(
+        self, short: int, asking: Hashable, now: float
+    ) -> tuple[tuple[Hashable, ...], float | None]:
         if short <= 0:
             return (), None
-        idle = [a for a in self._accounts.values() if a.state is State.RESIDENT and not a.leases and not a.pins]
+        idle = [
+            a for a in self._accounts.values() if a.state is State.RESIDENT and not a.leases and not a.pins
+        ]
         idle = [a for a in idle if a.key != asking and a.bytes]
         old_enough = [a for a in idle if a.lingering or now - a.since >= self.min_residency]
         victims: list[Hashable] = []

@@ -73,7 +73,9 @@ def parse_reference(text: str) -> Reference:
         if not (run_id and slash and path):
             raise InvalidReference(f"{_shown(text)}: write runs:/RUN_ID/PATH")
         return Reference(run_id=run_id, path=path)
-    raise InvalidReference(f"{_shown(text)} is no model reference; write models:/NAME@ALIAS or models:/NAME/VERSION")
+    raise InvalidReference(
+        f"{_shown(text)} is no model reference; write models:/NAME@ALIAS or models:/NAME/VERSION"
+    )
 
 
 def parse_uri(text: str) -> Reference:

@@ -115,8 +115,15 @@ class Registry(Protocol):
         """The present content. Raises RegistryUnavailable or RegistryInvalid."""
 
     def set_alias(
-        self, name: str, alias: str, version: str, *, expect: str | None = None, absent: bool = False,
-        forced: bool = False, back: bool = False,
+        self,
+        name: str,
+        alias: str,
+        version: str,
+        *,
+        expect: str | None = None,
+        absent: bool = False,
+        forced: bool = False,
+        back: bool = False,
     ) -> Snapshot:
         """Moves an alias atomically and returns the new content.
 
@@ -128,7 +135,13 @@ class Registry(Protocol):
     def delete_alias(self, name: str, alias: str) -> Snapshot: ...
 
     def add_version(
-        self, name: str, package: str, digest: str, *, tags: Mapping[str, str] | None = None, alias: str | None = None
+        self,
+        name: str,
+        package: str,
+        digest: str,
+        *,
+        tags: Mapping[str, str] | None = None,
+        alias: str | None = None,
     ) -> Version:
         """Copies the model directory `package` into the store as the next version, which it returns.
 

@@ -1,0 +1,200 @@
+"""The ledger: its rules one by one, then a seeded random walk with the books checked after each step."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from gateway.ledger import Ledger, Plan, State
+
+MB = 1_000_000
+
+
+def resident(ledger: Ledger, key: str, size: int, now: float = 0.0) -> None:
+    ledger.open(key, now)
+    ledger.ask(key, size)
+    assert key in ledger.plan(now).grant
+    ledger.grant(key)
+    ledger.settle(key, now)
+
+
+def test_a_request_that_fits_is_granted() -> None:
+    ledger = Ledger(100)
+    ledger.open("a", 0)
+    assert not ledger.ask("a", 60)
+    assert ledger.plan(0) == Plan(grant=("a",))
+    ledger.grant("a")
+    assert ledger.bytes_in(State.RESERVED) == 60
+
+
+def test_the_least_recently_used_goes_first() -> None:
+    ledger = Ledger(100)
+    for key in ("a", "b"):
+        resident(ledger, key, 50)
+    ledger.lease("a")
+    ledger.release("a", 5.0)
+    ledger.open("c", 6.0)
+    ledger.ask("c", 50)
+    assert ledger.plan(6.0) == Plan(evict=("b",))
+
+
+def test_what_lingers_goes_before_what_is_older() -> None:
+    ledger = Ledger(100)
+    resident(ledger, "old", 50, now=0.0)
+    resident(ledger, "replaced", 50, now=9.0)
+    ledger["replaced"].lingering = True
+    ledger.open("c", 10.0)
+    ledger.ask("c", 50)
+    assert ledger.plan(10.0).evict == ("replaced",)
+
+
+@pytest.mark.parametrize("hold", ["lease", "pin"])
+def test_what_is_leased_or_pinned_never_goes(hold: str) -> None:
+    ledger = Ledger(100)
+    resident(ledger, "a", 100)
+    getattr(ledger, hold)("a")
+    ledger.open("b", 1.0)
+    ledger.ask("b", 10)
+    assert ledger.plan(1.0) == Plan()
+
+
+def test_memory_being_freed_is_not_free() -> None:
+    ledger = Ledger(100)
+    resident(ledger, "a", 100)
+    ledger.open("b", 1.0)
+    ledger.ask("b", 100)
+    assert ledger.plan(1.0).evict == ("a",)
+    ledger.begin_close("a")
+    assert ledger.plan(1.0) == Plan(), "closing covers the need: nobody else must go, nothing is granted yet"
+    ledger.closed("a")
+    assert ledger.plan(1.0).grant == ("b",)
+
+
+def test_what_can_never_fit_is_refused() -> None:
+    ledger = Ledger(100)
+    ledger.open("a", 0)
+    ledger.ask("a", 101)
+    assert ledger.plan(0).refuse == ("a",)
+
+
+def test_nobody_overtakes_the_first_that_waits() -> None:
+    ledger = Ledger(100)
+    resident(ledger, "a", 60)
+    ledger.lease("a")
+    for key, size in (("large", 80), ("small", 10)):
+        ledger.open(key, 1.0)
+        ledger.ask(key, size)
+    assert ledger.plan(1.0) == Plan()
+
+
+def test_the_young_stay_and_the_plan_says_when_to_ask_again() -> None:
+    ledger = Ledger(100, min_residency=5.0)
+    resident(ledger, "a", 100, now=10.0)
+    ledger.open("b", 11.0)
+    ledger.ask("b", 50)
+    assert ledger.plan(11.0) == Plan(retry_at=15.0)
+    assert ledger.plan(15.0).evict == ("a",)
+
+
+def test_nothing_is_evicted_when_it_would_not_be_enough() -> None:
+    ledger = Ledger(100)
+    resident(ledger, "a", 30)
+    resident(ledger, "b", 70)
+    ledger.lease("b")
+    ledger.open("c", 1.0)
+    ledger.ask("c", 90)
+    assert ledger.plan(1.0) == Plan()
+
+
+def test_a_measurement_gives_back_or_asks_for_more() -> None:
+    ledger = Ledger(100)
+    ledger.open("a", 0)
+    ledger.ask("a", 60)
+    ledger.grant("a")
+    ledger.settle("a", 0, measured=20)
+    assert ledger.accounted == 20
+    assert not ledger.ask("a", 90)
+    assert ledger.plan(0).grant == ("a",)
+    ledger.grant("a")
+    assert ledger.bytes_in(State.RESIDENT) == 90
+    ledger.check()
+
+
+def test_wrong_use_is_an_error() -> None:
+    ledger = Ledger(100)
+    resident(ledger, "a", 50)
+    ledger.lease("a")
+    with pytest.raises(ValueError, match="leased"):
+        ledger.begin_close("a")
+    ledger.release("a", 1.0)
+    with pytest.raises(ValueError, match="no lease"):
+        ledger.release("a", 1.0)
+    ledger.begin_close("a")
+    with pytest.raises(ValueError, match="closing"):
+        ledger.lease("a")
+
+
+def test_its_repr_tells_the_story() -> None:
+    ledger = Ledger(100 * MB)
+    resident(ledger, "a", 61 * MB)
+    assert repr(ledger) == "<Ledger 1 resident, 0 loading, 0 closing | 61/100 MB>"
+
+
+def test_promise_7_random_walk_keeps_the_books() -> None:
+    """Accounted bytes never pass the limit and a leased model never goes, over 100,000 random steps."""
+    rng = random.Random(20261121)
+    ledger = Ledger(1000, min_residency=3.0)
+    now, fresh = 0.0, 0
+    granted = evicted = refused = 0
+    for _ in range(100_000):
+        now += rng.random()
+        accounts = list(ledger)
+        account = rng.choice(accounts) if accounts else None
+        action = rng.randrange(9)
+        if action == 0 and len(accounts) < 40:
+            fresh += 1
+            ledger.open(fresh, now)
+            ledger.ask(fresh, rng.choice((1, 50, 200, 600, 1001)))
+        elif account is None:
+            continue
+        elif action == 1 and account.state is not State.CLOSING:
+            ledger.lease(account.key)
+        elif action == 2 and account.leases:
+            ledger.release(account.key, now)
+        elif (
+            action == 3
+            and account.state is State.RESERVED
+            and account.bytes
+            and account.wanted == account.bytes
+        ):
+            ledger.settle(account.key, now, rng.choice((None, rng.randint(0, account.bytes))))
+        elif action == 4 and account.state is State.CLOSING:
+            ledger.closed(account.key)
+        elif action == 5 and account.state is State.RESIDENT:
+            ledger.ask(account.key, account.bytes + rng.randint(0, 100))
+        elif action == 6 and not account.leases and account.state is not State.CLOSING and rng.random() < 0.2:
+            ledger.begin_close(account.key)
+        elif action == 7 and account.state is State.RESIDENT:
+            if account.pins:
+                ledger.unpin(account.key)
+            elif rng.random() < 0.3:
+                ledger.pin(account.key)
+        elif action == 8:
+            ledger.shrink(account.key, rng.randint(0, 50))
+        plan = ledger.plan(now)
+        for key in plan.grant:
+            ledger.grant(key)
+            granted += 1
+        for key in plan.refuse:
+            ledger.withdraw(key)
+            refused += 1
+            if not ledger[key].leases and ledger[key].state is State.RESERVED:
+                ledger.begin_close(key)
+        for key in plan.evict:
+            assert ledger[key].leases == 0
+            assert ledger[key].pins == 0
+            ledger.begin_close(key)
+            evicted += 1
+        ledger.check()
+    assert min(granted, evicted, refused) > 100, (granted, evicted, refused)
