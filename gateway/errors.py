@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from gateway.registries.base import Version
 
 STATUS: Final[dict[str, int]] = {
     "MALFORMED_BODY": 400,
@@ -58,7 +61,10 @@ class Detail:
 
 
 class Problem(Exception):
-    """An answer that is not a prediction. `code` is one of `STATUS`; `retry_after` is in seconds."""
+    """An answer that is not a prediction. `code` is one of `STATUS`; `retry_after` is in seconds.
+
+    `version` and `alias` say what was resolved, where the request came so far; the service sets them.
+    """
 
     def __init__(
         self,
@@ -75,6 +81,8 @@ class Problem(Exception):
         self.details = tuple(details)
         self.hint = hint
         self.retry_after = retry_after
+        self.version: Version | None = None
+        self.alias: str | None = None
 
     @property
     def status(self) -> int:
