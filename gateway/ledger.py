@@ -172,6 +172,15 @@ class Ledger:
         self._move(account, State.CLOSING, 0)
         del self._accounts[key]
 
+    def drop(self, key: Hashable) -> None:
+        """It failed to load and holds nothing any more: its account ends, and the leases on it with it."""
+        account = self._accounts[key]
+        if account.state is not State.RESERVED:
+            raise ValueError(f"{key!r} has loaded")
+        self.withdraw(key)
+        self._move(account, State.RESERVED, 0)
+        del self._accounts[key]
+
     # Use.
 
     def lease(self, key: Hashable) -> None:

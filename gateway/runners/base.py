@@ -37,6 +37,10 @@ class Runner(Protocol):
         """Whether the flavor lets rows of several requests share a call. Known after `start`."""
 
     @property
+    def slots(self) -> int:
+        """How many calls can really run at once. Known after `start`."""
+
+    @property
     def measured_bytes(self) -> int | None:
         """Private bytes as the kernel counts them; None where they cannot be told apart."""
 

@@ -1,0 +1,231 @@
+"""One servable's queue: joins what arrives together, hands every caller the answer to its own rows.
+
+*Batch while busy, and per tick.* An idle model runs at once; whatever else arrived in the same turn of
+the loop, or while the model was busy, goes together in the next call. There is no timer, so batching
+never adds latency. Requests merge only if their layouts and params are equal and the model allows it;
+a merged call that fails is run again request by request, so that a poisoned member fails alone.
+
+Knows batches and futures; nothing of models, processes or protocols.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from loaders.batch import Batch, Columns, Tensors, concat, layout, split
+
+Run = Callable[[Batch, Mapping[str, Any]], Awaitable[Batch]]
+DEFAULT_MAX_ROWS = 1024
+
+
+class QueueFull(Exception):
+    """As many requests wait as may; the newest is refused."""
+
+
+class Outcome(NamedTuple):
+    """The answer to one request's rows, and how long it waited for its turn and for the model, in seconds."""
+
+    result: Batch
+    queue_seconds: float
+    predict_seconds: float
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    batch: Batch
+    params: Mapping[str, Any]
+    key: Hashable | None
+    rows: int
+    arrived: float
+    deadline: float | None
+    future: asyncio.Future[Outcome]
+
+
+class Batcher:
+    """`run` is called with at most `slots` calls under way. `dispatched(requests, rows)` is told of each."""
+
+    def __init__(
+        self,
+        run: Run,
+        *,
+        merges: bool,
+        slots: int = 1,
+        max_rows: int = DEFAULT_MAX_ROWS,
+        max_queue: int = 1000,
+        dispatched: Callable[[int, int], None] = lambda requests, rows: None,
+    ) -> None:
+        self.merges = merges
+        self._run = run
+        self._slots = slots
+        self._max_rows = max_rows
+        self._max_queue = max_queue
+        self._dispatched = dispatched
+        self._queue: deque[Member] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._scheduled = False
+        self._loop = asyncio.get_running_loop()
+
+    def __repr__(self) -> str:
+        return f"<Batcher {len(self._queue)} queued, {len(self._tasks)}/{self._slots} running>"
+
+    @property
+    def queued(self) -> int:
+        return len(self._queue)
+
+    def submit(self, batch: Batch, params: Mapping[str, Any], deadline: float | None = None) -> asyncio.Future[Outcome]:
+        """Queues a request; the future has its answer. `deadline` is in the loop's time. Cancelling the
+        future takes a request that was not dispatched out of the queue. Raises QueueFull."""
+        if len(self._queue) >= self._max_queue:
+            self._drop_dead()
+            if len(self._queue) >= self._max_queue:
+                raise QueueFull
+        future: asyncio.Future[Outcome] = self._loop.create_future()
+        key = self._merge_key(batch, params) if self.merges else None
+        rows = 1 if batch.rows is None else batch.rows
+        self._queue.append(Member(batch, params, key, rows, self._loop.time(), deadline, future))
+        if not self._scheduled and len(self._tasks) < self._slots:
+            # Not at once: what else arrives in this turn of the loop goes into the same call.
+            self._scheduled = True
+            self._loop.call_soon(self._pump)
+        return future
+
+    async def idle(self) -> None:
+        """Returns when nothing runs and nothing waits."""
+        while self._tasks or self._queue:
+            if self._tasks:
+                await asyncio.wait(self._tasks)
+            else:
+                await asyncio.sleep(0)
+
+    def _merge_key(self, batch: Batch, params: Mapping[str, Any]) -> Hashable | None:
+        shape = layout(batch)
+        if shape is None:
+            return None
+        try:
+            key = (shape, tuple(params.items())) if params else shape
+            hash(key)
+        except TypeError:
+            return None
+        return key
+
+    def _drop_dead(self) -> None:
+        now = self._loop.time()
+        alive = [m for m in self._queue if not self._is_dead(m, now)]
+        self._queue.clear()
+        self._queue.extend(alive)
+
+    def _is_dead(self, member: Member, now: float) -> bool:
+        if member.future.done():
+            return True
+        if member.deadline is not None and now >= member.deadline:
+            member.future.set_exception(TimeoutError())
+            return True
+        return False
+
+    def _pump(self) -> None:
+        self._scheduled = False
+        while self._queue and len(self._tasks) < self._slots:
+            members = self._take()
+            if members:
+                task = self._loop.create_task(self._call(members))
+                self._tasks.add(task)
+                task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            raise error
+        if self._queue:
+            self._pump()
+
+    def _take(self) -> list[Member]:
+        """The first request that still waits and all that may go with it, in order of arrival."""
+        now = self._loop.time()
+        queue = self._queue
+        while queue:
+            first = queue.popleft()
+            if not self._is_dead(first, now):
+                break
+        else:
+            return []
+        members = [first]
+        if first.key is None or not self.merges:
+            return members
+        rows = first.rows
+        stay: list[Member] = []
+        while queue:
+            member = queue.popleft()
+            if self._is_dead(member, now):
+                continue
+            if member.key == first.key and rows + member.rows <= self._max_rows:
+                members.append(member)
+                rows += member.rows
+            else:
+                stay.append(member)
+                if rows >= self._max_rows:
+                    break
+        queue.extendleft(reversed(stay))
+        return members
+
+    async def _call(self, members: Sequence[Member]) -> None:
+        started = self._loop.time()
+        rows = sum(member.rows for member in members)
+        self._dispatched(len(members), rows)
+        try:
+            joined = members[0].batch if len(members) == 1 else concat([m.batch for m in members])
+            result = await self._run(joined, members[0].params)
+            parts = [result] if len(members) == 1 else split(result, [m.rows for m in members])
+        except Exception as error:  # noqa: BLE001 - whatever the model or its runner raised is the callers' to see
+            if len(members) == 1:
+                if not members[0].future.done():
+                    members[0].future.set_exception(error)
+                return
+            parts = None
+        if parts is None:
+            # Either one of them made the call fail, or the answer has not one row for each of theirs:
+            # each runs once more by itself, so that nobody pays for another.
+            for member in members:
+                if not member.future.done():
+                    await self._call([member])
+            return
+        seconds = self._loop.time() - started
+        for member, part in zip(members, parts, strict=True):
+            if not member.future.done():
+                member.future.set_result(Outcome(part, started - member.arrived, seconds))
+
+
+def repeated(batch: Batch, times: int) -> Batch | None:
+    """The first row of a batch, `times` over; None if it has no rows to take one from."""
+    if layout(batch) is None or not batch.rows:
+        return None
+    parts = split(batch, [1, batch.rows - 1])
+    return None if parts is None else concat([parts[0]] * times)
+
+
+def agree(single: Batch, many: Batch, times: int) -> bool:
+    """Whether `many` is the answer `single`, `times` over, within the tolerance of its dtypes."""
+    if single.rows != 1 or many.rows != times or type(single) is not type(many):
+        return False
+    if isinstance(single, Columns | Tensors) and isinstance(many, Columns | Tensors):
+        one: Mapping[Any, Any] = single.arrays
+        all_: Mapping[Any, Any] = many.arrays
+        if one.keys() != all_.keys():
+            return False
+        return all(_close(array, all_[name], times) for name, array in one.items())
+    return bool(many.value == single.value * times)  # type: ignore[union-attr]
+
+
+def _close(one: Any, many: Any, times: int) -> bool:
+    expected = np.repeat(one, times, axis=0)
+    if expected.shape != many.shape:
+        return False
+    if expected.dtype.kind in "fc":
+        tolerance = 1e-9 if expected.dtype.itemsize >= 8 else 1e-4
+        return bool(np.allclose(expected, many, rtol=tolerance, atol=tolerance, equal_nan=True))
+    return bool(np.array_equal(expected, many))

@@ -1,0 +1,371 @@
+"""Every servable there is: one load however many ask, leases counted before anything is awaited, room
+made when the ledger says so.
+
+The manager carries out what `Ledger.plan` decides. It knows versions, never aliases. All of it runs on
+the event loop, so there are no locks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cachetools import TLRUCache
+
+from gateway.errors import Problem
+from gateway.events import Dispatched, Emit, Loaded, LoadFailed, Unloaded, Warned
+from gateway.ledger import Ledger
+from gateway.runners.base import ModelError, Runner, RunnerCrashed, RunnerTimeout
+from gateway.servable import Options, Servable, Status
+
+if TYPE_CHECKING:
+    from gateway.packages import Prepared
+    from gateway.registries.base import Version
+
+#: Seconds between attempts to load a version that failed: the first pause, the longest, and how long a
+#: failure is remembered after its pause (so that the pauses keep growing).
+FIRST_BACKOFF = 1.0
+LONGEST_BACKOFF = 60.0
+FORGET_AFTER = 600.0
+
+
+@dataclass(slots=True)
+class Failure:
+    """A version that did not load: why, when it may be tried again, and how often it was tried."""
+
+    problem: Problem
+    until: float
+    attempts: int
+
+
+@dataclass(slots=True, eq=False)
+class Lease:
+    """The right to use a servable. As long as one is held the servable is never closed."""
+
+    servable: Servable
+    _manager: Manager
+
+    def release(self) -> None:
+        """Gives it back; exactly once."""
+        self._manager._release(self.servable)
+
+
+class Manager:
+    """`prepare`, `open_runner` and `options` are how a version becomes something that runs;
+    `capacity_wait` is how long, in seconds, a load waits for room before it is refused."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        *,
+        prepare: Callable[[Version], Awaitable[Prepared]],
+        open_runner: Callable[[Prepared], Runner],
+        options: Callable[[str], Options] = lambda name: Options(),
+        measured: Callable[[Prepared, int | None, float], None] = lambda prepared, size, seconds: None,
+        emit: Emit = lambda event: None,
+        clock: Callable[[], float],
+        max_concurrent_loads: int = 2,
+        capacity_wait: float = 5.0,
+    ) -> None:
+        self.ledger = ledger
+        self._prepare = prepare
+        self._open_runner = open_runner
+        self._options = options
+        self._measured = measured
+        self._emit = emit
+        self._clock = clock
+        self._slots = asyncio.Semaphore(max_concurrent_loads)
+        self._capacity_wait = capacity_wait
+        self._servables: dict[Version, Servable] = {}
+        self._leaving: set[Servable] = set()
+        self._loads: dict[Servable, asyncio.Task[None]] = {}
+        self._grants: dict[Servable, asyncio.Future[None]] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+        self._failures: TLRUCache[Version, Failure] = TLRUCache(
+            10_000, ttu=lambda _, failure, now: failure.until + FORGET_AFTER, timer=clock
+        )
+        self._load_seconds = 1.0
+        self._replan_timer: asyncio.TimerHandle | None = None
+
+    def __repr__(self) -> str:
+        return f"<Manager {len(self._servables)} servables, {len(self._leaving)} leaving, {self.ledger!r}>"
+
+    def __iter__(self) -> Iterator[Servable]:
+        """Every servable, those that are leaving included."""
+        yield from self._servables.values()
+        yield from self._leaving
+
+    def find(self, version: Version) -> Servable | None:
+        return self._servables.get(version)
+
+    def is_ready(self, version: Version) -> bool:
+        servable = self._servables.get(version)
+        return servable is not None and servable.status is Status.READY
+
+    def failure(self, version: Version) -> Problem | None:
+        failure = self._failures.get(version)
+        return None if failure is None else failure.problem
+
+    # Leases.
+
+    def lease(self, version: Version) -> Lease:
+        """Counts the caller in, at once; starts the load if nobody has. Raises the Problem of a version
+        that failed and may not be tried again yet."""
+        servable = self._servables.get(version)
+        if servable is None:
+            servable = self._begin(version)
+        self.ledger.lease(servable)
+        return Lease(servable, self)
+
+    async def ready(self, lease: Lease, timeout: float | None = None) -> Servable:
+        """The leased servable once it can answer. A caller who leaves does not cancel the load.
+
+        Raises the load's Problem, or MODEL_LOADING after `timeout` seconds; the load goes on.
+        """
+        servable = lease.servable
+        task = self._loads.get(servable)
+        if servable.status is Status.LOADING and task is not None:
+            await asyncio.wait({task}, timeout=timeout)
+        if servable.problem is not None:
+            raise servable.problem
+        if servable.status is Status.LOADING:
+            raise Problem(
+                "MODEL_LOADING",
+                f"{servable.version} is still loading",
+                retry_after=self.expected_load_seconds(servable),
+            )
+        return servable
+
+    def expected_load_seconds(self, servable: Servable | None = None) -> float:
+        """How long a load takes, from the last time these files were loaded or else from recent loads."""
+        prepared = None if servable is None else servable.prepared
+        known = None if prepared is None else prepared.load_seconds
+        return max(1.0, self._load_seconds if known is None else known)
+
+    def retry(self, version: Version) -> None:
+        """Forgets that a version failed: the operator wants it tried again now."""
+        self._failures.pop(version, None)
+
+    def _release(self, servable: Servable) -> None:
+        if servable not in self.ledger:
+            return  # it failed while this lease was held; its account is gone
+        self.ledger.release(servable, self._clock())
+        if servable.retiring is not None:
+            self._close_if_unused(servable, servable.retiring)
+        elif self.ledger.waiting:
+            self._carry_out_plan()
+
+    # Loading.
+
+    def _begin(self, version: Version) -> Servable:
+        failure = self._failures.get(version)
+        now = self._clock()
+        if failure is not None and now < failure.until:
+            known = failure.problem
+            raise Problem(
+                known.code, known.message, details=known.details, hint=known.hint, retry_after=failure.until - now
+            )
+        servable = self._servables[version] = Servable(version, self._options(version.name))
+        self.ledger.open(servable, now)
+        task = asyncio.get_running_loop().create_task(self._load(servable), name=f"load {version}")
+        self._loads[servable] = task
+        task.add_done_callback(lambda _: self._loads.pop(servable, None))
+        return servable
+
+    async def _load(self, servable: Servable) -> None:
+        version = servable.version
+        started = self._clock()
+        try:
+            async with self._slots:
+                started = self._clock()
+                measured = await servable.load(
+                    self._prepare,
+                    lambda wanted: self._reserve(servable, wanted),
+                    self._open_runner,
+                    lambda requests, rows: self._emit(Dispatched(version.name, version.version, requests, rows)),
+                )
+        except asyncio.CancelledError:
+            self._drop(servable, Problem("SHUTTING_DOWN", f"{version} was not loaded: the gateway is stopping"))
+            raise
+        except Problem as problem:
+            self._fail(servable, problem, self._clock() - started)
+            return
+        except (ModelError, RunnerCrashed, RunnerTimeout) as error:
+            phase = "on its own example" if servable.phase == "warming up" else "when it was loaded"
+            problem = Problem("MODEL_UNAVAILABLE", f"{version} failed {phase}: {error}")
+            self._fail(servable, problem, self._clock() - started, getattr(error, "trace", ""))
+            return
+        except Exception as error:
+            # A bug here must not leave callers waiting for a load that ended.
+            problem = Problem("MODEL_UNAVAILABLE", f"{version} cannot be loaded: {type(error).__name__}")
+            self._fail(servable, problem, self._clock() - started)
+            raise
+        seconds = self._clock() - started
+        self.ledger.settle(servable, self._clock(), measured)
+        servable.status = Status.READY
+        self._failures.pop(version, None)
+        self._load_seconds += 0.3 * (seconds - self._load_seconds)
+        if servable.prepared is not None:
+            self._measured(servable.prepared, measured, seconds)
+        self._emit(Loaded(version.name, version.version, seconds, self.ledger[servable].bytes))
+        for warning in servable.warnings:
+            self._emit(Warned(version.name, version.version, warning))
+        if servable.retiring is not None:
+            self._close_if_unused(servable, servable.retiring)
+        self._carry_out_plan()
+
+    def _fail(self, servable: Servable, problem: Problem, seconds: float, trace: str = "") -> None:
+        version = servable.version
+        if problem.code == "MODEL_UNAVAILABLE":
+            before = self._failures.get(version)
+            attempts = 1 if before is None else before.attempts + 1
+            pause = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2 ** (attempts - 1)) * random.uniform(0.8, 1.0)
+            self._failures[version] = Failure(problem, self._clock() + pause, attempts)
+            problem.retry_after = pause
+        self._drop(servable, problem)
+        self._emit(LoadFailed(version.name, version.version, seconds, problem.code, problem.message, trace))
+        self._carry_out_plan()
+
+    def _drop(self, servable: Servable, problem: Problem) -> None:
+        """Ends a servable that never served. Those who lease it wake to `problem`."""
+        servable.problem = problem
+        servable.status = Status.FAILED
+        servable.phase = "failed"
+        if self._servables.get(servable.version) is servable:
+            del self._servables[servable.version]
+        self._leaving.discard(servable)
+        self.ledger.drop(servable)
+
+    # Room.
+
+    async def _reserve(self, servable: Servable, wanted: int) -> None:
+        if self.ledger.ask(servable, wanted):
+            return
+        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._grants[servable] = granted
+        self._carry_out_plan()
+        try:
+            await asyncio.wait({granted}, timeout=self._capacity_wait)
+            if not granted.done():
+                raise Problem(
+                    "CAPACITY_EXCEEDED",
+                    f"{servable.version} needs {_mega(wanted)} MB of memory, and everything loaded is in use",
+                    retry_after=self._capacity_wait,
+                )
+            granted.result()
+        finally:
+            self._grants.pop(servable, None)
+            if not granted.done() or granted.cancelled() or granted.exception() is not None:
+                self.ledger.withdraw(servable)
+
+    def _carry_out_plan(self) -> None:
+        """Does what the ledger decides, until it decides nothing more."""
+        while self.ledger.waiting:
+            plan = self.ledger.plan(self._clock())
+            for key in plan.grant:
+                self.ledger.grant(key)
+                self._answer_grant(key, None)
+            for key in plan.refuse:
+                wanted = self.ledger[key].wanted
+                self.ledger.withdraw(key)
+                limit = f"the limit of all models is {_mega(self.ledger.limit)} MB"
+                message = f"{key.version} needs {_mega(wanted)} MB of memory; {limit}"
+                self._answer_grant(key, Problem("CAPACITY_EXCEEDED", message, retry_after=60))
+            for key in plan.evict:
+                self._close(key, "evicted")
+            if plan.retry_at is not None:
+                self._plan_again(plan.retry_at)
+            if not (plan.grant or plan.refuse):
+                return
+
+    def _answer_grant(self, servable: Servable, problem: Problem | None) -> None:
+        granted = self._grants.get(servable)
+        if granted is None or granted.done():
+            return
+        if problem is None:
+            granted.set_result(None)
+        else:
+            granted.set_exception(problem)
+
+    def _plan_again(self, at: float) -> None:
+        if self._replan_timer is not None:
+            self._replan_timer.cancel()
+        delay = max(0.0, at - self._clock())
+        self._replan_timer = asyncio.get_running_loop().call_later(delay, self._carry_out_plan)
+
+    # Leaving.
+
+    def retire(self, version: Version, reason: str) -> Servable | None:
+        """Ends a servable once its leases have ended; a new request loads the version anew."""
+        servable = self._servables.pop(version, None)
+        if servable is None:
+            return None
+        servable.retiring = reason
+        self._leaving.add(servable)
+        if servable.status is Status.READY:
+            servable.status = Status.DRAINING
+        self._close_if_unused(servable, reason)
+        return servable
+
+    async def gone(self, servable: Servable) -> None:
+        """Returns when a retired servable has freed its memory."""
+        while servable in self.ledger:
+            waits = {*self._closing, *([self._loads[servable]] if servable in self._loads else [])}
+            if waits:
+                await asyncio.wait(waits, timeout=0.1, return_when=asyncio.FIRST_COMPLETED)
+            else:
+                await asyncio.sleep(0.01)
+
+    def linger(self, version: Version, lingering: bool) -> None:
+        """Marks a replaced version as the first to go under pressure, or takes the mark back."""
+        servable = self._servables.get(version)
+        if servable is not None:
+            self.ledger[servable].lingering = lingering
+
+    def _close_if_unused(self, servable: Servable, reason: str) -> None:
+        account = self.ledger[servable]
+        if account.leases == 0 and servable.status in (Status.READY, Status.DRAINING):
+            self._close(servable, reason)
+
+    def _close(self, servable: Servable, reason: str) -> None:
+        if self._servables.get(servable.version) is servable:
+            del self._servables[servable.version]
+        self._leaving.add(servable)
+        servable.status = Status.DRAINING
+        servable.retiring = None
+        self.ledger.begin_close(servable)
+        task = asyncio.get_running_loop().create_task(self._finish_close(servable, reason))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    async def _finish_close(self, servable: Servable, reason: str) -> None:
+        try:
+            await servable.close()
+        finally:
+            servable.status = Status.UNLOADED
+            self._leaving.discard(servable)
+            self.ledger.closed(servable)
+            self._emit(Unloaded(servable.version.name, servable.version.version, reason))
+            self._carry_out_plan()
+
+    async def close(self) -> None:
+        """Cancels loads and closes everything; requests in flight should have ended."""
+        if self._replan_timer is not None:
+            self._replan_timer.cancel()
+        for task in list(self._loads.values()):
+            task.cancel()
+        if self._loads:
+            await asyncio.wait(list(self._loads.values()))
+        for servable in [*self._servables.values(), *self._leaving]:
+            if servable in self.ledger and self.ledger[servable].leases == 0 and servable.phase != "closing":
+                if servable.status in (Status.READY, Status.DRAINING):
+                    self._close(servable, "shutdown")
+        if self._closing:
+            await asyncio.wait(set(self._closing))
+
+
+def _mega(size: int) -> int:
+    return -(-size // 1_000_000)

@@ -1,0 +1,105 @@
+"""Verified packages on the local disk: from a registered version to something that may be loaded.
+
+Fetch, verify the digest, read `MLmodel`, ask the operator's policy about its format, compare its
+environment. Nothing of a package is executed or deserialised here, and nothing is loaded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from gateway.artifacts import ArtifactError, Artifacts
+from gateway.errors import Problem
+from loaders import environment, flavors
+from loaders.package import Package, PackageError, read
+from loaders.signature import output_mismatches
+
+if TYPE_CHECKING:
+    from gateway.registries.base import Version
+    from loaders.batch import Batch
+    from loaders.flavors.base import Flavor
+
+#: What a loaded model takes beside its parameters, in bytes: a thread, buffers, Python objects.
+OVERHEAD = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the operator lets in. `unsafe` are formats whose loading executes code (`trust = "code"`)."""
+
+    unsafe: Literal["allow", "refuse"] = "allow"
+    require_signature: bool = False
+    require_digest: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A package that was accepted. `size` is its files' bytes, `estimate` what it will take in memory:
+    the last measurement of this digest, else size × the flavor's factor. `findings` are warnings."""
+
+    version: Version
+    package: Package
+    digest: str
+    size: int
+    estimate: int
+    load_seconds: float | None
+    findings: tuple[str, ...]
+
+    def check_output(self, answer: Batch) -> list[str]:
+        """How an answer differs from the output schema; a warning, never a refusal."""
+        signature = self.package.signature
+        return [] if signature is None else output_mismatches(signature, answer)
+
+
+class Packages:
+    """`policy` gives a version's policy (by name and digest); `measured` (bytes, load seconds) by digest."""
+
+    def __init__(
+        self,
+        artifacts: Artifacts,
+        io: Executor,
+        *,
+        policy: Callable[[str, str], Policy] = lambda name, digest: Policy(),
+        measured: Callable[[str], tuple[int | None, float] | None] = lambda digest: None,
+    ) -> None:
+        self._artifacts = artifacts
+        self._io = io
+        self._policy = policy
+        self._measured = measured
+
+    async def get(self, version: Version) -> Prepared:
+        """Raises Problem MODEL_UNAVAILABLE with the reason."""
+        return await asyncio.get_running_loop().run_in_executor(self._io, self._get, version)
+
+    def _get(self, version: Version) -> Prepared:
+        try:
+            local = self._artifacts.fetch(version)
+            package = read(local.path)
+            flavor = flavors.find(package)
+        except ArtifactError as error:
+            raise _unavailable(version, error.public) from error
+        except PackageError as error:
+            raise _unavailable(version, str(error)) from error
+        self._admit(version, package, flavor, local.digest)
+        measured, seconds = self._measured(local.digest) or (None, None)
+        estimate = OVERHEAD + int(local.bytes * flavor.memory_factor) if measured is None else measured
+        findings = tuple(environment.check(package))
+        return Prepared(version, package, local.digest, local.bytes, estimate, seconds, findings)
+
+    def _admit(self, version: Version, package: Package, flavor: Flavor, digest: str) -> None:
+        policy = self._policy(version.name, digest)
+        if policy.require_digest and version.digest is None:
+            raise _unavailable(version, "the registry gives no digest for it, and require_digest is set")
+        if policy.require_signature and package.signature is None:
+            raise _unavailable(version, "it has no signature, and require_signature is set")
+        if flavor.trust == "code" and policy.unsafe == "refuse":
+            reason = f"its format ({flavor.name}) executes code when it is loaded, and unsafe_formats refuses that"
+            raise _unavailable(version, reason)
+
+
+def _unavailable(version: Version, reason: str) -> Problem:
+    return Problem("MODEL_UNAVAILABLE", f"{version} cannot be loaded: {reason}")

@@ -1,0 +1,99 @@
+"""A model in the gateway's own process, on a thread of its own.
+
+For models whose loading executes nothing the package brought, and wherever `isolation: inline` is set.
+It cannot be killed and its memory cannot be told from the gateway's; that is what processes are for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import traceback
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from gateway.runners.base import ModelError, RunnerTimeout
+
+if TYPE_CHECKING:
+    from loaders.batch import Batch
+    from loaders.model import Model
+    from loaders.package import Package
+
+T = TypeVar("T")
+
+
+class InlineRunner:
+    """One model on `threads` threads (1: never two calls at once). `timeout` in seconds abandons a call."""
+
+    def __init__(
+        self, package: Package, config: Mapping[str, Any], *, threads: int = 1, timeout: float | None = None
+    ) -> None:
+        self._package = package
+        self._config = config
+        self._timeout = timeout
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=f"model-{package.path.name[:24]}")
+        self._model: Model | None = None
+
+    @property
+    def slots(self) -> int:
+        return self._threads
+
+    @property
+    def merges(self) -> bool:
+        return self._model is not None and self._model.merges
+
+    @property
+    def measured_bytes(self) -> int | None:
+        return None
+
+    async def start(self) -> None:
+        self._model = await self._in_thread(self._load)
+
+    async def predict(self, batch: Batch, params: Mapping[str, Any]) -> Batch:
+        call = self._in_thread(self._predict, batch, params)
+        if self._timeout is None:
+            return await call
+        try:
+            return await asyncio.wait_for(call, self._timeout)
+        except TimeoutError:
+            raise RunnerTimeout(f"the model did not answer within {self._timeout:g} s") from None
+
+    async def close(self) -> None:
+        model, self._model = self._model, None
+        if model is not None:
+            await self._in_thread(_close, model)
+            del model
+            await self._in_thread(gc.collect)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _load(self) -> Model:
+        from loaders.model import open_model
+
+        return open_model(self._package, self._config)
+
+    def _predict(self, batch: Batch, params: Mapping[str, Any]) -> Batch:
+        if self._model is None:
+            raise RuntimeError("the model is closed")
+        return self._model.run(batch, params)
+
+    async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
+        def call() -> T:
+            try:
+                return function(*args)
+            except (KeyboardInterrupt, SystemExit, Exception) as error:
+                # Whatever the model's code raises is its error, `SystemExit` included: it must not reach
+                # the loop as something that ends the gateway.
+                raise ModelError(_described(error), traceback.format_exc()) from None
+
+        return await asyncio.get_running_loop().run_in_executor(self._pool, call)
+
+
+def _close(model: Model) -> None:
+    model.close()
+
+
+def _described(error: BaseException) -> str:
+    text = str(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,0 +1,177 @@
+"""What must survive a restart, in one SQLite file: the last valid snapshot, last good versions, history,
+measured sizes and load times. Losing it costs a slower start, never an answer.
+
+Knows tables and plain values, nothing of registries or models. Every method blocks for one small
+transaction; the event loop calls them through the I/O pool. Several gateways may share the file: rows
+that belong to a registry carry its identity.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger("gateway.state")
+
+SCHEMA = 1
+_TABLES = """
+CREATE TABLE snapshot (registry TEXT PRIMARY KEY, content TEXT NOT NULL, seen REAL NOT NULL);
+CREATE TABLE alias (registry TEXT, name TEXT, alias TEXT, last_good TEXT NOT NULL, PRIMARY KEY (registry, name, alias));
+CREATE TABLE history (
+    id INTEGER PRIMARY KEY, registry TEXT, name TEXT, alias TEXT, version TEXT NOT NULL,
+    started REAL NOT NULL, ended REAL, moved_by TEXT NOT NULL, reason TEXT);
+CREATE INDEX history_by_alias ON history (registry, name, alias, id);
+CREATE TABLE measurement (digest TEXT PRIMARY KEY, bytes INTEGER, load_seconds REAL);
+"""
+HISTORY_KEPT = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One stretch of serving: `version` answered from `started` until `ended` (None: it still does), in
+    unix seconds; `moved_by` began it, `reason` says why it ended."""
+
+    version: str
+    started: float
+    moved_by: str
+    ended: float | None = None
+    reason: str | None = None
+
+
+class State:
+    """The durable state under `directory`. A file that is not readable is set aside and begun anew."""
+
+    def __init__(self, directory: Path, *, clock: Callable[[], float] = time.time) -> None:
+        self._path = directory / "state.db"
+        self._clock = clock
+        self._lock = threading.Lock()
+        directory.mkdir(parents=True, exist_ok=True)
+        try:
+            self._db = self._open()
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError) and self._path.exists() is False:
+                raise
+            aside = self._path.with_name(f"state.db.unreadable-{int(clock())}")
+            log.warning("the state file %s cannot be used (%s): set aside as %s", self._path, error, aside.name)
+            for suffix in ("", "-wal", "-shm"):
+                part = Path(f"{self._path}{suffix}")
+                if part.exists():
+                    part.rename(f"{aside}{suffix}")
+            self._db = self._open()
+
+    def _open(self) -> sqlite3.Connection:
+        db = sqlite3.connect(self._path, timeout=10, check_same_thread=False, isolation_level=None)
+        try:
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute("PRAGMA synchronous=NORMAL")
+            db.execute("BEGIN IMMEDIATE")
+            (version,) = db.execute("PRAGMA user_version").fetchone()
+            if version == 0:
+                for statement in _TABLES.split(";"):
+                    db.execute(statement)
+                db.execute(f"PRAGMA user_version = {SCHEMA}")
+            elif version != SCHEMA:
+                raise sqlite3.DatabaseError(f"its schema is {version}, this gateway reads {SCHEMA}")
+            db.execute("COMMIT")
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+
+    def _query(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+        with self._lock:
+            return self._db.execute(sql, values).fetchall()
+
+    # The last valid snapshot of a registry, as the caller's own JSON.
+
+    def save_snapshot(self, registry: str, content: dict[str, Any]) -> None:
+        with self._transaction() as db:
+            db.execute("REPLACE INTO snapshot VALUES (?, ?, ?)", (registry, json.dumps(content), self._clock()))
+
+    def snapshot(self, registry: str) -> tuple[dict[str, Any], float] | None:
+        """The content and when it was seen (unix seconds), or None."""
+        rows = self._query("SELECT content, seen FROM snapshot WHERE registry = ?", registry)
+        return (json.loads(rows[0][0]), rows[0][1]) if rows else None
+
+    # Aliases: what has proved itself, and what served when.
+
+    def save_last_good(self, registry: str, name: str, alias: str, version: str) -> None:
+        with self._transaction() as db:
+            db.execute("REPLACE INTO alias VALUES (?, ?, ?, ?)", (registry, name, alias, version))
+
+    def last_good(self, registry: str) -> dict[tuple[str, str], str]:
+        rows = self._query("SELECT name, alias, last_good FROM alias WHERE registry = ?", registry)
+        return {(name, alias): version for name, alias, version in rows}
+
+    def forget_alias(self, registry: str, name: str, alias: str) -> None:
+        with self._transaction() as db:
+            db.execute("DELETE FROM alias WHERE registry = ? AND name = ? AND alias = ?", (registry, name, alias))
+
+    def begin_serving(self, registry: str, name: str, alias: str, served: Served) -> None:
+        """Starts a stretch; the one before should have ended. Old ones beyond `HISTORY_KEPT` go."""
+        with self._transaction() as db:
+            db.execute(
+                "INSERT INTO history (registry, name, alias, version, started, moved_by) VALUES (?, ?, ?, ?, ?, ?)",
+                (registry, name, alias, served.version, served.started, served.moved_by),
+            )
+            db.execute(
+                "DELETE FROM history WHERE registry = ?1 AND name = ?2 AND alias = ?3 AND id NOT IN (SELECT id"
+                " FROM history WHERE registry = ?1 AND name = ?2 AND alias = ?3 ORDER BY id DESC LIMIT ?4)",
+                (registry, name, alias, HISTORY_KEPT),
+            )
+
+    def end_serving(self, registry: str, name: str, alias: str, ended: float, reason: str) -> None:
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE history SET ended = ?, reason = ? WHERE registry = ? AND name = ? AND alias = ? AND ended IS NULL",
+                (ended, reason, registry, name, alias),
+            )
+
+    def history(self, registry: str, name: str, alias: str) -> list[Served]:
+        """Oldest first."""
+        rows = self._query(
+            "SELECT version, started, moved_by, ended, reason FROM history"
+            " WHERE registry = ? AND name = ? AND alias = ? ORDER BY id",
+            registry,
+            name,
+            alias,
+        )
+        return [Served(*row) for row in rows]
+
+    # Measurements by digest: the same files need the same room, wherever they are registered.
+
+    def save_measurement(self, digest: str, size: int | None, load_seconds: float) -> None:
+        with self._transaction() as db:
+            db.execute(
+                "INSERT INTO measurement VALUES (?1, ?2, ?3) ON CONFLICT (digest) DO UPDATE"
+                " SET bytes = coalesce(?2, bytes), load_seconds = ?3",
+                (digest, size, load_seconds),
+            )
+
+    def measurement(self, digest: str) -> tuple[int | None, float] | None:
+        """(bytes, load seconds) of the last time these files were loaded, or None."""
+        rows = self._query("SELECT bytes, load_seconds FROM measurement WHERE digest = ?", digest)
+        return (rows[0][0], rows[0][1]) if rows else None
+
+    def close(self) -> None:
+        with self._lock:
+            self._db.close()
