@@ -1,0 +1,94 @@
+"""What is wrong with an input, collected field by field, so that a caller learns everything at once.
+
+Says where, what, what was wanted and what kind of thing came; never the data itself. The problems form a
+fixed set of sentences, so that they can be counted. Knows nothing of types, forms or numpy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+MAX_KEPT: Final = 100
+
+MISSING: Final = "is missing"
+WRONG_TYPE: Final = "has the wrong type"
+NULL: Final = "is null, which this type does not hold"
+NULL_INTEGER: Final = "is null: declare the column as double, or make it optional"
+NULL_BOOLEAN: Final = "is null: make the column optional"
+FRACTION: Final = "is not a whole number"
+OUT_OF_RANGE: Final = "is out of range"
+LOSSY: Final = "would lose precision"
+BAD_DATE: Final = "is no date in ISO 8601"
+BAD_BASE64: Final = "is no base64"
+BAD_TEXT: Final = "cannot be read as this type"
+UNKNOWN: Final = "is not in the signature"
+DUPLICATE: Final = "is there twice"
+WRONG_LENGTH: Final = "has the wrong number of values"
+WRONG_SHAPE: Final = "has the wrong shape"
+RAGGED: Final = "has parts of different lengths"
+NO_COLUMNS: Final = "names no columns"
+WRONG_FORM: Final = "cannot be sent in this form"
+TOO_DEEP: Final = "is nested too deep"
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One field's fault. `got` is a kind (string, null, array), never a value."""
+
+    path: str
+    problem: str
+    expected: str | None = None
+    got: str | None = None
+
+    def __str__(self) -> str:
+        wanted = f" (expected {self.expected}" if self.expected else ""
+        if wanted and self.got:
+            wanted += f", got {self.got}"
+        return f"{self.path} {self.problem}{wanted}{')' if wanted else ''}"
+
+
+class InvalidInput(ValueError):
+    """The input or the params do not fit the signature. `total` counts all faults, of which the first
+    100 are in `violations`."""
+
+    def __init__(self, violations: list[Violation], total: int | None = None) -> None:
+        self.violations = violations[:MAX_KEPT]
+        self.total = len(violations) if total is None else total
+        rest = self.total - 1
+        first = str(self.violations[0]) if self.violations else "invalid input"
+        super().__init__(first + (f", and {rest} more" if rest > 0 else ""))
+
+
+class Faults:
+    """Collects violations; keeps the first 100 and counts the rest."""
+
+    __slots__ = ("kept", "total")
+
+    def __init__(self) -> None:
+        self.kept: list[Violation] = []
+        self.total = 0
+
+    def add(
+        self,
+        path: str | Callable[[], str],
+        problem: str,
+        expected: object = None,
+        got: str | None = None,
+    ) -> None:
+        """`path` may be given as a function, so that counting beyond the limit builds no text."""
+        self.total += 1
+        if len(self.kept) < MAX_KEPT:
+            where = path if isinstance(path, str) else path()
+            self.kept.append(Violation(where, problem, None if expected is None else str(expected), got))
+
+    def raise_if_any(self) -> None:
+        if self.total:
+            raise InvalidInput(self.kept, self.total)
+
+
+def shown(name: object) -> str:
+    """A name in a path: cut where it is long, because a caller may have chosen it."""
+    text = str(name)
+    return text if len(text) <= 64 else f"{text[:61]}..."
