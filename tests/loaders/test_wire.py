@@ -1,0 +1,432 @@
+"""Frames: what goes in comes out bit for bit, and a frame that lies is refused in bounded memory."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import socket
+import struct
+import threading
+from collections import OrderedDict
+from datetime import UTC, date, datetime, time, timedelta, timezone
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from loaders import wire
+from loaders.batch import Batch, Columns, Tensors, Value
+
+# ---- helpers of this file: equality to the bit, and a round trip through a real socket ----
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, np.ma.MaskedArray):
+        return (
+            isinstance(b, np.ma.MaskedArray)
+            and same(np.asarray(a.data), np.asarray(b.data))
+            and same(np.ma.getmaskarray(a), np.ma.getmaskarray(b))
+        )
+    if isinstance(a, np.ndarray):
+        if not isinstance(b, np.ndarray) or a.dtype != b.dtype or a.shape != b.shape:
+            return False
+        if a.dtype.kind == "O":
+            return all(same(x, y) for x, y in zip(a.reshape(-1), b.reshape(-1), strict=True))
+        return a.tobytes() == b.tobytes()
+    if isinstance(a, np.generic):
+        return isinstance(b, np.generic) and a.dtype == b.dtype and a.tobytes() == b.tobytes()
+    if isinstance(a, Columns):
+        return (
+            isinstance(b, Columns)
+            and a.rows == b.rows
+            and list(a.arrays) == list(b.arrays)
+            and all(same(a.arrays[n], b.arrays[n]) for n in a.arrays)
+            and same(a.index, b.index)
+        )
+    if isinstance(a, Tensors):
+        return isinstance(b, Tensors) and a.rows == b.rows and same(a.arrays, b.arrays)
+    if isinstance(a, Value):
+        return isinstance(b, Value) and a.rows == b.rows and same(a.value, b.value)
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    if isinstance(a, float):
+        return (math.isnan(a) and math.isnan(b)) or (a == b and math.copysign(1, a) == math.copysign(1, b))
+    return bool(a == b)
+
+
+def passed(message: dict[str, Any]) -> dict[str, Any]:
+    """The message after a journey through a socket pair."""
+    left, right = socket.socketpair()
+    with left, right:
+        pieces = wire.encode(message)
+        sender = threading.Thread(target=wire.transmit, args=(left, pieces))
+        sender.start()
+        received = wire.receive(right, wire.Reader())
+        sender.join()
+    assert received is not None
+    return received
+
+
+def frame(message: dict[str, Any]) -> bytes:
+    return b"".join(bytes(piece) for piece in wire.encode(message))
+
+
+def read(data: bytes, limit: int = wire.MAX_FRAME) -> dict[str, Any] | None:
+    """What a reader makes of these bytes followed by the end of the stream."""
+    left, right = socket.socketpair()
+    with right:
+        with left:
+            left.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+            left.sendall(data)
+        return wire.receive(right, wire.Reader(limit))
+
+
+def forged(
+    header: Any, body: bytes = b"", *, magic: bytes = b"mgw1", sizes: tuple[int, int] | None = None
+) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    text += b" " * (-len(text) % 16)
+    return struct.pack("<4sIQ", magic, *(sizes or (len(text), len(body)))) + text + body
+
+
+# ---- strategies ----
+
+texts = st.text(st.characters(exclude_categories=()), max_size=8)  # lone surrogates too
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats()
+    | texts
+    | st.binary(max_size=40)
+    | st.datetimes()
+    | st.datetimes(timezones=st.sampled_from([UTC, timezone(timedelta(hours=5, minutes=30))]))
+    | st.dates()
+    | st.times()
+    | st.timedeltas()
+    | st.decimals(allow_nan=False)
+    | st.complex_numbers(allow_nan=False)
+)
+dtypes = st.one_of(
+    hnp.boolean_dtypes(),
+    hnp.integer_dtypes(endianness="?"),
+    hnp.unsigned_integer_dtypes(endianness="?"),
+    hnp.floating_dtypes(endianness="?"),
+    hnp.complex_number_dtypes(),
+    hnp.unicode_string_dtypes(max_len=5),
+    hnp.byte_string_dtypes(max_len=5),
+    st.just(np.dtype("datetime64[ns]")),
+    st.just(np.dtype("timedelta64[us]")),
+)
+tensors = dtypes.flatmap(
+    lambda d: hnp.arrays(d, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4))
+)
+nested = st.recursive(
+    scalars | tensors,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.dictionaries(texts | st.just("~"), inner, max_size=4)
+        | st.dictionaries(st.integers() | st.text(max_size=3), inner, max_size=3)
+    ),
+    max_leaves=12,
+)
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> Columns:
+    rows = draw(st.integers(0, 5))
+
+    def column() -> Any:
+        kind = draw(st.sampled_from(["raw", "masked", "objects"]))
+        if kind == "objects":
+            array = np.empty(rows, dtype=object)
+            for i in range(rows):
+                array[i] = draw(nested)
+            return array
+        if kind == "masked":
+            data = draw(hnp.arrays(draw(hnp.integer_dtypes() | hnp.boolean_dtypes()), rows))
+            return np.ma.MaskedArray(data, mask=draw(hnp.arrays(bool, rows)))
+        return draw(hnp.arrays(draw(dtypes), rows))
+
+    names = draw(st.lists(texts | st.integers(0, 5), max_size=4, unique=True))
+    index = draw(st.none() | hnp.arrays(np.int64, rows))
+    return Columns({name: column() for name in names}, rows, index)
+
+
+@st.composite
+def tensor_batches(draw: st.DrawFn) -> Tensors:
+    arrays = draw(st.dictionaries(texts, tensors, max_size=3))
+    lengths = {a.shape[0] if a.ndim else -1 for a in arrays.values()}
+    rows = lengths.pop() if len(lengths) == 1 and -1 not in lengths else None
+    return Tensors(arrays, rows)
+
+
+values = st.builds(Value, nested) | st.lists(nested, max_size=4).map(lambda items: Value(items, len(items)))
+batches: st.SearchStrategy[Batch] = tables() | tensor_batches() | values
+
+
+# ---- round trips ----
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(batches, st.dictionaries(texts, nested, max_size=3))
+def test_every_batch_returns_bit_for_bit(batch: Batch, params: dict[str, Any]) -> None:
+    received = passed({"op": "predict", "batch": batch, "params": params})
+    assert received["op"] == "predict"
+    assert same(batch, received["batch"])
+    assert same(params, received["params"])
+
+
+def test_large_arrays_are_referred_to_and_arrive_whole() -> None:
+    array = np.random.default_rng(0).random((1024, 1024))
+    pieces = wire.encode({"a": array, "b": array[::2], "c": b"x" * 5000})
+    assert any(isinstance(p, memoryview) and p.nbytes == array.nbytes for p in pieces)
+    received = passed({"a": array, "b": array[::2], "c": b"x" * 5000})
+    assert same(array, received["a"])
+    assert same(np.ascontiguousarray(array[::2]), received["b"])
+    assert received["c"] == b"x" * 5000
+
+
+def test_more_buffers_than_one_call_takes() -> None:
+    arrays = [np.full(1024, i) for i in range(1500)]
+    received = passed({"arrays": arrays})
+    assert all(same(a, b) for a, b in zip(arrays, received["arrays"], strict=True))
+
+
+def test_what_pandas_and_numpy_leave_in_answers_arrives_as_plain_values() -> None:
+    stamp = pd.Timestamp("2026-01-02 03:04:05.123456789")
+    received = passed(
+        {
+            "stamp": stamp,
+            "zoned": pd.Timestamp("2026-01-02", tz="UTC"),
+            "gap": [pd.NaT, pd.NA],
+            "scalar": np.float32(0.1),
+            "text": np.str_("a"),
+            "ordered": OrderedDict(b=1, a=2),
+            "view": memoryview(b"abc"),
+            "strings": pd.array(["a", None], dtype="str").to_numpy(),
+        }
+    )
+    assert received["stamp"] == np.datetime64("2026-01-02T03:04:05.123456789")
+    assert received["zoned"] == datetime(2026, 1, 2, tzinfo=UTC)
+    assert np.isnat(received["gap"][0])
+    assert received["gap"][1] is None
+    assert same(np.float32(0.1), received["scalar"])
+    assert same(np.str_("a"), received["text"])
+    assert list(received["ordered"].items()) == [("b", 1), ("a", 2)]
+    assert received["view"] == b"abc"
+    assert received["strings"].dtype == object
+
+
+def test_dates_times_and_decimals_keep_their_type() -> None:
+    items = [date(2026, 1, 2), time(3, 4), timedelta(days=-1, microseconds=5), Decimal("1.10"), (1, "a"), 2j]
+    assert same(items, passed({"items": items})["items"])
+
+
+def test_several_messages_in_one_stream() -> None:
+    left, right = socket.socketpair()
+    with right:
+        with left:
+            for i in range(3):
+                left.sendall(frame({"i": i, "array": np.arange(i * 10)}))
+        reader = wire.Reader()
+        received = [wire.receive(right, reader) for _ in range(4)]
+    assert [r and r["i"] for r in received] == [0, 1, 2, None]
+
+
+def test_a_non_blocking_socket_resumes_where_it_stopped() -> None:
+    left, right = socket.socketpair()
+    array = np.arange(2_000_000)
+    with left, right:
+        left.setblocking(False)
+        right.setblocking(False)
+        pieces, reader = wire.encode({"array": array}), wire.Reader()
+        received, full, empty = None, 0, 0
+        while received is None:
+            try:
+                wire.transmit(left, pieces)
+            except BlockingIOError:
+                full += 1
+            try:
+                while (received := reader.next()) is None:
+                    reader.pull(right)
+            except BlockingIOError:
+                empty += 1
+    assert full
+    assert empty
+    assert same(array, received["array"])
+
+
+# ---- what cannot be sent ----
+
+
+class Opaque:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (Opaque(), "Opaque cannot leave"),
+        ([1, {"a": Opaque}], "cannot leave"),
+        (np.zeros(2, dtype=[("a", "i4")]), "structured array"),
+        (10**5000, "cannot be written"),
+    ],
+    ids=["object", "class inside", "fields", "digits"],
+)
+def test_a_value_that_cannot_be_sent_says_which(value: Any, text: str) -> None:
+    with pytest.raises(wire.WireError, match=text):
+        wire.encode({"value": value})
+
+
+def test_a_value_nested_without_end_is_refused() -> None:
+    value: list[Any] = []
+    value.append(value)
+    with pytest.raises(wire.WireError, match="nested"):
+        wire.encode({"value": value})
+
+
+def test_a_message_over_the_limit_is_refused_before_it_is_sent() -> None:
+    with pytest.raises(wire.WireError, match="more than the 1000"):
+        wire.encode({"array": np.zeros(1000)}, limit=1000)
+
+
+# ---- frames that lie ----
+
+
+LIES = {
+    "no magic": forged({}, magic=b"GET "),
+    "odd header": forged({}, sizes=(15, 0)),
+    "endless header": forged({}, sizes=(0xFFFFFFF0, 0)),
+    "endless body": forged({}, sizes=(16, 2**63)),
+    "truncated": forged({"a": 1}, sizes=(1600, 0)),
+    "half a prefix": b"mgw1\0",
+    "no json": forged(b"{]"),
+    "no text": forged(b"\xff\xfe"),
+    "no object": forged([1]),
+    "deep": forged(b"[" * 200_000),
+    "unknown tag": forged({"a": {"~": ["pickle", "x"]}}),
+    "tag without kind": forged({"a": {"~": []}}),
+    "tag of a number": forged({"a": {"~": 5}}),
+    "array past the end": forged({"a": {"~": ["array", "<f8", [1000]]}}, b"12345678"),
+    "negative shape": forged({"a": {"~": ["array", "<f8", [-1]]}}, b"12345678"),
+    "shape of text": forged({"a": {"~": ["array", "<f8", ["8"]]}}, b"12345678"),
+    "shape of truth": forged({"a": {"~": ["array", "<f8", [True]]}}, b"12345678"),
+    "huge and empty": forged({"a": {"~": ["array", "<f8", [0, 2**62]]}}),
+    "dtype of objects": forged({"a": {"~": ["array", "|O", [1]]}}, b"12345678"),
+    "dtype of fields": forged({"a": {"~": ["array", "f8,O", [1]]}}, b"12345678"),
+    "dtype impossible": forged({"a": {"~": ["array", "<f7", [1]]}}, b"1234567"),
+    "unit impossible": forged({"a": {"~": ["array", "<M8[xx]", [1]]}}, b"12345678"),
+    "bytes past the end": forged({"a": {"~": ["bytes", 2**40]}}, b"1"),
+    "negative bytes": forged({"a": {"~": ["bytes", -1]}}, b"1"),
+    "bytes nobody refers to": forged({"a": 1}, b"12345678"),
+    "same bytes twice": forged({"a": [{"~": ["bytes", 8]}] * 2}, b"12345678"),
+    "objects do not fill": forged({"a": {"~": ["objects", [3], [1]]}}),
+    "mask does not fit": forged(
+        {"a": {"~": ["masked", {"~": ["array", "<i1", [1]]}, {"~": ["array", "|b1", [2]]}]}},
+        b"1" + bytes(15) + b"\1\1",
+    ),
+    "mask of a list": forged({"a": {"~": ["masked", [1], [True]]}}),
+    "columns of two lengths": forged(
+        {"a": {"~": ["columns", 1, [["x", {"~": ["array", "|i1", [2]]}]], None]}}, b"12"
+    ),
+    "columns of lists": forged({"a": {"~": ["columns", 1, [["x", [1]]], None]}}),
+    "columns without rows": forged({"a": {"~": ["columns", None, [], None]}}),
+    "columns with odd names": forged(
+        {"a": {"~": ["columns", 0, [[None, {"~": ["array", "|i1", [0]]}]], None]}}
+    ),
+    "tensors claim rows": forged({"a": {"~": ["tensors", 5, [["", {"~": ["array", "|i1", [2]]}]]]}}, b"12"),
+    "tensors of lists": forged({"a": {"~": ["tensors", None, [["", [1]]]]}}),
+    "value claims rows": forged({"a": {"~": ["value", 2, [1]]}}),
+    "unhashable key": forged({"a": {"~": ["dict", [[[], 1]]]}}),
+    "no date": forged({"a": {"~": ["date", "yesterday"]}}),
+    "no number": forged({"a": {"~": ["decimal", "one"]}}),
+    "span overflows": forged({"a": {"~": ["timedelta", 10**12, 0, 0]}}),
+}
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_a_lying_frame_is_a_clean_error(name: str) -> None:
+    with pytest.raises(wire.WireError):
+        read(LIES[name])
+
+
+def test_a_frame_that_claims_much_and_brings_little_costs_little() -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(20):
+        with pytest.raises(wire.WireError):
+            read(forged({}, sizes=(16, wire.MAX_FRAME - 16)))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024  # KiB
+
+
+WHOLE = frame(
+    {
+        "op": "predict",
+        "batch": Columns({"a": np.arange(3), "b": np.array(["x", None, b"y"], dtype=object)}, 3),
+    }
+)
+
+
+@given(st.integers(0, len(WHOLE) - 1))
+def test_every_truncation_is_a_clean_error(length: int) -> None:
+    if length == 0:
+        assert read(b"") is None
+        return
+    with pytest.raises(wire.WireError):
+        read(WHOLE[:length])
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, len(WHOLE) - 1), st.integers(0, 255)), min_size=1, max_size=6))
+def test_changed_bytes_give_a_message_or_a_clean_error(changes: list[tuple[int, int]]) -> None:
+    data = bytearray(WHOLE)
+    for place, byte in changes:
+        data[place] = byte
+    try:
+        message = read(bytes(data))
+    except wire.WireError:
+        return
+    assert isinstance(message, dict)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=200))
+def test_noise_is_a_clean_error(noise: bytes) -> None:
+    if not noise:
+        return
+    with pytest.raises(wire.WireError):
+        read(noise)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+        | st.lists(inner, max_size=3).flatmap(
+            lambda rest: st.sampled_from(sorted(wire._KINDS)).map(lambda kind: {"~": [kind, *rest]})
+        )
+    ),
+    max_leaves=10,
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(json_values, st.binary(max_size=64))
+def test_any_header_gives_a_message_or_a_clean_error(value: Any, body: bytes) -> None:
+    try:
+        message = read(forged({"a": value}, body))
+    except wire.WireError:
+        return
+    assert isinstance(message, dict)
