@@ -28,6 +28,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal, InvalidOperation
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
@@ -71,8 +72,8 @@ class _Body:
         self.size = 0
         self._joined = bytearray()
 
-    def add(self, data: Segment) -> None:
-        padding = -self.size % _ALIGN
+    def add(self, data: Segment, *, aligned: bool = True) -> None:
+        padding = -self.size % _ALIGN if aligned else 0
         if len(data) < _JOIN_BELOW:
             self._joined += bytes(padding)
             self._joined += data
@@ -140,9 +141,10 @@ def _pack(value: Any, body: _Body) -> Any:
             return {key: _pack(item, body) for key, item in value.items()}
         return {_TAG: ["dict", [[_pack(key, body), _pack(item, body)] for key, item in value.items()]]}
     if kind is Columns:
-        arrays = [[name, _pack(array, body)] for name, array in value.arrays.items()]
-        index = None if value.index is None else _pack(value.index, body)
-        return {_TAG: ["columns", value.rows, arrays, index]}
+        runs = _pack_columns(value.arrays, body)
+        return {
+            _TAG: ["columns", value.rows, runs, None if value.index is None else _pack(value.index, body)]
+        }
     if kind is Tensors:
         return {_TAG: ["tensors", value.rows, [[name, _pack(a, body)] for name, a in value.arrays.items()]]}
     if kind is Value:
@@ -199,6 +201,26 @@ def _pack_timestamp(value: Any, body: _Body) -> Any:
     return {_TAG: ["datetime", value.to_pydatetime(warn=False).isoformat()]}
 
 
+def _pack_columns(arrays: Mapping[str | int, Array], body: _Body) -> list[Any]:
+    """Neighbours of one dtype go as one block: [dtype, names]. A small table costs little that way.
+    All other columns as [None, name, array]."""
+    runs: list[Any] = []
+    for name, array in arrays.items():
+        if type(array) is not np.ndarray or array.dtype.kind not in _RAW_KINDS or not array.dtype.itemsize:
+            runs.append([None, name, _pack(array, body)])
+            continue
+        dtype = array.dtype.str
+        begins = not runs or runs[-1][0] != dtype
+        if begins:
+            runs.append([dtype, []])
+        runs[-1][1].append(name)
+        data = (
+            array.tobytes() if array.nbytes < _JOIN_BELOW else np.ascontiguousarray(array).view(np.uint8).data
+        )
+        body.add(data, aligned=begins)
+    return runs
+
+
 def _pack_array(array: Array, body: _Body) -> Any:
     if isinstance(array, np.ma.MaskedArray):
         data = _pack_array(np.asarray(array.data), body)
@@ -213,8 +235,10 @@ def _pack_array(array: Array, body: _Body) -> Any:
 def _raw(array: Array, body: _Body) -> tuple[str, list[int]]:
     if array.dtype.itemsize == 0:
         array = array.astype(array.dtype.kind + "1")
-    flat = np.ascontiguousarray(array).reshape(-1)
-    body.add(flat.view(np.uint8).data if flat.size else b"")
+    if array.nbytes < _JOIN_BELOW:
+        body.add(array.tobytes())
+    else:
+        body.add(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return array.dtype.str, list(array.shape)
 
 
@@ -337,14 +361,19 @@ def _unpack(value: Any, cursor: _Cursor) -> Any:
 
 
 def _array(cursor: _Cursor, dtype: str, shape: list[int]) -> Array:
-    if not _RAW_DTYPE.match(dtype):
-        raise WireError("an array of an unknown type")
-    kind = np.dtype(dtype)
+    kind = _dtype(dtype)
     _check_shape(shape)
     raw = cursor.take(kind.itemsize * math.prod(shape))
     if not raw.size:
         return np.empty(shape, kind)
     return np.ndarray(tuple(shape), kind, buffer=raw.data)
+
+
+@lru_cache(maxsize=256)
+def _dtype(text: str) -> np.dtype[Any]:
+    if not _RAW_DTYPE.match(text):
+        raise WireError("an array of an unknown type")
+    return np.dtype(text)
 
 
 def _check_shape(shape: list[int]) -> None:
@@ -371,15 +400,27 @@ def _objects(cursor: _Cursor, shape: list[int], items: list[Any]) -> Array:
     return array.reshape(shape)
 
 
-def _columns(cursor: _Cursor, rows: int, arrays: list[Any], index: Any) -> Columns:
-    table = {_name(name, str | int): _unpack(array, cursor) for name, array in arrays}
-    order = None if index is None else _unpack(index, cursor)
-    for array in [*table.values(), *([] if order is None else [order])]:
-        if array.shape != (rows,):
-            raise WireError("a table whose columns differ in length")
-    if type(rows) is not int or rows < 0:
+def _columns(cursor: _Cursor, rows: int, runs: list[Any], index: Any) -> Columns:
+    if type(rows) is not int or not 0 <= rows <= MAX_FRAME:
         raise WireError("a table without rows")
-    return Columns(table, rows, order)
+    table: dict[str | int, Array] = {}
+    for dtype, names, *array in runs:
+        if dtype is None:
+            table[_name(names, str | int)] = _column(_unpack(array[0], cursor), rows)
+            continue
+        kind = _dtype(dtype)
+        raw = cursor.take(kind.itemsize * rows * len(names))
+        shape = (len(names), rows)
+        block: Array = np.ndarray(shape, kind, buffer=raw.data) if raw.size else np.empty(shape, kind)
+        for name, column in zip(names, block, strict=True):
+            table[_name(name, str | int)] = column
+    return Columns(table, rows, None if index is None else _column(_unpack(index, cursor), rows))
+
+
+def _column(array: Any, rows: int) -> Array:
+    if not isinstance(array, np.ndarray) or array.shape != (rows,):
+        raise WireError("a table whose columns differ in length")
+    return array
 
 
 def _tensors(cursor: _Cursor, rows: int | None, arrays: list[Any]) -> Tensors:

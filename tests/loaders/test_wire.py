@@ -339,9 +339,12 @@ LIES = {
     ),
     "mask of a list": forged({"a": {"~": ["masked", [1], [True]]}}),
     "columns of two lengths": forged(
-        {"a": {"~": ["columns", 1, [["x", {"~": ["array", "|i1", [2]]}]], None]}}, b"12"
+        {"a": {"~": ["columns", 1, [[None, "x", {"~": ["array", "|i1", [2]]}]], None]}}, b"12"
     ),
-    "columns of lists": forged({"a": {"~": ["columns", 1, [["x", [1]]], None]}}),
+    "columns of lists": forged({"a": {"~": ["columns", 1, [[None, "x", [1]]], None]}}),
+    "columns past the end": forged({"a": {"~": ["columns", 3, [["|i1", ["x", "y"]]], None]}}, b"12345"),
+    "columns of objects": forged({"a": {"~": ["columns", 1, [["|O", ["x"]]], None]}}, b"12345678"),
+    "endless rows of nothing": forged({"a": {"~": ["columns", 2**62, [["|i1", []]], None]}}),
     "columns without rows": forged({"a": {"~": ["columns", None, [], None]}}),
     "columns with odd names": forged(
         {"a": {"~": ["columns", 0, [[None, {"~": ["array", "|i1", [0]]}]], None]}}
@@ -373,7 +376,9 @@ def test_a_frame_that_claims_much_and_brings_little_costs_little() -> None:
 WHOLE = frame(
     {
         "op": "predict",
-        "batch": Columns({"a": np.arange(3), "b": np.array(["x", None, b"y"], dtype=object)}, 3),
+        "batch": Columns(
+            {"a": np.arange(3), "c": np.ones(3), "b": np.array(["x", None, b"y"], dtype=object)}, 3
+        ),
     }
 )
 
