@@ -69,7 +69,10 @@ def layout(batch: Batch) -> Hashable | None:
     if isinstance(batch, Columns):
         if batch.index is not None:
             return None
-        return ("columns", tuple((name, a.dtype.str, np.ma.isMaskedArray(a)) for name, a in batch.arrays.items()))
+        return (
+            "columns",
+            tuple((name, a.dtype.str, np.ma.isMaskedArray(a)) for name, a in batch.arrays.items()),
+        )
     if isinstance(batch, Tensors):
         return ("tensors", tuple((name, a.dtype.str, a.shape[1:]) for name, a in batch.arrays.items()))
     return None
@@ -135,6 +138,15 @@ def frame(table: Columns) -> pd.DataFrame:
         else:
             columns[name] = array
     return pd.DataFrame(columns, index=index, copy=False)
+
+
+def native(batch: Batch) -> Any:
+    """The batch as models are given it: a pandas frame, an array, a dict of arrays by name, or the value."""
+    if isinstance(batch, Columns):
+        return frame(batch)
+    if isinstance(batch, Tensors):
+        return batch.arrays[""] if set(batch.arrays) == {""} else batch.arrays
+    return batch.value
 
 
 def from_result(result: Any, rows: int | None) -> Batch:

@@ -1,0 +1,66 @@
+"""The table of flavors: which one loads a package, which one saves a live model.
+
+Plugins are named by a dotted path and imported on first use. `register` adds one; the order is the order
+in which live models are offered to them, the most particular first.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Final
+
+from loaders.package import PackageError
+
+if TYPE_CHECKING:
+    from loaders.flavors.base import Flavor
+    from loaders.package import Package
+
+# The plugin table: name -> "module:class".
+FLAVORS: Final[dict[str, str]] = {
+    "onnx": "loaders.flavors.onnx:Onnx",
+    "sklearn": "loaders.flavors.sklearn:Sklearn",
+    "python": "loaders.flavors.python:Python",
+    "loader": "loaders.flavors.loader:Loader",
+}
+
+
+class UnknownFlavor(PackageError):
+    """No flavor here loads such a package, or saves such an object."""
+
+
+def get(name: str) -> Flavor:
+    """The flavor of that name. Raises UnknownFlavor."""
+    try:
+        module, _, attribute = FLAVORS[name].partition(":")
+    except KeyError:
+        raise UnknownFlavor("flavor", f"{name!r} is not known; known: {', '.join(FLAVORS)}") from None
+    flavor: Flavor = getattr(importlib.import_module(module), attribute)()
+    return flavor
+
+
+def find(package: Package) -> Flavor:
+    """The flavor that loads a package, by its loader module. Raises UnknownFlavor."""
+    module = package.loader_module
+    flavors = [get(name) for name in FLAVORS]
+    for flavor in flavors:
+        if module in flavor.loader_modules:
+            return flavor
+    if package.code is not None and not module.startswith("mlflow."):
+        return get("loader")
+    known = ", ".join(sorted(m for flavor in flavors for m in flavor.loader_modules))
+    raise UnknownFlavor(
+        "python_function.loader_module",
+        f"models of {module} cannot be loaded here; known: {known}, and modules that a package ships",
+    )
+
+
+def for_model(model: object) -> Flavor:
+    """The flavor that saves a live object. Raises UnknownFlavor."""
+    for name in FLAVORS:
+        flavor = get(name)
+        if flavor.accepts(model):
+            return flavor
+    raise UnknownFlavor(
+        "model",
+        f"a {type(model).__name__} cannot be saved: it has no predict method and is no function",
+    )

@@ -8,7 +8,8 @@
 4.  `save` writes the files into a directory that exists and returns the flavor's entries for `MLmodel`,
     so that MLflow itself loads the package and gives equal predictions.
 5.  `load` reads only below `package.path` (every path through `Package.inside`), with the overrides
-    already merged into `config`, and returns a `Predictor`. It raises what the framework raises.
+    already merged into `config`, and returns a `Predictor`. It raises what the framework raises. `threads`
+    is how many threads one prediction may use, for frameworks that fix it at load; None: all processors.
 6.  `Predictor.predict` is given a `Batch` that was enforced and returns the framework's own answer.
     It is called by one thread at a time and never changes the batch.
 7.  `Predictor.merges` is True only if the answer to a row does not depend on the rows beside it.
@@ -16,6 +17,8 @@
 9.  `memory_factor` is how many bytes a loaded model takes for each byte on disk: a first guess, replaced
     by a measurement.
 10. Without its framework a flavor raises `MissingFramework`, which names the package to install.
+11. `mlflow_names` is True if models of this flavor may refer to mlflow's own names, so that the stand-in
+    must be in force where mlflow is not installed.
 """
 
 from __future__ import annotations
@@ -66,9 +69,10 @@ class Flavor(Protocol):
     loader_modules: tuple[str, ...]
     trust: Trust
     memory_factor: float
+    mlflow_names: bool
 
     def accepts(self, model: object) -> bool: ...
 
     def save(self, model: Any, directory: Path, options: Mapping[str, Any]) -> Saved: ...
 
-    def load(self, package: Package, config: Mapping[str, Any]) -> Predictor: ...
+    def load(self, package: Package, config: Mapping[str, Any], threads: int | None = None) -> Predictor: ...

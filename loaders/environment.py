@@ -1,0 +1,174 @@
+"""The environment of a model: captured when it is saved, compared with this one before it is loaded.
+
+Files and their form are MLflow's (`requirements.txt`, `python_env.yaml`, `conda.yaml`). Comparing reads
+metadata of installed distributions and imports nothing of them. What differs is a finding, never an error:
+only loading can tell whether it matters.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from loaders.package import PackageError, parse_yaml
+
+if TYPE_CHECKING:
+    from loaders.package import Package
+
+REQUIREMENTS: Final = "requirements.txt"
+PYTHON_ENV: Final = "python_env.yaml"
+CONDA: Final = "conda.yaml"
+_MLFLOW: Final = frozenset({"mlflow", "mlflow-skinny", "mlflow-tracing"})
+_IMPORTS_MLFLOW: Final = re.compile(rb"^\s*(?:import|from)\s+mlflow\b", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """The Python version and the pip requirements of a model, one a line."""
+
+    python: str
+    requirements: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One difference between what a model was saved with and what is here. `found` None: not installed."""
+
+    subject: str
+    wanted: str
+    found: str | None
+
+    def __str__(self) -> str:
+        return f"{self.subject}: the model was saved with {self.wanted}, here is {self.found or 'none'}"
+
+
+def capture(requirements: Iterable[str]) -> Environment:
+    """This environment, as far as a model needs it. Bare names are pinned to the version installed here;
+    lines that say more, and names not installed, are taken as they are."""
+    lines: dict[str, None] = {}
+    for requirement in requirements:
+        line = requirement.strip()
+        if re.fullmatch(r"[A-Za-z0-9._-]+", line):
+            version = _installed(line)
+            # A local label such as +cpu names a build that no index offers under that version.
+            line = line if version is None else f"{line}=={version.partition('+')[0]}"
+        lines[line] = None
+    return Environment(platform.python_version(), tuple(lines))
+
+
+def write(directory: Path, environment: Environment) -> dict[str, str]:
+    """Writes the three files and returns the value of `env` in `MLmodel`."""
+    import yaml
+
+    requirements = list(environment.requirements)
+    (directory / REQUIREMENTS).write_text("".join(line + "\n" for line in requirements), encoding="utf-8")
+    python_env = {
+        "python": environment.python,
+        "build_dependencies": ["pip", "setuptools", "wheel"],
+        "dependencies": [f"-r {REQUIREMENTS}"],
+    }
+    conda = {
+        "name": "mlflow-env",
+        "channels": ["conda-forge"],
+        "dependencies": [f"python={environment.python}", "pip", {"pip": requirements}],
+    }
+    for name, content in ((PYTHON_ENV, python_env), (CONDA, conda)):
+        (directory / name).write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    return {"conda": CONDA, "virtualenv": PYTHON_ENV}
+
+
+def read(package: Package) -> Environment:
+    """What a package says it needs: `requirements.txt`, else the pip part of `conda.yaml` (MLflow 1 wrote
+    only that). Options such as `-c constraints.txt` are left out. Raises PackageError."""
+    python = package.text("python_version") or ""
+    if (package.path / REQUIREMENTS).exists():
+        text = package.inside(REQUIREMENTS).read_text(encoding="utf-8", errors="replace")
+        return Environment(python, tuple(_lines(text)))
+    if (package.path / CONDA).exists():
+        content = parse_yaml(package.inside(CONDA).read_bytes(), CONDA)
+        dependencies = content.get("dependencies") if isinstance(content, dict) else None
+        for item in dependencies if isinstance(dependencies, list) else []:
+            if isinstance(item, dict) and isinstance(item.get("pip"), list):
+                return Environment(python, tuple(_lines("\n".join(str(line) for line in item["pip"]))))
+    return Environment(python, ())
+
+
+def check(package: Package) -> list[Finding]:
+    """How this environment differs from the package's: Python's major.minor, and every requirement that
+    applies here. Never raises: what cannot be compared is a finding too.
+
+    The requirement `mlflow`, which MLflow adds to every package, counts only where the package brings code
+    of its own that imports it.
+    """
+    try:
+        wanted = read(package)
+    except (PackageError, OSError, ImportError) as error:
+        return [Finding("requirements", f"a list that cannot be read ({error})", None)]
+    findings = []
+    here = platform.python_version()
+    if wanted.python.split(".")[:2] != here.split(".")[:2]:
+        findings.append(Finding("Python", wanted.python or "an unknown version", here))
+    return findings + _compared(wanted.requirements, counts_mlflow=_imports_mlflow(package))
+
+
+def distributions(modules: Iterable[str]) -> tuple[str, ...]:
+    """The installed distributions that provide top-level modules, by name, sorted."""
+    known = metadata.packages_distributions()
+    return tuple(sorted({name for module in modules for name in known.get(module, ())[:1]}))
+
+
+def _compared(requirements: Sequence[str], *, counts_mlflow: bool) -> list[Finding]:
+    try:
+        from packaging.requirements import InvalidRequirement, Requirement
+        from packaging.utils import canonicalize_name
+    except ImportError:
+        return [Finding("requirements", "a list that only the package 'packaging' can compare", None)]
+    findings = []
+    for line in requirements:
+        try:
+            requirement = Requirement(line)
+        except InvalidRequirement:
+            findings.append(Finding(line, "a requirement that cannot be compared", None))
+            continue
+        if requirement.marker is not None and not requirement.marker.evaluate():
+            continue
+        if canonicalize_name(requirement.name) in _MLFLOW and not counts_mlflow:
+            continue
+        found = _installed(requirement.name)
+        # A pin to an alpha is met by that alpha; whoever installed one here wanted it.
+        if found is None or not requirement.specifier.contains(found, prereleases=True):
+            wanted = str(requirement.specifier) or "any version"
+            findings.append(Finding(requirement.name, wanted, found))
+    return findings
+
+
+def _lines(text: str) -> list[str]:
+    """The requirements in pip's format, without comments, options and hashes."""
+    lines = []
+    for line in re.sub(r"\\\r?\n", " ", text).splitlines():
+        bare = re.sub(r"(^|\s)#.*$", "", line)
+        bare = re.split(r"\s--?[a-z]", bare)[0].strip()
+        if bare and not bare.startswith("-"):
+            lines.append(bare)
+    return lines
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except (metadata.PackageNotFoundError, ValueError):
+        return None
+
+
+def _imports_mlflow(package: Package) -> bool:
+    """Whether a source file that the package brings imports mlflow (a model saved as code always does, and
+    what it imports is known)."""
+    code = package.code
+    return code is not None and any(
+        _IMPORTS_MLFLOW.search(file.read_bytes()) for file in code.rglob("*.py") if file.is_file()
+    )

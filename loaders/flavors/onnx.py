@@ -1,0 +1,194 @@
+"""ONNX graphs, run by ONNX Runtime. Loading executes nothing that the package brought.
+
+Inputs and outputs as MLflow's onnx flavor has them: a dict is fed by name, a single array to a single
+input, a frame to a single input as its matrix and to several by column; float64 is narrowed where the graph
+wants float; a frame is answered with a frame of flattened outputs, all else with arrays by output name.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from loaders import batch as batches
+from loaders.batch import Columns, Tensors
+from loaders.flavors.base import MissingFramework, Saved, Trust
+from loaders.package import PackageError
+
+if TYPE_CHECKING:
+    from loaders.batch import Array, Batch
+    from loaders.package import Package
+
+_FILE: Final = "model.onnx"
+_CPU: Final = "CPUExecutionProvider"
+_MODES: Final = {"SEQUENTIAL": "ORT_SEQUENTIAL", "PARALLEL": "ORT_PARALLEL"}
+_SPINNING: Final = "session.intra_op.allow_spinning"
+
+
+class Onnx:
+    name = "onnx"
+    loader_modules = ("mlflow.onnx",)
+    trust: Trust = "data"
+    memory_factor = 2.5
+    mlflow_names = False
+
+    def accepts(self, model: object) -> bool:
+        """A ModelProto, its bytes, or the path of an `.onnx` file."""
+        onnx = sys.modules.get("onnx")
+        if onnx is not None and isinstance(model, onnx.ModelProto):
+            return True
+        return isinstance(model, bytes) or (isinstance(model, str | Path) and str(model).endswith(".onnx"))
+
+    def save(self, model: Any, directory: Path, options: Mapping[str, Any]) -> Saved:
+        """Options: `providers` (a list of names or [name, options]), `session_options` (MLflow's dict).
+        A file with weights beside it, and graphs above 2 GB, need the package onnx."""
+        target = directory / _FILE
+        if isinstance(model, bytes):
+            target.write_bytes(model)
+        elif isinstance(model, str | Path):
+            _copy(Path(model), target)
+        else:
+            _write(model, target)
+        entry: dict[str, Any] = {"data": _FILE, "providers": options.get("providers", [_CPU])}
+        if session_options := options.get("session_options"):
+            entry["onnx_session_options"] = dict(session_options)
+        function = {"loader_module": "mlflow.onnx", "data": _FILE}
+        return Saved({"python_function": function, "onnx": entry}, ("onnxruntime",))
+
+    def load(self, package: Package, config: Mapping[str, Any], threads: int | None = None) -> Graph:
+        runtime = _runtime()
+        entry = package.flavors.get("onnx", {})
+        options = _session_options(runtime, entry.get("onnx_session_options") or {}, threads)
+        available = set(runtime.get_available_providers())
+        providers = [p for p in _providers(entry) if p[0] in available] or [(_CPU, {})]
+        session = runtime.InferenceSession(str(package.data), sess_options=options, providers=providers)
+        return Graph(session)
+
+
+class Graph:
+    """A session and what it takes. Merges only where every input and output has a free first dimension."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self._inputs = {node.name: node.type for node in session.get_inputs()}
+        self._outputs = [node.name for node in session.get_outputs()]
+        nodes = [*session.get_inputs(), *session.get_outputs()]
+        self.merges = all(node.shape and not isinstance(node.shape[0], int) for node in nodes)
+
+    def predict(self, batch: Batch, params: Mapping[str, Any]) -> Any:
+        feeds = {name: self._narrowed(name, array) for name, array in self._feeds(batch).items()}
+        results = self._session.run(self._outputs, feeds)
+        answer = dict(zip(self._outputs, results, strict=True))
+        if not isinstance(batch, Columns):
+            return answer
+        import pandas as pd
+
+        return pd.DataFrame({name: np.asarray(result).reshape(-1) for name, result in answer.items()})
+
+    def _feeds(self, batch: Batch) -> dict[str, Array]:
+        if isinstance(batch, Columns):
+            if len(self._inputs) > 1:
+                table = batches.frame(batch)
+                return {name: table[name].to_numpy() for name in self._inputs}
+            return dict.fromkeys(self._inputs, self._matrix(batch))
+        if isinstance(batch, Tensors) and "" in batch.arrays:
+            return self._single(batch.arrays[""])
+        if isinstance(batch, Tensors):
+            return batch.arrays
+        if isinstance(batch.value, dict):
+            return {str(name): np.asarray(item) for name, item in batch.value.items()}
+        return self._single(np.asarray(batch.value))
+
+    def _single(self, array: Array) -> dict[str, Array]:
+        if len(self._inputs) != 1:
+            raise ValueError(f"the graph has several inputs, name them: {', '.join(self._inputs)}")
+        return dict.fromkeys(self._inputs, array)
+
+    @staticmethod
+    def _matrix(table: Columns) -> Array:
+        """A table's cells, without pandas where all its columns are plain numbers."""
+        arrays = list(table.arrays.values())
+        if arrays and all(a.dtype.kind in "iuf" and not isinstance(a, np.ma.MaskedArray) for a in arrays):
+            return np.stack(arrays, axis=1)
+        return np.asarray(batches.frame(table).to_numpy())
+
+    def _narrowed(self, name: str, array: Array) -> Array:
+        if array.dtype == np.float64 and self._inputs.get(name) == "tensor(float)":
+            return array.astype(np.float32)
+        return array
+
+
+def _session_options(runtime: Any, wanted: Mapping[str, Any], threads: int | None) -> Any:
+    """MLflow's `onnx_session_options`. No session takes more threads than `threads`; idle ones sleep."""
+    options = runtime.SessionOptions()
+    limit = (
+        threads or len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else threads or os.cpu_count()
+    )
+    options.intra_op_num_threads = min(int(wanted.get("intra_op_num_threads") or limit or 1), limit or 1)
+    options.inter_op_num_threads = min(int(wanted.get("inter_op_num_threads") or 1), limit or 1)
+    options.log_severity_level = 3
+    if mode := wanted.get("execution_mode"):
+        if str(mode).upper() not in _MODES:
+            raise PackageError("onnx.onnx_session_options.execution_mode", f"{mode!r} is not known")
+        options.execution_mode = getattr(runtime.ExecutionMode, _MODES[str(mode).upper()])
+    if (level := wanted.get("graph_optimization_level")) is not None:
+        options.graph_optimization_level = runtime.GraphOptimizationLevel(level)
+    entries = {_SPINNING: "0", **(wanted.get("extra_session_config") or {})}
+    for key, value in entries.items():
+        options.add_session_config_entry(str(key), str(value))
+    return options
+
+
+def _providers(entry: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The declared execution providers; in `MLmodel` an item is a name or a list of name and options."""
+    declared = entry.get("providers") or [_CPU]
+    providers: list[tuple[str, dict[str, Any]]] = []
+    for item in [declared] if isinstance(declared, str) else declared:
+        name, *options = item if isinstance(item, list) and item else [item]
+        if not isinstance(name, str):
+            raise PackageError("onnx.providers", "must be names, or lists of a name and its options")
+        providers.append((name, options[0] if options and isinstance(options[0], dict) else {}))
+    return providers
+
+
+def _copy(source: Path, target: Path) -> None:
+    """The graph with all its weights in one file where that is possible."""
+    try:
+        import onnx
+    except ImportError:
+        target.write_bytes(source.read_bytes())
+        try:
+            _runtime().InferenceSession(str(target), providers=[_CPU])
+        except Exception as error:
+            if source.with_name(source.name + ".data").exists() or "external" in str(error).lower():
+                raise MissingFramework("onnx (with weights beside its file)", "onnx") from error
+            raise
+        return
+    _write(onnx.load(str(source)), target)
+
+
+def _write(model: Any, target: Path) -> None:
+    import onnx
+
+    external = model.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        onnx.save_model(
+            model, str(target), save_as_external_data=external, location=_FILE + ".data" if external else None
+        )
+
+
+def _runtime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingFramework("onnx", "onnxruntime") from error
+    return onnxruntime

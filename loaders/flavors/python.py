@@ -1,0 +1,137 @@
+"""Python models: objects with `predict`, functions, MLflow's PythonModels, and models saved as code.
+
+Objects and functions are saved with a small loader in `code/`, so that any server of MLflow packages loads
+them through the public `loader_module` convention; MLflow's own PythonModels are saved in MLflow's form.
+Where the real mlflow is installed it loads its own packages; elsewhere the stand-in does.
+
+A custom model may answer a row by looking at the others, so its requests are merged only where the
+package's metadata says `gateway.batch: true`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from loaders import environment, pickling
+from loaders.compat import shipped, standin
+from loaders.flavors.base import MissingFramework, Saved, Trust
+from loaders.flavors.loader import Custom
+from loaders.package import PackageError
+
+if TYPE_CHECKING:
+    from loaders.package import Package
+
+SHIPPED: Final = "model_gateway_python"
+_PICKLED: Final = "mlflow.pyfunc.model"
+_CODE: Final = "mlflow.pyfunc.loaders.code_model"
+_FILE: Final = "python_model.pkl"
+
+
+class Python:
+    name = "python"
+    loader_modules = (SHIPPED, _PICKLED, _CODE)
+    trust: Trust = "code"
+    memory_factor = 2.0
+    mlflow_names = True
+
+    def accepts(self, model: object) -> bool:
+        """An object with `predict`, a function, or the path of a `.py` file that calls `set_model`."""
+        if isinstance(model, str | Path):
+            return str(model).endswith(".py")
+        return callable(getattr(model, "predict", None)) or inspect.isroutine(model)
+
+    def save(self, model: Any, directory: Path, options: Mapping[str, Any]) -> Saved:
+        """Options: `artifacts` (name -> file or directory), `model_config` (a dict)."""
+        function: dict[str, Any] = {}
+        if config := options.get("model_config"):
+            function["config"] = dict(config)
+        if artifacts := options.get("artifacts"):
+            function["artifacts"] = _copied(artifacts, directory)
+        if isinstance(model, str | Path):
+            file = Path(model)
+            shutil.copyfile(file, directory / file.name)
+            function |= {"loader_module": _CODE, "model_code_path": file.name}
+            return Saved({"python_function": function}, ("mlflow",))
+        import cloudpickle
+
+        seen = pickling.dump(model, directory / _FILE, options.get("shipped", ()))
+        function |= {"python_model": _FILE, "cloudpickle_version": cloudpickle.__version__}
+        needed = ("cloudpickle", *environment.distributions(seen))
+        if _is_python_model(model):
+            function["loader_module"] = _PICKLED
+            return Saved({"python_function": function}, ("mlflow", *needed))
+        code = directory / "code"
+        code.mkdir(exist_ok=True)
+        shutil.copyfile(shipped.__file__, code / f"{SHIPPED}.py")
+        function |= {"loader_module": SHIPPED, "code": "code"}
+        return Saved({"python_function": function}, needed)
+
+    def load(self, package: Package, config: Mapping[str, Any], threads: int | None = None) -> Custom:
+        if package.loader_module != SHIPPED and not standin.absent():
+            # Checked above all: MLflow follows these paths as they are written.
+            _ = _code_file(package) if package.loader_module == _CODE else _pickle(package)
+            loader = importlib.import_module(package.loader_module)
+            given = (str(package.data), dict(config)) if config else (str(package.data),)
+            return Custom(loader._load_pyfunc(*given).predict, package)
+        with standin.explained():
+            if package.loader_module == _CODE:
+                file = _code_file(package)
+                model = standin.run(file, f"model_{file.stem}", dict(config) or None)
+            else:
+                model = _unpickled(package)
+            artifacts = {name: str(path) for name, path in package.artifacts.items()}
+            # MLflow gives its models None where there is no configuration.
+            given_config = dict(config) or (None if package.loader_module != SHIPPED else {})
+            return Custom(shipped.adapted(model, artifacts, given_config).predict, package)
+
+
+def _unpickled(package: Package) -> Any:
+    file = _pickle(package)
+    compression = package.text("python_model_compression")
+    if compression not in shipped.COMPRESSIONS:
+        raise PackageError("python_function.python_model_compression", f"{compression!r} is not known")
+    try:
+        import cloudpickle  # noqa: F401
+    except ImportError as error:
+        raise MissingFramework("python", "cloudpickle") from error
+    return shipped.unpickled(str(file), compression)
+
+
+def _pickle(package: Package) -> Path:
+    name = package.text("python_model")
+    if name is None:
+        raise PackageError("python_function.python_model", "is missing: which file is the model?")
+    return package.inside(name)
+
+
+def _code_file(package: Package) -> Path:
+    """`model_code_path` is a path of the machine that logged the model; here only its name counts."""
+    path = package.text("model_code_path")
+    if path is None:
+        raise PackageError("python_function.model_code_path", "is missing: which file is the model?")
+    return package.inside(path.replace("\\", "/").rpartition("/")[2])
+
+
+def _is_python_model(model: object) -> bool:
+    return any(c.__name__ == "PythonModel" and c.__module__ == _PICKLED for c in type(model).__mro__)
+
+
+def _copied(artifacts: Mapping[str, Any], directory: Path) -> dict[str, dict[str, str]]:
+    entries: dict[str, dict[str, str]] = {}
+    for name, source in artifacts.items():
+        source = Path(source)
+        relative = Path("artifacts", source.name)
+        if (directory / relative).exists():
+            relative = Path("artifacts", str(len(entries)), source.name)
+        (directory / relative).parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, directory / relative, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copyfile(source, directory / relative)
+        entries[name] = {"path": relative.as_posix(), "uri": relative.as_posix()}
+    return entries

@@ -1,0 +1,117 @@
+"""Scikit-learn estimators and pipelines: pickle, cloudpickle and skops files.
+
+The `trusted` list of a skops file comes with the package, so it protects from nothing: this flavor's trust
+is "code" whatever the format.
+"""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from loaders import batch as batches
+from loaders import environment, pickling
+from loaders.flavors.base import MissingFramework, Saved, Trust
+from loaders.package import PackageError
+
+if TYPE_CHECKING:
+    from loaders.batch import Batch
+    from loaders.package import Package
+
+_METHODS: Final = ("predict", "predict_proba", "predict_log_proba", "predict_joint_log_proba", "score")
+_FORMATS: Final = ("pickle", "cloudpickle", "skops")
+
+
+class Sklearn:
+    name = "sklearn"
+    loader_modules = ("mlflow.sklearn",)
+    trust: Trust = "code"
+    memory_factor = 2.0
+    mlflow_names = False
+
+    def accepts(self, model: object) -> bool:
+        base = sys.modules.get("sklearn.base")
+        return base is not None and isinstance(model, base.BaseEstimator) and hasattr(model, "predict")
+
+    def save(self, model: Any, directory: Path, options: Mapping[str, Any]) -> Saved:
+        """Options: `serialization_format` (cloudpickle, pickle or skops), `predict_fn`."""
+        import sklearn
+
+        form = options.get("serialization_format", "cloudpickle")
+        predict_fn = options.get("predict_fn", "predict")
+        if form not in _FORMATS:
+            raise ValueError(f"the serialization format {form!r} is not known; known: {', '.join(_FORMATS)}")
+        if predict_fn not in _METHODS or not hasattr(model, predict_fn):
+            raise ValueError(f"a {type(model).__name__} cannot be asked with {predict_fn!r}")
+        file = "model.skops" if form == "skops" else "model.pkl"
+        needed: tuple[str, ...] = ("scikit-learn",)
+        entry = {"pickled_model": file, "serialization_format": form, "sklearn_version": sklearn.__version__}
+        if form == "skops":
+            skops = _skops()
+            skops.dump(model, directory / file)
+            entry["skops_trusted_types"] = skops.get_untrusted_types(file=directory / file)
+            needed += ("skops",)
+        elif form == "pickle":
+            with (directory / file).open("wb") as handle:
+                pickle.dump(model, handle)
+        else:
+            seen = pickling.dump(model, directory / file, options.get("shipped", ()))
+            needed += ("cloudpickle", *environment.distributions(seen))
+        function = {"loader_module": "mlflow.sklearn", "model_path": file, "predict_fn": predict_fn}
+        return Saved({"python_function": function, "sklearn": entry}, needed)
+
+    def load(self, package: Package, config: Mapping[str, Any], threads: int | None = None) -> Estimator:
+        try:
+            import sklearn  # noqa: F401
+        except ImportError as error:
+            raise MissingFramework(self.name, "scikit-learn") from error
+        entry = package.flavors.get("sklearn", {})
+        form = entry.get("serialization_format", "pickle")
+        predict_fn = package.text("predict_fn") or "predict"
+        if predict_fn not in _METHODS:
+            raise PackageError("python_function.predict_fn", f"{predict_fn!r} is no method that predicts")
+        # MLflow 1 named the file only in the flavor's own entry, or left it at its default.
+        file = package.inside(package.text("model_path") or entry.get("pickled_model") or "model.pkl")
+        if form == "skops":
+            trusted = entry.get("skops_trusted_types") or []
+            model = _skops().load(file, trusted=[str(name) for name in trusted])
+        elif form == "cloudpickle":
+            try:
+                import cloudpickle
+            except ImportError as error:
+                raise MissingFramework(self.name, "cloudpickle") from error
+            with file.open("rb") as handle:
+                model = cloudpickle.load(handle)
+        elif form == "pickle":
+            with file.open("rb") as handle:
+                model = pickle.load(handle)
+        else:
+            raise PackageError(
+                "sklearn.serialization_format", f"{form!r} is not known; known: {', '.join(_FORMATS)}"
+            )
+        if not hasattr(model, predict_fn):
+            raise PackageError("python_function.predict_fn", f"a {type(model).__name__} has no {predict_fn}")
+        return Estimator(model, predict_fn)
+
+
+class Estimator:
+    """A loaded estimator, asked with one of its methods. `score` answers about all rows at once."""
+
+    def __init__(self, model: Any, method: str) -> None:
+        self.model = model
+        self.merges = method != "score"
+        self._predict = getattr(model, method)
+
+    def predict(self, batch: Batch, params: Mapping[str, Any]) -> Any:
+        return self._predict(batches.native(batch))
+
+
+def _skops() -> Any:
+    try:
+        import skops.io
+    except ImportError as error:
+        raise MissingFramework("sklearn", "skops") from error
+    return skops.io

@@ -1,0 +1,274 @@
+"""A loaded model, and the three verbs around it: save, load, open.
+
+`save_model` and `load_model` are what Python users call. `open_model` is what runners call: the package is
+read and verified already, and enforcement happened elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from loaders import batch as batches
+from loaders import environment as environments
+from loaders import example as examples
+from loaders import flavors
+from loaders import package as packages
+from loaders.imports import Imports
+
+if TYPE_CHECKING:
+    from loaders.batch import Batch
+    from loaders.environment import Finding
+    from loaders.flavors.base import Flavor, Predictor
+    from loaders.package import Package
+    from loaders.signature import Signature
+
+Enforcement = Literal["strict", "warn", "mlflow"]
+
+
+class Model:
+    """A model in memory. One thread at a time may ask it."""
+
+    def __init__(
+        self,
+        package: Package,
+        flavor: Flavor,
+        predictor: Predictor,
+        imports: Imports,
+        enforcement: Enforcement,
+    ) -> None:
+        self.package = package
+        self.flavor = flavor
+        self._predictor = predictor
+        self._imports = imports
+        self._enforcement = enforcement
+
+    @property
+    def signature(self) -> Signature | None:
+        return self.package.signature
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        return self.package.metadata
+
+    @property
+    def environment(self) -> list[Finding]:
+        """How this environment differs from the one the model was saved in."""
+        return environments.check(self.package)
+
+    @property
+    def merges(self) -> bool:
+        """Whether rows of several requests may share a call (`flavors/base.py`, sentence 7)."""
+        return self._predictor.merges
+
+    @property
+    def input_example(self) -> Any:
+        """The saved input example as the model is given it (a frame, array, dict or value), None without
+        one. Raises InvalidInput if it does not fit the signature."""
+        raw, _ = self.package.example_input()
+        if raw is None:
+            return None
+        from loaders.enforce import enforce
+
+        enforced = enforce(self.signature, raw, None, self._enforcement, type_hints=self.package.type_hints)
+        return batches.native(enforced.batch)
+
+    def predict(self, data: Any, params: Mapping[str, Any] | None = None) -> Any:
+        """Enforces the signature as the server does, then answers with the framework's own result.
+
+        `data`: a frame, series, array, dict of arrays, sparse matrix, or JSON value. Ignored columns and
+        unknown params are warnings. Raises InvalidInput, and whatever the model raises.
+        """
+        from loaders.enforce import RawInput, enforce
+
+        raw = RawInput("python", data)
+        enforced = enforce(self.signature, raw, params, self._enforcement, type_hints=self.package.type_hints)
+        for text in enforced.warnings:
+            warnings.warn(text, stacklevel=2)
+        return self._ask(enforced.batch, enforced.params)
+
+    def run(self, batch: Batch, params: Mapping[str, Any]) -> Batch:
+        """Answers an enforced batch with a batch. Raises whatever the model raises."""
+        return batches.from_result(self._ask(batch, params), batch.rows)
+
+    def close(self) -> None:
+        """Forgets the modules that the package brought. Asking a closed model is an error of the caller."""
+        self._imports.close()
+
+    def _ask(self, batch: Batch, params: Mapping[str, Any]) -> Any:
+        with self._imports.turn():
+            return self._predictor.predict(batch, params)
+
+    def __repr__(self) -> str:
+        return f"<Model {self.package.path.name}: {self.flavor.name}>"
+
+
+def open_model(
+    package: Package,
+    config: Mapping[str, Any],
+    *,
+    threads: int | None = None,
+    private: bool = False,
+    enforcement: Enforcement = "strict",
+) -> Model:
+    """Loads the model of a package that was read and verified.
+
+    `config` overrides entries of the package's model config, as `configured` says. `threads`: how many one
+    prediction may use where a framework fixes it at load. `private`: this process serves nothing else, so
+    the package's modules may stay importable. Raises PackageError, MissingFramework, and whatever the
+    framework or the package's code raises.
+    """
+    flavor = flavors.find(package)
+    merged, dropped = configured(package, config)
+    if dropped:
+        warnings.warn(f"the model declares no such configuration: {', '.join(dropped)}", stacklevel=2)
+    stand_ins = None
+    if flavor.mlflow_names:
+        from loaders.compat import standin
+
+        stand_ins = standin.modules if standin.absent() else None
+    imports = Imports(package.code, stand_ins, private=private)
+    with imports.turn():
+        predictor = flavor.load(package, merged, threads)
+    return Model(package, flavor, predictor, imports, enforcement)
+
+
+def load_model(
+    path: str | Path, model_config: Mapping[str, Any] | None = None, enforcement: Enforcement = "strict"
+) -> Model:
+    """Loads a model directory written by `save_model` or by MLflow 1 to 3, without mlflow.
+
+    Executes what the package holds, as unpickling does: load only what you trust. Raises PackageError,
+    MissingFramework, and whatever the framework raises.
+    """
+    return open_model(packages.read(path), model_config or {}, enforcement=enforcement)
+
+
+def configured(package: Package, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The package's model config with overrides, and the names of those it does not declare, which are
+    dropped. The merge is shallow, as MLflow's."""
+    declared = package.config
+    taken = {key: value for key, value in overrides.items() if key in declared}
+    return {**declared, **taken}, sorted(key for key in overrides if key not in declared)
+
+
+def save_model(
+    model: Any,
+    path: str | Path,
+    signature: Signature | None = None,
+    input_example: Any = None,
+    metadata: Mapping[str, Any] | None = None,
+    requirements: Iterable[str] | None = None,
+    code_paths: Iterable[str | Path] | None = None,
+    params: Mapping[str, Any] | None = None,
+    flavor: str | None = None,
+    **options: Any,
+) -> Package:
+    """Saves a live model as a directory that loads here and in MLflow, and returns its package.
+
+    `input_example`: data the model answers, kept with it; the signature is inferred from it and from the
+    answer unless given. A tuple (data, params) is an example with params. `params`: the inference params
+    the model takes, with their defaults. `requirements`: pip requirements instead of the inferred ones.
+    `code_paths`: modules and directories it imports, shipped in `code/`. `options` are the flavor's.
+
+    The directory appears complete or not at all. Raises FileExistsError where it exists and is not empty,
+    InvalidInput if the example does not fit a given signature, and whatever saving or answering raises.
+    """
+    target = Path(path)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise FileExistsError(f"{target} exists already and is not an empty directory")
+    chosen = flavors.for_model(model) if flavor is None else flavors.get(flavor)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    directory = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        shipped = _ship(code_paths or (), directory / "code")
+        saved = chosen.save(model, directory, {**options, "shipped": shipped})
+        entries = {name: dict(entry) for name, entry in saved.flavors.items()}
+        function = entries["python_function"]
+        if shipped:
+            function["code"] = "code"
+        needed = list(saved.requirements) if requirements is None else list(requirements)
+        example = None
+        if input_example is not None:
+            has_params = isinstance(input_example, tuple) and len(input_example) == 2
+            data, given = input_example if has_params else (input_example, None)
+            example = examples.write(directory, data, given)
+            draft = packages.write(directory, entries, metadata=metadata)
+            signature = _answered(draft, signature, data, given, params)
+        elif params:
+            signature = _with_params(signature, params)
+        environment = environments.capture(needed)
+        function["env"] = environments.write(directory, environment)
+        function["python_version"] = environment.python
+        packages.write(directory, entries, signature=signature, metadata=metadata, example=example)
+        _discard_bytecode(directory)
+        directory.chmod(0o777 & ~_umask())
+        if target.exists():
+            target.rmdir()
+        directory.rename(target)
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
+    return packages.read(target)
+
+
+def _answered(
+    draft: Package, signature: Signature | None, data: Any, given: Any, params: Mapping[str, Any] | None
+) -> Signature:
+    """The signature of a saved model, from an example and the answer it gives once loaded again."""
+    from loaders.enforce import RawInput, enforce
+    from loaders.signature import infer_signature
+
+    known = infer_signature(data, None, params) if signature is None else signature
+    if signature is not None and params:
+        known = _with_params(signature, params)
+    enforced = enforce(known, RawInput("python", data), given)
+    model = open_model(draft, {})
+    try:
+        answer = model._ask(enforced.batch, enforced.params)
+    finally:
+        model.close()
+    if signature is not None:
+        return known
+    return infer_signature(data, answer, params)
+
+
+def _with_params(signature: Signature | None, params: Mapping[str, Any]) -> Signature:
+    from loaders.signature import Signature, infer_signature
+
+    declared = infer_signature(None, None, params).params
+    return (
+        Signature(None, None, declared)
+        if signature is None
+        else Signature(signature.inputs, signature.outputs, declared)
+    )
+
+
+def _ship(paths: Iterable[str | Path], code: Path) -> tuple[str, ...]:
+    """Copies modules and directories into `code/`; returns the top-level names they provide."""
+    names = []
+    for item in paths:
+        source = Path(item).resolve()
+        code.mkdir(exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, code / source.name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copyfile(source, code / source.name)
+        names.append(source.name.partition(".")[0])
+    return tuple(names)
+
+
+def _discard_bytecode(directory: Path) -> None:
+    for cache in list(directory.rglob("__pycache__")):
+        shutil.rmtree(cache)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,410 @@
+"""The MLmodel directory as data: read, checked, written, weighed and hashed.
+
+A package is untrusted. `MLmodel` is parsed within bounds of size, depth and expansion, only mappings,
+lists and plain scalars are taken from it, and every path it names is confined to its directory. Nothing
+here imports a framework or runs a line of the package, and nothing knows a flavor. Only the process that
+reads packages needs PyYAML; a worker is handed the parsed mapping (`to_json`, `from_json`).
+
+Source of the format: MLflow's `MLmodel` file, versions 1 to 3.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import TYPE_CHECKING, Any, Final
+
+from loaders import example as examples
+
+if TYPE_CHECKING:
+    from loaders.enforce import RawInput
+    from loaders.example import ExampleInfo
+    from loaders.signature import Signature
+
+FILE: Final = "MLmodel"
+PYTHON_FUNCTION: Final = "python_function"
+
+_MAX_BYTES: Final = 16 << 20
+_MAX_DEPTH: Final = 64
+_MAX_NODES: Final = 500_000
+# Written into a downloaded copy by MLflow, and by Python beside what it imports: no part of the artifact.
+_IGNORED_AT_ROOT: Final = frozenset({"registered_model_meta"})
+_IGNORED_DIRECTORIES: Final = frozenset({"__pycache__"})
+
+
+class PackageError(Exception):
+    """A directory is not a model package that can be used. `place` is a key of `MLmodel` or a file's path
+    within the package; the message shows no path of the machine and may be shown to clients."""
+
+    def __init__(self, place: str, problem: str) -> None:
+        super().__init__(f"{place}: {problem}")
+        self.place = place
+        self.problem = problem
+
+
+@dataclass(frozen=True)
+class Package:
+    """A model directory whose `MLmodel` was read. `raw` is all of it, JSON-ready, unknown fields included;
+    the other fields are what is used of it. `type_hints`: the signature stands for Python type hints, and
+    the model checks its input itself (MLflow's `is_signature_from_type_hint`)."""
+
+    path: Path
+    raw: dict[str, Any]
+    python_function: dict[str, Any]
+    flavors: dict[str, dict[str, Any]]
+    signature: Signature | None
+    metadata: dict[str, Any]
+    example: ExampleInfo | None
+    model_id: str | None
+    run_id: str | None
+    utc_time_created: str | None
+    mlflow_version: str | None
+    type_hints: bool
+
+    @property
+    def loader_module(self) -> str:
+        """The module that MLflow would import to load this package: what a flavor is found by."""
+        return str(self.python_function["loader_module"])
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The model config it was saved with: the only keys that can be overridden."""
+        return self._mapping("config")
+
+    @property
+    def artifacts(self) -> dict[str, Path]:
+        """The files saved with a Python model, by name, confined to the package. Raises PackageError."""
+        found: dict[str, Path] = {}
+        for name, entry in self._mapping("artifacts").items():
+            path = entry.get("path") if isinstance(entry, dict) else None
+            if not isinstance(path, str):
+                raise PackageError(f"{PYTHON_FUNCTION}.artifacts.{name}", "has no path")
+            found[name] = self.inside(path)
+        return found
+
+    @property
+    def code(self) -> Path | None:
+        """The directory of modules that the package ships, None if it ships none. Raises PackageError."""
+        code = self.text("code")
+        return None if code is None else self.inside(code)
+
+    @property
+    def data(self) -> Path:
+        """What MLflow hands to the loader: the entry `data`, else the directory itself."""
+        data = self.text("data")
+        return self.path if data is None else self.inside(data)
+
+    def text(self, key: str) -> str | None:
+        """An entry of `python_function` that must be text, or absent. Raises PackageError."""
+        value = self.python_function.get(key)
+        if value is None or isinstance(value, str):
+            return value or None
+        raise PackageError(f"{PYTHON_FUNCTION}.{key}", f"must be text, not {_kind(value)}")
+
+    def inside(self, relative: str) -> Path:
+        """The absolute path of a file or directory of the package, which exists. An absolute path, one
+        with `..`, and a link that leads out of the package raise PackageError."""
+        shown = relative if len(relative) <= 200 else relative[:197] + "..."
+        pure = PurePosixPath(relative)
+        if not relative or "\0" in relative or pure.is_absolute() or PureWindowsPath(relative).drive:
+            raise PackageError(shown or "path", "a path in a package must be relative to it")
+        if ".." in pure.parts or ".." in PureWindowsPath(relative).parts:
+            raise PackageError(shown, "a path in a package must not leave it")
+        try:
+            found = (self.path / pure).resolve(strict=True)
+        except FileNotFoundError:
+            raise PackageError(shown, "there is no such file in the package") from None
+        except (OSError, RuntimeError):
+            raise PackageError(shown, "cannot be read") from None
+        if not found.is_relative_to(self.path):
+            raise PackageError(shown, "is a link that leaves the package")
+        return self.path / pure
+
+    def example_input(self) -> tuple[RawInput | None, dict[str, Any] | None]:
+        """The saved input example as a request would bring it, and its params. (None, None): there is none.
+        Raises PackageError if it is named but missing or malformed."""
+        if self.example is None:
+            return None, None
+        try:
+            return examples.read(self.example, self.inside(self.example.artifact_path))
+        except examples.InvalidExample as error:
+            raise PackageError("saved_input_example_info", str(error)) from error
+
+    def to_json(self) -> dict[str, Any]:
+        """All that `from_json` needs to have the package again in a process that parses no YAML."""
+        return self.raw
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any], path: str | Path) -> Package:
+        """The package in the directory `path` whose parsed `MLmodel` is `raw`. Raises PackageError."""
+        from loaders.signature import Signature, SignatureError
+
+        flavors = raw.get("flavors")
+        if not isinstance(flavors, dict):
+            raise PackageError("flavors", "an MLmodel file must list its flavors")
+        flavors = {name: entry if isinstance(entry, dict) else {} for name, entry in flavors.items()}
+        python_function = flavors.get(PYTHON_FUNCTION)
+        metadata = raw.get("metadata") or {}
+        if not isinstance(metadata, dict):
+            raise PackageError("metadata", f"must be a mapping, not {_kind(metadata)}")
+        if metadata.get("mlflow.model.isExternal") is True:
+            raise PackageError(
+                "metadata",
+                "the model's files are kept elsewhere (mlflow.model.isExternal): it cannot be loaded",
+            )
+        if python_function is None:
+            named = ", ".join(sorted(flavors)) or "none"
+            raise PackageError(
+                "flavors", f"the python_function flavor is missing, so it cannot be served; flavors: {named}"
+            )
+        loader_module = python_function.get("loader_module")
+        if not isinstance(loader_module, str) or not all(p.isidentifier() for p in loader_module.split(".")):
+            raise PackageError(f"{PYTHON_FUNCTION}.loader_module", "must be the name of a module")
+        signature = None
+        if (entry := raw.get("signature")) is not None:
+            if not isinstance(entry, dict):
+                raise PackageError("signature", f"must be a mapping, not {_kind(entry)}")
+            try:
+                signature = Signature.from_json(entry)
+            except SignatureError as error:
+                raise PackageError("signature", str(error)) from error
+        example = None
+        if (info := raw.get("saved_input_example_info")) is not None:
+            try:
+                example = examples.ExampleInfo.from_json(info)
+            except examples.InvalidExample as error:
+                raise PackageError("saved_input_example_info", str(error)) from error
+        package = cls(
+            path=Path(path).resolve(),
+            raw=raw,
+            python_function=python_function,
+            flavors=flavors,
+            signature=signature,
+            metadata=metadata,
+            example=example,
+            model_id=_text(raw, "model_id"),
+            run_id=_text(raw, "run_id"),
+            utc_time_created=_text(raw, "utc_time_created"),
+            mlflow_version=_text(raw, "mlflow_version"),
+            type_hints=raw.get("is_signature_from_type_hint") is True,
+        )
+        # Asked once here, so that a package that leaves its directory is refused before anything is loaded.
+        _ = package.config, package.artifacts, package.code, package.data
+        return package
+
+    def _mapping(self, key: str) -> dict[str, Any]:
+        value = self.python_function.get(key)
+        if value is None:
+            return {}
+        if not isinstance(value, dict):
+            raise PackageError(f"{PYTHON_FUNCTION}.{key}", f"must be a mapping, not {_kind(value)}")
+        return value
+
+    def __repr__(self) -> str:
+        return f"<Package {self.path.name}: {self.loader_module}>"
+
+
+def read(path: str | Path) -> Package:
+    """Reads a model directory. Raises PackageError if it is none, or one that must be refused."""
+    root = Path(path).resolve()
+    file = root / FILE
+    try:
+        if not file.resolve(strict=True).is_relative_to(root):
+            raise PackageError(FILE, "is a link that leaves the package")
+        if file.stat().st_size > _MAX_BYTES:
+            raise PackageError(FILE, f"is larger than {_MAX_BYTES >> 20} MiB")
+        text = file.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise PackageError(FILE, "there is no such file: this is not a model directory") from None
+    except (OSError, RuntimeError) as error:
+        raise PackageError(
+            FILE, f"cannot be read: {getattr(error, 'strerror', None) or 'a loop of links'}"
+        ) from None
+    raw = parse_yaml(text, FILE)
+    if not isinstance(raw, dict):
+        raise PackageError(FILE, f"must be a mapping, not {_kind(raw)}")
+    return Package.from_json(raw, root)
+
+
+def write(
+    directory: Path,
+    flavors: Mapping[str, Mapping[str, Any]],
+    *,
+    signature: Signature | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    example: ExampleInfo | None = None,
+) -> Package:
+    """Writes `MLmodel` into a directory that already holds the flavors' files, and reads it back."""
+    from datetime import datetime, timezone
+
+    import yaml
+
+    created = datetime.now(timezone.utc).replace(tzinfo=None)  # noqa: UP017  Python 3.10
+    raw: dict[str, Any] = {
+        "flavors": {name: dict(entry) for name, entry in flavors.items()},
+        "utc_time_created": created.isoformat(sep=" ", timespec="microseconds"),
+    }
+    if signature is not None:
+        raw["signature"] = signature.to_json()
+    if metadata:
+        raw["metadata"] = dict(metadata)
+    if example is not None:
+        raw["saved_input_example_info"] = example.to_json()
+    try:
+        text = yaml.safe_dump(raw, allow_unicode=True)
+    except yaml.representer.RepresenterError as error:
+        raise PackageError("metadata", f"cannot be written as YAML: {error.args[-1]!r}") from None
+    (directory / FILE).write_text(text, encoding="utf-8")
+    return read(directory)
+
+
+def digest(path: str | Path) -> str:
+    """`sha256:<hex>` of a package: SHA-256 over the sorted lines `<sha256> <size> <path>`, each ended by a
+    newline, of its regular files, without `__pycache__` and MLflow's `registered_model_meta`.
+
+    A link to a file inside counts as that file, as it will once copied. Links that leave the package and
+    links to directories, which a copy would not hold, raise PackageError.
+    """
+    lines = []
+    for relative, file in _files(Path(path)):
+        content = hashlib.sha256()
+        size = 0
+        with file.open("rb") as handle:
+            while block := handle.read(1 << 20):
+                content.update(block)
+                size += len(block)
+        lines.append(f"{content.hexdigest()} {size} ".encode() + os.fsencode(relative) + b"\n")
+    return "sha256:" + hashlib.sha256(b"".join(sorted(lines))).hexdigest()
+
+
+def files_bytes(path: str | Path) -> int:
+    """The bytes of the files that `digest` covers."""
+    return sum(file.stat().st_size for _, file in _files(Path(path)))
+
+
+def parse_yaml(text: bytes, place: str) -> Any:
+    """Hostile YAML as plain data: mappings with string keys, lists, text, numbers, booleans, null.
+
+    Times stay text. More than 500,000 nodes with aliases expanded, more than 64 levels, aliases that
+    contain themselves and any other tag raise PackageError.
+    """
+    import yaml
+
+    base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    timestamp = "tag:yaml.org,2002:timestamp"
+    resolvers = {
+        first: [(tag, pattern) for tag, pattern in entries if tag != timestamp]
+        for first, entries in base.yaml_implicit_resolvers.items()
+    }
+    loader = type("_Loader", (base,), {"yaml_implicit_resolvers": resolvers})
+    try:
+        depth = 0
+        # The events come from an iterative parser: the depth is known before anything recurses into it.
+        for nodes, event in enumerate(yaml.parse(text, Loader=loader)):
+            if isinstance(event, yaml.CollectionStartEvent):
+                depth += 1
+            elif isinstance(event, yaml.CollectionEndEvent):
+                depth -= 1
+            if depth > _MAX_DEPTH or nodes > _MAX_NODES:
+                raise PackageError(place, "is nested too deeply" if depth > _MAX_DEPTH else "is too large")
+        instance = loader(text)
+        try:
+            node = instance.get_single_node()
+            if node is None:
+                return None
+            if _expanded(node, {}, place) > _MAX_NODES:
+                raise PackageError(place, "is too large once its aliases are expanded")
+            return _plain(instance.construct_document(node), place)
+        finally:
+            instance.dispose()
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark is not None else ""
+        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "not YAML"
+        raise PackageError(place, f"is not valid YAML{where}: {problem}") from None
+    except (ValueError, RecursionError, OverflowError) as error:
+        raise PackageError(place, f"holds a value that cannot be read: {error}") from None
+
+
+def _expanded(node: Any, known: dict[int, int | None], place: str) -> int:
+    """How many nodes there are below one, aliases counted each time they are used."""
+    if id(node) in known:
+        count = known[id(node)]
+        if count is None:
+            raise PackageError(place, "holds an alias that contains itself")
+        return count
+    known[id(node)] = None
+    count = 1
+    if not isinstance(node.value, str):
+        for child in node.value:
+            pair = child if isinstance(child, tuple) else (child,)
+            count += sum(_expanded(part, known, place) for part in pair)
+    known[id(node)] = min(count, _MAX_NODES + 1)
+    return count
+
+
+def _plain(value: Any, place: str) -> Any:
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, list):
+        return [_plain(item, place) for item in value]
+    if isinstance(value, dict):
+        plain = {}
+        for key, item in value.items():
+            if not isinstance(key, str | int | float):
+                raise PackageError(place, f"has {_kind(key)} as a key")
+            plain[key if isinstance(key, str) else str(key)] = _plain(item, place)
+        return plain
+    raise PackageError(place, f"holds {_kind(value)}, which has no place in it")
+
+
+def _files(root: Path) -> Iterator[tuple[str, Path]]:
+    """The regular files below `root` with their path relative to it, in no certain order."""
+    root = root.resolve()
+    pending = [root]
+    while pending:
+        with os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                relative = Path(entry.path).relative_to(root).as_posix()
+                if any(ord(character) < 32 for character in relative):
+                    raise PackageError(repr(relative), "a file's name must hold no control characters")
+                if entry.is_dir(follow_symlinks=False):
+                    if entry.name not in _IGNORED_DIRECTORIES:
+                        pending.append(Path(entry.path))
+                    continue
+                if relative in _IGNORED_AT_ROOT:
+                    continue
+                if entry.is_symlink():
+                    try:
+                        target = Path(entry.path).resolve(strict=True)
+                    except (OSError, RuntimeError):
+                        raise PackageError(relative, "is a link that leads nowhere") from None
+                    if not target.is_relative_to(root):
+                        raise PackageError(relative, "is a link that leaves the package")
+                    if target.is_dir():
+                        raise PackageError(relative, "is a link to a directory")
+                if stat.S_ISREG(entry.stat().st_mode):
+                    yield relative, Path(entry.path)
+
+
+def _text(raw: Mapping[str, Any], key: str) -> str | None:
+    value = raw.get(key)
+    return None if value is None else str(value)
+
+
+def _kind(value: object) -> str:
+    if value is None:
+        return "null"
+    kinds = {
+        dict: "a mapping",
+        list: "a list",
+        str: "text",
+        bool: "a boolean",
+        int: "a number",
+        float: "a number",
+    }
+    return kinds.get(type(value), f"a {type(value).__name__}")
