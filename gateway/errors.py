@@ -92,5 +92,10 @@ class Problem(Exception):
     def retryable(self) -> bool:
         return self.code in RETRYABLE
 
+    def again(self, retry_after: float | None = None) -> Problem:
+        """The same problem for another caller: an exception is raised once, never shared."""
+        wait = self.retry_after if retry_after is None else retry_after
+        return Problem(self.code, self.message, details=self.details, hint=self.hint, retry_after=wait)
+
     def __repr__(self) -> str:
         return f"<Problem {self.code}: {self.message}>"

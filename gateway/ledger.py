@@ -18,9 +18,12 @@ from __future__ import annotations
 import enum
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from gateway.eviction import Policy, least_recently_used
+
+
+K = TypeVar("K", bound=Hashable)
 
 
 class State(enum.Enum):
@@ -32,11 +35,11 @@ class State(enum.Enum):
 
 
 @dataclass(slots=True, eq=False)
-class Account:
+class Account(Generic[K]):
     """One servable's bytes. `wanted` above `bytes` means it waits for the difference. `leases` are
     requests that use it, `pins` keep it resident without one (a swap, an operator)."""
 
-    key: Hashable
+    key: K
     wanted: int
     since: float
     last_used: float
@@ -47,16 +50,16 @@ class Account:
     lingering: bool = False
 
 
-class Plan(NamedTuple):
+class Plan(NamedTuple, Generic[K]):
     """What to do next. `retry_at`: when waiting alone may make room (a model too young to go)."""
 
-    grant: tuple[Hashable, ...] = ()
-    evict: tuple[Hashable, ...] = ()
-    refuse: tuple[Hashable, ...] = ()
+    grant: tuple[K, ...] = ()
+    evict: tuple[K, ...] = ()
+    refuse: tuple[K, ...] = ()
     retry_at: float | None = None
 
 
-class Ledger:
+class Ledger(Generic[K]):
     """Accounts under one limit, in bytes. Wrong use raises `ValueError`: it is the caller's bug."""
 
     def __init__(
@@ -67,8 +70,8 @@ class Ledger:
         self.limit = limit
         self.min_residency = min_residency
         self._policy = policy
-        self._accounts: dict[Hashable, Account] = {}
-        self._waiting: dict[Hashable, None] = {}
+        self._accounts: dict[K, Account[K]] = {}
+        self._waiting: dict[K, None] = {}
         self._bytes = dict.fromkeys(State, 0)
 
     def __repr__(self) -> str:
@@ -79,13 +82,13 @@ class Ledger:
         size = f"{_mega(self.accounted)}/{_mega(self.limit)} MB"
         return f"<Ledger {resident} resident, {loading} loading, {closing} closing | {size}>"
 
-    def __iter__(self) -> Iterator[Account]:
+    def __iter__(self) -> Iterator[Account[K]]:
         return iter(self._accounts.values())
 
-    def __contains__(self, key: Hashable) -> bool:
+    def __contains__(self, key: object) -> bool:
         return key in self._accounts
 
-    def __getitem__(self, key: Hashable) -> Account:
+    def __getitem__(self, key: K) -> Account[K]:
         return self._accounts[key]
 
     @property
@@ -101,14 +104,14 @@ class Ledger:
 
     # The life of an account, in order.
 
-    def open(self, key: Hashable, now: float) -> Account:
+    def open(self, key: K, now: float) -> Account[K]:
         """A new account that asks for nothing yet (its size is not known before its files are)."""
         if key in self._accounts:
             raise ValueError(f"{key!r} has an account")
         account = self._accounts[key] = Account(key, 0, since=now, last_used=now)
         return account
 
-    def ask(self, key: Hashable, wanted: int) -> bool:
+    def ask(self, key: K, wanted: int) -> bool:
         """Asks for `wanted` bytes in all. True if it has them already; else it waits for a grant."""
         account = self._accounts[key]
         if account.state is State.CLOSING:
@@ -120,7 +123,7 @@ class Ledger:
         self._waiting.pop(key, None)
         return True
 
-    def grant(self, key: Hashable) -> None:
+    def grant(self, key: K) -> None:
         """Gives a waiting account what it asks for. Only after a plan that says so."""
         account = self._accounts[key]
         need = account.wanted - account.bytes
@@ -129,13 +132,13 @@ class Ledger:
         del self._waiting[key]
         self._move(account, account.state, account.wanted)
 
-    def withdraw(self, key: Hashable) -> None:
+    def withdraw(self, key: K) -> None:
         """Stops waiting; what was granted before stays."""
         self._waiting.pop(key, None)
         account = self._accounts[key]
         account.wanted = account.bytes
 
-    def settle(self, key: Hashable, now: float, measured: int | None = None) -> None:
+    def settle(self, key: K, now: float, measured: int | None = None) -> None:
         """It has loaded. A measurement below the reservation gives the rest back."""
         account = self._accounts[key]
         if account.state is not State.RESERVED or key in self._waiting:
@@ -146,7 +149,7 @@ class Ledger:
         self._move(account, State.RESIDENT, account.bytes if measured is None else measured)
         account.wanted = account.bytes
 
-    def shrink(self, key: Hashable, measured: int) -> None:
+    def shrink(self, key: K, measured: int) -> None:
         """A resident one measures less than before."""
         account = self._accounts[key]
         if account.state is State.RESIDENT and measured < account.bytes:
@@ -154,7 +157,7 @@ class Ledger:
             if key not in self._waiting:
                 account.wanted = measured
 
-    def begin_close(self, key: Hashable) -> None:
+    def begin_close(self, key: K) -> None:
         """It no longer serves; its bytes count until `closed`. A leased one is never closed."""
         account = self._accounts[key]
         if account.leases:
@@ -164,7 +167,7 @@ class Ledger:
         self.withdraw(key)
         self._move(account, State.CLOSING, account.bytes)
 
-    def closed(self, key: Hashable) -> None:
+    def closed(self, key: K) -> None:
         """Its memory is free."""
         account = self._accounts[key]
         if account.state is not State.CLOSING:
@@ -172,7 +175,7 @@ class Ledger:
         self._move(account, State.CLOSING, 0)
         del self._accounts[key]
 
-    def drop(self, key: Hashable) -> None:
+    def drop(self, key: K) -> None:
         """It failed to load and holds nothing any more: its account ends, and the leases on it with it."""
         account = self._accounts[key]
         if account.state is not State.RESERVED:
@@ -183,23 +186,23 @@ class Ledger:
 
     # Use.
 
-    def lease(self, key: Hashable) -> None:
+    def lease(self, key: K) -> None:
         account = self._accounts[key]
         if account.state is State.CLOSING:
             raise ValueError(f"{key!r} is closing")
         account.leases += 1
 
-    def release(self, key: Hashable, now: float) -> None:
+    def release(self, key: K, now: float) -> None:
         account = self._accounts[key]
         if account.leases <= 0:
             raise ValueError(f"{key!r} has no lease")
         account.leases -= 1
         account.last_used = now
 
-    def pin(self, key: Hashable) -> None:
+    def pin(self, key: K) -> None:
         self._accounts[key].pins += 1
 
-    def unpin(self, key: Hashable) -> None:
+    def unpin(self, key: K) -> None:
         account = self._accounts[key]
         if account.pins <= 0:
             raise ValueError(f"{key!r} has no pin")
@@ -207,12 +210,12 @@ class Ledger:
 
     # The decision.
 
-    def plan(self, now: float) -> Plan:
+    def plan(self, now: float) -> Plan[K]:
         """Which waiting accounts to grant, whom to evict for the first that must wait, whom to refuse."""
         free = self.limit - self.accounted
         freeing = self._bytes[State.CLOSING]
-        grant: list[Hashable] = []
-        refuse: list[Hashable] = []
+        grant: list[K] = []
+        refuse: list[K] = []
         for key in self._waiting:
             account = self._accounts[key]
             need = account.wanted - account.bytes
@@ -227,8 +230,8 @@ class Ledger:
         return Plan(tuple(grant), (), tuple(refuse))
 
     def _make_room(
-        self, short: int, asking: Hashable, now: float
-    ) -> tuple[tuple[Hashable, ...], float | None]:
+        self, short: int, asking: K, now: float
+    ) -> tuple[tuple[K, ...], float | None]:
         if short <= 0:
             return (), None
         idle = [
@@ -236,7 +239,7 @@ class Ledger:
         ]
         idle = [a for a in idle if a.key != asking and a.bytes]
         old_enough = [a for a in idle if a.lingering or now - a.since >= self.min_residency]
-        victims: list[Hashable] = []
+        victims: list[K] = []
         for account in sorted(old_enough, key=self._policy):
             victims.append(account.key)
             short -= account.bytes
@@ -246,7 +249,7 @@ class Ledger:
         young = [a.since + self.min_residency for a in idle if a not in old_enough]
         return (), min(young, default=None)
 
-    def _move(self, account: Account, state: State, size: int) -> None:
+    def _move(self, account: Account[K], state: State, size: int) -> None:
         self._bytes[account.state] -= account.bytes
         account.state, account.bytes = state, size
         self._bytes[state] += size

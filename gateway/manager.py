@@ -59,7 +59,7 @@ class Manager:
 
     def __init__(
         self,
-        ledger: Ledger,
+        ledger: Ledger[Servable],
         *,
         prepare: Callable[[Version], Awaitable[Prepared]],
         open_runner: Callable[[Prepared], Runner],
@@ -130,7 +130,7 @@ class Manager:
         if servable.status is Status.LOADING and task is not None:
             await asyncio.wait({task}, timeout=timeout)
         if servable.problem is not None:
-            raise servable.problem
+            raise servable.problem.again()
         if servable.status is Status.LOADING:
             raise Problem(
                 "MODEL_LOADING",
@@ -164,10 +164,7 @@ class Manager:
         failure = self._failures.get(version)
         now = self._clock()
         if failure is not None and now < failure.until:
-            known = failure.problem
-            raise Problem(
-                known.code, known.message, details=known.details, hint=known.hint, retry_after=failure.until - now
-            )
+            raise failure.problem.again(failure.until - now)
         servable = self._servables[version] = Servable(version, self._options(version.name))
         self.ledger.open(servable, now)
         task = asyncio.get_running_loop().create_task(self._load(servable), name=f"load {version}")
@@ -238,6 +235,7 @@ class Manager:
             del self._servables[servable.version]
         self._leaving.discard(servable)
         self.ledger.drop(servable)
+        servable.gone.set()
 
     # Room.
 
@@ -299,7 +297,9 @@ class Manager:
     # Leaving.
 
     def retire(self, version: Version, reason: str) -> Servable | None:
-        """Ends a servable once its leases have ended; a new request loads the version anew."""
+        """Ends a servable once its leases have ended; a new request loads the version anew.
+
+        Returns the servable, whose `gone` is set when its memory is free, or None if there is none."""
         servable = self._servables.pop(version, None)
         if servable is None:
             return None
@@ -309,15 +309,6 @@ class Manager:
             servable.status = Status.DRAINING
         self._close_if_unused(servable, reason)
         return servable
-
-    async def gone(self, servable: Servable) -> None:
-        """Returns when a retired servable has freed its memory."""
-        while servable in self.ledger:
-            waits = {*self._closing, *([self._loads[servable]] if servable in self._loads else [])}
-            if waits:
-                await asyncio.wait(waits, timeout=0.1, return_when=asyncio.FIRST_COMPLETED)
-            else:
-                await asyncio.sleep(0.01)
 
     def linger(self, version: Version, lingering: bool) -> None:
         """Marks a replaced version as the first to go under pressure, or takes the mark back."""
@@ -348,6 +339,7 @@ class Manager:
             servable.status = Status.UNLOADED
             self._leaving.discard(servable)
             self.ledger.closed(servable)
+            servable.gone.set()
             self._emit(Unloaded(servable.version.name, servable.version.version, reason))
             self._carry_out_plan()
 

@@ -1,19 +1,445 @@
 """What an operator can ask of a running gateway: views and verbs, without a protocol.
 
-Every method runs on the event loop. Views return plain JSON-ready dicts (CONTRACT §8 has their fields);
-verbs raise `Problem`.
-
-Interface (being written):
-    class Operations:
-        def models(self) -> dict                                  # GET /models
-        def model(self, name) -> dict                             # GET /models/NAME
-        def version(self, name, version, *, example: bool) -> dict  # GET /models/NAME/versions/V
-        async def promote(self, name, alias, version, *, expect=UNSET|None|str, force=False, wait=False, dry_run=False) -> tuple[int, dict]   # (status, body)
-        async def delete_alias(self, name, alias) -> dict
-        async def rollback(self, name, alias, to=None, *, wait=False) -> tuple[int, dict]
-        async def load(self, reference, wait=True) -> tuple[int, dict]; async def unload(self, reference, wait=True) -> tuple[int, dict]
-        async def refresh(self) -> dict
-        def rollouts(self) -> dict ; def rollout(self, name, alias) -> dict
-        def ready(self) -> tuple[bool, dict]
-        def memory(self) -> dict   # limit_bytes, reserved, resident, closing
+Views return plain JSON-ready dicts with the fields of CONTRACT §8; verbs return (status, body) where
+HTTP's status says which of several good ends it was. All of it runs on the event loop; what blocks goes
+through `io`. Raises Problem.
 """
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from gateway.errors import Problem
+from gateway.ledger import State
+from gateway.names import InvalidReference, Reference, check_alias, check_name, check_version
+from gateway.registries.base import (
+    Model,
+    NotInRegistry,
+    PreconditionFailed,
+    Registry,
+    RegistryError,
+    RegistryReadOnly,
+    Version,
+    resolve,
+)
+from gateway.rollout import ROLLBACK, rollback_target
+from gateway.servable import Servable, Status
+from loaders.package import PackageError, read
+
+if TYPE_CHECKING:
+    from gateway.aliases import Alias, Aliases
+    from gateway.manager import Manager
+    from gateway.packages import Prepared
+    from gateway.watch import Watch
+
+T = TypeVar("T")
+
+#: `expect` was not given: the alias may stand anywhere. (None means: it must not exist.)
+ANYWHERE: Final = "*"
+#: How long `?wait=true` waits, in seconds.
+LONGEST_WAIT = 600.0
+SHOWN_HISTORY = 20
+
+
+class Operations:
+    """`registry` None: the models were named on the command line, and there is nothing to write."""
+
+    def __init__(
+        self,
+        aliases: Aliases,
+        manager: Manager,
+        watch: Watch,
+        registry: Registry,
+        io: Executor,
+        *,
+        preload: list[Reference],
+        wall: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._aliases = aliases
+        self._manager = manager
+        self._watch = watch
+        self._registry = registry
+        self._io = io
+        self._preload = preload
+        self._preloaded = not preload
+        self._wall = wall
+        self._clock = clock
+
+    # Views.
+
+    def models(self) -> dict[str, Any]:
+        models = self._aliases.snapshot.models.values()
+        return {"models": [self._summary(model) for model in models], "writable": self._registry.writable}
+
+    def model(self, name: str) -> dict[str, Any]:
+        model = self._model(name)
+        aliases = {alias: self.rollout(name, alias) for alias in model.aliases}
+        return {**self._summary(model), "rollouts": aliases, "writable": self._registry.writable}
+
+    async def version(self, name: str, number: str, *, example: bool = False) -> dict[str, Any]:
+        """One version in full. `example`: with its saved input, which may be real data."""
+        version = self._version(name, number)
+        servable = self._manager.find(version)
+        view = {"name": name, **self._state(version), "writable": self._registry.writable}
+        view["aliases"] = [a for a, entry in self._model(name).aliases.items() if entry.version == number]
+        prepared = None if servable is None else servable.prepared
+        package = await self._blocking(_package, version, prepared)
+        if package is None:
+            return view | {"signature": None, "environment": None}
+        signature = package.signature
+        view["flavor"] = sorted(package.flavors)
+        view["signature"] = None if signature is None else _plain_signature(signature.to_json())
+        view["environment"] = {
+            "python_version": package.python_function.get("python_version"),
+            "findings": list(prepared.findings) if prepared is not None else None,
+        }
+        view["metadata"] = package.metadata
+        if servable is not None:
+            view["warnings"] = list(servable.warnings)
+        if example:
+            given, params = package.example_input()
+            view["input_example"] = None if given is None else {given.form: given.data, "params": params}
+        return view
+
+    def rollouts(self) -> dict[str, Any]:
+        """Every alias of the registry that was asked for here, and every other as the registry has it."""
+        models = self._aliases.snapshot.models.values()
+        views = [self.rollout(model.name, alias) for model in models for alias in model.aliases]
+        return {"rollouts": views}
+
+    def rollout(self, name: str, alias: str) -> dict[str, Any]:
+        found = self._aliases.find(name, alias)
+        if found is None:
+            entry = self._model(name).aliases.get(alias)
+            if entry is None:
+                self._missing(Reference(name, alias=alias))
+                raise Problem("ALIAS_NOT_FOUND", f"{name} has no alias {alias}")
+            good, history = self._aliases.remembered(name, alias)
+            return {
+                "name": name,
+                "alias": alias,
+                "desired": entry.version,
+                "serving": None,
+                "last_good": good or entry.last_good,
+                "phase": "unloaded",
+                "error": None,
+                "since": None,
+                "diverged": False,
+                "history": [_served(served) for served in history[-SHOWN_HISTORY:]],
+            }
+        return {
+            "name": name,
+            "alias": alias,
+            "desired": _number(found.desired),
+            "serving": _number(found.serving),
+            "last_good": _number(found.last_good),
+            "phase": found.phase,
+            "error": found.error,
+            "since": _iso(found.since),
+            "diverged": found.diverged,
+            "history": [_served(served) for served in found.history[-SHOWN_HISTORY:]],
+        }
+
+    def memory(self) -> dict[str, float | None]:
+        ledger = self._manager.ledger
+        return {"limit_bytes": ledger.limit, **{state.value: ledger.bytes_in(state) for state in State}}
+
+    def ready(self) -> tuple[bool, dict[str, Any]]:
+        """Whether this gateway may take traffic: it has seen a snapshot and what it must preload is loaded."""
+        waiting = [str(reference) for reference in self._preload] if not self._preloaded else []
+        detail = {
+            "ready": self._watch.seen and self._preloaded,
+            "registry": self._watch.status(),
+            "preload_pending": waiting,
+            "memory": self.memory(),
+        }
+        return bool(detail["ready"]), detail
+
+    # Verbs on aliases.
+
+    async def promote(
+        self,
+        name: str,
+        alias: str,
+        number: str,
+        *,
+        expect: str | None = ANYWHERE,
+        force: bool = False,
+        wait: bool = False,
+        dry_run: bool = False,
+    ) -> tuple[int, dict[str, Any]]:
+        """Runs the gates, then moves the alias in the registry: 202, or 200 with `wait` once it is served
+        here. A refusal leaves the registry untouched."""
+        _checked(check_name, name)
+        _checked(check_alias, alias)
+        _checked(check_version, number)
+        self._must_be_writable()
+        await self._watch.look()
+        target = self._version(name, number)
+        entry = self._model(name).aliases.get(alias)
+        _check_expectation(name, alias, None if entry is None else entry.version, expect)
+        found = None if entry is None else self._aliases.open(name, alias)
+        if found is not None and entry is not None and entry.version == number and entry.forced >= force:
+            if not dry_run:
+                self._aliases.clear_error(found)
+            return await self._moved(found, target, wait and not dry_run)
+        lease = await self._try_out(found, target, force)
+        try:
+            if dry_run:
+                return 200, {**self._named(name, alias, target), "dry_run": True, "accepted": True}
+            await self._write_alias(name, alias, number, expect, forced=force, moved_by="promote")
+            return await self._moved(self._aliases.open(name, alias), target, wait)
+        finally:
+            lease.release()
+
+    async def rollback(
+        self, name: str, alias: str, to: str | None = None, *, wait: bool = False
+    ) -> tuple[int, dict[str, Any]]:
+        """Back to what was served before; again: further back. It must load, but no signature stops it."""
+        self._must_be_writable()
+        await self._watch.look()
+        found = self._follow(name, alias)
+        if to is None:
+            entry = self._model(name).aliases[alias]
+            to = rollback_target(found.history, _number(found.desired)) or next(iter(entry.previous), None)
+            if to is None:
+                message = f"{name}@{alias} has served no other version before"
+                raise Problem("ROLLOUT_REFUSED", message, hint="name the version to go to: to")
+        _checked(check_version, to)
+        target = self._version(name, to)
+        lease = await self._try_out(found, target, forced=True)
+        try:
+            await self._write_alias(name, alias, to, ANYWHERE, forced=True, moved_by=ROLLBACK)
+            return await self._moved(self._aliases.open(name, alias), target, wait)
+        finally:
+            lease.release()
+
+    async def delete_alias(self, name: str, alias: str) -> dict[str, Any]:
+        self._must_be_writable()
+        snapshot = await self._writing(lambda: self._registry.delete_alias(name, alias))
+        self._watch.take(snapshot, "delete")
+        return {"name": name, "alias": alias, "deleted": True}
+
+    async def _try_out(self, found: Alias | None, target: Version, forced: bool) -> Any:
+        self._manager.retry(target)
+        try:
+            return await self._aliases.admit(found, target, forced=forced)
+        except Problem as problem:
+            if found is not None:
+                self._aliases.refuse(found, target, problem)
+            if problem.code in ("MODEL_UNAVAILABLE", "ROLLOUT_REFUSED"):
+                raise Problem(
+                    "ROLLOUT_REFUSED", problem.message, details=problem.details, hint=problem.hint
+                ) from None
+            raise
+
+    async def _write_alias(
+        self, name: str, alias: str, number: str, expect: str | None, *, forced: bool, moved_by: str
+    ) -> None:
+        def write() -> Any:
+            return self._registry.set_alias(
+                name,
+                alias,
+                number,
+                expect=None if expect == ANYWHERE else expect,
+                absent=expect is None,
+                forced=forced,
+                back=moved_by == ROLLBACK,
+            )
+
+        self._watch.take(await self._writing(write), moved_by)
+
+    async def _moved(self, found: Alias, target: Version, wait: bool) -> tuple[int, dict[str, Any]]:
+        if wait:
+            await self._aliases.served(found, target, LONGEST_WAIT)
+        return (200 if wait else 202), self.rollout(found.name, found.alias)
+
+    # Verbs on versions.
+
+    async def load(self, reference: Reference, *, wait: bool = True) -> tuple[int, dict[str, Any]]:
+        """Loads what a reference means, as a request would; a failure before is forgotten."""
+        target = self._aliases.target(reference)
+        version = target.version
+        if version is None and target.alias is not None:
+            if target.alias.desired is not None:
+                self._manager.retry(target.alias.desired)
+            version = await self._aliases.settle(target.alias, LONGEST_WAIT)
+        assert version is not None
+        self._manager.retry(version)
+        lease = self._manager.lease(version)
+        try:
+            if wait:
+                await self._manager.ready(lease, LONGEST_WAIT)
+            return (200 if wait else 202), {"name": version.name, **self._state(version)}
+        finally:
+            lease.release()
+
+    async def unload(self, reference: Reference, *, wait: bool = True) -> tuple[int, dict[str, Any]]:
+        """Evicts once leases have ended; the next request loads again."""
+        target = self._aliases.target(reference)
+        version = target.version or (None if target.alias is None else target.alias.serving)
+        if version is None:
+            return 200, {"name": reference.name, "state": Status.UNLOADED.value}
+        servable = self._manager.retire(version, "unloaded")
+        if servable is not None and wait:
+            async with asyncio.timeout(LONGEST_WAIT):
+                await servable.gone.wait()
+        return (200 if wait else 202), {"name": version.name, **self._state(version)}
+
+    async def refresh(self) -> dict[str, Any]:
+        """Looks at the registry now."""
+        await self._watch.look()
+        return self._watch.status()
+
+    async def preload(self) -> None:
+        """Loads what readiness waits for; a reference that fails is tried again until it loads."""
+        pause = 1.0
+        pending = list(self._preload)
+        while pending:
+            for reference in list(pending):
+                try:
+                    await self.load(reference)
+                except Problem:
+                    continue  # the load's own event says why
+                pending.remove(reference)
+            if pending:
+                await asyncio.sleep(pause)
+                pause = min(30.0, pause * 2)
+        self._preloaded = True
+
+    # Parts of the above.
+
+    def _summary(self, model: Model) -> dict[str, Any]:
+        versions = sorted(model.versions.values(), key=lambda version: int(version.version))
+        return {
+            "name": model.name,
+            "aliases": {alias: entry.version for alias, entry in model.aliases.items()},
+            "versions": [self._state(version) for version in versions],
+        }
+
+    def _state(self, version: Version) -> dict[str, Any]:
+        servable = self._find(version)
+        failure = self._manager.failure(version)
+        view: dict[str, Any] = {"version": version.version, "state": Status.UNLOADED.value, "reason": None}
+        view |= {"bytes": None, "last_used": None}
+        if servable is None and failure is not None:
+            view |= {"state": Status.FAILED.value, "reason": failure.message}
+        elif servable is not None:
+            ledger = self._manager.ledger
+            account = ledger[servable] if servable in ledger else None
+            view["state"] = servable.status.value
+            view["reason"] = servable.phase if servable.status is Status.LOADING else None
+            if account is not None:
+                view["bytes"] = account.bytes
+                view["last_used"] = _iso(self._wall() - (self._clock() - account.last_used))
+        view |= {"digest": version.digest, "created": version.created, "tags": dict(version.tags)}
+        return view
+
+    def _find(self, version: Version) -> Servable | None:
+        servable = self._manager.find(version)
+        return servable or next((s for s in self._manager if s.version == version), None)
+
+    def _model(self, name: str) -> Model:
+        model = self._aliases.snapshot.models.get(name)
+        if model is None:
+            self._missing(Reference(name))
+            raise Problem("MODEL_NOT_FOUND", f"there is no model {name!r}")
+        return model
+
+    def _version(self, name: str, number: str) -> Version:
+        _checked(check_version, number)
+        try:
+            return resolve(self._aliases.snapshot, Reference(name, version=number))
+        except NotInRegistry as error:
+            raise Problem(error.code, str(error), hint=error.hint) from None
+
+    def _follow(self, name: str, alias: str) -> Alias:
+        try:
+            return self._aliases.open(name, alias)
+        except NotInRegistry as error:
+            raise Problem(error.code, str(error), hint=error.hint) from None
+
+    def _missing(self, reference: Reference) -> None:
+        try:
+            resolve(self._aliases.snapshot, reference)
+        except NotInRegistry as error:
+            raise Problem(error.code, str(error), hint=error.hint) from None
+
+    def _named(self, name: str, alias: str, version: Version) -> dict[str, Any]:
+        return {"name": name, "alias": alias, "version": version.version}
+
+    def _must_be_writable(self) -> None:
+        if not self._registry.writable:
+            hint = f"edit {self._registry.target} where it is made; the gateway follows it"
+            raise Problem("REGISTRY_READ_ONLY", "the registry cannot be written from here", hint=hint)
+
+    async def _blocking(self, function: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._io, function, *args)
+
+    async def _writing(self, write: Callable[[], T]) -> T:
+        try:
+            return await self._blocking(write)
+        except PreconditionFailed as error:
+            raise Problem("PRECONDITION_FAILED", str(error)) from None
+        except NotInRegistry as error:
+            raise Problem(error.code, str(error), hint=error.hint) from None
+        except RegistryReadOnly as error:
+            raise Problem("REGISTRY_READ_ONLY", str(error)) from None
+        except RegistryError as error:
+            raise Problem("REGISTRY_UNAVAILABLE", str(error), retry_after=5) from None
+
+
+def _checked(check: Callable[[str], str], text: str) -> None:
+    try:
+        check(text)
+    except InvalidReference as error:
+        raise Problem("INVALID_REFERENCE", str(error)) from None
+
+
+def _check_expectation(name: str, alias: str, actual: str | None, expect: str | None) -> None:
+    if expect == ANYWHERE or expect == actual:
+        return
+    stands = "does not exist" if actual is None else f"points to version {actual}"
+    wanted = "that it does not exist" if expect is None else f"version {expect}"
+    raise Problem("PRECONDITION_FAILED", f"{name}@{alias} {stands}; expected {wanted}")
+
+
+def _package(version: Version, prepared: Prepared | None) -> Any:
+    if prepared is not None:
+        return prepared.package
+    if "://" in version.source:
+        return None
+    try:
+        return read(version.source)
+    except PackageError:
+        return None  # the state's reason says so once somebody asks for it
+
+
+def _plain_signature(document: dict[str, Any]) -> dict[str, Any]:
+    """MLflow keeps the parts of a signature as JSON within JSON; here they are what they say."""
+    import json
+
+    return {key: json.loads(part) if isinstance(part, str) else part for key, part in document.items()}
+
+
+def _served(served: Any) -> dict[str, Any]:
+    return {
+        "version": served.version,
+        "from": _iso(served.started),
+        "until": None if served.ended is None else _iso(served.ended),
+        "moved_by": served.moved_by,
+        "ended_because": served.reason,
+    }
+
+
+def _iso(moment: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(moment))
+
+
+def _number(version: Version | None) -> str | None:
+    return None if version is None else version.version

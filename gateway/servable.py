@@ -6,6 +6,7 @@ room and about who may start belong to the manager; what happens here is in a st
 
 from __future__ import annotations
 
+import asyncio
 import enum
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ class Servable:
         self.prepared: Prepared | None = None
         self.warnings: tuple[str, ...] = ()
         self.retiring: str | None = None
-        self.answered = False
+        self.gone = asyncio.Event()
         self._runner: Runner | None = None
         self._batcher: Batcher | None = None
 

@@ -1,18 +1,29 @@
 """A prediction, from the request's parsed parts to the model's answer. Knows no protocol.
 
-This module reads top to bottom as the life of a request: resolve, lease, enforce, batch, run.
+`Service.predict` reads top to bottom as the life of a request: resolve, lease, enforce, batch, run. On a
+hit nothing is awaited before the request stands in its model's queue.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from gateway.batching import Outcome, QueueFull
+from gateway.errors import Detail, Problem
+from gateway.events import Crashed, Emit, InputRefused, PredictionFailed
+from gateway.names import Reference
+from gateway.runners.base import ModelError, RunnerCrashed, RunnerTimeout
+from gateway.servable import Servable, Status
+from loaders.enforce import InvalidInput, RawInput
+
 if TYPE_CHECKING:
-    from gateway.names import Reference
+    from gateway.aliases import Alias, Aliases
+    from gateway.manager import Lease, Manager
     from gateway.registries.base import Version
     from loaders.batch import Batch
-    from loaders.enforce import RawInput
 
 
 @dataclass(slots=True)
@@ -38,4 +49,114 @@ class Answer:
     warnings: tuple[str, ...] = ()
     queue_seconds: float = 0.0
     predict_seconds: float = 0.0
-    extra: dict[str, Any] = field(default_factory=dict)
+
+
+class Service:
+    """`default_model` answers requests that name none; `cold_wait` is in seconds."""
+
+    def __init__(
+        self,
+        aliases: Aliases,
+        manager: Manager,
+        *,
+        default_model: Reference | None = None,
+        cold_wait: float = 30.0,
+        emit: Emit = lambda event: None,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._aliases = aliases
+        self._manager = manager
+        self._default_model = default_model
+        self._cold_wait = cold_wait
+        self._emit = emit
+        self._stopping = stopping
+
+    async def predict(self, inference: Inference) -> Answer:
+        """Raises Problem; from the moment the model is known it carries `version` and `alias`."""
+        reference = inference.reference or self._default_model
+        if reference is None:
+            raise Problem(
+                "INVALID_REFERENCE",
+                "the request names no model, and no default_model is set",
+                hint="POST /predict/NAME, or send the header X-Model: models:/NAME@ALIAS",
+            )
+        if self._stopping():
+            raise Problem("SHUTTING_DOWN", "the gateway is stopping", retry_after=1)
+        target = self._aliases.target(reference)
+        found = target.alias
+        version = target.version
+        lease: Lease | None = None
+        try:
+            if version is None:
+                assert found is not None
+                version = await self._aliases.settle(found, self._patience(inference))
+            lease = self._manager.lease(version)
+            servable = lease.servable
+            if servable.status is Status.LOADING or servable.problem is not None:
+                await self._manager.ready(lease, self._patience(inference))
+            outcome, warnings = await self._run(servable, inference)
+            if found is not None:
+                self._aliases.answered(found, version)
+        except Problem as problem:
+            problem.version = version or (None if found is None else found.desired)
+            problem.alias = None if found is None else found.alias
+            raise
+        finally:
+            if lease is not None:
+                lease.release()
+        return Answer(
+            outcome.result,
+            version,
+            None if found is None else found.alias,
+            warnings,
+            outcome.queue_seconds,
+            outcome.predict_seconds,
+        )
+
+    async def _run(self, servable: Servable, inference: Inference) -> tuple[Outcome, tuple[str, ...]]:
+        version = servable.version
+        try:
+            enforced = servable.enforce(inference.raw, inference.params)
+        except InvalidInput as error:
+            self._emit(InputRefused(version.name, version.version, tuple(v.problem for v in error.violations)))
+            raise _invalid_input(version, error) from None
+        try:
+            answer = servable.batcher.submit(enforced.batch, enforced.params, inference.deadline)
+            if inference.deadline is None:
+                outcome = await answer
+            else:
+                async with asyncio.timeout_at(inference.deadline):
+                    outcome = await answer
+        except QueueFull:
+            message = f"{version.name} has as many requests waiting as it may"
+            raise Problem("OVERLOADED", message, retry_after=1) from None
+        except TimeoutError:
+            raise Problem("DEADLINE_EXCEEDED", "the caller's deadline passed before the answer came") from None
+        except RunnerTimeout as error:
+            raise Problem("DEADLINE_EXCEEDED", str(error)) from None
+        except RunnerCrashed as error:
+            self._emit(Crashed(version.name, version.version, str(error)))
+            message = f"the process of {version} ended while it worked on the request"
+            raise Problem("WORKER_CRASHED", message, retry_after=1) from None
+        except ModelError as error:
+            self._emit(PredictionFailed(version.name, version.version, str(error), error.trace))
+            kind = str(error).partition(":")[0]
+            raise Problem(
+                "PREDICTION_FAILED",
+                f"{version} raised {kind}",
+                hint="the gateway's log has the text and the traceback, under this request's id",
+            ) from None
+        return outcome, enforced.warnings
+
+    def _patience(self, inference: Inference) -> float:
+        """How long this request waits for a cold model, in seconds."""
+        if inference.deadline is None:
+            return self._cold_wait
+        return max(0.0, min(self._cold_wait, inference.deadline - asyncio.get_running_loop().time()))
+
+
+def _invalid_input(version: Version, error: InvalidInput) -> Problem:
+    details = [Detail(v.path, v.problem, v.expected, v.got) for v in error.violations]
+    count = error.total
+    what = "1 problem" if count == 1 else f"{count} problems"
+    return Problem("INVALID_INPUT", f"the input does not fit the signature of {version}: {what}", details=details)

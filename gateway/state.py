@@ -122,10 +122,6 @@ class State:
         rows = self._query("SELECT name, alias, last_good FROM alias WHERE registry = ?", registry)
         return {(name, alias): version for name, alias, version in rows}
 
-    def forget_alias(self, registry: str, name: str, alias: str) -> None:
-        with self._transaction() as db:
-            db.execute("DELETE FROM alias WHERE registry = ? AND name = ? AND alias = ?", (registry, name, alias))
-
     def begin_serving(self, registry: str, name: str, alias: str, served: Served) -> None:
         """Starts a stretch; the one before should have ended. Old ones beyond `HISTORY_KEPT` go."""
         with self._transaction() as db:
@@ -146,16 +142,16 @@ class State:
                 (ended, reason, registry, name, alias),
             )
 
-    def history(self, registry: str, name: str, alias: str) -> list[Served]:
-        """Oldest first."""
+    def histories(self, registry: str) -> dict[tuple[str, str], list[Served]]:
+        """What served, by (name, alias), oldest first."""
         rows = self._query(
-            "SELECT version, started, moved_by, ended, reason FROM history"
-            " WHERE registry = ? AND name = ? AND alias = ? ORDER BY id",
+            "SELECT name, alias, version, started, moved_by, ended, reason FROM history WHERE registry = ? ORDER BY id",
             registry,
-            name,
-            alias,
         )
-        return [Served(*row) for row in rows]
+        found: dict[tuple[str, str], list[Served]] = {}
+        for name, alias, *served in rows:
+            found.setdefault((name, alias), []).append(Served(*served))
+        return found
 
     # Measurements by digest: the same files need the same room, wherever they are registered.
 
@@ -175,3 +171,31 @@ class State:
     def close(self) -> None:
         with self._lock:
             self._db.close()
+
+
+class AliasMemory:
+    """One registry's part of the state, read once and written behind: calls return at once, `write` runs
+    the transaction elsewhere and in order."""
+
+    def __init__(self, state: State, registry: str, write: Callable[[Callable[[], None]], object]) -> None:
+        self._state = state
+        self._registry = registry
+        self._write = write
+        self._last_good = state.last_good(registry)
+        self._histories = state.histories(registry)
+
+    def last_good(self, name: str, alias: str) -> str | None:
+        return self._last_good.get((name, alias))
+
+    def history(self, name: str, alias: str) -> list[Served]:
+        return list(self._histories.get((name, alias), ()))
+
+    def save_last_good(self, name: str, alias: str, version: str) -> None:
+        self._last_good[name, alias] = version
+        self._write(lambda: self._state.save_last_good(self._registry, name, alias, version))
+
+    def begin_serving(self, name: str, alias: str, served: Served) -> None:
+        self._write(lambda: self._state.begin_serving(self._registry, name, alias, served))
+
+    def end_serving(self, name: str, alias: str, ended: float, reason: str) -> None:
+        self._write(lambda: self._state.end_serving(self._registry, name, alias, ended, reason))

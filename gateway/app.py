@@ -1,0 +1,328 @@
+"""The gateway put together: parts made from settings, started and stopped in order. Decides nothing itself.
+
+`Gateway` is everything that lives on one event loop; `serve` runs it behind a socket until it is told to
+stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+
+from gateway import events, http, logs
+from gateway.aliases import Aliases
+from gateway.artifacts import Artifacts
+from gateway.errors import Problem
+from gateway.ledger import Ledger
+from gateway.manager import Manager
+from gateway.metrics import Metrics
+from gateway.names import parse_reference
+from gateway.operations import Operations
+from gateway.packages import Packages, Policy, Prepared
+from gateway.registries.base import Model, Registry, RegistryInvalid, RegistryUnavailable, Snapshot
+from gateway.rollout import Policy as RolloutPolicy
+from gateway.runners.base import Runner
+from gateway.runners.inline import InlineRunner
+from gateway.servable import Options, Servable
+from gateway.service import Service
+from gateway.state import AliasMemory, State
+from gateway.watch import Watch
+
+if TYPE_CHECKING:
+    from gateway.settings import Settings
+
+log = logging.getLogger("gateway")
+
+#: A model younger than this, in seconds, is not evicted: loading it anew at once would serve nobody.
+MIN_RESIDENCY = 0.1
+CAPACITY_WAIT = 5.0
+IO_THREADS = 8
+
+
+class Gateway:
+    """All live state of one gateway. Made on a running event loop; `start` reads the registry."""
+
+    def __init__(self, settings: Settings, registry: Registry) -> None:
+        self.settings = settings
+        self.registry = registry
+        self.draining = False
+        self.metrics = Metrics()
+        self._io = ThreadPoolExecutor(IO_THREADS, thread_name_prefix="io")
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="state")
+        self._state = State(settings.state_dir)
+        self._artifacts = Artifacts(settings.cache_dir, disk_limit=settings.disk_limit)
+        self._packages = Packages(
+            self._artifacts, self._io, policy=self._policy, measured=self._state.measurement
+        )
+        self.ledger: Ledger[Servable] = Ledger(settings.memory_limit, min_residency=MIN_RESIDENCY)
+        self.manager = Manager(
+            self.ledger,
+            prepare=self._packages.get,
+            open_runner=self._open_runner,
+            options=self._options,
+            measured=self._remember_measurement,
+            emit=self._emit,
+            clock=time.monotonic,
+            max_concurrent_loads=settings.max_concurrent_loads,
+            capacity_wait=min(CAPACITY_WAIT, settings.cold_wait),
+        )
+        self.aliases = Aliases(
+            self.manager,
+            prepare=self._packages.get,
+            memory=AliasMemory(self._state, registry.identity, self._write_behind),
+            default_alias=settings.default_alias,
+            policy=self._rollout_policy,
+            emit=self._emit,
+        )
+        self.watch = Watch(
+            registry,
+            self._io,
+            interval=settings.poll_interval or registry.poll_interval,
+            apply=self.aliases.apply,
+            remember=self._remember_snapshot,
+            emit=self._emit,
+        )
+        default_model = settings.default_model
+        self.service = Service(
+            self.aliases,
+            self.manager,
+            default_model=None if default_model is None else parse_reference(default_model),
+            cold_wait=settings.cold_wait,
+            emit=self._emit,
+            stopping=lambda: self.draining and self._refusing,
+        )
+        self.operations = Operations(
+            self.aliases,
+            self.manager,
+            self.watch,
+            registry,
+            self._io,
+            preload=[parse_reference(reference) for reference in settings.preload],
+        )
+        self._refusing = False
+        self._tasks: list[asyncio.Task[Any]] = []
+        self._expose()
+
+    async def start(self) -> None:
+        """Reads the registry, or takes what it said last, and begins to follow it. Raises Problem."""
+        try:
+            await self.watch.look()
+        except Problem:
+            remembered = await self._blocking(lambda: self._state.snapshot(self.registry.identity))
+            if remembered is None:
+                raise
+            content, seen = remembered
+            log.warning("serving from what the registry said %.0f s ago", time.time() - seen)
+            self.watch.take(Snapshot.from_json(content), "registry")
+        loop = asyncio.get_running_loop()
+        self.metrics.lag.start(loop)
+        self._tasks.append(loop.create_task(self.watch.run(), name="watch"))
+        self._tasks.append(loop.create_task(self.operations.preload(), name="preload"))
+
+    def refuse(self) -> None:
+        """No new work from now on."""
+        self.draining = self._refusing = True
+
+    async def stop(self) -> None:
+        """Ends everything; requests in flight should have ended."""
+        self.refuse()
+        self.metrics.lag.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.aliases.close()
+        await self.manager.close()
+        await self._blocking(self._writer.shutdown)
+        self._state.close()
+        self.registry.close()
+        self._io.shutdown(wait=False)
+
+    # How a version becomes something that runs.
+
+    def _open_runner(self, prepared: Prepared) -> Runner:
+        own = self.settings.for_model(prepared.version.name)
+        return InlineRunner(
+            prepared.package, own.model_config_overrides, threads=own.threads or 1, timeout=own.timeout
+        )
+
+    def _options(self, name: str) -> Options:
+        own = self.settings.for_model(name)
+        return Options(enforcement=own.enforcement or self.settings.enforcement, max_queue=self.settings.max_queue)
+
+    def _policy(self, name: str, digest: str) -> Policy:
+        unsafe = "refuse" if self.settings.unsafe_formats == "refuse" else "allow"
+        return Policy(unsafe, self.settings.require_signature, self.settings.require_digest)
+
+    def _rollout_policy(self, model: Model) -> RolloutPolicy:
+        own = self.settings.for_model(model.name).rollout or self.settings.rollout
+        return RolloutPolicy.model_validate({**own, **model.rollout})
+
+    # What is remembered, behind the back of the loop.
+
+    def _write_behind(self, write: Callable[[], None]) -> None:
+        def attempt() -> None:
+            try:
+                write()
+            except Exception:
+                # The state makes a restart better; a full disk must not stop serving.
+                log.exception("the state could not be written")
+
+        self._writer.submit(attempt)
+
+    def _remember_snapshot(self, snapshot: Snapshot) -> None:
+        self._write_behind(lambda: self._state.save_snapshot(self.registry.identity, snapshot.to_json()))
+
+    def _remember_measurement(self, prepared: Prepared, size: int | None, seconds: float) -> None:
+        self._write_behind(lambda: self._state.save_measurement(prepared.digest, size, seconds))
+
+    async def _blocking(self, function: Callable[[], Any]) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._io, function)
+
+    # What happened, counted and said.
+
+    def _emit(self, event: events.Event) -> None:
+        count(self.metrics, event)
+        logs.say(event)
+
+    def _expose(self) -> None:
+        self.metrics.watch(
+            memory=self.operations.memory,
+            models=lambda: {
+                (s.version.name, s.version.version): self.ledger[s].bytes for s in self.manager if s in self.ledger
+            },
+            queue=self._queues,
+            aliases=lambda: {
+                (a.name, a.alias): (None if a.serving is None else a.serving.version, a.diverged) for a in self.aliases
+            },
+            disk=self._artifacts.bytes,
+            registry_age=self.watch.age,
+        )
+
+    def _queues(self) -> dict[str, tuple[int, int]]:
+        found: dict[str, tuple[int, int]] = {}
+        for servable in self.manager:
+            if servable in self.ledger:
+                queued, leased = found.get(servable.version.name, (0, 0))
+                leases = self.ledger[servable].leases
+                found[servable.version.name] = (queued + servable.queued, leased + leases)
+        return found
+
+
+def count(metrics: Metrics, event: events.Event) -> None:
+    """Gives an event to the metric that counts it."""
+    match event:
+        case events.Dispatched():
+            metrics.batch(event.model, event.rows)
+        case events.Loaded():
+            metrics.load(event.model, "success", event.seconds)
+        case events.LoadFailed():
+            metrics.load(event.model, "failure", event.seconds)
+        case events.Unloaded():
+            metrics.unload(event.model, event.reason)
+            metrics.forget(event.model, event.version)
+        case events.Swapped():
+            metrics.swap(event.model, event.alias, "success")
+        case events.SwapRefused():
+            metrics.swap(event.model, event.alias, "refused")
+        case events.Crashed():
+            metrics.crash(event.model)
+        case events.InputRefused():
+            for problem in event.problems:
+                metrics.rejection(problem)
+        case events.RegistryFailed():
+            metrics.registry_error()
+        case _:
+            pass
+
+
+class Server(uvicorn.Server):
+    """uvicorn, told to stop in the gateway's order: not ready, still accepting for `drain_delay`, then no
+    new work, requests in flight end, exit 0. A second signal ends at once."""
+
+    def __init__(self, config: uvicorn.Config, gateway: Gateway) -> None:
+        super().__init__(config)
+        self._gateway = gateway
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        if self._gateway.draining:
+            self.force_exit = self.should_exit = True
+            return
+        self._gateway.draining = True
+        log.info("%s: stopping", signal.Signals(sig).name)
+        asyncio.get_running_loop().call_later(self._gateway.settings.drain_delay, self._stop_accepting)
+
+    def _stop_accepting(self) -> None:
+        self.should_exit = True
+
+
+def serve(settings: Settings, registry: Registry, *, started: Callable[[str], None] = lambda url: None) -> int:
+    """Serves until SIGTERM or SIGINT. `started` is told the URL once requests are answered.
+
+    Returns the exit code. Raises OSError where the port cannot be had, RegistryInvalid and
+    RegistryUnavailable where there is nothing to serve.
+    """
+    bound = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound.bind((settings.host, settings.port))
+    logs.configure(settings.log_format, settings.log_level)
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            return runner.run(_serve(settings, registry, bound, started))
+    finally:
+        bound.close()
+
+
+async def _serve(
+    settings: Settings, registry: Registry, bound: socket.socket, started: Callable[[str], None]
+) -> int:
+    registry_error = await asyncio.to_thread(_first_look, registry)
+    gateway = Gateway(settings, registry)
+    try:
+        try:
+            await gateway.start()
+        except Problem:
+            if registry_error is not None:
+                raise registry_error from None
+            raise
+        config = uvicorn.Config(
+            http.build(gateway),
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            timeout_graceful_shutdown=max(1, int(settings.drain_timeout)),
+            backlog=2048,
+        )
+        server = Server(config, gateway)
+        bound.listen(2048)
+        host, port = bound.getsockname()[:2]
+        started(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+        await server.serve(sockets=[bound])
+    finally:
+        await gateway.stop()
+    return 0
+
+
+def _first_look(registry: Registry) -> RegistryInvalid | RegistryUnavailable | None:
+    """Why the registry cannot be read, so that the command line can say it in its own words."""
+    try:
+        registry.read()
+    except (RegistryInvalid, RegistryUnavailable) as error:
+        return error
+    return None
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop

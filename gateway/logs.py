@@ -1,0 +1,104 @@
+"""The log: one line for each load, swap, refusal, crash and failure, as text for people or JSON for machines.
+
+Turns events into lines. No row data, no key and no token ever stands in an event, so none reaches a line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import logging
+import sys
+from typing import Any, Literal
+
+import orjson
+
+from gateway import events
+from gateway.events import Event
+
+log = logging.getLogger("gateway")
+
+_LEVELS: dict[type, int] = {
+    events.LoadFailed: logging.WARNING,
+    events.SwapRefused: logging.WARNING,
+    events.Crashed: logging.ERROR,
+    events.PredictionFailed: logging.WARNING,
+    events.RegistryFailed: logging.ERROR,
+    events.Warned: logging.WARNING,
+}
+#: Too many to say one by one; metrics count them.
+_SILENT = (events.Dispatched, events.InputRefused)
+
+
+def say(event: Event) -> None:
+    """Writes the line of an event, if it has one."""
+    if isinstance(event, _SILENT) or (isinstance(event, events.RegistryRead) and not event.changed):
+        return
+    level = _LEVELS.get(type(event), logging.INFO)
+    if log.isEnabledFor(level):
+        log.log(level, sentence(event), extra={"event": event})
+
+
+def sentence(event: Event) -> str:
+    """What happened, in words."""
+    match event:
+        case events.Loaded():
+            return f"loaded {event.model}/{event.version} in {event.seconds:.3f} s, {event.bytes / 1e6:.1f} MB"
+        case events.LoadFailed():
+            return f"could not load {event.model}/{event.version}: {event.reason}{_indented(event.trace)}"
+        case events.Unloaded():
+            return f"unloaded {event.model}/{event.version}: {event.reason}"
+        case events.Swapped():
+            before = "" if event.previous is None else f", before {event.previous}"
+            return f"{event.model}@{event.alias} serves version {event.version}{before} ({event.moved_by})"
+        case events.SwapRefused():
+            return f"{event.model}@{event.alias} does not go to version {event.version}: {event.reason}"
+        case events.PredictionFailed():
+            return f"{event.model}/{event.version} raised {event.reason}{_indented(event.trace)}"
+        case events.Crashed():
+            return f"the process of {event.model}/{event.version} ended: {event.reason}"
+        case events.RegistryRead():
+            return f"read the registry: {event.models} models"
+        case events.RegistryFailed():
+            return f"the registry cannot be read, what it said last stays: {event.reason}"
+        case events.Warned():
+            return f"{event.model}/{event.version}: {event.message}"
+        case _:
+            return repr(event)
+
+
+def configure(form: Literal["auto", "json", "text"], level: str) -> None:
+    """Sends the log to standard error; `auto` is text on a terminal and JSON elsewhere."""
+    handler = logging.StreamHandler(sys.stderr)
+    as_json = form == "json" or (form == "auto" and not sys.stderr.isatty())
+    handler.setFormatter(JsonFormatter() if as_json else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    # They say at every request what the metrics say better.
+    for name in ("httpx", "httpcore", "uvicorn.access"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, message, and the fields of the event."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        moment = datetime.datetime.fromtimestamp(record.created, datetime.timezone.utc)
+        line: dict[str, Any] = {
+            "time": moment.isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        event = getattr(record, "event", None)
+        if dataclasses.is_dataclass(event) and not isinstance(event, type):
+            line["event"] = type(event).__name__
+            line |= {key: value for key, value in dataclasses.asdict(event).items() if key not in line}
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return orjson.dumps(line, default=str).decode()
+
+
+def _indented(trace: str) -> str:
+    return "".join(f"\n    {line}" for line in trace.rstrip().splitlines()) if trace else ""
