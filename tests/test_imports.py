@@ -21,8 +21,8 @@ FORBIDDEN = frozenset({"pickle", "cloudpickle", "joblib", "dill", "sklearn", "to
 """What nothing in `gateway` imports, wherever it stands: it executes models, or is a framework."""
 
 PURE = frozenset({"names", "errors", "events", "ledger", "eviction", "admission"})
-CONFIGURED = PURE | {"settings", "plugins", "state", "rollout"}
-FAMILIES = frozenset({"registries", "artifacts", "mlflow_client", "runners"})
+CONFIGURED = PURE | {"settings", "plugins", "state", "rollout", "cgroup", "yamltext"}
+FAMILIES = frozenset({"registries", "artifacts", "staging", "mlflow_client", "runners"})
 LIVE = frozenset({"servable", "manager", "batching", "aliases"})
 SERVICE = CONFIGURED | FAMILIES | LIVE | {"service", "operations"}
 
@@ -47,6 +47,8 @@ FAMILY_LIBRARIES = frozenset(
 LAYERS: dict[str, Layer] = {
     **dict.fromkeys(PURE, Layer(PURE, NO_LIBRARY)),
     "settings": Layer(CONFIGURED, frozenset({"pydantic", "pydantic_core", "yaml", "platformdirs"})),
+    "cgroup": Layer(NO_LIBRARY, NO_LIBRARY),
+    "yamltext": Layer(NO_LIBRARY, frozenset({"yaml"})),
     "plugins": Layer(CONFIGURED, frozenset({"pydantic"})),
     "state": Layer(CONFIGURED, frozenset({"pydantic", "platformdirs"})),
     "rollout": Layer(CONFIGURED, frozenset({"pydantic"}), loaders=True),

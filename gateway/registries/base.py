@@ -6,9 +6,14 @@ Knows no file, no server and no cache. The members of this family are plain clas
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from gateway.names import Reference
 
 
 class RegistryError(Exception):
@@ -150,3 +155,47 @@ class Registry(Protocol):
         """
 
     def close(self) -> None: ...
+
+
+def resolve(
+    snapshot: Snapshot, reference: Reference, default_alias: Sequence[str] = ("champion",)
+) -> Version:
+    """The version that a `models:/` reference means now. A bare name means its first alias of
+    `default_alias` that exists. Raises NotInRegistry, with the contract's code and what there is instead."""
+    model = snapshot.models.get(reference.name)
+    if model is None:
+        # Anybody may ask for any name: what is compared is bounded, however large the registry.
+        alike = (name for name in snapshot.models if name[:1].lower() == reference.name[:1].lower())
+        near = difflib.get_close_matches(reference.name, islice(alike, 200), n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else None
+        raise NotInRegistry("MODEL_NOT_FOUND", f"there is no model {reference.name!r} in the registry", hint)
+    if reference.version is not None:
+        return _version(model, reference.version, f"{model.name} has no version {reference.version}")
+    if reference.latest:
+        latest = model.latest()
+        if latest is None:
+            raise NotInRegistry("VERSION_NOT_FOUND", f"{model.name} has no versions")
+        return latest
+    wanted = [reference.alias] if reference.alias is not None else list(default_alias)
+    for alias in wanted:
+        if alias in model.aliases:
+            version = model.aliases[alias].version
+            missing = f"the alias {alias} of {model.name} points to version {version}, which is not there"
+            return _version(model, version, missing)
+    raise NotInRegistry(
+        "ALIAS_NOT_FOUND",
+        f"{model.name} has no alias {' or '.join(wanted)}",
+        f"aliases of {model.name}: {_some(sorted(model.aliases))}",
+    )
+
+
+def _version(model: Model, version: str, otherwise: str) -> Version:
+    if version in model.versions:
+        return model.versions[version]
+    known = _some(sorted(model.versions, key=int, reverse=True))
+    raise NotInRegistry("VERSION_NOT_FOUND", otherwise, f"versions of {model.name}: {known}")
+
+
+def _some(names: Sequence[str]) -> str:
+    """At most twenty of them, for a hint."""
+    return ", ".join(names[:20]) + (", …" if len(names) > 20 else "") if names else "none"

@@ -1,0 +1,69 @@
+"""How much memory this process may use: what its control group allows, or the machine has.
+
+Reads the kernel's files, of control groups version 1 and 2. The roots are arguments, for containers that
+mount them elsewhere and for tests.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path, PurePosixPath
+
+ROOT = Path("/sys/fs/cgroup")
+PROC = Path("/proc")
+
+
+def memory_total(root: Path = ROOT, proc: Path = PROC) -> int:
+    """Bytes: the tightest limit of this process's control group and those above it, at most what the
+    machine has."""
+    machine = _machine_memory(proc)
+    return min([machine, *(limit for limit in _limits(root, proc) if limit > 0)])
+
+
+def _machine_memory(proc: Path) -> int:
+    try:
+        for line in (proc / "meminfo").read_text().splitlines():
+            if line.startswith("MemTotal:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass  # not Linux
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _limits(root: Path, proc: Path) -> list[int]:
+    found = []
+    for mount, name, group in _groups(root, proc):
+        # In a container the path may be the host's: then only the root of the mount exists.
+        for place in (group, *group.parents):
+            limit = _number(mount / str(place).lstrip("/") / name)
+            if limit is not None:
+                found.append(limit)
+    return found
+
+
+def _groups(root: Path, proc: Path) -> list[tuple[Path, str, PurePosixPath]]:
+    """(mount, name of the file with the limit, this process's path) for each version in use."""
+    top = PurePosixPath("/")
+    groups = [(root, "memory.max", top), (root / "memory", "memory.limit_in_bytes", top)]
+    try:
+        lines = (proc / "self" / "cgroup").read_text().splitlines()
+    except OSError:
+        return groups
+    for line in lines:
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if not path.startswith("/") or ".." in PurePosixPath(path).parts:
+            continue
+        if not controllers:
+            groups.append((root, "memory.max", PurePosixPath(path)))
+        elif "memory" in controllers.split(","):
+            groups.append((root / "memory", "memory.limit_in_bytes", PurePosixPath(path)))
+    return groups
+
+
+def _number(file: Path) -> int | None:
+    """The number in a file; None for `max` and for a file that is not there."""
+    try:
+        return int(file.read_text())
+    except (OSError, ValueError):
+        return None

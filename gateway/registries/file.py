@@ -1,0 +1,438 @@
+"""The registry in one file: read by content, written under a lock with an atomic rename.
+
+Reading opens the file each time, so an editor's rename, a write in place and the symlink swap of a
+ConfigMap are all seen. Writing changes only the entries that it must and keeps comments and order
+(JSON: order and indentation). Model directories are copied to `models/NAME/VERSION` beside the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import logging
+import os
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+from filelock import FileLock, Timeout
+
+from gateway import yamltext
+from gateway.names import check_alias, check_name
+from gateway.registries import document
+from gateway.registries.base import (
+    Alias,
+    Model,
+    NotInRegistry,
+    PreconditionFailed,
+    RegistryError,
+    RegistryInvalid,
+    RegistryReadOnly,
+    RegistryUnavailable,
+    Snapshot,
+    Version,
+)
+from gateway.staging import Staging, UnfitPackage, copy_file, package_files, sweep, sync_directory, sync_tree
+from loaders import package as packages
+
+log = logging.getLogger("gateway.registries.file")
+
+STORE: Final = "models"
+LOCK_SECONDS: Final = 30.0
+# A file younger than this may still be being written in place: half of a document can be a valid one.
+SETTLE_SECONDS: Final = 0.05
+_SETTLE_READS: Final = 40
+
+
+class FileRegistry:
+    """A registry file, YAML or (by its ending `.json`) JSON. See `Registry` for what the methods do.
+
+    `create`: `add_version` makes a file that does not exist. `now` and `pause` are arguments for tests.
+    """
+
+    poll_interval = 1.0
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        create: bool = False,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
+        path = target.removeprefix("file://") if target.startswith("file://") else target
+        self._path = Path(os.path.abspath(os.path.expanduser(path)))
+        self._form: document.Form = "json" if self._path.suffix.lower() == ".json" else "yaml"
+        self._create = create
+        self._now = now
+        self._pause = pause
+        self._last: Snapshot | None = None
+        self.target = str(self._path)
+        self.identity = f"file:{os.path.realpath(self._path.parent)}/{self._path.name}"
+
+    def __repr__(self) -> str:
+        return f"<FileRegistry {self.target}>"
+
+    @property
+    def writable(self) -> bool:
+        return self._why_not_writable() is None
+
+    def read(self) -> Snapshot:
+        content = self._settled()
+        return self._snapshot(content)
+
+    def set_alias(
+        self,
+        name: str,
+        alias: str,
+        version: str,
+        *,
+        expect: str | None = None,
+        absent: bool = False,
+        forced: bool = False,
+        back: bool = False,
+    ) -> Snapshot:
+        check_alias(alias)
+        with self._writing():
+            content = self._content()
+            snapshot = self._snapshot(content)
+            model = _model(snapshot, name)
+            if version not in model.versions:
+                hint = f"versions of {name}: {', '.join(sorted(model.versions, key=int)) or 'none'}"
+                raise NotInRegistry("VERSION_NOT_FOUND", f"{name} has no version {version}", hint)
+            current = model.aliases.get(alias)
+            stands = None if current is None else current.version
+            if (expect is not None and stands != expect) or (absent and stands is not None):
+                wanted = "it to be absent" if absent else f"version {expect}"
+                found = "it does not exist" if stands is None else f"it points to version {stands}"
+                raise PreconditionFailed(f"{name}@{alias}: expected {wanted}, but {found}", stands)
+            changes = _move(name, alias, current, version, forced=forced, back=back)
+            return self._write(content, changes) if changes else snapshot
+
+    def delete_alias(self, name: str, alias: str) -> Snapshot:
+        with self._writing():
+            content = self._content()
+            model = _model(self._snapshot(content), name)
+            if alias not in model.aliases:
+                hint = f"aliases of {name}: {', '.join(sorted(model.aliases)) or 'none'}"
+                raise NotInRegistry("ALIAS_NOT_FOUND", f"{name} has no alias {alias}", hint)
+            return self._write(content, [(("models", name, "aliases", alias), None)])
+
+    def add_version(
+        self,
+        name: str,
+        package: str,
+        digest: str,
+        *,
+        tags: Mapping[str, str] | None = None,
+        alias: str | None = None,
+    ) -> Version:
+        check_name(name)
+        if alias is not None:
+            check_alias(alias)
+        if (reason := self._why_not_writable()) is not None:
+            raise RegistryReadOnly(reason)
+        if not self._create and not self._path.exists():
+            raise RegistryUnavailable(f"{self.target} does not exist")
+        base = self._real().parent
+        store = base / STORE
+        try:
+            store.mkdir(parents=True, exist_ok=True)
+            sweep(store)
+            with Staging(store) as staged:
+                # Copied before the lock is taken: a large model must not keep a promotion waiting.
+                known = self._with_digest(name, digest)
+                if known is None:
+                    _copy(package, staged.path, digest)
+                with self._writing():
+                    return self._enter(name, staged, store, digest, tags or {}, alias, package)
+        except OSError as error:
+            raise RegistryUnavailable(f"{store} cannot be written: {error.strerror or error}") from error
+
+    def close(self) -> None:
+        """Nothing is held between calls."""
+
+    def _enter(
+        self,
+        name: str,
+        staged: Staging,
+        store: Path,
+        digest: str,
+        tags: Mapping[str, str],
+        alias: str | None,
+        package: str,
+    ) -> Version:
+        """Gives the staged copy the next number and writes its entry, under the lock."""
+        content = self._content() if self._path.exists() else None
+        models = {} if content is None else self._snapshot(content).models
+        model = models.get(name, Model(name, {}, {}))
+        version = next((v for v in model.versions.values() if v.digest == digest), None)
+        changes: list[tuple[Sequence[str], Any]] = []
+        if version is None:
+            directory = store / _directory(name)
+            directory.mkdir(exist_ok=True)
+            number = str(_next_number(model, directory))
+            if not any(staged.path.iterdir()):
+                _copy(package, staged.path, digest)  # the version it was equal to was removed meanwhile
+            # The files first, then the entry: a crash between the two leaves a directory without an
+            # entry, whose number is not used again, and never an entry without its files.
+            staged.publish(directory / number)
+            source = f"{STORE}/{directory.name}/{number}"
+            created = self._now().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            entry: dict[str, Any] = {"source": source, "digest": digest, "created": created}
+            if tags:
+                entry["tags"] = {str(key): str(value) for key, value in tags.items()}
+            changes.append((("models", name, "versions", number), entry))
+            tags = entry.get("tags", {})
+            version = Version(name, number, str(directory / number), digest, created, tags)
+        if alias is not None:
+            changes += _move(name, alias, model.aliases.get(alias), version.version, forced=False, back=False)
+        if changes:
+            snapshot = self._write(content, changes)
+            return snapshot.models[name].versions[version.version]
+        return version
+
+    def _with_digest(self, name: str, digest: str) -> Version | None:
+        if not self._path.exists():
+            return None
+        model = self._snapshot(self._content()).models.get(name)
+        return next((v for v in model.versions.values() if v.digest == digest), None) if model else None
+
+    # -- reading
+
+    def _content(self) -> bytes:
+        try:
+            return self._path.read_bytes()
+        except FileNotFoundError:
+            raise RegistryUnavailable(f"{self.target} does not exist") from None
+        except OSError as error:
+            raise RegistryUnavailable(f"{self.target} cannot be read: {error.strerror or error}") from error
+
+    def _settled(self) -> bytes:
+        """The content, once two reads of a freshly changed file are equal."""
+        content = self._content()
+        last = self._last
+        if last is not None and last.stamp == self._stamp(content):
+            return content
+        for _ in range(_SETTLE_READS):
+            with contextlib.suppress(OSError):  # gone between the two: the next read says so
+                if abs(time.time() - self._path.stat().st_mtime) > SETTLE_SECONDS:
+                    return content
+            self._pause(SETTLE_SECONDS)
+            again = self._content()
+            if again == content:
+                return content
+            content = again
+        raise RegistryUnavailable(f"{self.target} does not stop changing")
+
+    def _snapshot(self, content: bytes) -> Snapshot:
+        stamp = self._stamp(content)
+        last = self._last
+        if last is None or last.stamp != stamp:
+            models = document.parse(content, self._form, target=self.target, base=str(self._real().parent))
+            self._last = last = Snapshot(models, stamp)
+        return last
+
+    def _stamp(self, content: bytes) -> str:
+        return hashlib.sha256(os.fsencode(self._real().parent) + b"\0" + content).hexdigest()
+
+    def _real(self) -> Path:
+        """The file that the path leads to. The links of a ConfigMap's mount are not followed: they change
+        with every update, and what is beside the file stays where the mount is."""
+        path = self._path
+        for _ in range(40):
+            try:
+                target = os.readlink(path)
+            except OSError:
+                break
+            if target.startswith("..") and target.split("/")[0] != "..":
+                break
+            path = Path(os.path.normpath(path.parent / target))
+        return path
+
+    # -- writing
+
+    def _why_not_writable(self) -> str | None:
+        real = self._real()
+        with contextlib.suppress(OSError):
+            if real.is_symlink():
+                return f"{self.target} is mounted from a ConfigMap: change it there"
+        try:
+            mode = real.stat().st_mode
+        except FileNotFoundError:
+            parent = next(p for p in real.parents if p.exists())
+            return None if os.access(parent, os.W_OK) else f"{parent} cannot be written by this user"
+        except OSError as error:
+            return f"{self.target}: {error.strerror or error}"
+        # The superuser may write everything; a file that nobody may write is meant to stay as it is.
+        if not mode & 0o222 or not os.access(real, os.W_OK):
+            return f"{self.target} is read-only here: change it where it comes from, or make it writable"
+        if not os.access(real.parent, os.W_OK):
+            return f"the directory of {self.target} is read-only here: change the file where it comes from"
+        return None
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """The one writer at a time, over all processes."""
+        if (reason := self._why_not_writable()) is not None:
+            raise RegistryReadOnly(reason)
+        real = self._real()
+        if not real.parent.is_dir():
+            raise RegistryUnavailable(f"{self.target} does not exist")
+        lock = FileLock(real.parent / f".{real.name}.lock", timeout=LOCK_SECONDS)
+        try:
+            lock.acquire()
+        except Timeout:
+            seconds = f"{LOCK_SECONDS:.0f} s"
+            raise RegistryUnavailable(
+                f"{self.target}: {lock.lock_file} has been held for {seconds}"
+            ) from None
+        except OSError as error:
+            raise RegistryReadOnly(f"{self.target} cannot be locked: {error.strerror or error}") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _write(self, content: bytes | None, changes: Sequence[tuple[Sequence[str], Any]]) -> Snapshot:
+        """Puts the changes into the content and the result in the file's place. Nobody sees less than all."""
+        new, kept = _changed(content, changes, self._form)
+        if not kept:
+            log.warning("%s could not be edited in place: written anew, without its comments", self.target)
+        base = str(self._real().parent)
+        try:
+            models = document.parse(new, self._form, target=self.target, base=base)
+        except RegistryInvalid as error:
+            raise RegistryError(f"not written, because after the change {error}") from error
+        self._replace(new)
+        self._last = last = Snapshot(models, self._stamp(new))
+        return last
+
+    def _replace(self, content: bytes) -> None:
+        real = self._real()
+        for leftover in real.parent.glob(f".{real.name}.*.tmp"):
+            leftover.unlink(missing_ok=True)  # of a writer that died: the lock is ours
+        temporary = real.parent / f".{real.name}.{uuid.uuid4().hex}.tmp"
+        try:
+            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            try:
+                with contextlib.suppress(FileNotFoundError):  # a new file has the mode of the umask
+                    _keep_owner_and_mode(handle, real.stat())
+                view = memoryview(content)
+                while view:
+                    view = view[os.write(handle, view) :]
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+            os.replace(temporary, real)
+            sync_directory(real.parent)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            if error.errno in (errno.EBUSY, errno.EROFS):
+                reason = f"{error.strerror}; mount its directory, not the file alone"
+                raise RegistryReadOnly(f"{self.target} cannot be replaced: {reason}") from error
+            raise RegistryUnavailable(f"{self.target} cannot be written: {error.strerror}") from error
+
+
+def _model(snapshot: Snapshot, name: str) -> Model:
+    model = snapshot.models.get(name)
+    if model is None:
+        raise NotInRegistry("MODEL_NOT_FOUND", f"there is no model {name!r} in the registry")
+    return model
+
+
+def _move(
+    name: str, alias: str, current: Alias | None, version: str, *, forced: bool, back: bool
+) -> list[tuple[Sequence[str], Any]]:
+    """The changes to the document that point an alias to a version; none if it is there already."""
+    if current is None:
+        new = Alias(version, forced=forced)
+    elif current.version == version:
+        new = replace(current, forced=current.forced or forced)
+    elif back:
+        # Back to where it was: what lies after that point of its past is no longer behind it.
+        earlier = current.previous
+        new = replace(
+            current,
+            version=version,
+            previous=earlier[earlier.index(version) + 1 :] if version in earlier else earlier,
+            forced=forced,
+        )
+    else:
+        previous = (current.version, *current.previous)[: document.MAX_PREVIOUS]
+        new = replace(current, version=version, previous=previous, forced=forced)
+    if new == current:
+        return []
+    path = ("models", name, "aliases", alias)
+    value = document.alias_value(new)
+    if current is None or isinstance(value, str) or isinstance(document.alias_value(current), str):
+        return [(path, value)]
+    # A mapping stays one, key by key, so that what the user keeps in it (`x-` keys, comments) stays too.
+    old = document.alias_value(current)
+    assert isinstance(old, dict)
+    keys = dict.fromkeys((*value, *old))
+    return [((*path, key), value.get(key)) for key in keys if value.get(key) != old.get(key)]
+
+
+def _changed(
+    content: bytes | None, changes: Sequence[tuple[Sequence[str], Any]], form: document.Form
+) -> tuple[bytes, bool]:
+    """The document with the changes, and whether what else is in it was kept."""
+    if form == "json":
+        text = "" if content is None else content.decode("utf-8-sig")
+        value: Any = {"version": 1} if content is None else json.loads(text)
+        for path, item in changes:
+            value = yamltext.put(value, path, item)
+        found = re.match(r"\s*\{[^\S\n]*\n([ \t]+)", text)
+        indent = found[1] if found else "  " if content is None else None
+        return (json.dumps(value, indent=indent, ensure_ascii=False) + "\n").encode(), True
+    text = "version: 1\n" if content is None else content.decode("utf-8-sig")
+    new, kept = yamltext.changed(text, changes)
+    return new.encode(), kept
+
+
+def _keep_owner_and_mode(handle: int, like: os.stat_result) -> None:
+    mine = os.fstat(handle)
+    if (mine.st_uid, mine.st_gid) != (like.st_uid, like.st_gid):
+        # Only the superuser gives files away; for others the new file is theirs, as with any editor.
+        with contextlib.suppress(PermissionError):
+            os.fchown(handle, like.st_uid, like.st_gid)
+    os.fchmod(handle, like.st_mode & 0o7777)
+
+
+def _copy(package: str, to: Path, digest: str) -> None:
+    """Copies a model directory and makes sure that it is the one the digest stands for."""
+    try:
+        for relative, file, _ in package_files(Path(package)):
+            target = to / relative
+            target.parent.mkdir(parents=True, exist_ok=True)
+            copy_file(file, target)
+    except UnfitPackage as error:
+        raise RegistryError(f"{package}: {error}") from None
+    except FileNotFoundError as error:
+        raise RegistryError(f"{package}: {error.strerror}: {error.filename}") from error
+    if (found := packages.digest(to)) != digest:
+        raise RegistryError(f"{package} changed while it was copied: {digest} became {found}")
+    sync_tree(to)
+
+
+def _next_number(model: Model, directory: Path) -> int:
+    """One more than any version ever entered or stored: a number is never used twice."""
+    stored = [int(name) for name in os.listdir(directory) if re.fullmatch(r"[1-9][0-9]{0,17}", name)]
+    return max([0, *stored, *(int(version) for version in model.versions)]) + 1
+
+
+def _directory(name: str) -> str:
+    """A model's name as one directory's name: percent-encoded, never hidden, short enough for any disk."""
+    encoded = re.sub(r"\A\.", "%2E", quote(name, safe=" @+,=()"))
+    if len(encoded) <= 200:
+        return encoded
+    return f"{encoded[:150]}-{hashlib.sha256(name.encode()).hexdigest()[:32]}"

@@ -1,0 +1,392 @@
+"""The operator's settings: what they are, what they mean, and where each value came from.
+
+A flag wins over the environment (`GATEWAY_…`, nested with `__`), the environment over `gateway.yaml`,
+that over the default. All problems are reported at once, each with its place. Knows no part that is
+configured.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import platformdirs
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+)
+
+from gateway import cgroup, yamltext
+from gateway.names import check_alias, parse_uri
+
+PREFIX: Final = "GATEWAY_"
+FILE: Final = "gateway.yaml"
+
+# Of the commands, not of the server; and what the tests are told by.
+_NOT_SETTINGS = frozenset({"GATEWAY_CONFIG", "GATEWAY_URL", "GATEWAY_ADMIN_KEY", "GATEWAY_TEST_ALL"})
+# What Kubernetes puts into every container for a Service named gateway, or gateway-something.
+_INJECTED_NAME = re.compile(
+    r"GATEWAY_(.*_)?(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)\Z"
+)
+_INJECTED_VALUE = re.compile(r"(tcp|udp|sctp)://")
+
+_SECONDS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_BYTES = {"": 1, "b": 1, **{f"{u}{b}": 1000**i for i, u in enumerate("kmgt", 1) for b in ("", "b")}}
+_BYTES |= {f"{u}{b}": 1024**i for i, u in enumerate("kmgt", 1) for b in ("i", "ib")}
+_QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z%]*)\s*\Z")
+
+
+class SettingsError(ValueError):
+    """The settings are wrong. `problems`: (place, what is wrong), all of them; a place is a flag, a
+    variable or a file with a key."""
+
+    def __init__(self, problems: list[tuple[str, str]]) -> None:
+        super().__init__("\n".join(f"{place}: {problem}" for place, problem in problems))
+        self.problems = problems
+
+
+def seconds(value: object) -> object:
+    """`5s`, `2m`, `250ms`, `1h` or a number, as seconds."""
+    match = _QUANTITY.match(value) if isinstance(value, str) else None
+    if match is None:
+        if isinstance(value, str):
+            raise ValueError("write seconds, or a duration such as 5s or 2m")
+        return value
+    number, unit = match.groups()
+    if unit not in _SECONDS:
+        raise ValueError(f"{unit} is no unit of time; write ms, s, m, h or d")
+    return float(number) * _SECONDS[unit]
+
+
+def size(value: object, total: int | None = None) -> object:
+    """`20GB` (powers of 1000), `16Gi` (of 1024), a share of `total` such as `70%`, or a number, as bytes."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if not isinstance(value, str):
+        return value
+    match = _QUANTITY.match(value)
+    if match is None:
+        raise ValueError("write bytes, or a size such as 20GB, 16Gi or 70%")
+    number, unit = match.groups()
+    if unit == "%":
+        if total is None:
+            raise ValueError("a share means nothing here; write a size such as 32MiB")
+        if not 0 < float(number) <= 100:
+            raise ValueError("a share must be more than 0% and at most 100%")
+        return int(total * float(number) / 100)
+    if unit.lower() not in _BYTES:
+        raise ValueError(f"{unit} is no unit of size; write KB, MB, GB, TB, Ki, Mi, Gi, Ti or %")
+    return int(float(number) * _BYTES[unit.lower()])
+
+
+def _memory(value: object, info: ValidationInfo) -> object:
+    if not isinstance(value, str) or "%" not in value:
+        return size(value)
+    return size(value, (info.context or {}).get("memory_total") or cgroup.memory_total())
+
+
+def _disk(value: object, info: ValidationInfo) -> object:
+    cache_dir = info.data.get("cache_dir")
+    if not isinstance(value, str) or "%" not in value or cache_dir is None:
+        return size(value)
+    there = next(path for path in (cache_dir, *cache_dir.parents) if path.exists())
+    return size(value, shutil.disk_usage(there).total)
+
+
+def _listed(value: object) -> object:
+    """A list, or text with commas: what a flag or variable can say."""
+    if isinstance(value, str):
+        return [item.strip() for item in value.split(",") if item.strip()]
+    return value
+
+
+def _quantity(pattern: str, what: str) -> WithJsonSchema:
+    """How a duration or size is described: what may be written, not what it is read as."""
+    text = {"type": "string", "pattern": pattern}
+    return WithJsonSchema({"anyOf": [{"type": "number", "minimum": 0}, text], "description": what})
+
+
+_DURATION_SCHEMA = _quantity(
+    r"^\s*\d+(\.\d+)?\s*(ms|s|m|h|d)?\s*$", "seconds, or a duration such as 5s or 2m"
+)
+_SIZE_SCHEMA = _quantity(r"^\s*\d+(\.\d+)?\s*[A-Za-z%]*\s*$", "bytes, or a size such as 20GB, 16Gi or 70%")
+
+Duration = Annotated[float, BeforeValidator(seconds), Field(ge=0, allow_inf_nan=False), _DURATION_SCHEMA]
+Memory = Annotated[int, BeforeValidator(_memory), Field(gt=0), _SIZE_SCHEMA]
+Size = Annotated[int, BeforeValidator(size), Field(gt=0), _SIZE_SCHEMA]
+Isolation = Literal["auto", "process", "inline"]
+Enforcement = Literal["strict", "warn", "mlflow"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class Rollout(_Part):
+    """How an alias moves. `gate`: what a new version must pass beside loading and warming up."""
+
+    gate: Literal["compatible", "none"] = "compatible"
+
+
+class Batch(_Part):
+    """Whether requests may share a call of the model, and how many rows a call has at most."""
+
+    enabled: bool = True
+    max_rows: Annotated[int, Field(ge=1)] = 1024
+
+
+def _batch(value: object) -> object:
+    return {"enabled": value} if isinstance(value, bool | str) else value
+
+
+class ModelSettings(_Part):
+    """The settings of one model, or of all whose names match a pattern. None: as the gateway's own
+    setting of that name says, or no limit."""
+
+    isolation: Isolation | None = None
+    processes: Annotated[int, Field(ge=1, le=64)] = 1
+    threads: Annotated[int, Field(ge=1)] | None = None
+    timeout: Duration | None = None
+    memory: Memory | None = None
+    pin: bool = False
+    idle_ttl: Duration | None = None
+    batch: Annotated[Batch, BeforeValidator(_batch)] = Batch()
+    # `model_config` is pydantic's own word, so the field has another name here.
+    config: dict[str, Any] = Field(default_factory=dict, alias="model_config")
+    environment: Literal["same"] = "same"
+    rollout: Rollout | None = None
+    enforcement: Enforcement | None = None
+
+
+class Settings(_Part):
+    """All settings, with their defaults. Durations are seconds, sizes bytes."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8080
+    registry: str | None = None
+    cache_dir: Path = Field(default_factory=lambda: Path(platformdirs.user_cache_dir("model-gateway")))
+    state_dir: Path = Field(default_factory=lambda: Path(platformdirs.user_state_dir("model-gateway")))
+    poll_interval: Annotated[Duration, Field(gt=0)] | None = None
+    default_alias: Annotated[list[str], BeforeValidator(_listed), Field(min_length=1)] = ["champion"]
+    default_model: str | None = None
+    preload: Annotated[list[str], BeforeValidator(_listed)] = []
+    enforcement: Enforcement = "strict"
+    unsafe_formats: Literal["allow", "allowlist", "refuse"] = "allow"
+    unsafe_allowlist: Annotated[list[str], BeforeValidator(_listed)] = []
+    require_signature: bool = False
+    require_digest: bool = False
+    isolation: Isolation = "auto"
+    memory_limit: Memory = Field(default="70%", validate_default=True)
+    disk_limit: Annotated[int, BeforeValidator(_disk), Field(gt=0), _SIZE_SCHEMA] = 20 * 1000**3
+    max_concurrent_loads: Annotated[int, Field(ge=1)] = 2
+    cold_wait: Duration = 30.0
+    max_body_bytes: Size = 32 * 1024**2
+    max_inflight_bytes: Size = 256 * 1024**2
+    max_queue: Annotated[int, Field(ge=1)] = 1000
+    drain_delay: Duration = 0.0
+    drain_timeout: Duration = 30.0
+    admin_key_file: Path | None = None
+    webhook_secret_file: Path | None = None
+    log_format: Literal["auto", "json", "text"] = "auto"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    rollout: Rollout = Rollout()
+    models: dict[str, ModelSettings] = {}
+
+    _sources: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @field_validator("default_alias")
+    @classmethod
+    def _aliases(cls, value: list[str]) -> list[str]:
+        for alias in value:
+            check_alias(alias)
+        return value
+
+    @field_validator("default_model", "preload")
+    @classmethod
+    def _references(cls, value: str | list[str] | None) -> str | list[str] | None:
+        for text in [value] if isinstance(value, str) else value or []:
+            parse_uri(text)
+        return value
+
+    @field_validator("cache_dir", "state_dir", "admin_key_file", "webhook_secret_file")
+    @classmethod
+    def _paths(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.expanduser().absolute()
+
+    def for_model(self, name: str) -> ModelSettings:
+        """What holds for one model; its `isolation`, `enforcement` and `rollout` are never None.
+
+        Entries whose pattern matches are merged in the order they are written, later over earlier, and the
+        entry with exactly this name over all of them.
+        """
+        entries = [(key, part) for key, part in self.models.items() if key == name or fnmatchcase(name, key)]
+        entries.sort(key=lambda entry: entry[0] == name)
+        merged: dict[str, Any] = {
+            **ModelSettings().__dict__,
+            **{name: getattr(self, name) for name in ("isolation", "enforcement", "rollout")},
+        }
+        for _, part in entries:
+            for field in part.model_fields_set:
+                value = getattr(part, field)
+                if value is not None:
+                    merged[field] = {**merged[field], **value} if field == "config" else value
+        return ModelSettings.model_construct(**merged)
+
+    def sources(self) -> dict[str, str]:
+        """Where each value came from, by its dotted name: `flag --port`, `GATEWAY_PORT`, a file's path or
+        `default`."""
+        return {**dict.fromkeys(type(self).model_fields, "default"), **self._sources}
+
+
+def load(
+    flags: Mapping[str, Any],
+    environ: Mapping[str, str],
+    config: Path | None = None,
+    *,
+    directory: Path = Path(),
+    cgroup_root: Path = cgroup.ROOT,
+) -> Settings:
+    """The effective settings. `flags` by the settings' names; None as a value: not given. `config`: the
+    file; else the one that GATEWAY_CONFIG names, else `gateway.yaml` in `directory` if there is one.
+
+    Raises SettingsError with all problems.
+    """
+    problems: list[tuple[str, str]] = []
+    sources: dict[str, str] = {}
+    merged: dict[str, Any] = {}
+    file = config or (Path(environ["GATEWAY_CONFIG"]) if environ.get("GATEWAY_CONFIG") else None)
+    if file is None and (directory / FILE).is_file():
+        file = directory / FILE
+    if file is not None:
+        _merge(merged, _from_file(file, problems), str(file), sources)
+    for name in sorted(environ):
+        path = _variable_path(name, environ[name])
+        if path is None or not environ[name]:
+            continue
+        try:
+            _merge(merged, _nested(path, _from_text(environ[name])), name, sources)
+        except ValueError as error:
+            problems.append((name, f"not JSON, though it begins like it: {error}"))
+    for name, value in flags.items():
+        if value is not None:
+            _merge(merged, {name: value}, f"flag --{name.replace('_', '-')}", sources)
+    try:
+        settings = Settings.model_validate(merged, context={"memory_total": cgroup.memory_total(cgroup_root)})
+    except ValidationError as error:
+        problems += [_told(item, sources) for item in error.errors(include_url=False, include_input=False)]
+    if problems:
+        raise SettingsError(problems)
+    settings._sources.update({name: source for name, source in sources.items() if name})
+    return settings
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of `gateway.yaml`."""
+    return Settings.model_json_schema(by_alias=True)
+
+
+def _from_file(file: Path, problems: list[tuple[str, str]]) -> dict[str, Any]:
+    try:
+        twice: list[tuple[str, str]] = []
+        value = yamltext.data(
+            yamltext.parse(file.read_text(encoding="utf-8-sig")), typed=True, problems=twice
+        )
+        problems += [(f"{file}: {place}", what) for place, what in twice]
+    except OSError as error:
+        problems.append((str(file), f"cannot be read: {error.strerror or error}"))
+        return {}
+    except UnicodeDecodeError:
+        problems.append((str(file), "not UTF-8"))
+        return {}
+    except yamltext.InvalidText as error:
+        if error.problems != [("", "it is empty")]:
+            problems += [(f"{file}: {place}" if place else str(file), what) for place, what in error.problems]
+        return {}
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        problems.append((str(file), "must be a mapping of settings"))
+        return {}
+    return {key: item for key, item in value.items() if not key.startswith("x-")}
+
+
+def _variable_path(name: str, value: str) -> tuple[str, ...] | None:
+    """GATEWAY_MODELS__iris__TIMEOUT → (models, iris, timeout); None for what is no setting."""
+    if not name.startswith(PREFIX) or name in _NOT_SETTINGS or _INJECTED_NAME.match(name):
+        return None
+    if name.endswith("_PORT") and _INJECTED_VALUE.match(value):
+        return None
+    parts = name.removeprefix(PREFIX).split("__")
+    named = len(parts) > 1 and parts[0].lower() == "models"
+    # A model's name and what is in its config keep their case.
+    kept = {1} if named else set()
+    if named and len(parts) > 3:
+        kept |= set(range(3, len(parts))) if parts[2].lower() == "model_config" else set()
+    return tuple(part if i in kept else part.lower() for i, part in enumerate(parts))
+
+
+def _from_text(text: str) -> Any:
+    """A variable's value: JSON where it is an object or a list, else its text."""
+    return json.loads(text) if text.lstrip()[:1] in ("{", "[") else text
+
+
+def _nested(path: tuple[str, ...], value: Any) -> dict[str, Any]:
+    for name in reversed(path):
+        value = {name: value}
+    assert isinstance(value, dict)
+    return value
+
+
+def _merge(
+    into: dict[str, Any], new: Mapping[str, Any], source: str, sources: dict[str, str], at: str = ""
+) -> None:
+    """Lays `new` over `into`, mappings key by key, and notes for each leaf where it came from."""
+    for key, value in new.items():
+        place = f"{at}.{key}" if at else key
+        if isinstance(value, Mapping) and value:
+            if not isinstance(into.get(key), dict):
+                into[key] = {}
+            _merge(into[key], value, source, sources, place)
+        else:
+            into[key] = value
+            sources[place] = source
+
+
+def _told(error: Any, sources: Mapping[str, str]) -> tuple[str, str]:
+    """One of pydantic's errors as (place, problem)."""
+    parts = [str(part) for part in error["loc"]]
+    key = ".".join(parts)
+    source = next((s for place, s in sources.items() if place == key or place.startswith(f"{key}.")), None)
+    above = list(parts)
+    while source is None and above:
+        above.pop()
+        source = sources.get(".".join(above))
+    place = key if source is None else source if source.startswith(("flag", PREFIX)) else f"{source}: {key}"
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(parts[-1], _known_beside(parts), n=1)
+        if near and place.startswith(PREFIX):
+            near = [place[: len(place) - len(parts[-1])] + near[0].upper()]
+        return place, f"unknown setting, did you mean {near[0]}?" if near else "unknown setting"
+    return place, str(error["msg"]).removeprefix("Value error, ")
+
+
+def _known_beside(parts: list[str]) -> list[str]:
+    """The settings that stand beside the one at this path."""
+    if len(parts) == 1:
+        return list(Settings.model_fields)
+    models: dict[str, type[BaseModel]] = {"rollout": Rollout, "batch": Batch}
+    model = models.get(parts[-2], ModelSettings)
+    return [field.alias or name for name, field in model.model_fields.items()]

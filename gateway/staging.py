@@ -1,0 +1,196 @@
+"""A directory that is being filled: invisible until it is whole, and swept away if its maker dies.
+
+Used where model directories are kept: the store of a file registry and the artifact cache. Knows which
+files of a directory make up a package and how to copy them, and nothing of registries or digests.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import stat
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+PREFIX = ".incoming-"
+MAX_FILES = 100_000
+
+# Not covered by a package's digest, so never copied: nobody vouched for them.
+_SKIPPED_DIRECTORIES = frozenset({"__pycache__"})
+_SKIPPED_AT_ROOT = frozenset({"registered_model_meta"})
+
+_CANNOT_CLONE = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
+
+
+class UnfitPackage(Exception):
+    """A directory holds what a package must not. The message names files within it, never its own path."""
+
+
+class Staging:
+    """A fresh directory in `parent` under a name nobody looks at. A lock on it lasts as long as the maker,
+    so that `sweep` can tell the living from the dead. `note` becomes part of its name."""
+
+    def __init__(self, parent: Path, note: str = "0") -> None:
+        while True:
+            self.path = parent / f"{PREFIX}{uuid.uuid4().hex}-{note}"
+            os.mkdir(self.path)
+            self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            if self.path.exists():  # a sweeper may have taken it between the two
+                break
+            os.close(self._lock)
+
+    def publish(self, target: Path) -> None:
+        """Makes the directory visible as `target`, which must not exist. Raises OSError."""
+        os.rename(self.path, target)
+        sync_directory(target.parent)
+
+    def close(self) -> None:
+        """Removes what was not published."""
+        remove_tree(self.path)
+        os.close(self._lock)
+
+    def __enter__(self) -> Staging:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def notes(parent: Path) -> list[str]:
+    """The notes of the directories under way in `parent`, those of dead makers included."""
+    return [name.rpartition("-")[2] for name in os.listdir(parent) if name.startswith(PREFIX)]
+
+
+def sweep(parent: Path) -> None:
+    """Removes the directories in `parent` whose makers are dead."""
+    try:
+        names = os.listdir(parent)
+    except FileNotFoundError:
+        return
+    for name in names:
+        if not name.startswith(PREFIX):
+            continue
+        try:
+            lock = os.open(parent / name, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError:
+            continue  # gone meanwhile, or another user's
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            remove_tree(parent / name)
+        except OSError:
+            continue  # its maker lives, or it is another user's: not ours to remove
+        finally:
+            os.close(lock)
+
+
+def package_files(root: Path) -> list[tuple[str, Path, int]]:
+    """(path within the package, file, bytes) of all files that belong to a package, sorted.
+
+    A link to a file inside counts as that file. Links that leave the directory, links to directories and
+    anything that is neither file nor directory raise UnfitPackage, as do more than `MAX_FILES` files.
+    """
+    root = root.resolve()
+    found = []
+    for relative, entry in _walk(root, ""):
+        path = Path(entry.path)
+        if entry.is_symlink():
+            try:
+                target = path.resolve(strict=True)
+            except (OSError, RuntimeError):
+                raise UnfitPackage(f"{relative} is a link that leads nowhere") from None
+            if not target.is_relative_to(root):
+                raise UnfitPackage(f"{relative} is a link that leaves the package")
+            if target.is_dir():
+                raise UnfitPackage(f"{relative} is a link to a directory")
+            path = target
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise UnfitPackage(f"{relative} is no regular file")
+        found.append((relative, path, status.st_size))
+        if len(found) > MAX_FILES:
+            raise UnfitPackage(f"it holds more than {MAX_FILES:,} files")
+    return sorted(found)
+
+
+def _walk(directory: Path, above: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            relative = f"{above}{entry.name}"
+            if entry.is_dir(follow_symlinks=False):
+                if entry.name not in _SKIPPED_DIRECTORIES:
+                    yield from _walk(Path(entry.path), f"{relative}/")
+            elif is_part(relative):
+                yield relative, entry
+
+
+def is_part(relative: str) -> bool:
+    """Whether a file at this path within a package belongs to it."""
+    parts = relative.split("/")
+    return relative not in _SKIPPED_AT_ROOT and not _SKIPPED_DIRECTORIES.intersection(parts[:-1])
+
+
+def copy_file(source: Path, target: Path) -> int:
+    """Copies one file's bytes; returns their number. Where the file system can, the copy shares
+    the blocks of the original until either is written (never a hard link: an edit of the original in
+    place must not reach the copy)."""
+    with open(source, "rb") as from_, open(target, "xb") as to:
+        done = _cloned(from_.fileno(), to.fileno())
+        if not done:
+            from_.seek(0)
+            shutil.copyfileobj(from_, to, 1 << 20)
+        to.flush()
+        return os.fstat(to.fileno()).st_size
+
+
+def _cloned(source: int, target: int) -> bool:
+    """Whether the kernel copied the file; it clones the blocks where the file system can."""
+    if not hasattr(os, "copy_file_range"):
+        return False
+    copied = 0
+    while True:
+        try:
+            count = os.copy_file_range(source, target, 1 << 30)
+        except OSError as error:
+            if copied == 0 and error.errno in _CANNOT_CLONE:
+                return False
+            raise
+        copied += count
+        if count == 0:
+            # Some virtual file systems answer 0 for files that are not empty.
+            return copied > 0 or os.fstat(source).st_size == 0
+
+
+def remove_tree(path: Path) -> None:
+    """Removes a directory, read-only ones in it included; nothing there is no error."""
+    for directory, _, _ in os.walk(path):
+        os.chmod(directory, 0o700)
+    try:
+        shutil.rmtree(path)
+    except FileNotFoundError:
+        if path.exists():
+            raise
+
+
+def sync_tree(path: Path) -> None:
+    """Makes all files below a directory survive a loss of power."""
+    for directory, _, files in os.walk(path):
+        for name in files:
+            handle = os.open(os.path.join(directory, name), os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        sync_directory(Path(directory))
+
+
+def sync_directory(path: Path) -> None:
+    """Makes the names in a directory survive a loss of power."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
