@@ -1,0 +1,210 @@
+"""A model's answer as JSON bytes, in the forms MLflow's scoring server gives them.
+
+Knows batches and JSON, nothing of requests. An answer that JSON cannot hold is the model's failure: a
+`Problem` PREDICTION_FAILED that says what is in the way, never invalid JSON. Not-a-number and the
+infinities become null.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import dataclasses
+import datetime
+import decimal
+import enum
+import uuid
+from collections.abc import Mapping, Sequence, Set
+from typing import Any, Final
+
+import numpy as np
+import orjson
+
+from gateway.errors import Problem
+from loaders.batch import Array, Batch, Columns, Tensors, nbytes
+
+OFF_LOOP_BYTES: Final = 1024 * 1024
+_SCALAR_BYTES: Final = 8
+_MAX_DEPTH: Final = 200
+_NATIVE: Final = frozenset(np.dtype(code) for code in "?bhilqBHILQd")
+
+
+async def encode(batch: Batch) -> bytes:
+    """`predictions` as JSON: a frame as records, arrays as nested lists, several as an object of them,
+    anything else as it is. A large answer is encoded in a thread. Raises PREDICTION_FAILED."""
+    if weight(batch) > OFF_LOOP_BYTES:
+        return await asyncio.to_thread(encode_now, batch)
+    return encode_now(batch)
+
+
+def encode_now(batch: Batch) -> bytes:
+    """`encode`, in the calling thread."""
+    try:
+        if isinstance(batch, Tensors):
+            if batch.arrays.keys() == {""}:
+                return _array(batch.arrays[""])
+            return orjson.dumps({name: orjson.Fragment(_array(a)) for name, a in batch.arrays.items()})
+        if isinstance(batch, Columns):
+            return _dumps(_records(batch))
+        return _dumps(batch.value)
+    except orjson.JSONEncodeError as error:
+        raise _not_json(str(error)) from None
+
+
+def weight(batch: Batch) -> int:
+    """About how many bytes an answer holds; nested lists are judged by their first item."""
+    return nbytes(batch) if isinstance(batch, Tensors | Columns) else _weight(batch.value, 4)
+
+
+def _weight(value: object, depth: int) -> int:
+    if isinstance(value, str | bytes):
+        return len(value)
+    if isinstance(value, np.ndarray):
+        return value.nbytes
+    if depth and isinstance(value, list | tuple) and value:
+        return len(value) * _weight(value[0], depth - 1)
+    if depth and isinstance(value, dict) and value:
+        return sum(_weight(item, depth - 1) for item in list(value.values())[:100])
+    return _SCALAR_BYTES
+
+
+def _array(array: Array) -> bytes:
+    """An array as a nested list. Narrow floats are widened first, so that a reader gets exactly the
+    number that the model gave (what `tolist` gives), not a shorter text for it."""
+    kind = array.dtype.kind
+    if kind == "f" and array.dtype.itemsize < 8 and not np.ma.isMaskedArray(array):
+        array = array.astype(np.float64)
+    if array.ndim and array.dtype in _NATIVE and not np.ma.isMaskedArray(array):
+        return orjson.dumps(np.ascontiguousarray(array), option=orjson.OPT_SERIALIZE_NUMPY)
+    return _dumps(_items(array))
+
+
+def _items(array: Array) -> Any:
+    """The array as nested lists of Python values (a scalar where it has no axis); a gap is None."""
+    kind = array.dtype.kind
+    if kind == "M":
+        return _map(_moment, np.datetime_as_string(array.astype("datetime64[ns]")).tolist())
+    if kind in "mc":
+        raise _not_json(f"an array of {array.dtype.name}")
+    return array.tolist()
+
+
+def _map(function: Any, nested: Any) -> Any:
+    return [_map(function, item) for item in nested] if isinstance(nested, list) else function(nested)
+
+
+def _moment(text: str) -> str | None:
+    """A nanosecond timestamp as pandas' isoformat gives it: no fraction, or six digits, or nine."""
+    if text == "NaT":
+        return None
+    if text.endswith("000000000"):
+        return text[:-10]
+    return text[:-3] if text.endswith("000") else text
+
+
+def _records(table: Columns) -> list[dict[str, Any]]:
+    names = [str(name) for name in table.arrays]
+    if len(set(names)) < len(names):
+        raise _not_json("a frame with two columns of one name")
+    if not names:
+        return [{} for _ in range(table.rows)]
+    columns = [_items(array) for array in table.arrays.values()]
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _dumps(value: Any) -> bytes:
+    """JSON of Python values. orjson alone where it can; where it cannot, a walk that makes plain values."""
+    try:
+        return orjson.dumps(value)
+    except orjson.JSONEncodeError:
+        return orjson.dumps(_plain(value, _MAX_DEPTH))
+
+
+def _plain(value: Any, depth: int) -> Any:
+    """The value made of what orjson writes. Raises PREDICTION_FAILED, naming the type that cannot be."""
+    if value is None or type(value) in (bool, float, str):
+        return value
+    if depth == 0:
+        raise _not_json("an answer nested too deeply, or one that holds itself")
+    if isinstance(value, enum.Enum):
+        return _plain(value.value, depth - 1)
+    if isinstance(value, str | float):
+        return str(value) if isinstance(value, str) else float(value)
+    if isinstance(value, int):
+        return value if -(2**63) <= value < 2**64 else orjson.Fragment(str(int(value)).encode())
+    if isinstance(value, Mapping):
+        return _plain_object(value, depth)
+    if isinstance(value, Sequence | Set) and not isinstance(value, bytes | bytearray | memoryview):
+        return [_plain(item, depth - 1) for item in value]
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind == "O":
+            return _plain(value.tolist(), depth - 1)
+        return orjson.Fragment(_array(value))
+    if isinstance(value, np.generic):
+        return _plain_scalar(value, depth)
+    return _plain_leaf(value, depth)
+
+
+def _plain_object(value: Mapping[Any, Any], depth: int) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, item in value.items():
+        name = _plain_key(key)
+        if name in result:
+            raise _not_json(f"an object with the key {name[:80]!r} twice")
+        result[name] = _plain(item, depth - 1)
+    return result
+
+
+def _plain_key(key: Any) -> str:
+    if isinstance(key, str):
+        return str(key)
+    if isinstance(key, bool | np.bool_):
+        return "true" if key else "false"
+    if key is None:
+        return "null"
+    if isinstance(key, datetime.date):
+        return key.isoformat()
+    if isinstance(key, int | float | np.integer | np.floating):
+        return str(key)
+    raise _not_json(f"an object with a key of type {type(key).__name__}")
+
+
+def _plain_scalar(value: np.generic, depth: int) -> Any:
+    if isinstance(value, np.datetime64):
+        return _items(np.asarray(value))
+    if isinstance(value, np.timedelta64 | np.complexfloating):
+        raise _not_json(f"a value of type {type(value).__name__}")
+    if isinstance(value, np.longdouble):
+        return float(value)
+    return _plain(value.item(), depth - 1)
+
+
+def _plain_leaf(value: Any, depth: int) -> Any:
+    kind = type(value).__name__
+    if isinstance(value, bytes | bytearray | memoryview):
+        return base64.b64encode(value).decode()
+    if kind in ("NaTType", "NAType"):  # pandas' own nulls
+        return None
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, decimal.Decimal):
+        return orjson.Fragment(str(value).encode()) if value.is_finite() else None
+    if isinstance(value, uuid.UUID):
+        return str(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return _plain(fields, depth - 1)
+    # What stands inside a larger answer says itself how to become lists: pydantic models, frames, series,
+    # sparse matrices, tensors.
+    if hasattr(value, "model_dump"):
+        return _plain(value.model_dump(), depth - 1)
+    if hasattr(value, "columns") and hasattr(value, "to_dict"):
+        return _plain(value.to_dict("records"), depth - 1)
+    for method in ("tolist", "toarray"):
+        if hasattr(value, method):
+            return _plain(getattr(value, method)(), depth - 1)
+    raise _not_json(f"a value of type {kind}")
+
+
+def _not_json(what: str) -> Problem:
+    return Problem("PREDICTION_FAILED", f"the model's answer cannot be written as JSON: {what}")

@@ -1,0 +1,264 @@
+"""Request bodies: read within limits, unpacked, and parsed into untyped raw input.
+
+Knows bytes, JSON and CSV, and nothing of signatures: whether the input fits a model is for enforcement.
+Everything here that refuses raises `Problem`; the text of a refusal never repeats the body's data.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import difflib
+import io
+import re
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final, Literal
+
+import orjson
+from loaders.enforce import CsvTable, RawInput
+from starlette.types import Receive
+
+from gateway.errors import Detail, Problem
+
+Media = Literal["json", "csv"]
+
+PAYLOADS: Final = ("dataframe_split", "dataframe_records", "instances", "inputs")
+OFF_LOOP_BYTES: Final = 2 * 1024 * 1024
+
+ABSENT: Final = object()
+_QUOTED_CELL: Final = re.compile(r'"[^"]*(?:""[^"]*)*"')
+_QUOTED_NOTHING: Final = "\0"
+
+
+class ClientLeft(Exception):
+    """The connection ended before the body did; there is nobody to answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """A body without its meaning. `model` is the JSON member of that name, `ABSENT` where there is none."""
+
+    raw: RawInput
+    params: Any
+    model: object
+
+
+@lru_cache(maxsize=256)
+def media_type(header: bytes) -> Media:
+    """The form that a Content-Type announces. The only parameter allowed is `charset=utf-8`, in any case,
+    quoted or not (CONTRACT §5). Raises UNSUPPORTED_MEDIA_TYPE."""
+    kind, *parameters = header.decode("latin-1").split(";")
+    media = {"application/json": "json", "text/csv": "csv"}.get(kind.strip().lower())
+    for parameter in parameters:
+        name, _, value = parameter.strip().partition("=")
+        if parameter.strip() and (name.lower(), value.strip('"').lower()) != ("charset", "utf-8"):
+            media = None
+    if media is None:
+        given = (
+            f"the content type {header[:80].decode('latin-1')!r}" if header else "a body without content type"
+        )
+        raise Problem(
+            "UNSUPPORTED_MEDIA_TYPE",
+            f"{given} is not understood",
+            hint="send Content-Type: application/json or text/csv, with no parameter but charset=utf-8",
+        )
+    return "json" if media == "json" else "csv"
+
+
+class Intake:
+    """Reads bodies. `limit` is in bytes of one body, sent and unpacked; `total` of all bodies held at once.
+
+    `idle_seconds` is how long a client may send nothing in the middle of a body.
+    """
+
+    def __init__(self, limit: int, total: int, idle_seconds: float = 60.0) -> None:
+        self.limit = limit
+        self.total = total
+        self.idle_seconds = idle_seconds
+        self.held = 0
+
+    async def read(self, receive: Receive, headers: Mapping[bytes, bytes]) -> bytes:
+        """The whole body, unpacked. Its bytes are counted as held until `release` is given their number.
+
+        Raises BODY_TOO_LARGE (at once where Content-Length says so), OVERLOADED where too much is held,
+        UNSUPPORTED_MEDIA_TYPE for an encoding other than gzip, MALFORMED_BODY, and ClientLeft.
+        """
+        encoding = headers.get(b"content-encoding", b"").strip().lower()
+        if encoding not in (b"", b"identity", b"gzip"):
+            raise Problem(
+                "UNSUPPORTED_MEDIA_TYPE",
+                f"the content encoding {encoding[:40].decode('latin-1')!r} is not understood",
+                hint="send the body as it is, or with Content-Encoding: gzip",
+            )
+        announced = headers.get(b"content-length")
+        if announced is not None and int(announced) > self.limit:
+            raise self._too_large()
+        size = 0
+        try:
+            body = b""
+            chunks: list[bytes] = []
+            async with asyncio.timeout(self.idle_seconds) as patience:
+                while True:
+                    message = await receive()
+                    if message["type"] != "http.request":
+                        raise ClientLeft
+                    body = message.get("body", b"")
+                    self._hold(len(body))
+                    size += len(body)
+                    if size > self.limit:
+                        raise self._too_large()
+                    if not message.get("more_body", False):
+                        break
+                    chunks.append(body)
+                    patience.reschedule(asyncio.get_running_loop().time() + self.idle_seconds)
+            if chunks:
+                body = b"".join((*chunks, body))
+            if encoding == b"gzip":
+                packed, body = body, await asyncio.to_thread(gunzip, body, self.limit)
+                self.held -= len(packed)
+                size = 0
+                self._hold(len(body))
+        except TimeoutError:
+            self.held -= size
+            raise Problem(
+                "MALFORMED_BODY", f"the body stopped arriving for {self.idle_seconds:g} s"
+            ) from None
+        except BaseException:
+            self.held -= size
+            raise
+        return body
+
+    def release(self, size: int) -> None:
+        self.held -= size
+
+    def _hold(self, size: int) -> None:
+        if self.held + size > self.total:
+            raise Problem("OVERLOADED", "too many request bytes are being worked on", retry_after=1.0)
+        self.held += size
+
+    def _too_large(self) -> Problem:
+        return Problem(
+            "BODY_TOO_LARGE",
+            f"the body is larger than {self.limit} bytes",
+            hint="send fewer rows a request; the limit is the setting max_body_bytes",
+        )
+
+
+def gunzip(body: bytes, limit: int) -> bytes:
+    """Unpacks gzip (several members too), never making more than `limit` + 1 bytes.
+
+    Raises BODY_TOO_LARGE, MALFORMED_BODY.
+    """
+    parts: list[bytes] = []
+    size = 0
+    while body:
+        member = zlib.decompressobj(wbits=31)
+        try:
+            part = member.decompress(body, limit + 1 - size)
+        except zlib.error as error:
+            raise Problem("MALFORMED_BODY", f"the body is not gzip: {error}") from None
+        size += len(part)
+        if size > limit:
+            raise Problem("BODY_TOO_LARGE", f"the unpacked body is larger than {limit} bytes")
+        if not member.eof:
+            raise Problem("MALFORMED_BODY", "the gzip body ends too early")
+        parts.append(part)
+        body = member.unused_data
+    return b"".join(parts)
+
+
+async def parse(body: bytes, media: Media) -> Parsed:
+    """The body as raw input; a large one in a thread. Raises MALFORMED_BODY and INVALID_INPUT."""
+    decode = parse_json if media == "json" else parse_csv
+    if len(body) > OFF_LOOP_BYTES:
+        return await asyncio.to_thread(decode, body)
+    return decode(body)
+
+
+def parse_json(body: bytes) -> Parsed:
+    """MLflow's scoring protocol: an object with exactly one payload, and `params`; other members are
+    ignored, as MLflow does. Raises MALFORMED_BODY, and INVALID_INPUT for `params` that are no object."""
+    document = decode_object(body)
+    present = [name for name in PAYLOADS if name in document]
+    if len(present) != 1:
+        wanted = ", ".join(PAYLOADS)
+        if present:
+            raise Problem(
+                "MALFORMED_BODY", f"exactly one of {wanted} is allowed; found {' and '.join(present)}"
+            )
+        raise Problem("MALFORMED_BODY", f"the body has none of {wanted}", hint=_nearest(document, PAYLOADS))
+    params = document.get("params")
+    if params is not None and not isinstance(params, dict):
+        got = json_kind(params)
+        raise Problem(
+            "INVALID_INPUT",
+            "params must be an object",
+            details=[Detail("params", "is not an object", expected="object", got=got)],
+        )
+    form = present[0]
+    return Parsed(RawInput(form, document[form]), params, document.get("model", ABSENT))  # type: ignore[arg-type]
+
+
+def decode_object(body: bytes) -> dict[str, Any]:
+    """The body as a JSON object. Raises MALFORMED_BODY."""
+    if not body:
+        raise Problem("MALFORMED_BODY", "the body is empty", hint="send a JSON object")
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise Problem("MALFORMED_BODY", f"the body is not valid JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise Problem("MALFORMED_BODY", f"the body must be a JSON object, not {json_kind(document)}")
+    return document
+
+
+def json_kind(value: object) -> str:
+    """What JSON calls a value, for messages."""
+    kinds = {dict: "object", list: "array", str: "string", bool: "boolean", type(None): "null"}
+    return kinds.get(type(value), "number")
+
+
+def _nearest(document: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
+    for key in document:
+        if near := difflib.get_close_matches(key.lower(), names, n=1):
+            return f"did you mean {near[0]}?"
+    return None
+
+
+def parse_csv(body: bytes) -> Parsed:
+    """A table of text with a header row. An empty cell without quotes is null, `""` is empty text; blank
+    lines are skipped. Raises MALFORMED_BODY with the number of the row, counted from 1 after the header."""
+    try:
+        text = body.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise Problem("MALFORMED_BODY", f"the body is not UTF-8 at byte {error.start}") from None
+    if _QUOTED_NOTHING in text:
+        raise Problem("MALFORMED_BODY", "the body holds a zero byte, which CSV cannot")
+    if '""' in text:
+        # The csv module of Python 3.11 does not tell an empty quoted cell from an empty one; a mark does.
+        text = _QUOTED_CELL.sub(lambda cell: _QUOTED_NOTHING if cell[0] == '""' else cell[0], text)
+    rows: list[list[str]] = []
+    try:
+        for row in csv.reader(io.StringIO(text, newline=""), strict=True):
+            if not row:
+                continue
+            if rows and len(row) != len(rows[0]):
+                message = f"row {len(rows)} has {len(row)} cells, the header has {len(rows[0])}"
+                raise Problem("MALFORMED_BODY", message)
+            rows.append(row)
+    except csv.Error as error:
+        raise Problem("MALFORMED_BODY", f"row {len(rows)} is not valid CSV: {error}") from None
+    if not rows:
+        raise Problem("MALFORMED_BODY", "the body has no header row", hint="begin with a row of column names")
+    columns = ["" if name == _QUOTED_NOTHING else name for name in rows[0]]
+    twice = sorted({name for name in columns if columns.count(name) > 1})
+    if twice:
+        raise Problem(
+            "MALFORMED_BODY", f"the header names a column twice: {', '.join(map(repr, twice[:10]))}"
+        )
+    nulls = {"": None, _QUOTED_NOTHING: ""}
+    cells = [[nulls.get(cell, cell) for cell in column] for column in zip(*rows[1:], strict=True)]
+    return Parsed(RawInput("csv", CsvTable(columns, cells or [[] for _ in columns])), None, ABSENT)

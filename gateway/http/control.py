@@ -1,0 +1,280 @@
+"""Views and verbs over HTTP (CONTRACT §8): a table of paths in front of `Operations`.
+
+Knows paths, queries and the fields of bodies; what they mean is `Operations`' affair. Paths are matched as
+they came, still percent-encoded, so that `%40` and `%2F` belong to a name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import orjson
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route, Router
+from starlette.types import Receive, Scope, Send
+
+from gateway import names
+from gateway.errors import Detail, Problem
+from gateway.http import bodies, problems
+from gateway.http.auth import Access
+from gateway.names import Reference
+
+if TYPE_CHECKING:
+    from gateway.app import Gateway
+
+Result: TypeAlias = "dict[str, Any] | tuple[int, dict[str, Any]] | Response"
+Handler: TypeAlias = "Callable[[Request], Result | Awaitable[Result]]"
+
+MAX_BODY_BYTES: Final = 64 * 1024
+MAX_HELD_BYTES: Final = 16 * MAX_BODY_BYTES
+
+_SAFE_METHODS: Final = frozenset({"GET", "HEAD"})
+
+
+class Control:
+    """Everything that is not a prediction. GET is open to all, the other methods to whom `Access` admits."""
+
+    def __init__(self, app: Gateway) -> None:
+        self._app = app
+        self._operations = app.operations
+        self._access = Access(app.settings.admin_key_file)
+        self._intake = bodies.Intake(MAX_BODY_BYTES, MAX_HELD_BYTES)
+        table: dict[str, dict[str, Handler]] = {
+            "/models": {"GET": self._models},
+            "/models/{name}": {"GET": self._model},
+            "/models/{name}/versions/{version}": {"GET": self._version},
+            "/models/{name}/aliases/{alias}": {"PUT": self._promote, "DELETE": self._delete_alias},
+            "/models/{name}/aliases/{alias}/rollback": {"POST": self._rollback},
+            "/models/{name}/load": {"POST": self._load},
+            "/models/{name}/versions/{version}/load": {"POST": self._load},
+            "/models/{name}/unload": {"POST": self._unload},
+            "/models/{name}/versions/{version}/unload": {"POST": self._unload},
+            "/rollouts": {"GET": self._rollouts},
+            "/rollouts/{name}": {"GET": self._rollout},
+            "/registry/refresh": {"POST": self._refresh},
+            "/livez": {"GET": self._livez},
+            "/readyz": {"GET": self._readyz},
+            "/metrics": {"GET": self._metrics},
+        }
+        self._router = Router(
+            [
+                Route(path, self._endpoint(handlers), methods=list(handlers))
+                for path, handlers in table.items()
+            ],
+            redirect_slashes=False,
+            default=_nowhere,
+        )
+
+    async def serve(self, scope: Scope, receive: Receive, send: Send, path: bytes) -> None:
+        """Answers one request. `path` is the raw path, without the mount point."""
+        identity = problems.request_id(dict(scope["headers"]))
+        inner = {
+            **scope,
+            "app": self._app,
+            "path": path.decode("latin-1"),
+            "root_path": "",
+            "identity": identity,
+        }
+        try:
+            await self._router(inner, receive, send)
+        except bodies.ClientLeft:
+            return
+        except HTTPException as error:  # the router's, for a method that a path does not have
+            allowed = (error.headers or {}).get("Allow", "")
+            await problems.respond_not_allowed(send, identity, scope["method"], allowed)
+        except Problem as problem:
+            await problems.respond_problem(send, problem, identity)
+        except Exception as error:  # noqa: BLE001 - nothing may reach the server without an answer
+            await problems.respond_problem(send, problems.unexpected(error, identity), identity)
+
+    def _endpoint(self, handlers: Mapping[str, Handler]) -> Callable[[Request], Awaitable[Response]]:
+        async def endpoint(request: Request) -> Response:
+            method = request.method
+            if method not in _SAFE_METHODS:
+                self._access.check(request.scope)
+            result = handlers["GET" if method == "HEAD" else method](request)
+            if inspect.isawaitable(result):
+                result = await result
+            if not isinstance(result, Response):
+                status, content = result if isinstance(result, tuple) else (200, result)
+                result = Response(orjson.dumps(content), status, media_type="application/json")
+            result.headers["x-request-id"] = request.scope["identity"].decode()
+            if self._app.draining:
+                result.headers["connection"] = "close"
+            return result
+
+        return endpoint
+
+    # Views ---------------------------------------------------------------------------------------
+
+    def _models(self, request: Request) -> Result:
+        return self._operations.models()
+
+    def _model(self, request: Request) -> Result:
+        return self._operations.model(_name(request))
+
+    def _version(self, request: Request) -> Result:
+        reference = _reference(request)
+        assert reference.version is not None
+        example = self._access.holds_key(request.scope)
+        return self._operations.version(reference.name, reference.version, example=example)
+
+    def _rollouts(self, request: Request) -> Result:
+        return self._operations.rollouts()
+
+    def _rollout(self, request: Request) -> Result:
+        reference = _reference(request)
+        if reference.alias is None:
+            raise Problem("INVALID_REFERENCE", "the path names no alias", hint="GET /rollouts/NAME@ALIAS")
+        return self._operations.rollout(reference.name, reference.alias)
+
+    def _livez(self, request: Request) -> Result:
+        return {"alive": True}
+
+    def _readyz(self, request: Request) -> Result:
+        ready, detail = self._operations.ready()
+        return (200 if ready else 503), detail
+
+    def _metrics(self, request: Request) -> Result:
+        text, content_type = self._app.metrics.render(request.headers.get("accept", ""))
+        return Response(text, headers={"content-type": content_type})
+
+    # Verbs ---------------------------------------------------------------------------------------
+
+    async def _promote(self, request: Request) -> Result:
+        name, alias = _alias(request)
+        flags = _flags(request, "wait", "dry_run")
+        body = await self._fields(request, {"version": (str,), "expect": (str, None), "force": (bool,)})
+        if "version" not in body:
+            raise _invalid("version", "is missing", "string")
+        _check_version(body, "version")
+        _check_version(body, "expect")
+        return await self._operations.promote(
+            name, alias, wait=flags.get("wait", False), dry_run=flags.get("dry_run", False), **body
+        )
+
+    async def _delete_alias(self, request: Request) -> Result:
+        name, alias = _alias(request)
+        _flags(request)
+        await self._fields(request, {})
+        return await self._operations.delete_alias(name, alias)
+
+    async def _rollback(self, request: Request) -> Result:
+        name, alias = _alias(request)
+        flags = _flags(request, "wait")
+        body = await self._fields(request, {"to": (str, None)})
+        _check_version(body, "to")
+        return await self._operations.rollback(name, alias, body.get("to"), wait=flags.get("wait", False))
+
+    async def _load(self, request: Request) -> Result:
+        reference, flags = _reference(request), _flags(request, "wait")
+        await self._fields(request, {})
+        return await self._operations.load(reference, wait=flags.get("wait", True))
+
+    async def _unload(self, request: Request) -> Result:
+        reference, flags = _reference(request), _flags(request, "wait")
+        await self._fields(request, {})
+        return await self._operations.unload(reference, wait=flags.get("wait", True))
+
+    async def _refresh(self, request: Request) -> Result:
+        _flags(request)
+        await self._fields(request, {})
+        return await self._operations.refresh()
+
+    async def _fields(
+        self, request: Request, allowed: Mapping[str, tuple[type | None, ...]]
+    ) -> dict[str, Any]:
+        """The body's members, each of one of its types (None: null); an empty body has none."""
+        body = await self._intake.read(request.receive, dict(request.scope["headers"]))
+        try:
+            return {} if not body.strip() else fields(bodies.decode_object(body), allowed)
+        finally:
+            self._intake.release(len(body))
+
+
+def fields(document: dict[str, Any], allowed: Mapping[str, tuple[type | None, ...]]) -> dict[str, Any]:
+    """The document, if it has no other member and no value of another type. Raises MALFORMED_BODY for an
+    unknown member, naming the nearest, and INVALID_INPUT for a type, with its path."""
+    for key in document:
+        if key not in allowed:
+            shown = key if len(key) <= 64 else f"{key[:61]}..."
+            known = f"known fields: {', '.join(allowed)}" if allowed else "this takes no fields"
+            near = difflib.get_close_matches(key, allowed, n=1)
+            raise Problem(
+                "MALFORMED_BODY",
+                f"the field {shown!r} is not known",
+                details=[Detail(shown, "is not known")],
+                hint=f"did you mean {near[0]}?" if near else known,
+            )
+    for key, value in document.items():
+        if (None if value is None else type(value)) not in allowed[key]:
+            kinds = {str: "string", bool: "boolean", None: "null"}
+            expected = " or ".join(kinds[kind] for kind in allowed[key])  # type: ignore[index]
+            raise _invalid(key, "has the wrong type", expected, bodies.json_kind(value))
+    return document
+
+
+def _invalid(path: str, problem: str, expected: str, got: str | None = None) -> Problem:
+    return Problem("INVALID_INPUT", f"{path} {problem}", details=[Detail(path, problem, expected, got)])
+
+
+def _check_version(body: Mapping[str, Any], field: str) -> None:
+    if body.get(field) is not None:
+        try:
+            names.check_version(body[field])
+        except names.InvalidReference:
+            raise _invalid(field, "is no version", "a positive whole number, as a string") from None
+
+
+def _flags(request: Request, *allowed: str) -> dict[str, bool]:
+    """The query as flags: `?wait`, `?wait=true`, `?wait=false`. Raises INVALID_INPUT."""
+    flags: dict[str, bool] = {}
+    for name, value in request.query_params.multi_items():
+        if name not in allowed:
+            raise _invalid(f"?{name[:64]}", "is not known", " or ".join(allowed) or "no query")
+        if value.lower() not in ("", "true", "false"):
+            raise _invalid(f"?{name}", "has the wrong type", "true or false")
+        flags[name] = value.lower() != "false"
+    return flags
+
+
+def _reference(request: Request) -> Reference:
+    """NAME, NAME@ALIAS or NAME/versions/VERSION of the raw path. Raises INVALID_REFERENCE."""
+    raw = request.path_params["name"].encode("latin-1")
+    if (version := request.path_params.get("version")) is not None:
+        raw += b"/versions/" + version.encode("latin-1")
+    try:
+        return names.parse_path(raw)
+    except names.InvalidReference as error:
+        raise Problem("INVALID_REFERENCE", str(error)) from None
+
+
+def _name(request: Request) -> str:
+    reference = _reference(request)
+    if reference.alias is not None:
+        raise Problem(
+            "INVALID_REFERENCE", "this path takes a name without alias", hint="an @ in a name is written %40"
+        )
+    return reference.name
+
+
+def _alias(request: Request) -> tuple[str, str]:
+    name = _name(request)
+    raw = request.path_params["alias"].encode("latin-1")
+    try:
+        if b"@" in raw:
+            raise names.InvalidReference("an alias holds no @")
+        alias = names.parse_path(b"x@" + raw).alias
+    except names.InvalidReference as error:
+        raise Problem("INVALID_REFERENCE", str(error)) from None
+    assert alias is not None
+    return name, alias
+
+
+async def _nowhere(scope: Scope, receive: Receive, send: Send) -> None:
+    raise problems.not_found()

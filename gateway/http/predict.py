@@ -1,0 +1,233 @@
+"""Predictions over HTTP: from an ASGI scope to the service and back, before any router.
+
+This is the hot path: no pydantic, no regular expression, no log line and no request object. It knows the
+contract's URLs and headers (CONTRACT §5) and nothing of how a model is found, loaded or asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import string
+from collections.abc import Mapping
+from functools import lru_cache
+from time import perf_counter
+from typing import TYPE_CHECKING, Final
+from urllib.parse import quote
+
+import orjson
+from starlette.types import Receive, Scope, Send
+
+from gateway import names
+from gateway.errors import Problem
+from gateway.http import answers, bodies, problems
+from gateway.http.problems import CLOSE, JSON, Header
+from gateway.names import Reference
+from gateway.service import Answer, Inference
+
+if TYPE_CHECKING:
+    from gateway.app import Gateway
+
+WATCH_AFTER_SECONDS: Final = 0.1
+
+_PLAIN: Final = "".join(c for c in string.printable if c.isprintable() and c != "%")
+_SERVER_TIMING: Final = b"parse;dur=%.3f, queue;dur=%.3f, predict;dur=%.3f, encode;dur=%.3f"
+_MODEL_CODES: Final = frozenset({"PREDICTION_FAILED", "WORKER_CRASHED"})
+_UNREAD_CODES: Final = frozenset({"BODY_TOO_LARGE", "OVERLOADED"})
+_NOTHING: Final = {"parse": 0.0, "queue": 0.0, "predict": 0.0, "encode": 0.0}
+
+
+class Prediction:
+    """The prediction endpoints. Serves every path below `/predict`, and `/invocations` in MLflow's form."""
+
+    def __init__(self, app: Gateway) -> None:
+        self._app = app
+        self._service = app.service
+        self._metrics = app.metrics
+        self._intake = bodies.Intake(app.settings.max_body_bytes, app.settings.max_inflight_bytes)
+
+    async def serve(
+        self, scope: Scope, receive: Receive, send: Send, target: bytes | None, *, bare: bool = False
+    ) -> None:
+        """Answers one request. `target` is the raw path behind `/predict/`, None where the path names no
+        model. `bare`: MLflow's answer, `{"predictions": …}` alone, with input errors as 400."""
+        began = perf_counter()
+        headers = dict(scope["headers"])
+        identity = problems.request_id(headers)
+        if scope["method"] != "POST":
+            await problems.respond_not_allowed(send, identity, scope["method"], "POST")
+            return
+        phases = dict(_NOTHING)
+        held = 0
+        asked = 0.0
+        unread: Receive | None = receive
+        answer: Answer | None = None
+        departure: _Departure | None = None
+        try:
+            media = bodies.media_type(headers.get(b"content-type", b""))
+            deadline = _deadline(headers)
+            reference = _reference(target, headers)
+            body = await self._intake.read(receive, headers)
+            held = len(body)
+            unread = None
+            started = perf_counter()
+            parsed = await bodies.parse(body, media)
+            reference = _agreed(reference, parsed.model)
+            del body
+            asked = perf_counter()
+            phases["parse"] = asked - started
+            departure = _Departure(receive)
+            answer = await self._service.predict(Inference(reference, parsed.raw, parsed.params, deadline))
+            answered = perf_counter()
+            phases["queue"] = answer.queue_seconds
+            phases["predict"] = answer.predict_seconds
+            predictions = await answers.encode(answer.result)
+            departure.end()
+            phases["encode"] = perf_counter() - answered
+            version, status, code = answer.version, 200, "2xx"
+            head, content = _success(identity, answer, predictions, phases, bare)
+        except bodies.ClientLeft:
+            return
+        except asyncio.CancelledError:
+            if departure is None or not departure.left:
+                raise
+            return
+        except Exception as error:  # noqa: BLE001 - nothing may reach the server without an answer
+            problem = error if isinstance(error, Problem) else problems.unexpected(error, identity)
+            if answer is not None:
+                problem.version, problem.alias = answer.version, answer.alias
+            elif asked:
+                phases["predict" if problem.code in _MODEL_CODES else "queue"] = perf_counter() - asked
+            version, status, code = problem.version, problem.status, problem.code
+            if bare and code == "INVALID_INPUT":
+                status = 400
+            head, content = _failure(identity, problem, phases)
+            if code not in _UNREAD_CODES:
+                unread = None  # what is left of a body within the limit, the server itself skips
+        finally:
+            self._intake.release(held)
+            if departure is not None:
+                departure.end()
+        if unread is not None:
+            await problems.refuse_unread(send, unread, status, head, content)
+        else:
+            if self._app.draining:
+                head.append(CLOSE)
+            await problems.respond(send, status, head, content)
+        name, number = (version.name, version.version) if version else ("", "")
+        self._metrics.request(name, number, code, perf_counter() - began, phases if version else None)
+
+
+def _success(
+    identity: bytes, answer: Answer, predictions: bytes, phases: Mapping[str, float], bare: bool
+) -> tuple[list[Header], bytes]:
+    model, name, number = _resolved(answer.version.name, answer.version.version, answer.alias)
+    parts = [b'{"predictions":', predictions]
+    if not bare:
+        parts.append(model)
+        if answer.warnings:
+            parts += (b',"warnings":', orjson.dumps(answer.warnings))
+    parts.append(b"}")
+    return [JSON, name, number, (b"x-request-id", identity), _timing(phases)], b"".join(parts)
+
+
+def _failure(identity: bytes, problem: Problem, phases: Mapping[str, float]) -> tuple[list[Header], bytes]:
+    head = problems.header_list(problem, identity)
+    if problem.version is not None:
+        _, name, number = _resolved(problem.version.name, problem.version.version, problem.alias)
+        head += (name, number, _timing(phases))
+    return head, problems.document(problem, identity)
+
+
+class _Departure:
+    """Cancels the work for a client that leaves while it waits, so that its place in a queue is free.
+
+    Looking costs a task; only a request that takes longer than `WATCH_AFTER_SECONDS` is looked after.
+    """
+
+    __slots__ = ("_receive", "_request", "_timer", "_watch", "left")
+
+    def __init__(self, receive: Receive) -> None:
+        loop = asyncio.get_running_loop()
+        self.left = False
+        self._receive = receive
+        self._request = asyncio.current_task(loop)
+        self._watch: asyncio.Task[None] | None = None
+        self._timer = loop.call_later(WATCH_AFTER_SECONDS, self._begin)
+
+    def end(self) -> None:
+        self._timer.cancel()
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+
+    def _begin(self) -> None:
+        self._watch = asyncio.get_running_loop().create_task(self._look())
+
+    async def _look(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.left = True
+        if self._request is not None:
+            self._request.cancel()
+
+
+def _timing(phases: Mapping[str, float]) -> Header:
+    milliseconds = tuple([seconds * 1000.0 for seconds in phases.values()])
+    return b"server-timing", _SERVER_TIMING % milliseconds
+
+
+@lru_cache(maxsize=1024)
+def _resolved(name: str, version: str, alias: str | None) -> tuple[bytes, Header, Header]:
+    """What every answer of a resolved model says of it: the body's member and the two headers. A header
+    holds Latin-1 at most, so what is not printable ASCII is percent-encoded, and `%` with it."""
+    model = b',"model":' + orjson.dumps({"name": name, "version": version, "alias": alias})
+    return model, (b"x-model-name", quote(name, safe=_PLAIN).encode()), (b"x-model-version", version.encode())
+
+
+def _deadline(headers: Mapping[bytes, bytes]) -> float | None:
+    """The caller's X-Request-Timeout-Ms as a moment of the loop's clock."""
+    given = headers.get(b"x-request-timeout-ms")
+    if given is None:
+        return None
+    if not given.isdigit() or len(given) > 9 or int(given) == 0:
+        raise Problem(
+            "MALFORMED_BODY", "X-Request-Timeout-Ms must be a positive whole number of milliseconds"
+        )
+    return asyncio.get_running_loop().time() + int(given) / 1000.0
+
+
+def _reference(target: bytes | None, headers: Mapping[bytes, bytes]) -> Reference | None:
+    """What the path names, else the header X-Model; None where neither does. Raises INVALID_REFERENCE."""
+    try:
+        if target is not None:
+            return _path_reference(target)
+        named = headers.get(b"x-model")
+        return None if named is None else names.parse_short(named.decode())
+    except names.InvalidReference as error:
+        raise Problem("INVALID_REFERENCE", str(error)) from None
+    except UnicodeDecodeError:
+        raise Problem("INVALID_REFERENCE", "the header X-Model is not UTF-8") from None
+
+
+@lru_cache(maxsize=1024)
+def _path_reference(target: bytes) -> Reference:
+    return names.parse_path(target)
+
+
+def _agreed(reference: Reference | None, model: object) -> Reference | None:
+    """The model that path or header and the body's `model` name together. Raises INVALID_REFERENCE."""
+    if model is bodies.ABSENT:
+        return reference
+    if not isinstance(model, str) or not model.startswith("models:/"):
+        raise Problem(
+            "INVALID_REFERENCE", "model must be text that begins with models:/", hint="models:/NAME@ALIAS"
+        )
+    try:
+        named = names.parse_reference(model)
+    except names.InvalidReference as error:
+        raise Problem("INVALID_REFERENCE", str(error)) from None
+    if reference is not None and named != reference:
+        raise Problem(
+            "INVALID_REFERENCE", f"the request names two models: {reference} and, in its body, {named}"
+        )
+    return named

@@ -1,0 +1,128 @@
+"""What goes wrong, as HTTP answers: the error form of CONTRACT §6 and how any answer is sent.
+
+Knows status codes and headers, nothing of routes or models. No answer made here holds a traceback, a row
+of data or a path of the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+import orjson
+from starlette.types import Receive, Send
+
+from gateway.errors import MAX_DETAILS, Problem
+
+Header = tuple[bytes, bytes]
+
+JSON: Final[Header] = (b"content-type", b"application/json")
+CLOSE: Final[Header] = (b"connection", b"close")
+
+LINGER_IDLE_SECONDS: Final = 1.0
+LINGER_SECONDS: Final = 10.0
+_MAX_REQUEST_ID: Final = 128
+_WAIT_CODES: Final = frozenset({429, 502, 503})
+
+_log = logging.getLogger("gateway.http")
+
+
+def request_id(headers: Mapping[bytes, bytes]) -> bytes:
+    """The caller's X-Request-Id where it is up to 128 printable ASCII characters, else a new one."""
+    given = headers.get(b"x-request-id", b"")
+    if 0 < len(given) <= _MAX_REQUEST_ID and given.isascii() and given.decode().isprintable():
+        return given
+    return os.urandom(16).hex().encode()
+
+
+def unexpected(error: Exception, identity: bytes) -> Problem:
+    """What a client is told of a failure that nobody foresaw; all of it goes to the log."""
+    _log.error("request %s failed unexpectedly", identity.decode(), exc_info=error)
+    return Problem("INTERNAL", "the gateway failed; its log has the reason under this request_id")
+
+
+def not_found() -> Problem:
+    return Problem(
+        "NOT_FOUND",
+        "there is nothing at this path",
+        hint="predictions: POST /predict/NAME; models: GET /models",
+    )
+
+
+def document(problem: Problem, identity: bytes) -> bytes:
+    """The JSON of a problem, with at most 100 details and then their count."""
+    details = [detail.to_json() for detail in problem.details[:MAX_DETAILS]]
+    if (more := len(problem.details) - MAX_DETAILS) > 0:
+        details.append({"path": "", "problem": f"and {more} more"})
+    content: dict[str, Any] = {
+        "error_code": problem.code,
+        "message": problem.message,
+        "details": details,
+        "hint": problem.hint,
+        "retryable": problem.retryable,
+        "request_id": identity.decode(),
+    }
+    try:
+        return orjson.dumps(content)
+    except orjson.JSONEncodeError:
+        # Messages may quote what cannot be written as UTF-8: a lone surrogate in a name.
+        safe = {
+            k: v.encode(errors="replace").decode() if isinstance(v, str) else v for k, v in content.items()
+        }
+        return orjson.dumps(safe | {"details": []})
+
+
+def header_list(problem: Problem, identity: bytes) -> list[Header]:
+    """The headers of a problem: Retry-After is in whole seconds, at least 1."""
+    head = [JSON, (b"x-request-id", identity)]
+    if problem.status in _WAIT_CODES or problem.retry_after is not None:
+        head.append((b"retry-after", b"%d" % max(1, math.ceil(problem.retry_after or 1.0))))
+    if problem.code == "UNAUTHENTICATED":
+        head.append((b"www-authenticate", b'Bearer realm="gateway"'))
+    return head
+
+
+async def respond_problem(send: Send, problem: Problem, identity: bytes, *extra: Header) -> None:
+    head = [*header_list(problem, identity), *extra]
+    await respond(send, problem.status, head, document(problem, identity))
+
+
+async def respond_not_allowed(send: Send, identity: bytes, method: str, allowed: str) -> None:
+    problem = Problem("METHOD_NOT_ALLOWED", f"{method} is not allowed here", hint=f"use {allowed}")
+    await respond_problem(send, problem, identity, (b"allow", allowed.encode()))
+
+
+async def respond(send: Send, status: int, head: Iterable[Header], body: bytes) -> None:
+    """Sends a whole answer; its length is added to the headers."""
+    length = (b"content-length", b"%d" % len(body))
+    await send({"type": "http.response.start", "status": status, "headers": [*head, length]})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def refuse_unread(
+    send: Send, receive: Receive, status: int, head: Iterable[Header], body: bytes
+) -> None:
+    """Answers a request whose body is not wanted, so that a client which is still sending gets the answer.
+
+    Closing at once would reset the connection under it. So the answer goes out complete, then what still
+    comes is thrown away for a moment, then the connection is closed (what web servers call lingering).
+    """
+    length = (b"content-length", b"%d" % len(body))
+    await send({"type": "http.response.start", "status": status, "headers": [*head, CLOSE, length]})
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+    loop = asyncio.get_running_loop()
+    end = loop.time() + LINGER_SECONDS
+    try:
+        async with asyncio.timeout(LINGER_IDLE_SECONDS) as patience:
+            while True:
+                message = await receive()
+                if message["type"] != "http.request" or not message.get("more_body", False):
+                    break
+                patience.reschedule(min(end, loop.time() + LINGER_IDLE_SECONDS))
+    except TimeoutError:
+        pass  # it goes on sending: it had its moment
+    await send({"type": "http.response.body", "body": b""})

@@ -1,0 +1,333 @@
+"""What the gateway counts, as Prometheus series with bounded labels.
+
+A name that no registry holds never makes a series: such requests count once, under an empty model.
+Gauges are not kept here; they are read when somebody scrapes, through callables that the core hands in
+with `watch`. This module must not know about HTTP, models or the ledger: it is given names and numbers.
+"""
+
+from __future__ import annotations
+
+import time
+from asyncio import AbstractEventLoop, TimerHandle
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final, TypedDict, Unpack
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+PHASES: Final = ("parse", "queue", "predict", "encode")
+LINGER_SECONDS: Final = 300.0
+MAX_PROBLEMS: Final = 64
+
+_REQUEST_BUCKETS: Final = (
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
+)  # fmt: skip
+_PHASE_BUCKETS: Final = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0)
+_LOAD_BUCKETS: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+_ROW_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096, 16384)
+
+_LAG_INTERVAL: Final = 0.25
+_LAG_WINDOW: Final = 15.0
+
+
+class Sources(TypedDict, total=False):
+    """Where the gauges come from. Each is called at scrape time, on the event loop, and must be cheap.
+
+    memory          bytes by state: `reserved`, `resident`, `closing`, and the limit as `limit_bytes`
+    models          (model, version) -> bytes, of every version that is held here
+    queue           model -> (requests waiting, requests in flight)
+    aliases         (model, alias) -> (version in service or None, whether it differs from the desired one)
+    disk            bytes of the artifact cache
+    registry_age    seconds since the registry was last read, None before the first time
+    """
+
+    memory: Callable[[], Mapping[str, float | None]]
+    models: Callable[[], Mapping[tuple[str, str], float]]
+    queue: Callable[[], Mapping[str, tuple[int, int]]]
+    aliases: Callable[[], Mapping[tuple[str, str], tuple[str | None, bool]]]
+    disk: Callable[[], float]
+    registry_age: Callable[[], float | None]
+
+
+class Metrics:
+    """The gateway's metrics in a registry of their own. Used by the event loop alone.
+
+    `clock` gives seconds that never go back; it decides when the series of a version that left go too.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._sources: Sources = {}
+        self._served: dict[tuple[str, str], _Served] = {}
+        self._batch_rows: dict[str, Histogram] = {}
+        self._problems: set[str] = set()
+        self.lag = LoopLag()
+        self.registry = CollectorRegistry()
+        own = self.registry
+        by_version = ("model", "version")
+        self._requests = Counter("gateway_requests", "Answers given.", (*by_version, "code"), registry=own)
+        self._seconds = Histogram(
+            "gateway_request_seconds",
+            "Time from the head of a request to its answer.",
+            by_version,
+            buckets=_REQUEST_BUCKETS,
+            registry=own,
+        )
+        self._phases = Histogram(
+            "gateway_phase_seconds",
+            "Time spent in the parts of a request.",
+            (*by_version, "phase"),
+            buckets=_PHASE_BUCKETS,
+            registry=own,
+        )
+        self._batches = Histogram(
+            "gateway_batch_rows",
+            "Rows in one call of a model.",
+            ("model",),
+            buckets=_ROW_BUCKETS,
+            registry=own,
+        )
+        self._loads = Counter("gateway_loads", "Loads, by how they ended.", ("model", "result"), registry=own)
+        self._load_seconds = Histogram(
+            "gateway_load_seconds",
+            "Time of a load, fetch to warm-up.",
+            ("model",),
+            buckets=_LOAD_BUCKETS,
+            registry=own,
+        )
+        self._unloads = Counter("gateway_unloads", "Unloads, by why.", ("model", "reason"), registry=own)
+        self._crashes = Counter(
+            "gateway_crashes", "Model processes that ended on their own.", ("model",), registry=own
+        )
+        self._swaps = Counter(
+            "gateway_swaps",
+            "Moves of an alias, by how they ended.",
+            ("model", "alias", "result"),
+            registry=own,
+        )
+        self._registry_errors = Counter(
+            "gateway_registry_errors", "Reads of the registry that failed.", registry=own
+        )
+        self._rejections = Counter(
+            "gateway_input_rejections",
+            "Fields refused by a signature, by what was wrong.",
+            ("problem",),
+            registry=own,
+        )
+        own.register(_Gauges(self))
+
+    # What happened -------------------------------------------------------------------------------
+
+    def request(
+        self, model: str, version: str, code: str, seconds: float, phases: Mapping[str, float] | None = None
+    ) -> None:
+        """An answer. `code` is "2xx" or an error code; `phases` are seconds by name of `PHASES`.
+
+        A request that was not resolved gives an empty model; it is counted and nothing else.
+        """
+        if not model:
+            self._requests.labels("", "", code).inc()
+            return
+        served = self._served.get((model, version))
+        if served is None:
+            served = self._served[model, version] = _Served(self, model, version)
+        served.seen = self._clock()
+        count = served.codes.get(code)
+        if count is None:
+            count = served.codes[code] = self._requests.labels(model, version, code)
+        count.inc()
+        served.seconds.observe(seconds)
+        if phases:
+            for phase, spent in phases.items():
+                served.phases[phase].observe(spent)
+
+    def batch(self, model: str, rows: int) -> None:
+        """One call of a model with `rows` rows."""
+        histogram = self._batch_rows.get(model)
+        if histogram is None:
+            histogram = self._batch_rows[model] = self._batches.labels(model)
+        histogram.observe(rows)
+
+    def load(self, model: str, result: str, seconds: float) -> None:
+        self._loads.labels(model, result).inc()
+        self._load_seconds.labels(model).observe(seconds)
+
+    def unload(self, model: str, reason: str) -> None:
+        self._unloads.labels(model, reason).inc()
+
+    def crash(self, model: str) -> None:
+        self._crashes.labels(model).inc()
+
+    def swap(self, model: str, alias: str, result: str) -> None:
+        self._swaps.labels(model, alias, result).inc()
+
+    def registry_error(self) -> None:
+        self._registry_errors.inc()
+
+    def rejection(self, problem: str, count: int = 1) -> None:
+        """`count` fields were refused. `problem` is a kind; past `MAX_PROBLEMS` kinds it is "other"."""
+        if problem not in self._problems:
+            if len(self._problems) >= MAX_PROBLEMS:
+                problem = "other"
+            self._problems.add(problem)
+        self._rejections.labels(problem).inc(count)
+
+    def forget(self, model: str, version: str) -> None:
+        """The version left: its series go in five minutes, unless it is held or asked again."""
+        served = self._served.get((model, version))
+        if served is not None:
+            served.seen = self._clock()
+
+    # What is so now ------------------------------------------------------------------------------
+
+    def watch(self, **sources: Unpack[Sources]) -> None:
+        """Hands in where gauges come from; see `Sources`. A later one of the same name replaces it."""
+        self._sources.update(sources)
+
+    def render(self, accept: str = "") -> tuple[bytes, str]:
+        """The text that Prometheus reads and its content type: OpenMetrics where `accept` asks for it."""
+        self._sweep()
+        encode, content_type = choose_encoder(accept)
+        return encode(self.registry), content_type
+
+    def _sweep(self) -> None:
+        now = self._clock()
+        models = self._sources.get("models")
+        held = models() if models else {}
+        for key, served in list(self._served.items()):
+            if key in held:
+                served.seen = now
+            elif now - served.seen >= LINGER_SECONDS:
+                served.remove()
+                del self._served[key]
+
+    def gauges(self) -> Iterator[Metric]:
+        sources = self._sources
+        if "memory" in sources:
+            memory = dict(sources["memory"]())
+            limit = memory.pop("limit_bytes", None)
+            family = GaugeMetricFamily("gateway_memory_bytes", "Bytes accounted to models.", labels=["state"])
+            for state in ("reserved", "resident", "closing"):
+                family.add_metric([state], memory.get(state) or 0)
+            yield family
+            if limit is not None:
+                yield GaugeMetricFamily("gateway_memory_limit_bytes", "Bytes that models may take.", limit)
+        if "models" in sources:
+            total: dict[str, float] = {}
+            for (model, _), size in sources["models"]().items():
+                total[model] = total.get(model, 0) + size
+            family = GaugeMetricFamily(
+                "gateway_model_bytes", "Bytes of a model's versions.", labels=["model"]
+            )
+            for model, size in total.items():
+                family.add_metric([model], size)
+            yield family
+        if "queue" in sources:
+            waiting = GaugeMetricFamily("gateway_queue_requests", "Requests waiting.", labels=["model"])
+            inflight = GaugeMetricFamily(
+                "gateway_inflight_requests", "Requests being answered.", labels=["model"]
+            )
+            for model, (queued, running) in sources["queue"]().items():
+                waiting.add_metric([model], queued)
+                inflight.add_metric([model], running)
+            yield waiting
+            yield inflight
+        if "aliases" in sources:
+            info = GaugeMetricFamily(
+                "gateway_alias_info", "The version an alias serves.", labels=["model", "alias", "version"]
+            )
+            apart = GaugeMetricFamily(
+                "gateway_alias_diverged", "1 where an alias serves another version than desired.",
+                labels=["model", "alias"],
+            )  # fmt: skip
+            for (model, alias), (version, diverged) in sources["aliases"]().items():
+                if version is not None:
+                    info.add_metric([model, alias, version], 1)
+                apart.add_metric([model, alias], float(diverged))
+            yield info
+            yield apart
+        if "disk" in sources:
+            yield GaugeMetricFamily(
+                "gateway_disk_cache_bytes", "Bytes of cached artifacts.", sources["disk"]()
+            )
+        if "registry_age" in sources and (age := sources["registry_age"]()) is not None:
+            yield GaugeMetricFamily("gateway_registry_age_seconds", "Time since the registry was read.", age)
+        yield GaugeMetricFamily(
+            "gateway_loop_lag_seconds",
+            "Worst lateness of the event loop in the last half minute.",
+            self.lag.worst,
+        )
+
+
+class _Served:
+    """The children of one version, looked up once."""
+
+    def __init__(self, metrics: Metrics, model: str, version: str) -> None:
+        self._metrics = metrics
+        self._labels = (model, version)
+        self.seen = 0.0
+        self.codes: dict[str, Counter] = {}
+        self.seconds: Histogram = metrics._seconds.labels(model, version)
+        self.phases: dict[str, Histogram] = {
+            phase: metrics._phases.labels(model, version, phase) for phase in PHASES
+        }
+
+    def remove(self) -> None:
+        for code in self.codes:
+            self._metrics._requests.remove(*self._labels, code)
+        self._metrics._seconds.remove(*self._labels)
+        for phase in PHASES:
+            self._metrics._phases.remove(*self._labels, phase)
+
+
+class _Gauges(Collector):
+    """prometheus_client's way to ask for gauges at scrape time."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterator[Metric]:
+        return self._metrics.gauges()
+
+    def describe(self) -> list[Metric]:
+        """Nothing ahead of time: the sources come after the registry."""
+        return []
+
+
+class LoopLag:
+    """How late the event loop runs what was due, in seconds: the worst of the last 15 to 30 s."""
+
+    def __init__(self) -> None:
+        self._current = self._previous = 0.0
+        self._window_ends = 0.0
+        self._due = 0.0
+        self._timer: TimerHandle | None = None
+
+    @property
+    def worst(self) -> float:
+        return max(self._current, self._previous)
+
+    def start(self, loop: AbstractEventLoop) -> None:
+        """Measures until `stop`, with a timer four times a second."""
+        self.stop()
+        self._window_ends = loop.time() + _LAG_WINDOW
+        self._arm(loop)
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _arm(self, loop: AbstractEventLoop) -> None:
+        self._due = loop.time() + _LAG_INTERVAL
+        self._timer = loop.call_at(self._due, self._tick, loop)
+
+    def _tick(self, loop: AbstractEventLoop) -> None:
+        now = loop.time()
+        if now >= self._window_ends:
+            self._previous, self._current = self._current, 0.0
+            self._window_ends = now + _LAG_WINDOW
+        self._current = max(self._current, now - self._due)
+        self._arm(loop)

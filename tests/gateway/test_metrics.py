@@ -1,0 +1,229 @@
+"""Metrics are read as Prometheus reads them: through the strict OpenMetrics parser."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+
+from gateway.metrics import LINGER_SECONDS, MAX_PROBLEMS, LoopLag, Metrics
+
+OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def scrape(metrics: Metrics) -> Samples:
+    text, content_type = metrics.render(OPENMETRICS)
+    assert content_type.startswith("application/openmetrics-text")
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text.decode())
+        for sample in family.samples
+        if not sample.name.endswith("_created")
+    }
+
+
+def value(samples: Samples, name: str, **labels: str) -> float | None:
+    return samples.get((name, frozenset(labels.items())))
+
+
+def names(samples: Samples) -> set[str]:
+    return {name for name, _ in samples}
+
+
+PHASES = {"parse": 0.0002, "queue": 0.0, "predict": 0.003, "encode": 0.0001}
+
+
+def everything(metrics: Metrics) -> None:
+    metrics.request("iris", "2", "2xx", 0.004, PHASES)
+    metrics.batch("iris", 3)
+    metrics.load("iris", "ready", 0.2)
+    metrics.unload("iris", "evicted")
+    metrics.crash("iris")
+    metrics.swap("iris", "champion", "served")
+    metrics.registry_error()
+    metrics.rejection("is missing", 2)
+    metrics.watch(
+        memory=lambda: {"limit_bytes": 100, "reserved": 1, "resident": 2, "closing": 3},
+        models=lambda: {("iris", "1"): 10, ("iris", "2"): 20},
+        queue=lambda: {"iris": (4, 5)},
+        aliases=lambda: {("iris", "champion"): ("2", False), ("iris", "next"): (None, True)},
+        disk=lambda: 77,
+        registry_age=lambda: 1.5,
+    )
+
+
+def test_every_name_of_the_contract_is_there_with_its_labels() -> None:
+    metrics = Metrics()
+    everything(metrics)
+    got = scrape(metrics)
+    iris = {"model": "iris"}
+    version = {"model": "iris", "version": "2"}
+    assert value(got, "gateway_requests_total", **version, code="2xx") == 1
+    assert value(got, "gateway_request_seconds_count", **version) == 1
+    for phase, seconds in PHASES.items():
+        assert value(got, "gateway_phase_seconds_sum", **version, phase=phase) == seconds
+    assert value(got, "gateway_batch_rows_sum", **iris) == 3
+    assert value(got, "gateway_queue_requests", **iris) == 4
+    assert value(got, "gateway_inflight_requests", **iris) == 5
+    assert value(got, "gateway_loads_total", **iris, result="ready") == 1
+    assert value(got, "gateway_load_seconds_sum", **iris) == 0.2
+    assert value(got, "gateway_unloads_total", **iris, reason="evicted") == 1
+    assert value(got, "gateway_crashes_total", **iris) == 1
+    assert value(got, "gateway_model_bytes", **iris) == 30
+    assert value(got, "gateway_memory_bytes", state="reserved") == 1
+    assert value(got, "gateway_memory_bytes", state="resident") == 2
+    assert value(got, "gateway_memory_bytes", state="closing") == 3
+    assert value(got, "gateway_memory_limit_bytes") == 100
+    assert value(got, "gateway_disk_cache_bytes") == 77
+    assert value(got, "gateway_alias_info", model="iris", alias="champion", version="2") == 1
+    assert value(got, "gateway_alias_diverged", model="iris", alias="champion") == 0
+    assert value(got, "gateway_alias_diverged", model="iris", alias="next") == 1
+    assert value(got, "gateway_swaps_total", model="iris", alias="champion", result="served") == 1
+    assert value(got, "gateway_registry_age_seconds") == 1.5
+    assert value(got, "gateway_registry_errors_total") == 1
+    assert value(got, "gateway_input_rejections_total", problem="is missing") == 2
+    assert value(got, "gateway_loop_lag_seconds") == 0
+
+
+def test_prometheus_text_is_given_to_who_does_not_ask_for_openmetrics() -> None:
+    metrics = Metrics()
+    everything(metrics)
+    text, content_type = metrics.render("")
+    assert content_type.startswith("text/plain")
+    assert b'gateway_requests_total{code="2xx",model="iris",version="2"} 1.0' in text
+
+
+def test_ten_thousand_invented_names_add_no_series() -> None:
+    metrics = Metrics()
+    metrics.request("", "", "MODEL_NOT_FOUND", 0.001)
+    before = scrape(metrics)
+    for _ in range(10_000):
+        metrics.request("", "", "MODEL_NOT_FOUND", 0.001, PHASES)
+    after = scrape(metrics)
+    assert after.keys() == before.keys()
+    assert value(after, "gateway_requests_total", model="", version="", code="MODEL_NOT_FOUND") == 10_001
+    assert "gateway_request_seconds_count" not in names(after)
+
+
+def test_the_series_of_a_version_linger_five_minutes_and_totals_by_model_stay() -> None:
+    clock = Clock()
+    metrics = Metrics(clock)
+    held: dict[tuple[str, str], float] = {("iris", "1"): 10}
+    metrics.watch(models=lambda: held)
+    metrics.request("iris", "1", "2xx", 0.004, PHASES)
+    metrics.load("iris", "ready", 0.2)
+    clock.now += 10 * LINGER_SECONDS
+    assert value(scrape(metrics), "gateway_requests_total", model="iris", version="1", code="2xx") == 1, (
+        "still held"
+    )
+    held.clear()
+    metrics.forget("iris", "1")
+    clock.now += LINGER_SECONDS - 1
+    assert value(scrape(metrics), "gateway_requests_total", model="iris", version="1", code="2xx") == 1
+    clock.now += 1
+    gone = scrape(metrics)
+    assert not {name for name, labels in gone if ("version", "1") in labels}
+    assert value(gone, "gateway_loads_total", model="iris", result="ready") == 1
+    metrics.request("iris", "1", "2xx", 0.004, PHASES)
+    assert value(scrape(metrics), "gateway_requests_total", model="iris", version="1", code="2xx") == 1
+
+
+def test_a_version_that_is_still_asked_keeps_its_series() -> None:
+    clock = Clock()
+    metrics = Metrics(clock)
+    metrics.request("iris", "1", "MODEL_UNAVAILABLE", 0.004)
+    metrics.forget("iris", "1")
+    for _ in range(5):
+        clock.now += LINGER_SECONDS / 2
+        metrics.request("iris", "1", "MODEL_UNAVAILABLE", 0.004)
+        scrape(metrics)
+    labels = {"model": "iris", "version": "1", "code": "MODEL_UNAVAILABLE"}
+    assert value(scrape(metrics), "gateway_requests_total", **labels) == 6
+
+
+def test_kinds_of_problems_are_bounded() -> None:
+    metrics = Metrics()
+    for i in range(MAX_PROBLEMS + 50):
+        metrics.rejection(f"problem {i}")
+    got = {key: v for key, v in scrape(metrics).items() if key[0] == "gateway_input_rejections_total"}
+    assert len(got) == MAX_PROBLEMS + 1
+    assert value(got, "gateway_input_rejections_total", problem="other") == 50
+
+
+def test_sources_that_were_not_handed_in_give_no_series() -> None:
+    got = names(scrape(Metrics()))
+    assert got == {"gateway_loop_lag_seconds", "gateway_registry_errors_total"}
+
+
+@pytest.mark.parametrize("age", [None, 3.0])
+def test_the_registry_has_no_age_before_it_was_read(age: float | None) -> None:
+    metrics = Metrics()
+    metrics.watch(registry_age=lambda: age)
+    assert value(scrape(metrics), "gateway_registry_age_seconds") == age
+
+
+class FakeLoop:
+    """Time and one timer, moved by hand."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.due: Any = None
+
+    def time(self) -> float:
+        return self.now
+
+    def call_at(self, when: float, callback: Any, *arguments: Any) -> FakeLoop:
+        self.due = (when, callback, arguments)
+        return self
+
+    def cancel(self) -> None:
+        self.due = None
+
+    def run(self, late: float) -> None:
+        when, callback, arguments = self.due
+        self.now = when + late
+        callback(*arguments)
+
+
+def test_loop_lag_is_the_worst_of_the_last_half_minute() -> None:
+    loop, lag = FakeLoop(), LoopLag()
+    lag.start(loop)  # type: ignore[arg-type]
+    loop.run(late=0.0)
+    loop.run(late=0.4)
+    loop.run(late=0.1)
+    assert lag.worst == pytest.approx(0.4)
+    while loop.now < 14.0:
+        loop.run(late=0.0)
+    assert lag.worst == pytest.approx(0.4)
+    while loop.now < 31.0:
+        loop.run(late=0.0)
+    assert lag.worst == pytest.approx(0.0)
+    lag.stop()
+    assert loop.due is None
+
+
+def test_loop_lag_sees_a_blocked_loop() -> None:
+    async def main() -> float:
+        lag = LoopLag()
+        loop = asyncio.get_running_loop()
+        lag.start(loop)
+        time.sleep(0.4)  # noqa: ASYNC251 - exactly what must not happen on a loop
+        await asyncio.sleep(0)  # one turn: the timer that is late comes first
+        await asyncio.sleep(0)
+        lag.stop()
+        return lag.worst
+
+    assert asyncio.run(main()) >= 0.1
