@@ -1,0 +1,128 @@
+"""The command `gateway`: puts its commands together, and turns what they raise into lines and exit codes.
+
+Knows which failures are expected; what a command does stands in `gateway.commands`. Imports little, so
+that `gateway --help` is there at once.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from gateway.commands import moving, operating, prediction, registry, serving
+from gateway.commands.terminal import REFUSED, WRONG_USAGE, Failure, complain, note
+
+INTERRUPTED = 130
+
+# Typer carries its own copy of click, or uses the one that is installed, and exports just this exception of
+# it; the class above is what every wrong usage is.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+app = typer.Typer(
+    name="gateway",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+for command in (
+    serving.demo,
+    serving.serve,
+    registry.push,
+    moving.promote,
+    moving.rollback,
+    registry.models,
+    operating.status,
+    operating.load,
+    operating.unload,
+    prediction.predict,
+    serving.config,
+):
+    app.command()(command)
+
+
+@app.callback()
+def entry(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="With an unexpected error, print its traceback.")
+    ] = False,
+) -> None:
+    """A model registry as a prediction service.
+
+    `gateway demo` shows it. A registry is a file of names, versions and aliases; `push` writes to it, and
+    `serve` answers predictions for all of it and follows every move of an alias while it runs.
+
+    Exit codes: 0 done, 1 refused or failed, 2 wrong usage. Results go to stdout, all else to stderr.
+    """
+
+
+def main() -> None:
+    """The entry point."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs a command and returns its exit code."""
+    if list(arguments) == ["--version"]:
+        from importlib.metadata import version
+
+        typer.echo(version("model-gateway"))
+        return 0
+    try:
+        code = typer.main.get_command(app).main(list(arguments), prog_name="gateway", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except _UsageError as error:
+        return _wrong_usage(error)
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - the last place: whatever it is becomes a line and an exit code
+        failure = _expected(error)
+        if failure is None:
+            if {"--verbose", "-v"} & set(arguments[:1]):
+                note("".join(traceback.format_exception(error)).rstrip())
+            kind = type(error).__name__
+            failure = Failure(f"unexpected {kind}: {error}", "gateway --verbose … prints where it came from")
+        complain(failure.message, failure.hint)
+        return failure.code
+
+
+def _wrong_usage(error: Exception) -> int:
+    """Prints what was wrong with the command line, and which help to read."""
+    context = getattr(error, "ctx", None)
+    path = "gateway" if context is None else context.command_path
+    message = error.format_message() if hasattr(error, "format_message") else str(error)
+    if context is not None and message == context.get_help():
+        note(message)  # a bare `gateway`
+    else:
+        complain(message, f"see {path} --help")
+    return WRONG_USAGE
+
+
+def _expected(error: Exception) -> Failure | None:
+    """An error that a command may meet, as a failure; None for one that nobody foresaw."""
+    if isinstance(error, Failure):
+        return error
+    from gateway.artifacts import ArtifactError
+    from gateway.errors import Problem
+    from gateway.names import InvalidReference
+    from gateway.registries.base import NotInRegistry, RegistryError
+    from gateway.runners.base import ModelError
+    from gateway.settings import SettingsError
+    from loaders.flavors.base import MissingFramework
+    from loaders.package import PackageError
+
+    if isinstance(error, Problem | NotInRegistry):
+        return Failure(str(error), error.hint)
+    if isinstance(error, SettingsError | InvalidReference):
+        return Failure(str(error), code=WRONG_USAGE)
+    if isinstance(error, RegistryError | ArtifactError | PackageError | ModelError | MissingFramework):
+        return Failure(str(error))
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename else ""
+        return Failure(f"{place}{error.strerror or error}", code=REFUSED)
+    return None

@@ -1,0 +1,90 @@
+"""A running gateway, seen from outside: the control calls that the command line makes over HTTP.
+
+Knows the control routes and the form of an error; nothing of what a gateway does inside. Everything that
+goes wrong is a `Failure`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import httpx
+
+from gateway.commands.terminal import Failure
+
+DEFAULT_URL = "http://127.0.0.1:8080"
+
+
+class Client:
+    """`url` is the gateway's base URL, `key` the admin key if it wants one. Use as a context manager."""
+
+    def __init__(self, url: str, key: str | None = None, timeout: float | None = 30.0) -> None:
+        self.url = url.rstrip("/")
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        try:
+            self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout)
+        except httpx.InvalidURL as error:
+            raise Failure(f"{url} is no URL: {error}", f"write it like {DEFAULT_URL}", code=2) from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def text(self, path: str) -> str:
+        return self._send("GET", path).text
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        timeout: float | None = None,
+        accept: tuple[int, ...] = (),
+        **query: bool,
+    ) -> dict[str, Any]:
+        """The JSON answer of a call that succeeded, or answered one of `accept`.
+
+        `timeout` in seconds; None: the client's own, 0: none. Raises Failure.
+        """
+        options: dict[str, Any] = {"params": {name: "true" if on else "false" for name, on in query.items()}}
+        if timeout is not None:
+            options["timeout"] = httpx.Timeout(timeout or None, connect=10.0)
+        if body is not None:
+            options["json"] = body
+        answer = self._send(method, path, accept, **options)
+        try:
+            found = answer.json()
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise Failure(f"{self.url} answered {path} with something else than JSON", "is that a gateway?")
+        return found
+
+    def _send(self, method: str, path: str, accept: tuple[int, ...] = (), **options: Any) -> httpx.Response:
+        try:
+            answer = self._http.request(method, path, **options)
+        except httpx.UnsupportedProtocol:
+            raise Failure(f"{self.url} is no URL", f"write it like {DEFAULT_URL}", code=2) from None
+        except httpx.TimeoutException:
+            raise Failure(f"{self.url} did not answer {path} in time", "try again, or see its log") from None
+        except httpx.TransportError as error:
+            reason = str(error) or type(error).__name__
+            hint = "start one with `gateway serve`, or name another with --url"
+            raise Failure(f"no gateway answers at {self.url}: {reason}", hint) from None
+        if answer.is_success or answer.status_code in accept:
+            return answer
+        raise _refusal(answer)
+
+
+def _refusal(answer: httpx.Response) -> Failure:
+    """An error answer as a failure: its message and hint where it has the gateway's form."""
+    try:
+        body = answer.json()
+        message, code = str(body["message"]), str(body["error_code"])
+    except (ValueError, KeyError, TypeError):
+        return Failure(f"{answer.request.url} answered {answer.status_code}", "is that a gateway?")
+    hint = body.get("hint")
+    return Failure(f"{message} ({code})", str(hint) if hint else None)

@@ -1,0 +1,107 @@
+"""The options that several commands share, and what they stand for once the environment has been asked.
+
+Knows precedence (option, then environment, then default) and nothing of what a command does.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gateway.commands.terminal import Failure, Output
+
+if TYPE_CHECKING:
+    from gateway.commands.client import Client
+    from gateway.names import Reference
+    from gateway.settings import Settings
+
+OutputOption = Annotated[Output, typer.Option("--output", "-o", help="The form of the result on stdout.")]
+RegistryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--registry",
+        "-r",
+        metavar="R",
+        help="A registry file (.yaml, .yml, .json). Else $GATEWAY_REGISTRY, $MLFLOW_REGISTRY_URI, "
+        "$MLFLOW_TRACKING_URI, ./registry.yaml.",
+    ),
+]
+UrlOption = Annotated[
+    str | None, typer.Option("--url", metavar="URL", help="The running gateway. Else $GATEWAY_URL.")
+]
+KeyOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--admin-key-file",
+        metavar="FILE",
+        envvar="GATEWAY_ADMIN_KEY_FILE",
+        help="The file with the gateway's admin key. Else the key itself in $GATEWAY_ADMIN_KEY.",
+    ),
+]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", metavar="FILE", help="The settings file; else ./gateway.yaml."),
+]
+AliasArgument = Annotated[
+    str, typer.Argument(metavar="NAME@ALIAS", help="The alias to move, such as iris@champion.")
+]
+ReferenceArgument = Annotated[
+    str, typer.Argument(metavar="REF", help="NAME, NAME@ALIAS, NAME/VERSION or a models:/ URI.")
+]
+
+
+def url_given(url: str | None) -> str | None:
+    """The gateway to go through, None where nothing names one."""
+    return url or os.environ.get("GATEWAY_URL") or None
+
+
+def connect(url: str | None, admin_key_file: Path | None) -> Client:
+    """A client of the running gateway. Raises Failure for a key file that cannot be read."""
+    from gateway.commands.client import DEFAULT_URL, Client
+
+    key = os.environ.get("GATEWAY_ADMIN_KEY")
+    if admin_key_file is not None:
+        try:
+            key = admin_key_file.read_text(encoding="utf-8")
+        except OSError as error:
+            raise Failure(f"the admin key file {admin_key_file} cannot be read: {error.strerror}") from None
+    return Client(url_given(url) or DEFAULT_URL, key.strip() if key else None)
+
+
+def alias_of(text: str) -> tuple[str, str]:
+    """NAME@ALIAS as a pair. Raises typer.BadParameter."""
+    reference = reference_of(text)
+    if reference.alias is None:
+        raise typer.BadParameter(f"{text!r} names no alias; write NAME@ALIAS, such as iris@champion")
+    return reference.name, reference.alias
+
+
+def reference_of(text: str) -> Reference:
+    """A model reference as people write it. Raises typer.BadParameter."""
+    from gateway.names import InvalidReference, parse_short
+
+    try:
+        return parse_short(text)
+    except InvalidReference as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def version_of(text: str) -> str:
+    """A version number. Raises typer.BadParameter."""
+    from gateway.names import InvalidReference, check_version
+
+    try:
+        return check_version(text)
+    except InvalidReference as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def settings_of(config: Path | None = None, **flags: Any) -> Settings:
+    """The effective settings; flags that are None were not given. Raises SettingsError."""
+    from gateway import settings
+
+    given = {name: value for name, value in flags.items() if value is not None}
+    return settings.load(given, os.environ, config)

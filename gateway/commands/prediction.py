@@ -1,0 +1,92 @@
+"""`predict`: one prediction without a server, with the enforcement and the answer that a server gives.
+
+Knows the bodies of the protocol and models; no running gateway.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gateway.commands.options import ConfigOption, OutputOption, RegistryOption, settings_of
+from gateway.commands.terminal import Failure, Output, note, result, working
+
+if TYPE_CHECKING:
+    from loaders.violation import InvalidInput
+
+SHOWN_VIOLATIONS = 10
+
+
+class Format(StrEnum):
+    """The form of the input."""
+
+    json = "json"
+    csv = "csv"
+
+
+def predict(
+    uri: Annotated[str, typer.Argument(metavar="URI", help="A model directory or a models:/ URI.")],
+    source: Annotated[
+        str, typer.Option("--input", "-i", metavar="FILE|-", help="The input, `-` for stdin: JSON or CSV.")
+    ],
+    form: Annotated[
+        Format | None, typer.Option("--format", help="Else by the file's ending, or by the first character.")
+    ] = None,
+    registry: RegistryOption = None,
+    config: ConfigOption = None,
+    output: OutputOption = Output.text,
+) -> None:
+    """Predict offline, without a server. Prints {"predictions": …}.
+
+    The input is what a server takes: a JSON object with one of dataframe_split, dataframe_records, instances
+    and inputs (and params), or CSV with a header row. It must fit the model's signature just the same.
+    The model's code runs in this process: only for models that you trust.
+
+    Example: gateway predict models:/iris@champion -i rows.csv --registry registry.yaml
+    """
+    from loaders.enforce import InvalidInput, enforce
+
+    from gateway import api
+    from gateway.http import answers, bodies
+
+    content = _read(source)
+    chosen = form or _form(source, content)
+    parsed = bodies.parse_json(content) if chosen is Format.json else bodies.parse_csv(content)
+    settings = settings_of(config)
+    with working(f"loading {uri}"):
+        model = api.load_model(uri, registry=registry)
+    package = model.package
+    try:
+        enforced = enforce(
+            package.signature, parsed.raw, parsed.params, settings.enforcement, type_hints=package.type_hints
+        )
+    except InvalidInput as error:
+        raise _unfit(uri, error) from None
+    for warning in enforced.warnings:
+        note(f"warning: {warning}")
+    answer = {"predictions": json.loads(answers.encode_now(model.run(enforced.batch, enforced.params)))}
+    result(output, answer, json.dumps(answer, ensure_ascii=False))
+
+
+def _read(source: str) -> bytes:
+    return sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+
+
+def _form(source: str, content: bytes) -> Format:
+    ending = Path(source).suffix.lower()
+    if ending in (".json", ".csv"):
+        return Format(ending[1:])
+    return Format.json if content.lstrip()[:1] == b"{" else Format.csv
+
+
+def _unfit(uri: str, error: InvalidInput) -> Failure:
+    """All that does not fit, in one line."""
+    found = [f"{violation.path}: {violation.problem}" for violation in error.violations[:SHOWN_VIOLATIONS]]
+    more = error.total - len(found)
+    listed = "; ".join(found) + (f"; and {more} more" if more > 0 else "")
+    return Failure(f"the input does not fit {uri}: {listed}")

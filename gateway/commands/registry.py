@@ -1,0 +1,108 @@
+"""`push` and `models`: what goes into a registry, and what stands in it.
+
+Knows registries; no running gateway.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gateway.commands.options import OutputOption, RegistryOption
+from gateway.commands.terminal import Failure, Output, result, table, working
+
+if TYPE_CHECKING:
+    from gateway.registries.base import Model, Version
+
+
+def push(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A model directory: it holds MLmodel.")],
+    name: Annotated[str, typer.Option(metavar="NAME", help="The model's name in the registry.")],
+    alias: Annotated[str | None, typer.Option(metavar="A", help="Point this alias to it as well.")] = None,
+    registry: RegistryOption = None,
+    output: OutputOption = Output.text,
+) -> None:
+    """Add a model directory to the registry as the next version.
+
+    It is copied into the registry's store. A directory with the digest of an existing version is that one,
+    unchanged. A registry file that does not exist is created, with its store models/ beside it. --alias moves
+    the alias without any gate; use promote to move one that is being served.
+
+    Example: gateway push ./my-model --name iris --alias challenger
+    """
+    from gateway import api
+    from gateway.registries import default_target
+
+    target = registry or default_target()
+    with working(f"pushing {directory} to {target}"):
+        pushed = api.push(directory, name, alias=alias, registry=target)
+    pointing = f"; {name}@{alias} points to it" if alias else ""
+    text = f"{pushed.name}/{pushed.version} is in {target}{pointing} ({pushed.digest})"
+    result(output, {**dataclasses.asdict(pushed), "registry": target}, text)
+
+
+def models(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Only this one, version by version.")
+    ] = None,
+    registry: RegistryOption = None,
+    output: OutputOption = Output.text,
+) -> None:
+    """Show what the registry says: models, their versions and aliases."""
+    from gateway.registries import default_target, open_registry
+
+    target = registry or default_target()
+    opened = open_registry(target)
+    try:
+        found = opened.read().models
+    finally:
+        opened.close()
+    if name is None:
+        chosen = [found[key] for key in sorted(found)]
+        result(output, {"models": [_view(model) for model in chosen]}, lambda: _show_models(chosen))
+    elif name in found:
+        result(output, _view(found[name]), lambda: _show_versions(found[name]))
+    else:
+        raise Failure(f"{target} has no model {name}", f"its models: {', '.join(sorted(found)) or 'none'}")
+
+
+def _versions(model: Model) -> list[Version]:
+    return sorted(model.versions.values(), key=lambda version: int(version.version))
+
+
+def _aliases(model: Model) -> dict[str, str]:
+    return {alias: model.aliases[alias].version for alias in sorted(model.aliases)}
+
+
+def _view(model: Model) -> dict[str, Any]:
+    versions = []
+    for version in _versions(model):
+        facts = {"version": version.version, "source": version.source, "digest": version.digest}
+        versions.append({**facts, "created": version.created, "tags": dict(version.tags)})
+    return {"name": model.name, "aliases": _aliases(model), "versions": versions}
+
+
+def _show_models(models: Sequence[Model]) -> None:
+    if not models:
+        typer.echo("no models yet; `gateway push DIR --name NAME` adds one")
+        return
+    rows = []
+    for model in models:
+        aliases = ", ".join(f"{alias}={version}" for alias, version in _aliases(model).items())
+        latest = model.latest()
+        rows.append([model.name, aliases or "-", str(len(model.versions)), latest.version if latest else "-"])
+    table(["MODEL", "ALIASES", "VERSIONS", "LATEST"], rows, right=["VERSIONS", "LATEST"])
+
+
+def _show_versions(model: Model) -> None:
+    pointing = _aliases(model)
+    rows = []
+    for version in _versions(model):
+        aliases = ", ".join(alias for alias, at in pointing.items() if at == version.version)
+        digest = version.digest.removeprefix("sha256:")[:12] if version.digest else "-"
+        rows.append([version.version, aliases or "-", version.created or "-", digest, version.source])
+    table(["VERSION", "ALIASES", "CREATED", "SHA-256", "SOURCE"], rows, right=["VERSION"])

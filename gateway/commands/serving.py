@@ -1,0 +1,125 @@
+"""`demo`, `serve` and `config`: the server itself, and what it would run with.
+
+Knows how to start a gateway and that its port must be free; nothing of how it serves.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gateway.commands.options import ConfigOption, OutputOption, RegistryOption, settings_of
+from gateway.commands.terminal import Failure, Output, result, table, working
+
+if TYPE_CHECKING:
+    from gateway.settings import Settings
+
+
+def demo(
+    directory: Annotated[
+        Path, typer.Option("--dir", metavar="D", help="Where the demo lives. What is there is kept.")
+    ] = Path("gateway-demo"),
+    port: Annotated[int, typer.Option(metavar="N", min=1, max=65535, help="The port on 127.0.0.1.")] = 8080,
+) -> None:
+    """Serve three small real models and print the lines to try.
+
+    iris (scikit-learn), diabetes (ONNX) and tickets (a Python class with an artifact and a param), each in
+    two versions: champion is 1, challenger is 2. Training takes some seconds, once: the directory (registry,
+    models, cache, state) is kept, and the next demo there goes on where this one ended.
+    """
+    from gateway import demo as show
+
+    host = "127.0.0.1"
+    _must_be_free(host, port)
+    with working(f"making the demo in {directory}"):
+        registry = show.prepare(directory)
+    settings = settings_of(
+        registry=str(registry),
+        host=host,
+        port=port,
+        cache_dir=str((directory / "cache").absolute()),
+        state_dir=str((directory / "state").absolute()),
+    )
+    typer.echo(f"The demo is in {directory}. Ctrl-C stops it; `gateway demo --dir {directory}` goes on.\n")
+    typer.echo(show.lines_to_try(f"http://{host}:{port}", show.champion(registry, "iris")))
+    _serve(settings)
+
+
+def serve(
+    models: Annotated[
+        list[str] | None, typer.Argument(metavar="[MODEL]...", help="Serve just these: directories or URIs.")
+    ] = None,
+    registry: RegistryOption = None,
+    host: Annotated[
+        str | None, typer.Option(metavar="H", help="The address to listen on.", show_default="127.0.0.1")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(metavar="N", min=0, max=65535, help="The port.", show_default="8080")
+    ] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Serve predictions for a registry, or for models named here.
+
+    Until SIGTERM or Ctrl-C. Without MODEL all of the registry is served: a model loads on its first request,
+    and aliases are followed while it runs. With MODEL, a directory or a URI, no registry is needed; the name
+    of the directory is the model's. Every setting is an environment variable too (GATEWAY_PORT=9000);
+    `gateway config` shows them all.
+    """
+    settings = settings_of(config, registry=registry, host=host, port=port)
+    _must_be_free(settings.host, settings.port)
+    _serve(settings, models or [])
+
+
+def _must_be_free(host: str, port: int) -> None:
+    """Raises Failure where the server could not listen: better now than after minutes of work."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            if sys.platform != "win32":
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        message = f"cannot listen on {host}:{port}: {error.strerror or error}"
+        raise Failure(message, "choose another port with --port, or stop what uses this one") from None
+
+
+def _serve(settings: Settings, models: list[str] | None = None) -> None:
+    from gateway.app import serve as run
+
+    raise typer.Exit(run(settings, models or []))
+
+
+def config(
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON schema of gateway.yaml instead.")
+    ] = False,
+    file: ConfigOption = None,
+    output: OutputOption = Output.text,
+) -> None:
+    """Show the settings in force and where each came from.
+
+    A flag wins over the environment (GATEWAY_…, nested with __: GATEWAY_MODELS__iris__TIMEOUT), that over the
+    settings file, that over the default. --schema is for editors and for checking a file before it is used.
+    """
+    from gateway import settings
+
+    if schema:
+        typer.echo(json.dumps(settings.schema(), indent=2))
+        return
+    effective = settings_of(file)
+    sources = effective.sources()
+    values = effective.model_dump(mode="json", by_alias=True)
+    view = {
+        name: {"value": value, "source": sources[name]} for name, value in values.items() if name in sources
+    }
+    rows = [[name, _shown(entry["value"]), entry["source"]] for name, entry in view.items()]
+    result(output, {"settings": view}, lambda: table(["SETTING", "VALUE", "FROM"], rows))
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else "-" if value is None else json.dumps(value)

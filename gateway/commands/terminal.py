@@ -1,0 +1,108 @@
+"""How the command line speaks: results on stdout as text or JSON, everything else on stderr.
+
+Knows nothing of models, registries or servers. What goes wrong is a `Failure`: a line, a hint, an exit code.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import Any
+
+import typer
+
+REFUSED = 1
+WRONG_USAGE = 2
+
+
+class Output(StrEnum):
+    """The two forms of a result."""
+
+    text = "text"
+    json = "json"
+
+
+class Failure(Exception):
+    """Ends a command: what is wrong, what to do about it, the exit code."""
+
+    def __init__(self, message: str, hint: str | None = None, code: int = REFUSED) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.code = code
+
+
+def result(output: Output, value: Any, text: str | Callable[[], None]) -> None:
+    """Prints a result: `value` as JSON, or `text`, which is the text or prints it."""
+    if output is Output.json:
+        typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    elif isinstance(text, str):
+        typer.echo(text)
+    else:
+        text()
+
+
+def note(text: str) -> None:
+    """One line for the person, not for the pipe."""
+    typer.echo(text, err=True)
+
+
+def complain(message: str, hint: str | None) -> None:
+    """What went wrong, in one line or two."""
+    note(f"gateway: {_one_line(message)}")
+    if hint:
+        note(f"hint: {_one_line(hint)}")
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
+    """A table on stdout; columns named in `right` are numbers. Piped, nothing is cut to a width."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        grid.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        grid.add_row(*(Text(cell) for cell in row))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, 1000)
+    with console.capture() as captured:
+        console.print(grid)
+    typer.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+@contextmanager
+def working(what: str) -> Iterator[Callable[[str], None]]:
+    """While something takes long: a spinner on a terminal, one line elsewhere.
+
+    Yields a function that replaces what the spinner says; any thread may call it.
+    """
+    if not sys.stderr.isatty():
+        note(f"{what} …")
+        yield lambda text: None
+        return
+    from rich.console import Console
+    from rich.markup import escape
+
+    with Console(stderr=True).status(escape(what)) as status:
+        yield lambda text: status.update(escape(text))
+
+
+def size(count: float | None) -> str:
+    """Bytes as people read them: `12.3 MB`."""
+    if count is None:
+        return "-"
+    for unit in ("B", "kB", "MB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

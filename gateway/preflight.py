@@ -1,0 +1,81 @@
+"""The gates of a promotion, run here: would a version load and answer in this place, and may it take over.
+
+For commands that change a registry without a gateway beside it. The same parts decide as in a running
+gateway: `packages` accepts the files, `rollout` compares the signatures, a `servable` loads and warms up.
+Knows no command line and writes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from gateway.artifacts import Artifacts
+from gateway.errors import Problem
+from gateway.packages import Packages, Prepared
+from gateway.registries.base import Model, NotInRegistry
+from gateway.rollout import Policy, refusals
+from gateway.runners.base import ModelError, RunnerCrashed, RunnerTimeout
+from gateway.runners.inline import InlineRunner
+from gateway.servable import Options, Servable
+
+if TYPE_CHECKING:
+    from gateway.registries.base import Version
+    from gateway.settings import Settings
+    from loaders.signature import Signature
+
+
+def gates(model: Model, alias: str, version: str, settings: Settings, *, back: bool = False) -> list[str]:
+    """Takes a version through the gates of an alias. Returns why present callers would not be understood by
+    it, which an operator may overrule; `back`: that is not asked, for it has served before.
+
+    Raises Problem where it cannot be loaded or does not answer its example (nobody may overrule that), and
+    NotInRegistry for a version that is not there.
+    """
+    if version not in model.versions:
+        known = ", ".join(sorted(model.versions, key=int)) or "none"
+        message = f"{model.name} has no version {version}"
+        raise NotInRegistry("VERSION_NOT_FOUND", message, f"versions of {model.name}: {known}")
+    standing = model.aliases.get(alias)
+    old = None if standing is None else model.versions.get(standing.version)
+    if standing is not None and version in standing.previous:
+        back = True
+    return asyncio.run(_gates(model.versions[version], None if back else old, model, settings))
+
+
+async def _gates(new: Version, old: Version | None, model: Model, settings: Settings) -> list[str]:
+    with ThreadPoolExecutor(2) as io:
+        packages = Packages(Artifacts(settings.cache_dir, settings.disk_limit), io)
+        prepared = await packages.get(new)
+        reasons: list[str] = []
+        if old is not None and old != new:
+            policy = Policy(gate=settings.rollout.gate).merged(model.rollout)
+            reasons = refusals(policy, await _signature(old, packages), prepared.package.signature)
+        await _load(new, packages, settings)
+        return reasons
+
+
+async def _signature(old: Version, packages: Packages) -> Signature | None:
+    """What the version in place takes; None where its files are gone: there is nothing to compare with."""
+    try:
+        return (await packages.get(old)).package.signature
+    except Problem:
+        return None
+
+
+async def _load(new: Version, packages: Packages, settings: Settings) -> None:
+    """Loads it, has it answer its saved example, and lets it go."""
+
+    async def reserve(size: int) -> None:
+        """There is nothing else here to share memory with."""
+
+    def runner(prepared: Prepared) -> InlineRunner:
+        return InlineRunner(prepared.package, settings.for_model(new.name).config)
+
+    servable = Servable(new, Options())
+    try:
+        await servable.load(packages.get, reserve, runner, lambda rows, requests: None)
+    except (ModelError, RunnerCrashed, RunnerTimeout) as error:
+        raise Problem("MODEL_UNAVAILABLE", f"{new} cannot be loaded: {error}") from None
+    await servable.close()
