@@ -98,6 +98,12 @@ class Package:
         data = self.text("data")
         return self.path if data is None else self.inside(data)
 
+    def native_data(self, flavor: str) -> Path:
+        """The file or directory of a framework's own form: the flavor's entry `data`, else `data` above.
+        Raises PackageError."""
+        data = self.flavors.get(flavor, {}).get("data")
+        return self.inside(data) if isinstance(data, str) and data else self.data
+
     def text(self, key: str) -> str | None:
         """An entry of `python_function` that must be text, or absent. Raises PackageError."""
         value = self.python_function.get(key)

@@ -1,7 +1,7 @@
 """The table of flavors: which one loads a package, which one saves a live model.
 
-Plugins are named by a dotted path and imported on first use. `register` adds one; the order is the order
-in which live models are offered to them, the most particular first.
+Plugins are named by a dotted path and imported on first use. The order is the order in which live models
+are offered to them, the most particular first.
 """
 
 from __future__ import annotations
@@ -15,12 +15,17 @@ if TYPE_CHECKING:
     from loaders.flavors.base import Flavor
     from loaders.package import Package
 
-# The plugin table: name -> "module:class".
+# The plugin table: name -> "module:class"; a module that begins with a dot is one of this package.
 FLAVORS: Final[dict[str, str]] = {
-    "onnx": "loaders.flavors.onnx:Onnx",
-    "sklearn": "loaders.flavors.sklearn:Sklearn",
-    "python": "loaders.flavors.python:Python",
-    "loader": "loaders.flavors.loader:Loader",
+    "onnx": ".onnx:Onnx",
+    "xgboost": ".xgboost:XGBoost",
+    "lightgbm": ".lightgbm:LightGBM",
+    "catboost": ".catboost:CatBoost",
+    "statsmodels": ".statsmodels:Statsmodels",
+    "pytorch": ".pytorch:PyTorch",
+    "sklearn": ".sklearn:Sklearn",
+    "python": ".python:Python",
+    "loader": ".python:Loader",
 }
 
 
@@ -34,7 +39,7 @@ def get(name: str) -> Flavor:
         module, _, attribute = FLAVORS[name].partition(":")
     except KeyError:
         raise UnknownFlavor("flavor", f"{name!r} is not known; known: {', '.join(FLAVORS)}") from None
-    flavor: Flavor = getattr(importlib.import_module(module), attribute)()
+    flavor: Flavor = getattr(importlib.import_module(module, __name__), attribute)()
     return flavor
 
 

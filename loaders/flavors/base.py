@@ -26,13 +26,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 if TYPE_CHECKING:
     from loaders.batch import Batch
     from loaders.package import Package
 
 Trust = Literal["code", "data"]
+
+# In a package's metadata, `true` under this key says that the model answers each row by itself: what no
+# flavor can know of a model that is code.
+MERGES_KEY: Final = "gateway.batch"
 
 
 class MissingFramework(ImportError):

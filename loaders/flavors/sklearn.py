@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from loaders.package import Package
 
 _METHODS: Final = ("predict", "predict_proba", "predict_log_proba", "predict_joint_log_proba", "score")
-_FORMATS: Final = ("pickle", "cloudpickle", "skops")
 
 
 class Sklearn:
@@ -42,15 +41,16 @@ class Sklearn:
 
         form = options.get("serialization_format", "cloudpickle")
         predict_fn = options.get("predict_fn", "predict")
-        if form not in _FORMATS:
-            raise ValueError(f"the serialization format {form!r} is not known; known: {', '.join(_FORMATS)}")
+        if form not in pickling.FORMATS:
+            known = ", ".join(pickling.FORMATS)
+            raise ValueError(f"the serialization format {form!r} is not known; known: {known}")
         if predict_fn not in _METHODS or not hasattr(model, predict_fn):
             raise ValueError(f"a {type(model).__name__} cannot be asked with {predict_fn!r}")
         file = "model.skops" if form == "skops" else "model.pkl"
         needed: tuple[str, ...] = ("scikit-learn",)
         entry = {"pickled_model": file, "serialization_format": form, "sklearn_version": sklearn.__version__}
         if form == "skops":
-            skops = _skops()
+            skops = pickling.skops(self.name)
             skops.dump(model, directory / file)
             entry["skops_trusted_types"] = skops.get_untrusted_types(file=directory / file)
             needed += ("skops",)
@@ -68,30 +68,13 @@ class Sklearn:
             import sklearn  # noqa: F401
         except ImportError as error:
             raise MissingFramework(self.name, "scikit-learn") from error
-        entry = package.flavors.get("sklearn", {})
-        form = entry.get("serialization_format", "pickle")
+        entry = package.flavors.get(self.name, {})
         predict_fn = package.text("predict_fn") or "predict"
         if predict_fn not in _METHODS:
             raise PackageError("python_function.predict_fn", f"{predict_fn!r} is no method that predicts")
         # MLflow 1 named the file only in the flavor's own entry, or left it at its default.
         file = package.inside(package.text("model_path") or entry.get("pickled_model") or "model.pkl")
-        if form == "skops":
-            trusted = entry.get("skops_trusted_types") or []
-            model = _skops().load(file, trusted=[str(name) for name in trusted])
-        elif form == "cloudpickle":
-            try:
-                import cloudpickle
-            except ImportError as error:
-                raise MissingFramework(self.name, "cloudpickle") from error
-            with file.open("rb") as handle:
-                model = cloudpickle.load(handle)
-        elif form == "pickle":
-            with file.open("rb") as handle:
-                model = pickle.load(handle)
-        else:
-            raise PackageError(
-                "sklearn.serialization_format", f"{form!r} is not known; known: {', '.join(_FORMATS)}"
-            )
+        model = pickling.load(package, self.name, file, "pickle")
         if not hasattr(model, predict_fn):
             raise PackageError("python_function.predict_fn", f"a {type(model).__name__} has no {predict_fn}")
         return Estimator(model, predict_fn)
@@ -107,11 +90,3 @@ class Estimator:
 
     def predict(self, batch: Batch, params: Mapping[str, Any]) -> Any:
         return self._predict(batches.native(batch))
-
-
-def _skops() -> Any:
-    try:
-        import skops.io
-    except ImportError as error:
-        raise MissingFramework("sklearn", "skops") from error
-    return skops.io

@@ -1,0 +1,73 @@
+"""CatBoost models in CatBoost's own formats. Loading them executes nothing that the package brought."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from loaders import batch as batches
+from loaders.flavors.base import MissingFramework, Saved, Trust
+from loaders.package import PackageError
+
+if TYPE_CHECKING:
+    from loaders.batch import Batch
+    from loaders.package import Package
+
+_FILE: Final = "model.cb"
+_KINDS: Final = ("CatBoost", "CatBoostClassifier", "CatBoostRegressor", "CatBoostRanker")
+_FORMATS: Final = ("cbm", "json", "onnx", "coreml")
+
+
+class CatBoost:
+    name = "catboost"
+    loader_modules = ("mlflow.catboost",)
+    trust: Trust = "data"
+    memory_factor = 4.0
+    mlflow_names = False
+
+    def accepts(self, model: object) -> bool:
+        catboost = sys.modules.get("catboost")
+        return catboost is not None and isinstance(model, catboost.CatBoost)
+
+    def save(self, model: Any, directory: Path, options: Mapping[str, Any]) -> Saved:
+        import catboost
+
+        model.save_model(str(directory / _FILE), format="cbm")
+        kind = next(c.__name__ for c in type(model).__mro__ if c.__name__ in _KINDS)
+        entry = {
+            "data": _FILE,
+            "model_type": kind,
+            "save_format": "cbm",
+            "catboost_version": catboost.__version__,
+        }
+        function = {"loader_module": "mlflow.catboost", "data": _FILE}
+        return Saved({"python_function": function, "catboost": entry}, ("catboost",))
+
+    def load(self, package: Package, config: Mapping[str, Any], threads: int | None = None) -> Boosted:
+        try:
+            import catboost
+        except ImportError as error:
+            raise MissingFramework(self.name, "catboost") from error
+        entry = package.flavors.get(self.name, {})
+        kind, form = entry.get("model_type", "CatBoost"), entry.get("save_format", "cbm")
+        for key, value, known in (("model_type", kind, _KINDS), ("save_format", form, _FORMATS)):
+            if value not in known:
+                raise PackageError(f"catboost.{key}", f"{value!r} is not known; known: {', '.join(known)}")
+        model = getattr(catboost, kind)()
+        model.load_model(str(package.native_data(self.name)), form)
+        return Boosted(model, threads)
+
+
+class Boosted:
+    """A loaded model."""
+
+    merges = True
+
+    def __init__(self, model: Any, threads: int | None) -> None:
+        self.model = model
+        self._options = {} if threads is None else {"thread_count": threads}
+
+    def predict(self, batch: Batch, params: Mapping[str, Any]) -> Any:
+        return self.model.predict(batches.native(batch), **self._options)
