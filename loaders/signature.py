@@ -400,7 +400,8 @@ def _compare_schemas(old: Schema, new: Schema, what: str) -> list[str]:
 
 
 def _by_name(schema: Schema) -> dict[str | int, Any]:
-    return {i if spec.name is None else spec.name: spec for i, spec in enumerate(schema)}
+    specs: Sequence[ColSpec | TensorSpec] = schema
+    return {i if spec.name is None else spec.name: spec for i, spec in enumerate(specs)}
 
 
 def _compare_columns(old: ColSpec, new: ColSpec, label: str, what: str) -> list[str]:

@@ -1,0 +1,460 @@
+"""The narrow waist: raw input and a signature become a batch, or every violation at once.
+
+One rule set for all forms of MLflow's scoring protocol: the same data gets the same verdict and gives the
+same model input, however it was sent. `strict` lets nothing change its meaning; `mlflow` casts and refuses
+as MLflow 3 does; `warn` answers as `mlflow` does and says what `strict` would have refused.
+
+Forms are read by `tables`, values by `cast` and `tensors`; this module matches them with the signature.
+It knows neither HTTP nor JSON text nor the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+
+from loaders import tables, tensors
+from loaders import violation as v
+from loaders.batch import Batch, Columns, Tensors, Value
+from loaders.cast import cast_array, cast_values, nested
+from loaders.params import enforce_params
+from loaders.scalars import NDArray, Origin, kind_of
+from loaders.schema import AnyType, ColSpec, Map, Object, Scalar, TensorSpec
+from loaders.schema import Array as ArrayType
+from loaders.signature import Signature
+from loaders.tables import CsvTable, Table
+from loaders.untyped import untyped
+from loaders.violation import Faults, InvalidInput, Violation, shown
+
+__all__ = ["CsvTable", "Enforced", "InvalidInput", "Mode", "RawInput", "Violation", "enforce"]
+
+Form = Literal["dataframe_split", "dataframe_records", "inputs", "instances", "csv", "arrow", "python"]
+Mode = Literal["strict", "warn", "mlflow"]
+
+_SHOWN_NAMES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class RawInput:
+    """Input as it was read, untyped.
+
+    `data` is the parsed JSON value of the key named by `form`; for csv a `CsvTable`; for arrow a pyarrow
+    table or record batch; for python whatever a caller gave: a frame, series, array, sparse matrix, dict,
+    list or scalar.
+    """
+
+    form: Form
+    data: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Enforced:
+    """What the model is called with. `warnings` name ignored columns and params, and in the mode `warn`
+    what `strict` would have refused."""
+
+    batch: Batch
+    params: dict[str, Any]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What a signature's inputs ask for, worked out once."""
+
+    columns: tuple[ColSpec, ...]
+    tensors: tuple[TensorSpec, ...]
+    named: bool
+    nested: bool
+    scalar_only: bool
+
+
+def _plan(signature: Signature) -> _Plan:
+    plan = signature.plans.get("strict")
+    if plan is None:
+        inputs: Sequence[ColSpec | TensorSpec] = signature.inputs or ()
+        columns = tuple(spec for spec in inputs if isinstance(spec, ColSpec))
+        plan = _Plan(
+            columns,
+            tuple(spec for spec in inputs if isinstance(spec, TensorSpec)),
+            bool(inputs) and inputs[0].name is not None,
+            any(isinstance(spec.type, ArrayType | Object | Map) for spec in columns),
+            all(isinstance(spec.type, Scalar) for spec in columns),
+        )
+        signature.plans["strict"] = plan
+    assert isinstance(plan, _Plan)
+    return plan
+
+
+def enforce(
+    signature: Signature | None,
+    raw: RawInput,
+    params: object = None,
+    mode: Mode = "strict",
+    *,
+    type_hints: bool = False,
+) -> Enforced:
+    """The batch and the params that a model may be called with. Raises InvalidInput with all violations.
+
+    `type_hints`: the signature was made from Python type hints (MLflow's `is_signature_from_type_hint`);
+    the model is then given the list of `inputs` itself.
+    """
+    faults = Faults()
+    specs = None if signature is None else signature.params
+    checked: dict[str, Any] = {}
+    warnings: tuple[str, ...] = ()
+    if specs or params is not None:
+        checked, ignored = enforce_params(specs, params, faults)
+        if ignored:
+            warnings = (_ignored("params", ignored),)
+    extras: list[Any] = []
+    batch: Batch | None
+    if signature is None or signature.inputs is None:
+        batch = untyped(raw.form, raw.data, faults)
+    elif type_hints:
+        batch = _hinted(_plan(signature), raw, faults)
+    else:
+        plan = _plan(signature)
+        batch = _tensors(plan, raw, faults, extras) if plan.tensors else _columns(plan, raw, faults, extras)
+    if faults.total or batch is None:
+        raise InvalidInput(faults.kept, faults.total)
+    if extras:
+        warnings = (_ignored("columns" if isinstance(batch, Columns) else "inputs", extras), *warnings)
+    return Enforced(batch, checked, warnings)
+
+
+def _ignored(what: str, names: Sequence[object]) -> str:
+    listed = ", ".join(shown(name) for name in names[:_SHOWN_NAMES])
+    rest = len(names) - _SHOWN_NAMES
+    return f"ignored {what} that are not in the signature: {listed}" + (
+        f" and {rest} more" if rest > 0 else ""
+    )
+
+
+# --- columns
+
+
+def _columns(plan: _Plan, raw: RawInput, faults: Faults, extras: list[Any]) -> Columns | None:
+    table = _table(plan, raw, faults)
+    if table is None:
+        return None
+    arrays: dict[str | int, NDArray] = {}
+    names, columns = table.names, table.columns
+    if not plan.named:
+        count = len(plan.columns)
+        if not table.rows and not names:
+            names, columns = list(range(count)), [()] * count
+        if len(names) < count:
+            faults.add(table.root, v.WRONG_LENGTH, f"{count} columns", f"{len(names)} columns")
+            return None
+        for at, spec in enumerate(plan.columns):
+            arrays[names[at]] = _cast(spec, columns[at], at, table, faults)
+        extras += names[count:]
+        return Columns(arrays, table.rows, table.index)
+    positions = {name: i for i, name in enumerate(names)}
+    for spec in plan.columns:
+        name = spec.name
+        at_or_none = positions.get(name)  # type: ignore[arg-type]
+        if at_or_none is None and isinstance(name, int):
+            # The names of JSON objects and CSV columns are always text.
+            at_or_none = positions.get(str(name))
+        if at_or_none is not None:
+            arrays[name] = _cast(spec, columns[at_or_none], at_or_none, table, faults)  # type: ignore[index]
+        elif spec.required:
+            if not table.named and not isinstance(name, int):
+                faults.add(table.root, v.NO_COLUMNS, "named columns")
+                return None
+            faults.add(table.column(name), v.MISSING, spec.type)  # type: ignore[arg-type]
+    if len(arrays) < len(names):
+        known = {str(name) if isinstance(name, int) else name for name in arrays}
+        extras += [name for name in names if name not in arrays and name not in known]
+    return Columns(arrays, table.rows, table.index)
+
+
+def _cast(spec: ColSpec, cells: Any, at: int, table: Table, faults: Faults) -> NDArray:
+    if isinstance(cells, np.ndarray):
+        whole = partial(table.column, table.names[at])
+        return cast_array(cells, spec.type, spec.required, faults, table.cell(at), whole)
+    return cast_values(cells, spec.type, spec.required, table.origin, faults, table.cell(at))
+
+
+def _table(plan: _Plan, raw: RawInput, faults: Faults) -> Table | None:
+    form, data = raw.form, raw.data
+    if form == "dataframe_split":
+        return tables.from_split(data, faults)
+    if form == "dataframe_records":
+        if not isinstance(data, list):
+            faults.add(form, v.WRONG_TYPE, "array", kind_of(data))
+            return None
+        if not data and plan.named:
+            faults.add(form, v.NO_COLUMNS, "records")
+            return None
+        return tables.from_rows(data, form, "json", faults)
+    if form == "csv":
+        if not plan.scalar_only:
+            faults.add(form, v.WRONG_FORM, "JSON, for nested columns", "csv")
+            return None
+        return tables.from_csv(data, faults)
+    if form == "arrow":
+        return tables.from_arrow(data, faults)
+    if form == "python":
+        return _python_table(plan, data, faults)
+    return _inputs_table(plan, data, form, "json", faults)
+
+
+def _inputs_table(plan: _Plan, data: Any, root: str, origin: Origin, faults: Faults) -> Table | None:
+    """`inputs` and `instances`: columns, one record, records, or the cells of the only column."""
+    if isinstance(data, Mapping):
+        if not plan.named:
+            faults.add(root, v.WRONG_TYPE, "array", "object")
+            return None
+        # As in MLflow: with a nested type among the columns an object is one record.
+        if plan.nested or not _is_columnar(plan, data):
+            return tables.from_record(data, root, origin)
+        return tables.from_columns(_without_nulls(plan, data), root, origin, faults)
+    if not isinstance(data, list | tuple):
+        if not plan.named and len(plan.columns) == 1:
+            return Table([0], [[data]], 1, origin, root, "record", root, named=False)
+        faults.add(root, v.WRONG_TYPE, "array" if not plan.named else "object", kind_of(data))
+        return None
+    name = plan.columns[0].name
+    cells_of_one = len(plan.columns) == 1 and not any(isinstance(row, dict) for row in data)
+    if not plan.named:
+        if len(plan.columns) == 1 and not isinstance(plan.columns[0].type, Scalar):
+            return tables.from_list(data, 0, root, origin)
+        return tables.from_rows(data, root, origin, faults)
+    if not data and (root == "instances" or not cells_of_one):
+        faults.add(root, v.NO_COLUMNS, "records")
+        return None
+    if cells_of_one and name is not None and not isinstance(name, int):
+        if plan.nested:
+            return tables.from_record({name: data}, root, origin)
+        return tables.from_list(data, name, root, origin)
+    return tables.from_rows(data, root, origin, faults)
+
+
+def _is_columnar(plan: _Plan, data: Mapping[Any, Any]) -> bool:
+    found = False
+    for spec in plan.columns:
+        value = data.get(spec.name, data.get(str(spec.name)))
+        if value is None:
+            continue
+        found = True
+        if not isinstance(value, list | tuple | np.ndarray) and not hasattr(value, "iloc"):
+            return False
+        if isinstance(value, np.ndarray) and not value.ndim:
+            return False
+    return found
+
+
+def _without_nulls(plan: _Plan, data: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """Columns of which one is null as a whole: an optional one is left out. What the signature does not
+    name is no column either, unless it looks like one."""
+    if all(type(value) is list for value in data.values()):
+        return data
+    optional = {spec.name for spec in plan.columns if not spec.required}
+    return {name: value for name, value in data.items() if value is not None or name not in optional}
+
+
+def _python_table(plan: _Plan, data: Any, faults: Faults) -> Table | None:
+    root = "data"
+    if hasattr(data, "iloc") and hasattr(data, "columns"):
+        return tables.from_frame(data, root, faults)
+    if hasattr(data, "iloc"):
+        single = plan.columns[0].name if len(plan.columns) == 1 else None
+        name = data.name if isinstance(data.name, str | int) else 0 if single is None else single
+        cells = tables.series_array(data)
+        return Table(
+            [name], [cells], len(cells), "python", root, "columns", root, index=tables.frame_index(data)
+        )
+    if isinstance(data, np.ndarray):
+        if data.ndim == 1 and len(plan.columns) == 1 and isinstance(plan.columns[0].type, Scalar):
+            single = plan.columns[0].name
+            return tables.from_list(data, 0 if single is None else single, root, "python")
+        if data.ndim == 2:
+            columns = [data[:, i] for i in range(data.shape[1])]
+            return Table(
+                list(range(len(columns))), columns, len(data), "python", root, "rows", root, named=False
+            )
+        data = data.tolist()
+    elif hasattr(data, "toarray"):
+        faults.add(root, v.WRONG_FORM, "columns", "a sparse matrix")
+        return None
+    return _inputs_table(plan, data, root, "python", faults)
+
+
+# --- tensors
+
+
+def _tensors(plan: _Plan, raw: RawInput, faults: Faults, extras: list[Any]) -> Tensors | None:
+    form, data = raw.form, raw.data
+    table: Table | None = None
+    if form in ("dataframe_split", "dataframe_records", "csv", "arrow"):
+        if form == "dataframe_records" and isinstance(data, list) and not data and plan.named:
+            faults.add(form, v.NO_COLUMNS, "records")
+            return None
+        table = _table(plan, raw, faults)
+    elif form == "python" and hasattr(data, "iloc") and (hasattr(data, "columns") or plan.named):
+        table = _python_table(plan, data, faults)
+    else:
+        return _tensors_of_inputs(plan, data, form, faults, extras)
+    if table is None:
+        return None
+    arrays = tensors.from_table(table, plan.tensors, faults)
+    if plan.named:
+        extras += [name for name in table.names if name not in arrays]
+    return None if faults.total else Tensors(arrays, _rows(plan, arrays))
+
+
+def _tensors_of_inputs(
+    plan: _Plan, data: Any, form: str, faults: Faults, extras: list[Any]
+) -> Tensors | None:
+    origin: Origin = "python" if form == "python" else "json"
+    root = "data" if form == "python" else form
+    values: dict[str, Any]
+    if not plan.named:
+        if isinstance(data, Mapping):
+            faults.add(root, v.WRONG_TYPE, "array", "object")
+            return None
+        values = {"": data}
+    elif isinstance(data, Mapping):
+        values = dict(data)
+    elif form == "instances" and isinstance(data, list) and data and isinstance(data[0], dict):
+        return _tensors_of_instances(plan, data, faults, extras)
+    elif len(plan.tensors) == 1 and not (isinstance(data, list) and any(isinstance(d, dict) for d in data)):
+        if form == "instances" and isinstance(data, list) and not data:
+            faults.add(root, v.NO_COLUMNS, "records")
+            return None
+        values = {plan.tensors[0].name or "": data}
+    else:
+        faults.add(root, v.WRONG_TYPE, "object", kind_of(data))
+        return None
+    arrays: dict[str, NDArray] = {}
+    for spec in plan.tensors:
+        name = spec.name or ""
+        if name not in values:
+            faults.add(f"{root}.{shown(name)}", v.MISSING, spec)
+            continue
+        path = f"{root}.{shown(name)}" if isinstance(data, Mapping) else root
+        array = tensors.from_value(values[name], spec, origin, faults, path)
+        if array is not None:
+            arrays[name] = array
+    extras += [name for name in values if name not in arrays]
+    if (
+        not faults.total
+        and form == "instances"
+        and len({len(a) if a.ndim else -1 for a in arrays.values()}) > 1
+    ):
+        faults.add(root, v.RAGGED, "tensors of one length")
+    return None if faults.total else Tensors(arrays, _rows(plan, arrays))
+
+
+def _tensors_of_instances(plan: _Plan, rows: list[Any], faults: Faults, extras: list[Any]) -> Tensors | None:
+    """A list of objects, one a row: each tensor is stacked from its parts."""
+    arrays: dict[str, NDArray] = {}
+    for i, row in enumerate(rows):
+        if not isinstance(row, dict):
+            faults.add(f"instances[{i}]", v.WRONG_TYPE, "object", kind_of(row))
+    if faults.total:
+        return None
+    for spec in plan.tensors:
+        name = spec.name or ""
+        for i, row in enumerate(rows):
+            if name not in row:
+                faults.add(f"instances[{i}].{shown(name)}", v.MISSING, spec)
+        if not faults.total:
+            array = tensors.from_lists(
+                [row[name] for row in rows], spec, "json", faults, f"instances.{shown(name)}"
+            )
+            if array is not None:
+                arrays[name] = array
+    extras += [name for name in dict.fromkeys(n for row in rows for n in row) if name not in arrays]
+    return None if faults.total else Tensors(arrays, _rows(plan, arrays))
+
+
+def _rows(plan: _Plan, arrays: Mapping[str, NDArray]) -> int | None:
+    """The length of the first axis where all tensors share it and leave it free: only then are rows rows."""
+    if any(spec.shape[:1] != (-1,) for spec in plan.tensors):
+        return None
+    lengths = {len(array) for array in arrays.values()}
+    return lengths.pop() if len(lengths) == 1 else None
+
+
+# --- type hints
+
+
+def _hinted(plan: _Plan, raw: RawInput, faults: Faults) -> Value | None:
+    """The list of `inputs`, each item checked against the hint's type (bytes and dates read from text).
+
+    The model's own hint validates once more and decides about unknown fields, so that objects are open.
+    """
+    kind = plan.columns[0].type
+    origin: Origin = "json" if raw.form == "inputs" else "python"
+    root = "inputs" if raw.form == "inputs" else "data"
+    items: Any = raw.data
+    if raw.form in ("csv", "arrow") or (raw.form == "python" and hasattr(items, "iloc")):
+        table = _table_of_items(raw, faults)
+        if table is None:
+            return None
+        return _hinted_rows(table, kind, faults)
+    if raw.form not in ("inputs", "python"):
+        faults.add(raw.form, v.WRONG_FORM, "inputs", raw.form)
+        return None
+    if isinstance(items, np.ndarray):
+        items = items.tolist()
+    if not isinstance(items, list | tuple):
+        faults.add(root, v.WRONG_TYPE, "array", kind_of(items))
+        return None
+    checked = [
+        nested(item, kind, True, origin, faults, partial("{}[{}]".format, root, i), closed=False)
+        for i, item in enumerate(items)
+    ]
+    return Value(checked, len(checked))
+
+
+def _table_of_items(raw: RawInput, faults: Faults) -> Table | None:
+    if raw.form == "csv":
+        return tables.from_csv(raw.data, faults)
+    if raw.form == "arrow":
+        return tables.from_arrow(raw.data, faults)
+    if hasattr(raw.data, "columns"):
+        return tables.from_frame(raw.data, "data", faults)
+    cells = tables.series_array(raw.data)
+    return Table([0], [cells], len(cells), "python", "data", "columns", "data")
+
+
+def _hinted_rows(table: Table, kind: Any, faults: Faults) -> Value | None:
+    """A table for a hint: an object takes its fields from the columns, any other type the only column."""
+    if isinstance(kind, Object) and not (len(table.names) == 1 and table.names[0] == 0):
+        fields = {field.name: field for field in kind.properties}
+        known = [(at, name) for at, name in enumerate(table.names) if name in fields]
+        for name, field in fields.items():
+            if field.required and name not in table.names:
+                faults.add(table.column(name), v.MISSING, field.type)
+        columns = {
+            name: _hinted_cells(table, at, fields[str(name)].type, fields[str(name)].required, faults)
+            for at, name in known
+        }
+        rows = [{name: cells[i] for name, cells in columns.items()} for i in range(table.rows)]
+        return Value(rows, len(rows))
+    if len(table.names) != 1:
+        faults.add(table.root, v.WRONG_LENGTH, "1 column", f"{len(table.names)} columns")
+        return None
+    items = _hinted_cells(table, 0, kind, True, faults)
+    return Value(items, len(items))
+
+
+def _hinted_cells(table: Table, at: int, kind: Any, required: bool, faults: Faults) -> list[Any]:
+    if table.origin == "text" and not isinstance(kind, Scalar | AnyType):
+        faults.add(table.column(table.names[at]), v.WRONG_FORM, "JSON, for nested columns", "csv")
+        return []
+    cells = table.columns[at]
+    path = table.cell(at)
+    values = cells.tolist() if isinstance(cells, np.ndarray) else list(cells)
+    return [
+        nested(value, kind, required, table.origin, faults, partial(path, i), closed=False)
+        for i, value in enumerate(values)
+    ]

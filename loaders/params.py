@@ -1,0 +1,117 @@
+"""The parameters of a request against those of the signature: defaults, casts, every fault.
+
+The rules are MLflow's (`mlflow.types.schema.ParamSpec`): unknown names are ignored, null overrides the
+default, an integer serves as a float, nothing else changes its type. Knows nothing of inputs.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from functools import partial
+from typing import Any, Final
+
+import numpy as np
+
+from loaders import violation as v
+from loaders.cast import nested
+from loaders.scalars import Refused, kind_of, parse_date
+from loaders.schema import Object, ParamSpec, Scalar
+from loaders.violation import Faults, shown
+
+
+def enforce_params(
+    specs: Sequence[ParamSpec] | None, params: object, faults: Faults
+) -> tuple[dict[str, Any], list[str]]:
+    """The parameters to call the model with, and the names that were ignored."""
+    given: Mapping[Any, Any] = {}
+    if isinstance(params, Mapping):
+        given = params
+    elif params is not None:
+        faults.add("params", v.WRONG_TYPE, "object", kind_of(params))
+    if not specs:
+        return {}, [shown(name) for name in given]
+    result: dict[str, Any] = {}
+    for spec in specs:
+        if spec.name in given:
+            result[spec.name] = _checked(given[spec.name], spec, faults)
+        else:
+            # A model may change what it is given; the default must stay.
+            result[spec.name] = spec.default if spec.shape is None else deepcopy(spec.default)
+            if isinstance(spec.type, Object):
+                result[spec.name] = deepcopy(spec.default)
+    return result, [shown(name) for name in given if name not in result]
+
+
+def _checked(value: Any, spec: ParamSpec, faults: Faults) -> Any:
+    path = f"params.{shown(spec.name)}"
+    if isinstance(spec.type, Object):
+        # The value itself goes on, as in MLflow; here it is only looked at.
+        nested(deepcopy(value), spec.type, True, "json", faults, lambda: path)
+        return value
+    if spec.shape is None:
+        return _scalar(value, spec.type, faults, path)
+    if isinstance(value, np.ndarray):
+        value = value.tolist() if value.ndim else value.item()
+    if not isinstance(value, list | tuple):
+        faults.add(path, v.WRONG_TYPE, f"array of {spec.type}", kind_of(value))
+        return None
+    return [
+        _scalar(item, spec.type, faults, partial("{}[{}]".format, path, i)) for i, item in enumerate(value)
+    ]
+
+
+def _scalar(value: Any, kind: Scalar, faults: Faults, path: str | Callable[[], str]) -> Any:
+    if value is None:
+        return None
+    if isinstance(value, np.generic) and not isinstance(value, np.datetime64):
+        value = value.item()
+    if kind is Scalar.datetime:
+        return _date(value, faults, path)
+    if kind in (Scalar.float, Scalar.double) and type(value) is int:
+        try:
+            return float(value)
+        except OverflowError:
+            faults.add(path, v.OUT_OF_RANGE, kind, "long")
+            return None
+    if type(value) is not _PYTHON[kind]:
+        whole = kind in (Scalar.integer, Scalar.long) and type(value) is float and not value.is_integer()
+        faults.add(path, v.FRACTION if whole else v.WRONG_TYPE, kind, kind_of(value))
+        return None
+    return value
+
+
+_PYTHON: Final[Mapping[Scalar, type]] = {
+    Scalar.boolean: bool,
+    Scalar.integer: int,
+    Scalar.long: int,
+    Scalar.float: float,
+    Scalar.double: float,
+    Scalar.string: str,
+}
+
+
+def _date(value: Any, faults: Faults, path: str | Callable[[], str]) -> Any:
+    """A date stays a date; a time loses its zone (UTC)."""
+    if isinstance(value, np.datetime64):
+        value = value.item() if not np.isnat(value) else None
+        if value is None or isinstance(value, datetime.date):
+            return value
+    if isinstance(value, datetime.datetime):
+        return value.replace(tzinfo=None) - (value.utcoffset() or datetime.timedelta(0))
+    if isinstance(value, datetime.date):
+        return value
+    if not isinstance(value, str):
+        faults.add(path, v.WRONG_TYPE, Scalar.datetime, kind_of(value))
+        return None
+    try:
+        stamp = parse_date(value)
+        if len(value) == 10:
+            return datetime.date.fromisoformat(value)
+    except Refused as refused:
+        faults.add(path, refused.problem, Scalar.datetime, refused.got)
+        return None
+    if stamp % 1000:
+        faults.add(path, v.LOSSY, "microseconds", "nanoseconds")
+    return datetime.datetime(1970, 1, 1) + datetime.timedelta(microseconds=stamp // 1000)

@@ -1,0 +1,423 @@
+"""Scalars: JSON values, Python objects and CSV text made into booleans, numbers, text, bytes and dates.
+
+One rule set: nothing changes its meaning (no text to number, no fraction cut off, no wrap, no null made
+text), while what is safe is done (an integer for a double, any ISO 8601 date, base64 for bytes). Works on
+whole columns; a column is walked value by value only if something in it is unusual or wrong.
+Knows types and values, not signatures, forms or frameworks.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import datetime
+import decimal
+import math
+from array import array as packed
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Final, Literal
+
+import numpy as np
+
+from loaders import violation as v
+from loaders.schema import DTYPES, Scalar
+from loaders.violation import Faults
+
+Origin = Literal["json", "python", "text"]
+Path = Callable[[int], str]
+NDArray = np.ndarray[Any, np.dtype[Any]]
+
+_FEW: Final = 16  # below this many values a plain loop is faster than packing
+HOLDS_NULL: Final = frozenset({Scalar.double, Scalar.float, Scalar.string, Scalar.datetime})
+_NAT: Final = -(2**63)
+_EPOCH: Final = datetime.datetime(1970, 1, 1)
+_MICROSECOND: Final = datetime.timedelta(microseconds=1)
+_FLOAT_MAX: Final = float(np.finfo(np.float32).max)
+RANGES: Final = {Scalar.integer: (-(2**31), 2**31 - 1), Scalar.long: (-(2**63), 2**63 - 1)}
+
+
+class Refused(Exception):
+    """One value is not of the type; `problem` is a sentence of `violation`, `got` the value's kind."""
+
+    def __init__(self, problem: str, got: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.got = got
+
+
+def kind_of(value: object) -> str:
+    """What kind of thing a value is, in the words of signatures."""
+    for kinds, name in _KINDS:
+        if isinstance(value, kinds):
+            return name
+    return "null" if is_null(value) else type(value).__name__
+
+
+_KINDS: Final[tuple[tuple[Any, str], ...]] = (
+    (type(None), "null"),
+    (bool | np.bool_, "boolean"),
+    (int | np.integer, "long"),
+    (float | np.floating | decimal.Decimal, "double"),
+    (str, "string"),
+    (bytes | bytearray, "binary"),
+    (datetime.date, "datetime"),
+    (list | tuple | np.ndarray, "array"),
+    (Mapping, "object"),
+)
+
+
+def is_null(value: object) -> bool:
+    """None, NaN, and pandas' NA and NaT (told by their class, so that pandas need not be imported)."""
+    if value is None:
+        return True
+    if isinstance(value, float | np.floating):
+        return math.isnan(value)
+    if isinstance(value, np.datetime64):
+        return bool(np.isnat(value))
+    return type(value).__name__ in ("NAType", "NaTType")
+
+
+# --- columns of Python values
+
+
+def cast_scalars(
+    values: Sequence[Any], kind: Scalar, required: bool, origin: Origin, faults: Faults, path: Path
+) -> NDArray:
+    """The array of a column (dtypes as in `batch.Columns`), every fault added to `faults`.
+
+    `path(i)` names value i. After a fault the array is of no use.
+    """
+    if origin == "json" or (origin == "python" and kind in (Scalar.string, Scalar.boolean)):
+        quick = _QUICK[kind](values)
+        if quick is not None:
+            return quick
+    convert = _TEXT[kind] if origin == "text" else _CONVERT[kind]
+    if kind is Scalar.binary and origin == "json":
+        convert = _from_base64
+    elif kind is Scalar.datetime and origin == "json":
+        convert = _nanoseconds_of_text
+    null = null_problem(kind) if required and kind not in HOLDS_NULL else None
+
+    def of_kind(value: Any) -> Any:
+        return convert(value, kind)
+
+    return _assembled(walked(values, of_kind, null, kind, origin, faults, path), kind)
+
+
+def walked(
+    values: Sequence[Any],
+    convert: Callable[[Any], Any],
+    why_not_null: str | None,
+    expected: object,
+    origin: Origin,
+    faults: Faults,
+    path: Path,
+) -> list[Any]:
+    """Value by value: converted, None for null; `why_not_null` says why null may not be, None that it may."""
+    result: list[Any] = []
+    for i, value in enumerate(values):
+        if value is None or (origin == "python" and is_null(value)):
+            if why_not_null is not None:
+                faults.add(partial(path, i), why_not_null, expected, "null")
+            result.append(None)
+            continue
+        try:
+            result.append(convert(value))
+        except Refused as refused:
+            faults.add(partial(path, i), refused.problem, expected, refused.got)
+            result.append(None)
+    return result
+
+
+def null_problem(kind: Scalar) -> str:
+    """What to say of a null in a required column."""
+    if kind in RANGES:
+        return v.NULL_INTEGER
+    return v.NULL_BOOLEAN if kind is Scalar.boolean else v.NULL
+
+
+def _assembled(values: list[Any], kind: Scalar) -> NDArray:
+    if kind in (Scalar.string, Scalar.binary):
+        return objects(values)
+    if kind in (Scalar.double, Scalar.float):
+        return np.array(values, dtype=np.float64).astype(kind.dtype)
+    if kind is Scalar.datetime:
+        stamps = [_NAT if value is None else value for value in values]
+        return np.array(stamps, dtype=np.int64).view("datetime64[ns]")
+    gaps = [value is None for value in values]
+    if not any(gaps):
+        return np.array(values, dtype=kind.dtype)
+    return np.ma.MaskedArray(np.array([value or 0 for value in values], dtype=kind.dtype), mask=gaps)
+
+
+def objects(values: Sequence[Any]) -> NDArray:
+    """A 1-D object array, also where the values are lists."""
+    result = np.empty(len(values), dtype=object)
+    for i, value in enumerate(values):
+        result[i] = value
+    return result
+
+
+# --- the quick way for JSON columns: None means "walk it"
+
+
+def _quick_doubles(values: Sequence[Any]) -> NDArray | None:
+    try:
+        if len(values) < _FEW:
+            for value in values:
+                kind = type(value)
+                if kind is not float and kind is not int:
+                    return None
+            return np.array(values, dtype=np.float64)
+        result: NDArray = np.frombuffer(packed("d", values))
+    except (TypeError, OverflowError):
+        kinds = set(map(type, values))
+        # numpy makes None NaN, as wanted.
+        return np.array(values, dtype=np.float64) if kinds == {float, type(None)} else None
+    return result if _no_boolean(values, result) else None
+
+
+def _no_boolean(values: Sequence[Any], numbers: NDArray) -> bool:
+    # Packing takes True for 1: looked for only where a 0 or 1 came out.
+    return not ((numbers == 0) | (numbers == 1)).any() or bool not in set(map(type, values))
+
+
+def _quick_floats(values: Sequence[Any]) -> NDArray | None:
+    doubles = _quick_doubles(values)
+    if doubles is None or (np.abs(doubles) > _FLOAT_MAX).any():
+        return None
+    return doubles.astype(np.float32)
+
+
+def _quick_integers(values: Sequence[Any], code: str, dtype: np.dtype[Any]) -> NDArray | None:
+    try:
+        if len(values) < _FEW:
+            for value in values:
+                if type(value) is not int:
+                    return None
+            return np.array(values, dtype=dtype)
+        result: NDArray = np.frombuffer(packed(code, values), dtype=dtype)
+    except (TypeError, OverflowError):
+        return None
+    return result if _no_boolean(values, result) else None
+
+
+def _quick_strings(values: Sequence[Any]) -> NDArray | None:
+    try:
+        "".join(values)
+    except TypeError:
+        if not set(map(type, values)) <= {str, type(None)}:
+            return None
+    return np.array(values, dtype=object)
+
+
+def _quick_booleans(values: Sequence[Any]) -> NDArray | None:
+    return np.array(values, dtype=np.bool_) if set(map(type, values)) <= {bool} else None
+
+
+def _walk(values: Sequence[Any]) -> NDArray | None:
+    return None
+
+
+_QUICK: Final[Mapping[Scalar, Callable[[Sequence[Any]], NDArray | None]]] = {
+    Scalar.boolean: _quick_booleans,
+    Scalar.integer: partial(_quick_integers, code="i", dtype=DTYPES[Scalar.integer]),
+    Scalar.long: partial(_quick_integers, code="q", dtype=DTYPES[Scalar.long]),
+    Scalar.float: _quick_floats,
+    Scalar.double: _quick_doubles,
+    Scalar.string: _quick_strings,
+    Scalar.binary: _walk,
+    Scalar.datetime: _walk,
+}
+
+
+# --- one value
+
+
+def _boolean(value: Any, kind: Scalar) -> bool:
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    raise Refused(v.WRONG_TYPE, kind_of(value))
+
+
+def _whole(value: Any, kind: Scalar) -> int:
+    return read_whole(value, "python", *RANGES[kind])
+
+
+def read_whole(value: Any, origin: Origin, low: int, high: int) -> int:
+    """A whole number within a range. Raises Refused."""
+    if origin == "text":
+        value = _read(int, value)
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
+        fraction = isinstance(value, float | np.floating) and not float(value).is_integer()
+        raise Refused(v.FRACTION if fraction else v.WRONG_TYPE, kind_of(value))
+    if not low <= value <= high:
+        raise Refused(v.OUT_OF_RANGE, "long")
+    return int(value)
+
+
+def _number(value: Any, kind: Scalar) -> float:
+    return read_number(value, "python", _FLOAT_MAX if kind is Scalar.float else math.inf)
+
+
+def read_number(value: Any, origin: Origin, limit: float) -> float:
+    """A number whose magnitude is at most `limit`, or infinite as given. Raises Refused."""
+    if origin == "text":
+        value = _read(float, value)
+    if isinstance(value, bool | np.bool_) or not isinstance(
+        value, float | int | np.floating | np.integer | decimal.Decimal
+    ):
+        raise Refused(v.WRONG_TYPE, kind_of(value))
+    try:
+        number = float(value)
+    except (OverflowError, ValueError):
+        raise Refused(v.OUT_OF_RANGE, kind_of(value)) from None
+    if limit < abs(number) < math.inf:
+        raise Refused(v.OUT_OF_RANGE, kind_of(value))
+    return number
+
+
+def _string(value: Any, kind: Scalar) -> str:
+    if isinstance(value, str):
+        return str(value)
+    raise Refused(v.WRONG_TYPE, kind_of(value))
+
+
+def _bytes(value: Any, kind: Scalar) -> bytes:
+    if isinstance(value, bytes | bytearray):
+        return bytes(value)
+    raise Refused(v.WRONG_TYPE, kind_of(value))
+
+
+def _from_base64(value: Any, kind: Scalar) -> bytes:
+    if not isinstance(value, str):
+        raise Refused(v.WRONG_TYPE, kind_of(value))
+    try:
+        # MIME breaks its lines, and so does MLflow when it saves an example.
+        return base64.b64decode("".join(value.split()), validate=True)
+    except (binascii.Error, ValueError):
+        raise Refused(v.BAD_BASE64, "string") from None
+
+
+def nanoseconds(moment: datetime.date) -> int:
+    """Since 1970, in UTC; a date is its midnight, a time without a zone is in UTC."""
+    if not isinstance(moment, datetime.datetime):
+        return (moment - _EPOCH.date()) // _MICROSECOND * 1000
+    extra = getattr(moment, "nanosecond", 0)  # pandas' timestamps
+    plain: datetime.datetime = (
+        moment.to_pydatetime(warn=False) if hasattr(moment, "to_pydatetime") else moment
+    )
+    offset = plain.utcoffset() or datetime.timedelta(0)
+    return (plain.replace(tzinfo=None) - _EPOCH - offset) // _MICROSECOND * 1000 + int(extra)
+
+
+def _checked(stamp: int) -> int:
+    if not _NAT < stamp < 2**63:
+        raise Refused(v.OUT_OF_RANGE, "datetime")
+    return stamp
+
+
+def _nanoseconds_of_text(value: Any, kind: Scalar) -> int:
+    if not isinstance(value, str):
+        raise Refused(v.WRONG_TYPE, kind_of(value))
+    return _checked(parse_date(value))
+
+
+def parse_date(text: str) -> int:
+    """Nanoseconds since 1970 of `YYYY-MM-DD[Thh:mm[:ss[.fffffffff]][Z|±hh:mm]]`. Raises Refused.
+
+    Other ISO 8601 forms (weeks, no separators) are refused: a number of eight digits is no date.
+    """
+    try:
+        if not text.isascii() or text[4] != "-" or text[7] != "-" or text[10:11] not in ("", "T", "t", " "):
+            raise Refused(v.BAD_DATE, "string")
+        extra = 0
+        point = text.find(".")
+        if point > 0:
+            end = point + 1
+            while end < len(text) and text[end].isdigit():
+                end += 1
+            digits = text[point + 1 : end]
+            if not 1 <= len(digits) <= 9:
+                raise Refused(v.BAD_DATE, "string")
+            # The standard library reads microseconds (before Python 3.11 only three or six digits).
+            extra = int(digits[6:].ljust(3, "0")) if len(digits) > 6 else 0
+            text = f"{text[:point]}.{digits[:6].ljust(6, '0')}{text[end:]}"
+        if text[-1] in "Zz":
+            text = f"{text[:-1]}+00:00"
+        if len(text) > 10 and text[13:14] != ":":
+            raise Refused(v.BAD_DATE, "string")
+        return nanoseconds(datetime.datetime.fromisoformat(text)) + extra
+    except (ValueError, IndexError):
+        raise Refused(v.BAD_DATE, "string") from None
+
+
+def to_nanoseconds(values: NDArray) -> NDArray:
+    """Dates in nanoseconds; NaT where that unit cannot hold them (numpy would wrap)."""
+    result = values.astype("datetime64[ns]")
+    return np.where(result.astype(values.dtype) == values, result, np.datetime64("NaT", "ns"))
+
+
+def _moment(value: Any, kind: Scalar) -> int:
+    if isinstance(value, datetime.date):
+        return _checked(nanoseconds(value))
+    if isinstance(value, np.datetime64):
+        return _checked(int(to_nanoseconds(np.array([value]))[0]))
+    raise Refused(v.WRONG_TYPE, kind_of(value))
+
+
+_CONVERT: Final[Mapping[Scalar, Callable[[Any, Scalar], Any]]] = {
+    Scalar.boolean: _boolean,
+    Scalar.integer: _whole,
+    Scalar.long: _whole,
+    Scalar.float: _number,
+    Scalar.double: _number,
+    Scalar.string: _string,
+    Scalar.binary: _bytes,
+    Scalar.datetime: _moment,
+}
+
+
+# --- CSV text
+
+
+def _boolean_text(value: str, kind: Scalar) -> bool:
+    word = value.strip().lower()
+    if word in ("true", "false"):
+        return word == "true"
+    raise Refused(v.BAD_TEXT, "string")
+
+
+def _whole_text(value: str, kind: Scalar) -> int:
+    return read_whole(value, "text", *RANGES[kind])
+
+
+def _number_text(value: str, kind: Scalar) -> float:
+    return read_number(value, "text", _FLOAT_MAX if kind is Scalar.float else math.inf)
+
+
+def _nanoseconds_of_cell(value: str, kind: Scalar) -> int:
+    return _nanoseconds_of_text(value.strip(), kind)
+
+
+def _read(read: Callable[[str], Any], text: Any) -> Any:
+    # Python's own readers take digits of all scripts and underscores between them.
+    if not text.isascii() or "_" in text:
+        raise Refused(v.BAD_TEXT, "string")
+    try:
+        return read(text)
+    except ValueError:
+        raise Refused(v.BAD_TEXT, "string") from None
+
+
+_TEXT: Final[Mapping[Scalar, Callable[[Any, Scalar], Any]]] = {
+    Scalar.boolean: _boolean_text,
+    Scalar.integer: _whole_text,
+    Scalar.long: _whole_text,
+    Scalar.float: _number_text,
+    Scalar.double: _number_text,
+    Scalar.string: _string,
+    Scalar.binary: _from_base64,
+    Scalar.datetime: _nanoseconds_of_cell,
+}

@@ -1,0 +1,182 @@
+"""Input of a model without a signature: nothing is checked, everything is read as MLflow would read it.
+
+Frames become columns whose dtypes are told from their cells (as pandas tells them), arrays of `inputs` and
+`instances` become tensors where numpy has a dtype for them, all else stays a value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from loaders import violation as v
+from loaders.batch import Batch, Columns, Tensors, Value
+from loaders.scalars import NDArray, objects, to_nanoseconds
+from loaders.tables import (
+    CsvTable,
+    Table,
+    from_arrow,
+    from_csv,
+    from_frame,
+    from_rows,
+    from_split,
+    series_array,
+)
+from loaders.violation import Faults
+
+
+def untyped(form: str, data: Any, faults: Faults) -> Batch | None:
+    """The input as it came; None after a fault of its structure."""
+    if form == "dataframe_split":
+        return _columns(from_split(data, faults))
+    if form == "dataframe_records":
+        if not isinstance(data, list):
+            faults.add(form, v.WRONG_TYPE, "array", None)
+            return None
+        return _columns(from_rows(data, form, "json", faults))
+    if form == "csv":
+        assert isinstance(data, CsvTable)
+        return _columns(from_csv(data, faults))
+    if form == "arrow":
+        return _columns(from_arrow(data, faults))
+    if form == "python":
+        return _python(data, faults)
+    rows = form == "instances" and isinstance(data, list) and len(data) > 0 and isinstance(data[0], dict)
+    return _stacked(data, faults) if rows else _tensors(data, form, faults)
+
+
+def _columns(table: Table | None) -> Columns | None:
+    if table is None:
+        return None
+    read = _from_text if table.origin == "text" else _from_cells
+    arrays = {name: read(cells) for name, cells in zip(table.names, table.columns, strict=True)}
+    return Columns(arrays, table.rows, table.index)
+
+
+def _from_cells(cells: Sequence[Any] | NDArray) -> NDArray:
+    if isinstance(cells, np.ndarray):
+        if cells.dtype.kind in "US":
+            return objects(cells.tolist())
+        return to_nanoseconds(cells) if cells.dtype.kind == "M" else cells
+    kinds = set(map(type, cells))
+    try:
+        if kinds == {bool}:
+            return np.array(cells, dtype=np.bool_)
+        if kinds == {int}:
+            return np.array(cells, dtype=np.int64)
+        # Numbers with gaps are doubles in pandas, whatever they were.
+        if kinds and kinds <= {int, float, type(None)} and kinds != {type(None)}:
+            return np.array(cells, dtype=np.float64)
+    except OverflowError:
+        pass  # larger than any dtype: they stay Python's integers
+    return objects(cells)
+
+
+def _from_text(cells: Any) -> NDArray:
+    present = [cell for cell in cells if cell is not None]
+    if not present or any(not cell.isascii() or "_" in cell for cell in present):
+        return objects(cells) if present else np.full(len(cells), np.nan)
+    readers: tuple[Callable[[str], Any], ...] = (_boolean, int, float)
+    for read in readers:
+        try:
+            values = [None if cell is None else read(cell) for cell in cells]
+        except ValueError:
+            continue
+        return _from_cells(values)
+    return objects(cells)
+
+
+def _boolean(text: str) -> bool:
+    if text in ("True", "TRUE", "true"):
+        return True
+    if text in ("False", "FALSE", "false"):
+        return False
+    raise ValueError
+
+
+def _array(data: Any) -> NDArray | None:
+    """A regular list of numbers, of booleans or of text as an array; None for anything else."""
+    flat, level = [data], isinstance(data, list | tuple)
+    while level:
+        if not all(isinstance(part, list | tuple) for part in flat):
+            return None
+        flat = [item for part in flat for item in part]
+        level = any(isinstance(item, list | tuple) for item in flat)
+    kinds = set(map(type, flat))
+    if kinds and not (kinds <= {int, float} or kinds == {str} or kinds == {bool}):
+        return None
+    try:
+        array = np.array(data)
+    except (ValueError, OverflowError):
+        return None
+    return None if array.dtype.kind == "O" else array
+
+
+def _tensors(data: Any, root: str, faults: Faults) -> Batch | None:
+    if isinstance(data, dict):
+        arrays = {name: _array(value) for name, value in data.items()}
+        if arrays and all(arrays) and all(array is not None for array in arrays.values()):
+            found = {name: array for name, array in arrays.items() if array is not None}
+            return Tensors(found, _shared(found))
+        return Value(data)
+    if isinstance(data, list) and _is_ragged(data):
+        faults.add(root, v.RAGGED)
+        return None
+    array = _array(data)
+    if array is not None:
+        return Tensors({"": array}, len(array) if array.ndim else None)
+    return Value(data, len(data) if isinstance(data, list) else None)
+
+
+def _is_ragged(data: list[Any]) -> bool:
+    """Whether a list of numbers, text or booleans has parts of different lengths."""
+    kinds = set(map(type, data))
+    if list not in kinds:
+        return False
+    if kinds != {list} or len(set(map(len, data))) > 1:
+        return True
+    return _is_ragged([item for part in data for item in part])
+
+
+def _shared(arrays: Mapping[str, NDArray]) -> int | None:
+    lengths = {len(array) if array.ndim else -1 for array in arrays.values()}
+    return lengths.pop() if len(lengths) == 1 and -1 not in lengths else None
+
+
+def _stacked(rows: list[Any], faults: Faults) -> Batch | None:
+    """`instances` as objects: one array for each name, all of one length."""
+    table = from_rows(rows, "instances", "json", faults)
+    if table is None:
+        return None
+    names = set(rows[0])
+    for i, row in enumerate(rows):
+        if set(row) != names:
+            faults.add(f"instances[{i}]", v.WRONG_LENGTH, f"{len(names)} names", f"{len(row)} names")
+    if faults.total:
+        return None
+    return _tensors(
+        {name: list(cells) for name, cells in zip(table.names, table.columns, strict=True)},
+        "instances",
+        faults,
+    )
+
+
+def _python(data: Any, faults: Faults) -> Batch | None:
+    if hasattr(data, "iloc") and hasattr(data, "columns"):
+        return _columns(from_frame(data, "data", faults))
+    if hasattr(data, "iloc"):
+        name = data.name if isinstance(data.name, str | int) else 0
+        return Columns({name: _from_cells(series_array(data))}, len(data))
+    if hasattr(data, "toarray"):
+        data = np.asarray(data.toarray())
+    if isinstance(data, np.ndarray) and data.dtype.kind not in "OV":
+        return Tensors({"": data}, len(data) if data.ndim else None)
+    if isinstance(data, dict) and data and all(_is_plain(value) for value in data.values()):
+        return Tensors(dict(data), _shared(data))
+    return Value(data, len(data) if isinstance(data, list) else None)
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind not in "OV"
