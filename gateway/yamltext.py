@@ -15,7 +15,6 @@ Knows nothing of registries or settings.
 from __future__ import annotations
 
 import copy
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -364,4 +363,13 @@ def _scalar_text(text: str) -> str:
     """The scalar bare where every YAML reader takes it for the same text or whole number, else quoted."""
     if _WHOLE.match(text) or (_PLAIN.match(text) and not _NUMBER_OR_WORD.match(text)):
         return text
-    return json.dumps(text, ensure_ascii=not text.isprintable())
+    return '"' + "".join(_escaped(character) for character in text) + '"'
+
+
+def _escaped(character: str) -> str:
+    if character in '"\\':
+        return "\\" + character
+    if character.isprintable():
+        return character
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -100,6 +100,23 @@ class Snapshot:
 
     models: Mapping[str, Model]
     stamp: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data, for the durable state."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Snapshot:
+        """What `to_json` gave, read back."""
+        models = {}
+        for name, model in content["models"].items():
+            versions = {number: Version(**version) for number, version in model["versions"].items()}
+            aliases = {
+                alias: Alias(**{**entry, "previous": tuple(entry["previous"])})
+                for alias, entry in model["aliases"].items()
+            }
+            models[name] = Model(name, versions, aliases, model["rollout"])
+        return cls(models, content["stamp"])
 
 
 class Registry(Protocol):

@@ -21,7 +21,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from filelock import FileLock, Timeout
 
@@ -68,7 +68,7 @@ class FileRegistry:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
-        path = target.removeprefix("file://") if target.startswith("file://") else target
+        path = unquote(target.removeprefix("file://")) if target.startswith("file://") else target
         self._path = Path(os.path.abspath(os.path.expanduser(path)))
         self._form: document.Form = "json" if self._path.suffix.lower() == ".json" else "yaml"
         self._create = create

@@ -1,0 +1,157 @@
+"""The gateway in Python: put a model into a registry, take one out. The command line uses the same.
+
+Knows registries, the artifact cache and `loaders`; no running gateway.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import weakref
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import loaders
+from gateway import settings
+from gateway.artifacts import Artifacts, Local
+from gateway.names import InvalidReference, Reference, parse_reference, parse_short
+from gateway.registries import default_target, open_registry
+from gateway.registries.base import RegistryError, Version, resolve
+from loaders import package as packages
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelVersion:
+    """A version in a registry. `source` is where its files are, `digest` what they are; `alias` the one
+    that was pointed to it, None if none was."""
+
+    name: str
+    version: str
+    source: str
+    digest: str | None
+    alias: str | None = None
+
+
+def log_model(
+    model: Any,
+    name: str,
+    registry: str | os.PathLike[str] | None = None,
+    *,
+    input_example: Any = None,
+    alias: str | None = None,
+    signature: loaders.Signature | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    requirements: Iterable[str] | None = None,
+    code_paths: Iterable[str | Path] | None = None,
+    params: Mapping[str, Any] | None = None,
+    tags: Mapping[str, str] | None = None,
+    flavor: str | None = None,
+    **options: Any,
+) -> ModelVersion:
+    """Saves a live model as the next version of `name`; `alias`, where given, is moved to it.
+
+    Flavor and signature are inferred when they are not given; `options` go to the flavor. A registry file
+    that does not exist is created, with its store `models/` beside it. Raises what `loaders.save_model`
+    raises, RegistryError and InvalidReference.
+    """
+    with tempfile.TemporaryDirectory(prefix="model-") as directory:
+        path = Path(directory, "model")
+        loaders.save_model(
+            model,
+            path,
+            signature=signature,
+            input_example=input_example,
+            metadata=metadata,
+            requirements=requirements,
+            code_paths=code_paths,
+            params=params,
+            flavor=flavor,
+            **options,
+        )
+        return push(path, name, alias, registry, tags=tags)
+
+
+def push(
+    directory: str | os.PathLike[str],
+    name: str,
+    alias: str | None = None,
+    registry: str | os.PathLike[str] | None = None,
+    *,
+    tags: Mapping[str, str] | None = None,
+) -> ModelVersion:
+    """Copies a model directory into the registry's store as the next version of `name`. A directory with
+    the digest of an existing version is that version, unchanged. `alias` is moved without any gate.
+
+    Raises PackageError for what is no package, RegistryError and InvalidReference.
+    """
+    package = packages.read(os.fspath(directory))
+    opened = open_registry(_target(registry), create=True)
+    try:
+        digest = packages.digest(package.path)
+        version = opened.add_version(name, str(package.path), digest, tags=tags, alias=alias)
+    finally:
+        opened.close()
+    return ModelVersion(version.name, version.version, version.source, version.digest, alias)
+
+
+def load_model(
+    uri: str | os.PathLike[str],
+    registry: str | os.PathLike[str] | None = None,
+    model_config: Mapping[str, Any] | None = None,
+) -> loaders.Model:
+    """Loads a model here: from a registry (`models:/NAME@ALIAS`, `/VERSION`, `/latest`, `models:/NAME` for
+    the default alias; NAME@ALIAS and NAME/VERSION for short), from a directory, or from any URL that
+    fsspec reads. A directory of that name wins over a model.
+
+    A digest is verified before a byte is deserialised. Executes what the package holds. Raises
+    RegistryError, ArtifactError, InvalidReference, and what `loaders.load_model` raises.
+    """
+    text = os.fspath(uri)
+    chosen = settings.load({}, os.environ)
+    reference = None if os.path.isdir(text) else _reference(text)
+    if reference is None and not _SCHEME.match(text):
+        return loaders.load_model(text, model_config, chosen.enforcement)
+    if reference is None:
+        version = Version("model", "0", text)
+    else:
+        version = _resolved(reference, _target(registry), chosen.default_alias)
+    local = Artifacts(chosen.cache_dir, chosen.disk_limit).fetch(version)
+    model = loaders.load_model(local.path, model_config, chosen.enforcement)
+    # The files stay in the cache for as long as the model is there to read them.
+    weakref.finalize(model, _let_go, local)
+    return model
+
+
+def _reference(text: str) -> Reference | None:
+    """What is named in a registry; None for the place of a directory."""
+    if text.startswith(("models:/", "runs:/")):
+        return parse_reference(text)
+    if _SCHEME.match(text):
+        return None
+    try:
+        return parse_short(text)
+    except InvalidReference as error:
+        raise InvalidReference(f"there is no directory {text}, and it names no model: {error}") from None
+
+
+def _resolved(reference: Reference, target: str, default_alias: list[str]) -> Version:
+    if not reference.name:
+        raise RegistryError(f"{reference} means something in an MLflow registry only; {target} is none")
+    opened = open_registry(target)
+    try:
+        return resolve(opened.read(), reference, default_alias)
+    finally:
+        opened.close()
+
+
+def _target(registry: str | os.PathLike[str] | None) -> str:
+    return default_target(flag=None if registry is None else os.fspath(registry))
+
+
+def _let_go(local: Local) -> None:
+    """Holds the package until it is called, which is when the model is gone."""

@@ -1,0 +1,406 @@
+"""Model directories on the local disk: fetched, verified, kept under the digest of their content.
+
+Layout of the cache directory, which several gateways may share:
+    sha256-<hex>/       a package, read-only, complete from the moment it can be seen
+    sha256-<hex>.lock   its size in bytes; held shared while somebody uses the package, alone by whoever
+                        removes it; its time of change is the package's last use
+    .fetch-<2 hex>.lock held by the one who fetches a source, so that others find it fetched
+    .room.lock          held while room is made
+    .incoming-…         what is being fetched; `gateway.staging` sweeps away what the dead left
+
+A package is found without waiting for anybody. Knows versions and digests; executes nothing, and reads
+none of a package's files but to hash them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import logging
+import os
+import re
+import stat
+import threading
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import unquote
+
+import fsspec
+
+from gateway.registries.base import Version
+from gateway.staging import (
+    MAX_FILES,
+    Staging,
+    UnfitPackage,
+    copy_file,
+    is_part,
+    notes,
+    package_files,
+    sweep,
+)
+from loaders import package as packages
+
+log = logging.getLogger("gateway.artifacts")
+
+_ENTRY = re.compile(r"sha256-[0-9a-f]{64}\Z")
+_REMOTE = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
+_BATCH: Final = 64
+
+
+class ArtifactError(Exception):
+    """A version's files cannot be had. `public` is fit for clients: it names no path and no address; the
+    exception's own text is for operators and the log."""
+
+    def __init__(self, public: str, detail: str | None = None) -> None:
+        super().__init__(f"{public}: {detail}" if detail else public)
+        self.public = public
+
+
+@dataclass(frozen=True, eq=False)
+class Local:
+    """A package in the cache. As long as this object lives, the package is in use and stays.
+    `digest` is that of the files, `bytes` their size."""
+
+    path: Path
+    digest: str
+    bytes: int
+
+
+class Artifacts:
+    """The cache under `cache_dir`, at most `disk_limit` bytes large; least recently used goes first."""
+
+    def __init__(self, cache_dir: Path, disk_limit: int) -> None:
+        self._root = Path(os.path.abspath(cache_dir))
+        self._limit = disk_limit
+        self._verified: set[str] = set()
+        self._lock = threading.Lock()
+        self._root.mkdir(parents=True, exist_ok=True)
+        sweep(self._root)
+
+    def __repr__(self) -> str:
+        return f"<Artifacts {self.bytes() / 1e6:.0f}/{self._limit / 1e6:.0f} MB in {self._root}>"
+
+    def fetch(self, version: Version) -> Local:
+        """The files of a version, verified against its digest where it has one. Blocks. Raises ArtifactError.
+
+        A version without a digest is fetched each time, because nothing says that its source is still
+        the same; what is found then decides which entry of the cache it is.
+        """
+        try:
+            if version.digest is not None and (local := self._found(version.digest)) is not None:
+                return local
+            source = hashlib.sha256((version.digest or version.source).encode("utf-8", "surrogatepass"))
+            with _alone(self._root / f".fetch-{source.hexdigest()[:2]}.lock"):
+                if version.digest is not None and (local := self._found(version.digest)) is not None:
+                    return local
+                return self._fetch(version)
+        except OSError as error:
+            raise _failed(version, error) from error
+
+    def bytes(self) -> int:
+        """The size of all packages in the cache."""
+        return sum(size for _, size, _ in self._entries())
+
+    # -- what is there
+
+    def _found(self, digest: str) -> Local | None:
+        """The entry, in use from now on; None if it is not there. Checked once in a process's life: a
+        disk forgets, and a power cut leaves files that were never written."""
+        name = _name(digest)
+        path = self._root / name
+        if not path.is_dir():
+            return None
+        held = self._hold(name)
+        try:
+            if not path.is_dir():  # removed before it was held
+                os.close(held)
+                return None
+            with self._lock:
+                verified = digest in self._verified
+            if not verified:
+                found = _digest_or_none(path)
+                if found != digest:
+                    log.warning("the cached package %s is damaged (%s): fetched again", path, found)
+                    os.close(held)
+                    self._remove(name)
+                    return None
+                with self._lock:
+                    self._verified.add(digest)
+            os.utime(held)
+            local = Local(path, digest, self._size(name, held))
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.close(held)
+            raise
+        weakref.finalize(local, os.close, held)
+        return local
+
+    def _hold(self, name: str) -> int:
+        """A descriptor that holds the entry's lock shared, on the file that is there now."""
+        return _locked(self._root / f"{name}.lock", fcntl.LOCK_SH)
+
+    def _size(self, name: str, held: int) -> int:
+        with contextlib.suppress(ValueError):
+            return int(os.pread(held, 32, 0))
+        size = packages.files_bytes(self._root / name)
+        os.pwrite(held, str(size).encode(), 0)
+        return size
+
+    def _entries(self) -> list[tuple[float, int, str]]:
+        """(last use, bytes, name) of every package, oldest first."""
+        found = []
+        for name in os.listdir(self._root):
+            if not _ENTRY.match(name):
+                continue
+            try:
+                with open(self._root / f"{name}.lock", "rb") as mark:
+                    found.append((os.fstat(mark.fileno()).st_mtime, int(mark.read(32) or b"0"), name))
+            except (OSError, ValueError):  # its mark is lost, or just being written
+                with contextlib.suppress(OSError, packages.PackageError):
+                    found.append((0.0, packages.files_bytes(self._root / name), name))
+        return sorted(found)
+
+    # -- what comes
+
+    def _fetch(self, version: Version) -> Local:
+        source = _source(version)
+        files = source.files(version)
+        total = sum(size for _, _, size in files)
+        if total > self._limit:
+            sizes = f"{total / 1e6:.0f} MB, the disk limit is {self._limit / 1e6:.0f} MB"
+            raise ArtifactError(f"the files of {version} are larger than the cache: {sizes}")
+        with self._room(version, total) as staged:
+            source.copy(version, files, staged.path)
+            try:
+                digest = packages.digest(staged.path)
+            except packages.PackageError as error:
+                raise ArtifactError(f"the files of {version} cannot be used: {error}") from error
+            if version.digest is not None and digest != version.digest:
+                told = f"the registry says {version.digest}, the files are {digest}"
+                raise ArtifactError(f"digest mismatch of {version}: {told}")
+            _read_only(staged.path)
+            return self._published(version, staged, digest)
+
+    def _published(self, version: Version, staged: Staging, digest: str) -> Local:
+        """The entry with this content: what was staged, or what somebody else had put there before."""
+        name = _name(digest)
+        size = str(packages.files_bytes(staged.path)).encode()
+        for _ in range(3):
+            if (local := self._found(digest)) is not None:
+                return local
+            held = self._hold(name)
+            try:
+                os.ftruncate(held, 0)
+                os.pwrite(held, size, 0)
+                staged.publish(self._root / name)
+            except OSError as error:
+                os.close(held)
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise
+            else:
+                with self._lock:
+                    self._verified.add(digest)
+                local = Local(self._root / name, digest, int(size))
+                weakref.finalize(local, os.close, held)
+                return local
+        raise ArtifactError(
+            f"the files of {version} cannot be cached", f"{self._root / name} is damaged and in use"
+        )
+
+    @contextlib.contextmanager
+    def _room(self, version: Version, needed: int) -> Iterator[Staging]:
+        """A directory to fetch into, once that many bytes fit beside everything else. What others are
+        fetching counts with the size that stands in their directories' names."""
+        with _alone(self._root / ".room.lock"):
+            sweep(self._root)
+            entries = self._entries()
+            used = sum(size for _, size, _ in entries)
+            used += sum(int(note) for note in notes(self._root) if note.isdecimal())
+            for _, size, name in entries:
+                if used + needed <= self._limit:
+                    break
+                if self._remove(name):
+                    used -= size
+            if used + needed > self._limit:
+                what = f"{needed / 1e6:.0f} MB are needed and {used / 1e6:.0f} MB in use"
+                raise ArtifactError(
+                    f"no room for {version} in the cache: {what} of {self._limit / 1e6:.0f} MB"
+                )
+            staged = Staging(self._root, str(needed))
+        with staged:
+            yield staged
+
+    def _remove(self, name: str) -> bool:
+        """Removes an entry unless somebody uses it; whether it did."""
+        mark = self._root / f"{name}.lock"
+        try:
+            held = _locked(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        try:
+            # Out of sight at once, so that nobody finds half of it; the name is one that `sweep` removes.
+            gone = Staging(self._root)
+            with gone:
+                path = self._root / name
+                if path.is_dir():
+                    os.chmod(path, 0o700)
+                    os.rename(path, gone.path / name)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(mark)
+        finally:
+            os.close(held)
+        with self._lock:
+            self._verified.discard(_digest_of(name))
+        return True
+
+
+class _Directory:
+    """A source on a disk of this machine."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def files(self, version: Version) -> list[tuple[str, str, int]]:
+        if not self._path.is_dir():
+            raise ArtifactError(f"the directory of {version} is not there", str(self._path))
+        try:
+            return [(relative, str(file), size) for relative, file, size in package_files(self._path)]
+        except UnfitPackage as error:
+            raise ArtifactError(f"the files of {version} cannot be used: {error}", str(self._path)) from None
+
+    def copy(self, version: Version, files: list[tuple[str, str, int]], to: Path) -> None:
+        for relative, file, _ in files:
+            target = to / relative
+            target.parent.mkdir(parents=True, exist_ok=True)
+            copy_file(Path(file), target)
+
+
+class _Remote:
+    """A source that fsspec reaches. What it lists is not trusted: a name must stay inside."""
+
+    def __init__(self, version: Version, scheme: str) -> None:
+        try:
+            self._files, self._path = fsspec.core.url_to_fs(version.source)
+        except (ImportError, ValueError) as error:
+            problem = f"the source of {version} cannot be reached from here: {scheme}:// is not supported"
+            raise ArtifactError(problem, str(error)) from error
+
+    def files(self, version: Version) -> list[tuple[str, str, int]]:
+        listed: dict[str, Any] = self._asked(version, self._files.find, self._path, detail=True)
+        root = self._path.rstrip("/") + "/"
+        found = []
+        for name, info in listed.items():
+            if info.get("type") == "directory" or name.endswith("/"):
+                continue
+            relative = name.removeprefix(root)
+            parts = relative.split("/")
+            if relative == name or any(part in ("", ".", "..") or "\0" in part for part in parts):
+                raise ArtifactError(f"the source of {version} lists a file outside of it", name)
+            if is_part(relative):
+                found.append((relative, name, int(info.get("size") or 0)))
+        if not found:
+            raise ArtifactError(f"the source of {version} holds no files", version.source)
+        if len(found) > MAX_FILES:
+            raise ArtifactError(f"the source of {version} holds more than {MAX_FILES:,} files")
+        return sorted(found)
+
+    def copy(self, version: Version, files: list[tuple[str, str, int]], to: Path) -> None:
+        for i in range(0, len(files), _BATCH):
+            part = files[i : i + _BATCH]
+            for relative, _, _ in part:
+                (to / relative).parent.mkdir(parents=True, exist_ok=True)
+            remote = [name for _, name, _ in part]
+            local = [str(to / relative) for relative, _, _ in part]
+            self._asked(version, self._files.get, remote, local)
+            for relative, _, size in part:
+                got = (to / relative).stat().st_size
+                if size and got != size:
+                    problem = f"a file of {version} came incomplete: {relative}, {got} of {size} bytes"
+                    raise ArtifactError(problem)
+
+    def _asked(self, version: Version, verb: Any, *args: Any, **options: Any) -> Any:
+        try:
+            return verb(*args, **options)
+        except OSError:
+            raise
+        except Exception as error:  # each file system raises what its own library raises
+            problem = f"the files of {version} cannot be read from their source: {type(error).__name__}"
+            raise ArtifactError(problem, f"{version.source}: {error}") from error
+
+
+def _source(version: Version) -> _Directory | _Remote:
+    match = _REMOTE.match(version.source)
+    if match is None:
+        return _Directory(Path(version.source))
+    if match[1].lower() == "file":
+        return _Directory(Path("/" + unquote(version.source.partition(":")[2]).lstrip("/")))
+    return _Remote(version, match[1].lower())
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One at a time, over all processes."""
+    held = _locked(path, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        os.close(held)
+
+
+def _locked(path: Path, how: int) -> int:
+    """A descriptor with a lock on the file that has this name now; a removed one is not it.
+
+    Raises OSError, with LOCK_NB also where somebody else holds it.
+    """
+    while True:
+        held = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(held, how)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(held), os.stat(path)):
+                    return held
+        except BaseException:
+            os.close(held)
+            raise
+        os.close(held)
+
+
+def _read_only(path: Path) -> None:
+    for directory, _, files in os.walk(path, topdown=False):
+        for name in files:
+            file = os.path.join(directory, name)
+            os.chmod(file, stat.S_IMODE(os.stat(file).st_mode) & 0o555 | 0o400)
+        if directory != str(path):  # the package's own directory is closed last, below
+            os.chmod(directory, 0o555)
+    os.chmod(path, 0o555)
+
+
+def _digest_or_none(path: Path) -> str | None:
+    try:
+        return packages.digest(path)
+    except (OSError, packages.PackageError):
+        return None
+
+
+def _failed(version: Version, error: OSError) -> ArtifactError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ArtifactError(f"the files of {version} do not fit on the disk", str(error))
+    reason = (
+        "they are not there"
+        if isinstance(error, FileNotFoundError)
+        else error.strerror or type(error).__name__
+    )
+    return ArtifactError(f"the files of {version} cannot be read: {reason}", f"{version.source}: {error}")
+
+
+def _name(digest: str) -> str:
+    return digest.replace(":", "-", 1)
+
+
+def _digest_of(name: str) -> str:
+    return name.replace("-", ":", 1)

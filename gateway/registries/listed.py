@@ -1,0 +1,140 @@
+"""Models named one by one on the command line, as a registry: nothing is written down, nothing moves.
+
+Each is version 1 of a model that bears its directory's name, with the alias `champion`. `Subset` narrows a
+real registry to some of its names instead. Knows no files beyond their place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+from urllib.parse import urlsplit
+
+from gateway.names import InvalidReference, check_name
+from gateway.registries.base import (
+    Alias,
+    Model,
+    Registry,
+    RegistryError,
+    RegistryReadOnly,
+    Snapshot,
+    Version,
+)
+
+ALIAS = "champion"
+
+
+class ListedModels:
+    """A registry of model directories (paths or URLs). Raises RegistryError for one that cannot be meant."""
+
+    poll_interval = 3600.0
+    writable = False
+
+    def __init__(self, sources: Sequence[str]) -> None:
+        self.target = ", ".join(sources)
+        models: dict[str, Model] = {}
+        for source in sources:
+            name, place = _located(source)
+            if name in models:
+                raise RegistryError(f"two of the models are called {name}: serve them from a registry")
+            versions = {"1": Version(name, "1", place)}
+            models[name] = Model(name, versions, {ALIAS: Alias("1")})
+        stamp = hashlib.sha256("\n".join(sorted(m.versions["1"].source for m in models.values())).encode())
+        self.identity = f"listed:{stamp.hexdigest()}"
+        self._snapshot = Snapshot(models, stamp.hexdigest())
+
+    def read(self) -> Snapshot:
+        return self._snapshot
+
+    def set_alias(
+        self,
+        name: str,
+        alias: str,
+        version: str,
+        *,
+        expect: str | None = None,
+        absent: bool = False,
+        forced: bool = False,
+        back: bool = False,
+    ) -> Snapshot:
+        self._refuse()
+
+    def delete_alias(self, name: str, alias: str) -> Snapshot:
+        self._refuse()
+
+    def add_version(
+        self,
+        name: str,
+        package: str,
+        digest: str,
+        *,
+        tags: Mapping[str, str] | None = None,
+        alias: str | None = None,
+    ) -> Version:
+        self._refuse()
+
+    def close(self) -> None:
+        pass
+
+    def _refuse(self) -> NoReturn:
+        raise RegistryReadOnly(
+            "the models were named on the command line; a registry can be moved: gateway push"
+        )
+
+
+class Subset:
+    """Some names of another registry; writing goes to that one."""
+
+    def __init__(self, registry: Registry, names: Sequence[str]) -> None:
+        self._registry = registry
+        self._names = frozenset(names)
+        self.identity = registry.identity
+        self.target = registry.target
+        self.poll_interval = registry.poll_interval
+        self.add_version = registry.add_version
+        self.close = registry.close
+
+    @property
+    def writable(self) -> bool:
+        return self._registry.writable
+
+    def read(self) -> Snapshot:
+        return self._narrowed(self._registry.read())
+
+    def set_alias(
+        self,
+        name: str,
+        alias: str,
+        version: str,
+        *,
+        expect: str | None = None,
+        absent: bool = False,
+        forced: bool = False,
+        back: bool = False,
+    ) -> Snapshot:
+        moved = self._registry.set_alias(
+            name, alias, version, expect=expect, absent=absent, forced=forced, back=back
+        )
+        return self._narrowed(moved)
+
+    def delete_alias(self, name: str, alias: str) -> Snapshot:
+        return self._narrowed(self._registry.delete_alias(name, alias))
+
+    def _narrowed(self, snapshot: Snapshot) -> Snapshot:
+        models = {name: model for name, model in snapshot.models.items() if name in self._names}
+        return Snapshot(models, snapshot.stamp)
+
+
+def _located(source: str) -> tuple[str, str]:
+    parts = urlsplit(source)
+    local = not parts.scheme or parts.scheme == "file" or len(parts.scheme) == 1
+    place = str(Path(parts.path if parts.scheme == "file" else source).absolute()) if local else source
+    if local and not Path(place, "MLmodel").is_file():
+        raise RegistryError(f"{source} is no model directory: it holds no file MLmodel")
+    name = place.rstrip("/").rpartition("/")[2]
+    try:
+        return check_name(name), place
+    except InvalidReference as error:
+        raise RegistryError(f"{source}: {error}") from None
