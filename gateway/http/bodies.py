@@ -18,10 +18,10 @@ from functools import lru_cache
 from typing import Any, Final, Literal
 
 import orjson
-from loaders.enforce import CsvTable, RawInput
 from starlette.types import Receive
 
 from gateway.errors import Detail, Problem
+from loaders.enforce import CsvTable, RawInput
 
 Media = Literal["json", "csv"]
 
@@ -71,7 +71,8 @@ def media_type(header: bytes) -> Media:
 class Intake:
     """Reads bodies. `limit` is in bytes of one body, sent and unpacked; `total` of all bodies held at once.
 
-    `idle_seconds` is how long a client may send nothing in the middle of a body.
+    `idle_seconds` is how long a client may send nothing in the middle of a body. One that sends only the
+    head of a request holds no bytes and may take its time, as on any idle connection.
     """
 
     def __init__(self, limit: int, total: int, idle_seconds: float = 60.0) -> None:
@@ -98,27 +99,24 @@ class Intake:
             raise self._too_large()
         size = 0
         try:
-            body = b""
-            chunks: list[bytes] = []
-            async with asyncio.timeout(self.idle_seconds) as patience:
-                while True:
-                    message = await receive()
-                    if message["type"] != "http.request":
-                        raise ClientLeft
-                    body = message.get("body", b"")
-                    self._hold(len(body))
-                    size += len(body)
-                    if size > self.limit:
-                        raise self._too_large()
-                    if not message.get("more_body", False):
-                        break
-                    chunks.append(body)
-                    patience.reschedule(asyncio.get_running_loop().time() + self.idle_seconds)
-            if chunks:
-                body = b"".join((*chunks, body))
+            body, more = await self._chunk(receive)
+            size = len(body)
+            if more:
+                chunks = [body]
+                async with asyncio.timeout(self.idle_seconds) as patience:
+                    while more:
+                        chunk, more = await self._chunk(receive)
+                        chunks.append(chunk)
+                        size += len(chunk)
+                        if size > self.limit:
+                            raise self._too_large()
+                        patience.reschedule(asyncio.get_running_loop().time() + self.idle_seconds)
+                body = b"".join(chunks)
+            if size > self.limit:
+                raise self._too_large()
             if encoding == b"gzip":
-                packed, body = body, await asyncio.to_thread(gunzip, body, self.limit)
-                self.held -= len(packed)
+                body = await asyncio.to_thread(gunzip, body, self.limit)
+                self.held -= size
                 size = 0
                 self._hold(len(body))
         except TimeoutError:
@@ -130,6 +128,15 @@ class Intake:
             self.held -= size
             raise
         return body
+
+    async def _chunk(self, receive: Receive) -> tuple[bytes, bool]:
+        """What came of the body, counted as held, and whether there is more."""
+        message = await receive()
+        if message["type"] != "http.request":
+            raise ClientLeft
+        body: bytes = message.get("body", b"")
+        self._hold(len(body))
+        return body, message.get("more_body", False)
 
     def release(self, size: int) -> None:
         self.held -= size
@@ -199,7 +206,7 @@ def parse_json(body: bytes) -> Parsed:
             details=[Detail("params", "is not an object", expected="object", got=got)],
         )
     form = present[0]
-    return Parsed(RawInput(form, document[form]), params, document.get("model", ABSENT))  # type: ignore[arg-type]
+    return Parsed(RawInput(form, document[form]), params, document.get("model", ABSENT))
 
 
 def decode_object(body: bytes) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-import orjson
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -20,9 +19,10 @@ from starlette.types import Receive, Scope, Send
 
 from gateway import names
 from gateway.errors import Detail, Problem
-from gateway.http import bodies, problems
+from gateway.http import answers, bodies, problems
 from gateway.http.auth import Access
 from gateway.names import Reference
+from loaders.batch import Value
 
 if TYPE_CHECKING:
     from gateway.app import Gateway
@@ -102,7 +102,7 @@ class Control:
                 result = await result
             if not isinstance(result, Response):
                 status, content = result if isinstance(result, tuple) else (200, result)
-                result = Response(orjson.dumps(content), status, media_type="application/json")
+                result = Response(answers.encode_now(Value(content)), status, media_type="application/json")
             result.headers["x-request-id"] = request.scope["identity"].decode()
             if self._app.draining:
                 result.headers["connection"] = "close"
@@ -118,11 +118,11 @@ class Control:
     def _model(self, request: Request) -> Result:
         return self._operations.model(_name(request))
 
-    def _version(self, request: Request) -> Result:
+    async def _version(self, request: Request) -> Result:
         reference = _reference(request)
         assert reference.version is not None
         example = self._access.holds_key(request.scope)
-        return self._operations.version(reference.name, reference.version, example=example)
+        return await self._operations.version(reference.name, reference.version, example=example)
 
     def _rollouts(self, request: Request) -> Result:
         return self._operations.rollouts()
@@ -138,6 +138,8 @@ class Control:
 
     def _readyz(self, request: Request) -> Result:
         ready, detail = self._operations.ready()
+        if self._app.draining:
+            ready, detail = False, {**detail, "ready": False, "draining": True}
         return (200 if ready else 503), detail
 
     def _metrics(self, request: Request) -> Result:

@@ -6,11 +6,11 @@ Knows those four paths; a prediction itself is `gateway.http.predict`'s affair.
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import Final
 
 from starlette.types import Receive, Scope, Send
 
+from gateway import __version__
 from gateway.http import problems
 from gateway.http.predict import Prediction
 
@@ -24,7 +24,6 @@ class Invocations:
 
     def __init__(self, prediction: Prediction) -> None:
         self._prediction = prediction
-        self._version = version("model-gateway").encode()
 
     async def serve(self, scope: Scope, receive: Receive, send: Send, path: bytes) -> None:
         if path == b"/invocations":
@@ -34,5 +33,5 @@ class Invocations:
         if scope["method"] not in ("GET", "HEAD"):
             await problems.respond_not_allowed(send, identity, scope["method"], "GET, HEAD")
             return
-        body = self._version if path == b"/version" else b"\n"
+        body = __version__.encode() if path == b"/version" else b"\n"
         await problems.respond(send, 200, [_TEXT, (b"x-request-id", identity)], body)

@@ -26,6 +26,7 @@ from gateway.service import Answer, Inference
 
 if TYPE_CHECKING:
     from gateway.app import Gateway
+    from gateway.registries.base import Version
 
 WATCH_AFTER_SECONDS: Final = 0.1
 
@@ -61,6 +62,7 @@ class Prediction:
         asked = 0.0
         unread: Receive | None = receive
         answer: Answer | None = None
+        version: Version | None = None
         departure: _Departure | None = None
         try:
             media = bodies.media_type(headers.get(b"content-type", b""))
