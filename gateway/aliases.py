@@ -32,7 +32,8 @@ from gateway.events import Emit, Swapped, SwapRefused
 from gateway.manager import FIRST_BACKOFF, LONGEST_BACKOFF, Lease, Manager
 from gateway.names import Reference
 from gateway.registries.base import Model, NotInRegistry, Snapshot, Version, resolve
-from gateway.rollout import Policy, refusals
+from gateway.rollout import refusals
+from gateway.settings import Rollout
 from gateway.state import Served
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class Aliases:
         prepare: Callable[[Version], Awaitable[Prepared]],
         memory: Memory,
         default_alias: Sequence[str] = ("champion",),
-        policy: Callable[[Model], Policy] = lambda model: Policy(),
+        policy: Callable[[Model], Rollout] = lambda model: Rollout(),
         emit: Emit = lambda event: None,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -176,7 +177,9 @@ class Aliases:
         MODEL_LOADING after `timeout` seconds."""
         while found.serving != target:
             if found.desired != target:
-                message = f"{found.name}@{found.alias} was moved on to version {_number(found.desired)} meanwhile"
+                message = (
+                    f"{found.name}@{found.alias} was moved on to version {_number(found.desired)} meanwhile"
+                )
                 raise Problem("ROLLOUT_REFUSED", message)
             attempt = self._start(found)
             await asyncio.wait({attempt}, timeout=timeout)
@@ -267,7 +270,9 @@ class Aliases:
         if found.task is None:
             self._renew_attempt(found)
             loop = asyncio.get_running_loop()
-            found.task = loop.create_task(self._reconcile(found), name=f"reconcile {found.name}@{found.alias}")
+            found.task = loop.create_task(
+                self._reconcile(found), name=f"reconcile {found.name}@{found.alias}"
+            )
         assert found.attempt is not None
         return found.attempt
 
@@ -301,7 +306,9 @@ class Aliases:
         self._show(found, "loading", found.error)
         serving = found.serving
         # The version in service is held until its replacement serves.
-        held = None if serving is None or not self._manager.is_ready(serving) else self._manager.lease(serving)
+        held = (
+            None if serving is None or not self._manager.is_ready(serving) else self._manager.lease(serving)
+        )
         try:
             lease = await self.admit(found, target, forced=found.forced)
         except Problem as problem:
@@ -329,7 +336,9 @@ class Aliases:
         signature is not held against it, so that the way back is always open.
         """
         if not target.source:
-            message = f"the alias points to version {target.version} of {target.name}, which is not registered"
+            message = (
+                f"the alias points to version {target.version} of {target.name}, which is not registered"
+            )
             raise Problem("VERSION_NOT_FOUND", message)
         prepared = await self._prepared(target)
         old = None if found is None else found.serving or found.last_good
@@ -353,7 +362,7 @@ class Aliases:
 
     async def _check_signature(self, old: Version, new: Prepared) -> None:
         model = self._snapshot.models.get(old.name)
-        policy = Policy() if model is None else self._policy(model)
+        policy = Rollout() if model is None else self._policy(model)
         try:
             predecessor = (await self._prepared(old)).package.signature
         except Problem:
@@ -371,7 +380,9 @@ class Aliases:
         found.refusal = None if version is found.desired else found.refusal
         now = self._wall()
         self._show(found, "serving", None if version is found.desired else found.error)
-        if not (found.history and found.history[-1].version == version.version and found.history[-1].ended is None):
+        if not (
+            found.history and found.history[-1].version == version.version and found.history[-1].ended is None
+        ):
             self._end_history(found, now, f"replaced by {version.version}")
             served = Served(version.version, now, moved_by)
             found.history.append(served)

@@ -8,27 +8,31 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
+from pydantic import ValidationError
 
 from gateway import events, http, logs
 from gateway.aliases import Aliases
 from gateway.artifacts import Artifacts
-from gateway.errors import Problem
 from gateway.ledger import Ledger
 from gateway.manager import Manager
 from gateway.metrics import Metrics
-from gateway.names import parse_reference
+from gateway.names import Reference, parse_reference, parse_uri
 from gateway.operations import Operations
 from gateway.packages import Packages, Policy, Prepared
-from gateway.registries.base import Model, Registry, RegistryInvalid, RegistryUnavailable, Snapshot
-from gateway.rollout import Policy as RolloutPolicy
+from gateway.registries import default_target, open_registry
+from gateway.registries.base import Model, Registry, RegistryError, Snapshot
+from gateway.registries.listed import ListedModels, Subset
 from gateway.runners.base import Runner
 from gateway.runners.inline import InlineRunner
 from gateway.servable import Options, Servable
@@ -37,7 +41,7 @@ from gateway.state import AliasMemory, State
 from gateway.watch import Watch
 
 if TYPE_CHECKING:
-    from gateway.settings import Settings
+    from gateway.settings import Rollout, Settings
 
 log = logging.getLogger("gateway")
 
@@ -45,6 +49,7 @@ log = logging.getLogger("gateway")
 MIN_RESIDENCY = 0.1
 CAPACITY_WAIT = 5.0
 IO_THREADS = 8
+BACKLOG = 2048
 
 
 class Gateway:
@@ -112,10 +117,11 @@ class Gateway:
         self._expose()
 
     async def start(self) -> None:
-        """Reads the registry, or takes what it said last, and begins to follow it. Raises Problem."""
+        """Reads the registry, or takes what it said last, and begins to follow it. Raises RegistryError where
+        there is neither."""
         try:
-            await self.watch.look()
-        except Problem:
+            self.watch.take(await self._blocking(self.registry.read), "registry")
+        except RegistryError:
             remembered = await self._blocking(lambda: self._state.snapshot(self.registry.identity))
             if remembered is None:
                 raise
@@ -149,21 +155,31 @@ class Gateway:
 
     def _open_runner(self, prepared: Prepared) -> Runner:
         own = self.settings.for_model(prepared.version.name)
-        return InlineRunner(
-            prepared.package, own.model_config_overrides, threads=own.threads or 1, timeout=own.timeout
-        )
+        return InlineRunner(prepared.package, own.config, threads=own.threads or 1, timeout=own.timeout)
 
     def _options(self, name: str) -> Options:
         own = self.settings.for_model(name)
-        return Options(enforcement=own.enforcement or self.settings.enforcement, max_queue=self.settings.max_queue)
+        return Options(
+            enforcement=own.enforcement or "strict",
+            max_queue=self.settings.max_queue,
+            max_rows=own.batch.max_rows,
+            batch=own.batch.enabled,
+        )
 
     def _policy(self, name: str, digest: str) -> Policy:
-        unsafe = "refuse" if self.settings.unsafe_formats == "refuse" else "allow"
-        return Policy(unsafe, self.settings.require_signature, self.settings.require_digest)
+        settings = self.settings
+        listed = any(fnmatchcase(name, entry) or entry == digest for entry in settings.unsafe_allowlist)
+        allowed = settings.unsafe_formats == "allow" or (settings.unsafe_formats == "allowlist" and listed)
+        return Policy("allow" if allowed else "refuse", settings.require_signature, settings.require_digest)
 
-    def _rollout_policy(self, model: Model) -> RolloutPolicy:
+    def _rollout_policy(self, model: Model) -> Rollout:
+        """The operator's policy with what the registry says over it; what it says wrong is passed over."""
         own = self.settings.for_model(model.name).rollout or self.settings.rollout
-        return RolloutPolicy.model_validate({**own, **model.rollout})
+        try:
+            return type(own).model_validate({**own.model_dump(), **model.rollout})
+        except ValidationError as error:
+            log.warning("the rollout policy of %s in the registry is not valid: %s", model.name, error)
+            return own
 
     # What is remembered, behind the back of the loop.
 
@@ -196,11 +212,14 @@ class Gateway:
         self.metrics.watch(
             memory=self.operations.memory,
             models=lambda: {
-                (s.version.name, s.version.version): self.ledger[s].bytes for s in self.manager if s in self.ledger
+                (s.version.name, s.version.version): self.ledger[s].bytes
+                for s in self.manager
+                if s in self.ledger
             },
             queue=self._queues,
             aliases=lambda: {
-                (a.name, a.alias): (None if a.serving is None else a.serving.version, a.diverged) for a in self.aliases
+                (a.name, a.alias): (None if a.serving is None else a.serving.version, a.diverged)
+                for a in self.aliases
             },
             disk=self._artifacts.bytes,
             registry_age=self.watch.age,
@@ -263,35 +282,43 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def serve(settings: Settings, registry: Registry, *, started: Callable[[str], None] = lambda url: None) -> int:
-    """Serves until SIGTERM or SIGINT. `started` is told the URL once requests are answered.
+def serve(settings: Settings, models: Sequence[str] = ()) -> int:
+    """Serves a registry, or just `models` (directories or URIs), until SIGTERM or SIGINT.
 
-    Returns the exit code. Raises OSError where the port cannot be had, RegistryInvalid and
-    RegistryUnavailable where there is nothing to serve.
+    Returns the exit code. Raises RegistryError where there is nothing to serve, OSError where the port
+    cannot be had.
     """
-    bound = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    bound.bind((settings.host, settings.port))
-    logs.configure(settings.log_format, settings.log_level)
-    try:
+    registry, settings = _opened(settings, models)
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as bound:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((settings.host, settings.port))
+        logs.configure(settings.log_format, settings.log_level)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            return runner.run(_serve(settings, registry, bound, started))
-    finally:
-        bound.close()
+            return runner.run(_serve(settings, registry, bound))
 
 
-async def _serve(
-    settings: Settings, registry: Registry, bound: socket.socket, started: Callable[[str], None]
-) -> int:
-    registry_error = await asyncio.to_thread(_first_look, registry)
+def _opened(settings: Settings, models: Sequence[str]) -> tuple[Registry, Settings]:
+    """The registry that is meant. With models named, MLflow's own endpoints answer for the first."""
+    if not models:
+        return open_registry(default_target(os.environ, settings.registry)), settings
+    references = [parse_uri(text) for text in models]
+    first = references[0] if references[0].uri is None else Reference(Path(models[0]).name)
+    settings = settings.model_copy(update={"default_model": settings.default_model or str(first)})
+    if all(reference.uri is not None for reference in references):
+        return ListedModels(models), settings
+    if any(reference.uri is not None or not reference.name for reference in references):
+        raise RegistryError(
+            "serve directories, or models of a registry (models:/NAME@ALIAS), not both at once"
+        )
+    registry = open_registry(default_target(os.environ, settings.registry))
+    return Subset(registry, [reference.name for reference in references]), settings
+
+
+async def _serve(settings: Settings, registry: Registry, bound: socket.socket) -> int:
     gateway = Gateway(settings, registry)
     try:
-        try:
-            await gateway.start()
-        except Problem:
-            if registry_error is not None:
-                raise registry_error from None
-            raise
+        await gateway.start()
         config = uvicorn.Config(
             http.build(gateway),
             lifespan="off",
@@ -299,30 +326,20 @@ async def _serve(
             log_config=None,
             server_header=False,
             timeout_graceful_shutdown=max(1, int(settings.drain_timeout)),
-            backlog=2048,
         )
-        server = Server(config, gateway)
-        bound.listen(2048)
+        bound.listen(BACKLOG)
         host, port = bound.getsockname()[:2]
-        started(f"http://{f'[{host}]' if ':' in host else host}:{port}")
-        await server.serve(sockets=[bound])
+        shown = f"[{host}]" if ":" in host else host
+        log.info("serving %s on http://%s:%d", registry.target, shown, port)
+        await Server(config, gateway).serve(sockets=[bound])
     finally:
         await gateway.stop()
     return 0
-
-
-def _first_look(registry: Registry) -> RegistryInvalid | RegistryUnavailable | None:
-    """Why the registry cannot be read, so that the command line can say it in its own words."""
-    try:
-        registry.read()
-    except (RegistryInvalid, RegistryUnavailable) as error:
-        return error
-    return None
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     try:
         import uvloop
     except ImportError:
-        return None
+        return None  # not made for this platform; asyncio's own loop does
     return uvloop.new_event_loop

@@ -14,6 +14,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -78,7 +79,9 @@ class Batcher:
     def queued(self) -> int:
         return len(self._queue)
 
-    def submit(self, batch: Batch, params: Mapping[str, Any], deadline: float | None = None) -> asyncio.Future[Outcome]:
+    def submit(
+        self, batch: Batch, params: Mapping[str, Any], deadline: float | None = None
+    ) -> asyncio.Future[Outcome]:
         """Queues a request; the future has its answer. `deadline` is in the loop's time. Cancelling the
         future takes a request that was not dispatched out of the queue. Raises QueueFull."""
         if len(self._queue) >= self._max_queue:
@@ -88,7 +91,7 @@ class Batcher:
         future: asyncio.Future[Outcome] = self._loop.create_future()
         key = self._merge_key(batch, params) if self.merges else None
         rows = 1 if batch.rows is None else batch.rows
-        self._queue.append(Member(batch, params, key, rows, self._loop.time(), deadline, future))
+        self._queue.append(Member(batch, params, key, rows, perf_counter(), deadline, future))
         if not self._scheduled and len(self._tasks) < self._slots:
             # Not at once: what else arrives in this turn of the loop goes into the same call.
             self._scheduled = True
@@ -174,7 +177,7 @@ class Batcher:
         return members
 
     async def _call(self, members: Sequence[Member]) -> None:
-        started = self._loop.time()
+        started = perf_counter()
         rows = sum(member.rows for member in members)
         self._dispatched(len(members), rows)
         try:
@@ -194,7 +197,7 @@ class Batcher:
                 if not member.future.done():
                     await self._call([member])
             return
-        seconds = self._loop.time() - started
+        seconds = perf_counter() - started
         for member, part in zip(members, parts, strict=True):
             if not member.future.done():
                 member.future.set_result(Outcome(part, started - member.arrived, seconds))

@@ -22,7 +22,6 @@ from typing import Generic, NamedTuple, TypeVar
 
 from gateway.eviction import Policy, least_recently_used
 
-
 K = TypeVar("K", bound=Hashable)
 
 
@@ -90,6 +89,9 @@ class Ledger(Generic[K]):
 
     def __getitem__(self, key: K) -> Account[K]:
         return self._accounts[key]
+
+    def find(self, key: K) -> Account[K] | None:
+        return self._accounts.get(key)
 
     @property
     def accounted(self) -> int:
@@ -229,9 +231,7 @@ class Ledger(Generic[K]):
                 return Plan(tuple(grant), evict, tuple(refuse), retry_at)
         return Plan(tuple(grant), (), tuple(refuse))
 
-    def _make_room(
-        self, short: int, asking: K, now: float
-    ) -> tuple[tuple[K, ...], float | None]:
+    def _make_room(self, short: int, asking: K, now: float) -> tuple[tuple[K, ...], float | None]:
         if short <= 0:
             return (), None
         idle = [

@@ -43,7 +43,9 @@ def sentence(event: Event) -> str:
     """What happened, in words."""
     match event:
         case events.Loaded():
-            return f"loaded {event.model}/{event.version} in {event.seconds:.3f} s, {event.bytes / 1e6:.1f} MB"
+            return (
+                f"loaded {event.model}/{event.version} in {event.seconds:.3f} s, {event.bytes / 1e6:.1f} MB"
+            )
         case events.LoadFailed():
             return f"could not load {event.model}/{event.version}: {event.reason}{_indented(event.trace)}"
         case events.Unloaded():
@@ -71,7 +73,9 @@ def configure(form: Literal["auto", "json", "text"], level: str) -> None:
     """Sends the log to standard error; `auto` is text on a terminal and JSON elsewhere."""
     handler = logging.StreamHandler(sys.stderr)
     as_json = form == "json" or (form == "auto" and not sys.stderr.isatty())
-    handler.setFormatter(JsonFormatter() if as_json else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(
+        JsonFormatter() if as_json else logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    )
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
@@ -84,7 +88,7 @@ class JsonFormatter(logging.Formatter):
     """One JSON object a line: time, level, message, and the fields of the event."""
 
     def format(self, record: logging.LogRecord) -> str:
-        moment = datetime.datetime.fromtimestamp(record.created, datetime.timezone.utc)
+        moment = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
         line: dict[str, Any] = {
             "time": moment.isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),

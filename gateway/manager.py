@@ -182,23 +182,27 @@ class Manager:
                     self._prepare,
                     lambda wanted: self._reserve(servable, wanted),
                     self._open_runner,
-                    lambda requests, rows: self._emit(Dispatched(version.name, version.version, requests, rows)),
+                    lambda requests, rows: self._emit(
+                        Dispatched(version.name, version.version, requests, rows)
+                    ),
                 )
         except asyncio.CancelledError:
-            self._drop(servable, Problem("SHUTTING_DOWN", f"{version} was not loaded: the gateway is stopping"))
+            self._drop(
+                servable, Problem("SHUTTING_DOWN", f"{version} was not loaded: the gateway is stopping")
+            )
             raise
         except Problem as problem:
             self._fail(servable, problem, self._clock() - started)
             return
         except (ModelError, RunnerCrashed, RunnerTimeout) as error:
             phase = "on its own example" if servable.phase == "warming up" else "when it was loaded"
-            problem = Problem("MODEL_UNAVAILABLE", f"{version} failed {phase}: {error}")
-            self._fail(servable, problem, self._clock() - started, getattr(error, "trace", ""))
+            failed = Problem("MODEL_UNAVAILABLE", f"{version} failed {phase}: {error}")
+            self._fail(servable, failed, self._clock() - started, getattr(error, "trace", ""))
             return
         except Exception as error:
             # A bug here must not leave callers waiting for a load that ended.
-            problem = Problem("MODEL_UNAVAILABLE", f"{version} cannot be loaded: {type(error).__name__}")
-            self._fail(servable, problem, self._clock() - started)
+            unforeseen = Problem("MODEL_UNAVAILABLE", f"{version} cannot be loaded: {type(error).__name__}")
+            self._fail(servable, unforeseen, self._clock() - started)
             raise
         seconds = self._clock() - started
         self.ledger.settle(servable, self._clock(), measured)
@@ -352,9 +356,9 @@ class Manager:
         if self._loads:
             await asyncio.wait(list(self._loads.values()))
         for servable in [*self._servables.values(), *self._leaving]:
-            if servable in self.ledger and self.ledger[servable].leases == 0 and servable.phase != "closing":
-                if servable.status in (Status.READY, Status.DRAINING):
-                    self._close(servable, "shutdown")
+            unused = servable in self.ledger and self.ledger[servable].leases == 0
+            if unused and servable.status in (Status.READY, Status.DRAINING) and servable.phase == "serving":
+                self._close(servable, "shutdown")
         if self._closing:
             await asyncio.wait(set(self._closing))
 

@@ -150,7 +150,7 @@ class Operations:
         return {"limit_bytes": ledger.limit, **{state.value: ledger.bytes_in(state) for state in State}}
 
     def ready(self) -> tuple[bool, dict[str, Any]]:
-        """Whether this gateway may take traffic: it has seen a snapshot and what it must preload is loaded."""
+        """Whether it may take traffic: a snapshot was seen, and what must be preloaded is loaded."""
         waiting = [str(reference) for reference in self._preload] if not self._preloaded else []
         detail = {
             "ready": self._watch.seen and self._preloaded,
@@ -166,7 +166,7 @@ class Operations:
         self,
         name: str,
         alias: str,
-        number: str,
+        version: str,
         *,
         expect: str | None = ANYWHERE,
         force: bool = False,
@@ -177,14 +177,14 @@ class Operations:
         here. A refusal leaves the registry untouched."""
         _checked(check_name, name)
         _checked(check_alias, alias)
-        _checked(check_version, number)
+        _checked(check_version, version)
         self._must_be_writable()
         await self._watch.look()
-        target = self._version(name, number)
+        target = self._version(name, version)
         entry = self._model(name).aliases.get(alias)
         _check_expectation(name, alias, None if entry is None else entry.version, expect)
         found = None if entry is None else self._aliases.open(name, alias)
-        if found is not None and entry is not None and entry.version == number and entry.forced >= force:
+        if found is not None and entry is not None and entry.version == version and entry.forced >= force:
             if not dry_run:
                 self._aliases.clear_error(found)
             return await self._moved(found, target, wait and not dry_run)
@@ -192,7 +192,7 @@ class Operations:
         try:
             if dry_run:
                 return 200, {**self._named(name, alias, target), "dry_run": True, "accepted": True}
-            await self._write_alias(name, alias, number, expect, forced=force, moved_by="promote")
+            await self._write_alias(name, alias, version, expect, forced=force, moved_by="promote")
             return await self._moved(self._aliases.open(name, alias), target, wait)
         finally:
             lease.release()
@@ -331,7 +331,7 @@ class Operations:
             view |= {"state": Status.FAILED.value, "reason": failure.message}
         elif servable is not None:
             ledger = self._manager.ledger
-            account = ledger[servable] if servable in ledger else None
+            account = ledger.find(servable)
             view["state"] = servable.status.value
             view["reason"] = servable.phase if servable.status is Status.LOADING else None
             if account is not None:
@@ -402,7 +402,7 @@ def _checked(check: Callable[[str], str], text: str) -> None:
 
 
 def _check_expectation(name: str, alias: str, actual: str | None, expect: str | None) -> None:
-    if expect == ANYWHERE or expect == actual:
+    if expect in (ANYWHERE, actual):
         return
     stands = "does not exist" if actual is None else f"points to version {actual}"
     wanted = "that it does not exist" if expect is None else f"version {expect}"

@@ -12,11 +12,11 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from gateway.artifacts import ArtifactError, Artifacts
+from gateway.artifacts import ArtifactError, Artifacts, Local
 from gateway.errors import Problem
 from loaders import environment, flavors
 from loaders.package import Package, PackageError, read
-from loaders.signature import output_mismatches
+from loaders.output import mismatches
 
 if TYPE_CHECKING:
     from gateway.registries.base import Version
@@ -43,6 +43,7 @@ class Prepared:
 
     version: Version
     package: Package
+    local: Local
     digest: str
     size: int
     estimate: int
@@ -52,7 +53,7 @@ class Prepared:
     def check_output(self, answer: Batch) -> list[str]:
         """How an answer differs from the output schema; a warning, never a refusal."""
         signature = self.package.signature
-        return [] if signature is None else output_mismatches(signature, answer)
+        return [] if signature is None else mismatches(signature, answer)
 
 
 class Packages:
@@ -87,8 +88,8 @@ class Packages:
         self._admit(version, package, flavor, local.digest)
         measured, seconds = self._measured(local.digest) or (None, None)
         estimate = OVERHEAD + int(local.bytes * flavor.memory_factor) if measured is None else measured
-        findings = tuple(environment.check(package))
-        return Prepared(version, package, local.digest, local.bytes, estimate, seconds, findings)
+        findings = tuple(str(finding) for finding in environment.check(package))
+        return Prepared(version, package, local, local.digest, local.bytes, estimate, seconds, findings)
 
     def _admit(self, version: Version, package: Package, flavor: Flavor, digest: str) -> None:
         policy = self._policy(version.name, digest)
@@ -97,7 +98,9 @@ class Packages:
         if policy.require_signature and package.signature is None:
             raise _unavailable(version, "it has no signature, and require_signature is set")
         if flavor.trust == "code" and policy.unsafe == "refuse":
-            reason = f"its format ({flavor.name}) executes code when it is loaded, and unsafe_formats refuses that"
+            reason = (
+                f"its format ({flavor.name}) executes code when it is loaded, and unsafe_formats refuses that"
+            )
             raise _unavailable(version, reason)
 
 

@@ -4,11 +4,10 @@ does a rollback go. Pure: signatures and history in, reasons and versions out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict
-
+from gateway.settings import Rollout
 from gateway.state import Served
 from loaders.signature import compatible
 
@@ -18,22 +17,9 @@ if TYPE_CHECKING:
 ROLLBACK = "rollback"
 
 
-class Policy(BaseModel):
-    """How an alias may move. `gate`: `compatible` refuses a version that would break present callers,
-    `load` asks only that it loads and answers its example."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    gate: Literal["compatible", "load"] = "compatible"
-
-    def merged(self, override: Mapping[str, Any]) -> Policy:
-        """This policy with another's keys over it. Raises pydantic.ValidationError."""
-        return Policy.model_validate({**self.model_dump(), **override})
-
-
-def refusals(policy: Policy, old: Signature | None, new: Signature | None) -> list[str]:
+def refusals(policy: Rollout, old: Signature | None, new: Signature | None) -> list[str]:
     """Why `new` may not take over from `old`; empty: it may."""
-    if policy.gate != "compatible":
+    if policy.gate == "none":
         return []
     return compatible(old, new)
 

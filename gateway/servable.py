@@ -12,9 +12,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from loaders.enforce import Enforced, InvalidInput, RawInput, enforce
+
 from gateway.batching import Batcher, agree, repeated
 from gateway.runners.base import ModelError
-from loaders.enforce import Enforced, InvalidInput, RawInput, enforce
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -126,7 +127,9 @@ class Servable:
         if self.prepared is None:
             raise RuntimeError(f"{self!r} was asked before it was ready")
         package = self.prepared.package
-        return enforce(package.signature, raw, params, self.options.enforcement, type_hints=package.type_hints)
+        return enforce(
+            package.signature, raw, params, self.options.enforcement, type_hints=package.type_hints
+        )
 
     async def close(self) -> None:
         """Frees the model. When this returns its memory is free."""

@@ -11,16 +11,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from loaders.enforce import InvalidInput, RawInput
+
 from gateway.batching import Outcome, QueueFull
 from gateway.errors import Detail, Problem
 from gateway.events import Crashed, Emit, InputRefused, PredictionFailed
 from gateway.names import Reference
 from gateway.runners.base import ModelError, RunnerCrashed, RunnerTimeout
 from gateway.servable import Servable, Status
-from loaders.enforce import InvalidInput, RawInput
 
 if TYPE_CHECKING:
-    from gateway.aliases import Alias, Aliases
+    from gateway.aliases import Aliases
     from gateway.manager import Lease, Manager
     from gateway.registries.base import Version
     from loaders.batch import Batch
@@ -41,7 +42,7 @@ class Inference:
 
 @dataclass(slots=True)
 class Answer:
-    """What a model answered. `queue_seconds` is the wait for a turn, `predict_seconds` the model's own time."""
+    """What a model answered. `queue_seconds`: waiting for its turn, `predict_seconds`: the model's time."""
 
     result: Batch
     version: Version
@@ -118,7 +119,9 @@ class Service:
         try:
             enforced = servable.enforce(inference.raw, inference.params)
         except InvalidInput as error:
-            self._emit(InputRefused(version.name, version.version, tuple(v.problem for v in error.violations)))
+            self._emit(
+                InputRefused(version.name, version.version, tuple(v.problem for v in error.violations))
+            )
             raise _invalid_input(version, error) from None
         try:
             answer = servable.batcher.submit(enforced.batch, enforced.params, inference.deadline)
@@ -131,7 +134,9 @@ class Service:
             message = f"{version.name} has as many requests waiting as it may"
             raise Problem("OVERLOADED", message, retry_after=1) from None
         except TimeoutError:
-            raise Problem("DEADLINE_EXCEEDED", "the caller's deadline passed before the answer came") from None
+            raise Problem(
+                "DEADLINE_EXCEEDED", "the caller's deadline passed before the answer came"
+            ) from None
         except RunnerTimeout as error:
             raise Problem("DEADLINE_EXCEEDED", str(error)) from None
         except RunnerCrashed as error:
@@ -159,4 +164,6 @@ def _invalid_input(version: Version, error: InvalidInput) -> Problem:
     details = [Detail(v.path, v.problem, v.expected, v.got) for v in error.violations]
     count = error.total
     what = "1 problem" if count == 1 else f"{count} problems"
-    return Problem("INVALID_INPUT", f"the input does not fit the signature of {version}: {what}", details=details)
+    return Problem(
+        "INVALID_INPUT", f"the input does not fit the signature of {version}: {what}", details=details
+    )

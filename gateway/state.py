@@ -24,7 +24,8 @@ log = logging.getLogger("gateway.state")
 SCHEMA = 1
 _TABLES = """
 CREATE TABLE snapshot (registry TEXT PRIMARY KEY, content TEXT NOT NULL, seen REAL NOT NULL);
-CREATE TABLE alias (registry TEXT, name TEXT, alias TEXT, last_good TEXT NOT NULL, PRIMARY KEY (registry, name, alias));
+CREATE TABLE alias (
+    registry TEXT, name TEXT, alias TEXT, last_good TEXT NOT NULL, PRIMARY KEY (registry, name, alias));
 CREATE TABLE history (
     id INTEGER PRIMARY KEY, registry TEXT, name TEXT, alias TEXT, version TEXT NOT NULL,
     started REAL NOT NULL, ended REAL, moved_by TEXT NOT NULL, reason TEXT);
@@ -60,7 +61,9 @@ class State:
             if isinstance(error, sqlite3.OperationalError) and self._path.exists() is False:
                 raise
             aside = self._path.with_name(f"state.db.unreadable-{int(clock())}")
-            log.warning("the state file %s cannot be used (%s): set aside as %s", self._path, error, aside.name)
+            log.warning(
+                "the state file %s cannot be used (%s): set aside as %s", self._path, error, aside.name
+            )
             for suffix in ("", "-wal", "-shm"):
                 part = Path(f"{self._path}{suffix}")
                 if part.exists():
@@ -105,7 +108,9 @@ class State:
 
     def save_snapshot(self, registry: str, content: dict[str, Any]) -> None:
         with self._transaction() as db:
-            db.execute("REPLACE INTO snapshot VALUES (?, ?, ?)", (registry, json.dumps(content), self._clock()))
+            db.execute(
+                "REPLACE INTO snapshot VALUES (?, ?, ?)", (registry, json.dumps(content), self._clock())
+            )
 
     def snapshot(self, registry: str) -> tuple[dict[str, Any], float] | None:
         """The content and when it was seen (unix seconds), or None."""
@@ -126,7 +131,8 @@ class State:
         """Starts a stretch; the one before should have ended. Old ones beyond `HISTORY_KEPT` go."""
         with self._transaction() as db:
             db.execute(
-                "INSERT INTO history (registry, name, alias, version, started, moved_by) VALUES (?, ?, ?, ?, ?, ?)",
+                "INSERT INTO history (registry, name, alias, version, started, moved_by)"
+                " VALUES (?, ?, ?, ?, ?, ?)",
                 (registry, name, alias, served.version, served.started, served.moved_by),
             )
             db.execute(
@@ -138,14 +144,16 @@ class State:
     def end_serving(self, registry: str, name: str, alias: str, ended: float, reason: str) -> None:
         with self._transaction() as db:
             db.execute(
-                "UPDATE history SET ended = ?, reason = ? WHERE registry = ? AND name = ? AND alias = ? AND ended IS NULL",
+                "UPDATE history SET ended = ?, reason = ?"
+                " WHERE registry = ? AND name = ? AND alias = ? AND ended IS NULL",
                 (ended, reason, registry, name, alias),
             )
 
     def histories(self, registry: str) -> dict[tuple[str, str], list[Served]]:
         """What served, by (name, alias), oldest first."""
         rows = self._query(
-            "SELECT name, alias, version, started, moved_by, ended, reason FROM history WHERE registry = ? ORDER BY id",
+            "SELECT name, alias, version, started, moved_by, ended, reason FROM history"
+            " WHERE registry = ? ORDER BY id",
             registry,
         )
         found: dict[tuple[str, str], list[Served]] = {}

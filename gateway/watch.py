@@ -78,7 +78,7 @@ class Watch:
             self._remember(snapshot)
 
     async def look(self) -> None:
-        """Reads the registry now. Raises Problem REGISTRY_UNAVAILABLE. Simultaneous callers share one read."""
+        """Reads the registry now; simultaneous callers share one read. Raises REGISTRY_UNAVAILABLE."""
         if self._looking is None:
             self._looking = asyncio.get_running_loop().create_task(self._look())
         await asyncio.wait({self._looking})

@@ -82,7 +82,7 @@ class InlineRunner:
         def call() -> T:
             try:
                 return function(*args)
-            except (KeyboardInterrupt, SystemExit, Exception) as error:
+            except (KeyboardInterrupt, SystemExit, Exception) as error:  # noqa: BLE001
                 # Whatever the model's code raises is its error, `SystemExit` included: it must not reach
                 # the loop as something that ends the gateway.
                 raise ModelError(_described(error), traceback.format_exc()) from None

@@ -1,0 +1,86 @@
+"""Moving an alias under load: not one failed request, every answer from the version it names."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+
+from gateway.registries import open_registry
+from tests.e2e.running import log_scaled, running
+
+CONNECTIONS = 8
+MOVES = 50
+FACTORS = {"1": 10.0, "2": 1000.0}
+
+
+def test_promise_2_an_alias_moves_fifty_times_under_load(tmp_path: Path) -> None:
+    registry = tmp_path / "registry.yaml"
+    for factor in FACTORS.values():
+        log_scaled(registry, "scaled", factor)
+    open_registry(str(registry)).set_alias("scaled", "champion", "1")
+    stop = threading.Event()
+    swapped = itertools.count()
+    reported: list[tuple[int, str]] = [(next(swapped), "1")]
+    failures: list[str] = []
+    answered = {"1": 0, "2": 0}
+    lock = threading.Lock()
+
+    def ask(connection: int) -> None:
+        with httpx.Client(base_url=server.url, timeout=60) as client:
+            for turn in itertools.count():
+                if stop.is_set():
+                    return
+                x = connection * 100_000.0 + turn
+                before = reported[-1]
+                response = client.post("/predict/scaled", json={"dataframe_records": [{"x": x}]})
+                after = reported[-1]
+                if response.status_code != 200:
+                    failures.append(f"{response.status_code} {response.text}")
+                    continue
+                version = response.json()["model"]["version"]
+                if response.headers["x-model-version"] != version:
+                    failures.append("header and body name two versions")
+                if response.json()["predictions"] != [x * FACTORS[version]]:
+                    failures.append(f"version {version} did not answer {x}: {response.text}")
+                if before == after and version != before[1]:
+                    # No move was even asked for between the two looks, so the swap was over.
+                    if not moving.is_set():
+                        failures.append(f"started after the swap to {before[1]}, answered by {version}")
+                with lock:
+                    answered[version] += 1
+
+    moving = threading.Event()
+    with running(tmp_path) as server:
+        assert server.predict("scaled", [{"x": 1.0}]).status_code == 200
+        with ThreadPoolExecutor(CONNECTIONS) as pool:
+            callers = [pool.submit(ask, n) for n in range(CONNECTIONS)]
+            control = httpx.Client(base_url=server.url, timeout=60)
+            for move in range(MOVES):
+                target = "2" if move % 2 == 0 else "1"
+                moving.set()
+                answer = control.put(
+                    "/models/scaled/aliases/champion", params={"wait": "true"}, json={"version": target}
+                )
+                assert answer.status_code == 200, answer.text
+                assert answer.json()["serving"] == target
+                # From here on the swap is reported: what starts now must come from the new version.
+                reported.append((next(swapped), target))
+                moving.clear()
+                seen = sum(answered.values())
+                while sum(answered.values()) < seen + CONNECTIONS and not failures:
+                    stop.wait(0.001)
+            stop.set()
+            for caller in callers:
+                caller.result(60)
+            control.close()
+        assert failures == []
+        assert min(answered.values()) > 100, answered
+        swaps = server.metric("gateway_swaps_total", model="scaled", alias="champion", result="success")
+        assert swaps == MOVES + 1
+        history = httpx.get(f"{server.url}/rollouts/scaled@champion").json()["history"]
+        assert [entry["version"] for entry in history[-2:]] == ["2", "1"]
+    assert server.process.returncode == 0

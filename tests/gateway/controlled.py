@@ -1,0 +1,151 @@
+"""Loaders that block or fail on command, and a clock that stands still until it is moved.
+
+The only stand-ins of the core's tests: everything else in them is the real thing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from gateway.events import Event
+from gateway.ledger import Ledger
+from gateway.manager import Manager
+from gateway.packages import Prepared
+from gateway.registries.base import Version
+from gateway.runners.base import ModelError
+from gateway.servable import Servable
+from loaders.batch import Batch, Tensors
+from loaders.package import Package, read
+from loaders.signature import Signature
+
+MB = 1_000_000
+
+
+class Clock:
+    """Seconds that pass when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class Behaviour:
+    """What one version does. `hold` blocks its load until it is set."""
+
+    hold: asyncio.Event | None = None
+    hold_predict: asyncio.Event | None = None
+    fails: str | None = None
+    size: int = 10 * MB
+    measured: int | None = None
+    merges: bool = True
+    signature: Signature | None = None
+    starts: int = 0
+    closes: int = 0
+    calls: list[int] = field(default_factory=list)
+
+
+class ControlledRunner:
+    """Answers the number of its version for every row."""
+
+    slots = 1
+
+    def __init__(self, version: Version, behaviour: Behaviour) -> None:
+        self._version = version
+        self._behaviour = behaviour
+        self.merges = behaviour.merges
+        self.measured_bytes = behaviour.measured
+
+    async def start(self) -> None:
+        self._behaviour.starts += 1
+        if self._behaviour.hold is not None:
+            await self._behaviour.hold.wait()
+        if self._behaviour.fails is not None:
+            raise ModelError(self._behaviour.fails)
+
+    async def predict(self, batch: Batch, params: Mapping[str, Any]) -> Batch:
+        rows = batch.rows or 1
+        self._behaviour.calls.append(rows)
+        if self._behaviour.hold_predict is not None:
+            await self._behaviour.hold_predict.wait()
+        return Tensors({"": np.full(rows, int(self._version.version))}, rows)
+
+    async def close(self) -> None:
+        self._behaviour.closes += 1
+
+
+class Bench:
+    """A manager over controlled loaders. `on[version]` is what that version does."""
+
+    def __init__(self, directory: Path, *, limit: int = 100 * MB, **manager: Any) -> None:
+        self.clock = Clock()
+        self.events: list[Event] = []
+        self.on: dict[Version, Behaviour] = {}
+        self.prepared: dict[Version, int] = {}
+        self.ledger: Ledger[Servable] = Ledger(limit)
+        self._package = bare_package(directory)
+        self.manager = Manager(
+            self.ledger,
+            prepare=self.prepare,
+            open_runner=lambda prepared: ControlledRunner(prepared.version, self.behaviour(prepared.version)),
+            emit=self.events.append,
+            clock=self.clock,
+            **manager,
+        )
+
+    def behaviour(self, version: Version) -> Behaviour:
+        return self.on.setdefault(version, Behaviour())
+
+    async def prepare(self, version: Version) -> Prepared:
+        self.prepared[version] = self.prepared.get(version, 0) + 1
+        behaviour = self.behaviour(version)
+        package = (
+            self._package
+            if behaviour.signature is None
+            else with_signature(self._package, behaviour.signature)
+        )
+        local = cast(Any, None)  # nothing here reads its files
+        return Prepared(version, package, local, "sha256:0", behaviour.size, behaviour.size, None, ())
+
+    def of(self, kind: type[Event]) -> list[Any]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+def bare_package(directory: Path) -> Package:
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "MLmodel").write_text("flavors:\n  python_function:\n    loader_module: its_own\n")
+    return read(directory)
+
+
+def with_signature(package: Package, signature: Signature) -> Package:
+    from dataclasses import replace
+
+    return replace(package, signature=signature)
+
+
+def version(number: int = 1, name: str = "iris") -> Version:
+    return Version(name, str(number), source=f"/models/{name}/{number}")
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    """Runs a test on a fresh event loop, bounded: a test that hangs fails."""
+
+    async def bounded() -> None:
+        async with asyncio.timeout(20):
+            await test()
+
+    asyncio.run(bounded())
+
+
+async def turns(count: int = 20) -> None:
+    """Lets what is ready run; nothing waits for the clock."""
+    for _ in range(count):
+        await asyncio.sleep(0)

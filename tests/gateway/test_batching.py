@@ -1,0 +1,213 @@
+"""The micro-batcher: who goes together, who waits, and that everybody gets the answer to his own rows."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gateway.batching import Batcher, QueueFull, agree, repeated
+from loaders.batch import Batch, Columns, Tensors, Value
+from tests.gateway.controlled import run, turns
+
+
+class Doubler:
+    """Doubles every value; `hold` makes it busy, `poison` is a value it cannot bear."""
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+        self.hold: asyncio.Event | None = None
+        self.poison: float | None = None
+        self.drop_a_row = False
+
+    async def __call__(self, batch: Batch, params: Mapping[str, Any]) -> Batch:
+        assert isinstance(batch, Columns)
+        x = batch.arrays["x"]
+        self.calls.append(len(x))
+        if self.hold is not None:
+            await self.hold.wait()
+        if self.poison is not None and self.poison in x:
+            raise ValueError("poison")
+        result = x * params.get("factor", 2)
+        if self.drop_a_row and len(x) > 1:
+            result = result[:-1]
+        return Tensors({"": result}, len(result))
+
+
+def rows(*values: float) -> Columns:
+    return Columns({"x": np.array(values, dtype=float)}, len(values))
+
+
+async def answers(*futures: asyncio.Future[Any]) -> list[list[float]]:
+    outcomes = await asyncio.gather(*futures)
+    return [outcome.result.arrays[""].tolist() for outcome in outcomes]
+
+
+def test_promise_9_what_arrives_in_one_turn_goes_in_one_call() -> None:
+    async def main() -> None:
+        model = Doubler()
+        batcher = Batcher(model, merges=True)
+        futures = [batcher.submit(rows(float(n), n + 0.5), {}) for n in range(8)]
+        assert await answers(*futures) == [[2.0 * n, 2.0 * n + 1] for n in range(8)]
+        assert model.calls == [16]
+
+    run(main)
+
+
+def test_what_arrives_while_the_model_is_busy_goes_in_the_next_call() -> None:
+    async def main() -> None:
+        model = Doubler()
+        model.hold = asyncio.Event()
+        batcher = Batcher(model, merges=True)
+        first = batcher.submit(rows(1.0), {})
+        await turns()
+        later = [batcher.submit(rows(float(n)), {}) for n in range(2, 6)]
+        await turns()
+        assert model.calls == [1]
+        model.hold.set()
+        assert await answers(first, *later) == [[2.0], [4.0], [6.0], [8.0], [10.0]]
+        assert model.calls == [1, 4]
+
+    run(main)
+
+
+def test_without_merging_every_request_is_a_call() -> None:
+    async def main() -> None:
+        model = Doubler()
+        batcher = Batcher(model, merges=False)
+        assert await answers(*(batcher.submit(rows(float(n)), {}) for n in range(3))) == [[0.0], [2.0], [4.0]]
+        assert model.calls == [1, 1, 1]
+
+    run(main)
+
+
+def test_other_params_and_other_layouts_do_not_merge() -> None:
+    async def main() -> None:
+        model = Doubler()
+        batcher = Batcher(model, merges=True)
+        futures = [
+            batcher.submit(rows(1.0), {}),
+            batcher.submit(rows(1.0), {"factor": 3}),
+            batcher.submit(Columns({"x": np.array([1])}, 1), {}),
+            batcher.submit(rows(2.0), {}),
+            batcher.submit(rows(5.0), {"factor": [1]}),
+        ]
+        outcomes = await asyncio.gather(*futures)
+        assert [o.result.arrays[""].tolist() for o in outcomes] == [[2.0], [3.0], [2], [4.0], [5.0]]
+        assert sorted(model.calls) == [1, 1, 1, 2]
+
+    run(main)
+
+
+def test_a_call_has_at_most_max_rows() -> None:
+    async def main() -> None:
+        model = Doubler()
+        batcher = Batcher(model, merges=True, max_rows=4)
+        await answers(*(batcher.submit(rows(float(n), float(n)), {}) for n in range(5)))
+        assert model.calls == [4, 4, 2]
+
+    run(main)
+
+
+def test_a_poisoned_member_fails_alone() -> None:
+    async def main() -> None:
+        model = Doubler()
+        model.poison = 13.0
+        batcher = Batcher(model, merges=True)
+        futures = [batcher.submit(rows(value), {}) for value in (1.0, 13.0, 2.0)]
+        results = await asyncio.gather(*futures, return_exceptions=True)
+        assert isinstance(results[1], ValueError)
+        assert await answers(futures[0], futures[2]) == [[2.0], [4.0]]
+
+    run(main)
+
+
+def test_an_answer_with_other_rows_is_never_dealt_out() -> None:
+    async def main() -> None:
+        model = Doubler()
+        model.drop_a_row = True
+        batcher = Batcher(model, merges=True)
+        assert await answers(*(batcher.submit(rows(float(n)), {}) for n in range(3))) == [[0.0], [2.0], [4.0]]
+
+    run(main)
+
+
+def test_who_leaves_before_his_turn_is_not_run() -> None:
+    async def main() -> None:
+        model = Doubler()
+        model.hold = asyncio.Event()
+        batcher = Batcher(model, merges=False)
+        first, second, third = (batcher.submit(rows(float(n)), {}) for n in range(3))
+        await turns()
+        second.cancel()
+        model.hold.set()
+        assert await answers(first, third) == [[0.0], [4.0]]
+        assert model.calls == [1, 1]
+
+    run(main)
+
+
+def test_who_is_too_late_is_not_run() -> None:
+    async def main() -> None:
+        model = Doubler()
+        model.hold = asyncio.Event()
+        batcher = Batcher(model, merges=True)
+        first = batcher.submit(rows(1.0), {})
+        await turns()
+        late = batcher.submit(rows(2.0), {}, deadline=asyncio.get_running_loop().time())
+        model.hold.set()
+        with pytest.raises(TimeoutError):
+            await late
+        assert await answers(first) == [[2.0]]
+        assert model.calls == [1]
+
+    run(main)
+
+
+def test_the_queue_is_bounded_and_the_dead_make_room() -> None:
+    async def main() -> None:
+        model = Doubler()
+        model.hold = asyncio.Event()
+        batcher = Batcher(model, merges=True, max_queue=2)
+        running = batcher.submit(rows(0.0), {})
+        await turns()
+        waiting = [batcher.submit(rows(float(n)), {}) for n in (1, 2)]
+        with pytest.raises(QueueFull):
+            batcher.submit(rows(3.0), {})
+        waiting[0].cancel()
+        newest = batcher.submit(rows(3.0), {})
+        model.hold.set()
+        assert await answers(running, waiting[1], newest) == [[0.0], [4.0], [6.0]]
+
+    run(main)
+
+
+def test_values_are_never_merged() -> None:
+    async def main() -> None:
+        calls: list[Any] = []
+
+        async def model(batch: Batch, params: Mapping[str, Any]) -> Batch:
+            assert isinstance(batch, Value)
+            calls.append(batch.value)
+            return Value(batch.value)
+
+        batcher = Batcher(model, merges=True)
+        await asyncio.gather(batcher.submit(Value({"a": 1}), {}), batcher.submit(Value({"a": 2}), {}))
+        assert calls == [{"a": 1}, {"a": 2}]
+
+    run(main)
+
+
+def test_the_warm_up_sees_answers_that_depend_on_the_neighbours() -> None:
+    one = Tensors({"": np.array([0.5])}, 1)
+    assert agree(one, Tensors({"": np.array([0.5, 0.5 + 1e-12])}, 2), 2)
+    assert not agree(one, Tensors({"": np.array([0.5, 0.6])}, 2), 2)
+    assert not agree(one, Tensors({"": np.array([0.5])}, 1), 2)
+    assert agree(Value(["a"], 1), Value(["a", "a"], 2), 2)
+    assert not agree(Value(["a"], 1), Value(["a", "b"], 2), 2)
+    many = repeated(rows(7.0, 8.0), 3)
+    assert isinstance(many, Columns)
+    assert many.arrays["x"].tolist() == [7.0, 7.0, 7.0]

@@ -1,0 +1,233 @@
+"""The manager: single flight, leases before waiting, room by the ledger, failures remembered."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from gateway.errors import Problem
+from gateway.events import Loaded, LoadFailed, Unloaded
+from gateway.manager import Lease
+from gateway.servable import Status
+from tests.gateway.controlled import MB, Behaviour, Bench, run, turns, version
+
+
+async def use(bench: Bench, number: int) -> None:
+    lease = bench.manager.lease(version(number))
+    await bench.manager.ready(lease)
+    lease.release()
+
+
+def test_promise_6_simultaneous_requests_cause_one_load(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path)
+        leases = [bench.manager.lease(version()) for _ in range(100)]
+        await asyncio.gather(*(bench.manager.ready(lease) for lease in leases))
+        assert bench.behaviour(version()).starts == 1
+        assert bench.ledger[leases[0].servable].leases == 100
+
+    run(main)
+
+
+def test_promise_6_a_caller_who_leaves_does_not_cancel_the_load(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path)
+        hold = bench.behaviour(version()).hold = asyncio.Event()
+        leaving, staying = bench.manager.lease(version()), bench.manager.lease(version())
+        left = asyncio.create_task(bench.manager.ready(leaving))
+        stayed = asyncio.create_task(bench.manager.ready(staying))
+        await turns()
+        left.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await left
+        leaving.release()
+        hold.set()
+        assert (await stayed).status is Status.READY
+        assert bench.behaviour(version()).starts == 1
+
+    run(main)
+
+
+def test_a_wait_that_is_too_long_ends_and_the_load_goes_on(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path)
+        hold = bench.behaviour(version()).hold = asyncio.Event()
+        lease = bench.manager.lease(version())
+        with pytest.raises(Problem) as caught:
+            await bench.manager.ready(lease, 0.0)
+        assert (caught.value.code, caught.value.status) == ("MODEL_LOADING", 503)
+        assert caught.value.retry_after is not None
+        hold.set()
+        assert (await bench.manager.ready(lease)).status is Status.READY
+
+    run(main)
+
+
+def test_promise_7_a_leased_model_is_never_evicted(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path, limit=25 * MB, capacity_wait=0.01)
+        held = [bench.manager.lease(version(n)) for n in (1, 2)]
+        for lease in held:
+            await bench.manager.ready(lease)
+        with pytest.raises(Problem) as caught:
+            await use(bench, 3)
+        assert caught.value.code == "CAPACITY_EXCEEDED"
+        assert [lease.servable.status for lease in held] == [Status.READY, Status.READY]
+        held[0].release()
+        await use(bench, 3)
+        assert bench.manager.find(version(1)) is None
+        assert bench.manager.is_ready(version(2))
+        bench.ledger.check()
+
+    run(main)
+
+
+def test_a_load_waits_until_a_lease_ends(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path, limit=15 * MB)
+        first = bench.manager.lease(version(1))
+        await bench.manager.ready(first)
+        second = asyncio.create_task(use(bench, 2))
+        await turns()
+        assert not second.done()
+        first.release()
+        await second
+        assert [event.reason for event in bench.of(Unloaded)] == ["evicted"]
+
+    run(main)
+
+
+def test_a_model_larger_than_the_limit_is_refused_at_once(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path, limit=5 * MB)
+        with pytest.raises(Problem, match="the limit of all models is 5 MB"):
+            await use(bench, 1)
+        assert bench.ledger.accounted == 0
+
+    run(main)
+
+
+def test_a_measurement_above_the_estimate_makes_room_first(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path, limit=40 * MB)
+        await use(bench, 1)
+        bench.on[version(2)] = Behaviour(measured=35 * MB)
+        await use(bench, 2)
+        assert bench.manager.find(version(1)) is None
+        assert bench.ledger.accounted == 35 * MB
+        bench.on[version(3)] = Behaviour(measured=50 * MB)
+        with pytest.raises(Problem) as caught:
+            await use(bench, 3)
+        assert caught.value.code == "CAPACITY_EXCEEDED"
+        assert bench.behaviour(version(3)).closes == 1
+        bench.ledger.check()
+
+    run(main)
+
+
+def test_a_broken_version_costs_one_load_per_pause(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path)
+        bench.on[version()] = Behaviour(fails="ValueError: no such layer")
+        with pytest.raises(Problem, match="no such layer") as caught:
+            await use(bench, 1)
+        assert caught.value.code == "MODEL_UNAVAILABLE"
+        for _ in range(20):
+            with pytest.raises(Problem) as again:
+                await use(bench, 1)
+            assert again.value.retry_after is not None
+            assert 0 < again.value.retry_after <= 1.0
+        assert bench.behaviour(version()).starts == 1
+        bench.clock.now += 1.1
+        with pytest.raises(Problem):
+            await use(bench, 1)
+        assert bench.behaviour(version()).starts == 2
+        assert len(bench.of(LoadFailed)) == 2
+        assert bench.ledger.accounted == 0
+
+    run(main)
+
+
+def test_the_operator_may_retry_at_once(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path)
+        bench.on[version()] = Behaviour(fails="OSError: not yet")
+        with pytest.raises(Problem):
+            await use(bench, 1)
+        bench.on[version()].fails = None
+        bench.manager.retry(version())
+        await use(bench, 1)
+        assert len(bench.of(Loaded)) == 1
+
+    run(main)
+
+
+def test_everybody_who_waits_hears_of_the_failure(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path)
+        bench.on[version()] = Behaviour(fails="ImportError: lightgbm")
+        leases: list[Lease] = [bench.manager.lease(version()) for _ in range(5)]
+        results = await asyncio.gather(
+            *(bench.manager.ready(lease) for lease in leases), return_exceptions=True
+        )
+        assert all(isinstance(result, Problem) for result in results)
+        assert len({id(result) for result in results}) == 5, "each has an exception of its own"
+        for lease in leases:
+            lease.release()
+        assert bench.ledger.accounted == 0
+
+    run(main)
+
+
+def test_retiring_waits_for_leases_and_a_new_request_loads_anew(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path)
+        lease = bench.manager.lease(version())
+        await bench.manager.ready(lease)
+        servable = bench.manager.retire(version(), "unloaded")
+        assert servable is not None
+        assert servable.status is Status.DRAINING
+        await use(bench, 1)
+        assert bench.behaviour(version()).starts == 2
+        assert not servable.gone.is_set()
+        lease.release()
+        await servable.gone.wait()
+        assert bench.behaviour(version()).closes == 1
+        bench.ledger.check()
+
+    run(main)
+
+
+def test_at_most_so_many_loads_at_once(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path, max_concurrent_loads=2)
+        hold = asyncio.Event()
+        for number in range(1, 6):
+            bench.on[version(number)] = Behaviour(hold=hold)
+        tasks = [asyncio.create_task(use(bench, number)) for number in range(1, 6)]
+        await turns()
+        assert sum(bench.behaviour(version(number)).starts for number in range(1, 6)) == 2
+        hold.set()
+        await asyncio.gather(*tasks)
+
+    run(main)
+
+
+def test_closing_cancels_loads_and_frees_all(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path)
+        await use(bench, 1)
+        bench.on[version(2)] = Behaviour(hold=asyncio.Event())
+        loading = asyncio.create_task(use(bench, 2))
+        await turns()
+        await bench.manager.close()
+        with pytest.raises(Problem) as caught:
+            await loading
+        assert caught.value.code == "SHUTTING_DOWN"
+        assert bench.behaviour(version(1)).closes == 1
+        assert bench.behaviour(version(2)).closes == 1
+        assert bench.ledger.accounted == 0
+
+    run(main)
