@@ -275,11 +275,17 @@ class Reader:
 
     def next(self) -> dict[str, Any] | None:
         """The next message that has come whole, or None. Raises WireError."""
+        whole = self.frame()
+        return None if whole is None else decode(*whole)
+
+    def frame(self) -> tuple[Array, int] | None:
+        """The same, not yet read: what `decode` takes. The number is the length of the header, which is
+        what decoding costs. Raises WireError."""
         if self._frame is not None:
             if self._filled < len(self._frame):
                 return None
             frame, self._frame = self._frame, None
-            return decode(frame, self._header)
+            return frame, self._header
         if self._end < _PREFIX.size:
             return None
         magic, header, body = _PREFIX.unpack_from(self._small)
@@ -300,7 +306,7 @@ class Reader:
         self._small[: self._end - taken] = self._small[taken : self._end]
         self._end -= taken
         if present == size:
-            return decode(frame, header)
+            return frame, header
         self._frame, self._filled, self._header = frame, present, header
         return None
 

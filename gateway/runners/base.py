@@ -22,7 +22,12 @@ class ModelError(Exception):
 
 
 class RunnerCrashed(Exception):
-    """What ran the model ended; the model may be started again."""
+    """What ran the model ended; the model may be started again, `retry_after` seconds from now at the
+    earliest where that is known."""
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class RunnerTimeout(Exception):

@@ -1,0 +1,79 @@
+"""What the operator lets model processes do, and what this process does so that they cannot look into it.
+
+The measures themselves are taken by each model process (`loaders.confinement`), which reports what holds.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import os
+import sys
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+_PR_SET_DUMPABLE: Final = 4
+_FIRST_USER: Final = 61184
+_USERS: Final = 4336
+"""The range that systemd sets aside for users that exist only while something runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Confinement:
+    """`user`: `auto` gives each process a user of its own where the gateway is root, `same` does not, a
+    number names one. `files`, `processes`, `cpu_seconds`: limits, None for none (`processes` holds only for
+    another user). `filesystem`: only the package, the environment and the system can be read, and
+    `readable`. `syscalls`: none that reach other processes or the kernel. `network`: whether it may use it.
+    `required`: measures (user, filesystem, syscalls, …) without which nothing is loaded."""
+
+    user: Literal["auto", "same"] | int = "auto"
+    files: int | None = 4096
+    processes: int | None = 1024
+    cpu_seconds: int | None = None
+    filesystem: bool = True
+    syscalls: bool = True
+    network: bool = True
+    readable: tuple[str, ...] = ()
+    required: tuple[str, ...] = ()
+
+    def to_json(self, user: int) -> dict[str, Any]:
+        """The policy for one process; `user` is the one it gets where `auto` applies."""
+        chosen = None if self.user == "same" or os.geteuid() != 0 else user if self.user == "auto" else self.user
+        return {
+            "uid": chosen,
+            "files": self.files,
+            "processes": self.processes,
+            "cpu_seconds": self.cpu_seconds,
+            "filesystem": self.filesystem,
+            "syscalls": self.syscalls,
+            "network": self.network,
+            "readable": list(self.readable),
+            "required": list(self.required),
+        }
+
+
+class Users:
+    """User numbers for model processes: no two living ones share one."""
+
+    def __init__(self, first: int = _FIRST_USER, count: int = _USERS) -> None:
+        self._next = itertools.cycle(range(first, first + count))
+        self._count = count
+        self._taken: set[int] = set()
+
+    def take(self) -> int:
+        if len(self._taken) >= self._count:
+            raise RuntimeError("there are more model processes than users for them")
+        user = next(u for u in self._next if u not in self._taken)
+        self._taken.add(user)
+        return user
+
+    def give_back(self, user: int) -> None:
+        self._taken.discard(user)
+
+
+def hide() -> bool:
+    """Closes this process to others of the same user: its memory and its environment, which may hold
+    credentials, cannot be read through `/proc`. True if the kernel did it."""
+    if sys.platform != "linux":
+        return False
+    return int(ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)) == 0

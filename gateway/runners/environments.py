@@ -1,0 +1,81 @@
+"""An environment: the Python a model runs in, what its zygote imports beforehand, what it may know.
+
+Data alone; knows no process. Nothing of the gateway's own environment variables reaches a model but what
+is listed here or what the operator allows for that model.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Final, Literal
+
+Start = Literal["fork", "spawn"]
+
+_PASSED: Final = (
+    "PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LD_PRELOAD", "LANG", "LANGUAGE", "LC_*", "TZ", "USER",
+    "SSL_CERT_FILE", "SSL_CERT_DIR", "CUDA_*", "NVIDIA_*", "ROCR_*", "HIP_*", "COVERAGE_PROCESS_START",
+)  # fmt: skip
+"""What programs need to run at all. No credential has one of these names."""
+
+_ALWAYS: Final = {
+    # Pools started before a fork do not live in the child; raised there to the model's share.
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "BLIS_NUM_THREADS": "1",
+    "NUMEXPR_NUM_THREADS": "1",
+    "VECLIB_MAXIMUM_THREADS": "1",
+    # The allocator of pyarrow starts a thread on import, which would rule out every fork.
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",
+    "PYTHONUNBUFFERED": "",
+    "PYTHONFAULTHANDLER": "1",
+}
+
+_SKLEARN: Final = (
+    "numpy", "pandas", "scipy.sparse", "sklearn.pipeline", "sklearn.linear_model", "sklearn.ensemble",
+    "sklearn.preprocessing", "sklearn.compose", "sklearn.svm", "sklearn.neighbors", "sklearn.tree",
+)  # fmt: skip
+_PRELOAD: Final[dict[str, tuple[str, ...]]] = {
+    "mlflow.sklearn": _SKLEARN,
+    "mlflow.pyfunc": ("numpy", "pandas"),
+    "mlflow.pytorch": ("numpy", "pandas", "torch"),
+    "mlflow.xgboost": ("numpy", "pandas", "xgboost"),
+    "mlflow.lightgbm": ("numpy", "pandas", "lightgbm"),
+    "mlflow.catboost": ("numpy", "pandas", "catboost"),
+    "mlflow.statsmodels": ("numpy", "pandas", "statsmodels.api"),
+    "mlflow.onnx": ("numpy",),  # onnxruntime starts threads on import: only after the fork
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """One zygote stands for one of these. `python`: the interpreter's path; `preload`: what its zygote
+    imports; modules that are missing there, or that start threads, are left out."""
+
+    python: str = sys.executable
+    preload: tuple[str, ...] = ("numpy",)
+    start: Start = "fork"
+
+    def variables(self, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+        """The environment variables of every process here."""
+        return {**allowed(environ, _PASSED), **_ALWAYS}
+
+
+def preload_for(loader_module: str) -> tuple[str, ...]:
+    """What to import beforehand for packages with this loader: few distinct answers, so few zygotes."""
+    for prefix, modules in _PRELOAD.items():
+        if loader_module == prefix or loader_module.startswith(prefix + "."):
+            return modules
+    return _PRELOAD["mlflow.pyfunc"]
+
+
+def allowed(environ: Mapping[str, str], names: Iterable[str]) -> dict[str, str]:
+    """Those variables whose name is one of `names`, which may be patterns (`HF_*`)."""
+    patterns = tuple(names)
+    return {
+        name: value for name, value in environ.items() if any(fnmatchcase(name, pattern) for pattern in patterns)
+    }

@@ -1,0 +1,108 @@
+"""What a model prints: a pipe that is always emptied, and lines of it for the log at a bounded rate.
+
+A model that prints is never blocked by a slow log, and cannot flood it. One that prints without end is
+slowed down by its own full pipe. Knows nothing of models; lines go where the caller says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from typing import Final
+
+Sink = Callable[[str], None]
+
+_READ: Final = 1 << 16
+_MAX_LINE: Final = 2_000
+_BURST: Final = 64 << 10
+_PER_SECOND: Final = 16 << 10
+_DRAINED_PER_SECOND: Final = 32 << 20
+
+
+class Output:
+    """The reading end of one process's output. `write_end` goes to the process and is then closed here."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._sink = sink
+        self._read_end, self.write_end = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self._read_end, False)
+        self._line = b""
+        self._budget = float(_BURST)
+        self._dropped = 0
+        self._second = self._loop.time()
+        self._drained = 0
+        self._pause: asyncio.TimerHandle | None = None
+        self._loop.add_reader(self._read_end, self._read)
+
+    def close_write_end(self) -> None:
+        if self.write_end >= 0:
+            os.close(self.write_end)
+            self.write_end = -1
+
+    def close(self) -> None:
+        """Takes what is left in the pipe and closes it."""
+        if self._read_end < 0:
+            return
+        self.close_write_end()
+        if self._pause is not None:
+            self._pause.cancel()
+        self._loop.remove_reader(self._read_end)
+        while self._take():
+            pass
+        if self._line:
+            self._emit(self._line)
+        self._tell_dropped()
+        os.close(self._read_end)
+        self._read_end = -1
+
+    def _read(self) -> None:
+        if not self._take():
+            return
+        if self._drained > _DRAINED_PER_SECOND:
+            self._loop.remove_reader(self._read_end)
+            self._pause = self._loop.call_later(max(0.0, self._second + 1 - self._loop.time()), self._resume)
+
+    def _resume(self) -> None:
+        self._pause = None
+        self._drained = 0
+        self._loop.add_reader(self._read_end, self._read)
+
+    def _take(self) -> bool:
+        """One read; False when there is nothing (more)."""
+        try:
+            data = os.read(self._read_end, _READ)
+        except BlockingIOError:
+            return False
+        if not data:
+            self._loop.remove_reader(self._read_end)
+            return False
+        now = self._loop.time()
+        if now - self._second >= 1:
+            self._budget = min(_BURST, self._budget + (now - self._second) * _PER_SECOND)
+            self._second, self._drained = now, 0
+            if self._budget >= _MAX_LINE:
+                self._tell_dropped()
+        self._drained += len(data)
+        *lines, self._line = (self._line + data).split(b"\n")
+        for line in lines:
+            self._emit(line)
+        if len(self._line) > _MAX_LINE:
+            self._emit(self._line)
+            self._line = b""
+        return True
+
+    def _emit(self, line: bytes) -> None:
+        if self._budget < len(line) or self._budget <= 0:
+            self._dropped += len(line)
+            return
+        self._budget -= len(line) + 1
+        text = line[:_MAX_LINE].decode("utf-8", "replace").rstrip("\r")
+        if text:
+            self._sink(text + "…" if len(line) > _MAX_LINE else text)
+
+    def _tell_dropped(self) -> None:
+        if self._dropped:
+            self._sink(f"… {self._dropped} bytes of output were left out")
+            self._dropped = 0

@@ -1,0 +1,364 @@
+"""A model in processes of its own: a pool of 1..N, each answering one call at a time.
+
+A process that ends takes with it the calls it was answering, and nothing else; another takes its place,
+at once the first time, later each further time, and not at all after too many. The operator's timeout and
+memory limit end a process as well. All on the event loop, without threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from gateway.runners import environments
+from gateway.runners.base import ModelError, RunnerCrashed, RunnerTimeout
+from gateway.runners.confinement import Confinement
+from gateway.runners.environments import Environment
+from gateway.runners.memory import resident
+from gateway.runners.restarts import Policy, Restarts
+from gateway.runners.worker import Worker, model_error
+from loaders import wire
+from loaders.batch import Columns, Tensors, Value
+
+if TYPE_CHECKING:
+    from gateway.runners.output import Sink
+    from gateway.runners.zygote import Zygotes
+    from loaders.batch import Batch
+    from loaders.package import Package
+
+Observe = Callable[[str, str], None]
+"""Told what happened to a model's processes: (what, reason). What: crashed, timeout, recycled, stopped,
+restarted, quarantined."""
+
+_ENCODE_ON_LOOP: Final = 20_000
+_MEMORY_INTERVAL: Final = 0.2
+_FAR_OVER: Final = 1.5
+_MEASURE_INTERVAL: Final = 1.0
+_WARMING: Final = 16
+
+_LOG: Final = logging.getLogger("gateway.models")
+
+
+class ProcessRunner:
+    """One version in `processes` processes.
+
+    `environment`: None takes this interpreter, with the imports that suit the package. `timeout`: seconds
+    a call may take, None for any; `load_timeout`: the same for loading. `memory_limit`: private bytes of
+    one process; above it the process is replaced after the call it is answering, far above it at once.
+    `env_allow`: names (or patterns) of the gateway's environment variables that the model may see.
+    `sink` is given the lines that the model prints; without it they go to the log under name and version.
+    """
+
+    def __init__(
+        self,
+        package: Package,
+        config: Mapping[str, Any],
+        *,
+        zygotes: Zygotes,
+        name: str,
+        version: str,
+        processes: int = 1,
+        threads: int = 1,
+        timeout: float | None = None,
+        load_timeout: float | None = 600.0,
+        environment: Environment | None = None,
+        memory_limit: int | None = None,
+        env_allow: Sequence[str] = (),
+        confinement: Confinement | None = None,
+        restarts: Policy | None = None,
+        sink: Sink | None = None,
+        observe: Observe = lambda what, reason: None,
+        environ: Mapping[str, str] = os.environ,
+    ) -> None:
+        self._zygotes = zygotes
+        self._environment = environment or Environment(
+            preload=environments.preload_for(package.loader_module)
+        )
+        self._processes = processes
+        self._timeout = timeout
+        self._load_timeout = load_timeout
+        self._memory_limit = memory_limit
+        self._restarts = Restarts(restarts)
+        self._sink = sink or _logged(name, version)
+        self._observe = observe
+        self._path = str(package.path)
+        self._load = {
+            "package": package.to_json(),
+            "path": self._path,
+            "config": dict(config),
+            "threads": threads,
+            "environment": environments.allowed(environ, env_allow),
+            "confinement": confinement or Confinement(),
+        }
+        self._workers: list[Worker] = []
+        self._idle: deque[Worker] = deque()
+        self._waiting: deque[asyncio.Future[Worker]] = deque()
+        self._starting: set[asyncio.Task[None]] = set()
+        self._started = False
+        self._closed = False
+        self._quarantine: str | None = None
+        self._retry_at = 0.0
+        self._merges = False
+        self._confined: dict[str, str] = {}
+        self._load_peak = 0
+        self._measured: int | None = None
+        self._measured_at = 0.0
+        self._answers = 0
+        self._watch: asyncio.TimerHandle | None = None
+
+    def __repr__(self) -> str:
+        return f"<ProcessRunner {len(self._workers)}/{self._processes} processes>"
+
+    @property
+    def slots(self) -> int:
+        return self._processes
+
+    @property
+    def merges(self) -> bool:
+        return self._merges
+
+    @property
+    def pids(self) -> list[int]:
+        return [worker.pid for worker in self._workers]
+
+    @property
+    def quarantine(self) -> str | None:
+        """Why no process is started any more, None while that is not so."""
+        return self._quarantine
+
+    @property
+    def load_peak(self) -> int:
+        """The most private bytes that one process took while it loaded."""
+        return self._load_peak
+
+    @property
+    def measured_bytes(self) -> int | None:
+        """Private bytes of all its processes. At most a second old; while it warms up, never older than the
+        last answer."""
+        if not self._workers:
+            return self._measured
+        now = asyncio.get_running_loop().time()
+        answers = sum(worker.answers for worker in self._workers)
+        fresh = now - self._measured_at < _MEASURE_INTERVAL
+        if self._measured is None or not fresh or (answers != self._answers and answers <= _WARMING):
+            self._measured = sum(worker.memory().private for worker in self._workers)
+            self._measured_at, self._answers = now, answers
+        return self._measured
+
+    def status(self) -> dict[str, Any]:
+        """What an operator sees of it: JSON-ready."""
+        return {
+            "processes": [
+                {"pid": w.pid, "busy": w.busy, "bytes": w.memory().private} for w in self._workers
+            ],
+            "start": self._environment.start,
+            "crashes": self._restarts.crashes,
+            "quarantined": self._quarantine,
+            "load_peak_bytes": self._load_peak,
+            "confinement": dict(self._confined),
+        }
+
+    async def start(self) -> None:
+        self._watch_memory()
+        await self._start_worker()
+        await asyncio.gather(*(self._start_worker() for _ in range(1, self._processes)))
+        self._started = True
+
+    async def predict(self, batch: Batch, params: Mapping[str, Any]) -> Batch:
+        message = {"op": "predict", "batch": batch, "params": dict(params)}
+        try:
+            if _objects(batch) > _ENCODE_ON_LOOP:
+                pieces = await asyncio.to_thread(wire.encode, message)
+            else:
+                pieces = wire.encode(message)
+        except wire.WireError as error:
+            raise ModelError(f"the input cannot be sent to the model: {error}") from None
+        worker = self._idle.popleft() if self._idle else await self._free_worker()
+        reply = await worker.ask(pieces, self._timeout)
+        if reply["op"] == "error":
+            raise self._without_path(model_error(reply))
+        answer = reply.get("batch")
+        if not isinstance(answer, Columns | Tensors | Value):
+            worker.kill(RunnerCrashed("the model process broke the protocol: its answer is no batch"))
+            raise RunnerCrashed("the model process broke the protocol: its answer is no batch")
+        return answer
+
+    def stop(self, reason: str) -> None:
+        """Ends all its processes now, as a crash does: for a model that grows without end."""
+        for worker in list(self._workers):
+            worker.kill(RunnerCrashed(reason))
+
+    async def close(self) -> None:
+        self._closed = True
+        if self._watch is not None:
+            self._watch.cancel()
+        for task in self._starting:
+            task.cancel()
+        self._refuse_waiting(RunnerCrashed("the model was unloaded"))
+        workers, self._workers = self._workers, []
+        self._idle.clear()
+        await asyncio.gather(*self._starting, return_exceptions=True)
+        await asyncio.gather(*(worker.close() for worker in workers))
+
+    # ---- the pool
+
+    async def _free_worker(self) -> Worker:
+        self._refuse_if_none_comes()
+        waiter: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                self._release(waiter.result())  # it was given one in the same moment
+            raise
+
+    def _refuse_if_none_comes(self) -> None:
+        if self._closed:
+            raise RunnerCrashed("the model was unloaded")
+        if self._quarantine is not None:
+            raise RunnerCrashed(self._quarantine)
+        wait = self._retry_at - asyncio.get_running_loop().time()
+        if not self._workers and wait > 0:
+            raise RunnerCrashed("the model's process ended and is started again", retry_after=wait)
+
+    def _release(self, worker: Worker) -> None:
+        if worker.gone or self._closed:
+            return
+        if worker.retiring:
+            self._replace(worker)
+            return
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(worker)
+                return
+        self._idle.append(worker)
+
+    def _refuse_waiting(self, error: RunnerCrashed) -> None:
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_exception(error)
+
+    async def _start_worker(self) -> None:
+        worker = Worker(self._zygotes, self._environment, self._sink, idle=self._release, ended=self._lost)
+        self._workers.append(worker)
+        try:
+            await worker.start(self._load, self._load_timeout)
+        except BaseException as error:
+            if worker in self._workers:
+                self._workers.remove(worker)
+            await worker.close()
+            if isinstance(error, ModelError):
+                raise self._without_path(error) from None
+            raise
+        self._merges = bool(worker.loaded["merges"])
+        self._confined = worker.loaded["confinement"]
+        self._load_peak = max(self._load_peak, worker.load_peak)
+        self._release(worker)
+
+    def _lost(self, worker: Worker, reason: str) -> None:
+        """A process is gone that had loaded; one that had not is the affair of whoever starts it."""
+        if worker in self._idle:
+            self._idle.remove(worker)
+        if worker not in self._workers or not worker.loaded:
+            return
+        self._workers.remove(worker)
+        if self._closed:
+            return
+        timeout = worker.timed_out
+        self._observe("timeout" if timeout else "crashed", reason)
+        self._again(reason, crashed=not timeout)
+
+    def _again(self, reason: str, *, crashed: bool) -> None:
+        loop = asyncio.get_running_loop()
+        delay = self._restarts.ended(loop.time(), crashed=crashed)
+        if delay is None:
+            self._quarantine = f"the model is in quarantine, its process ended too often; the last time: {reason}"
+            self._observe("quarantined", reason)
+            self._refuse_waiting(RunnerCrashed(self._quarantine))
+            return
+        if delay > 0:
+            self._retry_at = loop.time() + delay
+            if not self._workers:
+                self._refuse_waiting(RunnerCrashed(reason, retry_after=delay))
+        self._begin(delay)
+
+    def _begin(self, delay: float) -> None:
+        task = asyncio.ensure_future(self._restart(delay))
+        self._starting.add(task)
+        task.add_done_callback(self._starting.discard)
+
+    async def _restart(self, delay: float) -> None:
+        await asyncio.sleep(delay)
+        if self._quarantine is not None:
+            return
+        try:
+            await self._start_worker()
+        except (ModelError, RunnerCrashed, RunnerTimeout) as error:
+            self._observe("crashed", str(error))
+            self._again(str(error), crashed=True)
+        else:
+            self._observe("restarted", "")
+
+    def _replace(self, worker: Worker) -> None:
+        """Ends a worker that has nothing to do and starts another: calls wait meanwhile, none fails."""
+        self._workers.remove(worker)
+        if worker in self._idle:
+            self._idle.remove(worker)
+        self._observe("recycled", "it had grown over its memory limit")
+
+        async def replace() -> None:
+            await worker.close()
+            await self._restart(0)
+
+        task = asyncio.ensure_future(replace())
+        self._starting.add(task)
+        task.add_done_callback(self._starting.discard)
+
+    # ---- memory
+
+    def _watch_memory(self) -> None:
+        if self._memory_limit is not None and not self._closed:
+            self._watch = asyncio.get_running_loop().call_later(_MEMORY_INTERVAL, self._look_at_memory)
+
+    def _look_at_memory(self) -> None:
+        limit = self._memory_limit
+        assert limit is not None
+        for worker in list(self._workers):
+            # The resident size costs microseconds and is never below the private one.
+            if worker.gone or resident(worker.pid) <= limit or (private := worker.memory().private) <= limit:
+                continue
+            said = f"the model's process took {private} bytes, its limit is {limit}"
+            if not worker.loaded or private > limit * _FAR_OVER:
+                worker.kill(RunnerCrashed(said))
+            elif worker.busy:
+                worker.retiring = True
+            else:
+                self._replace(worker)
+        self._watch_memory()
+
+    def _without_path(self, error: ModelError) -> ModelError:
+        """The model's words without the places of this machine."""
+        return ModelError(str(error).replace(self._path, "(package)"), error.trace)
+
+
+def _objects(batch: Batch) -> int:
+    """About how many Python objects must be looked at to send it."""
+    if isinstance(batch, Columns):
+        return batch.rows * sum(array.dtype.kind == "O" for array in batch.arrays.values())
+    if isinstance(batch, Tensors):
+        return sum(array.size for array in batch.arrays.values() if array.dtype.kind == "O")
+    return 10 * len(batch.value) if isinstance(batch.value, list | dict) else 0
+
+
+def _logged(name: str, version: str) -> Sink:
+    def sink(line: str) -> None:
+        _LOG.info("%s", line, extra={"model": name, "version": version})
+
+    return sink

@@ -1,0 +1,335 @@
+"""One model process, seen from the gateway: made by a zygote, asked one thing at a time, ended.
+
+Everything happens on the event loop. A worker does not know why it is asked, nor what to do when its
+process ends: it says so once, with the reason. The process may be hostile: what it sends is checked, and
+one that breaks the protocol is ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any, Final
+
+from gateway.runners.base import ModelError, RunnerCrashed, RunnerTimeout
+from gateway.runners.environments import Environment
+from gateway.runners.memory import Footprint, Memory, peak
+from gateway.runners.output import Output, Sink
+from gateway.runners.zygote import Child, ZygoteGone, Zygotes
+from loaders import wire
+
+_DECODE_ON_LOOP: Final = 1 << 20
+_SOCKET_BUFFER: Final = 1 << 20
+_STATUS_WAIT: Final = 1.0
+
+
+class Worker:
+    """`idle` is called whenever it can be asked again, `ended` once when it is gone for good."""
+
+    def __init__(
+        self,
+        zygotes: Zygotes,
+        environment: Environment,
+        sink: Sink,
+        *,
+        idle: Callable[[Worker], None],
+        ended: Callable[[Worker, str], None],
+    ) -> None:
+        self._zygotes = zygotes
+        self._environment = environment
+        self._sink = sink
+        self._idle = idle
+        self._ended = ended
+        self._loop = asyncio.get_running_loop()
+        self._reader = wire.Reader()
+        self._sock: socket.socket | None = None
+        self._child: Child | None = None
+        self._output: Output | None = None
+        self._footprint: Footprint | None = None
+        self._user: int | None = None
+        self._pending: deque[wire.Segment] = deque()
+        self._answer: asyncio.Future[dict[str, Any]] | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        self._verdict: Exception | None = None
+        self._burial: asyncio.Task[None] | None = None
+        self.loaded: dict[str, Any] = {}
+        self.load_peak = 0
+        self.retiring = False
+        self.answers = 0
+
+    def __repr__(self) -> str:
+        state = "ended" if self.gone else "busy" if self.busy else "idle"
+        return f"<Worker {self.pid} {state}>"
+
+    @property
+    def pid(self) -> int:
+        return 0 if self._child is None else self._child.pid
+
+    @property
+    def busy(self) -> bool:
+        return self._answer is not None
+
+    @property
+    def gone(self) -> bool:
+        return self._burial is not None
+
+    @property
+    def timed_out(self) -> bool:
+        return isinstance(self._verdict, RunnerTimeout)
+
+    def memory(self) -> Memory:
+        """What its process takes now; zeros before it could say."""
+        return Memory() if self._footprint is None else self._footprint.read()
+
+    async def start(self, load: Mapping[str, Any], timeout: float | None) -> None:
+        """Makes the process and has it load. Raises ModelError, RunnerCrashed, RunnerTimeout; the process
+        is gone then, or going."""
+        self._user = self._zygotes.users.take()
+        self._sock, theirs = socket.socketpair()
+        self._sock.setblocking(False)
+        for end in (self._sock, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER)
+        self._output = Output(self._sink)
+        try:
+            with theirs:
+                self._child = await self._zygotes.make(self._environment, theirs, self._output.write_end)
+        except (ZygoteGone, OSError) as error:
+            self._close()
+            raise RunnerCrashed(f"no process could be started: {error}") from None
+        except asyncio.CancelledError:
+            self._close()
+            raise
+        self._output.close_write_end()
+        self._loop.add_reader(self._child.handle, self._process_ended)
+        self._loop.add_reader(self._sock, self._receive)
+        message = {
+            **load,
+            "op": "load",
+            "confinement": load["confinement"].to_json(self._user),
+        }
+        try:
+            reply = await self.ask(wire.encode(message), timeout)
+        except wire.WireError as error:
+            self.kill(RunnerCrashed("the package cannot be sent"))
+            raise ModelError(f"the package's description cannot be sent: {error}") from None
+        except asyncio.CancelledError:
+            self.kill(RunnerCrashed("nobody waits for it any more"))
+            raise
+        if reply["op"] != "loaded":
+            self.kill(RunnerCrashed("the model could not be loaded"))
+            await self.wait_gone()
+            raise model_error(reply)
+        self.loaded = reply
+        memory = self.memory()
+        # The process's peak counts what it shares with the zygote as well; that much it did not add.
+        self.load_peak = max(memory.private, peak(self.pid) - (memory.resident - memory.private))
+
+    def ask(self, pieces: deque[wire.Segment], timeout: float | None) -> asyncio.Future[dict[str, Any]]:
+        """Sends a message; the future gets the answer or RunnerCrashed, or RunnerTimeout after `timeout`
+        seconds, and then the process is ended. Whoever waits may stop waiting: the answer is dropped then,
+        and the worker is idle when it has come. Only for an idle worker."""
+        if self._answer is not None or self.gone or self._sock is None:
+            raise RuntimeError(f"{self!r} cannot be asked now")
+        answer = self._answer = self._loop.create_future()
+        if timeout is not None:
+            self._deadline = self._loop.call_later(timeout, self._overdue, timeout)
+        self._pending = pieces
+        self._send()
+        return answer
+
+    def kill(self, verdict: Exception) -> None:
+        """Ends the process now; whoever waits for an answer gets `verdict`."""
+        if not self.gone:
+            self._verdict = self._verdict or verdict
+            if self._child is not None:
+                self._child.kill()
+            self._finish()
+
+    async def close(self, grace: float = 2.0) -> None:
+        """Lets the process end by itself, kills it after `grace` seconds; returns when it is gone."""
+        if self._child is None:
+            self._close()
+            return
+        if not self.gone:
+            self._verdict = RunnerCrashed("the model was unloaded")
+            if self._sock is not None:
+                self._loop.remove_reader(self._sock)
+                self._loop.remove_writer(self._sock)
+                with suppress(OSError):
+                    self._sock.shutdown(socket.SHUT_RDWR)
+            left = self._loop.create_future()
+            self._loop.add_reader(self._child.handle, lambda: left.done() or left.set_result(None))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(left, grace)
+            self._child.kill()
+            self._finish()
+        await self.wait_gone()
+
+    async def wait_gone(self) -> None:
+        if self._burial is not None:
+            await asyncio.shield(self._burial)
+
+    # ---- the conversation
+
+    def _send(self) -> None:
+        assert self._sock is not None
+        try:
+            wire.transmit(self._sock, self._pending)
+        except BlockingIOError:
+            self._loop.add_writer(self._sock, self._send_more)
+        except OSError:
+            self._finish()
+
+    def _send_more(self) -> None:
+        assert self._sock is not None
+        try:
+            wire.transmit(self._sock, self._pending)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._finish()
+            return
+        self._loop.remove_writer(self._sock)
+
+    def _receive(self) -> None:
+        assert self._sock is not None
+        try:
+            if self._footprint is None:
+                self._receive_footprint()
+                return
+            if not self._reader.pull(self._sock):
+                self._finish()
+                return
+            while (whole := self._reader.frame()) is not None:
+                frame, header = whole
+                if header > _DECODE_ON_LOOP:
+                    decoding = self._loop.run_in_executor(None, wire.decode, frame, header)
+                    decoding.add_done_callback(self._decoded)
+                else:
+                    self._deliver(wire.decode(frame, header))
+        except BlockingIOError:
+            return
+        except wire.WireError as error:
+            self.kill(RunnerCrashed(f"the model process broke the protocol: {error}"))
+        except OSError:
+            self._finish()
+
+    def _receive_footprint(self) -> None:
+        assert self._sock is not None
+        data, descriptors, _, _ = socket.recv_fds(self._sock, 1, 1, socket.MSG_CMSG_CLOEXEC)
+        if len(descriptors) != 1:
+            if data:
+                raise wire.WireError("it does not begin as it should")
+            self._finish()
+            return
+        self._footprint = Footprint(descriptors[0])
+
+    def _decoded(self, decoding: asyncio.Future[dict[str, Any]]) -> None:
+        try:
+            self._deliver(decoding.result())
+        except wire.WireError as error:
+            self.kill(RunnerCrashed(f"the model process broke the protocol: {error}"))
+
+    def _deliver(self, message: dict[str, Any]) -> None:
+        if self.gone:
+            return
+        answer, self._answer = self._answer, None
+        if answer is None or message.get("op") not in ("answer", "error", "loaded"):
+            self._answer = answer
+            raise wire.WireError("it said what nobody asked")
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        self.answers += 1
+        if not answer.done():
+            answer.set_result(message)
+        if message["op"] != "loaded" and self.loaded:
+            self._idle(self)
+
+    def _overdue(self, timeout: float) -> None:
+        self._deadline = None
+        verdict = RunnerTimeout(f"the model did not answer within {timeout:g} s and was stopped")
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(verdict)
+        self.kill(verdict)
+
+    # ---- the end
+
+    def _process_ended(self) -> None:
+        """Its last words may still be in the socket: an answer given before the end is an answer."""
+        if self._child is not None:
+            self._loop.remove_reader(self._child.handle)
+        while not self.gone and self._sock is not None and self._footprint is not None:
+            before = self.answers
+            try:
+                if not self._reader.pull(self._sock):
+                    break
+                while (message := self._reader.next()) is not None:
+                    self._deliver(message)
+            except (wire.WireError, OSError):
+                break
+            if self.answers != before:
+                break
+        self._finish()
+
+    def _finish(self) -> None:
+        if self._burial is None:
+            self._burial = asyncio.ensure_future(self._bury())
+
+    async def _bury(self) -> None:
+        child = self._child
+        if self._sock is not None:
+            self._loop.remove_reader(self._sock)
+            self._loop.remove_writer(self._sock)
+        code: int | None = None
+        if child is not None:
+            self._loop.remove_reader(child.handle)
+            child.kill()
+            with suppress(TimeoutError):
+                code = await asyncio.wait_for(asyncio.shield(child.ended), _STATUS_WAIT)
+        verdict = self._verdict or RunnerCrashed(f"the model process {_described(code)}")
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(verdict)
+            self._answer.exception()  # seen, also where nobody waits any more
+        self._close()
+        self._ended(self, str(verdict))
+
+    def _close(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
+        if self._output is not None:
+            self._output.close()
+            self._output = None
+        if self._footprint is not None:
+            self._footprint.close()
+        if self._child is not None:
+            self._child.close()
+        if self._user is not None:
+            self._zygotes.users.give_back(self._user)
+            self._user = None
+
+
+def model_error(reply: Mapping[str, Any]) -> ModelError:
+    """What the model raised, from its process's answer."""
+    kind, text = str(reply.get("type", "Error")), str(reply.get("message", ""))
+    return ModelError(f"{kind}: {text}" if text else kind, str(reply.get("trace", "")))
+
+
+def _described(code: int | None) -> str:
+    if code is None:
+        return "ended"
+    if code >= 0:
+        return f"exited with code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    return f"was killed by {name}" + (" (out of memory?)" if -code == signal.SIGKILL else "")

@@ -1,0 +1,349 @@
+"""Zygotes, seen from the gateway: started when first needed, asked for model processes, retired when idle.
+
+A zygote runs `loaders.zygote`. One that is killed costs the loads under way, which are made again by a new
+one. All of it happens on the event loop, without threads. Knows nothing of packages or predictions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
+from gateway.runners.confinement import Users
+from gateway.runners.environments import Environment
+from gateway.runners.memory import Footprint
+from gateway.runners.output import Output, Sink
+
+_MAX_MESSAGE: Final = 1 << 16
+_TRIES: Final = 3
+
+
+class ZygoteGone(Exception):
+    """The zygote ended before it had done what it was asked."""
+
+
+class Child:
+    """A model process by its id. `ended` gets its exit code (negative: the signal), None if nobody knows."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.ended: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
+        self.handle = os.pidfd_open(pid)
+
+    def kill(self) -> None:
+        with suppress(ProcessLookupError, OSError):
+            signal.pidfd_send_signal(self.handle, signal.SIGKILL)
+
+    def close(self) -> None:
+        if self.handle >= 0:
+            os.close(self.handle)
+            self.handle = -1
+
+
+class Zygote:
+    """One zygote process."""
+
+    def __init__(self, environment: Environment, scratch: str, lifeline: int, sink: Sink) -> None:
+        self.environment = environment
+        self.start_method: str | None = None
+        self.missing: tuple[str, ...] = ()
+        self.children: dict[int, Child] = {}
+        self.last_used = 0.0
+        self._scratch = scratch
+        self._lifeline = lifeline
+        self._sink = sink
+        self._loop = asyncio.get_running_loop()
+        self._tokens = itertools.count()
+        self._asked: dict[int, asyncio.Future[Child]] = {}
+        self._ready: asyncio.Future[None] = self._loop.create_future()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        self._output: Output | None = None
+        self._footprint: Footprint | None = None
+
+    @property
+    def alive(self) -> bool:
+        return self._control is not None
+
+    @property
+    def pid(self) -> int | None:
+        return None if self._process is None else self._process.pid
+
+    @property
+    def bytes(self) -> int:
+        """What it holds in memory of its own: the part its children share with it stands here, once."""
+        return 0 if self._footprint is None else self._footprint.read().anonymous
+
+    async def start(self) -> None:
+        """Ready to make processes when this returns. Raises ZygoteGone, OSError."""
+        control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        control.setblocking(False)
+        self._output = Output(self._sink)
+        options = {
+            "control": theirs.fileno(),
+            "lifeline": self._lifeline,
+            "parent": os.getpid(),
+            "preload": self.environment.preload,
+            "start": self.environment.start,
+            "scratch": self._scratch,
+        }
+        with theirs:
+            self._process = subprocess.Popen(  # noqa: ASYNC220  (vfork and exec: well under a millisecond)
+                [self.environment.python, _entry(), "zygote", json.dumps(options)],
+                stdin=subprocess.DEVNULL,
+                stdout=self._output.write_end,
+                stderr=self._output.write_end,
+                env=self.environment.variables(),
+                cwd=self._scratch,
+                pass_fds=(theirs.fileno(), self._lifeline),
+                start_new_session=True,
+            )
+        self._output.close_write_end()
+        self._control = control
+        self._loop.add_reader(control, self._read)
+        await self._ready
+        self.last_used = self._loop.time()
+
+    async def make(self, conversation: socket.socket, log: int) -> Child:
+        """A new model process, which has these two. Raises ZygoteGone, OSError."""
+        if self._control is None:
+            raise ZygoteGone("the zygote has ended")
+        token = next(self._tokens)
+        answer = self._asked[token] = self._loop.create_future()
+        self.last_used = self._loop.time()
+        message = json.dumps({"token": token}).encode()
+        try:
+            socket.send_fds(self._control, [message], [conversation.fileno(), log])
+            return await answer
+        except (BrokenPipeError, ConnectionError, BlockingIOError):
+            raise ZygoteGone("the zygote does not listen") from None
+        finally:
+            self._asked.pop(token, None)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+
+    async def close(self, grace: float = 5.0) -> None:
+        """Ends it and every process it made. Returns when it is gone, killed after `grace` seconds."""
+        self._lost("the gateway closed it")
+        process = self._process
+        if process is None:
+            return
+        for _ in range(2):
+            if await _exited(process, grace):
+                break
+            process.kill()
+        if self._output is not None:
+            self._output.close()
+        if self._footprint is not None:
+            self._footprint.close()
+            self._footprint = None
+
+    def _read(self) -> None:
+        assert self._control is not None
+        try:
+            data, descriptors, _, _ = socket.recv_fds(self._control, _MAX_MESSAGE, 1, socket.MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            return
+        except OSError:
+            data, descriptors = b"", []
+        if not data:
+            self._lost("it ended")
+            return
+        self._told(json.loads(data), descriptors)
+
+    def _told(self, message: dict[str, Any], descriptors: list[int]) -> None:
+        match message["op"]:
+            case "ready":
+                self.start_method = message["start"]
+                self.missing = tuple(message["missing"])
+                self._footprint = Footprint(descriptors[0])
+                if not self._ready.done():
+                    self._ready.set_result(None)
+            case "started":
+                answer = self._asked.get(message["token"])
+                try:
+                    child = self.children[message["pid"]] = Child(message["pid"])
+                except OSError as error:  # it has ended already
+                    if answer is not None and not answer.done():
+                        answer.set_exception(error)
+                    return
+                if answer is None or answer.done():
+                    child.kill()  # nobody waits for it any more
+                    child.close()
+                else:
+                    answer.set_result(child)
+            case "failed":
+                answer = self._asked.get(message["token"])
+                if answer is not None and not answer.done():
+                    answer.set_exception(OSError(message["reason"]))
+            case "ended":
+                ended = self.children.pop(message["pid"], None)
+                self.last_used = self._loop.time()
+                if ended is not None and not ended.ended.done():
+                    ended.ended.set_result(message["code"])
+
+    def _lost(self, reason: str) -> None:
+        if self._control is None:
+            return
+        self._loop.remove_reader(self._control)
+        self._control.close()
+        self._control = None
+        for answer in [self._ready, *self._asked.values()]:
+            if not answer.done():
+                answer.set_exception(ZygoteGone(f"the zygote could not help: {reason}"))
+                answer.exception()  # seen, also where nobody waits
+        for child in self.children.values():
+            if not child.ended.done():
+                child.ended.set_result(None)  # they live on; how they end, nobody will tell
+        self.children.clear()
+
+
+class Zygotes:
+    """One zygote per environment. `scratch`: where models get their temporary directories.
+
+    `sink` is given what zygotes print. A zygote without model processes is ended after `idle` seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        scratch: Path | None = None,
+        idle: float = 300.0,
+        sink: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self._scratch = str(scratch or tempfile.gettempdir())
+        self._idle = idle
+        self._sink = sink
+        self._zygotes: dict[Environment, asyncio.Task[Zygote]] = {}
+        self._retiring: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        # Nothing is ever written: processes that hold the read end learn from it that this one is gone.
+        self._lifeline, self._held = os.pipe2(os.O_CLOEXEC)
+        self._closed = False
+        self.users = Users()
+
+    def __repr__(self) -> str:
+        return f"<Zygotes {len(self.alive)} alive>"
+
+    @property
+    def alive(self) -> list[Zygote]:
+        tasks = [task for task in self._zygotes.values() if task.done() and not task.cancelled()]
+        return [task.result() for task in tasks if task.exception() is None and task.result().alive]
+
+    @property
+    def bytes(self) -> int:
+        """What all of them hold in memory."""
+        return sum(zygote.bytes for zygote in self.alive)
+
+    async def make(self, environment: Environment, conversation: socket.socket, log: int) -> Child:
+        """A model process in that environment. Raises ZygoteGone after several attempts, OSError."""
+        for attempt in range(1, _TRIES + 1):
+            try:
+                zygote = await self._zygote(environment)
+                return await zygote.make(conversation, log)
+            except ZygoteGone:
+                if attempt == _TRIES or self._closed:
+                    raise
+        raise AssertionError("not reached")
+
+    async def close(self) -> None:
+        """Ends all zygotes, and with them every process they made."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        tasks = list(self._zygotes.values())
+        self._zygotes.clear()
+        for task in tasks:
+            if not task.done():
+                task.cancel()
+        await asyncio.gather(*(self._end(task) for task in tasks), *self._retiring)
+        os.close(self._held)
+        os.close(self._lifeline)
+
+    async def retire_idle(self, now: float | None = None) -> int:
+        """Ends the zygotes that have no model processes and were not asked for `idle` seconds."""
+        at = asyncio.get_running_loop().time() if now is None else now
+        idle = [z for z in self.alive if not z.children and at - z.last_used >= self._idle]
+        for zygote in idle:
+            self._zygotes.pop(zygote.environment)
+        await asyncio.gather(*(zygote.close() for zygote in idle))
+        return len(idle)
+
+    async def _zygote(self, environment: Environment) -> Zygote:
+        task = self._zygotes.get(environment)
+        if task is not None and task.done() and (task.cancelled() or task.exception() or not task.result().alive):
+            del self._zygotes[environment]
+            await self._end(task)
+            task = self._zygotes.get(environment)
+        if self._closed:
+            raise ZygoteGone("the gateway is closing")
+        if task is None:
+            task = self._zygotes[environment] = asyncio.ensure_future(self._started(environment))
+            self._watch_idle()
+        return await asyncio.shield(task)
+
+    async def _started(self, environment: Environment) -> Zygote:
+        zygote = Zygote(environment, self._scratch, self._lifeline, self._sink)
+        try:
+            await zygote.start()
+        except BaseException:
+            await zygote.close()
+            raise
+        return zygote
+
+    async def _end(self, task: asyncio.Task[Zygote]) -> None:
+        with suppress(asyncio.CancelledError, ZygoteGone, OSError):
+            await (await task).close()
+
+    def _watch_idle(self) -> None:
+        if self._timer is None and not self._closed:
+            delay = max(self._idle / 4, 0.05)
+            self._timer = asyncio.get_running_loop().call_later(delay, self._look_for_idle)
+
+    def _look_for_idle(self) -> None:
+        self._timer = None
+        task = asyncio.ensure_future(self.retire_idle())
+
+        def done(finished: asyncio.Task[int]) -> None:
+            if self._zygotes:
+                self._watch_idle()
+
+        task.add_done_callback(done)
+
+
+def _entry() -> str:
+    """The file that starts our modules under a private name, in whatever environment."""
+    spec = find_spec("loaders.private")
+    if spec is None or spec.origin is None:
+        raise RuntimeError("the package loaders is not installed")
+    return spec.origin
+
+
+async def _exited(process: subprocess.Popen[bytes], grace: float) -> bool:
+    """Waits for an exit without a thread."""
+    if process.poll() is not None:
+        return True
+    loop = asyncio.get_running_loop()
+    handle = os.pidfd_open(process.pid)
+    gone = loop.create_future()
+    loop.add_reader(handle, lambda: gone.done() or gone.set_result(None))
+    try:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(gone, grace)
+        return process.poll() is not None
+    finally:
+        loop.remove_reader(handle)
+        os.close(handle)

@@ -1,0 +1,203 @@
+"""The model process: loads one package, then answers one request after the other until the stream ends.
+
+It is started by a zygote, by fork or by exec, and talks to the gateway over one socket in frames
+(`wire`). Whatever the model raises, `SystemExit` included, is an answer. What it prints goes to a pipe that
+the gateway reads. When the gateway is gone the kernel ends this process, whatever it is doing. Must not
+know of the gateway's modules. numpy and the standard library only; frameworks come with the model.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import fcntl
+import gc
+import os
+import signal
+import socket
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from loaders import confinement, wire
+
+if TYPE_CHECKING:
+    from loaders.model import Model
+
+MAX_MESSAGE: Final = 4_000
+MAX_TRACE: Final = 64_000
+THREAD_VARIABLES: Final = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "LOKY_MAX_CPU_COUNT",
+)
+"""The caps that frameworks read when they are imported: 1 before a fork, the model's share after it."""
+
+_F_SETSIG: Final = 10
+
+
+def main(options: Mapping[str, Any]) -> None:
+    """Runs a model process to its end; never returns.
+
+    `conversation`: the socket to the gateway; `log`: the pipe for what is printed; `lifeline`: a pipe whose
+    other end the gateway alone holds; `temporary`: this process's own directory.
+    """
+    code = 1
+    try:
+        os.set_inheritable(options["conversation"], False)
+        _settle(options["log"], options["lifeline"], options["temporary"])
+        with socket.socket(fileno=options["conversation"]) as sock:
+            Conversation(sock, options["temporary"]).run()
+        _flush()
+        atexit._run_exitfuncs()
+        code = 0
+    except BaseException:  # noqa: BLE001  (the last place that can say anything before the process ends)
+        os.write(2, traceback.format_exc().encode(errors="replace"))
+    finally:
+        # Not by way of interpreter shutdown: freeing a large model object by object takes seconds.
+        os._exit(code)
+
+
+def _settle(log: int, lifeline: int, temporary: str) -> None:
+    """Own session, own output, own directory; ends with the gateway."""
+    if os.getsid(0) != os.getpid():
+        os.setsid()
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(null)
+    os.close(log)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
+    # A description of its own (the inherited one is shared by all), on which the kernel sends SIGKILL the
+    # moment the last writer, the gateway, is gone. This holds in the middle of a computation too.
+    own = os.open(f"/proc/self/fd/{lifeline}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    os.close(lifeline)
+    fcntl.fcntl(own, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(own, _F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(own, fcntl.F_SETFL, fcntl.fcntl(own, fcntl.F_GETFL) | os.O_ASYNC)
+    try:
+        if os.read(own, 1) == b"":
+            os._exit(1)  # it was gone before
+    except BlockingIOError:
+        pass
+    os.environ.update(TMPDIR=temporary, HOME=temporary)
+    tempfile.tempdir = None
+    os.chdir(temporary)
+    # Siblings of one zygote would otherwise draw the same numbers.
+    np.random.seed()
+
+
+class Conversation:
+    """Requests and answers over one socket. `load` comes once, first; then `predict`, any number of times."""
+
+    def __init__(self, sock: socket.socket, temporary: str) -> None:
+        self._sock = sock
+        self._temporary = temporary
+        self._reader = wire.Reader()
+        self._model: Model | None = None
+        self._pid = os.getpid()
+
+    def run(self) -> None:
+        """Until the gateway ends the stream. Raises OSError and WireError: there is nobody to tell then."""
+        while (message := wire.receive(self._sock, self._reader)) is not None:
+            try:
+                answer = wire.encode(self._answer(message))
+            except wire.WireError as error:
+                answer = wire.encode(_failure(error))
+            del message
+            wire.transmit(self._sock, answer)
+
+    def _answer(self, message: dict[str, Any]) -> dict[str, Any]:
+        try:
+            if message["op"] == "predict":
+                if self._model is None:
+                    raise RuntimeError("no model was loaded")
+                return {"op": "answer", "batch": self._model.run(message["batch"], message["params"])}
+            return self._load(message)
+        except BaseException as error:  # noqa: BLE001  (whatever the model raises is an answer, not an end)
+            return _failure(error)
+        finally:
+            if os.getpid() != self._pid:
+                os._exit(0)  # the model forked and let its child return: there is one conversation
+            _flush()
+
+    def _load(self, message: dict[str, Any]) -> dict[str, Any]:
+        started = time.monotonic()
+        socket.send_fds(self._sock, [b"m"], [_open_memory()])
+        os.environ.update(message["environment"])
+        _limit_threads(message["threads"])
+        applied = confinement.apply(message["confinement"], message["path"], self._temporary)
+        from loaders.model import open_model
+        from loaders.package import Package
+
+        package = Package.from_json(message["package"], message["path"])
+        self._model = open_model(package, message["config"], threads=message["threads"], private=True)
+        gc.collect()
+        _trim()
+        return {
+            "op": "loaded",
+            "merges": bool(self._model.merges),
+            "seconds": time.monotonic() - started,
+            "confinement": applied,
+        }
+
+
+def _open_memory() -> int:
+    """This process's memory figures, readable by the gateway even where it may not look into `/proc`."""
+    return os.open("/proc/self/smaps_rollup", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _failure(error: BaseException) -> dict[str, Any]:
+    """An exception as text. Nothing of the exception object itself leaves the process."""
+    try:
+        text = str(error)[:MAX_MESSAGE]
+    except BaseException:  # noqa: BLE001  (its __str__ is the model's code as well)
+        text = "an exception that cannot be shown"
+    try:
+        trace = "".join(traceback.format_exception(error))
+    except BaseException:  # noqa: BLE001
+        trace = ""
+    if len(trace) > MAX_TRACE:
+        trace = f"{trace[: MAX_TRACE // 2]}\n…\n{trace[-MAX_TRACE // 2 :]}"
+    return {"op": "error", "type": type(error).__name__, "message": text, "trace": trace}
+
+
+def _limit_threads(threads: int) -> None:
+    """Sets the pools of what was imported before the fork, and the caps for what comes after."""
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(threads)
+    if threads > 1:
+        try:
+            import threadpoolctl
+        except ImportError:
+            return
+        threadpoolctl.threadpool_limits(limits=threads)
+
+
+def _trim() -> None:
+    """Hands back to the kernel what loading freed."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):
+            continue  # the model closed or replaced it

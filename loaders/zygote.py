@@ -1,0 +1,235 @@
+"""The zygote: a process that has imported an environment's frameworks once and makes model processes.
+
+It runs no line of a model. By `fork` a model process starts in milliseconds and shares the frameworks'
+memory; that is safe only from a process of one thread, so tasks are counted after every import and what
+started one is left to the children. By `spawn` each model process is a fresh Python. Either way the zygote
+is their parent and the reaper of what they leave behind: when a model process ends, so do the processes
+it started, and when the gateway goes, everything does. Must not know of the gateway's modules.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from loaders import private, worker
+
+_PR_SET_PDEATHSIG: Final = 1
+_PR_SET_DUMPABLE: Final = 4
+_PR_SET_CHILD_SUBREAPER: Final = 36
+_OOM_SCORE: Final = "300"
+_MAX_MESSAGE: Final = 1 << 16
+
+
+def main(options: Mapping[str, Any]) -> None:
+    """Runs a zygote until the gateway closes its socket.
+
+    `control`: a socket of packets to the gateway; `lifeline`: see `worker`; `parent`: the gateway's process
+    id; `preload`: modules to import; `start`: fork or spawn; `scratch`: where temporary directories go.
+    """
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # imports may take long or hang
+    if os.getppid() != options["parent"]:
+        os._exit(1)
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    for descriptor in (options["control"], options["lifeline"]):
+        os.set_inheritable(descriptor, False)
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE, "ascii")  # the gateway is worth more
+    missing = _preload(options)
+    start = options["start"] if len(os.listdir("/proc/self/task")) == 1 else "spawn"
+    # A model of the same user must not look into the process that makes its siblings.
+    memory = os.open("/proc/self/smaps_rollup", os.O_RDONLY | os.O_CLOEXEC)
+    _prctl(_PR_SET_DUMPABLE, 0)
+    # From here on the end of the control socket ends it, after it has ended what it made.
+    _prctl(_PR_SET_PDEATHSIG, 0)
+    with socket.socket(fileno=options["control"]) as control:
+        ready = {"op": "ready", "start": start, "missing": missing}
+        socket.send_fds(control, [json.dumps(ready).encode()], [memory])
+        os.close(memory)
+        gc.collect()
+        gc.freeze()  # so that a child's collector does not touch, and thereby copy, these pages
+        _Nursery(control, options["lifeline"], start, options["scratch"]).run()
+
+
+def _preload(options: Mapping[str, Any]) -> list[str]:
+    """Imports the frameworks; returns those that are not there or must not be imported before a fork.
+
+    A thread that an import started cannot be taken back: the process begins again without that module.
+    """
+    missing = list(options.get("missing", ()))
+    for name in options["preload"]:
+        if name in missing or options["start"] == "spawn":
+            continue
+        before = len(os.listdir("/proc/self/task"))
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # noqa: BLE001  (a broken framework is the affair of the models that need it)
+            print(f"{name} cannot be imported here: {type(error).__name__}: {error}", file=sys.stderr)
+            missing.append(name)
+            continue
+        if before == 1 and len(os.listdir("/proc/self/task")) > 1:
+            _again({**options, "missing": [*missing, name]})
+    return missing
+
+
+def _again(options: Mapping[str, Any]) -> NoReturn:
+    for descriptor in (options["control"], options["lifeline"]):
+        os.set_inheritable(descriptor, True)
+    os.execv(sys.executable, _command("zygote", options))
+
+
+def _command(module: str, options: Mapping[str, Any]) -> list[str]:
+    return [sys.executable, private.__file__, module, json.dumps(options)]
+
+
+class _Nursery:
+    """The living model processes and their directories, by process id."""
+
+    def __init__(self, control: socket.socket, lifeline: int, start: str, scratch: str) -> None:
+        self._control = control
+        self._lifeline = lifeline
+        self._start = start
+        self._scratch = scratch
+        self._children: dict[int, str] = {}
+
+    def run(self) -> None:
+        woken, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        waiting = select.poll()
+        waiting.register(self._control, select.POLLIN)
+        waiting.register(woken, select.POLLIN)
+        while True:
+            ready = dict(waiting.poll())
+            if woken in ready:
+                os.read(woken, 4096)
+                self._reap()
+            if self._control.fileno() in ready and not self._request():
+                break
+        self._end()
+
+    def _request(self) -> bool:
+        try:
+            data, descriptors, _, _ = socket.recv_fds(
+                self._control, _MAX_MESSAGE, 2, socket.MSG_CMSG_CLOEXEC
+            )
+        except OSError:
+            return False
+        if not data:
+            return False
+        message = json.loads(data)
+        try:
+            pid = self._make(*descriptors)
+        except OSError as error:
+            self._tell({"op": "failed", "token": message["token"], "reason": os.strerror(error.errno or 0)})
+        else:
+            self._tell({"op": "started", "token": message["token"], "pid": pid})
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        return True
+
+    def _make(self, conversation: int, log: int) -> int:
+        temporary = tempfile.mkdtemp(prefix="model-", dir=self._scratch)
+        options = {
+            "conversation": conversation,
+            "log": log,
+            "lifeline": self._lifeline,
+            "temporary": temporary,
+        }
+        try:
+            if self._start == "fork":
+                pid = os.fork()
+                if pid == 0:
+                    self._control.close()
+                    worker.main(options)
+            else:
+                pid = self._spawn(options)
+        except OSError:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        self._children[pid] = temporary
+        return pid
+
+    def _spawn(self, options: Mapping[str, Any]) -> int:
+        needed = [options["conversation"], options["log"], options["lifeline"]]
+        for descriptor in needed:
+            os.set_inheritable(descriptor, True)
+        try:
+            return os.posix_spawn(
+                sys.executable, _command("worker", options), os.environ, setsigdef=[signal.SIGCHLD]
+            )
+        finally:
+            for descriptor in needed:
+                os.set_inheritable(descriptor, False)
+
+    def _reap(self) -> None:
+        """Buries the dead, tells the gateway how its own died, and ends what they left behind."""
+        ended = False
+        while (dead := _wait(os.WNOHANG)) is not None:
+            pid, status = dead
+            ended = True  # a model process, or an orphan: what that left behind has come here in its turn
+            temporary = self._children.pop(pid, None)
+            if temporary is not None:
+                self._tell({"op": "ended", "pid": pid, "code": os.waitstatus_to_exitcode(status)})
+                shutil.rmtree(temporary, ignore_errors=True)
+        if ended:
+            for pid in _offspring():
+                if pid not in self._children:
+                    _kill(pid)
+
+    def _end(self) -> None:
+        """The gateway is gone: so is everything."""
+        signal.set_wakeup_fd(-1)
+        while children := _offspring():
+            for pid in children:
+                _kill(pid)
+            _wait(0)
+        for temporary in self._children.values():
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def _tell(self, message: Mapping[str, Any]) -> None:
+        with suppress(OSError):  # the gateway is gone: the next read says so
+            self._control.send(json.dumps(message).encode())
+
+
+def _wait(flags: int) -> tuple[int, int] | None:
+    try:
+        pid, status = os.waitpid(-1, flags)
+    except ChildProcessError:
+        return None
+    return (pid, status) if pid else None
+
+
+def _offspring() -> list[int]:
+    """The children of this process, from `/proc`; those that already ended too."""
+    own, found = os.getpid(), []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with suppress(OSError):
+                stat = Path("/proc", entry, "stat").read_text("utf-8", "replace")
+                if int(stat.rpartition(")")[2].split()[1]) == own:
+                    found.append(int(entry))
+    return found
+
+
+def _kill(pid: int) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _prctl(option: int, value: int) -> None:
+    ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
