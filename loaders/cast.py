@@ -178,6 +178,8 @@ def cast_array(
             return _cast_masked(values, mask, kind, required, faults, path, whole)
         values = values.data
     if values.dtype.kind == "O":
+        if kind is Scalar.string and _all_text(values):
+            return values
         return cast_values(values.tolist(), kind, required, "python", faults, path)
     if not isinstance(kind, Scalar):
         if isinstance(kind, AnyType) or _all_null(values):
@@ -206,6 +208,14 @@ def cast_array(
         return cast_values([None] * len(values), kind, required, "python", faults, path)
     faults.add(whole, v.WRONG_TYPE, kind, _dtype_name(values))
     return values
+
+
+def _all_text(values: NDArray) -> bool:
+    try:
+        "".join(values.tolist())
+    except TypeError:
+        return False
+    return True
 
 
 def _plain(values: NDArray) -> list[Any]:

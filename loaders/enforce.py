@@ -10,7 +10,7 @@ It knows neither HTTP nor JSON text nor the model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -19,12 +19,14 @@ import numpy as np
 
 from loaders import tables, tensors
 from loaders import violation as v
-from loaders.batch import Batch, Columns, Tensors, Value
-from loaders.cast import cast_array, cast_values, nested
+from loaders.batch import Batch, Columns, Tensors
+from loaders.cast import cast_array, cast_values
+from loaders.hints import hinted
+from loaders.mlflow_casts import lenient
 from loaders.params import enforce_params
-from loaders.scalars import NDArray, Origin, kind_of
-from loaders.schema import AnyType, ColSpec, Map, Object, Scalar, TensorSpec
+from loaders.scalars import NDArray, Origin, kind_of, quick_cast
 from loaders.schema import Array as ArrayType
+from loaders.schema import ColSpec, Map, Object, Scalar, TensorSpec
 from loaders.signature import Signature
 from loaders.tables import CsvTable, Table
 from loaders.untyped import untyped
@@ -66,6 +68,8 @@ class _Plan:
     """What a signature's inputs ask for, worked out once."""
 
     columns: tuple[ColSpec, ...]
+    names: list[str | int]
+    quick: tuple[Callable[[Sequence[Any]], NDArray | None], ...]
     tensors: tuple[TensorSpec, ...]
     named: bool
     nested: bool
@@ -79,6 +83,8 @@ def _plan(signature: Signature) -> _Plan:
         columns = tuple(spec for spec in inputs if isinstance(spec, ColSpec))
         plan = _Plan(
             columns,
+            [i if spec.name is None else spec.name for i, spec in enumerate(columns)],
+            tuple(quick_cast(spec.type) for spec in columns),
             tuple(spec for spec in inputs if isinstance(spec, TensorSpec)),
             bool(inputs) and inputs[0].name is not None,
             any(isinstance(spec.type, ArrayType | Object | Map) for spec in columns),
@@ -110,15 +116,24 @@ def enforce(
         checked, ignored = enforce_params(specs, params, faults)
         if ignored:
             warnings = (_ignored("params", ignored),)
+    unfit_params = faults.total > 0
     extras: list[Any] = []
     batch: Batch | None
     if signature is None or signature.inputs is None:
         batch = untyped(raw.form, raw.data, faults)
     elif type_hints:
-        batch = _hinted(_plan(signature), raw, faults)
+        batch = hinted(signature.inputs[0], raw.form, raw.data, faults)
+    elif mode == "mlflow":
+        batch = lenient(signature.inputs, raw.form, raw.data, faults, extras)
     else:
         plan = _plan(signature)
         batch = _tensors(plan, raw, faults, extras) if plan.tensors else _columns(plan, raw, faults, extras)
+        if mode == "warn" and faults.total and not unfit_params:
+            extras = []
+            batch = lenient(signature.inputs, raw.form, raw.data, Faults(), extras)
+            if batch is not None:
+                warnings = (*(f"strict would refuse: {violation}" for violation in faults.kept), *warnings)
+                faults = Faults()
     if faults.total or batch is None:
         raise InvalidInput(faults.kept, faults.total)
     if extras:
@@ -141,35 +156,37 @@ def _columns(plan: _Plan, raw: RawInput, faults: Faults, extras: list[Any]) -> C
     table = _table(plan, raw, faults)
     if table is None:
         return None
-    arrays: dict[str | int, NDArray] = {}
     names, columns = table.names, table.columns
     if not plan.named:
-        count = len(plan.columns)
         if not table.rows and not names:
-            names, columns = list(range(count)), [()] * count
-        if len(names) < count:
-            faults.add(table.root, v.WRONG_LENGTH, f"{count} columns", f"{len(names)} columns")
+            names, columns = plan.names, [()] * len(plan.names)
+        if len(names) < len(plan.names):
+            faults.add(table.root, v.WRONG_LENGTH, f"{len(plan.names)} columns", f"{len(names)} columns")
             return None
-        for at, spec in enumerate(plan.columns):
-            arrays[names[at]] = _cast(spec, columns[at], at, table, faults)
-        extras += names[count:]
-        return Columns(arrays, table.rows, table.index)
-    positions = {name: i for i, name in enumerate(names)}
-    for spec in plan.columns:
-        name = spec.name
-        at_or_none = positions.get(name)  # type: ignore[arg-type]
-        if at_or_none is None and isinstance(name, int):
+        positions = {name: i for i, name in enumerate(plan.names)}
+    else:
+        positions = {name: i for i, name in enumerate(names)}
+    arrays: dict[str | int, NDArray] = {}
+    json = table.origin == "json"
+    for name, quick, spec in zip(plan.names, plan.quick, plan.columns, strict=True):
+        at = positions.get(name)
+        if at is None and type(name) is int:
             # The names of JSON objects and CSV columns are always text.
-            at_or_none = positions.get(str(name))
-        if at_or_none is not None:
-            arrays[name] = _cast(spec, columns[at_or_none], at_or_none, table, faults)  # type: ignore[index]
-        elif spec.required:
-            if not table.named and not isinstance(name, int):
-                faults.add(table.root, v.NO_COLUMNS, "named columns")
-                return None
-            faults.add(table.column(name), v.MISSING, spec.type)  # type: ignore[arg-type]
+            at = positions.get(str(name))
+        if at is None:
+            if spec.required:
+                if not table.named and type(name) is str:
+                    faults.add(table.root, v.NO_COLUMNS, "named columns")
+                    return None
+                faults.add(table.column(name), v.MISSING, spec.type)
+            continue
+        cells = columns[at]
+        array = quick(cells) if json and not isinstance(cells, np.ndarray) else None
+        if array is None:
+            array = _cast(spec, cells, at, table, faults)
+        arrays[name if plan.named else names[at]] = array
     if len(arrays) < len(names):
-        known = {str(name) if isinstance(name, int) else name for name in arrays}
+        known = {str(name) for name in arrays if type(name) is int}
         extras += [name for name in names if name not in arrays and name not in known]
     return Columns(arrays, table.rows, table.index)
 
@@ -381,80 +398,3 @@ def _rows(plan: _Plan, arrays: Mapping[str, NDArray]) -> int | None:
         return None
     lengths = {len(array) for array in arrays.values()}
     return lengths.pop() if len(lengths) == 1 else None
-
-
-# --- type hints
-
-
-def _hinted(plan: _Plan, raw: RawInput, faults: Faults) -> Value | None:
-    """The list of `inputs`, each item checked against the hint's type (bytes and dates read from text).
-
-    The model's own hint validates once more and decides about unknown fields, so that objects are open.
-    """
-    kind = plan.columns[0].type
-    origin: Origin = "json" if raw.form == "inputs" else "python"
-    root = "inputs" if raw.form == "inputs" else "data"
-    items: Any = raw.data
-    if raw.form in ("csv", "arrow") or (raw.form == "python" and hasattr(items, "iloc")):
-        table = _table_of_items(raw, faults)
-        if table is None:
-            return None
-        return _hinted_rows(table, kind, faults)
-    if raw.form not in ("inputs", "python"):
-        faults.add(raw.form, v.WRONG_FORM, "inputs", raw.form)
-        return None
-    if isinstance(items, np.ndarray):
-        items = items.tolist()
-    if not isinstance(items, list | tuple):
-        faults.add(root, v.WRONG_TYPE, "array", kind_of(items))
-        return None
-    checked = [
-        nested(item, kind, True, origin, faults, partial("{}[{}]".format, root, i), closed=False)
-        for i, item in enumerate(items)
-    ]
-    return Value(checked, len(checked))
-
-
-def _table_of_items(raw: RawInput, faults: Faults) -> Table | None:
-    if raw.form == "csv":
-        return tables.from_csv(raw.data, faults)
-    if raw.form == "arrow":
-        return tables.from_arrow(raw.data, faults)
-    if hasattr(raw.data, "columns"):
-        return tables.from_frame(raw.data, "data", faults)
-    cells = tables.series_array(raw.data)
-    return Table([0], [cells], len(cells), "python", "data", "columns", "data")
-
-
-def _hinted_rows(table: Table, kind: Any, faults: Faults) -> Value | None:
-    """A table for a hint: an object takes its fields from the columns, any other type the only column."""
-    if isinstance(kind, Object) and not (len(table.names) == 1 and table.names[0] == 0):
-        fields = {field.name: field for field in kind.properties}
-        known = [(at, name) for at, name in enumerate(table.names) if name in fields]
-        for name, field in fields.items():
-            if field.required and name not in table.names:
-                faults.add(table.column(name), v.MISSING, field.type)
-        columns = {
-            name: _hinted_cells(table, at, fields[str(name)].type, fields[str(name)].required, faults)
-            for at, name in known
-        }
-        rows = [{name: cells[i] for name, cells in columns.items()} for i in range(table.rows)]
-        return Value(rows, len(rows))
-    if len(table.names) != 1:
-        faults.add(table.root, v.WRONG_LENGTH, "1 column", f"{len(table.names)} columns")
-        return None
-    items = _hinted_cells(table, 0, kind, True, faults)
-    return Value(items, len(items))
-
-
-def _hinted_cells(table: Table, at: int, kind: Any, required: bool, faults: Faults) -> list[Any]:
-    if table.origin == "text" and not isinstance(kind, Scalar | AnyType):
-        faults.add(table.column(table.names[at]), v.WRONG_FORM, "JSON, for nested columns", "csv")
-        return []
-    cells = table.columns[at]
-    path = table.cell(at)
-    values = cells.tolist() if isinstance(cells, np.ndarray) else list(cells)
-    return [
-        nested(value, kind, required, table.origin, faults, partial(path, i), closed=False)
-        for i, value in enumerate(values)
-    ]

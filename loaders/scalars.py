@@ -30,6 +30,7 @@ NDArray = np.ndarray[Any, np.dtype[Any]]
 
 _FEW: Final = 16  # below this many values a plain loop is faster than packing
 HOLDS_NULL: Final = frozenset({Scalar.double, Scalar.float, Scalar.string, Scalar.datetime})
+_DOUBLE: Final = np.dtype(np.float64)
 _NAT: Final = -(2**63)
 _EPOCH: Final = datetime.datetime(1970, 1, 1)
 _MICROSECOND: Final = datetime.timedelta(microseconds=1)
@@ -169,7 +170,7 @@ def _quick_doubles(values: Sequence[Any]) -> NDArray | None:
                 kind = type(value)
                 if kind is not float and kind is not int:
                     return None
-            return np.array(values, dtype=np.float64)
+            return np.array(values, _DOUBLE)
         result: NDArray = np.frombuffer(packed("d", values))
     except (TypeError, OverflowError):
         kinds = set(map(type, values))
@@ -230,6 +231,11 @@ _QUICK: Final[Mapping[Scalar, Callable[[Sequence[Any]], NDArray | None]]] = {
     Scalar.binary: _walk,
     Scalar.datetime: _walk,
 }
+
+
+def quick_cast(kind: object) -> Callable[[Sequence[Any]], NDArray | None]:
+    """What casts a JSON column of a type where nothing in it is unusual; it gives None where something is."""
+    return _QUICK[kind] if isinstance(kind, Scalar) else _walk
 
 
 # --- one value

@@ -327,7 +327,7 @@ def _arrow_array(column: Any) -> NDArray:
             return np.asarray(column.to_numpy(zero_copy_only=False))
         filled = column.fill_null(False if kind == "bool" else 0).to_numpy(zero_copy_only=False)
         return np.ma.MaskedArray(filled, mask=column.is_null().to_numpy(zero_copy_only=False))
-    if kind.startswith("timestamp"):
+    if kind.startswith("timestamp") or kind in ("string", "large_string", "binary", "large_binary"):
         return np.asarray(column.to_numpy(zero_copy_only=False))
     if "map<" in kind:
         return objects(column.to_pylist(maps_as_pydicts="strict"))

@@ -1,0 +1,92 @@
+"""Input of a model whose signature was made from Python type hints: the list of `inputs`, item by item.
+
+As in MLflow such a model is given the list itself, and its hint validates once more; here each item is
+checked against the type that the hint was stored as, bytes are decoded and dates are read.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from loaders import tables
+from loaders import violation as v
+from loaders.batch import Value
+from loaders.cast import nested
+from loaders.scalars import Origin, kind_of
+from loaders.schema import AnyType, ColSpec, Object, Scalar, TensorSpec, Type
+from loaders.tables import Table
+from loaders.violation import Faults
+
+
+def hinted(spec: ColSpec | TensorSpec, form: str, data: Any, faults: Faults) -> Value | None:
+    """The checked list with one row an item; None after a fault. Of the JSON forms only `inputs` will do.
+
+    What to do with fields that the hint does not know is its own affair: objects are open here.
+    """
+    kind: Type = spec.type if isinstance(spec, ColSpec) else AnyType()
+    origin: Origin = "json" if form == "inputs" else "python"
+    root = "inputs" if form == "inputs" else "data"
+    if form in ("csv", "arrow") or (form == "python" and hasattr(data, "iloc")):
+        table = _table(form, data, faults)
+        return None if table is None else _rows(table, kind, faults)
+    if form not in ("inputs", "python"):
+        faults.add(form, v.WRONG_FORM, "inputs", form)
+        return None
+    if isinstance(data, np.ndarray):
+        data = data.tolist()
+    if not isinstance(data, list | tuple):
+        faults.add(root, v.WRONG_TYPE, "array", kind_of(data))
+        return None
+    checked = [
+        nested(item, kind, True, origin, faults, partial("{}[{}]".format, root, i), closed=False)
+        for i, item in enumerate(data)
+    ]
+    return Value(checked, len(checked))
+
+
+def _table(form: str, data: Any, faults: Faults) -> Table | None:
+    if form == "csv":
+        return tables.from_csv(data, faults)
+    if form == "arrow":
+        return tables.from_arrow(data, faults)
+    if hasattr(data, "columns"):
+        return tables.from_frame(data, "data", faults)
+    cells = tables.series_array(data)
+    return Table([0], [cells], len(cells), "python", "data", "columns", "data")
+
+
+def _rows(table: Table, kind: Type, faults: Faults) -> Value | None:
+    """A table for a hint: an object takes its fields from the columns, any other type the only column."""
+    if isinstance(kind, Object) and not (len(table.names) == 1 and table.names[0] == 0):
+        fields = {field.name: field for field in kind.properties}
+        known = [(at, name) for at, name in enumerate(table.names) if name in fields]
+        for name, field in fields.items():
+            if field.required and name not in table.names:
+                faults.add(table.column(name), v.MISSING, field.type)
+        columns = {
+            name: _cells(table, at, fields[str(name)].type, fields[str(name)].required, faults)
+            for at, name in known
+        }
+        rows = [{name: cells[i] for name, cells in columns.items()} for i in range(table.rows)]
+        return Value(rows, len(rows))
+    if len(table.names) != 1:
+        faults.add(table.root, v.WRONG_LENGTH, "1 column", f"{len(table.names)} columns")
+        return None
+    items = _cells(table, 0, kind, True, faults)
+    return Value(items, len(items))
+
+
+def _cells(table: Table, at: int, kind: Type, required: bool, faults: Faults) -> list[Any]:
+    if table.origin == "text" and not isinstance(kind, Scalar | AnyType):
+        faults.add(table.column(table.names[at]), v.WRONG_FORM, "JSON, for nested columns", "csv")
+        return []
+    cells = table.columns[at]
+    path = table.cell(at)
+    values = cells.tolist() if isinstance(cells, np.ndarray) else list(cells)
+    return [
+        nested(value, kind, required, table.origin, faults, partial(path, i), closed=False)
+        for i, value in enumerate(values)
+    ]
