@@ -14,14 +14,12 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
-from pydantic import ValidationError
 
-from gateway import events, http, logs
+from gateway import events, http, logs, policies
 from gateway.aliases import Aliases
 from gateway.artifacts import Artifacts
 from gateway.ledger import Ledger
@@ -29,13 +27,13 @@ from gateway.manager import Manager
 from gateway.metrics import Metrics
 from gateway.names import Reference, parse_reference, parse_uri
 from gateway.operations import Operations
-from gateway.packages import Packages, Policy, Prepared
+from gateway.packages import Packages, Prepared
 from gateway.registries import default_target, open_registry
 from gateway.registries.base import Model, Registry, RegistryError, Snapshot
 from gateway.registries.listed import ListedModels, Subset
 from gateway.runners.base import Runner
 from gateway.runners.inline import InlineRunner
-from gateway.servable import Options, Servable
+from gateway.servable import Servable
 from gateway.service import Service
 from gateway.state import AliasMemory, State
 from gateway.watch import Watch
@@ -65,14 +63,14 @@ class Gateway:
         self._state = State(settings.state_dir)
         self._artifacts = Artifacts(settings.cache_dir, disk_limit=settings.disk_limit)
         self._packages = Packages(
-            self._artifacts, self._io, policy=self._policy, measured=self._state.measurement
+            self._artifacts, self._io, policy=policies.formats(settings), measured=self._state.measurement
         )
         self.ledger: Ledger[Servable] = Ledger(settings.memory_limit, min_residency=MIN_RESIDENCY)
         self.manager = Manager(
             self.ledger,
             prepare=self._packages.get,
             open_runner=self._open_runner,
-            options=self._options,
+            options=lambda name: policies.options(settings, name),
             measured=self._remember_measurement,
             emit=self._emit,
             clock=time.monotonic,
@@ -84,7 +82,7 @@ class Gateway:
             prepare=self._packages.get,
             memory=AliasMemory(self._state, registry.identity, self._write_behind),
             default_alias=settings.default_alias,
-            policy=self._rollout_policy,
+            policy=self._rollout,
             emit=self._emit,
         )
         self.watch = Watch(
@@ -157,29 +155,11 @@ class Gateway:
         own = self.settings.for_model(prepared.version.name)
         return InlineRunner(prepared.package, own.config, threads=own.threads or 1, timeout=own.timeout)
 
-    def _options(self, name: str) -> Options:
-        own = self.settings.for_model(name)
-        return Options(
-            enforcement=own.enforcement or "strict",
-            max_queue=self.settings.max_queue,
-            max_rows=own.batch.max_rows,
-            batch=own.batch.enabled,
-        )
-
-    def _policy(self, name: str, digest: str) -> Policy:
-        settings = self.settings
-        listed = any(fnmatchcase(name, entry) or entry == digest for entry in settings.unsafe_allowlist)
-        allowed = settings.unsafe_formats == "allow" or (settings.unsafe_formats == "allowlist" and listed)
-        return Policy("allow" if allowed else "refuse", settings.require_signature, settings.require_digest)
-
-    def _rollout_policy(self, model: Model) -> Rollout:
-        """The operator's policy with what the registry says over it; what it says wrong is passed over."""
-        own = self.settings.for_model(model.name).rollout or self.settings.rollout
-        try:
-            return type(own).model_validate({**own.model_dump(), **model.rollout})
-        except ValidationError as error:
-            log.warning("the rollout policy of %s in the registry is not valid: %s", model.name, error)
-            return own
+    def _rollout(self, model: Model) -> Rollout:
+        policy, wrong = policies.rollout(self.settings, model)
+        if wrong is not None:
+            log.warning(wrong)
+        return policy
 
     # What is remembered, behind the back of the loop.
 
@@ -325,6 +305,7 @@ async def _serve(settings: Settings, registry: Registry, bound: socket.socket) -
             access_log=False,
             log_config=None,
             server_header=False,
+            proxy_headers=False,  # who asks is who is connected; access to the verbs depends on it
             timeout_graceful_shutdown=max(1, int(settings.drain_timeout)),
         )
         bound.listen(BACKLOG)

@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from gateway import __version__
 from gateway.commands import moving, operating, prediction, registry, serving
 from gateway.commands.terminal import REFUSED, WRONG_USAGE, Failure, complain, note
 
@@ -69,9 +70,7 @@ def main() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Runs a command and returns its exit code."""
     if list(arguments) == ["--version"]:
-        from importlib.metadata import version
-
-        typer.echo(version("model-gateway"))
+        typer.echo(__version__)
         return 0
     try:
         code = typer.main.get_command(app).main(list(arguments), prog_name="gateway", standalone_mode=False)

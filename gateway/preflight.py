@@ -11,14 +11,15 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from gateway import policies
 from gateway.artifacts import Artifacts
 from gateway.errors import Problem
 from gateway.packages import Packages, Prepared
-from gateway.registries.base import Model, NotInRegistry
-from gateway.rollout import Policy, refusals
+from gateway.registries.base import Model, NotInRegistry, RegistryError
+from gateway.rollout import refusals
 from gateway.runners.base import ModelError, RunnerCrashed, RunnerTimeout
 from gateway.runners.inline import InlineRunner
-from gateway.servable import Options, Servable
+from gateway.servable import Servable
 
 if TYPE_CHECKING:
     from gateway.registries.base import Version
@@ -46,11 +47,15 @@ def gates(model: Model, alias: str, version: str, settings: Settings, *, back: b
 
 async def _gates(new: Version, old: Version | None, model: Model, settings: Settings) -> list[str]:
     with ThreadPoolExecutor(2) as io:
-        packages = Packages(Artifacts(settings.cache_dir, settings.disk_limit), io)
+        packages = Packages(
+            Artifacts(settings.cache_dir, settings.disk_limit), io, policy=policies.formats(settings)
+        )
         prepared = await packages.get(new)
         reasons: list[str] = []
         if old is not None and old != new:
-            policy = Policy(gate=settings.rollout.gate).merged(model.rollout)
+            policy, wrong = policies.rollout(settings, model)
+            if wrong is not None:
+                raise RegistryError(wrong)
             reasons = refusals(policy, await _signature(old, packages), prepared.package.signature)
         await _load(new, packages, settings)
         return reasons
@@ -73,7 +78,7 @@ async def _load(new: Version, packages: Packages, settings: Settings) -> None:
     def runner(prepared: Prepared) -> InlineRunner:
         return InlineRunner(prepared.package, settings.for_model(new.name).config)
 
-    servable = Servable(new, Options())
+    servable = Servable(new, policies.options(settings, new.name))
     try:
         await servable.load(packages.get, reserve, runner, lambda rows, requests: None)
     except (ModelError, RunnerCrashed, RunnerTimeout) as error:

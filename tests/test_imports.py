@@ -14,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from gateway.registries import REGISTRIES
+from loaders.flavors import FLAVORS
+
 ROOT = Path(__file__).parents[1]
 STDLIB = frozenset(sys.stdlib_module_names)
 
@@ -23,7 +26,8 @@ FORBIDDEN = frozenset({"pickle", "cloudpickle", "joblib", "dill", "sklearn", "to
 PURE = frozenset({"names", "errors", "events", "ledger", "eviction", "admission"})
 CONFIGURED = PURE | {"settings", "plugins", "state", "rollout", "cgroup", "yamltext"}
 FAMILIES = frozenset({"registries", "artifacts", "staging", "mlflow_client", "runners"})
-LIVE = frozenset({"servable", "manager", "batching", "aliases"})
+PROTOCOLS = frozenset({"registries.base", "runners.base"})
+LIVE = frozenset({"servable", "manager", "batching", "aliases", "watch", "packages", "policies"})
 SERVICE = CONFIGURED | FAMILIES | LIVE | {"service", "operations"}
 
 NO_LIBRARY: frozenset[str] = frozenset()
@@ -31,8 +35,8 @@ NO_LIBRARY: frozenset[str] = frozenset()
 
 @dataclass(frozen=True)
 class Layer:
-    """What a module may import: modules of `gateway` (by their first name), other packages, and whether
-    `loaders`. A family's own `base` is always allowed, its siblings only to the package's `__init__`."""
+    """What a module may import: modules of `gateway` (a first name allows all below it), other packages, and
+    whether `loaders`."""
 
     gateway: frozenset[str]
     libraries: frozenset[str]
@@ -53,13 +57,16 @@ LAYERS: dict[str, Layer] = {
     "state": Layer(CONFIGURED, frozenset({"pydantic", "platformdirs"})),
     "rollout": Layer(CONFIGURED, frozenset({"pydantic"}), loaders=True),
     **dict.fromkeys(FAMILIES, Layer(CONFIGURED | FAMILIES, FAMILY_LIBRARIES, loaders=True)),
-    **dict.fromkeys(LIVE, Layer(CONFIGURED | FAMILIES | LIVE, CORE_LIBRARIES, loaders=True)),
+    **dict.fromkeys(LIVE, Layer(CONFIGURED | PROTOCOLS | LIVE, CORE_LIBRARIES, loaders=True)),
+    # From a registered version to files that may be loaded: the one of them that knows the artifact cache.
+    "packages": Layer(CONFIGURED | PROTOCOLS | {"artifacts"}, CORE_LIBRARIES, loaders=True),
     **dict.fromkeys(("service", "operations"), Layer(SERVICE, CORE_LIBRARIES, loaders=True)),
+    "logs": Layer(PURE, frozenset({"orjson"})),
     "http": Layer(SERVICE | {"http", "metrics"}, frozenset({"starlette", "orjson", "numpy"}), loaders=True),
     "metrics": Layer(SERVICE | {"metrics"}, frozenset({"prometheus_client", "orjson"}), loaders=True),
     "api": Layer(CONFIGURED | FAMILIES | {"api"}, frozenset({"numpy", "pandas"}), loaders=True),
 }
-EVERYTHING = frozenset({"app", "cli", "__main__", "__init__", "demo", "commands"})
+EVERYTHING = frozenset({"app", "cli", "__main__", "__init__", "demo", "commands", "preflight"})
 
 
 @dataclass(frozen=True)
@@ -149,7 +156,7 @@ def broken_rules(file: Path, dotted: str) -> list[str]:
             continue
         if top == "gateway":
             target = first_below(item.name)
-            if target != own and target not in layer.gateway and target != "__version__":
+            if target not in (own, "__version__") and not {target, ".".join(item.name.split(".")[1:3])} & layer.gateway:
                 found.append(f"{item}: {own} may not import gateway.{target}")
         elif top == "loaders":
             if not layer.loaders:
@@ -160,34 +167,23 @@ def broken_rules(file: Path, dotted: str) -> list[str]:
 
 
 def sibling_rule(item: Import, dotted: str) -> list[str]:
-    """Members of a family of interchangeable parts know `base`, never each other."""
-    for family in ("gateway.registries", "gateway.runners", "loaders.flavors"):
+    """Members of a family of interchangeable parts never know each other."""
+    for family, members in MEMBERS.items():
         if not dotted.startswith(family + ".") or not item.name.startswith(family + "."):
             continue
         member = dotted.removeprefix(family + ".").split(".")[0]
         target = item.name.removeprefix(family + ".").split(".")[0]
-        if (
-            member in ("__init__", "base")
-            or target in ("base", member)
-            or not is_module(f"{family}.{target}")
-        ):
-            continue
-        if (family, member, target) in PARTS_OF_A_MEMBER:
-            continue
-        return [f"{item}: {member} and {target} are siblings of a family"]
+        if member != target and {member, target} <= members:
+            return [f"{item}: {member} and {target} are siblings of a family"]
     return []
 
 
-PARTS_OF_A_MEMBER = frozenset(
-    {
-        # One member in several files: the process runner forks from zygotes, which live in environments.
-        ("gateway.runners", "process", "zygote"),
-        ("gateway.runners", "zygote", "environments"),
-        ("gateway.runners", "process", "environments"),
-        # Both kinds of registry file, on a disk and at a URL, are the same document.
-        ("gateway.registries", "file", "document"),
-    }
-)
+MEMBERS = {
+    "gateway.registries": frozenset(REGISTRIES) | {"file", "listed", "mlflow"},
+    "gateway.runners": frozenset({"inline", "process"}),
+    "loaders.flavors": frozenset(path.partition(":")[0].removeprefix(".") for path in FLAVORS.values()),
+}
+"""The families and their interchangeable modules; what else stands in a family's folder is part of one."""
 
 ALL = modules("gateway") + modules("loaders")
 

@@ -24,6 +24,7 @@ from gateway.commands.options import (
     alias_of,
     connect,
     settings_of,
+    target_of,
     url_given,
     version_of,
 )
@@ -112,9 +113,9 @@ def rollback(
 ) -> None:
     """Move an alias back to the version before.
 
-    Again: further back. With --url or $GATEWAY_URL that is the version last served before the present one, as
-    the running gateway remembers it. Else it is where the registry says the alias pointed before, after a look
-    here whether that version still loads.
+    Again: further back. With --url or $GATEWAY_URL that is the version last served before the present one,
+    as the running gateway remembers it. Else it is where the registry says the alias pointed before, after
+    a look here whether that version still loads.
 
     Example: gateway rollback iris@champion --url http://127.0.0.1:8080
     """
@@ -168,6 +169,7 @@ def _promote_here(
     from gateway import preflight
 
     standing = model.aliases.get(alias)
+    _as_expected(f"{model.name}@{alias}", None if standing is None else standing.version, expect)
     refusals: list[str] = []
     if standing is None or standing.version != version:
         with working(f"{model.name}@{alias} to {version}: the gates"):
@@ -225,9 +227,9 @@ def _told(reference: str, done: dict[str, Any], target: str, *, dry_run: bool) -
 
 @contextmanager
 def _opened(target: str | None) -> Iterator[tuple[Registry, str]]:
-    from gateway.registries import default_target, open_registry
+    from gateway.registries import open_registry
 
-    chosen = target or default_target()
+    chosen = target_of(target)
     opened = open_registry(chosen)
     try:
         yield opened, chosen
@@ -249,6 +251,14 @@ def _alias(model: Model, alias: str) -> Alias:
         known = ", ".join(sorted(model.aliases)) or "none"
         raise Failure(f"{model.name} has no alias {alias}", f"aliases of {model.name}: {known}")
     return model.aliases[alias]
+
+
+def _as_expected(reference: str, stands: str | None, expect: str | None) -> None:
+    """Says at once what the write would say after the gates."""
+    if expect is not None and (stands or ABSENT) != expect:
+        wanted = "it to be absent" if expect == ABSENT else f"version {expect}"
+        found = "it does not exist" if stands is None else f"it points to version {stands}"
+        raise Failure(f"{reference}: expected {wanted}, but {found}")
 
 
 def _numbers(model: Model) -> str:

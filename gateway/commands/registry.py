@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gateway.commands.options import OutputOption, RegistryOption
+from gateway.commands.options import OutputOption, RegistryOption, target_of
 from gateway.commands.terminal import Failure, Output, result, table, working
 
 if TYPE_CHECKING:
@@ -35,9 +35,8 @@ def push(
     Example: gateway push ./my-model --name iris --alias challenger
     """
     from gateway import api
-    from gateway.registries import default_target
 
-    target = registry or default_target()
+    target = target_of(registry)
     with working(f"pushing {directory} to {target}"):
         pushed = api.push(directory, name, alias=alias, registry=target)
     pointing = f"; {name}@{alias} points to it" if alias else ""
@@ -53,9 +52,9 @@ def models(
     output: OutputOption = Output.text,
 ) -> None:
     """Show what the registry says: models, their versions and aliases."""
-    from gateway.registries import default_target, open_registry
+    from gateway.registries import open_registry
 
-    target = registry or default_target()
+    target = target_of(registry)
     opened = open_registry(target)
     try:
         found = opened.read().models

@@ -1,0 +1,498 @@
+"""The installed command as a subprocess: real registries, real models, a real server."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+import gateway
+import loaders
+
+SCRIPT = Path(sys.executable).with_name("gateway")
+COMMAND = [str(SCRIPT)] if SCRIPT.exists() else [sys.executable, "-m", "gateway"]
+COMMANDS = (
+    *("demo", "serve", "push", "promote", "rollback", "models"),
+    *("status", "load", "unload", "predict", "config"),
+)
+PATIENCE = 60.0
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command left: exit code, stdout, stderr."""
+
+    code: int
+    out: str
+    err: str
+
+    def json(self) -> Any:
+        assert self.code == 0, self.err
+        return json.loads(self.out)
+
+    def failed(self, code: int = 1) -> str:
+        """Its complaint: one line or two, never a traceback."""
+        assert self.code == code, (self.code, self.out, self.err)
+        lines = [line for line in self.err.splitlines() if not line.endswith(" …")]
+        assert 1 <= len(lines) <= 2, self.err
+        assert lines[0].startswith("gateway: "), self.err
+        assert "Traceback" not in self.err
+        assert self.out == ""
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Shell:
+    """A place to run commands in: a directory and an environment of its own."""
+
+    directory: Path
+    environment: dict[str, str]
+
+    def gateway(self, *arguments: object, stdin: str | bytes = b"", **variables: str) -> Done:
+        done = subprocess.run(
+            [*COMMAND, *map(str, arguments)],
+            cwd=self.directory,
+            env={**self.environment, **variables},
+            input=stdin.encode() if isinstance(stdin, str) else stdin,
+            capture_output=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    @contextmanager
+    def running(self, *arguments: object, port: int, **variables: str) -> Iterator[str]:
+        """The URL of a command that serves, once it is ready; ended by SIGTERM, with exit code 0."""
+        log = self.directory / f"serve-{port}.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [*COMMAND, *map(str, arguments), "--port", str(port)],
+                cwd=self.directory,
+                env={**self.environment, **variables},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+        url = f"http://127.0.0.1:{port}"
+        try:
+            until(lambda: process.poll() is not None or answers(f"{url}/readyz"), log)
+            assert process.poll() is None, log.read_text()
+            yield url
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+            try:
+                code = process.wait(timeout=PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                raise
+        assert code == 0, log.read_text()
+
+
+def until(condition: Any, log: Path) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.02)
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(url).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    foreign = ("GATEWAY_", "MLFLOW_", "PYTHONDONTWRITEBYTECODE")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
+    environment |= {"XDG_CACHE_HOME": str(tmp_path / "cache"), "XDG_STATE_HOME": str(tmp_path / "state")}
+    work = tmp_path / "work"
+    work.mkdir()
+    return Shell(work, environment)
+
+
+FLOWER = {"sepal_length": 5.9, "sepal_width": 3.2, "petal_length": 4.8, "petal_width": 1.8}
+ROW = {"dataframe_records": [FLOWER]}
+
+
+class Greeter:
+    def predict(self, model_input: Any) -> list[str]:
+        return [f"hello {name}" for name in model_input["name"]]
+
+
+class Unloadable:
+    """Pickles well; unpickling it raises."""
+
+    def predict(self, model_input: Any) -> Any:
+        return model_input
+
+    def __reduce__(self) -> Any:
+        return (exec, ("raise RuntimeError('the weights are gone')",))
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Model directories: two of iris, one with a column more, one that cannot be loaded."""
+    from sklearn.datasets import load_iris
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.tree import DecisionTreeClassifier
+
+    directory = tmp_path_factory.mktemp("packages")
+    table, target = load_iris(return_X_y=True, as_frame=True)
+    table.columns = list(FLOWER)
+    example = table.head(2)
+    loaders.save_model(
+        LogisticRegression(max_iter=500).fit(table, target), directory / "v1", input_example=example
+    )
+    loaders.save_model(DecisionTreeClassifier().fit(table, target), directory / "v2", input_example=example)
+    wider = table.assign(colour=1.0)
+    loaders.save_model(
+        DecisionTreeClassifier().fit(wider, target), directory / "wider", input_example=wider.head(2)
+    )
+    loaders.save_model(Unloadable(), directory / "unloadable")
+    return {path.name: path for path in directory.iterdir()}
+
+
+@pytest.fixture
+def iris(shell: Shell, packages: dict[str, Path]) -> Shell:
+    """A shell with ./registry.yaml: iris 1 (champion) and 2 (challenger)."""
+    for name, alias in (("v1", "champion"), ("v2", "challenger")):
+        gateway.push(packages[name], "iris", alias=alias, registry=str(shell.directory / "registry.yaml"))
+    return shell
+
+
+def aliases(shell: Shell) -> dict[str, str]:
+    found: dict[str, str] = shell.gateway("models", "iris", "--output", "json").json()["aliases"]
+    return found
+
+
+# Help and wrong usage -----------------------------------------------------------------------------
+
+
+def test_help_is_the_manual(shell: Shell) -> None:
+    done = shell.gateway("--help")
+    assert done.code == 0
+    for command in COMMANDS:
+        assert f"  {command} " in done.out
+        page = shell.gateway(command, "--help")
+        assert page.code == 0
+        assert page.out.startswith(f"Usage: gateway {command}")
+
+
+def test_help_imports_nothing_heavy(shell: Shell) -> None:
+    heavy = {"numpy", "pandas", "httpx", "pydantic", "starlette", "uvicorn", "yaml", "fsspec", "onnxruntime"}
+    program = f"import sys, gateway.cli; print(sorted({heavy!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_version(shell: Shell) -> None:
+    assert shell.gateway("--version").out.strip() == gateway.__version__
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["promte"], "No such command"),
+        (["push"], "Missing argument"),
+        (["push", "d"], "Missing option"),
+        (["promote", "iris", "2"], "names no alias"),
+        (["promote", "iris@champion"], "either VERSION or --from"),
+        (["promote", "iris@champion", "2", "--from", "challenger"], "either VERSION or --from"),
+        (["promote", "iris@champion", "two"], "is no version"),
+        (["promote", "iris@champion", "2", "--expect", "1.0"], "is no version"),
+        (
+            ["promote", "iris@champion", "2", "--url", "http://h", "--registry", "r.yaml"],
+            "either --registry or --url",
+        ),
+        (["rollback", "a/b/c@x"], "holds '/'"),
+        (["load", "models:/iris/latest"], "write NAME"),
+        (["status", "--url", "nonsense"], "is no URL"),
+        (["serve", "--port", "high"], "'--port'"),
+        (["models"], "./registry.yaml"),
+        (["models", "--output", "yaml"], "yaml"),
+    ],
+)
+def test_wrong_usage_exits_with_2(shell: Shell, arguments: list[str], says: str) -> None:
+    assert says in shell.gateway(*arguments).failed(2)
+
+
+def test_a_bare_gateway_shows_its_help(shell: Shell) -> None:
+    done = shell.gateway()
+    assert done.code == 2
+    assert "Commands:" in done.err
+
+
+def test_without_a_registry_all_ways_to_name_one_are_named(shell: Shell) -> None:
+    complaint = shell.gateway("models").failed(2)
+    for way in (
+        "--registry",
+        "GATEWAY_REGISTRY",
+        "MLFLOW_REGISTRY_URI",
+        "MLFLOW_TRACKING_URI",
+        "./registry.yaml",
+    ):
+        assert way in complaint
+
+
+# The registry -------------------------------------------------------------------------------------
+
+
+def test_push_makes_a_registry_and_gives_the_next_version(shell: Shell, packages: dict[str, Path]) -> None:
+    first = shell.gateway(
+        "push", packages["v1"], "--name", "iris", "--registry", "r/registry.yaml", "-o", "json"
+    )
+    assert first.json()["version"] == "1"
+    assert first.json()["registry"] == "r/registry.yaml"
+    assert (shell.directory / "r/models/iris/1/MLmodel").is_file()
+    again = shell.gateway(
+        "push", packages["v1"], "--name", "iris", "--registry", "r/registry.yaml", "-o", "json"
+    )
+    assert again.json()["version"] == "1"
+    done = shell.gateway("push", packages["v2"], "--name", "iris", "--alias", "new", "-r", "r/registry.yaml")
+    assert done.code == 0
+    assert "iris/2 is in r/registry.yaml; iris@new points to it" in done.out
+    view = shell.gateway("models", "iris", "-r", "r/registry.yaml", "-o", "json").json()
+    assert view["aliases"] == {"new": "2"}
+    assert [version["version"] for version in view["versions"]] == ["1", "2"]
+
+
+def test_push_refuses_what_is_no_model(shell: Shell) -> None:
+    (shell.directory / "empty").mkdir()
+    assert "MLmodel" in shell.gateway("push", "empty", "--name", "iris", "-r", "registry.yaml").failed()
+    shell.gateway("push", "nowhere", "--name", "iris", "-r", "registry.yaml").failed()
+    assert not (shell.directory / "registry.yaml").exists()
+
+
+def test_models_as_text(iris: Shell) -> None:
+    done = iris.gateway("models")
+    assert done.out.splitlines()[0].split() == ["MODEL", "ALIASES", "VERSIONS", "LATEST"]
+    assert "challenger=2, champion=1" in done.out
+    assert "challenger" in iris.gateway("models", "iris").out.splitlines()[2]
+    assert "its models: iris" in iris.gateway("models", "rose").failed()
+
+
+def test_an_invalid_registry_names_the_place(iris: Shell) -> None:
+    file = iris.directory / "registry.yaml"
+    file.write_text(file.read_text().replace("source:", "sorce:", 1))
+    assert "models.iris.versions.1" in iris.gateway("models").failed()
+
+
+def test_promote_and_rollback_in_the_registry(iris: Shell) -> None:
+    dry = iris.gateway("promote", "iris@champion", "2", "--dry-run")
+    assert dry.code == 0, dry.err
+    assert "may move to 2" in dry.out
+    assert aliases(iris)["champion"] == "1"
+    moved = iris.gateway(
+        "promote", "iris@champion", "--from", "challenger", "--expect", "1", "-o", "json"
+    ).json()
+    assert moved["version"] == "2"
+    assert moved["previous"] == "1"
+    assert moved["target"].endswith("registry.yaml")
+    assert aliases(iris)["champion"] == "2"
+    assert "2 already" in iris.gateway("promote", "iris@champion", "2").out
+    assert "expected version 1" in iris.gateway("promote", "iris@champion", "1", "--expect", "1").failed()
+    assert "no version 7" in iris.gateway("promote", "iris@champion", "7").failed()
+    assert iris.gateway("promote", "iris@fresh", "1", "--expect", "none").code == 0
+    iris.gateway("promote", "iris@fresh", "2", "--expect", "none").failed()
+    back = iris.gateway("rollback", "iris@champion", "-o", "json").json()
+    assert (back["version"], back["previous"]) == ("1", "2")
+    assert aliases(iris) == {"champion": "1", "challenger": "2", "fresh": "1"}
+    assert "does not say where" in iris.gateway("rollback", "iris@champion").failed()
+    assert iris.gateway("rollback", "iris@champion", "--to", "2").code == 0
+    assert aliases(iris)["champion"] == "2"
+
+
+def test_the_gates_run_here_when_no_gateway_is_named(iris: Shell, packages: dict[str, Path]) -> None:
+    iris.gateway("push", packages["wider"], "--name", "iris")
+    iris.gateway("push", packages["unloadable"], "--name", "iris")
+    before = (iris.directory / "registry.yaml").read_bytes()
+    assert "colour" in iris.gateway("promote", "iris@champion", "3").failed()
+    assert "the weights are gone" in iris.gateway("promote", "iris@champion", "4", "--force").failed()
+    assert (iris.directory / "registry.yaml").read_bytes() == before
+    forced = iris.gateway("promote", "iris@champion", "3", "--force", "-o", "json").json()
+    assert "colour" in str(forced["forced_past"])
+    assert aliases(iris)["champion"] == "3"
+
+
+def test_a_wrong_digest_is_refused_before_anything_loads(iris: Shell) -> None:
+    with (iris.directory / "models/iris/2/MLmodel").open("a") as file:
+        file.write("# touched\n")
+    assert "digest" in iris.gateway("promote", "iris@champion", "2").failed()
+    assert aliases(iris)["champion"] == "1"
+
+
+# Offline prediction -------------------------------------------------------------------------------
+
+
+def test_predict_offline(iris: Shell, packages: dict[str, Path]) -> None:
+    (iris.directory / "row.json").write_text(json.dumps(ROW))
+    by_path = iris.gateway("predict", packages["v1"], "-i", "row.json").json()
+    by_alias = iris.gateway("predict", "models:/iris@champion", "-i", "-", stdin=json.dumps(ROW)).json()
+    assert by_path == by_alias == {"predictions": [2]}
+    csv = ",".join(FLOWER) + "\n" + ",".join(map(str, FLOWER.values())) + "\n"
+    assert iris.gateway("predict", "models:/iris/1", "-i", "-", stdin=csv).json() == by_path
+
+
+def test_predict_offline_enforces_the_signature(iris: Shell) -> None:
+    bad = json.dumps({"dataframe_records": [{**FLOWER, "petal_width": "wide", "sepal_width": None}]})
+    complaint = iris.gateway("predict", "models:/iris@champion", "-i", "-", stdin=bad).failed()
+    assert "petal_width" in complaint
+    assert "wide" not in complaint
+    assert "not valid JSON" in iris.gateway("predict", "models:/iris/1", "-i", "-", stdin="{").failed()
+    assert "No such file" in iris.gateway("predict", "models:/iris/1", "-i", "nowhere.csv").failed()
+    assert "rose" in iris.gateway("predict", "models:/rose", "-i", "-", stdin=json.dumps(ROW)).failed()
+
+
+# Settings -----------------------------------------------------------------------------------------
+
+
+def test_config_says_where_each_setting_comes_from(shell: Shell) -> None:
+    (shell.directory / "gateway.yaml").write_text("cold_wait: 5s\nport: 9000\n")
+    view = shell.gateway("config", "-o", "json", GATEWAY_PORT="9001").json()["settings"]
+    assert view["port"] == {"value": 9001, "source": "GATEWAY_PORT"}
+    assert view["cold_wait"]["value"] == 5.0
+    assert view["cold_wait"]["source"].endswith("gateway.yaml")
+    assert view["host"] == {"value": "127.0.0.1", "source": "default"}
+    assert "9001" in shell.gateway("config", GATEWAY_PORT="9001").out
+    schema = shell.gateway("config", "--schema").json()
+    assert "memory_limit" in schema["properties"]
+
+
+def test_wrong_settings_exit_with_2(shell: Shell) -> None:
+    assert "GATEWAY_PROT" in shell.gateway("config", GATEWAY_PROT="9000").failed(2)
+    assert "GATEWAY_COLD_WAIT" in shell.gateway("serve", GATEWAY_COLD_WAIT="soon").failed(2)
+
+
+# A running gateway --------------------------------------------------------------------------------
+
+
+def predict(url: str, path: str = "/predict/iris") -> dict[str, Any]:
+    answer = httpx.post(url + path, json=ROW, timeout=PATIENCE)
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def test_a_registry_served_and_operated(iris: Shell, packages: dict[str, Path]) -> None:
+    iris.gateway("push", packages["wider"], "--name", "iris")
+    port = free_port()
+    with iris.running("serve", "--registry", "registry.yaml", port=port) as url:
+        empty = iris.gateway("status", "--url", url, "--interval", "0.1", "-o", "json").json()
+        assert empty["ready"] is True
+        assert empty["versions"] == []
+        loaded = iris.gateway("load", "iris@champion", "--url", url, "-o", "json").json()
+        assert (loaded["state"], loaded["version"]) == ("READY", "1")
+        assert predict(url)["model"]["version"] == "1"
+
+        there = iris.gateway(
+            "promote", "iris@champion", "2", "--expect", "1", "--wait", "--url", url, "-o", "json"
+        )
+        assert there.json()["serving"] == "2"
+        assert there.json()["target"] == url
+        assert predict(url)["model"]["version"] == "2"
+        assert aliases(iris)["champion"] == "2"
+        assert (
+            "PRECONDITION_FAILED"
+            in iris.gateway("promote", "iris@champion", "1", "--expect", "1", "--url", url).failed()
+        )
+        refused = iris.gateway("promote", "iris@champion", "3", GATEWAY_URL=url).failed()
+        assert "colour" in refused
+        assert "ROLLOUT_REFUSED" in refused
+        assert predict(url)["model"]["version"] == "2"
+
+        (row,) = iris.gateway("status", "--interval", "0.1", "-o", "json", GATEWAY_URL=url).json()[
+            "versions"
+        ][-1:]
+        assert (row["model"], row["state"]) == ("iris", "READY")
+        text = iris.gateway("status", "--url", url, "--interval", "0.1")
+        assert f"{url} ready" in text.out
+        assert "champion" in text.out
+
+        assert (
+            "champion is 1 and served"
+            in iris.gateway("rollback", "iris@champion", "--wait", "--url", url).out
+        )
+        assert predict(url)["model"]["version"] == "1"
+        assert iris.gateway("unload", "iris/2", "--url", url, "-o", "json").json()["state"] == "UNLOADED"
+        assert "MODEL_NOT_FOUND" in iris.gateway("load", "rose", "--url", url).failed()
+    assert "no gateway answers" in iris.gateway("status", "--url", url).failed()
+
+
+def test_the_admin_key(iris: Shell) -> None:
+    key = iris.directory / "key"
+    key.write_text("open sesame\n")
+    port = free_port()
+    with iris.running("serve", port=port, GATEWAY_ADMIN_KEY_FILE=str(key)) as url:
+        assert "key" in iris.gateway("load", "iris", "--url", url).failed()
+        assert iris.gateway("load", "iris", "--url", url, "--admin-key-file", key).code == 0
+        assert iris.gateway("unload", "iris", "--url", url, GATEWAY_ADMIN_KEY="open sesame").code == 0
+
+
+def test_a_bare_directory_is_served_without_a_registry(shell: Shell, packages: dict[str, Path]) -> None:
+    with shell.running("serve", packages["v1"], port=free_port()) as url:
+        assert predict(url, "/predict/v1")["predictions"] == [2]
+        assert httpx.post(f"{url}/invocations", json=ROW).json() == {"predictions": [2]}
+        assert "REGISTRY_READ_ONLY" in shell.gateway("promote", "v1@champion", "1", "--url", url).failed()
+
+
+def test_what_cannot_be_served(iris: Shell) -> None:
+    assert "does not exist" in iris.gateway("serve", "-r", "nowhere.yaml", "--port", free_port()).failed()
+    assert "MLmodel" in iris.gateway("serve", "nowhere", "--port", free_port()).failed()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert "--port" in iris.gateway("serve", "--port", port).failed()
+        assert "--port" in iris.gateway("demo", "--port", port).failed()
+    assert not (iris.directory / "gateway-demo").exists()
+
+
+def test_the_demo_from_predict_to_promotion(shell: Shell) -> None:
+    port = free_port()
+    with shell.running("demo", "--dir", "d", port=port) as url:
+        said = (shell.directory / f"serve-{port}.log").read_text()
+        assert f"gateway promote iris@champion 2 --url {url}" in said
+        first = predict(url)
+        assert first["model"] == {"name": "iris", "version": "1", "alias": "champion"}
+        assert shell.gateway("promote", "iris@champion", "2", "--wait", "--url", url).code == 0
+        second = predict(url)
+        assert second["model"]["version"] == "2"
+        assert first["predictions"] != second["predictions"]
+        for line in said.splitlines():
+            if line.startswith("  curl "):
+                path = line.split()[2].removeprefix(url)
+                body = line.split(" -d ")[1].strip("'")
+                answer = httpx.post(url + path, content=body, headers={"content-type": "application/json"})
+                assert answer.status_code == 200, (path, answer.text)
+    pushed = sorted(path.name for path in (shell.directory / "d" / "models").iterdir())
+    assert pushed == ["diabetes", "iris", "tickets"]
+    registry = (shell.directory / "d" / "registry.yaml").read_bytes()
+    with shell.running("demo", "--dir", "d", port=port) as url:
+        assert predict(url)["model"]["version"] == "2"
+        assert (
+            f"gateway promote iris@champion 1 --url {url}"
+            in (shell.directory / f"serve-{port}.log").read_text()
+        )
+    assert (shell.directory / "d" / "registry.yaml").read_bytes() == registry
