@@ -1,0 +1,327 @@
+"""Aliases: desired, serving and last good, and the reconciler that makes them agree."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from gateway.aliases import Aliases
+from gateway.errors import Problem
+from gateway.events import Swapped, SwapRefused
+from gateway.names import Reference
+from gateway.registries.base import Alias, Model, Snapshot, Version
+from gateway.rollout import rollback_target
+from gateway.state import AliasMemory, Served, State
+from loaders.signature import ColSpec, Signature
+from tests.gateway.controlled import Behaviour, Bench, run, turns, version
+
+CHAMPION = Reference("iris", alias="champion")
+
+
+class House:
+    """A bench with aliases over it; `say` is the registry moving."""
+
+    def __init__(self, directory: Path, versions: int = 3) -> None:
+        self.bench = Bench(directory / "package")
+        self.state = State(directory / "state")
+        self.versions = {str(n): version(n) for n in range(1, versions + 1)}
+        self.aliases = self.restarted()
+
+    def restarted(self) -> Aliases:
+        return Aliases(
+            self.bench.manager,
+            prepare=self.bench.prepare,
+            memory=AliasMemory(self.state, "test", lambda write: write()),
+            emit=self.bench.events.append,
+        )
+
+    def say(self, champion: str | None, *, forced: bool = False, moved_by: str = "registry") -> None:
+        aliases = {} if champion is None else {"champion": Alias(champion, forced=forced)}
+        model = Model("iris", self.versions, aliases)
+        self.aliases.apply(Snapshot({"iris": model}, f"{champion} {forced}"), moved_by)
+
+    async def ask(self) -> str:
+        """One request, as the service makes it: which version answered."""
+        target = self.aliases.target(CHAMPION)
+        assert target.alias is not None
+        chosen = target.version or await self.aliases.settle(target.alias, None)
+        lease = self.bench.manager.lease(chosen)
+        try:
+            await self.bench.manager.ready(lease)
+            self.aliases.answered(target.alias, chosen)
+        finally:
+            lease.release()
+        return chosen.version
+
+    def of(self, number: int) -> Behaviour:
+        return self.bench.behaviour(version(number))
+
+    async def settled(self) -> None:
+        found = self.aliases.find("iris", "champion")
+        assert found is not None
+        if found.task is not None and found.attempt is not None:
+            await asyncio.wait({found.attempt})
+
+
+def test_an_alias_nobody_asked_for_loads_nothing(tmp_path: Path) -> None:
+    async def main() -> None:
+        house = House(tmp_path)
+        house.say("1")
+        house.say("2")
+        await turns()
+        assert house.bench.prepared == {}
+        assert await house.ask() == "2"
+
+    run(main)
+
+
+def test_promise_1_the_old_version_answers_until_the_new_one_is_warm(tmp_path: Path) -> None:
+    async def main() -> None:
+        house = House(tmp_path)
+        house.say("1")
+        assert await house.ask() == "1"
+        hold = house.of(2).hold = asyncio.Event()
+        house.say("2")
+        await turns()
+        for _ in range(3):
+            assert await house.ask() == "1"
+        hold.set()
+        await house.settled()
+        assert await house.ask() == "2"
+        assert [event.version for event in house.bench.of(Swapped)] == ["1", "2"]
+
+    run(main)
+
+
+def test_promise_2_the_version_in_service_is_held_during_a_swap(tmp_path: Path) -> None:
+    async def main() -> None:
+        house = House(tmp_path)
+        house.say("1")
+        await house.ask()
+        hold = house.of(2).hold = asyncio.Event()
+        house.say("2")
+        await turns()
+        servable = house.bench.manager.find(version(1))
+        assert servable is not None
+        assert house.bench.ledger[servable].leases == 1
+        hold.set()
+        await house.settled()
+        assert house.bench.ledger[servable].leases == 0
+        assert house.bench.ledger[servable].lingering
+
+    run(main)
+
+
+def test_promise_1_a_version_that_fails_never_serves(tmp_path: Path) -> None:
+    async def main() -> None:
+        house = House(tmp_path)
+        house.say("1")
+        await house.ask()
+        house.of(2).fails = "ValueError: bad weights"
+        house.say("2")
+        await house.settled()
+        found = house.aliases.find("iris", "champion")
+        assert found is not None
+        assert await house.ask() == "1"
+        assert found.diverged
+        assert found.phase == "refused"
+        assert "bad weights" in (found.error or "")
+        assert [event.version for event in house.bench.of(SwapRefused)] == ["2"]
+        house.say("3")
+        await house.settled()
+        assert await house.ask() == "3"
+        assert (found.error, found.diverged, found.phase) == (None, False, "serving")
+
+    run(main)
+
+
+def test_a_newer_move_overtakes_one_that_is_loading(tmp_path: Path) -> None:
+    async def main() -> None:
+        house = House(tmp_path)
+        house.say("1")
+        await house.ask()
+        hold = house.of(2).hold = asyncio.Event()
+        house.say("2")
+        await turns()
+        house.say("3")
+        hold.set()
+        await turns(50)
+        await house.settled()
+        assert await house.ask() == "3"
+        assert [event.version for event in house.bench.of(Swapped)] == ["1", "3"]
+
+    run(main)
+
+
+def test_moving_back_while_the_new_version_loads_changes_nothing(tmp_path: Path) -> None:
+    async def main() -> None:
+        house = House(tmp_path)
+        house.say("1")
+        await house.ask()
+        hold = house.of(2).hold = asyncio.Event()
+        house.say("2")
+        await turns()
+        house.say("1")
+        hold.set()
+        await turns(50)
+        assert await house.ask() == "1"
+        assert [event.version for event in house.bench.of(Swapped)] == ["1"]
+
+    run(main)
+
+
+def signature(*columns: ColSpec) -> Signature:
+    return Signature(inputs=columns)
+
+
+def test_a_version_that_would_break_callers_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
+    async def main() -> None:
+        house = House(tmp_path)
+        house.of(1).signature = signature(ColSpec("double", "x"))
+        house.of(2).signature = signature(ColSpec("double", "x"), ColSpec("double", "y"))
+        house.say("1")
+        await house.ask()
+        house.say("2")
+        await house.settled()
+        assert await house.ask() == "1"
+        assert house.of(2).starts == 0
+        house.say("2", forced=True)
+        await house.settled()
+        assert await house.ask() == "2"
+        house.say("1")
+        await house.settled()
+        assert await house.ask() == "1", "the way back is open: it has served before"
+
+    run(main)
+
+
+def test_after_a_restart_a_bad_version_does_not_keep_the_last_good_one_from_answering(tmp_path: Path) -> None:
+    async def main() -> None:
+        house = House(tmp_path)
+        house.say("1")
+        assert await house.ask() == "1"
+        await house.aliases.close()
+        house.of(2).fails = "ImportError: gone"
+        house.aliases = house.restarted()
+        house.say("2")
+        assert await house.ask() == "1"
+        found = house.aliases.find("iris", "champion")
+        assert found is not None
+        assert found.diverged
+        assert "gone" in (found.error or "")
+
+    run(main)
+
+
+def test_with_nothing_to_fall_back_on_the_reason_is_told(tmp_path: Path) -> None:
+    async def main() -> None:
+        house = House(tmp_path)
+        house.of(1).fails = "ValueError: broken"
+        house.say("1")
+        for _ in range(3):
+            with pytest.raises(Problem, match="broken") as caught:
+                await house.ask()
+            assert (caught.value.code, caught.value.status) == ("MODEL_UNAVAILABLE", 503)
+            assert caught.value.retry_after is not None
+        assert house.of(1).starts == 1
+
+    run(main)
+
+
+def test_an_alias_of_a_version_that_is_not_registered_keeps_what_serves(tmp_path: Path) -> None:
+    async def main() -> None:
+        house = House(tmp_path)
+        house.say("1")
+        await house.ask()
+        house.say("9")
+        await house.settled()
+        assert await house.ask() == "1"
+        found = house.aliases.find("iris", "champion")
+        assert found is not None
+        assert found.diverged
+        assert "not registered" in (found.error or "")
+
+    run(main)
+
+
+def test_an_alias_that_is_removed_is_gone(tmp_path: Path) -> None:
+    async def main() -> None:
+        house = House(tmp_path)
+        house.say("1")
+        await house.ask()
+        house.say(None)
+        with pytest.raises(Problem) as caught:
+            await house.ask()
+        assert caught.value.code == "ALIAS_NOT_FOUND"
+
+    run(main)
+
+
+def test_a_version_that_left_the_registry_is_unloaded_unless_it_serves(tmp_path: Path) -> None:
+    async def main() -> None:
+        house = House(tmp_path)
+        house.say("1")
+        await house.ask()
+        lease = house.bench.manager.lease(version(3))
+        await house.bench.manager.ready(lease)
+        lease.release()
+        del house.versions["3"], house.versions["1"]
+        house.say("1")
+        await turns()
+        assert house.bench.manager.find(version(3)) is None
+        assert await house.ask() == "1"
+
+    run(main)
+
+
+def test_history_survives_and_a_rollback_goes_further_back_each_time(tmp_path: Path) -> None:
+    async def main() -> None:
+        house = House(tmp_path)
+        for number in ("1", "2", "3"):
+            house.say(number)
+            await house.ask()
+            await house.settled()
+        await house.ask()
+        history = house.state.histories("test")["iris", "champion"]
+        assert [(s.version, s.reason) for s in history] == [
+            ("1", "replaced by 2"),
+            ("2", "replaced by 3"),
+            ("3", None),
+        ]
+        found = house.aliases.find("iris", "champion")
+        assert found is not None
+        assert rollback_target(found.history, "3") == "2"
+        house.say("2", moved_by="rollback", forced=True)
+        await house.settled()
+        assert rollback_target(found.history, "2") == "1"
+
+    run(main)
+
+
+def served(*moves: str) -> list[Served]:
+    """`2` is a move forward to version 2, `<1` a rollback to 1."""
+    return [Served(m.lstrip("<"), 0.0, "rollback" if m.startswith("<") else "promote", 1.0) for m in moves]
+
+
+@pytest.mark.parametrize(
+    ("moves", "current", "target"),
+    [
+        ((), None, None),
+        (("1",), "1", None),
+        (("1", "2"), "2", "1"),
+        (("1", "2", "3", "<2"), "2", "1"),
+        (("1", "2", "3", "<2", "<1"), "1", None),
+        (("1", "2", "<1", "3"), "3", "1"),
+        (("1", "2", "1"), "1", "2"),
+        (("1", "2"), "3", "2"),
+    ],
+)
+def test_where_a_rollback_goes(moves: tuple[str, ...], current: str | None, target: str | None) -> None:
+    assert rollback_target(served(*moves), current) == target
+
+
+def test_only_versions_of_the_registry_are_equal_by_source() -> None:
+    assert Version("a", "1", "/x") != Version("a", "1", "/y")
+    assert Version("a", "1", "/x", tags={"k": "v"}) == Version("a", "1", "/x")
