@@ -117,13 +117,11 @@ def _numpy_dtype(kind: Scalar) -> Any:
 def _cast_frame(specs: Specs, frame: Any, root: str) -> Any:
     import pandas as pd
 
+    pairs: list[tuple[Any, ColSpec | TensorSpec]] = [(spec.name, spec) for spec in specs]
     if specs[0].name is None:
-        if isinstance(specs[0], TensorSpec):
-            pairs = [(name, specs[0]) for name in frame.columns]
-        else:
-            pairs = list(zip(frame.columns, specs, strict=False))
-    else:
-        pairs = [(spec.name, spec) for spec in specs]
+        # One unnamed tensor takes all columns.
+        of_each = [specs[0]] * len(frame.columns) if isinstance(specs[0], TensorSpec) else [*specs]
+        pairs = list(zip(frame.columns, of_each, strict=False))
     for name, spec in pairs:
         if name not in frame:
             continue
@@ -251,9 +249,8 @@ def _array(column: Any) -> NDArray:
         return array.astype("datetime64[ns]")
     if array.dtype.kind != "O":
         return array
-    return objects(
-        [None if is_null(cell) else cell.tolist() if isinstance(cell, np.ndarray) else cell for cell in array]
-    )
+    cells = [cell.tolist() if isinstance(cell, np.ndarray) else cell for cell in array]
+    return objects([None if is_null(cell) else cell for cell in cells])
 
 
 def _to_frame(specs: Sequence[ColSpec], data: Any, root: str) -> Any:
@@ -293,18 +290,19 @@ def _column(column: Any, kind: Scalar, path: str) -> Any:
     if column.dtype == object and kind not in (Scalar.binary, Scalar.string):
         column = column.infer_objects()
     source, target = column.dtype, kind.dtype
+    plain = isinstance(source, np.dtype) and source.kind == "O"
     text = isinstance(source, pd.StringDtype)
     if kind in (Scalar.string, Scalar.binary):
-        if source == object or text or source.kind == ("U" if kind is Scalar.string else "S"):
+        if plain or text or source.kind == ("U" if kind is Scalar.string else "S"):
             return column
         raise _Refused(path, v.WRONG_TYPE, kind, str(source))
     if source == target:
         return column
     if kind is Scalar.datetime:
-        if getattr(source, "tz", None) is None and (source.kind == "M" or source == object):
+        if getattr(source, "tz", None) is None and (source.kind == "M" or plain):
             return column.astype(target)
         raise _Refused(path, v.WRONG_TYPE, kind, str(source))
-    if source == object:
+    if plain:
         if kind is Scalar.boolean:
             return column
         if kind is Scalar.double and all(isinstance(cell, decimal.Decimal) for cell in column):
