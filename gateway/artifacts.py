@@ -284,11 +284,15 @@ class _Remote:
     """A source that fsspec reaches. What it lists is not trusted: a name must stay inside."""
 
     def __init__(self, version: Version, scheme: str) -> None:
+        problem = f"the source of {version} cannot be reached from here"
+        if "://" not in version.source:  # fsspec would take it for the name of a directory here
+            raise ArtifactError(f"{problem}: {scheme}:/ is not supported", version.source)
         try:
             self._files, self._path = fsspec.core.url_to_fs(version.source)
-        except (ImportError, ValueError) as error:
-            problem = f"the source of {version} cannot be reached from here: {scheme}:// is not supported"
-            raise ArtifactError(problem, str(error)) from error
+        except ImportError as error:
+            raise ArtifactError(f"{problem}: {error}") from error  # fsspec says what to install
+        except ValueError as error:
+            raise ArtifactError(f"{problem}: {scheme}:// is not supported", str(error)) from error
 
     def files(self, version: Version) -> list[tuple[str, str, int]]:
         listed: dict[str, Any] = self._asked(version, self._files.find, self._path, detail=True)

@@ -62,7 +62,7 @@ def seconds(value: object) -> object:
     """`5s`, `2m`, `250ms`, `1h` or a number, as seconds."""
     match = _QUANTITY.match(value) if isinstance(value, str) else None
     if match is None:
-        if isinstance(value, str):
+        if isinstance(value, str | bool):
             raise ValueError("write seconds, or a duration such as 5s or 2m")
         return value
     number, unit = match.groups()
@@ -73,11 +73,9 @@ def seconds(value: object) -> object:
 
 def size(value: object, total: int | None = None) -> object:
     """`20GB` (powers of 1000), `16Gi` (of 1024), a share of `total` such as `70%`, or a number, as bytes."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if not isinstance(value, str):
+    if not isinstance(value, str | bool):
         return value
-    match = _QUANTITY.match(value)
+    match = None if isinstance(value, bool) else _QUANTITY.match(value)
     if match is None:
         raise ValueError("write bytes, or a size such as 20GB, 16Gi or 70%")
     number, unit = match.groups()

@@ -1,0 +1,196 @@
+"""What every registry does, whatever it is made of. One maker for each entry of the plugin table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gateway.names import parse_reference
+from gateway.registries import REGISTRIES, default_target, open_registry
+from gateway.registries.base import (
+    Alias,
+    Model,
+    NotInRegistry,
+    PreconditionFailed,
+    Registry,
+    RegistryError,
+    RegistryUnavailable,
+    Snapshot,
+    Version,
+    resolve,
+)
+from loaders.package import digest
+
+MAKERS: dict[str, Callable[[Path], str]] = {
+    "file": lambda directory: str(directory / "registry.yaml"),
+}
+"""A plugin's name → the target of an empty registry in a directory."""
+
+
+@pytest.fixture(params=sorted(REGISTRIES))
+def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Registry:
+    return open_registry(MAKERS[request.param](tmp_path), create=True)
+
+
+@pytest.fixture
+def packages(tmp_path: Path) -> list[str]:
+    made = []
+    for content in ("one", "two", "three"):
+        directory = tmp_path / content
+        directory.mkdir()
+        (directory / "MLmodel").write_text(f"flavors: {{python_function: {{loader_module: {content}}}}}\n")
+        made.append(str(directory))
+    return made
+
+
+def test_each_plugin_has_a_maker() -> None:
+    assert set(MAKERS) == set(REGISTRIES)
+
+
+def test_nothing_there_is_unavailable(registry: Registry) -> None:
+    with pytest.raises(RegistryUnavailable):
+        registry.read()
+
+
+def test_it_says_what_it_is(registry: Registry) -> None:
+    assert registry.identity
+    assert registry.target
+    assert registry.poll_interval > 0
+
+
+def test_versions_count_up_and_are_found_again(registry: Registry, packages: list[str]) -> None:
+    added = [registry.add_version("iris", package, digest(package)) for package in packages]
+    assert [version.version for version in added] == ["1", "2", "3"]
+    assert dict(registry.read().models["iris"].versions) == {version.version: version for version in added}
+    assert all(version.digest == digest(version.source) for version in added)
+    assert registry.writable
+
+
+def test_equal_content_is_one_version(registry: Registry, packages: list[str]) -> None:
+    first = registry.add_version("iris", packages[0], digest(packages[0]), tags={"a": "b"})
+    assert registry.add_version("iris", packages[0], digest(packages[0])) == first
+    assert registry.add_version("other", packages[0], digest(packages[0])).version == "1"
+    assert registry.read().models["iris"].versions["1"].tags == {"a": "b"}
+
+
+def test_the_stamp_changes_with_the_content_and_only_then(registry: Registry, packages: list[str]) -> None:
+    registry.add_version("iris", packages[0], digest(packages[0]), alias="champion")
+    first = registry.read()
+    assert registry.read().stamp == first.stamp
+    registry.add_version("iris", packages[1], digest(packages[1]))
+    assert registry.read().stamp != first.stamp
+
+
+def test_an_alias_moves_back_and_goes(registry: Registry, packages: list[str]) -> None:
+    for package in packages:
+        registry.add_version("iris", package, digest(package))
+
+    def stands() -> Alias | None:
+        return registry.read().models["iris"].aliases.get("champion")
+
+    registry.set_alias("iris", "champion", "1", absent=True)
+    assert stands() == Alias("1")
+    registry.set_alias("iris", "champion", "2", expect="1", forced=True)
+    assert stands() == Alias("2", ("1",), forced=True)
+    registry.set_alias("iris", "champion", "3")
+    assert stands() == Alias("3", ("2", "1"))
+    registry.set_alias("iris", "champion", "1", back=True)
+    assert stands() == Alias("1")
+    assert "champion" not in registry.delete_alias("iris", "champion").models["iris"].aliases
+
+
+def test_a_write_answers_with_the_new_content(registry: Registry, packages: list[str]) -> None:
+    registry.add_version("iris", packages[0], digest(packages[0]))
+    assert registry.set_alias("iris", "champion", "1") == registry.read()
+
+
+def test_preconditions_hold(registry: Registry, packages: list[str]) -> None:
+    registry.add_version("iris", packages[0], digest(packages[0]), alias="champion")
+    registry.add_version("iris", packages[1], digest(packages[1]))
+    for conditions in ({"expect": "2"}, {"absent": True}):
+        with pytest.raises(PreconditionFailed) as error:
+            registry.set_alias("iris", "champion", "2", **conditions)  # type: ignore[arg-type]
+        assert error.value.actual == "1"
+    assert registry.read().models["iris"].aliases["champion"] == Alias("1")
+
+
+def test_what_is_not_there_is_said(registry: Registry, packages: list[str]) -> None:
+    registry.add_version("iris", packages[0], digest(packages[0]))
+    for name, version, code in (("no", "1", "MODEL_NOT_FOUND"), ("iris", "9", "VERSION_NOT_FOUND")):
+        with pytest.raises(NotInRegistry) as error:
+            registry.set_alias(name, "champion", version)
+        assert error.value.code == code
+    with pytest.raises(NotInRegistry) as error:
+        registry.delete_alias("iris", "champion")
+    assert error.value.code == "ALIAS_NOT_FOUND"
+
+
+# -- which registry is meant
+
+
+@pytest.mark.parametrize("target", ["https://host/x", "s3://bucket/registry.yaml", "mlflow+http://host"])
+def test_what_cannot_be_opened_is_said(target: str) -> None:
+    with pytest.raises(RegistryError, match="reads registries from files"):
+        open_registry(target)
+
+
+def test_the_default_target_has_an_order(tmp_path: Path) -> None:
+    environ = {"GATEWAY_REGISTRY": "b", "MLFLOW_REGISTRY_URI": "c", "MLFLOW_TRACKING_URI": "d"}
+    (tmp_path / "registry.yaml").touch()
+    expected = ["a", "b", "c", "d", str(tmp_path / "registry.yaml")]
+    assert default_target(environ, "a", tmp_path) == expected[0]
+    for i, name in enumerate(list(environ), 1):
+        assert default_target(environ, None, tmp_path) == expected[i]
+        environ[name] = ""
+    assert default_target(environ, None, tmp_path) == expected[4]
+    (tmp_path / "registry.yaml").unlink()
+    with pytest.raises(RegistryError) as error:
+        default_target({}, None, tmp_path)
+    for name in ("--registry", *environ, "./registry.yaml"):
+        assert name in str(error.value)
+
+
+# -- what a reference means
+
+
+def snapshot() -> Snapshot:
+    versions = {str(i): Version("iris", str(i), f"/{i}") for i in (1, 2, 10)}
+    aliases = {"champion": Alias("2"), "broken": Alias("7")}
+    return Snapshot({"iris": Model("iris", versions, aliases), "empty": Model("empty", {}, {})}, "s")
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ("models:/iris", "2"),
+        ("models:/iris@champion", "2"),
+        ("models:/iris/1", "1"),
+        ("models:/iris/latest", "10"),
+    ],
+)
+def test_a_reference_means_a_version(text: str, version: str) -> None:
+    assert resolve(snapshot(), parse_reference(text)).version == version
+
+
+def test_default_aliases_fall_through() -> None:
+    assert resolve(snapshot(), parse_reference("models:/iris"), ["nobody", "champion"]).version == "2"
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "hint"),
+    [
+        ("models:/irsi", "MODEL_NOT_FOUND", "did you mean iris?"),
+        ("models:/zebra", "MODEL_NOT_FOUND", None),
+        ("models:/iris/3", "VERSION_NOT_FOUND", "versions of iris: 10, 2, 1"),
+        ("models:/iris@nobody", "ALIAS_NOT_FOUND", "aliases of iris: broken, champion"),
+        ("models:/iris@broken", "VERSION_NOT_FOUND", "versions of iris: 10, 2, 1"),
+        ("models:/empty", "ALIAS_NOT_FOUND", "aliases of empty: none"),
+        ("models:/empty/latest", "VERSION_NOT_FOUND", None),
+    ],
+)
+def test_what_a_reference_does_not_find(text: str, code: str, hint: str | None) -> None:
+    with pytest.raises(NotInRegistry) as error:
+        resolve(snapshot(), parse_reference(text))
+    assert (error.value.code, error.value.hint) == (code, hint)

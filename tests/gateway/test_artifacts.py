@@ -1,0 +1,431 @@
+from __future__ import annotations
+
+import errno
+import gc
+import hashlib
+import importlib.util
+import multiprocessing
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+from gateway.artifacts import ArtifactError, Artifacts, Local
+from gateway.registries.base import Version
+from gateway.staging import PREFIX
+from loaders.package import digest, files_bytes
+
+MB = 10**6
+
+
+def make_package(directory: Path, content: bytes = b"one") -> Path:
+    (directory / "data").mkdir(parents=True, exist_ok=True)
+    (directory / "MLmodel").write_text("flavors: {python_function: {loader_module: mine}}\n")
+    (directory / "data" / "weights").write_bytes(content)
+    return directory
+
+
+def version(source: Path | str, number: str = "1", *, digested: bool = True) -> Version:
+    return Version("iris", number, str(source), digest(source) if digested else None)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Artifacts:
+    return Artifacts(tmp_path / "cache", disk_limit=100 * MB)
+
+
+def entries(cache_dir: Path) -> list[str]:
+    return sorted(
+        name for name in os.listdir(cache_dir) if not name.startswith(".") and not name.endswith(".lock")
+    )
+
+
+def under_way(cache_dir: Path) -> list[str]:
+    return [name for name in os.listdir(cache_dir) if name.startswith(PREFIX)]
+
+
+def test_a_package_is_copied_verified_and_read_only(cache: Artifacts, tmp_path: Path) -> None:
+    package = make_package(tmp_path / "package")
+    (package / "__pycache__").mkdir()
+    (package / "__pycache__" / "x.pyc").write_text("covered by no digest")
+    (package / "registered_model_meta").write_text("model_name: iris")
+    wanted = version(package)
+    local = cache.fetch(wanted)
+    assert local.path == tmp_path / "cache" / wanted.digest.replace(":", "-")  # type: ignore[union-attr]
+    assert (local.digest, local.bytes) == (wanted.digest, files_bytes(package))
+    assert digest(local.path) == wanted.digest
+    assert not (local.path / "__pycache__").exists()
+    assert not (local.path / "registered_model_meta").exists()
+    for path in (local.path, *local.path.rglob("*")):
+        assert not stat.S_IMODE(path.stat().st_mode) & 0o222
+    assert cache.bytes() == local.bytes
+    assert not under_way(tmp_path / "cache")
+
+
+def test_an_edit_of_the_source_does_not_reach_the_cache(cache: Artifacts, tmp_path: Path) -> None:
+    package = make_package(tmp_path / "package")
+    local = cache.fetch(version(package))
+    with (package / "data" / "weights").open("r+b") as handle:
+        handle.write(b"two")
+    assert (local.path / "data" / "weights").read_bytes() == b"one"
+
+
+def test_what_is_cached_needs_no_source(cache: Artifacts, tmp_path: Path) -> None:
+    wanted = version(make_package(tmp_path / "package"))
+    first = cache.fetch(wanted)
+    (tmp_path / "package").rename(tmp_path / "gone")
+    assert cache.fetch(wanted).path == first.path
+    again = Artifacts(tmp_path / "cache", disk_limit=100 * MB)  # a restart
+    assert again.fetch(wanted).path == first.path
+    assert again.bytes() == first.bytes
+
+
+def test_without_a_digest_the_files_decide(cache: Artifacts, tmp_path: Path) -> None:
+    package = make_package(tmp_path / "package")
+    plain = version(package, digested=False)
+    first = cache.fetch(plain)
+    assert first.digest == digest(package)
+    assert cache.fetch(plain).path == first.path
+    (package / "data" / "weights").write_bytes(b"two")
+    second = cache.fetch(plain)
+    assert second.digest == digest(package) != first.digest
+    assert len(entries(tmp_path / "cache")) == 2
+
+
+def test_a_wrong_digest_is_refused_and_nothing_is_kept(cache: Artifacts, tmp_path: Path) -> None:
+    package = make_package(tmp_path / "package")
+    wanted = Version("iris", "3", str(package), "sha256:" + "0" * 64)
+    with pytest.raises(ArtifactError) as error:
+        cache.fetch(wanted)
+    expected = (
+        f"digest mismatch of iris/3: the registry says {wanted.digest}, the files are {digest(package)}"
+    )
+    assert error.value.public == expected
+    assert entries(tmp_path / "cache") == []
+    assert not under_way(tmp_path / "cache")
+
+
+@pytest.mark.parametrize("source", ["{tmp}/absent", "file://{tmp}/absent", "{tmp}/package/MLmodel"])
+def test_a_directory_that_is_not_there(source: str, cache: Artifacts, tmp_path: Path) -> None:
+    make_package(tmp_path / "package")
+    with pytest.raises(ArtifactError) as error:
+        cache.fetch(Version("iris", "1", source.format(tmp=tmp_path)))
+    assert error.value.public == "the directory of iris/1 is not there"
+    assert str(tmp_path) in str(error.value)
+
+
+def test_a_file_uri_is_decoded(cache: Artifacts, tmp_path: Path) -> None:
+    package = make_package(tmp_path / "a b%")
+    assert cache.fetch(Version("iris", "1", package.as_uri())).digest == digest(package)
+
+
+def test_a_link_inside_is_copied_as_its_file(cache: Artifacts, tmp_path: Path) -> None:
+    package = make_package(tmp_path / "package")
+    (package / "alias").symlink_to("data/weights")
+    local = cache.fetch(version(package))
+    assert not (local.path / "alias").is_symlink()
+    assert (local.path / "alias").read_bytes() == b"one"
+
+
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (lambda p: (p / "x").symlink_to("/etc/passwd"), "x is a link that leaves the package"),
+        (lambda p: (p / "x").symlink_to("nowhere"), "x is a link that leads nowhere"),
+        (lambda p: (p / "x").symlink_to("x"), "x is a link that leads nowhere"),
+        (lambda p: (p / "x").symlink_to("data"), "x is a link to a directory"),
+        (lambda p: os.mkfifo(p / "data" / "x"), "data/x is no regular file"),
+    ],
+)
+def test_what_a_package_must_not_hold(make: Any, problem: str, cache: Artifacts, tmp_path: Path) -> None:
+    package = make_package(tmp_path / "package")
+    make(package)
+    with pytest.raises(ArtifactError) as error:
+        cache.fetch(Version("iris", "1", str(package)))
+    assert error.value.public == f"the files of iris/1 cannot be used: {problem}"
+    assert entries(tmp_path / "cache") == []
+
+
+def test_what_is_larger_than_the_cache(tmp_path: Path) -> None:
+    cache = Artifacts(tmp_path / "cache", disk_limit=MB)
+    with pytest.raises(ArtifactError, match=r"larger than the cache: 2 MB, the disk limit is 1 MB"):
+        cache.fetch(version(make_package(tmp_path / "package", b"x" * 2 * MB)))
+
+
+def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:
+    cache = Artifacts(tmp_path / "cache", disk_limit=3 * MB + 1000)
+    versions = [version(make_package(tmp_path / name, name.encode() * MB), name) for name in "1234"]
+    for i, wanted in enumerate(versions[:3]):
+        path = cache.fetch(wanted).path
+        os.utime(f"{path}.lock", (i, i))
+    cache.fetch(versions[0])  # used again, so the second is the oldest now
+    last = cache.fetch(versions[3])
+    kept = {wanted.version for wanted in versions if (last.path.parent / name_of(wanted)).exists()}
+    assert kept == {"1", "3", "4"}
+    assert cache.bytes() <= 3 * MB + 1000
+    assert not under_way(tmp_path / "cache")
+
+
+def name_of(wanted: Version) -> str:
+    assert wanted.digest is not None
+    return wanted.digest.replace(":", "-")
+
+
+def test_what_is_in_use_stays(tmp_path: Path) -> None:
+    cache = Artifacts(tmp_path / "cache", disk_limit=2 * MB + 1000)
+    one, two, three = (version(make_package(tmp_path / name, name.encode() * MB), name) for name in "123")
+    held: list[Local] = [cache.fetch(one), cache.fetch(two)]
+    with pytest.raises(
+        ArtifactError, match="no room for iris/3 in the cache: 1 MB are needed and 2 MB in use of 2 MB"
+    ):
+        cache.fetch(three)
+    assert all(local.path.exists() for local in held)
+    freed = held.pop(0).path
+    gc.collect()
+    cache.fetch(three)
+    assert not freed.exists()
+    assert held[0].path.exists()
+
+
+def hold(cache_dir: str, package: str, ready: Any, done: Any) -> None:
+    local = Artifacts(Path(cache_dir), disk_limit=100 * MB).fetch(version(package))
+    ready.set()
+    done.wait(60)
+    assert local.path.exists()
+
+
+def test_what_another_process_uses_stays(tmp_path: Path) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    ready, done = spawn.Event(), spawn.Event()
+    package = make_package(tmp_path / "a", b"x" * MB)
+    other = spawn.Process(target=hold, args=(str(tmp_path / "cache"), str(package), ready, done))
+    other.start()
+    assert ready.wait(60)
+    cache = Artifacts(tmp_path / "cache", disk_limit=MB + 1000)
+    second = version(make_package(tmp_path / "b", b"y" * MB), "2")
+    with pytest.raises(ArtifactError, match="no room"):
+        cache.fetch(second)
+    done.set()
+    other.join(60)
+    assert other.exitcode == 0
+    cache.fetch(second)
+    assert len(entries(tmp_path / "cache")) == 1
+
+
+SMALL = 3 * (MB + 1000)  # as much as three processes need at once, each with one package of four
+
+
+def fetch_many(cache_dir: str, packages: list[str], barrier: Any) -> None:
+    cache = Artifacts(Path(cache_dir), disk_limit=SMALL)
+    barrier.wait()
+    for _ in range(3):
+        for package in packages:
+            local = cache.fetch(version(package))
+            assert digest(local.path) == local.digest
+            del local
+            gc.collect()
+
+
+def test_several_processes_share_a_small_cache(tmp_path: Path) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    barrier = spawn.Barrier(3)
+    packages = [str(make_package(tmp_path / f"p{i}", bytes([i]) * MB)) for i in range(4)]
+    arguments = [(str(tmp_path / "cache"), packages[i:] + packages[:i], barrier) for i in range(3)]
+    processes = [spawn.Process(target=fetch_many, args=given) for given in arguments]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert 0 < Artifacts(tmp_path / "cache", disk_limit=SMALL).bytes() <= SMALL
+    assert not under_way(tmp_path / "cache")
+
+
+def test_threads_that_want_the_same_copy_it_once(cache: Artifacts, tmp_path: Path) -> None:
+    wanted = version(make_package(tmp_path / "package", b"x" * MB))
+    barrier = threading.Barrier(4)
+    found: list[Local] = []
+
+    def want() -> None:
+        barrier.wait(30)
+        found.append(cache.fetch(wanted))
+
+    threads = [threading.Thread(target=want) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len({local.path for local in found}) == 1
+    assert len(found) == 4
+
+
+def test_a_damaged_entry_is_fetched_again_after_a_restart(cache: Artifacts, tmp_path: Path) -> None:
+    wanted = version(make_package(tmp_path / "package"))
+    weights = cache.fetch(wanted).path / "data" / "weights"
+    gc.collect()
+    weights.chmod(0o644)
+    weights.write_bytes(b"")  # what a power cut leaves
+    local = Artifacts(tmp_path / "cache", disk_limit=100 * MB).fetch(wanted)
+    assert digest(local.path) == wanted.digest
+    assert not under_way(tmp_path / "cache")
+
+
+def test_a_lost_mark_is_made_again(cache: Artifacts, tmp_path: Path) -> None:
+    wanted = version(make_package(tmp_path / "package"))
+    path = cache.fetch(wanted).path
+    gc.collect()
+    os.unlink(f"{path}.lock")
+    assert cache.bytes() == files_bytes(path)
+    assert cache.fetch(wanted).bytes == files_bytes(path)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+from gateway.artifacts import Artifacts
+from gateway.registries.base import Version
+
+class Stuck(LocalFileSystem):  # a store that has given one file, and then nothing more
+    protocol = "stuck"
+    def get(self, remote, local, **options):
+        super().get(remote[:1], local[:1])
+        print("here", flush=True)
+        signal.pause()
+
+fsspec.register_implementation("stuck", Stuck)
+Artifacts(Path(sys.argv[1]), disk_limit=10**8).fetch(Version("iris", "1", "stuck://" + sys.argv[2]))
+"""
+
+
+def test_a_download_that_was_killed_is_never_seen_and_swept_away(tmp_path: Path) -> None:
+    package = make_package(tmp_path / "package")
+    child = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(tmp_path / "cache"), str(package)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "here\n"
+    living = Artifacts(tmp_path / "cache", disk_limit=100 * MB)
+    assert len(under_way(tmp_path / "cache")) == 1  # its maker lives
+    child.send_signal(signal.SIGKILL)
+    child.wait(30)
+    child.stdout.close()
+    assert entries(tmp_path / "cache") == []
+    living.fetch(version(package))
+    assert not under_way(tmp_path / "cache")
+
+
+# -- other stores
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Any:
+    memory = fsspec.filesystem("memory")
+    memory.put(str(make_package(tmp_path / "package")), "/bucket/iris", recursive=True)
+    yield memory
+    memory.rm("/bucket", recursive=True)
+
+
+def test_a_package_comes_from_any_store_that_fsspec_reaches(
+    cache: Artifacts, store: Any, tmp_path: Path
+) -> None:
+    store.pipe("/bucket/iris/__pycache__/x.pyc", b"covered by no digest")
+    wanted = digest(tmp_path / "package")
+    local = cache.fetch(Version("iris", "1", "memory://bucket/iris", wanted))
+    assert local.digest == wanted
+    assert not (local.path / "__pycache__").exists()
+    assert cache.fetch(Version("iris", "2", "memory://bucket/iris")).path == local.path
+
+
+def test_a_store_with_nothing_there(cache: Artifacts) -> None:
+    with pytest.raises(ArtifactError) as error:
+        cache.fetch(Version("iris", "1", "memory://secret@bucket/absent"))
+    assert error.value.public == "the source of iris/1 holds no files"
+    assert "secret" not in error.value.public
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("nonsense://bucket/x", "nonsense:// is not supported"),
+        ("models:/iris/1", "models:/ is not supported"),
+        ("hdfs://host/x", "pyarrow"),  # what fsspec says to install
+    ],
+)
+def test_a_scheme_that_cannot_be_reached(source: str, reason: str, cache: Artifacts) -> None:
+    if reason == "pyarrow" and importlib.util.find_spec("pyarrow"):
+        reason = "hdfs"
+    with pytest.raises(ArtifactError) as error:
+        cache.fetch(Version("iris", "1", source))
+    assert reason in error.value.public
+
+
+class Hostile(fsspec.AbstractFileSystem):  # type: ignore[misc]
+    """A store that does as its path says."""
+
+    protocol = "hostile"
+    cachable = False
+
+    def find(self, path: str, **_: Any) -> dict[str, Any]:
+        names = {"outside": "outside/../../escaped", "elsewhere": "/etc/passwd", "short": "short/file"}
+        if path == "broken":
+            raise RuntimeError("secret detail")
+        return {names[path]: {"type": "file", "size": 10}}
+
+    def get(self, remote: list[str], local: list[str], **_: Any) -> None:
+        for path in local:
+            Path(path).write_bytes(b"half")
+
+
+@pytest.mark.parametrize(
+    ("path", "public"),
+    [
+        ("outside", "the source of iris/1 lists a file outside of it"),
+        ("elsewhere", "the source of iris/1 lists a file outside of it"),
+        ("short", "a file of iris/1 came incomplete: file, 4 of 10 bytes"),
+        ("broken", "the files of iris/1 cannot be read from their source: RuntimeError"),
+    ],
+)
+def test_a_store_is_not_trusted(path: str, public: str, cache: Artifacts, tmp_path: Path) -> None:
+    fsspec.register_implementation("hostile", Hostile, clobber=True)
+    with pytest.raises(ArtifactError) as error:
+        cache.fetch(Version("iris", "1", f"hostile://{path}"))
+    assert error.value.public == public
+    assert entries(tmp_path / "cache") == []
+    assert not under_way(tmp_path / "cache")
+
+
+def test_a_full_disk_is_said(cache: Artifacts, tmp_path: Path) -> None:
+    class Full(Hostile):
+        protocol = "full"
+
+        def find(self, path: str, **_: Any) -> dict[str, Any]:
+            return {f"{path}/file": {"type": "file", "size": 1}}
+
+        def get(self, remote: list[str], local: list[str], **_: Any) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    fsspec.register_implementation("full", Full, clobber=True)
+    with pytest.raises(ArtifactError) as error:
+        cache.fetch(Version("iris", "1", "full://x"))
+    assert error.value.public == "the files of iris/1 do not fit on the disk"
+
+
+def test_the_digest_is_the_contracts(cache: Artifacts, tmp_path: Path) -> None:
+    package = make_package(tmp_path / "package")
+    lines = []
+    for name in ("MLmodel", "data/weights"):
+        content = (package / name).read_bytes()
+        lines.append(f"{hashlib.sha256(content).hexdigest()} {len(content)} {name}\n")
+    expected = "sha256:" + hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+    assert cache.fetch(version(package, digested=False)).digest == expected
