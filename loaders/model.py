@@ -132,7 +132,9 @@ def open_model(
         from loaders.compat import standin
 
         stand_ins = standin.modules if standin.absent() else None
-    imports = Imports(package.code, stand_ins, private=private)
+    # Where data alone is trusted, a module that the package ships must not stand in for the framework's.
+    code = package.code if flavor.trust == "code" else None
+    imports = Imports(code, stand_ins, private=private)
     with imports.turn():
         predictor = flavor.load(package, merged, threads)
     return Model(package, flavor, predictor, imports, enforcement)
@@ -202,6 +204,8 @@ def save_model(
             signature = _answered(draft, signature, data, given, params)
         elif params:
             signature = _with_params(signature, params)
+        if requirements is None and _takes_frames(signature):
+            needed.append("pandas")
         environment = environments.capture(needed)
         function["env"] = environments.write(directory, environment)
         function["python_version"] = environment.python
@@ -247,6 +251,12 @@ def _with_params(signature: Signature | None, params: Mapping[str, Any]) -> Sign
         if signature is None
         else Signature(signature.inputs, signature.outputs, declared)
     )
+
+
+def _takes_frames(signature: Signature | None) -> bool:
+    from loaders.signature import ColSpec
+
+    return signature is not None and any(isinstance(spec, ColSpec) for spec in signature.inputs or ())
 
 
 def _ship(paths: Iterable[str | Path], code: Path) -> tuple[str, ...]:
