@@ -3,142 +3,38 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 import gateway
 import loaders
+from tests.e2e.shell import PATIENCE, Shell, free_port
 
-SCRIPT = Path(sys.executable).with_name("gateway")
-COMMAND = [str(SCRIPT)] if SCRIPT.exists() else [sys.executable, "-m", "gateway"]
 COMMANDS = (
     *("demo", "serve", "push", "promote", "rollback", "models"),
     *("status", "load", "unload", "predict", "config"),
 )
-PATIENCE = 60.0
-
-
-@dataclass(frozen=True)
-class Done:
-    """What a command left: exit code, stdout, stderr."""
-
-    code: int
-    out: str
-    err: str
-
-    def json(self) -> Any:
-        assert self.code == 0, self.err
-        return json.loads(self.out)
-
-    def failed(self, code: int = 1) -> str:
-        """Its complaint: one line or two, never a traceback."""
-        assert self.code == code, (self.code, self.out, self.err)
-        lines = [line for line in self.err.splitlines() if not line.endswith(" …")]
-        assert 1 <= len(lines) <= 2, self.err
-        assert lines[0].startswith("gateway: "), self.err
-        assert "Traceback" not in self.err
-        assert self.out == ""
-        return "\n".join(lines)
-
-
-@dataclass(frozen=True)
-class Shell:
-    """A place to run commands in: a directory and an environment of its own."""
-
-    directory: Path
-    environment: dict[str, str]
-
-    def gateway(self, *arguments: object, stdin: str | bytes = b"", **variables: str) -> Done:
-        done = subprocess.run(
-            [*COMMAND, *map(str, arguments)],
-            cwd=self.directory,
-            env={**self.environment, **variables},
-            input=stdin.encode() if isinstance(stdin, str) else stdin,
-            capture_output=True,
-            timeout=PATIENCE,
-            check=False,
-        )
-        return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
-
-    @contextmanager
-    def running(self, *arguments: object, port: int, **variables: str) -> Iterator[str]:
-        """The URL of a command that serves, once it is ready; ended by SIGTERM, with exit code 0."""
-        log = self.directory / f"serve-{port}.log"
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [*COMMAND, *map(str, arguments), "--port", str(port)],
-                cwd=self.directory,
-                env={**self.environment, **variables},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-            )
-        url = f"http://127.0.0.1:{port}"
-        try:
-            until(lambda: process.poll() is not None or answers(f"{url}/readyz"), log)
-            assert process.poll() is None, log.read_text()
-            yield url
-        finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-            try:
-                code = process.wait(timeout=PATIENCE)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-                raise
-        assert code == 0, log.read_text()
-
-
-def until(condition: Any, log: Path) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.02)
-
-
-def answers(url: str) -> bool:
-    try:
-        return httpx.get(url).status_code == 200
-    except httpx.TransportError:
-        return False
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@pytest.fixture
-def shell(tmp_path: Path) -> Shell:
-    foreign = ("GATEWAY_", "MLFLOW_", "PYTHONDONTWRITEBYTECODE")
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
-    environment |= {"XDG_CACHE_HOME": str(tmp_path / "cache"), "XDG_STATE_HOME": str(tmp_path / "state")}
-    work = tmp_path / "work"
-    work.mkdir()
-    return Shell(work, environment)
 
 
 FLOWER = {"sepal_length": 5.9, "sepal_width": 3.2, "petal_length": 4.8, "petal_width": 1.8}
 ROW = {"dataframe_records": [FLOWER]}
 
 
-class Greeter:
-    def predict(self, model_input: Any) -> list[str]:
-        return [f"hello {name}" for name in model_input["name"]]
+class Adder:
+    """A model that loads faster than scikit-learn is imported."""
+
+    def __init__(self, term: float) -> None:
+        self.term = term
+
+    def predict(self, model_input: Any) -> Any:
+        return model_input + self.term
 
 
 class Unloadable:
@@ -153,7 +49,7 @@ class Unloadable:
 
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Model directories: two of iris, one with a column more, one that cannot be loaded."""
+    """Model directories: two of iris, one with a column more, one that cannot be loaded, two small ones."""
     from sklearn.datasets import load_iris
     from sklearn.linear_model import LogisticRegression
     from sklearn.tree import DecisionTreeClassifier
@@ -171,6 +67,10 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         DecisionTreeClassifier().fit(wider, target), directory / "wider", input_example=wider.head(2)
     )
     loaders.save_model(Unloadable(), directory / "unloadable")
+    for number in (1.0, 2.0):
+        loaders.save_model(
+            Adder(number), directory / f"add{number:g}", input_example=np.array([[1.0], [2.0]])
+        )
     return {path.name: path for path in directory.iterdir()}
 
 
@@ -299,29 +199,31 @@ def test_an_invalid_registry_names_the_place(iris: Shell) -> None:
     assert "models.iris.versions.1" in iris.gateway("models").failed()
 
 
-def test_promote_and_rollback_in_the_registry(iris: Shell) -> None:
-    dry = iris.gateway("promote", "iris@champion", "2", "--dry-run")
+def test_promote_and_rollback_in_the_registry(shell: Shell, packages: dict[str, Path]) -> None:
+    for name, alias in (("add1", "champion"), ("add2", "challenger")):
+        gateway.push(packages[name], "iris", alias=alias, registry=str(shell.directory / "registry.yaml"))
+    dry = shell.gateway("promote", "iris@champion", "2", "--dry-run")
     assert dry.code == 0, dry.err
     assert "may move to 2" in dry.out
-    assert aliases(iris)["champion"] == "1"
-    moved = iris.gateway(
+    assert aliases(shell)["champion"] == "1"
+    moved = shell.gateway(
         "promote", "iris@champion", "--from", "challenger", "--expect", "1", "-o", "json"
     ).json()
     assert moved["version"] == "2"
     assert moved["previous"] == "1"
     assert moved["target"].endswith("registry.yaml")
-    assert aliases(iris)["champion"] == "2"
-    assert "2 already" in iris.gateway("promote", "iris@champion", "2").out
-    assert "expected version 1" in iris.gateway("promote", "iris@champion", "1", "--expect", "1").failed()
-    assert "no version 7" in iris.gateway("promote", "iris@champion", "7").failed()
-    assert iris.gateway("promote", "iris@fresh", "1", "--expect", "none").code == 0
-    iris.gateway("promote", "iris@fresh", "2", "--expect", "none").failed()
-    back = iris.gateway("rollback", "iris@champion", "-o", "json").json()
+    assert aliases(shell)["champion"] == "2"
+    assert "2 already" in shell.gateway("promote", "iris@champion", "2").out
+    assert "expected version 1" in shell.gateway("promote", "iris@champion", "1", "--expect", "1").failed()
+    assert "no version 7" in shell.gateway("promote", "iris@champion", "7").failed()
+    assert shell.gateway("promote", "iris@fresh", "1", "--expect", "none").code == 0
+    shell.gateway("promote", "iris@fresh", "2", "--expect", "none").failed()
+    back = shell.gateway("rollback", "iris@champion", "-o", "json").json()
     assert (back["version"], back["previous"]) == ("1", "2")
-    assert aliases(iris) == {"champion": "1", "challenger": "2", "fresh": "1"}
-    assert "does not say where" in iris.gateway("rollback", "iris@champion").failed()
-    assert iris.gateway("rollback", "iris@champion", "--to", "2").code == 0
-    assert aliases(iris)["champion"] == "2"
+    assert aliases(shell) == {"champion": "1", "challenger": "2", "fresh": "1"}
+    assert "does not say where" in shell.gateway("rollback", "iris@champion").failed()
+    assert shell.gateway("rollback", "iris@champion", "--to", "2").code == 0
+    assert aliases(shell)["champion"] == "2"
 
 
 def test_the_gates_run_here_when_no_gateway_is_named(iris: Shell, packages: dict[str, Path]) -> None:

@@ -1,0 +1,124 @@
+"""A person at a terminal: commands run as subprocesses, in a directory and an environment of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+SCRIPT = Path(sys.executable).with_name("gateway")
+COMMAND = [str(SCRIPT)] if SCRIPT.exists() else [sys.executable, "-m", "gateway"]
+PATIENCE = 60.0
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command left: exit code, stdout, stderr."""
+
+    code: int
+    out: str
+    err: str
+
+    def json(self) -> Any:
+        assert self.code == 0, self.err
+        return json.loads(self.out)
+
+    def failed(self, code: int = 1) -> str:
+        """Its complaint: one line or two, never a traceback."""
+        assert self.code == code, (self.code, self.out, self.err)
+        lines = [line for line in self.err.splitlines() if not line.endswith(" …")]
+        assert 1 <= len(lines) <= 2, self.err
+        assert lines[0].startswith("gateway: "), self.err
+        assert "Traceback" not in self.err
+        assert self.out == ""
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Shell:
+    """A place to run commands in: a directory and an environment of its own."""
+
+    directory: Path
+    environment: dict[str, str]
+
+    def gateway(self, *arguments: object, stdin: str | bytes = b"", **variables: str) -> Done:
+        done = subprocess.run(
+            [*COMMAND, *map(str, arguments)],
+            cwd=self.directory,
+            env={**self.environment, **variables},
+            input=stdin.encode() if isinstance(stdin, str) else stdin,
+            capture_output=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    @contextmanager
+    def running(self, *arguments: object, port: int, **variables: str) -> Iterator[str]:
+        """The URL of a command that serves, once it is ready; ended by SIGTERM, with exit code 0."""
+        log = self.directory / f"serve-{port}.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [*COMMAND, *map(str, arguments), "--port", str(port)],
+                cwd=self.directory,
+                env={**self.environment, **variables},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+        url = f"http://127.0.0.1:{port}"
+        try:
+            until(lambda: process.poll() is not None or answers(f"{url}/readyz"), log)
+            assert process.poll() is None, log.read_text()
+            yield url
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+            try:
+                code = process.wait(timeout=PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                raise
+        assert code == 0, log.read_text()
+
+
+def until(condition: Callable[[], bool], log: Path) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.02)
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(url).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def clean_shell(directory: Path) -> Shell:
+    """Nothing of this process's settings reaches it; cache and state lie under `directory`."""
+    foreign = ("GATEWAY_", "MLFLOW_", "PYTHONDONTWRITEBYTECODE")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
+    environment |= {"XDG_CACHE_HOME": str(directory / "cache"), "XDG_STATE_HOME": str(directory / "state")}
+    work = directory / "work"
+    work.mkdir()
+    return Shell(work, environment)
