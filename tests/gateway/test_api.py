@@ -50,7 +50,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def registry(made: Path, tmp_path: Path) -> str:
-    """iris: version 1 is the champion, version 2 says the opposite. A registry can be moved with its store."""
+    """iris: version 1 is the champion, version 2 says the opposite. A registry moves with its store."""
     shutil.copytree(made, tmp_path / "team")
     return str(tmp_path / "team" / "registry.yaml")
 
@@ -195,7 +195,9 @@ def test_wrong_settings_are_said(registry: str, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_importing_the_package_imports_nothing_else() -> None:
-    script = "import sys, gateway; print(sorted(m for m in sys.modules if m.split('.')[0] in ('numpy', 'fsspec', 'yaml')))"
+    script = (
+        "import sys, gateway; print([m for m in ('numpy', 'fsspec', 'yaml', 'pydantic') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
     assert not hasattr(gateway, "nothing")
