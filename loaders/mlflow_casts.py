@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import csv
-import decimal
 import io
 import warnings
 from collections.abc import Mapping, Sequence
@@ -305,7 +304,8 @@ def _column(column: Any, kind: Scalar, path: str) -> Any:
     if plain:
         if kind is Scalar.boolean:
             return column
-        if kind is Scalar.double and all(isinstance(cell, decimal.Decimal) for cell in column):
+        if kind is Scalar.double:
+            # Meant for decimals, done by MLflow to any mixture.
             return pd.to_numeric(column)
     if source.kind == target.kind and source.kind in "iuf":
         widens = source.itemsize <= target.itemsize
