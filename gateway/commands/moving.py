@@ -217,8 +217,10 @@ def _told(reference: str, done: dict[str, Any], target: str, *, dry_run: bool) -
     if "serving" in done:  # a gateway's answer: its rollout
         if done["serving"] == done["desired"]:
             return f"{reference} is {done['desired']} and served at {target}"
-        now = f"serves {done['serving']} still" if done["serving"] else "is not loaded"
-        return f"{reference} is {done['desired']} at {target}, which {now} ({done['phase']})"
+        until = (
+            f"{done['serving']} serves until it is ready" if done["serving"] else "loaded on first request"
+        )
+        return f"{reference} is {done['desired']} at {target} ({until})"
     if done["version"] == done["previous"]:
         return f"{reference} is {done['version']} already in {target}"
     before = f" (before: {done['previous']})" if done["previous"] else ""

@@ -155,7 +155,7 @@ def _show(view: Mapping[str, Any]) -> None:
         rows = [_cells(row) for row in view["versions"]]
         table(columns, rows, right=["VERSION", "MB", "REQ/S", "P99 MS"])
     if view["not_shown"]:
-        typer.echo(f"{view['not_shown']} more versions are not loaded; --all shows them")
+        typer.echo(f"not loaded: {view['not_shown']} other versions; --all shows them")
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
