@@ -38,12 +38,12 @@ _FILE_ONLY: Final = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL
 _SCOPES: Final = 0b11  # abstract sockets and signals stay among the model's own processes
 
 _SYSTEM: Final = (
-    "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/proc", "/sys/devices", "/sys/fs/cgroup", "/sys/module",
-    "/sys/class", "/sys/bus",
+    "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/proc", "/sys/devices", "/sys/fs/cgroup",
+    "/sys/module", "/sys/class", "/sys/bus",
     *(f"/etc/{name}" for name in (
         "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "passwd", "group", "nsswitch.conf", "hosts", "host.conf",
-        "resolv.conf", "gai.conf", "services", "protocols", "localtime", "timezone", "ssl", "pki", "ca-certificates",
-        "mime.types", "fonts", "alternatives", "OpenCL", "vulkan", "nvidia",
+        "resolv.conf", "gai.conf", "services", "protocols", "localtime", "timezone", "ssl", "pki",
+        "ca-certificates", "mime.types", "fonts", "alternatives", "OpenCL", "vulkan", "nvidia",
     )),
 )  # fmt: skip
 _DEVICES: Final = ("null", "zero", "full", "random", "urandom", "shm", "dri", "kfd")
@@ -99,13 +99,13 @@ def apply(policy: Mapping[str, Any], package: str, temporary: str) -> dict[str, 
         libc = ctypes.CDLL(None, use_errno=True)
         steps: dict[str, Callable[[], str]] = {
             "oom": _prefer_as_victim,
-            "limits": lambda: _limit(policy),
             "user": lambda: _become(libc, policy.get("uid"), package, temporary),
+            "limits": lambda: _limit(policy),
             "capabilities": lambda: _drop_capabilities(libc),
-            "new_privileges": lambda: _call(libc.prctl, _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) and "refused",
+            "new_privileges": lambda: _switch(libc, _PR_SET_NO_NEW_PRIVS, 1, "refused"),
             "filesystem": lambda: _landlock(libc, policy, package, temporary),
             "syscalls": lambda: _seccomp(libc, policy),
-            "memory": lambda: _call(libc.prctl, _PR_SET_DUMPABLE, 0, 0, 0, 0) and "closed to other processes",
+            "memory": lambda: _switch(libc, _PR_SET_DUMPABLE, 0, "closed to other processes"),
         }
         for name, step in steps.items():
             try:
@@ -118,10 +118,17 @@ def apply(policy: Mapping[str, Any], package: str, temporary: str) -> dict[str, 
     return held
 
 
-def _call(function: Any, *arguments: Any) -> bool:
-    if function(*(ctypes.c_long(a) if isinstance(a, int) else a for a in arguments)) < 0:
+def _call(function: Any, *arguments: Any) -> int:
+    """A call of the C library; raises OSError where it fails."""
+    result = int(function(*(ctypes.c_long(a) if isinstance(a, int) else a for a in arguments)))
+    if result < 0:
         raise OSError(ctypes.get_errno(), "")
-    return True
+    return result
+
+
+def _switch(libc: Any, option: int, value: int, said: str) -> str:
+    _call(libc.prctl, option, value, 0, 0, 0)
+    return said
 
 
 def _prefer_as_victim() -> str:
@@ -131,12 +138,13 @@ def _prefer_as_victim() -> str:
 
 
 def _limit(policy: Mapping[str, Any]) -> str:
+    # Processes are counted by user: that means something only for a user of one's own.
+    own_user = os.getuid() == policy.get("uid")
     wanted = {
         "cores": (resource.RLIMIT_CORE, 0),
         "files": (resource.RLIMIT_NOFILE, policy.get("files")),
         "cpu_seconds": (resource.RLIMIT_CPU, policy.get("cpu_seconds")),
-        # Counted by user: it means something only for a user of one's own.
-        "processes": (resource.RLIMIT_NPROC, policy.get("processes") if policy.get("uid") is not None else None),
+        "processes": (resource.RLIMIT_NPROC, policy.get("processes") if own_user else None),
     }
     set_ = []
     for name, (kind, value) in wanted.items():
@@ -224,9 +232,7 @@ def _landlock(libc: Any, policy: Mapping[str, Any], package: str, temporary: str
         known |= (1 << bit) if version >= since else 0
     attributes = struct.pack("=QQQ", known, 0, _SCOPES if version >= 6 else 0)
     size = 24 if version >= 6 else 16 if version >= 4 else 8
-    ruleset = libc.syscall(_LANDLOCK_CREATE_RULESET, attributes, ctypes.c_size_t(size), 0)
-    if ruleset < 0:
-        raise OSError(ctypes.get_errno(), "")
+    ruleset = _call(libc.syscall, _LANDLOCK_CREATE_RULESET, attributes, size, 0)
     try:
         own = os.path.dirname(os.path.abspath(__file__))
         environment = [path for path in sys.path if path and path != os.sep]
@@ -239,8 +245,7 @@ def _landlock(libc: Any, policy: Mapping[str, Any], package: str, temporary: str
         ]:
             _allow(libc, ruleset, path, access & known)
         _call(libc.prctl, _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-        if libc.syscall(_LANDLOCK_RESTRICT_SELF, ruleset, 0) < 0:
-            raise OSError(ctypes.get_errno(), "")
+        _call(libc.syscall, _LANDLOCK_RESTRICT_SELF, ruleset, 0)
     finally:
         os.close(ruleset)
     return f"its own directory, the package read-only (Landlock {version})"
@@ -256,9 +261,7 @@ def _allow(libc: Any, ruleset: int, path: str, access: int) -> None:
         try:
             if not os.path.isdir(path):
                 access &= _FILE_ONLY
-            rule = struct.pack("=Qi", access, descriptor)
-            if libc.syscall(_LANDLOCK_ADD_RULE, ruleset, 1, rule, 0) < 0:
-                raise ConfinementError(f"no rule for a path: {os.strerror(ctypes.get_errno())}")
+            _call(libc.syscall, _LANDLOCK_ADD_RULE, ruleset, 1, struct.pack("=Qi", access, descriptor), 0)
         finally:
             os.close(descriptor)
 
@@ -275,8 +278,7 @@ def _seccomp(libc: Any, policy: Mapping[str, Any]) -> str:
     length = len(program) // 8
     described = struct.pack("@HP", length, ctypes.addressof(buffer))
     _call(libc.prctl, _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    if libc.syscall(number, 1, 1, described) != 0:  # a filter, for all threads
-        raise OSError(ctypes.get_errno(), "")
+    _call(libc.syscall, number, 1, 1, described)  # a filter, for all threads
     return "filtered" if policy.get("network", True) else "filtered, no network"
 
 

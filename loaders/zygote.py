@@ -49,6 +49,8 @@ def main(options: Mapping[str, Any]) -> None:
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE, "ascii")  # the gateway is worth more
     missing = _preload(options)
+    if options["start"] == "fork":
+        _preload_own()
     start = options["start"] if len(os.listdir("/proc/self/task")) == 1 else "spawn"
     # A model of the same user must not look into the process that makes its siblings.
     memory = os.open("/proc/self/smaps_rollup", os.O_RDONLY | os.O_CLOEXEC)
@@ -76,13 +78,23 @@ def _preload(options: Mapping[str, Any]) -> list[str]:
         before = len(os.listdir("/proc/self/task"))
         try:
             importlib.import_module(name)
-        except Exception as error:  # noqa: BLE001  (a broken framework is the affair of the models that need it)
-            print(f"{name} cannot be imported here: {type(error).__name__}: {error}", file=sys.stderr)
+        except ModuleNotFoundError:
             missing.append(name)
-            continue
+        except Exception as error:  # noqa: BLE001  (broken: the affair of the models that need it)
+            sys.stderr.write(f"{name} cannot be imported here: {type(error).__name__}: {error}\n")
+            missing.append(name)
         if before == 1 and len(os.listdir("/proc/self/task")) > 1:
             _again({**options, "missing": [*missing, name]})
     return missing
+
+
+def _preload_own() -> None:
+    """What every child would import of this package, so that they share it."""
+    from loaders import flavors, model, signature  # noqa: F401
+    from loaders.compat import standin  # noqa: F401
+
+    for name in flavors.FLAVORS:
+        flavors.get(name)
 
 
 def _again(options: Mapping[str, Any]) -> NoReturn:
@@ -123,9 +135,7 @@ class _Nursery:
 
     def _request(self) -> bool:
         try:
-            data, descriptors, _, _ = socket.recv_fds(
-                self._control, _MAX_MESSAGE, 2, socket.MSG_CMSG_CLOEXEC
-            )
+            data, descriptors, _, _ = socket.recv_fds(self._control, _MAX_MESSAGE, 2, socket.MSG_CMSG_CLOEXEC)
         except OSError:
             return False
         if not data:

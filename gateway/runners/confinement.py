@@ -38,7 +38,9 @@ class Confinement:
 
     def to_json(self, user: int) -> dict[str, Any]:
         """The policy for one process; `user` is the one it gets where `auto` applies."""
-        chosen = None if self.user == "same" or os.geteuid() != 0 else user if self.user == "auto" else self.user
+        chosen = (
+            None if self.user == "same" or os.geteuid() != 0 else user if self.user == "auto" else self.user
+        )
         return {
             "uid": chosen,
             "files": self.files,

@@ -16,8 +16,9 @@ from typing import Final, Literal
 Start = Literal["fork", "spawn"]
 
 _PASSED: Final = (
-    "PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LD_PRELOAD", "LANG", "LANGUAGE", "LC_*", "TZ", "USER",
-    "SSL_CERT_FILE", "SSL_CERT_DIR", "CUDA_*", "NVIDIA_*", "ROCR_*", "HIP_*", "COVERAGE_PROCESS_START",
+    "PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LD_PRELOAD", "LANG", "LANGUAGE", "LC_*", "TZ",
+    "USER", "SSL_CERT_FILE", "SSL_CERT_DIR", "CUDA_*", "NVIDIA_*", "ROCR_*", "HIP_*",
+    "COVERAGE_PROCESS_START",
 )  # fmt: skip
 """What programs need to run at all. No credential has one of these names."""
 
@@ -38,6 +39,7 @@ _ALWAYS: Final = {
 _SKLEARN: Final = (
     "numpy", "pandas", "scipy.sparse", "sklearn.pipeline", "sklearn.linear_model", "sklearn.ensemble",
     "sklearn.preprocessing", "sklearn.compose", "sklearn.svm", "sklearn.neighbors", "sklearn.tree",
+    "narwhals.stable.v2", "narwhals._pandas_like.dataframe",  # what a first prediction imports
 )  # fmt: skip
 _PRELOAD: Final[dict[str, tuple[str, ...]]] = {
     "mlflow.sklearn": _SKLEARN,
@@ -77,5 +79,7 @@ def allowed(environ: Mapping[str, str], names: Iterable[str]) -> dict[str, str]:
     """Those variables whose name is one of `names`, which may be patterns (`HF_*`)."""
     patterns = tuple(names)
     return {
-        name: value for name, value in environ.items() if any(fnmatchcase(name, pattern) for pattern in patterns)
+        name: value
+        for name, value in environ.items()
+        if any(fnmatchcase(name, pattern) for pattern in patterns)
     }

@@ -7,6 +7,7 @@ another user and for one that is closed to others. Knows no models.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -35,10 +36,8 @@ class Footprint:
     def read(self) -> Memory:
         """The present figures (some microseconds per resident megabyte); the last ones once it has ended."""
         if self._descriptor >= 0:
-            try:
+            with suppress(ProcessLookupError):  # it has ended
                 self._last = parse(os.pread(self._descriptor, 4096, 0))
-            except ProcessLookupError:
-                pass  # it has ended
         return self._last
 
     def close(self) -> None:

@@ -29,6 +29,7 @@ class Output:
         self._read_end, self.write_end = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self._read_end, False)
         self._line = b""
+        self._cut = False
         self._budget = float(_BURST)
         self._dropped = 0
         self._second = self._loop.time()
@@ -82,25 +83,26 @@ class Output:
         if now - self._second >= 1:
             self._budget = min(_BURST, self._budget + (now - self._second) * _PER_SECOND)
             self._second, self._drained = now, 0
-            if self._budget >= _MAX_LINE:
-                self._tell_dropped()
+            self._tell_dropped()
         self._drained += len(data)
         *lines, self._line = (self._line + data).split(b"\n")
         for line in lines:
             self._emit(line)
+            self._cut = False
         if len(self._line) > _MAX_LINE:
             self._emit(self._line)
             self._line = b""
+            self._cut = True  # what follows, up to the next end of a line, is more of the same
         return True
 
     def _emit(self, line: bytes) -> None:
-        if self._budget < len(line) or self._budget <= 0:
-            self._dropped += len(line)
-            return
-        self._budget -= len(line) + 1
-        text = line[:_MAX_LINE].decode("utf-8", "replace").rstrip("\r")
-        if text:
-            self._sink(text + "…" if len(line) > _MAX_LINE else text)
+        shown = b"" if self._cut else line[:_MAX_LINE]
+        if self._budget < len(shown):
+            shown = b""
+        self._budget -= len(shown)
+        self._dropped += len(line) - len(shown)
+        if text := shown.decode("utf-8", "replace").rstrip("\r"):
+            self._sink(text)
 
     def _tell_dropped(self) -> None:
         if self._dropped:

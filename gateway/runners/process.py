@@ -152,9 +152,7 @@ class ProcessRunner:
     def status(self) -> dict[str, Any]:
         """What an operator sees of it: JSON-ready."""
         return {
-            "processes": [
-                {"pid": w.pid, "busy": w.busy, "bytes": w.memory().private} for w in self._workers
-            ],
+            "processes": [{"pid": w.pid, "busy": w.busy, "bytes": w.memory().private} for w in self._workers],
             "start": self._environment.start,
             "crashes": self._restarts.crashes,
             "quarantined": self._quarantine,
@@ -279,7 +277,9 @@ class ProcessRunner:
         loop = asyncio.get_running_loop()
         delay = self._restarts.ended(loop.time(), crashed=crashed)
         if delay is None:
-            self._quarantine = f"the model is in quarantine, its process ended too often; the last time: {reason}"
+            self._quarantine = (
+                f"the model is in quarantine, its process ended too often; the last time: {reason}"
+            )
             self._observe("quarantined", reason)
             self._refuse_waiting(RunnerCrashed(self._quarantine))
             return
@@ -351,10 +351,11 @@ class ProcessRunner:
 def _objects(batch: Batch) -> int:
     """About how many Python objects must be looked at to send it."""
     if isinstance(batch, Columns):
-        return batch.rows * sum(array.dtype.kind == "O" for array in batch.arrays.values())
+        return batch.rows * len([a for a in batch.arrays.values() if a.dtype.kind == "O"])
     if isinstance(batch, Tensors):
-        return sum(array.size for array in batch.arrays.values() if array.dtype.kind == "O")
-    return 10 * len(batch.value) if isinstance(batch.value, list | dict) else 0
+        return sum(int(array.size) for array in batch.arrays.values() if array.dtype.kind == "O")
+    value = batch.value
+    return 10 * len(value) if isinstance(value, list | dict) else 0
 
 
 def _logged(name: str, version: str) -> Sink:

@@ -44,5 +44,5 @@ class Restarts:
             return None
         if len(self._ends) == 1:
             return 0.0
-        delay = min(policy.longest, policy.base * 2 ** (len(self._ends) - 2))
+        delay = min(policy.longest, policy.base * 2.0 ** (len(self._ends) - 2))
         return delay * self._chance.uniform(1 - policy.jitter, 1 + policy.jitter)

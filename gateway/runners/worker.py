@@ -161,10 +161,10 @@ class Worker:
                 self._loop.remove_writer(self._sock)
                 with suppress(OSError):
                     self._sock.shutdown(socket.SHUT_RDWR)
-            left = self._loop.create_future()
-            self._loop.add_reader(self._child.handle, lambda: left.done() or left.set_result(None))
+            left = asyncio.Event()
+            self._loop.add_reader(self._child.handle, left.set)
             with suppress(TimeoutError):
-                await asyncio.wait_for(left, grace)
+                await asyncio.wait_for(left.wait(), grace)
             self._child.kill()
             self._finish()
         await self.wait_gone()

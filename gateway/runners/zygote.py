@@ -77,6 +77,11 @@ class Zygote:
         return self._control is not None
 
     @property
+    def waiting(self) -> int:
+        """How many processes it was asked for and has not made yet."""
+        return len(self._asked)
+
+    @property
     def pid(self) -> int | None:
         return None if self._process is None else self._process.pid
 
@@ -87,8 +92,8 @@ class Zygote:
 
     async def start(self) -> None:
         """Ready to make processes when this returns. Raises ZygoteGone, OSError."""
-        control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        control.setblocking(False)
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._control.setblocking(False)
         self._output = Output(self._sink)
         options = {
             "control": theirs.fileno(),
@@ -110,8 +115,7 @@ class Zygote:
                 start_new_session=True,
             )
         self._output.close_write_end()
-        self._control = control
-        self._loop.add_reader(control, self._read)
+        self._loop.add_reader(self._control, self._read)
         await self._ready
         self.last_used = self._loop.time()
 
@@ -125,7 +129,8 @@ class Zygote:
         message = json.dumps({"token": token}).encode()
         try:
             socket.send_fds(self._control, [message], [conversation.fileno(), log])
-            return await answer
+            child: Child = await answer
+            return child
         except (BrokenPipeError, ConnectionError, BlockingIOError):
             raise ZygoteGone("the zygote does not listen") from None
         finally:
@@ -139,10 +144,8 @@ class Zygote:
         """Ends it and every process it made. Returns when it is gone, killed after `grace` seconds."""
         self._lost("the gateway closed it")
         process = self._process
-        if process is None:
-            return
         for _ in range(2):
-            if await _exited(process, grace):
+            if process is None or await _exited(process, grace):
                 break
             process.kill()
         if self._output is not None:
@@ -201,7 +204,8 @@ class Zygote:
         self._loop.remove_reader(self._control)
         self._control.close()
         self._control = None
-        for answer in [self._ready, *self._asked.values()]:
+        waiting: list[asyncio.Future[Any]] = [self._ready, *self._asked.values()]
+        for answer in waiting:
             if not answer.done():
                 answer.set_exception(ZygoteGone(f"the zygote could not help: {reason}"))
                 answer.exception()  # seen, also where nobody waits
@@ -228,7 +232,7 @@ class Zygotes:
         self._idle = idle
         self._sink = sink
         self._zygotes: dict[Environment, asyncio.Task[Zygote]] = {}
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._retiring: set[asyncio.Task[int]] = set()
         self._timer: asyncio.TimerHandle | None = None
         # Nothing is ever written: processes that hold the read end learn from it that this one is gone.
         self._lifeline, self._held = os.pipe2(os.O_CLOEXEC)
@@ -240,8 +244,7 @@ class Zygotes:
 
     @property
     def alive(self) -> list[Zygote]:
-        tasks = [task for task in self._zygotes.values() if task.done() and not task.cancelled()]
-        return [task.result() for task in tasks if task.exception() is None and task.result().alive]
+        return [task.result() for task in self._zygotes.values() if task.done() and _is_alive(task)]
 
     @property
     def bytes(self) -> int:
@@ -284,7 +287,11 @@ class Zygotes:
 
     async def _zygote(self, environment: Environment) -> Zygote:
         task = self._zygotes.get(environment)
-        if task is not None and task.done() and (task.cancelled() or task.exception() or not task.result().alive):
+        if (
+            task is not None
+            and task.done()
+            and (task.cancelled() or task.exception() or not task.result().alive)
+        ):
             del self._zygotes[environment]
             await self._end(task)
             task = self._zygotes.get(environment)
@@ -316,12 +323,18 @@ class Zygotes:
     def _look_for_idle(self) -> None:
         self._timer = None
         task = asyncio.ensure_future(self.retire_idle())
+        self._retiring.add(task)
 
         def done(finished: asyncio.Task[int]) -> None:
+            self._retiring.discard(finished)
             if self._zygotes:
                 self._watch_idle()
 
         task.add_done_callback(done)
+
+
+def _is_alive(task: asyncio.Task[Zygote]) -> bool:
+    return not task.cancelled() and task.exception() is None and task.result().alive
 
 
 def _entry() -> str:
@@ -338,11 +351,11 @@ async def _exited(process: subprocess.Popen[bytes], grace: float) -> bool:
         return True
     loop = asyncio.get_running_loop()
     handle = os.pidfd_open(process.pid)
-    gone = loop.create_future()
-    loop.add_reader(handle, lambda: gone.done() or gone.set_result(None))
+    gone = asyncio.Event()
+    loop.add_reader(handle, gone.set)
     try:
         with suppress(TimeoutError):
-            await asyncio.wait_for(gone, grace)
+            await asyncio.wait_for(gone.wait(), grace)
         return process.poll() is not None
     finally:
         loop.remove_reader(handle)

@@ -1,0 +1,712 @@
+"""A model in processes: answers, errors, timeouts, crashes, restarts, memory limit, closing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+
+from gateway.runners.base import ModelError, RunnerCrashed, RunnerTimeout
+from gateway.runners.confinement import Confinement
+from gateway.runners.environments import Environment
+from gateway.runners.process import ProcessRunner
+from gateway.runners.restarts import Policy, Restarts
+from gateway.runners.zygote import Zygotes
+from loaders.batch import Batch, Columns, Tensors, Value
+from loaders.package import Package
+from tests.hostile import alive, descendants, eventually, write_package
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="model processes need Linux")
+
+START: list[Literal["fork", "spawn"]] = ["fork", "spawn"]
+ONE = Tensors({"": np.array([1.5, 2.5])}, 2)
+OUR_NAMES = ("gateway/__init__.py", "loaders/__init__.py", "loaders/batch.py", "wire.py")
+PATIENT = Policy(base=0.01, crashes=100)
+
+
+class House:
+    """Zygotes, and runners made over them; remembers what was printed and what was observed."""
+
+    def __init__(self, scratch: Path, start: Literal["fork", "spawn"] = "fork") -> None:
+        self.zygotes = Zygotes(scratch=scratch, sink=lambda line: self.zygote_lines.append(line))
+        self.start = start
+        self.zygote_lines: list[str] = []
+        self.lines: list[str] = []
+        self.observed: list[tuple[str, str]] = []
+        self.runners: list[ProcessRunner] = []
+
+    def runner(self, package: Package, **options: Any) -> ProcessRunner:
+        options.setdefault("environment", Environment(start=self.start))
+        made = ProcessRunner(
+            package, {}, zygotes=self.zygotes, name="m", version="1", sink=self.lines.append,
+            observe=lambda what, reason: self.observed.append((what, reason)), **options,
+        )  # fmt: skip
+        self.runners.append(made)
+        return made
+
+    async def started(self, package: Package, **options: Any) -> ProcessRunner:
+        runner = self.runner(package, **options)
+        await runner.start()
+        return runner
+
+    async def close(self) -> None:
+        await asyncio.gather(*(runner.close() for runner in self.runners))
+        await self.zygotes.close()
+
+
+@asynccontextmanager
+async def house(scratch: Path, start: Literal["fork", "spawn"] = "fork") -> AsyncIterator[House]:
+    os.makedirs(scratch, exist_ok=True)
+    before = set(descendants())
+    descriptors = len(os.listdir("/proc/self/fd"))
+    made = House(scratch, start)
+    try:
+        yield made
+    finally:
+        await made.close()
+    assert eventually(lambda: not set(descendants()) - before), "processes were left"
+    assert len(os.listdir("/proc/self/fd")) == descriptors, "descriptors were left"
+    assert os.listdir(scratch) == [], "temporary directories were left"
+
+
+def run(
+    scratch: Path, work: Callable[[House], Awaitable[None]], start: Literal["fork", "spawn"] = "fork"
+) -> None:
+    async def main() -> None:
+        async with house(scratch, start) as made:
+            await work(made)
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+    """Lets the loop turn until something has happened in another process."""
+    end = asyncio.get_running_loop().time() + seconds
+    while not condition():
+        assert asyncio.get_running_loop().time() < end, "it did not happen"
+        await asyncio.sleep(0.005)
+
+
+@pytest.fixture(params=START)
+def start(request: pytest.FixtureRequest) -> Literal["fork", "spawn"]:
+    return request.param  # type: ignore[no-any-return]
+
+
+# ---- answers
+
+
+def test_it_answers_every_kind_of_batch(tmp_path: Path, start: Literal["fork", "spawn"]) -> None:
+    package = write_package(tmp_path / "p")
+
+    async def work(h: House) -> None:
+        runner = await h.started(package)
+        assert runner.slots == 1
+        assert not runner.merges
+        answer = await runner.predict(ONE, {})
+        assert isinstance(answer, Tensors)
+        np.testing.assert_array_equal(answer.arrays[""], ONE.arrays[""])
+        assert (await runner.predict(Value(["a", b"b", None, {"c": [1]}], 4), {})).value == [
+            "a",
+            b"b",
+            None,
+            {"c": [1]},
+        ]  # type: ignore[union-attr]
+        table = Columns({"x": np.arange(3), "t": np.array(["a", None, "c"], dtype=object)}, 3)
+        answer = await runner.predict(table, {})
+        assert isinstance(answer, Columns)
+        assert answer.arrays["x"].tolist() == [0, 1, 2]
+        assert answer.arrays["t"].tolist() == ["a", None, "c"]
+        status = runner.status()
+        assert [p["pid"] for p in status["processes"]] == runner.pids
+        assert status["confinement"]["new_privileges"] == "refused"
+
+    run(tmp_path / "tmp", work, start)
+
+
+def test_large_batches_go_both_ways(tmp_path: Path) -> None:
+    package = write_package(tmp_path / "p")
+
+    async def work(h: House) -> None:
+        runner = await h.started(package)
+        big = Tensors({"": np.random.default_rng(0).random((1000, 2000))}, 1000)
+        answer = await runner.predict(big, {})
+        assert isinstance(answer, Tensors)
+        assert answer.arrays[""].tobytes() == big.arrays[""].tobytes()
+        texts: Batch = Value([f"text {i}" for i in range(50_000)], 50_000)
+        assert (await runner.predict(texts, {})).value == texts.value  # type: ignore[union-attr]
+
+    run(tmp_path / "tmp", work)
+
+
+def test_several_processes_answer_at_once(tmp_path: Path) -> None:
+    package = write_package(
+        tmp_path / "p",
+        at_predict="""
+            import time
+            open(os.path.join(params["meet"], str(os.getpid())), "w").close()
+            while len(os.listdir(params["meet"])) < 2:
+                time.sleep(0.001)
+            return [os.getpid()]
+        """,
+    )
+    meet = tmp_path / "meet"
+    meet.mkdir()
+
+    async def work(h: House) -> None:
+        runner = await h.started(package, processes=2, confinement=Confinement(filesystem=False, user="same"))
+        assert runner.slots == 2
+        answers = await asyncio.gather(*(runner.predict(ONE, {"meet": str(meet)}) for _ in range(2)))
+        assert {a.value[0] for a in answers} == set(runner.pids)  # type: ignore[union-attr]
+
+    run(tmp_path / "tmp", work)
+
+
+def test_a_model_may_ship_packages_of_our_names(tmp_path: Path, start: Literal["fork", "spawn"]) -> None:
+    package = write_package(
+        tmp_path / "p",
+        at_import="import gateway, loaders, wire; from loaders import batch",
+        at_predict="return [m.WHOSE for m in (gateway, loaders, wire, batch)]",
+        extra=dict.fromkeys(OUR_NAMES, "WHOSE = 'mine'"),
+    )
+
+    async def work(h: House) -> None:
+        runner = await h.started(package)
+        for _ in range(2):
+            answer = await runner.predict(ONE, {})
+            assert answer.value == ["mine"] * 4  # type: ignore[union-attr]
+
+    run(tmp_path / "tmp", work, start)
+
+
+def test_siblings_do_not_share_random_numbers(tmp_path: Path) -> None:
+    package = write_package(
+        tmp_path / "p",
+        at_predict="import random, numpy; return [random.random(), float(numpy.random.random())]",
+    )
+
+    async def work(h: House) -> None:
+        runners = [await h.started(package) for _ in range(2)]
+        one, two = [(await r.predict(ONE, {})).value for r in runners]  # type: ignore[union-attr]
+        assert one[0] != two[0]
+        assert one[1] != two[1]
+
+    run(tmp_path / "tmp", work)
+
+
+def test_threads_are_the_models_share(tmp_path: Path, start: Literal["fork", "spawn"]) -> None:
+    package = write_package(
+        tmp_path / "p", at_load="global N; N = os.environ['OMP_NUM_THREADS']", at_predict="return [N]"
+    )
+
+    async def work(h: House) -> None:
+        for threads in (1, 2):
+            runner = await h.started(package, threads=threads)
+            assert (await runner.predict(ONE, {})).value == [str(threads)]  # type: ignore[union-attr]
+
+    run(tmp_path / "tmp", work, start)
+
+
+# ---- the model's errors
+
+
+def test_what_the_model_raises_is_its_error_and_it_goes_on(
+    tmp_path: Path, start: Literal["fork", "spawn"]
+) -> None:
+    package = write_package(
+        tmp_path / "p",
+        at_predict="""
+            if params.get("error") == "unprintable":
+                class Odd(Exception):
+                    def __str__(self): raise RuntimeError
+                raise Odd
+            if params.get("error") == "unsendable":
+                return {"a": object()}
+            if params.get("error"):
+                raise eval(params["error"])
+        """,
+    )
+
+    async def work(h: House) -> None:
+        runner = await h.started(package)
+        pids = runner.pids
+        for error, text in {
+            "ValueError('no such species')": "ValueError: no such species",
+            "SystemExit(3)": "SystemExit: 3",
+            "KeyboardInterrupt()": "KeyboardInterrupt",
+            "GeneratorExit()": "GeneratorExit",
+            "BaseException('x' * 9000)": "BaseException: xxx",
+            "FileNotFoundError(__file__)": "FileNotFoundError: (package)/code/own_loader.py",
+            "unprintable": "Odd: an exception that cannot be shown",
+            "unsendable": "cannot leave the process",
+        }.items():
+            with pytest.raises(ModelError) as caught:
+                await runner.predict(ONE, {"error": error})
+            assert text in str(caught.value)
+            assert len(str(caught.value)) < 5000
+            assert str(tmp_path) not in str(caught.value)
+        with pytest.raises(ModelError) as caught:
+            await runner.predict(ONE, {"error": "ValueError('x')"})
+        assert "own_loader.py" in caught.value.trace
+        await runner.predict(ONE, {})
+        assert runner.pids == pids
+        assert h.observed == []
+
+    run(tmp_path / "tmp", work, start)
+
+
+def test_an_input_that_cannot_be_sent_is_an_error_of_the_call(tmp_path: Path) -> None:
+    package = write_package(tmp_path / "p")
+
+    async def work(h: House) -> None:
+        runner = await h.started(package)
+        with pytest.raises(ModelError, match="cannot be sent"):
+            await runner.predict(Value(object()), {})
+        await runner.predict(ONE, {})
+
+    run(tmp_path / "tmp", work)
+
+
+# ---- waiting and giving up
+
+
+def test_a_caller_who_leaves_does_not_break_the_conversation(tmp_path: Path) -> None:
+    package = write_package(
+        tmp_path / "p",
+        at_predict="""
+            import time
+            while params.get("wait") and not os.path.exists(params["wait"]):
+                time.sleep(0.001)
+            return [params.get("n")]
+        """,
+    )
+    flag = tmp_path / "flag"
+
+    async def work(h: House) -> None:
+        runner = await h.started(package, confinement=Confinement(filesystem=False, user="same"))
+        leaver = asyncio.ensure_future(runner.predict(ONE, {"n": 0, "wait": str(flag)}))
+        queued = asyncio.ensure_future(runner.predict(ONE, {"n": 1}))
+        others = [asyncio.ensure_future(runner.predict(ONE, {"n": i})) for i in range(2, 5)]
+        await asyncio.sleep(0)
+        leaver.cancel()
+        queued.cancel()
+        flag.touch()
+        assert [(await other).value for other in others] == [[2], [3], [4]]  # type: ignore[union-attr]
+        for left in (leaver, queued):
+            with pytest.raises(asyncio.CancelledError):
+                await left
+        # Cancelled in the very turn in which its predecessor's answer came.
+        for n in range(20):
+            first = asyncio.ensure_future(runner.predict(ONE, {"n": n}))
+            second = asyncio.ensure_future(runner.predict(ONE, {"n": -1}))
+            assert (await first).value == [n]  # type: ignore[union-attr]
+            second.cancel()
+            await asyncio.wait([second])
+        assert (await runner.predict(ONE, {"n": 99})).value == [99]  # type: ignore[union-attr]
+
+    run(tmp_path / "tmp", work)
+
+
+def test_the_operators_timeout_stops_the_model_and_starts_it_again(
+    tmp_path: Path, start: Literal["fork", "spawn"]
+) -> None:
+    package = write_package(tmp_path / "p", at_predict="while params.get('hang'): pass")
+
+    async def work(h: House) -> None:
+        runner = await h.started(package, timeout=0.3)
+        pids = runner.pids
+        with pytest.raises(RunnerTimeout, match=r"within 0\.3 s"):
+            await runner.predict(ONE, {"hang": True})
+        await runner.predict(ONE, {})
+        assert runner.pids != pids
+        assert [what for what, _ in h.observed] == ["timeout", "restarted"]
+        assert not any(alive(pid) for pid in pids)
+
+    run(tmp_path / "tmp", work, start)
+
+
+def test_a_cancelled_call_is_still_under_the_timeout(tmp_path: Path) -> None:
+    package = write_package(tmp_path / "p", at_predict="while params.get('hang'): pass")
+
+    async def work(h: House) -> None:
+        runner = await h.started(package, timeout=0.2)
+        call = asyncio.ensure_future(runner.predict(ONE, {"hang": True}))
+        await asyncio.sleep(0)
+        call.cancel()
+        await runner.predict(ONE, {})
+        assert h.observed[0][0] == "timeout"
+
+    run(tmp_path / "tmp", work)
+
+
+def test_loading_has_its_own_timeout(tmp_path: Path, start: Literal["fork", "spawn"]) -> None:
+    package = write_package(tmp_path / "p", at_load="while True: pass")
+
+    async def work(h: House) -> None:
+        with pytest.raises(RunnerTimeout):
+            await h.started(package, load_timeout=0.5)
+
+    run(tmp_path / "tmp", work, start)
+
+
+def test_a_cancelled_start_leaves_nothing(tmp_path: Path, start: Literal["fork", "spawn"]) -> None:
+    package = write_package(tmp_path / "p", at_load="print('loading'); \nwhile True: pass")
+
+    async def work(h: House) -> None:
+        for moment in ("at once", "while it loads"):
+            starting = asyncio.ensure_future(h.runner(package).start())
+            if moment == "at once":
+                await asyncio.sleep(0)
+            else:
+                await until(lambda: h.lines)
+            starting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await starting
+
+    run(tmp_path / "tmp", work, start)
+
+
+# ---- crashes
+
+
+def test_a_crash_fails_its_own_calls_and_the_next_is_answered(
+    tmp_path: Path, start: Literal["fork", "spawn"]
+) -> None:
+    package = write_package(
+        tmp_path / "p", at_predict="if params.get('die'): import signal; os.kill(os.getpid(), signal.SIGSEGV)"
+    )
+
+    async def work(h: House) -> None:
+        runner, other = await h.started(package), await h.started(package)
+        with pytest.raises(RunnerCrashed, match="SIGSEGV"):
+            await runner.predict(ONE, {"die": True})
+        await other.predict(ONE, {})
+        await runner.predict(ONE, {})
+        assert [what for what, _ in h.observed] == ["crashed", "restarted"]
+        assert "SIGSEGV" in h.observed[0][1]
+        assert runner.status()["crashes"] == 1
+
+    run(tmp_path / "tmp", work, start)
+
+
+def test_with_two_processes_the_other_goes_on(tmp_path: Path) -> None:
+    package = write_package(tmp_path / "p", at_predict="if params.get('die'): os._exit(7)")
+
+    async def work(h: House) -> None:
+        runner = await h.started(package, processes=2, restarts=PATIENT)
+        calls = [runner.predict(ONE, {"die": i == 3}) for i in range(10)]
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert [i for i, r in enumerate(results) if isinstance(r, RunnerCrashed)] == [3]
+        assert "exited with code 7" in str(results[3])
+        await until(lambda: len(runner.pids) == 2)
+
+    run(tmp_path / "tmp", work)
+
+
+def test_an_idle_process_that_is_killed_is_replaced(tmp_path: Path) -> None:
+    package = write_package(tmp_path / "p")
+
+    async def work(h: House) -> None:
+        runner = await h.started(package)
+        (pid,) = runner.pids
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: h.observed[-1:] == [("restarted", "")])
+        await runner.predict(ONE, {})
+        assert "SIGKILL" in h.observed[0][1]
+
+    run(tmp_path / "tmp", work)
+
+
+def test_restarts_back_off_and_end_in_quarantine(tmp_path: Path) -> None:
+    package = write_package(tmp_path / "p", at_predict="os._exit(1)")
+
+    async def work(h: House) -> None:
+        runner = await h.started(package, restarts=Policy(base=0.05, crashes=3, jitter=0.0))
+        for _ in range(2):
+            with pytest.raises(RunnerCrashed, match="code 1"):
+                await runner.predict(ONE, {})
+        with pytest.raises(RunnerCrashed) as caught:
+            await runner.predict(ONE, {})
+        assert caught.value.retry_after is not None
+        assert 0 < caught.value.retry_after <= 0.05
+        await until(lambda: runner.pids)
+        with pytest.raises(RunnerCrashed, match="code 1"):
+            await runner.predict(ONE, {})
+        for _ in range(2):
+            with pytest.raises(RunnerCrashed, match="quarantine"):
+                await runner.predict(ONE, {})
+        assert runner.quarantine is not None
+        assert h.observed[-1][0] == "quarantined"
+
+    run(tmp_path / "tmp", work)
+
+
+def test_a_package_that_fails_to_load_again_counts_as_a_crash(tmp_path: Path) -> None:
+    flag = tmp_path / "flag"
+    package = write_package(
+        tmp_path / "p",
+        at_load=f"if os.path.exists({str(flag)!r}): raise ValueError('changed')",
+        at_predict="os._exit(1)",
+    )
+
+    async def work(h: House) -> None:
+        runner = await h.started(
+            package,
+            restarts=Policy(base=0.01, crashes=3),
+            confinement=Confinement(filesystem=False, user="same"),
+        )
+        flag.touch()
+        with pytest.raises(RunnerCrashed, match="code 1"):
+            await runner.predict(ONE, {})
+        await until(lambda: runner.quarantine)
+        assert "ValueError: changed" in str(runner.quarantine)
+
+    run(tmp_path / "tmp", work)
+
+
+def test_the_restart_rule() -> None:
+    rule = Restarts(Policy(window=60, base=0.5, longest=3, crashes=6, jitter=0.0), random.Random(0))
+    assert [rule.ended(t, crashed=True) for t in (0.0, 1.0, 2.0, 3.0, 4.0)] == [0.0, 0.5, 1.0, 2.0, 3.0]
+    assert rule.ended(5.0, crashed=True) is None
+    later = Restarts(Policy(crashes=2, jitter=0.0))
+    assert later.ended(0.0, crashed=True) == 0.0
+    assert later.ended(61.0, crashed=True) == 0.0
+    timeouts = Restarts(Policy(crashes=2, jitter=0.0))
+    assert None not in [timeouts.ended(float(t), crashed=False) for t in range(10)]
+    jittered = Restarts(Policy(jitter=0.2, crashes=1000), random.Random(0))
+    delays = [jittered.ended(0.0, crashed=True) for _ in range(2)]
+    assert delays[0] == 0.0
+    assert delays[1] is not None
+    assert 0.4 <= delays[1] <= 0.6
+
+
+def test_a_process_that_says_what_nobody_asked_is_ended(tmp_path: Path) -> None:
+    package = write_package(
+        tmp_path / "p",
+        at_predict="""
+            import stat
+            for fd in range(3, 50):
+                try:
+                    if stat.S_ISSOCK(os.fstat(fd).st_mode):
+                        os.write(fd, b"GET / HTTP/1.1\\r\\n\\r\\n" * 10)
+                except OSError:
+                    pass
+        """,
+    )
+
+    async def work(h: House) -> None:
+        runner = await h.started(package)
+        with pytest.raises(RunnerCrashed, match="broke the protocol"):
+            await runner.predict(ONE, {})
+
+    run(tmp_path / "tmp", work)
+
+
+# ---- memory
+
+
+def test_measured_bytes_are_what_proc_says(tmp_path: Path, start: Literal["fork", "spawn"]) -> None:
+    package = write_package(tmp_path / "p", at_load="global X; X = bytearray(os.urandom(1 << 20) * 60)")
+
+    async def work(h: House) -> None:
+        runner = await h.started(package)
+        await runner.predict(ONE, {})
+        (pid,) = runner.pids
+        with open(f"/proc/{pid}/smaps_rollup") as file:  # noqa: ASYNC230
+            lines = file.read().splitlines()
+        private = sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
+        measured = runner.measured_bytes
+        assert measured is not None
+        assert measured > 60 << 20
+        assert abs(measured - private) < 0.05 * private
+        assert runner.load_peak >= measured * 0.9
+
+    if os.geteuid() == 0:
+        run(tmp_path / "tmp", work, start)
+    else:
+        pytest.skip("only root may look into a process that closed itself")
+
+
+def test_load_peak_is_more_than_what_remains(tmp_path: Path) -> None:
+    package = write_package(tmp_path / "p", at_load="x = bytearray(os.urandom(1 << 20) * 80); del x")
+
+    async def work(h: House) -> None:
+        runner = await h.started(package)
+        assert runner.load_peak > 80 << 20
+        assert (runner.measured_bytes or 0) < 40 << 20
+
+    run(tmp_path / "tmp", work)
+
+
+def test_a_model_that_grows_past_its_limit_is_recycled_without_a_failed_call(tmp_path: Path) -> None:
+    package = write_package(
+        tmp_path / "p",
+        at_import="KEPT = []",
+        at_predict="KEPT.append(bytearray(os.urandom(1 << 20) * 4)); return [os.getpid()]",
+    )
+
+    async def work(h: House) -> None:
+        runner = await h.started(package, memory_limit=120 << 20)
+        pids = set()
+        while len(pids) < 3:
+            pids.add((await runner.predict(ONE, {})).value[0])  # type: ignore[union-attr]
+            await asyncio.sleep(0.02)
+        assert {what for what, _ in h.observed} == {"recycled", "restarted"}
+
+    run(tmp_path / "tmp", work)
+
+
+def test_a_model_that_allocates_without_end_is_stopped(tmp_path: Path) -> None:
+    package = write_package(
+        tmp_path / "p",
+        at_import="KEPT = []",
+        at_predict="while True: KEPT.append(bytearray(os.urandom(1 << 20)))",
+    )
+
+    async def work(h: House) -> None:
+        runner, other = (
+            await h.started(package, memory_limit=100 << 20),
+            await h.started(write_package(tmp_path / "q")),
+        )
+        call = asyncio.ensure_future(runner.predict(ONE, {}))
+        while not call.done():
+            await other.predict(ONE, {})
+        with pytest.raises(RunnerCrashed, match="its limit is"):
+            await call
+
+    run(tmp_path / "tmp", work)
+
+
+def test_a_model_larger_than_its_limit_does_not_load(tmp_path: Path) -> None:
+    package = write_package(
+        tmp_path / "p", at_load="kept = []\nwhile True: kept.append(bytearray(os.urandom(1 << 20)))"
+    )
+
+    async def work(h: House) -> None:
+        with pytest.raises(RunnerCrashed, match="its limit is"):
+            await h.started(package, memory_limit=80 << 20)
+
+    run(tmp_path / "tmp", work)
+
+
+def test_stop_ends_all_processes_with_a_reason(tmp_path: Path) -> None:
+    package = write_package(tmp_path / "p", at_predict="while params.get('hang'): pass")
+
+    async def work(h: House) -> None:
+        runner = await h.started(package, processes=2)
+        calls = [asyncio.ensure_future(runner.predict(ONE, {"hang": True})) for _ in range(2)]
+        await asyncio.sleep(0)
+        runner.stop("memory is short")
+        for call in calls:
+            with pytest.raises(RunnerCrashed, match="memory is short"):
+                await call
+        await runner.predict(ONE, {})
+
+    run(tmp_path / "tmp", work)
+
+
+# ---- output
+
+
+def test_what_the_model_prints_comes_out_under_its_name(
+    tmp_path: Path, start: Literal["fork", "spawn"]
+) -> None:
+    package = write_package(
+        tmp_path / "p",
+        at_import="print('importing')",
+        at_load="sys.stderr.write('loading\\n')",
+        at_predict="print('predicting'); os.system('echo from a child'); print('the end', end='')",
+    )
+
+    async def work(h: House) -> None:
+        runner = await h.started(package)
+        await runner.predict(ONE, {})
+        await runner.close()
+        h.runners.clear()
+        assert h.lines == ["importing", "loading", "predicting", "from a child", "the end"]
+
+    run(tmp_path / "tmp", work, start)
+
+
+def test_a_megabyte_of_output_neither_blocks_nor_floods(tmp_path: Path) -> None:
+    package = write_package(
+        tmp_path / "p",
+        at_predict="""
+            if params.get("at_once"):
+                print("x" * (1 << 20))
+            else:
+                for i in range(200_000):
+                    print("line", i)
+        """,
+    )
+
+    async def work(h: House) -> None:
+        runner = await h.started(package)
+        await asyncio.wait_for(runner.predict(ONE, {"at_once": True}), 10)
+        await asyncio.wait_for(runner.predict(ONE, {}), 10)
+        await runner.close()
+        h.runners.clear()
+        assert sum(map(len, h.lines)) < 200_000
+        assert any("bytes of output were left out" in line for line in h.lines)
+        assert "line 0" in h.lines
+
+    run(tmp_path / "tmp", work)
+
+
+# ---- the end
+
+
+def test_close_ends_a_hanging_process_within_its_bound(tmp_path: Path) -> None:
+    package = write_package(tmp_path / "p", at_predict="while True: pass")
+
+    async def work(h: House) -> None:
+        runners = [await h.started(package) for _ in range(3)]
+        calls = [asyncio.ensure_future(r.predict(ONE, {})) for r in runners]
+        await asyncio.sleep(0)
+        pids = [pid for r in runners for pid in r.pids]
+        before = asyncio.get_running_loop().time()
+        await asyncio.gather(*(r.close() for r in runners))
+        h.runners.clear()
+        assert asyncio.get_running_loop().time() - before < 4  # all at once, after a grace of two seconds
+        assert not any(alive(pid) for pid in pids)
+        for call in calls:
+            with pytest.raises(RunnerCrashed, match="unloaded"):
+                await call
+        with pytest.raises(RunnerCrashed, match="unloaded"):
+            await runners[0].predict(ONE, {})
+
+    run(tmp_path / "tmp", work)
+
+
+def test_close_lets_a_model_say_goodbye(tmp_path: Path) -> None:
+    package = write_package(tmp_path / "p", at_import="import atexit; atexit.register(print, 'goodbye')")
+
+    async def work(h: House) -> None:
+        runner = await h.started(package)
+        await runner.close()
+        h.runners.clear()
+        assert h.lines == ["goodbye"]
+
+    run(tmp_path / "tmp", work)
+
+
+def test_close_while_a_restart_waits(tmp_path: Path) -> None:
+    package = write_package(tmp_path / "p", at_predict="os._exit(1)")
+
+    async def work(h: House) -> None:
+        runner = await h.started(package, restarts=Policy(base=60, crashes=10))
+        for _ in range(2):
+            with pytest.raises(RunnerCrashed):
+                await runner.predict(ONE, {})
+        await runner.close()
+        h.runners.clear()
+
+    run(tmp_path / "tmp", work)

@@ -1,0 +1,202 @@
+"""Zygotes: one per environment, made when needed, made again when killed, retired when idle."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from gateway.runners.environments import Environment, allowed, preload_for
+from gateway.runners.process import ProcessRunner
+from gateway.runners.zygote import ZygoteGone, Zygotes
+from tests.gateway.test_process_runner import ONE, House, run, until
+from tests.hostile import alive, eventually, write_package
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="model processes need Linux")
+
+
+def test_models_of_one_environment_share_a_zygote(tmp_path: Path) -> None:
+    package = write_package(tmp_path / "p")
+
+    async def work(h: House) -> None:
+        await asyncio.gather(*(h.started(package) for _ in range(3)))
+        (zygote,) = h.zygotes.alive
+        assert len(zygote.children) == 3
+        await h.started(package, environment=Environment(preload=("json",)))
+        assert len(h.zygotes.alive) == 2
+        assert h.zygotes.bytes > 5 << 20
+
+    run(tmp_path / "tmp", work)
+
+
+def test_a_killed_zygote_costs_nothing_but_itself(tmp_path: Path) -> None:
+    package = write_package(tmp_path / "p")
+
+    async def work(h: House) -> None:
+        runner = await h.started(package)
+        (zygote,) = h.zygotes.alive
+        assert zygote.pid is not None
+        os.kill(zygote.pid, signal.SIGKILL)
+        await until(lambda: not h.zygotes.alive)
+        await runner.predict(ONE, {})
+        another = await h.started(package)
+        await another.predict(ONE, {})
+        # The first one's process has no parent that could tell how it ends: it is replaced all the same.
+        os.kill(runner.pids[0], signal.SIGKILL)
+        await until(lambda: h.observed[-1:] == [("restarted", "")])
+        await runner.predict(ONE, {})
+        pids = runner.pids + another.pids
+        await asyncio.gather(runner.close(), another.close())
+        h.runners.clear()
+        assert eventually(lambda: not any(map(alive, pids)))
+        for left in os.listdir(tmp_path / "tmp"):
+            os.rmdir(tmp_path / "tmp" / left)  # nobody was left to remove the first one's directory
+
+    run(tmp_path / "tmp", work)
+
+
+def test_a_zygote_killed_while_it_makes_a_process_is_replaced(tmp_path: Path) -> None:
+    package = write_package(tmp_path / "p")
+
+    async def work(h: House) -> None:
+        await h.started(package)
+        (zygote,) = h.zygotes.alive
+        assert zygote.pid is not None
+        os.kill(zygote.pid, signal.SIGSTOP)  # it hears the request and does not answer
+        starting = asyncio.ensure_future(h.started(package))
+        await until(lambda: zygote.waiting)
+        os.kill(zygote.pid, signal.SIGKILL)
+        await (await starting).predict(ONE, {})
+        await h.runners[0].close()
+        for left in os.listdir(tmp_path / "tmp"):
+            if not os.listdir(tmp_path / "tmp" / left) and left not in _in_use(h):
+                os.rmdir(tmp_path / "tmp" / left)
+
+    run(tmp_path / "tmp", work)
+
+
+def _in_use(h: House) -> set[str]:
+    return {
+        os.path.basename(os.readlink(f"/proc/{pid}/cwd"))
+        for runner in h.runners
+        for pid in runner.pids
+        if alive(pid)
+    }
+
+
+def test_an_idle_zygote_is_retired_and_comes_back(tmp_path: Path) -> None:
+    package = write_package(tmp_path / "p")
+
+    async def work(h: House) -> None:
+        runner = await h.started(package)
+        (zygote,) = h.zygotes.alive
+        far = asyncio.get_running_loop().time() + 1e6
+        assert await h.zygotes.retire_idle(far) == 0  # it has a model
+        await runner.close()
+        h.runners.clear()
+        assert await h.zygotes.retire_idle() == 0  # it was used just now
+        assert await h.zygotes.retire_idle(far) == 1
+        assert zygote.pid is not None
+        assert not alive(zygote.pid)
+        assert h.zygotes.bytes == 0
+        await (await h.started(package)).predict(ONE, {})
+
+    run(tmp_path / "tmp", work)
+
+
+def test_idle_zygotes_are_retired_by_themselves(tmp_path: Path) -> None:
+    package = write_package(tmp_path / "p")
+
+    async def main() -> None:
+        zygotes = Zygotes(scratch=tmp_path, idle=0.1)
+        runner = ProcessRunner(package, {}, zygotes=zygotes, name="m", version="1", environment=Environment())
+        await runner.start()
+        await runner.close()
+        await until(lambda: not zygotes.alive)
+        await zygotes.close()
+
+    asyncio.run(main())
+
+
+def test_a_module_that_starts_a_thread_is_left_to_the_children(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modules = tmp_path / "modules"
+    modules.mkdir()
+    (modules / "quiet_one.py").write_text("")
+    (modules / "threaded_one.py").write_text(
+        "import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+    )
+    (modules / "broken_one.py").write_text("raise RuntimeError('no such driver')\n")
+    monkeypatch.setenv("PYTHONPATH", str(modules), prepend=os.pathsep)
+    package = write_package(
+        tmp_path / "p",
+        at_predict="return [m in sys.modules for m in ('quiet_one', 'threaded_one', 'broken_one')]",
+    )
+    preload = ("quiet_one", "threaded_one", "not_there", "broken_one")
+
+    async def work(h: House) -> None:
+        runner = await h.started(package, environment=Environment(preload=preload))
+        (zygote,) = h.zygotes.alive
+        assert zygote.start_method == "fork"
+        assert zygote.missing == ("threaded_one", "not_there", "broken_one")
+        assert (await runner.predict(ONE, {})).value == [True, False, False]  # type: ignore[union-attr]
+        assert h.zygote_lines == ["broken_one cannot be imported here: RuntimeError: no such driver"]
+
+    run(tmp_path / "tmp", work)
+
+
+def test_where_threads_are_there_from_the_start_processes_are_spawned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modules = tmp_path / "modules"
+    modules.mkdir()
+    (modules / "sitecustomize.py").write_text(
+        "import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(modules), prepend=os.pathsep)
+    package = write_package(tmp_path / "p")
+
+    async def work(h: House) -> None:
+        await (await h.started(package)).predict(ONE, {})
+        (zygote,) = h.zygotes.alive
+        assert zygote.start_method == "spawn"
+
+    run(tmp_path / "tmp", work)
+
+
+def test_an_interpreter_that_does_not_work_is_a_clean_error(tmp_path: Path) -> None:
+    async def main() -> None:
+        zygotes = Zygotes(scratch=tmp_path)
+        package = write_package(tmp_path / "p")
+        for python in ("/bin/false", "/nowhere/python"):
+            runner = ProcessRunner(
+                package, {}, zygotes=zygotes, name="m", version="1", environment=Environment(python=python)
+            )
+            with pytest.raises(Exception, match="no process could be started"):
+                await runner.start()
+            await runner.close()
+        await zygotes.close()
+        with pytest.raises(ZygoteGone):
+            await zygotes.make(Environment(), None, 0)  # type: ignore[arg-type]
+
+    asyncio.run(main())
+
+
+def test_only_listed_variables_are_passed_on() -> None:
+    environ = {"PATH": "/bin", "LC_ALL": "C", "AWS_SECRET_ACCESS_KEY": "x", "MLFLOW_TRACKING_PASSWORD": "x"}
+    passed = Environment().variables({**environ, "GATEWAY_ADMIN_KEY_FILE": "x", "OMP_NUM_THREADS": "8"})
+    assert {name for name in passed if name in environ} == {"PATH", "LC_ALL"}
+    assert passed["OMP_NUM_THREADS"] == "1"
+    assert not any(name.startswith("GATEWAY") for name in passed)
+    assert allowed({"HF_HOME": "a", "HF_TOKEN": "b", "X": "c"}, ["HF_*"]) == {"HF_HOME": "a", "HF_TOKEN": "b"}
+
+
+def test_each_framework_has_its_preload_and_threaded_ones_none() -> None:
+    assert "sklearn.ensemble" in preload_for("mlflow.sklearn")
+    assert preload_for("mlflow.pyfunc.model") == preload_for("somebody.loader") == ("numpy", "pandas")
+    assert preload_for("mlflow.onnx") == ("numpy",)
