@@ -1,0 +1,188 @@
+"""A real gateway behind a real socket: uvicorn in a thread, a registry file, real models."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import socket
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import pandas as pd
+import pytest
+import uvicorn
+from sklearn.datasets import load_iris
+from sklearn.linear_model import LogisticRegression
+
+import gateway
+from gateway import http as gateway_http
+from gateway.app import Gateway
+from gateway.registries import open_registry
+from gateway.settings import Settings
+
+KEY = "the-admin-key"
+ODD_NAME = "odd @%+ñ 名"
+MAX_BODY = 200_000
+
+
+@dataclass(frozen=True)
+class Reply:
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body, parse_constant=lambda constant: pytest.fail(f"{constant} is not JSON"))
+
+    @property
+    def code(self) -> str:
+        assert self.json["request_id"] == self.headers["x-request-id"]
+        return str(self.json["error_code"])
+
+
+class Served:
+    """A gateway that runs, and how to reach it. `run` runs something on its loop."""
+
+    def __init__(self, settings: Settings, registry: str) -> None:
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(settings, registry)))
+        self._failure: BaseException | None = None
+        self.port = 0
+
+    async def _serve(self, settings: Settings, registry: str) -> None:
+        try:
+            self.loop = asyncio.get_running_loop()
+            self.gateway = Gateway(settings, open_registry(registry))
+            await self.gateway.start()
+            config = uvicorn.Config(
+                gateway_http.build(self.gateway),
+                lifespan="off",
+                ws="none",
+                log_config=None,
+                proxy_headers=False,
+            )
+            self._server = uvicorn.Server(config)
+            with socket.create_server(("127.0.0.1", 0)) as bound:
+                self.port = bound.getsockname()[1]
+                bound.listen()
+                self._ready.set()
+                await self._server.serve(sockets=[bound])
+            await self.gateway.stop()
+        except BaseException as error:
+            self._failure = error
+            raise
+        finally:
+            self._ready.set()
+
+    def __enter__(self) -> Served:
+        self._thread.start()
+        self._ready.wait()
+        assert self.port, self._failure
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.should_exit = True
+        self._thread.join()
+        assert self._failure is None
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        content_type: str | None = "application/json",
+        **headers: str,
+    ) -> Reply:
+        """One request on a connection of its own; what is not bytes or text is sent as JSON."""
+        data = body if isinstance(body, bytes | str | None) else json.dumps(body)
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        if data is not None and content_type is not None:
+            sent["content-type"] = content_type
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            connection.request(method, path, data, sent)
+            answer = connection.getresponse()
+            got = {name.lower(): value for name, value in answer.getheaders()}
+            return Reply(answer.status, got, answer.read())
+        finally:
+            connection.close()
+
+    def get(self, path: str, **headers: str) -> Reply:
+        return self.request("GET", path, **headers)
+
+    def post(self, path: str, body: object = None, **headers: str) -> Reply:
+        return self.request("POST", path, body, **headers)
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=60)
+
+
+def echo() -> Any:
+    """A model that answers what its params ask for: a kind of value, an exception, or, as `file:A|B`, only
+    when file B is there, having made file A. Its class is local, so that it is pickled by value."""
+
+    class Echo:
+        def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> Any:
+            import decimal
+            import time
+            from pathlib import Path
+
+            wanted = (params or {}).get("give", "input")
+            if wanted == "raise":
+                raise ValueError("the row 4711 is bad")
+            if wanted.startswith("file:"):
+                started, until = (Path(part) for part in wanted.removeprefix("file:").split("|"))
+                started.touch()
+                while not until.exists():
+                    time.sleep(0.005)
+            values: dict[str, Any] = {
+                "nan": [float("nan"), float("inf")],
+                "bytes": [b"\x00\xff" * 50],
+                "decimal": [decimal.Decimal("0.10")],
+                "object": [object()],
+                "big": [2**63 - 1],
+            }
+            return values.get(wanted, len(model_input))
+
+    return Echo()
+
+
+def make_registry(directory: Path) -> str:
+    registry = str(directory / "registry.yaml")
+    data = load_iris(as_frame=True)
+    frame = data.data.set_axis(["sl", "sw", "pl", "pw"], axis=1)
+    for strength in (0.1, 1.0):
+        model = LogisticRegression(C=strength, max_iter=500).fit(frame, data.target)
+        example = frame.head(3)
+        gateway.log_model(
+            model, "iris", registry, input_example=example, alias=None if strength == 1.0 else "champion"
+        )
+    gateway.log_model(model, ODD_NAME, registry, input_example=frame.head(3), alias="champion")
+    gateway.log_model(
+        echo(),
+        "echo",
+        registry,
+        input_example=pd.DataFrame({"x": [1.0]}),
+        params={"give": "input"},
+        alias="champion",
+    )
+    tensor = LogisticRegression(max_iter=500).fit(frame.to_numpy(), data.target)
+    gateway.log_model(tensor, "tensor", registry, input_example=np.asarray(frame.head(2)), alias="champion")
+    return registry
+
+
+def settings(directory: Path, **values: Any) -> Settings:
+    return Settings(
+        cache_dir=directory / "cache", state_dir=directory / "state", memory_limit=2**31, **values
+    )
+
+
+def path_of(name: str) -> str:
+    return quote(name, safe="")

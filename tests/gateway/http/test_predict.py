@@ -1,0 +1,297 @@
+"""Predictions through a real socket, with real models behind it."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import re
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from sklearn.datasets import load_iris
+
+import gateway
+from tests.gateway.http.served import MAX_BODY, ODD_NAME, Reply, Served, path_of, settings
+
+COLUMNS = ["sl", "sw", "pl", "pw"]
+ROWS = load_iris().data[::30].tolist()
+SPLIT = {"dataframe_split": {"columns": COLUMNS, "data": ROWS}}
+RECORDS = {"dataframe_records": [dict(zip(COLUMNS, row, strict=True)) for row in ROWS]}
+ONE = {"dataframe_records": [{"x": 1.0}]}
+
+TIMING = re.compile(
+    r"parse;dur=\d+\.\d{3}, queue;dur=\d+\.\d{3}, predict;dur=\d+\.\d{3}, encode;dur=\d+\.\d{3}\Z"
+)
+
+
+@pytest.fixture(scope="module")
+def expected(registry_file: str) -> list[int]:
+    model = gateway.load_model("models:/iris/1", registry=registry_file)
+    labels: list[int] = model.predict(pd.DataFrame(ROWS, columns=COLUMNS)).tolist()
+    return labels
+
+
+IRIS_1 = {"name": "iris", "version": "1", "alias": "champion"}
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "extra", "model"),
+    [
+        ("/predict/iris", {}, {}, IRIS_1),
+        ("/predict/iris@champion", {}, {}, IRIS_1),
+        ("/predict/iris@champion?trace=1", {}, {}, IRIS_1),
+        ("/predict/%69ris@champ%69on", {}, {}, IRIS_1),
+        ("/predict/iris/versions/1", {}, {}, {**IRIS_1, "alias": None}),
+        ("/predict", {"x_model": "iris"}, {}, IRIS_1),
+        ("/predict", {"x_model": "models:/iris@champion"}, {}, IRIS_1),
+        ("/predict", {"x_model": "models:/iris/1"}, {}, {**IRIS_1, "alias": None}),
+        ("/predict", {}, {"model": "models:/iris/1"}, {**IRIS_1, "alias": None}),
+        ("/predict", {}, {"model": "models:/iris"}, IRIS_1),
+        ("/predict", {}, {}, IRIS_1),
+        ("/predict/iris", {}, {"model": "models:/iris"}, IRIS_1),
+    ],
+)
+@pytest.mark.parametrize("body", [SPLIT, RECORDS], ids=["split", "records"])
+def test_every_way_to_name_a_model(
+    server: Served,
+    expected: list[int],
+    path: str,
+    headers: dict[str, str],
+    extra: dict[str, Any],
+    model: dict[str, Any],
+    body: dict[str, Any],
+) -> None:
+    reply = server.post(path, body | extra, **headers)
+    assert reply.status == 200, reply.body
+    assert reply.json == {"predictions": expected, "model": model}
+    assert reply.headers["content-type"] == "application/json"
+    assert reply.headers["x-model-name"] == "iris"
+    assert reply.headers["x-model-version"] == "1"
+    assert TIMING.match(reply.headers["server-timing"])
+    assert len(reply.headers["x-request-id"]) == 32
+    assert reply.headers.get("connection") != "close"
+
+
+def test_a_name_with_everything_in_it(server: Served) -> None:
+    reply = server.post(f"/predict/{path_of(ODD_NAME)}", SPLIT)
+    assert reply.json["model"]["name"] == ODD_NAME
+    assert reply.headers["x-model-name"] == "odd @%25+%C3%B1 %E5%90%8D"
+    assert server.post(f"/predict/{path_of(ODD_NAME)}@champion", SPLIT).json["model"]["alias"] == "champion"
+    named = {"model": f"models:/{ODD_NAME}@champion"}
+    assert server.post("/predict", SPLIT | named).json["model"]["name"] == ODD_NAME
+
+
+def test_the_callers_request_id_comes_back(server: Served) -> None:
+    assert server.post("/predict/iris", SPLIT, x_request_id="req-1").headers["x-request-id"] == "req-1"
+    refused = server.post("/predict/nobody", SPLIT, x_request_id="req-2")
+    assert (refused.headers["x-request-id"], refused.json["request_id"]) == ("req-2", "req-2")
+
+
+def test_csv(server: Served, expected: list[int]) -> None:
+    text = ",".join(COLUMNS) + "\n" + "\n".join(",".join(map(str, row)) for row in ROWS)
+    reply = server.request("POST", "/predict/iris", text, 'Text/CSV; charset="UTF-8"')
+    assert reply.json["predictions"] == expected
+
+
+def test_gzip(server: Served, expected: list[int]) -> None:
+    body = gzip.compress(json.dumps(SPLIT).encode())
+    assert server.post("/predict/iris", body, content_encoding="gzip").json["predictions"] == expected
+
+
+def test_a_tensor(server: Served) -> None:
+    assert server.post("/predict/tensor", {"inputs": ROWS}).status == 200
+    assert server.post("/predict/tensor", {"instances": ROWS}).status == 200
+
+
+def test_ignored_columns_are_told(server: Served, expected: list[int]) -> None:
+    body = {"dataframe_split": {"columns": [*COLUMNS, "extra"], "data": [[*row, 1] for row in ROWS]}}
+    reply = server.post("/predict/iris", body)
+    assert reply.json["predictions"] == expected
+    assert "extra" in " ".join(reply.json["warnings"])
+    assert server.post("/invocations", body).json == {"predictions": expected}
+
+
+@pytest.mark.parametrize(
+    ("give", "predictions"),
+    [
+        ("nan", [None, None]),
+        ("bytes", [base64.b64encode(b"\x00\xff" * 50).decode()]),
+        ("decimal", [0.1]),
+        ("big", [2**63 - 1]),
+    ],
+)
+def test_answers_that_json_needs_help_with(server: Served, give: str, predictions: list[Any]) -> None:
+    reply = server.post("/predict/echo", ONE | {"params": {"give": give}})
+    assert reply.status == 200, reply.body
+    assert reply.json["predictions"] == predictions
+
+
+@pytest.mark.parametrize("give", ["object", "raise"])
+def test_what_the_model_does_wrong_is_a_500_of_a_resolved_model(server: Served, give: str) -> None:
+    reply = server.post("/predict/echo", ONE | {"params": {"give": give}})
+    assert (reply.status, reply.code) == (500, "PREDICTION_FAILED")
+    assert "4711" not in reply.body.decode(), "the row's data"
+    assert "Traceback" not in reply.body.decode()
+    assert reply.headers["x-model-name"] == "echo"
+    assert reply.headers["x-model-version"] == "1"
+    assert TIMING.match(reply.headers["server-timing"])
+
+
+def test_all_offending_fields_at_once(server: Served) -> None:
+    body = {"dataframe_split": {"columns": ["sl", "sw", "pl"], "data": [[1.0, "x", None], [True, 2.0, 3.0]]}}
+    reply = server.post("/predict/iris", body)
+    assert (reply.status, reply.code) == (422, "INVALID_INPUT")
+    assert {detail["path"] for detail in reply.json["details"]} >= {
+        "dataframe_split.data[0].sw",
+        "dataframe_split.data[1].sl",
+        "dataframe_split.pw",
+    }
+    assert reply.headers["x-model-version"] == "1"
+    assert reply.json["retryable"] is False
+
+
+def test_details_stop_at_a_hundred(server: Served) -> None:
+    body = {"dataframe_split": {"columns": COLUMNS, "data": [["x"] * 4] * 50}}
+    reply = server.post("/predict/iris", body)
+    assert reply.status == 422
+    assert 100 <= len(reply.json["details"]) <= 101
+    assert "200" in reply.json["message"]
+
+
+class Held:
+    """A request to `echo` that is being answered and ends when it is let go."""
+
+    def __init__(self, server: Served, directory: Path, name: str = "one", **headers: str) -> None:
+        self.started, self.until = directory / f"{name}-started", directory / f"{name}-until"
+        self.body = ONE | {"params": {"give": f"file:{self.started}|{self.until}"}}
+        self.reply: Reply | None = None
+        self._thread = threading.Thread(target=self._ask, args=(server, headers))
+        self._thread.start()
+        while not self.started.exists():
+            time.sleep(0.002)  # for a file that another thread makes there is nothing to wait on
+
+    def _ask(self, server: Served, headers: dict[str, str]) -> None:
+        self.reply = server.post("/predict/echo", self.body, **headers)
+
+    def end(self) -> Reply:
+        self.until.touch()
+        self._thread.join()
+        assert self.reply is not None
+        return self.reply
+
+
+def test_a_callers_deadline_abandons_the_wait_and_nothing_else(server: Served, tmp_path: Path) -> None:
+    held = Held(server, tmp_path)
+    late = server.post("/predict/echo", ONE, x_request_timeout_ms="50")
+    assert (late.status, late.code) == (504, "DEADLINE_EXCEEDED")
+    assert late.json["retryable"] is True
+    assert late.headers["x-model-name"] == "echo"
+    assert held.end().status == 200
+    assert server.post("/predict/echo", ONE, x_request_timeout_ms="60000").status == 200
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "soon", "1e3", "", "9" * 12])
+def test_an_invalid_timeout_is_refused(server: Served, value: str) -> None:
+    assert server.post("/predict/iris", SPLIT, x_request_timeout_ms=value).status == 400
+
+
+def test_a_client_that_leaves_gives_up_its_place(server: Served, tmp_path: Path) -> None:
+    held = Held(server, tmp_path)
+    with server.connect() as leaving:
+        body = json.dumps(ONE)
+        head = "POST /predict/echo HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        leaving.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+        wait_for(lambda: inflight(server, "echo") == 2)
+    wait_for(lambda: inflight(server, "echo") == 1)
+    assert held.end().status == 200
+
+
+def inflight(server: Served, model: str) -> float:
+    text = server.get("/metrics").body.decode()
+    found = re.search(rf'^gateway_inflight_requests{{model="{model}"}} (.*)$', text, re.MULTILINE)
+    return float(found[1]) if found else 0.0
+
+
+def wait_for(condition: Any) -> None:
+    """Asks until it is so; the server says when, over HTTP."""
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_draining_gateway_closes_its_connections_and_still_answers(
+    registry_file: str, tmp_path: Path
+) -> None:
+    with Served(settings(tmp_path), registry_file) as served:
+        assert served.get("/readyz").status == 200
+        served.gateway.draining = True
+        answer = served.post("/predict/iris", SPLIT)
+        assert (answer.status, answer.headers["connection"]) == (200, "close")
+        refused = served.post("/predict/nobody", SPLIT)
+        assert (refused.status, refused.headers["connection"]) == (404, "close")
+        ready = served.get("/readyz")
+        assert (ready.status, ready.json["ready"], ready.headers["connection"]) == (503, False, "close")
+        assert served.get("/livez").status == 200
+        served.gateway.refuse()
+        gone = served.post("/predict/iris", SPLIT)
+        assert (gone.status, gone.code) == (503, "SHUTTING_DOWN")
+        assert int(gone.headers["retry-after"]) >= 1
+
+
+def test_requests_are_counted_and_names_nobody_has_are_not_series(server: Served) -> None:
+    assert server.post("/predict/iris/versions/1", SPLIT).status == 200
+    for i in range(50):
+        assert server.post(f"/predict/invented-{i}", SPLIT).status == 404
+        assert server.post(f"/predict/iris@invented-{i}", SPLIT).status == 404
+        assert server.post(f"/predict/iris/versions/9{i}", SPLIT).status == 404
+    text = server.get("/metrics").body.decode()
+    assert "invented" not in text
+    assert 'version="9' not in text
+    assert re.search(r'^gateway_requests_total{code="2xx",model="iris",version="1"} ', text, re.MULTILINE)
+    assert re.search(
+        r'^gateway_requests_total{code="MODEL_NOT_FOUND",model="",version=""} ', text, re.MULTILINE
+    )
+    for phase in ("parse", "queue", "predict", "encode"):
+        assert f'gateway_phase_seconds_count{{model="iris",phase="{phase}",version="1"}}' in text
+
+
+# MLflow's own endpoints.
+
+
+def test_invocations_answer_predictions_and_nothing_else(server: Served, expected: list[int]) -> None:
+    reply = server.post("/invocations", SPLIT)
+    assert reply.json == {"predictions": expected}
+    assert reply.headers["x-model-name"] == "iris"
+    assert server.post("/invocations", {"inputs": ROWS}, x_model="tensor").json.keys() == {"predictions"}
+
+
+def test_invocations_say_400_of_the_input(server: Served) -> None:
+    refused = server.post("/invocations", {"dataframe_split": {"columns": ["sl"], "data": [["x"]]}})
+    assert (refused.status, refused.code) == (400, "INVALID_INPUT")
+    assert refused.json["details"]
+    assert server.post("/invocations", "{").status == 400
+    assert server.post("/invocations", SPLIT, x_model="nobody").status == 404
+    assert server.request("POST", "/invocations", SPLIT, "text/plain").status == 415
+    assert server.request("POST", "/invocations", "x" * (MAX_BODY + 1)).status == 413
+    assert server.get("/invocations").status == 405
+
+
+def test_the_small_mlflow_endpoints(server: Served) -> None:
+    for path in ("/ping", "/health"):
+        assert (server.get(path).status, server.get(path).body) == (200, b"\n")
+        assert server.post(path, {}).status == 405
+    assert server.get("/version").body.decode() == gateway.__version__
+
+
+def test_without_a_default_model_a_request_must_name_one(registry_file: str, tmp_path: Path) -> None:
+    with Served(settings(tmp_path), registry_file) as served:
+        for path in ("/invocations", "/predict"):
+            reply = served.post(path, SPLIT)
+            assert (reply.status, reply.code) == (400, "INVALID_REFERENCE")
+        assert served.post("/invocations", SPLIT, x_model="iris").status == 200
