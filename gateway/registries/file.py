@@ -76,7 +76,8 @@ class FileRegistry:
         self._pause = pause
         self._last: Snapshot | None = None
         self.target = str(self._path)
-        self.identity = f"file:{os.path.realpath(self._path.parent)}/{self._path.name}"
+        real = self._real()
+        self.identity = f"file:{os.path.realpath(real.parent)}/{real.name}"
 
     def __repr__(self) -> str:
         return f"<FileRegistry {self.target}>"

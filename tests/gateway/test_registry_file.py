@@ -186,7 +186,12 @@ def test_a_file_that_never_rests_is_unavailable(tmp_path: Path) -> None:
 def test_equal_files_have_one_identity(file: Path) -> None:
     link = file.parent / "link"
     link.symlink_to(file.parent)
-    assert FileRegistry(str(link / "registry.yaml")).identity == FileRegistry(str(file)).identity
+    other = file.parent / "other.yaml"
+    other.symlink_to("registry.yaml")
+    identity = FileRegistry(str(file)).identity
+    assert FileRegistry(str(link / "registry.yaml")).identity == identity
+    assert FileRegistry(str(other)).identity == identity
+    assert FileRegistry(str(file.parent / "another.yaml")).identity != identity
 
 
 # -- aliases
