@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import traceback
+import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -64,8 +65,11 @@ class InlineRunner:
         model, self._model = self._model, None
         if model is not None:
             await self._in_thread(_close, model)
+            freed = weakref.ref(model)
             del model
-            await self._in_thread(gc.collect)
+            if freed() is not None:
+                # A full collection stops the process for a tenth of a second: only where one is needed.
+                await self._in_thread(gc.collect)
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _load(self) -> Model:
