@@ -250,6 +250,14 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._gateway = gateway
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        # Only now: whoever reads this line may ask, and may send signals.
+        for bound in sockets or []:
+            host, port = bound.getsockname()[:2]
+            shown = f"[{host}]" if ":" in host else host
+            log.info("serving %s on http://%s:%d", self._gateway.registry.target, shown, port)
+
     def handle_exit(self, sig: int, frame: Any) -> None:
         if self._gateway.draining:
             self.force_exit = self.should_exit = True
@@ -309,9 +317,6 @@ async def _serve(settings: Settings, registry: Registry, bound: socket.socket) -
             timeout_graceful_shutdown=max(1, int(settings.drain_timeout)),
         )
         bound.listen(BACKLOG)
-        host, port = bound.getsockname()[:2]
-        shown = f"[{host}]" if ":" in host else host
-        log.info("serving %s on http://%s:%d", registry.target, shown, port)
         await Server(config, gateway).serve(sockets=[bound])
     finally:
         await gateway.stop()
