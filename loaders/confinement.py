@@ -169,7 +169,7 @@ def _become(libc: Any, uid: int | None, package: str, temporary: str) -> str:
         os.setgroups([])
         os.setegid(uid)
         os.seteuid(uid)
-        if not _readable([package, *_roots()]):
+        if not _readable([package, temporary, *_roots()]):
             os.seteuid(0)
             os.setegid(group)
             os.setgroups(groups)

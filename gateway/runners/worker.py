@@ -25,6 +25,7 @@ from loaders import wire
 _DECODE_ON_LOOP: Final = 1 << 20
 _SOCKET_BUFFER: Final = 1 << 20
 _STATUS_WAIT: Final = 1.0
+_LAST_WORD: Final = 0.25
 
 
 class Worker:
@@ -285,13 +286,17 @@ class Worker:
         if self._sock is not None:
             self._loop.remove_reader(self._sock)
             self._loop.remove_writer(self._sock)
-        code: int | None = None
+        said = "ended"
         if child is not None:
             self._loop.remove_reader(child.handle)
-            child.kill()
-            with suppress(TimeoutError):
-                code = await asyncio.wait_for(asyncio.shield(child.ended), _STATUS_WAIT)
-        verdict = self._verdict or RunnerCrashed(f"the model process {_described(code)}")
+            code = await _status(child, _LAST_WORD) if self._verdict is None else None
+            if code is None:
+                child.kill()
+                if await _status(child, _STATUS_WAIT) is not None:
+                    said = "closed its connection and was stopped"
+            else:
+                said = _described(code)
+        verdict = self._verdict or RunnerCrashed(f"the model process {said}")
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(verdict)
             self._answer.exception()  # seen, also where nobody waits any more
@@ -323,9 +328,14 @@ def model_error(reply: Mapping[str, Any]) -> ModelError:
     return ModelError(f"{kind}: {text}" if text else kind, str(reply.get("trace", "")))
 
 
-def _described(code: int | None) -> str:
-    if code is None:
-        return "ended"
+async def _status(child: Child, wait: float) -> int | None:
+    """The exit code, None if there is none within `wait` seconds or nobody knows it."""
+    with suppress(TimeoutError):
+        return await asyncio.wait_for(asyncio.shield(child.ended), wait)
+    return None
+
+
+def _described(code: int) -> str:
     if code >= 0:
         return f"exited with code {code}"
     try:

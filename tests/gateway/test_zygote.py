@@ -13,7 +13,7 @@ import pytest
 from gateway.runners.environments import Environment, allowed, preload_for
 from gateway.runners.process import ProcessRunner
 from gateway.runners.zygote import ZygoteGone, Zygotes
-from tests.gateway.test_process_runner import ONE, House, run, until
+from tests.gateway.house import ONE, House, run, until
 from tests.hostile import alive, eventually, write_package
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="model processes need Linux")
