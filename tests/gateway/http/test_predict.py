@@ -178,6 +178,12 @@ class Held:
     def _ask(self, server: Served, headers: dict[str, str]) -> None:
         self.reply = server.post("/predict/echo", self.body, **headers)
 
+    def __enter__(self) -> Held:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
     def end(self) -> Reply:
         self.until.touch()
         self._thread.join()
@@ -186,11 +192,11 @@ class Held:
 
 
 def test_a_callers_deadline_abandons_the_wait_and_nothing_else(server: Served, tmp_path: Path) -> None:
-    held = Held(server, tmp_path)
-    late = server.post("/predict/echo", ONE, x_request_timeout_ms="50")
-    assert (late.status, late.code) == (504, "DEADLINE_EXCEEDED")
-    assert late.json["retryable"] is True
-    assert late.headers["x-model-name"] == "echo"
+    with Held(server, tmp_path) as held:
+        late = server.post("/predict/echo", ONE, x_request_timeout_ms="50")
+        assert (late.status, late.code) == (504, "DEADLINE_EXCEEDED")
+        assert late.json["retryable"] is True
+        assert late.headers["x-model-name"] == "echo"
     assert held.end().status == 200
     assert server.post("/predict/echo", ONE, x_request_timeout_ms="60000").status == 200
 
@@ -201,13 +207,13 @@ def test_an_invalid_timeout_is_refused(server: Served, value: str) -> None:
 
 
 def test_a_client_that_leaves_gives_up_its_place(server: Served, tmp_path: Path) -> None:
-    held = Held(server, tmp_path)
-    with server.connect() as leaving:
-        body = json.dumps(ONE)
-        head = "POST /predict/echo HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-        leaving.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
-        wait_for(lambda: inflight(server, "echo") == 2)
-    wait_for(lambda: inflight(server, "echo") == 1)
+    with Held(server, tmp_path) as held:
+        with server.connect() as leaving:
+            body = json.dumps(ONE)
+            head = "POST /predict/echo HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            leaving.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+            wait_for(lambda: inflight(server, "echo") == 2)
+        wait_for(lambda: inflight(server, "echo") == 1)
     assert held.end().status == 200
 
 
@@ -219,7 +225,7 @@ def inflight(server: Served, model: str) -> float:
 
 def wait_for(condition: Any) -> None:
     """Asks until it is so; the server says when, over HTTP."""
-    end = time.monotonic() + 30
+    end = time.monotonic() + 10
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
