@@ -25,21 +25,20 @@ T = TypeVar("T")
 
 
 class InlineRunner:
-    """One model on `threads` threads (1: never two calls at once). `timeout` in seconds abandons a call."""
+    """One model, never asked twice at once. `threads`: how many one call may use, where the framework lets
+    that be said; `timeout`: seconds after which a call is abandoned."""
+
+    slots = 1
 
     def __init__(
-        self, package: Package, config: Mapping[str, Any], *, threads: int = 1, timeout: float | None = None
+        self, package: Package, config: Mapping[str, Any], *, threads: int | None = None, timeout: float | None = None
     ) -> None:
         self._package = package
         self._config = config
         self._timeout = timeout
         self._threads = threads
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=f"model-{package.path.name[:24]}")
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix=f"model-{package.path.name[:24]}")
         self._model: Model | None = None
-
-    @property
-    def slots(self) -> int:
-        return self._threads
 
     @property
     def merges(self) -> bool:
@@ -48,6 +47,16 @@ class InlineRunner:
     @property
     def measured_bytes(self) -> int | None:
         return None
+
+    @property
+    def load_peak(self) -> int:
+        return 0
+
+    def stop(self, reason: str) -> bool:
+        return False
+
+    def status(self) -> dict[str, Any]:
+        return {"isolation": "inline"}
 
     async def start(self) -> None:
         self._model = await self._in_thread(self._load)
@@ -75,7 +84,7 @@ class InlineRunner:
     def _load(self) -> Model:
         from loaders.model import open_model
 
-        return open_model(self._package, self._config)
+        return open_model(self._package, self._config, threads=self._threads)
 
     def _predict(self, batch: Batch, params: Mapping[str, Any]) -> Batch:
         if self._model is None:
