@@ -156,7 +156,8 @@ def broken_rules(file: Path, dotted: str) -> list[str]:
             continue
         if top == "gateway":
             target = first_below(item.name)
-            if target not in (own, "__version__") and not {target, ".".join(item.name.split(".")[1:3])} & layer.gateway:
+            below = ".".join(item.name.split(".")[1:3])
+            if target not in (own, "__version__") and not {target, below} & layer.gateway:
                 found.append(f"{item}: {own} may not import gateway.{target}")
         elif top == "loaders":
             if not layer.loaders:
