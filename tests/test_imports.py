@@ -60,6 +60,8 @@ LAYERS: dict[str, Layer] = {
     **dict.fromkeys(LIVE, Layer(CONFIGURED | PROTOCOLS | LIVE, CORE_LIBRARIES, loaders=True)),
     # From a registered version to files that may be loaded: the one of them that knows the artifact cache.
     "packages": Layer(CONFIGURED | PROTOCOLS | {"artifacts"}, CORE_LIBRARIES, loaders=True),
+    # Where a version runs: made from settings, so it is the one that knows the members of the runners.
+    "placement": Layer(CONFIGURED | {"runners", "packages"}, NO_LIBRARY),
     **dict.fromkeys(("service", "operations"), Layer(SERVICE, CORE_LIBRARIES, loaders=True)),
     "logs": Layer(PURE, frozenset({"orjson"})),
     "http": Layer(SERVICE | {"http", "metrics"}, frozenset({"starlette", "orjson", "numpy"}), loaders=True),

@@ -49,10 +49,9 @@ def predict(
 
     Example: gateway predict models:/iris@champion -i rows.csv --registry registry.yaml
     """
-    from loaders.enforce import InvalidInput, enforce
-
     from gateway import api
     from gateway.http import answers, bodies
+    from loaders.enforce import InvalidInput, enforce
 
     content = _read(source)
     chosen = form or _form(source, content)
