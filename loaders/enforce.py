@@ -234,7 +234,7 @@ def _inputs_table(plan: _Plan, data: Any, root: str, origin: Origin, faults: Fau
         return tables.from_columns(_without_nulls(plan, data), root, origin, faults)
     if not isinstance(data, list | tuple):
         if not plan.named and len(plan.columns) == 1:
-            return Table([0], [[data]], 1, origin, root, "record", root, named=False)
+            return Table([0], [[data]], 1, origin, root, "value", root, named=False)
         faults.add(root, v.WRONG_TYPE, "array" if not plan.named else "object", kind_of(data))
         return None
     name = plan.columns[0].name

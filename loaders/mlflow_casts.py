@@ -266,10 +266,13 @@ def _to_frame(specs: Sequence[ColSpec], data: Any, root: str) -> Any:
             np.isscalar(item)
             or item is None
             or (isinstance(item, list) and all(isinstance(text, str) for text in item))
-            or (isinstance(item, np.ndarray) and item.dtype.kind == "U" and item.shape == ())
             for item in data.values()
         )
-        if one_record:
+        texts = all(
+            isinstance(item, np.ndarray) and item.dtype.kind == "U" and item.shape == ()
+            for item in data.values()
+        )
+        if one_record or texts:
             return pd.DataFrame([data])
         return pd.DataFrame(
             {
@@ -421,7 +424,7 @@ def _unnamed(spec: TensorSpec, frame: Any, root: str) -> NDArray:
 def _from_column(spec: TensorSpec, column: Any, path: str) -> NDArray:
     if spec.shape[:1] != (-1,) or -1 in spec.shape[1:]:
         raise _Refused(path, v.WRONG_FORM, f"shape {list(spec.shape)}", "a column")
-    first = column.iloc[0]
+    first = column[0]  # by label: MLflow refuses a frame whose index has no 0
     if np.isscalar(first):
         if spec.shape not in ((-1,), (-1, 1)):
             raise _Refused(path, v.WRONG_SHAPE, f"shape {list(spec.shape)}", f"shape {[len(column)]}")

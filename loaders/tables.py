@@ -21,7 +21,7 @@ from loaders.batch import column_array
 from loaders.scalars import NDArray, Origin, Path, kind_of, objects
 from loaders.violation import Faults, shown
 
-Style = Literal["rows", "columns", "record", "list"]
+Style = Literal["rows", "columns", "record", "list", "value"]
 Name = str | int
 
 
@@ -58,6 +58,8 @@ class Table:
     def _cell(self, position: int, row: int) -> str:
         if self.style == "list":
             return f"{self.prefix}[{row}]"
+        if self.style == "value":
+            return self.prefix
         name = self.names[position]
         tail = f".{shown(name)}" if self.named else f"[{position}]"
         if self.style == "rows":

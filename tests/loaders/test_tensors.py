@@ -1,0 +1,177 @@
+"""Enforcement of tensor signatures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse
+
+from loaders.batch import Tensors
+from loaders.enforce import CsvTable, RawInput, enforce
+from loaders.signature import (
+    Signature,
+    TensorSpec,
+)
+from tests.loaders.asking import cast, places
+
+IMAGE = Signature((TensorSpec(np.dtype(np.float32), (-1, 2)),))
+PAIR = Signature((TensorSpec(np.dtype(np.float32), (-1, 2), "a"), TensorSpec(np.dtype(np.int64), (-1,), "b")))
+
+
+@pytest.mark.parametrize(
+    ("form", "data"),
+    [
+        ("inputs", [[1, 2.5]]),
+        ("instances", [[1, 2.5]]),
+        ("dataframe_split", {"data": [[1, 2.5]]}),
+        ("dataframe_split", {"columns": ["p", "q"], "data": [[1, 2.5]]}),
+        ("dataframe_split", {"data": [[[1, 2.5]]]}),
+        ("dataframe_records", [{"p": 1, "q": 2.5}]),
+        ("csv", CsvTable(["p", "q"], [["1"], ["2.5"]])),
+        ("python", np.array([[1, 2.5]], np.float32)),
+        ("python", np.array([[1, 2.5]], np.float64)),
+        ("python", np.array([[1, 2.5]], object)),
+        ("python", [[1, 2.5]]),
+        ("python", [np.array([1, 2.5], np.float32)]),
+        ("python", pd.DataFrame({"p": [1], "q": [2.5]})),
+        ("python", pd.DataFrame({"p": [[1, 2.5]]})),
+        ("python", pd.DataFrame({"p": [np.array([1, 2.5])]})),
+        ("python", scipy.sparse.csr_matrix(np.array([[1, 2.5]], np.float32))),
+    ],
+)
+def test_a_tensor_from_every_form(form: Any, data: Any) -> None:
+    batch = cast(IMAGE, form, data)
+    assert isinstance(batch, Tensors)
+    assert batch.rows == 1
+    assert batch.arrays[""].dtype == np.float32
+    assert batch.arrays[""].tolist() == [[1.0, 2.5]]
+
+
+@pytest.mark.parametrize(
+    ("form", "data"),
+    [
+        ("inputs", {"b": [7], "a": [[1, 2.5]]}),
+        ("instances", {"b": [7], "a": [[1, 2.5]]}),
+        ("instances", [{"b": 7, "a": [1, 2.5]}]),
+        ("dataframe_split", {"columns": ["b", "a"], "data": [[7, [1, 2.5]]]}),
+        ("dataframe_records", [{"b": 7, "a": [1, 2.5]}]),
+        ("python", {"b": np.array([7]), "a": np.array([[1, 2.5]], np.float32)}),
+        ("python", {"b": [7], "a": [[1, 2.5]]}),
+        ("python", pd.DataFrame({"b": [7], "a": [[1, 2.5]]})),
+    ],
+)
+def test_named_tensors_from_every_form(form: Any, data: Any) -> None:
+    batch = cast(PAIR, form, data)
+    assert isinstance(batch, Tensors)
+    assert list(batch.arrays) == ["a", "b"]
+    assert batch.arrays["a"].tolist() == [[1.0, 2.5]]
+    assert batch.arrays["b"].tolist() == [7]
+    assert batch.arrays["b"].dtype == np.int64
+    assert batch.rows == 1
+
+
+@pytest.mark.parametrize(
+    ("signature", "form", "data", "paths"),
+    [
+        (IMAGE, "inputs", [[1, 2], [3]], ["inputs[1]"]),
+        (IMAGE, "inputs", [[1, 2, 3]], ["inputs"]),
+        (IMAGE, "inputs", [1, 2], ["inputs"]),
+        (IMAGE, "inputs", [[[1], [2]]], ["inputs"]),
+        (IMAGE, "inputs", [[1, [2]]], ["inputs[0][1]"]),
+        (IMAGE, "inputs", [], ["inputs"]),
+        (IMAGE, "inputs", 5, ["inputs"]),
+        (IMAGE, "inputs", None, ["inputs"]),
+        (IMAGE, "inputs", {"a": [[1, 2]]}, ["inputs"]),
+        (IMAGE, "inputs", [[1, "2"], [True, 1e39]], ["inputs[0][1]", "inputs[1][0]", "inputs[1][1]"]),
+        (IMAGE, "instances", [{"a": 1}], ["instances"]),
+        (IMAGE, "dataframe_split", {"data": [[1, 2, 3]]}, ["dataframe_split"]),
+        (IMAGE, "dataframe_split", {"data": [[1, "x"]]}, ["dataframe_split.data[0][1]"]),
+        (IMAGE, "csv", CsvTable(["p", "q"], [["1"], ["x"]]), ["csv.data[0].q"]),
+        (IMAGE, "python", np.array([[0.1, 1]]), ["data[0][0]"]),
+        (IMAGE, "python", np.array([[True, False]]), ["data"]),
+        (IMAGE, "python", np.ones(2, np.float32), ["data"]),
+        (IMAGE, "python", "text", ["data"]),
+        (PAIR, "inputs", {"a": [[1, 2]]}, ["inputs.b"]),
+        (PAIR, "inputs", {"a": [[1, 2]], "b": [1.5]}, ["inputs.b[0]"]),
+        (PAIR, "inputs", {"a": [[1, 2]], "b": [True]}, ["inputs.b[0]"]),
+        (PAIR, "inputs", [{"a": [1, 2], "b": 1}], ["inputs"]),
+        (PAIR, "inputs", [[1, 2]], ["inputs"]),
+        (PAIR, "instances", [{"a": [1, 2], "b": 1}, {"a": [1, 2]}], ["instances[1].b"]),
+        (PAIR, "instances", [{"a": [1, 2], "b": 1}, 5], ["instances[1]"]),
+        (PAIR, "instances", {"a": [[1, 2]], "b": [1, 2]}, ["instances"]),
+        (PAIR, "dataframe_records", [], ["dataframe_records"]),
+        (PAIR, "dataframe_records", [{"a": [1, 2]}], ["dataframe_records.b"]),
+        (PAIR, "dataframe_records", [{"a": [1, 2, 3], "b": 1}], ["dataframe_records[0].a"]),
+    ],
+)
+def test_tensors_that_do_not_fit(signature: Signature, form: Any, data: Any, paths: list[str]) -> None:
+    assert places(signature, form, data) == paths
+
+
+def test_rows_of_tensors_are_known_only_where_the_first_axis_is_free_and_shared() -> None:
+    assert cast(PAIR, "inputs", {"a": [[1, 2]], "b": [1, 2]}).rows is None
+    fixed = Signature((TensorSpec(np.dtype(np.float32), (1, 2)),))
+    assert cast(fixed, "inputs", [[1, 2]]).rows is None
+    scalar = Signature((TensorSpec(np.dtype(np.float32), ()),))
+    assert cast(scalar, "inputs", 5).rows is None
+    assert cast(scalar, "inputs", 5).arrays[""].shape == ()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "data", "wanted"),
+    [
+        ("uint8", [0, 255], True),
+        ("uint8", [256], False),
+        ("uint8", [-1], False),
+        ("uint8", [1.0], False),
+        ("uint64", [2**64 - 1], True),
+        ("uint64", [2**64], False),
+        ("int64", [2**63], False),
+        ("int64", [None], False),
+        ("float64", [1, None], True),
+        ("float32", [1e39], False),
+        ("float16", [1.5, 7], True),
+        ("float16", [70000], False),
+        ("bool", [True], True),
+        ("bool", [1], False),
+        ("str", ["a", "é"], True),
+        ("str", [5], False),
+        ("str", [None], False),
+        ("bytes", ["aé"], True),
+        ("bytes", [5], False),
+        ("object", [1, "a", None, [2]], True),
+        ("datetime64[ns]", ["2024-01-01", "2024-01-01T01:00:00Z"], True),
+        ("datetime64[D]", ["2024-01-01"], True),
+        ("datetime64[D]", ["2024-01-01T01:00"], False),
+        ("datetime64[ns]", [5], False),
+        ("complex128", [1, 2.5], True),
+        ("complex128", ["1j"], False),
+    ],
+)
+def test_leaves_of_every_dtype(dtype: str, data: list[Any], wanted: bool) -> None:
+    signature = Signature((TensorSpec(np.dtype(dtype), (-1,)),))
+    if wanted:
+        array = cast(signature, "inputs", data).arrays[""]
+        assert array.dtype.kind == np.dtype(dtype).kind
+        assert len(array) == len(data)
+    else:
+        assert len(places(signature, "inputs", data)) == 1
+
+
+def test_ragged_arrays_pass_where_a_later_dimension_is_free() -> None:
+    signature = Signature((TensorSpec(np.dtype(np.float64), (-1, -1)),))
+    ragged = np.empty(2, object)
+    ragged[:] = [np.array([1.0]), [2.0, 3.0]]
+    batch = cast(signature, "python", ragged)
+    assert [part.tolist() for part in batch.arrays[""]] == [[1.0], [2.0, 3.0]]
+    ragged[1] = ["x"]
+    assert places(signature, "python", ragged) == ["data[1][0]"]
+    assert places(signature, "inputs", [[1.0], [2.0, 3.0]]) == ["inputs[1]"]
+
+
+def test_extra_tensors_are_ignored_and_named() -> None:
+    enforced = enforce(PAIR, RawInput("inputs", {"a": [[1, 2]], "b": [1], "z": "anything"}))
+    assert enforced.warnings == ("ignored inputs that are not in the signature: z",)
