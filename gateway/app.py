@@ -28,11 +28,12 @@ from gateway.metrics import Metrics
 from gateway.names import Reference, parse_reference, parse_uri
 from gateway.operations import Operations
 from gateway.packages import Packages, Prepared
+from gateway.placement import Placement
 from gateway.registries import default_target, open_registry
 from gateway.registries.base import Model, Registry, RegistryError, Snapshot
 from gateway.registries.listed import ListedModels, Subset
-from gateway.runners.base import Runner
-from gateway.runners.inline import InlineRunner
+from gateway.runners.confinement import hide
+from gateway.runners.zygote import Zygotes
 from gateway.servable import Servable
 from gateway.service import Service
 from gateway.state import AliasMemory, State
@@ -47,6 +48,7 @@ log = logging.getLogger("gateway")
 MIN_RESIDENCY = 0.1
 CAPACITY_WAIT = 5.0
 IO_THREADS = 8
+MEASURE_INTERVAL = 1.0
 BACKLOG = 2048
 
 
@@ -65,11 +67,13 @@ class Gateway:
         self._packages = Packages(
             self._artifacts, self._io, policy=policies.formats(settings), measured=self._state.measurement
         )
+        self._zygotes = Zygotes(sink=lambda line: log.info("zygote: %s", line))
+        self._placement = Placement(settings, self._zygotes, self._observe)
         self.ledger: Ledger[Servable] = Ledger(settings.memory_limit, min_residency=MIN_RESIDENCY)
         self.manager = Manager(
             self.ledger,
             prepare=self._packages.get,
-            open_runner=self._open_runner,
+            open_runner=self._placement.open,
             options=lambda name: policies.options(settings, name),
             measured=self._remember_measurement,
             emit=self._emit,
@@ -130,6 +134,7 @@ class Gateway:
         self.metrics.lag.start(loop)
         self._tasks.append(loop.create_task(self.watch.run(), name="watch"))
         self._tasks.append(loop.create_task(self.operations.preload(), name="preload"))
+        self._tasks.append(loop.create_task(self._measure(), name="measure"))
 
     def refuse(self) -> None:
         """No new work from now on."""
@@ -144,6 +149,7 @@ class Gateway:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.aliases.close()
         await self.manager.close()
+        await self._zygotes.close()
         await self._blocking(self._writer.shutdown)
         self._state.close()
         self.registry.close()
@@ -151,15 +157,26 @@ class Gateway:
 
     # How a version becomes something that runs.
 
-    def _open_runner(self, prepared: Prepared) -> Runner:
-        own = self.settings.for_model(prepared.version.name)
-        return InlineRunner(prepared.package, own.config, threads=own.threads or 1, timeout=own.timeout)
-
     def _rollout(self, model: Model) -> Rollout:
         policy, wrong = policies.rollout(self.settings, model)
         if wrong is not None:
             log.warning(wrong)
         return policy
+
+    async def _measure(self) -> None:
+        while True:
+            await asyncio.sleep(MEASURE_INTERVAL)
+            self.manager.remeasure(self._zygotes.bytes)
+
+    def _observe(self, prepared: Prepared, what: str, reason: str) -> None:
+        """What happened to a version's processes."""
+        version = prepared.version
+        if what == "restarted":
+            self._emit(events.Restarted(version.name, version.version))
+        else:
+            self._emit(events.Crashed(version.name, version.version, what, reason))
+        if what == "quarantined":
+            self.manager.quarantine(version, reason)
 
     # What is remembered, behind the back of the loop.
 
@@ -231,7 +248,7 @@ def count(metrics: Metrics, event: events.Event) -> None:
             metrics.swap(event.model, event.alias, "success")
         case events.SwapRefused():
             metrics.swap(event.model, event.alias, "refused")
-        case events.Crashed():
+        case events.Crashed() if event.what in ("crashed", "timeout", "stopped"):
             metrics.crash(event.model)
         case events.InputRefused():
             for problem in event.problems:
@@ -281,6 +298,7 @@ def serve(settings: Settings, models: Sequence[str] = ()) -> int:
     with socket.socket(family, socket.SOCK_STREAM) as bound:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((settings.host, settings.port))
+        hide()  # model processes must not read this one's memory and environment
         logs.configure(settings.log_format, settings.log_level)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(_serve(settings, registry, bound))

@@ -1,4 +1,5 @@
-"""How much memory this process may use: what its control group allows, or the machine has.
+"""How much memory and how many processors this process may use: what its control group allows, or what
+the machine has.
 
 Reads the kernel's files, of control groups version 1 and 2. The roots are arguments, for containers that
 mount them elsewhere and for tests.
@@ -6,7 +7,9 @@ mount them elsewhere and for tests.
 
 from __future__ import annotations
 
+import math
 import os
+import sys
 from pathlib import Path, PurePosixPath
 
 ROOT = Path("/sys/fs/cgroup")
@@ -18,6 +21,36 @@ def memory_total(root: Path = ROOT, proc: Path = PROC) -> int:
     machine has."""
     machine = _machine_memory(proc)
     return min([machine, *(limit for limit in _limits(root, proc) if limit > 0)])
+
+
+def cpus(root: Path = ROOT, proc: Path = PROC) -> int:
+    """How many processors this process may keep busy: its control group's quota, at most those it may run
+    on, at least 1."""
+    if sys.platform == "linux":
+        usable = len(os.sched_getaffinity(0))
+    else:
+        usable = os.cpu_count() or 1
+    quotas = [usable, *(math.ceil(quota) for quota in _quotas(root, proc))]
+    return max(1, min(quotas))
+
+
+def _quotas(root: Path, proc: Path) -> list[float]:
+    """Processors by each quota that holds for this process, of either version."""
+    found = []
+    for mount, _, group in _groups(root, proc):
+        for place in (group, *group.parents):
+            here = str(place).lstrip("/")
+            two = root / here / "cpu.max"
+            one = root / "cpu" / here
+            if mount == root and two.is_file():
+                quota, _, period = two.read_text().partition(" ")
+                if quota.isdigit() and period.strip().isdigit():
+                    found.append(int(quota) / int(period))
+            elif (quota_us := _number(one / "cpu.cfs_quota_us")) is not None and quota_us > 0:
+                period_us = _number(one / "cpu.cfs_period_us")
+                if period_us:
+                    found.append(quota_us / period_us)
+    return found
 
 
 def _machine_memory(proc: Path) -> int:

@@ -76,9 +76,18 @@ class PredictionFailed:
 
 @dataclass(frozen=True, slots=True)
 class Crashed:
+    """A process of a version ended. `what`: crashed, timeout, recycled, stopped, quarantined."""
+
     model: str
     version: str
+    what: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Restarted:
+    model: str
+    version: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +128,7 @@ Event: TypeAlias = (
     | Dispatched
     | PredictionFailed
     | Crashed
+    | Restarted
     | InputRefused
     | RegistryRead
     | RegistryFailed

@@ -10,6 +10,9 @@ limit.
 and which requests cannot be met. The caller carries it out and asks again after every change. Waiting is
 first come, first served; nobody overtakes, so a large model is not starved by small ones.
 
+Some bytes belong to no model (what the zygotes hold). They are counted as resident, up to half of the
+limit, as far as there is room; where there is not, idle accounts must go for them.
+
 This module knows no models, no clocks and no event loop; `now` is an argument, in seconds.
 """
 
@@ -72,6 +75,8 @@ class Ledger(Generic[K]):
         self._accounts: dict[K, Account[K]] = {}
         self._waiting: dict[K, None] = {}
         self._bytes = dict.fromkeys(State, 0)
+        self._shared = 0
+        self._shared_wanted = 0
 
     def __repr__(self) -> str:
         count = dict.fromkeys(State, 0)
@@ -95,14 +100,25 @@ class Ledger(Generic[K]):
 
     @property
     def accounted(self) -> int:
-        return sum(self._bytes.values())
+        return sum(self._bytes.values()) + self._shared
 
     @property
     def waiting(self) -> bool:
-        return bool(self._waiting)
+        """Whether there is something to plan for."""
+        return bool(self._waiting) or self._shared < self._shared_wanted
+
+    @property
+    def shared(self) -> int:
+        """The bytes counted that belong to no account."""
+        return self._shared
 
     def bytes_in(self, state: State) -> int:
-        return self._bytes[state]
+        return self._bytes[state] + (self._shared if state is State.RESIDENT else 0)
+
+    def share(self, size: int) -> None:
+        """So many bytes belong to no account now."""
+        self._shared_wanted = min(size, self.limit // 2)
+        self._count_shared()
 
     # The life of an account, in order.
 
@@ -124,6 +140,9 @@ class Ledger(Generic[K]):
             return False
         self._waiting.pop(key, None)
         return True
+
+    def waits(self, key: K) -> bool:
+        return key in self._waiting
 
     def grant(self, key: K) -> None:
         """Gives a waiting account what it asks for. Only after a plan that says so."""
@@ -216,6 +235,9 @@ class Ledger(Generic[K]):
         """Which waiting accounts to grant, whom to evict for the first that must wait, whom to refuse."""
         free = self.limit - self.accounted
         freeing = self._bytes[State.CLOSING]
+        if self._shared < self._shared_wanted:
+            evict, retry_at = self._make_room(self._shared_wanted - self._shared - freeing, None, now)
+            return Plan((), evict, (), retry_at)
         grant: list[K] = []
         refuse: list[K] = []
         for key in self._waiting:
@@ -231,7 +253,7 @@ class Ledger(Generic[K]):
                 return Plan(tuple(grant), evict, tuple(refuse), retry_at)
         return Plan(tuple(grant), (), tuple(refuse))
 
-    def _make_room(self, short: int, asking: K, now: float) -> tuple[tuple[K, ...], float | None]:
+    def _make_room(self, short: int, asking: K | None, now: float) -> tuple[tuple[K, ...], float | None]:
         if short <= 0:
             return (), None
         idle = [
@@ -253,6 +275,12 @@ class Ledger(Generic[K]):
         self._bytes[account.state] -= account.bytes
         account.state, account.bytes = state, size
         self._bytes[state] += size
+        if self._shared < self._shared_wanted:
+            self._count_shared()
+
+    def _count_shared(self) -> None:
+        room = self.limit - sum(self._bytes.values())
+        self._shared = max(0, min(self._shared_wanted, room))
 
     def check(self) -> None:
         """Raises AssertionError if the books do not balance. For tests and simulations."""
@@ -260,6 +288,7 @@ class Ledger(Generic[K]):
             held = sum(a.bytes for a in self._accounts.values() if a.state is state)
             assert held == self._bytes[state], (state, held, self._bytes[state])
         assert 0 <= self.accounted <= self.limit, repr(self)
+        assert 0 <= self._shared <= self._shared_wanted
         for account in self._accounts.values():
             assert account.leases >= 0
             assert account.pins >= 0

@@ -58,7 +58,9 @@ def sentence(event: Event) -> str:
         case events.PredictionFailed():
             return f"{event.model}/{event.version} raised {event.reason}{_indented(event.trace)}"
         case events.Crashed():
-            return f"the process of {event.model}/{event.version} ended: {event.reason}"
+            return f"a process of {event.model}/{event.version} ended ({event.what}): {event.reason}"
+        case events.Restarted():
+            return f"a process of {event.model}/{event.version} serves again"
         case events.RegistryRead():
             return f"read the registry: {event.models} models"
         case events.RegistryFailed():

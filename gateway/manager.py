@@ -210,7 +210,8 @@ class Manager:
         self._failures.pop(version, None)
         self._load_seconds += 0.3 * (seconds - self._load_seconds)
         if servable.prepared is not None:
-            self._measured(servable.prepared, measured, seconds)
+            peak = 0 if servable.runner is None else servable.runner.load_peak
+            self._measured(servable.prepared, None if measured is None else max(measured, peak), seconds)
         self._emit(Loaded(version.name, version.version, seconds, self.ledger[servable].bytes))
         for warning in servable.warnings:
             self._emit(Warned(version.name, version.version, warning))
@@ -297,6 +298,35 @@ class Manager:
             self._replan_timer.cancel()
         delay = max(0.0, at - self._clock())
         self._replan_timer = asyncio.get_running_loop().call_later(delay, self._carry_out_plan)
+
+    def remeasure(self, shared: int) -> None:
+        """Takes what the kernel says now: of every model that can be measured, and of what belongs to none.
+
+        A model that grew evicts others; where nobody can go, its account stays below the truth, and the
+        governor answers for the rest.
+        """
+        self.ledger.share(shared)
+        for servable in list(self._servables.values()):
+            runner = servable.runner
+            measured = (
+                None if runner is None or servable.status is not Status.READY else runner.measured_bytes
+            )
+            if measured is None or servable in self._grants:
+                continue
+            self.ledger.shrink(servable, measured)
+            if not self.ledger.ask(servable, min(measured, self.ledger.limit)):
+                self._carry_out_plan()
+                if servable in self.ledger and self.ledger.waits(servable):
+                    self.ledger.withdraw(servable)
+        self._carry_out_plan()
+
+    def quarantine(self, version: Version, reason: str) -> None:
+        """A version that keeps crashing: not tried again before the longest pause is over."""
+        problem = Problem(
+            "MODEL_UNAVAILABLE", f"{version} is in quarantine: {reason}", retry_after=LONGEST_BACKOFF
+        )
+        self._failures[version] = Failure(problem, self._clock() + LONGEST_BACKOFF, 6)
+        self.retire(version, "quarantined")
 
     # Leaving.
 

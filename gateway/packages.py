@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Literal
 from gateway.artifacts import ArtifactError, Artifacts, Local
 from gateway.errors import Problem
 from loaders import environment, flavors
-from loaders.package import Package, PackageError, read
 from loaders.output import mismatches
+from loaders.package import Package, PackageError, read
 
 if TYPE_CHECKING:
     from gateway.registries.base import Version
@@ -44,6 +44,7 @@ class Prepared:
     version: Version
     package: Package
     local: Local
+    flavor: str
     digest: str
     size: int
     estimate: int
@@ -89,7 +90,9 @@ class Packages:
         measured, seconds = self._measured(local.digest) or (None, None)
         estimate = OVERHEAD + int(local.bytes * flavor.memory_factor) if measured is None else measured
         findings = tuple(str(finding) for finding in environment.check(package))
-        return Prepared(version, package, local, local.digest, local.bytes, estimate, seconds, findings)
+        return Prepared(
+            version, package, local, flavor.name, local.digest, local.bytes, estimate, seconds, findings
+        )
 
     def _admit(self, version: Version, package: Package, flavor: Flavor, digest: str) -> None:
         policy = self._policy(version.name, digest)

@@ -11,14 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from loaders.enforce import InvalidInput, RawInput
-
 from gateway.batching import Outcome, QueueFull
 from gateway.errors import Detail, Problem
-from gateway.events import Crashed, Emit, InputRefused, PredictionFailed
+from gateway.events import Emit, InputRefused, PredictionFailed
 from gateway.names import Reference
 from gateway.runners.base import ModelError, RunnerCrashed, RunnerTimeout
 from gateway.servable import Servable, Status
+from loaders.enforce import InvalidInput, RawInput
 
 if TYPE_CHECKING:
     from gateway.aliases import Aliases
@@ -140,9 +139,8 @@ class Service:
         except RunnerTimeout as error:
             raise Problem("DEADLINE_EXCEEDED", str(error)) from None
         except RunnerCrashed as error:
-            self._emit(Crashed(version.name, version.version, str(error)))
             message = f"the process of {version} ended while it worked on the request"
-            raise Problem("WORKER_CRASHED", message, retry_after=1) from None
+            raise Problem("WORKER_CRASHED", message, retry_after=error.retry_after or 1) from None
         except ModelError as error:
             self._emit(PredictionFailed(version.name, version.version, str(error), error.trace))
             kind = str(error).partition(":")[0]

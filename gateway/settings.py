@@ -155,7 +155,7 @@ class ModelSettings(_Part):
     setting of that name says, or no limit."""
 
     isolation: Isolation | None = None
-    processes: Annotated[int, Field(ge=1, le=64)] = 1
+    processes: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = 1
     threads: Annotated[int, Field(ge=1)] | None = None
     timeout: Duration | None = None
     memory: Memory | None = None
@@ -165,6 +165,8 @@ class ModelSettings(_Part):
     # `model_config` is pydantic's own word, so the field has another name here.
     config: dict[str, Any] = Field(default_factory=dict, alias="model_config")
     environment: Literal["same"] = "same"
+    env: Annotated[list[str], BeforeValidator(_listed)] = []
+    network: bool = True
     rollout: Rollout | None = None
     enforcement: Enforcement | None = None
 
@@ -187,6 +189,8 @@ class Settings(_Part):
     require_signature: bool = False
     require_digest: bool = False
     isolation: Isolation = "auto"
+    start: Literal["fork", "spawn"] = "fork"
+    model_user: Literal["auto", "same"] | Annotated[int, Field(ge=1)] = "auto"
     memory_limit: Memory = Field(default="70%", validate_default=True)
     disk_limit: Annotated[int, BeforeValidator(_disk), Field(gt=0), _SIZE_SCHEMA] = 20 * 1000**3
     max_concurrent_loads: Annotated[int, Field(ge=1)] = 2

@@ -136,8 +136,9 @@ class State:
                 (registry, name, alias, served.version, served.started, served.moved_by),
             )
             db.execute(
-                "DELETE FROM history WHERE registry = ?1 AND name = ?2 AND alias = ?3 AND id NOT IN (SELECT id"
-                " FROM history WHERE registry = ?1 AND name = ?2 AND alias = ?3 ORDER BY id DESC LIMIT ?4)",
+                "DELETE FROM history WHERE registry = ?1 AND name = ?2 AND alias = ?3 AND id NOT IN"
+                " (SELECT id FROM history WHERE registry = ?1 AND name = ?2 AND alias = ?3"
+                " ORDER BY id DESC LIMIT ?4)",
                 (registry, name, alias, HISTORY_KEPT),
             )
 

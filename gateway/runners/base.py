@@ -46,8 +46,18 @@ class Runner(Protocol):
         """How many calls can really run at once. Known after `start`."""
 
     @property
+    def load_peak(self) -> int:
+        """The most bytes it took while it loaded; 0 where that cannot be told."""
+
+    @property
     def measured_bytes(self) -> int | None:
         """Private bytes as the kernel counts them; None where they cannot be told apart."""
+
+    def stop(self, reason: str) -> bool:
+        """Ends the model's processes at once, as a crash does. False where there are none to end."""
+
+    def status(self) -> dict[str, Any]:
+        """What an operator sees of it, JSON-ready."""
 
     async def start(self) -> None:
         """Loads the model. Raises ModelError, RunnerCrashed, RunnerTimeout."""

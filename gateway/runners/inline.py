@@ -31,7 +31,12 @@ class InlineRunner:
     slots = 1
 
     def __init__(
-        self, package: Package, config: Mapping[str, Any], *, threads: int | None = None, timeout: float | None = None
+        self,
+        package: Package,
+        config: Mapping[str, Any],
+        *,
+        threads: int | None = None,
+        timeout: float | None = None,
     ) -> None:
         self._package = package
         self._config = config

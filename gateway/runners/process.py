@@ -152,6 +152,7 @@ class ProcessRunner:
     def status(self) -> dict[str, Any]:
         """What an operator sees of it: JSON-ready."""
         return {
+            "isolation": "process",
             "processes": [{"pid": w.pid, "busy": w.busy, "bytes": w.memory().private} for w in self._workers],
             "start": self._environment.start,
             "crashes": self._restarts.crashes,
@@ -185,10 +186,11 @@ class ProcessRunner:
             raise RunnerCrashed("the model process broke the protocol: its answer is no batch")
         return answer
 
-    def stop(self, reason: str) -> None:
+    def stop(self, reason: str) -> bool:
         """Ends all its processes now, as a crash does: for a model that grows without end."""
         for worker in list(self._workers):
             worker.kill(RunnerCrashed(reason))
+        return True
 
     async def close(self) -> None:
         self._closed = True

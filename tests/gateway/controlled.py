@@ -63,6 +63,13 @@ class ControlledRunner:
         self._behaviour = behaviour
         self.merges = behaviour.merges
         self.measured_bytes = behaviour.measured
+        self.load_peak = 0
+
+    def stop(self, reason: str) -> bool:
+        return False
+
+    def status(self) -> dict[str, Any]:
+        return {}
 
     async def start(self) -> None:
         self._behaviour.starts += 1
@@ -113,7 +120,7 @@ class Bench:
             else with_signature(self._package, behaviour.signature)
         )
         local = cast(Any, None)  # nothing here reads its files
-        return Prepared(version, package, local, "sha256:0", behaviour.size, behaviour.size, None, ())
+        return Prepared(version, package, local, "python", "sha256:0", behaviour.size, behaviour.size, None, ())
 
     def of(self, kind: type[Event]) -> list[Any]:
         return [event for event in self.events if isinstance(event, kind)]

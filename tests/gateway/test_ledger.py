@@ -135,6 +135,22 @@ def test_wrong_use_is_an_error() -> None:
         ledger.lease("a")
 
 
+def test_what_belongs_to_no_model_is_counted_and_makes_others_go() -> None:
+    ledger = Ledger(100)
+    resident(ledger, "a", 50)
+    resident(ledger, "b", 40, now=1.0)
+    ledger.share(30)
+    assert ledger.accounted == 100
+    assert ledger.bytes_in(State.RESIDENT) == 100
+    assert ledger.plan(2.0) == Plan(evict=("a",))
+    ledger.begin_close("a")
+    ledger.closed("a")
+    assert ledger.shared == 30
+    assert ledger.accounted == 70
+    ledger.share(90)
+    assert ledger.accounted == 90, "at most half of the limit is kept from models"
+
+
 def test_its_repr_tells_the_story() -> None:
     ledger = Ledger(100 * MB)
     resident(ledger, "a", 61 * MB)
@@ -151,7 +167,7 @@ def test_promise_7_random_walk_keeps_the_books() -> None:
         now += rng.random()
         accounts = list(ledger)
         account = rng.choice(accounts) if accounts else None
-        action = rng.randrange(11)
+        action = rng.randrange(12)
         if action == 0 and len(accounts) < 40:
             fresh += 1
             ledger.open(fresh, now)
@@ -180,6 +196,8 @@ def test_promise_7_random_walk_keeps_the_books() -> None:
                 ledger.unpin(account.key)
             elif rng.random() < 0.3:
                 ledger.pin(account.key)
+        elif action == 11:
+            ledger.share(rng.choice((0, 100, 300, 900)))
         elif action == 8:
             ledger.shrink(account.key, rng.randint(0, 50))
         plan = ledger.plan(now)

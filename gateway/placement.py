@@ -1,0 +1,73 @@
+"""Where a version runs: in this process or in processes of its own, with which limits. Made from settings.
+
+`auto` runs ONNX here, because loading it executes nothing that its package brought, and everything else in
+processes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from gateway import cgroup
+from gateway.runners.confinement import Confinement
+from gateway.runners.environments import Environment, preload_for
+from gateway.runners.inline import InlineRunner
+from gateway.runners.process import ProcessRunner
+from gateway.runners.zygote import Zygotes
+
+if TYPE_CHECKING:
+    from gateway.packages import Prepared
+    from gateway.runners.base import Runner
+    from gateway.settings import Settings
+
+#: Told what happened to a version's processes: (version, what, reason).
+Observe = Callable[["Prepared", str, str], None]
+
+
+class Placement:
+    """Opens runners. `cpus` is what this process may use, as its control group says."""
+
+    def __init__(
+        self, settings: Settings, zygotes: Zygotes, observe: Observe, *, cpus: int | None = None
+    ) -> None:
+        self._settings = settings
+        self._zygotes = zygotes
+        self._observe = observe
+        self._cpus = cpus or cgroup.cpus()
+
+    def open(self, prepared: Prepared) -> Runner:
+        """A runner that has not started."""
+        version = prepared.version
+        own = self._settings.for_model(version.name)
+        if self.isolation(prepared) == "inline":
+            return InlineRunner(
+                prepared.package, own.config, threads=own.threads or self._cpus, timeout=own.timeout
+            )
+        processes = self._cpus if own.processes == "auto" else own.processes
+        return ProcessRunner(
+            prepared.package,
+            own.config,
+            zygotes=self._zygotes,
+            name=version.name,
+            version=version.version,
+            processes=processes,
+            threads=own.threads or max(1, self._cpus // processes),
+            timeout=own.timeout,
+            environment=Environment(
+                preload=preload_for(prepared.package.loader_module), start=self._settings.start
+            ),
+            memory_limit=own.memory,
+            env_allow=own.env,
+            confinement=Confinement(user=self._settings.model_user, network=own.network),
+            observe=lambda what, reason: self._observe(prepared, what, reason),
+            environ=os.environ,
+        )
+
+    def isolation(self, prepared: Prepared) -> str:
+        """`inline` or `process`."""
+        chosen = self._settings.for_model(prepared.version.name).isolation or "auto"
+        if chosen != "auto":
+            return chosen
+        return "inline" if prepared.flavor == "onnx" else "process"
