@@ -98,7 +98,7 @@ def apply(policy: Mapping[str, Any], package: str, temporary: str) -> dict[str, 
     else:
         libc = ctypes.CDLL(None, use_errno=True)
         steps: dict[str, Callable[[], str]] = {
-            "oom": _prefer_as_victim,
+            "oom": lambda: _prefer_as_victim(libc),
             "user": lambda: _become(libc, policy.get("uid"), package, temporary),
             "limits": lambda: _limit(policy),
             "capabilities": lambda: _drop_capabilities(libc),
@@ -131,8 +131,9 @@ def _switch(libc: Any, option: int, value: int, said: str) -> str:
     return said
 
 
-def _prefer_as_victim() -> str:
+def _prefer_as_victim(libc: Any) -> str:
     """Where memory ends all the same, the kernel takes a model, not the gateway."""
+    _call(libc.prctl, _PR_SET_DUMPABLE, 1, 0, 0, 0)  # what forked it was closed, and so this file is, too
     Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE, "ascii")
     return f"score {_OOM_SCORE}"
 

@@ -64,6 +64,9 @@ def main(options: Mapping[str, Any]) -> None:
         gc.collect()
         gc.freeze()  # so that a child's collector does not touch, and thereby copy, these pages
         _Nursery(control, options["lifeline"], start, options["scratch"]).run()
+    if os.getppid() != options["parent"]:
+        with suppress(OSError):  # not before the last zygote leaves
+            os.rmdir(options["scratch"])
 
 
 def _preload(options: Mapping[str, Any]) -> list[str]:

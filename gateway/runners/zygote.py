@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -228,7 +229,8 @@ class Zygotes:
         idle: float = 300.0,
         sink: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self._scratch = str(scratch or tempfile.gettempdir())
+        self._scratch = tempfile.mkdtemp(prefix="model-gateway-", dir=scratch)
+        os.chmod(self._scratch, 0o711)  # models of other users pass through it to their own
         self._idle = idle
         self._sink = sink
         self._zygotes: dict[Environment, asyncio.Task[Zygote]] = {}
@@ -275,6 +277,8 @@ class Zygotes:
         await asyncio.gather(*(self._end(task) for task in tasks), *self._retiring)
         os.close(self._held)
         os.close(self._lifeline)
+        # Empty but for what the models of a killed zygote left.
+        shutil.rmtree(self._scratch, ignore_errors=True)
 
     async def retire_idle(self, now: float | None = None) -> int:
         """Ends the zygotes that have no model processes and were not asked for `idle` seconds."""

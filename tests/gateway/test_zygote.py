@@ -53,8 +53,6 @@ def test_a_killed_zygote_costs_nothing_but_itself(tmp_path: Path) -> None:
         await asyncio.gather(runner.close(), another.close())
         h.runners.clear()
         assert eventually(lambda: not any(map(alive, pids)))
-        for left in os.listdir(tmp_path / "tmp"):
-            os.rmdir(tmp_path / "tmp" / left)  # nobody was left to remove the first one's directory
 
     run(tmp_path / "tmp", work)
 
@@ -71,21 +69,8 @@ def test_a_zygote_killed_while_it_makes_a_process_is_replaced(tmp_path: Path) ->
         await until(lambda: zygote.waiting)
         os.kill(zygote.pid, signal.SIGKILL)
         await (await starting).predict(ONE, {})
-        await h.runners[0].close()
-        for left in os.listdir(tmp_path / "tmp"):
-            if not os.listdir(tmp_path / "tmp" / left) and left not in _in_use(h):
-                os.rmdir(tmp_path / "tmp" / left)
 
     run(tmp_path / "tmp", work)
-
-
-def _in_use(h: House) -> set[str]:
-    return {
-        os.path.basename(os.readlink(f"/proc/{pid}/cwd"))
-        for runner in h.runners
-        for pid in runner.pids
-        if alive(pid)
-    }
 
 
 def test_an_idle_zygote_is_retired_and_comes_back(tmp_path: Path) -> None:
@@ -112,7 +97,7 @@ def test_idle_zygotes_are_retired_by_themselves(tmp_path: Path) -> None:
     package = write_package(tmp_path / "p")
 
     async def main() -> None:
-        zygotes = Zygotes(scratch=tmp_path, idle=0.1)
+        zygotes = Zygotes(idle=0.1)
         runner = ProcessRunner(package, {}, zygotes=zygotes, name="m", version="1", environment=Environment())
         await runner.start()
         await runner.close()
@@ -171,7 +156,7 @@ def test_where_threads_are_there_from_the_start_processes_are_spawned(
 
 def test_an_interpreter_that_does_not_work_is_a_clean_error(tmp_path: Path) -> None:
     async def main() -> None:
-        zygotes = Zygotes(scratch=tmp_path)
+        zygotes = Zygotes()
         package = write_package(tmp_path / "p")
         for python in ("/bin/false", "/nowhere/python"):
             runner = ProcessRunner(
