@@ -9,8 +9,7 @@ from __future__ import annotations
 import pickle
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, Final
@@ -35,12 +34,11 @@ def dump(model: Any, file: Path, shipped: Iterable[str] = ()) -> set[str]:
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         def persistent_id(self, value: Any) -> None:
             # Asked about every object before it is pickled: a place to look, nothing is made persistent.
-            if isinstance(value, ModuleType):
-                seen.add(value.__name__.partition(".")[0])
-            elif isinstance(value, type | FunctionType):
-                seen.add((value.__module__ or "").partition(".")[0])
+            if isinstance(value, ModuleType | type | FunctionType):
+                seen.add(_module(value).partition(".")[0])
+                local.add(value)
 
-    with by_value(model, shipped), file.open("wb") as handle:
+    with Local(shipped) as local, file.open("wb") as handle:
         Pickler(handle).dump(model)
     return seen - {"", "__main__"}
 
@@ -74,25 +72,34 @@ def skops(flavor: str) -> Any:
     return skops.io
 
 
-@contextmanager
-def by_value(model: Any, shipped: Iterable[str]) -> Iterator[None]:
-    """Within it, cloudpickle writes the model's own local classes by value."""
-    import cloudpickle
+class Local:
+    """Within it, cloudpickle writes by value what belongs to local modules, once `add` was told of it."""
 
-    shipped = set(shipped)
-    kind = model if isinstance(model, type | FunctionType) else type(model)
-    owners = [kind, *getattr(kind, "__mro__", ())]
-    names = {getattr(owner, "__module__", None) for owner in owners}
-    modules = [
-        sys.modules[name] for name in names if name in sys.modules and _is_local(sys.modules[name], shipped)
-    ]
-    for module in modules:
-        cloudpickle.register_pickle_by_value(module)
-    try:
-        yield
-    finally:
-        for module in modules:
+    def __init__(self, shipped: Iterable[str] = ()) -> None:
+        self._shipped = set(shipped)
+        self._modules: dict[str, ModuleType] = {}
+
+    def __enter__(self) -> Local:
+        return self
+
+    def add(self, value: ModuleType | type | FunctionType) -> None:
+        import cloudpickle
+
+        name = _module(value)
+        module = sys.modules.get(name)
+        if name not in self._modules and module is not None and _is_local(module, self._shipped):
+            self._modules[name] = module
+            cloudpickle.register_pickle_by_value(module)
+
+    def __exit__(self, *_: object) -> None:
+        import cloudpickle
+
+        for module in self._modules.values():
             cloudpickle.unregister_pickle_by_value(module)
+
+
+def _module(value: ModuleType | type | FunctionType) -> str:
+    return value.__name__ if isinstance(value, ModuleType) else value.__module__ or ""
 
 
 def _is_local(module: ModuleType, shipped: set[str]) -> bool:

@@ -8,6 +8,7 @@ wants float; a frame is answered with a frame of flattened outputs, all else wit
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 from collections.abc import Mapping
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 _FILE: Final = "model.onnx"
 _CPU: Final = "CPUExecutionProvider"
 _MODES: Final = {"SEQUENTIAL": "ORT_SEQUENTIAL", "PARALLEL": "ORT_PARALLEL"}
+_FILES: Final = frozenset(("path", "paths", "file", "files", "filepath", "folder", "dir", "directory")) | {
+    *("plugin", "plugins", "lib", "libs", "library"),
+}
 _SPINNING: Final = "session.intra_op.allow_spinning"
 
 
@@ -124,24 +128,27 @@ class Graph:
         return array
 
 
-def _session_options(runtime: Any, wanted: Mapping[str, Any], threads: int | None) -> Any:
+def _session_options(runtime: Any, wanted: Any, threads: int | None) -> Any:
     """MLflow's `onnx_session_options`. No session takes more threads than `threads`; idle ones sleep."""
+    place = "onnx.onnx_session_options"
+    if not isinstance(wanted, dict):
+        raise PackageError(place, "must be a mapping")
     options = runtime.SessionOptions()
-    limit = (
-        threads or len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else threads or os.cpu_count()
-    )
-    options.intra_op_num_threads = min(int(wanted.get("intra_op_num_threads") or limit or 1), limit or 1)
-    options.inter_op_num_threads = min(int(wanted.get("inter_op_num_threads") or 1), limit or 1)
     options.log_severity_level = 3
-    if mode := wanted.get("execution_mode"):
-        if str(mode).upper() not in _MODES:
-            raise PackageError("onnx.onnx_session_options.execution_mode", f"{mode!r} is not known")
-        options.execution_mode = getattr(runtime.ExecutionMode, _MODES[str(mode).upper()])
-    if (level := wanted.get("graph_optimization_level")) is not None:
-        options.graph_optimization_level = runtime.GraphOptimizationLevel(level)
-    entries = {_SPINNING: "0", **(wanted.get("extra_session_config") or {})}
+    limit = threads or _processors()
+    try:
+        options.intra_op_num_threads = min(int(wanted.get("intra_op_num_threads") or limit), limit)
+        options.inter_op_num_threads = min(int(wanted.get("inter_op_num_threads") or 1), limit)
+        if (level := wanted.get("graph_optimization_level")) is not None:
+            # The enumeration itself takes any number.
+            levels = {int(known): known for known in runtime.GraphOptimizationLevel.__members__.values()}
+            options.graph_optimization_level = levels[int(level)]
+        if mode := wanted.get("execution_mode"):
+            options.execution_mode = getattr(runtime.ExecutionMode, _MODES[str(mode).upper()])
+        entries = {_SPINNING: "0", **(wanted.get("extra_session_config") or {})}
+    except (TypeError, ValueError, KeyError) as error:
+        raise PackageError(place, f"holds a value that is not known: {error}") from error
+    _name_no_files(place, entries)
     for key, value in entries.items():
         options.add_session_config_entry(str(key), str(value))
     return options
@@ -152,11 +159,25 @@ def _providers(entry: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     declared = entry.get("providers") or [_CPU]
     providers: list[tuple[str, dict[str, Any]]] = []
     for item in [declared] if isinstance(declared, str) else declared:
-        name, *options = item if isinstance(item, list) and item else [item]
-        if not isinstance(name, str):
+        name, *rest = item if isinstance(item, list) and item else [item]
+        options = rest[0] if rest else {}
+        if not isinstance(name, str) or not isinstance(options, dict):
             raise PackageError("onnx.providers", "must be names, or lists of a name and its options")
-        providers.append((name, options[0] if options and isinstance(options[0], dict) else {}))
+        _name_no_files("onnx.providers", options)
+        providers.append((name, options))
     return providers
+
+
+def _name_no_files(place: str, options: Mapping[str, Any]) -> None:
+    """Refuses options with which a package would reach for files, or for libraries to be executed."""
+    for key in options:
+        if _FILES & set(re.split(r"[._]", str(key).lower())):
+            raise PackageError(place, f"the option {key!r} names files, which a package may not")
+
+
+def _processors() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
 def _copy(source: Path, target: Path) -> None:

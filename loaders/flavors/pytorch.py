@@ -55,10 +55,14 @@ class PyTorch:
         if isinstance(model, torch.export.ExportedProgram):
             torch.export.save(model, data / _EXPORTED)
         else:
-            with pickling.by_value(model, options.get("shipped", ())):
+            kinds = {kind for part in model.modules() for kind in type(part).__mro__}
+            with pickling.Local(options.get("shipped", ())) as local:
+                for kind in kinds:
+                    local.add(kind)
                 torch.save(model, data / _PICKLED, pickle_module=cloudpickle)
             (data / _PICKLE_INFO).write_text(_PICKLE_MODULE, encoding="utf-8")
-            needed += ("cloudpickle", *environment.distributions({type(model).__module__.partition(".")[0]}))
+            roots = {kind.__module__.partition(".")[0] for kind in kinds}
+            needed += ("cloudpickle", *environment.distributions(roots))
         function = {
             "loader_module": "mlflow.pytorch",
             "data": "data",

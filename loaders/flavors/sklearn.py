@@ -72,8 +72,10 @@ class Sklearn:
         predict_fn = package.text("predict_fn") or "predict"
         if predict_fn not in _METHODS:
             raise PackageError("python_function.predict_fn", f"{predict_fn!r} is no method that predicts")
-        # MLflow 1 named the file only in the flavor's own entry, or left it at its default.
-        file = package.inside(package.text("model_path") or entry.get("pickled_model") or "model.pkl")
+        file = package.data
+        if not file.is_file():
+            # MLflow 1 named the file only in the flavor's own entry, or left it at its default.
+            file = package.inside(package.text("model_path") or str(entry.get("pickled_model", "model.pkl")))
         model = pickling.load(package, self.name, file, "pickle")
         if not hasattr(model, predict_fn):
             raise PackageError("python_function.predict_fn", f"a {type(model).__name__} has no {predict_fn}")

@@ -329,16 +329,43 @@ def test_a_package_cannot_replace_the_standard_library_or_this_project(tmp_path:
     assert json.loads("1") == 1
 
 
+NEIGHBOUR = """
+from sklearn.base import BaseEstimator, TransformerMixin
+import second
+
+class Plus:
+    def predict(self, model_input):
+        return (model_input["a"] + second.ONE).tolist()
+
+class Centred(TransformerMixin, BaseEstimator):
+    def fit(self, X, y=None):
+        return self
+
+    def transform(self, X):
+        return X - X.mean()
+"""
+
+SCRIPT = """
+import loaders, neighbour, pandas
+from sklearn.linear_model import LinearRegression
+from sklearn.pipeline import make_pipeline
+
+class Twice:
+    def predict(self, model_input):
+        return (model_input["a"] * 2).tolist()
+
+X = pandas.DataFrame({"a": [1.0, 2.0, 3.0, 4.0], "b": [0.0, 1.0, 0.0, 1.0]})
+loaders.save_model(Twice(), "twice")
+loaders.save_model(neighbour.Plus(), "plus")
+loaders.save_model(make_pipeline(neighbour.Centred(), LinearRegression()).fit(X, [0, 0, 1, 1]), "pipeline")
+"""
+
+
 def test_local_classes_load_where_their_module_is_not(tmp_path: Path) -> None:
-    """A class of a script, and one of a module beside it."""
-    (tmp_path / "neighbour.py").write_text(
-        "class Plus:\n    def predict(self, model_input):\n        return (model_input['a'] + 1).tolist()\n"
-    )
-    (tmp_path / "script.py").write_text(
-        "import loaders, neighbour\n\n\nclass Twice:\n    def predict(self, model_input):\n"
-        "        return (model_input['a'] * 2).tolist()\n\n\n"
-        "loaders.save_model(Twice(), 'twice')\nloaders.save_model(neighbour.Plus(), 'plus')\n"
-    )
+    """A class of a script, one of a module beside it, and one deep inside a pipeline."""
+    (tmp_path / "second.py").write_text("ONE = 1\n")
+    (tmp_path / "neighbour.py").write_text(NEIGHBOUR)
+    (tmp_path / "script.py").write_text(SCRIPT)
     root = Path(loaders.__file__).parents[1]
     done = subprocess.run(
         [sys.executable, "script.py"],
@@ -351,6 +378,8 @@ def test_local_classes_load_where_their_module_is_not(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert loaders.load_model(tmp_path / "twice").predict(TRAIN[:2]) == [2.0, 4.0]
     assert loaders.load_model(tmp_path / "plus").predict(TRAIN[:2]) == [2.0, 3.0]
+    assert loaders.load_model(tmp_path / "pipeline").predict(TRAIN).shape == (4,)
+    assert "neighbour" not in sys.modules
 
 
 # --- the stand-in for mlflow

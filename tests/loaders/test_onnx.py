@@ -1,0 +1,187 @@
+"""The ONNX flavor beyond the contract: several inputs, narrowing, options, weights beside the graph."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import yaml
+from onnx import TensorProto, helper, numpy_helper
+
+import loaders
+from loaders.batch import Columns, Tensors, Value
+from loaders.package import PackageError
+
+FLOAT, LONG = TensorProto.FLOAT, TensorProto.INT64
+
+
+def graph(inputs: dict[str, tuple[int, list[Any]]], output: list[Any], operation: str = "Sum") -> Any:
+    """All inputs joined by one operation into the output `y`."""
+    infos = [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in inputs.items()]
+    kind = next(iter(inputs.values()))[0]
+    y = helper.make_tensor_value_info("y", kind, output)
+    body = helper.make_graph([helper.make_node(operation, list(inputs), ["y"])], "g", infos, [y])
+    return helper.make_model(body, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def opened(model: Any, path: Path, **options: Any) -> loaders.Model:
+    return loaders.open_model(loaders.save_model(model, path, **options), {})
+
+
+TWO = {"a": (FLOAT, ["n"]), "b": (FLOAT, ["n"])}
+A, B = np.array([1.0, 2.0], np.float32), np.array([10.0, 20.0], np.float32)
+
+
+def test_several_inputs_are_fed_by_name(tmp_path: Path) -> None:
+    model = opened(graph(TWO, ["n"]), tmp_path / "m")
+    np.testing.assert_array_equal(model._ask(Tensors({"b": B, "a": A}, 2), {})["y"], [11, 22])
+    np.testing.assert_array_equal(model._ask(Columns({"b": B, "a": A, "c": A}, 2), {})["y"], [11, 22])
+    np.testing.assert_array_equal(model._ask(Value({"a": [1.0], "b": [2.0]}), {})["y"], [3])
+    with pytest.raises(ValueError, match="name them: a, b"):
+        model._ask(Tensors({"": A}, 2), {})
+
+
+def test_a_single_input_takes_an_array_or_a_table(tmp_path: Path) -> None:
+    model = opened(graph({"x": (FLOAT, ["n", 2])}, ["n", 2]), tmp_path / "m")
+    matrix = np.stack([A, B], axis=1)
+    np.testing.assert_array_equal(model._ask(Tensors({"": matrix}, 2), {})["y"], matrix)
+    np.testing.assert_array_equal(model._ask(Value(matrix.tolist()), {})["y"], matrix)
+    answer = model._ask(Columns({"a": A, "b": B.astype(np.float64)}, 2), {})
+    assert list(answer.columns) == ["y"]
+    np.testing.assert_array_equal(answer["y"], matrix.reshape(-1))
+
+
+def test_float64_is_narrowed_where_the_graph_wants_float_and_nothing_else_is(tmp_path: Path) -> None:
+    model = opened(graph({"x": (FLOAT, ["n"])}, ["n"]), tmp_path / "f")
+    assert model._ask(Tensors({"": A.astype(np.float64)}, 2), {})["y"].dtype == np.float32
+    with pytest.raises(Exception, match="Unexpected input data type"):
+        model._ask(Tensors({"": np.array([1, 2])}, 2), {})
+    whole = opened(graph({"x": (LONG, ["n"])}, ["n"], "Abs"), tmp_path / "l")
+    with pytest.raises(Exception, match="Unexpected input data type"):
+        whole._ask(Tensors({"": np.array([1.0])}, 1), {})
+
+
+@pytest.mark.parametrize(
+    ("inputs", "output", "merges"),
+    [
+        ({"x": (FLOAT, ["n", 2])}, ["n", 2], True),
+        ({"x": (FLOAT, [None, 2])}, [None, 2], True),
+        ({"x": (FLOAT, [1, 2])}, [1, 2], False),
+        ({"x": (FLOAT, ["n"]), "y0": (FLOAT, ["n"])}, ["n"], True),
+        ({"x": (FLOAT, ["n"]), "scale": (FLOAT, [])}, ["n"], False),
+        ({"x": (FLOAT, ["n"]), "one": (FLOAT, [1])}, ["n"], False),
+    ],
+)
+def test_it_merges_where_every_first_dimension_is_free(
+    tmp_path: Path, inputs: Any, output: Any, merges: bool
+) -> None:
+    assert opened(graph(inputs, output), tmp_path / "m").merges is merges
+
+
+def test_bytes_and_paths_are_saved_too(tmp_path: Path) -> None:
+    model = graph({"x": (FLOAT, ["n"])}, ["n"])
+    onnx.save(model, tmp_path / "x.onnx")
+    for name, source in (("bytes", model.SerializeToString()), ("path", tmp_path / "x.onnx")):
+        loaded = opened(source, tmp_path / name)
+        np.testing.assert_array_equal(loaded._ask(Tensors({"": A}, 2), {})["y"], A)
+
+
+def weighted(tmp_path: Path, location: str) -> Any:
+    """y = x + w, the weights in a file of their own."""
+    weights = numpy_helper.from_array(np.full(4096, 3, np.float32), "w")
+    x = helper.make_tensor_value_info("x", FLOAT, [4096])
+    y = helper.make_tensor_value_info("y", FLOAT, [4096])
+    body = helper.make_graph([helper.make_node("Add", ["x", "w"], ["y"])], "g", [x], [y], [weights])
+    model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save_model(model, tmp_path / "w.onnx", save_as_external_data=True, location=location)
+    return tmp_path / "w.onnx"
+
+
+def test_weights_beside_the_graph_are_saved_with_it(tmp_path: Path) -> None:
+    loaded = opened(weighted(tmp_path, "weights.bin"), tmp_path / "m")
+    (tmp_path / "weights.bin").unlink()
+    np.testing.assert_array_equal(
+        loaded._ask(Tensors({"": np.zeros(4096, np.float32)}, None), {})["y"], np.full(4096, 3)
+    )
+
+
+def test_weights_in_their_own_file_are_loaded_and_must_lie_in_the_package(tmp_path: Path) -> None:
+    """As MLflow saves large graphs, and as a hostile package would reach for other files."""
+    saved = loaders.save_model(graph({"x": (FLOAT, ["n"])}, ["n"]), tmp_path / "m")
+    source = weighted(tmp_path, "weights.bin")
+    source.rename(saved.path / "model.onnx")
+    (tmp_path / "weights.bin").rename(saved.path / "weights.bin")
+    loaded = loaders.load_model(saved.path)
+    np.testing.assert_array_equal(loaded.predict(np.zeros(4096, np.float32))["y"], np.full(4096, 3))
+
+    (saved.path / "weights.bin").rename(tmp_path / "weights.bin")
+    proto = onnx.load(saved.path / "model.onnx", load_external_data=False)
+    for entry in proto.graph.initializer[0].external_data:
+        if entry.key == "location":
+            entry.value = "../weights.bin"
+    (saved.path / "model.onnx").write_bytes(proto.SerializeToString())
+    with pytest.raises(Exception, match=r"(?i)external data"):
+        loaders.load_model(saved.path)
+
+
+def changed(path: Path, **entry: Any) -> Path:
+    raw = yaml.safe_load((path / "MLmodel").read_text())
+    raw["flavors"]["onnx"].update(entry)
+    (path / "MLmodel").write_text(yaml.safe_dump(raw))
+    return path
+
+
+@pytest.mark.parametrize(
+    "providers",
+    [
+        "CPUExecutionProvider",
+        None,
+        [],
+        ["InventedProvider"],
+        [["CUDAExecutionProvider", {"a": 1}], ["CPUExecutionProvider"]],
+    ],
+)
+def test_unavailable_providers_give_way_to_the_processor(tmp_path: Path, providers: Any) -> None:
+    saved = loaders.save_model(graph({"x": (FLOAT, ["n"])}, ["n"]), tmp_path / "m")
+    loaded = loaders.load_model(changed(saved.path, providers=providers))
+    np.testing.assert_array_equal(loaded.predict(A)["y"], A)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"providers": [5]},
+        {"onnx_session_options": {"execution_mode": "sideways"}},
+        {"onnx_session_options": {"graph_optimization_level": 12345}},
+        {"onnx_session_options": {"intra_op_num_threads": "many"}},
+        {"onnx_session_options": [1]},
+        {"onnx_session_options": {"extra_session_config": [1]}},
+        {"onnx_session_options": {"extra_session_config": {"session.initializers_folder_path": "/"}}},
+        {"providers": [["TensorrtExecutionProvider", {"trt_extra_plugin_lib_paths": "evil.so"}]]},
+        {"providers": [["CPUExecutionProvider", "options"]]},
+    ],
+)
+def test_options_that_are_not_known_are_refused(tmp_path: Path, entry: Any) -> None:
+    saved = loaders.save_model(graph({"x": (FLOAT, ["n"])}, ["n"]), tmp_path / "m")
+    with pytest.raises(PackageError):
+        loaders.load_model(changed(saved.path, **entry))
+
+
+def test_session_options_are_applied_and_threads_are_capped(tmp_path: Path) -> None:
+    options = {
+        "intra_op_num_threads": 8,
+        "inter_op_num_threads": 8,
+        "execution_mode": "parallel",
+        "graph_optimization_level": 1,
+        "extra_session_config": {"session.set_denormal_as_zero": "1"},
+    }
+    saved = loaders.save_model(graph({"x": (FLOAT, ["n"])}, ["n"]), tmp_path / "m", session_options=options)
+    loaded = loaders.open_model(saved, {}, threads=1)
+    applied = loaded._predictor._session.get_session_options()  # type: ignore[attr-defined]
+    assert applied.intra_op_num_threads == 1
+    assert applied.inter_op_num_threads == 1
+    assert applied.get_session_config_entry("session.set_denormal_as_zero") == "1"
+    assert applied.get_session_config_entry("session.intra_op.allow_spinning") == "0"
