@@ -20,6 +20,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Mapping
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -79,8 +80,9 @@ def _settle(log: int, lifeline: int, temporary: str) -> None:
     os.dup2(log, 2)
     os.close(null)
     os.close(log)
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
+    # New ones, by lines: those of before the change may have been set up for a file.
+    sys.stdout = sys.__stdout__ = _text(1)  # type: ignore[misc]
+    sys.stderr = sys.__stderr__ = _text(2)  # type: ignore[misc]
     # A description of its own (the inherited one is shared by all), on which the kernel sends SIGKILL the
     # moment the last writer, the gateway, is gone. This holds in the middle of a computation too.
     own = os.open(f"/proc/self/fd/{lifeline}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -98,6 +100,10 @@ def _settle(log: int, lifeline: int, temporary: str) -> None:
     os.chdir(temporary)
     # Siblings of one zygote would otherwise draw the same numbers.
     np.random.seed()
+
+
+def _text(descriptor: int) -> TextIOWrapper:
+    return open(descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
 
 
 class Conversation:
