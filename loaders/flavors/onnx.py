@@ -29,9 +29,7 @@ if TYPE_CHECKING:
 _FILE: Final = "model.onnx"
 _CPU: Final = "CPUExecutionProvider"
 _MODES: Final = {"SEQUENTIAL": "ORT_SEQUENTIAL", "PARALLEL": "ORT_PARALLEL"}
-_FILES: Final = frozenset(("path", "paths", "file", "files", "filepath", "folder", "dir", "directory")) | {
-    *("plugin", "plugins", "lib", "libs", "library"),
-}
+_FILES: Final = re.compile(r"(^|[._])((file)?path|file|folder|dir|directory|plugin|lib|library)s?([._]|$)")
 _SPINNING: Final = "session.intra_op.allow_spinning"
 
 
@@ -171,7 +169,7 @@ def _providers(entry: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 def _name_no_files(place: str, options: Mapping[str, Any]) -> None:
     """Refuses options with which a package would reach for files, or for libraries to be executed."""
     for key in options:
-        if _FILES & set(re.split(r"[._]", str(key).lower())):
+        if _FILES.search(str(key).lower()):
             raise PackageError(place, f"the option {key!r} names files, which a package may not")
 
 

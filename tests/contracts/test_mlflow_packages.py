@@ -429,15 +429,36 @@ def scored(mlflow: Any, path: Path, asked: list[dict[str, Any]]) -> list[Any]:
         sys.path[:] = before
 
 
+Answers = list[tuple[dict[str, Any], Any, Any]]
+
+
+@dataclass(frozen=True)
+class Written:
+    """The packages that MLflow wrote, what each was asked, and what MLflow answered."""
+
+    jobs: dict[str, dict[str, Any]]
+    theirs: dict[str, list[Any]]
+
+    def answers(self, names: list[str], block: list[str]) -> dict[str, Answers]:
+        """(request, MLflow's answer, ours) of packages; ours all from one process without some modules."""
+        ours = in_blocked(block, [self.jobs[name] for name in names])
+        found = {}
+        for name, answers in zip(names, ours, strict=True):
+            asked = self.jobs[name]["requests"]
+            if not isinstance(answers, list):
+                answers = [answers] * len(asked)
+            found[name] = list(zip(asked, self.theirs[name], answers, strict=True))
+        return found
+
+
 @pytest.fixture(scope="module")
-def answered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[Any, Any, Any]]]:
-    """(request, MLflow's answer, ours) of every package; ours all from one process without mlflow."""
+def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
     mlflow = needs("mlflow")
     for module in {name for logged in LOGGED.values() for name in logged.needs}:
         needs(module)
     root = tmp_path_factory.mktemp("logged")
+    done = Written({}, {})
     logging.disable(logging.CRITICAL)
-    theirs, jobs = {}, []
     try:
         for name, logged in LOGGED.items():
             path = root / name / "package"
@@ -447,17 +468,24 @@ def answered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[A
                 {**request, "params": None if request["form"] == "csv" else logged.params}
                 for request in requests(logged.data)
             ]
-            theirs[name] = (asked, scored(mlflow, path, asked))
-            jobs.append({"package": str(path), "requests": asked})
+            done.jobs[name] = {"package": str(path), "requests": asked}
+            done.theirs[name] = scored(mlflow, path, asked)
     finally:
         logging.disable(logging.NOTSET)
-    ours = in_blocked(["mlflow"], jobs)
-    found = {}
-    for (name, (asked, admitted)), answers in zip(theirs.items(), ours, strict=True):
-        if not isinstance(answers, list):
-            answers = [answers] * len(asked)
-        found[name] = list(zip(asked, admitted, answers, strict=True))
-    return found
+    return done
+
+
+@pytest.fixture(scope="module")
+def without_mlflow(written: Written) -> dict[str, Answers]:
+    return written.answers(list(LOGGED), ["mlflow"])
+
+
+PYTHON = [name for name in LOGGED if name.startswith(("python", "own"))]
+
+
+@pytest.fixture(scope="module")
+def with_mlflow(written: Written) -> dict[str, Answers]:
+    return written.answers(PYTHON, [])
 
 
 def same(left: Any, right: Any) -> bool:
@@ -470,11 +498,22 @@ def same(left: Any, right: Any) -> bool:
     return bool(left == right)
 
 
-@pytest.mark.parametrize("name", LOGGED)
-def test_a_package_of_mlflow_answers_here_as_it_answers_there(
-    name: str, answered: dict[str, list[tuple[Any, Any, Any]]]
-) -> None:
-    admitted = [(asked, theirs, ours) for asked, theirs, ours in answered[name] if theirs is not None]
+def assert_answered_alike(answers: Answers) -> None:
+    admitted = [(asked, theirs, ours) for asked, theirs, ours in answers if theirs is not None]
     assert admitted, "MLflow refused every form: the test asks the wrong thing"
     different = [(asked["form"], theirs, ours) for asked, theirs, ours in admitted if not same(theirs, ours)]
     assert different == []
+
+
+@pytest.mark.parametrize("name", LOGGED)
+def test_a_package_of_mlflow_answers_here_without_mlflow_as_it_answers_there(
+    name: str, without_mlflow: dict[str, Answers]
+) -> None:
+    assert_answered_alike(without_mlflow[name])
+
+
+@pytest.mark.parametrize("name", PYTHON)
+def test_a_python_model_answers_the_same_where_mlflow_is_installed(
+    name: str, with_mlflow: dict[str, Answers]
+) -> None:
+    assert_answered_alike(with_mlflow[name])
