@@ -229,9 +229,12 @@ def _inputs_table(plan: _Plan, data: Any, root: str, origin: Origin, faults: Fau
             faults.add(root, v.WRONG_TYPE, "array", "object")
             return None
         # As in MLflow: with a nested type among the columns an object is one record.
-        if plan.nested or not _is_columnar(plan, data):
-            return tables.from_record(data, root, origin)
-        return tables.from_columns(_without_nulls(plan, data), root, origin, faults)
+        if not plan.nested:
+            if set(map(type, data.values())) == {list}:
+                return tables.from_columns(data, root, origin, faults)
+            if _is_columnar(plan, data):
+                return tables.from_columns(_without_nulls(plan, data), root, origin, faults)
+        return tables.from_record(data, root, origin)
     if not isinstance(data, list | tuple):
         if not plan.named and len(plan.columns) == 1:
             return Table([0], [[data]], 1, origin, root, "value", root, named=False)
@@ -268,10 +271,7 @@ def _is_columnar(plan: _Plan, data: Mapping[Any, Any]) -> bool:
 
 
 def _without_nulls(plan: _Plan, data: Mapping[Any, Any]) -> Mapping[Any, Any]:
-    """Columns of which one is null as a whole: an optional one is left out. What the signature does not
-    name is no column either, unless it looks like one."""
-    if all(type(value) is list for value in data.values()):
-        return data
+    """Columns of which one is null as a whole: an optional one is left out."""
     optional = {spec.name for spec in plan.columns if not spec.required}
     return {name: value for name, value in data.items() if value is not None or name not in optional}
 

@@ -89,10 +89,14 @@ def cast_scalars(
 
     `path(i)` names value i. After a fault the array is of no use.
     """
-    if origin == "json" or (origin == "python" and kind in (Scalar.string, Scalar.boolean)):
+    if origin == "text":
+        quick = _quick_text(values, kind)
+    elif origin == "json" or kind in (Scalar.string, Scalar.boolean):
         quick = _QUICK[kind](values)
-        if quick is not None:
-            return quick
+    else:
+        quick = None
+    if quick is not None:
+        return quick
     convert = _TEXT[kind] if origin == "text" else _CONVERT[kind]
     if kind is Scalar.binary and origin == "json":
         convert = _from_base64
@@ -231,6 +235,20 @@ _QUICK: Final[Mapping[Scalar, Callable[[Sequence[Any]], NDArray | None]]] = {
     Scalar.binary: _walk,
     Scalar.datetime: _walk,
 }
+
+
+def _quick_text(values: Sequence[Any], kind: Scalar) -> NDArray | None:
+    if kind is Scalar.string:
+        return _quick_strings(values)
+    try:
+        text = "".join(values)
+        if not text.isascii() or "_" in text:
+            return None
+        if kind in (Scalar.float, Scalar.double):
+            return _QUICK[kind](list(map(float, values)))
+        return _QUICK[kind](list(map(int, values))) if kind in RANGES else None
+    except (TypeError, ValueError):
+        return None
 
 
 def quick_cast(kind: object) -> Callable[[Sequence[Any]], NDArray | None]:

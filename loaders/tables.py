@@ -218,13 +218,14 @@ def _record_cells(rows: Sequence[Any], names: list[Any]) -> list[Sequence[Any]] 
 def from_columns(data: Mapping[Any, Any], root: str, origin: Origin, faults: Faults) -> Table | None:
     """An object of columns of one length."""
     names = list(data)
-    columns = [_sequence(column) for column in data.values()]
+    columns = [column if type(column) is list else _sequence(column) for column in data.values()]
     rows = len(columns[0]) if columns else 0
+    if set(map(len, columns)) <= {rows}:
+        return Table(names, columns, rows, origin, root, "columns", root)
     for name, column in zip(names, columns, strict=True):
         if len(column) != rows:
             faults.add(f"{root}.{shown(name)}", v.WRONG_LENGTH, f"{rows} values", f"{len(column)} values")
-            return None
-    return Table(names, columns, rows, origin, root, "columns", root)
+    return None
 
 
 def _sequence(column: Any) -> Sequence[Any] | NDArray:
