@@ -10,10 +10,13 @@ from __future__ import annotations
 import math
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 ROOT = Path("/sys/fs/cgroup")
 PROC = Path("/proc")
+
+_PRESENT = {"memory.max": "memory.current", "memory.limit_in_bytes": "memory.usage_in_bytes"}
 
 
 def memory_total(root: Path = ROOT, proc: Path = PROC) -> int:
@@ -21,6 +24,31 @@ def memory_total(root: Path = ROOT, proc: Path = PROC) -> int:
     machine has."""
     machine = _machine_memory(proc)
     return min([machine, *(limit for limit in _limits(root, proc) if limit > 0)])
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Bytes that cannot be taken back (no file cache), and how many there may be at most."""
+
+    used: int
+    limit: int
+
+    @property
+    def share(self) -> float:
+        return self.used / self.limit
+
+
+def memory_usage(root: Path = ROOT, proc: Path = PROC) -> Usage:
+    """The present usage of what is nearest to its limit: this process's control group, one above it, or
+    the machine. Costs some tens of microseconds."""
+    found = [_machine_usage(proc)]
+    for mount, name, group in _groups(root, proc):
+        for place in (group, *group.parents):
+            directory = mount / str(place).lstrip("/")
+            limit, used = _number(directory / name), _number(directory / _PRESENT[name])
+            if limit and used is not None:
+                found.append(Usage(max(0, used - _file_cache(directory / "memory.stat")), limit))
+    return max(found, key=lambda usage: usage.share)
 
 
 def cpus(root: Path = ROOT, proc: Path = PROC) -> int:
@@ -51,6 +79,30 @@ def _quotas(root: Path, proc: Path) -> list[float]:
                 if period_us:
                     found.append(quota_us / period_us)
     return found
+
+
+def _machine_usage(proc: Path) -> Usage:
+    total = _machine_memory(proc)
+    try:
+        for line in (proc / "meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return Usage(total - int(line.split()[1]) * 1024, total)
+    except OSError:
+        pass  # not Linux
+    return Usage(0, total)
+
+
+def _file_cache(stat: Path) -> int:
+    """Bytes of files that the kernel drops before it runs out: of the group and those below it."""
+    fields = {}
+    try:
+        for line in stat.read_text().splitlines():
+            name, _, number = line.partition(" ")
+            fields[name] = int(number)
+    except (OSError, ValueError):
+        return 0
+    prefix = "total_" if "total_inactive_file" in fields else ""
+    return fields.get(f"{prefix}inactive_file", 0) + fields.get(f"{prefix}active_file", 0)
 
 
 def _machine_memory(proc: Path) -> int:

@@ -52,6 +52,7 @@ LAYERS: dict[str, Layer] = {
     **dict.fromkeys(PURE, Layer(PURE, NO_LIBRARY)),
     "settings": Layer(CONFIGURED, frozenset({"pydantic", "pydantic_core", "yaml", "platformdirs"})),
     "cgroup": Layer(NO_LIBRARY, NO_LIBRARY),
+    "governor": Layer(frozenset({"cgroup"}), NO_LIBRARY),
     "yamltext": Layer(NO_LIBRARY, frozenset({"yaml"})),
     "plugins": Layer(CONFIGURED, frozenset({"pydantic"})),
     "state": Layer(CONFIGURED, frozenset({"pydantic", "platformdirs"})),

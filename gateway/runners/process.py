@@ -149,6 +149,10 @@ class ProcessRunner:
             self._measured_at, self._answers = now, answers
         return self._measured
 
+    def present_bytes(self) -> int:
+        """Private bytes at this moment, of processes that are still loading too."""
+        return sum(worker.memory().private for worker in self._workers)
+
     def status(self) -> dict[str, Any]:
         """What an operator sees of it: JSON-ready."""
         return {
