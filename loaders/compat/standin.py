@@ -218,11 +218,7 @@ def run(file: Path, name: str, config: dict[str, Any] | None) -> Any:
     if "model" not in code:
         raise ImportError(f"{file.name} did not call mlflow.models.set_model()")
     model = code["model"]
-    if not hasattr(model, "predict"):
-        wrapped = FunctionModel()
-        wrapped.func = pyfunc(model)
-        return wrapped
-    return model
+    return model if hasattr(model, "predict") else pyfunc(model)
 
 
 @contextmanager

@@ -86,6 +86,8 @@ class Python:
                 model = standin.run(file, f"model_{file.stem}", dict(config) or None)
             else:
                 model = _unpickled(package)
+                if isinstance(model, standin.FunctionModel):
+                    model = model.func  # whose own hint says what it is given
             artifacts = {name: str(path) for name, path in package.artifacts.items()}
             # MLflow gives its models None where there is no configuration.
             given_config = dict(config) or (None if package.loader_module != SHIPPED else {})

@@ -14,8 +14,10 @@ import pytest
 import yaml
 
 import loaders
+from loaders import package, pickling
 from loaders.compat import shipped, standin, type_hints
 from loaders.compat.type_hints import Mismatch, checked, supported
+from tests.contracts.test_flavors import in_blocked
 
 
 class Person(pydantic.BaseModel):
@@ -182,6 +184,27 @@ def test_compressed_pickles_are_read(tmp_path: Path, name: str, opened: str) -> 
     raw["flavors"]["python_function"]["python_model_compression"] = name
     (saved.path / "MLmodel").write_text(yaml.safe_dump(raw))
     loaders.load_model(saved.path)
+
+
+def test_a_hinted_function_of_mlflow_2_is_given_a_list(tmp_path: Path) -> None:
+    """MLflow 2 stored such functions unwrapped, with a signature like any other model's."""
+
+    def shouted(model_input: list[str]) -> list[str]:
+        return [text.upper() for text in model_input]
+
+    model = standin.FunctionModel()
+    model.func = shouted
+    shouted.__annotations__ = {"model_input": list[str]}
+    pickling.dump(model, tmp_path / "python_model.pkl")
+    signature = loaders.infer_signature(["a"])
+    entry = {"loader_module": "mlflow.pyfunc.model", "python_model": "python_model.pkl"}
+    saved = package.write(tmp_path, {"python_function": entry}, signature=signature)
+    requests = [
+        {"form": "inputs", "data": ["a", "b"]},
+        {"form": "dataframe_split", "data": {"data": [["c"]]}},
+    ]
+    (answers,) = in_blocked(["mlflow"], [{"package": str(saved.path), "requests": requests}])
+    assert answers == [["A", "B"], ["C"]]
 
 
 def test_the_stand_in_is_not_left_behind() -> None:
