@@ -167,6 +167,7 @@ class Gateway:
         while True:
             await asyncio.sleep(MEASURE_INTERVAL)
             self.manager.remeasure(self._zygotes.bytes)
+            self.manager.retire_idle()
 
     def _observe(self, prepared: Prepared, what: str, reason: str) -> None:
         """What happened to a version's processes."""

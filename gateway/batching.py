@@ -19,14 +19,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gateway.admission import Admission
 from loaders.batch import Batch, Columns, Tensors, concat, layout, split
 
 Run = Callable[[Batch, Mapping[str, Any]], Awaitable[Batch]]
 DEFAULT_MAX_ROWS = 1024
-
-
-class QueueFull(Exception):
-    """As many requests wait as may; the newest is refused."""
 
 
 class Outcome(NamedTuple):
@@ -58,14 +55,14 @@ class Batcher:
         merges: bool,
         slots: int = 1,
         max_rows: int = DEFAULT_MAX_ROWS,
-        max_queue: int = 1000,
+        admission: Admission | None = None,
         dispatched: Callable[[int, int], None] = lambda requests, rows: None,
     ) -> None:
         self.merges = merges
         self._run = run
         self._slots = slots
         self._max_rows = max_rows
-        self._max_queue = max_queue
+        self._admission = admission or Admission(1000, slots)
         self._dispatched = dispatched
         self._queue: deque[Member] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -83,11 +80,11 @@ class Batcher:
         self, batch: Batch, params: Mapping[str, Any], deadline: float | None = None
     ) -> asyncio.Future[Outcome]:
         """Queues a request; the future has its answer. `deadline` is in the loop's time. Cancelling the
-        future takes a request that was not dispatched out of the queue. Raises QueueFull."""
-        if len(self._queue) >= self._max_queue:
-            self._drop_dead()
-            if len(self._queue) >= self._max_queue:
-                raise QueueFull
+        future takes a request that was not dispatched out of the queue. Raises Refused."""
+        if self._queue:
+            if len(self._queue) >= self._admission.max_queue:
+                self._drop_dead()
+            self._admission.check(len(self._queue), self._loop.time(), deadline)
         future: asyncio.Future[Outcome] = self._loop.create_future()
         key = self._merge_key(batch, params) if self.merges else None
         rows = 1 if batch.rows is None else batch.rows
@@ -198,6 +195,7 @@ class Batcher:
                     await self._call([member])
             return
         seconds = perf_counter() - started
+        self._admission.finished(len(members), seconds)
         for member, part in zip(members, parts, strict=True):
             if not member.future.done():
                 member.future.set_result(Outcome(part, started - member.arrived, seconds))

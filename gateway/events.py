@@ -72,6 +72,7 @@ class PredictionFailed:
     version: str
     reason: str
     trace: str
+    request_id: str
 
 
 @dataclass(frozen=True, slots=True)

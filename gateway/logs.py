@@ -56,7 +56,8 @@ def sentence(event: Event) -> str:
         case events.SwapRefused():
             return f"{event.model}@{event.alias} does not go to version {event.version}: {event.reason}"
         case events.PredictionFailed():
-            return f"{event.model}/{event.version} raised {event.reason}{_indented(event.trace)}"
+            said = f"{event.model}/{event.version} raised {event.reason} (request {event.request_id})"
+            return said + _indented(event.trace)
         case events.Crashed():
             return f"a process of {event.model}/{event.version} ended ({event.what}): {event.reason}"
         case events.Restarted():

@@ -206,6 +206,8 @@ class Manager:
             raise
         seconds = self._clock() - started
         self.ledger.settle(servable, self._clock(), measured)
+        if servable.options.pin:
+            self.ledger.pin(servable)
         servable.status = Status.READY
         self._failures.pop(version, None)
         self._load_seconds += 0.3 * (seconds - self._load_seconds)
@@ -319,6 +321,17 @@ class Manager:
                 if servable in self.ledger and self.ledger.waits(servable):
                     self.ledger.withdraw(servable)
         self._carry_out_plan()
+
+    def retire_idle(self) -> None:
+        """Unloads what nobody asked for as long as its `idle_ttl`."""
+        now = self._clock()
+        for servable in list(self._servables.values()):
+            ttl = servable.options.idle_ttl
+            if ttl is None or servable.status is not Status.READY:
+                continue
+            account = self.ledger[servable]
+            if not account.leases and now - account.last_used >= ttl:
+                self.retire(servable.version, "idle")
 
     def quarantine(self, version: Version, reason: str) -> None:
         """A version that keeps crashing: not tried again before the longest pause is over."""

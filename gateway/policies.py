@@ -39,6 +39,8 @@ def options(settings: Settings, name: str) -> Options:
         max_queue=settings.max_queue,
         max_rows=own.batch.max_rows,
         batch=own.batch.enabled,
+        pin=own.pin,
+        idle_ttl=own.idle_ttl,
     )
 
 

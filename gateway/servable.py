@@ -12,10 +12,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from loaders.enforce import Enforced, InvalidInput, RawInput, enforce
-
+from gateway.admission import Admission
 from gateway.batching import Batcher, agree, repeated
 from gateway.runners.base import ModelError
+from loaders.enforce import Enforced, InvalidInput, RawInput, enforce
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,12 +41,15 @@ class Status(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The operator's settings for one model, as the core needs them. `timeout` is in seconds."""
+    """The operator's settings for one model, as the core needs them. `pin`: never evicted; `idle_ttl`: after
+    so many seconds without a request it is unloaded."""
 
     enforcement: Mode = "strict"
     max_queue: int = 1000
     max_rows: int = 1024
     batch: bool = True
+    pin: bool = False
+    idle_ttl: float | None = None
 
 
 class Servable:
@@ -102,7 +105,7 @@ class Servable:
             merges=merges and self.options.batch,
             slots=runner.slots,
             max_rows=self.options.max_rows,
-            max_queue=self.options.max_queue,
+            admission=Admission(self.options.max_queue, runner.slots),
             dispatched=dispatched,
         )
         self.phase = "serving"

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gateway.batching import Outcome, QueueFull
+from gateway.admission import Refused
+from gateway.batching import Outcome
 from gateway.errors import Detail, Problem
 from gateway.events import Emit, InputRefused, PredictionFailed
 from gateway.names import Reference
@@ -37,6 +38,7 @@ class Inference:
     deadline: float | None = None
     principal: str | None = None
     registry: str | None = None
+    request_id: bytes = b""
 
 
 @dataclass(slots=True)
@@ -93,6 +95,7 @@ class Service:
             lease = self._manager.lease(version)
             servable = lease.servable
             if servable.status is Status.LOADING or servable.problem is not None:
+                self._check_crowd(servable)
                 await self._manager.ready(lease, self._patience(inference))
             outcome, warnings = await self._run(servable, inference)
             if found is not None:
@@ -129,9 +132,10 @@ class Service:
             else:
                 async with asyncio.timeout_at(inference.deadline):
                     outcome = await answer
-        except QueueFull:
-            message = f"{version.name} has as many requests waiting as it may"
-            raise Problem("OVERLOADED", message, retry_after=1) from None
+        except Refused as refused:
+            why = "its turn would come after its deadline" if refused.late else "as many wait as may"
+            message = f"{version.name} has too many requests: {why}"
+            raise Problem("OVERLOADED", message, retry_after=refused.retry_after) from None
         except TimeoutError:
             raise Problem(
                 "DEADLINE_EXCEEDED", "the caller's deadline passed before the answer came"
@@ -142,7 +146,8 @@ class Service:
             message = f"the process of {version} ended while it worked on the request"
             raise Problem("WORKER_CRASHED", message, retry_after=error.retry_after or 1) from None
         except ModelError as error:
-            self._emit(PredictionFailed(version.name, version.version, str(error), error.trace))
+            identity = inference.request_id.decode("latin-1")
+            self._emit(PredictionFailed(version.name, version.version, str(error), error.trace, identity))
             kind = str(error).partition(":")[0]
             raise Problem(
                 "PREDICTION_FAILED",
@@ -150,6 +155,13 @@ class Service:
                 hint="the gateway's log has the text and the traceback, under this request's id",
             ) from None
         return outcome, enforced.warnings
+
+    def _check_crowd(self, servable: Servable) -> None:
+        """Those who wait for a load are a queue too."""
+        if self._manager.ledger[servable].leases > servable.options.max_queue:
+            wait = self._manager.expected_load_seconds(servable)
+            message = f"{servable.version.name} is loading, and as many requests wait for it as may"
+            raise Problem("OVERLOADED", message, retry_after=wait)
 
     def _patience(self, inference: Inference) -> float:
         """How long this request waits for a cold model, in seconds."""

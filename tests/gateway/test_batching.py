@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gateway.batching import Batcher, QueueFull, agree, repeated
+from gateway.admission import Admission, Refused
+from gateway.batching import Batcher, agree, repeated
 from loaders.batch import Batch, Columns, Tensors, Value
 from tests.gateway.controlled import run, turns
 
@@ -171,11 +172,11 @@ def test_the_queue_is_bounded_and_the_dead_make_room() -> None:
     async def main() -> None:
         model = Doubler()
         model.hold = asyncio.Event()
-        batcher = Batcher(model, merges=True, max_queue=2)
+        batcher = Batcher(model, merges=True, admission=Admission(2))
         running = batcher.submit(rows(0.0), {})
         await turns()
         waiting = [batcher.submit(rows(float(n)), {}) for n in (1, 2)]
-        with pytest.raises(QueueFull):
+        with pytest.raises(Refused):
             batcher.submit(rows(3.0), {})
         waiting[0].cancel()
         newest = batcher.submit(rows(3.0), {})

@@ -10,7 +10,7 @@ import pytest
 from gateway.errors import Problem
 from gateway.events import Loaded, LoadFailed, Unloaded
 from gateway.manager import Lease
-from gateway.servable import Status
+from gateway.servable import Options, Status
 from tests.gateway.controlled import MB, Behaviour, Bench, run, turns, version
 
 
@@ -229,5 +229,55 @@ def test_closing_cancels_loads_and_frees_all(tmp_path: Path) -> None:
         assert bench.behaviour(version(1)).closes == 1
         assert bench.behaviour(version(2)).closes == 1
         assert bench.ledger.accounted == 0
+
+    run(main)
+
+
+def test_a_pinned_model_stays_and_an_idle_one_goes(tmp_path: Path) -> None:
+    async def main() -> None:
+        options = {"pinned": Options(pin=True), "idle": Options(idle_ttl=60.0)}
+        bench = Bench(tmp_path, limit=25 * MB, capacity_wait=0.01, options=lambda name: options[name])
+        for name in options:
+            lease = bench.manager.lease(version(1, name))
+            await bench.manager.ready(lease)
+            lease.release()
+        bench.clock.now += 59
+        bench.manager.retire_idle()
+        assert bench.manager.is_ready(version(1, "idle"))
+        bench.clock.now += 2
+        bench.manager.retire_idle()
+        await turns()
+        assert [(event.model, event.reason) for event in bench.of(Unloaded)] == [("idle", "idle")]
+        leases = [bench.manager.lease(version(n, "idle")) for n in (2, 3)]
+        await bench.manager.ready(leases[0])
+        with pytest.raises(Problem):
+            await bench.manager.ready(leases[1])
+        assert bench.manager.is_ready(version(1, "pinned"))
+
+    run(main)
+
+
+def test_a_model_that_grew_makes_others_go_and_the_books_stay_right(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path, limit=40 * MB)
+        for number in (1, 2):
+            bench.on[version(number)] = Behaviour(measured=15 * MB)
+            await use(bench, number)
+        grown = bench.manager.find(version(2))
+        assert grown is not None
+        assert grown.runner is not None
+        grown.runner.measured_bytes = 30 * MB  # type: ignore[misc]
+        bench.manager.remeasure(0)
+        await turns()
+        bench.manager.remeasure(0)
+        assert bench.manager.find(version(1)) is None
+        assert bench.ledger.accounted == 30 * MB
+        grown.runner.measured_bytes = 90 * MB  # type: ignore[misc]
+        bench.manager.remeasure(0)
+        assert bench.ledger.accounted <= 40 * MB
+        grown.runner.measured_bytes = 5 * MB  # type: ignore[misc]
+        bench.manager.remeasure(0)
+        assert bench.ledger.accounted == 5 * MB
+        bench.ledger.check()
 
     run(main)

@@ -1,0 +1,55 @@
+"""Who may enter one model's queue, and how long the others should stay away. Pure: counts and seconds in,
+a decision out.
+
+A queue that is too long helps nobody: what waits in it is answered after its caller has gone. So a request
+is refused at the door when the queue is full, or when by the pace of the last calls its turn would come
+after its deadline. The same pace says when to come back.
+"""
+
+from __future__ import annotations
+
+#: How much the newest call counts in the pace (an exponential moving average).
+WEIGHT = 0.2
+#: What `Retry-After` may say, in seconds.
+SHORTEST_WAIT, LONGEST_WAIT = 1.0, 60.0
+
+
+class Refused(Exception):
+    """The request may not enter; come back in `retry_after` seconds. `late`: its deadline is the reason."""
+
+    def __init__(self, retry_after: float, *, late: bool = False) -> None:
+        super().__init__(f"come back in {retry_after:.1f} s")
+        self.retry_after = retry_after
+        self.late = late
+
+
+class Admission:
+    """The door of one model. `slots` calls run at once; at most `max_queue` requests wait."""
+
+    def __init__(self, max_queue: int, slots: int = 1) -> None:
+        self.max_queue = max_queue
+        self._slots = slots
+        self._seconds_per_request = 0.0
+
+    def __repr__(self) -> str:
+        return f"<Admission at most {self.max_queue} waiting, {self._seconds_per_request * 1e3:.2f} ms each>"
+
+    def expected_wait(self, queued: int) -> float:
+        """Seconds until a request behind `queued` others gets its turn."""
+        return queued * self._seconds_per_request / self._slots
+
+    def check(self, queued: int, now: float, deadline: float | None) -> None:
+        """Raises Refused, or returns. `now` and `deadline` are of one clock, in seconds."""
+        wait = self.expected_wait(queued)
+        if queued >= self.max_queue:
+            raise Refused(min(LONGEST_WAIT, max(SHORTEST_WAIT, wait)))
+        if deadline is not None and now + wait > deadline:
+            raise Refused(min(LONGEST_WAIT, max(SHORTEST_WAIT, wait)), late=True)
+
+    def finished(self, requests: int, seconds: float) -> None:
+        """A call that answered so many requests took so long."""
+        each = seconds / requests
+        if self._seconds_per_request == 0.0:
+            self._seconds_per_request = each
+        else:
+            self._seconds_per_request += WEIGHT * (each - self._seconds_per_request)
