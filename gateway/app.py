@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
-from gateway import events, http, logs, policies
+from gateway import cgroup, events, http, logs, policies
 from gateway.aliases import Aliases
 from gateway.artifacts import Artifacts
+from gateway.governor import Governor
 from gateway.ledger import Ledger
 from gateway.manager import Manager
 from gateway.metrics import Metrics
@@ -135,6 +136,8 @@ class Gateway:
         self._tasks.append(loop.create_task(self.watch.run(), name="watch"))
         self._tasks.append(loop.create_task(self.operations.preload(), name="preload"))
         self._tasks.append(loop.create_task(self._measure(), name="measure"))
+        governor = Governor(cgroup.memory_usage, self.manager.readings, self.manager.stop)
+        self._tasks.append(loop.create_task(governor.run(), name="governor"))
 
     def refuse(self) -> None:
         """No new work from now on."""

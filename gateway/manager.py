@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cachetools import TLRUCache
 
 from gateway.errors import Problem
-from gateway.events import Dispatched, Emit, Loaded, LoadFailed, Unloaded, Warned
+from gateway.events import Crashed, Dispatched, Emit, Loaded, LoadFailed, Unloaded, Warned
+from gateway.governor import Reading
 from gateway.ledger import Ledger
 from gateway.runners.base import ModelError, Runner, RunnerCrashed, RunnerTimeout
 from gateway.servable import Options, Servable, Status
@@ -321,6 +322,22 @@ class Manager:
                 if servable in self.ledger and self.ledger.waits(servable):
                     self.ledger.withdraw(servable)
         self._carry_out_plan()
+
+    def readings(self) -> list[Reading]:
+        """What every model in processes takes now, beside what it was granted."""
+        found = []
+        for servable in self:
+            measured = None if servable.runner is None else servable.runner.measured_bytes
+            account = self.ledger.find(servable)
+            if measured is not None and account is not None:
+                found.append(Reading(servable, measured, account.bytes))
+        return found
+
+    def stop(self, key: Hashable, reason: str) -> None:
+        """Ends the processes of one of `readings`, as a crash does."""
+        for servable in list(self):
+            if servable is key and servable.runner is not None and servable.runner.stop(reason):
+                self._emit(Crashed(servable.version.name, servable.version.version, "stopped", reason))
 
     def retire_idle(self) -> None:
         """Unloads what nobody asked for as long as its `idle_ttl`."""

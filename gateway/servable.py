@@ -88,7 +88,8 @@ class Servable:
         self.phase = "waiting for memory"
         await reserve(prepared.estimate)
         self.phase = "loading"
-        runner = open_runner(prepared)
+        # Known from here on: a model that grows without end while it loads must be stoppable.
+        self._runner = runner = open_runner(prepared)
         try:
             await runner.start()
             self.phase = "warming up"
@@ -97,9 +98,9 @@ class Servable:
             if measured is not None:
                 await reserve(measured)
         except BaseException:
+            self._runner = None
             await runner.close()
             raise
-        self._runner = runner
         self._batcher = Batcher(
             runner.predict,
             merges=merges and self.options.batch,
