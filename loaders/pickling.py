@@ -10,6 +10,7 @@ import pickle
 import sys
 import sysconfig
 from collections.abc import Iterable
+from importlib import metadata
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, Final
@@ -76,8 +77,9 @@ class Local:
     """Within it, cloudpickle writes by value what belongs to local modules, once `add` was told of it."""
 
     def __init__(self, shipped: Iterable[str] = ()) -> None:
-        self._shipped = set(shipped)
-        self._modules: dict[str, ModuleType] = {}
+        self._elsewhere = {*shipped, _OURS, "__main__", *sys.stdlib_module_names}
+        self._decided: set[str] = set()
+        self._modules: list[ModuleType] = []
 
     def __enter__(self) -> Local:
         return self
@@ -86,15 +88,24 @@ class Local:
         import cloudpickle
 
         name = _module(value)
-        module = sys.modules.get(name)
-        if name not in self._modules and module is not None and _is_local(module, self._shipped):
-            self._modules[name] = module
+        root = name.partition(".")[0]
+        if name in self._decided or root in self._elsewhere or name not in sys.modules:
+            return
+        self._decided.add(name)
+        module = sys.modules[name]
+        file = getattr(module, "__file__", None)
+        if file is None:
+            return  # built in, or a directory without code of its own
+        if _is_installed(root, Path(file).resolve()):
+            self._elsewhere.add(root)
+        else:
+            self._modules.append(module)
             cloudpickle.register_pickle_by_value(module)
 
     def __exit__(self, *_: object) -> None:
         import cloudpickle
 
-        for module in self._modules.values():
+        for module in self._modules:
             cloudpickle.unregister_pickle_by_value(module)
 
 
@@ -102,11 +113,12 @@ def _module(value: ModuleType | type | FunctionType) -> str:
     return value.__name__ if isinstance(value, ModuleType) else value.__module__ or ""
 
 
-def _is_local(module: ModuleType, shipped: set[str]) -> bool:
-    """Whether a module exists only where this process was started."""
-    root = module.__name__.partition(".")[0]
-    file = getattr(module, "__file__", None)
-    if file is None or root in shipped or root in {_OURS, "__main__", *sys.stdlib_module_names}:
-        return False
-    installed = (Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib", "stdlib"))
-    return not any(Path(file).resolve().is_relative_to(place) for place in installed)
+def _is_installed(root: str, file: Path) -> bool:
+    """Whether a file of the top-level module `root` belongs to an installed distribution."""
+    places = {Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib", "stdlib")}
+    if any(file.is_relative_to(place) for place in places):
+        return True
+    for name in metadata.packages_distributions().get(root, ()):
+        if file.is_relative_to(Path(str(metadata.distribution(name).locate_file(""))).resolve()):
+            return True
+    return False

@@ -382,6 +382,28 @@ def test_local_classes_load_where_their_module_is_not(tmp_path: Path) -> None:
     assert "neighbour" not in sys.modules
 
 
+def test_classes_of_what_is_installed_anywhere_are_pickled_by_name(tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    (site / "elsewhere_lib").mkdir(parents=True)
+    (site / "elsewhere_lib" / "__init__.py").write_text(
+        "class Plus:\n    def predict(self, model_input):\n        return (model_input['a'] + 1).tolist()\n"
+    )
+    (site / "elsewhere_lib-3.1.dist-info").mkdir()
+    (site / "elsewhere_lib-3.1.dist-info" / "METADATA").write_text("Name: elsewhere-lib\nVersion: 3.1\n")
+    (site / "elsewhere_lib-3.1.dist-info" / "top_level.txt").write_text("elsewhere_lib\n")
+    sys.path.insert(0, str(site))
+    try:
+        import elsewhere_lib  # type: ignore[import-not-found]
+
+        saved = loaders.save_model(elsewhere_lib.Plus(), tmp_path / "m")
+    finally:
+        sys.path.remove(str(site))
+        sys.modules.pop("elsewhere_lib", None)
+    assert "elsewhere-lib==3.1" in (saved.path / "requirements.txt").read_text().splitlines()
+    with pytest.raises(ModuleNotFoundError):
+        loaders.load_model(saved.path)
+
+
 # --- the stand-in for mlflow
 
 
