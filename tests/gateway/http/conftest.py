@@ -18,7 +18,6 @@ def registry_file(tmp_path_factory: pytest.TempPathFactory) -> str:
 def server(registry_file: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """One gateway for the tests that move no alias."""
     directory = tmp_path_factory.mktemp("gateway")
-    with Served(
-        settings(directory, max_body_bytes=MAX_BODY, default_model="models:/iris"), registry_file
-    ) as served:
+    chosen = settings(directory, "auto", max_body_bytes=MAX_BODY, default_model="models:/iris")
+    with Served(chosen, registry_file) as served:
         yield served

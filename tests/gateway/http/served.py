@@ -10,7 +10,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
 import numpy as np
@@ -48,9 +48,10 @@ class Reply:
 
 
 class Served:
-    """A gateway that runs, and how to reach it. `run` runs something on its loop."""
+    """A gateway that runs, and how to reach it. `options` go to uvicorn."""
 
-    def __init__(self, settings: Settings, registry: str) -> None:
+    def __init__(self, settings: Settings, registry: str, **options: Any) -> None:
+        self._options = options
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(settings, registry)))
         self._failure: BaseException | None = None
@@ -58,16 +59,10 @@ class Served:
 
     async def _serve(self, settings: Settings, registry: str) -> None:
         try:
-            self.loop = asyncio.get_running_loop()
             self.gateway = Gateway(settings, open_registry(registry))
             await self.gateway.start()
-            config = uvicorn.Config(
-                gateway_http.build(self.gateway),
-                lifespan="off",
-                ws="none",
-                log_config=None,
-                proxy_headers=False,
-            )
+            fixed = {"lifespan": "off", "ws": "none", "log_config": None, "proxy_headers": False}
+            config = uvicorn.Config(gateway_http.build(self.gateway), **fixed, **self._options)
             self._server = uvicorn.Server(config)
             with socket.create_server(("127.0.0.1", 0)) as bound:
                 self.port = bound.getsockname()[1]
@@ -125,23 +120,21 @@ class Served:
 
 
 def echo() -> Any:
-    """A model that answers what its params ask for: a kind of value, an exception, or, as `file:A|B`, only
-    when file B is there, having made file A. Its class is local, so that it is pickled by value."""
+    """A model that answers what its params ask for: a kind of value, an exception, or, as `ask:PORT`, only
+    when the listener at that port has closed the connection that the model made. Its class is local, so
+    that it is pickled by value."""
 
     class Echo:
         def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> Any:
             import decimal
-            import time
-            from pathlib import Path
+            import socket
 
             wanted = (params or {}).get("give", "input")
             if wanted == "raise":
                 raise ValueError("the row 4711 is bad")
-            if wanted.startswith("file:"):
-                started, until = (Path(part) for part in wanted.removeprefix("file:").split("|"))
-                started.touch()
-                while not until.exists():
-                    time.sleep(0.005)
+            if wanted.startswith("ask:"):
+                with socket.create_connection(("127.0.0.1", int(wanted[4:]))) as listener:
+                    listener.recv(1)
             values: dict[str, Any] = {
                 "nan": [float("nan"), float("inf")],
                 "bytes": [b"\x00\xff" * 50],
@@ -178,10 +171,11 @@ def make_registry(directory: Path) -> str:
     return registry
 
 
-def settings(directory: Path, **values: Any) -> Settings:
-    return Settings(
-        cache_dir=directory / "cache", state_dir=directory / "state", memory_limit=2**31, **values
-    )
+def settings(directory: Path, isolation: Literal["auto", "inline"] = "inline", **values: Any) -> Settings:
+    """Settings of a gateway of its own; its models run in this process unless a test says otherwise, which
+    saves the start of their processes where the test is about something else."""
+    places = {"cache_dir": directory / "cache", "state_dir": directory / "state"}
+    return Settings(isolation=isolation, memory_limit=2**31, **places, **values)
 
 
 def path_of(name: str) -> str:

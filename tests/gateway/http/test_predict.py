@@ -6,6 +6,7 @@ import base64
 import gzip
 import json
 import re
+import socket
 import threading
 import time
 from pathlib import Path
@@ -164,40 +165,37 @@ def test_details_stop_at_a_hundred(server: Served) -> None:
 
 
 class Held:
-    """A request to `echo` that is being answered and ends when it is let go."""
+    """A request to `echo` that is being answered, and ends with the `with` block."""
 
-    def __init__(self, server: Served, directory: Path, name: str = "one", **headers: str) -> None:
-        self.started, self.until = directory / f"{name}-started", directory / f"{name}-until"
-        self.body = ONE | {"params": {"give": f"file:{self.started}|{self.until}"}}
+    def __init__(self, server: Served) -> None:
         self.reply: Reply | None = None
-        self._thread = threading.Thread(target=self._ask, args=(server, headers))
-        self._thread.start()
-        while not self.started.exists():
-            time.sleep(0.002)  # for a file that another thread makes there is nothing to wait on
-
-    def _ask(self, server: Served, headers: dict[str, str]) -> None:
-        self.reply = server.post("/predict/echo", self.body, **headers)
+        self._server = server
 
     def __enter__(self) -> Held:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener.settimeout(60)
+        self._thread = threading.Thread(target=self._ask, args=(self._listener.getsockname()[1],))
+        self._thread.start()
+        self._model, _ = self._listener.accept()
         return self
 
+    def _ask(self, port: int) -> None:
+        self.reply = self._server.post("/predict/echo", ONE | {"params": {"give": f"ask:{port}"}})
+
     def __exit__(self, *_: object) -> None:
-        self.end()
-
-    def end(self) -> Reply:
-        self.until.touch()
+        self._model.close()
+        self._listener.close()
         self._thread.join()
-        assert self.reply is not None
-        return self.reply
 
 
-def test_a_callers_deadline_abandons_the_wait_and_nothing_else(server: Served, tmp_path: Path) -> None:
-    with Held(server, tmp_path) as held:
+def test_a_callers_deadline_abandons_the_wait_and_nothing_else(server: Served) -> None:
+    with Held(server) as held:
         late = server.post("/predict/echo", ONE, x_request_timeout_ms="50")
         assert (late.status, late.code) == (504, "DEADLINE_EXCEEDED")
         assert late.json["retryable"] is True
         assert late.headers["x-model-name"] == "echo"
-    assert held.end().status == 200
+    assert held.reply is not None
+    assert held.reply.status == 200
     assert server.post("/predict/echo", ONE, x_request_timeout_ms="60000").status == 200
 
 
@@ -206,15 +204,16 @@ def test_an_invalid_timeout_is_refused(server: Served, value: str) -> None:
     assert server.post("/predict/iris", SPLIT, x_request_timeout_ms=value).status == 400
 
 
-def test_a_client_that_leaves_gives_up_its_place(server: Served, tmp_path: Path) -> None:
-    with Held(server, tmp_path) as held:
+def test_a_client_that_leaves_gives_up_its_place(server: Served) -> None:
+    with Held(server) as held:
         with server.connect() as leaving:
             body = json.dumps(ONE)
             head = "POST /predict/echo HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
             leaving.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
             wait_for(lambda: inflight(server, "echo") == 2)
         wait_for(lambda: inflight(server, "echo") == 1)
-    assert held.end().status == 200
+    assert held.reply is not None
+    assert held.reply.status == 200
 
 
 def inflight(server: Served, model: str) -> float:
