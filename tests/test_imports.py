@@ -24,7 +24,7 @@ FORBIDDEN = frozenset({"pickle", "cloudpickle", "joblib", "dill", "sklearn", "to
 """What nothing in `gateway` imports, wherever it stands: it executes models, or is a framework."""
 
 PURE = frozenset({"names", "errors", "events", "ledger", "eviction", "admission"})
-CONFIGURED = PURE | {"settings", "plugins", "state", "rollout", "cgroup", "yamltext"}
+CONFIGURED = PURE | {"settings", "plugins", "state", "rollout", "cgroup", "governor", "yamltext"}
 FAMILIES = frozenset({"registries", "artifacts", "staging", "mlflow_client", "runners"})
 PROTOCOLS = frozenset({"registries.base", "runners.base"})
 LIVE = frozenset({"servable", "manager", "batching", "aliases", "watch", "packages", "policies"})
