@@ -48,6 +48,7 @@ _MAGIC: Final = b"mgw1"
 _PREFIX: Final = struct.Struct("<4sIQ")
 _ALIGN: Final = 16
 _TAG: Final = "~"
+_JSON: Final = json.JSONEncoder(ensure_ascii=True, check_circular=False, separators=(",", ":"))
 _PLAIN: Final = frozenset({str, int, float, bool, type(None)})
 _RAW_KINDS: Final = frozenset("biufcSUMm")
 _RAW_DTYPE: Final = re.compile(r"[<>|=][biufcSUMm][1-9]\d{0,9}(\[\d*[A-Za-z]{1,2}\])?\Z")
@@ -104,7 +105,7 @@ def encode(message: Mapping[str, Any], limit: int = MAX_FRAME) -> deque[Segment]
     body = _Body()
     try:
         packed = _pack(dict(message), body)
-        header = json.dumps(packed, ensure_ascii=True, separators=(",", ":")).encode("ascii")
+        header = _JSON.encode(packed).encode("ascii")
     except RecursionError:
         raise WireError("the value is nested too deeply") from None
     except ValueError as error:  # a number of more digits than Python turns into text
