@@ -78,7 +78,9 @@ class Prediction:
             asked = perf_counter()
             phases["parse"] = asked - started
             departure = _Departure(receive)
-            answer = await self._service.predict(Inference(reference, parsed.raw, parsed.params, deadline, request_id=identity))
+            answer = await self._service.predict(
+                Inference(reference, parsed.raw, parsed.params, deadline, request_id=identity)
+            )
             answered = perf_counter()
             phases["queue"] = answer.queue_seconds
             phases["predict"] = answer.predict_seconds
