@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 from gateway import policies
 from gateway.artifacts import Artifacts
 from gateway.errors import Problem
-from gateway.packages import Packages, Prepared
+from gateway.packages import Packages
+from gateway.placement import Placement
 from gateway.registries.base import Model, NotInRegistry, RegistryError
 from gateway.rollout import refusals
 from gateway.runners.base import ModelError, RunnerCrashed, RunnerTimeout
-from gateway.runners.inline import InlineRunner
+from gateway.runners.zygote import Zygotes
 from gateway.servable import Servable
 
 if TYPE_CHECKING:
@@ -70,17 +71,18 @@ async def _signature(old: Version, packages: Packages) -> Signature | None:
 
 
 async def _load(new: Version, packages: Packages, settings: Settings) -> None:
-    """Loads it, has it answer its saved example, and lets it go."""
+    """Loads it where a gateway would, has it answer its saved example, and lets it go."""
 
     async def reserve(size: int) -> None:
         """There is nothing else here to share memory with."""
 
-    def runner(prepared: Prepared) -> InlineRunner:
-        return InlineRunner(prepared.package, settings.for_model(new.name).config)
-
+    zygotes = Zygotes()
+    placement = Placement(settings, zygotes, lambda prepared, what, reason: None)
     servable = Servable(new, policies.options(settings, new.name))
     try:
-        await servable.load(packages.get, reserve, runner, lambda rows, requests: None)
+        await servable.load(packages.get, reserve, placement.open, lambda rows, requests: None)
+        await servable.close()
     except (ModelError, RunnerCrashed, RunnerTimeout) as error:
         raise Problem("MODEL_UNAVAILABLE", f"{new} cannot be loaded: {error}") from None
-    await servable.close()
+    finally:
+        await zygotes.close()
