@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -72,9 +72,9 @@ def nested(
             faults.add(path, v.NULL, kind, "null")
         return None
     if isinstance(kind, Scalar):
-        return listed(cast_values([value], kind, True, origin, faults, lambda _: path()), kind, faults, path)[
-            0
-        ]
+        if _EXACT.get(kind) is type(value) or (kind is Scalar.long and _is_long(value)):
+            return value
+        return _scalars([value], kind, origin, faults, lambda _: path(), path)[0]
     if isinstance(kind, Array):
         if not isinstance(value, list | tuple | np.ndarray) or (
             isinstance(value, np.ndarray) and not value.ndim
@@ -82,7 +82,7 @@ def nested(
             faults.add(path, v.WRONG_TYPE, "array", kind_of(value))
             return None
         if isinstance(kind.items, Scalar):
-            return _scalars(value, kind.items, origin, faults, path)
+            return _scalars(value, kind.items, origin, faults, partial(_item_path, path), path)
         return [
             nested(item, kind.items, required, origin, faults, partial(_item_path, path, i), closed=closed)
             for i, item in enumerate(value)
@@ -133,13 +133,23 @@ def _key(name: Any, faults: Faults, path: Callable[[], str]) -> Any:
     return name
 
 
-def _scalars(value: Any, kind: Scalar, origin: Origin, faults: Faults, path: Callable[[], str]) -> list[Any]:
-    where = partial(_item_path, path)
+def _scalars(
+    value: Any, kind: Scalar, origin: Origin, faults: Faults, where: Path, path: Callable[[], str]
+) -> list[Any]:
     if isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.kind != "O":
-        cast = cast_array(value, kind, True, faults, where, path)
-    else:
-        cast = cast_values(list(value), kind, True, origin, faults, where)
-    return listed(cast, kind, faults, path)
+        return listed(cast_array(value, kind, True, faults, where, path), kind, faults, path)
+    items = list(value)
+    if kind in _EXACT and set(map(type, items)) == {_EXACT[kind]}:
+        return items
+    return listed(cast_values(items, kind, True, origin, faults, where), kind, faults, path)
+
+
+# Scalars that Python holds as they are. A float of 32 bits is not among them: it is rounded.
+_EXACT: Final[Mapping[Scalar, type]] = {Scalar.boolean: bool, Scalar.double: float, Scalar.string: str}
+
+
+def _is_long(value: Any) -> bool:
+    return type(value) is int and -(2**63) <= value < 2**63
 
 
 def listed(array: NDArray, kind: Scalar, faults: Faults, path: Callable[[], str]) -> list[Any]:

@@ -116,7 +116,6 @@ def enforce(
         checked, ignored = enforce_params(specs, params, faults)
         if ignored:
             warnings = (_ignored("params", ignored),)
-    unfit_params = faults.total > 0
     extras: list[Any] = []
     batch: Batch | None
     if signature is None or signature.inputs is None:
@@ -125,20 +124,37 @@ def enforce(
         batch = hinted(signature.inputs[0], raw.form, raw.data, faults)
     elif mode == "mlflow":
         batch = lenient(signature.inputs, raw.form, raw.data, faults, extras)
+    elif mode == "warn" and not faults.total:
+        batch, refused = _warned(signature, raw, extras)
+        warnings = (*refused, *warnings)
     else:
-        plan = _plan(signature)
-        batch = _tensors(plan, raw, faults, extras) if plan.tensors else _columns(plan, raw, faults, extras)
-        if mode == "warn" and faults.total and not unfit_params:
-            extras = []
-            batch = lenient(signature.inputs, raw.form, raw.data, Faults(), extras)
-            if batch is not None:
-                warnings = (*(f"strict would refuse: {violation}" for violation in faults.kept), *warnings)
-                faults = Faults()
+        batch = _strict(signature, raw, faults, extras)
     if faults.total or batch is None:
         raise InvalidInput(faults.kept, faults.total)
     if extras:
         warnings = (_ignored("columns" if isinstance(batch, Columns) else "inputs", extras), *warnings)
     return Enforced(batch, checked, warnings)
+
+
+def _strict(signature: Signature, raw: RawInput, faults: Faults, extras: list[Any]) -> Batch | None:
+    plan = _plan(signature)
+    return _tensors(plan, raw, faults, extras) if plan.tensors else _columns(plan, raw, faults, extras)
+
+
+def _warned(signature: Signature, raw: RawInput, extras: list[Any]) -> tuple[Batch, list[str]]:
+    """What strict gives, else what MLflow gives and what strict said; strict's refusal where both refuse."""
+    faults = Faults()
+    try:
+        batch = _strict(signature, raw, faults, extras)
+        if batch is None or faults.total:
+            raise InvalidInput(faults.kept, faults.total)
+        return batch, []
+    except InvalidInput as refused:
+        extras.clear()
+        batch = lenient(signature.inputs or (), raw.form, raw.data, Faults(), extras)
+        if batch is None:
+            raise
+        return batch, [f"strict would refuse: {violation}" for violation in refused.violations]
 
 
 def _ignored(what: str, names: Sequence[object]) -> str:

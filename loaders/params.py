@@ -48,7 +48,7 @@ def _checked(value: Any, spec: ParamSpec, faults: Faults) -> Any:
     path = f"params.{shown(spec.name)}"
     if isinstance(spec.type, Object):
         # The value itself goes on, as in MLflow; here it is only looked at.
-        nested(deepcopy(value), spec.type, True, "json", faults, lambda: path)
+        nested(value, spec.type, True, "json", faults, lambda: path)
         return value
     if spec.shape is None:
         return _scalar(value, spec.type, faults, path)

@@ -132,12 +132,12 @@ def _tensors(data: Any, root: str, faults: Faults) -> Batch | None:
 
 def _is_ragged(data: list[Any]) -> bool:
     """Whether a list of numbers, text or booleans has parts of different lengths."""
-    kinds = set(map(type, data))
-    if list not in kinds:
-        return False
-    if kinds != {list} or len(set(map(len, data))) > 1:
-        return True
-    return _is_ragged([item for part in data for item in part])
+    level = data
+    while any(type(part) is list for part in level):
+        if not all(type(part) is list for part in level) or len(set(map(len, level))) > 1:
+            return True
+        level = [item for part in level for item in part]
+    return False
 
 
 def _shared(arrays: Mapping[str, NDArray]) -> int | None:

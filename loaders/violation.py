@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 MAX_KEPT: Final = 100
+MAX_COUNTED: Final = 10_000
 
 MISSING: Final = "is missing"
 WRONG_TYPE: Final = "has the wrong type"
@@ -50,8 +51,8 @@ class Violation:
 
 
 class InvalidInput(ValueError):
-    """The input or the params do not fit the signature. `total` counts all faults, of which the first
-    100 are in `violations`."""
+    """The input or the params do not fit the signature. `total` counts all faults up to 10,000, of which
+    the first 100 are in `violations`."""
 
     def __init__(self, violations: list[Violation], total: int | None = None) -> None:
         self.violations = violations[:MAX_KEPT]
@@ -62,7 +63,8 @@ class InvalidInput(ValueError):
 
 
 class Faults:
-    """Collects violations; keeps the first 100 and counts the rest."""
+    """Collects violations: keeps the first 100, counts on to 10,000 and there gives up by raising
+    InvalidInput, so that a large body that is all wrong costs little."""
 
     __slots__ = ("kept", "total")
 
@@ -82,9 +84,7 @@ class Faults:
         if len(self.kept) < MAX_KEPT:
             where = path if isinstance(path, str) else path()
             self.kept.append(Violation(where, problem, None if expected is None else str(expected), got))
-
-    def raise_if_any(self) -> None:
-        if self.total:
+        elif self.total == MAX_COUNTED:
             raise InvalidInput(self.kept, self.total)
 
 

@@ -59,6 +59,17 @@ def test_a_hundred_faults_are_kept_and_all_counted() -> None:
     assert "999 more" in str(refused.value)
 
 
+def test_counting_ends_at_ten_thousand() -> None:
+    for raw in (
+        RawInput("inputs", {"age": ["x"] * 30_000, "height": [1.5] * 30_000}),
+        RawInput("inputs", {"age": [1] * 30_000, "height": [None, "x"] * 15_000}),
+    ):
+        with pytest.raises(InvalidInput) as refused:
+            enforce(PEOPLE, raw)
+        assert len(refused.value.violations) == 100
+        assert refused.value.total == 10_000
+
+
 def test_no_row_data_in_faults() -> None:
     secret = "s3cr3t"
     rows = [{"age": secret, "height": secret, "name": {secret[::-1]: 1}}]

@@ -107,7 +107,8 @@ def _null_date(signature: Signature) -> bool:
 
 def test_old_files_are_read() -> None:
     old = {
-        "inputs": '[{"name": "a", "type": "long"}, {"type": "sparkml_vector", "name": "v", "required": null}]',
+        "inputs": '[{"name": "a", "type": "long"},'
+        ' {"type": "sparkml_vector", "name": "v", "required": null}]',
         "outputs": '[{"type": "tensor", "tensor-spec": {"dtype": "int64", "shape": [-1]}}]',
         "params": '[{"name": "t", "dtype": "double", "default": 1, "shape": null}]',
     }
