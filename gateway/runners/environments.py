@@ -39,7 +39,9 @@ _ALWAYS: Final = {
 _SKLEARN: Final = (
     "numpy", "pandas", "scipy.sparse", "sklearn.pipeline", "sklearn.linear_model", "sklearn.ensemble",
     "sklearn.preprocessing", "sklearn.compose", "sklearn.svm", "sklearn.neighbors", "sklearn.tree",
-    "narwhals.stable.v2", "narwhals._pandas_like.dataframe",  # what a first prediction imports
+    # What a first prediction imports.
+    "narwhals.stable.v2._namespace", "narwhals._pandas_like.namespace", "narwhals._pandas_like.group_by",
+    "narwhals._interchange.dataframe",
 )  # fmt: skip
 _PRELOAD: Final[dict[str, tuple[str, ...]]] = {
     "mlflow.sklearn": _SKLEARN,

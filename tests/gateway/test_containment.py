@@ -400,7 +400,7 @@ def test_cpu_seconds_end_a_model_that_burns_them(tmp_path: Path) -> None:
     package = write_package(tmp_path / "p", at_predict="while True: pass")
 
     async def work(h: House) -> None:
-        runner = await h.started(package, confinement=Confinement(cpu_seconds=3))
+        runner = await h.started(package, confinement=Confinement(cpu_seconds=2))
         with pytest.raises(RunnerCrashed, match=r"SIGXCPU|SIGKILL"):
             await runner.predict(ONE, {})
 

@@ -15,10 +15,11 @@ import pytest
 
 from gateway.runners.base import ModelError, RunnerCrashed, RunnerTimeout
 from gateway.runners.confinement import Confinement
+from gateway.runners.memory import Memory, parse, resident
 from gateway.runners.restarts import Policy, Restarts
 from loaders.batch import Batch, Columns, Tensors, Value
 from tests.gateway.house import ONE, START, House, run, until
-from tests.hostile import alive, write_package
+from tests.hostile import alive, descendants, write_package
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="model processes need Linux")
 
@@ -640,3 +641,39 @@ def test_close_while_a_restart_waits(tmp_path: Path) -> None:
         h.runners.clear()
 
     run(tmp_path / "tmp", work)
+
+
+def test_loading_and_unloading_again_and_again_leaves_nothing(tmp_path: Path) -> None:
+    """The short form of `bench_process cycles`."""
+    package = write_package(tmp_path / "p", at_load="global X; X = b'x' * (50 << 20)")
+
+    async def work(h: House) -> None:
+        seen = []
+        for _ in range(15):
+            runner = await h.started(package)
+            await runner.predict(ONE, {})
+            assert (runner.measured_bytes or 0) > 50 << 20
+            await runner.close()
+            h.runners.clear()
+            (zygote,) = h.zygotes.alive
+            await until(lambda z=zygote: not descendants(z.pid))
+            seen.append((zygote.bytes, len(os.listdir("/proc/self/fd")), resident(os.getpid())))
+        (zygote_5, descriptors_5, own_5), (zygote_15, descriptors_15, own_15) = seen[4], seen[14]
+        assert abs(zygote_15 - zygote_5) < 0.05 * zygote_5
+        assert descriptors_15 == descriptors_5
+        assert own_15 - own_5 < 0.05 * own_5
+
+    run(tmp_path / "tmp", work)
+
+
+def test_memory_figures_are_read_from_the_kernels_text() -> None:
+    lines = [
+        b"1-2 ---p 0 [rollup]",
+        b"Rss:  100 kB",
+        b"Private_Clean: 1 kB",
+        b"Private_Dirty: 20 kB",
+        b"Anonymous: 30 kB",
+    ]
+    assert parse(b"\n".join(lines)) == Memory(private=21 * 1024, resident=100 * 1024, anonymous=30 * 1024)
+    assert parse(b"") == Memory()
+    assert resident(2**22 + 1) == 0

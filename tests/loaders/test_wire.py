@@ -179,7 +179,7 @@ batches: st.SearchStrategy[Batch] = tables() | tensor_batches() | values
 # ---- round trips ----
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(batches, st.dictionaries(texts, nested, max_size=3))
 def test_every_batch_returns_bit_for_bit(batch: Batch, params: dict[str, Any]) -> None:
     received = passed({"op": "predict", "batch": batch, "params": params})
