@@ -78,38 +78,32 @@ def iris(version: str) -> tuple[Any, Any]:
 
 def diabetes(version: str) -> tuple[Any, Any]:
     """The progression of diabetes from ten measurements, as an ONNX graph that takes them in their own
-    units, and an input example; version 1 is a linear regression, version 2 a small neural network."""
+    units, and an input example; version 1 is linear in them, version 2 in them and their squares."""
     from onnx import TensorProto, helper, numpy_helper
     from sklearn.datasets import load_diabetes
-    from sklearn.linear_model import LinearRegression
-    from sklearn.neural_network import MLPRegressor
+    from sklearn.linear_model import Ridge
 
     measured, progression = load_diabetes(return_X_y=True, scaled=False)
     mean, spread = measured.mean(axis=0), measured.std(axis=0)
-    scaled = (measured - mean) / spread
-    if version == "1":
-        linear = LinearRegression().fit(scaled, progression)
-        layers = [(linear.coef_.reshape(-1, 1), np.array([linear.intercept_]))]
-    else:
-        network = MLPRegressor(
-            hidden_layer_sizes=(8,), solver="lbfgs", alpha=30.0, max_iter=2000, random_state=0
-        )
-        network.fit(scaled, progression)
-        layers = list(zip(network.coefs_, network.intercepts_, strict=True))
-
-    constants = {"mean": mean, "spread": spread}
+    terms = (measured - mean) / spread
     nodes = [
         helper.make_node("Sub", ["measurements", "mean"], ["centred"]),
-        helper.make_node("Div", ["centred", "spread"], ["layer0"]),
+        helper.make_node("Div", ["centred", "spread"], ["scaled"]),
     ]
-    for number, (weights, bias) in enumerate(layers, start=1):
-        constants |= {f"weights{number}": weights, f"bias{number}": bias}
-        last = number == len(layers)
-        product = "progression" if last else f"product{number}"
-        inputs = [f"layer{number - 1}", f"weights{number}", f"bias{number}"]
-        nodes.append(helper.make_node("Gemm", inputs, [product]))
-        if not last:
-            nodes.append(helper.make_node("Relu", [product], [f"layer{number}"]))
+    if version == "2":
+        terms = np.hstack([terms, terms**2])
+        nodes += [
+            helper.make_node("Mul", ["scaled", "scaled"], ["squares"]),
+            helper.make_node("Concat", ["scaled", "squares"], ["terms"], axis=1),
+        ]
+    fitted = Ridge(alpha=1.0).fit(terms, progression)
+    nodes.append(helper.make_node("Gemm", [nodes[-1].output[0], "weights", "bias"], ["progression"]))
+    constants = {
+        "mean": mean,
+        "spread": spread,
+        "weights": fitted.coef_.reshape(-1, 1),
+        "bias": np.array([fitted.intercept_]),
+    }
     graph = helper.make_graph(
         nodes,
         "diabetes",

@@ -25,6 +25,7 @@ def demo(
         Path, typer.Option("--dir", metavar="D", help="Where the demo lives. What is there is kept.")
     ] = Path("gateway-demo"),
     port: Annotated[int, typer.Option(metavar="N", min=1, max=65535, help="The port on 127.0.0.1.")] = 8080,
+    output: OutputOption = Output.text,
 ) -> None:
     """Serve three small real models and print the lines to try.
 
@@ -45,8 +46,10 @@ def demo(
         cache_dir=str((directory / "cache").absolute()),
         state_dir=str((directory / "state").absolute()),
     )
-    typer.echo(f"The demo is in {directory}. Ctrl-C stops it; `gateway demo --dir {directory}` goes on.\n")
-    typer.echo(show.lines_to_try(f"http://{host}:{port}", show.champion(registry, "iris")))
+    url = f"http://{host}:{port}"
+    view = {"url": url, "directory": str(directory), "registry": str(registry)}
+    where = f"The demo is in {directory}. Ctrl-C stops it; `gateway demo --dir {directory}` goes on.\n"
+    result(output, view, f"{where}\n{show.lines_to_try(url, show.champion(registry, 'iris'))}")
     _serve(settings)
 
 
@@ -62,6 +65,10 @@ def serve(
         int | None, typer.Option(metavar="N", min=0, max=65535, help="The port.", show_default="8080")
     ] = None,
     config: ConfigOption = None,
+    output: Annotated[
+        Output | None,
+        typer.Option("--output", "-o", help="The form of the log; else the setting log_format."),
+    ] = None,
 ) -> None:
     """Serve predictions for a registry, or for models named here.
 
@@ -70,7 +77,7 @@ def serve(
     of the directory is the model's. Every setting is an environment variable too (GATEWAY_PORT=9000);
     `gateway config` shows them all.
     """
-    settings = settings_of(config, registry=registry, host=host, port=port)
+    settings = settings_of(config, registry=registry, host=host, port=port, log_format=output)
     _must_be_free(settings.host, settings.port)
     _serve(settings, models or [])
 

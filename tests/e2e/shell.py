@@ -19,7 +19,7 @@ import httpx
 
 SCRIPT = Path(sys.executable).with_name("gateway")
 COMMAND = [str(SCRIPT)] if SCRIPT.exists() else [sys.executable, "-m", "gateway"]
-PATIENCE = 60.0
+PATIENCE = 120.0
 
 
 @dataclass(frozen=True)
