@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,7 @@ from gateway.registries import default_target, open_registry
 from gateway.registries.base import Model, Registry, RegistryError, Snapshot
 from gateway.registries.listed import ListedModels, Subset
 from gateway.runners.confinement import hide
+from gateway.runners.inline import THREAD
 from gateway.runners.zygote import Zygotes
 from gateway.servable import Servable
 from gateway.service import Service
@@ -61,6 +63,7 @@ class Gateway:
         self.registry = registry
         self.draining = False
         self.metrics = Metrics()
+        self._say = logs.EventLog()
         self._io = ThreadPoolExecutor(IO_THREADS, thread_name_prefix="io")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="state")
         self._state = State(settings.state_dir)
@@ -207,7 +210,7 @@ class Gateway:
 
     def _emit(self, event: events.Event) -> None:
         count(self.metrics, event)
-        logs.say(event)
+        self._say(event)
 
     def _expose(self) -> None:
         self.metrics.watch(
@@ -305,7 +308,12 @@ def serve(settings: Settings, models: Sequence[str] = ()) -> int:
         hide()  # model processes must not read this one's memory and environment
         logs.configure(settings.log_format, settings.log_level)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            return runner.run(_serve(settings, registry, bound))
+            code = runner.run(_serve(settings, registry, bound))
+    if any(thread.name.startswith(THREAD) and thread.is_alive() for thread in threading.enumerate()):
+        # A model here never answered, and Python would wait for its thread forever.
+        logging.shutdown()
+        os._exit(code)
+    return code
 
 
 def _opened(settings: Settings, models: Sequence[str]) -> tuple[Registry, Settings]:

@@ -101,6 +101,15 @@ class InputRefused:
 
 
 @dataclass(frozen=True, slots=True)
+class RequestRefused:
+    """A request was turned away at the door."""
+
+    model: str
+    version: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class RegistryRead:
     models: int
     changed: bool
@@ -131,6 +140,7 @@ Event: TypeAlias = (
     | Crashed
     | Restarted
     | InputRefused
+    | RequestRefused
     | RegistryRead
     | RegistryFailed
     | Warned

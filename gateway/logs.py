@@ -9,6 +9,8 @@ import dataclasses
 import datetime
 import logging
 import sys
+import time
+from collections.abc import Callable
 from typing import Any, Literal
 
 import orjson
@@ -23,20 +25,38 @@ _LEVELS: dict[type, int] = {
     events.SwapRefused: logging.WARNING,
     events.Crashed: logging.ERROR,
     events.PredictionFailed: logging.WARNING,
+    events.InputRefused: logging.INFO,
+    events.RequestRefused: logging.WARNING,
     events.RegistryFailed: logging.ERROR,
     events.Warned: logging.WARNING,
 }
-#: Too many to say one by one; metrics count them.
-_SILENT = (events.Dispatched, events.InputRefused)
+#: Refused inputs and requests of one model are said once in so many seconds, with their number.
+BURST_SECONDS = 10.0
 
 
-def say(event: Event) -> None:
-    """Writes the line of an event, if it has one."""
-    if isinstance(event, _SILENT) or (isinstance(event, events.RegistryRead) and not event.changed):
-        return
-    level = _LEVELS.get(type(event), logging.INFO)
-    if log.isEnabledFor(level):
-        log.log(level, sentence(event), extra={"event": event})
+class EventLog:
+    """Writes the line of each event that has one. Used by the event loop alone."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._bursts: dict[tuple[str, str], tuple[float, int]] = {}
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, events.Dispatched):
+            return  # one for each call of a model: metrics count them
+        if isinstance(event, events.RegistryRead) and not event.changed:
+            return
+        more = ""
+        if isinstance(event, events.InputRefused | events.RequestRefused):
+            since, count = self._bursts.get((event.model, type(event).__name__), (-BURST_SECONDS, 0))
+            if self._clock() - since < BURST_SECONDS:
+                self._bursts[event.model, type(event).__name__] = since, count + 1
+                return
+            self._bursts[event.model, type(event).__name__] = self._clock(), 0
+            more = f" (and {count} before, since the last such line)" if count else ""
+        level = _LEVELS.get(type(event), logging.INFO)
+        if log.isEnabledFor(level):
+            log.log(level, sentence(event) + more, extra={"event": event})
 
 
 def sentence(event: Event) -> str:
@@ -58,6 +78,10 @@ def sentence(event: Event) -> str:
         case events.PredictionFailed():
             said = f"{event.model}/{event.version} raised {event.reason} (request {event.request_id})"
             return said + _indented(event.trace)
+        case events.InputRefused():
+            return f"refused the input of a request for {event.model}/{event.version}: {event.problems[0]}"
+        case events.RequestRefused():
+            return f"refused a request for {event.model}: {event.reason}"
         case events.Crashed():
             return f"a process of {event.model}/{event.version} ended ({event.what}): {event.reason}"
         case events.Restarted():

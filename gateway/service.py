@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from gateway.admission import Refused
 from gateway.batching import Outcome
 from gateway.errors import Detail, Problem
-from gateway.events import Emit, InputRefused, PredictionFailed
+from gateway.events import Emit, InputRefused, PredictionFailed, RequestRefused
 from gateway.names import Reference
 from gateway.runners.base import ModelError, RunnerCrashed, RunnerTimeout
 from gateway.servable import Servable, Status
@@ -27,10 +27,15 @@ if TYPE_CHECKING:
     from loaders.batch import Batch
 
 
+#: A larger body, in bytes, is enforced in a thread: others wait for the loop.
+ENFORCE_ON_LOOP = 1 << 20
+
+
 @dataclass(slots=True)
 class Inference:
     """A request, parsed but untyped. `deadline` is in the event loop's time; `reference` None means the
-    default model. `registry` and `principal` name the registry and the caller (one of each so far)."""
+    default model. `registry` and `principal` name the registry and the caller (one of each so far);
+    `size` is the body's bytes."""
 
     reference: Reference | None
     raw: RawInput
@@ -39,6 +44,7 @@ class Inference:
     principal: str | None = None
     registry: str | None = None
     request_id: bytes = b""
+    size: int = 0
 
 
 @dataclass(slots=True)
@@ -119,7 +125,10 @@ class Service:
     async def _run(self, servable: Servable, inference: Inference) -> tuple[Outcome, tuple[str, ...]]:
         version = servable.version
         try:
-            enforced = servable.enforce(inference.raw, inference.params)
+            if inference.size > ENFORCE_ON_LOOP:
+                enforced = await asyncio.to_thread(servable.enforce, inference.raw, inference.params)
+            else:
+                enforced = servable.enforce(inference.raw, inference.params)
         except InvalidInput as error:
             self._emit(
                 InputRefused(version.name, version.version, tuple(v.problem for v in error.violations))
@@ -135,6 +144,7 @@ class Service:
         except Refused as refused:
             why = "its turn would come after its deadline" if refused.late else "as many wait as may"
             message = f"{version.name} has too many requests: {why}"
+            self._emit(RequestRefused(version.name, version.version, why))
             raise Problem("OVERLOADED", message, retry_after=refused.retry_after) from None
         except TimeoutError:
             raise Problem(

@@ -79,7 +79,7 @@ class Prediction:
             phases["parse"] = asked - started
             departure = _Departure(receive)
             answer = await self._service.predict(
-                Inference(reference, parsed.raw, parsed.params, deadline, request_id=identity)
+                Inference(reference, parsed.raw, parsed.params, deadline, request_id=identity, size=held)
             )
             answered = perf_counter()
             phases["queue"] = answer.queue_seconds

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+#: How long closing waits for a model that is still answering, in seconds.
+CLOSE_WITHIN = 5.0
+#: What the threads' names begin with.
+THREAD = "model-"
+
 
 class InlineRunner:
     """One model, never asked twice at once. `threads`: how many one call may use, where the framework lets
@@ -42,7 +47,7 @@ class InlineRunner:
         self._config = config
         self._timeout = timeout
         self._threads = threads
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix=f"model-{package.path.name[:24]}")
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix=THREAD + package.path.name[:24])
         self._model: Model | None = None
 
     @property
@@ -78,10 +83,12 @@ class InlineRunner:
     async def close(self) -> None:
         model, self._model = self._model, None
         if model is not None:
-            await self._in_thread(_close, model)
+            closing = asyncio.ensure_future(self._in_thread(_close, model))
+            # A thread cannot be killed: a model that never answers must not keep the gateway from ending.
+            await asyncio.wait({closing}, timeout=CLOSE_WITHIN)
             freed = weakref.ref(model)
             del model
-            if freed() is not None:
+            if freed() is not None and closing.done():
                 # A full collection stops the process for a tenth of a second: only where one is needed.
                 await self._in_thread(gc.collect)
         self._pool.shutdown(wait=False, cancel_futures=True)
