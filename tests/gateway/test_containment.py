@@ -237,8 +237,10 @@ LIBC = "import ctypes\nif ctypes.CDLL(None).{} < 0: raise PermissionError"
 REFUSED = ("PermissionError", "OSError")
 
 
-def test_a_secret_of_the_gateways_environment_cannot_be_found(tmp_path: Path) -> None:
-    """In a gateway of its own process, as its environment and its memory are what is looked for."""
+@pytest.mark.parametrize("confined", ["", "user='same', filesystem=False, syscalls=False"])
+def test_a_secret_of_the_gateways_environment_cannot_be_found(tmp_path: Path, confined: str) -> None:
+    """In a gateway of its own process, as its environment and its memory are what is looked for. Closing
+    the processes is enough by itself, where the kernel has nothing else to offer."""
     secret = secrets.token_hex(16)
     package = write_package(
         tmp_path / "p",
@@ -273,7 +275,8 @@ async def main():
     assert confinement.hide()
     zygotes = Zygotes()
     runners = [ProcessRunner(read({str(package.path)!r}), {{}}, zygotes=zygotes, name="m", version="1",
-                             environment=Environment()) for _ in range(2)]
+                             environment=Environment(), confinement=confinement.Confinement({confined}))
+               for _ in range(2)]
     for runner in runners:
         await runner.start()
     ours = [os.getpid(), runners[1].pids[0], zygotes.alive[0].pid]
