@@ -16,11 +16,12 @@ from gateway.runners.environments import Environment, preload_for
 from gateway.runners.inline import InlineRunner
 from gateway.runners.process import ProcessRunner
 from gateway.runners.zygote import Zygotes
+from gateway.settings import Settings, SettingsError
+from loaders.model import environment_config
 
 if TYPE_CHECKING:
     from gateway.packages import Prepared
     from gateway.runners.base import Runner
-    from gateway.settings import Settings
 
 #: Told what happened to a version's processes: (version, what, reason).
 Observe = Callable[["Prepared", str, str], None]
@@ -36,19 +37,24 @@ class Placement:
         self._zygotes = zygotes
         self._observe = observe
         self._cpus = cpus or cgroup.cpus()
+        try:
+            self._config = environment_config(os.environ)
+        except ValueError as error:
+            raise SettingsError([("environment", str(error))]) from None
 
     def open(self, prepared: Prepared) -> Runner:
         """A runner that has not started."""
         version = prepared.version
         own = self._settings.for_model(version.name)
+        config = {**self._config, **own.config}
         if self.isolation(prepared) == "inline":
             return InlineRunner(
-                prepared.package, own.config, threads=own.threads or self._cpus, timeout=own.timeout
+                prepared.package, config, threads=own.threads or self._cpus, timeout=own.timeout
             )
         processes = self._cpus if own.processes == "auto" else own.processes
         return ProcessRunner(
             prepared.package,
-            own.config,
+            config,
             zygotes=self._zygotes,
             name=version.name,
             version=version.version,

@@ -6,6 +6,7 @@ read and verified already, and enforcement happened elsewhere.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -145,10 +146,12 @@ def load_model(
 ) -> Model:
     """Loads a model directory written by `save_model` or by MLflow 1 to 3, without mlflow.
 
-    Executes what the package holds, as unpickling does: load only what you trust. Raises PackageError,
-    MissingFramework, and whatever the framework raises.
+    `model_config` goes over what MLflow's environment variables say. Executes what the package holds, as
+    unpickling does: load only what you trust. Raises PackageError, MissingFramework, and whatever the
+    framework raises.
     """
-    return open_model(packages.read(path), model_config or {}, enforcement=enforcement)
+    config = {**environment_config(os.environ), **(model_config or {})}
+    return open_model(packages.read(path), config, enforcement=enforcement)
 
 
 def configured(package: Package, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -157,6 +160,22 @@ def configured(package: Package, overrides: Mapping[str, Any]) -> tuple[dict[str
     declared = package.config
     taken = {key: value for key, value in overrides.items() if key in declared}
     return {**declared, **taken}, sorted(key for key in overrides if key not in declared)
+
+
+def environment_config(environ: Mapping[str, str]) -> dict[str, Any]:
+    """The model config that MLflow's users set outside: `MLFLOW_PYFUNC_INFERENCE_CONFIG`, and over it
+    `SERVING_MODEL_CONFIG`, each a JSON object. Raises ValueError."""
+    merged: dict[str, Any] = {}
+    for name in ("MLFLOW_PYFUNC_INFERENCE_CONFIG", "SERVING_MODEL_CONFIG"):
+        if text := environ.get(name):
+            try:
+                given = json.loads(text)
+            except ValueError as error:
+                raise ValueError(f"{name} is not JSON: {error}") from None
+            if not isinstance(given, dict):
+                raise ValueError(f"{name} is not a JSON object")
+            merged |= given
+    return merged
 
 
 def save_model(

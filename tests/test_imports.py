@@ -62,10 +62,10 @@ LAYERS: dict[str, Layer] = {
     # From a registered version to files that may be loaded: the one of them that knows the artifact cache.
     "packages": Layer(CONFIGURED | PROTOCOLS | {"artifacts"}, CORE_LIBRARIES, loaders=True),
     # Where a version runs: made from settings, so it is the one that knows the members of the runners.
-    "placement": Layer(CONFIGURED | {"runners", "packages"}, NO_LIBRARY),
+    "placement": Layer(CONFIGURED | {"runners", "packages"}, NO_LIBRARY, loaders=True),
     **dict.fromkeys(("service", "operations"), Layer(SERVICE, CORE_LIBRARIES, loaders=True)),
     "logs": Layer(PURE, frozenset({"orjson"})),
-    "http": Layer(SERVICE | {"http", "metrics"}, frozenset({"starlette", "orjson", "numpy"}), loaders=True),
+    "http": Layer(SERVICE | {"http", "metrics"}, frozenset({"starlette", "orjson", "numpy", "pyarrow"}), loaders=True),
     "metrics": Layer(SERVICE | {"metrics"}, frozenset({"prometheus_client", "orjson"}), loaders=True),
     "api": Layer(CONFIGURED | FAMILIES | {"api"}, frozenset({"numpy", "pandas"}), loaders=True),
 }

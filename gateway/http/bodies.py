@@ -12,7 +12,7 @@ import difflib
 import io
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, Literal
@@ -21,9 +21,12 @@ import orjson
 from starlette.types import Receive
 
 from gateway.errors import Detail, Problem
+from gateway.http import arrow
 from loaders.enforce import CsvTable, RawInput
 
-Media = Literal["json", "csv"]
+Media = Literal["json", "csv", "arrow"]
+
+_MEDIA: Final[Mapping[str, Media]] = {"application/json": "json", "text/csv": "csv", arrow.MEDIA: "arrow"}
 
 PAYLOADS: Final = ("dataframe_split", "dataframe_records", "instances", "inputs")
 OFF_LOOP_BYTES: Final = 2 * 1024 * 1024
@@ -51,11 +54,14 @@ def media_type(header: bytes) -> Media:
     """The form that a Content-Type announces. The only parameter allowed is `charset=utf-8`, in any case,
     quoted or not (CONTRACT §5). Raises UNSUPPORTED_MEDIA_TYPE."""
     kind, *parameters = header.decode("latin-1").split(";")
-    media = {"application/json": "json", "text/csv": "csv"}.get(kind.strip().lower())
+    media = _MEDIA.get(kind.strip().lower())
+    hint = "send Content-Type: application/json or text/csv, with no parameter but charset=utf-8"
     for parameter in parameters:
         name, _, value = parameter.strip().partition("=")
         if parameter.strip() and (name.lower(), value.strip('"').lower()) != ("charset", "utf-8"):
             media = None
+    if media == "arrow" and not arrow.available():
+        media, hint = None, "Arrow bodies need the package pyarrow beside the gateway: its extra `arrow`"
     if media is None:
         given = (
             f"the content type {header[:80].decode('latin-1')!r}" if header else "a body without content type"
@@ -63,9 +69,9 @@ def media_type(header: bytes) -> Media:
         raise Problem(
             "UNSUPPORTED_MEDIA_TYPE",
             f"{given} is not understood",
-            hint="send Content-Type: application/json or text/csv, with no parameter but charset=utf-8",
+            hint=hint,
         )
-    return "json" if media == "json" else "csv"
+    return media
 
 
 class Intake:
@@ -179,7 +185,7 @@ def gunzip(body: bytes, limit: int) -> bytes:
 
 async def parse(body: bytes, media: Media) -> Parsed:
     """The body as raw input; a large one in a thread. Raises MALFORMED_BODY and INVALID_INPUT."""
-    decode = parse_json if media == "json" else parse_csv
+    decode = _PARSERS[media]
     if len(body) > OFF_LOOP_BYTES:
         return await asyncio.to_thread(decode, body)
     return decode(body)
@@ -269,3 +275,15 @@ def parse_csv(body: bytes) -> Parsed:
     nulls = {"": None, _QUOTED_NOTHING: ""}
     cells = [[nulls.get(cell, cell) for cell in column] for column in zip(*rows[1:], strict=True)]
     return Parsed(RawInput("csv", CsvTable(columns, cells or [[] for _ in columns])), None, ABSENT)
+
+
+def parse_arrow(body: bytes) -> Parsed:
+    """An Arrow stream; it has no room for params. Raises MALFORMED_BODY."""
+    return Parsed(arrow.read(body), None, ABSENT)
+
+
+_PARSERS: Final[Mapping[Media, Callable[[bytes], Parsed]]] = {
+    "json": parse_json,
+    "csv": parse_csv,
+    "arrow": parse_arrow,
+}

@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from gateway import names
 from gateway.errors import Problem
-from gateway.http import answers, bodies, problems
+from gateway.http import answers, arrow, bodies, problems
 from gateway.http.problems import CLOSE, JSON, Header
 from gateway.names import Reference
 from gateway.service import Answer, Inference
@@ -34,6 +34,7 @@ _PLAIN: Final = "".join(c for c in string.printable if c.isprintable() and c != 
 _SERVER_TIMING: Final = b"parse;dur=%.3f, queue;dur=%.3f, predict;dur=%.3f, encode;dur=%.3f"
 _MODEL_CODES: Final = frozenset({"PREDICTION_FAILED", "WORKER_CRASHED"})
 _UNREAD_CODES: Final = frozenset({"BODY_TOO_LARGE", "OVERLOADED"})
+_ARROW: Final[Header] = (b"content-type", arrow.MEDIA.encode())
 _NOTHING: Final = {"parse": 0.0, "queue": 0.0, "predict": 0.0, "encode": 0.0}
 
 
@@ -84,11 +85,17 @@ class Prediction:
             answered = perf_counter()
             phases["queue"] = answer.queue_seconds
             phases["predict"] = answer.predict_seconds
-            predictions = await answers.encode(answer.result)
+            as_table = b"accept" in headers and arrow.wanted(headers[b"accept"])
+            if as_table:
+                predictions = await arrow.encode(answer.result, _about(answer))
+            else:
+                predictions = await answers.encode(answer.result)
             departure.end()
             phases["encode"] = perf_counter() - answered
             version, status, code = answer.version, 200, "2xx"
             head, content = _success(identity, answer, predictions, phases, bare)
+            if as_table:
+                head[0], content = _ARROW, predictions
         except bodies.ClientLeft:
             return
         except asyncio.CancelledError:
@@ -132,6 +139,12 @@ def _success(
             parts += (b',"warnings":', orjson.dumps(answer.warnings))
     parts.append(b"}")
     return [JSON, name, number, (b"x-request-id", identity), _timing(phases)], b"".join(parts)
+
+
+def _about(answer: Answer) -> dict[str, object]:
+    """What the JSON form says beside the predictions."""
+    model = {"name": answer.version.name, "version": answer.version.version, "alias": answer.alias}
+    return {"model": model, "warnings": list(answer.warnings)}
 
 
 def _failure(identity: bytes, problem: Problem, phases: Mapping[str, float]) -> tuple[list[Header], bytes]:
