@@ -142,7 +142,10 @@ class Conversation:
 
     def _load(self, message: dict[str, Any]) -> dict[str, Any]:
         started = time.monotonic()
-        socket.send_fds(self._sock, [b"m"], [_open_memory()])
+        # Its memory figures, readable by the gateway even where that may not look into this process.
+        memory = os.open("/proc/self/smaps_rollup", os.O_RDONLY | os.O_CLOEXEC)
+        socket.send_fds(self._sock, [b"m"], [memory])
+        os.close(memory)
         os.environ.update(message["environment"])
         _limit_threads(message["threads"])
         applied = confinement.apply(message["confinement"], message["path"], self._temporary)
@@ -159,11 +162,6 @@ class Conversation:
             "seconds": time.monotonic() - started,
             "confinement": applied,
         }
-
-
-def _open_memory() -> int:
-    """This process's memory figures, readable by the gateway even where it may not look into `/proc`."""
-    return os.open("/proc/self/smaps_rollup", os.O_RDONLY | os.O_CLOEXEC)
 
 
 def _failure(error: BaseException) -> dict[str, Any]:
