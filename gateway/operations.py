@@ -8,6 +8,7 @@ through `io`. Raises Problem.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -26,6 +27,7 @@ from gateway.registries.base import (
     Version,
     resolve,
 )
+from gateway.registries.document import dump
 from gateway.rollout import ROLLBACK, rollback_target
 from gateway.servable import Servable, Status
 from loaders.package import PackageError, read
@@ -69,6 +71,7 @@ class Operations:
         self._preloaded = not preload
         self._wall = wall
         self._clock = clock
+        self._document: tuple[bytes, str] | None = None
 
     # Views.
 
@@ -76,13 +79,16 @@ class Operations:
         models = self._aliases.snapshot.models.values()
         return {"models": [self._summary(model) for model in models], "writable": self._registry.writable}
 
-    def model(self, name: str) -> dict[str, Any]:
+    async def model(self, name: str) -> dict[str, Any]:
+        await self._known(Reference(name))
         model = self._model(name)
         aliases = {alias: self.rollout(name, alias) for alias in model.aliases}
         return {**self._summary(model), "rollouts": aliases, "writable": self._registry.writable}
 
     async def version(self, name: str, number: str, *, example: bool = False) -> dict[str, Any]:
         """One version in full. `example`: with its saved input, which may be real data."""
+        _checked(check_version, number)
+        await self._known(Reference(name, version=number))
         version = self._version(name, number)
         servable = self._manager.find(version)
         view = {"name": name, **self._state(version), "writable": self._registry.writable}
@@ -101,6 +107,7 @@ class Operations:
         view["metadata"] = package.metadata
         if servable is not None:
             view["warnings"] = list(servable.warnings)
+            view["runner"] = None if servable.runner is None else servable.runner.status()
         if example:
             given, params = package.example_input()
             view["input_example"] = None if given is None else {given.form: given.data, "params": params}
@@ -111,6 +118,13 @@ class Operations:
         models = self._aliases.snapshot.models.values()
         views = [self.rollout(model.name, alias) for model in models for alias in model.aliases]
         return {"rollouts": views}
+
+    async def document(self) -> tuple[bytes, str]:
+        """This registry as a document, with absolute sources, and its entity tag: JSON, which is YAML."""
+        snapshot = self._aliases.snapshot
+        if self._document is None or self._document[1] != snapshot.stamp:
+            self._document = (await self._blocking(dump, snapshot.models.values()), snapshot.stamp)
+        return self._document
 
     def rollout(self, name: str, alias: str) -> dict[str, Any]:
         found = self._aliases.find(name, alias)
@@ -179,7 +193,7 @@ class Operations:
         _checked(check_alias, alias)
         _checked(check_version, version)
         self._must_be_writable()
-        await self._watch.look()
+        await self._watch.ask(Reference(name, version=version))
         target = self._version(name, version)
         entry = self._model(name).aliases.get(alias)
         _check_expectation(name, alias, None if entry is None else entry.version, expect)
@@ -202,7 +216,7 @@ class Operations:
     ) -> tuple[int, dict[str, Any]]:
         """Back to what was served before; again: further back. It must load, but no signature stops it."""
         self._must_be_writable()
-        await self._watch.look()
+        await self._watch.ask(Reference(name))
         found = self._follow(name, alias)
         if to is None:
             entry = self._model(name).aliases[alias]
@@ -211,6 +225,7 @@ class Operations:
                 message = f"{name}@{alias} has served no other version before"
                 raise Problem("ROLLOUT_REFUSED", message, hint="name the version to go to: to")
         _checked(check_version, to)
+        await self._known(Reference(name, version=to))
         target = self._version(name, to)
         lease = await self._try_out(found, target, forced=True)
         try:
@@ -263,6 +278,7 @@ class Operations:
 
     async def load(self, reference: Reference, *, wait: bool = True) -> tuple[int, dict[str, Any]]:
         """Loads what a reference means, as a request would; a failure before is forgotten."""
+        await self._known(reference)
         target = self._aliases.target(reference)
         version = target.version
         if version is None and target.alias is not None:
@@ -312,7 +328,20 @@ class Operations:
                 pause = min(30.0, pause * 2)
         self._preloaded = True
 
+    async def hint(self, reference: Reference) -> None:
+        """Somebody says that something happened to a model: if it is in use, the registry is asked now."""
+        if reference.name in self._aliases.snapshot.models:
+            with contextlib.suppress(Problem):  # the next poll asks again
+                await self._watch.ask(reference)
+
     # Parts of the above.
+
+    async def _known(self, reference: Reference) -> None:
+        """Asks a registry that is asked by name for what the last snapshot lacks."""
+        try:
+            resolve(self._aliases.snapshot, reference)
+        except NotInRegistry:
+            await self._watch.find(reference)
 
     def _summary(self, model: Model) -> dict[str, Any]:
         versions = sorted(model.versions.values(), key=lambda version: int(version.version))

@@ -1,0 +1,187 @@
+"""Models in processes, seen from outside: what one of them does is its own affair."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pandas as pd
+
+import gateway
+from tests.e2e.running import Running, log_scaled, running
+
+EXAMPLE = pd.DataFrame({"x": [0.0, 0.0]})
+
+
+class Moody:
+    """Answers its rows, but for some that make it do worse."""
+
+    def predict(self, model_input: Any) -> Any:
+        import os as system
+        import time as clock
+
+        x = float(model_input["x"].iloc[0])
+        if x == 13:
+            system._exit(7)
+        if x == 14:
+            raise SystemExit("enough")
+        if x == 15:
+            clock.sleep(600)
+        return model_input["x"].to_numpy()
+
+
+def log_moody(directory: Path, name: str = "moody") -> None:
+    registry = str(directory / "registry.yaml")
+    gateway.log_model(Moody(), name=name, registry=registry, input_example=EXAMPLE, alias="champion")
+
+
+def pids(server: Running, name: str, version: str = "1") -> list[int]:
+    runner = httpx.get(f"{server.url}/models/{name}/versions/{version}").json()["runner"]
+    return [process["pid"] for process in runner["processes"]]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def test_a_model_process_that_is_killed_serves_again_at_once(tmp_path: Path) -> None:
+    log_scaled(tmp_path / "registry.yaml", "scaled", 2.0, alias="champion")
+    log_moody(tmp_path)
+    with running(tmp_path) as server:
+        assert server.predict("scaled", [{"x": 1.0}]).status_code == 200
+        assert server.predict("moody", [{"x": 1.0}]).status_code == 200
+        (before,) = pids(server, "moody")
+        os.kill(before, signal.SIGKILL)
+        began = time.monotonic()
+        while (answer := server.predict("moody", [{"x": 1.0}])).status_code == 502:
+            assert answer.json()["error_code"] == "WORKER_CRASHED"
+            assert answer.headers["retry-after"]
+        assert answer.status_code == 200
+        assert time.monotonic() - began < 5
+        assert server.predict("scaled", [{"x": 1.0}]).json()["predictions"] == [2.0]
+        (after,) = pids(server, "moody")
+        assert after != before
+        assert server.metric("gateway_crashes_total", model="moody") == 1
+
+
+def test_what_a_model_does_in_predict_is_its_own_affair(tmp_path: Path) -> None:
+    log_scaled(tmp_path / "registry.yaml", "scaled", 2.0, alias="champion")
+    log_moody(tmp_path)
+    (tmp_path / "gateway.yaml").write_text("models: {moody: {timeout: 2s}}\n")
+    with running(tmp_path) as server:
+        expected = {
+            13.0: (502, "WORKER_CRASHED"),
+            14.0: (500, "PREDICTION_FAILED"),
+            15.0: (504, "DEADLINE_EXCEEDED"),
+        }
+        for x, (status, code) in expected.items():
+            answer = server.predict("moody", [{"x": x}])
+            assert (answer.status_code, answer.json()["error_code"]) == (status, code), answer.text
+            assert server.predict("scaled", [{"x": 1.0}]).json()["predictions"] == [2.0]
+        end = time.monotonic() + 20
+        while server.predict("moody", [{"x": 1.0}]).status_code != 200:
+            assert time.monotonic() < end
+
+
+def test_a_model_that_keeps_crashing_is_put_in_quarantine(tmp_path: Path) -> None:
+    log_moody(tmp_path)
+    with running(tmp_path) as server:
+        end = time.monotonic() + 60
+        while (answer := server.predict("moody", [{"x": 13.0}])).status_code != 503:
+            assert answer.status_code == 502, answer.text
+            assert time.monotonic() < end
+        assert answer.json()["error_code"] == "MODEL_UNAVAILABLE"
+        assert "quarantine" in answer.json()["message"]
+        version = httpx.get(f"{server.url}/models/moody/versions/1").json()
+        assert version["state"] == "FAILED"
+        assert "quarantine" in version["reason"]
+
+
+def test_no_process_outlives_a_gateway_that_is_killed(tmp_path: Path) -> None:
+    log_scaled(tmp_path / "registry.yaml", "scaled", 2.0, alias="champion")
+    with running(tmp_path) as server:
+        assert server.predict("scaled", [{"x": 1.0}]).status_code == 200
+        children = pids(server, "scaled")
+        zygotes = [
+            int(entry.name)
+            for entry in Path("/proc").iterdir()
+            if entry.name.isdigit() and _parent(entry) == server.process.pid
+        ]
+        assert children
+        assert zygotes
+        server.stop(signal.SIGKILL)
+        end = time.monotonic() + 10
+        while any(is_alive(pid) for pid in (*children, *zygotes)):
+            assert time.monotonic() < end, "processes outlive the gateway"
+
+
+def _parent(process: Path) -> int:
+    try:
+        return int((process / "stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return -1
+
+
+def test_promise_4_unloading_returns_the_memory(tmp_path: Path) -> None:
+    ballast = 100_000_000
+    log_scaled(tmp_path / "registry.yaml", "large", 2.0, alias="champion", ballast=ballast)
+    with running(tmp_path) as server:
+        assert server.predict("large", [{"x": 1.0}]).status_code == 200
+        loaded = server.metric("gateway_model_bytes", model="large")
+        assert ballast <= loaded <= 1.6 * ballast
+        (pid,) = pids(server, "large")
+        rollup = Path(f"/proc/{pid}/statm").read_text().split()
+        resident = int(rollup[1]) * os.sysconf("SC_PAGE_SIZE")
+        assert resident >= loaded * 0.95
+        httpx.post(f"{server.url}/models/large/unload").raise_for_status()
+        assert not is_alive(pid)
+        assert server.metric("gateway_model_bytes", model="large") == 0
+        assert server.predict("large", [{"x": 2.0}]).json()["predictions"] == [4.0]
+
+
+def test_versions_that_ship_a_module_of_one_name_use_their_own(tmp_path: Path) -> None:
+    registry = str(tmp_path / "registry.yaml")
+    for number, package in enumerate(("loaders", "gateway"), start=1):
+        code = tmp_path / f"code{number}"
+        (code / package).mkdir(parents=True)
+        (code / package / "__init__.py").write_text(f"WHO = {number * 100}\n")
+        (code / "wire.py").write_text(f"FACTOR = {number}\n")
+        (code / "answering.py").write_text(
+            f"import wire\nfrom {package} import WHO\n\n\nclass Answering:\n"
+            "    def predict(self, model_input):\n"
+            "        import wire as late\n"
+            "        return model_input['x'].to_numpy() * late.FACTOR + WHO\n"
+        )
+        _log_shipped(code, registry)
+    with running(tmp_path) as server:
+        first = server.predict("shipped/versions/1", [{"x": 5.0}])
+        second = server.predict("shipped/versions/2", [{"x": 5.0}])
+        assert first.json()["predictions"] == [105.0], first.text
+        assert second.json()["predictions"] == [210.0], second.text
+
+
+def _log_shipped(code: Path, registry: str) -> None:
+    """A package whose loader module lies in its own `code/`, as MLflow's public convention has it."""
+    directory = code.parent / f"package-{code.name}"
+    shipped = directory / "code"
+    shipped.mkdir(parents=True)
+    for file in code.rglob("*.py"):
+        target = shipped / file.relative_to(code)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(file.read_text())
+    (shipped / "its_loader.py").write_text(
+        "def _load_pyfunc(path):\n    from answering import Answering\n\n    return Answering()\n"
+    )
+    (directory / "MLmodel").write_text(
+        "flavors:\n  python_function:\n    loader_module: its_loader\n    code: code\n"
+        'signature:\n  inputs: \'[{"type": "double", "name": "x"}]\'\n'
+    )
+    gateway.push(directory, name="shipped", registry=registry)
