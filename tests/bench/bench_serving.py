@@ -100,7 +100,8 @@ def output_of(command: list[str], core: int) -> str:
 
 
 def wrk(url: str, connections: int, seconds: float, script: Path, core: int) -> Round:
-    load = ["-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--latency", "-s", str(script)]
+    load = ["-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--latency"]
+    load += ["--timeout", "30s", "-s", str(script)]
     output = output_of(["wrk", *load, url + PATH], core)
     if "Non-2xx" in output or "Socket errors" in output:
         raise SystemExit(f"failed answers from {url}:\n{output}")
