@@ -19,7 +19,8 @@ from gateway import settings
 from gateway.artifacts import Artifacts, Local
 from gateway.names import InvalidReference, Reference, parse_reference, parse_short
 from gateway.registries import default_target, open_registry
-from gateway.registries.base import RegistryError, Version, resolve
+from gateway.registries.base import Version, ask, resolve
+from gateway.sources import Sources, sources_for
 from loaders import package as packages
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
@@ -120,7 +121,8 @@ def load_model(
         version = Version("model", "0", text)
     else:
         version = _resolved(reference, _target(registry), chosen.default_alias)
-    local = Artifacts(chosen.cache_dir, chosen.disk_limit).fetch(version)
+    named = Sources() if reference is None else sources_for(_target(registry), chosen.artifact_sources)
+    local = Artifacts(chosen.cache_dir, chosen.disk_limit, named).fetch(version)
     model = loaders.load_model(local.path, model_config, chosen.enforcement)
     # The files stay in the cache for as long as the model is there to read them.
     weakref.finalize(model, _let_go, local)
@@ -140,11 +142,9 @@ def _reference(text: str) -> Reference | None:
 
 
 def _resolved(reference: Reference, target: str, default_alias: list[str]) -> Version:
-    if not reference.name:
-        raise RegistryError(f"{reference} means something in an MLflow registry only; {target} is none")
     opened = open_registry(target)
     try:
-        return resolve(opened.read(), reference, default_alias)
+        return resolve(ask(opened, reference), reference, default_alias)
     finally:
         opened.close()
 

@@ -7,8 +7,10 @@ stop.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import resource
 import signal
 import socket
 import threading
@@ -32,13 +34,14 @@ from gateway.operations import Operations
 from gateway.packages import Packages, Prepared
 from gateway.placement import Placement
 from gateway.registries import default_target, open_registry
-from gateway.registries.base import Model, Registry, RegistryError, Snapshot
-from gateway.registries.listed import ListedModels, Subset
+from gateway.registries.base import AskedByName, Model, Registry, RegistryError, Snapshot, Version
+from gateway.registries.listed import ListedModels, Subset, SubsetByName
 from gateway.runners.confinement import hide
 from gateway.runners.inline import THREAD
 from gateway.runners.zygote import Zygotes
 from gateway.servable import Servable
 from gateway.service import Service
+from gateway.sources import sources_for
 from gateway.state import AliasMemory, State
 from gateway.watch import Watch
 
@@ -67,9 +70,16 @@ class Gateway:
         self._io = ThreadPoolExecutor(IO_THREADS, thread_name_prefix="io")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="state")
         self._state = State(settings.state_dir)
-        self._artifacts = Artifacts(settings.cache_dir, disk_limit=settings.disk_limit)
+        self._by_name = registry if isinstance(registry, AskedByName) else None
+        sources = sources_for(registry.target, settings.artifact_sources, [settings.registry])
+        self._artifacts = Artifacts(settings.cache_dir, settings.disk_limit, sources)
         self._packages = Packages(
-            self._artifacts, self._io, policy=policies.formats(settings), measured=self._state.measurement
+            self._artifacts,
+            self._io,
+            policy=policies.formats(settings),
+            measured=self._state.measurement,
+            remembered=self._first_digest,
+            remember=self._remember_first_digest,
         )
         self._zygotes = Zygotes(sink=lambda line: log.info("zygote: %s", line))
         self._placement = Placement(settings, self._zygotes, self._observe)
@@ -109,6 +119,7 @@ class Gateway:
             cold_wait=settings.cold_wait,
             emit=self._emit,
             stopping=lambda: self.draining and self._refusing,
+            find=None if self._by_name is None else self.watch.find,
         )
         self.operations = Operations(
             self.aliases,
@@ -125,10 +136,16 @@ class Gateway:
     async def start(self) -> None:
         """Reads the registry, or takes what it said last, and begins to follow it. Raises RegistryError where
         there is neither."""
+        remembered = None
+        if self._by_name is not None:
+            remembered = await self._blocking(lambda: self._state.snapshot(self.registry.identity))
+            if remembered is not None:
+                self._by_name.resume(Snapshot.from_json(remembered[0]))
         try:
             self.watch.take(await self._blocking(self.registry.read), "registry")
         except RegistryError:
-            remembered = await self._blocking(lambda: self._state.snapshot(self.registry.identity))
+            if remembered is None:
+                remembered = await self._blocking(lambda: self._state.snapshot(self.registry.identity))
             if remembered is None:
                 raise
             content, seen = remembered
@@ -199,6 +216,19 @@ class Gateway:
 
     def _remember_snapshot(self, snapshot: Snapshot) -> None:
         self._write_behind(lambda: self._state.save_snapshot(self.registry.identity, snapshot.to_json()))
+
+    def _first_digest(self, version: Version) -> str | None:
+        """What its files were at their first fetch, of a registry whose versions never change."""
+        if self._by_name is None:
+            return None
+        identity = self.registry.identity
+        return self._state.digest(identity, version.name, version.version, version.source)
+
+    def _remember_first_digest(self, version: Version, digest: str) -> None:
+        if self._by_name is not None:
+            identity = self.registry.identity
+            self._state.save_digest(identity, version.name, version.version, version.source, digest)
+            self._by_name.record_digest(version, digest)
 
     def _remember_measurement(self, prepared: Prepared, size: int | None, seconds: float) -> None:
         self._write_behind(lambda: self._state.save_measurement(prepared.digest, size, seconds))
@@ -305,6 +335,7 @@ def serve(settings: Settings, models: Sequence[str] = ()) -> int:
     with socket.socket(family, socket.SOCK_STREAM) as bound:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((settings.host, settings.port))
+        _raise_file_limit()
         hide()  # model processes must not read this one's memory and environment
         logs.configure(settings.log_format, settings.log_level)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -316,10 +347,18 @@ def serve(settings: Settings, models: Sequence[str] = ()) -> int:
     return code
 
 
+def _raise_file_limit() -> None:
+    """As many open files as the hard limit allows: each model process takes some of ours."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):  # some systems name a hard limit they do not grant
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def _opened(settings: Settings, models: Sequence[str]) -> tuple[Registry, Settings]:
     """The registry that is meant. With models named, MLflow's own endpoints answer for the first."""
     if not models:
-        return open_registry(default_target(os.environ, settings.registry)), settings
+        return _registry(settings), settings
     references = [parse_uri(text) for text in models]
     first = references[0] if references[0].uri is None else Reference(Path(models[0]).name)
     settings = settings.model_copy(update={"default_model": settings.default_model or str(first)})
@@ -329,8 +368,15 @@ def _opened(settings: Settings, models: Sequence[str]) -> tuple[Registry, Settin
         raise RegistryError(
             "serve directories, or models of a registry (models:/NAME@ALIAS), not both at once"
         )
-    registry = open_registry(default_target(os.environ, settings.registry))
-    return Subset(registry, [reference.name for reference in references]), settings
+    registry = _registry(settings)
+    names = [reference.name for reference in references]
+    subset = SubsetByName if isinstance(registry, AskedByName) else Subset
+    return subset(registry, names), settings
+
+
+def _registry(settings: Settings) -> Registry:
+    target = default_target(os.environ, settings.registry)
+    return open_registry(target, stages=settings.mlflow_stages, tagging=settings.mlflow_tags)
 
 
 async def _serve(settings: Settings, registry: Registry, bound: socket.socket) -> int:

@@ -27,38 +27,16 @@ import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
-from urllib.parse import unquote
-
-import fsspec
 
 from gateway.registries.base import Version
-from gateway.staging import (
-    MAX_FILES,
-    Staging,
-    UnfitPackage,
-    copy_file,
-    is_part,
-    notes,
-    package_files,
-    sweep,
-)
+from gateway.sources import ArtifactError as ArtifactError
+from gateway.sources import Sources
+from gateway.staging import Staging, notes, sweep
 from loaders import package as packages
 
 log = logging.getLogger("gateway.artifacts")
 
 _ENTRY = re.compile(r"sha256-[0-9a-f]{64}\Z")
-_REMOTE = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
-_BATCH: Final = 64
-
-
-class ArtifactError(Exception):
-    """A version's files cannot be had. `public` is fit for clients: it names no path and no address; the
-    exception's own text is for operators and the log."""
-
-    def __init__(self, public: str, detail: str | None = None) -> None:
-        super().__init__(f"{public}: {detail}" if detail else public)
-        self.public = public
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +52,8 @@ class Local:
 class Artifacts:
     """The cache under `cache_dir`, at most `disk_limit` bytes large; least recently used goes first."""
 
-    def __init__(self, cache_dir: Path, disk_limit: int) -> None:
+    def __init__(self, cache_dir: Path, disk_limit: int, sources: Sources | None = None) -> None:
+        self._sources = sources or Sources()
         self._root = Path(os.path.abspath(cache_dir))
         self._limit = disk_limit
         self._verified: set[str] = set()
@@ -91,6 +70,7 @@ class Artifacts:
         A version without a digest is fetched each time, because nothing says that its source is still
         the same; what is found then decides which entry of the cache it is.
         """
+        self._sources.check(version)
         try:
             if version.digest is not None and (local := self._found(version.digest)) is not None:
                 return local
@@ -168,14 +148,14 @@ class Artifacts:
     # -- what comes
 
     def _fetch(self, version: Version) -> Local:
-        source = _source(version)
+        source = self._sources.open(version)
         files = source.files(version)
-        total = sum(size for _, _, size in files)
+        total = sum(size or 0 for _, _, size in files)
         if total > self._limit:
             sizes = f"{total / 1e6:.0f} MB, the disk limit is {self._limit / 1e6:.0f} MB"
             raise ArtifactError(f"the files of {version} are larger than the cache: {sizes}")
         with self._room(version, total) as staged:
-            source.copy(version, files, staged.path)
+            source.copy(version, files, staged.path, limit=self._limit)
             try:
                 digest = packages.digest(staged.path)
             except packages.PackageError as error:
@@ -257,93 +237,6 @@ class Artifacts:
         with self._lock:
             self._verified.discard(_digest_of(name))
         return True
-
-
-class _Directory:
-    """A source on a disk of this machine."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def files(self, version: Version) -> list[tuple[str, str, int]]:
-        if not self._path.is_dir():
-            raise ArtifactError(f"the directory of {version} is not there", str(self._path))
-        try:
-            return [(relative, str(file), size) for relative, file, size in package_files(self._path)]
-        except UnfitPackage as error:
-            raise ArtifactError(f"the files of {version} cannot be used: {error}", str(self._path)) from None
-
-    def copy(self, version: Version, files: list[tuple[str, str, int]], to: Path) -> None:
-        for relative, file, _ in files:
-            target = to / relative
-            target.parent.mkdir(parents=True, exist_ok=True)
-            copy_file(Path(file), target)
-
-
-class _Remote:
-    """A source that fsspec reaches. What it lists is not trusted: a name must stay inside."""
-
-    def __init__(self, version: Version, scheme: str) -> None:
-        problem = f"the source of {version} cannot be reached from here"
-        if "://" not in version.source:  # fsspec would take it for the name of a directory here
-            raise ArtifactError(f"{problem}: {scheme}:/ is not supported", version.source)
-        try:
-            self._files, self._path = fsspec.core.url_to_fs(version.source)
-        except ImportError as error:
-            raise ArtifactError(f"{problem}: {error}") from error  # fsspec says what to install
-        except ValueError as error:
-            raise ArtifactError(f"{problem}: {scheme}:// is not supported", str(error)) from error
-
-    def files(self, version: Version) -> list[tuple[str, str, int]]:
-        listed: dict[str, Any] = self._asked(version, self._files.find, self._path, detail=True)
-        root = self._path.rstrip("/") + "/"
-        found = []
-        for name, info in listed.items():
-            if info.get("type") == "directory" or name.endswith("/"):
-                continue
-            relative = name.removeprefix(root)
-            parts = relative.split("/")
-            if relative == name or any(part in ("", ".", "..") or "\0" in part for part in parts):
-                raise ArtifactError(f"the source of {version} lists a file outside of it", name)
-            if is_part(relative):
-                found.append((relative, name, int(info.get("size") or 0)))
-        if not found:
-            raise ArtifactError(f"the source of {version} holds no files", version.source)
-        if len(found) > MAX_FILES:
-            raise ArtifactError(f"the source of {version} holds more than {MAX_FILES:,} files")
-        return sorted(found)
-
-    def copy(self, version: Version, files: list[tuple[str, str, int]], to: Path) -> None:
-        for i in range(0, len(files), _BATCH):
-            part = files[i : i + _BATCH]
-            for relative, _, _ in part:
-                (to / relative).parent.mkdir(parents=True, exist_ok=True)
-            remote = [name for _, name, _ in part]
-            local = [str(to / relative) for relative, _, _ in part]
-            self._asked(version, self._files.get, remote, local)
-            for relative, _, size in part:
-                got = (to / relative).stat().st_size
-                if size and got != size:
-                    problem = f"a file of {version} came incomplete: {relative}, {got} of {size} bytes"
-                    raise ArtifactError(problem)
-
-    def _asked(self, version: Version, verb: Any, *args: Any, **options: Any) -> Any:
-        try:
-            return verb(*args, **options)
-        except OSError:
-            raise
-        except Exception as error:  # each file system raises what its own library raises
-            problem = f"the files of {version} cannot be read from their source: {type(error).__name__}"
-            raise ArtifactError(problem, f"{version.source}: {error}") from error
-
-
-def _source(version: Version) -> _Directory | _Remote:
-    match = _REMOTE.match(version.source)
-    if match is None:
-        return _Directory(Path(version.source))
-    if match[1].lower() == "file":
-        return _Directory(Path("/" + unquote(version.source.partition(":")[2]).lstrip("/")))
-    return _Remote(version, match[1].lower())
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from gateway.artifacts import ArtifactError, Artifacts, Local
@@ -58,7 +58,8 @@ class Prepared:
 
 
 class Packages:
-    """`policy` gives a version's policy (by name and digest); `measured` (bytes, load seconds) by digest."""
+    """`policy` gives a version's policy (by name and digest); `measured` (bytes, load seconds) by digest.
+    `remembered` and `remember`, called in `io`, are the digest of a first fetch, for versions without one."""
 
     def __init__(
         self,
@@ -67,11 +68,15 @@ class Packages:
         *,
         policy: Callable[[str, str], Policy] = lambda name, digest: Policy(),
         measured: Callable[[str], tuple[int | None, float] | None] = lambda digest: None,
+        remembered: Callable[[Version], str | None] = lambda version: None,
+        remember: Callable[[Version, str], None] = lambda version, digest: None,
     ) -> None:
         self._artifacts = artifacts
         self._io = io
         self._policy = policy
         self._measured = measured
+        self._remembered = remembered
+        self._remember = remember
 
     async def get(self, version: Version) -> Prepared:
         """Raises Problem MODEL_UNAVAILABLE with the reason."""
@@ -79,7 +84,7 @@ class Packages:
 
     def _get(self, version: Version) -> Prepared:
         try:
-            local = self._artifacts.fetch(version)
+            local = self._fetch(version)
             package = read(local.path)
             flavor = flavors.find(package)
         except ArtifactError as error:
@@ -93,6 +98,17 @@ class Packages:
         return Prepared(
             version, package, local, flavor.name, local.digest, local.bytes, estimate, seconds, findings
         )
+
+    def _fetch(self, version: Version) -> Local:
+        """The files; of a version without a digest, those that were there at the first fetch."""
+        if version.digest is not None:
+            return self._artifacts.fetch(version)
+        digest = self._remembered(version)
+        if digest is not None:
+            return self._artifacts.fetch(replace(version, digest=digest))
+        local = self._artifacts.fetch(version)
+        self._remember(version, local.digest)
+        return local
 
     def _admit(self, version: Version, package: Package, flavor: Flavor, digest: str) -> None:
         policy = self._policy(version.name, digest)

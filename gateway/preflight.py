@@ -21,6 +21,7 @@ from gateway.rollout import refusals
 from gateway.runners.base import ModelError, RunnerCrashed, RunnerTimeout
 from gateway.runners.zygote import Zygotes
 from gateway.servable import Servable
+from gateway.sources import sources_for
 
 if TYPE_CHECKING:
     from gateway.registries.base import Version
@@ -48,9 +49,10 @@ def gates(model: Model, alias: str, version: str, settings: Settings, *, back: b
 
 async def _gates(new: Version, old: Version | None, model: Model, settings: Settings) -> list[str]:
     with ThreadPoolExecutor(2) as io:
-        packages = Packages(
-            Artifacts(settings.cache_dir, settings.disk_limit), io, policy=policies.formats(settings)
-        )
+        registry = settings.registry or ""
+        sources = sources_for(registry, settings.artifact_sources)
+        artifacts = Artifacts(settings.cache_dir, settings.disk_limit, sources)
+        packages = Packages(artifacts, io, policy=policies.formats(settings))
         prepared = await packages.get(new)
         reasons: list[str] = []
         if old is not None and old != new:

@@ -7,7 +7,7 @@ hit nothing is awaited before the request stands in its model's queue.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +60,8 @@ class Answer:
 
 
 class Service:
-    """`default_model` answers requests that name none; `cold_wait` is in seconds."""
+    """`default_model` answers requests that name none; `cold_wait` is in seconds; `find` asks a registry that
+    is asked by name for what is not known, and says whether it was asked."""
 
     def __init__(
         self,
@@ -71,6 +72,7 @@ class Service:
         cold_wait: float = 30.0,
         emit: Emit = lambda event: None,
         stopping: Callable[[], bool] = lambda: False,
+        find: Callable[[Reference], Awaitable[bool]] | None = None,
     ) -> None:
         self._aliases = aliases
         self._manager = manager
@@ -78,6 +80,7 @@ class Service:
         self._cold_wait = cold_wait
         self._emit = emit
         self._stopping = stopping
+        self._find = find
 
     async def predict(self, inference: Inference) -> Answer:
         """Raises Problem; from the moment the model is known it carries `version` and `alias`."""
@@ -90,7 +93,12 @@ class Service:
             )
         if self._stopping():
             raise Problem("SHUTTING_DOWN", "the gateway is stopping", retry_after=1)
-        target = self._aliases.target(reference)
+        try:
+            target = self._aliases.target(reference)
+        except Problem:
+            if self._find is None or not await self._find(reference):
+                raise
+            target = self._aliases.target(reference)
         found = target.alias
         version = target.version
         lease: Lease | None = None

@@ -167,6 +167,7 @@ class ModelSettings(_Part):
     environment: Literal["same"] = "same"
     env: Annotated[list[str], BeforeValidator(_listed)] = []
     network: bool = True
+    readable: Annotated[list[str], BeforeValidator(_listed)] = []
     rollout: Rollout | None = None
     enforcement: Enforcement | None = None
 
@@ -202,6 +203,9 @@ class Settings(_Part):
     drain_timeout: Duration = 30.0
     admin_key_file: Path | None = None
     webhook_secret_file: Path | None = None
+    artifact_sources: Annotated[list[str], BeforeValidator(_listed)] = []
+    mlflow_stages: bool = False
+    mlflow_tags: bool = True
     log_format: Literal["auto", "json", "text"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     rollout: Rollout = Rollout()

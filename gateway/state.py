@@ -32,6 +32,12 @@ CREATE TABLE history (
 CREATE INDEX history_by_alias ON history (registry, name, alias, id);
 CREATE TABLE measurement (digest TEXT PRIMARY KEY, bytes INTEGER, load_seconds REAL);
 """
+#: Tables that files of the same schema may lack.
+_LATER = """
+CREATE TABLE IF NOT EXISTS first_digest (
+    registry TEXT, name TEXT, version TEXT, source TEXT, digest TEXT NOT NULL,
+    PRIMARY KEY (registry, name, version, source))
+"""
 HISTORY_KEPT = 100
 
 
@@ -83,6 +89,7 @@ class State:
                 db.execute(f"PRAGMA user_version = {SCHEMA}")
             elif version != SCHEMA:
                 raise sqlite3.DatabaseError(f"its schema is {version}, this gateway reads {SCHEMA}")
+            db.execute(_LATER)
             db.execute("COMMIT")
         except BaseException:
             db.close()
@@ -161,6 +168,26 @@ class State:
         for name, alias, *served in rows:
             found.setdefault((name, alias), []).append(Served(*served))
         return found
+
+    # What the files of a version were when they were first fetched, where its registry does not say.
+
+    def save_digest(self, registry: str, name: str, version: str, source: str, digest: str) -> None:
+        """The first one stays."""
+        with self._transaction() as db:
+            db.execute(
+                "INSERT OR IGNORE INTO first_digest VALUES (?, ?, ?, ?, ?)",
+                (registry, name, version, source, digest),
+            )
+
+    def digest(self, registry: str, name: str, version: str, source: str) -> str | None:
+        rows = self._query(
+            "SELECT digest FROM first_digest WHERE registry = ? AND name = ? AND version = ? AND source = ?",
+            registry,
+            name,
+            version,
+            source,
+        )
+        return rows[0][0] if rows else None
 
     # Measurements by digest: the same files need the same room, wherever they are registered.
 

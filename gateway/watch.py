@@ -13,12 +13,21 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Any
 
+from cachetools import TTLCache
+
 from gateway.errors import Problem
 from gateway.events import Emit, RegistryFailed, RegistryRead
-from gateway.registries.base import Registry, RegistryError, Snapshot
+from gateway.names import Reference
+from gateway.registries.base import AskedByName, Registry, RegistryError, Snapshot, key
 
+#: What was not there, or could not be asked for, is not asked for again for so many seconds.
+FORGET_ABSENT = 2.0
+#: Questions for single names that are under way at once, and that may wait.
+QUESTIONS = 4
+QUESTIONS_WAITING = 256
 #: A poll comes up to this share early, so that a fleet does not ask in step.
 JITTER = 0.2
+_UNASKED = object()
 
 
 class Watch:
@@ -47,6 +56,10 @@ class Watch:
         self._error: str | None = None
         self._looking: asyncio.Task[None] | None = None
         self._writes = 0
+        self._by_name = registry if isinstance(registry, AskedByName) else None
+        self._asking: dict[Reference, asyncio.Task[None]] = {}
+        self._turns = asyncio.Semaphore(QUESTIONS)
+        self._absent: TTLCache[Reference | str, Problem | None] = TTLCache(10_000, FORGET_ABSENT, clock)
 
     @property
     def seen(self) -> bool:
@@ -90,6 +103,9 @@ class Watch:
             while True:
                 writes = self._writes
                 snapshot = await asyncio.get_running_loop().run_in_executor(self._io, self._registry.read)
+                if self._by_name is not None:
+                    snapshot = self._by_name.known()  # with what was found meanwhile
+                    break
                 if writes == self._writes:
                     break
                 # Something newer came while this was read: what was read may be older than that.
@@ -104,6 +120,58 @@ class Watch:
             self._take(snapshot, "registry")
         finally:
             self._looking = None
+
+    async def ask(self, reference: Reference) -> None:
+        """What the registry says of one name now: before something is done with it, or because something has
+        happened to it. Raises REGISTRY_UNAVAILABLE."""
+        if self._by_name is None:
+            await self.look()
+        else:
+            await self._ask(reference, self._by_name)
+
+    async def find(self, reference: Reference) -> bool:
+        """Asks for what the last snapshot lacks. Whether that was worth doing: a registry that is read whole
+        has said it all, and what was not there a moment ago is not asked for again. (A version may have been
+        registered just now: that is always asked for.) Raises REGISTRY_UNAVAILABLE."""
+        if self._by_name is None:
+            return False
+        known = key(reference) in self._by_name.known().models
+        what = reference if known else key(reference)
+        remembered = self._absent.get(what, _UNASKED)
+        if isinstance(remembered, Problem):
+            raise remembered.again()
+        if remembered is None and not (known and reference.version is not None):
+            return False
+        try:
+            await self._ask(reference, self._by_name)
+        except Problem as problem:
+            self._absent[what] = problem
+            raise
+        # If it is there now, nobody asks for it this way again.
+        self._absent[what] = None
+        return True
+
+    async def _ask(self, reference: Reference, registry: AskedByName) -> None:
+        """Simultaneous callers with one question share the answer."""
+        task = self._asking.get(reference)
+        if task is None:
+            if len(self._asking) >= QUESTIONS_WAITING:
+                raise Problem("REGISTRY_UNAVAILABLE", "too many names are being asked for", retry_after=1)
+            task = asyncio.get_running_loop().create_task(self._answered(reference, registry))
+            self._asking[reference] = task
+            task.add_done_callback(lambda _: self._asking.pop(reference, None))
+        await asyncio.wait({task})
+        error = task.exception()
+        if error is not None:
+            raise error.again() if isinstance(error, Problem) else error
+
+    async def _answered(self, reference: Reference, registry: AskedByName) -> None:
+        async with self._turns:
+            try:
+                await asyncio.get_running_loop().run_in_executor(self._io, registry.find, reference)
+            except RegistryError as error:
+                raise Problem("REGISTRY_UNAVAILABLE", str(error), retry_after=1) from None
+        self.take(registry.known(), "registry")
 
     async def run(self) -> None:
         """Looks forever, a little early each time."""

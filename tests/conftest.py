@@ -18,3 +18,6 @@ def needs(module: str) -> ModuleType:
         if os.environ.get("GATEWAY_TEST_ALL"):
             pytest.fail(f"{reason}: {error}")
         pytest.skip(reason)
+
+
+pytest_plugins = ["tests.mlflow_server"]

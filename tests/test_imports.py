@@ -25,10 +25,10 @@ FORBIDDEN = frozenset({"pickle", "cloudpickle", "joblib", "dill", "sklearn", "to
 
 PURE = frozenset({"names", "errors", "events", "ledger", "eviction", "admission"})
 CONFIGURED = PURE | {"settings", "plugins", "state", "rollout", "cgroup", "governor", "yamltext"}
-FAMILIES = frozenset({"registries", "artifacts", "staging", "mlflow_client", "runners"})
+FAMILIES = frozenset({"registries", "artifacts", "staging", "mlflow_client", "runners", "sources"})
 PROTOCOLS = frozenset({"registries.base", "runners.base"})
 LIVE = frozenset({"servable", "manager", "batching", "aliases", "watch", "packages", "policies"})
-SERVICE = CONFIGURED | FAMILIES | LIVE | {"service", "operations"}
+SERVICE = CONFIGURED | FAMILIES | LIVE | {"service", "operations", "webhooks"}
 
 NO_LIBRARY: frozenset[str] = frozenset()
 
@@ -64,8 +64,11 @@ LAYERS: dict[str, Layer] = {
     # Where a version runs: made from settings, so it is the one that knows the members of the runners.
     "placement": Layer(CONFIGURED | {"runners", "packages"}, NO_LIBRARY, loaders=True),
     **dict.fromkeys(("service", "operations"), Layer(SERVICE, CORE_LIBRARIES, loaders=True)),
+    "webhooks": Layer(PURE, frozenset({"cachetools"})),
     "logs": Layer(PURE, frozenset({"orjson"})),
-    "http": Layer(SERVICE | {"http", "metrics"}, frozenset({"starlette", "orjson", "numpy", "pyarrow"}), loaders=True),
+    "http": Layer(
+        SERVICE | {"http", "metrics"}, frozenset({"starlette", "orjson", "numpy", "pyarrow"}), loaders=True
+    ),
     "metrics": Layer(SERVICE | {"metrics"}, frozenset({"prometheus_client", "orjson"}), loaders=True),
     "api": Layer(CONFIGURED | FAMILIES | {"api"}, frozenset({"numpy", "pandas"}), loaders=True),
 }

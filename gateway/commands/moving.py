@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
@@ -33,6 +32,7 @@ from gateway.commands.terminal import Failure, Output, note, result, working
 if TYPE_CHECKING:
     from gateway.commands.client import Client
     from gateway.registries.base import Alias, Model, Registry
+    from gateway.settings import Settings
 
 ABSENT = "none"
 """What `--expect` calls an alias that does not exist."""
@@ -91,9 +91,18 @@ def promote(
         if url is not None:
             raise typer.BadParameter("give either --registry or --url")
         with _opened(registry) as (opened, target):
-            model = _model(opened, name)
+            model = _model(opened, name, wanted)
             wanted = wanted or _alias(model, source or "").version
-            done = _promote_here(opened, model, alias, wanted, expect, config, force=force, dry_run=dry_run)
+            done = _promote_here(
+                opened,
+                model,
+                alias,
+                wanted,
+                expect,
+                settings_of(config, registry=target),
+                force=force,
+                dry_run=dry_run,
+            )
             if wait:
                 note("no gateway was named: there is nothing to wait for")
     result(output, {**done, "target": target}, _told(reference, done, target, dry_run=dry_run))
@@ -131,7 +140,9 @@ def rollback(
         if url is not None:
             raise typer.BadParameter("give either --registry or --url")
         with _opened(registry) as (opened, target):
-            done = _rollback_here(opened, _model(opened, name), alias, wanted, config)
+            done = _rollback_here(
+                opened, _model(opened, name, wanted), alias, wanted, settings_of(config, registry=target)
+            )
     result(output, {**done, "target": target}, _told(reference, done, target, dry_run=False))
 
 
@@ -161,7 +172,7 @@ def _promote_here(
     alias: str,
     version: str,
     expect: str | None,
-    config: Path | None,
+    settings: Settings,
     *,
     force: bool,
     dry_run: bool,
@@ -173,7 +184,7 @@ def _promote_here(
     refusals: list[str] = []
     if standing is None or standing.version != version:
         with working(f"{model.name}@{alias} to {version}: the gates"):
-            refusals = preflight.gates(model, alias, version, settings_of(config))
+            refusals = preflight.gates(model, alias, version, settings)
     if refusals and not force:
         hint = "--force moves the alias all the same"
         raise Failure(f"{model.name}/{version} may not take over: {'; '.join(refusals)}", hint)
@@ -193,7 +204,7 @@ def _promote_here(
 
 
 def _rollback_here(
-    opened: Registry, model: Model, alias: str, to: str | None, config: Path | None
+    opened: Registry, model: Model, alias: str, to: str | None, settings: Settings
 ) -> dict[str, Any]:
     from gateway import preflight
 
@@ -204,8 +215,9 @@ def _rollback_here(
             f"the registry does not say where {model.name}@{alias} pointed before {standing.version}",
             f"name a version: --to V; versions of {model.name}: {_numbers(model)}",
         )
+    model = _model(opened, model.name, wanted)
     with working(f"{model.name}@{alias} back to {wanted}: the gates"):
-        preflight.gates(model, alias, wanted, settings_of(config), back=True)
+        preflight.gates(model, alias, wanted, settings, back=True)
     opened.set_alias(model.name, alias, wanted, expect=standing.version, forced=True, back=True)
     return {"name": model.name, "alias": alias, "version": wanted, "previous": standing.version}
 
@@ -239,8 +251,11 @@ def _opened(target: str | None) -> Iterator[tuple[Registry, str]]:
         opened.close()
 
 
-def _model(opened: Registry, name: str) -> Model:
-    found = opened.read().models
+def _model(opened: Registry, name: str, version: str | None) -> Model:
+    from gateway.names import Reference
+    from gateway.registries.base import ask
+
+    found = ask(opened, Reference(name, version=version)).models
     if name not in found:
         raise Failure(
             f"{opened.target} has no model {name}", f"its models: {', '.join(sorted(found)) or 'none'}"

@@ -25,8 +25,8 @@ RegistryOption = Annotated[
         "--registry",
         "-r",
         metavar="R",
-        help="A registry file (.yaml, .yml, .json). Else $GATEWAY_REGISTRY, $MLFLOW_REGISTRY_URI, "
-        "$MLFLOW_TRACKING_URI, ./registry.yaml.",
+        help="A registry file (.yaml, .yml, .json), its URL, or an MLflow server. Else $GATEWAY_REGISTRY, "
+        "$MLFLOW_REGISTRY_URI, $MLFLOW_TRACKING_URI, ./registry.yaml.",
     ),
 ]
 UrlOption = Annotated[

@@ -53,11 +53,12 @@ def models(
 ) -> None:
     """Show what the registry says: models, their versions and aliases."""
     from gateway.registries import open_registry
+    from gateway.registries.base import AskedByName
 
     target = target_of(registry)
     opened = open_registry(target)
     try:
-        found = opened.read().models
+        found = (opened.listing(name) if isinstance(opened, AskedByName) else opened.read()).models
     finally:
         opened.close()
     if name is None:

@@ -6,6 +6,7 @@ they came, still percent-encoded, so that `%40` and `%2F` belong to a name.
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
@@ -22,6 +23,7 @@ from gateway.errors import Detail, Problem
 from gateway.http import answers, bodies, problems
 from gateway.http.auth import Access
 from gateway.names import Reference
+from gateway.webhooks import Deliveries, concerned
 from loaders.batch import Value
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ Handler: TypeAlias = "Callable[[Request], Result | Awaitable[Result]]"
 MAX_BODY_BYTES: Final = 64 * 1024
 MAX_HELD_BYTES: Final = 16 * MAX_BODY_BYTES
 
+WEBHOOK: Final = "/webhooks/mlflow"
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD"})
 
 
@@ -43,6 +46,8 @@ class Control:
         self._app = app
         self._operations = app.operations
         self._access = Access(app.settings.admin_key_file)
+        self._deliveries = Deliveries(app.settings.webhook_secret_file)
+        self._hints: set[asyncio.Task[None]] = set()
         self._intake = bodies.Intake(MAX_BODY_BYTES, MAX_HELD_BYTES)
         table: dict[str, dict[str, Handler]] = {
             "/models": {"GET": self._models},
@@ -57,6 +62,8 @@ class Control:
             "/rollouts": {"GET": self._rollouts},
             "/rollouts/{name}": {"GET": self._rollout},
             "/registry/refresh": {"POST": self._refresh},
+            "/registry.yaml": {"GET": self._document},
+            WEBHOOK: {"POST": self._webhook},
             "/livez": {"GET": self._livez},
             "/readyz": {"GET": self._readyz},
             "/metrics": {"GET": self._metrics},
@@ -95,7 +102,9 @@ class Control:
     def _endpoint(self, handlers: Mapping[str, Handler]) -> Callable[[Request], Awaitable[Response]]:
         async def endpoint(request: Request) -> Response:
             method = request.method
-            if method not in _SAFE_METHODS:
+            if (
+                method not in _SAFE_METHODS and request.scope["path"] != WEBHOOK
+            ):  # which has its own signature
                 self._access.check(request.scope)
             result = handlers["GET" if method == "HEAD" else method](request)
             if inspect.isawaitable(result):
@@ -115,8 +124,8 @@ class Control:
     def _models(self, request: Request) -> Result:
         return self._operations.models()
 
-    def _model(self, request: Request) -> Result:
-        return self._operations.model(_name(request))
+    async def _model(self, request: Request) -> Result:
+        return await self._operations.model(_name(request))
 
     async def _version(self, request: Request) -> Result:
         reference = _reference(request)
@@ -187,6 +196,33 @@ class Control:
         _flags(request)
         await self._fields(request, {})
         return await self._operations.refresh()
+
+    async def _document(self, request: Request) -> Result:
+        content, stamp = await self._operations.document()
+        headers = {"etag": f'"{stamp}"', "content-type": "application/yaml"}
+        if headers["etag"] in request.headers.get("if-none-match", ""):
+            return Response(status_code=304, headers=headers)
+        return Response(content, headers=headers)
+
+    async def _webhook(self, request: Request) -> Result:
+        """Answered at once; what it is about is asked for behind the answer."""
+        body = await self._intake.read(request.receive, dict(request.scope["headers"]))
+        try:
+            head = request.headers
+            fresh = self._deliveries.accept(
+                head.get("x-mlflow-delivery-id"),
+                head.get("x-mlflow-timestamp"),
+                head.get("x-mlflow-signature"),
+                body,
+            )
+            reference = concerned(body) if fresh else None
+        finally:
+            self._intake.release(len(body))
+        if reference is not None:
+            task = asyncio.get_running_loop().create_task(self._operations.hint(reference))
+            self._hints.add(task)
+            task.add_done_callback(self._hints.discard)
+        return {"accepted": True, "repeated": not fresh}
 
     async def _fields(
         self, request: Request, allowed: Mapping[str, tuple[type | None, ...]]

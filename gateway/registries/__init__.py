@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from gateway import plugins
 from gateway.plugins import Plugin
@@ -19,31 +20,54 @@ from gateway.registries.base import Registry, RegistryError
 GROUP: Final = "gateway.registries"
 REGISTRIES: Final[dict[str, Plugin]] = {
     "file": Plugin("gateway.registries.file:FileRegistry"),
+    "mlflow": Plugin("gateway.registries.mlflow:MLflowRegistry"),
+    "remote": Plugin("gateway.registries.remote:RemoteRegistry"),
 }
-"""What a registry's target begins with → its member. A factory is called as `factory(target, create=…)`."""
+"""A kind of registry → its member. A factory is called as `factory(target, create=…)`. A kind that another
+distribution adds is meant by the scheme of its name."""
 
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
+_DOCUMENTS: Final = (".yaml", ".yml", ".json")
 
 
-def open_registry(target: str, *, create: bool = False) -> Registry:
-    """The registry at `target`: a file's path, `file://…`, or a URL whose scheme names a registered part.
+def open_registry(
+    target: str, *, create: bool = False, stages: bool = False, tagging: bool = True
+) -> Registry:
+    """The registry at `target`: a file's path, `file://…`, the URL of a registry document (it ends in .yaml,
+    .yml or .json), an MLflow server, or a URL whose scheme names a registered part.
 
-    `create`: writing a first version may make a registry that does not exist. Nothing is read yet.
-    Raises RegistryError.
+    `create`: writing a first version may make a registry that does not exist. Of an MLflow server `stages`
+    are aliases, and `tagging` writes back the digests of first fetches. Nothing is read yet. Raises
+    RegistryError.
     """
-    match = _SCHEME.match(target)
-    scheme = match[1].lower() if match else "file"
-    if scheme not in plugins.known(GROUP, REGISTRIES):
-        raise RegistryError(
-            f"{target}: this build reads registries from files, not from {scheme}:// "
-            f"(kinds: {', '.join(sorted(plugins.known(GROUP, REGISTRIES)))})"
-        )
+    kind = _kind(target)
     try:
-        factory = plugins.find(GROUP, REGISTRIES, scheme)
+        factory = plugins.find(GROUP, REGISTRIES, kind)
     except plugins.PluginError as error:
         raise RegistryError(str(error)) from error
-    registry: Registry = factory(target, create=create)
+    options = {"stages": stages, "tagging": tagging} if kind == "mlflow" else {}
+    registry: Registry = factory(target, create=create, **options)
     return registry
+
+
+def _kind(target: str) -> str:
+    """What kind of registry a target means, by its form alone. Raises RegistryError."""
+    match = _SCHEME.match(target)
+    scheme = match[1].lower() if match else target if target.startswith("databricks") else "file"
+    if scheme.startswith(("databricks", "uc")):
+        raise RegistryError(f"{target}: Databricks is not supported; an MLflow server or a registry file is")
+    if scheme in ("mlflow+http", "mlflow+https"):
+        return "mlflow"
+    if scheme == "file" or scheme in plugins.known(GROUP, REGISTRIES) - REGISTRIES.keys():
+        return scheme
+    if not target[len(scheme) :].startswith("://"):
+        return "file"  # a path with a colon in it
+    if urlsplit(target).path.lower().endswith(_DOCUMENTS):
+        return "remote"
+    if scheme in ("http", "https"):
+        return "mlflow"
+    kinds = "a file, the URL of a document (.yaml, .yml, .json), or http(s)://HOST of an MLflow server"
+    raise RegistryError(f"{target} is no registry: give {kinds}")
 
 
 def default_target(

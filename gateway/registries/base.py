@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from gateway.names import Reference
+
+
+MAX_PREVIOUS = 10
 
 
 class RegistryError(Exception):
@@ -174,12 +177,46 @@ class Registry(Protocol):
     def close(self) -> None: ...
 
 
+@runtime_checkable
+class AskedByName(Protocol):
+    """What a registry has beside `Registry` that is too large to be read whole: its snapshots hold the names
+    in use alone, and `read` asks for those again. Versions of such a registry are immutable: one without a
+    digest is held to that of its first fetch."""
+
+    def find(self, reference: Reference) -> None:
+        """Asks for what a reference means. What is found is in use from now on; what the registry says is not
+        there is not in `known()` afterwards. Blocks. Raises RegistryUnavailable."""
+
+    def known(self) -> Snapshot:
+        """What was said last, without asking."""
+
+    def resume(self, snapshot: Snapshot) -> None:
+        """The names that were in use before a restart, with what the registry said then."""
+
+    def listing(self, name: str | None = None) -> Snapshot:
+        """The first thousand of all names, or all versions of one. Blocks. Raises RegistryUnavailable."""
+
+    def record_digest(self, version: Version, digest: str) -> None:
+        """Writes down what the files of a version were at their first fetch, where that is allowed."""
+
+
+def ask(registry: Registry, reference: Reference) -> Snapshot:
+    """A snapshot that answers for a reference, however the registry is read. Raises what `read` does."""
+    if not isinstance(registry, AskedByName):
+        return registry.read()
+    registry.find(reference)
+    return registry.known()
+
+
 def resolve(
     snapshot: Snapshot, reference: Reference, default_alias: Sequence[str] = ("champion",)
 ) -> Version:
     """The version that a `models:/` reference means now. A bare name means its first alias of
     `default_alias` that exists. Raises NotInRegistry, with the contract's code and what there is instead."""
-    model = snapshot.models.get(reference.name)
+    model = snapshot.models.get(key(reference))
+    if model is None and not reference.name:
+        message = f"{reference} is not there: it means something in an MLflow registry only"
+        raise NotInRegistry("MODEL_NOT_FOUND", message)
     if model is None:
         # Anybody may ask for any name: what is compared is bounded, however large the registry.
         alike = (name for name in snapshot.models if name[:1].lower() == reference.name[:1].lower())
@@ -188,7 +225,7 @@ def resolve(
         raise NotInRegistry("MODEL_NOT_FOUND", f"there is no model {reference.name!r} in the registry", hint)
     if reference.version is not None:
         return _version(model, reference.version, f"{model.name} has no version {reference.version}")
-    if reference.latest:
+    if reference.latest or not reference.name:
         latest = model.latest()
         if latest is None:
             raise NotInRegistry("VERSION_NOT_FOUND", f"{model.name} has no versions")
@@ -204,6 +241,36 @@ def resolve(
         f"{model.name} has no alias {' or '.join(wanted)}",
         f"aliases of {model.name}: {_some(sorted(model.aliases))}",
     )
+
+
+def moved(current: Alias | None, version: str, *, forced: bool, back: bool) -> Alias:
+    """What an alias is once it points to `version`; `current` itself where that changes nothing."""
+    if current is None:
+        return Alias(version, forced=forced)
+    if current.version == version:
+        return replace(current, forced=current.forced or forced)
+    if back:
+        # Back to where it was: what lies after that point of its past is no longer behind it.
+        earlier = current.previous
+        rest = earlier[earlier.index(version) + 1 :] if version in earlier else earlier
+        return replace(current, version=version, previous=rest, forced=forced)
+    previous = (current.version, *current.previous)[:MAX_PREVIOUS]
+    return replace(current, version=version, previous=previous, forced=forced)
+
+
+def expect_alias(name: str, current: Alias | None, expect: str | None, *, absent: bool) -> None:
+    """Raises PreconditionFailed where the alias called `name` is not where a writer expects it."""
+    stands = None if current is None else current.version
+    if (expect is not None and stands != expect) or (absent and stands is not None):
+        wanted = "it to be absent" if absent else f"version {expect}"
+        found = "it does not exist" if stands is None else f"it points to version {stands}"
+        raise PreconditionFailed(f"{name}: expected {wanted}, but {found}", stands)
+
+
+def key(reference: Reference) -> str:
+    """Under what a snapshot has a reference's model: its name, or a model id or a run's path as they are
+    written, which no name can be."""
+    return reference.name or str(reference)
 
 
 def _version(model: Model, version: str, otherwise: str) -> Version:

@@ -10,18 +10,17 @@ import difflib
 import json
 import os.path
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 from gateway import yamltext
 from gateway.names import InvalidReference, check_alias, check_name, check_version
-from gateway.registries.base import Alias, Model, RegistryInvalid, Version
+from gateway.registries.base import MAX_PREVIOUS, Alias, Model, RegistryInvalid, Version
 
 Form = Literal["yaml", "json"]
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
-MAX_PREVIOUS = 10
 
 
 def parse(content: bytes, form: Form, *, target: str, base: str) -> dict[str, Model]:
@@ -229,6 +228,26 @@ def alias_value(alias: Alias) -> str | dict[str, Any]:
     if alias.forced:
         value["forced"] = True
     return alias.version if len(value) == 1 else value
+
+
+def dump(models: Iterable[Model]) -> bytes:
+    """A document that says the same, in JSON. Credentials in the URL of a source stay here."""
+    content = {"version": 1, "models": {model.name: _entry(model) for model in models}}
+    return json.dumps(content, ensure_ascii=False).encode()
+
+
+def _entry(model: Model) -> dict[str, Any]:
+    versions = {}
+    for number, version in model.versions.items():
+        facts: dict[str, Any] = {
+            "source": re.sub(r"(://)[^/@]*@", r"\1", version.source),
+            "digest": version.digest,
+        }
+        facts |= {"created": version.created, "tags": dict(version.tags) or None}
+        versions[number] = {name: fact for name, fact in facts.items() if fact is not None}
+    aliases = {alias: alias_value(entry) for alias, entry in model.aliases.items()}
+    entry: dict[str, Any] = {"versions": versions, "aliases": aliases}
+    return entry | ({"rollout": dict(model.rollout)} if model.rollout else {})
 
 
 def _shown(value: Any) -> str:

@@ -17,7 +17,6 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -32,13 +31,14 @@ from gateway.registries.base import (
     Alias,
     Model,
     NotInRegistry,
-    PreconditionFailed,
     RegistryError,
     RegistryInvalid,
     RegistryReadOnly,
     RegistryUnavailable,
     Snapshot,
     Version,
+    expect_alias,
+    moved,
 )
 from gateway.staging import Staging, UnfitPackage, copy_file, package_files, sweep, sync_directory, sync_tree
 from loaders import package as packages
@@ -110,11 +110,7 @@ class FileRegistry:
                 hint = f"versions of {name}: {', '.join(sorted(model.versions, key=int)) or 'none'}"
                 raise NotInRegistry("VERSION_NOT_FOUND", f"{name} has no version {version}", hint)
             current = model.aliases.get(alias)
-            stands = None if current is None else current.version
-            if (expect is not None and stands != expect) or (absent and stands is not None):
-                wanted = "it to be absent" if absent else f"version {expect}"
-                found = "it does not exist" if stands is None else f"it points to version {stands}"
-                raise PreconditionFailed(f"{name}@{alias}: expected {wanted}, but {found}", stands)
+            expect_alias(f"{name}@{alias}", current, expect, absent=absent)
             changes = _move(name, alias, current, version, forced=forced, back=back)
             return self._write(content, changes) if changes else snapshot
 
@@ -354,22 +350,7 @@ def _move(
     name: str, alias: str, current: Alias | None, version: str, *, forced: bool, back: bool
 ) -> list[tuple[Sequence[str], Any]]:
     """The changes to the document that point an alias to a version; none if it is there already."""
-    if current is None:
-        new = Alias(version, forced=forced)
-    elif current.version == version:
-        new = replace(current, forced=current.forced or forced)
-    elif back:
-        # Back to where it was: what lies after that point of its past is no longer behind it.
-        earlier = current.previous
-        new = replace(
-            current,
-            version=version,
-            previous=earlier[earlier.index(version) + 1 :] if version in earlier else earlier,
-            forced=forced,
-        )
-    else:
-        previous = (current.version, *current.previous)[: document.MAX_PREVIOUS]
-        new = replace(current, version=version, previous=previous, forced=forced)
+    new = moved(current, version, forced=forced, back=back)
     if new == current:
         return []
     path = ("models", name, "aliases", alias)

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import NoReturn
 from urllib.parse import urlsplit
 
-from gateway.names import InvalidReference, check_name
+from gateway.names import InvalidReference, Reference, check_name
 from gateway.registries.base import (
     Alias,
+    AskedByName,
     Model,
     Registry,
     RegistryError,
@@ -125,6 +126,29 @@ class Subset:
     def _narrowed(self, snapshot: Snapshot) -> Snapshot:
         models = {name: model for name, model in snapshot.models.items() if name in self._names}
         return Snapshot(models, snapshot.stamp)
+
+
+class SubsetByName(Subset):
+    """The same of a registry that is asked by name: other names are asked for in vain."""
+
+    def __init__(self, registry: Registry, names: Sequence[str]) -> None:
+        super().__init__(registry, names)
+        assert isinstance(registry, AskedByName)
+        self._asked = registry
+        self.record_digest = registry.record_digest
+
+    def find(self, reference: Reference) -> None:
+        if reference.name in self._names:
+            self._asked.find(reference)
+
+    def known(self) -> Snapshot:
+        return self._narrowed(self._asked.known())
+
+    def resume(self, snapshot: Snapshot) -> None:
+        self._asked.resume(self._narrowed(snapshot))
+
+    def listing(self, name: str | None = None) -> Snapshot:
+        return self._narrowed(self._asked.listing(name))
 
 
 def _located(source: str) -> tuple[str, str]:

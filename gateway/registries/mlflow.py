@@ -1,0 +1,636 @@
+"""The registry of an MLflow tracking server, asked only for the names that are in use.
+
+A snapshot holds the models that somebody asked for here; `read` asks for each of those again, one call a
+model, because that call names every alias of it. Versions are immutable: each is asked for once. What an
+alias was before, and whether it was forced, MLflow does not keep: that is written beside it, as tags of the
+registered model. Knows the REST interface through `mlflow_client`, and no running gateway.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import os
+import re
+import threading
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import fsspec
+
+from gateway.mlflow_client import MLflowClient, MLflowError, MLflowUnavailable
+from gateway.names import InvalidReference, Reference, check_alias, check_name, check_version
+from gateway.registries.base import (
+    Alias,
+    Model,
+    NotInRegistry,
+    PreconditionFailed,
+    RegistryError,
+    RegistryReadOnly,
+    RegistryUnavailable,
+    Snapshot,
+    Version,
+    expect_alias,
+    key,
+    moved,
+)
+from gateway.staging import UnfitPackage, package_files
+from loaders import package as packages
+
+log = logging.getLogger("gateway.registries.mlflow")
+
+DIGEST_TAG: Final = "gateway.digest"
+ALIAS_TAG: Final = "gateway.alias."
+ROLLOUT_TAG: Final = "gateway.rollout"
+#: How many models are asked for at once when all in use are.
+AT_ONCE: Final = 4
+LISTED: Final = 1000
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
+_PROXIED = re.compile(r"mlflow-artifacts:(?://([^/]*))?/(.*)\Z")
+_PROXY_PATH: Final = "/api/2.0/mlflow-artifacts/artifacts/"
+
+
+class _Unavailable(RegistryUnavailable):
+    """`reached`: somebody answered, so that another question may fare better."""
+
+    def __init__(self, error: MLflowUnavailable) -> None:
+        super().__init__(str(error))
+        self.reached = error.reached
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A model in use. `created` tells one registered model from a later one of the same name (None: as it was
+    before a restart); `order` is the number of the question this answers."""
+
+    model: Model
+    created: int | None
+    order: int
+
+
+class MLflowRegistry:
+    """A tracking server: `http(s)://HOST[:PORT][/PATH]` or `mlflow+http(s)://…`.
+
+    See `Registry` and `AskedByName`. Where MLFLOW_REGISTRY_URI names it and MLFLOW_TRACKING_URI another
+    server, runs, logged models and proxied files are asked for there. `stages`: MLflow's stages answer as
+    aliases of their name. `tagging`: digests of first fetches are written back. Raises RegistryError.
+    """
+
+    poll_interval = 5.0
+    writable = True
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        create: bool = False,
+        environ: Mapping[str, str] | None = None,
+        stages: bool = False,
+        tagging: bool = True,
+    ) -> None:
+        environ = os.environ if environ is None else environ
+        tracking = environ.get("MLFLOW_TRACKING_URI", "")
+        apart = target == environ.get("MLFLOW_REGISTRY_URI") and re.match(r"(mlflow\+)?https?://", tracking)
+        try:
+            self._client = MLflowClient(target, environ)
+            self._tracking = MLflowClient(tracking, environ) if apart else self._client
+        except ValueError as error:
+            raise RegistryError(str(error)) from error
+        self.target = self._client.base
+        self.identity = f"mlflow:{self._client.base}"
+        self._experiment = environ.get("MLFLOW_EXPERIMENT_ID") or "0"
+        self._stages = stages
+        self._tagging = tagging
+        self._orders = itertools.count(1)
+        self._lock = threading.Lock()
+        self._names: dict[str, _Known] = {}
+        self._fixed: dict[str, Model] = {}
+        self._absent: dict[str, int] = {}
+        self._life = uuid.uuid4().hex
+        self._changes = 0
+
+    def __repr__(self) -> str:
+        return f"<MLflowRegistry {self.target}, {len(self._names)} models in use>"
+
+    # Reading.
+
+    def read(self) -> Snapshot:
+        names = list(self._names)
+        if not names:  # nothing to ask for: is it there, and does it let us in?
+            self._call("GET", "registered-models/search", {"max_results": 1}, retries=0)
+            return self.known()
+        failed: list[_Unavailable] = []
+        with ThreadPoolExecutor(min(AT_ONCE, len(names))) as pool:
+            for i in range(0, len(names), AT_ONCE):
+                answers = pool.map(self._refreshed, names[i : i + AT_ONCE])
+                failed += [answer for answer in answers if answer is not None]
+                if any(not error.reached for error in failed):
+                    break
+        if failed and (len(failed) == len(names) or not failed[-1].reached):
+            raise failed[-1]
+        for error in failed:
+            log.warning("a model keeps what the registry said of it before: %s", error)
+        return self.known()
+
+    def _refreshed(self, name: str) -> _Unavailable | None:
+        try:
+            self._refresh(name, retries=0)
+        except _Unavailable as error:
+            return error
+        return None
+
+    def find(self, reference: Reference) -> None:
+        if reference.name:
+            self._refresh(reference.name, reference.version)
+        elif key(reference) not in self._fixed:
+            found = self._logged_model(reference) if reference.model_id else self._run_model(reference)
+            if found is not None:
+                with self._lock:
+                    self._fixed[found.name] = Model(found.name, {found.version: found}, {})
+                    self._changes += 1
+
+    def known(self) -> Snapshot:
+        with self._lock:
+            models = {name: known.model for name, known in self._names.items()} | self._fixed
+            return Snapshot(models, f"{self._life}-{self._changes}")
+
+    def resume(self, snapshot: Snapshot) -> None:
+        with self._lock:
+            for name, model in snapshot.models.items():
+                if ":" in name:
+                    self._fixed[name] = model
+                else:
+                    self._names[name] = _Known(model, None, 0)
+            self._changes += 1
+
+    def listing(self, name: str | None = None) -> Snapshot:
+        """With `name`: that model, with up to a thousand of its versions."""
+        if name is None:
+            found = self._pages("registered-models/search", "registered_models", {"max_results": 100})
+            return Snapshot({str(item.get("name")): self._listed(item) for item in found}, "")
+        self._refresh(name)
+        known = self._names.get(name)
+        if known is None:
+            return Snapshot({}, "")
+        versions = {
+            str(item.get("version")): self._version_of(name, item, str(item.get("source", "")))
+            for item in self._versions(name)
+        }
+        return Snapshot({name: Model(name, versions, known.model.aliases)}, "")
+
+    # One model.
+
+    def _refresh(self, name: str, wanted: str | None = None, *, retries: int | None = None) -> None:
+        """Asks for a model, and for those of its versions that are named and not known yet."""
+        order = next(self._orders)
+        known = self._names.get(name)
+        try:
+            answer = self._call("GET", "registered-models/get", {"name": name}, retries=retries)
+        except MLflowError as error:
+            if not error.absent:
+                raise _refused(error) from error
+            self._keep(name, None, order)
+            return
+        registered = answer.get("registered_model")
+        if not isinstance(registered, dict) or registered.get("name") != name:
+            raise _Unavailable(
+                MLflowUnavailable(f"{self.target} gave an answer that is not MLflow's", reached=True)
+            )
+        created = _whole(registered.get("creation_timestamp"))
+        if known is not None and known.created not in (None, created):
+            known = None  # another model of the same name
+        before = known.model if known is not None else Model(name, {}, {})
+        versions = dict(before.versions)
+        aliases = self._aliases(registered)
+        latest = _listed_versions(registered)
+        needed = {entry.version for entry in aliases.values()} | ({wanted} if wanted else set())
+        if latest:
+            needed.add(max(latest, key=int))
+        for alias, entry in before.aliases.items():
+            if alias not in aliases and self._gone(name, entry.version):
+                # MLflow removes the aliases of a version that is deleted: nobody ended this one.
+                versions.pop(entry.version, None)
+                aliases[alias] = entry
+        for number in sorted(needed - versions.keys(), key=int):
+            if (version := self._version(name, number)) is not None:
+                versions[number] = version
+        tags = _tags(registered)
+        self._keep(name, _Known(Model(name, versions, aliases, _rollout(name, tags)), created, order), order)
+
+    def _aliases(self, registered: Mapping[str, Any]) -> dict[str, Alias]:
+        tags = _tags(registered)
+        aliases: dict[str, Alias] = {}
+        if self._stages:
+            for number, item in _listed_versions(registered).items():
+                stage = str(item.get("current_stage") or "None")
+                if stage != "None":
+                    aliases[stage] = Alias(number)
+        for item in _objects(registered.get("aliases")):
+            alias, number = str(item.get("alias")), str(item.get("version"))
+            try:
+                aliases[check_alias(alias)] = _with_past(check_version(number), tags.get(ALIAS_TAG + alias))
+            except InvalidReference as error:
+                log.warning("an alias of %s is passed over: %s", registered.get("name"), error)
+        return aliases
+
+    def _gone(self, name: str, number: str) -> bool:
+        """Whether the server says that a version is deleted."""
+        try:
+            self._call("GET", "model-versions/get", {"name": name, "version": number})
+        except MLflowError as error:
+            if error.absent:
+                return True
+            raise _refused(error) from error
+        return False
+
+    def _version(self, name: str, number: str) -> Version | None:
+        """A version that may be served; None where there is none (yet)."""
+        values = {"name": name, "version": number}
+        try:
+            item = self._call("GET", "model-versions/get", values).get("model_version")
+            if not isinstance(item, dict) or str(item.get("version")) != number:
+                raise _not_mlflow(self.target)
+            if item.get("status", "READY") != "READY":
+                return None
+            place = self._call("GET", "model-versions/get-download-uri", values).get("artifact_uri")
+        except MLflowError as error:
+            if error.absent:
+                return None
+            raise _refused(error) from error
+        if not isinstance(place, str) or not place:
+            raise _not_mlflow(self.target)
+        return self._version_of(name, item, self._located(place))
+
+    def _version_of(self, name: str, item: Mapping[str, Any], source: str) -> Version:
+        tags = _tags(item)
+        digest = tags.get(DIGEST_TAG)
+        if digest is not None and not _DIGEST.match(digest):
+            log.warning("the tag %s of %s/%s is no digest", DIGEST_TAG, name, item.get("version"))
+            digest = None
+        created = _moment(item.get("creation_timestamp"))
+        return Version(name, str(item.get("version")), source, digest, created, tags)
+
+    def _keep(self, name: str, answer: _Known | None, order: int) -> None:
+        """Takes an answer unless that of a later question came first."""
+        with self._lock:
+            known = self._names.get(name)
+            if order < max(0 if known is None else known.order, self._absent.get(name, 0)):
+                return
+            if answer is None:
+                if self._names.pop(name, None) is not None:
+                    self._changes += 1
+                    self._absent[name] = order
+                return
+            self._absent.pop(name, None)
+            self._names[name] = answer
+            self._changes += known is None or known.model != answer.model
+
+    # Logged models and what runs left.
+
+    def _logged_model(self, reference: Reference) -> Version | None:
+        try:
+            answer = self._call("GET", f"logged-models/{reference.model_id}", on=self._tracking)
+        except MLflowError as error:
+            if error.absent:
+                return None
+            raise _refused(error) from error
+        return self._fixed_version(reference, _info(answer.get("model")), "")
+
+    def _run_model(self, reference: Reference) -> Version | None:
+        """`runs:/RUN/PATH`: the run's own artifacts, else the model that the run logged under that name."""
+        path = reference.path or ""
+        parts = path.split("/")
+        if any(part in ("", ".", "..") or re.search(r"[\x00-\x1f\x7f'\"`]", part) for part in parts):
+            return None
+        try:
+            found = self._call("GET", "runs/get", {"run_id": reference.run_id}, on=self._tracking)
+            run = _info(found.get("run"))
+            values = {"run_id": reference.run_id, "path": path}
+            listed = self._call("GET", "artifacts/list", values, on=self._tracking)
+            if any(str(item.get("path", "")) != path for item in _objects(listed.get("files"))):
+                return self._fixed_version(reference, run, f"/{path}")
+            asked = {"experiment_ids": [run.get("experiment_id")], "filter": f"name = '{parts[0]}'"}
+            logged = self._call("POST", "logged-models/search", asked, on=self._tracking)
+        except MLflowError as error:
+            if error.absent or error.code == "INVALID_PARAMETER_VALUE":
+                return None
+            raise _refused(error) from error
+        for item in _objects(logged.get("models")):
+            if _info(item).get("source_run_id") == reference.run_id:
+                return self._fixed_version(reference, _info(item), "".join(f"/{part}" for part in parts[1:]))
+        return None
+
+    def _fixed_version(self, reference: Reference, info: Mapping[str, Any], below: str) -> Version | None:
+        place = info.get("artifact_uri")
+        if not isinstance(place, str) or not place:
+            raise _not_mlflow(self._tracking.base)
+        if info.get("status", "LOGGED_MODEL_READY") not in ("LOGGED_MODEL_READY", "FINISHED", "RUNNING"):
+            return None
+        created = _moment(info.get("creation_timestamp_ms") or info.get("start_time"))
+        source = self._located(place.rstrip("/") + below)
+        return Version(key(reference), "1", source, created=created)
+
+    def _located(self, place: str) -> str:
+        """A place as the server names it, as a source that says where the server is."""
+        proxied = _PROXIED.match(place)
+        if proxied is None:
+            return place
+        base = self._tracking.base
+        if proxied[1] and proxied[1] != urlsplit(base).netloc:
+            return place  # another server's: not asked, for it would be sent this one's credentials
+        return f"mlflow+{base}{_PROXY_PATH}{proxied[2]}"
+
+    # Writing.
+
+    def set_alias(
+        self,
+        name: str,
+        alias: str,
+        version: str,
+        *,
+        expect: str | None = None,
+        absent: bool = False,
+        forced: bool = False,
+        back: bool = False,
+    ) -> Snapshot:
+        """MLflow has no precondition: this reads, writes and reads back."""
+        check_alias(alias)
+        self._refresh(name, version)
+        model = self._model(name)
+        if version not in model.versions:
+            raise NotInRegistry("VERSION_NOT_FOUND", f"{name} has no version {version}")
+        current = model.aliases.get(alias)
+        expect_alias(f"{name}@{alias}", current, expect, absent=absent)
+        new = moved(current, version, forced=forced, back=back)
+        if new == current:
+            return self.known()
+        self._write_past(name, alias, new)
+        self._write("POST", "registered-models/alias", {"name": name, "alias": alias, "version": version})
+        self._refresh(name)
+        stands = self._model(name).aliases.get(alias)
+        if stands is None or stands.version != version:
+            now = None if stands is None else stands.version
+            raise PreconditionFailed(f"{name}@{alias} was moved to {now} by somebody else meanwhile", now)
+        return self.known()
+
+    def delete_alias(self, name: str, alias: str) -> Snapshot:
+        self._refresh(name)
+        model = self._model(name)
+        if alias not in model.aliases:
+            hint = f"aliases of {name}: {', '.join(sorted(model.aliases)) or 'none'}"
+            raise NotInRegistry("ALIAS_NOT_FOUND", f"{name} has no alias {alias}", hint)
+        self._write("DELETE", "registered-models/alias", {"name": name, "alias": alias})
+        with self._lock:  # also one that was kept because its version is gone
+            known = self._names[name]
+            left = {a: entry for a, entry in known.model.aliases.items() if a != alias}
+            kept = Model(name, known.model.versions, left, known.model.rollout)
+            self._names[name] = _Known(kept, known.created, known.order)
+            self._changes += 1
+        try:
+            values = {"name": name, "key": ALIAS_TAG + alias}
+            self._call("DELETE", "registered-models/delete-tag", values)
+        except (MLflowError, RegistryUnavailable) as error:
+            log.debug("the tag of %s@%s stays: %s", name, alias, error)
+        self._refresh(name)
+        return self.known()
+
+    def add_version(
+        self,
+        name: str,
+        package: str,
+        digest: str,
+        *,
+        tags: Mapping[str, str] | None = None,
+        alias: str | None = None,
+    ) -> Version:
+        check_name(name)
+        if alias is not None:
+            check_alias(alias)
+        self._registered(name)
+        number = next((n for n, found in self._digests(name) if found == digest), None)
+        if number is None:
+            origin = self._stored(package, digest)
+            told = [{"key": k, "value": v} for k, v in {**(tags or {}), DIGEST_TAG: digest}.items()]
+            made = self._write("POST", "model-versions/create", {"name": name, "tags": told, **origin})
+            number = str((made.get("model_version") or {}).get("version"))
+        self._refresh(name, number)
+        if number not in self._model(name).versions:
+            raise RegistryUnavailable(f"{self.target} does not show version {number} of {name} as ready")
+        if alias is not None:
+            self.set_alias(name, alias, number)
+        return self._model(name).versions[number]
+
+    def record_digest(self, version: Version, digest: str) -> None:
+        if not self._tagging or ":" in version.name:
+            return
+        values = {"name": version.name, "version": version.version, "key": DIGEST_TAG, "value": digest}
+        try:
+            self._call("POST", "model-versions/set-tag", values)
+        except (MLflowError, RegistryUnavailable) as error:
+            log.info("the digest of %s is remembered here alone: %s", version, error)
+
+    def close(self) -> None:
+        self._client.close()
+        self._tracking.close()
+
+    def _model(self, name: str) -> Model:
+        known = self._names.get(name)
+        if known is None:
+            raise NotInRegistry("MODEL_NOT_FOUND", f"there is no model {name!r} in the registry")
+        return known.model
+
+    def _registered(self, name: str) -> None:
+        try:
+            self._write("POST", "registered-models/create", {"name": name})
+        except RegistryError as error:
+            cause = error.__cause__
+            if not isinstance(cause, MLflowError) or cause.code != "RESOURCE_ALREADY_EXISTS":
+                raise
+
+    def _stored(self, package: str, digest: str) -> dict[str, Any]:
+        """Uploads a model directory; what the new version is to say of its origin. A logged model of its own,
+        or, where the server does not know those (MLflow 2), the artifacts of a run."""
+        tracking = self._tracking
+        try:
+            asked = {"experiment_id": self._experiment, "name": "model"}
+            model = _info(self._write("POST", "logged-models", asked, on=tracking).get("model"))
+        except RegistryUnavailable as error:
+            cause = error.__cause__
+            if not isinstance(cause, MLflowUnavailable) or cause.status != 404:
+                raise
+            made = self._write("POST", "runs/create", {"experiment_id": self._experiment}, on=tracking)
+            run = _info(made.get("run"))
+            place = f"{run['artifact_uri']}/model"
+            self._upload(package, place, digest)
+            ended = {"run_id": run["run_id"], "status": "FINISHED"}
+            self._write("POST", "runs/update", ended, on=tracking)
+            return {"source": place, "run_id": run["run_id"]}
+        self._upload(package, str(model["artifact_uri"]), digest)
+        identity = model["model_id"]
+        values = {"model_id": identity, "status": "LOGGED_MODEL_READY"}
+        self._write("PATCH", f"logged-models/{identity}", values, on=tracking)
+        return {"source": f"models:/{identity}", "model_id": identity}
+
+    def _upload(self, package: str, place: str, digest: str) -> None:
+        source = self._located(place)
+        try:
+            files = package_files(Path(package))
+            if source.startswith("mlflow+"):
+                below = source.partition(_PROXY_PATH)[2]
+                for relative, file, _ in files:
+                    self._tracking.upload(str(PurePosixPath(below, relative)), file)
+            else:
+                store, root = fsspec.core.url_to_fs(source)
+                for relative, file, _ in files:
+                    store.put_file(str(file), f"{root}/{relative}")
+        except UnfitPackage as error:
+            raise RegistryError(f"{package}: {error}") from None
+        except MLflowError as error:
+            raise _refused(error) from error
+        except Exception as error:  # each file system raises what its own library raises
+            problem = f"{package} cannot be stored at {place}: {type(error).__name__}: {error}"
+            raise RegistryUnavailable(problem) from error
+        if (found := packages.digest(package)) != digest:
+            raise RegistryError(f"{package} changed while it was copied: {digest} became {found}")
+
+    def _write_past(self, name: str, alias: str, new: Alias) -> None:
+        value = {"version": new.version, "previous": list(new.previous), "forced": new.forced}
+        tag = {"name": name, "key": ALIAS_TAG + alias, "value": json.dumps(value)}
+        try:
+            self._write("POST", "registered-models/set-tag", tag)
+        except RegistryReadOnly as error:
+            log.warning("the way back of %s@%s is not written down: %s", name, alias, error)
+
+    def _write(
+        self, method: str, path: str, values: Mapping[str, Any], *, on: MLflowClient | None = None
+    ) -> dict[str, Any]:
+        try:
+            return (on or self._client).call(method, path, values)
+        except MLflowUnavailable as error:
+            if error.status == 403:
+                raise RegistryReadOnly(f"these credentials may not write to {self.target}") from error
+            raise _Unavailable(error) from error
+        except MLflowError as error:
+            raise _refused(error) from error
+
+    # Calls.
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        values: Mapping[str, Any] | None = None,
+        *,
+        on: MLflowClient | None = None,
+        retries: int | None = None,
+    ) -> dict[str, Any]:
+        try:
+            return (on or self._client).call(method, path, values, retries=retries)
+        except MLflowUnavailable as error:
+            raise _Unavailable(error) from error
+
+    def _versions(self, name: str) -> Iterable[dict[str, Any]]:
+        quoted = name.replace("'", "''") if "'" in name and '"' in name else name
+        mark = '"' if "'" in name else "'"
+        values = {"filter": f"name={mark}{quoted}{mark}", "max_results": 200}
+        return self._pages("model-versions/search", "model_versions", values)
+
+    def _digests(self, name: str) -> list[tuple[str, str | None]]:
+        return [(str(item.get("version")), _tags(item).get(DIGEST_TAG)) for item in self._versions(name)]
+
+    def _pages(self, path: str, field: str, values: dict[str, Any]) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        while len(found) < LISTED:
+            try:
+                answer = self._call("GET", path, values)
+            except MLflowError as error:
+                raise _refused(error) from error
+            found += _objects(answer.get(field))
+            token = answer.get("next_page_token")
+            if not token:
+                break
+            values = {**values, "page_token": token}
+        return found[:LISTED]
+
+    def _listed(self, registered: Mapping[str, Any]) -> Model:
+        name = str(registered.get("name"))
+        items = _listed_versions(registered).items()
+        versions = {n: self._version_of(name, item, str(item.get("source", ""))) for n, item in items}
+        return Model(name, versions, self._aliases(registered))
+
+
+def _refused(error: MLflowError) -> RegistryError:
+    if isinstance(error, MLflowUnavailable):
+        return _Unavailable(error)
+    return RegistryError(f"the MLflow server refuses: {error}")
+
+
+def _not_mlflow(target: str) -> _Unavailable:
+    return _Unavailable(MLflowUnavailable(f"{target} gave an answer that is not MLflow's", reached=True))
+
+
+def _with_past(version: str, tag: str | None) -> Alias:
+    """An alias with what was written beside it, as far as that still fits: MLflow's own clients move aliases
+    and know nothing of it."""
+    try:
+        past = json.loads(tag or "{}")
+        stood = str(past["version"])
+        previous = tuple(check_version(str(number)) for number in past.get("previous", ()))
+    except (ValueError, TypeError, KeyError, AttributeError, InvalidReference):
+        return Alias(version)
+    if stood == version:
+        return Alias(version, previous, forced=past.get("forced") is True)
+    if version in previous:
+        return Alias(version, previous[previous.index(version) + 1 :])
+    return Alias(version, (stood, *previous))
+
+
+def _rollout(name: str, tags: Mapping[str, str]) -> Mapping[str, Any]:
+    if ROLLOUT_TAG not in tags:
+        return {}
+    try:
+        value = json.loads(tags[ROLLOUT_TAG])
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        log.warning("the tag %s of %s is no JSON object", ROLLOUT_TAG, name)
+        return {}
+    return value
+
+
+def _listed_versions(registered: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The newest version of each stage, by number: the newest of all is among them."""
+    items = _objects(registered.get("latest_versions"))
+    return {str(i.get("version")): i for i in items if re.fullmatch(r"[1-9]\d{0,17}", str(i.get("version")))}
+
+
+def _objects(value: object) -> Sequence[dict[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def _info(value: object) -> dict[str, Any]:
+    """The `info` of a run or logged model; what lacks it is not MLflow's."""
+    info = value.get("info") if isinstance(value, dict) else None
+    return info if isinstance(info, dict) else {}
+
+
+def _tags(item: Mapping[str, Any]) -> dict[str, str]:
+    return {str(tag.get("key")): str(tag.get("value", "")) for tag in _objects(item.get("tags"))}
+
+
+def _whole(value: object) -> int | None:
+    return int(value) if isinstance(value, int | str) and str(value).isdigit() else None
+
+
+def _moment(value: object) -> str | None:
+    milliseconds = _whole(value)
+    if milliseconds is None:
+        return None
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

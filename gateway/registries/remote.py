@@ -1,0 +1,156 @@
+"""A registry document that lies elsewhere: at a URL, in an object store, or at another gateway.
+
+It is read and never written. Over HTTP an unchanged document is not sent again (ETag); everything else is
+read through fsspec. Knows how to get bytes; what they mean is `document`'s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NoReturn
+from urllib.parse import urlsplit, urlunsplit
+
+import fsspec
+import httpx
+
+from gateway.registries import document
+from gateway.registries.base import (
+    RegistryError,
+    RegistryReadOnly,
+    RegistryUnavailable,
+    Snapshot,
+    Version,
+)
+
+TIMEOUT: Final = 10.0
+DEADLINE: Final = 30.0
+MAX_BYTES: Final = 512 * 1024**2
+
+
+class RemoteRegistry:
+    """The document at a URL. Credentials in the URL of an HTTP server are used and not shown. Raises
+    RegistryError for a scheme that cannot be read here."""
+
+    poll_interval = 5.0
+    writable = False
+
+    def __init__(
+        self, target: str, *, create: bool = False, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        parts = urlsplit(target)
+        self._form: document.Form = "json" if parts.path.lower().endswith(".json") else "yaml"
+        self._clock = clock
+        self._last: Snapshot | None = None
+        self._etag: str | None = None
+        self._read: Callable[[], bytes | None]
+        if parts.scheme in ("http", "https"):
+            auth = (parts.username, parts.password or "") if parts.username else None
+            shown = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, parts.query, ""))
+            self.target = shown
+            self._client = httpx.Client(timeout=TIMEOUT, follow_redirects=True, max_redirects=3, auth=auth)
+            self._read = self._over_http
+        else:
+            self.target = target
+            try:
+                self._files, self._path = fsspec.core.url_to_fs(target)
+            except (ImportError, ValueError) as error:
+                raise RegistryError(f"{target} cannot be read here: {error}") from error
+            self._read = self._through_fsspec
+        self._base = urlunsplit(urlsplit(self.target)._replace(query="", fragment="")).rpartition("/")[0]
+        self.identity = f"remote:{self.target}"
+
+    def __repr__(self) -> str:
+        return f"<RemoteRegistry {self.target}>"
+
+    def read(self) -> Snapshot:
+        content = self._read()
+        if content is None and self._last is not None:
+            return self._last
+        assert content is not None
+        stamp = hashlib.sha256(content).hexdigest()
+        if self._last is None or self._last.stamp != stamp:
+            self._last = Snapshot(self._models(content), stamp)
+        return self._last
+
+    def _models(self, content: bytes) -> Mapping[str, Any]:
+        form = self._form
+        if form == "yaml" and content.lstrip()[:1] == b"{":
+            try:
+                json.loads(content)
+            except ValueError:
+                pass  # YAML in flow style
+            else:
+                form = "json"  # which is read many times faster
+        return document.parse(content, form, target=self.target, base=self._base)
+
+    def _over_http(self) -> bytes | None:
+        """The document; None where it has not changed since."""
+        until = self._clock() + DEADLINE
+        headers = {"If-None-Match": self._etag} if self._etag and self._last is not None else {}
+        try:
+            with self._client.stream("GET", self.target, headers=headers) as response:
+                if response.status_code == 304 and headers:
+                    return None
+                if response.status_code != 200:
+                    raise RegistryUnavailable(f"{self.target} answered {response.status_code}")
+                chunks, size = [], 0
+                for chunk in response.iter_bytes():
+                    chunks.append(chunk)
+                    size += len(chunk)
+                    if size > MAX_BYTES or self._clock() > until:
+                        raise RegistryUnavailable(f"{self.target} is too large, or comes too slowly")
+        except httpx.HTTPError as error:
+            reason = str(error) or type(error).__name__
+            raise RegistryUnavailable(f"{self.target} cannot be read: {reason}") from error
+        self._etag = response.headers.get("etag")
+        return b"".join(chunks)
+
+    def _through_fsspec(self) -> bytes:
+        try:
+            self._files.invalidate_cache()
+            content: bytes = self._files.cat_file(self._path)
+        except FileNotFoundError:
+            raise RegistryUnavailable(f"{self.target} does not exist") from None
+        except Exception as error:  # each file system raises what its own library raises
+            problem = f"{self.target} cannot be read: {type(error).__name__}: {error}"
+            raise RegistryUnavailable(problem) from error
+        return content
+
+    # It is written where it lies, not from here.
+
+    def set_alias(
+        self,
+        name: str,
+        alias: str,
+        version: str,
+        *,
+        expect: str | None = None,
+        absent: bool = False,
+        forced: bool = False,
+        back: bool = False,
+    ) -> Snapshot:
+        self._refuse()
+
+    def delete_alias(self, name: str, alias: str) -> Snapshot:
+        self._refuse()
+
+    def add_version(
+        self,
+        name: str,
+        package: str,
+        digest: str,
+        *,
+        tags: Mapping[str, str] | None = None,
+        alias: str | None = None,
+    ) -> Version:
+        self._refuse()
+
+    def close(self) -> None:
+        if self._read == self._over_http:
+            self._client.close()
+
+    def _refuse(self) -> NoReturn:
+        raise RegistryReadOnly(f"{self.target} is read only from here: write it where it is made")

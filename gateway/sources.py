@@ -1,0 +1,431 @@
+"""Where a version's files come from: a directory here, what fsspec reaches, an MLflow server's proxy; and
+which of those the operator lets be asked.
+
+What a source lists is not trusted: a name must stay inside, a file has the size that was announced. Large
+files come in parallel ranges. Knows nothing of digests, and nothing of where the files go.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final, Protocol, TypeAlias
+from urllib.parse import unquote, urlsplit
+
+import fsspec
+
+from gateway.mlflow_client import MLflowClient, MLflowError, MLflowUnavailable
+from gateway.registries.base import Version
+from gateway.staging import MAX_FILES, UnfitPackage, copy_file, is_part, package_files
+
+File: TypeAlias = "tuple[str, str, int | None]"
+"""(path within the package, the source's own name of it, bytes; None: not announced)."""
+
+#: A file at least this large is fetched in ranges of `RANGE` bytes, so many at once.
+RANGED: Final = 32 * 1024**2
+RANGE: Final = 8 * 1024**2
+AT_ONCE: Final = 8
+_ATTEMPTS: Final = 3
+_BATCH: Final = 64
+_CHUNK: Final = 1 << 18
+_MAX_DEPTH: Final = 32
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
+_PROXY: Final = "/api/2.0/mlflow-artifacts/artifacts/"
+_WITH_HOST: Final = ("http", "https", "mlflow+http", "mlflow+https", "ftp", "sftp", "webdav", "smb")
+_METADATA_NAMES: Final = frozenset({"metadata", "metadata.google.internal", "instance-data"})
+_METADATA: Final = tuple(
+    ipaddress.ip_network(net)
+    for net in ("169.254.0.0/16", "fe80::/10", "fd00:ec2::/32", "100.100.100.200/32", "192.0.0.192/32")
+)
+
+
+class ArtifactError(Exception):
+    """A version's files cannot be had. `public` is fit for clients: it names no path and no address; the
+    exception's own text is for operators and the log."""
+
+    def __init__(self, public: str, detail: str | None = None) -> None:
+        super().__init__(f"{public}: {detail}" if detail else public)
+        self.public = public
+
+
+class Source(Protocol):
+    def files(self, version: Version) -> list[File]:
+        """All files of the package. Raises ArtifactError, OSError."""
+
+    def copy(self, version: Version, files: list[File], to: Path, *, limit: int) -> None:
+        """Puts them into the directory `to`; never more than `limit` bytes in all. Raises ArtifactError,
+        OSError."""
+
+
+class Sources:
+    """`allowed`: the operator's list of what sources may begin with (`s3://bucket/models/`, `https://host`,
+    `/srv/models`), or schemes alone (`gs://`); empty: whatever the registry may reasonably mean. `local`: the
+    registry is this machine's own, so that its sources may be, too. `servers`: the MLflow servers that the
+    operator named, the only ones that are sent credentials."""
+
+    def __init__(
+        self,
+        allowed: Sequence[str] = (),
+        *,
+        local: bool = True,
+        servers: Iterable[str] = (),
+        resolve: Callable[[str], Iterable[str]] | None = None,
+    ) -> None:
+        self._allowed = tuple(allowed)
+        self._local = local
+        self._servers = {_server(target): target for target in servers}
+        self._resolve = _addresses if resolve is None else resolve
+
+    def check(self, version: Version) -> None:
+        """Raises ArtifactError for a source that may not be asked; asks nobody."""
+        source = version.source
+        if self._allowed:
+            if not any(_below(source, prefix) for prefix in self._allowed):
+                raise ArtifactError(f"the source of {version} is not among those allowed", source)
+        elif not self._local and _is_local(source):
+            problem = "a remote registry names a place on this machine"
+            raise ArtifactError(f"the source of {version} is refused: {problem}", source)
+        if (host := _host(source)) is not None:
+            if host.rstrip(".").lower() in _METADATA_NAMES:
+                raise ArtifactError(f"the source of {version} is refused: a metadata service", source)
+            self._check_address(version, host, [host])
+
+    def open(self, version: Version) -> Source:
+        """The source of a version. Raises ArtifactError where it may not or cannot be asked."""
+        self.check(version)
+        match = _SCHEME.match(version.source)
+        if match is None:
+            return _Directory(Path(version.source))
+        scheme = match[1].lower()
+        if scheme == "file":
+            return _Directory(Path(_path(version.source)))
+        if (host := _host(version.source)) is not None:
+            self._check_address(version, host, self._resolve(host))
+        if scheme.startswith("mlflow+"):
+            base = version.source.partition(_PROXY)[0]
+            server = self._servers.get(_server(base))
+            return _Proxied(version, server or base, os.environ if server else {})
+        return _Remote(version, scheme)
+
+    def _check_address(self, version: Version, host: str, addresses: Iterable[str]) -> None:
+        named = any((_host(prefix) or "").lower() == host.lower() for prefix in self._allowed)
+        for text in addresses:
+            try:
+                address = ipaddress.ip_address(text.partition("%")[0])
+            except ValueError:
+                continue
+            address = getattr(address, "ipv4_mapped", None) or address
+            if any(address.version == net.version and address in net for net in _METADATA):
+                raise ArtifactError(f"the source of {version} is refused: a metadata service", version.source)
+            if not (self._local or named) and (address.is_loopback or address.is_unspecified):
+                raise ArtifactError(
+                    f"the source of {version} is refused: this machine itself", version.source
+                )
+
+
+def sources_for(
+    registry: str,
+    allowed: Sequence[str] = (),
+    named: Sequence[str | None] = (),
+    environ: Mapping[str, str] | None = None,
+) -> Sources:
+    """What the versions of the registry at `registry` may name. `named`: how the operator named it, with
+    credentials perhaps."""
+    environ = os.environ if environ is None else environ
+    given = (registry, environ.get("MLFLOW_TRACKING_URI"), environ.get("MLFLOW_REGISTRY_URI"), *named)
+    servers = [target for target in given if target and re.match(r"(mlflow\+)?https?://", target)]
+    return Sources(allowed, local=_is_here(registry), servers=servers)
+
+
+class _Directory:
+    """A source on a disk of this machine."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def files(self, version: Version) -> list[File]:
+        if not self._path.is_absolute():
+            raise ArtifactError(f"the source of {version} is no absolute path", str(self._path))
+        if not self._path.is_dir():
+            raise ArtifactError(f"the directory of {version} is not there", str(self._path))
+        try:
+            return [(relative, str(file), size) for relative, file, size in package_files(self._path)]
+        except UnfitPackage as error:
+            raise ArtifactError(f"the files of {version} cannot be used: {error}", str(self._path)) from None
+
+    def copy(self, version: Version, files: list[File], to: Path, *, limit: int) -> None:
+        for relative, file, _ in files:
+            target = to / relative
+            target.parent.mkdir(parents=True, exist_ok=True)
+            copy_file(Path(file), target)
+
+
+class _Remote:
+    """A source that fsspec reaches."""
+
+    def __init__(self, version: Version, scheme: str) -> None:
+        problem = f"the source of {version} cannot be reached from here"
+        if "://" not in version.source:  # fsspec would take it for the name of a directory here
+            raise ArtifactError(f"{problem}: {scheme}:/ is not supported", version.source)
+        # A server that is allowed must not send us on to one that is not.
+        options = {"allow_redirects": False} if scheme in ("http", "https") else {}
+        try:
+            self._files, self._path = fsspec.core.url_to_fs(version.source, **options)
+        except ImportError as error:
+            raise ArtifactError(f"{problem}: {error}") from error  # fsspec says what to install
+        except ValueError as error:
+            raise ArtifactError(f"{problem}: {scheme}:// is not supported", str(error)) from error
+
+    def files(self, version: Version) -> list[File]:
+        self._files.invalidate_cache()
+        listed: dict[str, Any] = self._asked(version, self._files.find, self._path, detail=True)
+        root = self._path.rstrip("/") + "/"
+        found: list[File] = []
+        for name, info in listed.items():
+            if info.get("type") == "directory" or name.endswith("/"):
+                continue
+            relative = name.removeprefix(root)
+            if relative == name or not _stays_inside(relative):
+                raise ArtifactError(f"the source of {version} lists a file outside of it", name)
+            if is_part(relative):
+                size = info.get("size")
+                found.append((relative, name, None if size is None else int(size)))
+        return _all(version, found)
+
+    def copy(self, version: Version, files: list[File], to: Path, *, limit: int) -> None:
+        small = [file for file in files if file[2] is not None and file[2] < RANGED]
+        for i in range(0, len(small), _BATCH):
+            part = small[i : i + _BATCH]
+            targets = [_target(to, relative) for relative, _, _ in part]
+            remote = [name for _, name, _ in part]
+            self._asked(version, self._files.get, remote, [str(target) for target in targets])
+            for (relative, _, size), target in zip(part, targets, strict=True):
+                got = target.stat().st_size
+                if got != size:
+                    problem = f"a file of {version} came incomplete: {relative}, {got} of {size} bytes"
+                    raise ArtifactError(problem)
+        left = limit - sum(size or 0 for _, _, size in files)
+        for relative, name, size in files:
+            if size is None:
+                left -= self._asked(version, self._stream, version, name, _target(to, relative), left)
+            elif size >= RANGED:
+                self._asked(version, _in_ranges, self._range_of(version, name), size, _target(to, relative))
+
+    def _stream(self, version: Version, name: str, target: Path, limit: int) -> int:
+        """A file whose size was not announced; returns it."""
+        size = 0
+        with self._files.open(name, "rb", block_size=0) as from_, target.open("xb") as file:
+            while chunk := from_.read(_CHUNK):
+                size += len(chunk)
+                if size > limit:
+                    raise ArtifactError(f"the files of {version} are larger than the cache")
+                file.write(chunk)
+        return size
+
+    def _range_of(self, version: Version, name: str) -> Callable[[int, int], bytes]:
+        def read(start: int, end: int) -> bytes:
+            content: bytes = self._files.cat_file(name, start=start, end=end)
+            if len(content) != end - start:
+                got = f"{len(content)} bytes for {end - start}"
+                raise ArtifactError(f"a file of {version} came incomplete: {got}", name)
+            return content
+
+        return read
+
+    def _asked(self, version: Version, verb: Any, *args: Any, **options: Any) -> Any:
+        try:
+            return verb(*args, **options)
+        except (OSError, ArtifactError):
+            raise
+        except Exception as error:  # each file system raises what its own library raises
+            problem = f"the files of {version} cannot be read from their source: {type(error).__name__}"
+            raise ArtifactError(problem, f"{version.source}: {error}") from error
+
+
+class _Proxied:
+    """A source behind an MLflow server's artifact proxy."""
+
+    def __init__(self, version: Version, server: str, environ: Mapping[str, str]) -> None:
+        _, found, self._place = version.source.partition(_PROXY)
+        try:
+            self._client = MLflowClient(server, environ)
+        except ValueError as error:
+            raise ArtifactError(f"the source of {version} cannot be reached from here", str(error)) from error
+        if not found:
+            raise ArtifactError(f"the source of {version} is not behind an artifact proxy", version.source)
+
+    def files(self, version: Version) -> list[File]:
+        try:
+            return _all(version, list(self._below(version, "", 0)))
+        except MLflowError as error:
+            raise self._failed(version, error) from error
+
+    def _below(self, version: Version, above: str, depth: int) -> Iterator[File]:
+        for name, is_directory, size in self._client.files(f"{self._place.rstrip('/')}/{above}".rstrip("/")):
+            relative = above + name
+            if "/" in name or not _stays_inside(relative) or depth > _MAX_DEPTH:
+                raise ArtifactError(f"the source of {version} lists a file outside of it", relative)
+            if is_directory:
+                yield from self._below(version, f"{relative}/", depth + 1)
+            elif is_part(relative):
+                yield relative, f"{self._place.rstrip('/')}/{relative}", size
+
+    def copy(self, version: Version, files: list[File], to: Path, *, limit: int) -> None:
+        def fetch(file: File) -> None:
+            relative, place, size = file
+            assert size is not None
+            target = _target(to, relative)
+            if size >= RANGED:
+                _in_ranges(lambda start, end: self._client.read_range(place, start, end), size, target)
+                return
+            _again(lambda: self._whole(place, size, target))
+
+        try:
+            with ThreadPoolExecutor(AT_ONCE) as pool:
+                small = [file for file in files if (file[2] or 0) < RANGED]
+                for _ in pool.map(fetch, small):
+                    pass
+            for file in files:
+                if (file[2] or 0) >= RANGED:
+                    fetch(file)
+        except MLflowError as error:
+            raise self._failed(version, error) from error
+        finally:
+            self._client.close()
+
+    def _whole(self, place: str, size: int, target: Path) -> None:
+        with target.open("wb") as file:
+            for chunk in self._client.download(place, size):
+                file.write(chunk)
+
+    def _failed(self, version: Version, error: MLflowError) -> ArtifactError:
+        if error.status == 404:
+            return ArtifactError(f"the files of {version} cannot be read: they are not there", str(error))
+        what = "the MLflow server does not give them" if error.status else "the MLflow server does not answer"
+        return ArtifactError(f"the files of {version} cannot be read: {what}", str(error))
+
+
+def _in_ranges(read: Callable[[int, int], bytes], size: int, target: Path) -> None:
+    """Fetches a file of `size` bytes in parallel ranges, each of which is tried again by itself."""
+
+    def fetch(start: int) -> None:
+        end = min(start + RANGE, size)
+        content = _again(lambda: read(start, end))
+        written = 0
+        while written < len(content):
+            written += os.pwrite(handle, memoryview(content)[written:], start + written)
+
+    handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        os.truncate(handle, size)
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            tasks = [pool.submit(fetch, start) for start in range(0, size, RANGE)]
+            try:
+                for task in tasks:
+                    task.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+    finally:
+        os.close(handle)
+
+
+def _again(read: Callable[[], Any]) -> Any:
+    """What a break in the middle does not end."""
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            return read()
+        except (MLflowUnavailable, OSError) as error:
+            told = isinstance(error, FileNotFoundError) or getattr(error, "status", 0) in (401, 403, 404)
+            if told or attempt == _ATTEMPTS:
+                raise
+    raise AssertionError("every attempt returns or raises")
+
+
+def _all(version: Version, found: list[File]) -> list[File]:
+    if not found:
+        raise ArtifactError(f"the source of {version} holds no files", version.source)
+    if len(found) > MAX_FILES:
+        raise ArtifactError(f"the source of {version} holds more than {MAX_FILES:,} files")
+    return sorted(found, key=lambda file: file[0])
+
+
+def _stays_inside(relative: str) -> bool:
+    return not any(part in ("", ".", "..") or "\0" in part for part in relative.split("/"))
+
+
+def _target(to: Path, relative: str) -> Path:
+    target = to / relative
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target
+
+
+def _path(source: str) -> str:
+    """The path of a `file:` URL."""
+    return "/" + unquote(source.partition(":")[2]).lstrip("/")
+
+
+def _is_local(source: str) -> bool:
+    match = _SCHEME.match(source)
+    return match is None or match[1].lower() in ("file", "local")
+
+
+def _is_here(registry: str) -> bool:
+    """Whether a registry is on this machine, by its target."""
+    host = _host(registry)
+    if host is None:
+        return _is_local(registry)
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def _server(target: str) -> str:
+    """A server's URL without credentials and ending, to compare."""
+    parts = urlsplit(target.removeprefix("mlflow+"))
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
+
+
+def _host(source: str) -> str | None:
+    """The host that a source names; None where the scheme names none (a bucket is no host)."""
+    match = _SCHEME.match(source)
+    if match is None or match[1].lower() not in _WITH_HOST:
+        return None
+    try:
+        return urlsplit(source).hostname
+    except ValueError:
+        return ""
+
+
+def _below(source: str, prefix: str) -> bool:
+    """Whether a source is the place `prefix` or lies below it; `s3://` is all of a scheme."""
+    if _is_local(source):
+        path = _path(source) if _SCHEME.match(source) else source
+        root = _path(prefix) if _SCHEME.match(prefix) else prefix
+        inside = _is_local(prefix) and Path(os.path.normpath(path)).is_relative_to(os.path.normpath(root))
+        return inside and os.path.isabs(path)
+    if ".." in unquote(source).split("/"):
+        return False
+    if prefix.endswith("/"):
+        return source.startswith(prefix)
+    return source == prefix or source.startswith(f"{prefix}/") or _host_port(source, prefix)
+
+
+def _host_port(source: str, prefix: str) -> bool:
+    """A prefix without a port means every port of the host."""
+    at, wanted = urlsplit(source), urlsplit(prefix)
+    plain = not wanted.path and wanted.port is None and wanted.hostname is not None
+    return plain and (at.scheme, at.hostname) == (wanted.scheme, wanted.hostname)
+
+
+def _addresses(host: str) -> list[str]:
+    try:
+        return [str(found[4][0]) for found in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
+    except OSError:
+        return []  # whoever connects says so
