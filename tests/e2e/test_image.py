@@ -1,0 +1,134 @@
+"""The image: built on a bare Debian, and run as a cluster runs it, closed where it can be."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.containers import IMAGE, ROOT, Contained, Containers, log_iris, tool
+from tests.e2e.shell import free_port
+
+pytestmark = pytest.mark.all
+
+MOST_BYTES = 1_000_000_000
+MOST_SECONDS = 30.0
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with registry.yaml and its models, readable by everybody."""
+    directory = tmp_path_factory.mktemp("registry")
+    log_iris(directory)
+    return directory
+
+
+@pytest.fixture
+def start(containers: Containers, registry: Path) -> Iterator[Callable[[], Contained]]:
+    """Starts a container: no capability, no new privileges, nothing to write but its volume and /tmp."""
+    started: list[str] = []
+
+    def run() -> Contained:
+        container = Contained(containers, f"gateway-{len(started)}")
+        started.append(container.name)
+        containers.podman(
+            *("run", "--detach", "--name", container.name, "--network=host"),
+            *("--cap-drop=all", "--security-opt=no-new-privileges"),
+            *("--read-only", "--read-only-tmpfs=false", "--tmpfs=/tmp:size=64m"),
+            *(f"--env=GATEWAY_PORT={container.port}", f"--volume={registry}:/etc/gateway:ro", IMAGE),
+        )
+        return container
+
+    yield run
+    for name in started:
+        containers.podman("rm", "--force", "--time", 0, name)
+
+
+def test_it_answers_and_ends_in_order(
+    start: Callable[[], Contained],
+    containers: Containers,
+    record_testsuite_property: Callable[[str, object], None],
+) -> None:
+    began = time.monotonic()
+    container = start()
+    container.ready()
+    seconds = time.monotonic() - began
+    answer = container.predict()
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["model"] == {"name": "iris", "version": "1", "alias": "champion"}
+    first = time.monotonic() - began
+    size = json.loads(containers.podman("image", "inspect", IMAGE))[0]["Size"]
+    record_testsuite_property("image_bytes", size)
+    record_testsuite_property("seconds_to_ready", round(seconds, 2))
+    record_testsuite_property("seconds_to_first_answer", round(first, 2))
+    assert size < MOST_BYTES
+    assert seconds < MOST_SECONDS
+    containers.podman("stop", "--time", 20, container.name)
+    assert container.inspect()["State"]["ExitCode"] == 0, container.log()
+
+
+def test_a_model_runs_in_a_process_of_its_own_and_comes_back(start: Callable[[], Contained]) -> None:
+    container = start()
+    container.ready()
+    assert container.predict().status_code == 200
+    processes = container.processes()
+    assert {process["user"] for process in processes} == {"gateway"}
+    zygote, model = (process for process in processes if "private.py zygote" in process["args"])
+    os.kill(int(model["hpid"]), signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while (answer := container.predict()).status_code != 200:
+        assert answer.json()["error_code"] == "WORKER_CRASHED"
+        assert time.monotonic() < deadline, container.log()
+    there = {process["hpid"] for process in container.processes()}
+    assert model["hpid"] not in there
+    assert zygote["hpid"] in there
+
+
+def test_it_holds_what_is_needed_and_no_more(start: Callable[[], Contained]) -> None:
+    container = start()
+    container.ready()
+    assert container.execute("id", "-u").strip() == "10001"
+    container.execute("touch", "/opt/gateway/new", fails=True)
+    container.execute("touch", "/var/lib/gateway/new")
+    found = container.execute(
+        "sh", "-c", "command -v gcc cc make git pip pip3; ls /run/secrets /etc/pip.conf /src; true"
+    )
+    assert found == ""
+    container.execute("python3", "-m", "pip", "--version", fails=True)
+    container.execute("python3", "-c", "import ensurepip", fails=True)
+    labels = container.inspect()["Config"]["Labels"]
+    assert labels["org.opencontainers.image.version"] == "1.2.3"
+    assert labels["org.opencontainers.image.revision"] == "abc"
+    assert labels["org.opencontainers.image.created"] == "2026-01-01T00:00:00Z"
+
+
+def test_the_health_check_tells_the_living_from_the_dead(start: Callable[[], Contained]) -> None:
+    container = start()
+    container.ready()
+    container.containers.podman("healthcheck", "run", container.name)
+    kind, *check = container.inspect()["Config"]["Healthcheck"]["Test"]
+    assert kind == "CMD"
+    container.execute(*check, fails=True, GATEWAY_PORT=free_port())
+
+
+def test_whoever_is_inside_may_steer_it(start: Callable[[], Contained]) -> None:
+    container = start()
+    container.ready()
+    container.execute("gateway", "load", "iris@challenger", "--url", container.url)
+    assert container.predict("iris@challenger").json()["model"]["version"] == "2"
+
+
+def test_the_dockerfile_follows_the_rules(tmp_path: Path) -> None:
+    hadolint = tool("hadolint")
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    bad = tmp_path / "Dockerfile"
+    bad.write_text(text.replace("# hadolint ignore=DL3008\n", ""), encoding="utf-8")
+    for file, code in ((ROOT / "Dockerfile", 0), (bad, 1)):
+        done = subprocess.run([hadolint, str(file)], capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stdout
