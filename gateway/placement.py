@@ -7,6 +7,7 @@ processes.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -66,7 +67,9 @@ class Placement:
             ),
             memory_limit=own.memory,
             env_allow=own.env,
-            confinement=Confinement(user=self._settings.model_user, network=own.network),
+            confinement=Confinement(
+                user=self._settings.model_user, network=own.network, readable=tuple(own.readable)
+            ),
             observe=lambda what, reason: self._observe(prepared, what, reason),
             environ=os.environ,
         )
@@ -76,4 +79,5 @@ class Placement:
         chosen = self._settings.for_model(prepared.version.name).isolation or "auto"
         if chosen != "auto":
             return chosen
-        return "inline" if prepared.flavor == "onnx" else "process"
+        # Model processes are made with Linux's means; elsewhere everything runs here.
+        return "inline" if prepared.flavor == "onnx" or sys.platform != "linux" else "process"

@@ -120,7 +120,9 @@ class Bench:
             else with_signature(self._package, behaviour.signature)
         )
         local = cast(Any, None)  # nothing here reads its files
-        return Prepared(version, package, local, "python", "sha256:0", behaviour.size, behaviour.size, None, ())
+        return Prepared(
+            version, package, local, "python", "sha256:0", behaviour.size, behaviour.size, None, ()
+        )
 
     def of(self, kind: type[Event]) -> list[Any]:
         return [event for event in self.events if isinstance(event, kind)]
