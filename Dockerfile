@@ -2,8 +2,8 @@
 # The gateway as an image: a virtual environment on any base that has python3 >= 3.11.
 #
 #   BASE       where it is built and where it runs: both need the same Python
-#   EXTRAS     the frameworks inside, by the names of the extras in pyproject.toml: sklearn,xgboost,…
-#   PACKAGES   more for pip: s3fs or gcsfs for models in a bucket, what models of your own import
+#   EXTRAS     frameworks and stores, by the names of the extras in pyproject.toml: sklearn,xgboost,s3,…
+#   PACKAGES   more for pip: what models of your own import
 #   VERSION, REVISION, CREATED   for the labels
 #   --secret id=pip.conf   pip's configuration, for an index or proxy of your own
 #   --secret id=ca         a certificate, named in that file as /run/secrets/ca
