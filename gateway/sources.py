@@ -263,7 +263,11 @@ class _Proxied:
         try:
             return _all(version, list(self._below(version, "", 0)))
         except MLflowError as error:
+            self._client.close()
             raise self._failed(version, error) from error
+        except ArtifactError:
+            self._client.close()
+            raise
 
     def _below(self, version: Version, above: str, depth: int) -> Iterator[File]:
         for name, is_directory, size in self._client.files(f"{self._place.rstrip('/')}/{above}".rstrip("/")):

@@ -1,0 +1,136 @@
+"""A registry document behind a URL, asked over real sockets."""
+
+from __future__ import annotations
+
+import http.server
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from gateway.registries import open_registry
+from gateway.registries.base import RegistryInvalid, RegistryReadOnly, RegistryUnavailable
+from gateway.registries.document import dump, parse
+from tests.tcp_proxy import FAULTS, HALF_OPEN, HANG, PASS, proxy
+
+DOCUMENT = b"models: {iris: {versions: {1: {source: models/iris/1}}, aliases: {champion: 1}}}\n"
+
+
+class Documents(http.server.ThreadingHTTPServer):
+    """Serves `content` with an entity tag, to whom sends it back, that it has not changed."""
+
+    content = DOCUMENT
+    sent = 0
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    server: Documents
+
+    def do_GET(self) -> None:
+        if self.path != "/a/registry.yaml":
+            self.send_error(404)
+            return
+        tag = f'"{hash(self.server.content)}"'
+        if self.headers["if-none-match"] == tag:
+            self.send_response(304)
+            self.end_headers()
+            return
+        self.server.sent += 1
+        self.send_response(200)
+        self.send_header("etag", tag)
+        self.send_header("content-length", str(len(self.server.content)))
+        self.end_headers()
+        self.wfile.write(self.server.content)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
+        """Not to standard error."""
+
+
+@pytest.fixture
+def documents() -> Iterator[Documents]:
+    server = Documents()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_document_is_sent_again_only_when_it_changed(documents: Documents) -> None:
+    registry = open_registry(f"{documents.url}/a/registry.yaml")
+    first = registry.read()
+    assert first.models["iris"].versions["1"].source == f"{documents.url}/a/models/iris/1"
+    assert registry.read() is first
+    assert documents.sent == 1
+    documents.content = DOCUMENT.replace(b"champion: 1", b"champion: 1, old: 1")
+    assert "old" in registry.read().models["iris"].aliases
+    assert registry.read().stamp != first.stamp
+    assert documents.sent == 2
+    registry.close()
+
+
+def test_json_is_read_as_what_it_is(documents: Documents) -> None:
+    models = parse(DOCUMENT, "yaml", target="x", base="/base")
+    documents.content = dump(models.values())
+    assert documents.content.startswith(b"{")
+    registry = open_registry(f"{documents.url}/a/registry.yaml")
+    assert registry.read().models == models
+    documents.content = b"{models: {}}"  # YAML in flow style
+    assert registry.read().models == {}
+    registry.close()
+
+
+def test_it_is_not_written_from_here(documents: Documents) -> None:
+    registry = open_registry(f"{documents.url}/a/registry.yaml")
+    assert not registry.writable
+    with pytest.raises(RegistryReadOnly, match="read only"):
+        registry.set_alias("iris", "champion", "1")
+    registry.close()
+
+
+@pytest.mark.parametrize("fault", [f for f in FAULTS if f not in (HANG, HALF_OPEN, "drip", "other JSON")])
+def test_a_document_that_cannot_be_had_changes_nothing(fault: str, documents: Documents) -> None:
+    with proxy(documents.server_port) as between:
+        registry = open_registry(f"{between.url}/a/registry.yaml")
+        first = registry.read()
+        documents.content = DOCUMENT + b"x-a: 1\n"
+        between.breaks(fault)
+        with pytest.raises((RegistryUnavailable, RegistryInvalid)):
+            registry.read()
+        between.breaks(PASS)
+        assert registry.read().models == first.models
+        registry.close()
+
+
+def test_what_is_not_there_is_said(documents: Documents) -> None:
+    with pytest.raises(RegistryUnavailable, match="404"):
+        open_registry(f"{documents.url}/registry.yaml").read()
+    with pytest.raises(RegistryUnavailable, match="does not exist"):
+        open_registry("memory://nowhere/registry.yaml").read()
+
+
+def test_a_document_in_any_store(tmp_path: Path) -> None:
+    store = fsspec.filesystem("memory")
+    store.pipe("/bucket/registry.yaml", DOCUMENT)
+    try:
+        registry = open_registry("memory://bucket/registry.yaml")
+        assert registry.read().models["iris"].versions["1"].source == "memory://bucket/models/iris/1"
+        store.pipe("/bucket/registry.yaml", DOCUMENT.replace(b"champion", b"other"))
+        assert registry.read().models["iris"].aliases.keys() == {"other"}
+    finally:
+        store.rm("/bucket", recursive=True)
+
+
+def test_credentials_stay_here() -> None:
+    source = b"models: {m: {versions: {1: {source: 'https://me:secret@host/m'}}}}"
+    models = parse(source, "yaml", target="x", base="/base")
+    assert b"secret" not in dump(models.values())
+    assert b"https://host/m" in dump(models.values())

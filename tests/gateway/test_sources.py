@@ -1,0 +1,217 @@
+"""Which places the operator lets versions come from, and what is done with those that lie."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from gateway.artifacts import ArtifactError, Artifacts
+from gateway.registries.base import Version
+from gateway.sources import Sources, sources_for
+from loaders.package import digest
+
+PROXY = "/api/2.0/mlflow-artifacts/artifacts"
+
+
+def version(source: str) -> Version:
+    return Version("iris", "1", source)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "source"),
+    [
+        (["s3://bucket/models/"], "s3://bucket/models/iris"),
+        (["s3://bucket/models"], "s3://bucket/models/iris"),
+        (["gs://"], "gs://any/where"),
+        (["https://host"], "https://host:8443/x"),
+        (["/srv/models"], "/srv/models/iris"),
+        (["/srv/models"], "file:///srv/models/iris"),
+        (["file:///srv/models"], "/srv/models/iris"),
+        (["mlflow+http://127.0.0.1:5000"], f"mlflow+http://127.0.0.1:5000{PROXY}/1"),
+    ],
+)
+def test_what_the_operator_allows(allowed: list[str], source: str) -> None:
+    Sources(allowed, local=False).check(version(source))
+
+
+@pytest.mark.parametrize(
+    ("allowed", "source"),
+    [
+        (["s3://bucket/models/"], "s3://bucket/other"),
+        (["s3://bucket/models"], "s3://bucket/models-of-others/iris"),
+        (["s3://bucket/models/"], "s3://bucket/models/../other"),
+        (["s3://bucket/models/"], "s3://bucket/models/%2e%2e/other"),
+        (["https://host"], "https://host.evil/x"),
+        (["https://host"], "http://host/x"),
+        (["https://host"], "https://host@evil/x"),
+        (["/srv/models"], "/srv/models/../secret"),
+        (["/srv/models"], "/srv/models-of-others"),
+        (["/srv/models"], "file:///srv/models/%2e%2e/secret"),
+        (["/srv/models"], "srv/models"),
+        (["gs://"], "s3://bucket/x"),
+    ],
+)
+def test_what_the_operator_does_not(allowed: list[str], source: str) -> None:
+    with pytest.raises(ArtifactError, match="not among those allowed"):
+        Sources(allowed).check(version(source))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "http://169.254.169.254/latest/meta-data",
+        "http://metadata.google.internal/x",
+        "http://metadata.google.internal./x",
+        "https://[fd00:ec2::254]/x",
+        "http://[::ffff:169.254.169.254]/x",
+        "http://100.100.100.200/x",
+        f"mlflow+http://169.254.169.254{PROXY}/1",
+    ],
+)
+@pytest.mark.parametrize("local", [True, False])
+def test_metadata_services_are_never_asked(source: str, local: bool) -> None:
+    for allowed in ((), ("http://", "https://", "mlflow+http://")):
+        with pytest.raises(ArtifactError, match="metadata"):
+            Sources(allowed, local=local).open(version(source))
+
+
+def test_a_name_that_leads_there_is_refused_too() -> None:
+    for address, what in (("169.254.169.254", "metadata"), ("127.0.0.1", "this machine"), ("::1", "machine")):
+        sources = Sources(local=False, resolve=lambda host, address=address: [address])
+        with pytest.raises(ArtifactError, match=what):
+            sources.open(version("https://innocent.example/x"))
+
+
+@pytest.mark.parametrize("source", ["/etc", "file:///etc", "http://127.0.0.1/x", "http://[::1]:80/x"])
+def test_a_remote_registry_does_not_point_at_this_machine(source: str) -> None:
+    with pytest.raises(ArtifactError, match="refused"):
+        sources_for("https://registry.example/registry.yaml", environ={}).check(version(source))
+    sources_for("http://127.0.0.1:5000", environ={}).check(version(source))
+    sources_for("/here/registry.yaml", environ={}).check(version(source))
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Speaks the artifact proxy's part of MLflow, and lies as it is told."""
+
+    files: dict[str, bytes]
+    listed: list[dict[str, object]]
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.files = {}
+        self.listed = []
+        self.authorizations: list[str | None] = []
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
+
+    @property
+    def source(self) -> str:
+        return f"mlflow+http://127.0.0.1:{self.server_port}{PROXY}/m"
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        self.server.authorizations.append(self.headers["authorization"])
+        path = self.path.removeprefix(PROXY)
+        if path.startswith("?"):
+            content = json.dumps({"files": self.server.listed}).encode()
+        else:
+            content = self.server.files[path.removeprefix("/m/")]
+        self.send_response(200)
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
+        """Not to standard error."""
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    made = Server()
+    yield made
+    made.shutdown()
+    made.server_close()
+
+
+def entry(path: str, size: int, *, is_dir: bool = False) -> dict[str, object]:
+    return {"path": path, "file_size": size, "is_dir": is_dir}
+
+
+@pytest.mark.parametrize(
+    ("listed", "complaint"),
+    [
+        ([entry("../MLmodel", 3)], "outside"),
+        ([entry("/etc/passwd", 3)], "outside"),
+        ([entry("..", 0, is_dir=True)], "outside"),
+        ([entry("a", 0, is_dir=True)], "outside"),  # for ever deeper
+        ([entry("MLmodel", 2)], "does not answer"),  # more comes than was announced
+        ([entry("MLmodel", 4)], "does not answer"),  # less
+        ([entry("MLmodel", 10**10)], "larger than the cache"),
+        ([entry(f"f{i}", 0) for i in range(100_001)], "more than 100,000 files"),
+        ([], "no files"),
+        ([{"path": "x", "file_size": "many"}], "does not answer"),
+    ],
+    ids=["up", "absolute", "parent", "depth", "longer", "shorter", "huge", "many", "none", "nonsense"],
+)
+def test_a_hostile_listing_is_never_visible(
+    listed: list[dict[str, object]], complaint: str, server: Server, tmp_path: Path
+) -> None:
+    server.files = {"MLmodel": b"123"}
+    server.listed = listed
+    with pytest.raises(ArtifactError, match=complaint):
+        Artifacts(tmp_path / "cache", 10**9).fetch(version(server.source))
+    assert [path.name for path in (tmp_path / "cache").iterdir() if path.is_dir()] == []
+    assert {path.name for path in tmp_path.iterdir()} == {"cache"}
+
+
+def test_credentials_go_to_the_operators_servers_alone(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "secret")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
+    server.files = {"MLmodel": b"123"}
+    server.listed = [entry("MLmodel", 3)]
+    own = f"http://127.0.0.1:{server.server_port}"
+    Artifacts(tmp_path / "a", 10**9, sources_for("http://127.0.0.1:1")).fetch(version(server.source))
+    assert set(server.authorizations) == {None}
+    server.authorizations.clear()
+    Artifacts(tmp_path / "b", 10**9, sources_for(own)).fetch(version(server.source))
+    assert set(server.authorizations) == {"Bearer secret"}
+
+
+def test_a_large_file_of_a_store_comes_in_ranges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.sources.RANGED", 1000)
+    monkeypatch.setattr("gateway.sources.RANGE", 777)
+    store = fsspec.filesystem("memory")
+    content = bytes(range(256)) * 40
+    store.pipe({"/m/MLmodel": b"flavors: {}", "/m/data/weights": content})
+    ranges: list[tuple[int, int]] = []
+    whole = type(store).cat_file
+
+    def cat_file(self: object, path: str, start: int | None = None, end: int | None = None) -> bytes:
+        if start is not None and end is not None:
+            ranges.append((start, end))
+        found: bytes = whole(self, path, start, end)
+        return found
+
+    monkeypatch.setattr(type(store), "cat_file", cat_file)
+    try:
+        local = Artifacts(tmp_path / "cache", 10**9).fetch(version("memory://m"))
+        assert (local.path / "data" / "weights").read_bytes() == content
+        assert digest(local.path) == local.digest
+        assert len(ranges) == 14
+        monkeypatch.setattr(type(store), "cat_file", lambda self, path, start=0, end=0: b"short")
+        with pytest.raises(ArtifactError, match="incomplete"):
+            Artifacts(tmp_path / "other", 10**9).fetch(version("memory://m"))
+        assert [path.name for path in (tmp_path / "other").iterdir() if path.is_dir()] == []
+    finally:
+        store.rm("/m", recursive=True)
