@@ -21,7 +21,7 @@ or files.
 from __future__ import annotations
 
 import asyncio
-import random
+import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -29,15 +29,17 @@ from typing import TYPE_CHECKING, Protocol
 
 from gateway.errors import Problem
 from gateway.events import Emit, Swapped, SwapRefused
-from gateway.manager import FIRST_BACKOFF, LONGEST_BACKOFF, Lease, Manager
+from gateway.manager import Lease, Manager, backoff
 from gateway.names import Reference
 from gateway.registries.base import Model, NotInRegistry, Snapshot, Version, resolve
 from gateway.rollout import refusals
 from gateway.settings import Rollout
-from gateway.state import Served
+from gateway.state import HISTORY_KEPT, Served
 
 if TYPE_CHECKING:
     from gateway.packages import Prepared
+
+log = logging.getLogger("gateway.aliases")
 
 #: How long a replaced version stays loaded for an instant way back, in seconds.
 LINGER = 60.0
@@ -76,6 +78,7 @@ class Alias:
     history: list[Served] = field(default_factory=list)
     #: The reconciler's task, and a future for the end of its present attempt.
     task: asyncio.Task[None] | None = None
+    waiting: int = 0
     attempt: asyncio.Future[None] | None = None
     moved: asyncio.Event = field(default_factory=asyncio.Event)
     refusal: Problem | None = None
@@ -107,6 +110,7 @@ class Aliases:
         prepare: Callable[[Version], Awaitable[Prepared]],
         memory: Memory,
         default_alias: Sequence[str] = ("champion",),
+        max_waiting: int = 1000,
         policy: Callable[[Model], Rollout] = lambda model: Rollout(),
         emit: Emit = lambda event: None,
         wall: Callable[[], float] = time.time,
@@ -116,6 +120,7 @@ class Aliases:
         self._memory = memory
         self._default_alias = tuple(default_alias)
         self._policy = policy
+        self._max_waiting = max_waiting
         self._emit = emit
         self._wall = wall
         self._aliases: dict[tuple[str, str], Alias] = {}
@@ -160,10 +165,21 @@ class Aliases:
         """The version that answers for an alias whose model is not loaded: desired if it passes its gates,
         else the one that served before. Raises Problem."""
         attempt = self._start(found)
-        await asyncio.wait({attempt}, timeout=timeout)
+        if not attempt.done():
+            if found.waiting >= self._max_waiting:
+                wait = self._manager.expected_load_seconds()
+                message = f"{found.name} is loading, and as many requests wait for it as may"
+                raise Problem("OVERLOADED", message, retry_after=wait)
+            found.waiting += 1
+            try:
+                await asyncio.wait({attempt}, timeout=timeout)
+            finally:
+                found.waiting -= 1
         if not attempt.done():
             message = f"{found.name}@{found.alias} is still loading"
             raise Problem("MODEL_LOADING", message, retry_after=self._manager.expected_load_seconds())
+        if found.desired is None:
+            raise Problem("ALIAS_NOT_FOUND", f"{found.name} has no alias {found.alias} any more")
         if found.serving is None and found.last_good is not None and found.last_good != found.desired:
             self._serve(found, found.last_good, moved_by="fallback")
         if found.serving is not None:
@@ -171,6 +187,10 @@ class Aliases:
         if found.refusal is not None:
             raise found.refusal.again()
         raise Problem("MODEL_UNAVAILABLE", f"{found.name}@{found.alias} cannot be served", retry_after=1)
+
+    def begin(self, found: Alias) -> None:
+        """Starts what the first request would start, without waiting for it."""
+        self._start(found)
 
     async def served(self, found: Alias, target: Version, timeout: float) -> None:
         """Returns when `target` is the serving version. Raises Problem if it is refused or overtaken, or
@@ -258,7 +278,7 @@ class Aliases:
         del self._aliases[found.name, found.alias]
         found.generation += 1
         found.desired = None
-        found.moved.set()
+        found.moved.set()  # its reconciler sees that there is nothing to do any more
         if found.serving is not None:
             self._memory.end_serving(found.name, found.alias, self._wall(), "the alias was removed")
             self._let_linger(found.serving)
@@ -291,8 +311,8 @@ class Aliases:
                 self._end_attempt(found)
                 if refusal is None:
                     continue
-                if found.serving is None or not self._manager.is_ready(found.serving):
-                    return  # the next request tries again
+                if found.serving is None and found.last_good is None:
+                    return  # nothing answers meanwhile: the next request tries again
                 refusals_in_a_row += 1
                 await self._pause(found, refusal, refusals_in_a_row)
             if found.desired is not None:
@@ -310,12 +330,21 @@ class Aliases:
             None if serving is None or not self._manager.is_ready(serving) else self._manager.lease(serving)
         )
         try:
-            lease = await self.admit(found, target, forced=found.forced)
+            lease = await self._admitted_unless_moved(found, target)
         except Problem as problem:
             if generation == found.generation:
                 self._refused(found, target, problem)
             return problem
+        except Exception:
+            # A bug must not end the reconciler: what serves goes on serving, and it is tried again.
+            log.exception("%s could not be tried", target)
+            unforeseen = Problem("MODEL_UNAVAILABLE", f"{target} cannot be loaded: the gateway failed")
+            if generation == found.generation:
+                self._refused(found, target, unforeseen)
+            return unforeseen
         else:
+            if lease is None:
+                return None  # overtaken
             try:
                 if generation == found.generation:
                     self._serve(found, target, moved_by=found.moved_by)
@@ -327,6 +356,23 @@ class Aliases:
         finally:
             if held is not None:
                 held.release()
+
+    async def _admitted_unless_moved(self, found: Alias, target: Version) -> Lease | None:
+        """`admit`, given up (the load itself may go on) as soon as the alias moves: None then."""
+        admitting = asyncio.ensure_future(self.admit(found, target, forced=found.forced))
+        moving = asyncio.ensure_future(found.moved.wait())
+        try:
+            await asyncio.wait({admitting, moving}, return_when=asyncio.FIRST_COMPLETED)
+            if not admitting.done():
+                admitting.cancel()
+                await asyncio.wait({admitting})
+                if admitting.cancelled() or admitting.exception() is not None:
+                    return None
+            return admitting.result()
+        finally:
+            moving.cancel()
+            if not admitting.done():
+                admitting.cancel()
 
     async def admit(self, found: Alias | None, target: Version, *, forced: bool) -> Lease:
         """Takes a version through the gates and returns a lease on it, loaded and warm. Raises Problem.
@@ -340,13 +386,18 @@ class Aliases:
                 f"the alias points to version {target.version} of {target.name}, which is not registered"
             )
             raise Problem("VERSION_NOT_FOUND", message)
-        prepared = await self._prepared(target)
+        self._manager.check(target)
+        try:
+            prepared = await self._prepared(target)
+        except Problem as problem:
+            self._manager.failed(target, problem)
+            raise
         old = None if found is None else found.serving or found.last_good
         if found is not None and old is not None and old != target and not forced:
             served_before = any(served.version == target.version for served in found.history)
             if not served_before:
                 await self._check_signature(old, prepared)
-        lease = self._manager.lease(target)
+        lease = self._manager.lease(target, prepared)
         try:
             await self._manager.ready(lease)
         except BaseException:
@@ -379,13 +430,17 @@ class Aliases:
             found.desired = version
         found.refusal = None if version is found.desired else found.refusal
         now = self._wall()
-        self._show(found, "serving", None if version is found.desired else found.error)
+        if version is found.desired:
+            self._show(found, "serving")
+        else:
+            self._show(found, "refused", found.error)
         if not (
             found.history and found.history[-1].version == version.version and found.history[-1].ended is None
         ):
             self._end_history(found, now, f"replaced by {version.version}")
             served = Served(version.version, now, moved_by)
             found.history.append(served)
+            del found.history[:-HISTORY_KEPT]
             self._memory.begin_serving(found.name, found.alias, served)
         timer = self._lingering.pop(version, None)
         if timer is not None:
@@ -413,8 +468,7 @@ class Aliases:
 
     async def _pause(self, found: Alias, refusal: Problem, refusals_in_a_row: int) -> None:
         """Until it is worth trying again, or the alias moves. What a signature refuses it always will."""
-        pause = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2 ** (refusals_in_a_row - 1)) * random.uniform(0.8, 1.0)
-        pause = max(pause, refusal.retry_after or 0.0)
+        pause = max(backoff(refusals_in_a_row), refusal.retry_after or 0.0)
         final = refusal.code == "ROLLOUT_REFUSED"
         waiter = asyncio.ensure_future(found.moved.wait())
         await asyncio.wait({waiter}, timeout=None if final else pause)

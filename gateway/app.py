@@ -13,23 +13,23 @@ import os
 import resource
 import signal
 import socket
+import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
 from gateway import cgroup, events, http, logs, policies
 from gateway.aliases import Aliases
-from gateway.artifacts import Artifacts
+from gateway.artifacts import ArtifactError, Artifacts
 from gateway.governor import Governor
 from gateway.ledger import Ledger
 from gateway.manager import Manager
 from gateway.metrics import Metrics
-from gateway.names import Reference, parse_reference, parse_uri
+from gateway.names import Reference, parse_short, parse_uri
 from gateway.operations import Operations
 from gateway.packages import Packages, Prepared
 from gateway.placement import Placement
@@ -54,7 +54,11 @@ log = logging.getLogger("gateway")
 MIN_RESIDENCY = 0.1
 CAPACITY_WAIT = 5.0
 IO_THREADS = 8
+FETCH_THREADS = 4
+IO_THREAD = "io"
 MEASURE_INTERVAL = 1.0
+#: The disk is looked at once in so many of them.
+DISK_INTERVAL = 10
 BACKLOG = 2048
 
 
@@ -65,9 +69,13 @@ class Gateway:
         self.settings = settings
         self.registry = registry
         self.draining = False
+        self._refusing = False
+        self._disk_bytes = 0
         self.metrics = Metrics()
         self._say = logs.EventLog()
-        self._io = ThreadPoolExecutor(IO_THREADS, thread_name_prefix="io")
+        self._io = ThreadPoolExecutor(IO_THREADS, thread_name_prefix=IO_THREAD)
+        # Downloads may take long or hang: they must not stand in the way of the registry.
+        self._fetches = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix=IO_THREAD)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="state")
         self._state = State(settings.state_dir)
         self._by_name = registry if isinstance(registry, AskedByName) else None
@@ -75,9 +83,9 @@ class Gateway:
         self._artifacts = Artifacts(settings.cache_dir, settings.disk_limit, sources)
         self._packages = Packages(
             self._artifacts,
-            self._io,
+            self._fetches,
             policy=policies.formats(settings),
-            measured=self._state.measurement,
+            measured=self._measurement,
             remembered=self._first_digest,
             remember=self._remember_first_digest,
         )
@@ -100,6 +108,7 @@ class Gateway:
             prepare=self._packages.get,
             memory=AliasMemory(self._state, registry.identity, self._write_behind),
             default_alias=settings.default_alias,
+            max_waiting=settings.max_queue,
             policy=self._rollout,
             emit=self._emit,
         )
@@ -115,10 +124,10 @@ class Gateway:
         self.service = Service(
             self.aliases,
             self.manager,
-            default_model=None if default_model is None else parse_reference(default_model),
+            default_model=None if default_model is None else parse_short(default_model),
             cold_wait=settings.cold_wait,
             emit=self._emit,
-            stopping=lambda: self.draining and self._refusing,
+            stopping=lambda: self._refusing,
             find=None if self._by_name is None else self.watch.find,
         )
         self.operations = Operations(
@@ -127,9 +136,10 @@ class Gateway:
             self.watch,
             registry,
             self._io,
-            preload=[parse_reference(reference) for reference in settings.preload],
+            prepare=self._packages.get,
+            preload=[parse_short(reference) for reference in settings.preload],
         )
-        self._refusing = False
+        self._governor = Governor(cgroup.memory_usage, self.manager.readings, self.manager.stop)
         self._tasks: list[asyncio.Task[Any]] = []
         self._expose()
 
@@ -153,11 +163,13 @@ class Gateway:
             self.watch.take(Snapshot.from_json(content), "registry")
         loop = asyncio.get_running_loop()
         self.metrics.lag.start(loop)
-        self._tasks.append(loop.create_task(self.watch.run(), name="watch"))
-        self._tasks.append(loop.create_task(self.operations.preload(), name="preload"))
-        self._tasks.append(loop.create_task(self._measure(), name="measure"))
-        governor = Governor(cgroup.memory_usage, self.manager.readings, self.manager.stop)
-        self._tasks.append(loop.create_task(governor.run(), name="governor"))
+        for name, work in {
+            "watch": self.watch.run,
+            "preload": self.operations.preload,
+            "measure": self._measure,
+            "governor": self._governor.run,
+        }.items():
+            self._tasks.append(loop.create_task(_kept_going(name, work), name=name))
 
     def refuse(self) -> None:
         """No new work from now on."""
@@ -173,10 +185,11 @@ class Gateway:
         await self.aliases.close()
         await self.manager.close()
         await self._zygotes.close()
-        await self._blocking(self._writer.shutdown)
+        await asyncio.to_thread(self._writer.shutdown)
         self._state.close()
         self.registry.close()
-        self._io.shutdown(wait=False)
+        self._io.shutdown(wait=False, cancel_futures=True)
+        self._fetches.shutdown(wait=False, cancel_futures=True)
 
     # How a version becomes something that runs.
 
@@ -188,9 +201,11 @@ class Gateway:
 
     async def _measure(self) -> None:
         while True:
-            await asyncio.sleep(MEASURE_INTERVAL)
-            self.manager.remeasure(self._zygotes.bytes)
-            self.manager.retire_idle()
+            self._disk_bytes = await self._blocking(self._artifacts.bytes)
+            for _ in range(DISK_INTERVAL):
+                await asyncio.sleep(MEASURE_INTERVAL)
+                self.manager.remeasure(self._zygotes.bytes)
+                self.manager.retire_idle()
 
     def _observe(self, prepared: Prepared, what: str, reason: str) -> None:
         """What happened to a version's processes."""
@@ -217,17 +232,31 @@ class Gateway:
     def _remember_snapshot(self, snapshot: Snapshot) -> None:
         self._write_behind(lambda: self._state.save_snapshot(self.registry.identity, snapshot.to_json()))
 
+    def _measurement(self, digest: str) -> tuple[int | None, float] | None:
+        try:
+            return self._state.measurement(digest)
+        except sqlite3.Error:
+            log.exception("the state could not be read")
+            return None  # an estimate does, until the kernel says
+
     def _first_digest(self, version: Version) -> str | None:
         """What its files were at their first fetch, of a registry whose versions never change."""
         if self._by_name is None:
             return None
-        identity = self.registry.identity
-        return self._state.digest(identity, version.name, version.version, version.source)
+        try:
+            return self._state.digest(self.registry.identity, version.name, version.version, version.source)
+        except sqlite3.Error as error:
+            # Not to be passed over: what was fetched first is what the others must match.
+            raise ArtifactError("the gateway's state could not be read", str(error)) from error
 
     def _remember_first_digest(self, version: Version, digest: str) -> None:
         if self._by_name is not None:
             identity = self.registry.identity
-            self._state.save_digest(identity, version.name, version.version, version.source, digest)
+            self._write_behind(
+                lambda: self._state.save_digest(
+                    identity, version.name, version.version, version.source, digest
+                )
+            )
             self._by_name.record_digest(version, digest)
 
     def _remember_measurement(self, prepared: Prepared, size: int | None, seconds: float) -> None:
@@ -255,7 +284,7 @@ class Gateway:
                 (a.name, a.alias): (None if a.serving is None else a.serving.version, a.diverged)
                 for a in self.aliases
             },
-            disk=self._artifacts.bytes,
+            disk=lambda: self._disk_bytes,
             registry_age=self.watch.age,
         )
 
@@ -267,6 +296,18 @@ class Gateway:
                 leases = self.ledger[servable].leases
                 found[servable.version.name] = (queued + servable.queued, leased + leases)
         return found
+
+
+async def _kept_going(name: str, work: Callable[[], Awaitable[None]]) -> None:
+    """Background work that no bug of its own may end unseen."""
+    while True:
+        try:
+            await work()
+        except Exception:
+            log.exception("%s failed; it goes on", name)
+            await asyncio.sleep(MEASURE_INTERVAL)
+        else:
+            return
 
 
 def count(metrics: Metrics, event: events.Event) -> None:
@@ -321,6 +362,7 @@ class Server(uvicorn.Server):
         asyncio.get_running_loop().call_later(self._gateway.settings.drain_delay, self._stop_accepting)
 
     def _stop_accepting(self) -> None:
+        self._gateway.refuse()
         self.should_exit = True
 
 
@@ -340,8 +382,8 @@ def serve(settings: Settings, models: Sequence[str] = ()) -> int:
         logs.configure(settings.log_format, settings.log_level)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             code = runner.run(_serve(settings, registry, bound))
-    if any(thread.name.startswith(THREAD) and thread.is_alive() for thread in threading.enumerate()):
-        # A model here never answered, and Python would wait for its thread forever.
+    if any(thread.name.startswith((THREAD, IO_THREAD)) for thread in threading.enumerate()):
+        # A model here or a download never ended, and Python would wait for its thread forever.
         logging.shutdown()
         os._exit(code)
     return code
@@ -360,10 +402,11 @@ def _opened(settings: Settings, models: Sequence[str]) -> tuple[Registry, Settin
     if not models:
         return _registry(settings), settings
     references = [parse_uri(text) for text in models]
-    first = references[0] if references[0].uri is None else Reference(Path(models[0]).name)
-    settings = settings.model_copy(update={"default_model": settings.default_model or str(first)})
     if all(reference.uri is not None for reference in references):
-        return ListedModels(models), settings
+        listed = ListedModels(models)
+        first = str(Reference(listed.names[0]))
+        return listed, settings.model_copy(update={"default_model": settings.default_model or first})
+    settings = settings.model_copy(update={"default_model": settings.default_model or str(references[0])})
     if any(reference.uri is not None or not reference.name for reference in references):
         raise RegistryError(
             "serve directories, or models of a registry (models:/NAME@ALIAS), not both at once"

@@ -13,17 +13,20 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gateway.admission import Admission
+from gateway.runners.base import RunnerCrashed
 from loaders.batch import Batch, Columns, Tensors, concat, layout, split
 
 Run = Callable[[Batch, Mapping[str, Any]], Awaitable[Batch]]
 DEFAULT_MAX_ROWS = 1024
+#: The longest wait for a new process on behalf of a request whose neighbour ended the old one, in seconds.
+LONGEST_RETRY = 2.0
 
 
 class Outcome(NamedTuple):
@@ -95,14 +98,6 @@ class Batcher:
             self._loop.call_soon(self._pump)
         return future
 
-    async def idle(self) -> None:
-        """Returns when nothing runs and nothing waits."""
-        while self._tasks or self._queue:
-            if self._tasks:
-                await asyncio.wait(self._tasks)
-            else:
-                await asyncio.sleep(0)
-
     def _merge_key(self, batch: Batch, params: Mapping[str, Any]) -> Hashable | None:
         shape = layout(batch)
         if shape is None:
@@ -139,10 +134,10 @@ class Batcher:
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            raise error
         if self._queue:
             self._pump()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            raise error
 
     def _take(self) -> list[Member]:
         """The first request that still waits and all that may go with it, in order of arrival."""
@@ -173,11 +168,30 @@ class Batcher:
         queue.extendleft(reversed(stay))
         return members
 
+    async def _call_alone(self, member: Member) -> None:
+        """One member of a call that failed. If another one's fault has just ended the process, it waits for
+        the next process: it has not had its turn yet."""
+        if member.future.done():
+            return
+        trial = replace(member, future=self._loop.create_future())
+        await self._call([trial])
+        pause = _retry_pause(trial.future)
+        if pause is not None:
+            await asyncio.sleep(pause)
+            trial = replace(member, future=self._loop.create_future())
+            await self._call([trial])
+        error = trial.future.exception()
+        if member.future.done():
+            return
+        if error is None:
+            member.future.set_result(trial.future.result())
+        else:
+            member.future.set_exception(error)
+
     async def _call(self, members: Sequence[Member]) -> None:
         started = perf_counter()
-        rows = sum(member.rows for member in members)
-        self._dispatched(len(members), rows)
         try:
+            self._dispatched(len(members), sum(member.rows for member in members))
             joined = members[0].batch if len(members) == 1 else concat([m.batch for m in members])
             result = await self._run(joined, members[0].params)
             parts = [result] if len(members) == 1 else split(result, [m.rows for m in members])
@@ -191,14 +205,23 @@ class Batcher:
             # Either one of them made the call fail, or the answer has not one row for each of theirs:
             # each runs once more by itself, so that nobody pays for another.
             for member in members:
-                if not member.future.done():
-                    await self._call([member])
+                await self._call_alone(member)
             return
         seconds = perf_counter() - started
         self._admission.finished(len(members), seconds)
         for member, part in zip(members, parts, strict=True):
             if not member.future.done():
                 member.future.set_result(Outcome(part, started - member.arrived, seconds))
+
+
+def _retry_pause(future: asyncio.Future[Outcome]) -> float | None:
+    """How long to wait for a process that is being started again, None where that is not what failed."""
+    error = future.exception() if future.done() and not future.cancelled() else None
+    return (
+        min(error.retry_after, LONGEST_RETRY)
+        if isinstance(error, RunnerCrashed) and error.retry_after
+        else None
+    )
 
 
 def repeated(batch: Batch, times: int) -> Batch | None:

@@ -32,7 +32,7 @@ class LoadFailed:
 
 @dataclass(frozen=True, slots=True)
 class Unloaded:
-    """`reason`: evicted, unloaded, replaced, removed, idle, shutdown."""
+    """`reason`: evicted, unloaded, replaced, removed, idle, quarantined, shutdown."""
 
     model: str
     version: str

@@ -1,6 +1,7 @@
 """The log: one line for each load, swap, refusal, crash and failure, as text for people or JSON for machines.
 
-Turns events into lines. No row data, no key and no token ever stands in an event, so none reaches a line.
+Turns events into lines. No key and no token ever stands in an event, so none reaches a line. What a model
+says when it raises stands there whole, and may quote the rows it was given.
 """
 
 from __future__ import annotations

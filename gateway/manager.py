@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections.abc import Awaitable, Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 from cachetools import TLRUCache
 
 from gateway.errors import Problem
-from gateway.events import Crashed, Dispatched, Emit, Loaded, LoadFailed, Unloaded, Warned
+from gateway.events import Dispatched, Emit, Loaded, LoadFailed, Unloaded, Warned
 from gateway.governor import Reading
 from gateway.ledger import Ledger
 from gateway.runners.base import ModelError, Runner, RunnerCrashed, RunnerTimeout
@@ -31,6 +32,12 @@ if TYPE_CHECKING:
 FIRST_BACKOFF = 1.0
 LONGEST_BACKOFF = 60.0
 FORGET_AFTER = 600.0
+
+
+def backoff(attempts: int) -> float:
+    """The pause after so many failures in a row, in seconds; with jitter, so that no fleet asks in step."""
+    pause: float = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2.0 ** min(attempts - 1, 10))
+    return pause * random.uniform(0.8, 1.0)
 
 
 @dataclass(slots=True)
@@ -112,12 +119,12 @@ class Manager:
 
     # Leases.
 
-    def lease(self, version: Version) -> Lease:
-        """Counts the caller in, at once; starts the load if nobody has. Raises the Problem of a version
-        that failed and may not be tried again yet."""
+    def lease(self, version: Version, prepared: Prepared | None = None) -> Lease:
+        """Counts the caller in, at once; starts the load if nobody has, from `prepared` where the caller has
+        it already. Raises the Problem of a version that failed and may not be tried again yet."""
         servable = self._servables.get(version)
         if servable is None:
-            servable = self._begin(version)
+            servable = self._begin(version, prepared)
         self.ledger.lease(servable)
         return Lease(servable, self)
 
@@ -161,32 +168,48 @@ class Manager:
 
     # Loading.
 
-    def _begin(self, version: Version) -> Servable:
+    def check(self, version: Version) -> None:
+        """Raises the Problem of a version that failed and may not be tried again yet."""
         failure = self._failures.get(version)
         now = self._clock()
         if failure is not None and now < failure.until:
             raise failure.problem.again(failure.until - now)
+
+    def failed(self, version: Version, problem: Problem) -> None:
+        """Remembers that a version cannot be loaded: it costs one attempt per pause, not one per request."""
+        if problem.code != "MODEL_UNAVAILABLE":
+            return
+        before = self._failures.get(version)
+        attempts = 1 if before is None else before.attempts + 1
+        problem.retry_after = backoff(attempts)
+        self._failures[version] = Failure(problem, self._clock() + problem.retry_after, attempts)
+
+    def _begin(self, version: Version, prepared: Prepared | None) -> Servable:
+        self.check(version)
+        now = self._clock()
         servable = self._servables[version] = Servable(version, self._options(version.name))
         self.ledger.open(servable, now)
-        task = asyncio.get_running_loop().create_task(self._load(servable), name=f"load {version}")
+        task = asyncio.get_running_loop().create_task(self._load(servable, prepared), name=f"load {version}")
         self._loads[servable] = task
         task.add_done_callback(lambda _: self._loads.pop(servable, None))
         return servable
 
-    async def _load(self, servable: Servable) -> None:
+    async def _load(self, servable: Servable, prepared: Prepared | None) -> None:
         version = servable.version
         started = self._clock()
+
+        def dispatched(requests: int, rows: int) -> None:
+            self._emit(Dispatched(version.name, version.version, requests, rows))
+
+        def reserve(wanted: int) -> Awaitable[None]:
+            return self._reserve(servable, wanted)
+
         try:
+            await servable.prepare(self._prepare, prepared)
+            # A slow store must not keep others from loading: only what costs this machine takes a slot.
             async with self._slots:
                 started = self._clock()
-                measured = await servable.load(
-                    self._prepare,
-                    lambda wanted: self._reserve(servable, wanted),
-                    self._open_runner,
-                    lambda requests, rows: self._emit(
-                        Dispatched(version.name, version.version, requests, rows)
-                    ),
-                )
+                measured = await servable.load(reserve, self._open_runner, dispatched)
         except asyncio.CancelledError:
             self._drop(
                 servable, Problem("SHUTTING_DOWN", f"{version} was not loaded: the gateway is stopping")
@@ -197,7 +220,7 @@ class Manager:
             return
         except (ModelError, RunnerCrashed, RunnerTimeout) as error:
             phase = "on its own example" if servable.phase == "warming up" else "when it was loaded"
-            failed = Problem("MODEL_UNAVAILABLE", f"{version} failed {phase}: {error}")
+            failed = Problem("MODEL_UNAVAILABLE", f"{version} failed {phase}: {_pathless(str(error))}")
             self._fail(servable, failed, self._clock() - started, getattr(error, "trace", ""))
             return
         except Exception as error:
@@ -224,12 +247,7 @@ class Manager:
 
     def _fail(self, servable: Servable, problem: Problem, seconds: float, trace: str = "") -> None:
         version = servable.version
-        if problem.code == "MODEL_UNAVAILABLE":
-            before = self._failures.get(version)
-            attempts = 1 if before is None else before.attempts + 1
-            pause = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2 ** (attempts - 1)) * random.uniform(0.8, 1.0)
-            self._failures[version] = Failure(problem, self._clock() + pause, attempts)
-            problem.retry_after = pause
+        self.failed(version, problem)
         self._drop(servable, problem)
         self._emit(LoadFailed(version.name, version.version, seconds, problem.code, problem.message, trace))
         self._carry_out_plan()
@@ -327,7 +345,7 @@ class Manager:
         """What every model in processes takes now, beside what it was granted."""
         found = []
         for servable in self:
-            measured = None if servable.runner is None else servable.runner.measured_bytes
+            measured = None if servable.runner is None else servable.runner.present_bytes()
             account = self.ledger.find(servable)
             if measured is not None and account is not None:
                 found.append(Reading(servable, measured, account.bytes))
@@ -336,8 +354,8 @@ class Manager:
     def stop(self, key: Hashable, reason: str) -> None:
         """Ends the processes of one of `readings`, as a crash does."""
         for servable in list(self):
-            if servable is key and servable.runner is not None and servable.runner.stop(reason):
-                self._emit(Crashed(servable.version.name, servable.version.version, "stopped", reason))
+            if servable is key and servable.runner is not None:
+                servable.runner.stop(reason)
 
     def retire_idle(self) -> None:
         """Unloads what nobody asked for as long as its `idle_ttl`."""
@@ -421,6 +439,15 @@ class Manager:
                 self._close(servable, "shutdown")
         if self._closing:
             await asyncio.wait(set(self._closing))
+
+
+#: What looks like a place on this machine in the words of a framework.
+_PATH = re.compile(r"(?<![\w.])/(?:[^\s'\":,;()\[\]/]+/)+")
+
+
+def _pathless(text: str) -> str:
+    """Without the server's paths: a client sees the names of files, not where they lie."""
+    return _PATH.sub("…/", text)
 
 
 def _mega(size: int) -> int:

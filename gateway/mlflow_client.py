@@ -8,15 +8,16 @@ half a document) is taken for no answer. Knows URLs and JSON, and nothing of mod
 from __future__ import annotations
 
 import configparser
+import contextlib
 import json
 import os
 import random
 import re
+import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
@@ -134,7 +135,7 @@ class MLflowClient:
     ) -> dict[str, Any]:
         sent: dict[str, Any] = {"params": values} if method == "GET" else {"json": dict(values or {})}
         with self._sent(method, _API + path, until, **sent) as response:
-            content = b"".join(self._chunks(response, until, MAX_ANSWER))
+            content = b"".join(self._chunks(response, MAX_ANSWER))
         try:
             answer = json.loads(content)
         except ValueError:
@@ -149,7 +150,7 @@ class MLflowClient:
         """(name, whether it is a directory, bytes) of what a directory holds, as the server says it."""
         until = self._clock() + self._deadline
         with self._sent("GET", _ARTIFACTS, until, params={"path": place}) as response:
-            content = b"".join(self._chunks(response, until, MAX_ANSWER))
+            content = b"".join(self._chunks(response, MAX_ANSWER))
         try:
             answer = json.loads(content)
         except ValueError:
@@ -169,7 +170,7 @@ class MLflowClient:
         with self._sent("GET", f"{_ARTIFACTS}/{quote(place)}", until) as response:
             if response.status_code != 200:
                 raise self._refusal(response, None)
-            for chunk in self._chunks(response, until, size):
+            for chunk in self._chunks(response, size):
                 got += len(chunk)
                 yield chunk
         if got != size:
@@ -185,7 +186,7 @@ class MLflowClient:
             told = re.match(r"bytes (\d+)-(\d+)/", response.headers.get("content-range", ""))
             if response.status_code != 206 or told is None or int(told[1]) != start:
                 raise self._refusal(response, None)
-            content = b"".join(self._chunks(response, until, wanted))
+            content = b"".join(self._chunks(response, wanted))
         if len(content) != wanted:
             raise MLflowUnavailable(f"{self.base} sent {len(content)} of {wanted} bytes", reached=True)
         return content
@@ -198,7 +199,7 @@ class MLflowClient:
             headers = {"Content-Length": str(file.stat().st_size)}
             path = f"{_ARTIFACTS}/{quote(place)}"
             with self._sent("PUT", path, until, content=chunks, headers=headers) as response:
-                self._drained(response, until)
+                self._drained(response)
         if response.status_code != 200:
             raise self._refusal(response, None)
 
@@ -208,32 +209,53 @@ class MLflowClient:
 
     # Parts of the above.
 
-    @contextmanager
+    @contextlib.contextmanager
     def _sent(self, method: str, path: str, until: float, **parts: Any) -> Iterator[httpx.Response]:
         left = max(0.1, until - self._clock())
         timeout = httpx.Timeout(min(left, 30.0), connect=min(left, 5.0))
+        streams: list[Any] = []
+
+        def watch(event: str, info: Mapping[str, Any]) -> None:
+            if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+                streams.append(info["return_value"])
+
+        def end() -> None:
+            """A server may not drip for ever: each read is in time, and the answer never is."""
+            with contextlib.suppress(OSError, IndexError):
+                streams[-1].get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+
+        timer = threading.Timer(left, end)
+        timer.daemon = True
+        timer.start()
         try:
             with self._http().stream(
-                method, f"{self.base}/{path}", timeout=timeout, auth=self._auth, **parts
+                method,
+                f"{self.base}/{path}",
+                timeout=timeout,
+                auth=self._auth,
+                extensions={"trace": watch},
+                **parts,
             ) as response:
                 yield response
         except httpx.HTTPError as error:
             reason = str(error) or type(error).__name__
+            if not timer.is_alive():
+                reason = f"its answer did not come within {left:.0f} s"
             raise MLflowUnavailable(f"{self.base} cannot be reached: {reason}") from error
+        finally:
+            timer.cancel()
 
-    def _chunks(self, response: httpx.Response, until: float, limit: int) -> Iterator[bytes]:
-        """The body, as far as the deadline and the limit let it come: a server may not drip for ever."""
+    def _chunks(self, response: httpx.Response, limit: int) -> Iterator[bytes]:
+        """The body, as far as the limit lets it come."""
         got = 0
         for chunk in response.iter_raw():
             got += len(chunk)
             if got > limit:
                 raise MLflowUnavailable(f"{self.base} sent more than {limit} bytes", reached=True)
-            if self._clock() > until:
-                raise MLflowUnavailable(f"{self.base} did not finish its answer in time")
             yield chunk
 
-    def _drained(self, response: httpx.Response, until: float) -> None:
-        for _ in self._chunks(response, until, MAX_ANSWER):
+    def _drained(self, response: httpx.Response) -> None:
+        for _ in self._chunks(response, MAX_ANSWER):
             pass
 
     def _refusal(self, response: httpx.Response, answer: object) -> MLflowError:
@@ -256,7 +278,8 @@ class MLflowClient:
                     headers=self._headers,
                     verify=self._verify,
                     follow_redirects=False,
-                    limits=httpx.Limits(max_connections=32, keepalive_expiry=30.0),
+                    # A connection for each call, so that a call which does not end can be cut by itself.
+                    limits=httpx.Limits(max_connections=32, max_keepalive_connections=0),
                 )
             return self._client
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from cachetools import LRUCache
 
 from gateway.errors import Problem
 from gateway.ledger import State
@@ -30,11 +32,11 @@ from gateway.registries.base import (
 from gateway.registries.document import dump
 from gateway.rollout import ROLLBACK, rollback_target
 from gateway.servable import Servable, Status
-from loaders.package import PackageError, read
+from loaders.package import Package, PackageError
 
 if TYPE_CHECKING:
     from gateway.aliases import Alias, Aliases
-    from gateway.manager import Manager
+    from gateway.manager import Lease, Manager
     from gateway.packages import Prepared
     from gateway.watch import Watch
 
@@ -48,7 +50,8 @@ SHOWN_HISTORY = 20
 
 
 class Operations:
-    """`registry` None: the models were named on the command line, and there is nothing to write."""
+    """`prepare` has a version's verified files here, without loading it; `preload` is what readiness waits
+    for."""
 
     def __init__(
         self,
@@ -58,6 +61,7 @@ class Operations:
         registry: Registry,
         io: Executor,
         *,
+        prepare: Callable[[Version], Awaitable[Prepared]],
         preload: list[Reference],
         wall: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
@@ -67,50 +71,61 @@ class Operations:
         self._watch = watch
         self._registry = registry
         self._io = io
+        self._prepare = prepare
         self._preload = preload
         self._preloaded = not preload
         self._wall = wall
         self._clock = clock
         self._document: tuple[bytes, str] | None = None
+        #: Refused promotions of aliases that do not exist: there is nothing else to show them on.
+        self._refused: LRUCache[tuple[str, str], dict[str, Any]] = LRUCache(1000)
 
     # Views.
 
     def models(self) -> dict[str, Any]:
         models = self._aliases.snapshot.models.values()
-        return {"models": [self._summary(model) for model in models], "writable": self._registry.writable}
+        held = {servable.version: servable for servable in self._manager}
+        return {
+            "models": [self._summary(model, held) for model in models],
+            "writable": self._registry.writable,
+        }
 
     async def model(self, name: str) -> dict[str, Any]:
         await self._known(Reference(name))
         model = self._model(name)
         aliases = {alias: self.rollout(name, alias) for alias in model.aliases}
-        return {**self._summary(model), "rollouts": aliases, "writable": self._registry.writable}
+        held = {servable.version: servable for servable in self._manager}
+        return {**self._summary(model, held), "rollouts": aliases, "writable": self._registry.writable}
 
-    async def version(self, name: str, number: str, *, example: bool = False) -> dict[str, Any]:
-        """One version in full. `example`: with its saved input, which may be real data."""
+    async def version(
+        self, name: str, number: str, *, example: bool = False, runner: bool = False
+    ) -> dict[str, Any]:
+        """One version, with what its verified files say. `example`: with its saved input, which may be real
+        data; `runner`: with its processes."""
         _checked(check_version, number)
         await self._known(Reference(name, version=number))
         version = self._version(name, number)
         servable = self._manager.find(version)
-        view = {"name": name, **self._state(version), "writable": self._registry.writable}
+        view = {"name": name, **self._state(version, servable), "writable": self._registry.writable}
         view["aliases"] = [a for a, entry in self._model(name).aliases.items() if entry.version == number]
-        prepared = None if servable is None else servable.prepared
-        package = await self._blocking(_package, version, prepared)
-        if package is None:
+        prepared = await self._verified(version, servable)
+        if prepared is None:
             return view | {"signature": None, "environment": None}
+        package = prepared.package
         signature = package.signature
         view["flavor"] = sorted(package.flavors)
         view["signature"] = None if signature is None else _plain_signature(signature.to_json())
         view["environment"] = {
             "python_version": package.python_function.get("python_version"),
-            "findings": list(prepared.findings) if prepared is not None else None,
+            "findings": list(prepared.findings),
         }
         view["metadata"] = package.metadata
         if servable is not None:
             view["warnings"] = list(servable.warnings)
-            view["runner"] = None if servable.runner is None else servable.runner.status()
+        if runner and servable is not None and servable.runner is not None:
+            view["runner"] = servable.runner.status()
         if example:
-            given, params = package.example_input()
-            view["input_example"] = None if given is None else {given.form: given.data, "params": params}
+            view["input_example"] = await self._blocking(_example, package)
         return view
 
     def rollouts(self) -> dict[str, Any]:
@@ -130,6 +145,8 @@ class Operations:
         found = self._aliases.find(name, alias)
         if found is None:
             entry = self._model(name).aliases.get(alias)
+            if entry is None and (name, alias) in self._refused:
+                return self._refused[name, alias]
             if entry is None:
                 self._missing(Reference(name, alias=alias))
                 raise Problem("ALIAS_NOT_FOUND", f"{name} has no alias {alias}")
@@ -199,10 +216,11 @@ class Operations:
         _check_expectation(name, alias, None if entry is None else entry.version, expect)
         found = None if entry is None else self._aliases.open(name, alias)
         if found is not None and entry is not None and entry.version == version and entry.forced >= force:
-            if not dry_run:
-                self._aliases.clear_error(found)
-            return await self._moved(found, target, wait and not dry_run)
-        lease = await self._try_out(found, target, force)
+            if dry_run:
+                return 200, {**self._named(name, alias, target), "dry_run": True, "accepted": True}
+            self._aliases.clear_error(found)
+            return await self._moved(found, target, wait)
+        lease = await self._try_out(name, alias, found, target, force)
         try:
             if dry_run:
                 return 200, {**self._named(name, alias, target), "dry_run": True, "accepted": True}
@@ -218,8 +236,8 @@ class Operations:
         self._must_be_writable()
         await self._watch.ask(Reference(name))
         found = self._follow(name, alias)
+        entry = self._model(name).aliases[alias]
         if to is None:
-            entry = self._model(name).aliases[alias]
             to = rollback_target(found.history, _number(found.desired)) or next(iter(entry.previous), None)
             if to is None:
                 message = f"{name}@{alias} has served no other version before"
@@ -227,9 +245,10 @@ class Operations:
         _checked(check_version, to)
         await self._known(Reference(name, version=to))
         target = self._version(name, to)
-        lease = await self._try_out(found, target, forced=True)
+        lease = await self._try_out(name, alias, found, target, forced=True)
         try:
-            await self._write_alias(name, alias, to, ANYWHERE, forced=True, moved_by=ROLLBACK)
+            # Whoever moved it while this was tried knows better.
+            await self._write_alias(name, alias, to, entry.version, forced=True, moved_by=ROLLBACK)
             return await self._moved(self._aliases.open(name, alias), target, wait)
         finally:
             lease.release()
@@ -240,13 +259,17 @@ class Operations:
         self._watch.take(snapshot, "delete")
         return {"name": name, "alias": alias, "deleted": True}
 
-    async def _try_out(self, found: Alias | None, target: Version, forced: bool) -> Any:
+    async def _try_out(
+        self, name: str, alias: str, found: Alias | None, target: Version, forced: bool
+    ) -> Lease:
         self._manager.retry(target)
         try:
             return await self._aliases.admit(found, target, forced=forced)
         except Problem as problem:
             if found is not None:
                 self._aliases.refuse(found, target, problem)
+            else:
+                self._refused[name, alias] = _never_moved(name, alias, problem.message, self._wall())
             if problem.code in ("MODEL_UNAVAILABLE", "ROLLOUT_REFUSED"):
                 raise Problem(
                     "ROLLOUT_REFUSED", problem.message, details=problem.details, hint=problem.hint
@@ -284,6 +307,9 @@ class Operations:
         if version is None and target.alias is not None:
             if target.alias.desired is not None:
                 self._manager.retry(target.alias.desired)
+            if not wait:
+                self._aliases.begin(target.alias)
+                return 202, self.rollout(target.alias.name, target.alias.alias)
             version = await self._aliases.settle(target.alias, LONGEST_WAIT)
         assert version is not None
         self._manager.retry(version)
@@ -291,21 +317,25 @@ class Operations:
         try:
             if wait:
                 await self._manager.ready(lease, LONGEST_WAIT)
-            return (200 if wait else 202), {"name": version.name, **self._state(version)}
+            return (200 if wait else 202), {"name": version.name, **self._state(version, lease.servable)}
         finally:
             lease.release()
 
     async def unload(self, reference: Reference, *, wait: bool = True) -> tuple[int, dict[str, Any]]:
         """Evicts once leases have ended; the next request loads again."""
         target = self._aliases.target(reference)
-        version = target.version or (None if target.alias is None else target.alias.serving)
+        found = target.alias
+        version = target.version or (None if found is None else found.serving or found.desired)
         if version is None:
             return 200, {"name": reference.name, "state": Status.UNLOADED.value}
         servable = self._manager.retire(version, "unloaded")
         if servable is not None and wait:
-            async with asyncio.timeout(LONGEST_WAIT):
-                await servable.gone.wait()
-        return (200 if wait else 202), {"name": version.name, **self._state(version)}
+            try:
+                async with asyncio.timeout(LONGEST_WAIT):
+                    await servable.gone.wait()
+            except TimeoutError:
+                raise Problem("DEADLINE_EXCEEDED", f"{version} still answers requests") from None
+        return (200 if wait else 202), {"name": version.name, **self._state(version, servable)}
 
     async def refresh(self) -> dict[str, Any]:
         """Looks at the registry now."""
@@ -343,16 +373,28 @@ class Operations:
         except NotInRegistry:
             await self._watch.find(reference)
 
-    def _summary(self, model: Model) -> dict[str, Any]:
+    def _summary(self, model: Model, held: Mapping[Version, Servable]) -> dict[str, Any]:
         versions = sorted(model.versions.values(), key=lambda version: int(version.version))
         return {
             "name": model.name,
             "aliases": {alias: entry.version for alias, entry in model.aliases.items()},
-            "versions": [self._state(version) for version in versions],
+            "versions": [self._state(version, held.get(version)) for version in versions],
         }
 
-    def _state(self, version: Version) -> dict[str, Any]:
-        servable = self._find(version)
+    async def _verified(self, version: Version, servable: Servable | None) -> Prepared | None:
+        """What is known of a version's files once they are verified; a remote one that is not loaded is not
+        fetched for a view."""
+        if servable is not None and servable.prepared is not None:
+            return servable.prepared
+        if "://" in version.source or self._manager.failure(version) is not None:
+            return None
+        try:
+            return await self._prepare(version)
+        except Problem as problem:
+            self._manager.failed(version, problem)
+            return None
+
+    def _state(self, version: Version, servable: Servable | None) -> dict[str, Any]:
         failure = self._manager.failure(version)
         view: dict[str, Any] = {"version": version.version, "state": Status.UNLOADED.value, "reason": None}
         view |= {"bytes": None, "last_used": None}
@@ -368,10 +410,6 @@ class Operations:
                 view["last_used"] = _iso(self._wall() - (self._clock() - account.last_used))
         view |= {"digest": version.digest, "created": version.created, "tags": dict(version.tags)}
         return view
-
-    def _find(self, version: Version) -> Servable | None:
-        servable = self._manager.find(version)
-        return servable or next((s for s in self._manager if s.version == version), None)
 
     def _model(self, name: str) -> Model:
         model = self._aliases.snapshot.models.get(name)
@@ -438,15 +476,27 @@ def _check_expectation(name: str, alias: str, actual: str | None, expect: str | 
     raise Problem("PRECONDITION_FAILED", f"{name}@{alias} {stands}; expected {wanted}")
 
 
-def _package(version: Version, prepared: Prepared | None) -> Any:
-    if prepared is not None:
-        return prepared.package
-    if "://" in version.source:
-        return None
+def _example(package: Package) -> dict[str, Any] | None:
     try:
-        return read(version.source)
+        given, params = package.example_input()
     except PackageError:
-        return None  # the state's reason says so once somebody asks for it
+        return None  # the version's warnings say so once it is loaded
+    return None if given is None else {given.form: given.data, "params": params}
+
+
+def _never_moved(name: str, alias: str, error: str, now: float) -> dict[str, Any]:
+    return {
+        "name": name,
+        "alias": alias,
+        "desired": None,
+        "serving": None,
+        "last_good": None,
+        "phase": "refused",
+        "error": error,
+        "since": _iso(now),
+        "diverged": False,
+        "history": [],
+    }
 
 
 def _plain_signature(document: dict[str, Any]) -> dict[str, Any]:

@@ -82,7 +82,8 @@ async def _load(new: Version, packages: Packages, settings: Settings) -> None:
     placement = Placement(settings, zygotes, lambda prepared, what, reason: None)
     servable = Servable(new, policies.options(settings, new.name))
     try:
-        await servable.load(packages.get, reserve, placement.open, lambda rows, requests: None)
+        await servable.prepare(packages.get)
+        await servable.load(reserve, placement.open, lambda rows, requests: None)
         await servable.close()
     except (ModelError, RunnerCrashed, RunnerTimeout) as error:
         raise Problem("MODEL_UNAVAILABLE", f"{new} cannot be loaded: {error}") from None

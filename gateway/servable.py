@@ -16,6 +16,7 @@ from gateway.admission import Admission
 from gateway.batching import Batcher, agree, repeated
 from gateway.runners.base import ModelError
 from loaders.enforce import Enforced, InvalidInput, RawInput, enforce
+from loaders.package import PackageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -71,20 +72,28 @@ class Servable:
     def __repr__(self) -> str:
         return f"<Servable {self.version} {self.status.value} ({self.phase})>"
 
+    async def prepare(
+        self, prepare: Callable[[Version], Awaitable[Prepared]], prepared: Prepared | None = None
+    ) -> None:
+        """Has its files here, verified and read: those of `prepared` where somebody has them already."""
+        self.phase = "fetching"
+        self.prepared = await prepare(self.version) if prepared is None else prepared
+        self.phase = "queued"
+
     async def load(
         self,
-        prepare: Callable[[Version], Awaitable[Prepared]],
         reserve: Callable[[int], Awaitable[None]],
         open_runner: Callable[[Prepared], Runner],
         dispatched: Callable[[int, int], None],
     ) -> int | None:
-        """Makes it ready to answer and returns its measured bytes, None where they cannot be measured.
+        """Makes it ready to answer, after `prepare`. Returns its measured bytes, None where nobody can tell.
 
         `reserve` returns when that many bytes in all are this servable's. Raises what its steps raise,
         and leaves nothing running then.
         """
-        self.phase = "fetching"
-        self.prepared = prepared = await prepare(self.version)
+        if self.prepared is None:
+            raise RuntimeError(f"{self!r} is loaded before it is prepared")
+        prepared = self.prepared
         self.phase = "waiting for memory"
         await reserve(prepared.estimate)
         self.phase = "loading"
@@ -150,7 +159,11 @@ class Servable:
         model's own signature says nothing of the model: it is passed over with a warning.
         """
         warnings = list(prepared.findings)
-        example, example_params = prepared.package.example_input()
+        try:
+            example, example_params = prepared.package.example_input()
+        except PackageError as error:
+            warnings.append(f"the saved input example cannot be read: {error}")
+            example, example_params = None, None
         if example is None:
             return runner.merges, tuple(warnings)
         enforced = self._enforced_example(example, example_params)

@@ -114,10 +114,11 @@ class Service:
             outcome, warnings = await self._run(servable, inference)
             if found is not None:
                 self._aliases.answered(found, version)
-        except Problem as problem:
+        except Problem as error:
+            problem = self._late(inference, error)
             problem.version = version or (None if found is None else found.desired)
             problem.alias = None if found is None else found.alias
-            raise
+            raise problem from None
         finally:
             if lease is not None:
                 lease.release()
@@ -180,6 +181,14 @@ class Service:
             wait = self._manager.expected_load_seconds(servable)
             message = f"{servable.version.name} is loading, and as many requests wait for it as may"
             raise Problem("OVERLOADED", message, retry_after=wait)
+
+    def _late(self, inference: Inference, problem: Problem) -> Problem:
+        """A wait for a cold model that the caller's own deadline ended is the deadline's affair."""
+        if problem.code != "MODEL_LOADING" or inference.deadline is None:
+            return problem
+        if asyncio.get_running_loop().time() < inference.deadline:
+            return problem
+        return Problem("DEADLINE_EXCEEDED", f"the caller's deadline passed: {problem.message}")
 
     def _patience(self, inference: Inference) -> float:
         """How long this request waits for a cold model, in seconds."""

@@ -30,7 +30,7 @@ from pydantic import (
 )
 
 from gateway import cgroup, yamltext
-from gateway.names import check_alias, parse_uri
+from gateway.names import check_alias, parse_short
 
 PREFIX: Final = "GATEWAY_"
 FILE: Final = "gateway.yaml"
@@ -224,7 +224,7 @@ class Settings(_Part):
     @classmethod
     def _references(cls, value: str | list[str] | None) -> str | list[str] | None:
         for text in [value] if isinstance(value, str) else value or []:
-            parse_uri(text)
+            parse_short(text)
         return value
 
     @field_validator("cache_dir", "state_dir", "admin_key_file", "webhook_secret_file")

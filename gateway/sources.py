@@ -11,6 +11,7 @@ import ipaddress
 import os
 import re
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -74,10 +75,12 @@ class Sources:
         *,
         local: bool = True,
         servers: Iterable[str] = (),
+        environ: Mapping[str, str] | None = None,
         resolve: Callable[[str], Iterable[str]] | None = None,
     ) -> None:
         self._allowed = tuple(allowed)
         self._local = local
+        self._environ = os.environ if environ is None else environ
         self._servers = {_server(target): target for target in servers}
         self._resolve = _addresses if resolve is None else resolve
 
@@ -109,7 +112,7 @@ class Sources:
         if scheme.startswith("mlflow+"):
             base = version.source.partition(_PROXY)[0]
             server = self._servers.get(_server(base))
-            return _Proxied(version, server or base, os.environ if server else {})
+            return _Proxied(version, server or base, self._environ if server else {})
         return _Remote(version, scheme)
 
     def _check_address(self, version: Version, host: str, addresses: Iterable[str]) -> None:
@@ -139,7 +142,7 @@ def sources_for(
     environ = os.environ if environ is None else environ
     given = (registry, environ.get("MLFLOW_TRACKING_URI"), environ.get("MLFLOW_REGISTRY_URI"), *named)
     servers = [target for target in given if target and re.match(r"(mlflow\+)?https?://", target)]
-    return Sources(allowed, local=_is_here(registry), servers=servers)
+    return Sources(allowed, local=_is_here(registry), servers=servers, environ=environ)
 
 
 class _Directory:
@@ -270,7 +273,8 @@ class _Proxied:
             raise
 
     def _below(self, version: Version, above: str, depth: int) -> Iterator[File]:
-        for name, is_directory, size in self._client.files(f"{self._place.rstrip('/')}/{above}".rstrip("/")):
+        place = f"{self._place.rstrip('/')}/{above}".rstrip("/")
+        for name, is_directory, size in _again(lambda: self._client.files(place)):
             relative = above + name
             if "/" in name or not _stays_inside(relative) or depth > _MAX_DEPTH:
                 raise ArtifactError(f"the source of {version} lists a file outside of it", relative)
@@ -348,6 +352,7 @@ def _again(read: Callable[[], Any]) -> Any:
             told = isinstance(error, FileNotFoundError) or getattr(error, "status", 0) in (401, 403, 404)
             if told or attempt == _ATTEMPTS:
                 raise
+            time.sleep(0.1 * attempt)
     raise AssertionError("every attempt returns or raises")
 
 

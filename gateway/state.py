@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +63,10 @@ class State:
         directory.mkdir(parents=True, exist_ok=True)
         try:
             self._db = self._open()
+        except sqlite3.OperationalError as error:
+            # Locked, read-only, no room: the file itself may be sound, and others may be using it.
+            raise OSError(f"the state in {self._path} cannot be used now: {error}") from error
         except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError) and self._path.exists() is False:
-                raise
             aside = self._path.with_name(f"state.db.unreadable-{int(clock())}")
             log.warning(
                 "the state file %s cannot be used (%s): set aside as %s", self._path, error, aside.name
@@ -114,10 +115,9 @@ class State:
     # The last valid snapshot of a registry, as the caller's own JSON.
 
     def save_snapshot(self, registry: str, content: dict[str, Any]) -> None:
+        text = json.dumps(content)  # before the transaction: others wait for its end
         with self._transaction() as db:
-            db.execute(
-                "REPLACE INTO snapshot VALUES (?, ?, ?)", (registry, json.dumps(content), self._clock())
-            )
+            db.execute("REPLACE INTO snapshot VALUES (?, ?, ?)", (registry, text, self._clock()))
 
     def snapshot(self, registry: str) -> tuple[dict[str, Any], float] | None:
         """The content and when it was seen (unix seconds), or None."""
@@ -231,7 +231,13 @@ class AliasMemory:
         self._write(lambda: self._state.save_last_good(self._registry, name, alias, version))
 
     def begin_serving(self, name: str, alias: str, served: Served) -> None:
+        history = self._histories.setdefault((name, alias), [])
+        history.append(served)
+        del history[:-HISTORY_KEPT]
         self._write(lambda: self._state.begin_serving(self._registry, name, alias, served))
 
     def end_serving(self, name: str, alias: str, ended: float, reason: str) -> None:
+        history = self._histories.get((name, alias))
+        if history and history[-1].ended is None:
+            history[-1] = replace(history[-1], ended=ended, reason=reason)
         self._write(lambda: self._state.end_serving(self._registry, name, alias, ended, reason))

@@ -7,6 +7,7 @@ Knows no member of the registry family and nothing of what the snapshot is used 
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from gateway.registries.base import AskedByName, Registry, RegistryError, Snapsh
 
 #: What was not there, or could not be asked for, is not asked for again for so many seconds.
 FORGET_ABSENT = 2.0
+log = logging.getLogger("gateway.watch")
+
 #: Questions for single names that are under way at once, and that may wait.
 QUESTIONS = 4
 QUESTIONS_WAITING = 256
@@ -84,10 +87,9 @@ class Watch:
         self._take(snapshot, moved_by)
 
     def _take(self, snapshot: Snapshot, moved_by: str) -> None:
-        changed = snapshot.stamp != self._stamp
-        self._stamp = snapshot.stamp
-        if changed:
+        if snapshot.stamp != self._stamp:
             self._apply(snapshot, moved_by)
+            self._stamp = snapshot.stamp
             self._remember(snapshot)
 
     async def look(self) -> None:
@@ -113,6 +115,10 @@ class Watch:
             if str(error) != self._error:
                 self._emit(RegistryFailed(str(error)))
             self._error = str(error)
+        except Exception as error:
+            # A bug in reading must be seen as what it is, and must not look like a registry without news.
+            log.exception("the registry could not be read")
+            self._error = f"the registry could not be read: {type(error).__name__}"
         else:
             self._read_at = self._clock()
             self._error = None

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.http import invocations
 from gateway.http.control import Control
 from gateway.http.invocations import Invocations
 from gateway.http.predict import Prediction
+from gateway.http.problems import CLOSE
 
 if TYPE_CHECKING:
     from gateway.app import Gateway
@@ -26,6 +27,8 @@ def build(app: Gateway) -> ASGIApp:
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
+            if app.draining:
+                send = _closing(send)
             path = _raw_path(scope)
             if path.startswith(b"/predict/"):
                 await prediction.serve(scope, receive, send, path[9:])
@@ -42,6 +45,18 @@ def build(app: Gateway) -> ASGIApp:
             await send({"type": "websocket.close", "code": 1000})
 
     return serve
+
+
+def _closing(send: Send) -> Send:
+    """Tells clients with every answer to go elsewhere."""
+
+    async def closing(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            others = [header for header in message["headers"] if header[0] != b"connection"]
+            message = {**message, "headers": [*others, CLOSE]}
+        await send(message)
+
+    return closing
 
 
 def _raw_path(scope: Scope) -> bytes:

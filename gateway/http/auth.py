@@ -49,6 +49,14 @@ class Access:
                 hint="set admin_key_file and send Authorization: Bearer KEY",
             )
 
+    def admits(self, scope: Scope) -> bool:
+        """Whether `check` would let it pass."""
+        try:
+            self.check(scope)
+        except Problem:
+            return False
+        return True
+
     def holds_key(self, scope: Scope) -> bool:
         """Whether the request presents the admin key; False where none is configured."""
         if self._file is None:

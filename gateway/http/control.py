@@ -130,8 +130,12 @@ class Control:
     async def _version(self, request: Request) -> Result:
         reference = _reference(request)
         assert reference.version is not None
-        example = self._access.holds_key(request.scope)
-        return await self._operations.version(reference.name, reference.version, example=example)
+        return await self._operations.version(
+            reference.name,
+            reference.version,
+            example=self._access.holds_key(request.scope),
+            runner=self._access.admits(request.scope),
+        )
 
     def _rollouts(self, request: Request) -> Result:
         return self._operations.rollouts()

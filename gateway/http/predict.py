@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 from gateway import names
 from gateway.errors import Problem
 from gateway.http import answers, arrow, bodies, problems
-from gateway.http.problems import CLOSE, JSON, Header
+from gateway.http.problems import JSON, Header
 from gateway.names import Reference
 from gateway.service import Answer, Inference
 
@@ -42,7 +42,6 @@ class Prediction:
     """The prediction endpoints. Serves every path below `/predict`, and `/invocations` in MLflow's form."""
 
     def __init__(self, app: Gateway) -> None:
-        self._app = app
         self._service = app.service
         self._metrics = app.metrics
         self._intake = bodies.Intake(app.settings.max_body_bytes, app.settings.max_inflight_bytes)
@@ -121,8 +120,6 @@ class Prediction:
         if unread is not None:
             await problems.refuse_unread(send, unread, status, head, content)
         else:
-            if self._app.draining:
-                head.append(CLOSE)
             await problems.respond(send, status, head, content)
         name, number = (version.name, version.version) if version else ("", "")
         self._metrics.request(name, number, code, perf_counter() - began, phases if version else None)

@@ -219,7 +219,8 @@ def resolve(
         raise NotInRegistry("MODEL_NOT_FOUND", message)
     if model is None:
         # Anybody may ask for any name: what is compared is bounded, however large the registry.
-        alike = (name for name in snapshot.models if name[:1].lower() == reference.name[:1].lower())
+        looked_at = islice(snapshot.models, 5000)
+        alike = (name for name in looked_at if name[:1].lower() == reference.name[:1].lower())
         near = difflib.get_close_matches(reference.name, islice(alike, 200), n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else None
         raise NotInRegistry("MODEL_NOT_FOUND", f"there is no model {reference.name!r} in the registry", hint)

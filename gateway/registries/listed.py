@@ -42,6 +42,7 @@ class ListedModels:
                 raise RegistryError(f"two of the models are called {name}: serve them from a registry")
             versions = {"1": Version(name, "1", place)}
             models[name] = Model(name, versions, {ALIAS: Alias("1")})
+        self.names = list(models)
         stamp = hashlib.sha256("\n".join(sorted(m.versions["1"].source for m in models.values())).encode())
         self.identity = f"listed:{stamp.hexdigest()}"
         self._snapshot = Snapshot(models, stamp.hexdigest())

@@ -53,8 +53,11 @@ class Runner(Protocol):
     def measured_bytes(self) -> int | None:
         """Private bytes as the kernel counts them; None where they cannot be told apart."""
 
-    def stop(self, reason: str) -> bool:
-        """Ends the model's processes at once, as a crash does. False where there are none to end."""
+    def present_bytes(self) -> int | None:
+        """`measured_bytes`, read this moment, of processes that are still loading too."""
+
+    def stop(self, reason: str) -> None:
+        """Ends the model's processes at once, as a crash does; nothing where there are none."""
 
     def status(self) -> dict[str, Any]:
         """What an operator sees of it, JSON-ready."""

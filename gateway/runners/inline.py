@@ -62,8 +62,11 @@ class InlineRunner:
     def load_peak(self) -> int:
         return 0
 
-    def stop(self, reason: str) -> bool:
-        return False
+    def present_bytes(self) -> int | None:
+        return None
+
+    def stop(self, reason: str) -> None:
+        """A thread cannot be stopped."""
 
     def status(self) -> dict[str, Any]:
         return {"isolation": "inline"}

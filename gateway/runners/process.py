@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway.runners import environments
-from gateway.runners.base import ModelError, RunnerCrashed, RunnerTimeout
+from gateway.runners.base import ModelError, RunnerCrashed
 from gateway.runners.confinement import Confinement
 from gateway.runners.environments import Environment
 from gateway.runners.memory import resident
@@ -180,6 +180,8 @@ class ProcessRunner:
                 pieces = wire.encode(message)
         except wire.WireError as error:
             raise ModelError(f"the input cannot be sent to the model: {error}") from None
+        while self._idle and self._idle[0].gone:
+            self._idle.popleft()  # it ended a moment ago and is not buried yet
         worker = self._idle.popleft() if self._idle else await self._free_worker()
         reply = await worker.ask(pieces, self._timeout)
         if reply["op"] == "error":
@@ -190,11 +192,10 @@ class ProcessRunner:
             raise RunnerCrashed("the model process broke the protocol: its answer is no batch")
         return answer
 
-    def stop(self, reason: str) -> bool:
+    def stop(self, reason: str) -> None:
         """Ends all its processes now, as a crash does: for a model that grows without end."""
         for worker in list(self._workers):
             worker.kill(RunnerCrashed(reason))
-        return True
 
     async def close(self) -> None:
         self._closed = True
@@ -306,8 +307,8 @@ class ProcessRunner:
             return
         try:
             await self._start_worker()
-        except (ModelError, RunnerCrashed, RunnerTimeout) as error:
-            self._observe("crashed", str(error))
+        except Exception as error:  # noqa: BLE001 - whatever it was: without another try no process comes
+            self._observe("crashed", f"it could not be started again: {type(error).__name__}: {error}")
             self._again(str(error), crashed=True)
         else:
             self._observe("restarted", "")

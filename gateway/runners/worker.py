@@ -89,16 +89,16 @@ class Worker:
     async def start(self, load: Mapping[str, Any], timeout: float | None) -> None:
         """Makes the process and has it load. Raises ModelError, RunnerCrashed, RunnerTimeout; the process
         is gone then, or going."""
-        self._user = self._zygotes.users.take()
-        self._sock, theirs = socket.socketpair()
-        self._sock.setblocking(False)
-        for end in (self._sock, theirs):
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER)
-        self._output = Output(self._sink)
         try:
+            self._user = self._zygotes.users.take()
+            self._sock, theirs = socket.socketpair()
+            self._sock.setblocking(False)
+            for end in (self._sock, theirs):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER)
+            self._output = Output(self._sink)
             with theirs:
                 self._child = await self._zygotes.make(self._environment, theirs, self._output.write_end)
-        except (ZygoteGone, OSError) as error:
+        except (ZygoteGone, OSError, RuntimeError) as error:
             self._close()
             raise RunnerCrashed(f"no process could be started: {error}") from None
         except asyncio.CancelledError:

@@ -39,7 +39,9 @@ def test_promise_8_a_request_in_flight_ends_and_the_exit_is_0(tmp_path: Path) ->
     mark = tmp_path / "asked"
     example = pd.DataFrame({"x": [0.0]})
     registry = str(tmp_path / "registry.yaml")
-    gateway.log_model(Slow(str(mark)), name="slow", registry=registry, input_example=example, alias="champion")
+    gateway.log_model(
+        Slow(str(mark)), name="slow", registry=registry, input_example=example, alias="champion"
+    )
     with running(tmp_path, GATEWAY_ISOLATION="inline") as server, ThreadPoolExecutor(1) as pool:
         assert server.predict("slow", [{"x": 0.0}]).status_code == 200
         answer = pool.submit(server.predict, "slow", [{"x": 1.0}])

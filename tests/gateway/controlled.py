@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from gateway.errors import Problem
 from gateway.events import Event
 from gateway.ledger import Ledger
 from gateway.manager import Manager
@@ -44,12 +45,15 @@ class Behaviour:
     hold: asyncio.Event | None = None
     hold_predict: asyncio.Event | None = None
     fails: str | None = None
+    unavailable: str | None = None
+    bug: bool = False
     size: int = 10 * MB
     measured: int | None = None
     merges: bool = True
     signature: Signature | None = None
     starts: int = 0
     closes: int = 0
+    stops: int = 0
     calls: list[int] = field(default_factory=list)
 
 
@@ -65,8 +69,11 @@ class ControlledRunner:
         self.measured_bytes = behaviour.measured
         self.load_peak = 0
 
-    def stop(self, reason: str) -> bool:
-        return False
+    def present_bytes(self) -> int | None:
+        return self.measured_bytes
+
+    def stop(self, reason: str) -> None:
+        self._behaviour.stops += 1
 
     def status(self) -> dict[str, Any]:
         return {}
@@ -114,6 +121,10 @@ class Bench:
     async def prepare(self, version: Version) -> Prepared:
         self.prepared[version] = self.prepared.get(version, 0) + 1
         behaviour = self.behaviour(version)
+        if behaviour.bug:
+            raise RuntimeError("a bug")
+        if behaviour.unavailable is not None:
+            raise Problem("MODEL_UNAVAILABLE", behaviour.unavailable)
         package = (
             self._package
             if behaviour.signature is None

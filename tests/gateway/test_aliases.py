@@ -172,6 +172,127 @@ def test_moving_back_while_the_new_version_loads_changes_nothing(tmp_path: Path)
     run(main)
 
 
+def test_a_newer_move_does_not_wait_for_a_load_that_hangs(tmp_path: Path) -> None:
+    async def main() -> None:
+        house = House(tmp_path)
+        house.say("1")
+        await house.ask()
+        house.of(2).hold = asyncio.Event()  # never set
+        house.say("2")
+        await turns()
+        house.say("3")
+        await house.settled()
+        assert await house.ask() == "3"
+
+    run(main)
+
+
+def test_after_a_fallback_the_desired_version_is_tried_again(tmp_path: Path) -> None:
+    async def main() -> None:
+        house = House(tmp_path)
+        house.say("1")
+        await house.ask()
+        await house.aliases.close()
+        house.of(2).fails = "OSError: the store is away"
+        house.aliases = house.restarted()
+        house.say("2")
+        assert await house.ask() == "1"
+        found = house.aliases.find("iris", "champion")
+        assert found is not None
+        assert (found.phase, found.task is not None) == ("refused", True)
+        house.of(2).fails = None
+        house.bench.clock.now += 120
+        house.aliases.clear_error(found)
+        await house.settled()
+        assert await house.ask() == "2"
+
+    run(main)
+
+
+def test_a_cold_load_prepares_its_files_once(tmp_path: Path) -> None:
+    async def main() -> None:
+        house = House(tmp_path)
+        house.say("1")
+        await house.ask()
+        assert house.bench.prepared == {version(1): 1}
+
+    run(main)
+
+
+def test_files_that_cannot_be_had_cost_one_attempt_per_pause(tmp_path: Path) -> None:
+    async def main() -> None:
+        house = House(tmp_path)
+        house.of(1).unavailable = "digest mismatch"
+        house.say("1")
+        for _ in range(30):
+            with pytest.raises(Problem, match="digest mismatch"):
+                await house.ask()
+        assert house.bench.prepared == {version(1): 1}
+        house.bench.clock.now += 1.1
+        with pytest.raises(Problem):
+            await house.ask()
+        assert house.bench.prepared == {version(1): 2}
+
+    run(main)
+
+
+def test_a_bug_while_preparing_does_not_end_the_reconciler(tmp_path: Path) -> None:
+    async def main() -> None:
+        house = House(tmp_path)
+        house.say("1")
+        await house.ask()
+        house.of(2).bug = True
+        house.say("2")
+        await house.settled()
+        found = house.aliases.find("iris", "champion")
+        assert found is not None
+        assert found.phase == "refused"
+        assert await house.ask() == "1"
+        house.say("3")
+        await house.settled()
+        assert await house.ask() == "3"
+
+    run(main)
+
+
+def test_an_alias_removed_while_it_loads_is_not_served(tmp_path: Path) -> None:
+    async def main() -> None:
+        house = House(tmp_path)
+        hold = house.of(1).hold = asyncio.Event()
+        house.say("1")
+        asking = asyncio.create_task(house.ask())
+        await turns()
+        house.say(None)
+        hold.set()
+        with pytest.raises(Problem) as caught:
+            await asking
+        assert caught.value.code == "ALIAS_NOT_FOUND"
+
+    run(main)
+
+
+def test_those_who_wait_for_a_cold_alias_are_bounded(tmp_path: Path) -> None:
+    async def main() -> None:
+        house = House(tmp_path)
+        house.aliases = Aliases(
+            house.bench.manager,
+            prepare=house.bench.prepare,
+            memory=AliasMemory(house.state, "test", lambda write: write()),
+            max_waiting=3,
+        )
+        hold = house.of(1).hold = asyncio.Event()
+        house.say("1")
+        asking = [asyncio.create_task(house.ask()) for _ in range(5)]
+        await turns()
+        hold.set()
+        results = await asyncio.gather(*asking, return_exceptions=True)
+        refused = [result.code for result in results if isinstance(result, Problem)]
+        assert refused == ["OVERLOADED", "OVERLOADED"]
+        assert [result for result in results if isinstance(result, str)] == ["1"] * 3
+
+    run(main)
+
+
 def signature(*columns: ColSpec) -> Signature:
     return Signature(inputs=columns)
 

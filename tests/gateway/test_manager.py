@@ -9,7 +9,7 @@ import pytest
 
 from gateway.errors import Problem
 from gateway.events import Loaded, LoadFailed, Unloaded
-from gateway.manager import Lease
+from gateway.manager import Lease, backoff
 from gateway.servable import Options, Status
 from tests.gateway.controlled import MB, Behaviour, Bench, run, turns, version
 
@@ -281,3 +281,9 @@ def test_a_model_that_grew_makes_others_go_and_the_books_stay_right(tmp_path: Pa
         bench.ledger.check()
 
     run(main)
+
+
+def test_pauses_grow_to_a_minute_and_no_further() -> None:
+    assert 0.8 <= backoff(1) <= 1.0
+    assert 48 <= backoff(7) <= 60
+    assert 48 <= backoff(100_000) <= 60
