@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import re
+import stat
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -47,6 +48,7 @@ log = logging.getLogger("gateway.registries.file")
 
 STORE: Final = "models"
 LOCK_SECONDS: Final = 30.0
+MAX_BYTES: Final = 1 << 28
 # A file younger than this may still be being written in place: half of a document can be a valid one.
 SETTLE_SECONDS: Final = 0.05
 _SETTLE_READS: Final = 40
@@ -207,7 +209,15 @@ class FileRegistry:
 
     def _content(self) -> bytes:
         try:
-            return self._path.read_bytes()
+            # Not blocking: a pipe, or a device that never ends, must not hold whoever looks.
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            with open(descriptor, "rb") as file:
+                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    raise RegistryUnavailable(f"{self.target} is no regular file")
+                content = file.read(MAX_BYTES + 1)
+            if len(content) > MAX_BYTES:
+                raise RegistryUnavailable(f"{self.target} is larger than {MAX_BYTES} bytes")
+            return content
         except FileNotFoundError:
             raise RegistryUnavailable(f"{self.target} does not exist") from None
         except OSError as error:

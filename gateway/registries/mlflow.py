@@ -15,10 +15,9 @@ import os
 import re
 import threading
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -27,6 +26,7 @@ import fsspec
 
 from gateway.mlflow_client import MLflowClient, MLflowError, MLflowUnavailable
 from gateway.names import InvalidReference, Reference, check_alias, check_name, check_version
+from gateway.registries import mlflow_answers as answers
 from gateway.registries.base import (
     Alias,
     Model,
@@ -48,7 +48,6 @@ log = logging.getLogger("gateway.registries.mlflow")
 
 DIGEST_TAG: Final = "gateway.digest"
 ALIAS_TAG: Final = "gateway.alias."
-ROLLOUT_TAG: Final = "gateway.rollout"
 #: How many models are asked for at once when all in use are.
 AT_ONCE: Final = 4
 LISTED: Final = 1000
@@ -129,8 +128,8 @@ class MLflowRegistry:
         failed: list[_Unavailable] = []
         with ThreadPoolExecutor(min(AT_ONCE, len(names))) as pool:
             for i in range(0, len(names), AT_ONCE):
-                answers = pool.map(self._refreshed, names[i : i + AT_ONCE])
-                failed += [answer for answer in answers if answer is not None]
+                came = pool.map(self._refreshed, names[i : i + AT_ONCE])
+                failed += [error for error in came if error is not None]
                 if any(not error.reached for error in failed):
                     break
         if failed and (len(failed) == len(names) or not failed[-1].reached):
@@ -203,13 +202,13 @@ class MLflowRegistry:
             raise _Unavailable(
                 MLflowUnavailable(f"{self.target} gave an answer that is not MLflow's", reached=True)
             )
-        created = _whole(registered.get("creation_timestamp"))
+        created = answers.whole(registered.get("creation_timestamp"))
         if known is not None and known.created not in (None, created):
             known = None  # another model of the same name
         before = known.model if known is not None else Model(name, {}, {})
         versions = dict(before.versions)
         aliases = self._aliases(registered)
-        latest = _listed_versions(registered)
+        latest = answers.listed_versions(registered)
         needed = {entry.version for entry in aliases.values()} | ({wanted} if wanted else set())
         if latest:
             needed.add(max(latest, key=int))
@@ -221,21 +220,25 @@ class MLflowRegistry:
         for number in sorted(needed - versions.keys(), key=int):
             if (version := self._version(name, number)) is not None:
                 versions[number] = version
-        tags = _tags(registered)
-        self._keep(name, _Known(Model(name, versions, aliases, _rollout(name, tags)), created, order), order)
+        tags = answers.tags(registered)
+        self._keep(
+            name, _Known(Model(name, versions, aliases, answers.rollout(name, tags)), created, order), order
+        )
 
     def _aliases(self, registered: Mapping[str, Any]) -> dict[str, Alias]:
-        tags = _tags(registered)
+        tags = answers.tags(registered)
         aliases: dict[str, Alias] = {}
         if self._stages:
-            for number, item in _listed_versions(registered).items():
+            for number, item in answers.listed_versions(registered).items():
                 stage = str(item.get("current_stage") or "None")
                 if stage != "None":
                     aliases[stage] = Alias(number)
-        for item in _objects(registered.get("aliases")):
+        for item in answers.objects(registered.get("aliases")):
             alias, number = str(item.get("alias")), str(item.get("version"))
             try:
-                aliases[check_alias(alias)] = _with_past(check_version(number), tags.get(ALIAS_TAG + alias))
+                aliases[check_alias(alias)] = answers.with_past(
+                    check_version(number), tags.get(ALIAS_TAG + alias)
+                )
             except InvalidReference as error:
                 log.warning("an alias of %s is passed over: %s", registered.get("name"), error)
         return aliases
@@ -269,12 +272,12 @@ class MLflowRegistry:
         return self._version_of(name, item, self._located(place))
 
     def _version_of(self, name: str, item: Mapping[str, Any], source: str) -> Version:
-        tags = _tags(item)
+        tags = answers.tags(item)
         digest = tags.get(DIGEST_TAG)
         if digest is not None and not _DIGEST.match(digest):
             log.warning("the tag %s of %s/%s is no digest", DIGEST_TAG, name, item.get("version"))
             digest = None
-        created = _moment(item.get("creation_timestamp"))
+        created = answers.moment(item.get("creation_timestamp"))
         return Version(name, str(item.get("version")), source, digest, created, tags)
 
     def _keep(self, name: str, answer: _Known | None, order: int) -> None:
@@ -301,7 +304,7 @@ class MLflowRegistry:
             if error.absent:
                 return None
             raise _refused(error) from error
-        return self._fixed_version(reference, _info(answer.get("model")), "")
+        return self._fixed_version(reference, answers.info(answer.get("model")), "")
 
     def _run_model(self, reference: Reference) -> Version | None:
         """`runs:/RUN/PATH`: the run's own artifacts, else the model that the run logged under that name."""
@@ -311,10 +314,10 @@ class MLflowRegistry:
             return None
         try:
             found = self._call("GET", "runs/get", {"run_id": reference.run_id}, on=self._tracking)
-            run = _info(found.get("run"))
+            run = answers.info(found.get("run"))
             values = {"run_id": reference.run_id, "path": path}
             listed = self._call("GET", "artifacts/list", values, on=self._tracking)
-            if any(str(item.get("path", "")) != path for item in _objects(listed.get("files"))):
+            if any(str(item.get("path", "")) != path for item in answers.objects(listed.get("files"))):
                 return self._fixed_version(reference, run, f"/{path}")
             asked = {"experiment_ids": [run.get("experiment_id")], "filter": f"name = '{parts[0]}'"}
             logged = self._call("POST", "logged-models/search", asked, on=self._tracking)
@@ -322,9 +325,11 @@ class MLflowRegistry:
             if error.absent or error.code == "INVALID_PARAMETER_VALUE":
                 return None
             raise _refused(error) from error
-        for item in _objects(logged.get("models")):
-            if _info(item).get("source_run_id") == reference.run_id:
-                return self._fixed_version(reference, _info(item), "".join(f"/{part}" for part in parts[1:]))
+        for item in answers.objects(logged.get("models")):
+            if answers.info(item).get("source_run_id") == reference.run_id:
+                return self._fixed_version(
+                    reference, answers.info(item), "".join(f"/{part}" for part in parts[1:])
+                )
         return None
 
     def _fixed_version(self, reference: Reference, info: Mapping[str, Any], below: str) -> Version | None:
@@ -333,7 +338,7 @@ class MLflowRegistry:
             raise _not_mlflow(self._tracking.base)
         if info.get("status", "LOGGED_MODEL_READY") not in ("LOGGED_MODEL_READY", "FINISHED", "RUNNING"):
             return None
-        created = _moment(info.get("creation_timestamp_ms") or info.get("start_time"))
+        created = answers.moment(info.get("creation_timestamp_ms") or info.get("start_time"))
         source = self._located(place.rstrip("/") + below)
         return Version(key(reference), "1", source, created=created)
 
@@ -460,13 +465,13 @@ class MLflowRegistry:
         tracking = self._tracking
         try:
             asked = {"experiment_id": self._experiment, "name": "model"}
-            model = _info(self._write("POST", "logged-models", asked, on=tracking).get("model"))
+            model = answers.info(self._write("POST", "logged-models", asked, on=tracking).get("model"))
         except RegistryUnavailable as error:
             cause = error.__cause__
             if not isinstance(cause, MLflowUnavailable) or cause.status != 404:
                 raise
             made = self._write("POST", "runs/create", {"experiment_id": self._experiment}, on=tracking)
-            run = _info(made.get("run"))
+            run = answers.info(made.get("run"))
             place = f"{run['artifact_uri']}/model"
             self._upload(package, place, digest)
             ended = {"run_id": run["run_id"], "status": "FINISHED"}
@@ -543,7 +548,9 @@ class MLflowRegistry:
         return self._pages("model-versions/search", "model_versions", values)
 
     def _digests(self, name: str) -> list[tuple[str, str | None]]:
-        return [(str(item.get("version")), _tags(item).get(DIGEST_TAG)) for item in self._versions(name)]
+        return [
+            (str(item.get("version")), answers.tags(item).get(DIGEST_TAG)) for item in self._versions(name)
+        ]
 
     def _pages(self, path: str, field: str, values: dict[str, Any]) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
@@ -552,7 +559,7 @@ class MLflowRegistry:
                 answer = self._call("GET", path, values)
             except MLflowError as error:
                 raise _refused(error) from error
-            found += _objects(answer.get(field))
+            found += answers.objects(answer.get(field))
             token = answer.get("next_page_token")
             if not token:
                 break
@@ -561,7 +568,7 @@ class MLflowRegistry:
 
     def _listed(self, registered: Mapping[str, Any]) -> Model:
         name = str(registered.get("name"))
-        items = _listed_versions(registered).items()
+        items = answers.listed_versions(registered).items()
         versions = {n: self._version_of(name, item, str(item.get("source", ""))) for n, item in items}
         return Model(name, versions, self._aliases(registered))
 
@@ -574,63 +581,3 @@ def _refused(error: MLflowError) -> RegistryError:
 
 def _not_mlflow(target: str) -> _Unavailable:
     return _Unavailable(MLflowUnavailable(f"{target} gave an answer that is not MLflow's", reached=True))
-
-
-def _with_past(version: str, tag: str | None) -> Alias:
-    """An alias with what was written beside it, as far as that still fits: MLflow's own clients move aliases
-    and know nothing of it."""
-    try:
-        past = json.loads(tag or "{}")
-        stood = str(past["version"])
-        previous = tuple(check_version(str(number)) for number in past.get("previous", ()))
-    except (ValueError, TypeError, KeyError, AttributeError, InvalidReference):
-        return Alias(version)
-    if stood == version:
-        return Alias(version, previous, forced=past.get("forced") is True)
-    if version in previous:
-        return Alias(version, previous[previous.index(version) + 1 :])
-    return Alias(version, (stood, *previous))
-
-
-def _rollout(name: str, tags: Mapping[str, str]) -> Mapping[str, Any]:
-    if ROLLOUT_TAG not in tags:
-        return {}
-    try:
-        value = json.loads(tags[ROLLOUT_TAG])
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        log.warning("the tag %s of %s is no JSON object", ROLLOUT_TAG, name)
-        return {}
-    return value
-
-
-def _listed_versions(registered: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The newest version of each stage, by number: the newest of all is among them."""
-    items = _objects(registered.get("latest_versions"))
-    return {str(i.get("version")): i for i in items if re.fullmatch(r"[1-9]\d{0,17}", str(i.get("version")))}
-
-
-def _objects(value: object) -> Sequence[dict[str, Any]]:
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
-
-
-def _info(value: object) -> dict[str, Any]:
-    """The `info` of a run or logged model; what lacks it is not MLflow's."""
-    info = value.get("info") if isinstance(value, dict) else None
-    return info if isinstance(info, dict) else {}
-
-
-def _tags(item: Mapping[str, Any]) -> dict[str, str]:
-    return {str(tag.get("key")): str(tag.get("value", "")) for tag in _objects(item.get("tags"))}
-
-
-def _whole(value: object) -> int | None:
-    return int(value) if isinstance(value, int | str) and str(value).isdigit() else None
-
-
-def _moment(value: object) -> str | None:
-    milliseconds = _whole(value)
-    if milliseconds is None:
-        return None
-    return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,80 @@
+"""What the answers of an MLflow server say, read without trust in their form.
+
+Pure: from parsed JSON to the registry's own values. Knows no server.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from gateway.names import InvalidReference, check_version
+from gateway.registries.base import MAX_PREVIOUS, Alias
+
+log = logging.getLogger("gateway.registries.mlflow")
+
+ROLLOUT_TAG: Final = "gateway.rollout"
+
+
+def with_past(version: str, tag: str | None) -> Alias:
+    """An alias with what was written beside it, as far as that still fits: MLflow's own clients move aliases
+    and know nothing of it."""
+    try:
+        past = json.loads(tag or "{}")
+        stood = str(past["version"])
+        previous = tuple(check_version(str(number)) for number in past.get("previous", ()))
+    except (ValueError, TypeError, KeyError, AttributeError, InvalidReference):
+        return Alias(version)
+    if stood == version:
+        return Alias(version, previous, forced=past.get("forced") is True)
+    if version in previous:
+        return Alias(version, previous[previous.index(version) + 1 :])
+    return Alias(version, (stood, *previous)[:MAX_PREVIOUS])
+
+
+def rollout(name: str, tags: Mapping[str, str]) -> Mapping[str, Any]:
+    if ROLLOUT_TAG not in tags:
+        return {}
+    try:
+        value = json.loads(tags[ROLLOUT_TAG])
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        log.warning("the tag %s of %s is no JSON object", ROLLOUT_TAG, name)
+        return {}
+    return value
+
+
+def listed_versions(registered: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The newest version of each stage, by number: the newest of all is among them."""
+    items = objects(registered.get("latest_versions"))
+    return {str(i.get("version")): i for i in items if re.fullmatch(r"[1-9]\d{0,17}", str(i.get("version")))}
+
+
+def objects(value: object) -> Sequence[dict[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def info(value: object) -> dict[str, Any]:
+    """The `info` of a run or logged model; what lacks it is not MLflow's."""
+    found = value.get("info") if isinstance(value, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def tags(item: Mapping[str, Any]) -> dict[str, str]:
+    return {str(tag.get("key")): str(tag.get("value", "")) for tag in objects(item.get("tags"))}
+
+
+def whole(value: object) -> int | None:
+    return int(value) if isinstance(value, int | str) and str(value).isdigit() else None
+
+
+def moment(value: object) -> str | None:
+    milliseconds = whole(value)
+    if milliseconds is None:
+        return None
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
