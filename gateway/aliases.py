@@ -265,6 +265,9 @@ class Aliases:
             found.generation += 1
             found.moved_by = moved_by
         found.desired, found.forced = desired, entry.forced
+        found.refusal = None
+        if found.phase == "refused":
+            self._show(found, "unloaded" if found.serving is None else "loading")
         if desired == found.serving:
             found.desired = found.serving  # one object, so that `is` holds on the hot path
         self._renew_attempt(found)

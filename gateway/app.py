@@ -14,6 +14,7 @@ import resource
 import signal
 import socket
 import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -57,6 +58,8 @@ IO_THREADS = 8
 FETCH_THREADS = 4
 IO_THREAD = "io"
 MEASURE_INTERVAL = 1.0
+#: How long, in seconds, a busy thread may keep the loop waiting for its turn (Python's default is 5 ms).
+SWITCH_INTERVAL = 0.0005
 #: The disk is looked at once in so many of them.
 DISK_INTERVAL = 10
 BACKLOG = 2048
@@ -71,6 +74,7 @@ class Gateway:
         self.draining = False
         self._refusing = False
         self._disk_bytes = 0
+        self._unconfined: set[str] = set()
         self.metrics = Metrics()
         self._say = logs.EventLog()
         self._io = ThreadPoolExecutor(IO_THREADS, thread_name_prefix=IO_THREAD)
@@ -152,7 +156,7 @@ class Gateway:
             if remembered is not None:
                 self._by_name.resume(Snapshot.from_json(remembered[0]))
         try:
-            self.watch.take(await self._blocking(self.registry.read), "registry")
+            self.watch.take(await self._blocking(self.registry.read), "registry", age=0.0)
         except RegistryError:
             if remembered is None:
                 remembered = await self._blocking(lambda: self._state.snapshot(self.registry.identity))
@@ -160,8 +164,11 @@ class Gateway:
                 raise
             content, seen = remembered
             log.warning("serving from what the registry said %.0f s ago", time.time() - seen)
-            self.watch.take(Snapshot.from_json(content), "registry")
+            self.watch.take(Snapshot.from_json(content), "registry", age=time.time() - seen)
         loop = asyncio.get_running_loop()
+        # Large bodies are parsed, enforced and encoded in a thread, one at a time: each holds the interpreter
+        # for long, and several together would leave the loop no turn.
+        loop.set_default_executor(ThreadPoolExecutor(1, thread_name_prefix="large"))
         self.metrics.lag.start(loop)
         for name, work in {
             "watch": self.watch.run,
@@ -210,7 +217,11 @@ class Gateway:
     def _observe(self, prepared: Prepared, what: str, reason: str) -> None:
         """What happened to a version's processes."""
         version = prepared.version
-        if what == "restarted":
+        if what == "unconfined":
+            if reason not in self._unconfined:
+                self._unconfined.add(reason)
+                log.warning("models are confined less than they could be: %s", reason)
+        elif what == "restarted":
             self._emit(events.Restarted(version.name, version.version))
         else:
             self._emit(events.Crashed(version.name, version.version, what, reason))
@@ -378,6 +389,7 @@ def serve(settings: Settings, models: Sequence[str] = ()) -> int:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((settings.host, settings.port))
         _raise_file_limit()
+        sys.setswitchinterval(SWITCH_INTERVAL)
         hide()  # model processes must not read this one's memory and environment
         logs.configure(settings.log_format, settings.log_level)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 FIRST_BACKOFF = 1.0
 LONGEST_BACKOFF = 60.0
 FORGET_AFTER = 600.0
+#: How long, in seconds, a load counts among those that may run at once.
+LONGEST_SLOT = 10.0
 
 
 def backoff(attempts: int) -> float:
@@ -47,6 +49,28 @@ class Failure:
     problem: Problem
     until: float
     attempts: int
+
+
+class _Slot:
+    """A place among the loads that run at once, given back after `LONGEST_SLOT` although the load goes on:
+    one that hangs must not keep the others out."""
+
+    def __init__(self, slots: asyncio.Semaphore) -> None:
+        self._slots = slots
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def __aenter__(self) -> None:
+        await self._slots.acquire()
+        self._timer = asyncio.get_running_loop().call_later(LONGEST_SLOT, self._give_back)
+
+    async def __aexit__(self, *exc: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._give_back()
+
+    def _give_back(self) -> None:
+        self._timer = None
+        self._slots.release()
 
 
 @dataclass(slots=True, eq=False)
@@ -207,13 +231,17 @@ class Manager:
         try:
             await servable.prepare(self._prepare, prepared)
             # A slow store must not keep others from loading: only what costs this machine takes a slot.
-            async with self._slots:
+            async with _Slot(self._slots):
                 started = self._clock()
                 measured = await servable.load(reserve, self._open_runner, dispatched)
         except asyncio.CancelledError:
-            self._drop(
-                servable, Problem("SHUTTING_DOWN", f"{version} was not loaded: the gateway is stopping")
-            )
+            if servable.retiring is None:
+                stopped = Problem("SHUTTING_DOWN", f"{version} was not loaded: the gateway is stopping")
+            else:
+                message = f"{version} was {servable.retiring} while it loaded"
+                stopped = Problem("MODEL_UNAVAILABLE", message, retry_after=1)
+            self._drop(servable, stopped)
+            self._carry_out_plan()
             raise
         except Problem as problem:
             self._fail(servable, problem, self._clock() - started)
@@ -379,7 +407,7 @@ class Manager:
     # Leaving.
 
     def retire(self, version: Version, reason: str) -> Servable | None:
-        """Ends a servable once its leases have ended; a new request loads the version anew.
+        """Ends a servable once its leases have ended, or its load at once; a new request loads it anew.
 
         Returns the servable, whose `gone` is set when its memory is free, or None if there is none."""
         servable = self._servables.pop(version, None)
@@ -389,7 +417,10 @@ class Manager:
         self._leaving.add(servable)
         if servable.status is Status.READY:
             servable.status = Status.DRAINING
-        self._close_if_unused(servable, reason)
+        if servable.status is Status.LOADING and servable in self._loads:
+            self._loads[servable].cancel()
+        else:
+            self._close_if_unused(servable, reason)
         return servable
 
     def linger(self, version: Version, lingering: bool) -> None:

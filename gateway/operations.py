@@ -293,8 +293,12 @@ class Operations:
         self._watch.take(await self._writing(write), moved_by)
 
     async def _moved(self, found: Alias, target: Version, wait: bool) -> tuple[int, dict[str, Any]]:
-        if wait:
-            await self._aliases.served(found, target, LONGEST_WAIT)
+        # Without `wait` too the answer shows what came of it: what was tried is loaded, so it takes no time.
+        try:
+            await self._aliases.served(found, target, LONGEST_WAIT if wait else 1.0)
+        except Problem:
+            if wait:
+                raise
         return (200 if wait else 202), self.rollout(found.name, found.alias)
 
     # Verbs on versions.

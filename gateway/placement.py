@@ -62,6 +62,7 @@ class Placement:
             processes=processes,
             threads=own.threads or max(1, self._cpus // processes),
             timeout=own.timeout,
+            load_timeout=own.load_timeout,
             environment=Environment(
                 preload=preload_for(prepared.package.loader_module), start=self._settings.start
             ),

@@ -158,6 +158,7 @@ class ModelSettings(_Part):
     processes: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = 1
     threads: Annotated[int, Field(ge=1)] | None = None
     timeout: Duration | None = None
+    load_timeout: Duration = 600.0
     memory: Memory | None = None
     pin: bool = False
     idle_ttl: Duration | None = None

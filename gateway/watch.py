@@ -81,9 +81,12 @@ class Watch:
             "error": self._error,
         }
 
-    def take(self, snapshot: Snapshot, moved_by: str) -> None:
-        """A snapshot that came another way: from a write, or from what was remembered at the start."""
+    def take(self, snapshot: Snapshot, moved_by: str, age: float | None = None) -> None:
+        """A snapshot that came another way: from a write, or from what was remembered at the start. `age`: so
+        many seconds ago all of the registry was read."""
         self._writes += 1
+        if age is not None:
+            self._read_at = self._clock() - age
         self._take(snapshot, moved_by)
 
     def _take(self, snapshot: Snapshot, moved_by: str) -> None:
@@ -176,7 +179,10 @@ class Watch:
             try:
                 await asyncio.get_running_loop().run_in_executor(self._io, registry.find, reference)
             except RegistryError as error:
-                raise Problem("REGISTRY_UNAVAILABLE", str(error), retry_after=1) from None
+                # Anybody may ask for a name: where the registry lies is not for all to know.
+                log.warning("the registry could not be asked for %s: %s", reference, error)
+                message = "the registry cannot be asked now"
+                raise Problem("REGISTRY_UNAVAILABLE", message, retry_after=1) from None
         self.take(registry.known(), "registry")
 
     async def run(self) -> None:

@@ -161,11 +161,11 @@ def from_result(result: Any, rows: int | None) -> Batch:
             return Tensors({"": result}, len(result))
         return _listed(result.tolist(), rows) if result.dtype.kind == "O" else Tensors({"": result}, None)
     if isinstance(result, dict):
-        if result and all(isinstance(v, np.ndarray) and v.dtype.kind not in "OV" for v in result.values()):
-            if all(isinstance(name, str) and name for name in result):
-                lengths = {len(v) if v.ndim else -1 for v in result.values()}
-                shared = rows if rows is not None and lengths == {rows} else None
-                return Tensors(dict(result), shared)
+        named = bool(result) and all(isinstance(name, str) and name for name in result)
+        if named and all(isinstance(v, np.ndarray) and v.dtype.kind not in "OV" for v in result.values()):
+            lengths = {len(v) if v.ndim else -1 for v in result.values()}
+            shared = rows if rows is not None and lengths == {rows} else None
+            return Tensors(dict(result), shared)
         return Value(result)
     if hasattr(result, "iloc") and hasattr(result, "to_numpy"):
         return _from_pandas(result)

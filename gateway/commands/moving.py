@@ -80,7 +80,7 @@ def promote(
     wanted = None if version is None else version_of(version)
     if expect is not None and expect != ABSENT:
         version_of(expect)
-    if registry is None and url_given(url):
+    if url is not None or (registry is None and url_given(url)):
         with connect(url, admin_key_file) as client:
             wanted = wanted or _points_to(client, name, source or "")
             done = _promote_there(
@@ -88,8 +88,6 @@ def promote(
             )
             target = client.url
     else:
-        if url is not None:
-            raise typer.BadParameter("give either --registry or --url")
         with _opened(registry) as (opened, target):
             model = _model(opened, name, wanted)
             wanted = wanted or _alias(model, source or "").version
@@ -130,15 +128,13 @@ def rollback(
     """
     name, alias = alias_of(reference)
     wanted = None if to is None else version_of(to)
-    if registry is None and url_given(url):
+    if url is not None or (registry is None and url_given(url)):
         with connect(url, admin_key_file) as client, working(f"{reference} goes back"):
             path = f"{_alias_path(name, alias)}/rollback"
             body = {} if wanted is None else {"to": wanted}
             done = client.call("POST", path, body, timeout=0, wait=wait)
             target = client.url
     else:
-        if url is not None:
-            raise typer.BadParameter("give either --registry or --url")
         with _opened(registry) as (opened, target):
             done = _rollback_here(
                 opened, _model(opened, name, wanted), alias, wanted, settings_of(config, registry=target)

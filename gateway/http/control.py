@@ -151,6 +151,9 @@ class Control:
 
     def _readyz(self, request: Request) -> Result:
         ready, detail = self._operations.ready()
+        if not self._access.admits(request.scope):
+            # Probes come from elsewhere, and need not know where the registry lies.
+            detail = {**detail, "registry": {"age_seconds": detail["registry"]["age_seconds"]}}
         if self._app.draining:
             ready, detail = False, {**detail, "ready": False, "draining": True}
         return (200 if ready else 503), detail

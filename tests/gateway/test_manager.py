@@ -287,3 +287,42 @@ def test_pauses_grow_to_a_minute_and_no_further() -> None:
     assert 0.8 <= backoff(1) <= 1.0
     assert 48 <= backoff(7) <= 60
     assert 48 <= backoff(100_000) <= 60
+
+
+def test_unloading_a_model_that_hangs_in_its_load_ends_the_load(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path)
+        bench.behaviour(version()).hold = asyncio.Event()  # never set
+        lease = bench.manager.lease(version())
+        waiting = asyncio.create_task(bench.manager.ready(lease))
+        await turns()
+        servable = bench.manager.retire(version(), "unloaded")
+        assert servable is not None
+        await servable.gone.wait()
+        with pytest.raises(Problem, match="was unloaded while it loaded"):
+            await waiting
+        lease.release()
+        assert bench.behaviour(version()).closes == 1
+        assert bench.ledger.accounted == 0
+        bench.behaviour(version()).hold = None
+        await use(bench, 1)
+
+    run(main)
+
+
+def test_loads_that_hang_do_not_keep_others_out_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.manager.LONGEST_SLOT", 0.02)
+
+    async def main() -> None:
+        bench = Bench(tmp_path, max_concurrent_loads=2)
+        for number in (1, 2):
+            bench.behaviour(version(number)).hold = asyncio.Event()  # never set
+            bench.manager.lease(version(number))
+        await turns()
+        await use(bench, 3)
+        assert bench.manager.is_ready(version(3))
+        await bench.manager.close()
+
+    run(main)
