@@ -122,10 +122,6 @@ def test_version(shell: Shell) -> None:
         (["promote", "iris@champion", "2", "--from", "challenger"], "either VERSION or --from"),
         (["promote", "iris@champion", "two"], "is no version"),
         (["promote", "iris@champion", "2", "--expect", "1.0"], "is no version"),
-        (
-            ["promote", "iris@champion", "2", "--url", "http://h", "--registry", "r.yaml"],
-            "either --registry or --url",
-        ),
         (["rollback", "a/b/c@x"], "holds '/'"),
         (["load", "models:/iris/latest"], "write NAME"),
         (["status", "--url", "nonsense"], "is no URL"),
