@@ -67,9 +67,9 @@ class Containers:
             "TMPDIR": str(directory),
         }
 
-    def podman(self, *arguments: object, fails: bool = False) -> str:
-        """What it printed. `fails`: it must."""
-        return self._run("podman", *self._storage, *arguments, fails=fails)
+    def podman(self, *arguments: object, fails: bool = False, both: bool = False) -> str:
+        """What it printed, to stdout or to both. `fails`: it must."""
+        return self._run("podman", *self._storage, *arguments, fails=fails, both=both)
 
     def build(self) -> None:
         """The base and, from the Dockerfile, the image on it."""
@@ -112,18 +112,21 @@ class Containers:
         file.write_text("\n".join(["[global]", *lines, ""]), encoding="utf-8")
         return secrets
 
-    def _run(self, *command: object, fails: bool = False) -> str:
+    def _run(self, *command: object, fails: bool = False, both: bool = False) -> str:
         done = subprocess.run(
             [str(word) for word in command],
             env=self._environment,
             cwd=self._directory,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT if both else subprocess.PIPE,
             text=True,
             timeout=600,
             check=False,
         )
-        assert (done.returncode != 0) == fails, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        assert (done.returncode != 0) == fails, (
+            f"{command}\n{done.stdout[-3000:]}\n{(done.stderr or '')[-3000:]}"
+        )
         return done.stdout
 
 
@@ -149,10 +152,10 @@ class Contained:
             except httpx.TransportError:
                 pass
             assert time.monotonic() < deadline, self.log()
-            time.sleep(0.02)
+            time.sleep(0.1)
 
     def log(self) -> str:
-        return self.containers.podman("logs", self.name)
+        return self.containers.podman("logs", self.name, both=True)
 
     def execute(self, *command: object, fails: bool = False, **environment: object) -> str:
         """What a command in the container printed. `fails`: it must."""
