@@ -192,6 +192,7 @@ def test_an_outage_is_noticed_by_nobody(
             assert served(server, "times table@steady") == "1"  # cold, and on disk
         with running(tmp_path, "--registry", between.url, **environ) as server:  # begun in the outage
             assert served(server, "times table@steady") == "1"
+            assert server.metric("gateway_registry_age_seconds") > 1.0
             client.set_registered_model_alias("times table", "steady", "2")
             between.breaks(PASS)
             until(lambda: served(server, "times table@steady") == "2")
