@@ -83,6 +83,7 @@ class Gateway:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="state")
         self._state = State(settings.state_dir)
         self._by_name = registry if isinstance(registry, AskedByName) else None
+        self._told: dict[tuple[str, str], tuple[str, str]] = {}
         sources = sources_for(registry.target, settings.artifact_sources, [settings.registry])
         self._artifacts = Artifacts(settings.cache_dir, settings.disk_limit, sources)
         self._packages = Packages(
@@ -250,6 +251,24 @@ class Gateway:
             log.exception("the state could not be read")
             return None  # an estimate does, until the kernel says
 
+    def _tell_owner(self, event: events.Event) -> None:
+        """Writes into the registry that a version was refused, and once it serves after all. Each said once:
+        a refusal is tried again and again."""
+        if self._by_name is None or not self.settings.mlflow_status:
+            return
+        record = self._by_name.record_status
+        match event:
+            case events.SwapRefused(name, alias, version, reason):
+                if self._told.get((name, alias)) != (version, reason):
+                    self._told[name, alias] = (version, reason)
+                    self._io.submit(record, name, alias, version, f"refused: {reason}")
+            case events.Swapped(name, alias, version):
+                told = self._told.pop((name, alias), None)
+                if told is not None and told[0] == version:
+                    self._io.submit(record, name, alias, version, "serving")
+            case _:
+                pass
+
     def _first_digest(self, version: Version) -> str | None:
         """What its files were at their first fetch, of a registry whose versions never change."""
         if self._by_name is None:
@@ -280,6 +299,7 @@ class Gateway:
 
     def _emit(self, event: events.Event) -> None:
         count(self.metrics, event)
+        self._tell_owner(event)
         self._say(event)
 
     def _expose(self) -> None:

@@ -207,6 +207,7 @@ class Settings(_Part):
     artifact_sources: Annotated[list[str], BeforeValidator(_listed)] = []
     mlflow_stages: bool = False
     mlflow_tags: bool = True
+    mlflow_status: bool = False
     log_format: Literal["auto", "json", "text"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     rollout: Rollout = Rollout()

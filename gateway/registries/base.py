@@ -197,7 +197,10 @@ class AskedByName(Protocol):
         """The first thousand of all names, or all versions of one. Blocks. Raises RegistryUnavailable."""
 
     def record_digest(self, version: Version, digest: str) -> None:
-        """Writes down what the files of a version were at their first fetch, where that is allowed."""
+        """Writes down, where that is allowed, what the files of a version were at first. Blocks."""
+
+    def record_status(self, name: str, alias: str, version: str, status: str) -> None:
+        """Writes down, where that is allowed, what became of a version that an alias points to. Blocks."""
 
 
 def ask(registry: Registry, reference: Reference) -> Snapshot:

@@ -137,6 +137,7 @@ class SubsetByName(Subset):
         assert isinstance(registry, AskedByName)
         self._asked = registry
         self.record_digest = registry.record_digest
+        self.record_status = registry.record_status
 
     def find(self, reference: Reference) -> None:
         if reference.name in self._names:

@@ -48,6 +48,7 @@ log = logging.getLogger("gateway.registries.mlflow")
 
 DIGEST_TAG: Final = "gateway.digest"
 ALIAS_TAG: Final = "gateway.alias."
+STATUS_TAG: Final = "gateway.status."
 #: How many models are asked for at once when all in use are.
 AT_ONCE: Final = 4
 LISTED: Final = 1000
@@ -435,15 +436,22 @@ class MLflowRegistry:
     def record_digest(self, version: Version, digest: str) -> None:
         if not self._tagging or ":" in version.name:
             return
-        values = {"name": version.name, "version": version.version, "key": DIGEST_TAG, "value": digest}
-        try:
-            self._call("POST", "model-versions/set-tag", values)
-        except (MLflowError, RegistryUnavailable) as error:
-            log.info("the digest of %s is remembered here alone: %s", version, error)
+        self._tag(version.name, version.version, DIGEST_TAG, digest)
+
+    def record_status(self, name: str, alias: str, version: str, status: str) -> None:
+        if ":" not in name:
+            self._tag(name, version, STATUS_TAG + alias, status[:5000])
 
     def close(self) -> None:
         self._client.close()
         self._tracking.close()
+
+    def _tag(self, name: str, version: str, tag: str, value: str) -> None:
+        values = {"name": name, "version": version, "key": tag, "value": value}
+        try:
+            self._call("POST", "model-versions/set-tag", values)
+        except (MLflowError, RegistryUnavailable) as error:
+            log.info("the tag %s of %s/%s is not written: %s", tag, name, version, error)
 
     def _model(self, name: str) -> Model:
         known = self._names.get(name)

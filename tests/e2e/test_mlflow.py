@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pandas as pd
 import pytest
 
 import gateway
+import loaders
 from gateway.registries import open_registry
 from tests.conftest import needs
 from tests.e2e.running import Running, log_scaled, running
@@ -285,6 +287,28 @@ def test_the_gateway_writes_the_registry(mlflow_server: Server, client: Any, tmp
         assert client.get_model_version_by_alias("written", "champion").version == "1"
     model = gateway.load_model("models:/written@champion", registry=mlflow_server.url)
     assert list(model.predict({"x": [3.0]})) == [30.0]
+
+
+def test_a_refusal_is_seen_in_mlflow(
+    mlflow_server: Server, logged: dict[str, str], client: Any, tmp_path: Path
+) -> None:
+    log_scaled(mlflow_server.url, "refused", 10.0, "champion")  # type: ignore[arg-type]
+    other = tmp_path / "other"
+    loaders.save_model(Summed(), other, input_example=pd.DataFrame({"left": [1.0], "right": [2.0]}))
+    gateway.push(other, "refused", registry=mlflow_server.url)
+    environ = {"GATEWAY_POLL_INTERVAL": "200ms", "GATEWAY_MLFLOW_STATUS": "true"}
+    with running(tmp_path, "--registry", mlflow_server.url, **environ) as server:
+        assert served(server, "refused") == "1"
+        client.set_registered_model_alias("refused", "champion", "2")
+        until(lambda: "gateway.status.champion" in client.get_model_version("refused", "2").tags)
+        told = client.get_model_version("refused", "2").tags["gateway.status.champion"]
+        assert told.startswith("refused: refused/2 may not replace refused/1: ")
+        assert served(server, "refused") == "1"
+
+
+class Summed:
+    def predict(self, model_input: Any) -> Any:
+        return (model_input["left"] + model_input["right"]).to_numpy()
 
 
 def test_a_gateway_is_another_ones_registry(mlflow_server: Server, client: Any, tmp_path: Path) -> None:
