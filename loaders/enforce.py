@@ -337,7 +337,7 @@ def _tensors(plan: _Plan, raw: RawInput, faults: Faults, extras: list[Any]) -> T
     if table is None:
         return None
     arrays = tensors.from_table(table, plan.tensors, faults)
-    if plan.named:
+    if plan.named and not arrays.keys().isdisjoint(table.names):
         extras += [name for name in table.names if name not in arrays]
     return None if faults.total else Tensors(arrays, _rows(plan, arrays))
 

@@ -193,9 +193,10 @@ def save_model(
     """Saves a live model as a directory that loads here and in MLflow, and returns its package.
 
     `input_example`: data the model answers, kept with it; the signature is inferred from it and from the
-    answer unless given. A tuple (data, params) is an example with params. `params`: the inference params
-    the model takes, with their defaults. `requirements`: pip requirements instead of the inferred ones.
-    `code_paths`: modules and directories it imports, shipped in `code/`. `options` are the flavor's.
+    answer unless given. Without both it is what the model itself declares, as ONNX graphs do. A tuple
+    (data, params) is an example with params. `params`: the inference params the model takes, with their
+    defaults. `requirements`: pip requirements instead of the inferred ones. `code_paths`: modules and
+    directories it imports, shipped in `code/`. `options` are the flavor's.
 
     The directory appears complete or not at all. Raises FileExistsError where it exists and is not empty,
     InvalidInput if the example does not fit a given signature, and whatever saving or answering raises.
@@ -221,8 +222,10 @@ def save_model(
             example = examples.write(directory, data, given)
             draft = packages.write(directory, entries, metadata=metadata)
             signature = _answered(draft, signature, data, given, params)
-        elif params:
-            signature = _with_params(signature, params)
+        else:
+            signature = saved.signature if signature is None else signature
+            if params:
+                signature = _with_params(signature, params)
         if requirements is None and _takes_frames(signature):
             needed.append("pandas")
         environment = environments.capture(needed)

@@ -249,11 +249,14 @@ def _holds_arrays(data: Any) -> bool:
 def from_table(table: Table, specs: Sequence[TensorSpec], faults: Faults) -> dict[str, NDArray]:
     """Tensors from columns, as MLflow reads a frame: scalar cells give the shape (-1,) or (-1, 1), lists of
     scalars are reshaped to the spec's (its first dimension free, the others fixed); without a name one
-    column, or as many scalar columns as the second dimension is long."""
+    column, or as many scalar columns as the second dimension is long. So too a single named tensor of two
+    dimensions, where several columns come and none has its name: the columns are its second dimension."""
     result: dict[str, NDArray] = {}
     positions = {name: i for i, name in enumerate(table.names)}
     for spec in specs:
-        if spec.name is not None:
+        if len(specs) == 1 and _is_matrix(table, spec):
+            found = _from_columns(table, spec, faults)
+        elif spec.name is not None:
             at = positions.get(spec.name)
             if at is None:
                 faults.add(table.column(spec.name), v.MISSING, spec)
@@ -270,6 +273,16 @@ def from_table(table: Table, specs: Sequence[TensorSpec], faults: Faults) -> dic
         if found is not None:
             result[spec.name or ""] = found
     return result
+
+
+def _is_matrix(table: Table, spec: TensorSpec) -> bool:
+    width = len(table.columns)
+    return (
+        spec.name not in (None, *table.names)
+        and width > 1
+        and table.rows > 0
+        and spec.shape in ((-1, width), (-1, -1))
+    )
 
 
 def _from_columns(table: Table, spec: TensorSpec, faults: Faults) -> NDArray | None:

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 if TYPE_CHECKING:
     from loaders.batch import Batch
     from loaders.package import Package
+    from loaders.signature import Signature
 
 Trust = Literal["code", "data"]
 
@@ -60,10 +61,12 @@ class Predictor(Protocol):
 @dataclass(frozen=True, slots=True)
 class Saved:
     """What `Flavor.save` wrote: the entries under `flavors:` by name (`python_function` among them) and
-    the pip requirements that loading needs (without versions; they are pinned to what is installed)."""
+    the pip requirements that loading needs (without versions; they are pinned to what is installed).
+    `signature`: what the model itself declares, for a package that is given neither one nor an example."""
 
     flavors: dict[str, dict[str, Any]]
     requirements: tuple[str, ...]
+    signature: Signature | None = None
 
 
 class Flavor(Protocol):

@@ -25,11 +25,22 @@ from loaders.package import PackageError
 if TYPE_CHECKING:
     from loaders.batch import Array, Batch
     from loaders.package import Package
+    from loaders.signature import Signature, TensorSpec
 
 _FILE: Final = "model.onnx"
 _CPU: Final = "CPUExecutionProvider"
 _MODES: Final = {"SEQUENTIAL": "ORT_SEQUENTIAL", "PARALLEL": "ORT_PARALLEL"}
 _FILES: Final = re.compile(r"(^|[._])((file)?path|file|folder|dir|directory|plugin|lib|library)s?([._]|$)")
+_DTYPES: Final = {
+    f"tensor({name})": np.dtype(dtype)
+    for name, dtype in {
+        **{name: name for name in ("int8", "int16", "int32", "int64", "float16", "bool")},
+        **{name: name for name in ("uint8", "uint16", "uint32", "uint64")},
+        "float": "float32",
+        "double": "float64",
+        "string": "object",
+    }.items()
+}
 _SPINNING: Final = "session.intra_op.allow_spinning"
 
 
@@ -61,7 +72,7 @@ class Onnx:
         if session_options := options.get("session_options"):
             entry["onnx_session_options"] = dict(session_options)
         function = {"loader_module": "mlflow.onnx", "data": _FILE}
-        return Saved({"python_function": function, "onnx": entry}, ("onnxruntime",))
+        return Saved({"python_function": function, "onnx": entry}, ("onnxruntime",), _declared(target))
 
     def load(self, package: Package, config: Mapping[str, Any], threads: int | None = None) -> Graph:
         runtime = _runtime()
@@ -124,6 +135,58 @@ class Graph:
         if array.dtype == np.float64 and self._inputs.get(name) == "tensor(float)":
             return array.astype(np.float32)
         return array
+
+
+def _declared(path: Path) -> Signature | None:
+    """The signature that a graph states: its inputs' names, dtypes and shapes, -1 for a dimension that is
+    free or symbolic. None where an input is no tensor or its rank is not known, or where this machine
+    cannot open the graph.
+
+    What a graph states of its outputs nothing verifies, and real ones are wrong: it is taken where all but
+    the first dimension are fixed, else nothing is said about outputs.
+    """
+    from loaders.signature import Signature
+
+    try:
+        runtime = _runtime()
+        options = _session_options(runtime, {"graph_optimization_level": 0}, 1)
+        session = runtime.InferenceSession(str(path), sess_options=options, providers=[_CPU])
+    except Exception:  # noqa: BLE001 - it may be meant for another machine: the runtime has many reasons
+        return None
+    inputs = [_tensor(node) for node in session.get_inputs()]
+    known = [spec for spec in inputs if spec is not None]
+    if not known or len(known) < len(inputs):
+        return None
+    unranked = {spec.name for spec in known if not spec.shape} - _scalars(path)
+    if unranked:
+        return None
+    outputs = [_tensor(node) for node in session.get_outputs()]
+    sure = [spec for spec in outputs if spec is not None and spec.shape and -1 not in spec.shape[1:]]
+    return Signature(tuple(known), tuple(sure) if len(sure) == len(outputs) else None)
+
+
+def _tensor(node: Any) -> TensorSpec | None:
+    from loaders.signature import TensorSpec
+
+    dtype = _DTYPES.get(node.type)
+    if dtype is None:
+        return None
+    # A symbolic dimension is its name, a free one None; some exporters write -1 or 0 for it.
+    return TensorSpec(dtype, tuple(n if isinstance(n, int) and n > 0 else -1 for n in node.shape), node.name)
+
+
+def _scalars(path: Path) -> set[str | None]:
+    """The inputs that are stated to have no axis. ONNX Runtime shows them like those of unknown rank; only
+    the package onnx tells them apart."""
+    try:
+        import onnx
+    except ImportError:
+        return set()
+    stated = {
+        node.name: node.type.tensor_type
+        for node in onnx.load(str(path), load_external_data=False).graph.input
+    }
+    return {name for name, kind in stated.items() if kind.HasField("shape") and not kind.shape.dim}
 
 
 def _session_options(runtime: Any, wanted: Any, threads: int | None) -> Any:

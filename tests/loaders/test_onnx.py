@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ from onnx import TensorProto, helper, numpy_helper
 
 import loaders
 from loaders.batch import Columns, Tensors, Value
+from loaders.enforce import InvalidInput, RawInput, enforce
 from loaders.package import PackageError
+from loaders.signature import Signature, TensorSpec
+from tests.conftest import needs
 
 FLOAT, LONG = TensorProto.FLOAT, TensorProto.INT64
 
 
-def graph(inputs: dict[str, tuple[int, list[Any]]], output: list[Any], operation: str = "Sum") -> Any:
+def graph(inputs: Mapping[str, tuple[int, Sequence[Any]]], output: list[Any], operation: str = "Sum") -> Any:
     """All inputs joined by one operation into the output `y`."""
     infos = [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in inputs.items()]
     kind = next(iter(inputs.values()))[0]
@@ -185,3 +189,112 @@ def test_session_options_are_applied_and_threads_are_capped(tmp_path: Path) -> N
     assert applied.inter_op_num_threads == 1
     assert applied.get_session_config_entry("session.set_denormal_as_zero") == "1"
     assert applied.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
+F4, I8 = np.dtype(np.float32), np.dtype(np.int64)
+
+
+def test_the_graph_says_what_it_takes_where_nobody_else_does(tmp_path: Path) -> None:
+    """Names, dtypes and shapes, -1 for what is free or symbolic; a scalar input has no axis."""
+    inputs: dict[str, tuple[int, list[Any]]] = {
+        "a": (FLOAT, ["n", 2]),
+        "b": (FLOAT, [None, 2]),
+        "scale": (FLOAT, []),
+        "one": (FLOAT, [1, 2]),
+    }
+    saved = loaders.save_model(graph(inputs, ["n", 2]), tmp_path / "m", params={"t": 1.5})
+    assert saved.signature is not None
+    assert saved.signature.inputs == (
+        TensorSpec(F4, (-1, 2), "a"),
+        TensorSpec(F4, (-1, 2), "b"),
+        TensorSpec(F4, (), "scale"),
+        TensorSpec(F4, (1, 2), "one"),
+    )
+    assert saved.signature.outputs == (TensorSpec(F4, (-1, 2), "y"),)
+    assert [spec.name for spec in saved.signature.params or ()] == ["t"]
+    given = Signature((TensorSpec(F4, (-1, 2)),))
+    model = graph({"x": (FLOAT, ["n", 2])}, ["n", 2])
+    assert loaders.save_model(model, tmp_path / "given", given).signature == given
+    example = loaders.save_model(model, tmp_path / "e", input_example=np.ones((2, 2), np.float32))
+    assert example.signature is not None
+    assert example.signature.inputs == given.inputs
+
+
+@pytest.mark.parametrize(("last", "output"), [("m", ["n", "m"]), ("m", []), (2, ["n", None, 2])])
+def test_outputs_that_are_in_doubt_are_not_declared(tmp_path: Path, last: Any, output: list[Any]) -> None:
+    """Some are stated with a wrong rank here, as in models that people serve."""
+    saved = loaders.save_model(graph({"x": (FLOAT, ["n", last])}, output), tmp_path / "m")
+    assert saved.signature is not None
+    assert saved.signature.inputs is not None
+    assert saved.signature.outputs is None
+
+
+def test_a_graph_that_states_too_little_gets_no_signature(tmp_path: Path) -> None:
+    unranked = graph({"x": (FLOAT, ["n"])}, ["n"], "Abs")
+    unranked.graph.input[0].type.tensor_type.ClearField("shape")
+    assert loaders.save_model(unranked, tmp_path / "unranked").signature is None
+    listed = graph({"x": (FLOAT, ["n"])}, ["n"], "SequenceLength")
+    item = helper.make_tensor_type_proto(FLOAT, ["n"])
+    listed.graph.input[0].type.CopyFrom(helper.make_sequence_type_proto(item))
+    listed.graph.output[0].type.CopyFrom(helper.make_tensor_type_proto(LONG, []))
+    assert loaders.save_model(listed, tmp_path / "listed").signature is None
+    assert loaders.save_model(b"for a runtime to come", tmp_path / "unknown").signature is None
+
+
+@pytest.mark.parametrize(
+    ("form", "data"),
+    [
+        ("inputs", [[1, 2], [3, 4]]),
+        ("instances", [[1, 2], [3, 4]]),
+        ("inputs", {"x": [[1, 2], [3, 4]]}),
+        ("instances", [{"x": [1, 2]}, {"x": [3, 4]}]),
+        ("dataframe_records", [{"a": 1, "b": 2}, {"a": 3, "b": 4}]),
+        ("dataframe_split", {"columns": ["a", "b"], "data": [[1, 2], [3, 4]]}),
+        ("dataframe_split", {"data": [[1, 2], [3, 4]]}),
+        ("python", np.array([[1, 2], [3, 4]])),
+    ],
+)
+@pytest.mark.parametrize("width", [2, "m"])
+def test_whole_numbers_are_cast_to_what_the_graph_takes(
+    tmp_path: Path, form: Any, data: Any, width: Any
+) -> None:
+    model = opened(graph({"x": (FLOAT, ["n", width])}, ["n", 2]), tmp_path / "m")
+    enforced = enforce(model.signature, RawInput(form, data))
+    assert enforced.warnings == ()
+    answer = model.run(enforced.batch, enforced.params)
+    assert isinstance(answer, Tensors)
+    assert answer.rows == 2
+    np.testing.assert_array_equal(answer.arrays["y"], [[1, 2], [3, 4]])
+
+
+@pytest.mark.parametrize(
+    ("form", "data"),
+    [
+        ("inputs", [[1, "2"]]),
+        ("dataframe_records", [{"x": [1, 2]}, {"x": [3, 4, 5]}]),
+        ("inputs", [[1, 2, 3]]),
+        ("inputs", [1, 2]),
+        ("inputs", {"y": [[1, 2]]}),
+        ("dataframe_split", {"columns": ["a", "b", "c"], "data": [[1, 2, 3]]}),
+        ("dataframe_split", {"columns": ["a"], "data": [[1]]}),
+        ("dataframe_split", {"columns": ["a", "b"], "data": []}),
+        ("dataframe_split", {"columns": ["a", "b"], "data": [[1, "x"]]}),
+    ],
+)
+def test_what_does_not_fit_the_graph_is_the_callers_fault(tmp_path: Path, form: Any, data: Any) -> None:
+    model = opened(graph({"x": (FLOAT, ["n", 2])}, ["n", 2]), tmp_path / "m")
+    with pytest.raises(InvalidInput):
+        enforce(model.signature, RawInput(form, data))
+
+
+@pytest.mark.all
+@pytest.mark.filterwarnings("ignore")  # mlflow warns while it is imported
+def test_mlflow_reads_the_signature_of_a_graph(tmp_path: Path) -> None:
+    mlflow = needs("mlflow")
+    saved = loaders.save_model(graph({"x": (FLOAT, ["n", 2])}, ["n", 2]), tmp_path / "m")
+    model = mlflow.pyfunc.load_model(str(saved.path))
+    assert model.metadata.signature.inputs.to_dict() == [
+        {"name": "x", "type": "tensor", "tensor-spec": {"dtype": "float32", "shape": (-1, 2)}}
+    ]
+    answer = model.predict({"x": np.array([[1, 2]], np.float32)})
+    np.testing.assert_array_equal(answer["y"], [[1, 2]])
