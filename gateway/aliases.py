@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -127,6 +128,7 @@ class Aliases:
         self._snapshot = Snapshot({}, "")
         self._lingering: dict[Version, asyncio.TimerHandle] = {}
         self._closed = False
+        self._chance = random.Random()
 
     def __iter__(self) -> Iterator[Alias]:
         """The aliases somebody has asked for; the others cost nothing."""
@@ -471,7 +473,7 @@ class Aliases:
 
     async def _pause(self, found: Alias, refusal: Problem, refusals_in_a_row: int) -> None:
         """Until it is worth trying again, or the alias moves. What a signature refuses it always will."""
-        pause = max(backoff(refusals_in_a_row), refusal.retry_after or 0.0)
+        pause = max(backoff(refusals_in_a_row, self._chance), refusal.retry_after or 0.0)
         final = refusal.code == "ROLLOUT_REFUSED"
         waiter = asyncio.ensure_future(found.moved.wait())
         await asyncio.wait({waiter}, timeout=None if final else pause)

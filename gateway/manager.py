@@ -36,10 +36,10 @@ FORGET_AFTER = 600.0
 LONGEST_SLOT = 10.0
 
 
-def backoff(attempts: int) -> float:
+def backoff(attempts: int, chance: random.Random) -> float:
     """The pause after so many failures in a row, in seconds; with jitter, so that no fleet asks in step."""
     pause: float = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2.0 ** min(attempts - 1, 10))
-    return pause * random.uniform(0.8, 1.0)
+    return pause * chance.uniform(0.8, 1.0)
 
 
 @dataclass(slots=True)
@@ -120,6 +120,7 @@ class Manager:
             10_000, ttu=lambda _, failure, now: failure.until + FORGET_AFTER, timer=clock
         )
         self._load_seconds = 1.0
+        self._chance = random.Random()
         self._replan_timer: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
@@ -205,7 +206,7 @@ class Manager:
             return
         before = self._failures.get(version)
         attempts = 1 if before is None else before.attempts + 1
-        problem.retry_after = backoff(attempts)
+        problem.retry_after = backoff(attempts, self._chance)
         self._failures[version] = Failure(problem, self._clock() + problem.retry_after, attempts)
 
     def _begin(self, version: Version, prepared: Prepared | None) -> Servable:

@@ -59,6 +59,7 @@ class Watch:
         self._error: str | None = None
         self._looking: asyncio.Task[None] | None = None
         self._writes = 0
+        self._chance = random.Random()
         self._by_name = registry if isinstance(registry, AskedByName) else None
         self._asking: dict[Reference, asyncio.Task[None]] = {}
         self._turns = asyncio.Semaphore(QUESTIONS)
@@ -188,7 +189,7 @@ class Watch:
     async def run(self) -> None:
         """Looks forever, a little early each time."""
         while True:
-            await asyncio.sleep(self._interval * random.uniform(1 - JITTER, 1.0))
+            await asyncio.sleep(self._interval * self._chance.uniform(1 - JITTER, 1.0))
             try:
                 await self.look()
             except Problem:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Iterable, Mapping
-from random import getrandbits
+from random import Random
 from typing import Any, Final
 
 import orjson
@@ -26,6 +26,7 @@ CLOSE: Final[Header] = (b"connection", b"close")
 LINGER_IDLE_SECONDS: Final = 1.0
 LINGER_SECONDS: Final = 10.0
 _MAX_REQUEST_ID: Final = 128
+_IDENTITIES: Final = Random()
 _WAIT_CODES: Final = frozenset({429, 502, 503})
 
 _log = logging.getLogger("gateway.http")
@@ -36,7 +37,7 @@ def request_id(headers: Mapping[bytes, bytes]) -> bytes:
     given = headers.get(b"x-request-id", b"")
     if 0 < len(given) <= _MAX_REQUEST_ID and given.isascii() and given.decode().isprintable():
         return given
-    return b"%032x" % getrandbits(128)  # unique, not secret: the system's randomness costs a call
+    return b"%032x" % _IDENTITIES.getrandbits(128)  # unique, not secret: the system's randomness costs a call
 
 
 def unexpected(error: Exception, identity: bytes) -> Problem:

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pytest
 
 from gateway.registries import open_registry
 from tests.e2e.running import Running, log_scaled, running
@@ -52,9 +53,10 @@ def test_promise_6_a_caller_that_hangs_up_does_not_cancel_the_load(tmp_path: Pat
         assert server.metric("gateway_loads_total", model="scaled") == 1
 
 
-def test_promise_7_two_hundred_models_in_room_for_ten(tmp_path: Path) -> None:
-    """2,000 requests, Zipf over 200 models: all answered, accounted bytes never above the limit."""
-    models, requests = 200, 2000
+@pytest.mark.parametrize(("isolation", "requests"), [("inline", 2000), ("process", 300)])
+def test_promise_7_two_hundred_models_in_room_for_ten(tmp_path: Path, isolation: str, requests: int) -> None:
+    """Requests, Zipf over 200 models: all answered, accounted bytes never above the limit."""
+    models = 200
     registry = tmp_path / "registry.yaml"
     packed = log_scaled(registry, "m0", 1.0, alias="champion", ballast=2 * MB)
     document: dict[str, Any] = {"version": 1, "models": {}}
@@ -66,7 +68,7 @@ def test_promise_7_two_hundred_models_in_room_for_ten(tmp_path: Path) -> None:
     import yaml
 
     registry.write_text(yaml.safe_dump(document))
-    with running(tmp_path) as probe:
+    with running(tmp_path, GATEWAY_ISOLATION=isolation) as probe:
         assert probe.predict("m0", [{"x": 1.0}]).status_code == 200
         one = probe.metric("gateway_model_bytes", model="m0")
     limit = int(one * 10.5)
@@ -74,7 +76,12 @@ def test_promise_7_two_hundred_models_in_room_for_ten(tmp_path: Path) -> None:
     rng = random.Random(7)
     chosen = rng.choices(range(models), weights=list(weights), k=requests)
     # The first server measured this digest; the second starts without that knowledge.
-    with running(tmp_path, GATEWAY_MEMORY_LIMIT=str(limit), GATEWAY_STATE_DIR=str(tmp_path / "s2")) as server:
+    settings = {
+        "GATEWAY_ISOLATION": isolation,
+        "GATEWAY_MEMORY_LIMIT": str(limit),
+        "GATEWAY_STATE_DIR": str(tmp_path / "s2"),
+    }
+    with running(tmp_path, **settings) as server:
 
         async def main() -> tuple[list[httpx.Response], list[float]]:
             seen: list[float] = []
@@ -99,7 +106,7 @@ def test_promise_7_two_hundred_models_in_room_for_ten(tmp_path: Path) -> None:
         assert wrong == []
         assert [a.json()["predictions"] for a in answers] == [[float(n)] for n in chosen]
         assert max(seen) <= limit
-        assert len(seen) > 20
+        assert len(seen) > 5
         assert server.metric("gateway_unloads_total", reason="evicted") > 50
 
 

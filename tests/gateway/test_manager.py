@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from pathlib import Path
 
 import pytest
@@ -284,9 +285,10 @@ def test_a_model_that_grew_makes_others_go_and_the_books_stay_right(tmp_path: Pa
 
 
 def test_pauses_grow_to_a_minute_and_no_further() -> None:
-    assert 0.8 <= backoff(1) <= 1.0
-    assert 48 <= backoff(7) <= 60
-    assert 48 <= backoff(100_000) <= 60
+    chance = random.Random(1)
+    assert 0.8 <= backoff(1, chance) <= 1.0
+    assert 48 <= backoff(7, chance) <= 60
+    assert 48 <= backoff(100_000, chance) <= 60
 
 
 def test_unloading_a_model_that_hangs_in_its_load_ends_the_load(tmp_path: Path) -> None:
