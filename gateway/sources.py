@@ -183,6 +183,8 @@ class _Remote:
             raise ArtifactError(f"{problem}: {error}") from error  # fsspec says what to install
         except ValueError as error:
             raise ArtifactError(f"{problem}: {scheme}:// is not supported", str(error)) from error
+        except OSError as error:  # a library that is there, and lacks something itself
+            raise ArtifactError(f"{problem}: {scheme}:// does not work here", str(error)) from error
 
     def files(self, version: Version) -> list[File]:
         self._files.invalidate_cache()
