@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import platform
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -139,7 +141,7 @@ def _compared(requirements: Sequence[str], *, counts_mlflow: bool) -> list[Findi
             continue
         if canonicalize_name(requirement.name) in _MLFLOW and not counts_mlflow:
             continue
-        found = _installed(requirement.name)
+        found = _installed(requirement.name, tuple(sys.path))
         # A pin to an alpha is met by that alpha; whoever installed one here wanted it.
         if found is None or not requirement.specifier.contains(found, prereleases=True):
             wanted = str(requirement.specifier) or "any version"
@@ -158,7 +160,9 @@ def _lines(text: str) -> list[str]:
     return lines
 
 
-def _installed(name: str) -> str | None:
+@lru_cache(maxsize=4096)
+def _installed(name: str, _places: tuple[str, ...]) -> str | None:
+    """The version of a distribution. Looking is dear (files are parsed), and every load asks."""
     try:
         return metadata.version(name)
     except (metadata.PackageNotFoundError, ValueError):
