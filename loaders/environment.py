@@ -56,7 +56,7 @@ def capture(requirements: Iterable[str]) -> Environment:
     for requirement in requirements:
         line = requirement.strip()
         if re.fullmatch(r"[A-Za-z0-9._-]+", line):
-            version = _installed(line)
+            version = _installed(line, tuple(sys.path))
             # A local label such as +cpu names a build that no index offers under that version.
             line = line if version is None else f"{line}=={version.partition('+')[0]}"
         lines[line] = None
