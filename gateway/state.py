@@ -39,6 +39,8 @@ CREATE TABLE IF NOT EXISTS first_digest (
     PRIMARY KEY (registry, name, version, source))
 """
 HISTORY_KEPT = 100
+#: How long another gateway's transaction is waited for.
+LOCKED_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,9 @@ class State:
             self._db = self._open()
 
     def _open(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self._path, timeout=10, check_same_thread=False, isolation_level=None)
+        db = sqlite3.connect(
+            self._path, timeout=LOCKED_SECONDS, check_same_thread=False, isolation_level=None
+        )
         try:
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=NORMAL")

@@ -1,0 +1,78 @@
+"""The durable state: what is written is read again, and a file that is damaged is set aside, not lost."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from gateway.state import HISTORY_KEPT, AliasMemory, Served, State
+
+
+def test_everything_survives_a_restart(tmp_path: Path) -> None:
+    state = State(tmp_path, clock=lambda: 50.0)
+    state.save_snapshot("r", {"models": {"ä": 1}})
+    state.save_last_good("r", "iris", "champion", "3")
+    state.begin_serving("r", "iris", "champion", Served("2", 10.0, "registry"))
+    state.end_serving("r", "iris", "champion", 20.0, "replaced by 3")
+    state.begin_serving("r", "iris", "champion", Served("3", 20.0, "promote"))
+    state.save_measurement("sha256:1", 1000, 2.5)
+    state.save_measurement("sha256:1", None, 3.5)
+    state.close()
+
+    again = State(tmp_path)
+    assert again.snapshot("r") == ({"models": {"ä": 1}}, 50.0)
+    assert again.snapshot("another registry") is None
+    assert again.last_good("r") == {("iris", "champion"): "3"}
+    assert again.histories("r") == {
+        ("iris", "champion"): [
+            Served("2", 10.0, "registry", 20.0, "replaced by 3"),
+            Served("3", 20.0, "promote"),
+        ]
+    }
+    assert again.measurement("sha256:1") == (1000, 3.5)
+    assert again.measurement("sha256:2") is None
+
+
+@pytest.mark.parametrize("damage", ["garbage", "another schema"])
+def test_a_file_that_cannot_be_used_is_set_aside_and_begun_anew(tmp_path: Path, damage: str) -> None:
+    State(tmp_path).close()
+    path = tmp_path / "state.db"
+    if damage == "garbage":
+        path.write_bytes(b"this is no database, and it is long enough to be looked at" * 100)
+    else:
+        with sqlite3.connect(path) as db:
+            db.execute("PRAGMA user_version = 999")
+    content = path.read_bytes()
+    state = State(tmp_path, clock=lambda: 7.0)
+    state.save_last_good("r", "iris", "champion", "1")
+    assert state.last_good("r") == {("iris", "champion"): "1"}
+    assert (tmp_path / "state.db.unreadable-7").read_bytes() == content
+
+
+def test_a_file_that_somebody_writes_is_not_taken_for_a_damaged_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    State(tmp_path).close()
+    monkeypatch.setattr("gateway.state.LOCKED_SECONDS", 0.05)
+    other = sqlite3.connect(tmp_path / "state.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(OSError, match="cannot be used now"):
+        State(tmp_path)
+    other.execute("ROLLBACK")
+    other.close()
+    assert [path.name for path in tmp_path.glob("state.db.unreadable*")] == []
+    State(tmp_path).close()
+
+
+def test_history_is_bounded_in_the_file_and_in_memory(tmp_path: Path) -> None:
+    state = State(tmp_path)
+    memory = AliasMemory(state, "r", lambda write: write())
+    for number in range(HISTORY_KEPT + 20):
+        memory.begin_serving("iris", "champion", Served(str(number), float(number), "registry"))
+        memory.end_serving("iris", "champion", number + 1.0, "replaced")
+    kept = memory.history("iris", "champion")
+    assert len(kept) == HISTORY_KEPT
+    assert kept[-1] == Served("119", 119.0, "registry", 120.0, "replaced")
+    assert state.histories("r")["iris", "champion"] == kept
