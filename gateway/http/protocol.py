@@ -1,0 +1,133 @@
+"""HTTP on one connection, before there is a request: limits for the head, and errors in the contract's form.
+
+uvicorn's own protocol waits for the end of a head however long and large it becomes, and answers what it
+cannot parse in plain text. Nothing here is done once a head is complete, so a request pays for a comparison.
+Knows nothing of paths or models.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final, Literal
+
+from gateway.errors import Problem
+from gateway.http import problems
+
+MAX_HEAD_BYTES: Final = 64 * 1024
+HEAD_SECONDS: Final = 30.0
+LINGER_SECONDS: Final = 1.0
+_BODY: Final = -1
+_PER_HEADER: Final = len(": \r\n")
+
+PROTOCOL: type[asyncio.Protocol] | Literal["auto"]
+"""What uvicorn's `http` is to be: ours, or where httptools is missing uvicorn's own choice."""
+
+try:
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+except ImportError:
+    PROTOCOL = "auto"
+else:
+
+    class Protocol(HttpToolsProtocol):
+        """A request's head has at most `MAX_HEAD_BYTES` and is complete after `head_seconds`.
+
+        What is wrong with a head is answered with 400 MALFORMED_BODY, then the connection is closed; one on
+        which nothing ever came is closed without a word.
+        """
+
+        head_seconds = HEAD_SECONDS
+
+        _head = 0  # the bytes that came for a head which is not complete, `_BODY` behind it
+        _late: asyncio.TimerHandle | None = None
+        _fault = "the request is not valid HTTP"
+        _refused = False
+
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            super().connection_made(transport)  # type: ignore[arg-type]
+            self._late = self.loop.call_later(self.head_seconds, self._expire)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._in_time()
+            super().connection_lost(exc)
+
+        def data_received(self, data: bytes) -> None:
+            if self._refused:
+                return
+            if self._head != _BODY:
+                self._head += len(data)
+            super().data_received(data)
+            if self._head > 0 and not self._refused:
+                if self._head > MAX_HEAD_BYTES:
+                    self._refuse(_too_large())
+                elif self._late is None:
+                    self._late = self.loop.call_later(self.head_seconds, self._expire)
+
+        def on_headers_complete(self) -> None:
+            # What came may have been body as well: only then is it worth counting.
+            if self._head > MAX_HEAD_BYTES and self._head_bytes() > MAX_HEAD_BYTES:
+                self._fault = _too_large()
+                raise ValueError(self._fault)  # out of the parser, which gives up, into `send_400_response`
+            self._head = _BODY
+            self._in_time()
+            super().on_headers_complete()
+
+        def on_message_complete(self) -> None:
+            self._head = 0
+            super().on_message_complete()
+
+        def send_400_response(self, msg: str) -> None:
+            """uvicorn's way to answer what the parser refused."""
+            self._refuse(self._fault)
+
+        def _head_bytes(self) -> int:
+            return len(self.url) + sum(len(name) + len(value) + _PER_HEADER for name, value in self.headers)
+
+        def _in_time(self) -> None:
+            if self._late is not None:
+                self._late.cancel()
+                self._late = None
+
+        def _expire(self) -> None:
+            if self._head == 0:
+                self.transport.close()
+            else:
+                self._refuse(f"the request's head was not complete after {self.head_seconds:g} s")
+
+        def _refuse(self, fault: str) -> None:
+            """Answers and closes; what the client still sends is thrown away for a moment, because closing at
+            once would reset the connection under the answer."""
+            self._refused = True
+            self._in_time()
+            if self.transport.is_closing():
+                return
+            if self.cycle is not None and not self.cycle.response_complete:
+                if not self.cycle.more_body:
+                    # A request before this one waits for its answer, which nothing may overtake.
+                    self.cycle.keep_alive = False
+                    return
+                if self.cycle.response_started:
+                    self.transport.close()
+                    return
+            self.transport.write(_answer(fault))
+            if self.cycle is not None:
+                self.cycle.disconnected = True
+                self.cycle.message_event.set()
+            if self.transport.can_write_eof():
+                self.transport.write_eof()
+            self.loop.call_later(LINGER_SECONDS, self.transport.close)
+
+    PROTOCOL = Protocol
+
+
+def _too_large() -> str:
+    return f"the request's head has more than {MAX_HEAD_BYTES // 1024} KiB"
+
+
+def _answer(fault: str) -> bytes:
+    problem = Problem("MALFORMED_BODY", fault)
+    identity = problems.request_id({})
+    body = problems.document(problem, identity)
+    headers: list[Any] = [*problems.header_list(problem, identity), problems.CLOSE]
+    headers.append((b"content-length", b"%d" % len(body)))
+    lines = [b"HTTP/1.1 400 Bad Request", *(name + b": " + value for name, value in headers), b"", body]
+    return b"\r\n".join(lines)

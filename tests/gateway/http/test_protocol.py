@@ -1,0 +1,219 @@
+"""What never becomes a request: heads too large or too slow, bytes that are no HTTP; through real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+
+from gateway.http import protocol
+from gateway.http.problems import respond
+
+pytest.importorskip("httptools")
+
+READY = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
+OVER = protocol.MAX_HEAD_BYTES + 1
+
+
+class Hasty(protocol.Protocol):
+    head_seconds = 0.3
+
+
+class Application:
+    """Answers with the number of headers and of body bytes; to `/later` only once `go` is set."""
+
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+        self.asked = threading.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.asked.set()
+        size, more = 0, True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            size, more = size + len(message["body"]), message["more_body"]
+        if scope["path"] == "/later":
+            await self.go.wait()
+        await respond(send, 200, [], b"%d headers, %d bytes" % (len(scope["headers"]), size))
+
+
+class Running:
+    def __init__(self, kind: type[asyncio.Protocol]) -> None:
+        self.app = Application()
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                self.app, http=kind, lifespan="off", ws="none", log_config=None, server_header=False
+            )
+        )
+        self._bound = socket.create_server(("127.0.0.1", 0))
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
+
+    async def _serve(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        await self._server.serve(sockets=[self._bound])
+
+    def __enter__(self) -> Running:
+        self._thread.start()
+        with self.connect() as client:
+            client.sendall(READY)
+            assert client.recv(65536).startswith(b"HTTP/1.1 200")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.should_exit = True
+        self._thread.join()
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(self._bound.getsockname(), timeout=20)
+
+
+@pytest.fixture(scope="module")
+def hasty() -> Iterator[Running]:
+    with Running(Hasty) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Running]:
+    assert isinstance(protocol.PROTOCOL, type)
+    with Running(protocol.PROTOCOL) as running:
+        yield running
+
+
+def everything(client: socket.socket) -> bytes:
+    """Until the server closes."""
+    parts = []
+    while part := client.recv(65536):
+        parts.append(part)
+    return b"".join(parts)
+
+
+def refused(answer: bytes, message: str) -> None:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    status, *lines = head.decode().split("\r\n")
+    headers = dict(line.split(": ", 1) for line in lines)
+    content = json.loads(body)
+    assert status == "HTTP/1.1 400 Bad Request"
+    assert headers["content-type"] == "application/json"
+    assert headers["connection"] == "close"
+    assert int(headers["content-length"]) == len(body)
+    assert headers["x-request-id"] == content["request_id"] != ""
+    assert content["error_code"] == "MALFORMED_BODY"
+    assert content["retryable"] is False
+    assert message in content["message"]
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01",
+        b"NONSENSE / HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET / HTTP/1.1\r\nbad header\r\n\r\n",
+        b"GET http://[ HTTP/1.1\r\n\r\n",
+        b"POST / HTTP/1.1\r\ncontent-length: x\r\n\r\n",
+        READY + b"and then this\r\n\r\n",
+    ],
+)
+def test_what_is_no_http_is_told_so_in_json(server: Running, sent: bytes) -> None:
+    with server.connect() as client:
+        if sent.startswith(READY):
+            client.sendall(READY)
+            assert client.recv(65536).endswith(b"1 headers, 0 bytes")
+        client.sendall(sent.removeprefix(READY))
+        refused(everything(client), "the request is not valid HTTP")
+
+
+def test_a_head_that_does_not_end_is_cut_off(server: Running) -> None:
+    with server.connect() as client:
+        client.sendall(b"GET / HTTP/1.1\r\nx-long: ")
+        client.sendall(b"y" * OVER)
+        refused(everything(client), "the request's head has more than 64 KiB")
+
+
+def test_many_small_headers_count_too(server: Running) -> None:
+    with server.connect() as client:
+        client.sendall(b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * (OVER // 6 + 10) + b"\r\n")
+        refused(everything(client), "64 KiB")
+
+
+def test_a_long_path_counts_too(server: Running) -> None:
+    with server.connect() as client:
+        client.sendall(b"GET /" + b"y" * OVER + b" HTTP/1.1\r\n\r\n")
+        refused(everything(client), "64 KiB")
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_large_body_is_no_large_head(server: Running, at_once: bool) -> None:
+    """Twice on one connection, so that the count begins anew."""
+    head = b"POST / HTTP/1.1\r\nx-half: %s\r\ncontent-length: %d\r\n\r\n" % (b"y" * (OVER // 2), OVER)
+    with server.connect() as client:
+        for _ in range(2):
+            pieces = [head + b"z" * OVER] if at_once else [head, b"z" * OVER]
+            for piece in pieces:
+                client.sendall(piece)
+            answer = b""
+            while not answer.endswith(b"2 headers, 65537 bytes"):
+                answer += client.recv(65536)
+
+
+@pytest.mark.parametrize("before", [b"", READY])
+def test_a_head_that_comes_too_slowly_is_given_up(hasty: Running, before: bytes) -> None:
+    with hasty.connect() as client:
+        if before:
+            client.sendall(before)
+            assert client.recv(65536).startswith(b"HTTP/1.1 200")
+        client.sendall(b"GET / HTTP/1.1\r\nhost:")
+        refused(everything(client), "was not complete after 0.3 s")
+
+
+def test_a_connection_on_which_nothing_comes_is_closed_silently(hasty: Running) -> None:
+    with hasty.connect() as client:
+        assert everything(client) == b""
+
+
+def test_a_body_may_take_its_time(hasty: Running) -> None:
+    """The head's time is over: another connection that began later has been closed."""
+    with hasty.connect() as client, hasty.connect() as later:
+        client.sendall(b"POST / HTTP/1.1\r\ncontent-length: 2\r\n\r\nz")
+        assert everything(later) == b""
+        client.sendall(b"z")
+        assert client.recv(65536).endswith(b"1 headers, 2 bytes")
+
+
+def test_a_body_that_breaks_off_in_nonsense(server: Running) -> None:
+    with server.connect() as client:
+        client.sendall(b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n1\r\nz\r\n")
+        client.sendall(b"no number\r\n")
+        refused(everything(client), "the request is not valid HTTP")
+
+
+def test_nonsense_behind_a_request_does_not_overtake_its_answer(server: Running) -> None:
+    server.app.asked.clear()
+    with server.connect() as client:
+        client.sendall(b"GET /later HTTP/1.1\r\n\r\n")
+        server.app.asked.wait(20)
+        client.sendall(b"\x00nonsense\r\n\r\n")
+        with server.connect() as other:  # the loop has seen the nonsense once it has answered this
+            other.sendall(READY)
+            assert other.recv(65536).startswith(b"HTTP/1.1 200")
+        server.loop.call_soon_threadsafe(server.app.go.set)
+        answer = everything(client)
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert answer.endswith(b"0 headers, 0 bytes")
+
+
+def test_a_client_that_goes_on_sending_gets_the_answer(server: Running) -> None:
+    with server.connect() as client:
+        client.sendall(b"GET / HTTP/1.1\r\nx-long: ")
+        for _ in range(40):
+            client.sendall(b"y" * OVER)
+        refused(everything(client), "64 KiB")
