@@ -67,7 +67,9 @@ LAYERS: dict[str, Layer] = {
     "webhooks": Layer(PURE, frozenset({"cachetools"})),
     "logs": Layer(PURE, frozenset({"orjson"})),
     "http": Layer(
-        SERVICE | {"http", "metrics"}, frozenset({"starlette", "orjson", "numpy", "pyarrow"}), loaders=True
+        SERVICE | {"http", "metrics"},
+        frozenset({"starlette", "uvicorn", "orjson", "numpy", "pyarrow"}),
+        loaders=True,
     ),
     "metrics": Layer(SERVICE | {"metrics"}, frozenset({"prometheus_client", "orjson"}), loaders=True),
     "api": Layer(CONFIGURED | FAMILIES | {"api"}, frozenset({"numpy", "pandas"}), loaders=True),
