@@ -89,6 +89,8 @@ def parse_uri(text: str) -> Reference:
 
 def parse_short(text: str) -> Reference:
     """The command line's form: NAME, NAME@ALIAS, NAME/VERSION, or a `models:/` URI."""
+    if text.startswith("/"):
+        raise InvalidReference(f"{_shown(text)} is no model reference; write NAME@ALIAS or NAME/VERSION")
     return parse_reference(text if _SCHEME.match(text) else f"models:/{text}")
 
 

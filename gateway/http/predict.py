@@ -205,7 +205,8 @@ def _deadline(headers: Mapping[bytes, bytes]) -> float | None:
         return None
     if not given.isdigit() or len(given) > 9 or int(given) == 0:
         raise Problem(
-            "MALFORMED_BODY", "X-Request-Timeout-Ms must be a positive whole number of milliseconds"
+            "MALFORMED_BODY",
+            "the header X-Request-Timeout-Ms must be a positive whole number of milliseconds",
         )
     return asyncio.get_running_loop().time() + int(given) / 1000.0
 

@@ -170,6 +170,30 @@ def test_a_place_is_no_model_for_a_client(server: Served, reference: str) -> Non
     assert status_and_code(server.post("/predict", GOOD, x_model=reference)) == REFERENCE
 
 
+@pytest.mark.parametrize(
+    ("reference", "answer"),
+    [
+        ("/some/where", REFERENCE),
+        ("models://some/where", REFERENCE),
+        ("runs:/x/y", NO_MODEL),
+        ("models:/m-0123456789abcdef0123456789abcdef", NO_MODEL),
+    ],
+)
+def test_a_refused_reference_is_quoted_as_it_came(
+    server: Served, reference: str, answer: tuple[int, str]
+) -> None:
+    reply = server.post("/predict", GOOD, x_model=reference)
+    assert status_and_code(reply) == answer
+    assert reference in reply.json["message"]
+    assert reference == "models://some/where" or "models://some/where" not in reply.json["message"]
+
+
+def test_a_wrong_deadline_is_said_to_be_a_header(server: Served) -> None:
+    reply = server.post("/predict/iris", GOOD, x_request_timeout_ms="soon")
+    assert status_and_code(reply) == (400, "MALFORMED_BODY")
+    assert reply.json["message"].startswith("the header X-Request-Timeout-Ms ")
+
+
 def test_a_name_in_a_header_is_not_unquoted(server: Served) -> None:
     assert status_and_code(server.post("/predict", GOOD, x_model="ir%69s")) == NO_MODEL
 
