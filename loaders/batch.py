@@ -59,6 +59,16 @@ class Value:
     rows: int | None = None
 
 
+class Opaque:
+    """Stands in an answer where the model put something that cannot leave its process. `kind` is the name of
+    that thing's type. No dataclass: those are written as JSON unasked."""
+
+    __slots__ = ("kind",)
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+
 Batch: TypeAlias = "Columns | Tensors | Value"
 
 

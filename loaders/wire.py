@@ -20,12 +20,15 @@ Sockets are an argument; blocking and non-blocking ones both work.
 
 from __future__ import annotations
 
+import dataclasses
+import enum
 import json
 import math
 import re
 import struct
+import uuid
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence, Set
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
@@ -33,7 +36,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 
-from loaders.batch import Columns, Tensors, Value
+from loaders.batch import Columns, Opaque, Tensors, Value
 
 if TYPE_CHECKING:
     import socket
@@ -50,6 +53,7 @@ _ALIGN: Final = 16
 _TAG: Final = "~"
 _JSON: Final = json.JSONEncoder(ensure_ascii=True, check_circular=False, separators=(",", ":"))
 _PLAIN: Final = frozenset({str, int, float, bool, type(None)})
+_KEYS: Final = (str, int, float, bytes, type(None), np.generic, date, time, timedelta, Decimal, complex)
 _RAW_KINDS: Final = frozenset("biufcSUMm")
 _RAW_DTYPE: Final = re.compile(r"[<>|=][biufcSUMm][1-9]\d{0,9}(\[\d*[A-Za-z]{1,2}\])?\Z")
 _JOIN_BELOW: Final = 4096
@@ -68,7 +72,8 @@ class WireError(Exception):
 class _Body:
     """The buffers of one frame, in order: small ones joined, large ones left where they are."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, lenient: bool) -> None:
+        self.lenient = lenient
         self.segments: list[Segment] = []
         self.size = 0
         self._joined = bytearray()
@@ -94,15 +99,19 @@ class _Body:
             self._joined = bytearray()
 
 
-def encode(message: Mapping[str, Any], limit: int = MAX_FRAME) -> deque[Segment]:
+def encode(message: Mapping[str, Any], limit: int = MAX_FRAME, *, lenient: bool = False) -> deque[Segment]:
     """A message as the pieces of its frame, for `transmit`. Large arrays are referred to, not copied: they
     must not change before the frame is gone.
 
     A value may be what JSON holds, a batch, a numpy array or scalar, bytes, a tuple, a date, a time, a
     Decimal, a complex number, or a list or dict of these. Raises WireError for any other, for one nested
     deeper than Python's stack, and for a frame over `limit` bytes.
+
+    `lenient` is for what a model answers: sets and other sequences go as lists, enumerations as their values,
+    UUIDs as text, dataclasses and pydantic models as dicts, structured arrays as tuples, and of what is still
+    unknown the name of its type, as `Opaque`, so that whoever writes the answer can say it.
     """
-    body = _Body()
+    body = _Body(lenient=lenient)
     try:
         packed = _pack(dict(message), body)
         header = _JSON.encode(packed).encode("ascii")
@@ -140,7 +149,7 @@ def _pack(value: Any, body: _Body) -> Any:
     if kind is dict:
         if _TAG not in value and all(type(key) is str for key in value):
             return {key: _pack(item, body) for key, item in value.items()}
-        return {_TAG: ["dict", [[_pack(key, body), _pack(item, body)] for key, item in value.items()]]}
+        return {_TAG: ["dict", [[_pack_key(key, body), _pack(item, body)] for key, item in value.items()]]}
     if kind is Columns:
         runs = _pack_columns(value.arrays, body)
         return {
@@ -154,6 +163,8 @@ def _pack(value: Any, body: _Body) -> Any:
         return _pack_array(value, body)
     if isinstance(value, np.generic):
         if value.dtype.kind not in _RAW_KINDS:
+            if body.lenient:
+                return _pack(value.item(), body)
             raise WireError(f"a numpy {kind.__name__} cannot leave the process")
         return {_TAG: ["scalar", *_raw(np.asarray(value), body)[:1]]}
     return _pack_object(value, body)
@@ -192,7 +203,37 @@ def _pack_object(value: Any, body: _Body) -> Any:
         return {_TAG: ["complex", value.real, value.imag]}
     if type(value).__name__ == "NAType":  # pandas.NA, known without pandas
         return None
+    if body.lenient:
+        return _pack_foreign(value, body)
     raise WireError(f"a {type(value).__module__}.{type(value).__qualname__} cannot leave the process")
+
+
+def _pack_foreign(value: Any, body: _Body) -> Any:
+    """What only an answer may hold, turned into what JSON would make of it."""
+    if isinstance(value, enum.Enum):
+        return _pack(value.value, body)
+    if isinstance(value, Set | Sequence):
+        return [_pack(item, body) for item in value]
+    if isinstance(value, uuid.UUID):
+        return str(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _pack({field.name: getattr(value, field.name) for field in dataclasses.fields(value)}, body)
+    if not isinstance(value, type):
+        if hasattr(value, "model_dump"):
+            return _pack(value.model_dump(), body)
+        if hasattr(value, "columns") and hasattr(value, "to_dict"):
+            return _pack(value.to_dict("records"), body)
+        for method in ("tolist", "toarray"):
+            if hasattr(value, method):
+                return _pack(getattr(value, method)(), body)
+    return {_TAG: ["opaque", type(value).__name__]}
+
+
+def _pack_key(key: Any, body: _Body) -> Any:
+    """A key must come out as something that can be one: JSON knows no others than these."""
+    if body.lenient and not isinstance(key, _KEYS):
+        return {_TAG: ["opaque", type(key).__name__]}
+    return _pack(key, body)
 
 
 def _pack_timestamp(value: Any, body: _Body) -> Any:
@@ -226,7 +267,7 @@ def _pack_array(array: Array, body: _Body) -> Any:
     if isinstance(array, np.ma.MaskedArray):
         data = _pack_array(np.asarray(array.data), body)
         return {_TAG: ["masked", data, _pack_array(np.ma.getmaskarray(array), body)]}
-    if array.dtype.kind == "V":
+    if array.dtype.kind == "V" and not body.lenient:
         raise WireError("a structured array cannot leave the process; answer with one array a field")
     if array.dtype.kind not in _RAW_KINDS:
         return {_TAG: ["objects", list(array.shape), _pack(array.reshape(-1).tolist(), body)]}
@@ -468,5 +509,6 @@ _KINDS: Final[dict[str, Callable[..., Any]]] = {
     "time": lambda cursor, text: time.fromisoformat(text),
     "timedelta": lambda cursor, days, seconds, micros: timedelta(days, seconds, micros),
     "decimal": lambda cursor, text: Decimal(text),
+    "opaque": lambda cursor, kind: Opaque(_name(kind, str)),
     "complex": lambda cursor, real, imag: complex(real, imag),
 }

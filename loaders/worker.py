@@ -120,8 +120,8 @@ class Conversation:
         """Until the gateway ends the stream. Raises OSError and WireError: there is nobody to tell then."""
         while (message := wire.receive(self._sock, self._reader)) is not None:
             try:
-                answer = wire.encode(self._answer(message))
-            except wire.WireError as error:
+                answer = wire.encode(self._answer(message), lenient=True)
+            except BaseException as error:  # noqa: BLE001  (writing an answer asks the model's own objects)
                 answer = wire.encode(_failure(error))
             del message
             wire.transmit(self._sock, answer)

@@ -21,7 +21,7 @@ import numpy as np
 import orjson
 
 from gateway.errors import Problem
-from loaders.batch import Array, Batch, Columns, Tensors, nbytes
+from loaders.batch import Array, Batch, Columns, Opaque, Tensors, nbytes
 
 OFF_LOOP_BYTES: Final = 1024 * 1024
 _SCALAR_BYTES: Final = 8
@@ -166,7 +166,11 @@ def _plain_key(key: Any) -> str:
         return key.isoformat()
     if isinstance(key, int | float | np.integer | np.floating):
         return str(key)
-    raise _not_json(f"an object with a key of type {type(key).__name__}")
+    raise _not_json(f"an object with a key of type {_kind(key)}")
+
+
+def _kind(value: object) -> str:
+    return value.kind if isinstance(value, Opaque) else type(value).__name__
 
 
 def _plain_scalar(value: np.generic, depth: int) -> Any:
@@ -180,7 +184,7 @@ def _plain_scalar(value: np.generic, depth: int) -> Any:
 
 
 def _plain_leaf(value: Any, depth: int) -> Any:
-    kind = type(value).__name__
+    kind = _kind(value)
     if isinstance(value, bytes | bytearray | memoryview):
         return base64.b64encode(value).decode()
     if kind in ("NaTType", "NAType"):  # pandas' own nulls
@@ -191,6 +195,8 @@ def _plain_leaf(value: Any, depth: int) -> Any:
         return orjson.Fragment(str(value).encode()) if value.is_finite() else None
     if isinstance(value, uuid.UUID):
         return str(value)
+    if isinstance(value, Opaque):
+        raise _not_json(f"a value of type {kind}")
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         return _plain(fields, depth - 1)

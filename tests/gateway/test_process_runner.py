@@ -17,7 +17,7 @@ from gateway.runners.base import ModelError, RunnerCrashed, RunnerTimeout
 from gateway.runners.confinement import Confinement
 from gateway.runners.memory import Memory, parse, resident
 from gateway.runners.restarts import Policy, Restarts
-from loaders.batch import Batch, Columns, Tensors, Value
+from loaders.batch import Batch, Columns, Opaque, Tensors, Value
 from tests.gateway.house import ONE, START, House, run, until
 from tests.hostile import alive, descendants, write_package
 
@@ -161,6 +161,10 @@ def test_what_the_model_raises_is_its_error_and_it_goes_on(
                 raise Odd
             if params.get("error") == "unsendable":
                 return {"a": object()}
+            if params.get("error") == "treacherous":
+                class Odd:
+                    def tolist(self): raise SystemExit(4)
+                return Odd()
             if params.get("error"):
                 raise eval(params["error"])
         """,
@@ -177,7 +181,7 @@ def test_what_the_model_raises_is_its_error_and_it_goes_on(
             "BaseException('x' * 9000)": "BaseException: xxx",
             "FileNotFoundError(__file__)": "FileNotFoundError: (package)/code/own_loader.py",
             "unprintable": "Odd: an exception that cannot be shown",
-            "unsendable": "cannot leave the process",
+            "treacherous": "SystemExit: 4",
         }.items():
             with pytest.raises(ModelError) as caught:
                 await runner.predict(ONE, {"error": error})
@@ -187,6 +191,10 @@ def test_what_the_model_raises_is_its_error_and_it_goes_on(
         with pytest.raises(ModelError) as caught:
             await runner.predict(ONE, {"error": "ValueError('x')"})
         assert "own_loader.py" in caught.value.trace
+        unsendable = await runner.predict(ONE, {"error": "unsendable"})
+        assert isinstance(unsendable, Value)
+        assert isinstance(unsendable.value["a"], Opaque)
+        assert unsendable.value["a"].kind == "object"
         await runner.predict(ONE, {})
         assert runner.pids == pids
         assert h.observed == []

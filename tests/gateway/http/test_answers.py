@@ -9,6 +9,7 @@ import datetime
 import decimal
 import enum
 import json
+import socket
 import uuid
 from typing import Any
 
@@ -23,7 +24,8 @@ from scipy.sparse import csr_matrix
 
 from gateway.errors import Problem
 from gateway.http import answers
-from loaders.batch import Batch, Tensors, Value, from_result
+from loaders import wire
+from loaders.batch import Batch, Opaque, Tensors, Value, from_result
 
 
 def strict(text: bytes) -> Any:
@@ -252,3 +254,64 @@ def test_large_answers_are_encoded_off_the_loop(value: Any, monkeypatch: pytest.
     monkeypatch.setattr(asyncio, "to_thread", seen)
     assert asyncio.run(answers.encode(batch)) == answers.encode_now(batch)
     assert moved
+
+
+class Odd(BaseModel):
+    a: int
+
+
+@dataclasses.dataclass
+class Spot:
+    x: int
+    y: tuple[int, ...]
+
+
+class Colour(enum.Enum):
+    red = "RED"
+
+
+FIELDS = np.array([(1, 2.5)], dtype=[("a", "i4"), ("b", "f8")])
+
+
+def outcome(batch: Batch) -> Any:
+    try:
+        return strict(answers.encode_now(batch))
+    except Problem as problem:
+        return problem.code, problem.message
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        {"tags": {5}},
+        [frozenset({"a"}), {"b": range(3)}],
+        Spot(1, (2,)),
+        [Odd(a=1), Colour.red, uuid.UUID(int=7)],
+        {"frame": pd.DataFrame({"a": [1]}), "series": pd.Series([1, 2]), "sparse": csr_matrix([[0, 1]])},
+        FIELDS,
+        [FIELDS[0]],
+        (n for n in range(3)),
+        [1, {"a": object()}],
+        {"a": Spot},
+        lambda: 1,
+        {frozenset({1}): 1},
+        {(1, frozenset()): 1},
+        {uuid.UUID(int=7): 1},
+        {Colour.red: 1},
+        {2: 2, None: 3, True: 4},
+    ],
+    ids=repr,
+)
+def test_an_answer_from_another_process_is_written_as_one_from_this(result: Any) -> None:
+    batch = from_result(result, None)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        wire.transmit(ours, wire.encode({"batch": batch}, lenient=True))
+        received = wire.receive(theirs, wire.Reader())
+    assert received is not None
+    assert outcome(received["batch"]) == outcome(batch)
+
+
+def test_what_cannot_leave_a_process_is_named() -> None:
+    assert refused(Value([Opaque("generator")])).endswith("written as JSON: a value of type generator")
+    assert refused(Value({Opaque("frozenset"): 1})).endswith("an object with a key of type frozenset")
