@@ -59,7 +59,15 @@ class InvalidInput(ValueError):
         self.total = len(violations) if total is None else total
         rest = self.total - 1
         first = str(self.violations[0]) if self.violations else "invalid input"
-        super().__init__(first + (f", and {rest} more" if rest > 0 else ""))
+        others = f"{rest:,} or more others" if self.total >= MAX_COUNTED else f"{rest:,} more"
+        super().__init__(first + (f", and {others}" if rest > 0 else ""))
+
+    @property
+    def count_text(self) -> str:
+        """How many faults there are, for a sentence; beyond 10,000 nobody counted."""
+        if self.total == 1:
+            return "1 problem"
+        return f"{self.total:,} {'or more ' if self.total >= MAX_COUNTED else ''}problems"
 
 
 class Faults:

@@ -86,6 +86,6 @@ def _form(source: str, content: bytes) -> Format:
 def _unfit(uri: str, error: InvalidInput) -> Failure:
     """All that does not fit, in one line."""
     found = [f"{violation.path}: {violation.problem}" for violation in error.violations[:SHOWN_VIOLATIONS]]
-    more = error.total - len(found)
-    listed = "; ".join(found) + (f"; and {more} more" if more > 0 else "")
+    all_shown = error.total <= len(found)
+    listed = "; ".join(found) + ("" if all_shown else f"; {error.count_text} in all")
     return Failure(f"the input does not fit {uri}: {listed}")

@@ -68,6 +68,16 @@ def test_counting_ends_at_ten_thousand() -> None:
             enforce(PEOPLE, raw)
         assert len(refused.value.violations) == 100
         assert refused.value.total == 10_000
+        assert refused.value.count_text == "10,000 or more problems"
+        assert str(refused.value).endswith(", and 9,999 or more others")
+
+
+def test_what_was_counted_to_the_end_is_said_exactly() -> None:
+    for count, text in ((1, "1 problem"), (2, "2 problems"), (1234, "1,234 problems")):
+        with pytest.raises(InvalidInput) as refused:
+            enforce(PEOPLE, RawInput("inputs", {"age": ["x"] * count, "height": [1.5] * count}))
+        assert refused.value.count_text == text
+        assert ("or more" in str(refused.value)) is False
 
 
 def test_no_row_data_in_faults() -> None:
