@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import time
 from asyncio import AbstractEventLoop, TimerHandle
-from collections.abc import Callable, Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Final, TypedDict, Unpack
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 PHASES: Final = ("parse", "queue", "predict", "encode")
 LINGER_SECONDS: Final = 300.0
@@ -66,22 +69,7 @@ class Metrics:
         self.lag = LoopLag()
         self.registry = CollectorRegistry()
         own = self.registry
-        by_version = ("model", "version")
-        self._requests = Counter("gateway_requests", "Answers given.", (*by_version, "code"), registry=own)
-        self._seconds = Histogram(
-            "gateway_request_seconds",
-            "Time from the head of a request to its answer.",
-            by_version,
-            buckets=_REQUEST_BUCKETS,
-            registry=own,
-        )
-        self._phases = Histogram(
-            "gateway_phase_seconds",
-            "Time spent in the parts of a request.",
-            (*by_version, "phase"),
-            buckets=_PHASE_BUCKETS,
-            registry=own,
-        )
+        self._unresolved: dict[str, int] = {}
         self._batches = Histogram(
             "gateway_batch_rows",
             "Rows in one call of a model.",
@@ -128,16 +116,13 @@ class Metrics:
         A request that was not resolved gives an empty model; it is counted and nothing else.
         """
         if not model:
-            self._requests.labels("", "", code).inc()
+            self._unresolved[code] = self._unresolved.get(code, 0) + 1
             return
         served = self._served.get((model, version))
         if served is None:
-            served = self._served[model, version] = _Served(self, model, version)
+            served = self._served[model, version] = _Served()
         served.seen = self._clock()
-        count = served.codes.get(code)
-        if count is None:
-            count = served.codes[code] = self._requests.labels(model, version, code)
-        count.inc()
+        served.codes[code] = served.codes.get(code, 0) + 1
         served.seconds.observe(seconds)
         if phases:
             for phase, spent in phases.items():
@@ -200,10 +185,29 @@ class Metrics:
             if key in held:
                 served.seen = now
             elif now - served.seen >= LINGER_SECONDS:
-                served.remove()
                 del self._served[key]
 
+    def _served_series(self) -> Iterator[Metric]:
+        by_version = ["model", "version"]
+        requests = CounterMetricFamily("gateway_requests", "Answers given.", labels=[*by_version, "code"])
+        seconds = HistogramMetricFamily(
+            "gateway_request_seconds", "Time from the head of a request to its answer.", labels=by_version
+        )
+        parts = HistogramMetricFamily(
+            "gateway_phase_seconds", "Time spent in the parts of a request.", labels=[*by_version, "phase"]
+        )
+        for code, count in self._unresolved.items():
+            requests.add_metric(["", "", code], count)
+        for labels, served in self._served.items():
+            for code, count in served.codes.items():
+                requests.add_metric([*labels, code], count)
+            seconds.add_metric(labels, served.seconds.buckets(), served.seconds.sum)
+            for phase, tally in served.phases.items():
+                parts.add_metric([*labels, phase], tally.buckets(), tally.sum)
+        yield from (requests, seconds, parts)
+
     def gauges(self) -> Iterator[Metric]:
+        yield from self._served_series()
         sources = self._sources
         if "memory" in sources:
             memory = dict(sources["memory"]())
@@ -261,25 +265,35 @@ class Metrics:
         )
 
 
+class _Tally:
+    """A histogram for the hot path. prometheus_client's own takes a lock for each observation, which costs
+    more than all the rest; the event loop alone observes here."""
+
+    __slots__ = ("_bounds", "_counts", "sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self.sum += value
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """(upper bound, how many are not above it), up to infinity."""
+        bounds = [*map(floatToGoString, self._bounds), "+Inf"]
+        return list(zip(bounds, accumulate(self._counts), strict=True))
+
+
 class _Served:
-    """The children of one version, looked up once."""
+    """What was counted of one version."""
 
-    def __init__(self, metrics: Metrics, model: str, version: str) -> None:
-        self._metrics = metrics
-        self._labels = (model, version)
+    def __init__(self) -> None:
         self.seen = 0.0
-        self.codes: dict[str, Counter] = {}
-        self.seconds: Histogram = metrics._seconds.labels(model, version)
-        self.phases: dict[str, Histogram] = {
-            phase: metrics._phases.labels(model, version, phase) for phase in PHASES
-        }
-
-    def remove(self) -> None:
-        for code in self.codes:
-            self._metrics._requests.remove(*self._labels, code)
-        self._metrics._seconds.remove(*self._labels)
-        for phase in PHASES:
-            self._metrics._phases.remove(*self._labels, phase)
+        self.codes: dict[str, int] = {}
+        self.seconds = _Tally(_REQUEST_BUCKETS)
+        self.phases = {phase: _Tally(_PHASE_BUCKETS) for phase in PHASES}
 
 
 class _Gauges(Collector):

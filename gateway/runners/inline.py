@@ -93,7 +93,7 @@ class InlineRunner:
             del model
             if freed() is not None and closing.done():
                 # A full collection stops the process for a tenth of a second: only where one is needed.
-                await self._in_thread(gc.collect)
+                await self._in_thread(_collect)
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _load(self) -> Model:
@@ -116,6 +116,12 @@ class InlineRunner:
                 raise ModelError(_described(error), traceback.format_exc()) from None
 
         return await asyncio.get_running_loop().run_in_executor(self._pool, call)
+
+
+def _collect() -> None:
+    gc.unfreeze()  # the model may be among what the collector was told to pass over
+    gc.collect()
+    gc.freeze()
 
 
 def _close(model: Model) -> None:
