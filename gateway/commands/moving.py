@@ -132,7 +132,13 @@ def rollback(
         with connect(url, admin_key_file) as client, working(f"{reference} goes back"):
             path = f"{_alias_path(name, alias)}/rollback"
             body = {} if wanted is None else {"to": wanted}
-            done = client.call("POST", path, body, timeout=0, wait=wait)
+            try:
+                done = client.call("POST", path, body, timeout=0, wait=wait)
+            except Failure as failure:
+                if wanted is None and failure.message.endswith("(ROLLOUT_REFUSED)"):
+                    # The gateway's own hint names a field of the request.
+                    failure.hint = "name the version to go back to: --to V"
+                raise
             target = client.url
     else:
         with _opened(registry) as (opened, target):

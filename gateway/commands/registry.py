@@ -6,6 +6,7 @@ Knows registries; no running gateway.
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gateway.commands.options import OutputOption, RegistryOption, target_of
-from gateway.commands.terminal import Failure, Output, result, table, working
+from gateway.commands.terminal import Failure, Output, note, result, table, working
 
 if TYPE_CHECKING:
     from gateway.registries.base import Model, Version
@@ -42,6 +43,9 @@ def push(
     pointing = f"; {name}@{alias} points to it" if alias else ""
     text = f"{pushed.name}/{pushed.version} is in {target}{pointing} ({pushed.digest})"
     result(output, {**dataclasses.asdict(pushed), "registry": target}, text)
+    if alias is None and output is Output.text:
+        command = ["gateway", "promote", f"{name}@champion", pushed.version]
+        note(f"next: {shlex.join(command + (['--registry', registry] if registry else []))}")
 
 
 def models(

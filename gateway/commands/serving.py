@@ -6,6 +6,7 @@ Knows how to start a gateway and that its port must be free; nothing of how it s
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
 from pathlib import Path
@@ -124,8 +125,30 @@ def config(
     view = {
         name: {"value": value, "source": sources[name]} for name, value in values.items() if name in sources
     }
+    view |= _found(effective)
     rows = [[name, _shown(entry["value"]), entry["source"]] for name, entry in view.items()]
     result(output, {"settings": view}, lambda: table(["SETTING", "VALUE", "FROM"], rows))
+
+
+def _found(effective: Settings) -> dict[str, dict[str, Any]]:
+    """The registry that `serve` would take, and how often it would look, where no setting says so. Nothing
+    where there is none: that `serve` says."""
+    from gateway.registries import default_target, open_registry
+    from gateway.registries.base import RegistryError
+
+    try:
+        target = default_target(os.environ, effective.registry)
+        opened = open_registry(target)
+    except RegistryError:
+        return {}
+    opened.close()
+    found: dict[str, dict[str, Any]] = {}
+    if effective.registry is None:
+        named = [name for name in ("MLFLOW_REGISTRY_URI", "MLFLOW_TRACKING_URI") if os.environ.get(name)]
+        found["registry"] = {"value": target, "source": named[0] if named else "default"}
+    if effective.poll_interval is None:
+        found["poll_interval"] = {"value": opened.poll_interval, "source": "default"}
+    return found
 
 
 def _shown(value: Any) -> str:

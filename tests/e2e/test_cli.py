@@ -169,9 +169,12 @@ def test_push_makes_a_registry_and_gives_the_next_version(shell: Shell, packages
     done = shell.gateway("push", packages["v2"], "--name", "iris", "--alias", "new", "-r", "r/registry.yaml")
     assert done.code == 0
     assert "iris/2 is in r/registry.yaml; iris@new points to it" in done.out
+    assert done.err.strip().endswith("…") or done.err == ""
+    bare = shell.gateway("push", packages["wider"], "--name", "iris", "-r", "r/registry.yaml")
+    assert "next: gateway promote iris@champion 3 --registry r/registry.yaml\n" in bare.err
     view = shell.gateway("models", "iris", "-r", "r/registry.yaml", "-o", "json").json()
     assert view["aliases"] == {"new": "2"}
-    assert [version["version"] for version in view["versions"]] == ["1", "2"]
+    assert [version["version"] for version in view["versions"]] == ["1", "2", "3"]
 
 
 def test_push_refuses_what_is_no_model(shell: Shell) -> None:
@@ -274,6 +277,17 @@ def test_config_says_where_each_setting_comes_from(shell: Shell) -> None:
     assert view["cold_wait"]["source"].endswith("gateway.yaml")
     assert view["host"] == {"value": "127.0.0.1", "source": "default"}
     assert "9001" in shell.gateway("config", GATEWAY_PORT="9001").out
+    assert view["registry"] == {"value": None, "source": "default"}
+    (shell.directory / "registry.yaml").write_text("version: 1\nmodels: {}\n")
+    view = shell.gateway("config", "-o", "json").json()["settings"]
+    assert view["registry"] == {"value": "registry.yaml", "source": "default"}
+    assert view["poll_interval"] == {"value": 1.0, "source": "default"}
+    tracking = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    view = shell.gateway("config", "-o", "json", **tracking).json()["settings"]
+    assert view["registry"] == {"value": "http://127.0.0.1:9", "source": "MLFLOW_TRACKING_URI"}
+    assert view["poll_interval"] == {"value": 5.0, "source": "default"}
+    view = shell.gateway("config", "-o", "json", GATEWAY_POLL_INTERVAL="2s", **tracking).json()["settings"]
+    assert view["poll_interval"] == {"value": 2.0, "source": "GATEWAY_POLL_INTERVAL"}
     schema = shell.gateway("config", "--schema").json()
     assert "memory_limit" in schema["properties"]
 
@@ -297,6 +311,7 @@ def test_a_registry_served_and_operated(iris: Shell, packages: dict[str, Path]) 
     iris.gateway("push", packages["wider"], "--name", "iris")
     port = free_port()
     with iris.running("serve", "--registry", "registry.yaml", port=port) as url:
+        assert "--to V" in iris.gateway("rollback", "iris@champion", "--url", url).failed()
         empty = iris.gateway("status", "--url", url, "--interval", "0.1", "-o", "json").json()
         assert empty["ready"] is True
         assert empty["versions"] == []
