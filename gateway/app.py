@@ -28,6 +28,7 @@ from gateway import cgroup, events, http, logs, policies
 from gateway.aliases import Aliases
 from gateway.artifacts import ArtifactError, Artifacts
 from gateway.governor import Governor
+from gateway.http.protocol import PROTOCOL
 from gateway.ledger import Ledger
 from gateway.manager import Manager
 from gateway.metrics import Metrics
@@ -468,6 +469,7 @@ async def _serve(settings: Settings, registry: Registry, bound: socket.socket) -
         await gateway.start()
         config = uvicorn.Config(
             http.build(gateway),
+            http=PROTOCOL,
             lifespan="off",
             access_log=False,
             log_config=None,

@@ -199,8 +199,7 @@ class Service:
 
 def _invalid_input(version: Version, error: InvalidInput) -> Problem:
     details = [Detail(v.path, v.problem, v.expected, v.got) for v in error.violations]
-    count = error.total
-    what = "1 problem" if count == 1 else f"{count} problems"
+    what = error.count_text
     return Problem(
         "INVALID_INPUT", f"the input does not fit the signature of {version}: {what}", details=details
     )
