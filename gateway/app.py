@@ -222,11 +222,7 @@ class Gateway:
     def _observe(self, prepared: Prepared, what: str, reason: str) -> None:
         """What happened to a version's processes."""
         version = prepared.version
-        if what == "unconfined":
-            if reason not in self._unconfined:
-                self._unconfined.add(reason)
-                log.warning("models are confined less than they could be: %s", reason)
-        elif what == "restarted":
+        if what == "restarted":
             self._emit(events.Restarted(version.name, version.version))
         else:
             self._emit(events.Crashed(version.name, version.version, what, reason))
@@ -306,9 +302,22 @@ class Gateway:
         self._tell_owner(event)
         self._say(event)
         if isinstance(event, events.Loaded):
+            self._say_what_is_not_confined(event)
             # What a model brought into this process stays until it is unloaded: the collector need not walk
             # it again and again while requests wait.
             gc.freeze()
+
+    def _say_what_is_not_confined(self, event: events.Loaded) -> None:
+        """Once for each measure that the kernel, or the place of the files, does not allow."""
+        for servable in self.manager:
+            if (servable.version.name, servable.version.version) != (event.model, event.version):
+                continue
+            status = {} if servable.runner is None else servable.runner.status()
+            for measure, held in status.get("confinement", {}).items():
+                lacking = held.startswith(("not available", "not changed: another user"))
+                if lacking and measure not in self._unconfined:
+                    self._unconfined.add(measure)
+                    log.warning("models are confined less than they could be: %s: %s", measure, held)
 
     def _expose(self) -> None:
         self.metrics.watch(

@@ -241,7 +241,7 @@ class Operations:
             to = rollback_target(found.history, _number(found.desired)) or next(iter(entry.previous), None)
             if to is None:
                 message = f"{name}@{alias} has served no other version before"
-                raise Problem("ROLLOUT_REFUSED", message, hint="name the version to go to: to")
+                raise Problem("ROLLOUT_REFUSED", message, hint='name the version to go to: {"to": V}')
         _checked(check_version, to)
         await self._known(Reference(name, version=to))
         target = self._version(name, to)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 Observe = Callable[[str, str], None]
 """Told what happened to a model's processes: (what, reason). What: crashed, timeout, recycled, stopped,
-restarted, quarantined, unconfined (a measure the kernel or the place of the files does not allow)."""
+restarted, quarantined."""
 
 _ENCODE_ON_LOOP: Final = 20_000
 _MEMORY_INTERVAL: Final = 0.2
@@ -264,9 +264,6 @@ class ProcessRunner:
             raise
         self._merges = bool(worker.loaded["merges"])
         self._confined = worker.loaded["confinement"]
-        for measure, held in self._confined.items():
-            if held.startswith(("not available", "not changed: another user")):
-                self._observe("unconfined", f"{measure}: {held}")
         self._load_peak = max(self._load_peak, worker.load_peak)
         self._release(worker)
 
