@@ -101,6 +101,15 @@ class InputRefused:
 
 
 @dataclass(frozen=True, slots=True)
+class OutputDiffers:
+    """An answer did not look as the output schema says; it was given all the same."""
+
+    model: str
+    version: str
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
 class RequestRefused:
     """A request was turned away at the door."""
 
@@ -141,6 +150,7 @@ Event: TypeAlias = (
     | Restarted
     | InputRefused
     | RequestRefused
+    | OutputDiffers
     | RegistryRead
     | RegistryFailed
     | Warned

@@ -28,6 +28,7 @@ _LEVELS: dict[type, int] = {
     events.PredictionFailed: logging.WARNING,
     events.InputRefused: logging.INFO,
     events.RequestRefused: logging.WARNING,
+    events.OutputDiffers: logging.WARNING,
     events.RegistryFailed: logging.ERROR,
     events.Warned: logging.WARNING,
 }
@@ -48,7 +49,7 @@ class EventLog:
         if isinstance(event, events.RegistryRead) and not event.changed:
             return
         more = ""
-        if isinstance(event, events.InputRefused | events.RequestRefused):
+        if isinstance(event, events.InputRefused | events.RequestRefused | events.OutputDiffers):
             since, count = self._bursts.get((event.model, type(event).__name__), (-BURST_SECONDS, 0))
             if self._clock() - since < BURST_SECONDS:
                 self._bursts[event.model, type(event).__name__] = since, count + 1
@@ -81,6 +82,8 @@ def sentence(event: Event) -> str:
             return said + _indented(event.trace)
         case events.InputRefused():
             return f"refused the input of a request for {event.model}/{event.version}: {event.problems[0]}"
+        case events.OutputDiffers():
+            return f"an answer of {event.model}/{event.version} is not as declared: {event.problem}"
         case events.RequestRefused():
             return f"refused a request for {event.model}: {event.reason}"
         case events.Crashed():

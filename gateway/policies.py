@@ -41,6 +41,7 @@ def options(settings: Settings, name: str) -> Options:
         batch=own.batch.enabled,
         pin=own.pin,
         idle_ttl=own.idle_ttl,
+        check_output=own.check_output,
     )
 
 

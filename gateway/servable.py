@@ -43,7 +43,8 @@ class Status(enum.Enum):
 @dataclass(frozen=True, slots=True)
 class Options:
     """The operator's settings for one model, as the core needs them. `pin`: never evicted; `idle_ttl`: after
-    so many seconds without a request it is unloaded."""
+    so many seconds without a request it is unloaded; `check_output`: the share of answers that are compared
+    with the output schema."""
 
     enforcement: Mode = "strict"
     max_queue: int = 1000
@@ -51,6 +52,7 @@ class Options:
     batch: bool = True
     pin: bool = False
     idle_ttl: float | None = None
+    check_output: float = 0.0
 
 
 class Servable:

@@ -7,6 +7,7 @@ hit nothing is awaited before the request stands in its model's queue.
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from gateway.admission import Refused
 from gateway.batching import Outcome
 from gateway.errors import Detail, Problem
-from gateway.events import Emit, InputRefused, PredictionFailed, RequestRefused
+from gateway.events import Emit, InputRefused, OutputDiffers, PredictionFailed, RequestRefused
 from gateway.names import Reference
 from gateway.runners.base import ModelError, RunnerCrashed, RunnerTimeout
 from gateway.servable import Servable, Status
@@ -80,6 +81,7 @@ class Service:
         self._cold_wait = cold_wait
         self._emit = emit
         self._stopping = stopping
+        self._chance = random.Random()
         self._find = find
 
     async def predict(self, inference: Inference) -> Answer:
@@ -173,6 +175,10 @@ class Service:
                 f"{version} raised {kind}",
                 hint="the gateway's log has the text and the traceback, under this request's id",
             ) from None
+        share = servable.options.check_output
+        if share and self._chance.random() < share and servable.prepared is not None:
+            for problem in servable.prepared.check_output(outcome.result)[:1]:
+                self._emit(OutputDiffers(version.name, version.version, problem))
         return outcome, enforced.warnings
 
     def _check_crowd(self, servable: Servable) -> None:

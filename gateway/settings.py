@@ -171,6 +171,7 @@ class ModelSettings(_Part):
     readable: Annotated[list[str], BeforeValidator(_listed)] = []
     rollout: Rollout | None = None
     enforcement: Enforcement | None = None
+    check_output: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
 class Settings(_Part):
