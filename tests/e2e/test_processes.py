@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pandas as pd
+import pytest
 
 import gateway
 from tests.e2e.running import Running, log_scaled, running
@@ -185,3 +186,29 @@ def _log_shipped(code: Path, registry: str) -> None:
         'signature:\n  inputs: \'[{"type": "double", "name": "x"}]\'\n'
     )
     gateway.push(directory, name="shipped", registry=registry)
+
+
+def _kernel_says(pid: int, *names: str) -> int:
+    """Bytes of those lines of a process's `smaps_rollup`."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
+    return sum(sizes[name] for name in names)
+
+
+def test_the_sums_are_what_the_kernel_says(tmp_path: Path) -> None:
+    sizes = {"small": 1_000_000, "middle": 40_000_000, "large": 120_000_000}
+    for name, ballast in sizes.items():
+        log_scaled(tmp_path / "registry.yaml", name, 2.0, alias="champion", ballast=ballast)
+    with running(tmp_path) as server:
+        for name in sizes:
+            assert server.predict(name, [{"x": 1.0}]).status_code == 200
+        models = [pid for name in sizes for pid in pids(server, name)]
+        zygotes = {_parent(Path(f"/proc/{pid}")) for pid in models}
+        try:
+            real = sum(_kernel_says(pid, "Private_Clean", "Private_Dirty") for pid in models)
+            real += sum(_kernel_says(pid, "Anonymous") for pid in zygotes)
+        except PermissionError:
+            pytest.skip("model processes are closed to others of this user, and only root may look into them")
+        end = time.monotonic() + 10
+        while abs(server.metric("gateway_memory_bytes") - real) > 0.05 * real:
+            assert time.monotonic() < end, (server.metric("gateway_memory_bytes"), real)
