@@ -63,7 +63,8 @@ async def house(scratch: Path, start: Literal["fork", "spawn"] = "fork") -> Asyn
     finally:
         await made.close()
     assert eventually(lambda: not set(descendants()) - before), "processes were left"
-    assert len(os.listdir("/proc/self/fd")) == descriptors, "descriptors were left"
+    # Others in this process may close some of theirs meanwhile: only more than before is a leak.
+    assert eventually(lambda: len(os.listdir("/proc/self/fd")) <= descriptors), "descriptors were left"
     assert os.listdir(scratch) == [], "temporary directories were left"
 
 
