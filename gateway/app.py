@@ -40,7 +40,7 @@ from gateway.registries import default_target, open_registry
 from gateway.registries.base import AskedByName, Model, Registry, RegistryError, Snapshot, Version
 from gateway.registries.listed import ListedModels, Subset, SubsetByName
 from gateway.runners.confinement import hide
-from gateway.runners.inline import THREAD
+from gateway.runners.inline import THREAD, settle_heap
 from gateway.runners.zygote import Zygotes
 from gateway.servable import Servable
 from gateway.service import Service
@@ -62,6 +62,8 @@ IO_THREAD = "io"
 MEASURE_INTERVAL = 1.0
 #: How long, in seconds, a busy thread may keep the loop waiting for its turn (Python's default is 5 ms).
 SWITCH_INTERVAL = 0.0005
+#: How long after a load the heap is settled, and how long it is then left alone, in seconds.
+SETTLE_AFTER, SETTLE_INTERVAL = 1.0, 60.0
 #: A request makes many short-lived objects and no cycles: the collector's default would look far too often.
 GC_THRESHOLDS = (20_000, 20, 20)
 #: The disk is looked at once in so many of them.
@@ -78,6 +80,8 @@ class Gateway:
         self.draining = False
         self._refusing = False
         self._disk_bytes = 0
+        self._settling: asyncio.TimerHandle | None = None
+        self._settled_at = -SETTLE_INTERVAL
         self._unconfined: set[str] = set()
         self.metrics = Metrics()
         self._say = logs.EventLog()
@@ -190,6 +194,8 @@ class Gateway:
     async def stop(self) -> None:
         """Ends everything; requests in flight should have ended."""
         self.refuse()
+        if self._settling is not None:
+            self._settling.cancel()
         self.metrics.lag.stop()
         for task in self._tasks:
             task.cancel()
@@ -303,9 +309,20 @@ class Gateway:
         self._say(event)
         if isinstance(event, events.Loaded):
             self._say_what_is_not_confined(event)
-            # What a model brought into this process stays until it is unloaded: the collector need not walk
-            # it again and again while requests wait.
-            gc.freeze()
+            self._settle_heap_soon()
+
+    def _settle_heap_soon(self) -> None:
+        """What a model brought into this process stays until it is unloaded: the collector need not walk it
+        again and again while requests wait. Telling it so takes a full collection first, so it is done a
+        moment after a load, and rarely."""
+        if self._settling is None:
+            wait = max(SETTLE_AFTER, self._settled_at + SETTLE_INTERVAL - time.monotonic())
+            self._settling = asyncio.get_running_loop().call_later(wait, self._settle_heap)
+
+    def _settle_heap(self) -> None:
+        self._settling = None
+        self._settled_at = time.monotonic()
+        asyncio.get_running_loop().run_in_executor(None, settle_heap)
 
     def _say_what_is_not_confined(self, event: events.Loaded) -> None:
         """Once for each measure that the kernel, or the place of the files, does not allow."""

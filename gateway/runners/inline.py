@@ -93,7 +93,7 @@ class InlineRunner:
             del model
             if freed() is not None and closing.done():
                 # A full collection stops the process for a tenth of a second: only where one is needed.
-                await self._in_thread(_collect)
+                await self._in_thread(settle_heap)
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _load(self) -> Model:
@@ -118,8 +118,9 @@ class InlineRunner:
         return await asyncio.get_running_loop().run_in_executor(self._pool, call)
 
 
-def _collect() -> None:
-    gc.unfreeze()  # the model may be among what the collector was told to pass over
+def settle_heap() -> None:
+    """Collects everything, then tells the collector to pass over what is left, until the next time."""
+    gc.unfreeze()
     gc.collect()
     gc.freeze()
 
