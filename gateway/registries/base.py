@@ -177,6 +177,40 @@ class Registry(Protocol):
     def close(self) -> None: ...
 
 
+class ReadOnly:
+    """The writing half of a registry that cannot be written from here. `why_not` says so, and what to do."""
+
+    writable = False
+    why_not: str
+
+    def set_alias(
+        self,
+        name: str,
+        alias: str,
+        version: str,
+        *,
+        expect: str | None = None,
+        absent: bool = False,
+        forced: bool = False,
+        back: bool = False,
+    ) -> Snapshot:
+        raise RegistryReadOnly(self.why_not)
+
+    def delete_alias(self, name: str, alias: str) -> Snapshot:
+        raise RegistryReadOnly(self.why_not)
+
+    def add_version(
+        self,
+        name: str,
+        package: str,
+        digest: str,
+        *,
+        tags: Mapping[str, str] | None = None,
+        alias: str | None = None,
+    ) -> Version:
+        raise RegistryReadOnly(self.why_not)
+
+
 @runtime_checkable
 class AskedByName(Protocol):
     """What a registry has beside `Registry` that is too large to be read whole: its snapshots hold the names

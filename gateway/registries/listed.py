@@ -7,9 +7,8 @@ real registry to some of its names instead. Knows no files beyond their place.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 from urllib.parse import urlsplit
 
 from gateway.names import InvalidReference, Reference, check_name
@@ -17,9 +16,9 @@ from gateway.registries.base import (
     Alias,
     AskedByName,
     Model,
+    ReadOnly,
     Registry,
     RegistryError,
-    RegistryReadOnly,
     Snapshot,
     Version,
 )
@@ -27,11 +26,11 @@ from gateway.registries.base import (
 ALIAS = "champion"
 
 
-class ListedModels:
+class ListedModels(ReadOnly):
     """A registry of model directories (paths or URLs). Raises RegistryError for one that cannot be meant."""
 
     poll_interval = 3600.0
-    writable = False
+    why_not = "the models were named on the command line; a registry can be moved: gateway push"
 
     def __init__(self, sources: Sequence[str]) -> None:
         self.target = ", ".join(sources)
@@ -50,40 +49,8 @@ class ListedModels:
     def read(self) -> Snapshot:
         return self._snapshot
 
-    def set_alias(
-        self,
-        name: str,
-        alias: str,
-        version: str,
-        *,
-        expect: str | None = None,
-        absent: bool = False,
-        forced: bool = False,
-        back: bool = False,
-    ) -> Snapshot:
-        self._refuse()
-
-    def delete_alias(self, name: str, alias: str) -> Snapshot:
-        self._refuse()
-
-    def add_version(
-        self,
-        name: str,
-        package: str,
-        digest: str,
-        *,
-        tags: Mapping[str, str] | None = None,
-        alias: str | None = None,
-    ) -> Version:
-        self._refuse()
-
     def close(self) -> None:
         pass
-
-    def _refuse(self) -> NoReturn:
-        raise RegistryReadOnly(
-            "the models were named on the command line; a registry can be moved: gateway push"
-        )
 
 
 class Subset:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
 import fsspec
@@ -18,11 +18,10 @@ import httpx
 
 from gateway.registries import document
 from gateway.registries.base import (
+    ReadOnly,
     RegistryError,
-    RegistryReadOnly,
     RegistryUnavailable,
     Snapshot,
-    Version,
 )
 
 TIMEOUT: Final = 10.0
@@ -30,12 +29,11 @@ DEADLINE: Final = 30.0
 MAX_BYTES: Final = 512 * 1024**2
 
 
-class RemoteRegistry:
+class RemoteRegistry(ReadOnly):
     """The document at a URL. Credentials in the URL of an HTTP server are used and not shown. Raises
     RegistryError for a scheme that cannot be read here."""
 
     poll_interval = 5.0
-    writable = False
 
     def __init__(
         self, target: str, *, create: bool = False, clock: Callable[[], float] = time.monotonic
@@ -61,6 +59,7 @@ class RemoteRegistry:
             self._read = self._through_fsspec
         self._base = urlunsplit(urlsplit(self.target)._replace(query="", fragment="")).rpartition("/")[0]
         self.identity = f"remote:{self.target}"
+        self.why_not = f"{self.target} is read only from here: write it where it is made"
 
     def __repr__(self) -> str:
         return f"<RemoteRegistry {self.target}>"
@@ -119,38 +118,6 @@ class RemoteRegistry:
             raise RegistryUnavailable(problem) from error
         return content
 
-    # It is written where it lies, not from here.
-
-    def set_alias(
-        self,
-        name: str,
-        alias: str,
-        version: str,
-        *,
-        expect: str | None = None,
-        absent: bool = False,
-        forced: bool = False,
-        back: bool = False,
-    ) -> Snapshot:
-        self._refuse()
-
-    def delete_alias(self, name: str, alias: str) -> Snapshot:
-        self._refuse()
-
-    def add_version(
-        self,
-        name: str,
-        package: str,
-        digest: str,
-        *,
-        tags: Mapping[str, str] | None = None,
-        alias: str | None = None,
-    ) -> Version:
-        self._refuse()
-
     def close(self) -> None:
         if self._read == self._over_http:
             self._client.close()
-
-    def _refuse(self) -> NoReturn:
-        raise RegistryReadOnly(f"{self.target} is read only from here: write it where it is made")
