@@ -150,6 +150,7 @@ class Gateway:
             registry,
             self._io,
             prepare=self._packages.get,
+            fetching=self._packages.fetching,
             preload=[parse_short(reference) for reference in settings.preload],
         )
         self._governor = Governor(cgroup.memory_usage, self.manager.readings, self.manager.stop)

@@ -30,7 +30,7 @@ from pathlib import Path
 
 from gateway.registries.base import Version
 from gateway.sources import ArtifactError as ArtifactError
-from gateway.sources import Sources
+from gateway.sources import Meter, Progress, Sources
 from gateway.staging import Staging, notes, sweep
 from loaders import package as packages
 
@@ -64,8 +64,9 @@ class Artifacts:
     def __repr__(self) -> str:
         return f"<Artifacts {self.bytes() / 1e6:.0f}/{self._limit / 1e6:.0f} MB in {self._root}>"
 
-    def fetch(self, version: Version) -> Local:
+    def fetch(self, version: Version, progress: Progress | None = None) -> Local:
         """The files of a version, verified against its digest where it has one. Blocks. Raises ArtifactError.
+        `progress` is told what has come, ten times a second at most; not where all is here already.
 
         A version without a digest is fetched each time, because nothing says that its source is still
         the same; what is found then decides which entry of the cache it is.
@@ -78,7 +79,7 @@ class Artifacts:
             with _alone(self._root / f".fetch-{source.hexdigest()[:2]}.lock"):
                 if version.digest is not None and (local := self._found(version.digest)) is not None:
                     return local
-                return self._fetch(version)
+                return self._fetch(version, progress)
         except OSError as error:
             raise _failed(version, error) from error
 
@@ -147,7 +148,7 @@ class Artifacts:
 
     # -- what comes
 
-    def _fetch(self, version: Version) -> Local:
+    def _fetch(self, version: Version, progress: Progress | None) -> Local:
         source = self._sources.open(version)
         files = source.files(version)
         total = sum(size or 0 for _, _, size in files)
@@ -155,7 +156,7 @@ class Artifacts:
             sizes = f"{total / 1e6:.0f} MB, the disk limit is {self._limit / 1e6:.0f} MB"
             raise ArtifactError(f"the files of {version} are larger than the cache: {sizes}")
         with self._room(version, total) as staged:
-            source.copy(version, files, staged.path, limit=self._limit)
+            source.copy(version, files, staged.path, limit=self._limit, meter=Meter(files, progress))
             try:
                 digest = packages.digest(staged.path)
             except packages.PackageError as error:

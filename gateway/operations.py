@@ -37,7 +37,7 @@ from loaders.package import Package, PackageError
 if TYPE_CHECKING:
     from gateway.aliases import Alias, Aliases
     from gateway.manager import Lease, Manager
-    from gateway.packages import Prepared
+    from gateway.packages import Fetched, Prepared
     from gateway.watch import Watch
 
 T = TypeVar("T")
@@ -50,8 +50,8 @@ SHOWN_HISTORY = 20
 
 
 class Operations:
-    """`prepare` has a version's verified files here, without loading it; `preload` is what readiness waits
-    for."""
+    """`prepare` has a version's verified files here, without loading it; `fetching` is what has come of those
+    that are being fetched; `preload` is what readiness waits for."""
 
     def __init__(
         self,
@@ -62,6 +62,7 @@ class Operations:
         io: Executor,
         *,
         prepare: Callable[[Version], Awaitable[Prepared]],
+        fetching: Mapping[Version, Fetched],
         preload: list[Reference],
         wall: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
@@ -72,6 +73,7 @@ class Operations:
         self._registry = registry
         self._io = io
         self._prepare = prepare
+        self._fetching = fetching
         self._preload = preload
         self._preloaded = not preload
         self._wall = wall
@@ -402,6 +404,7 @@ class Operations:
         failure = self._manager.failure(version)
         view: dict[str, Any] = {"version": version.version, "state": Status.UNLOADED.value, "reason": None}
         view |= {"bytes": None, "last_used": None}
+        fetched = self._fetching.get(version) if self._fetching else None
         if servable is None and failure is not None:
             view |= {"state": Status.FAILED.value, "reason": failure.message}
         elif servable is not None:
@@ -412,6 +415,10 @@ class Operations:
             if account is not None:
                 view["bytes"] = account.bytes
                 view["last_used"] = _iso(self._wall() - (self._clock() - account.last_used))
+        elif fetched is not None:  # for an alias's gates, before there is anything to load
+            view |= {"state": Status.LOADING.value, "reason": "fetching"}
+        if fetched is not None:
+            view["fetch"] = {"bytes": fetched.bytes, "total": fetched.total}
         view |= {"digest": version.digest, "created": version.created, "tags": dict(version.tags)}
         return view
 

@@ -57,6 +57,14 @@ class Prepared:
         return [] if signature is None else mismatches(signature, answer)
 
 
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What has come of files that are being fetched, in bytes; `total` is None where nobody announced it."""
+
+    bytes: int
+    total: int | None
+
+
 class Packages:
     """`policy` gives a version's policy (by name and digest); `measured` (bytes, load seconds) by digest.
     `remembered` and `remember`, called in `io`, are the digest of a first fetch, for versions without one."""
@@ -77,6 +85,8 @@ class Packages:
         self._measured = measured
         self._remembered = remembered
         self._remember = remember
+        #: What is being fetched just now: written by the threads that fetch, read by anybody.
+        self.fetching: dict[Version, Fetched] = {}
 
     async def get(self, version: Version) -> Prepared:
         """Raises Problem MODEL_UNAVAILABLE with the reason."""
@@ -101,13 +111,17 @@ class Packages:
 
     def _fetch(self, version: Version) -> Local:
         """The files; of a version without a digest, those that were there at the first fetch."""
-        if version.digest is not None:
-            return self._artifacts.fetch(version)
-        digest = self._remembered(version)
-        if digest is not None:
-            return self._artifacts.fetch(replace(version, digest=digest))
-        local = self._artifacts.fetch(version)
-        self._remember(version, local.digest)
+        digest = version.digest or self._remembered(version)
+
+        def progress(so_far: int, total: int | None) -> None:
+            self.fetching[version] = Fetched(so_far, total)
+
+        try:
+            local = self._artifacts.fetch(replace(version, digest=digest), progress)
+        finally:
+            self.fetching.pop(version, None)
+        if digest is None:
+            self._remember(version, local.digest)
         return local
 
     def _admit(self, version: Version, package: Package, flavor: Flavor, digest: str) -> None:

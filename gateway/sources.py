@@ -7,10 +7,12 @@ files come in parallel ranges. Knows nothing of digests, and nothing of where th
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import os
 import re
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +21,7 @@ from typing import Any, Final, Protocol, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 import fsspec
+import fsspec.callbacks
 
 from gateway.mlflow_client import MLflowClient, MLflowError, MLflowUnavailable
 from gateway.registries.base import Version
@@ -27,6 +30,9 @@ from gateway.staging import MAX_FILES, UnfitPackage, copy_file, is_part, package
 File: TypeAlias = "tuple[str, str, int | None]"
 """(path within the package, the source's own name of it, bytes; None: not announced)."""
 
+Progress: TypeAlias = Callable[[int, int | None], None]
+"""Told the bytes that are here so far and in all (None: nobody announced them), by whatever thread it is."""
+
 #: A file at least this large is fetched in ranges of `RANGE` bytes, so many at once.
 RANGED: Final = 32 * 1024**2
 RANGE: Final = 8 * 1024**2
@@ -34,6 +40,8 @@ AT_ONCE: Final = 8
 _ATTEMPTS: Final = 3
 _BATCH: Final = 64
 _CHUNK: Final = 1 << 18
+#: Seconds between two words of a download's progress.
+_TOLD_EACH: Final = 0.1
 _MAX_DEPTH: Final = 32
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 _PROXY: Final = "/api/2.0/mlflow-artifacts/artifacts/"
@@ -58,9 +66,43 @@ class Source(Protocol):
     def files(self, version: Version) -> list[File]:
         """All files of the package. Raises ArtifactError, OSError."""
 
-    def copy(self, version: Version, files: list[File], to: Path, *, limit: int) -> None:
-        """Puts them into the directory `to`; never more than `limit` bytes in all. Raises ArtifactError,
-        OSError."""
+    def copy(self, version: Version, files: list[File], to: Path, *, limit: int, meter: Meter) -> None:
+        """Puts them into the directory `to`; never more than `limit` bytes in all. What comes is added to
+        `meter`. Raises ArtifactError, OSError."""
+
+
+class Meter:
+    """Adds up what comes, in any thread, and tells `progress` now and then: first of nothing, and last of
+    all of it."""
+
+    def __init__(
+        self,
+        files: list[File],
+        progress: Progress | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        sizes = [size for _, _, size in files]
+        self._total = None if None in sizes else sum(size or 0 for size in sizes)
+        self._progress = progress
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._bytes = 0
+        self._told = -_TOLD_EACH
+        self.add(0)
+
+    def add(self, count: int) -> None:
+        """So many bytes came; fewer than none where they have to come once more."""
+        if self._progress is None:
+            return
+        with self._lock:
+            self._bytes += count
+            now = self._clock()
+            if now - self._told < _TOLD_EACH and self._bytes != self._total:
+                return
+            self._told = now
+            # What a library sends again by itself is not more than there is.
+            so_far = self._bytes if self._total is None else min(self._bytes, self._total)
+            self._progress(so_far, self._total)
 
 
 class Sources:
@@ -161,11 +203,9 @@ class _Directory:
         except UnfitPackage as error:
             raise ArtifactError(f"the files of {version} cannot be used: {error}", str(self._path)) from None
 
-    def copy(self, version: Version, files: list[File], to: Path, *, limit: int) -> None:
+    def copy(self, version: Version, files: list[File], to: Path, *, limit: int, meter: Meter) -> None:
         for relative, file, _ in files:
-            target = to / relative
-            target.parent.mkdir(parents=True, exist_ok=True)
-            copy_file(Path(file), target)
+            meter.add(copy_file(Path(file), _target(to, relative)))
 
 
 class _Remote:
@@ -202,13 +242,16 @@ class _Remote:
                 found.append((relative, name, None if size is None else int(size)))
         return _all(version, found)
 
-    def copy(self, version: Version, files: list[File], to: Path, *, limit: int) -> None:
+    def copy(self, version: Version, files: list[File], to: Path, *, limit: int, meter: Meter) -> None:
         small = [file for file in files if file[2] is not None and file[2] < RANGED]
         for i in range(0, len(small), _BATCH):
             part = small[i : i + _BATCH]
             targets = [_target(to, relative) for relative, _, _ in part]
             remote = [name for _, name, _ in part]
-            self._asked(version, self._files.get, remote, [str(target) for target in targets])
+            counted = _Counted(meter)
+            self._asked(
+                version, self._files.get, remote, [str(target) for target in targets], callback=counted
+            )
             for (relative, _, size), target in zip(part, targets, strict=True):
                 got = target.stat().st_size
                 if got != size:
@@ -217,11 +260,12 @@ class _Remote:
         left = limit - sum(size or 0 for _, _, size in files)
         for relative, name, size in files:
             if size is None:
-                left -= self._asked(version, self._stream, version, name, _target(to, relative), left)
+                left -= self._asked(version, self._stream, version, name, _target(to, relative), left, meter)
             elif size >= RANGED:
-                self._asked(version, _in_ranges, self._range_of(version, name), size, _target(to, relative))
+                read = self._range_of(version, name)
+                self._asked(version, _in_ranges, read, size, _target(to, relative), meter)
 
-    def _stream(self, version: Version, name: str, target: Path, limit: int) -> int:
+    def _stream(self, version: Version, name: str, target: Path, limit: int, meter: Meter) -> int:
         """A file whose size was not announced; returns it."""
         size = 0
         with self._files.open(name, "rb", block_size=0) as from_, target.open("xb") as file:
@@ -230,6 +274,7 @@ class _Remote:
                 if size > limit:
                     raise ArtifactError(f"the files of {version} are larger than the cache")
                 file.write(chunk)
+                meter.add(len(chunk))
         return size
 
     def _range_of(self, version: Version, name: str) -> Callable[[int, int], bytes]:
@@ -285,15 +330,16 @@ class _Proxied:
             elif is_part(relative):
                 yield relative, f"{self._place.rstrip('/')}/{relative}", size
 
-    def copy(self, version: Version, files: list[File], to: Path, *, limit: int) -> None:
+    def copy(self, version: Version, files: list[File], to: Path, *, limit: int, meter: Meter) -> None:
         def fetch(file: File) -> None:
             relative, place, size = file
             assert size is not None
             target = _target(to, relative)
             if size >= RANGED:
-                _in_ranges(lambda start, end: self._client.read_range(place, start, end), size, target)
+                read = functools.partial(self._client.read_range, place)
+                _in_ranges(read, size, target, meter)
                 return
-            _again(lambda: self._whole(place, size, target))
+            _again(lambda: self._whole(place, size, target, meter))
 
         try:
             with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -308,10 +354,17 @@ class _Proxied:
         finally:
             self._client.close()
 
-    def _whole(self, place: str, size: int, target: Path) -> None:
-        with target.open("wb") as file:
-            for chunk in self._client.download(place, size):
-                file.write(chunk)
+    def _whole(self, place: str, size: int, target: Path, meter: Meter) -> None:
+        came = 0
+        try:
+            with target.open("wb") as file:
+                for chunk in self._client.download(place, size):
+                    file.write(chunk)
+                    meter.add(len(chunk))
+                    came += len(chunk)
+        except BaseException:
+            meter.add(-came)
+            raise
 
     def _failed(self, version: Version, error: MLflowError) -> ArtifactError:
         if error.status == 404:
@@ -320,7 +373,23 @@ class _Proxied:
         return ArtifactError(f"the files of {version} cannot be read: {what}", str(error))
 
 
-def _in_ranges(read: Callable[[int, int], bytes], size: int, target: Path) -> None:
+class _Counted(fsspec.callbacks.Callback):  # type: ignore[misc]
+    """What fsspec calls while it gets files: each file's bytes are added, and not the files' number."""
+
+    def __init__(self, meter: Meter, *, of_file: bool = False) -> None:
+        super().__init__()
+        self._meter = meter
+        self._of_file = of_file
+
+    def branched(self, path_1: str, path_2: str, **options: Any) -> _Counted:
+        return _Counted(self._meter, of_file=True)
+
+    def relative_update(self, inc: int = 1) -> None:
+        if self._of_file:
+            self._meter.add(inc)
+
+
+def _in_ranges(read: Callable[[int, int], bytes], size: int, target: Path, meter: Meter) -> None:
     """Fetches a file of `size` bytes in parallel ranges, each of which is tried again by itself."""
 
     def fetch(start: int) -> None:
@@ -329,6 +398,7 @@ def _in_ranges(read: Callable[[int, int], bytes], size: int, target: Path) -> No
         written = 0
         while written < len(content):
             written += os.pwrite(handle, memoryview(content)[written:], start + written)
+        meter.add(written)
 
     handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:

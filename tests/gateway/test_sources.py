@@ -7,13 +7,14 @@ import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
 
 from gateway.artifacts import ArtifactError, Artifacts
 from gateway.registries.base import Version
-from gateway.sources import Sources, sources_for
+from gateway.sources import Meter, Sources, sources_for
 from loaders.package import digest
 
 PROXY = "/api/2.0/mlflow-artifacts/artifacts"
@@ -188,14 +189,23 @@ def test_credentials_go_to_the_operators_servers_alone(
     assert set(server.authorizations) == {"Bearer secret"}
 
 
-def test_a_large_file_of_a_store_comes_in_ranges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def memory() -> Iterator[Any]:
+    """fsspec's store in memory, empty before and after."""
+    store = fsspec.filesystem("memory")
+    yield store
+    store.store.clear()
+
+
+def test_a_large_file_of_a_store_comes_in_ranges(
+    memory: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("gateway.sources.RANGED", 1000)
     monkeypatch.setattr("gateway.sources.RANGE", 777)
-    store = fsspec.filesystem("memory")
     content = bytes(range(256)) * 40
-    store.pipe({"/m/MLmodel": b"flavors: {}", "/m/data/weights": content})
+    memory.pipe({"/m/MLmodel": b"flavors: {}", "/m/data/weights": content})
     ranges: list[tuple[int, int]] = []
-    whole = type(store).cat_file
+    whole = type(memory).cat_file
 
     def cat_file(self: object, path: str, start: int | None = None, end: int | None = None) -> bytes:
         if start is not None and end is not None:
@@ -203,15 +213,67 @@ def test_a_large_file_of_a_store_comes_in_ranges(tmp_path: Path, monkeypatch: py
         found: bytes = whole(self, path, start, end)
         return found
 
-    monkeypatch.setattr(type(store), "cat_file", cat_file)
-    try:
-        local = Artifacts(tmp_path / "cache", 10**9).fetch(version("memory://m"))
-        assert (local.path / "data" / "weights").read_bytes() == content
-        assert digest(local.path) == local.digest
-        assert len(ranges) == 14
-        monkeypatch.setattr(type(store), "cat_file", lambda self, path, start=0, end=0: b"short")
-        with pytest.raises(ArtifactError, match="incomplete"):
-            Artifacts(tmp_path / "other", 10**9).fetch(version("memory://m"))
-        assert [path.name for path in (tmp_path / "other").iterdir() if path.is_dir()] == []
-    finally:
-        store.rm("/m", recursive=True)
+    monkeypatch.setattr(type(memory), "cat_file", cat_file)
+    local = Artifacts(tmp_path / "cache", 10**9).fetch(version("memory://m"))
+    assert (local.path / "data" / "weights").read_bytes() == content
+    assert digest(local.path) == local.digest
+    assert len(ranges) == 14
+    monkeypatch.setattr(type(memory), "cat_file", lambda self, path, start=0, end=0: b"short")
+    with pytest.raises(ArtifactError, match="incomplete"):
+        Artifacts(tmp_path / "other", 10**9).fetch(version("memory://m"))
+    assert [path.name for path in (tmp_path / "other").iterdir() if path.is_dir()] == []
+
+
+def test_progress_is_told_now_and_then_and_at_the_end() -> None:
+    now = [0.0]
+    told: list[tuple[int, int | None]] = []
+
+    def meter(*sizes: int | None) -> Meter:
+        files = [(str(i), str(i), size) for i, size in enumerate(sizes)]
+        return Meter(files, lambda so_far, total: told.append((so_far, total)), lambda: now[0])
+
+    announced = meter(60, 40)
+    for now[0], count in ((0.05, 10), (0.11, 10), (0.15, 20), (0.18, -10), (0.2, 70), (9.0, 30)):
+        announced.add(count)
+    assert told == [(0, 100), (20, 100), (100, 100), (100, 100)]
+    told.clear()
+    meter(None, 5).add(5)
+    assert told == [(0, None)]
+
+
+@pytest.mark.parametrize("kind", ["directory", "store", "ranges", "unannounced", "proxied"])
+def test_progress_of_every_kind_of_source(
+    kind: str, memory: Any, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.sources._TOLD_EACH", 0.0)
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "MLmodel").write_bytes(b"flavors: {}")
+    (package / "weights").write_bytes(b"x" * 10_000)
+    source, total, fewest = str(package), 10_011, 3
+    if kind not in ("directory", "proxied"):
+        source = "memory://m"
+        memory.pipe({f"/m/{file.name}": file.read_bytes() for file in package.iterdir()})
+    if kind == "ranges":
+        monkeypatch.setattr("gateway.sources.RANGED", 1000)
+        monkeypatch.setattr("gateway.sources.RANGE", 1000)
+        fewest = 12
+    if kind == "proxied":
+        source, total = server.source, 10_000
+        server.listed, server.files = [entry("weights", 10_000)], {"weights": b"x" * 10_000}
+        fewest = 2
+    if kind == "unannounced":
+        listed = memory.find("/m")
+        monkeypatch.setattr(type(memory), "find", lambda *a, **k: {name: {"type": "file"} for name in listed})
+    told: list[tuple[int, int | None]] = []
+    cache = Artifacts(tmp_path / "cache", 10**9)
+    local = cache.fetch(version(source), lambda so_far, total: told.append((so_far, total)))
+    announced = None if kind == "unannounced" else total
+    assert told[0] == (0, announced)
+    assert told[-1] == (total, announced)
+    assert [so_far for so_far, _ in told] == sorted(so_far for so_far, _ in told)
+    assert len(told) >= fewest
+    told.clear()
+    again = Version("iris", "1", source, local.digest)
+    cache.fetch(again, lambda so_far, total: told.append((so_far, total)))
+    assert told == []  # it is here
