@@ -6,6 +6,7 @@ client: no row data, no traceback, no path of the server.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -43,7 +44,46 @@ STATUS: Final[dict[str, int]] = {
 
 RETRYABLE: Final = frozenset(code for code, status in STATUS.items() if status in (429, 502, 503, 504))
 
+HINTS: Final[dict[str, str]] = {
+    "MALFORMED_BODY": "a JSON body has exactly one of dataframe_split, dataframe_records, instances and "
+    "inputs; a CSV body begins with a row of column names",
+    "INVALID_REFERENCE": "write models:/NAME@ALIAS or models:/NAME/VERSION, in a path NAME, NAME@ALIAS or "
+    "NAME/versions/VERSION",
+    "UNAUTHENTICATED": "control calls need Authorization: Bearer KEY, webhooks the secret they were given",
+    "FORBIDDEN": "the operator allows it with admin_key_file, for webhooks with webhook_secret_file",
+    "MODEL_NOT_FOUND": "GET /models lists the models there are",
+    "VERSION_NOT_FOUND": "GET /models/NAME lists the versions there are",
+    "ALIAS_NOT_FOUND": "GET /models/NAME lists the aliases there are",
+    "NOT_FOUND": "predictions: POST /predict/NAME; models: GET /models",
+    "METHOD_NOT_ALLOWED": "the header Allow lists the methods of this path",
+    "ROLLOUT_REFUSED": "the alias stays where it is; promote a version that passes",
+    "REGISTRY_READ_ONLY": "change the registry where it is made; the gateway follows it",
+    "PRECONDITION_FAILED": "GET /models/NAME shows where the alias points now: look, and decide again",
+    "BODY_TOO_LARGE": "send fewer rows a request",
+    "UNSUPPORTED_MEDIA_TYPE": "send application/json or text/csv",
+    "INVALID_INPUT": "details names each field; GET /models/NAME/versions/VERSION shows the signature",
+    "OVERLOADED": "wait as long as Retry-After says, and send fewer requests at once",
+    "PREDICTION_FAILED": "the model failed, not the gateway: tell its owner this request_id",
+    "INTERNAL": "tell whoever runs the gateway this request_id",
+    "WORKER_CRASHED": "try again after Retry-After; rows that end it each time, the model cannot take",
+    "MODEL_LOADING": "try again after Retry-After; the load goes on, and preload makes it early",
+    "MODEL_UNAVAILABLE": "it is tried again by itself; gateway load REF tries it at once",
+    "CAPACITY_EXCEEDED": "unload what is not needed, or raise memory_limit",
+    "REGISTRY_UNAVAILABLE": "loaded models go on answering; try again after Retry-After",
+    "SHUTTING_DOWN": "send it to another gateway, or again after Retry-After",
+    "DEADLINE_EXCEEDED": "allow more time (X-Request-Timeout-Ms, the model's timeout), or send fewer rows",
+}
+"""What a client may do about a code where the place that raised it knows nothing better."""
+
 MAX_DETAILS: Final = 100
+
+#: What looks like a place on this machine in the words of a library; what follows a host in a URL is none.
+_PATH: Final = re.compile(r"(?:file://|(?<![\w./]))/(?:[^\s'\":,;()\[\]/]+/)+")
+
+
+def pathless(text: str) -> str:
+    """Without the server's paths: a client sees the names of files, not where they lie."""
+    return _PATH.sub("…/", text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-import re
 from collections.abc import Awaitable, Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cachetools import TLRUCache
 
-from gateway.errors import Problem
+from gateway.errors import Problem, pathless
 from gateway.events import Dispatched, Emit, Loaded, LoadFailed, Unloaded, Warned
 from gateway.governor import Reading
 from gateway.ledger import Ledger
@@ -249,7 +248,7 @@ class Manager:
             return
         except (ModelError, RunnerCrashed, RunnerTimeout) as error:
             phase = "on its own example" if servable.phase == "warming up" else "when it was loaded"
-            failed = Problem("MODEL_UNAVAILABLE", f"{version} failed {phase}: {_pathless(str(error))}")
+            failed = Problem("MODEL_UNAVAILABLE", f"{version} failed {phase}: {pathless(str(error))}")
             self._fail(servable, failed, self._clock() - started, getattr(error, "trace", ""))
             return
         except Exception as error:
@@ -471,15 +470,6 @@ class Manager:
                 self._close(servable, "shutdown")
         if self._closing:
             await asyncio.wait(set(self._closing))
-
-
-#: What looks like a place on this machine in the words of a framework.
-_PATH = re.compile(r"(?<![\w.])/(?:[^\s'\":,;()\[\]/]+/)+")
-
-
-def _pathless(text: str) -> str:
-    """Without the server's paths: a client sees the names of files, not where they lie."""
-    return _PATH.sub("…/", text)
 
 
 def _mega(size: int) -> int:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from cachetools import LRUCache
 
-from gateway.errors import Problem
+from gateway.errors import Problem, pathless
 from gateway.ledger import State
 from gateway.names import InvalidReference, Reference, check_alias, check_name, check_version
 from gateway.registries.base import (
@@ -453,7 +453,8 @@ class Operations:
 
     def _must_be_writable(self) -> None:
         if not self._registry.writable:
-            hint = f"edit {self._registry.target} where it is made; the gateway follows it"
+            edit = f"edit {self._registry.target} where it is made; the gateway follows it"
+            hint = getattr(self._registry, "why_not", edit)
             raise Problem("REGISTRY_READ_ONLY", "the registry cannot be written from here", hint=hint)
 
     async def _blocking(self, function: Callable[..., T], *args: Any) -> T:
@@ -469,7 +470,7 @@ class Operations:
         except RegistryReadOnly as error:
             raise Problem("REGISTRY_READ_ONLY", str(error)) from None
         except RegistryError as error:
-            raise Problem("REGISTRY_UNAVAILABLE", str(error), retry_after=5) from None
+            raise Problem("REGISTRY_UNAVAILABLE", pathless(str(error)), retry_after=5) from None
 
 
 def _checked(check: Callable[[str], str], text: str) -> None:

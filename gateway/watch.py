@@ -16,7 +16,7 @@ from typing import Any
 
 from cachetools import TTLCache
 
-from gateway.errors import Problem
+from gateway.errors import Problem, pathless
 from gateway.events import Emit, RegistryFailed, RegistryRead
 from gateway.names import Reference
 from gateway.registries.base import AskedByName, Registry, RegistryError, Snapshot, key
@@ -102,7 +102,7 @@ class Watch:
             self._looking = asyncio.get_running_loop().create_task(self._look())
         await asyncio.wait({self._looking})
         if self._error is not None:
-            raise Problem("REGISTRY_UNAVAILABLE", self._error, retry_after=self._interval)
+            raise Problem("REGISTRY_UNAVAILABLE", pathless(self._error), retry_after=self._interval)
 
     async def _look(self) -> None:
         try:

@@ -92,7 +92,7 @@ class Control:
         except bodies.ClientLeft:
             return
         except HTTPException as error:  # the router's, for a method that a path does not have
-            allowed = (error.headers or {}).get("Allow", "")
+            allowed = ", ".join(sorted((error.headers or {}).get("Allow", "").split(", ")))
             await problems.respond_not_allowed(send, identity, scope["method"], allowed)
         except Problem as problem:
             await problems.respond_problem(send, problem, identity)

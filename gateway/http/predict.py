@@ -207,6 +207,7 @@ def _deadline(headers: Mapping[bytes, bytes]) -> float | None:
         raise Problem(
             "MALFORMED_BODY",
             "the header X-Request-Timeout-Ms must be a positive whole number of milliseconds",
+            hint="X-Request-Timeout-Ms: 2000",
         )
     return asyncio.get_running_loop().time() + int(given) / 1000.0
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 import orjson
 from starlette.types import Receive, Send
 
-from gateway.errors import MAX_DETAILS, Problem
+from gateway.errors import HINTS, MAX_DETAILS, Problem
 
 Header = tuple[bytes, bytes]
 
@@ -47,11 +47,7 @@ def unexpected(error: Exception, identity: bytes) -> Problem:
 
 
 def not_found() -> Problem:
-    return Problem(
-        "NOT_FOUND",
-        "there is nothing at this path",
-        hint="predictions: POST /predict/NAME; models: GET /models",
-    )
+    return Problem("NOT_FOUND", "there is nothing at this path")
 
 
 def document(problem: Problem, identity: bytes) -> bytes:
@@ -63,7 +59,7 @@ def document(problem: Problem, identity: bytes) -> bytes:
         "error_code": problem.code,
         "message": problem.message,
         "details": details,
-        "hint": problem.hint,
+        "hint": problem.hint or HINTS[problem.code],
         "retryable": problem.retryable,
         "request_id": identity.decode(),
     }

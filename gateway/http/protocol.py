@@ -124,7 +124,8 @@ def _too_large() -> str:
 
 
 def _answer(fault: str) -> bytes:
-    problem = Problem("MALFORMED_BODY", fault)
+    hint = f"send HTTP/1.1, with a head of at most {MAX_HEAD_BYTES // 1024} KiB, at once"
+    problem = Problem("MALFORMED_BODY", fault, hint=hint)
     identity = problems.request_id({})
     body = problems.document(problem, identity)
     headers: list[Any] = [*problems.header_list(problem, identity), problems.CLOSE]
