@@ -5,7 +5,7 @@ Layout of the cache directory, which several gateways may share:
     sha256-<hex>.lock   its size in bytes; held shared while somebody uses the package, alone by whoever
                         removes it; its time of change is the package's last use
     .fetch-<2 hex>.lock held by the one who fetches a source, so that others find it fetched
-    .room.lock          held while room is made
+    .room.lock          held while room is made, and while a package appears
     .incoming-…         what is being fetched; `gateway.staging` sweeps away what the dead left
 
 A package is found without waiting for anybody. Knows versions and digests; executes nothing, and reads
@@ -178,7 +178,9 @@ class Artifacts:
             try:
                 os.ftruncate(held, 0)
                 os.pwrite(held, size, 0)
-                staged.publish(self._root / name)
+                # Not while somebody counts: what moves then is found neither under way nor in its place.
+                with _alone(self._root / ".room.lock"):
+                    staged.publish(self._root / name)
             except OSError as error:
                 os.close(held)
                 if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):

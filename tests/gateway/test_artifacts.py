@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import gc
 import hashlib
 import importlib.util
@@ -246,6 +247,29 @@ def test_several_processes_share_a_small_cache(tmp_path: Path) -> None:
     assert [process.exitcode for process in processes] == [0, 0, 0]
     assert 0 < Artifacts(tmp_path / "cache", disk_limit=SMALL).bytes() <= SMALL
     assert not under_way(tmp_path / "cache")
+
+
+def test_nothing_appears_while_room_is_counted(cache: Artifacts, tmp_path: Path) -> None:
+    """Or it would be counted neither as under way nor as there, and the cache would grow over its limit."""
+    wanted = version(make_package(tmp_path / "package", b"x" * MB))
+    counting = os.open(tmp_path / "cache" / ".room.lock", os.O_RDWR | os.O_CREAT)
+
+    begun = threading.Event()
+
+    def count(*_: object) -> None:
+        fcntl.flock(counting, fcntl.LOCK_EX)
+        begun.set()
+
+    fetching = threading.Thread(target=cache.fetch, args=(wanted, count))
+    fetching.start()
+    assert begun.wait(60)
+    fetching.join(0.3)
+    assert fetching.is_alive()
+    assert entries(tmp_path / "cache") == []
+    assert len(under_way(tmp_path / "cache")) == 1
+    os.close(counting)
+    fetching.join(60)
+    assert len(entries(tmp_path / "cache")) == 1
 
 
 def test_threads_that_want_the_same_copy_it_once(cache: Artifacts, tmp_path: Path) -> None:
