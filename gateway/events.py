@@ -98,6 +98,7 @@ class InputRefused:
     model: str
     version: str
     problems: tuple[str, ...]
+    request_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +117,7 @@ class RequestRefused:
     model: str
     version: str
     reason: str
+    request_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

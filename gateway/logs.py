@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import orjson
 
-from gateway import events
+from gateway import events, tracing
 from gateway.events import Event
 
 log = logging.getLogger("gateway")
@@ -32,6 +32,8 @@ _LEVELS: dict[type, int] = {
     events.RegistryFailed: logging.ERROR,
     events.Warned: logging.WARNING,
 }
+#: What a line may have beside its event, in JSON.
+_ABOUT = ("model", "version", "request_id", "trace_id", "span_id")
 #: Refused inputs and requests of one model are said once in so many seconds, with their number.
 BURST_SECONDS = 10.0
 
@@ -104,9 +106,8 @@ def configure(form: Literal["auto", "json", "text"], level: str) -> None:
     """Sends the log to standard error; `auto` is text on a terminal and JSON elsewhere."""
     handler = logging.StreamHandler(sys.stderr)
     as_json = form == "json" or (form == "auto" and not sys.stderr.isatty())
-    handler.setFormatter(
-        JsonFormatter() if as_json else logging.Formatter("%(asctime)s %(levelname)s %(message)s")
-    )
+    handler.addFilter(_with_trace)
+    handler.setFormatter(JsonFormatter() if as_json else TextFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
@@ -115,8 +116,30 @@ def configure(form: Literal["auto", "json", "text"], level: str) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
+def _with_trace(record: logging.LogRecord) -> bool:
+    """Gives a line the trace of the request that it is about, where there is one."""
+    trace = tracing.current()
+    if trace is not None:
+        record.trace_id, record.span_id = trace.trace_id, trace.span_id
+    return True
+
+
+class TextFormatter(logging.Formatter):
+    """A line for people: what a model printed begins with its name, what belongs to a trace ends with its
+    id."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the base class's name
+        model, version, trace = (getattr(record, name, None) for name in ("model", "version", "trace_id"))
+        about = "" if model is None else f"{model}/{version}: "
+        ending = "" if trace is None else f" (trace {trace})"
+        return f"{record.asctime} {record.levelname} {about}{record.message}{ending}"
+
+
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, message, and the fields of the event."""
+    """One JSON object a line: time, level, message, the fields of the event, and whom it is about."""
 
     def format(self, record: logging.LogRecord) -> str:
         moment = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
@@ -130,6 +153,9 @@ class JsonFormatter(logging.Formatter):
         if dataclasses.is_dataclass(event) and not isinstance(event, type):
             line["event"] = type(event).__name__
             line |= {key: value for key, value in dataclasses.asdict(event).items() if key not in line}
+        for name in _ABOUT:
+            if (value := getattr(record, name, None)) is not None:
+                line.setdefault(name, value)
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return orjson.dumps(line, default=str).decode()

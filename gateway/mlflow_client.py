@@ -24,6 +24,8 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 import httpx
 
+from gateway import tracing
+
 #: Of one call, retries included, in seconds; MLFLOW_HTTP_REQUEST_TIMEOUT sets another.
 DEADLINE: Final = 10.0
 #: MLFLOW_HTTP_REQUEST_MAX_RETRIES sets another, up to `MOST_RETRIES`.
@@ -214,6 +216,7 @@ class MLflowClient:
         left = max(0.1, until - self._clock())
         timeout = httpx.Timeout(min(left, 30.0), connect=min(left, 5.0))
         streams: list[Any] = []
+        headers = {**tracing.headers(), **parts.pop("headers", {})}
 
         def watch(event: str, info: Mapping[str, Any]) -> None:
             if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
@@ -233,6 +236,7 @@ class MLflowClient:
                 f"{self.base}/{path}",
                 timeout=timeout,
                 auth=self._auth,
+                headers=headers,
                 extensions={"trace": watch},
                 **parts,
             ) as response:

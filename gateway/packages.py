@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Executor
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -90,7 +91,9 @@ class Packages:
 
     async def get(self, version: Version) -> Prepared:
         """Raises Problem MODEL_UNAVAILABLE with the reason."""
-        return await asyncio.get_running_loop().run_in_executor(self._io, self._get, version)
+        # With the context of whom it is done for: where the files are asked for, a trace is passed on.
+        run = copy_context().run
+        return await asyncio.get_running_loop().run_in_executor(self._io, run, self._get, version)
 
     def _get(self, version: Version) -> Prepared:
         try:

@@ -141,9 +141,9 @@ class Service:
             else:
                 enforced = servable.enforce(inference.raw, inference.params)
         except InvalidInput as error:
-            self._emit(
-                InputRefused(version.name, version.version, tuple(v.problem for v in error.violations))
-            )
+            kinds = tuple(v.problem for v in error.violations)
+            identity = inference.request_id.decode("latin-1")
+            self._emit(InputRefused(version.name, version.version, kinds, identity))
             raise _invalid_input(version, error) from None
         try:
             answer = servable.batcher.submit(enforced.batch, enforced.params, inference.deadline)
@@ -155,7 +155,8 @@ class Service:
         except Refused as refused:
             why = "its turn would come after its deadline" if refused.late else "as many wait as may"
             message = f"{version.name} has too many requests: {why}"
-            self._emit(RequestRefused(version.name, version.version, why))
+            identity = inference.request_id.decode("latin-1")
+            self._emit(RequestRefused(version.name, version.version, why, identity))
             raise Problem("OVERLOADED", message, retry_after=refused.retry_after) from None
         except TimeoutError:
             raise Problem(

@@ -12,7 +12,8 @@ import random
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
-from typing import Any
+from contextvars import copy_context
+from typing import Any, TypeVar
 
 from cachetools import TTLCache
 
@@ -31,6 +32,7 @@ QUESTIONS_WAITING = 256
 #: A poll comes up to this share early, so that a fleet does not ask in step.
 JITTER = 0.2
 _UNASKED = object()
+T = TypeVar("T")
 
 
 class Watch:
@@ -108,7 +110,7 @@ class Watch:
         try:
             while True:
                 writes = self._writes
-                snapshot = await asyncio.get_running_loop().run_in_executor(self._io, self._registry.read)
+                snapshot = await self._blocking(self._registry.read)
                 if self._by_name is not None:
                     snapshot = self._by_name.known()  # with what was found meanwhile
                     break
@@ -178,13 +180,18 @@ class Watch:
     async def _answered(self, reference: Reference, registry: AskedByName) -> None:
         async with self._turns:
             try:
-                await asyncio.get_running_loop().run_in_executor(self._io, registry.find, reference)
+                await self._blocking(registry.find, reference)
             except RegistryError as error:
                 # Anybody may ask for a name: where the registry lies is not for all to know.
                 log.warning("the registry could not be asked for %s: %s", reference, error)
                 message = "the registry cannot be asked now"
                 raise Problem("REGISTRY_UNAVAILABLE", message, retry_after=1) from None
         self.take(registry.known(), "registry")
+
+    async def _blocking(self, function: Callable[..., T], *args: object) -> T:
+        """In a thread, for whom it is done here: what is asked because of a request carries its trace."""
+        run = copy_context().run
+        return await asyncio.get_running_loop().run_in_executor(self._io, run, function, *args)
 
     async def run(self) -> None:
         """Looks forever, a little early each time."""

@@ -23,7 +23,7 @@ STDLIB = frozenset(sys.stdlib_module_names)
 FORBIDDEN = frozenset({"pickle", "cloudpickle", "joblib", "dill", "sklearn", "torch", "mlflow"})
 """What nothing in `gateway` imports, wherever it stands: it executes models, or is a framework."""
 
-PURE = frozenset({"names", "errors", "events", "ledger", "eviction", "admission"})
+PURE = frozenset({"names", "errors", "events", "ledger", "eviction", "admission", "tracing"})
 CONFIGURED = PURE | {"settings", "plugins", "state", "rollout", "cgroup", "governor", "yamltext"}
 FAMILIES = frozenset({"registries", "artifacts", "staging", "mlflow_client", "runners", "sources"})
 PROTOCOLS = frozenset({"registries.base", "runners.base"})

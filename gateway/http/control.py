@@ -22,6 +22,7 @@ from gateway import names
 from gateway.errors import Detail, Problem
 from gateway.http import answers, bodies, problems
 from gateway.http.auth import Access
+from gateway.http.tracing import traced
 from gateway.names import Reference
 from gateway.webhooks import Deliveries, concerned
 from loaders.batch import Value
@@ -79,7 +80,10 @@ class Control:
 
     async def serve(self, scope: Scope, receive: Receive, send: Send, path: bytes) -> None:
         """Answers one request. `path` is the raw path, without the mount point."""
-        identity = problems.request_id(dict(scope["headers"]))
+        headers = dict(scope["headers"])
+        identity = problems.request_id(headers)
+        if b"traceparent" in headers:
+            send = traced(scope["headers"], send)
         inner = {
             **scope,
             "app": self._app,

@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 from gateway import __version__
 from gateway.http import problems
 from gateway.http.predict import Prediction
+from gateway.http.tracing import traced
 
 PATHS: Final = frozenset({b"/invocations", b"/ping", b"/health", b"/version"})
 
@@ -29,7 +30,10 @@ class Invocations:
         if path == b"/invocations":
             await self._prediction.serve(scope, receive, send, None, bare=True)
             return
-        identity = problems.request_id(dict(scope["headers"]))
+        headers = dict(scope["headers"])
+        identity = problems.request_id(headers)
+        if b"traceparent" in headers:
+            send = traced(scope["headers"], send)
         if scope["method"] not in ("GET", "HEAD"):
             await problems.respond_not_allowed(send, identity, scope["method"], "GET, HEAD")
             return

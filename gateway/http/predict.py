@@ -21,6 +21,7 @@ from gateway import names
 from gateway.errors import Problem
 from gateway.http import answers, arrow, bodies, problems
 from gateway.http.problems import JSON, Header
+from gateway.http.tracing import traced
 from gateway.names import Reference
 from gateway.service import Answer, Inference
 
@@ -54,6 +55,8 @@ class Prediction:
         began = perf_counter()
         headers = dict(scope["headers"])
         identity = problems.request_id(headers)
+        if b"traceparent" in headers:
+            send = traced(scope["headers"], send)
         if scope["method"] != "POST":
             await problems.respond_not_allowed(send, identity, scope["method"], "POST")
             return

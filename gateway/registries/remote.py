@@ -16,6 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 import fsspec
 import httpx
 
+from gateway import tracing
 from gateway.registries import document
 from gateway.registries.base import (
     ReadOnly,
@@ -89,8 +90,9 @@ class RemoteRegistry(ReadOnly):
         """The document; None where it has not changed since."""
         until = self._clock() + DEADLINE
         headers = {"If-None-Match": self._etag} if self._etag and self._last is not None else {}
+        sent = headers | tracing.headers()
         try:
-            with self._client.stream("GET", self.target, headers=headers) as response:
+            with self._client.stream("GET", self.target, headers=sent) as response:
                 if response.status_code == 304 and headers:
                     return None
                 if response.status_code != 200:
