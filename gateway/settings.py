@@ -211,6 +211,7 @@ class Settings(_Part):
     mlflow_status: bool = False
     log_format: Literal["auto", "json", "text"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    access_log: bool = False
     rollout: Rollout = Rollout()
     models: dict[str, ModelSettings] = {}
 
