@@ -1,7 +1,7 @@
 """The access log: a line for each request, where the operator wants it (the setting `access_log`).
 
-It stands outside of all that answers and reads what went through: ASGI's messages, the gateway's own headers,
-the code of an error. Of a query, a body and a caller's headers nothing is in a line but the request's id. What
+It stands outside of all that answers and reads what passes: messages of ASGI, the gateway's own headers,
+the code of an error. Of a query, a body and a caller's headers no line holds more than the request's id. What
 is no HTTP never becomes a request, and has no line.
 """
 
