@@ -41,6 +41,7 @@ from gateway.registries.base import AskedByName, Model, Registry, RegistryError,
 from gateway.registries.listed import ListedModels, Subset, SubsetByName
 from gateway.runners.confinement import hide
 from gateway.runners.inline import THREAD, settle_heap
+from gateway.runners.orphans import adopt
 from gateway.runners.zygote import Zygotes
 from gateway.servable import Servable
 from gateway.service import Service
@@ -225,6 +226,7 @@ class Gateway:
                 await asyncio.sleep(MEASURE_INTERVAL)
                 self.manager.remeasure(self._zygotes.bytes)
                 self.manager.retire_idle()
+                self._zygotes.tend_orphans()
 
     def _observe(self, prepared: Prepared, what: str, reason: str) -> None:
         """What happened to a version's processes."""
@@ -446,6 +448,7 @@ def serve(settings: Settings, models: Sequence[str] = ()) -> int:
         _raise_file_limit()
         sys.setswitchinterval(SWITCH_INTERVAL)
         gc.set_threshold(*GC_THRESHOLDS)
+        adopt()
         hide()  # model processes must not read this one's memory and environment
         logs.configure(settings.log_format, settings.log_level)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:

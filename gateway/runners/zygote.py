@@ -24,6 +24,7 @@ from typing import Any, Final
 from gateway.runners.confinement import Users
 from gateway.runners.environments import Environment
 from gateway.runners.memory import Footprint
+from gateway.runners.orphans import Orphans
 from gateway.runners.output import Output, Sink
 
 _MAX_MESSAGE: Final = 1 << 16
@@ -55,7 +56,9 @@ class Child:
 class Zygote:
     """One zygote process."""
 
-    def __init__(self, environment: Environment, scratch: str, lifeline: int, sink: Sink) -> None:
+    def __init__(
+        self, environment: Environment, scratch: str, lifeline: int, sink: Sink, orphans: Orphans
+    ) -> None:
         self.environment = environment
         self.start_method: str | None = None
         self.missing: tuple[str, ...] = ()
@@ -64,6 +67,7 @@ class Zygote:
         self._scratch = scratch
         self._lifeline = lifeline
         self._sink = sink
+        self._orphans = orphans
         self._loop = asyncio.get_running_loop()
         self._tokens = itertools.count()
         self._asked: dict[int, asyncio.Future[Child]] = {}
@@ -115,6 +119,7 @@ class Zygote:
                 pass_fds=(theirs.fileno(), self._lifeline),
                 start_new_session=True,
             )
+        self._orphans.spare(self._process)
         self._output.close_write_end()
         self._loop.add_reader(self._control, self._read)
         await self._ready
@@ -213,6 +218,7 @@ class Zygote:
         for child in self.children.values():
             if not child.ended.done():
                 child.ended.set_result(None)  # they live on; how they end, nobody will tell
+        self._orphans.come(self.children)
         self.children.clear()
 
 
@@ -239,6 +245,7 @@ class Zygotes:
         # Nothing is ever written: processes that hold the read end learn from it that this one is gone.
         self._lifeline, self._held = os.pipe2(os.O_CLOEXEC)
         self._closed = False
+        self._orphans = Orphans()
         self.users = Users()
 
     def __repr__(self) -> str:
@@ -275,10 +282,15 @@ class Zygotes:
             if not task.done():
                 task.cancel()
         await asyncio.gather(*(self._end(task) for task in tasks), *self._retiring)
+        self._orphans.end()
         os.close(self._held)
         os.close(self._lifeline)
         # Empty but for what the models of a killed zygote left.
         shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def tend_orphans(self) -> None:
+        """Looks after what killed zygotes left; to be called now and then."""
+        self._orphans.tend()
 
     async def retire_idle(self, now: float | None = None) -> int:
         """Ends the zygotes that have no model processes and were not asked for `idle` seconds."""
@@ -307,7 +319,7 @@ class Zygotes:
         return await asyncio.shield(task)
 
     async def _started(self, environment: Environment) -> Zygote:
-        zygote = Zygote(environment, self._scratch, self._lifeline, self._sink)
+        zygote = Zygote(environment, self._scratch, self._lifeline, self._sink, self._orphans)
         try:
             await zygote.start()
         except BaseException:

@@ -1,0 +1,131 @@
+"""A killed zygote leaves no zombies and no strangers, and nobody's exit status is taken from him."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gateway.runners import orphans
+from tests.gateway.house import ONE, House, run, until
+from tests.hostile import alive, eventually, write_package
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="model processes need Linux")
+
+LEAVES = """
+import subprocess
+left = subprocess.Popen(['sleep', '1000'], start_new_session=True)
+shell = ['sh', '-c', 'sleep 1000 & echo $!']
+outside = subprocess.Popen(shell, stdout=subprocess.PIPE, start_new_session=True)
+return [left.pid, int(outside.stdout.readline())]
+"""
+
+
+@pytest.fixture(autouse=True)
+def subreaper() -> Iterator[None]:
+    """What makes this process as good as the first one of a container."""
+    assert orphans.adopt()
+    yield
+    assert orphans.adopt(False)
+
+
+def exists(pid: int) -> bool:
+    return Path("/proc", str(pid)).exists()
+
+
+def gone(house: House, *pids: int) -> bool:
+    """Whether they are no more in the process table, after one more look."""
+    house.zygotes.tend_orphans()
+    return not any(map(exists, pids))
+
+
+def ended_with(code: int) -> subprocess.Popen[bytes]:
+    """A child of this process itself that has ended, and waits to be asked how."""
+    child = subprocess.Popen(["sh", "-c", f"exit {code}"])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    return child
+
+
+def kill_zygote(house: House) -> int:
+    (zygote,) = house.zygotes.alive
+    assert zygote.pid is not None
+    os.kill(zygote.pid, signal.SIGKILL)
+    return zygote.pid
+
+
+def test_what_a_killed_zygote_leaves_is_used_on_and_buried(tmp_path: Path) -> None:
+    package = write_package(tmp_path / "p")
+
+    async def work(h: House) -> None:
+        first, second = await h.started(package), await h.started(package)
+        zygote = kill_zygote(h)
+        await until(lambda: gone(h, zygote))
+        for _ in range(5):
+            h.zygotes.tend_orphans()
+        for runner in (first, second):
+            await runner.predict(ONE, {})
+        (crashed,) = first.pids
+        os.kill(crashed, signal.SIGKILL)
+        await until(lambda: gone(h, crashed))
+        await until(lambda: h.observed[-1:] == [("restarted", "")])
+        (ended,) = second.pids
+        await second.close()
+        await until(lambda: gone(h, ended))
+        await first.predict(ONE, {})
+
+    run(tmp_path / "tmp", work)
+
+
+def test_what_a_model_left_behind_ends_without_its_zygote_too(tmp_path: Path) -> None:
+    package = write_package(tmp_path / "p", at_predict=LEAVES)
+
+    async def work(h: House) -> None:
+        runner = await h.started(package)
+        answer = await runner.predict(ONE, {})
+        child, orphan = answer.value  # type: ignore[union-attr]
+        kill_zygote(h)
+        await until(lambda: gone(h, orphan))  # its parent had ended: it came here
+        assert alive(child)  # the model still has it
+        await runner.close()
+        await until(lambda: gone(h, child))
+
+    run(tmp_path / "tmp", work)
+
+
+def test_what_is_left_at_the_end_ends_with_it(tmp_path: Path) -> None:
+    package = write_package(tmp_path / "p", at_predict=LEAVES)
+
+    async def main() -> list[int]:
+        house = House(tmp_path)
+        runner = await house.started(package)
+        left: list[int] = (await runner.predict(ONE, {})).value  # type: ignore[union-attr]
+        kill_zygote(house)
+        await until(lambda: not house.zygotes.alive)
+        await house.close()
+        return left
+
+    left = asyncio.run(main())
+    assert eventually(lambda: not any(map(alive, left)))
+    for pid in left:
+        os.waitpid(pid, 0)
+
+
+def test_nobody_s_exit_status_is_taken_from_him(tmp_path: Path) -> None:
+    package = write_package(tmp_path / "p")
+
+    async def work(h: House) -> None:
+        runner = await h.started(package)
+        own = ended_with(7)
+        (model,) = runner.pids
+        zygote = kill_zygote(h)
+        os.kill(model, signal.SIGKILL)
+        await until(lambda: gone(h, model, zygote))
+        assert own.wait() == 7
+
+    run(tmp_path / "tmp", work)
