@@ -232,7 +232,7 @@ class Manager:
             await servable.prepare(self._prepare, prepared)
             # A slow store must not keep others from loading: only what costs this machine takes a slot.
             async with _Slot(self._slots):
-                started = self._clock()
+                started = servable.began = self._clock()
                 measured = await servable.load(reserve, self._open_runner, dispatched)
         except asyncio.CancelledError:
             if servable.retiring is None:

@@ -411,16 +411,29 @@ class Operations:
             ledger = self._manager.ledger
             account = ledger.find(servable)
             view["state"] = servable.status.value
-            view["reason"] = servable.phase if servable.status is Status.LOADING else None
+            if servable.status is Status.LOADING:
+                view |= self._loading(servable, fetched)
             if account is not None:
                 view["bytes"] = account.bytes
                 view["last_used"] = _iso(self._wall() - (self._clock() - account.last_used))
         elif fetched is not None:  # for an alias's gates, before there is anything to load
-            view |= {"state": Status.LOADING.value, "reason": "fetching"}
+            view |= {"state": Status.LOADING.value, "reason": _fetching(fetched)}
         if fetched is not None:
             view["fetch"] = {"bytes": fetched.bytes, "total": fetched.total}
         view |= {"digest": version.digest, "created": version.created, "tags": dict(version.tags)}
         return view
+
+    def _loading(self, servable: Servable, fetched: Fetched | None) -> dict[str, Any]:
+        """How far a load is. `expected_seconds`: how long these files took last time, None for new ones."""
+        if fetched is not None:
+            return {"reason": _fetching(fetched)}
+        if servable.began is None:
+            return {"reason": servable.phase}
+        seconds = round(self._clock() - servable.began, 1)
+        before = None if servable.prepared is None else servable.prepared.load_seconds
+        known = "" if before is None else f" of about {before:.1f} s"
+        load = {"phase": servable.phase, "seconds": seconds, "expected_seconds": before}
+        return {"reason": f"{servable.phase} {seconds} s{known}", "load": load}
 
     def _model(self, name: str) -> Model:
         model = self._aliases.snapshot.models.get(name)
@@ -516,6 +529,11 @@ def _plain_signature(document: dict[str, Any]) -> dict[str, Any]:
     import json
 
     return {key: json.loads(part) if isinstance(part, str) else part for key, part in document.items()}
+
+
+def _fetching(fetched: Fetched) -> str:
+    total = "" if fetched.total is None else f"/{fetched.total / 1e6:.1f}"
+    return f"fetching {fetched.bytes / 1e6:.1f}{total} MB"
 
 
 def _served(served: Any) -> dict[str, Any]:

@@ -63,6 +63,8 @@ class Servable:
         self.options = options
         self.status = Status.LOADING
         self.phase = "queued"
+        #: When its load got its turn, in the manager's time; what is fetched before does not count.
+        self.began: float | None = None
         self.problem: Problem | None = None
         self.prepared: Prepared | None = None
         self.warnings: tuple[str, ...] = ()

@@ -43,7 +43,8 @@ def status(
 
     State, memory, requests/s, p99 and last error: one line for every version that is loaded, loading or
     failed, and for every alias that is not where the registry wants it. p99 is over all requests since the
-    version was first asked, from a histogram.
+    version was first asked: an estimate from the histogram in /metrics, interpolated within its bucket as
+    Prometheus does it.
     """
     with connect(url, None) as client:
         before = _counted(client)
@@ -130,6 +131,7 @@ def _rows(
                     "version": key[1],
                     "aliases": aliases.get(key, []),
                     "state": version["state"],
+                    "progress": version["reason"] if version["state"] == "LOADING" else None,
                     "bytes": version["bytes"],
                     "requests_per_second": round(rates.get(key, 0.0), 1),
                     "p99_seconds": tails.get(key),
@@ -164,7 +166,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         row["model"],
         row["version"],
         ", ".join(aliases) or "-",
-        row["state"],
+        row["state"] if row["progress"] is None else f"{row['state']}: {row['progress']}",
         "-" if held is None else f"{held / 1e6:.1f}",
         f"{row['requests_per_second']:.1f}",
         "-" if tail is None else f"{tail * 1000:.1f}",
@@ -189,7 +191,8 @@ def _counted(client: Client) -> dict[Key, tuple[float, dict[float, float]]]:
 
 
 def _p99(buckets: Mapping[float, float]) -> float | None:
-    """The 99th percentile in seconds, interpolated within its bucket; None without requests."""
+    """The 99th percentile in seconds, interpolated within its bucket as PromQL's `histogram_quantile` does;
+    beyond the last bound it is that bound. None without requests."""
     bounds = sorted(buckets)
     if not bounds or not buckets[bounds[-1]]:
         return None

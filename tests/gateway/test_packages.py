@@ -56,7 +56,7 @@ def test_how_far_a_fetch_is_can_be_seen(
             shown = server.get(path).json
             shown = shown["models"][0] if "models" in shown else shown
             shown = shown["versions"][0] if "versions" in shown else shown
-            assert (shown["state"], shown["reason"]) == ("LOADING", "fetching")
+            assert (shown["state"], shown["reason"]) == ("LOADING", "fetching 0.0/0.0 MB")
             assert shown["fetch"] == {"bytes": total - 500, "total": total}
         Halting.go_on.set()
         server.post(f"/models/{reference}/load")
