@@ -37,7 +37,7 @@ from gateway.operations import Operations
 from gateway.packages import Packages, Prepared
 from gateway.placement import Placement
 from gateway.registries import default_target, open_registry
-from gateway.registries.base import AskedByName, Model, Registry, RegistryError, Snapshot, Version
+from gateway.registries.base import AskedByName, Entries, Model, Registry, RegistryError, Snapshot, Version
 from gateway.registries.listed import ListedModels, Subset, SubsetByName
 from gateway.runners.confinement import hide
 from gateway.runners.inline import THREAD, settle_heap
@@ -165,7 +165,7 @@ class Gateway:
         if self._by_name is not None:
             remembered = await self._blocking(lambda: self._state.snapshot(self.registry.identity))
             if remembered is not None:
-                self._by_name.resume(Snapshot.from_json(remembered[0]))
+                self._by_name.resume(Snapshot(Entries(remembered.entries), remembered.stamp))
         try:
             self.watch.take(await self._blocking(self.registry.read), "registry", age=0.0)
         except RegistryError:
@@ -173,9 +173,10 @@ class Gateway:
                 remembered = await self._blocking(lambda: self._state.snapshot(self.registry.identity))
             if remembered is None:
                 raise
-            content, seen = remembered
-            log.warning("serving from what the registry said %.0f s ago", time.time() - seen)
-            self.watch.take(Snapshot.from_json(content), "registry", age=time.time() - seen)
+            age = time.time() - remembered.seen
+            log.warning("serving from what the registry said %.0f s ago", age)
+            last = Snapshot(Entries(remembered.entries), remembered.stamp)
+            self.watch.take(last, "registry", age=age)
         loop = asyncio.get_running_loop()
         # Large bodies are parsed, enforced and encoded in a thread, one at a time: each holds the interpreter
         # for long, and several together would leave the loop no turn.
@@ -251,7 +252,8 @@ class Gateway:
         self._writer.submit(attempt)
 
     def _remember_snapshot(self, snapshot: Snapshot) -> None:
-        self._write_behind(lambda: self._state.save_snapshot(self.registry.identity, snapshot.to_json()))
+        identity = self.registry.identity
+        self._write_behind(lambda: self._state.save_snapshot(identity, snapshot.stamp, snapshot.entries()))
 
     def _measurement(self, digest: str) -> tuple[int | None, float] | None:
         try:

@@ -8,12 +8,11 @@ that belong to a registry carry its identity.
 
 from __future__ import annotations
 
-import json
 import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +22,6 @@ log = logging.getLogger("gateway.state")
 
 SCHEMA = 1
 _TABLES = """
-CREATE TABLE snapshot (registry TEXT PRIMARY KEY, content TEXT NOT NULL, seen REAL NOT NULL);
 CREATE TABLE alias (
     registry TEXT, name TEXT, alias TEXT, last_good TEXT NOT NULL, PRIMARY KEY (registry, name, alias));
 CREATE TABLE history (
@@ -36,7 +34,10 @@ CREATE TABLE measurement (digest TEXT PRIMARY KEY, bytes INTEGER, load_seconds R
 _LATER = """
 CREATE TABLE IF NOT EXISTS first_digest (
     registry TEXT, name TEXT, version TEXT, source TEXT, digest TEXT NOT NULL,
-    PRIMARY KEY (registry, name, version, source))
+    PRIMARY KEY (registry, name, version, source));
+CREATE TABLE IF NOT EXISTS last_snapshot (registry TEXT PRIMARY KEY, stamp TEXT NOT NULL, seen REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS last_model (
+    registry TEXT, name TEXT, entry BLOB NOT NULL, PRIMARY KEY (registry, name)) WITHOUT ROWID
 """
 HISTORY_KEPT = 100
 #: How long another gateway's transaction is waited for.
@@ -55,6 +56,16 @@ class Served:
     reason: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class LastSnapshot:
+    """What a registry said last: its content's stamp, each model as the caller's JSON, and when it was seen
+    (unix seconds)."""
+
+    stamp: str
+    entries: dict[str, bytes]
+    seen: float
+
+
 class State:
     """The durable state under `directory`. A file that is not readable is set aside and begun anew."""
 
@@ -62,6 +73,7 @@ class State:
         self._path = directory / "state.db"
         self._clock = clock
         self._lock = threading.Lock()
+        self._saved: dict[str, tuple[str, Mapping[str, bytes]]] = {}
         directory.mkdir(parents=True, exist_ok=True)
         try:
             self._db = self._open()
@@ -94,7 +106,8 @@ class State:
                 db.execute(f"PRAGMA user_version = {SCHEMA}")
             elif version != SCHEMA:
                 raise sqlite3.DatabaseError(f"its schema is {version}, this gateway reads {SCHEMA}")
-            db.execute(_LATER)
+            for statement in _LATER.split(";"):
+                db.execute(statement)
             db.execute("COMMIT")
         except BaseException:
             db.close()
@@ -116,17 +129,40 @@ class State:
         with self._lock:
             return self._db.execute(sql, values).fetchall()
 
-    # The last valid snapshot of a registry, as the caller's own JSON.
+    # The last valid snapshot of a registry, model by model: one that moved is one row.
 
-    def save_snapshot(self, registry: str, content: dict[str, Any]) -> None:
-        text = json.dumps(content)  # before the transaction: others wait for its end
+    def save_snapshot(self, registry: str, stamp: str, entries: Mapping[str, bytes]) -> None:
+        """Writes what differs from what was saved before. `entries` must not change any more."""
         with self._transaction() as db:
-            db.execute("REPLACE INTO snapshot VALUES (?, ?, ?)", (registry, text, self._clock()))
+            row = db.execute("SELECT stamp FROM last_snapshot WHERE registry = ?", (registry,)).fetchone()
+            before: Mapping[str, bytes]
+            saved, before = self._saved.get(registry, (None, {}))
+            if row is None or row[0] != saved:  # another gateway wrote since, or this one has just started
+                before = {} if row is not None and row[0] == stamp else self._last_entries(db, registry)
+            if row is None or row[0] != stamp:
+                db.executemany(
+                    "DELETE FROM last_model WHERE registry = ? AND name = ?",
+                    [(registry, name) for name in before if name not in entries],
+                )
+                changed = [(registry, n, entry) for n, entry in entries.items() if before.get(n) != entry]
+                db.executemany("REPLACE INTO last_model VALUES (?, ?, ?)", changed)
+            db.execute("REPLACE INTO last_snapshot VALUES (?, ?, ?)", (registry, stamp, self._clock()))
+            self._saved[registry] = (stamp, entries)
 
-    def snapshot(self, registry: str) -> tuple[dict[str, Any], float] | None:
-        """The content and when it was seen (unix seconds), or None."""
-        rows = self._query("SELECT content, seen FROM snapshot WHERE registry = ?", registry)
-        return (json.loads(rows[0][0]), rows[0][1]) if rows else None
+    def snapshot(self, registry: str) -> LastSnapshot | None:
+        with self._lock:
+            self._db.execute("BEGIN")  # one moment for both
+            try:
+                row = self._db.execute(
+                    "SELECT stamp, seen FROM last_snapshot WHERE registry = ?", (registry,)
+                ).fetchone()
+                return row and LastSnapshot(row[0], self._last_entries(self._db, registry), row[1])
+            finally:
+                self._db.execute("COMMIT")
+
+    @staticmethod
+    def _last_entries(db: sqlite3.Connection, registry: str) -> dict[str, bytes]:
+        return dict(db.execute("SELECT name, entry FROM last_model WHERE registry = ?", (registry,)))
 
     # Aliases: what has proved itself, and what served when.
 
@@ -173,13 +209,15 @@ class State:
             found.setdefault((name, alias), []).append(Served(*served))
         return found
 
-    # What the files of a version were when they were first fetched, where its registry does not say.
+    # What the files of a version were when they were fetched, where its registry does not say.
 
-    def save_digest(self, registry: str, name: str, version: str, source: str, digest: str) -> None:
-        """The first one stays."""
+    def save_digest(
+        self, registry: str, name: str, version: str, source: str, digest: str, *, first: bool = True
+    ) -> None:
+        """`first`: the first one stays; else the last one."""
         with self._transaction() as db:
             db.execute(
-                "INSERT OR IGNORE INTO first_digest VALUES (?, ?, ?, ?, ?)",
+                f"INSERT OR {'IGNORE' if first else 'REPLACE'} INTO first_digest VALUES (?, ?, ?, ?, ?)",
                 (registry, name, version, source, digest),
             )
 

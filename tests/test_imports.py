@@ -24,8 +24,8 @@ FORBIDDEN = frozenset({"pickle", "cloudpickle", "joblib", "dill", "sklearn", "to
 """What nothing in `gateway` imports, wherever it stands: it executes models, or is a framework."""
 
 PURE = frozenset({"names", "errors", "events", "ledger", "eviction", "admission", "tracing"})
-CONFIGURED = PURE | {"settings", "plugins", "state", "rollout", "cgroup", "governor", "yamltext"}
-FAMILIES = frozenset({"registries", "artifacts", "staging", "mlflow_client", "runners", "sources"})
+CONFIGURED = PURE | {"settings", "plugins", "state", "rollout", "cgroup", "governor", "yamltext", "jsontext"}
+FAMILIES = frozenset({"registries", "artifacts", "staging", "mlflow_client", "runners", "sources", "stores"})
 PROTOCOLS = frozenset({"registries.base", "runners.base"})
 LIVE = frozenset({"servable", "manager", "batching", "aliases", "watch", "packages", "policies"})
 SERVICE = CONFIGURED | FAMILIES | LIVE | {"service", "operations", "webhooks"}
@@ -45,7 +45,7 @@ class Layer:
 
 CORE_LIBRARIES = frozenset({"pydantic", "cachetools", "numpy"})
 FAMILY_LIBRARIES = frozenset(
-    {"pydantic", "httpx", "fsspec", "yaml", "filelock", "platformdirs", "packaging", "numpy"}
+    {"pydantic", "httpx", "fsspec", "yaml", "filelock", "platformdirs", "packaging", "numpy", "orjson"}
 )
 
 LAYERS: dict[str, Layer] = {
@@ -54,6 +54,7 @@ LAYERS: dict[str, Layer] = {
     "cgroup": Layer(NO_LIBRARY, NO_LIBRARY),
     "governor": Layer(frozenset({"cgroup"}), NO_LIBRARY),
     "yamltext": Layer(NO_LIBRARY, frozenset({"yaml"})),
+    "jsontext": Layer(NO_LIBRARY, NO_LIBRARY),
     "plugins": Layer(CONFIGURED, frozenset({"pydantic"})),
     "state": Layer(CONFIGURED, frozenset({"pydantic", "platformdirs"})),
     "rollout": Layer(CONFIGURED, frozenset({"pydantic"}), loaders=True),

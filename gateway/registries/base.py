@@ -7,8 +7,9 @@ Knows no file, no server and no cache. The members of this family are plain clas
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 
 MAX_PREVIOUS = 10
+#: So many models of a large registry are held ready made; who asks for more is not faster, but has room.
+MADE_KEPT = 10_000
 
 
 class RegistryError(Exception):
@@ -83,6 +86,26 @@ class Alias:
     last_good: str | None = None
     forced: bool = False
 
+    def to_json(self) -> str | dict[str, Any]:
+        """As it stands in a document: the version alone where there is nothing else to say."""
+        value: dict[str, Any] = {"version": self.version}
+        if self.previous:
+            value["previous"] = self.previous[0] if len(self.previous) == 1 else list(self.previous)
+        if self.last_good is not None:
+            value["last_good"] = self.last_good
+        if self.forced:
+            value["forced"] = True
+        return self.version if len(value) == 1 else value
+
+    @classmethod
+    def from_json(cls, value: str | Mapping[str, Any]) -> Alias:
+        """What `to_json` gave, read back."""
+        if isinstance(value, str):
+            return cls(value)
+        previous = value.get("previous", ())
+        earlier = (previous,) if isinstance(previous, str) else tuple(previous)
+        return cls(value["version"], earlier, value.get("last_good"), value.get("forced", False))
+
 
 @dataclass(frozen=True, slots=True)
 class Model:
@@ -96,6 +119,56 @@ class Model:
     def latest(self) -> Version | None:
         return max(self.versions.values(), key=lambda v: int(v.version), default=None)
 
+    def to_json(self) -> dict[str, Any]:
+        """As plain data, without what is not said."""
+        versions = {}
+        for number, version in self.versions.items():
+            facts: dict[str, Any] = {"source": version.source, "digest": version.digest}
+            facts |= {"created": version.created, "tags": dict(version.tags) or None}
+            versions[number] = {fact: value for fact, value in facts.items() if value is not None}
+        entry = {"versions": versions, "aliases": {a: e.to_json() for a, e in self.aliases.items()}}
+        return entry | ({"rollout": dict(self.rollout)} if self.rollout else {})
+
+    @classmethod
+    def from_json(cls, name: str, entry: Mapping[str, Any]) -> Model:
+        """What `to_json` gave, read back."""
+        versions = {number: Version(name, number, **facts) for number, facts in entry["versions"].items()}
+        aliases = {alias: Alias.from_json(value) for alias, value in entry["aliases"].items()}
+        return cls(name, versions, aliases, entry.get("rollout", {}))
+
+
+class Entries(Mapping[str, Model]):
+    """Models of a registry that may hold very many: each is its JSON until somebody asks for it. `content`
+    is not changed any more. Models of `before` that are the same are not made anew."""
+
+    def __init__(self, content: Mapping[str, bytes], before: Entries | None = None) -> None:
+        self.content = content
+        self._made: dict[str, Model] = {}
+        if before is not None:
+            made = list(before._made.items())  # one step, whoever else reads
+            self._made = {n: model for n, model in made if content.get(n) is before.content.get(n)}
+
+    def __getitem__(self, name: str) -> Model:
+        model = self._made.get(name)
+        if model is None:
+            model = Model.from_json(name, json.loads(self.content[name]))
+            if len(self._made) >= MADE_KEPT:
+                self._made.clear()
+            self._made[name] = model
+        return model
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.content
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.content)
+
+    def __len__(self) -> int:
+        return len(self.content)
+
+    def __repr__(self) -> str:
+        return f"<Entries {len(self.content)} models>"
+
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
@@ -104,22 +177,11 @@ class Snapshot:
     models: Mapping[str, Model]
     stamp: str
 
-    def to_json(self) -> dict[str, Any]:
-        """As plain data, for the durable state."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Snapshot:
-        """What `to_json` gave, read back."""
-        models = {}
-        for name, model in content["models"].items():
-            versions = {number: Version(**version) for number, version in model["versions"].items()}
-            aliases = {
-                alias: Alias(**{**entry, "previous": tuple(entry["previous"])})
-                for alias, entry in model["aliases"].items()
-            }
-            models[name] = Model(name, versions, aliases, model["rollout"])
-        return cls(models, content["stamp"])
+    def entries(self) -> Mapping[str, bytes]:
+        """Each model as JSON, for the durable state; `Entries` reads it back."""
+        if isinstance(self.models, Entries):
+            return self.models.content
+        return {name: json.dumps(model.to_json()).encode() for name, model in self.models.items()}
 
 
 class Registry(Protocol):

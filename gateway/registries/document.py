@@ -6,98 +6,321 @@ place. Knows no file system: `base` is where relative sources begin, a directory
 
 from __future__ import annotations
 
+import codecs
 import difflib
+import hashlib
 import json
 import os.path
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from gateway import yamltext
+import orjson
+
+from gateway import jsontext, yamltext
 from gateway.names import InvalidReference, check_alias, check_name, check_version
-from gateway.registries.base import MAX_PREVIOUS, Alias, Model, RegistryInvalid, Version
+from gateway.registries.base import MAX_PREVIOUS, Alias, Entries, Model, RegistryInvalid, Version
 
 Form = Literal["yaml", "json"]
+#: Where in a document (`models`, a name, and on), and what is to stand there; None: nothing.
+Change = tuple[Sequence[str], Any]
+
+_PLACEHOLDER = b"all-models"
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
-def parse(content: bytes, form: Form, *, target: str, base: str) -> dict[str, Model]:
-    """The models of a document. Raises RegistryInvalid with all its problems.
+def parse(content: bytes, form: Form, *, target: str, base: str) -> Mapping[str, Model]:
+    """The models of a document. Raises RegistryInvalid with all its problems."""
+    return Reader(form, target).read(content, base)
 
-    An alias that points to a version which is not there is no problem of the document: whoever serves it
-    keeps what it has and says so.
-    """
-    problems: list[tuple[str, str]] = []
-    try:
+
+class Reader:
+    """Reads a document again and again: what did not change since is neither parsed nor checked again. Not
+    for two threads at once. `target` is what the document is called in errors."""
+
+    def __init__(self, form: Form, target: str) -> None:
+        self._form = form
+        self._target = target
+        self._base: str | None = None
+        self._entries = Entries({})
+        #: YAML: by the digest of a model's piece of the text, its name and entry.
+        self._pieces: dict[bytes, tuple[str, bytes]] = {}
+        #: JSON: by name, the length and the digest of the text of its value, and its entry.
+        self._values: dict[str, tuple[int, bytes, bytes]] = {}
+
+    def read(self, content: bytes, base: str) -> Entries:
+        """The models, with relative sources at `base`. Raises RegistryInvalid with all problems.
+
+        An alias that points to a version which is not there is no problem of the document: whoever serves it
+        keeps what it has and says so.
+        """
+        if base != self._base:
+            self._pieces, self._values, self._base = {}, {}, base
+        problems: list[tuple[str, str]] = []
+        try:
+            entries = (self._json if self._form == "json" else self._yaml)(content, _Checker(problems, base))
+        except UnicodeDecodeError as error:
+            raise RegistryInvalid(self._target, [("", f"not UTF-8, at byte {error.start}")]) from None
+        except yamltext.InvalidText as error:
+            raise RegistryInvalid(self._target, error.problems) from None
+        if problems:
+            raise RegistryInvalid(self._target, problems)
+        self._entries = Entries(entries, self._entries)
+        return self._entries
+
+    def _yaml(self, content: bytes, checker: _Checker) -> dict[str, bytes]:
+        pieces = yamltext.split(content, "models")
+        if pieces is not None:
+            try:
+                return self._in_pieces(pieces, checker)
+            except yamltext.NotPlain:
+                checker.problems.clear()
+                # Before a tree is made of all of it, which takes much room: is it valid at all?
+                yamltext.check(content.decode("utf-8-sig"))
         text = content.decode("utf-8-sig")
-        value = _json(text, problems) if form == "json" else _yaml(text, problems)
-    except UnicodeDecodeError as error:
-        raise RegistryInvalid(target, [("", f"not UTF-8, at byte {error.start}")]) from None
-    except yamltext.InvalidText as error:
-        raise RegistryInvalid(target, error.problems) from None
-    models = _Reader(problems, base).models(value)
-    if problems:
-        raise RegistryInvalid(target, problems)
-    return models
+        try:
+            value = yamltext.plain(text)
+        except yamltext.NotPlain:
+            value = yamltext.data(yamltext.parse(text), typed=False, problems=checker.problems)
+        return checker.document(value)
+
+    def _in_pieces(self, pieces: yamltext.Pieces, checker: _Checker) -> dict[str, bytes]:
+        """Raises NotPlain where the text cannot be read in pieces."""
+        rest = yamltext.plain(pieces.without(_PLACEHOLDER + b":").removeprefix(codecs.BOM_UTF8))
+        if not isinstance(rest, dict) or rest.get("models") != {_PLACEHOLDER.decode(): None}:
+            raise yamltext.NotPlain([("models", "it is not where it seems to be")])
+        checker.document(rest | {"models": None})
+        entries: dict[str, bytes] = {}
+        known: dict[bytes, tuple[str, bytes]] = {}
+        for piece in pieces:
+            digest = _digest(piece)
+            found = self._pieces.get(digest)
+            if found is None:
+                value = yamltext.plain(piece)
+                if not isinstance(value, dict) or len(value) != 1:
+                    raise yamltext.NotPlain([("models", "a piece of it is no entry")])
+                [(name, item)] = value.items()
+                entry = checker.entry(name, item)
+                found = (name, entry) if entry is not None else None
+            else:
+                name = found[0]
+            if name in entries:
+                checker.problem(f"models.{name}", "comes twice")
+            if found is not None:
+                known[digest] = found
+                entries[name] = found[1]
+        self._pieces = known
+        return entries
+
+    def _json(self, content: bytes, checker: _Checker) -> dict[str, bytes]:
+        text = content.decode("utf-8-sig")
+        if not text or text.isspace():
+            raise yamltext.InvalidText([("", "it is empty")])
+        try:
+            return self._members(jsontext.Scanner(text, _DECODER.raw_decode), checker)
+        except json.JSONDecodeError as error:
+            place = f"line {error.lineno}, column {error.colno}"
+            raise yamltext.InvalidText([(place, f"not JSON: {error.msg}")]) from None
+        except RecursionError:
+            raise yamltext.InvalidText([("", "nested too deep")]) from None
+
+    def _members(self, scanner: jsontext.Scanner, checker: _Checker) -> dict[str, bytes]:
+        if not scanner.begins("{"):
+            value = scanner.value()
+            scanner.end()
+            return checker.document(_as_text(value, "", checker.problems))
+        top: dict[str, Any] = {}
+        entries: dict[str, bytes] = {}
+        known: dict[str, tuple[int, bytes, bytes]] = {}
+        for key in scanner.members():
+            if key in top:
+                checker.problem(key, "comes twice")
+            top[key] = None
+            if key != "models" or not scanner.begins("{"):
+                top[key] = _as_text(scanner.value(), key, checker.problems)
+                continue
+            for name in scanner.members():
+                if name in entries:
+                    checker.problem(f"models.{name}", "comes twice")
+                found = self._member(name, scanner, checker)
+                if found is not None:
+                    known[name] = found
+                    entries[name] = found[2]
+        scanner.end()
+        checker.document(top)
+        self._values = known
+        return entries
+
+    def _member(
+        self, name: str, scanner: jsontext.Scanner, checker: _Checker
+    ) -> tuple[int, bytes, bytes] | None:
+        """One model's value, read only if it is not what it was. An object ends where its text does: what
+        begins with the same characters is the same."""
+        start = scanner.at
+        found = self._values.get(name)
+        if found is not None and _digest(scanner.text[start : start + found[0]].encode()) == found[1]:
+            scanner.at = start + found[0]
+            return found
+        before = len(checker.problems)
+        value = _as_text(scanner.value(), f"models.{name}", checker.problems)
+        entry = checker.entry(name, value)
+        if entry is None or len(checker.problems) > before:
+            return None
+        raw = scanner.text[start : scanner.at].encode()
+        return scanner.at - start, _digest(raw), entry
+
+    # Writing.
+
+    def changed(self, content: bytes | None, base: str, changes: Sequence[Change]) -> tuple[bytes, bool]:
+        """A valid document (None: one that does not exist yet) with changes of one model put in, and whether
+        what else is in it was kept. Where it can be, only that model's part of the text is looked at."""
+        if content is None:
+            return _changed_whole(None, changes, self._form)
+        local = self._changed_json if self._form == "json" else self._changed_yaml
+        edited = local(content, base, changes)
+        return edited if edited is not None else _changed_whole(content, changes, self._form)
+
+    def _changed_yaml(
+        self, content: bytes, base: str, changes: Sequence[Change]
+    ) -> tuple[bytes, bool] | None:
+        pieces = yamltext.split(content, "models")
+        if pieces is None or base != self._base:
+            return None
+        name = changes[0][0][1]
+        names = [found[0] for found in map(self._pieces.get, map(_digest, pieces)) if found is not None]
+        if len(names) != len(pieces.starts) - 1:
+            return None
+        i = names.index(name) if name in names else len(names) - 1  # a new one goes behind the last
+        start, end = pieces.starts[i], pieces.starts[i + 1]
+        lead = content[pieces.head : pieces.starts[0]]
+        text, kept = yamltext.changed((lead + content[start:end]).decode(), changes)
+        new = text.encode()
+        if not kept or not new.startswith(lead) or (end < len(content) and not new.endswith(b"\n")):
+            return None
+        return content[:start] + new[len(lead) :] + content[end:], True
+
+    def _changed_json(
+        self, content: bytes, base: str, changes: Sequence[Change]
+    ) -> tuple[bytes, bool] | None:
+        if base != self._base:
+            return None
+        text = content.decode("utf-8-sig")
+        wanted = changes[0][0][1]
+        checker = _Checker([], base)
+        scanner = jsontext.Scanner(text, _DECODER.raw_decode)
+        behind: int | None = None  # where the last model ends
+        for key in scanner.members():
+            if key != "models" or not scanner.begins("{"):
+                scanner.value()
+                continue
+            for name in scanner.members():
+                start = scanner.at
+                if self._member(name, scanner, checker) is None:
+                    return None
+                if name == wanted:
+                    value = json.loads(text[start : scanner.at])
+                    return _spliced(text, start, scanner.at, "", value, changes), True
+                behind = scanner.at
+        if behind is None:
+            return None
+        indent = _indent(text)
+        between = ", " if indent is None else f",\n{indent * 2}"
+        return _spliced(
+            text, behind, behind, f"{between}{json.dumps(wanted, ensure_ascii=False)}: ", {}, changes
+        ), True
 
 
-def _yaml(text: str, problems: list[tuple[str, str]]) -> Any:
-    return yamltext.data(yamltext.parse(text), typed=False, problems=problems)
+def _spliced(text: str, start: int, end: int, before: str, value: Any, changes: Sequence[Change]) -> bytes:
+    """The text with a model's value, changed, from `start` to `end`, and `before` before it."""
+    for path, item in changes:
+        value = yamltext.put(value, path[2:], item)
+    indent = _indent(text)
+    written = json.dumps(value, indent=indent, ensure_ascii=False)
+    if indent is not None:
+        written = written.replace("\n", "\n" + indent * 2)  # in a string, a line break is escaped
+    return (text[:start] + before + written + text[end:].removesuffix("\n") + "\n").encode()
 
 
-def _json(text: str, problems: list[tuple[str, str]]) -> Any:
-    """JSON with every scalar as its text, null as None."""
-    if not text.strip():
-        raise yamltext.InvalidText([("", "it is empty")])
+def _changed_whole(content: bytes | None, changes: Sequence[Change], form: Form) -> tuple[bytes, bool]:
+    if form == "json":
+        text = "" if content is None else content.decode("utf-8-sig")
+        value: Any = {"version": 1} if content is None else json.loads(text)
+        for path, item in changes:
+            value = yamltext.put(value, path, item)
+        indent = "  " if content is None else _indent(text)
+        return (json.dumps(value, indent=indent, ensure_ascii=False) + "\n").encode(), True
+    text = "version: 1\n" if content is None else content.decode("utf-8-sig")
+    new, kept = yamltext.changed(text, changes)
+    return new.encode(), kept
 
-    def plain(value: Any, place: str) -> Any:
-        if isinstance(value, _Pairs):
-            mapping: dict[str, Any] = {}
-            for key, item in value:
-                below = f"{place}.{key}" if place else key
-                if key in mapping:
-                    problems.append((below, "comes twice"))
-                mapping[key] = plain(item, below)
-            return mapping
-        if isinstance(value, list):
-            return [plain(item, f"{place}[{i}]") for i, item in enumerate(value)]
-        return str(value).lower() if isinstance(value, bool) else value
 
-    try:
-        value = plain(
-            json.loads(text, object_pairs_hook=_Pairs, parse_int=str, parse_float=str, parse_constant=str), ""
-        )
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}"
-        raise yamltext.InvalidText([(place, f"not JSON: {error.msg}")]) from None
-    except RecursionError:
-        raise yamltext.InvalidText([("", "nested too deep")]) from None
-    return value
+def _indent(text: str) -> str | None:
+    """What a level of a JSON text is indented by; None where it is all in one line."""
+    found = re.match(r"\s*\{[^\S\n]*\n([ \t]+)", text)
+    return found[1] if found else None
+
+
+def _digest(piece: bytes) -> bytes:
+    return hashlib.blake2b(piece, digest_size=16).digest()
 
 
 class _Pairs(list[tuple[str, Any]]):
     """A JSON object before its keys were looked at."""
 
 
-class _Reader:
-    """Reads one document; what is wrong goes to `problems`, and reading goes on."""
+_DECODER = json.JSONDecoder(object_pairs_hook=_Pairs, parse_int=str, parse_float=str, parse_constant=str)
+
+
+def _as_text(value: Any, place: str, problems: list[tuple[str, str]]) -> Any:
+    """What the decoder gave with every scalar as its text, null as None."""
+    if isinstance(value, _Pairs):
+        mapping: dict[str, Any] = {}
+        for key, item in value:
+            if key in mapping:
+                problems.append((f"{place}.{key}" if place else key, "comes twice"))
+            if not isinstance(item, str):
+                item = _as_text(item, f"{place}.{key}" if place else key, problems)
+            mapping[key] = item
+        return mapping
+    if isinstance(value, list):
+        return [_as_text(item, f"{place}[{i}]", problems) for i, item in enumerate(value)]
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+class _Checker:
+    """Checks one document; what is wrong goes to `problems`, and checking goes on."""
 
     def __init__(self, problems: list[tuple[str, str]], base: str) -> None:
-        self._problems = problems
+        self.problems = problems
         self._base = base
 
-    def models(self, document: Any) -> dict[str, Model]:
-        top = self._mapping(document, "", ("version", "models"))
+    def document(self, value: Any) -> dict[str, bytes]:
+        """The entries of a document's models."""
+        top = self._mapping(value, "", ("version", "models"))
         if (version := top.get("version")) not in (None, "1"):
-            self._problem("version", f"{_shown(version)}: this gateway reads version 1")
-        models: dict[str, Model] = {}
-        for name, value in self._mapping(top.get("models"), "models", None).items():
-            place = f"models.{name}"
-            if self._named(check_name, name, place):
-                models[name] = self._model(name, value, place)
-        return models
+            self.problem("version", f"{_shown(version)}: this gateway reads version 1")
+        entries: dict[str, bytes] = {}
+        for name, item in self._mapping(top.get("models"), "models", None).items():
+            entry = self.entry(name, item)
+            if entry is not None:
+                entries[name] = entry
+        return entries
+
+    def entry(self, name: str, value: Any) -> bytes | None:
+        """One model as `Entries` keeps it; None where something is wrong with it."""
+        before = len(self.problems)
+        place = f"models.{name}"
+        model = self._model(name, value, place) if self._named(check_name, name, place) else None
+        if model is None or len(self.problems) > before:
+            return None
+        try:
+            # A copy, because what orjson gives keeps the room of its buffer, six times as much.
+            return bytes(memoryview(orjson.dumps(model.to_json())))
+        except TypeError as error:  # nested deeper than it writes, or text that is none
+            self.problem(place, str(error))
+            return None
 
     def _model(self, name: str, value: Any, place: str) -> Model:
         entry = self._mapping(value, place, ("versions", "aliases", "rollout"))
@@ -115,7 +338,7 @@ class _Reader:
                     aliases[key] = alias
         rollout = entry.get("rollout")
         if rollout is not None and not isinstance(rollout, dict):
-            self._problem(f"{place}.rollout", f"{_kind(rollout)}, where a mapping belongs")
+            self.problem(f"{place}.rollout", f"{_kind(rollout)}, where a mapping belongs")
             rollout = None
         return Model(name, versions, aliases, rollout or {})
 
@@ -129,13 +352,13 @@ class _Reader:
             tags[key] = "" if item is None else self._text(item, f"{place}.tags.{key}") or ""
         if digest is not None and not _DIGEST.match(digest):
             problem = f"{_shown(digest)} is no digest: sha256: and 64 lower-case hex digits"
-            self._problem(f"{place}.digest", problem)
+            self.problem(f"{place}.digest", problem)
         if not source:
             if entry.get("source") in (None, "") and isinstance(value, dict | None):
-                self._problem(f"{place}.source", "missing; write where the model directory is")
+                self.problem(f"{place}.source", "missing; write where the model directory is")
             return None
         if "\0" in source:
-            self._problem(f"{place}.source", "holds a null character")
+            self.problem(f"{place}.source", "holds a null character")
             return None
         return Version(name, version, located(source, self._base), digest, created, tags)
 
@@ -160,7 +383,7 @@ class _Reader:
             self._named(check_version, last_good, f"{place}.last_good")
         forced = entry.get("forced")
         if forced not in (None, "true", "false"):
-            self._problem(f"{place}.forced", f"{_shown(forced)}: write true or false")
+            self.problem(f"{place}.forced", f"{_shown(forced)}: write true or false")
         if version is None or not self._named(check_version, version, f"{place}.version"):
             return None
         return Alias(version, tuple(earlier[:MAX_PREVIOUS]), last_good, forced == "true")
@@ -171,34 +394,34 @@ class _Reader:
         if value is None:
             return {}
         if not isinstance(value, dict):
-            self._problem(place, f"{_kind(value)}, where a mapping belongs")
+            self.problem(place, f"{_kind(value)}, where a mapping belongs")
             return {}
         if known is None:
             return value
         for key in value:
             if key not in known and not key.startswith("x-"):
-                self._problem(f"{place}.{key}" if place else key, unknown_key(key, known))
+                self.problem(f"{place}.{key}" if place else key, unknown_key(key, known))
         return {key: item for key, item in value.items() if key in known}
 
     def _text(self, value: Any, place: str, *, missing: str | None = None) -> str | None:
         if isinstance(value, str):
             return value
         if value is not None:
-            self._problem(place, f"{_kind(value)}, where text belongs")
+            self.problem(place, f"{_kind(value)}, where text belongs")
         elif missing is not None:
-            self._problem(place, missing)
+            self.problem(place, missing)
         return None
 
     def _named(self, check: Callable[[str], str], text: str, place: str) -> bool:
         try:
             check(text)
         except InvalidReference as error:
-            self._problem(place, str(error))
+            self.problem(place, str(error))
             return False
         return True
 
-    def _problem(self, place: str, problem: str) -> None:
-        self._problems.append((place, problem))
+    def problem(self, place: str, problem: str) -> None:
+        self.problems.append((place, problem))
 
 
 def unknown_key(key: str, known: tuple[str, ...]) -> str:
@@ -218,36 +441,18 @@ def located(source: str, base: str) -> str:
     return os.path.normpath(os.path.join(base, source))
 
 
-def alias_value(alias: Alias) -> str | dict[str, Any]:
-    """An alias as it stands in a document: the version alone where there is nothing else to say."""
-    value: dict[str, Any] = {"version": alias.version}
-    if alias.previous:
-        value["previous"] = alias.previous[0] if len(alias.previous) == 1 else list(alias.previous)
-    if alias.last_good is not None:
-        value["last_good"] = alias.last_good
-    if alias.forced:
-        value["forced"] = True
-    return alias.version if len(value) == 1 else value
-
-
 def dump(models: Iterable[Model]) -> bytes:
     """A document that says the same, in JSON. Credentials in the URL of a source stay here."""
-    content = {"version": 1, "models": {model.name: _entry(model) for model in models}}
-    return json.dumps(content, ensure_ascii=False).encode()
+    # Model by model: in one go, a large one would keep every other thread waiting.
+    members = (orjson.dumps(model.name) + b": " + orjson.dumps(_shareable(model)) for model in models)
+    return b'{"version": 1, "models": {' + b", ".join(members) + b"}}"
 
 
-def _entry(model: Model) -> dict[str, Any]:
-    versions = {}
-    for number, version in model.versions.items():
-        facts: dict[str, Any] = {
-            "source": re.sub(r"(://)[^/@]*@", r"\1", version.source),
-            "digest": version.digest,
-        }
-        facts |= {"created": version.created, "tags": dict(version.tags) or None}
-        versions[number] = {name: fact for name, fact in facts.items() if fact is not None}
-    aliases = {alias: alias_value(entry) for alias, entry in model.aliases.items()}
-    entry: dict[str, Any] = {"versions": versions, "aliases": aliases}
-    return entry | ({"rollout": dict(model.rollout)} if model.rollout else {})
+def _shareable(model: Model) -> dict[str, Any]:
+    entry = model.to_json()
+    for facts in entry["versions"].values():
+        facts["source"] = re.sub(r"(://)[^/@]*@", r"\1", facts["source"])
+    return entry
 
 
 def _shown(value: Any) -> str:

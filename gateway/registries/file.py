@@ -1,8 +1,9 @@
 """The registry in one file: read by content, written under a lock with an atomic rename.
 
-Reading opens the file each time, so an editor's rename, a write in place and the symlink swap of a
-ConfigMap are all seen. Writing changes only the entries that it must and keeps comments and order
-(JSON: order and indentation). Model directories are copied to `models/NAME/VERSION` beside the file.
+Looking opens the file each time, so an editor's rename, a write in place and the symlink swap of a
+ConfigMap are all seen; the content is read only where the file's size, times or number are others, or are
+too young to be trusted. Writing changes only the entries that it must and keeps comments and order (JSON:
+order and indentation). Model directories are copied to `models/NAME/VERSION` beside the file.
 """
 
 from __future__ import annotations
@@ -10,22 +11,21 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import json
 import logging
 import os
 import re
 import stat
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 from urllib.parse import quote, unquote
 
 from filelock import FileLock, Timeout
 
-from gateway import yamltext
 from gateway.names import check_alias, check_name
 from gateway.registries import document
 from gateway.registries.base import (
@@ -52,12 +52,18 @@ MAX_BYTES: Final = 1 << 28
 # A file younger than this may still be being written in place: half of a document can be a valid one.
 SETTLE_SECONDS: Final = 0.05
 _SETTLE_READS: Final = 40
+# The times of a file are as coarse as its file system makes them: 2 s at worst. What was written longer ago
+# than this when it was read cannot be written once more without another time.
+TRUSTED_SECONDS: Final = 3.0
+# Read all the same after this long: for file systems whose times cannot be relied on at all.
+REREAD_SECONDS: Final = 60.0
 
 
 class FileRegistry:
     """A registry file, YAML or (by its ending `.json`) JSON. See `Registry` for what the methods do.
 
-    `create`: `add_version` makes a file that does not exist. `now` and `pause` are arguments for tests.
+    `create`: `add_version` makes a file that does not exist. `now`, `pause`
+    and `clock` are arguments for tests.
     """
 
     poll_interval = 1.0
@@ -69,6 +75,7 @@ class FileRegistry:
         create: bool = False,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         pause: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         path = unquote(target.removeprefix("file://")) if target.startswith("file://") else target
         self._path = Path(os.path.abspath(os.path.expanduser(path)))
@@ -76,8 +83,14 @@ class FileRegistry:
         self._create = create
         self._now = now
         self._pause = pause
+        self._clock = clock
         self._last: Snapshot | None = None
+        self._refused: tuple[str, RegistryInvalid] | None = None
+        #: The state of the file when `_last` was read from it, and until when (monotonic) it may be trusted.
+        self._looked: tuple[tuple[Any, ...], float] | None = None
+        self._lock = threading.Lock()  # around the reader
         self.target = str(self._path)
+        self._reader = document.Reader(self._form, self.target)
         real = self._real()
         self.identity = f"file:{os.path.realpath(real.parent)}/{real.name}"
 
@@ -89,8 +102,24 @@ class FileRegistry:
         return self._why_not_writable() is None
 
     def read(self) -> Snapshot:
-        content = self._settled()
-        return self._snapshot(content)
+        looked, last = self._looked, self._last
+        before, written = self._state()
+        if looked is not None and last is not None and looked[0] == before and self._clock() < looked[1]:
+            return last
+        at = time.time()
+        snapshot = self._snapshot(self._settled())
+        trusted = abs(at - written) > TRUSTED_SECONDS and self._state()[0] == before
+        self._looked = (before, self._clock() + REREAD_SECONDS) if trusted else None
+        return snapshot
+
+    def _state(self) -> tuple[tuple[Any, ...], float]:
+        """What changes whenever the file does, and when it was last written (unix seconds). Opened, not only
+        asked for: that is when a network file system looks."""
+        with self._opened() as file:
+            status = os.fstat(file.fileno())
+        times = (status.st_mtime_ns, status.st_ctime_ns)
+        state = (str(self._real()), status.st_dev, status.st_ino, status.st_size, *times)
+        return state, max(times) / 1e9
 
     def set_alias(
         self,
@@ -208,16 +237,21 @@ class FileRegistry:
     # -- reading
 
     def _content(self) -> bytes:
+        with self._opened() as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise RegistryUnavailable(f"{self.target} is larger than {MAX_BYTES} bytes")
+        return content
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[BinaryIO]:
         try:
             # Not blocking: a pipe, or a device that never ends, must not hold whoever looks.
             descriptor = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             with open(descriptor, "rb") as file:
                 if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                     raise RegistryUnavailable(f"{self.target} is no regular file")
-                content = file.read(MAX_BYTES + 1)
-            if len(content) > MAX_BYTES:
-                raise RegistryUnavailable(f"{self.target} is larger than {MAX_BYTES} bytes")
-            return content
+                yield file
         except FileNotFoundError:
             raise RegistryUnavailable(f"{self.target} does not exist") from None
         except OSError as error:
@@ -242,11 +276,19 @@ class FileRegistry:
 
     def _snapshot(self, content: bytes) -> Snapshot:
         stamp = self._stamp(content)
-        last = self._last
-        if last is None or last.stamp != stamp:
-            models = document.parse(content, self._form, target=self.target, base=str(self._real().parent))
-            self._last = last = Snapshot(models, stamp)
-        return last
+        with self._lock:
+            if self._refused is not None and self._refused[0] == stamp:
+                raise self._refused[1]  # said once and for all of this content
+            last = self._last
+            if last is None or last.stamp != stamp:
+                try:
+                    models = self._reader.read(content, str(self._real().parent))
+                except RegistryInvalid as error:
+                    self._refused = (stamp, error)
+                    raise
+                self._last = last = Snapshot(models, stamp)
+            self._refused = None
+            return last
 
     def _stamp(self, content: bytes) -> str:
         return hashlib.sha256(os.fsencode(self._real().parent) + b"\0" + content).hexdigest()
@@ -311,14 +353,15 @@ class FileRegistry:
 
     def _write(self, content: bytes | None, changes: Sequence[tuple[Sequence[str], Any]]) -> Snapshot:
         """Puts the changes into the content and the result in the file's place. Nobody sees less than all."""
-        new, kept = _changed(content, changes, self._form)
+        base = str(self._real().parent)
+        with self._lock:
+            new, kept = self._reader.changed(content, base, changes)
+            try:
+                models = self._reader.read(new, base)
+            except RegistryInvalid as error:
+                raise RegistryError(f"not written, because after the change {error}") from error
         if not kept:
             log.warning("%s could not be edited in place: written anew, without its comments", self.target)
-        base = str(self._real().parent)
-        try:
-            models = document.parse(new, self._form, target=self.target, base=base)
-        except RegistryInvalid as error:
-            raise RegistryError(f"not written, because after the change {error}") from error
         self._replace(new)
         self._last = last = Snapshot(models, self._stamp(new))
         return last
@@ -364,31 +407,14 @@ def _move(
     if new == current:
         return []
     path = ("models", name, "aliases", alias)
-    value = document.alias_value(new)
-    if current is None or isinstance(value, str) or isinstance(document.alias_value(current), str):
+    value = new.to_json()
+    if current is None or isinstance(value, str) or isinstance(current.to_json(), str):
         return [(path, value)]
     # A mapping stays one, key by key, so that what the user keeps in it (`x-` keys, comments) stays too.
-    old = document.alias_value(current)
+    old = current.to_json()
     assert isinstance(old, dict)
     keys = dict.fromkeys((*value, *old))
     return [((*path, key), value.get(key)) for key in keys if value.get(key) != old.get(key)]
-
-
-def _changed(
-    content: bytes | None, changes: Sequence[tuple[Sequence[str], Any]], form: document.Form
-) -> tuple[bytes, bool]:
-    """The document with the changes, and whether what else is in it was kept."""
-    if form == "json":
-        text = "" if content is None else content.decode("utf-8-sig")
-        value: Any = {"version": 1} if content is None else json.loads(text)
-        for path, item in changes:
-            value = yamltext.put(value, path, item)
-        found = re.match(r"\s*\{[^\S\n]*\n([ \t]+)", text)
-        indent = found[1] if found else "  " if content is None else None
-        return (json.dumps(value, indent=indent, ensure_ascii=False) + "\n").encode(), True
-    text = "version: 1\n" if content is None else content.decode("utf-8-sig")
-    new, kept = yamltext.changed(text, changes)
-    return new.encode(), kept
 
 
 def _keep_owner_and_mode(handle: int, like: os.stat_result) -> None:

@@ -58,7 +58,7 @@ class Subset:
 
     def __init__(self, registry: Registry, names: Sequence[str]) -> None:
         self._registry = registry
-        self._names = frozenset(names)
+        self._names = dict.fromkeys(names)
         self.identity = registry.identity
         self.target = registry.target
         self.poll_interval = registry.poll_interval
@@ -92,7 +92,8 @@ class Subset:
         return self._narrowed(self._registry.delete_alias(name, alias))
 
     def _narrowed(self, snapshot: Snapshot) -> Snapshot:
-        models = {name: model for name, model in snapshot.models.items() if name in self._names}
+        # Asked by name: a large registry makes a model of what is looked at, and of nothing else.
+        models = {name: snapshot.models[name] for name in self._names if name in snapshot.models}
         return Snapshot(models, snapshot.stamp)
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.registries.base import Alias, Model, RegistryInvalid
-from gateway.registries.document import alias_value, located, parse
+from gateway.registries.document import located, parse
 
 DIGEST = "sha256:" + "ab" * 32
 
@@ -174,9 +174,9 @@ def test_sources_begin_where_the_document_lies(source: str, base: str, expected:
 
 
 def test_an_alias_is_written_as_briefly_as_it_can_be() -> None:
-    assert alias_value(Alias("1")) == "1"
-    assert alias_value(Alias("2", ("1",))) == {"version": "2", "previous": "1"}
-    assert alias_value(Alias("3", ("2", "1"), "1", True)) == {
+    assert Alias("1").to_json() == "1"
+    assert Alias("2", ("1",)).to_json() == {"version": "2", "previous": "1"}
+    assert Alias("3", ("2", "1"), "1", True).to_json() == {
         "version": "3", "previous": ["2", "1"], "last_good": "1", "forced": True,
     }  # fmt: skip
 

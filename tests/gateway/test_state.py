@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from pathlib import Path
 
 import pytest
 
-from gateway.state import HISTORY_KEPT, AliasMemory, Served, State
+from gateway.state import HISTORY_KEPT, AliasMemory, LastSnapshot, Served, State
 
 
 def test_everything_survives_a_restart(tmp_path: Path) -> None:
     state = State(tmp_path, clock=lambda: 50.0)
-    state.save_snapshot("r", {"models": {"ä": 1}})
+    state.save_snapshot("r", "one", {"ä": b"1", "b": b"2"})
     state.save_last_good("r", "iris", "champion", "3")
     state.begin_serving("r", "iris", "champion", Served("2", 10.0, "registry"))
     state.end_serving("r", "iris", "champion", 20.0, "replaced by 3")
@@ -22,7 +23,7 @@ def test_everything_survives_a_restart(tmp_path: Path) -> None:
     state.close()
 
     again = State(tmp_path)
-    assert again.snapshot("r") == ({"models": {"ä": 1}}, 50.0)
+    assert again.snapshot("r") == LastSnapshot("one", {"ä": b"1", "b": b"2"}, 50.0)
     assert again.snapshot("another registry") is None
     assert again.last_good("r") == {("iris", "champion"): "3"}
     assert again.histories("r") == {
@@ -33,6 +34,41 @@ def test_everything_survives_a_restart(tmp_path: Path) -> None:
     }
     assert again.measurement("sha256:1") == (1000, 3.5)
     assert again.measurement("sha256:2") is None
+
+
+def test_a_snapshot_costs_the_models_that_changed(tmp_path: Path) -> None:
+    def written() -> int:
+        """Rows since the last question."""
+        now = state._db.total_changes
+        written.before, before = now, getattr(written, "before", 0)  # type: ignore[attr-defined]
+        return now - before
+
+    many = {str(i): b"1" for i in range(1000)}
+    state = State(tmp_path)
+    state.save_snapshot("r", "one", many)
+    assert written() >= 1000
+    state.save_snapshot("r", "one", dict(many))
+    assert written() <= 2  # when it was seen
+    two = {**many, "7": b"2", "new": b"3"}
+    del two["8"]
+    state.save_snapshot("r", "two", two)
+    assert written() <= 10
+    state.save_snapshot("another", "two", many)
+    assert state.snapshot("r") == LastSnapshot("two", two, pytest.approx(time.time(), abs=60))
+    state.close()
+
+    # After a restart what the file holds is what counts, and between two gateways what came last.
+    state = State(tmp_path)
+    state.save_snapshot("r", "three", many)
+    assert written() <= 10
+    other = State(tmp_path)
+    other.save_snapshot("r", "four", {**many, "9": b"4"})
+    state.save_snapshot("r", "five", {**many, "1": b"5"})
+    found = other.snapshot("r")
+    assert found is not None
+    assert (found.stamp, found.entries) == ("five", {**many, "1": b"5"})
+    other.close()
+    state.close()
 
 
 @pytest.mark.parametrize("damage", ["garbage", "another schema"])
