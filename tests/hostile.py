@@ -90,7 +90,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def eventually(condition: Callable[[], object], seconds: float = 10.0) -> bool:
+def eventually(condition: Callable[[], object], seconds: float = 30.0) -> bool:
     """Whether a condition of the operating system comes true in time; there is no event to wait for."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

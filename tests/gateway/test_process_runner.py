@@ -1,11 +1,8 @@
-"""A model in processes: answers, errors, timeouts, crashes, restarts, memory limit, closing."""
+"""A model in processes: answers, errors, timeouts, output, the end."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import random
-import signal
 import sys
 from pathlib import Path
 from typing import Literal
@@ -15,21 +12,14 @@ import pytest
 
 from gateway.runners.base import ModelError, RunnerCrashed, RunnerTimeout
 from gateway.runners.confinement import Confinement
-from gateway.runners.memory import Memory, parse, resident
-from gateway.runners.restarts import Policy, Restarts
+from gateway.runners.restarts import Policy
 from loaders.batch import Batch, Columns, Opaque, Tensors, Value
-from tests.gateway.house import ONE, START, House, run, until
-from tests.hostile import alive, descendants, write_package
+from tests.gateway.house import ONE, House, run, until
+from tests.hostile import alive, write_package
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="model processes need Linux")
 
 OUR_NAMES = ("gateway/__init__.py", "loaders/__init__.py", "loaders/batch.py", "wire.py")
-PATIENT = Policy(base=0.01, crashes=100)
-
-
-@pytest.fixture(params=START)
-def start(request: pytest.FixtureRequest) -> Literal["fork", "spawn"]:
-    return request.param  # type: ignore[no-any-return]
 
 
 # ---- answers
@@ -214,6 +204,28 @@ def test_an_input_that_cannot_be_sent_is_an_error_of_the_call(tmp_path: Path) ->
     run(tmp_path / "tmp", work)
 
 
+def test_a_process_that_says_what_nobody_asked_is_ended(tmp_path: Path) -> None:
+    package = write_package(
+        tmp_path / "p",
+        at_predict="""
+            import stat
+            for fd in range(3, 50):
+                try:
+                    if stat.S_ISSOCK(os.fstat(fd).st_mode):
+                        os.write(fd, b"GET / HTTP/1.1\\r\\n\\r\\n" * 10)
+                except OSError:
+                    pass
+        """,
+    )
+
+    async def work(h: House) -> None:
+        runner = await h.started(package)
+        with pytest.raises(RunnerCrashed, match="broke the protocol"):
+            await runner.predict(ONE, {})
+
+    run(tmp_path / "tmp", work)
+
+
 # ---- waiting and giving up
 
 
@@ -265,9 +277,9 @@ def test_the_operators_timeout_stops_the_model_and_starts_it_again(
     package = write_package(tmp_path / "p", at_predict="while params.get('hang'): pass")
 
     async def work(h: House) -> None:
-        runner = await h.started(package, timeout=0.3)
+        runner = await h.started(package, timeout=1)
         pids = runner.pids
-        with pytest.raises(RunnerTimeout, match=r"within 0\.3 s"):
+        with pytest.raises(RunnerTimeout, match=r"within 1 s"):
             await runner.predict(ONE, {"hang": True})
         await runner.predict(ONE, {})
         assert runner.pids != pids
@@ -281,7 +293,7 @@ def test_a_cancelled_call_is_still_under_the_timeout(tmp_path: Path) -> None:
     package = write_package(tmp_path / "p", at_predict="while params.get('hang'): pass")
 
     async def work(h: House) -> None:
-        runner = await h.started(package, timeout=0.2)
+        runner = await h.started(package, timeout=1)
         call = asyncio.ensure_future(runner.predict(ONE, {"hang": True}))
         await asyncio.sleep(0)
         call.cancel()
@@ -316,245 +328,6 @@ def test_a_cancelled_start_leaves_nothing(tmp_path: Path, start: Literal["fork",
                 await starting
 
     run(tmp_path / "tmp", work, start)
-
-
-# ---- crashes
-
-
-def test_a_crash_fails_its_own_calls_and_the_next_is_answered(
-    tmp_path: Path, start: Literal["fork", "spawn"]
-) -> None:
-    package = write_package(
-        tmp_path / "p", at_predict="if params.get('die'): import signal; os.kill(os.getpid(), signal.SIGSEGV)"
-    )
-
-    async def work(h: House) -> None:
-        runner, other = await h.started(package), await h.started(package)
-        with pytest.raises(RunnerCrashed, match="SIGSEGV"):
-            await runner.predict(ONE, {"die": True})
-        await other.predict(ONE, {})
-        await runner.predict(ONE, {})
-        assert [what for what, _ in h.observed] == ["crashed", "restarted"]
-        assert "SIGSEGV" in h.observed[0][1]
-        assert runner.status()["crashes"] == 1
-
-    run(tmp_path / "tmp", work, start)
-
-
-def test_with_two_processes_the_other_goes_on(tmp_path: Path) -> None:
-    package = write_package(tmp_path / "p", at_predict="if params.get('die'): os._exit(7)")
-
-    async def work(h: House) -> None:
-        runner = await h.started(package, processes=2, restarts=PATIENT)
-        calls = [runner.predict(ONE, {"die": i == 3}) for i in range(10)]
-        results = await asyncio.gather(*calls, return_exceptions=True)
-        assert [i for i, r in enumerate(results) if isinstance(r, RunnerCrashed)] == [3]
-        assert "exited with code 7" in str(results[3])
-        await until(lambda: len(runner.pids) == 2)
-
-    run(tmp_path / "tmp", work)
-
-
-def test_an_idle_process_that_is_killed_is_replaced(tmp_path: Path) -> None:
-    package = write_package(tmp_path / "p")
-
-    async def work(h: House) -> None:
-        runner = await h.started(package)
-        (pid,) = runner.pids
-        os.kill(pid, signal.SIGKILL)
-        await until(lambda: h.observed[-1:] == [("restarted", "")])
-        await runner.predict(ONE, {})
-        assert "SIGKILL" in h.observed[0][1]
-
-    run(tmp_path / "tmp", work)
-
-
-def test_restarts_back_off_and_end_in_quarantine(tmp_path: Path) -> None:
-    package = write_package(tmp_path / "p", at_predict="os._exit(1)")
-
-    async def work(h: House) -> None:
-        runner = await h.started(package, restarts=Policy(base=0.05, crashes=3, jitter=0.0))
-        for _ in range(2):
-            with pytest.raises(RunnerCrashed, match="code 1"):
-                await runner.predict(ONE, {})
-        with pytest.raises(RunnerCrashed) as caught:
-            await runner.predict(ONE, {})
-        assert caught.value.retry_after is not None
-        assert 0 < caught.value.retry_after <= 0.05
-        await until(lambda: runner.pids)
-        with pytest.raises(RunnerCrashed, match="code 1"):
-            await runner.predict(ONE, {})
-        for _ in range(2):
-            with pytest.raises(RunnerCrashed, match="quarantine"):
-                await runner.predict(ONE, {})
-        assert runner.quarantine is not None
-        assert h.observed[-1][0] == "quarantined"
-
-    run(tmp_path / "tmp", work)
-
-
-def test_a_package_that_fails_to_load_again_counts_as_a_crash(tmp_path: Path) -> None:
-    flag = tmp_path / "flag"
-    package = write_package(
-        tmp_path / "p",
-        at_load=f"if os.path.exists({str(flag)!r}): raise ValueError('changed')",
-        at_predict="os._exit(1)",
-    )
-
-    async def work(h: House) -> None:
-        runner = await h.started(
-            package,
-            restarts=Policy(base=0.01, crashes=3),
-            confinement=Confinement(filesystem=False, user="same"),
-        )
-        flag.touch()
-        with pytest.raises(RunnerCrashed, match="code 1"):
-            await runner.predict(ONE, {})
-        await until(lambda: runner.quarantine)
-        assert "ValueError: changed" in str(runner.quarantine)
-
-    run(tmp_path / "tmp", work)
-
-
-def test_the_restart_rule() -> None:
-    rule = Restarts(Policy(window=60, base=0.5, longest=3, crashes=6, jitter=0.0), random.Random(0))
-    assert [rule.ended(t, crashed=True) for t in (0.0, 1.0, 2.0, 3.0, 4.0)] == [0.0, 0.5, 1.0, 2.0, 3.0]
-    assert rule.ended(5.0, crashed=True) is None
-    later = Restarts(Policy(crashes=2, jitter=0.0))
-    assert later.ended(0.0, crashed=True) == 0.0
-    assert later.ended(61.0, crashed=True) == 0.0
-    timeouts = Restarts(Policy(crashes=2, jitter=0.0))
-    assert None not in [timeouts.ended(float(t), crashed=False) for t in range(10)]
-    jittered = Restarts(Policy(jitter=0.2, crashes=1000), random.Random(0))
-    delays = [jittered.ended(0.0, crashed=True) for _ in range(2)]
-    assert delays[0] == 0.0
-    assert delays[1] is not None
-    assert 0.4 <= delays[1] <= 0.6
-
-
-def test_a_process_that_says_what_nobody_asked_is_ended(tmp_path: Path) -> None:
-    package = write_package(
-        tmp_path / "p",
-        at_predict="""
-            import stat
-            for fd in range(3, 50):
-                try:
-                    if stat.S_ISSOCK(os.fstat(fd).st_mode):
-                        os.write(fd, b"GET / HTTP/1.1\\r\\n\\r\\n" * 10)
-                except OSError:
-                    pass
-        """,
-    )
-
-    async def work(h: House) -> None:
-        runner = await h.started(package)
-        with pytest.raises(RunnerCrashed, match="broke the protocol"):
-            await runner.predict(ONE, {})
-
-    run(tmp_path / "tmp", work)
-
-
-# ---- memory
-
-
-def test_measured_bytes_are_what_proc_says(tmp_path: Path, start: Literal["fork", "spawn"]) -> None:
-    package = write_package(tmp_path / "p", at_load="global X; X = bytearray(os.urandom(1 << 20) * 60)")
-
-    async def work(h: House) -> None:
-        runner = await h.started(package)
-        await runner.predict(ONE, {})
-        (pid,) = runner.pids
-        with open(f"/proc/{pid}/smaps_rollup") as file:  # noqa: ASYNC230
-            lines = file.read().splitlines()
-        private = sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
-        measured = runner.measured_bytes
-        assert measured is not None
-        assert measured > 60 << 20
-        assert abs(measured - private) < 0.05 * private
-        assert runner.load_peak >= measured * 0.9
-
-    if os.geteuid() == 0:
-        run(tmp_path / "tmp", work, start)
-    else:
-        pytest.skip("only root may look into a process that closed itself")
-
-
-def test_load_peak_is_more_than_what_remains(tmp_path: Path) -> None:
-    package = write_package(tmp_path / "p", at_load="x = bytearray(os.urandom(1 << 20) * 80); del x")
-
-    async def work(h: House) -> None:
-        runner = await h.started(package)
-        assert runner.load_peak > 80 << 20
-        assert (runner.measured_bytes or 0) < 40 << 20
-
-    run(tmp_path / "tmp", work)
-
-
-def test_a_model_that_grows_past_its_limit_is_recycled_without_a_failed_call(tmp_path: Path) -> None:
-    package = write_package(
-        tmp_path / "p",
-        at_import="KEPT = []",
-        at_predict="KEPT.append(bytearray(os.urandom(1 << 20) * 4)); return [os.getpid()]",
-    )
-
-    async def work(h: House) -> None:
-        runner = await h.started(package, memory_limit=120 << 20)
-        pids = set()
-        while len(pids) < 3:
-            pids.add((await runner.predict(ONE, {})).value[0])  # type: ignore[union-attr]
-            await asyncio.sleep(0.02)
-        assert {what for what, _ in h.observed} == {"recycled", "restarted"}
-
-    run(tmp_path / "tmp", work)
-
-
-def test_a_model_that_allocates_without_end_is_stopped(tmp_path: Path) -> None:
-    package = write_package(
-        tmp_path / "p",
-        at_import="KEPT = []",
-        at_predict="while True: KEPT.append(bytearray(os.urandom(1 << 20)))",
-    )
-
-    async def work(h: House) -> None:
-        runner, other = (
-            await h.started(package, memory_limit=100 << 20),
-            await h.started(write_package(tmp_path / "q")),
-        )
-        call = asyncio.ensure_future(runner.predict(ONE, {}))
-        while not call.done():
-            await other.predict(ONE, {})
-        with pytest.raises(RunnerCrashed, match="its limit is"):
-            await call
-
-    run(tmp_path / "tmp", work)
-
-
-def test_a_model_larger_than_its_limit_does_not_load(tmp_path: Path) -> None:
-    package = write_package(
-        tmp_path / "p", at_load="kept = []\nwhile True: kept.append(bytearray(os.urandom(1 << 20)))"
-    )
-
-    async def work(h: House) -> None:
-        with pytest.raises(RunnerCrashed, match="its limit is"):
-            await h.started(package, memory_limit=80 << 20)
-
-    run(tmp_path / "tmp", work)
-
-
-def test_stop_ends_all_processes_with_a_reason(tmp_path: Path) -> None:
-    package = write_package(tmp_path / "p", at_predict="while params.get('hang'): pass")
-
-    async def work(h: House) -> None:
-        runner = await h.started(package, processes=2)
-        calls = [asyncio.ensure_future(runner.predict(ONE, {"hang": True})) for _ in range(2)]
-        await asyncio.sleep(0)
-        runner.stop("memory is short")
-        for call in calls:
-            with pytest.raises(RunnerCrashed, match="memory is short"):
-                await call
-        await runner.predict(ONE, {})
-
-    run(tmp_path / "tmp", work)
 
 
 # ---- output
@@ -594,8 +367,8 @@ def test_a_megabyte_of_output_neither_blocks_nor_floods(tmp_path: Path) -> None:
 
     async def work(h: House) -> None:
         runner = await h.started(package)
-        await asyncio.wait_for(runner.predict(ONE, {"at_once": True}), 10)
-        await asyncio.wait_for(runner.predict(ONE, {}), 10)
+        await asyncio.wait_for(runner.predict(ONE, {"at_once": True}), 30)
+        await asyncio.wait_for(runner.predict(ONE, {}), 30)
         await runner.close()
         h.runners.clear()
         assert sum(map(len, h.lines)) < 200_000
@@ -608,18 +381,35 @@ def test_a_megabyte_of_output_neither_blocks_nor_floods(tmp_path: Path) -> None:
 # ---- the end
 
 
+def test_stop_ends_all_processes_with_a_reason(tmp_path: Path) -> None:
+    package = write_package(tmp_path / "p", at_predict="while params.get('hang'): pass")
+
+    async def work(h: House) -> None:
+        runner = await h.started(package, processes=2)
+        calls = [asyncio.ensure_future(runner.predict(ONE, {"hang": True})) for _ in range(2)]
+        await asyncio.sleep(0)
+        runner.stop("memory is short")
+        for call in calls:
+            with pytest.raises(RunnerCrashed, match="memory is short"):
+                await call
+        await runner.predict(ONE, {})
+
+    run(tmp_path / "tmp", work)
+
+
 def test_close_ends_a_hanging_process_within_its_bound(tmp_path: Path) -> None:
     package = write_package(tmp_path / "p", at_predict="while True: pass")
 
     async def work(h: House) -> None:
-        runners = [await h.started(package) for _ in range(3)]
+        runners = [await h.started(package) for _ in range(5)]
         calls = [asyncio.ensure_future(r.predict(ONE, {})) for r in runners]
         await asyncio.sleep(0)
         pids = [pid for r in runners for pid in r.pids]
         before = asyncio.get_running_loop().time()
         await asyncio.gather(*(r.close() for r in runners))
         h.runners.clear()
-        assert asyncio.get_running_loop().time() - before < 4  # all at once, after a grace of two seconds
+        # All at once, after a grace of two seconds; one after the other would take ten.
+        assert asyncio.get_running_loop().time() - before < 8
         assert not any(alive(pid) for pid in pids)
         for call in calls:
             with pytest.raises(RunnerCrashed, match="unloaded"):
@@ -654,39 +444,3 @@ def test_close_while_a_restart_waits(tmp_path: Path) -> None:
         h.runners.clear()
 
     run(tmp_path / "tmp", work)
-
-
-def test_loading_and_unloading_again_and_again_leaves_nothing(tmp_path: Path) -> None:
-    """The short form of `bench_process cycles`."""
-    package = write_package(tmp_path / "p", at_load="global X; X = b'x' * (50 << 20)")
-
-    async def work(h: House) -> None:
-        seen = []
-        for _ in range(15):
-            runner = await h.started(package)
-            await runner.predict(ONE, {})
-            assert (runner.measured_bytes or 0) > 50 << 20
-            await runner.close()
-            h.runners.clear()
-            (zygote,) = h.zygotes.alive
-            await until(lambda z=zygote: not descendants(z.pid))
-            seen.append((zygote.bytes, len(os.listdir("/proc/self/fd")), resident(os.getpid())))
-        (zygote_5, descriptors_5, own_5), (zygote_15, descriptors_15, own_15) = seen[4], seen[14]
-        assert abs(zygote_15 - zygote_5) < 0.05 * zygote_5
-        assert descriptors_15 == descriptors_5
-        assert own_15 - own_5 < 0.05 * own_5
-
-    run(tmp_path / "tmp", work)
-
-
-def test_memory_figures_are_read_from_the_kernels_text() -> None:
-    lines = [
-        b"1-2 ---p 0 [rollup]",
-        b"Rss:  100 kB",
-        b"Private_Clean: 1 kB",
-        b"Private_Dirty: 20 kB",
-        b"Anonymous: 30 kB",
-    ]
-    assert parse(b"\n".join(lines)) == Memory(private=21 * 1024, resident=100 * 1024, anonymous=30 * 1024)
-    assert parse(b"") == Memory()
-    assert resident(2**22 + 1) == 0

@@ -162,7 +162,7 @@ def test_shared_parts_are_allowed_and_bombs_are_not(tmp_path: Path) -> None:
         started = time.monotonic()
         with pytest.raises(PackageError, match="aliases"):
             parse_yaml("\n".join(text).encode(), "f")
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 20
 
 
 def test_an_mlmodel_that_is_too_large_is_refused_unread(tmp_path: Path) -> None:

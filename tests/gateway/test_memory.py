@@ -1,0 +1,138 @@
+"""Memory of model processes: measured as the kernel counts it, limited, and given back."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from gateway.runners.base import RunnerCrashed
+from gateway.runners.memory import Memory, parse, resident
+from tests.gateway.house import ONE, House, descriptors, run, until
+from tests.hostile import descendants, write_package
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="model processes need Linux")
+
+
+def test_memory_figures_are_read_from_the_kernels_text() -> None:
+    lines = [
+        b"1-2 ---p 0 [rollup]",
+        b"Rss:  100 kB",
+        b"Private_Clean: 1 kB",
+        b"Private_Dirty: 20 kB",
+        b"Anonymous: 30 kB",
+    ]
+    assert parse(b"\n".join(lines)) == Memory(private=21 * 1024, resident=100 * 1024, anonymous=30 * 1024)
+    assert parse(b"") == Memory()
+    assert resident(2**22 + 1) == 0
+
+
+def test_measured_bytes_are_what_proc_says(tmp_path: Path, start: Literal["fork", "spawn"]) -> None:
+    package = write_package(tmp_path / "p", at_load="global X; X = bytearray(os.urandom(1 << 20) * 60)")
+
+    async def work(h: House) -> None:
+        runner = await h.started(package)
+        await runner.predict(ONE, {})
+        (pid,) = runner.pids
+        with open(f"/proc/{pid}/smaps_rollup") as file:  # noqa: ASYNC230
+            lines = file.read().splitlines()
+        private = sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
+        measured = runner.measured_bytes
+        assert measured is not None
+        assert measured > 60 << 20
+        assert abs(measured - private) < 0.05 * private
+        assert runner.load_peak >= measured * 0.9
+
+    if os.geteuid() == 0:
+        run(tmp_path / "tmp", work, start)
+    else:
+        pytest.skip("only root may look into a process that closed itself")
+
+
+def test_load_peak_is_more_than_what_remains(tmp_path: Path) -> None:
+    package = write_package(tmp_path / "p", at_load="x = bytearray(os.urandom(1 << 20) * 80); del x")
+
+    async def work(h: House) -> None:
+        runner = await h.started(package)
+        assert runner.load_peak > 80 << 20
+        assert (runner.measured_bytes or 0) < 40 << 20
+
+    run(tmp_path / "tmp", work)
+
+
+def test_a_model_that_grows_past_its_limit_is_recycled_without_a_failed_call(tmp_path: Path) -> None:
+    package = write_package(
+        tmp_path / "p",
+        at_import="KEPT = []",
+        at_predict="KEPT.append(bytearray(os.urandom(1 << 20) * 4)); return [os.getpid()]",
+    )
+
+    async def work(h: House) -> None:
+        runner = await h.started(package, memory_limit=120 << 20)
+        pids = set()
+        while len(pids) < 3:
+            pids.add((await runner.predict(ONE, {})).value[0])  # type: ignore[union-attr]
+            await asyncio.sleep(0.02)
+        assert {what for what, _ in h.observed} == {"recycled", "restarted"}
+
+    run(tmp_path / "tmp", work)
+
+
+def test_a_model_that_allocates_without_end_is_stopped(tmp_path: Path) -> None:
+    package = write_package(
+        tmp_path / "p",
+        at_import="KEPT = []",
+        at_predict="while True: KEPT.append(bytearray(os.urandom(1 << 20)))",
+    )
+
+    async def work(h: House) -> None:
+        runner, other = (
+            await h.started(package, memory_limit=100 << 20),
+            await h.started(write_package(tmp_path / "q")),
+        )
+        call = asyncio.ensure_future(runner.predict(ONE, {}))
+        while not call.done():
+            await other.predict(ONE, {})
+        with pytest.raises(RunnerCrashed, match="its limit is"):
+            await call
+
+    run(tmp_path / "tmp", work)
+
+
+def test_a_model_larger_than_its_limit_does_not_load(tmp_path: Path) -> None:
+    package = write_package(
+        tmp_path / "p", at_load="kept = []\nwhile True: kept.append(bytearray(os.urandom(1 << 20)))"
+    )
+
+    async def work(h: House) -> None:
+        with pytest.raises(RunnerCrashed, match="its limit is"):
+            await h.started(package, memory_limit=80 << 20)
+
+    run(tmp_path / "tmp", work)
+
+
+def test_loading_and_unloading_again_and_again_leaves_nothing(tmp_path: Path) -> None:
+    """The short form of `bench_process cycles`."""
+    package = write_package(tmp_path / "p", at_load="global X; X = b'x' * (50 << 20)")
+
+    async def work(h: House) -> None:
+        seen = []
+        for _ in range(15):
+            runner = await h.started(package)
+            await runner.predict(ONE, {})
+            assert (runner.measured_bytes or 0) > 50 << 20
+            await runner.close()
+            h.runners.clear()
+            (zygote,) = h.zygotes.alive
+            await until(lambda z=zygote: not descendants(z.pid))
+            seen.append((zygote.bytes, descriptors(), resident(os.getpid())))
+        (zygote_5, descriptors_5, own_5), (zygote_15, descriptors_15, own_15) = seen[4], seen[14]
+        assert abs(zygote_15 - zygote_5) < 0.05 * zygote_5
+        assert not descriptors_15 - descriptors_5
+        assert own_15 - own_5 < 0.05 * own_5
+
+    run(tmp_path / "tmp", work)
