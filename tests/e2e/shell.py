@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -10,12 +11,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+
+from gateway import cli
 
 SCRIPT = Path(sys.executable).with_name("gateway")
 COMMAND = [str(SCRIPT)] if SCRIPT.exists() else [sys.executable, "-m", "gateway"]
@@ -63,6 +66,20 @@ class Shell:
             check=False,
         )
         return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    def called(self, *arguments: object, **variables: str) -> Done:
+        """As `gateway`, but in this process: half a second less, for what starts nothing of its own."""
+        out, err = io.StringIO(), io.StringIO()
+        kept = dict(os.environ)
+        with chdir(self.directory), redirect_stdout(out), redirect_stderr(err):
+            os.environ.clear()
+            os.environ.update({**self.environment, **variables})
+            try:
+                code = cli.run([str(argument) for argument in arguments])
+            finally:
+                os.environ.clear()
+                os.environ.update(kept)
+        return Done(code, out.getvalue(), err.getvalue())
 
     @contextmanager
     def running(self, *arguments: object, port: int, **variables: str) -> Iterator[str]:

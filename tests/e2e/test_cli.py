@@ -1,4 +1,5 @@
-"""The installed command as a subprocess: real registries, real models, a real server."""
+"""The command line: real registries, real models, a real server. Each command is started as a process of its
+own at least once; its other cases call it in this one."""
 
 from __future__ import annotations
 
@@ -62,10 +63,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         LogisticRegression(max_iter=500).fit(table, target), directory / "v1", input_example=example
     )
     loaders.save_model(DecisionTreeClassifier().fit(table, target), directory / "v2", input_example=example)
-    wider = table.assign(colour=1.0)
-    loaders.save_model(
-        DecisionTreeClassifier().fit(wider, target), directory / "wider", input_example=wider.head(2)
-    )
+    loaders.save_model(Adder(0.0), directory / "wider", input_example=table.assign(colour=1.0).head(2))
     loaders.save_model(Unloadable(), directory / "unloadable")
     for number in (1.0, 2.0):
         loaders.save_model(
@@ -83,7 +81,7 @@ def iris(shell: Shell, packages: dict[str, Path]) -> Shell:
 
 
 def aliases(shell: Shell) -> dict[str, str]:
-    found: dict[str, str] = shell.gateway("models", "iris", "--output", "json").json()["aliases"]
+    found: dict[str, str] = shell.called("models", "iris", "--output", "json").json()["aliases"]
     return found
 
 
@@ -95,7 +93,7 @@ def test_help_is_the_manual(shell: Shell) -> None:
     assert done.code == 0
     for command in COMMANDS:
         assert f"  {command} " in done.out
-        page = shell.gateway(command, "--help")
+        page = shell.called(command, "--help")
         assert page.code == 0
         assert page.out.startswith(f"Usage: gateway {command}")
 
@@ -131,7 +129,7 @@ def test_version(shell: Shell) -> None:
     ],
 )
 def test_wrong_usage_exits_with_2(shell: Shell, arguments: list[str], says: str) -> None:
-    assert says in shell.gateway(*arguments).failed(2)
+    assert says in shell.called(*arguments).failed(2)
 
 
 def test_a_bare_gateway_shows_its_help(shell: Shell) -> None:
@@ -141,7 +139,7 @@ def test_a_bare_gateway_shows_its_help(shell: Shell) -> None:
 
 
 def test_without_a_registry_all_ways_to_name_one_are_named(shell: Shell) -> None:
-    complaint = shell.gateway("models").failed(2)
+    complaint = shell.called("models").failed(2)
     for way in (
         "--registry",
         "GATEWAY_REGISTRY",
@@ -162,25 +160,25 @@ def test_push_makes_a_registry_and_gives_the_next_version(shell: Shell, packages
     assert first.json()["version"] == "1"
     assert first.json()["registry"] == "r/registry.yaml"
     assert (shell.directory / "r/models/iris/1/MLmodel").is_file()
-    again = shell.gateway(
+    again = shell.called(
         "push", packages["v1"], "--name", "iris", "--registry", "r/registry.yaml", "-o", "json"
     )
     assert again.json()["version"] == "1"
-    done = shell.gateway("push", packages["v2"], "--name", "iris", "--alias", "new", "-r", "r/registry.yaml")
+    done = shell.called("push", packages["v2"], "--name", "iris", "--alias", "new", "-r", "r/registry.yaml")
     assert done.code == 0
     assert "iris/2 is in r/registry.yaml; iris@new points to it" in done.out
     assert done.err.strip().endswith("…") or done.err == ""
-    bare = shell.gateway("push", packages["wider"], "--name", "iris", "-r", "r/registry.yaml")
+    bare = shell.called("push", packages["wider"], "--name", "iris", "-r", "r/registry.yaml")
     assert "next: gateway promote iris@champion 3 --registry r/registry.yaml\n" in bare.err
-    view = shell.gateway("models", "iris", "-r", "r/registry.yaml", "-o", "json").json()
+    view = shell.called("models", "iris", "-r", "r/registry.yaml", "-o", "json").json()
     assert view["aliases"] == {"new": "2"}
     assert [version["version"] for version in view["versions"]] == ["1", "2", "3"]
 
 
 def test_push_refuses_what_is_no_model(shell: Shell) -> None:
     (shell.directory / "empty").mkdir()
-    assert "MLmodel" in shell.gateway("push", "empty", "--name", "iris", "-r", "registry.yaml").failed()
-    shell.gateway("push", "nowhere", "--name", "iris", "-r", "registry.yaml").failed()
+    assert "MLmodel" in shell.called("push", "empty", "--name", "iris", "-r", "registry.yaml").failed()
+    shell.called("push", "nowhere", "--name", "iris", "-r", "registry.yaml").failed()
     assert not (shell.directory / "registry.yaml").exists()
 
 
@@ -188,20 +186,20 @@ def test_models_as_text(iris: Shell) -> None:
     done = iris.gateway("models")
     assert done.out.splitlines()[0].split() == ["MODEL", "ALIASES", "VERSIONS", "LATEST"]
     assert "challenger=2, champion=1" in done.out
-    assert "challenger" in iris.gateway("models", "iris").out.splitlines()[2]
-    assert "its models: iris" in iris.gateway("models", "rose").failed()
+    assert "challenger" in iris.called("models", "iris").out.splitlines()[2]
+    assert "its models: iris" in iris.called("models", "rose").failed()
 
 
 def test_an_invalid_registry_names_the_place(iris: Shell) -> None:
     file = iris.directory / "registry.yaml"
     file.write_text(file.read_text().replace("source:", "sorce:", 1))
-    assert "models.iris.versions.1" in iris.gateway("models").failed()
+    assert "models.iris.versions.1" in iris.called("models").failed()
 
 
 def test_promote_and_rollback_in_the_registry(shell: Shell, packages: dict[str, Path]) -> None:
     for name, alias in (("add1", "champion"), ("add2", "challenger")):
         gateway.push(packages[name], "iris", alias=alias, registry=str(shell.directory / "registry.yaml"))
-    dry = shell.gateway("promote", "iris@champion", "2", "--dry-run")
+    dry = shell.called("promote", "iris@champion", "2", "--dry-run")
     assert dry.code == 0, dry.err
     assert "may move to 2" in dry.out
     assert aliases(shell)["champion"] == "1"
@@ -212,24 +210,24 @@ def test_promote_and_rollback_in_the_registry(shell: Shell, packages: dict[str, 
     assert moved["previous"] == "1"
     assert moved["target"].endswith("registry.yaml")
     assert aliases(shell)["champion"] == "2"
-    assert "2 already" in shell.gateway("promote", "iris@champion", "2").out
-    assert "expected version 1" in shell.gateway("promote", "iris@champion", "1", "--expect", "1").failed()
-    assert "no version 7" in shell.gateway("promote", "iris@champion", "7").failed()
-    assert shell.gateway("promote", "iris@fresh", "1", "--expect", "none").code == 0
-    shell.gateway("promote", "iris@fresh", "2", "--expect", "none").failed()
+    assert "2 already" in shell.called("promote", "iris@champion", "2").out
+    assert "expected version 1" in shell.called("promote", "iris@champion", "1", "--expect", "1").failed()
+    assert "no version 7" in shell.called("promote", "iris@champion", "7").failed()
+    assert shell.called("promote", "iris@fresh", "1", "--expect", "none").code == 0
+    shell.called("promote", "iris@fresh", "2", "--expect", "none").failed()
     back = shell.gateway("rollback", "iris@champion", "-o", "json").json()
     assert (back["version"], back["previous"]) == ("1", "2")
     assert aliases(shell) == {"champion": "1", "challenger": "2", "fresh": "1"}
-    assert "does not say where" in shell.gateway("rollback", "iris@champion").failed()
-    assert shell.gateway("rollback", "iris@champion", "--to", "2").code == 0
+    assert "does not say where" in shell.called("rollback", "iris@champion").failed()
+    assert shell.called("rollback", "iris@champion", "--to", "2").code == 0
     assert aliases(shell)["champion"] == "2"
 
 
 def test_the_gates_run_here_when_no_gateway_is_named(iris: Shell, packages: dict[str, Path]) -> None:
-    iris.gateway("push", packages["wider"], "--name", "iris")
-    iris.gateway("push", packages["unloadable"], "--name", "iris")
+    iris.called("push", packages["wider"], "--name", "iris")
+    iris.called("push", packages["unloadable"], "--name", "iris")
     before = (iris.directory / "registry.yaml").read_bytes()
-    assert "colour" in iris.gateway("promote", "iris@champion", "3").failed()
+    assert "colour" in iris.called("promote", "iris@champion", "3").failed()
     assert "the weights are gone" in iris.gateway("promote", "iris@champion", "4", "--force").failed()
     assert (iris.directory / "registry.yaml").read_bytes() == before
     forced = iris.gateway("promote", "iris@champion", "3", "--force", "-o", "json").json()
@@ -250,20 +248,22 @@ def test_a_wrong_digest_is_refused_before_anything_loads(iris: Shell) -> None:
 def test_predict_offline(iris: Shell, packages: dict[str, Path]) -> None:
     (iris.directory / "row.json").write_text(json.dumps(ROW))
     by_path = iris.gateway("predict", packages["v1"], "-i", "row.json").json()
-    by_alias = iris.gateway("predict", "models:/iris@champion", "-i", "-", stdin=json.dumps(ROW)).json()
-    assert by_path == by_alias == {"predictions": [2]}
     csv = ",".join(FLOWER) + "\n" + ",".join(map(str, FLOWER.values())) + "\n"
-    assert iris.gateway("predict", "models:/iris/1", "-i", "-", stdin=csv).json() == by_path
+    by_alias = iris.gateway("predict", "models:/iris@champion", "-i", "-", stdin=csv).json()
+    assert by_path == by_alias == {"predictions": [2]}
+    assert iris.called("predict", "models:/iris/1", "-i", "row.json").json() == by_path
 
 
 def test_predict_offline_enforces_the_signature(iris: Shell) -> None:
-    bad = json.dumps({"dataframe_records": [{**FLOWER, "petal_width": "wide", "sepal_width": None}]})
-    complaint = iris.gateway("predict", "models:/iris@champion", "-i", "-", stdin=bad).failed()
+    bad = {"dataframe_records": [{**FLOWER, "petal_width": "wide", "sepal_width": None}]}
+    for name, text in (("bad", json.dumps(bad)), ("none", "{"), ("row", json.dumps(ROW))):
+        (iris.directory / f"{name}.json").write_text(text)
+    complaint = iris.called("predict", "models:/iris@champion", "-i", "bad.json").failed()
     assert "petal_width" in complaint
     assert "wide" not in complaint
-    assert "not valid JSON" in iris.gateway("predict", "models:/iris/1", "-i", "-", stdin="{").failed()
-    assert "No such file" in iris.gateway("predict", "models:/iris/1", "-i", "nowhere.csv").failed()
-    assert "rose" in iris.gateway("predict", "models:/rose", "-i", "-", stdin=json.dumps(ROW)).failed()
+    assert "not valid JSON" in iris.called("predict", "models:/iris/1", "-i", "none.json").failed()
+    assert "No such file" in iris.called("predict", "models:/iris/1", "-i", "nowhere.csv").failed()
+    assert "rose" in iris.called("predict", "models:/rose", "-i", "row.json").failed()
 
 
 # Settings -----------------------------------------------------------------------------------------
@@ -271,30 +271,30 @@ def test_predict_offline_enforces_the_signature(iris: Shell) -> None:
 
 def test_config_says_where_each_setting_comes_from(shell: Shell) -> None:
     (shell.directory / "gateway.yaml").write_text("cold_wait: 5s\nport: 9000\n")
-    view = shell.gateway("config", "-o", "json", GATEWAY_PORT="9001").json()["settings"]
+    view = shell.called("config", "-o", "json", GATEWAY_PORT="9001").json()["settings"]
     assert view["port"] == {"value": 9001, "source": "GATEWAY_PORT"}
     assert view["cold_wait"]["value"] == 5.0
     assert view["cold_wait"]["source"].endswith("gateway.yaml")
     assert view["host"] == {"value": "127.0.0.1", "source": "default"}
-    assert "9001" in shell.gateway("config", GATEWAY_PORT="9001").out
+    assert "9001" in shell.called("config", GATEWAY_PORT="9001").out
     assert view["registry"] == {"value": None, "source": "default"}
     (shell.directory / "registry.yaml").write_text("version: 1\nmodels: {}\n")
-    view = shell.gateway("config", "-o", "json").json()["settings"]
+    view = shell.called("config", "-o", "json").json()["settings"]
     assert view["registry"] == {"value": "registry.yaml", "source": "default"}
     assert view["poll_interval"] == {"value": 1.0, "source": "default"}
     tracking = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
-    view = shell.gateway("config", "-o", "json", **tracking).json()["settings"]
+    view = shell.called("config", "-o", "json", **tracking).json()["settings"]
     assert view["registry"] == {"value": "http://127.0.0.1:9", "source": "MLFLOW_TRACKING_URI"}
     assert view["poll_interval"] == {"value": 5.0, "source": "default"}
-    view = shell.gateway("config", "-o", "json", GATEWAY_POLL_INTERVAL="2s", **tracking).json()["settings"]
+    view = shell.called("config", "-o", "json", GATEWAY_POLL_INTERVAL="2s", **tracking).json()["settings"]
     assert view["poll_interval"] == {"value": 2.0, "source": "GATEWAY_POLL_INTERVAL"}
-    schema = shell.gateway("config", "--schema").json()
+    schema = shell.called("config", "--schema").json()
     assert "memory_limit" in schema["properties"]
 
 
 def test_wrong_settings_exit_with_2(shell: Shell) -> None:
-    assert "GATEWAY_PROT" in shell.gateway("config", GATEWAY_PROT="9000").failed(2)
-    assert "GATEWAY_COLD_WAIT" in shell.gateway("serve", GATEWAY_COLD_WAIT="soon").failed(2)
+    assert "GATEWAY_PROT" in shell.called("config", GATEWAY_PROT="9000").failed(2)
+    assert "GATEWAY_COLD_WAIT" in shell.called("serve", GATEWAY_COLD_WAIT="soon").failed(2)
 
 
 # A running gateway --------------------------------------------------------------------------------
@@ -308,11 +308,11 @@ def predict(url: str, path: str = "/predict/iris") -> dict[str, Any]:
 
 
 def test_a_registry_served_and_operated(iris: Shell, packages: dict[str, Path]) -> None:
-    iris.gateway("push", packages["wider"], "--name", "iris")
+    iris.called("push", packages["wider"], "--name", "iris")
     port = free_port()
     with iris.running("serve", "--registry", "registry.yaml", port=port) as url:
-        assert "--to V" in iris.gateway("rollback", "iris@champion", "--url", url).failed()
-        empty = iris.gateway("status", "--url", url, "--interval", "0.1", "-o", "json").json()
+        assert "--to V" in iris.called("rollback", "iris@champion", "--url", url).failed()
+        empty = iris.called("status", "--url", url, "--interval", "0.1", "-o", "json").json()
         assert empty["ready"] is True
         assert empty["versions"] == []
         loaded = iris.gateway("load", "iris@champion", "--url", url, "-o", "json").json()
@@ -328,28 +328,27 @@ def test_a_registry_served_and_operated(iris: Shell, packages: dict[str, Path]) 
         assert aliases(iris)["champion"] == "2"
         assert (
             "PRECONDITION_FAILED"
-            in iris.gateway("promote", "iris@champion", "1", "--expect", "1", "--url", url).failed()
+            in iris.called("promote", "iris@champion", "1", "--expect", "1", "--url", url).failed()
         )
-        refused = iris.gateway("promote", "iris@champion", "3", GATEWAY_URL=url).failed()
+        refused = iris.called("promote", "iris@champion", "3", GATEWAY_URL=url).failed()
         assert "colour" in refused
         assert "ROLLOUT_REFUSED" in refused
         assert predict(url)["model"]["version"] == "2"
 
-        (row,) = iris.gateway("status", "--interval", "0.1", "-o", "json", GATEWAY_URL=url).json()[
-            "versions"
-        ][-1:]
+        (row,) = iris.called("status", "--interval", "0.1", "-o", "json", GATEWAY_URL=url).json()["versions"][
+            -1:
+        ]
         assert (row["model"], row["state"]) == ("iris", "READY")
         text = iris.gateway("status", "--url", url, "--interval", "0.1")
         assert f"{url} ready" in text.out
         assert "champion" in text.out
 
         assert (
-            "champion is 1 and served"
-            in iris.gateway("rollback", "iris@champion", "--wait", "--url", url).out
+            "champion is 1 and served" in iris.called("rollback", "iris@champion", "--wait", "--url", url).out
         )
         assert predict(url)["model"]["version"] == "1"
         assert iris.gateway("unload", "iris/2", "--url", url, "-o", "json").json()["state"] == "UNLOADED"
-        assert "MODEL_NOT_FOUND" in iris.gateway("load", "rose", "--url", url).failed()
+        assert "MODEL_NOT_FOUND" in iris.called("load", "rose", "--url", url).failed()
     assert "no gateway answers" in iris.gateway("status", "--url", url).failed()
 
 
@@ -358,16 +357,16 @@ def test_the_admin_key(iris: Shell) -> None:
     key.write_text("open sesame\n")
     port = free_port()
     with iris.running("serve", port=port, GATEWAY_ADMIN_KEY_FILE=str(key)) as url:
-        assert "key" in iris.gateway("load", "iris", "--url", url).failed()
+        assert "key" in iris.called("load", "iris", "--url", url).failed()
         assert iris.gateway("load", "iris", "--url", url, "--admin-key-file", key).code == 0
-        assert iris.gateway("unload", "iris", "--url", url, GATEWAY_ADMIN_KEY="open sesame").code == 0
+        assert iris.called("unload", "iris", "--url", url, GATEWAY_ADMIN_KEY="open sesame").code == 0
 
 
 def test_a_bare_directory_is_served_without_a_registry(shell: Shell, packages: dict[str, Path]) -> None:
     with shell.running("serve", packages["v1"], port=free_port()) as url:
         assert predict(url, "/predict/v1")["predictions"] == [2]
         assert httpx.post(f"{url}/invocations", json=ROW).json() == {"predictions": [2]}
-        assert "REGISTRY_READ_ONLY" in shell.gateway("promote", "v1@champion", "1", "--url", url).failed()
+        assert "REGISTRY_READ_ONLY" in shell.called("promote", "v1@champion", "1", "--url", url).failed()
 
 
 def test_what_cannot_be_served(iris: Shell) -> None:
