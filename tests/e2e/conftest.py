@@ -19,14 +19,17 @@ def shell(tmp_path: Path) -> Shell:
 
 @pytest.fixture(scope="session")
 def containers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containers]:
-    """With the image built, once for all tests. It takes minutes: not where only some tests are wanted."""
+    """With the image built, once for all tests or ahead of them (GATEWAY_TEST_IMAGE). It takes minutes: not
+    where only some tests are wanted."""
     if not os.environ.get("GATEWAY_TEST_ALL"):
         pytest.skip("builds an image for minutes: only where GATEWAY_TEST_ALL is set")
     for name in TOOLS:
         tool(name)
-    made = Containers(tmp_path_factory.mktemp("containers"))
+    ahead = os.environ.get("GATEWAY_TEST_IMAGE")
+    made = Containers(Path(ahead) if ahead else tmp_path_factory.mktemp("containers"))
     try:
-        made.build()
+        if not ahead:
+            made.build()
         yield made
     finally:
         made.close()

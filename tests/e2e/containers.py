@@ -1,7 +1,8 @@
 """An image built and run without a daemon: mmdebstrap makes the base, buildah the image, podman runs it.
 
 Everything lies in a directory of its own. Nothing is pulled; packages come from where apt and pip of this
-machine get theirs.
+machine get theirs. `python -m tests.e2e.containers DIRECTORY` builds ahead: tests find it by the environment
+variable GATEWAY_TEST_IMAGE.
 """
 
 from __future__ import annotations
@@ -197,3 +198,9 @@ def log_iris(directory: Path) -> None:
         model.fit(features, target)
         gateway.log_model(model, name="iris", registry=registry, input_example=features.head(3), alias=alias)
     directory.chmod(0o755)
+
+
+if __name__ == "__main__":
+    ahead = Path(sys.argv[1])
+    ahead.mkdir(parents=True)
+    Containers(ahead).build()
