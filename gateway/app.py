@@ -59,6 +59,7 @@ MIN_RESIDENCY = 0.1
 CAPACITY_WAIT = 5.0
 IO_THREADS = 8
 FETCH_THREADS = 4
+DISK_THREADS = 2
 IO_THREAD = "io"
 MEASURE_INTERVAL = 1.0
 #: How long, in seconds, a busy thread may keep the loop waiting for its turn (Python's default is 5 ms).
@@ -87,8 +88,9 @@ class Gateway:
         self.metrics = Metrics()
         self._say = logs.EventLog()
         self._io = ThreadPoolExecutor(IO_THREADS, thread_name_prefix=IO_THREAD)
-        # Downloads may take long or hang: they must not stand in the way of the registry.
+        # Downloads may take long or hang: they must not stand in the way of the registry, or of what is here.
         self._fetches = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix=IO_THREAD)
+        self._disk = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix=IO_THREAD)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="state")
         self._state = State(settings.state_dir)
         self._by_name = registry if isinstance(registry, AskedByName) else None
@@ -98,10 +100,12 @@ class Gateway:
         self._packages = Packages(
             self._artifacts,
             self._fetches,
+            self._disk,
             policy=policies.formats(settings),
             measured=self._measurement,
-            remembered=self._first_digest,
-            remember=self._remember_first_digest,
+            remembered=self._earlier_digest,
+            remember=self._remember_digest,
+            lasting=self._by_name is not None,
         )
         self._zygotes = Zygotes(sink=lambda line: log.info("zygote: %s", line))
         self._placement = Placement(settings, self._zygotes, self._observe)
@@ -211,6 +215,7 @@ class Gateway:
         self.registry.close()
         self._io.shutdown(wait=False, cancel_futures=True)
         self._fetches.shutdown(wait=False, cancel_futures=True)
+        self._disk.shutdown(wait=False, cancel_futures=True)
 
     # How a version becomes something that runs.
 
@@ -280,24 +285,23 @@ class Gateway:
             case _:
                 pass
 
-    def _first_digest(self, version: Version) -> str | None:
-        """What its files were at their first fetch, of a registry whose versions never change."""
-        if self._by_name is None:
-            return None
+    def _earlier_digest(self, version: Version) -> str | None:
+        """What its files were at their first fetch, of a registry whose versions never change; at their last,
+        of another."""
         try:
             return self._state.digest(self.registry.identity, version.name, version.version, version.source)
         except sqlite3.Error as error:
             # Not to be passed over: what was fetched first is what the others must match.
             raise ArtifactError("the gateway's state could not be read", str(error)) from error
 
-    def _remember_first_digest(self, version: Version, digest: str) -> None:
-        if self._by_name is not None:
-            identity = self.registry.identity
-            self._write_behind(
-                lambda: self._state.save_digest(
-                    identity, version.name, version.version, version.source, digest
-                )
+    def _remember_digest(self, version: Version, digest: str) -> None:
+        identity, first = self.registry.identity, self._by_name is not None
+        self._write_behind(
+            lambda: self._state.save_digest(
+                identity, version.name, version.version, version.source, digest, first=first
             )
+        )
+        if self._by_name is not None:
             self._by_name.record_digest(version, digest)
 
     def _remember_measurement(self, prepared: Prepared, size: int | None, seconds: float) -> None:

@@ -31,6 +31,7 @@ from pathlib import Path
 from gateway.registries.base import Version
 from gateway.sources import ArtifactError as ArtifactError
 from gateway.sources import Meter, Progress, Sources
+from gateway.sources import Unreachable as Unreachable
 from gateway.staging import Staging, notes, sweep
 from loaders import package as packages
 
@@ -63,6 +64,14 @@ class Artifacts:
 
     def __repr__(self) -> str:
         return f"<Artifacts {self.bytes() / 1e6:.0f}/{self._limit / 1e6:.0f} MB in {self._root}>"
+
+    def find(self, version: Version) -> Local | None:
+        """What `fetch` would find here already. Raises ArtifactError; waits for the disk and no source."""
+        self._sources.check(version)
+        try:
+            return None if version.digest is None else self._found(version.digest)
+        except OSError as error:
+            raise _failed(version, error) from error
 
     def fetch(self, version: Version, progress: Progress | None = None) -> Local:
         """The files of a version, verified against its digest where it has one. Blocks. Raises ArtifactError.
@@ -290,12 +299,11 @@ def _digest_or_none(path: Path) -> str | None:
 def _failed(version: Version, error: OSError) -> ArtifactError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ArtifactError(f"the files of {version} do not fit on the disk", str(error))
-    reason = (
-        "they are not there"
-        if isinstance(error, FileNotFoundError)
-        else error.strerror or type(error).__name__
-    )
-    return ArtifactError(f"the files of {version} cannot be read: {reason}", f"{version.source}: {error}")
+    problem = f"the files of {version} cannot be read"
+    if isinstance(error, FileNotFoundError):
+        return ArtifactError(f"{problem}: they are not there", f"{version.source}: {error}")
+    kind = ArtifactError if isinstance(error, PermissionError) else Unreachable
+    return kind(f"{problem}: {error.strerror or type(error).__name__}", f"{version.source}: {error}")
 
 
 def _name(digest: str) -> str:

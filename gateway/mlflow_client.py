@@ -32,9 +32,6 @@ DEADLINE: Final = 10.0
 RETRIES: Final = 2
 MOST_RETRIES: Final = 10
 MAX_ANSWER: Final = 32 * 1024**2
-#: A download may take this long, and longer by its size at the slowest speed that is worth waiting for.
-DOWNLOAD_SECONDS: Final = 60.0
-DOWNLOAD_BYTES_PER_SECOND: Final = 50_000
 _CHUNK: Final = 1 << 18
 _RETRIED: Final = frozenset({408, 429, 500, 502, 503, 504})
 #: What a write may be sent again after: the server has not begun to work on it.
@@ -167,7 +164,7 @@ class MLflowClient:
 
     def download(self, place: str, size: int) -> Iterator[bytes]:
         """A file's bytes, exactly `size` of them. Raises MLflowUnavailable where there are fewer or more."""
-        until = self._clock() + DOWNLOAD_SECONDS + size / DOWNLOAD_BYTES_PER_SECOND
+        until = self._clock() + download_seconds(size)
         got = 0
         with self._sent("GET", f"{_ARTIFACTS}/{quote(place)}", until) as response:
             if response.status_code != 200:
@@ -182,7 +179,7 @@ class MLflowClient:
         """The bytes from `start` up to `end` of a file. Raises MLflowUnavailable, also for a server that
         sends something else."""
         wanted = end - start
-        until = self._clock() + DOWNLOAD_SECONDS + wanted / DOWNLOAD_BYTES_PER_SECOND
+        until = self._clock() + download_seconds(wanted)
         headers = {"Range": f"bytes={start}-{end - 1}"}
         with self._sent("GET", f"{_ARTIFACTS}/{quote(place)}", until, headers=headers) as response:
             told = re.match(r"bytes (\d+)-(\d+)/", response.headers.get("content-range", ""))
@@ -195,7 +192,7 @@ class MLflowClient:
 
     def upload(self, place: str, file: Path) -> None:
         """Puts one file there."""
-        until = self._clock() + DOWNLOAD_SECONDS + file.stat().st_size / DOWNLOAD_BYTES_PER_SECOND
+        until = self._clock() + download_seconds(file.stat().st_size)
         with file.open("rb") as content:
             chunks = iter(lambda: content.read(_CHUNK), b"")
             headers = {"Content-Length": str(file.stat().st_size)}
@@ -300,6 +297,11 @@ class MLflowClient:
             self._auth = httpx.BasicAuth(user, password)
         elif token := environ.get("MLFLOW_TRACKING_TOKEN"):
             self._headers["Authorization"] = f"Bearer {token}"
+
+
+def download_seconds(size: int) -> float:
+    """How long so many bytes may take, at the slowest speed that is worth waiting for."""
+    return 60.0 + size / 50_000
 
 
 def _credentials_file(environ: Mapping[str, str]) -> tuple[str | None, str | None]:

@@ -7,13 +7,14 @@ environment. Nothing of a package is executed or deserialised here, and nothing 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from concurrent.futures import Executor
 from contextvars import copy_context
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from gateway.artifacts import ArtifactError, Artifacts, Local
+from gateway.artifacts import ArtifactError, Artifacts, Local, Unreachable
 from gateway.errors import Problem
 from loaders import environment, flavors
 from loaders.output import mismatches
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from gateway.registries.base import Version
     from loaders.batch import Batch
     from loaders.flavors.base import Flavor
+
+log = logging.getLogger("gateway.packages")
 
 #: What a loaded model takes beside its parameters, in bytes: a thread, buffers, Python objects.
 OVERHEAD = 1 << 20
@@ -67,25 +70,34 @@ class Fetched:
 
 
 class Packages:
-    """`policy` gives a version's policy (by name and digest); `measured` (bytes, load seconds) by digest.
-    `remembered` and `remember`, called in `io`, are the digest of a first fetch, for versions without one."""
+    """`fetches` is where files are fetched, `disk` where those that are here are looked at: a download that
+    hangs must not stand in their way. `policy` gives a version's policy (by name and digest); `measured`
+    (bytes, load seconds) by digest.
+
+    `remembered` and `remember`, called in these two, are what the files of a version without a digest were at
+    an earlier fetch. Where versions never change (`lasting`) it is the first, and it must be so again;
+    elsewhere it is the last, and it serves where the source does not answer."""
 
     def __init__(
         self,
         artifacts: Artifacts,
-        io: Executor,
+        fetches: Executor,
+        disk: Executor,
         *,
         policy: Callable[[str, str], Policy] = lambda name, digest: Policy(),
         measured: Callable[[str], tuple[int | None, float] | None] = lambda digest: None,
         remembered: Callable[[Version], str | None] = lambda version: None,
         remember: Callable[[Version, str], None] = lambda version, digest: None,
+        lasting: bool = False,
     ) -> None:
         self._artifacts = artifacts
-        self._io = io
+        self._fetches = fetches
+        self._disk = disk
         self._policy = policy
         self._measured = measured
         self._remembered = remembered
         self._remember = remember
+        self._lasting = lasting
         #: What is being fetched just now: written by the threads that fetch, read by anybody.
         self.fetching: dict[Version, Fetched] = {}
 
@@ -93,11 +105,19 @@ class Packages:
         """Raises Problem MODEL_UNAVAILABLE with the reason."""
         # With the context of whom it is done for: where the files are asked for, a trace is passed on.
         run = copy_context().run
-        return await asyncio.get_running_loop().run_in_executor(self._io, run, self._get, version)
+        loop = asyncio.get_running_loop()
+        prepared = await loop.run_in_executor(self._disk, run, self._prepared, version, self._find)
+        if prepared is None:
+            prepared = await loop.run_in_executor(self._fetches, run, self._prepared, version, self._fetch)
+        assert prepared is not None
+        return prepared
 
-    def _get(self, version: Version) -> Prepared:
+    def _prepared(self, version: Version, here: Callable[[Version], Local | None]) -> Prepared | None:
         try:
-            local = self._fetch(version)
+            self._check_digest(version)
+            local = here(version)
+            if local is None:
+                return None
             package = read(local.path)
             flavor = flavors.find(package)
         except ArtifactError as error:
@@ -112,25 +132,52 @@ class Packages:
             version, package, local, flavor.name, local.digest, local.bytes, estimate, seconds, findings
         )
 
+    def _check_digest(self, version: Version) -> None:
+        """Before anything is fetched: what came first would be remembered, and would then be its own proof.
+        What was remembered while no digest was required holds."""
+        if self._policy(version.name, "").require_digest and self._held_to(version).digest is None:
+            raise _unavailable(
+                version,
+                "the registry gives no digest for it, and require_digest is set; write it beside the version:"
+                " in a registry file as its digest, in MLflow as its tag gateway.digest (gateway push does)",
+            )
+
+    def _held_to(self, version: Version) -> Version:
+        """The version with the digest that its files must have, if there is one."""
+        if version.digest is None and self._lasting:
+            return replace(version, digest=self._remembered(version))
+        return version
+
+    def _find(self, version: Version) -> Local | None:
+        return self._artifacts.find(self._held_to(version))
+
     def _fetch(self, version: Version) -> Local:
-        """The files; of a version without a digest, those that were there at the first fetch."""
-        digest = version.digest or self._remembered(version)
+        wanted = self._held_to(version)
 
         def progress(so_far: int, total: int | None) -> None:
             self.fetching[version] = Fetched(so_far, total)
 
         try:
-            local = self._artifacts.fetch(replace(version, digest=digest), progress)
+            local = self._artifacts.fetch(wanted, progress)
+        except Unreachable as error:
+            last = self._last(wanted)
+            if last is None:
+                raise
+            log.warning("%s is taken as it was at its last fetch: %s", version, error)
+            return last
         finally:
             self.fetching.pop(version, None)
-        if digest is None:
+        if wanted.digest is None:
             self._remember(version, local.digest)
         return local
 
+    def _last(self, version: Version) -> Local | None:
+        """What was fetched last of a version without a digest, if it is here yet."""
+        last = self._remembered(version) if version.digest is None else None
+        return None if last is None else self._artifacts.find(replace(version, digest=last))
+
     def _admit(self, version: Version, package: Package, flavor: Flavor, digest: str) -> None:
         policy = self._policy(version.name, digest)
-        if policy.require_digest and version.digest is None:
-            raise _unavailable(version, "the registry gives no digest for it, and require_digest is set")
         if policy.require_signature and package.signature is None:
             raise _unavailable(version, "it has no signature, and require_signature is set")
         if flavor.trust == "code" and policy.unsafe == "refuse":

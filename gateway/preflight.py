@@ -52,7 +52,7 @@ async def _gates(new: Version, old: Version | None, model: Model, settings: Sett
         registry = settings.registry or ""
         sources = sources_for(registry, settings.artifact_sources)
         artifacts = Artifacts(settings.cache_dir, settings.disk_limit, sources)
-        packages = Packages(artifacts, io, policy=policies.formats(settings))
+        packages = Packages(artifacts, io, io, policy=policies.formats(settings))
         prepared = await packages.get(new)
         reasons: list[str] = []
         if old is not None and old != new:

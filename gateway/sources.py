@@ -7,6 +7,7 @@ files come in parallel ranges. Knows nothing of digests, and nothing of where th
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import ipaddress
 import os
@@ -23,9 +24,10 @@ from urllib.parse import unquote, urlsplit
 import fsspec
 import fsspec.callbacks
 
-from gateway.mlflow_client import MLflowClient, MLflowError, MLflowUnavailable
+from gateway.mlflow_client import MLflowClient, MLflowError, MLflowUnavailable, download_seconds
 from gateway.registries.base import Version
 from gateway.staging import MAX_FILES, UnfitPackage, copy_file, is_part, package_files
+from gateway.stores import asked
 
 File: TypeAlias = "tuple[str, str, int | None]"
 """(path within the package, the source's own name of it, bytes; None: not announced)."""
@@ -37,6 +39,8 @@ Progress: TypeAlias = Callable[[int, int | None], None]
 RANGED: Final = 32 * 1024**2
 RANGE: Final = 8 * 1024**2
 AT_ONCE: Final = 8
+#: Seconds within which a store says what a version's files are.
+LISTING_SECONDS: Final = 20.0
 _ATTEMPTS: Final = 3
 _BATCH: Final = 64
 _CHUNK: Final = 1 << 18
@@ -60,6 +64,10 @@ class ArtifactError(Exception):
     def __init__(self, public: str, detail: str | None = None) -> None:
         super().__init__(f"{public}: {detail}" if detail else public)
         self.public = public
+
+
+class Unreachable(ArtifactError):
+    """The source did not answer: nothing may be concluded from it about the files."""
 
 
 class Source(Protocol):
@@ -228,7 +236,7 @@ class _Remote:
 
     def files(self, version: Version) -> list[File]:
         self._files.invalidate_cache()
-        listed: dict[str, Any] = self._asked(version, self._files.find, self._path, detail=True)
+        listed: dict[str, Any] = self._asked(version, "find", LISTING_SECONDS, self._path, detail=True)
         root = self._path.rstrip("/") + "/"
         found: list[File] = []
         for name, info in listed.items():
@@ -248,10 +256,9 @@ class _Remote:
             part = small[i : i + _BATCH]
             targets = [_target(to, relative) for relative, _, _ in part]
             remote = [name for _, name, _ in part]
-            counted = _Counted(meter)
-            self._asked(
-                version, self._files.get, remote, [str(target) for target in targets], callback=counted
-            )
+            local = [str(target) for target in targets]
+            seconds = download_seconds(sum(size or 0 for _, _, size in part))
+            self._asked(version, "get", seconds, remote, local, callback=_Counted(meter))
             for (relative, _, size), target in zip(part, targets, strict=True):
                 got = target.stat().st_size
                 if got != size:
@@ -260,10 +267,11 @@ class _Remote:
         left = limit - sum(size or 0 for _, _, size in files)
         for relative, name, size in files:
             if size is None:
-                left -= self._asked(version, self._stream, version, name, _target(to, relative), left, meter)
+                with self._failing(version):
+                    left -= self._stream(version, name, _target(to, relative), left, meter)
             elif size >= RANGED:
-                read = self._range_of(version, name)
-                self._asked(version, _in_ranges, read, size, _target(to, relative), meter)
+                with self._failing(version):
+                    _in_ranges(self._range_of(version, name), size, _target(to, relative), meter)
 
     def _stream(self, version: Version, name: str, target: Path, limit: int, meter: Meter) -> int:
         """A file whose size was not announced; returns it."""
@@ -279,7 +287,8 @@ class _Remote:
 
     def _range_of(self, version: Version, name: str) -> Callable[[int, int], bytes]:
         def read(start: int, end: int) -> bytes:
-            content: bytes = self._files.cat_file(name, start=start, end=end)
+            seconds = download_seconds(end - start)
+            content: bytes = asked(self._files, "cat_file", seconds, name, start=start, end=end)
             if len(content) != end - start:
                 got = f"{len(content)} bytes for {end - start}"
                 raise ArtifactError(f"a file of {version} came incomplete: {got}", name)
@@ -287,14 +296,19 @@ class _Remote:
 
         return read
 
-    def _asked(self, version: Version, verb: Any, *args: Any, **options: Any) -> Any:
+    def _asked(self, version: Version, verb: str, seconds: float, *args: Any, **options: Any) -> Any:
+        with self._failing(version):
+            return asked(self._files, verb, seconds, *args, **options)
+
+    @contextlib.contextmanager
+    def _failing(self, version: Version) -> Iterator[None]:
         try:
-            return verb(*args, **options)
+            yield
         except (OSError, ArtifactError):
             raise
         except Exception as error:  # each file system raises what its own library raises
             problem = f"the files of {version} cannot be read from their source: {type(error).__name__}"
-            raise ArtifactError(problem, f"{version.source}: {error}") from error
+            raise Unreachable(problem, f"{version.source}: {error}") from error
 
 
 class _Proxied:
@@ -369,8 +383,10 @@ class _Proxied:
     def _failed(self, version: Version, error: MLflowError) -> ArtifactError:
         if error.status == 404:
             return ArtifactError(f"the files of {version} cannot be read: they are not there", str(error))
-        what = "the MLflow server does not give them" if error.status else "the MLflow server does not answer"
-        return ArtifactError(f"the files of {version} cannot be read: {what}", str(error))
+        problem = f"the files of {version} cannot be read: the MLflow server does not"
+        if error.status in (401, 403):
+            return ArtifactError(f"{problem} let this gateway in", str(error))
+        return Unreachable(f"{problem} {'give them' if error.status else 'answer'}", str(error))
 
 
 class _Counted(fsspec.callbacks.Callback):  # type: ignore[misc]

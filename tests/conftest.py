@@ -20,4 +20,4 @@ def needs(module: str) -> ModuleType:
         pytest.skip(reason)
 
 
-pytest_plugins = ["tests.mlflow_server"]
+pytest_plugins = ["tests.mlflow_server", "tests.object_store"]

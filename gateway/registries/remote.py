@@ -1,7 +1,7 @@
 """A registry document that lies elsewhere: at a URL, in an object store, or at another gateway.
 
-It is read and never written. Over HTTP an unchanged document is not sent again (ETag); everything else is
-read through fsspec. Knows how to get bytes; what they mean is `document`'s.
+It is read and never written. An unchanged document is not sent again where its place knows entity tags (HTTP,
+object stores); all but HTTP is read through fsspec. Knows how to get bytes; what they mean is `document`'s.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from gateway.registries.base import (
     RegistryUnavailable,
     Snapshot,
 )
+from gateway.stores import asked
 
 TIMEOUT: Final = 10.0
 DEADLINE: Final = 30.0
@@ -109,15 +110,21 @@ class RemoteRegistry(ReadOnly):
         self._etag = response.headers.get("etag")
         return b"".join(chunks)
 
-    def _through_fsspec(self) -> bytes:
+    def _through_fsspec(self) -> bytes | None:
+        """The document; None where the store says by its entity tag that it has not changed since."""
         try:
             self._files.invalidate_cache()
-            content: bytes = self._files.cat_file(self._path)
+            info = asked(self._files, "info", TIMEOUT, self._path)
+            etag = info.get("ETag") or info.get("etag")
+            if etag is not None and etag == self._etag and self._last is not None:
+                return None
+            content: bytes = asked(self._files, "cat_file", DEADLINE, self._path)
         except FileNotFoundError:
             raise RegistryUnavailable(f"{self.target} does not exist") from None
         except Exception as error:  # each file system raises what its own library raises
             problem = f"{self.target} cannot be read: {type(error).__name__}: {error}"
             raise RegistryUnavailable(problem) from error
+        self._etag = etag  # of what was there before it was read: what came later is read once more
         return content
 
     def close(self) -> None:

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +18,7 @@ import loaders
 from gateway.registries import open_registry
 from tests.conftest import needs
 from tests.e2e.running import Running, log_scaled, running
+from tests.e2e.traffic import FACTORS, served, traffic, until
 from tests.mlflow_server import SECRET, Server
 from tests.tcp_proxy import PASS, REFUSE, proxy
 
@@ -45,7 +40,6 @@ for factor in (10.0, 1000.0):
 print(json.dumps({"model_id": info.model_id, "run_id": run.info.run_id}))
 """
 log = logging.getLogger("tests.mlflow")
-FACTORS = {"1": 10.0, "2": 1000.0}
 
 
 @pytest.fixture(scope="module")
@@ -66,58 +60,6 @@ def logged(mlflow_server: Server) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def client(mlflow_server: Server) -> Any:
     return needs("mlflow").MlflowClient(tracking_uri=mlflow_server.url)
-
-
-def until(condition: Callable[[], bool], seconds: float = 30.0) -> float:
-    """How long it took, in seconds."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < seconds, "it did not come about"
-        time.sleep(0.01)  # between two looks from outside at another process
-    return time.monotonic() - began
-
-
-def served(server: Running, path: str) -> str:
-    answer = server.predict(path, [{"x": 2.0}])
-    shown = answer.json()
-    return str(shown["model"]["version"]) if answer.status_code == 200 else str(shown["error_code"])
-
-
-class Traffic:
-    """Requests without pause, from several connections."""
-
-    def __init__(self, url: str, path: str) -> None:
-        self.failures: list[str] = []
-        self.answers = 0
-        self._ask = (url, path)
-        self._stop = threading.Event()
-
-    def _run(self) -> None:
-        url, path = self._ask
-        with httpx.Client(base_url=url, timeout=60) as client:
-            for turn in itertools.count():
-                if self._stop.is_set():
-                    return
-                sent = {"dataframe_records": [{"x": float(turn)}]}
-                response = client.post(f"/predict/{path}", json=sent)
-                if response.status_code != 200:
-                    self.failures.append(response.text)
-                elif response.json()["predictions"] != [turn * FACTORS[response.headers["x-model-version"]]]:
-                    self.failures.append(f"a wrong answer: {response.text}")
-                self.answers += 1
-
-
-@contextmanager
-def traffic(url: str, path: str, connections: int = 3) -> Iterator[Traffic]:
-    made = Traffic(url, path)
-    with ThreadPoolExecutor(connections) as pool:
-        callers = [pool.submit(made._run) for _ in range(connections)]
-        try:
-            yield made
-        finally:
-            made._stop.set()
-    for caller in callers:
-        caller.result()
 
 
 def test_mlflows_client_moves_an_alias_under_load(

@@ -1,14 +1,21 @@
-"""What is seen of a version while its files are fetched."""
+"""What is seen of a version while its files are fetched, and what becomes of it when they cannot be."""
 
 from __future__ import annotations
 
+import asyncio
 import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import fsspec
 import pytest
 
+from gateway.artifacts import Artifacts
+from gateway.errors import Problem
+from gateway.packages import Packages
+from gateway.registries.base import Version
 from tests.gateway.http.served import Served, settings
 
 FILES = {"m/MLmodel": b"flavors: {python_function: {loader_module: mine}}", "m/weights": b"x" * 1000}
@@ -62,3 +69,89 @@ def test_how_far_a_fetch_is_can_be_seen(
         server.post(f"/models/{reference}/load")
         shown = server.get("/models/slow/versions/1").json
         assert (shown["state"], "fetch" in shown) == ("FAILED", False)  # its flavor is nobody's
+
+
+class Leaving(fsspec.AbstractFileSystem):  # type: ignore[misc]
+    """A store that is there, or refuses, or does not answer until it is told."""
+
+    protocol = "leaving"
+    cachable = False
+    content: ClassVar = {
+        "m/MLmodel": b"flavors: {python_function: {loader_module: mlflow.sklearn}, sklearn: {}}"
+    }
+    fault: Exception | None = None
+    hang: threading.Event | None = None
+    asked = threading.Semaphore(0)
+
+    def find(self, path: str, **_: Any) -> dict[str, Any]:
+        self.asked.release()
+        if self.hang is not None:
+            assert self.hang.wait(30)
+        if self.fault is not None:
+            raise self.fault
+        return {name: {"type": "file", "size": len(content)} for name, content in self.content.items()}
+
+    def get_file(self, rpath: str, lpath: str, callback: Any = None, **_: Any) -> None:
+        Path(lpath).write_bytes(self.content[rpath])
+
+
+@pytest.fixture
+def leaving(monkeypatch: pytest.MonkeyPatch) -> type[Leaving]:
+    fsspec.register_implementation("leaving", Leaving, clobber=True)
+    for name in ("fault", "hang", "content"):
+        monkeypatch.setattr(Leaving, name, getattr(Leaving, name))  # to be put back
+    return Leaving
+
+
+@pytest.fixture
+def executors() -> Iterator[tuple[ThreadPoolExecutor, ThreadPoolExecutor]]:
+    with ThreadPoolExecutor(1) as fetches, ThreadPoolExecutor(1) as disk:
+        yield fetches, disk
+
+
+@pytest.mark.parametrize("lasting", [False, True])
+@pytest.mark.parametrize("fault", [RuntimeError("no route"), TimeoutError("too long"), OSError(5, "reset")])
+def test_without_its_source_a_version_is_what_it_was(
+    fault: Exception, lasting: bool, leaving: type[Leaving], executors: Any, tmp_path: Path
+) -> None:
+    known: dict[Version, str] = {}
+    cache = Artifacts(tmp_path / "cache", 10**9)
+    packages = Packages(cache, *executors, remembered=known.get, remember=known.__setitem__, lasting=lasting)
+    version = Version("iris", "1", "leaving://m")
+    first = asyncio.run(packages.get(version))
+    leaving.fault = fault
+    assert asyncio.run(packages.get(version)).digest == first.digest
+    with pytest.raises(Problem, match="cannot be read"):
+        asyncio.run(packages.get(Version("iris", "2", "leaving://other")))
+    leaving.fault = None
+    leaving.content = {"m/MLmodel": leaving.content["m/MLmodel"] + b" "}
+    again = asyncio.run(packages.get(version))
+    assert (again.digest == first.digest) is lasting
+    # What the source itself says is no outage.
+    leaving.fault = FileNotFoundError("gone")
+    if lasting:
+        assert asyncio.run(packages.get(version)).digest == first.digest
+    else:
+        with pytest.raises(Problem, match="not there"):
+            asyncio.run(packages.get(version))
+
+
+def test_a_download_that_hangs_does_not_keep_out_what_is_here(
+    leaving: type[Leaving], executors: Any, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        packages = Packages(Artifacts(tmp_path / "cache", 10**9), *executors)
+        here = await packages.get(Version("iris", "1", "leaving://m"))
+        leaving.hang = threading.Event()
+        while leaving.asked.acquire(blocking=False):
+            pass
+        hanging = asyncio.ensure_future(packages.get(Version("iris", "2", "leaving://m")))
+        assert await asyncio.to_thread(leaving.asked.acquire, timeout=30)
+        stored = Version("iris", "1", "leaving://m", here.digest)
+        async with asyncio.timeout(20):
+            assert (await packages.get(stored)).local.path == here.local.path
+        assert not hanging.done()
+        leaving.hang.set()
+        await hanging
+
+    asyncio.run(main())
