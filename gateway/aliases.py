@@ -24,7 +24,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -278,12 +278,26 @@ class Aliases:
         if found.task is None and (loaded or self._manager.is_ready(desired)):
             self._start(found)
 
-    def _end(self, found: Alias) -> None:
-        """The registry has no such alias any more."""
+    def busy(self) -> set[str]:
+        """The names of which a version is on its way, be it loaded yet or not."""
+        return {found.name for found in self if found.attempt is not None and not found.attempt.done()}
+
+    def forget(self, names: Collection[str]) -> None:
+        """Follows these names no more, until somebody asks for them again. Nothing of them is loaded, and
+        nothing has happened to them: their history goes on where it is."""
+        for found in list(self):
+            if found.name in names:
+                self._drop(found)
+
+    def _drop(self, found: Alias) -> None:
         del self._aliases[found.name, found.alias]
         found.generation += 1
         found.desired = None
         found.moved.set()  # its reconciler sees that there is nothing to do any more
+
+    def _end(self, found: Alias) -> None:
+        """The registry has no such alias any more."""
+        self._drop(found)
         if found.serving is not None:
             self._memory.end_serving(found.name, found.alias, self._wall(), "the alias was removed")
             self._let_linger(found.serving)

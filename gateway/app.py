@@ -136,6 +136,8 @@ class Gateway:
             interval=settings.poll_interval or registry.poll_interval,
             apply=self.aliases.apply,
             remember=self._remember_snapshot,
+            in_use=self._in_use,
+            forget=self._forget,
             emit=self._emit,
         )
         default_model = settings.default_model
@@ -259,6 +261,13 @@ class Gateway:
     def _remember_snapshot(self, snapshot: Snapshot) -> None:
         identity = self.registry.identity
         self._write_behind(lambda: self._state.save_snapshot(identity, snapshot.stamp, snapshot.entries()))
+
+    def _in_use(self) -> set[str]:
+        return {servable.version.name for servable in self.manager} | self.aliases.busy()
+
+    def _forget(self, names: set[str]) -> None:
+        self.aliases.forget(names)
+        self._told = {alias: told for alias, told in self._told.items() if alias[0] not in names}
 
     def _measurement(self, digest: str) -> tuple[int | None, float] | None:
         try:
@@ -496,7 +505,9 @@ def _opened(settings: Settings, models: Sequence[str]) -> tuple[Registry, Settin
 
 def _registry(settings: Settings) -> Registry:
     target = default_target(os.environ, settings.registry)
-    return open_registry(target, stages=settings.mlflow_stages, tagging=settings.mlflow_tags)
+    return open_registry(
+        target, stages=settings.mlflow_stages, tagging=settings.mlflow_tags, digests=settings.require_digest
+    )
 
 
 async def _serve(settings: Settings, registry: Registry, bound: socket.socket) -> int:

@@ -26,6 +26,11 @@ from gateway.registries.base import AskedByName, Registry, RegistryError, Snapsh
 FORGET_ABSENT = 2.0
 log = logging.getLogger("gateway.watch")
 
+#: A name that nobody has asked for in so many seconds, and of which nothing is loaded, is polled no more:
+#: else a client that once asked for every model of a large server would cost a call for each at every poll.
+#: An hour outlasts the pauses of most traffic; a later request asks once more, which a cold load hides.
+FORGET_UNUSED = 3600.0
+
 #: Questions for single names that are under way at once, and that may wait.
 QUESTIONS = 4
 QUESTIONS_WAITING = 256
@@ -36,7 +41,11 @@ T = TypeVar("T")
 
 
 class Watch:
-    """`apply` is given every changed snapshot and who moved it; `remember` saves it for a restart."""
+    """`apply` is given every changed snapshot and who moved it; `remember` saves it for a restart.
+
+    Of a registry that is asked by name, `in_use` says which names are used without being asked for, and
+    `forget` is told those that were not for `FORGET_UNUSED`, before a snapshot comes without them.
+    """
 
     def __init__(
         self,
@@ -46,6 +55,8 @@ class Watch:
         interval: float,
         apply: Callable[[Snapshot, str], None],
         remember: Callable[[Snapshot], None],
+        in_use: Callable[[], set[str]] = set,
+        forget: Callable[[set[str]], None] = lambda names: None,
         emit: Emit = lambda event: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -54,6 +65,9 @@ class Watch:
         self._interval = interval
         self._apply = apply
         self._remember = remember
+        self._in_use = in_use
+        self._forget = forget
+        self._used: dict[str, float] = {}
         self._emit = emit
         self._clock = clock
         self._stamp: str | None = None
@@ -112,6 +126,7 @@ class Watch:
                 writes = self._writes
                 snapshot = await self._blocking(self._registry.read)
                 if self._by_name is not None:
+                    self._forget_unused(self._by_name)
                     snapshot = self._by_name.known()  # with what was found meanwhile
                     break
                 if writes == self._writes:
@@ -132,6 +147,18 @@ class Watch:
             self._take(snapshot, "registry")
         finally:
             self._looking = None
+
+    def _forget_unused(self, registry: AskedByName) -> None:
+        """In one turn of the loop with taking the snapshot: nobody can ask for a name in between."""
+        now = self._clock()
+        used = self._in_use()
+        known = registry.known().models
+        self._used = {name: now if name in used else self._used.get(name, now) for name in known}
+        unused = {name for name, at in self._used.items() if now - at > FORGET_UNUSED}
+        if unused:
+            log.info("%d models are not followed any more: nobody has asked for them in a while", len(unused))
+            registry.forget(unused)
+            self._forget(unused)
 
     async def ask(self, reference: Reference) -> None:
         """What the registry says of one name now: before something is done with it, or because something has
@@ -186,6 +213,7 @@ class Watch:
                 log.warning("the registry could not be asked for %s: %s", reference, error)
                 message = "the registry cannot be asked now"
                 raise Problem("REGISTRY_UNAVAILABLE", message, retry_after=1) from None
+        self._used[key(reference)] = self._clock()
         self.take(registry.known(), "registry")
 
     async def _blocking(self, function: Callable[..., T], *args: object) -> T:

@@ -31,21 +31,21 @@ _DOCUMENTS: Final = (".yaml", ".yml", ".json")
 
 
 def open_registry(
-    target: str, *, create: bool = False, stages: bool = False, tagging: bool = True
+    target: str, *, create: bool = False, stages: bool = False, tagging: bool = True, digests: bool = False
 ) -> Registry:
     """The registry at `target`: a file's path, `file://…`, the URL of a registry document (it ends in .yaml,
     .yml or .json), an MLflow server, or a URL whose scheme names a registered part.
 
     `create`: writing a first version may make a registry that does not exist. Of an MLflow server `stages`
-    are aliases, and `tagging` writes back the digests of first fetches. Nothing is read yet. Raises
-    RegistryError.
+    are aliases, `tagging` writes back the digests of first fetches, and `digests` asks again for versions
+    that have none. Nothing is read yet. Raises RegistryError.
     """
     kind = _kind(target)
     try:
         factory = plugins.find(GROUP, REGISTRIES, kind)
     except plugins.PluginError as error:
         raise RegistryError(str(error)) from error
-    options = {"stages": stages, "tagging": tagging} if kind == "mlflow" else {}
+    options = {"stages": stages, "tagging": tagging, "digests": digests} if kind == "mlflow" else {}
     registry: Registry = factory(target, create=create, **options)
     return registry
 

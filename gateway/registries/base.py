@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -288,6 +288,9 @@ class AskedByName(Protocol):
 
     def resume(self, snapshot: Snapshot) -> None:
         """The names that were in use before a restart, with what the registry said then."""
+
+    def forget(self, names: Collection[str]) -> None:
+        """These are not in use any more, until they are asked for again. Does not block."""
 
     def listing(self, name: str | None = None) -> Snapshot:
         """The first thousand of all names, or all versions of one. Blocks. Raises RegistryUnavailable."""

@@ -104,6 +104,7 @@ class SubsetByName(Subset):
         super().__init__(registry, names)
         assert isinstance(registry, AskedByName)
         self._asked = registry
+        self.forget = registry.forget
         self.record_digest = registry.record_digest
         self.record_status = registry.record_status
 

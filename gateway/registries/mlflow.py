@@ -15,7 +15,7 @@ import os
 import re
 import threading
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -80,7 +80,8 @@ class MLflowRegistry:
 
     See `Registry` and `AskedByName`. Where MLFLOW_REGISTRY_URI names it and MLFLOW_TRACKING_URI another
     server, runs, logged models and proxied files are asked for there. `stages`: MLflow's stages answer as
-    aliases of their name. `tagging`: digests of first fetches are written back. Raises RegistryError.
+    aliases of their name. `tagging`: digests of first fetches are written back. `digests`: every version is
+    to have one, so one that has none is asked for again and again. Raises RegistryError.
     """
 
     poll_interval = 5.0
@@ -94,6 +95,7 @@ class MLflowRegistry:
         environ: Mapping[str, str] | None = None,
         stages: bool = False,
         tagging: bool = True,
+        digests: bool = False,
     ) -> None:
         environ = os.environ if environ is None else environ
         tracking = environ.get("MLFLOW_TRACKING_URI", "")
@@ -108,6 +110,7 @@ class MLflowRegistry:
         self._experiment = environ.get("MLFLOW_EXPERIMENT_ID") or "0"
         self._stages = stages
         self._tagging = tagging
+        self._needs_digests = digests
         self._orders = itertools.count(1)
         self._lock = threading.Lock()
         self._names: dict[str, _Known] = {}
@@ -170,6 +173,13 @@ class MLflowRegistry:
                     self._names[name] = _Known(model, None, 0)
             self._changes += 1
 
+    def forget(self, names: Collection[str]) -> None:
+        with self._lock:
+            for name in names:
+                self._names.pop(name, None)
+                self._fixed.pop(name, None)
+            self._changes += 1
+
     def listing(self, name: str | None = None) -> Snapshot:
         """With `name`: that model, with up to a thousand of its versions."""
         if name is None:
@@ -208,6 +218,7 @@ class MLflowRegistry:
             known = None  # another model of the same name
         before = known.model if known is not None else Model(name, {}, {})
         versions = dict(before.versions)
+        undigested = {n for n, version in versions.items() if self._needs_digests and version.digest is None}
         aliases = self._aliases(registered)
         latest = answers.listed_versions(registered)
         needed = {entry.version for entry in aliases.values()} | ({wanted} if wanted else set())
@@ -218,7 +229,7 @@ class MLflowRegistry:
                 # MLflow removes the aliases of a version that is deleted: nobody ended this one.
                 versions.pop(entry.version, None)
                 aliases[alias] = entry
-        for number in sorted(needed - versions.keys(), key=int):
+        for number in sorted((needed - versions.keys()) | undigested, key=int):
             if (version := self._version(name, number)) is not None:
                 versions[number] = version
         tags = answers.tags(registered)

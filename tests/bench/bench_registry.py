@@ -2,11 +2,11 @@
 
     python tests/bench/bench_registry.py [--models 100000] [--forms yaml,json]
 
-Each model has three versions with digests and two aliases. Seconds, where nothing else is said. `ready`: from
-the start of `gateway serve` to its first good `/readyz`, on an empty state; `restart`: once more with what was
-remembered. `seen`: from a write in place that moves one alias to the answer of `/models/NAME`; `stall`: the
-largest `gateway_loop_lag_seconds` meanwhile. `processor`: of all the process, per poll. `cold` writes are those
-of a process that has read nothing before, as a command is.
+Each model has three versions with digests and two aliases. Seconds, where nothing else is said. `ready`:
+from the start of `gateway serve` to its first good `/readyz`, on an empty state; `restart`: once more with
+what was remembered. `seen`: from a write in place that moves one alias to the answer of `/models/NAME`;
+`stall`: the largest `gateway_loop_lag_seconds` meanwhile. `processor`: of all the process, per poll. `cold`
+writes are those of a process that has read nothing before, as a command is.
 """
 
 from __future__ import annotations

@@ -446,3 +446,47 @@ def test_where_a_rollback_goes(moves: tuple[str, ...], current: str | None, targ
 def test_only_versions_of_the_registry_are_equal_by_source() -> None:
     assert Version("a", "1", "/x") != Version("a", "1", "/y")
     assert Version("a", "1", "/x", tags={"k": "v"}) == Version("a", "1", "/x")
+
+
+def test_a_forgotten_alias_has_lost_nothing_when_it_is_asked_for_again(tmp_path: Path) -> None:
+    async def main() -> None:
+        house = House(tmp_path)
+        house.say("1")
+        await house.ask()
+        house.say("2")
+        await house.settled()
+        assert await house.ask() == "2"
+        house.bench.manager.retire(version(2), "idle")
+        await turns()
+        assert house.aliases.busy() == set()
+        house.aliases.forget({"another"})
+        assert [found.name for found in house.aliases] == ["iris"]
+        house.aliases.forget({"iris"})
+        house.aliases.apply(Snapshot({}, "without it"))
+        assert list(house.aliases) == []
+        house.say("2")
+        assert await house.ask() == "2"
+        found = house.aliases.find("iris", "champion")
+        assert found is not None
+        assert [(served.version, served.reason) for served in found.history] == [
+            ("1", "replaced by 2"),
+            ("2", None),
+        ]
+        assert found.last_good == version(2)
+
+    run(main)
+
+
+def test_an_alias_on_its_way_is_busy(tmp_path: Path) -> None:
+    async def main() -> None:
+        house = House(tmp_path)
+        house.say("1")
+        hold = house.of(1).hold = asyncio.Event()
+        asking = asyncio.ensure_future(house.ask())
+        await turns()
+        assert house.aliases.busy() == {"iris"}
+        hold.set()
+        await asking
+        assert house.aliases.busy() == set()
+
+    run(main)

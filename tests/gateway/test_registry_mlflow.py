@@ -155,6 +155,37 @@ def test_an_answer_to_an_earlier_question_does_not_win(mlflow_server: Server, st
     registry.close()
 
 
+def test_a_forgotten_name_is_asked_for_no_more(mlflow_server: Server, stored: str) -> None:
+    with proxy(mlflow_server.port) as between:
+        registry = MLflowRegistry(between.url, environ={})
+        registry.find(Reference("stored"))
+        stamp = registry.known().stamp
+        registry.forget({"stored", "never known"})
+        assert registry.known().models == {}
+        assert registry.known().stamp != stamp
+        assert registry.read().models == {}
+        registry.find(Reference("stored"))
+        assert registry.known().models.keys() == {"stored"}
+        registry.close()
+
+
+def test_where_digests_are_required_one_that_is_written_later_is_seen(
+    mlflow_server: Server, tmp_path: Path
+) -> None:
+    package = make_package(tmp_path / "p", b"x")
+    registry = MLflowRegistry(mlflow_server.url, environ={}, digests=True)
+    registry.add_version("digested later", package, digest(package), alias="here")
+    tag = {"name": "digested later", "version": "1", "key": "gateway.digest"}
+    mlflow_server.call("DELETE", "model-versions/delete-tag", **tag)
+    fresh = MLflowRegistry(mlflow_server.url, environ={}, digests=True)
+    fresh.find(Reference("digested later"))
+    assert fresh.known().models["digested later"].versions["1"].digest is None
+    registry.record_digest(fresh.known().models["digested later"].versions["1"], digest(package))
+    assert fresh.read().models["digested later"].versions["1"].digest == digest(package)
+    for opened in (registry, fresh):
+        opened.close()
+
+
 def test_a_restart_goes_on_with_the_names_in_use(mlflow_server: Server, stored: str) -> None:
     first = MLflowRegistry(mlflow_server.url, environ={})
     first.find(Reference("stored"))
