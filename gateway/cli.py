@@ -37,6 +37,7 @@ for command in (
     moving.promote,
     moving.rollback,
     registry.models,
+    registry.gc,
     operating.status,
     operating.load,
     operating.unload,

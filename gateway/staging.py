@@ -11,6 +11,7 @@ import fcntl
 import os
 import shutil
 import stat
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,26 +66,60 @@ def notes(parent: Path) -> list[str]:
     return [name.rpartition("-")[2] for name in os.listdir(parent) if name.startswith(PREFIX)]
 
 
-def sweep(parent: Path) -> None:
-    """Removes the directories in `parent` whose makers are dead."""
+def sweep(parent: Path, older_than: float = 0.0) -> None:
+    """Removes the directories in `parent` whose makers are dead, and in which nothing changed for
+    `older_than` seconds. An age is for places that other machines share: not every network file system shows
+    here a lock that was taken there."""
     try:
         names = os.listdir(parent)
     except FileNotFoundError:
         return
     for name in names:
-        if not name.startswith(PREFIX):
-            continue
+        path = parent / name
         try:
-            lock = os.open(parent / name, os.O_RDONLY | os.O_DIRECTORY)
+            if not name.startswith(PREFIX) or (older_than and time.time() - changed(path) < older_than):
+                continue
+            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except OSError:
             continue  # gone meanwhile, or another user's
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            remove_tree(parent / name)
+            remove_tree(path)
         except OSError:
             continue  # its maker lives, or it is another user's: not ours to remove
         finally:
             os.close(lock)
+
+
+def is_held(path: Path) -> bool:
+    """Whether the maker of such a directory lives, as far as this machine can tell."""
+    try:
+        lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True  # another user's: not ours to judge
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
+def changed(path: Path) -> float:
+    """When anything in a directory, or itself, last changed, in unix seconds. Of a file's two times the later
+    one: a copy may bring the first from where it was, and nobody can set the second."""
+    latest = 0.0
+    for directory, _, files in os.walk(path):
+        for name in (".", *files):
+            try:
+                status = os.lstat(os.path.join(directory, name))
+            except FileNotFoundError:
+                continue
+            latest = max(latest, status.st_mtime, status.st_ctime)
+    return latest
 
 
 def package_files(root: Path) -> list[tuple[str, Path, int]]:

@@ -25,7 +25,9 @@ FORBIDDEN = frozenset({"pickle", "cloudpickle", "joblib", "dill", "sklearn", "to
 
 PURE = frozenset({"names", "errors", "events", "ledger", "eviction", "admission", "tracing"})
 CONFIGURED = PURE | {"settings", "plugins", "state", "rollout", "cgroup", "governor", "yamltext", "jsontext"}
-FAMILIES = frozenset({"registries", "artifacts", "staging", "mlflow_client", "runners", "sources", "stores"})
+FAMILIES = frozenset(
+    {"registries", "artifacts", "staging", "leftovers", "mlflow_client", "runners", "sources", "stores"}
+)
 PROTOCOLS = frozenset({"registries.base", "runners.base"})
 LIVE = frozenset({"servable", "manager", "batching", "aliases", "watch", "packages", "policies"})
 SERVICE = CONFIGURED | FAMILIES | LIVE | {"service", "operations", "webhooks"}

@@ -1,4 +1,4 @@
-"""`push` and `models`: what goes into a registry, and what stands in it.
+"""`push`, `models`, `gc`: what goes into a registry, what stands in it, what its store no longer needs.
 
 Knows registries; no running gateway.
 """
@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gateway.commands.options import OutputOption, RegistryOption, target_of
-from gateway.commands.terminal import Failure, Output, note, result, table, working
+from gateway.commands.terminal import Failure, Output, note, result, size, table, working
 
 if TYPE_CHECKING:
     from gateway.registries.base import Model, Version
+    from gateway.registries.file import Collected
 
 
 def push(
@@ -72,6 +73,71 @@ def models(
         result(output, _view(found[name]), lambda: _show_versions(found[name]))
     else:
         raise Failure(f"{target} has no model {name}", f"its models: {', '.join(sorted(found)) or 'none'}")
+
+
+def gc(
+    registry: RegistryOption = None,
+    older_than: Annotated[
+        str, typer.Option(metavar="AGE", help="Only what has not changed for so long, such as 12h or 30d.")
+    ] = "7d",
+    delete: Annotated[
+        bool, typer.Option("--delete/--dry-run", help="Remove it, or only say what would be removed.")
+    ] = False,
+    output: OutputOption = Output.text,
+) -> None:
+    """Say what the store beside a registry file holds that no version refers to, or remove it.
+
+    That is what interrupted pushes left, and versions whose entries were taken out of the file. What another
+    document beside the registry names is kept, and all that a push cannot have made. Nothing is removed
+    without --delete, for it does not come back.
+
+    Example: gateway gc --older-than 30d --delete
+    """
+    from gateway.registries import open_registry
+    from gateway.registries.file import FileRegistry
+    from gateway.settings import seconds
+
+    target = target_of(registry)
+    try:
+        age = float(str(seconds(older_than)))
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="'--older-than'") from None
+    opened = open_registry(target)
+    if not isinstance(opened, FileRegistry):
+        raise Failure(f"{target} keeps no store here", "only a registry file has its models beside it")
+    with working(f"looking through the store of {target}"):
+        collected = opened.collect(age, delete=delete)
+    found = [
+        {"path": str(one.path.relative_to(collected.store)), "bytes": one.bytes, "reason": one.reason}
+        | {"age_seconds": round(one.age)}
+        for one in collected.found
+    ]
+    total = sum(one.bytes for one in collected.found)
+    facts = {"registry": target, "store": str(collected.store), "deleted": delete, "bytes": total}
+    value = {**facts, "older_than_seconds": age, "younger": collected.younger, "found": found}
+    result(output, value, lambda: _show_collected(collected, total))
+    if found and not delete and output is Output.text:
+        command = ["gateway", "gc", "--older-than", older_than, "--delete"]
+        command += ["--registry", registry] if registry else []
+        note(f"nothing was removed; to do so: {shlex.join(command)}")
+
+
+def _show_collected(collected: Collected, total: int) -> None:
+    if collected.found:
+        rows = [
+            [
+                str(one.path.relative_to(collected.store)),
+                size(one.bytes),
+                f"{one.age / 86400:.1f} d",
+                one.reason,
+            ]
+            for one in collected.found
+        ]
+        table(["DIRECTORY", "SIZE", "AGE", "WHY"], rows, right=["SIZE", "AGE"])
+    count = f"{len(collected.found)} director{'y' if len(collected.found) == 1 else 'ies'}"
+    what = "removed" if collected.deleted else "could be removed"
+    younger = f"; {collected.younger} more are younger" if collected.younger else ""
+    typer.echo(f"{count} of {collected.store} {what}, {size(total)}{younger}")
 
 
 def _versions(model: Model) -> list[Version]:

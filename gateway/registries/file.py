@@ -19,6 +19,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -26,6 +27,7 @@ from urllib.parse import quote, unquote
 
 from filelock import FileLock, Timeout
 
+from gateway import leftovers
 from gateway.names import check_alias, check_name
 from gateway.registries import document
 from gateway.registries.base import (
@@ -47,16 +49,29 @@ from loaders import package as packages
 log = logging.getLogger("gateway.registries.file")
 
 STORE: Final = "models"
+_DOCUMENTS: Final = (".yaml", ".yml", ".json")
 LOCK_SECONDS: Final = 30.0
 MAX_BYTES: Final = 1 << 28
 # A file younger than this may still be being written in place: half of a document can be a valid one.
 SETTLE_SECONDS: Final = 0.05
 _SETTLE_READS: Final = 40
+#: How long nothing was written to a push's copy before another push takes it for dead, if no lock says more.
+STALE_SECONDS: Final = 3600.0
 # The times of a file are as coarse as its file system makes them: 2 s at worst. What was written longer ago
 # than this when it was read cannot be written once more without another time.
 TRUSTED_SECONDS: Final = 3.0
 # Read all the same after this long: for file systems whose times cannot be relied on at all.
 REREAD_SECONDS: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What was `found` in `store` and, if `deleted`, is gone; `younger` others have not the age yet."""
+
+    store: Path
+    found: tuple[leftovers.Leftover, ...]
+    younger: int
+    deleted: bool
 
 
 class FileRegistry:
@@ -174,7 +189,7 @@ class FileRegistry:
         store = base / STORE
         try:
             store.mkdir(parents=True, exist_ok=True)
-            sweep(store)
+            sweep(store, STALE_SECONDS)
             with Staging(store) as staged:
                 # Copied before the lock is taken: a large model must not keep a promotion waiting.
                 known = self._with_digest(name, digest)
@@ -184,6 +199,28 @@ class FileRegistry:
                     return self._enter(name, staged, store, digest, tags or {}, alias, package)
         except OSError as error:
             raise RegistryUnavailable(f"{store} cannot be written: {error.strerror or error}") from error
+
+    def collect(
+        self, older_than: float, *, delete: bool = False, now: Callable[[], float] = time.time
+    ) -> Collected:
+        """What in the store no version refers to and has not changed for `older_than` seconds; `delete`
+        removes it. Raises RegistryError."""
+        # Whatever is set aside is removed when the lock has been given back: nobody waits for it.
+        with contextlib.ExitStack() as aside, self._writing():
+            models = self._snapshot(self._content()).models
+            store = self._real().parent / STORE
+            if store.is_symlink():
+                raise RegistryError(f"{store} is a link: nothing is removed through one")
+            if not store.is_dir():
+                return Collected(store, (), 0, delete)
+            try:
+                found = leftovers.find(store, _sources(models), self._beside(), now())
+                old = [leftover for leftover in found if leftover.age >= older_than]
+                for staged in leftovers.set_aside(store, old) if delete else ():
+                    aside.enter_context(staged)
+            except OSError as error:
+                raise RegistryUnavailable(f"{error.filename or store}: {error.strerror}") from error
+        return Collected(store, tuple(old), len(found) - len(old), delete)
 
     def close(self) -> None:
         """Nothing is held between calls."""
@@ -233,6 +270,17 @@ class FileRegistry:
             return None
         model = self._snapshot(self._content()).models.get(name)
         return next((v for v in model.versions.values() if v.digest == digest), None) if model else None
+
+    def _beside(self) -> list[str]:
+        """The documents beside the registry, which may be registries that share its store."""
+        real = self._real()
+        found = []
+        for path in real.parent.iterdir():
+            if path.suffix.lower() not in _DOCUMENTS or path == real or not path.is_file():
+                continue
+            if path.stat().st_size <= MAX_BYTES:  # what is larger is no registry
+                found.append(path.read_text("utf-8", "replace"))
+        return found
 
     # -- reading
 
@@ -390,6 +438,12 @@ class FileRegistry:
                 reason = f"{error.strerror}; mount its directory, not the file alone"
                 raise RegistryReadOnly(f"{self.target} cannot be replaced: {reason}") from error
             raise RegistryUnavailable(f"{self.target} cannot be written: {error.strerror}") from error
+
+
+def _sources(models: Mapping[str, Model]) -> Iterator[str]:
+    for model in models.values():
+        for version in model.versions.values():
+            yield version.source
 
 
 def _model(snapshot: Snapshot, name: str) -> Model:

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import yaml
 
 import gateway
 import loaders
@@ -20,7 +21,7 @@ from tests.e2e.shell import PATIENCE, Shell, free_port
 
 COMMANDS = (
     *("demo", "serve", "push", "promote", "rollback", "models"),
-    *("status", "load", "unload", "predict", "config"),
+    *("status", "load", "unload", "predict", "config", "gc"),
 )
 
 
@@ -194,6 +195,29 @@ def test_an_invalid_registry_names_the_place(iris: Shell) -> None:
     file = iris.directory / "registry.yaml"
     file.write_text(file.read_text().replace("source:", "sorce:", 1))
     assert "models.iris.versions.1" in iris.called("models").failed()
+
+
+def test_gc_says_what_it_would_remove_and_removes_it(iris: Shell) -> None:
+    place = ["--registry", "registry.yaml", "--older-than", "0s"]
+    file = iris.directory / "registry.yaml"
+    document = yaml.safe_load(file.read_text())
+    del document["models"]["iris"]["versions"][1]
+    document["models"]["iris"]["aliases"] = {"champion": 2}
+    file.write_text(yaml.safe_dump(document))
+    said = iris.called("gc", *place)
+    assert said.code == 0
+    assert "iris/1" in said.out
+    assert "1 directory of" in said.out
+    assert "could be removed" in said.out
+    assert said.err.endswith("to do so: gateway gc --older-than 0s --delete --registry registry.yaml\n")
+    assert iris.called("gc", "-o", "json").json()["younger"] == 1
+    done = iris.gateway("gc", *place, "--delete", "-o", "json").json()
+    assert [one["path"] for one in done["found"]] == ["iris/1"]
+    assert done["bytes"] == done["found"][0]["bytes"] > 0
+    assert sorted(path.name for path in (iris.directory / "models/iris").iterdir()) == ["2"]
+    assert "0 directories" in iris.called("gc", *place, "--delete").out
+    assert "'--older-than'" in iris.called("gc", "--older-than", "soon").failed(2)
+    assert "keeps no store" in iris.called("gc", "-r", "http://127.0.0.1:9").failed()
 
 
 def test_promote_and_rollback_in_the_registry(shell: Shell, packages: dict[str, Path]) -> None:

@@ -521,10 +521,15 @@ def test_a_push_killed_before_its_entry_leaves_a_valid_registry(tmp_path: Path) 
     assert all(digest(version.source) == version.digest for version in versions.values())
 
 
-def test_what_a_killed_push_was_copying_is_swept_away(tmp_path: Path) -> None:
+def test_what_a_killed_push_was_copying_is_swept_away_once_it_is_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     registry = FileRegistry(str(tmp_path / "registry.yaml"), create=True)
     add(registry, make_package(tmp_path / "a", "one"))
     killed_at(WHILE_COPYING, str(tmp_path / "models"))
     assert any(name.startswith(PREFIX) for name in os.listdir(tmp_path / "models"))
     add(registry, make_package(tmp_path / "b", "two"))
+    assert any(name.startswith(PREFIX) for name in os.listdir(tmp_path / "models"))
+    monkeypatch.setattr("gateway.registries.file.STALE_SECONDS", 0.01)
+    add(registry, make_package(tmp_path / "c", "three"))
     assert os.listdir(tmp_path / "models") == ["iris"]

@@ -1,0 +1,105 @@
+"""What lies in the store of a registry file and belongs to no version: found, and set aside to be removed.
+
+A push copies into `.incoming-…`, gives the copy its place `NAME/NUMBER`, and then writes the entry. One that
+dies in between leaves a directory, and so does an entry that somebody takes out. Knows directories and times;
+the registry says what is referred to, and holds its lock meanwhile. Nothing is done through a link, and
+nothing is touched that a push cannot have made.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote
+
+from gateway.staging import PREFIX, Staging, changed, is_held
+
+_NUMBER = re.compile(r"[1-9][0-9]{0,17}")
+INTERRUPTED = "a push that was interrupted"
+UNREFERRED = "no version refers to it"
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """A directory of the store: the `bytes` of its files, its `age` in seconds since anything in it changed,
+    and why it is one."""
+
+    path: Path
+    bytes: int
+    age: float
+    reason: str
+
+
+def find(store: Path, sources: Iterable[str], texts: Sequence[str], now: float) -> list[Leftover]:
+    """The leftovers of `store`, sorted by path.
+
+    What one of `sources` (paths or URIs) names, lies in, or lies above, is none; nor is what is named in one
+    of `texts`, the other documents that may refer to this store; nor what a living push holds.
+    """
+    kept = _kept(store, sources)
+    found = []
+    for name in sorted(_directories(store)):
+        if name.startswith(PREFIX):
+            if not is_held(store / name):
+                found.append(_leftover(store / name, INTERRUPTED, now))
+            continue
+        numbers = [number for number in _directories(store / name) if _NUMBER.fullmatch(number)]
+        for number in sorted(numbers, key=int):
+            path = store / name / number
+            if not kept.isdisjoint({(), (name,), (name, number)}):
+                continue
+            if number == max(numbers, key=int) and not any(path.iterdir()):
+                continue  # what `set_aside` left, so that the number is not given again
+            named = re.compile(rf"{re.escape(name)}/{number}(?![0-9])")
+            if not any(named.search(text) for text in texts):
+                found.append(_leftover(path, UNREFERRED, now))
+    return found
+
+
+def set_aside(store: Path, found: Iterable[Leftover]) -> Iterator[Staging]:
+    """Takes leftovers out of sight one by one; closing what is yielded removes it, which may take long.
+
+    A number is never used twice: the directory of a model's highest one stays, empty.
+    """
+    for leftover in found:
+        staged = Staging(store)
+        yield staged  # first, so that whoever closes them has this one too if the next line fails
+        os.rename(leftover.path, staged.path / "leftover")
+        if leftover.reason == UNREFERRED:
+            above = leftover.path.parent
+            others = [int(number) for number in os.listdir(above) if _NUMBER.fullmatch(number)]
+            if int(leftover.path.name) > max(others, default=0):
+                os.mkdir(leftover.path)
+
+
+def _kept(store: Path, sources: Iterable[str]) -> set[tuple[str, ...]]:
+    """Where sources lie in the store: at most NAME and NUMBER of each."""
+    roots = {str(store), os.path.realpath(store)}
+    kept = set()
+    for source in sources:
+        texts = {source, unquote(source)}
+        texts |= {os.path.realpath(text) for text in texts if os.path.isabs(text)}
+        for text in texts:
+            for root in roots:
+                for match in re.finditer(re.escape(root) + r"(?=/|\Z)", text):
+                    parts = [part for part in text[match.end() :].split("/") if part not in ("", ".")]
+                    kept.add(tuple(parts[:2]))
+    return kept
+
+
+def _directories(path: Path) -> list[str]:
+    with os.scandir(path) as entries:
+        return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+
+
+def _leftover(path: Path, reason: str, now: float) -> Leftover:
+    size = 0
+    for directory, _, files in os.walk(path):
+        for name in files:
+            status = os.lstat(os.path.join(directory, name))
+            size += status.st_size if stat.S_ISREG(status.st_mode) else 0
+    return Leftover(path, size, max(0.0, now - changed(path)), reason)
