@@ -26,7 +26,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from gateway.errors import Problem
 from gateway.events import Emit, Swapped, SwapRefused
@@ -93,8 +93,7 @@ class Alias:
         return f"<Alias {self.name}@{self.alias} {facts}>"
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(NamedTuple):
     """What a reference stands for now. `version` None: the alias must be settled first."""
 
     version: Version | None
@@ -250,7 +249,10 @@ class Aliases:
     def _open_default(self, name: str) -> Alias:
         model = self._snapshot.models.get(name)
         for alias in self._default_alias:
-            if (name, alias) in self._aliases or (model is not None and alias in model.aliases):
+            found = self._aliases.get((name, alias))
+            if found is not None:
+                return found
+            if model is not None and alias in model.aliases:
                 return self.open(name, alias)
         return self.open(name, self._default_alias[0])
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import time
 from asyncio import AbstractEventLoop, TimerHandle
-from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import accumulate
 from typing import Final, TypedDict, Unpack
 
+import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
@@ -31,6 +30,7 @@ _PHASE_BUCKETS: Final = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0
 _LOAD_BUCKETS: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _ROW_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096, 16384)
 
+_COUNT_AT_ONCE: Final = 512
 _LAG_INTERVAL: Final = 0.25
 _LAG_WINDOW: Final = 15.0
 
@@ -109,9 +109,14 @@ class Metrics:
     # What happened -------------------------------------------------------------------------------
 
     def request(
-        self, model: str, version: str, code: str, seconds: float, phases: Mapping[str, float] | None = None
+        self,
+        model: str,
+        version: str,
+        code: str,
+        seconds: float = 0.0,
+        phases: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0),
     ) -> None:
-        """An answer. `code` is "2xx" or an error code; `phases` are seconds by name of `PHASES`.
+        """An answer. `code` is "2xx" or an error code; `phases` are seconds in the order of `PHASES`.
 
         A request that was not resolved gives an empty model; it is counted and nothing else.
         """
@@ -123,10 +128,7 @@ class Metrics:
             served = self._served[model, version] = _Served()
         served.seen = self._clock()
         served.codes[code] = served.codes.get(code, 0) + 1
-        served.seconds.observe(seconds)
-        if phases:
-            for phase, spent in phases.items():
-                served.phases[phase].observe(spent)
+        served.observe((seconds, *phases))
 
     def batch(self, model: str, rows: int) -> None:
         """One call of a model with `rows` rows."""
@@ -199,10 +201,11 @@ class Metrics:
         for code, count in self._unresolved.items():
             requests.add_metric(["", "", code], count)
         for labels, served in self._served.items():
+            served.count()
             for code, count in served.codes.items():
                 requests.add_metric([*labels, code], count)
             seconds.add_metric(labels, served.seconds.buckets(), served.seconds.sum)
-            for phase, tally in served.phases.items():
+            for phase, tally in zip(PHASES, served.phases, strict=True):
                 parts.add_metric([*labels, phase], tally.buckets(), tally.sum)
         yield from (requests, seconds, parts)
 
@@ -266,34 +269,46 @@ class Metrics:
 
 
 class _Tally:
-    """A histogram for the hot path. prometheus_client's own takes a lock for each observation, which costs
-    more than all the rest; the event loop alone observes here."""
-
-    __slots__ = ("_bounds", "_counts", "sum")
+    """A histogram that takes many values at once: the observations of `Histogram`, each with a lock, cost a
+    request more than all that it counts."""
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self._bounds = bounds
-        self._counts = [0] * (len(bounds) + 1)
+        self._counts = np.zeros(len(bounds) + 1, np.int64)
         self.sum = 0.0
 
-    def observe(self, value: float) -> None:
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self.sum += value
+    def add(self, values: Sequence[float]) -> None:
+        places = np.searchsorted(self._bounds, values)
+        self._counts += np.bincount(places, minlength=len(self._counts))
+        self.sum += sum(values)
 
     def buckets(self) -> list[tuple[str, float]]:
         """(upper bound, how many are not above it), up to infinity."""
         bounds = [*map(floatToGoString, self._bounds), "+Inf"]
-        return list(zip(bounds, accumulate(self._counts), strict=True))
+        return list(zip(bounds, np.cumsum(self._counts).tolist(), strict=True))
 
 
 class _Served:
-    """What was counted of one version."""
+    """What was counted of one version. Used by the event loop alone."""
 
     def __init__(self) -> None:
         self.seen = 0.0
         self.codes: dict[str, int] = {}
         self.seconds = _Tally(_REQUEST_BUCKETS)
-        self.phases = {phase: _Tally(_PHASE_BUCKETS) for phase in PHASES}
+        self.phases = [_Tally(_PHASE_BUCKETS) for _ in PHASES]
+        self._waiting: list[tuple[float, ...]] = []
+
+    def observe(self, times: tuple[float, ...]) -> None:
+        """The seconds of a request and of its phases; they are counted later, many together."""
+        self._waiting.append(times)
+        if len(self._waiting) >= _COUNT_AT_ONCE:
+            self.count()
+
+    def count(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        if waiting:
+            for tally, values in zip([self.seconds, *self.phases], zip(*waiting, strict=True), strict=True):
+                tally.add(values)
 
 
 class _Gauges(Collector):

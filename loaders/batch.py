@@ -4,6 +4,9 @@
 JSON body can hold. Enforcement makes them, the micro-batcher joins and splits them, the wire carries
 them, flavors turn them into what their framework wants and their answers back into one of the three.
 
+Nobody changes one that is made. They are not frozen only because making a frozen one costs three times as
+much, several times in each request.
+
 This module must not know about signatures, frameworks, HTTP or JSON. It needs numpy alone.
 """
 
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
 Array: TypeAlias = "np.ndarray[Any, Any]"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Columns:
     """A table.
 
@@ -38,7 +41,7 @@ class Columns:
     index: Array | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Tensors:
     """One or more arrays. The one without a name stands under the empty string.
 
@@ -50,7 +53,7 @@ class Tensors:
     rows: int | None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Value:
     """Anything else: a list, a dict, a scalar, text, bytes; made of what JSON holds, plus bytes,
     datetimes and numpy arrays. With `rows` set it is a list of that many answers, one a row."""
@@ -79,12 +82,12 @@ def layout(batch: Batch) -> Hashable | None:
     if isinstance(batch, Columns):
         if batch.index is not None:
             return None
-        return (
-            "columns",
-            tuple((name, a.dtype.str, np.ma.isMaskedArray(a)) for name, a in batch.arrays.items()),
-        )
+        arrays = batch.arrays
+        # Flat, and the arrays' own objects: this is made for each request. The type tells a masked array.
+        return (Columns, *arrays, *[a.dtype for a in arrays.values()], *map(type, arrays.values()))
     if isinstance(batch, Tensors):
-        return ("tensors", tuple((name, a.dtype.str, a.shape[1:]) for name, a in batch.arrays.items()))
+        arrays_ = batch.arrays.values()
+        return (Tensors, *batch.arrays, *[a.dtype for a in arrays_], *[a.shape[1:] for a in arrays_])
     return None
 
 

@@ -130,6 +130,13 @@ def _are_unique(names: Sequence[Name], path: str, faults: Faults) -> bool:
     return False
 
 
+def counts_rows(index: Any, rows: Any) -> bool:
+    """Whether row labels, as JSON has them, only count the rows: 0, 1, …"""
+    if type(index) is not list or type(rows) is not list:
+        return False
+    return index == list(range(len(rows))) and set(map(type, index)) == {int}
+
+
 def _index(index: Any, rows: int, path: str, faults: Faults) -> NDArray | None:
     if not isinstance(index, list):
         faults.add(path, v.WRONG_TYPE, "array", kind_of(index))

@@ -74,7 +74,9 @@ LAYERS: dict[str, Layer] = {
         frozenset({"starlette", "uvicorn", "orjson", "numpy", "pyarrow"}),
         loaders=True,
     ),
-    "metrics": Layer(SERVICE | {"metrics"}, frozenset({"prometheus_client", "orjson"}), loaders=True),
+    "metrics": Layer(
+        SERVICE | {"metrics"}, frozenset({"prometheus_client", "orjson", "numpy"}), loaders=True
+    ),
     "api": Layer(CONFIGURED | FAMILIES | {"api"}, frozenset({"numpy", "pandas"}), loaders=True),
 }
 EVERYTHING = frozenset({"app", "cli", "__main__", "__init__", "demo", "commands", "preflight"})

@@ -13,12 +13,11 @@ import io
 import re
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import orjson
-from starlette.types import Receive
+from starlette.types import Message, Receive
 
 from gateway.errors import Detail, Problem
 from gateway.http import arrow
@@ -40,8 +39,7 @@ class ClientLeft(Exception):
     """The connection ended before the body did; there is nobody to answer."""
 
 
-@dataclass(frozen=True, slots=True)
-class Parsed:
+class Parsed(NamedTuple):
     """A body without its meaning. `model` is the JSON member of that name, `ABSENT` where there is none."""
 
     raw: RawInput
@@ -105,13 +103,13 @@ class Intake:
             raise self._too_large()
         size = 0
         try:
-            body, more = await self._chunk(receive)
+            body, more = self._chunk(await receive())
             size = len(body)
             if more:
                 chunks = [body]
                 async with asyncio.timeout(self.idle_seconds) as patience:
                     while more:
-                        chunk, more = await self._chunk(receive)
+                        chunk, more = self._chunk(await receive())
                         chunks.append(chunk)
                         size += len(chunk)
                         if size > self.limit:
@@ -135,9 +133,8 @@ class Intake:
             raise
         return body
 
-    async def _chunk(self, receive: Receive) -> tuple[bytes, bool]:
+    def _chunk(self, message: Message) -> tuple[bytes, bool]:
         """What came of the body, counted as held, and whether there is more."""
-        message = await receive()
         if message["type"] != "http.request":
             raise ClientLeft
         body: bytes = message.get("body", b"")

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import string
+from collections import deque
 from collections.abc import Mapping
 from functools import lru_cache
 from time import perf_counter
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 import orjson
@@ -29,14 +30,17 @@ if TYPE_CHECKING:
     from gateway.app import Gateway
     from gateway.registries.base import Version
 
+#: Seconds of parse, queue, predict, encode.
+Phases = tuple[float, float, float, float]
+
 WATCH_AFTER_SECONDS: Final = 0.1
 
 _PLAIN: Final = "".join(c for c in string.printable if c.isprintable() and c != "%")
 _SERVER_TIMING: Final = b"parse;dur=%.3f, queue;dur=%.3f, predict;dur=%.3f, encode;dur=%.3f"
 _MODEL_CODES: Final = frozenset({"PREDICTION_FAILED", "WORKER_CRASHED"})
 _UNREAD_CODES: Final = frozenset({"BODY_TOO_LARGE", "OVERLOADED"})
+_NO_TIME: Final = (0.0, 0.0, 0.0, 0.0)
 _ARROW: Final[Header] = (b"content-type", arrow.MEDIA.encode())
-_NOTHING: Final = {"parse": 0.0, "queue": 0.0, "predict": 0.0, "encode": 0.0}
 
 
 class Prediction:
@@ -46,6 +50,7 @@ class Prediction:
         self._service = app.service
         self._metrics = app.metrics
         self._intake = bodies.Intake(app.settings.max_body_bytes, app.settings.max_inflight_bytes)
+        self._departures = _Departures()
 
     async def serve(
         self, scope: Scope, receive: Receive, send: Send, target: bytes | None, *, bare: bool = False
@@ -60,9 +65,9 @@ class Prediction:
         if scope["method"] != "POST":
             await problems.respond_not_allowed(send, identity, scope["method"], "POST")
             return
-        phases = dict(_NOTHING)
+        phases = _NO_TIME
         held = 0
-        asked = 0.0
+        parsing = asked = 0.0
         unread: Receive | None = receive
         answer: Answer | None = None
         version: Version | None = None
@@ -79,21 +84,20 @@ class Prediction:
             reference = _agreed(reference, parsed.model)
             del body
             asked = perf_counter()
-            phases["parse"] = asked - started
-            departure = _Departure(receive)
+            parsing = asked - started
+            departure = self._departures.watch(receive)
             answer = await self._service.predict(
                 Inference(reference, parsed.raw, parsed.params, deadline, request_id=identity, size=held)
             )
             answered = perf_counter()
-            phases["queue"] = answer.queue_seconds
-            phases["predict"] = answer.predict_seconds
             as_table = b"accept" in headers and arrow.wanted(headers[b"accept"])
             if as_table:
                 predictions = await arrow.encode(answer.result, _about(answer))
             else:
                 predictions = await answers.encode(answer.result)
             departure.end()
-            phases["encode"] = perf_counter() - answered
+            encoding = perf_counter() - answered
+            phases = (parsing, answer.queue_seconds, answer.predict_seconds, encoding)
             version, status, code = answer.version, 200, "2xx"
             head, content = _success(identity, answer, predictions, phases, bare)
             if as_table:
@@ -109,7 +113,10 @@ class Prediction:
             if answer is not None:
                 problem.version, problem.alias = answer.version, answer.alias
             elif asked:
-                phases["predict" if problem.code in _MODEL_CODES else "queue"] = perf_counter() - asked
+                spent = perf_counter() - asked
+                phases = (
+                    (parsing, 0.0, spent, 0.0) if problem.code in _MODEL_CODES else (parsing, spent, 0.0, 0.0)
+                )
             version, status, code = problem.version, problem.status, problem.code
             if bare and code == "INVALID_INPUT":
                 status = 400
@@ -125,11 +132,11 @@ class Prediction:
         else:
             await problems.respond(send, status, head, content)
         name, number = (version.name, version.version) if version else ("", "")
-        self._metrics.request(name, number, code, perf_counter() - began, phases if version else None)
+        self._metrics.request(name, number, code, perf_counter() - began, phases)
 
 
 def _success(
-    identity: bytes, answer: Answer, predictions: bytes, phases: Mapping[str, float], bare: bool
+    identity: bytes, answer: Answer, predictions: bytes, phases: Phases, bare: bool
 ) -> tuple[list[Header], bytes]:
     model, name, number = _resolved(answer.version.name, answer.version.version, answer.alias)
     parts = [b'{"predictions":', predictions]
@@ -147,7 +154,7 @@ def _about(answer: Answer) -> dict[str, object]:
     return {"model": model, "warnings": list(answer.warnings)}
 
 
-def _failure(identity: bytes, problem: Problem, phases: Mapping[str, float]) -> tuple[list[Header], bytes]:
+def _failure(identity: bytes, problem: Problem, phases: Phases) -> tuple[list[Header], bytes]:
     head = problems.header_list(problem, identity)
     if problem.version is not None:
         _, name, number = _resolved(problem.version.name, problem.version.version, problem.alias)
@@ -155,42 +162,61 @@ def _failure(identity: bytes, problem: Problem, phases: Mapping[str, float]) -> 
     return head, problems.document(problem, identity)
 
 
-class _Departure:
-    """Cancels the work for a client that leaves while it waits, so that its place in a queue is free.
+class _Departures:
+    """Looks after the requests that take longer than `WATCH_AFTER_SECONDS`, with one timer for all: a timer
+    for each request would cost every quick one something."""
 
-    Looking costs a task; only a request that takes longer than `WATCH_AFTER_SECONDS` is looked after.
-    """
+    def __init__(self) -> None:
+        self._young: deque[tuple[float, _Departure]] = deque()
 
-    __slots__ = ("_receive", "_request", "_timer", "_watch", "left")
-
-    def __init__(self, receive: Receive) -> None:
+    def watch(self, receive: Receive) -> _Departure:
         loop = asyncio.get_running_loop()
+        departure = _Departure(receive, asyncio.current_task(loop))
+        if not self._young:
+            loop.call_later(WATCH_AFTER_SECONDS, self._begin, loop)
+        self._young.append((loop.time() + WATCH_AFTER_SECONDS, departure))
+        return departure
+
+    def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
+        now = loop.time()
+        while self._young and self._young[0][0] <= now:
+            self._young.popleft()[1].begin()
+        if self._young:
+            loop.call_at(self._young[0][0], self._begin, loop)
+
+
+class _Departure:
+    """Cancels the work for a client that leaves while it waits, so that its place in a queue is free."""
+
+    __slots__ = ("_receive", "_request", "_watch", "left")
+
+    def __init__(self, receive: Receive, request: asyncio.Task[Any] | None) -> None:
         self.left = False
-        self._receive = receive
-        self._request = asyncio.current_task(loop)
+        self._receive: Receive | None = receive
+        self._request = request
         self._watch: asyncio.Task[None] | None = None
-        self._timer = loop.call_later(WATCH_AFTER_SECONDS, self._begin)
+
+    def begin(self) -> None:
+        if self._receive is not None:
+            self._watch = asyncio.get_running_loop().create_task(self._look(self._receive))
 
     def end(self) -> None:
-        self._timer.cancel()
+        self._receive = self._request = None  # an ended one may stand in the queue for a moment yet
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None
 
-    def _begin(self) -> None:
-        self._watch = asyncio.get_running_loop().create_task(self._look())
-
-    async def _look(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
+    async def _look(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
             pass
         self.left = True
         if self._request is not None:
             self._request.cancel()
 
 
-def _timing(phases: Mapping[str, float]) -> Header:
-    milliseconds = tuple([seconds * 1000.0 for seconds in phases.values()])
-    return b"server-timing", _SERVER_TIMING % milliseconds
+def _timing(phases: Phases) -> Header:
+    parse, queue, predict, encode = phases
+    return b"server-timing", _SERVER_TIMING % (parse * 1e3, queue * 1e3, predict * 1e3, encode * 1e3)
 
 
 @lru_cache(maxsize=1024)

@@ -60,7 +60,11 @@ class Failing:
 def call(service: Any, *incoming: dict[str, Any], **scope: Any) -> list[dict[str, Any]]:
     """What the application sends to a server that calls it with this scope and these messages."""
     limits = SimpleNamespace(
-        max_body_bytes=1000, max_inflight_bytes=1000, admin_key_file=None, webhook_secret_file=None
+        max_body_bytes=1000,
+        max_inflight_bytes=1000,
+        admin_key_file=None,
+        webhook_secret_file=None,
+        access_log=False,
     )
     app: Any = SimpleNamespace(
         settings=limits, service=service, operations=service, metrics=Metrics(), draining=False

@@ -1,0 +1,134 @@
+"""Scikit-learn estimators are given arrays where a frame would only be slower, and frames elsewhere."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.compose import make_column_transformer
+from sklearn.datasets import load_iris
+from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier, VotingClassifier
+from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from sklearn.svm import SVC
+
+from loaders.batch import Columns
+from loaders.flavors.sklearn import Estimator
+
+FRAME, TARGET = load_iris(return_X_y=True, as_frame=True)
+NAMES = list(FRAME.columns)
+
+
+class Centred(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """A stranger's step: looks at the frame's columns."""
+
+    def fit(self, frame: Any, target: Any = None) -> Centred:
+        self.fitted_ = True
+        return self
+
+    def transform(self, frame: pd.DataFrame) -> Any:
+        return frame[NAMES] - 1.0
+
+
+def doubled(frame: Any) -> Any:
+    return frame * 2
+
+
+ARRAYS = [
+    LogisticRegression(max_iter=500),
+    LinearRegression(),
+    RandomForestClassifier(5, random_state=0),
+    HistGradientBoostingClassifier(max_iter=5),
+    KNeighborsClassifier(),
+    SVC(),
+    make_pipeline(StandardScaler(), LogisticRegression(max_iter=500)),
+    make_pipeline(StandardScaler(), "passthrough", LogisticRegression(max_iter=500)),
+]
+FRAMES = [
+    make_pipeline(make_column_transformer((StandardScaler(), NAMES[:2])), LogisticRegression(max_iter=500)),
+    make_pipeline(Centred(), LogisticRegression(max_iter=500)),
+    make_pipeline(FunctionTransformer(doubled), LogisticRegression(max_iter=500)),
+    make_pipeline(StandardScaler().set_output(transform="pandas"), LogisticRegression(max_iter=500)),
+    GridSearchCV(LogisticRegression(max_iter=500), {"C": [1.0, 2.0]}, cv=2),
+    VotingClassifier([("a", LogisticRegression(max_iter=500)), ("b", KNeighborsClassifier())]),
+]
+
+
+def name(model: Any) -> str:
+    return str(model).partition("(")[0]
+
+
+def table(frame: pd.DataFrame) -> Columns:
+    return Columns({column: frame[column].to_numpy() for column in frame}, len(frame))
+
+
+def asked_with(estimator: Estimator, batch: Columns) -> list[type]:
+    """What kinds of input the framework was given for this batch."""
+    given: list[type] = []
+
+    def spy(ask: Any) -> Any:
+        return lambda data: given.append(type(data)) or ask(data)
+
+    estimator._predict = spy(estimator._predict)
+    if hasattr(estimator, "_predict_array"):
+        estimator._predict_array = spy(estimator._predict_array)
+    estimator.predict(batch, {})
+    return given
+
+
+@pytest.mark.parametrize("model", [*ARRAYS, *FRAMES], ids=name)
+def test_an_answer_is_what_the_model_gives_for_a_frame(model: Any) -> None:
+    estimator = Estimator(model.fit(FRAME, TARGET), "predict")
+    for rows in (1, 7):
+        part = FRAME.iloc[45 : 45 + rows]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            answer = estimator.predict(table(part), {})
+        expected = model.predict(part)
+        assert answer.dtype == expected.dtype
+        np.testing.assert_allclose(answer, expected, rtol=1e-12)
+    assert list(model.feature_names_in_ if hasattr(model, "feature_names_in_") else NAMES) == NAMES
+
+
+@pytest.mark.parametrize("model", ARRAYS, ids=name)
+def test_estimators_that_only_check_names_get_arrays(model: Any) -> None:
+    assert asked_with(Estimator(model.fit(FRAME, TARGET), "predict"), table(FRAME.head(3))) == [np.ndarray]
+
+
+@pytest.mark.parametrize("model", FRAMES, ids=name)
+def test_what_may_look_at_columns_gets_frames(model: Any) -> None:
+    assert asked_with(Estimator(model.fit(FRAME, TARGET), "predict"), table(FRAME.head(3))) == [pd.DataFrame]
+
+
+def test_other_columns_than_those_it_was_fitted_on_come_as_a_frame() -> None:
+    model = LogisticRegression(max_iter=500).fit(FRAME, TARGET)
+    turned = table(FRAME[NAMES[::-1]].head(2))
+    with pytest.raises(ValueError, match="same order"):
+        Estimator(model, "predict").predict(turned, {})
+    gaps = table(FRAME.head(2))
+    gaps.arrays[NAMES[0]] = np.ma.MaskedArray([1, 2], mask=[True, False])
+    with pytest.raises(ValueError, match=r"NaN|missing"):
+        Estimator(model, "predict").predict(gaps, {})
+
+
+def test_a_model_fitted_without_names_gets_frames_as_in_mlflow() -> None:
+    model = LogisticRegression(max_iter=500).fit(FRAME.to_numpy(), TARGET)
+    with pytest.warns(UserWarning, match="has feature names"):
+        assert asked_with(Estimator(model, "predict"), table(FRAME.head(2))) == [pd.DataFrame]
+
+
+@pytest.mark.parametrize("kinds", [("i4", "f8"), ("f4", "i8"), ("f4", "f4"), ("i8", "i8"), ("?", "f8")])
+def test_mixed_columns_become_the_number_type_that_pandas_gives_them(kinds: tuple[str, str]) -> None:
+    model = LinearRegression().fit(pd.DataFrame({"a": [1.0, 2, 3], "b": [2.0, 1, 0]}), [1.0, 2, 3])
+    batch = Columns({n: np.array([0, 1, 1]).astype(kind) for n, kind in zip("ab", kinds, strict=True)}, 3)
+    answer = Estimator(model, "predict").predict(batch, {})
+    expected = model.predict(pd.DataFrame(batch.arrays))
+    assert answer.dtype == expected.dtype
+    np.testing.assert_allclose(answer, expected, rtol=1e-12)
