@@ -92,27 +92,24 @@ class Reader:
         if not isinstance(rest, dict) or rest.get("models") != {_PLACEHOLDER.decode(): None}:
             raise yamltext.NotPlain([("models", "it is not where it seems to be")])
         checker.document(rest | {"models": None})
-        entries: dict[str, bytes] = {}
+        entries: dict[str, bytes | None] = {}
         known: dict[bytes, tuple[str, bytes]] = {}
         for piece in pieces:
             digest = _digest(piece)
             found = self._pieces.get(digest)
             if found is None:
-                value = yamltext.plain(piece)
-                if not isinstance(value, dict) or len(value) != 1:
-                    raise yamltext.NotPlain([("models", "a piece of it is no entry")])
-                [(name, item)] = value.items()
-                entry = checker.entry(name, item)
-                found = (name, entry) if entry is not None else None
+                name, item = _member_of(piece)
             else:
                 name = found[0]
             if name in entries:
                 checker.problem(f"models.{name}", "comes twice")
-            if found is not None:
-                known[digest] = found
-                entries[name] = found[1]
+                continue
+            entry = found[1] if found is not None else checker.entry(name, item)
+            entries[name] = entry
+            if entry is not None:
+                known[digest] = (name, entry)
         self._pieces = known
-        return entries
+        return {name: entry for name, entry in entries.items() if entry is not None}
 
     def _json(self, content: bytes, checker: _Checker) -> dict[str, bytes]:
         text = content.decode("utf-8-sig")
@@ -260,6 +257,15 @@ def _indent(text: str) -> str | None:
     """What a level of a JSON text is indented by; None where it is all in one line."""
     found = re.match(r"\s*\{[^\S\n]*\n([ \t]+)", text)
     return found[1] if found else None
+
+
+def _member_of(piece: bytes) -> tuple[str, Any]:
+    """The name and the value of the one entry that a piece of YAML is. Raises NotPlain."""
+    value = yamltext.plain(piece)
+    if not isinstance(value, dict) or len(value) != 1:
+        raise yamltext.NotPlain([("models", "a piece of it is no entry")])
+    [member] = value.items()
+    return member
 
 
 def _digest(piece: bytes) -> bytes:

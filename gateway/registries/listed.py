@@ -59,6 +59,7 @@ class Subset:
     def __init__(self, registry: Registry, names: Sequence[str]) -> None:
         self._registry = registry
         self._names = dict.fromkeys(names)
+        self._names_stamp = hashlib.sha256("\n".join(self._names).encode()).hexdigest()[:16]
         self.identity = registry.identity
         self.target = registry.target
         self.poll_interval = registry.poll_interval
@@ -94,7 +95,8 @@ class Subset:
     def _narrowed(self, snapshot: Snapshot) -> Snapshot:
         # Asked by name: a large registry makes a model of what is looked at, and of nothing else.
         models = {name: snapshot.models[name] for name in self._names if name in snapshot.models}
-        return Snapshot(models, snapshot.stamp)
+        # Not the whole one's: what is saved of one must not be taken for what is saved of the other.
+        return Snapshot(models, f"{snapshot.stamp} of {self._names_stamp}")
 
 
 class SubsetByName(Subset):

@@ -80,8 +80,8 @@ class MLflowRegistry:
 
     See `Registry` and `AskedByName`. Where MLFLOW_REGISTRY_URI names it and MLFLOW_TRACKING_URI another
     server, runs, logged models and proxied files are asked for there. `stages`: MLflow's stages answer as
-    aliases of their name. `tagging`: digests of first fetches are written back. `digests`: every version is
-    to have one, so one that has none is asked for again and again. Raises RegistryError.
+    aliases of their name. `tagging`: digests of first fetches are written back. `digests`: versions without
+    one are asked for again and again. Raises RegistryError.
     """
 
     poll_interval = 5.0
@@ -108,9 +108,7 @@ class MLflowRegistry:
         self.target = self._client.base
         self.identity = f"mlflow:{self._client.base}"
         self._experiment = environ.get("MLFLOW_EXPERIMENT_ID") or "0"
-        self._stages = stages
-        self._tagging = tagging
-        self._needs_digests = digests
+        self._stages, self._tagging, self._needs_digests = stages, tagging, digests
         self._orders = itertools.count(1)
         self._lock = threading.Lock()
         self._names: dict[str, _Known] = {}
@@ -175,9 +173,8 @@ class MLflowRegistry:
 
     def forget(self, names: Collection[str]) -> None:
         with self._lock:
-            for name in names:
-                self._names.pop(name, None)
-                self._fixed.pop(name, None)
+            self._names = {name: known for name, known in self._names.items() if name not in names}
+            self._fixed = {name: model for name, model in self._fixed.items() if name not in names}
             self._changes += 1
 
     def listing(self, name: str | None = None) -> Snapshot:
@@ -218,7 +215,7 @@ class MLflowRegistry:
             known = None  # another model of the same name
         before = known.model if known is not None else Model(name, {}, {})
         versions = dict(before.versions)
-        undigested = {n for n, version in versions.items() if self._needs_digests and version.digest is None}
+        again = {n for n, version in versions.items() if self._needs_digests and version.digest is None}
         aliases = self._aliases(registered)
         latest = answers.listed_versions(registered)
         needed = {entry.version for entry in aliases.values()} | ({wanted} if wanted else set())
@@ -229,7 +226,7 @@ class MLflowRegistry:
                 # MLflow removes the aliases of a version that is deleted: nobody ended this one.
                 versions.pop(entry.version, None)
                 aliases[alias] = entry
-        for number in sorted((needed - versions.keys()) | undigested, key=int):
+        for number in sorted((needed - versions.keys()) | again, key=int):
             if (version := self._version(name, number)) is not None:
                 versions[number] = version
         tags = answers.tags(registered)
