@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from contextvars import copy_context
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlsplit
 
 from gateway.artifacts import ArtifactError, Artifacts, Local, Unreachable
 from gateway.errors import Problem
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("gateway.packages")
 
+#: A store that did not answer is taken to be away for so many seconds, where that spares asking it again.
+AWAY = 30.0
 #: What a loaded model takes beside its parameters, in bytes: a thread, buffers, Python objects.
 OVERHEAD = 1 << 20
 
@@ -98,6 +102,8 @@ class Packages:
         self._remembered = remembered
         self._remember = remember
         self._lasting = lasting
+        #: Until when (monotonic seconds) a store is taken to be away.
+        self._away: dict[tuple[str, str], float] = {}
         #: What is being fetched just now: written by the threads that fetch, read by anybody.
         self.fetching: dict[Version, Fetched] = {}
 
@@ -149,7 +155,11 @@ class Packages:
         return version
 
     def _find(self, version: Version) -> Local | None:
-        return self._artifacts.find(self._held_to(version))
+        wanted = self._held_to(version)
+        away = time.monotonic() < self._away.get(_store(wanted), 0.0)
+        if away and (last := self._last(wanted)) is not None:
+            return last
+        return self._artifacts.find(wanted)
 
     def _fetch(self, version: Version) -> Local:
         wanted = self._held_to(version)
@@ -160,6 +170,7 @@ class Packages:
         try:
             local = self._artifacts.fetch(wanted, progress)
         except Unreachable as error:
+            self._away[_store(version)] = time.monotonic() + AWAY
             last = self._last(wanted)
             if last is None:
                 raise
@@ -185,6 +196,10 @@ class Packages:
                 f"its format ({flavor.name}) executes code when it is loaded, and unsafe_formats refuses that"
             )
             raise _unavailable(version, reason)
+
+
+def _store(version: Version) -> tuple[str, str]:
+    return urlsplit(version.source)[:2]
 
 
 def _unavailable(version: Version, reason: str) -> Problem:

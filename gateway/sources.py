@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import ipaddress
+import itertools
 import os
 import re
 import socket
@@ -40,7 +41,7 @@ RANGED: Final = 32 * 1024**2
 RANGE: Final = 8 * 1024**2
 AT_ONCE: Final = 8
 #: Seconds within which a store says what a version's files are.
-LISTING_SECONDS: Final = 20.0
+LISTING_SECONDS: Final = 15.0
 _ATTEMPTS: Final = 3
 _BATCH: Final = 64
 _CHUNK: Final = 1 << 18
@@ -224,7 +225,8 @@ class _Remote:
         if "://" not in version.source:  # fsspec would take it for the name of a directory here
             raise ArtifactError(f"{problem}: {scheme}:/ is not supported", version.source)
         # A server that is allowed must not send us on to one that is not.
-        options = {"allow_redirects": False} if scheme in ("http", "https") else {}
+        self._web = scheme in ("http", "https")
+        options = {"allow_redirects": False} if self._web else {}
         try:
             self._files, self._path = fsspec.core.url_to_fs(version.source, **options)
         except ImportError as error:
@@ -236,19 +238,40 @@ class _Remote:
 
     def files(self, version: Version) -> list[File]:
         self._files.invalidate_cache()
-        listed: dict[str, Any] = self._asked(version, "find", LISTING_SECONDS, self._path, detail=True)
         root = self._path.rstrip("/") + "/"
+        listed: dict[str, Any]
+        if self._web:
+            listed = dict(itertools.islice(self._linked(version, root, 0), MAX_FILES + 1))
+        else:
+            listed = self._asked(version, "find", LISTING_SECONDS, self._path, detail=True)
         found: list[File] = []
         for name, info in listed.items():
             if info.get("type") == "directory" or name.endswith("/"):
                 continue
             relative = name.removeprefix(root)
+            if self._web:
+                relative = unquote(relative)
             if relative == name or not _stays_inside(relative):
                 raise ArtifactError(f"the source of {version} lists a file outside of it", name)
             if is_part(relative):
                 size = info.get("size")
                 found.append((relative, name, None if size is None else int(size)))
         return _all(version, found)
+
+    def _linked(self, version: Version, place: str, depth: int) -> Iterator[tuple[str, dict[str, Any]]]:
+        """What a web server's pages of directories lead to below `place`, which ends with a slash: without it
+        a server sends us on, and we do not go. Links to elsewhere are common, and not followed."""
+        if depth > _MAX_DEPTH:
+            raise ArtifactError(f"the source of {version} lists directories without end", place)
+        for info in self._asked(version, "ls", LISTING_SECONDS, place, detail=True):
+            name: str = info["name"]
+            below = name.removeprefix(place)
+            if below in (name, "", "/") or "?" in below or "#" in below:
+                continue
+            if name.endswith("/"):
+                yield from self._linked(version, name, depth + 1)
+            else:
+                yield name, info
 
     def copy(self, version: Version, files: list[File], to: Path, *, limit: int, meter: Meter) -> None:
         small = [file for file in files if file[2] is not None and file[2] < RANGED]

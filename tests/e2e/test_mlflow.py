@@ -19,8 +19,8 @@ from gateway.registries import open_registry
 from tests.conftest import needs
 from tests.e2e.running import Running, log_scaled, running
 from tests.e2e.traffic import FACTORS, served, traffic, until
+from tests.front import Authority, front
 from tests.mlflow_server import SECRET, Server
-from tests.tcp_proxy import PASS, REFUSE, proxy
 
 pytestmark = [
     pytest.mark.all,
@@ -112,34 +112,20 @@ def test_a_webhook_is_faster_than_the_poll(
     log.info("moved by MLflow's client, by webhook: served after %s s", took)
 
 
-def test_an_outage_is_noticed_by_nobody(
+def test_behind_a_proxy_with_a_token_and_an_authority_of_its_own(
     mlflow_server: Server, logged: dict[str, str], client: Any, tmp_path: Path
 ) -> None:
-    client.set_registered_model_alias("times table", "steady", "1")
-    environ = {"GATEWAY_POLL_INTERVAL": "300ms", "MLFLOW_HTTP_REQUEST_TIMEOUT": "2"}
-    with proxy(mlflow_server.port) as between:
-        with running(tmp_path, "--registry", between.url, **environ) as server:
-            assert served(server, "times table@steady") == "1"
-            with traffic(server.url, "times%20table@steady") as asked:
-                between.breaks(REFUSE)
-                until(lambda: server.metric("gateway_registry_errors_total") > 0)
-                ready = httpx.get(f"{server.url}/readyz")
-                assert ready.status_code == 200
-                assert ready.json()["registry"]["error"]
-                until(lambda: server.metric("gateway_registry_age_seconds") > 1.0)
-                answer = server.predict("never-heard-of", [{"x": 1.0}])
-                assert (answer.status_code, answer.json()["error_code"]) == (503, "REGISTRY_UNAVAILABLE")
-                assert answer.headers["retry-after"]
-            assert asked.failures == []
-            unloaded = httpx.post(f"{server.url}/models/times%20table@steady/unload", timeout=60)
-            assert unloaded.json()["state"] == "UNLOADED"
-            assert served(server, "times table@steady") == "1"  # cold, and on disk
-        with running(tmp_path, "--registry", between.url, **environ) as server:  # begun in the outage
-            assert served(server, "times table@steady") == "1"
-            assert server.metric("gateway_registry_age_seconds") > 1.0
-            client.set_registered_model_alias("times table", "steady", "2")
-            between.breaks(PASS)
-            until(lambda: served(server, "times table@steady") == "2")
+    client.set_registered_model_alias("times table", "proxied", "1")
+    authority = Authority(tmp_path / "authority")
+    with front(mlflow_server.url, token="of-the-test", tls=authority.server("127.0.0.1")) as before:
+        environ = {  # what users of MLflow have set, and nothing else
+            "MLFLOW_TRACKING_URI": before.url,
+            "MLFLOW_TRACKING_TOKEN": "of-the-test",
+            "MLFLOW_TRACKING_SERVER_CERT_PATH": str(authority.file),
+        }
+        with running(tmp_path, **environ) as server:
+            assert served(server, "times table@proxied") == "1"
+        assert set(before.authorizations) == {"Bearer of-the-test"}
 
 
 def test_only_the_registry_ends_an_alias(mlflow_server: Server, client: Any, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -92,7 +94,9 @@ def test_registry_and_store_go_away_under_traffic(
             with traffic(gateway.url, "loaded") as before:
                 breaks(REFUSE)
                 age = without_registry(gateway, 0.5)
-                assert served(gateway, "absent") == "REGISTRY_UNAVAILABLE"
+                answer = gateway.predict("absent", [{"x": 1.0}])
+                assert (answer.status_code, answer.json()["error_code"]) == (503, "REGISTRY_UNAVAILABLE")
+                assert answer.headers["retry-after"]
             assert before.failures == []
         breaks(HANG)
         move("loaded", "2")
@@ -100,6 +104,9 @@ def test_registry_and_store_go_away_under_traffic(
             with traffic(gateway.url, "loaded") as after:
                 without_registry(gateway, age)
                 assert served(gateway, "loaded") == "1"
+                command = [sys.executable, "-m", "gateway", "status", "--url", gateway.url]
+                told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+                assert "registry error: " in told.stdout
                 breaks(PASS)
                 until(lambda: served(gateway, "loaded") == "2")
                 until(lambda: served(gateway, "absent") == "1")

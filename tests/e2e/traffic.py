@@ -37,9 +37,14 @@ class Traffic:
 
     def __init__(self, url: str, path: str) -> None:
         self.failures: list[str] = []
-        self.answers = 0
+        #: How long each answer took.
+        self.seconds: list[float] = []
         self._ask = (url, path)
         self._stop = threading.Event()
+
+    @property
+    def answers(self) -> int:
+        return len(self.seconds)
 
     def _run(self) -> None:
         url, path = self._ask
@@ -48,12 +53,13 @@ class Traffic:
                 if self._stop.is_set():
                     return
                 sent = {"dataframe_records": [{"x": float(turn)}]}
+                began = time.monotonic()
                 response = client.post(f"/predict/{path}", json=sent)
+                self.seconds.append(time.monotonic() - began)
                 if response.status_code != 200:
                     self.failures.append(response.text)
                 elif response.json()["predictions"] != [turn * FACTORS[response.headers["x-model-version"]]]:
                     self.failures.append(f"a wrong answer: {response.text}")
-                self.answers += 1
 
 
 @contextmanager

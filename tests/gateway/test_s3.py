@@ -10,12 +10,13 @@ import pytest
 
 from gateway.artifacts import ArtifactError, Artifacts
 from gateway.registries import open_registry
-from gateway.registries.base import RegistryUnavailable
-from gateway.sources import sources_for
+from gateway.registries.base import RegistryUnavailable, Version
+from gateway.sources import Meter, Sources, sources_for
 from gateway.stores import asked
 from loaders.package import digest
 from tests.conftest import needs
 from tests.object_store import ObjectStore
+from tests.tcp_proxy import CUT, RESET, proxy
 
 pytestmark = pytest.mark.all
 
@@ -64,6 +65,28 @@ def test_a_registry_in_a_bucket(files: Any, tmp_path: Path, monkeypatch: pytest.
     files.rm("models/registry.yaml")
     with pytest.raises(RegistryUnavailable, match="does not exist"):
         registry.read()
+
+
+@pytest.mark.parametrize("fault", [RESET, CUT, "500"])
+def test_a_break_in_a_download_is_made_good(
+    fault: str, object_store: ObjectStore, files: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.sources.RANGED", 100_000)
+    monkeypatch.setattr("gateway.sources.RANGE", 100_000)
+    content = os.urandom(350_000)
+    files.pipe({"models/broken/MLmodel": b"flavors: {}", "models/broken/weights": content})
+    with proxy(object_store.port) as between:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", between.url)
+        files.clear_instance_cache()
+        version = Version("iris", "1", "s3://models/broken")
+        source = Sources().open(version)
+        listed = source.files(version)
+        between.lets_through = 50_000
+        between.breaks(fault, times=2)
+        source.copy(version, listed, tmp_path, limit=10**9, meter=Meter(listed))
+        assert between.times is not None
+        assert between.times < 0  # it did break
+    assert (tmp_path / "weights").read_bytes() == content
 
 
 def test_wrong_keys_are_said(files: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

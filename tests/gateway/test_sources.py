@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import http.server
 import json
 import threading
@@ -16,6 +17,8 @@ from gateway.artifacts import ArtifactError, Artifacts
 from gateway.registries.base import Version
 from gateway.sources import Meter, Sources, sources_for
 from loaders.package import digest
+from tests.conftest import needs
+from tests.tcp_proxy import CUT, PASS, RESET, proxy
 
 PROXY = "/api/2.0/mlflow-artifacts/artifacts"
 
@@ -222,6 +225,46 @@ def test_a_large_file_of_a_store_comes_in_ranges(
     with pytest.raises(ArtifactError, match="incomplete"):
         Artifacts(tmp_path / "other", 10**9).fetch(version("memory://m"))
     assert [path.name for path in (tmp_path / "other").iterdir() if path.is_dir()] == []
+
+
+def test_a_file_without_an_announced_size_does_not_fill_the_disk(
+    memory: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory.pipe({"/m/MLmodel": b"flavors: {}", "/m/bomb": b"x" * 3_000_000})
+    listed = memory.find("/m")
+    monkeypatch.setattr(type(memory), "find", lambda *a, **k: {name: {"type": "file"} for name in listed})
+    with pytest.raises(ArtifactError, match="larger than the cache"):
+        Artifacts(tmp_path / "cache", 2_000_000).fetch(version("memory://m"))
+    assert [path.name for path in (tmp_path / "cache").iterdir() if path.is_dir()] == []
+    assert Artifacts(tmp_path / "cache", 4_000_000).fetch(version("memory://m")).bytes == 3_000_011
+
+
+@pytest.mark.all
+def test_a_web_servers_directory_is_a_source(tmp_path: Path) -> None:
+    needs("aiohttp")
+    package = tmp_path / "package"
+    (package / "data").mkdir(parents=True)
+    (package / "MLmodel").write_bytes(b"flavors: {}")
+    (package / "data" / "the weights").write_bytes(b"x" * 300_000)
+    handler = functools.partial(_Listing, directory=str(package.parent))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as web:
+        threading.Thread(target=web.serve_forever, args=(0.01,), daemon=True).start()
+        with proxy(web.server_port) as between:
+            wanted = version(f"{between.url}/package")
+            between.lets_through = 100_000  # the listings go through
+            for fault in (CUT, RESET, "500"):
+                between.breaks(fault)
+                with pytest.raises(ArtifactError):
+                    Artifacts(tmp_path / "cache", 10**9).fetch(wanted)
+                assert [path.name for path in (tmp_path / "cache").iterdir() if path.is_dir()] == []
+            between.breaks(PASS)
+            assert Artifacts(tmp_path / "cache", 10**9).fetch(wanted).digest == digest(package)
+        web.shutdown()
+
+
+class _Listing(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
+        """Not to standard error."""
 
 
 def test_progress_is_told_now_and_then_and_at_the_end() -> None:
