@@ -248,13 +248,12 @@ class Pieces:
 
 
 def split(content: bytes, key: str) -> Pieces | None:
-    """The pieces of the block mapping at `key`, cut at its indentation; None where there is no such mapping,
-    or its keys are not written plainly.
+    """The pieces of the block mapping at `key`, cut at its indentation; None where there is no such mapping.
 
     Where each piece alone, and `Pieces.without` them, reads as valid YAML without anchors and as one mapping,
     the whole text reads as the mapping of all of them. A scalar or a flow collection that goes over an edge
     leaves a piece that is not valid; a block ends at an edge in any case, because the next line is indented
-    less; what could go on at the same indentation (`-`, `?`, `:`) is not split.
+    less; and what goes on at the same indentation (`-` below its key, `:` below `?`) is no mapping alone.
     """
     # No search goes over more of the text than one piece: a long one would keep other threads waiting.
     begin = b"%b:" % key.encode()
@@ -272,8 +271,6 @@ def split(content: bytes, key: str) -> Pieces | None:
         if len(edge[1]) < column:
             end = edge.start()
             break
-        if edge[2] in b"-?:,[]{}&*!|>%@`":
-            return None
         if edge[2] != b"\t":
             starts.append(edge.start())
     return Pieces(content, head, column, [*starts, end])

@@ -61,7 +61,9 @@ def read_whole(text: str) -> Any:
 @example(["  a: &x {}", "  b: *x"], [])
 @example(["  a: {}", "...", "  b: {}"], [])
 @example(["  a: {}", "---", "  b: {}"], [])
-@example(["  l: {}\x85  m: {}", "  l: {}"], [])
+@example(["  l: {}\x85  m: {}", "  o: {}"], [])
+@example(["  a: {}", " i: {}"], [])
+@example(["  a: {}", "x-a: [1,", "  2]"], ["  b: {}"])
 @given(st.lists(st.sampled_from(LINES), max_size=9), st.lists(st.sampled_from(LINES), max_size=9))
 def test_pieces_read_as_the_whole_does(lines: list[str], others: list[str]) -> None:
     reader = Reader("yaml", "t")
