@@ -8,6 +8,8 @@ that belong to a registry carry its identity.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
 import sqlite3
 import threading
@@ -39,6 +41,7 @@ CREATE TABLE IF NOT EXISTS last_snapshot (registry TEXT PRIMARY KEY, stamp TEXT 
 CREATE TABLE IF NOT EXISTS last_model (
     registry TEXT, name TEXT, entry BLOB NOT NULL, PRIMARY KEY (registry, name)) WITHOUT ROWID
 """
+_FORGETFUL = "the state in %s cannot be written (%s): what is new is forgotten when this gateway ends"
 HISTORY_KEPT = 100
 #: How long another gateway's transaction is waited for.
 LOCKED_SECONDS = 10.0
@@ -66,53 +69,81 @@ class LastSnapshot:
     seen: float
 
 
+class _Newer(Exception):
+    """The file was written by a later version of the gateway."""
+
+
 class State:
-    """The durable state under `directory`. A file that is not readable is set aside and begun anew."""
+    """The durable state under `directory`.
+
+    A file that is damaged is set aside and begun anew. One that a newer gateway writes is left to it, and
+    another one used. Where nothing can be written, what the file says still counts, and what is new is kept
+    until the process ends. Each is said in the log. Raises OSError where `directory` is none, and where
+    others hold the file for longer than `LOCKED_SECONDS`.
+    """
 
     def __init__(self, directory: Path, *, clock: Callable[[], float] = time.time) -> None:
         self._path = directory / "state.db"
         self._clock = clock
         self._lock = threading.Lock()
         self._saved: dict[str, tuple[str, Mapping[str, bytes]]] = {}
-        directory.mkdir(parents=True, exist_ok=True)
         try:
-            self._db = self._open()
+            directory.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise NotADirectoryError(errno.ENOTDIR, "it is no directory", str(directory)) from None
+        except OSError as error:
+            log.error(_FORGETFUL, directory, error.strerror)
+            self._db = self._in_memory()
+            return
+        try:
+            self._db = self._opened()
+        except _Newer as error:
+            self._path = directory / f"state-{SCHEMA}.db"
+            log.warning("the state file in %s is left to a newer gateway: %s", directory, error)
+            self._db = self._opened()
+
+    def _opened(self) -> sqlite3.Connection:
+        """The file, or what stands in for it. Raises OSError and _Newer."""
+        try:
+            return self._open()
         except sqlite3.OperationalError as error:
-            # Locked, read-only, no room: the file itself may be sound, and others may be using it.
-            raise OSError(f"the state in {self._path} cannot be used now: {error}") from error
+            # The file itself may be sound, and others may be using it.
+            if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise OSError(f"the state in {self._path} cannot be used now: {error}") from error
+            log.error(_FORGETFUL, self._path, error)
+            return self._in_memory()
         except sqlite3.DatabaseError as error:
-            aside = self._path.with_name(f"state.db.unreadable-{int(clock())}")
+            aside = self._path.with_name(f"{self._path.name}.unreadable-{int(self._clock())}")
+            try:
+                for suffix in ("", "-wal", "-shm"):
+                    part = Path(f"{self._path}{suffix}")
+                    if part.exists():
+                        part.rename(f"{aside}{suffix}")
+            except OSError as refused:
+                log.error(_FORGETFUL, self._path, f"{error}; {refused.strerror}")
+                return self._in_memory()
             log.warning(
                 "the state file %s cannot be used (%s): set aside as %s", self._path, error, aside.name
             )
-            for suffix in ("", "-wal", "-shm"):
-                part = Path(f"{self._path}{suffix}")
-                if part.exists():
-                    part.rename(f"{aside}{suffix}")
-            self._db = self._open()
+            return self._opened()
+
+    def _in_memory(self) -> sqlite3.Connection:
+        """A database that ends with this process, holding what the file does as far as it can be read."""
+        for how in ("mode=ro", "immutable=1"):  # the second also where not even a lock can be written
+            db = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
+            try:
+                url = f"{self._path.absolute().as_uri()}?{how}"
+                with contextlib.closing(sqlite3.connect(url, uri=True)) as file:
+                    file.backup(db)
+                return _prepared(db)
+            except (sqlite3.Error, _Newer):
+                db.close()  # there is no file, or nothing to be had of it
+        return _prepared(sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None))
 
     def _open(self) -> sqlite3.Connection:
-        db = sqlite3.connect(
-            self._path, timeout=LOCKED_SECONDS, check_same_thread=False, isolation_level=None
+        return _prepared(
+            sqlite3.connect(self._path, timeout=LOCKED_SECONDS, check_same_thread=False, isolation_level=None)
         )
-        try:
-            db.execute("PRAGMA journal_mode=WAL")
-            db.execute("PRAGMA synchronous=NORMAL")
-            db.execute("BEGIN IMMEDIATE")
-            (version,) = db.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                for statement in _TABLES.split(";"):
-                    db.execute(statement)
-                db.execute(f"PRAGMA user_version = {SCHEMA}")
-            elif version != SCHEMA:
-                raise sqlite3.DatabaseError(f"its schema is {version}, this gateway reads {SCHEMA}")
-            for statement in _LATER.split(";"):
-                db.execute(statement)
-            db.execute("COMMIT")
-        except BaseException:
-            db.close()
-            raise
-        return db
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -249,6 +280,30 @@ class State:
     def close(self) -> None:
         with self._lock:
             self._db.close()
+
+
+def _prepared(db: sqlite3.Connection) -> sqlite3.Connection:
+    """The connection, with all tables there; closed where they cannot be. Raises sqlite3.Error and _Newer."""
+    try:
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=NORMAL")
+        db.execute("BEGIN IMMEDIATE")
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if version == 0:
+            for statement in _TABLES.split(";"):
+                db.execute(statement)
+            db.execute(f"PRAGMA user_version = {SCHEMA}")
+        elif version > SCHEMA:
+            raise _Newer(f"its schema is {version}, this gateway reads {SCHEMA}")
+        elif version < SCHEMA:
+            raise sqlite3.DatabaseError(f"its schema is {version}, this gateway reads {SCHEMA}")
+        for statement in _LATER.split(";"):
+            db.execute(statement)
+        db.execute("COMMIT")
+    except BaseException:
+        db.close()
+        raise
+    return db
 
 
 class AliasMemory:

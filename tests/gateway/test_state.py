@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import time
 from pathlib import Path
 
 import pytest
 
-from gateway.state import HISTORY_KEPT, AliasMemory, LastSnapshot, Served, State
+from gateway.state import HISTORY_KEPT, SCHEMA, AliasMemory, LastSnapshot, Served, State
 
 
 def test_everything_survives_a_restart(tmp_path: Path) -> None:
@@ -71,15 +72,10 @@ def test_a_snapshot_costs_the_models_that_changed(tmp_path: Path) -> None:
     state.close()
 
 
-@pytest.mark.parametrize("damage", ["garbage", "another schema"])
-def test_a_file_that_cannot_be_used_is_set_aside_and_begun_anew(tmp_path: Path, damage: str) -> None:
+def test_a_file_that_is_damaged_is_set_aside_and_begun_anew(tmp_path: Path) -> None:
     State(tmp_path).close()
     path = tmp_path / "state.db"
-    if damage == "garbage":
-        path.write_bytes(b"this is no database, and it is long enough to be looked at" * 100)
-    else:
-        with sqlite3.connect(path) as db:
-            db.execute("PRAGMA user_version = 999")
+    path.write_bytes(b"this is no database, and it is long enough to be looked at" * 100)
     content = path.read_bytes()
     state = State(tmp_path, clock=lambda: 7.0)
     state.save_last_good("r", "iris", "champion", "1")
@@ -100,6 +96,56 @@ def test_a_file_that_somebody_writes_is_not_taken_for_a_damaged_one(
     other.close()
     assert [path.name for path in tmp_path.glob("state.db.unreadable*")] == []
     State(tmp_path).close()
+
+
+def test_what_a_newer_gateway_wrote_is_left_to_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    State(tmp_path).close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "state.db")) as newer:
+        newer.execute(f"PRAGMA user_version = {SCHEMA + 1}")
+    content = (tmp_path / "state.db").read_bytes()
+    for _ in range(2):
+        state = State(tmp_path)
+        state.save_last_good("r", "iris", "champion", "1")
+        state.close()
+    assert "left to a newer gateway" in caplog.text
+    assert (tmp_path / "state.db").read_bytes() == content
+    state = State(tmp_path)
+    assert state.last_good("r") == {("iris", "champion"): "1"}
+    state.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["state-1.db", "state.db"]
+
+
+def test_where_nothing_can_be_written_what_is_there_still_counts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = State(tmp_path)
+    state.save_last_good("r", "iris", "champion", "1")
+    state.close()
+    (tmp_path / "state.db-wal").mkdir()  # where the log of writes would be
+    content = (tmp_path / "state.db").read_bytes()
+    state = State(tmp_path)
+    assert "forgotten when this gateway ends" in caplog.text
+    assert state.last_good("r") == {("iris", "champion"): "1"}
+    state.save_last_good("r", "iris", "champion", "2")
+    assert state.last_good("r") == {("iris", "champion"): "2"}
+    state.close()
+    assert (tmp_path / "state.db").read_bytes() == content
+
+
+def test_without_a_file_it_remembers_until_it_ends(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "state.db").mkdir()
+    state = State(tmp_path)
+    assert "forgotten when this gateway ends" in caplog.text
+    state.save_last_good("r", "iris", "champion", "1")
+    assert state.last_good("r") == {("iris", "champion"): "1"}
+    state.close()
+
+
+def test_a_state_directory_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(NotADirectoryError, match="is no directory"):
+            State(place)
 
 
 def test_history_is_bounded_in_the_file_and_in_memory(tmp_path: Path) -> None:
