@@ -128,9 +128,16 @@ class Batcher:
         while self._queue and len(self._tasks) < self._slots:
             members = self._take()
             if members:
-                task = self._loop.create_task(self._call(members))
+                task = self._loop.create_task(self._work(members))
                 self._tasks.add(task)
                 task.add_done_callback(self._finished)
+
+    async def _work(self, members: list[Member]) -> None:
+        """A slot's calls. Where none are merged nothing is gained by waiting for more, so the next follows at
+        once: under overload each turn of the loop is long."""
+        await self._call(members)
+        while not self.merges and (members := self._take()):
+            await self._call(members)
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 Phases = tuple[float, float, float, float]
 
 WATCH_AFTER_SECONDS: Final = 0.1
+#: Who is refused for want of room hears it a moment later: clients that ask again at once, whatever they are
+#: told, would otherwise take the loop's time from those whose requests wait.
+REFUSAL_SECONDS: Final = 0.05
 
 _PLAIN: Final = "".join(c for c in string.printable if c.isprintable() and c != "%")
 _SERVER_TIMING: Final = b"parse;dur=%.3f, queue;dur=%.3f, predict;dur=%.3f, encode;dur=%.3f"
@@ -121,6 +124,11 @@ class Prediction:
             if bare and code == "INVALID_INPUT":
                 status = 400
             head, content = _failure(identity, problem, phases)
+            if code == "OVERLOADED" and departure is not None:
+                departure.end()
+                self._intake.release(held)
+                held = 0
+                await asyncio.sleep(REFUSAL_SECONDS)
             if code not in _UNREAD_CODES:
                 unread = None  # what is left of a body within the limit, the server itself skips
         finally:

@@ -47,7 +47,13 @@ class Constant:
 async def measure(body: bytes, result: Batch, requests: int) -> float:
     """Microseconds a request."""
     app: Any = SimpleNamespace(
-        settings=SimpleNamespace(max_body_bytes=2**25, max_inflight_bytes=2**28, admin_key_file=None),
+        settings=SimpleNamespace(
+            max_body_bytes=2**25,
+            max_inflight_bytes=2**28,
+            admin_key_file=None,
+            webhook_secret_file=None,
+            access_log=False,
+        ),
         service=Constant(result),
         operations=None,
         metrics=Metrics(),

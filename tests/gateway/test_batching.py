@@ -58,6 +58,29 @@ def test_promise_9_what_arrives_in_one_turn_goes_in_one_call() -> None:
     run(main)
 
 
+def test_where_nothing_is_merged_the_next_call_follows_at_once() -> None:
+    async def main() -> None:
+        started: list[asyncio.Future[Batch]] = []
+
+        async def model(batch: Batch, params: Mapping[str, Any]) -> Batch:
+            started.append(asyncio.get_running_loop().create_future())
+            return await started[-1]
+
+        batcher = Batcher(model, merges=False)
+        futures = [batcher.submit(rows(float(n)), {}) for n in range(4)]
+        await turns()
+        for number in range(1, 4):
+            assert len(started) == number
+            started[-1].set_result(rows(float(number)))
+            await asyncio.sleep(0)
+            assert len(started) == number + 1
+        started[-1].set_result(rows(4.0))
+        outcomes = await asyncio.gather(*futures)
+        assert [outcome.result.arrays["x"][0] for outcome in outcomes] == [1.0, 2.0, 3.0, 4.0]
+
+    run(main)
+
+
 def test_what_arrives_while_the_model_is_busy_goes_in_the_next_call() -> None:
     async def main() -> None:
         model = Doubler()

@@ -17,6 +17,7 @@ import pytest
 from sklearn.datasets import load_iris
 
 import gateway
+from gateway.http.predict import REFUSAL_SECONDS
 from tests.gateway.http.served import MAX_BODY, ODD_NAME, Reply, Served, path_of, settings
 
 COLUMNS = ["sl", "sw", "pl", "pw"]
@@ -214,6 +215,29 @@ def test_a_client_that_leaves_gives_up_its_place(server: Served) -> None:
         wait_for(lambda: inflight(server, "echo") == 1)
     assert held.reply is not None
     assert held.reply.status == 200
+
+
+def test_who_is_refused_hears_it_a_moment_later_and_holds_nothing_meanwhile(
+    registry_file: str, tmp_path: Path
+) -> None:
+    with Served(settings(tmp_path, max_queue=1), registry_file) as served, Held(served):
+        waiting = threading.Thread(target=served.post, args=("/predict/echo", ONE))
+        waiting.start()
+        wait_for(lambda: inflight(served, "echo") == 2)
+        began = time.monotonic()
+        refused = served.post("/predict/echo", ONE)
+        took = time.monotonic() - began
+        assert (refused.status, refused.code) == (429, "OVERLOADED")
+        assert int(refused.headers["retry-after"]) >= 1
+        assert refused.headers["x-model-name"] == "echo"
+        assert took >= REFUSAL_SECONDS
+        # Who does not wait to hear it is gone without a trace.
+        with served.connect() as leaving:
+            body = json.dumps(ONE)
+            head = "POST /predict/echo HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            leaving.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+        assert inflight(served, "echo") == 2
+    waiting.join()
 
 
 def inflight(server: Served, model: str) -> float:
