@@ -7,6 +7,11 @@ import os
 from types import ModuleType
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A property is about answers, not about how fast a shared machine finds examples.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 def needs(module: str) -> ModuleType:

@@ -137,7 +137,7 @@ def compared(batch: Any) -> dict[Any, tuple[str, Any]]:
     return result
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(frames())
 def test_a_frame_gives_the_same_batch_in_every_form(frame: pd.DataFrame) -> None:
     try:
@@ -160,7 +160,7 @@ def test_a_frame_gives_the_same_batch_in_every_form(frame: pd.DataFrame) -> None
 def test_a_frame_gives_the_same_batch_as_an_arrow_table() -> None:
     arrow = needs("pyarrow")
 
-    @settings(deadline=None, max_examples=100)
+    @settings(max_examples=100)
     @given(frames())
     def check(frame: pd.DataFrame) -> None:
         try:
@@ -181,7 +181,7 @@ def test_a_frame_gives_the_same_batch_as_an_arrow_table() -> None:
     check()
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(frames())
 def test_a_csv_body_that_pandas_wrote_is_read_back(frame: pd.DataFrame) -> None:
     frame = frame.select_dtypes(["int64", "int32", "float64", "bool"])
@@ -307,7 +307,7 @@ signatures = (
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=150)
 @given(signatures, bodies, anything, st.sampled_from(["strict", "warn", "mlflow"]), st.booleans())
 def test_anything_is_taken_or_refused_with_a_path(
     signature: Signature | None, body: tuple[Any, Any], params: Any, mode: Any, hints: bool
@@ -351,7 +351,7 @@ def test_deep_nesting_is_no_crash(mode: Any) -> None:
                     assert refused.violations  # noqa: PT017 - whether it is refused is not the point
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(anything, max_size=20))
 def test_a_long_column_holds_just_its_integers(cells: list[Any]) -> None:
     raw = RawInput("inputs", {"a": cells})
@@ -366,7 +366,6 @@ def test_a_long_column_holds_just_its_integers(cells: list[Any]) -> None:
             enforce(signature, raw)
 
 
-@settings(deadline=None)
 @given(st.lists(scalars, max_size=40))
 def test_a_double_column_holds_just_its_numbers(cells: list[Any]) -> None:
     raw = RawInput("dataframe_records", [{"a": cell} for cell in cells] or [{"a": 1}])

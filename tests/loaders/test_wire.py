@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -179,7 +179,7 @@ batches: st.SearchStrategy[Batch] = tables() | tensor_batches() | values
 # ---- round trips ----
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100)
 @given(batches, st.dictionaries(texts, nested, max_size=3))
 def test_every_batch_returns_bit_for_bit(batch: Batch, params: dict[str, Any]) -> None:
     received = passed({"op": "predict", "batch": batch, "params": params})
@@ -392,7 +392,7 @@ def test_every_truncation_is_a_clean_error(length: int) -> None:
         read(WHOLE[:length])
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=250)
 @given(st.lists(st.tuples(st.integers(0, len(WHOLE) - 1), st.integers(0, 255)), min_size=1, max_size=6))
 def test_changed_bytes_give_a_message_or_a_clean_error(changes: list[tuple[int, int]]) -> None:
     data = bytearray(WHOLE)
@@ -405,7 +405,7 @@ def test_changed_bytes_give_a_message_or_a_clean_error(changes: list[tuple[int, 
     assert isinstance(message, dict)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100)
 @given(st.binary(max_size=200))
 def test_noise_is_a_clean_error(noise: bytes) -> None:
     if not noise:
@@ -427,7 +427,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=250)
 @given(json_values, st.binary(max_size=64))
 def test_any_header_gives_a_message_or_a_clean_error(value: Any, body: bytes) -> None:
     try:
