@@ -255,7 +255,8 @@ def split(content: bytes, key: str) -> Pieces | None:
     leaves a piece that is not valid; a block ends at an edge in any case, because the next line is indented
     less; and what goes on at the same indentation (`-` below its key, `:` below `?`) is no mapping alone.
     """
-    # No search goes over more of the text than one piece: a long one would keep other threads waiting.
+    # No search goes over more of the text than one piece: a long one would keep other threads waiting. Each
+    # begins with a line break and not with `^`, which is five times slower to look for.
     begin = b"%b:" % key.encode()
     head = 0 if content.startswith(begin) else content.find(b"\n" + begin) + 1
     line = re.compile(rb"%b:[ \t]*(?:#[^\r\n]*)?\r?\n" % re.escape(key.encode())).match(content, head)
@@ -267,12 +268,12 @@ def split(content: bytes, key: str) -> Pieces | None:
     column = len(first[1])
     starts: list[int] = []
     end = len(content)
-    for edge in re.compile(rb"(?m)^( {0,%d})([^ \r\n#])" % column).finditer(content, first.start(1)):
+    for edge in re.compile(rb"\n( {0,%d})([^ \r\n#])" % column).finditer(content, first.start(1) - 1):
         if len(edge[1]) < column:
-            end = edge.start()
+            end = edge.start(1)
             break
         if edge[2] != b"\t":
-            starts.append(edge.start())
+            starts.append(edge.start(1))
     return Pieces(content, head, column, [*starts, end])
 
 

@@ -7,7 +7,6 @@ object stores); all but HTTP is read through fsspec. Knows how to get bytes; wha
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -21,6 +20,7 @@ from gateway.registries import document
 from gateway.registries.base import (
     ReadOnly,
     RegistryError,
+    RegistryInvalid,
     RegistryUnavailable,
     Snapshot,
 )
@@ -41,7 +41,7 @@ class RemoteRegistry(ReadOnly):
         self, target: str, *, create: bool = False, clock: Callable[[], float] = time.monotonic
     ) -> None:
         parts = urlsplit(target)
-        self._form: document.Form = "json" if parts.path.lower().endswith(".json") else "yaml"
+        form = "json" if parts.path.lower().endswith(".json") else "yaml"
         self._clock = clock
         self._last: Snapshot | None = None
         self._etag: str | None = None
@@ -60,6 +60,8 @@ class RemoteRegistry(ReadOnly):
                 raise RegistryError(f"{target} cannot be read here: {error}") from error
             self._read = self._through_fsspec
         self._base = urlunsplit(urlsplit(self.target)._replace(query="", fragment="")).rpartition("/")[0]
+        self._json = document.Reader("json", self.target)
+        self._reader = self._json if form == "json" else document.Reader("yaml", self.target)
         self.identity = f"remote:{self.target}"
         self.why_not = f"{self.target} is read only from here: write it where it is made"
 
@@ -77,15 +79,12 @@ class RemoteRegistry(ReadOnly):
         return self._last
 
     def _models(self, content: bytes) -> Mapping[str, Any]:
-        form = self._form
-        if form == "yaml" and content.lstrip()[:1] == b"{":
+        if content.lstrip()[:1] == b"{" and self._reader is not self._json:
             try:
-                json.loads(content)
-            except ValueError:
-                pass  # YAML in flow style
-            else:
-                form = "json"  # which is read many times faster
-        return document.parse(content, form, target=self.target, base=self._base)
+                return self._json.read(content, self._base)  # which is many times faster
+            except RegistryInvalid:
+                pass  # YAML in flow style, or what is wrong will be said of it as YAML
+        return self._reader.read(content, self._base)
 
     def _over_http(self) -> bytes | None:
         """The document; None where it has not changed since."""
