@@ -66,7 +66,7 @@ HINTS: Final[dict[str, str]] = {
     "PREDICTION_FAILED": "the model failed, not the gateway: tell its owner this request_id",
     "INTERNAL": "tell whoever runs the gateway this request_id",
     "WORKER_CRASHED": "try again after Retry-After; rows that end it each time, the model cannot take",
-    "MODEL_LOADING": "try again after Retry-After; the load goes on, and preload makes it early",
+    "MODEL_LOADING": "try again after Retry-After, the load goes on; preload has it done before the first",
     "MODEL_UNAVAILABLE": "it is tried again by itself; gateway load REF tries it at once",
     "CAPACITY_EXCEEDED": "unload what is not needed, or raise memory_limit",
     "REGISTRY_UNAVAILABLE": "loaded models go on answering; try again after Retry-After",
@@ -77,8 +77,8 @@ HINTS: Final[dict[str, str]] = {
 
 MAX_DETAILS: Final = 100
 
-#: What looks like a place on this machine in the words of a library; what follows a host in a URL is none.
-_PATH: Final = re.compile(r"(?:file://|(?<![\w./]))/(?:[^\s'\":,;()\[\]/]+/)+")
+#: What looks like a place on this machine in the words of a library; what follows a URL's scheme is none.
+_PATH: Final = re.compile(r"(?:file://|(?<![\w./])(?!(?<=\w:)//))/+(?:[^\s'\":,;()\[\]/]+/+)+")
 
 
 def pathless(text: str) -> str:

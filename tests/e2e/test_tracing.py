@@ -97,6 +97,7 @@ def test_the_lines_of_a_request_say_its_trace_and_no_others(tmp_path: Path) -> N
         httpx.post(f"{server.url}/models/scaled/unload").raise_for_status()
         server.stop()
         (loaded,), (said,), (unloaded,) = map(server.events, ("Loaded", "InputRefused", "Unloaded"))
+        assert not server.events("Answered")  # an access log only where it is wanted
     assert (loaded["trace_id"], loaded["span_id"]) == (TRACE, span(cold))
     assert (said["trace_id"], said["span_id"]) == (TRACE, span(refused))
     assert (said["request_id"], said["model"], said["version"]) == ("refused", "scaled", "1")

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
-from gateway.errors import MAX_DETAILS, RETRYABLE, STATUS, Detail, Problem
+from gateway.errors import HINTS, MAX_DETAILS, RETRYABLE, STATUS, Detail, Problem, pathless
 from gateway.http import problems
 
 ID = b"abc"
@@ -37,6 +37,7 @@ def test_every_code_has_the_same_form(code: str) -> None:
     }
     assert head(problem)[b"x-request-id"] == ID
     assert (b"retry-after" in head(problem)) == (STATUS[code] in (429, 502, 503))
+    assert content(Problem(code, "what happened"))["hint"] == HINTS[code]
 
 
 def test_details_say_what_is_known_of_them() -> None:
@@ -70,6 +71,27 @@ def test_a_challenge_comes_with_401() -> None:
 
 def test_a_message_that_is_not_unicode_is_still_answered() -> None:
     assert content(Problem("INVALID_REFERENCE", "the name '\ud800'"))["message"] == "the name '?'"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (
+            "[Errno 2] No such file or directory: '/srv/models/iris/2/x.bin'",
+            "[Errno 2] No such file or directory: '…/x.bin'",
+        ),
+        ("cannot read /srv/x.yaml: it is gone", "cannot read …/x.yaml: it is gone"),
+        ("error:/srv//models/x, file:///srv/models/y and //srv/models/z", "error:…/x, …/y and …/z"),
+        (
+            "https://example.com/models/registry.yaml answered 500",
+            "https://example.com/models/registry.yaml answered 500",
+        ),
+        ("s3://bucket/iris/2/x and http://host:5000/a/b", "s3://bucket/iris/2/x and http://host:5000/a/b"),
+        ("12 and/or 3/4 of models:/iris@champion", "12 and/or 3/4 of models:/iris@champion"),
+    ],
+)
+def test_a_message_names_files_and_not_where_they_lie(text: str, shown: str) -> None:
+    assert pathless(text) == shown
 
 
 @pytest.mark.parametrize("given", [b"x", b"req-1/2:3", b"a b", b"y" * 128])
