@@ -8,6 +8,7 @@ nothing is touched that a push cannot have made.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
@@ -68,7 +69,10 @@ def set_aside(store: Path, found: Iterable[Leftover]) -> Iterator[Staging]:
     for leftover in found:
         staged = Staging(store)
         yield staged  # first, so that whoever closes them has this one too if the next line fails
-        os.rename(leftover.path, staged.path / "leftover")
+        try:
+            os.rename(leftover.path, staged.path / "leftover")
+        except FileNotFoundError:
+            continue  # a push swept it away meanwhile
         if leftover.reason == UNREFERRED:
             above = leftover.path.parent
             others = [int(number) for number in os.listdir(above) if _NUMBER.fullmatch(number)]
@@ -82,7 +86,8 @@ def _kept(store: Path, sources: Iterable[str]) -> set[tuple[str, ...]]:
     kept = set()
     for source in sources:
         texts = {source, unquote(source)}
-        texts |= {os.path.realpath(text) for text in texts if os.path.isabs(text)}
+        places = {text.rpartition("://")[2] for text in texts}
+        texts |= {os.path.realpath(place) for place in places if os.path.isabs(place)}
         for text in texts:
             for root in roots:
                 for match in re.finditer(re.escape(root) + r"(?=/|\Z)", text):
@@ -100,6 +105,7 @@ def _leftover(path: Path, reason: str, now: float) -> Leftover:
     size = 0
     for directory, _, files in os.walk(path):
         for name in files:
-            status = os.lstat(os.path.join(directory, name))
-            size += status.st_size if stat.S_ISREG(status.st_mode) else 0
+            with contextlib.suppress(FileNotFoundError):  # it is being swept away
+                status = os.lstat(os.path.join(directory, name))
+                size += status.st_size if stat.S_ISREG(status.st_mode) else 0
     return Leftover(path, size, max(0.0, now - changed(path)), reason)

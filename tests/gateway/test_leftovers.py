@@ -85,6 +85,7 @@ def test_what_is_young_stays(registry: FileRegistry, tmp_path: Path) -> None:
         "file://{here}/models/iris/1",
         "file://{here}/models/%69ris/1",
         "{here}/link/iris/1",
+        "file://{here}/link/iris/1",
     ],
 )
 def test_whatever_a_version_refers_to_stays(registry: FileRegistry, tmp_path: Path, source: str) -> None:
