@@ -25,7 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from loaders import private, worker
+from loaders import private, rehearsal, worker
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_DUMPABLE: Final = 4
@@ -98,6 +98,10 @@ def _preload_own() -> None:
 
     for name in flavors.FLAVORS:
         flavors.get(name)
+    try:
+        rehearsal.rehearse()
+    except Exception as error:  # noqa: BLE001  (a broken framework is the affair of the models that need it)
+        sys.stderr.write(f"nothing was rehearsed: {type(error).__name__}: {error}\n")
 
 
 def _again(options: Mapping[str, Any]) -> NoReturn:

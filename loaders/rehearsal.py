@@ -1,0 +1,30 @@
+"""A prediction nobody asked for, made in a zygote, so that its children find done what a first one does once.
+
+A framework's first prediction in a process looks for plugins, fills caches and imports what it needs, and
+each child would do so again, in memory of its own. Runs no line of anybody's model, and does nothing where
+the framework is not imported already. Must not know of processes.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+
+
+def rehearse() -> None:
+    """Raises what the frameworks raise."""
+    if "sklearn.linear_model" in sys.modules and "pandas" in sys.modules:
+        _sklearn()
+
+
+def _sklearn() -> None:
+    import pandas as pd
+    from sklearn.linear_model import LinearRegression
+
+    from loaders.batch import Array, Columns
+    from loaders.flavors.sklearn import Estimator
+
+    columns: dict[str | int, Array] = {"a": np.array([0.0, 1.0, 3.0]), "b": np.array([1.0, 0.0, 2.0])}
+    estimator = Estimator(LinearRegression().fit(pd.DataFrame(columns), columns["a"]), "predict")
+    estimator.predict(Columns(columns, 3), {})
