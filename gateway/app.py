@@ -252,8 +252,10 @@ class Gateway:
         def attempt() -> None:
             try:
                 write()
-            except Exception:
+            except sqlite3.Error as error:
                 # The state makes a restart better; a full disk must not stop serving.
+                log.error("the state could not be written: %s", error)
+            except Exception:
                 log.exception("the state could not be written")
 
         self._writer.submit(attempt)
