@@ -247,11 +247,11 @@ class Aliases:
         return found
 
     def _open_default(self, name: str) -> Alias:
-        model = self._snapshot.models.get(name)
         for alias in self._default_alias:
             found = self._aliases.get((name, alias))
             if found is not None:
                 return found
+            model = self._snapshot.models.get(name)
             if model is not None and alias in model.aliases:
                 return self.open(name, alias)
         return self.open(name, self._default_alias[0])
