@@ -101,8 +101,8 @@ class FileRegistry:
         self._clock = clock
         self._last: Snapshot | None = None
         self._refused: tuple[str, RegistryInvalid] | None = None
-        #: The state of the file when `_last` was read from it, and until when (monotonic) it may be trusted.
-        self._looked: tuple[tuple[Any, ...], float] | None = None
+        #: A state of the file, what it says in that state, and until when (monotonic) that is believed.
+        self._looked: tuple[tuple[Any, ...], Snapshot, float] | None = None
         self._lock = threading.Lock()  # around the reader
         self.target = str(self._path)
         self._reader = document.Reader(self._form, self.target)
@@ -117,14 +117,14 @@ class FileRegistry:
         return self._why_not_writable() is None
 
     def read(self) -> Snapshot:
-        looked, last = self._looked, self._last
+        looked = self._looked
         before, written = self._state()
-        if looked is not None and last is not None and looked[0] == before and self._clock() < looked[1]:
-            return last
+        if looked is not None and looked[0] == before and self._clock() < looked[2]:
+            return looked[1]
         at = time.time()
         snapshot = self._snapshot(self._settled())
         trusted = abs(at - written) > TRUSTED_SECONDS and self._state()[0] == before
-        self._looked = (before, self._clock() + REREAD_SECONDS) if trusted else None
+        self._looked = (before, snapshot, self._clock() + REREAD_SECONDS) if trusted else None
         return snapshot
 
     def _state(self) -> tuple[tuple[Any, ...], float]:
