@@ -98,9 +98,7 @@ def _adopted() -> Iterator[tuple[int, str]]:
     """(process id, state) of every child that is not of this process's session. As process 1 it is also given
     what others run in its container, and then a model's own are those that may use fewer system calls."""
     own, session, filters = str(os.getpid()), str(os.getsid(0)), _filters("self")
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit():
-            continue
+    for entry in _children():
         with suppress(OSError):
             stat = Path("/proc", entry, "stat").read_text("utf-8", "replace")
             state, parent, _, its = stat.rpartition(")")[2].split()[:4]
@@ -108,6 +106,15 @@ def _adopted() -> Iterator[tuple[int, str]]:
                 continue
             if state == "Z" or own != "1" or _filters(entry) > filters:
                 yield int(entry), state
+
+
+def _children() -> list[str]:
+    """The ids of this process's children; where the kernel keeps no such list, of all processes."""
+    try:
+        lists = [Path("/proc/self/task", task, "children") for task in os.listdir("/proc/self/task")]
+        return [pid for listed in lists for pid in listed.read_text("ascii").split()]
+    except OSError:  # or a thread has ended meanwhile
+        return [entry for entry in os.listdir("/proc") if entry.isdigit()]
 
 
 def _filters(process: str) -> int:
