@@ -165,9 +165,10 @@ class Artifacts:
             sizes = f"{total / 1e6:.0f} MB, the disk limit is {self._limit / 1e6:.0f} MB"
             raise ArtifactError(f"the files of {version} are larger than the cache: {sizes}")
         with self._room(version, total) as staged:
-            source.copy(version, files, staged.path, limit=self._limit, meter=Meter(files, progress))
+            meter = Meter(files, progress)
+            hashed = source.copy(version, files, staged.path, limit=self._limit, meter=meter)
             try:
-                digest = packages.digest(staged.path)
+                digest = packages.digest(staged.path, hashed)
             except packages.PackageError as error:
                 raise ArtifactError(f"the files of {version} cannot be used: {error}") from error
             if version.digest is not None and digest != version.digest:

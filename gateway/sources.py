@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import ipaddress
 import itertools
 import os
@@ -75,9 +76,12 @@ class Source(Protocol):
     def files(self, version: Version) -> list[File]:
         """All files of the package. Raises ArtifactError, OSError."""
 
-    def copy(self, version: Version, files: list[File], to: Path, *, limit: int, meter: Meter) -> None:
+    def copy(
+        self, version: Version, files: list[File], to: Path, *, limit: int, meter: Meter
+    ) -> dict[str, str]:
         """Puts them into the directory `to`; never more than `limit` bytes in all. What comes is added to
-        `meter`. Raises ArtifactError, OSError."""
+        `meter`. Returns the SHA-256 of files that were read through meanwhile, by their paths within the
+        package. Raises ArtifactError, OSError."""
 
 
 class Meter:
@@ -212,9 +216,12 @@ class _Directory:
         except UnfitPackage as error:
             raise ArtifactError(f"the files of {version} cannot be used: {error}", str(self._path)) from None
 
-    def copy(self, version: Version, files: list[File], to: Path, *, limit: int, meter: Meter) -> None:
+    def copy(
+        self, version: Version, files: list[File], to: Path, *, limit: int, meter: Meter
+    ) -> dict[str, str]:
         for relative, file, _ in files:
             meter.add(copy_file(Path(file), _target(to, relative)))
+        return {}
 
 
 class _Remote:
@@ -273,7 +280,9 @@ class _Remote:
             else:
                 yield name, info
 
-    def copy(self, version: Version, files: list[File], to: Path, *, limit: int, meter: Meter) -> None:
+    def copy(
+        self, version: Version, files: list[File], to: Path, *, limit: int, meter: Meter
+    ) -> dict[str, str]:
         small = [file for file in files if file[2] is not None and file[2] < RANGED]
         for i in range(0, len(small), _BATCH):
             part = small[i : i + _BATCH]
@@ -287,14 +296,17 @@ class _Remote:
                 if got != size:
                     problem = f"a file of {version} came incomplete: {relative}, {got} of {size} bytes"
                     raise ArtifactError(problem)
+        hashed = {}
         left = limit - sum(size or 0 for _, _, size in files)
         for relative, name, size in files:
             if size is None:
                 with self._failing(version):
                     left -= self._stream(version, name, _target(to, relative), left, meter)
             elif size >= RANGED:
+                read = self._range_of(version, name)
                 with self._failing(version):
-                    _in_ranges(self._range_of(version, name), size, _target(to, relative), meter)
+                    hashed[relative] = _in_ranges(read, size, _target(to, relative), meter)
+        return hashed
 
     def _stream(self, version: Version, name: str, target: Path, limit: int, meter: Meter) -> int:
         """A file whose size was not announced; returns it."""
@@ -367,25 +379,25 @@ class _Proxied:
             elif is_part(relative):
                 yield relative, f"{self._place.rstrip('/')}/{relative}", size
 
-    def copy(self, version: Version, files: list[File], to: Path, *, limit: int, meter: Meter) -> None:
-        def fetch(file: File) -> None:
+    def copy(
+        self, version: Version, files: list[File], to: Path, *, limit: int, meter: Meter
+    ) -> dict[str, str]:
+        def whole(file: File) -> None:
             relative, place, size = file
             assert size is not None
             target = _target(to, relative)
-            if size >= RANGED:
-                read = functools.partial(self._client.read_range, place)
-                _in_ranges(read, size, target, meter)
-                return
             _again(lambda: self._whole(place, size, target, meter))
 
+        hashed = {}
         try:
             with ThreadPoolExecutor(AT_ONCE) as pool:
-                small = [file for file in files if (file[2] or 0) < RANGED]
-                for _ in pool.map(fetch, small):
+                for _ in pool.map(whole, (file for file in files if (file[2] or 0) < RANGED)):
                     pass
-            for file in files:
-                if (file[2] or 0) >= RANGED:
-                    fetch(file)
+            for relative, place, size in files:
+                if size is not None and size >= RANGED:
+                    read = functools.partial(self._client.read_range, place)
+                    hashed[relative] = _in_ranges(read, size, _target(to, relative), meter)
+            return hashed
         except MLflowError as error:
             raise self._failed(version, error) from error
         finally:
@@ -428,8 +440,9 @@ class _Counted(fsspec.callbacks.Callback):  # type: ignore[misc]
             self._meter.add(inc)
 
 
-def _in_ranges(read: Callable[[int, int], bytes], size: int, target: Path, meter: Meter) -> None:
-    """Fetches a file of `size` bytes in parallel ranges, each of which is tried again by itself."""
+def _in_ranges(read: Callable[[int, int], bytes], size: int, target: Path, meter: Meter) -> str:
+    """Fetches a file of `size` bytes in parallel ranges, each of which is tried again by itself. Returns its
+    SHA-256, taken from the disk while the rest is still coming."""
 
     def fetch(start: int) -> None:
         end = min(start + RANGE, size)
@@ -439,19 +452,24 @@ def _in_ranges(read: Callable[[int, int], bytes], size: int, target: Path, meter
             written += os.pwrite(handle, memoryview(content)[written:], start + written)
         meter.add(written)
 
-    handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    content = hashlib.sha256()
+    handle = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         os.truncate(handle, size)
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            tasks = [pool.submit(fetch, start) for start in range(0, size, RANGE)]
+            tasks = {start: pool.submit(fetch, start) for start in range(0, size, RANGE)}
             try:
-                for task in tasks:
+                for start, task in tasks.items():
                     task.result()
+                    end = min(start + RANGE, size)
+                    for at in range(start, end, _CHUNK):
+                        content.update(os.pread(handle, min(_CHUNK, end - at), at))
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
     finally:
         os.close(handle)
+    return content.hexdigest()
 
 
 def _again(read: Callable[[], Any]) -> Any:

@@ -268,15 +268,20 @@ def write(
     return read(directory)
 
 
-def digest(path: str | Path) -> str:
+def digest(path: str | Path, hashed: Mapping[str, str] | None = None) -> str:
     """`sha256:<hex>` of a package: SHA-256 over the sorted lines `<sha256> <size> <path>`, each ended by a
     newline, of its regular files, without `__pycache__` and MLflow's `registered_model_meta`.
 
     A link to a file inside counts as that file, as it will once copied. Links that leave the package and
-    links to directories, which a copy would not hold, raise PackageError.
+    links to directories, which a copy would not hold, raise PackageError. `hashed` is the SHA-256, in
+    hexadecimal, of files that the caller has read through already, by their paths within the package.
     """
     lines = []
     for relative, file in _files(Path(path)):
+        if hashed is not None and relative in hashed:
+            line = f"{hashed[relative]} {file.stat().st_size} "
+            lines.append(line.encode() + os.fsencode(relative) + b"\n")
+            continue
         content = hashlib.sha256()
         size = 0
         with file.open("rb") as handle:

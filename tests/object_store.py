@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,7 +21,6 @@ import httpx
 import pytest
 
 from tests.conftest import needs
-from tests.mlflow_server import free_port
 
 IDENTITY = {
     "identities": [
@@ -35,14 +37,14 @@ BUCKET = "models"
 class ObjectStore:
     """Listens on `port`; `environ(port)` is what a client needs to reach it there, or at a proxy's port."""
 
-    def __init__(self, directory: Path) -> None:
-        self.port = free_port()
+    def __init__(self, directory: Path, volumes: int = 20) -> None:
+        self.port = _listening_port()
         (directory / "s3.json").write_text(json.dumps(IDENTITY))
-        ports = {"s3": self.port} | {name: free_port() for name in ("master", "volume", "filer")}
+        ports = {"s3": self.port} | {name: _listening_port() for name in ("master", "volume", "filer")}
         command = [_weed(), "server", f"-dir={directory}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3"]
         command += [f"-{name}.port={port}" for name, port in ports.items()]
-        command += [f"-{name}.port.grpc={free_port()}" for name in ports]
-        command += ["-s3.config=s3.json", "-volume.max=20", "-master.volumeSizeLimitMB=64"]
+        command += [f"-{name}.port.grpc={_listening_port()}" for name in ports]
+        command += ["-s3.config=s3.json", f"-volume.max={volumes}", "-master.volumeSizeLimitMB=64"]
         # What listens on fixed ports, or reports to somebody, is left out.
         command += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]
         self._log = directory / "log"
@@ -95,6 +97,15 @@ class ObjectStore:
         self._process.wait(30)
 
 
+def _listening_port() -> int:
+    """One that no outgoing connection takes before the store listens there: its parts start one by one."""
+    while True:
+        port = random.randrange(10_000, 30_000)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
 def _weed() -> str:
     beside = Path(sys.executable).with_name("weed")
     found = str(beside) if beside.exists() else shutil.which("weed")
@@ -105,8 +116,9 @@ def _weed() -> str:
 
 
 @contextmanager
-def running_store(directory: Path) -> Iterator[ObjectStore]:
-    store = ObjectStore(directory)
+def running_store(directory: Path, volumes: int = 20) -> Iterator[ObjectStore]:
+    """`volumes` of 64 MB are the most it holds."""
+    store = ObjectStore(directory, volumes)
     try:
         store.wait()
         yield store

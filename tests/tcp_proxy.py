@@ -6,6 +6,7 @@ import contextlib
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -41,6 +42,8 @@ class Proxy:
         self.connections = 0
         #: In the body faults: so many bytes of an answer go through.
         self.lets_through = 150
+        #: How fast each connection's answers come, as far-away stores do it; None: as fast as they can.
+        self.bytes_per_second: float | None = None
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._ended = threading.Event()
@@ -108,7 +111,12 @@ class Proxy:
 
     def _answer(self, server: socket.socket, client: socket.socket, fault: str) -> None:
         sent = 0
+        began = time.monotonic()
         while chunk := server.recv(65536):
+            if self.bytes_per_second is not None:
+                ahead = sent / self.bytes_per_second - (time.monotonic() - began)
+                if ahead > 0 and self._ended.wait(ahead):
+                    return
             if fault == DRIP:
                 for byte in chunk:
                     client.sendall(bytes([byte]))
