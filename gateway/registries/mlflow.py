@@ -125,7 +125,10 @@ class MLflowRegistry:
     def read(self) -> Snapshot:
         names = list(self._names)
         if not names:  # nothing to ask for: is it there, and does it let us in?
-            self._call("GET", "registered-models/search", {"max_results": 1}, retries=0)
+            try:
+                self._call("GET", "registered-models/search", {"max_results": 1}, retries=0)
+            except MLflowError as error:
+                raise _refused(error) from error
             return self.known()
         failed: list[_Unavailable] = []
         with ThreadPoolExecutor(min(AT_ONCE, len(names))) as pool:

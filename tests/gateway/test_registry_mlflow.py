@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import threading
 import time
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -261,6 +263,26 @@ def _hash_lightly(database: Path, user: str, password: str) -> None:
 def test_what_cannot_be_meant(make: Callable[[], MLflowRegistry]) -> None:
     with pytest.raises(RegistryError, match=r"MLFLOW_|no MLflow server"):
         make()
+
+
+def test_a_server_that_refuses_the_first_question_is_a_registry_error() -> None:
+    class Refusing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = b'{"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "no such workspace"}'
+            self.send_response(404)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args: object) -> None:
+            """Not on the tests' output."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        registry = MLflowRegistry(f"http://127.0.0.1:{server.server_port}", {})
+        with pytest.raises(RegistryError, match="refuses: .*no such workspace"):
+            registry.read()
+        server.shutdown()
 
 
 def test_an_alias_keeps_its_past_though_mlflow_moves_it(mlflow_server: Server, stored: str) -> None:
