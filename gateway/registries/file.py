@@ -77,8 +77,8 @@ class Collected:
 class FileRegistry:
     """A registry file, YAML or (by its ending `.json`) JSON. See `Registry` for what the methods do.
 
-    `create`: `add_version` makes a file that does not exist. `now`, `pause`
-    and `clock` are arguments for tests.
+    `create`: `add_version` makes a file that does not exist. `now`, `pause` and `clock` are
+    arguments for tests.
     """
 
     poll_interval = 1.0
@@ -100,7 +100,7 @@ class FileRegistry:
         self._pause = pause
         self._clock = clock
         self._last: Snapshot | None = None
-        self._refused: tuple[str, RegistryInvalid] | None = None
+        self._refused: tuple[str, list[tuple[str, str]]] | None = None
         #: A state of the file, what it says in that state, and until when (monotonic) that is believed.
         self._looked: tuple[tuple[Any, ...], Snapshot, float] | None = None
         self._lock = threading.Lock()  # around the reader
@@ -118,23 +118,24 @@ class FileRegistry:
 
     def read(self) -> Snapshot:
         looked = self._looked
-        before, written = self._state()
+        before, times = self._state()
         if looked is not None and looked[0] == before and self._clock() < looked[2]:
             return looked[1]
         at = time.time()
         snapshot = self._snapshot(self._settled())
-        trusted = abs(at - written) > TRUSTED_SECONDS and self._state()[0] == before
+        rested = all(abs(at - written) > TRUSTED_SECONDS for written in times)
+        trusted = rested and self._state()[0] == before
         self._looked = (before, snapshot, self._clock() + REREAD_SECONDS) if trusted else None
         return snapshot
 
-    def _state(self) -> tuple[tuple[Any, ...], float]:
-        """What changes whenever the file does, and when it was last written (unix seconds). Opened, not only
-        asked for: that is when a network file system looks."""
+    def _state(self) -> tuple[tuple[Any, ...], tuple[float, float]]:
+        """What changes whenever the file does, and the times in it (unix seconds). Opened, not only asked:
+        that is when a network file system looks."""
         with self._opened() as file:
             status = os.fstat(file.fileno())
         times = (status.st_mtime_ns, status.st_ctime_ns)
         state = (str(self._real()), status.st_dev, status.st_ino, status.st_size, *times)
-        return state, max(times) / 1e9
+        return state, (status.st_mtime, status.st_ctime)
 
     def set_alias(
         self,
@@ -326,13 +327,13 @@ class FileRegistry:
         stamp = self._stamp(content)
         with self._lock:
             if self._refused is not None and self._refused[0] == stamp:
-                raise self._refused[1]  # said once and for all of this content
+                raise RegistryInvalid(self.target, self._refused[1])  # no need to read it once more
             last = self._last
             if last is None or last.stamp != stamp:
                 try:
                     models = self._reader.read(content, str(self._real().parent))
                 except RegistryInvalid as error:
-                    self._refused = (stamp, error)
+                    self._refused = (stamp, error.problems)
                     raise
                 self._last = last = Snapshot(models, stamp)
             self._refused = None

@@ -530,6 +530,6 @@ def test_what_a_killed_push_was_copying_is_swept_away_once_it_is_old(
     assert any(name.startswith(PREFIX) for name in os.listdir(tmp_path / "models"))
     add(registry, make_package(tmp_path / "b", "two"))
     assert any(name.startswith(PREFIX) for name in os.listdir(tmp_path / "models"))
-    monkeypatch.setattr("gateway.registries.file.STALE_SECONDS", 0.01)
+    monkeypatch.setattr("gateway.registries.file.STALE_SECONDS", 1e-6)
     add(registry, make_package(tmp_path / "c", "three"))
     assert os.listdir(tmp_path / "models") == ["iris"]
