@@ -125,10 +125,7 @@ class MLflowRegistry:
     def read(self) -> Snapshot:
         names = list(self._names)
         if not names:  # nothing to ask for: is it there, and does it let us in?
-            try:
-                self._call("GET", "registered-models/search", {"max_results": 1}, retries=0)
-            except MLflowError as error:
-                raise _refused(error) from error
+            self._asked("registered-models/search", {"max_results": 1}, retries=0)
             return self.known()
         failed: list[_Unavailable] = []
         with ThreadPoolExecutor(min(AT_ONCE, len(names))) as pool:
@@ -571,13 +568,16 @@ class MLflowRegistry:
             (str(item.get("version")), answers.tags(item).get(DIGEST_TAG)) for item in self._versions(name)
         ]
 
+    def _asked(self, path: str, values: dict[str, Any], retries: int | None = None) -> dict[str, Any]:
+        try:
+            return self._call("GET", path, values, retries=retries)
+        except MLflowError as error:
+            raise _refused(error) from error
+
     def _pages(self, path: str, field: str, values: dict[str, Any]) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
         while len(found) < LISTED:
-            try:
-                answer = self._call("GET", path, values)
-            except MLflowError as error:
-                raise _refused(error) from error
+            answer = self._asked(path, values)
             found += answers.objects(answer.get(field))
             token = answer.get("next_page_token")
             if not token:

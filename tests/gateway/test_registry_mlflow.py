@@ -279,8 +279,8 @@ def test_a_server_that_refuses_the_first_question_is_a_registry_error() -> None:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        registry = MLflowRegistry(f"http://127.0.0.1:{server.server_port}", {})
-        with pytest.raises(RegistryError, match="refuses: .*no such workspace"):
+        registry = MLflowRegistry(f"http://127.0.0.1:{server.server_port}", environ={})
+        with pytest.raises(RegistryError, match=r"refuses: .*no such workspace"):
             registry.read()
         server.shutdown()
 
