@@ -564,9 +564,8 @@ class MLflowRegistry:
         return self._pages("model-versions/search", "model_versions", values)
 
     def _digests(self, name: str) -> list[tuple[str, str | None]]:
-        return [
-            (str(item.get("version")), answers.tags(item).get(DIGEST_TAG)) for item in self._versions(name)
-        ]
+        items = self._versions(name)
+        return [(str(item.get("version")), answers.tags(item).get(DIGEST_TAG)) for item in items]
 
     def _asked(self, path: str, values: dict[str, Any], retries: int | None = None) -> dict[str, Any]:
         try:
@@ -579,10 +578,9 @@ class MLflowRegistry:
         while len(found) < LISTED:
             answer = self._asked(path, values)
             found += answers.objects(answer.get(field))
-            token = answer.get("next_page_token")
-            if not token:
+            if not answer.get("next_page_token"):
                 break
-            values = {**values, "page_token": token}
+            values = {**values, "page_token": answer["next_page_token"]}
         return found[:LISTED]
 
     def _listed(self, registered: Mapping[str, Any]) -> Model:
