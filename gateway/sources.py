@@ -289,13 +289,15 @@ class _Remote:
             targets = [_target(to, relative) for relative, _, _ in part]
             remote = [name for _, name, _ in part]
             local = [str(target) for target in targets]
-            seconds = download_seconds(sum(size or 0 for _, _, size in part))
-            self._asked(version, "get", seconds, remote, local, callback=_Counted(meter))
+            total = sum(size or 0 for _, _, size in part)
+            counted = _Counted(meter)
+            self._asked(version, "get", download_seconds(total), remote, local, callback=counted)
             for (relative, _, size), target in zip(part, targets, strict=True):
                 got = target.stat().st_size
                 if got != size:
                     problem = f"a file of {version} came incomplete: {relative}, {got} of {size} bytes"
                     raise ArtifactError(problem)
+            meter.add(total - counted.bytes)  # not every library says all that comes
         hashed = {}
         left = limit - sum(size or 0 for _, _, size in files)
         for relative, name, size in files:
@@ -425,18 +427,21 @@ class _Proxied:
 
 
 class _Counted(fsspec.callbacks.Callback):  # type: ignore[misc]
-    """What fsspec calls while it gets files: each file's bytes are added, and not the files' number."""
+    """What fsspec calls while it gets files: each file's bytes are added, and not the files' number. `bytes`
+    is what was said of all of them."""
 
-    def __init__(self, meter: Meter, *, of_file: bool = False) -> None:
+    def __init__(self, meter: Meter, whole: _Counted | None = None) -> None:
         super().__init__()
+        self.bytes = 0
         self._meter = meter
-        self._of_file = of_file
+        self._whole = whole
 
     def branched(self, path_1: str, path_2: str, **options: Any) -> _Counted:
-        return _Counted(self._meter, of_file=True)
+        return _Counted(self._meter, self)
 
     def relative_update(self, inc: int = 1) -> None:
-        if self._of_file:
+        if self._whole is not None:
+            self._whole.bytes += inc
             self._meter.add(inc)
 
 

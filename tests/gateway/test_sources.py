@@ -284,7 +284,7 @@ def test_progress_is_told_now_and_then_and_at_the_end() -> None:
     assert told == [(0, None)]
 
 
-@pytest.mark.parametrize("kind", ["directory", "store", "ranges", "unannounced", "proxied"])
+@pytest.mark.parametrize("kind", ["directory", "store", "silent", "ranges", "unannounced", "proxied"])
 def test_progress_of_every_kind_of_source(
     kind: str, memory: Any, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -304,6 +304,12 @@ def test_progress_of_every_kind_of_source(
     if kind == "proxied":
         source, total = server.source, 10_000
         server.listed, server.files = [entry("weights", 10_000)], {"weights": b"x" * 10_000}
+        fewest = 2
+    if kind == "silent":  # it says nothing of what comes
+        got = type(memory).get_file
+        monkeypatch.setattr(
+            type(memory), "get_file", lambda self, one, other, callback=None: got(self, one, other)
+        )
         fewest = 2
     if kind == "unannounced":
         listed = memory.find("/m")
