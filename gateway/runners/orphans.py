@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from gateway.runners.zygote import Child
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
+_PR_GET_CHILD_SUBREAPER: Final = 37
 _LOOKS: Final = 3
 
 
@@ -33,14 +34,25 @@ def adopt(adopting: bool = True) -> bool:
     return int(ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, int(adopting), 0, 0, 0)) == 0
 
 
+def adopts() -> bool:
+    """Whether orphans come to this process. Where they do not, all its children are its own."""
+    if sys.platform != "linux":
+        return False
+    answer = ctypes.c_int()
+    asked: int = ctypes.CDLL(None).prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(answer), 0, 0, 0)
+    return asked == 0 and bool(answer.value)
+
+
 class Orphans:
     """Used by the event loop alone. `tend` is to be called now and then; where there is nothing to do, that
-    costs one call of the kernel."""
+    costs one call of the kernel. Made before the first zygote: children that are there already, such as those
+    of a shell that became this process, are none of its affair."""
 
     def __init__(self) -> None:
         self._waited_for: dict[int, subprocess.Popen[bytes]] = {}
         self._in_use: dict[int, Child] = {}
         self._suspects: set[int] = set()
+        self._strangers = {pid for pid, _ in _adopted()} if adopts() else set()
         self._looks = 0
 
     def __repr__(self) -> str:
@@ -75,7 +87,12 @@ class Orphans:
     def _look(self) -> bool:
         """Whether there are orphans."""
         self._in_use = {pid: child for pid, child in self._in_use.items() if child.handle >= 0}
-        found = [(pid, state) for pid, state in _adopted() if pid not in self._waited_for]
+        if not adopts():
+            return False
+        children = dict(_adopted())
+        self._strangers &= children.keys()  # an id that is free again may become an orphan's
+        others = self._waited_for.keys() | self._strangers
+        found = [(pid, state) for pid, state in children.items() if pid not in others]
         unused = {pid for pid, state in found if state != "Z" and pid not in self._in_use}
         for pid, state in found:
             with suppress(OSError):

@@ -129,3 +129,23 @@ def test_nobody_s_exit_status_is_taken_from_him(tmp_path: Path) -> None:
         assert own.wait() == 7
 
     run(tmp_path / "tmp", work)
+
+
+@pytest.mark.parametrize(
+    "adopting", [True, False], ids=["of one that was there before", "of who adopts nobody"]
+)
+def test_children_that_others_started_are_left_alone(adopting: bool) -> None:
+    lives = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+    ended = subprocess.Popen(["sh", "-c", "exit 7"], start_new_session=True)
+    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+    try:
+        assert orphans.adopt(adopting)
+        looking = orphans.Orphans()
+        for _ in range(3):
+            looking.tend()
+        looking.end()
+        assert ended.wait() == 7
+        assert alive(lives.pid)
+    finally:
+        lives.kill()
+        lives.wait()
