@@ -59,7 +59,7 @@ MIN_RESIDENCY = 0.1
 CAPACITY_WAIT = 5.0
 IO_THREADS = 8
 FETCH_THREADS = 4
-DISK_THREADS = 2
+DISK_THREADS = 4
 IO_THREAD = "io"
 MEASURE_INTERVAL = 1.0
 #: How long, in seconds, a busy thread may keep the loop waiting for its turn (Python's default is 5 ms).

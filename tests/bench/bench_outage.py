@@ -43,7 +43,7 @@ def in_a_document(store: ObjectStore, port: int) -> Iterator[tuple[str, MoveAlia
         lines = [f"  {n}: {{versions: {versions}, aliases: {{champion: {v}}}}}" for n, v in aliases.items()]
         store.files().pipe(f"{BUCKET}/outage.yaml", "\n".join(["models:", *lines, ""]).encode())
 
-    move("loaded", "1")
+    move("out-loaded", "1")
     yield f"s3://{BUCKET}/outage.yaml", move
 
 
@@ -71,11 +71,11 @@ class Cold:
     def _run(self) -> None:
         while not self._stop.wait(STEP):
             began = time.monotonic()
-            told = served(self._server, "stored")
+            told = served(self._server, "out-stored")
             self.seconds.append(time.monotonic() - began)
             if told != "1":
                 self.failures.append(told)
-            unload(self._server, "stored")
+            unload(self._server, "out-stored")
 
     def __enter__(self) -> Cold:
         self._thread.start()
@@ -135,25 +135,25 @@ def main() -> int:
 
         environ = store.environ(between.port) | PATIENCE | {"GATEWAY_POLL_INTERVAL": "5s"}
         with running(scratch, "--registry", registry, **environ) as gateway:
-            assert [served(gateway, name) for name in ("loaded", "stored")] == ["1", "1"]
-            unload(gateway, "stored")
-            with traffic(gateway.url, "loaded", given.connections) as calm:
+            assert [served(gateway, name) for name in ("out-loaded", "out-stored")] == ["1", "1"]
+            unload(gateway, "out-stored")
+            with traffic(gateway.url, "out-loaded", given.connections) as calm:
                 time.sleep(10)
-            with traffic(gateway.url, "loaded", given.connections) as first, Cold(gateway) as first_cold:
+            with traffic(gateway.url, "out-loaded", given.connections) as first, Cold(gateway) as first_cold:
                 breaks(REFUSE)
                 first_age, unready = passing(gateway, given.seconds / 2)
-                absent = served(gateway, "absent")
+                absent = served(gateway, "out-absent")
         breaks(HANG)
-        move("loaded", "2")
+        move("out-loaded", "2")
         began = time.monotonic()
         with running(scratch, "--registry", registry, **environ) as gateway:
             again = time.monotonic() - began
-            with traffic(gateway.url, "loaded", given.connections) as second:
+            with traffic(gateway.url, "out-loaded", given.connections) as second:
                 with Cold(gateway) as second_cold:
                     second_age, more = passing(gateway, given.seconds / 2)
                 breaks(PASS)
-                moved = until(lambda: served(gateway, "loaded") == "2", 120)
-                found = until(lambda: served(gateway, "absent") == "1", 120)
+                moved = until(lambda: served(gateway, "out-loaded") == "2", 120)
+                found = until(lambda: served(gateway, "out-absent") == "1", 120)
     print(line("before", calm))
     print(line("refused", first, first_cold))
     print(

@@ -20,7 +20,11 @@ from tests.object_store import BUCKET, ObjectStore
 from tests.tcp_proxy import HANG, PASS, REFUSE, Proxy, proxy
 
 pytestmark = pytest.mark.all
-MODELS = ("loaded", "stored", "absent")  # in memory, only on disk, not here when the outage begins
+MODELS = (
+    "out-loaded",
+    "out-stored",
+    "out-absent",
+)  # in memory, only on disk, not here when the outage begins
 
 PATIENCE = {"GATEWAY_POLL_INTERVAL": "300ms", "MLFLOW_HTTP_REQUEST_TIMEOUT": "1"}
 
@@ -69,8 +73,8 @@ def without_registry(server: Running, before: float) -> float:
     assert (ready.status_code, shown["ready"]) == (200, True)
     assert shown["registry"]["error"]
     assert shown["registry"]["age_seconds"] > before
-    assert served(server, "stored") == "1"  # cold, and on disk
-    unload(server, "stored")
+    assert served(server, "out-stored") == "1"  # cold, and on disk
+    unload(server, "out-stored")
     return float(shown["registry"]["age_seconds"])
 
 
@@ -89,27 +93,27 @@ def test_registry_and_store_go_away_under_traffic(
             tracking.breaks(fault)
 
         with running(tmp_path, "--registry", registry, **environ) as gateway:
-            assert [served(gateway, name) for name in ("loaded", "stored")] == ["1", "1"]
-            unload(gateway, "stored")
-            with traffic(gateway.url, "loaded") as before:
+            assert [served(gateway, name) for name in ("out-loaded", "out-stored")] == ["1", "1"]
+            unload(gateway, "out-stored")
+            with traffic(gateway.url, "out-loaded") as before:
                 breaks(REFUSE)
                 age = without_registry(gateway, 0.5)
-                answer = gateway.predict("absent", [{"x": 1.0}])
+                answer = gateway.predict("out-absent", [{"x": 1.0}])
                 assert (answer.status_code, answer.json()["error_code"]) == (503, "REGISTRY_UNAVAILABLE")
                 assert answer.headers["retry-after"]
             assert before.failures == []
         breaks(HANG)
-        move("loaded", "2")
+        move("out-loaded", "2")
         with running(tmp_path, "--registry", registry, **environ) as gateway:
-            with traffic(gateway.url, "loaded") as after:
+            with traffic(gateway.url, "out-loaded") as after:
                 without_registry(gateway, age)
-                assert served(gateway, "loaded") == "1"
+                assert served(gateway, "out-loaded") == "1"
                 command = [sys.executable, "-m", "gateway", "status", "--url", gateway.url]
                 told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
                 assert "registry error: " in told.stdout
                 breaks(PASS)
-                until(lambda: served(gateway, "loaded") == "2")
-                until(lambda: served(gateway, "absent") == "1")
+                until(lambda: served(gateway, "out-loaded") == "2")
+                until(lambda: served(gateway, "out-absent") == "1")
             assert after.failures == []
             until(lambda: gateway.metric("gateway_registry_age_seconds") < 1.0)
             assert httpx.get(f"{gateway.url}/readyz").json()["registry"]["error"] is None
