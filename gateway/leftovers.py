@@ -20,6 +20,8 @@ from urllib.parse import unquote
 from gateway.staging import PREFIX, Staging, changed, is_held
 
 _NUMBER = re.compile(r"[1-9][0-9]{0,17}")
+#: `file:` URLs are read with any number of slashes.
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/*(?=/)")
 INTERRUPTED = "a push that was interrupted"
 UNREFERRED = "no version refers to it"
 
@@ -55,7 +57,8 @@ def find(store: Path, sources: Iterable[str], texts: Sequence[str], now: float) 
                 continue
             if number == max(numbers, key=int) and not any(path.iterdir()):
                 continue  # what `set_aside` left, so that the number is not given again
-            named = re.compile(rf"{re.escape(name)}/{number}(?![0-9])")
+            # Also as `NAME//1`, `NAME/./1` and, in JSON, `NAME\/1`: rather too much is kept than too little.
+            named = re.compile(rf"{re.escape(name)}[\\/.]+{number}(?![0-9])")
             if not any(named.search(text) for text in texts):
                 found.append(_leftover(path, UNREFERRED, now))
     return found
@@ -86,7 +89,7 @@ def _kept(store: Path, sources: Iterable[str]) -> set[tuple[str, ...]]:
     kept = set()
     for source in sources:
         texts = {source, unquote(source)}
-        places = {text.rpartition("://")[2] for text in texts}
+        places = texts | {_SCHEME.split(text)[-1] for text in texts}
         texts |= {os.path.realpath(place) for place in places if os.path.isabs(place)}
         for text in texts:
             for root in roots:

@@ -86,6 +86,8 @@ def test_what_is_young_stays(registry: FileRegistry, tmp_path: Path) -> None:
         "file://{here}/models/%69ris/1",
         "{here}/link/iris/1",
         "file://{here}/link/iris/1",
+        "file:{here}/link/iris/1",
+        "file:///{here}/link/iris/1",
     ],
 )
 def test_whatever_a_version_refers_to_stays(registry: FileRegistry, tmp_path: Path, source: str) -> None:
@@ -96,7 +98,10 @@ def test_whatever_a_version_refers_to_stays(registry: FileRegistry, tmp_path: Pa
     assert (tmp_path / "models" / "iris" / "1" / "weights").exists()
 
 
-@pytest.mark.parametrize("text", ["a: models/iris/1", '{"models": "broken, models/iris/1"', "x: iris/1\n"])
+@pytest.mark.parametrize(
+    "text",
+    ["a: models/iris/1", '{"models": "broken, models/iris/1"', "x: iris/1\n", "x: iris/.//1", r'"iris\/1"'],
+)
 def test_what_a_document_beside_it_names_stays(registry: FileRegistry, tmp_path: Path, text: str) -> None:
     (tmp_path / "staging.yaml").write_text(text)
     assert names(collect(registry)) == ["iris/3"]
