@@ -148,6 +148,8 @@ def _without_names(model: Any) -> Any | None:
 def _plain_step(estimator: Any) -> Any | None:
     if type(estimator).__module__.partition(".")[0] != "sklearn":
         return None
+    if hasattr(estimator, "categories_"):
+        return None  # an encoder reads column by column: as one array, large integers would lose digits
     if any(
         hasattr(value, "fit") or callable(value) or isinstance(value, list | tuple)
         for value in estimator.get_params(deep=False).values()

@@ -16,7 +16,7 @@ from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from sklearn.preprocessing import FunctionTransformer, StandardScaler, TargetEncoder
 from sklearn.svm import SVC
 
 from loaders.batch import Columns
@@ -131,3 +131,11 @@ def test_mixed_columns_become_the_number_type_that_pandas_gives_them(kinds: tupl
     expected = model.predict(pd.DataFrame(batch.arrays))
     assert answer.dtype == expected.dtype
     np.testing.assert_allclose(answer, expected, rtol=1e-12)
+
+
+def test_an_encoder_tells_large_integers_apart_beside_a_column_of_floats() -> None:
+    ids = np.tile(2**60 + np.arange(4), 25)
+    frame = pd.DataFrame({"id": ids, "x": np.linspace(0.0, 1.0, len(ids))})
+    model = make_pipeline(TargetEncoder(), LinearRegression()).fit(frame, (ids - 2**60) * 10.0)
+    answer = Estimator(model, "predict").predict(table(frame.head(4)), {})
+    np.testing.assert_allclose(answer, [0.0, 10.0, 20.0, 30.0], atol=1.0)
