@@ -14,7 +14,6 @@ from concurrent.futures import Executor
 from contextvars import copy_context
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
-from urllib.parse import urlsplit
 
 from gateway.artifacts import ArtifactError, Artifacts, Local, Unreachable
 from gateway.errors import Problem
@@ -103,7 +102,7 @@ class Packages:
         self._remember = remember
         self._lasting = lasting
         #: Until when (monotonic seconds) a store is taken to be away.
-        self._away: dict[tuple[str, str], float] = {}
+        self._away: dict[str, float] = {}
         #: What is being fetched just now: written by the threads that fetch, read by anybody.
         self.fetching: dict[Version, Fetched] = {}
 
@@ -198,8 +197,11 @@ class Packages:
             raise _unavailable(version, reason)
 
 
-def _store(version: Version) -> tuple[str, str]:
-    return urlsplit(version.source)[:2]
+def _store(version: Version) -> str:
+    """What is away if this source is: its host or bucket; of a place here, which has none, that place alone."""
+    scheme, _, rest = version.source.partition("://")
+    host = rest.partition("/")[0]
+    return f"{scheme}://{host}" if host else version.source
 
 
 def _unavailable(version: Version, reason: str) -> Problem:

@@ -14,7 +14,7 @@ import pytest
 
 from gateway.artifacts import Artifacts
 from gateway.errors import Problem
-from gateway.packages import Packages
+from gateway.packages import Packages, _store
 from gateway.registries.base import Version
 from tests.gateway.http.served import Served, settings
 
@@ -141,6 +141,26 @@ def test_without_its_source_a_version_is_what_it_was(
     else:
         with pytest.raises(Problem, match="not there"):
             asyncio.run(packages.get(version))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "together"),
+    [
+        ("s3://bucket/iris/1", "s3://bucket/sky/2", True),
+        ("https://host:9/iris/1", "https://host:8/iris/1", False),
+        ("/srv/iris/1", "/mnt/iris/1", False),
+        ("file:///srv/iris/1", "file:///mnt/iris/1", False),
+    ],
+)
+def test_sources_of_one_host_are_away_together(one: str, other: str, together: bool) -> None:
+    stores = {_store(Version("iris", "1", source)) for source in (one, other)}
+    assert len(stores) == (1 if together else 2)
+
+
+def test_a_source_that_is_no_url_is_a_reason_and_no_surprise(executors: Any, tmp_path: Path) -> None:
+    packages = Packages(Artifacts(tmp_path / "cache", 10**9), *executors)
+    with pytest.raises(Problem, match="iris/1 cannot be reached"):
+        asyncio.run(packages.get(Version("iris", "1", "http://[x/y")))
 
 
 def test_a_download_that_hangs_does_not_keep_out_what_is_here(
