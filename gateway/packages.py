@@ -198,7 +198,7 @@ class Packages:
 
 
 def _store(version: Version) -> str:
-    """What is away if this source is: its host or bucket; of a place here, which has none, that place alone."""
+    """What is away if this source is: its host or bucket; of a place here, which has none, it alone."""
     scheme, _, rest = version.source.partition("://")
     host = rest.partition("/")[0]
     return f"{scheme}://{host}" if host else version.source
