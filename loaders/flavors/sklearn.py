@@ -117,13 +117,14 @@ class Estimator:
         rows = np.outer([0.0, 1.0, -0.5, 3.0], np.linspace(0.5, 1.5, len(names)))
         table = Columns(dict(zip(names, rows.T, strict=True)), len(rows))
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error")
+            # Recorded, and not raised: filters are the process's, and another thread may be warned meanwhile.
+            with warnings.catch_warnings(record=True) as warned:
+                warnings.simplefilter("always")
                 of_frame = self._predict(batches.native(table))
                 of_array = self._predict_array(rows.copy(order="F"))
         except Exception:  # noqa: BLE001 - then it gets frames, and whoever asks it gets what it raises
             return False
-        if type(of_frame) is not np.ndarray or type(of_array) is not np.ndarray:
+        if warned or type(of_frame) is not np.ndarray or type(of_array) is not np.ndarray:
             return False
         return of_frame.dtype == of_array.dtype and np.array_equal(of_frame, of_array)
 
