@@ -112,16 +112,17 @@ def _somebody_ended() -> bool:
 
 
 def _adopted() -> Iterator[tuple[int, str]]:
-    """(process id, state) of every child that is not of this process's session. As process 1 it is also given
-    what others run in its container, and then a model's own are those that may use fewer system calls."""
-    own, session, filters = str(os.getpid()), str(os.getsid(0)), _filters("self")
+    """(process id, state) of every child that is not of this process's session, and has ended or may do less
+    than this one: what a model leaves is confined as the model was. What others started is not, be it a
+    library's here or, for process 1, whatever runs in its container."""
+    own, session, held = str(os.getpid()), str(os.getsid(0)), _confinement("self")
     for entry in _children():
         with suppress(OSError):
             stat = Path("/proc", entry, "stat").read_text("utf-8", "replace")
             state, parent, _, its = stat.rpartition(")")[2].split()[:4]
             if parent != own or its == session:
                 continue
-            if state == "Z" or own != "1" or _filters(entry) > filters:
+            if state == "Z" or _confinement(entry) > held:
                 yield int(entry), state
 
 
@@ -134,9 +135,9 @@ def _children() -> list[str]:
         return [entry for entry in os.listdir("/proc") if entry.isdigit()]
 
 
-def _filters(process: str) -> int:
-    """How many filters of system calls hold for a process; they are inherited, and never taken back."""
-    for line in Path("/proc", process, "status").read_text("utf-8", "replace").splitlines():
-        if line.startswith("Seccomp_filters:"):
-            return int(line.partition(":")[2])
-    return 0  # a kernel before 5.9 does not say
+def _confinement(process: str) -> int:
+    """How much of what is inherited and never taken back holds for a process: that it gains no privileges,
+    and filters of system calls (a kernel before 5.9 does not say how many)."""
+    lines = Path("/proc", process, "status").read_text("utf-8", "replace").splitlines()
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    return int(fields.get("NoNewPrivs", 0)) + int(fields.get("Seccomp_filters", 0))

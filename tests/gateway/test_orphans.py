@@ -131,6 +131,20 @@ def test_nobody_s_exit_status_is_taken_from_him(tmp_path: Path) -> None:
     run(tmp_path / "tmp", work)
 
 
+def test_what_is_started_here_later_is_left_alone() -> None:
+    looking = orphans.Orphans()
+    lives = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+    try:
+        looking.come({})  # as if a zygote had been killed
+        for _ in range(3):
+            looking.tend()
+        looking.end()
+        assert alive(lives.pid)
+    finally:
+        lives.kill()
+        lives.wait()
+
+
 @pytest.mark.parametrize(
     "adopting", [True, False], ids=["of one that was there before", "of who adopts nobody"]
 )
