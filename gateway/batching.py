@@ -134,10 +134,10 @@ class Batcher:
 
     async def _work(self, members: list[Member]) -> None:
         """A slot's calls. Where none are merged nothing is gained by waiting for more, so the next follows at
-        once: under overload each turn of the loop is long."""
-        await self._call(members)
-        while not self.merges and (members := self._take()):
-            await self._call(members)
+        once: under overload each turn of the loop is long. Not after a failure, which may have come without
+        any wait: then a long queue would keep the loop from all else."""
+        while await self._call(members) and not self.merges and (members := self._take()):
+            pass
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -195,7 +195,8 @@ class Batcher:
         else:
             member.future.set_exception(error)
 
-    async def _call(self, members: Sequence[Member]) -> None:
+    async def _call(self, members: Sequence[Member]) -> bool:
+        """Whether the model answered all of them together."""
         started = perf_counter()
         try:
             self._dispatched(len(members), sum(member.rows for member in members))
@@ -206,19 +207,20 @@ class Batcher:
             if len(members) == 1:
                 if not members[0].future.done():
                     members[0].future.set_exception(error)
-                return
+                return False
             parts = None
         if parts is None:
             # Either one of them made the call fail, or the answer has not one row for each of theirs:
             # each runs once more by itself, so that nobody pays for another.
             for member in members:
                 await self._call_alone(member)
-            return
+            return False
         seconds = perf_counter() - started
         self._admission.finished(len(members), seconds)
         for member, part in zip(members, parts, strict=True):
             if not member.future.done():
                 member.future.set_result(Outcome(part, started - member.arrived, seconds))
+        return True
 
 
 def _retry_pause(future: asyncio.Future[Outcome]) -> float | None:

@@ -11,6 +11,7 @@ import pytest
 
 from gateway.admission import Admission, Refused
 from gateway.batching import Batcher, agree, repeated
+from gateway.runners.base import RunnerCrashed
 from loaders.batch import Batch, Columns, Tensors, Value
 from tests.gateway.controlled import run, turns
 
@@ -54,6 +55,23 @@ def test_promise_9_what_arrives_in_one_turn_goes_in_one_call() -> None:
         futures = [batcher.submit(rows(float(n), n + 0.5), {}) for n in range(8)]
         assert await answers(*futures) == [[2.0 * n, 2.0 * n + 1] for n in range(8)]
         assert model.calls == [16]
+
+    run(main)
+
+
+def test_calls_that_fail_at_once_leave_the_loop_its_turns() -> None:
+    async def main() -> None:
+        async def model(batch: Batch, params: Mapping[str, Any]) -> Batch:
+            raise RunnerCrashed("it is started again")
+
+        batcher = Batcher(model, merges=False)
+        futures = [batcher.submit(rows(float(n)), {}) for n in range(50)]
+        others = 0
+        while not futures[-1].done():
+            await asyncio.sleep(0)
+            others += 1
+        assert others >= len(futures)
+        assert all(isinstance(future.exception(), RunnerCrashed) for future in futures)
 
     run(main)
 
