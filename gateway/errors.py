@@ -78,12 +78,14 @@ HINTS: Final[dict[str, str]] = {
 MAX_DETAILS: Final = 100
 
 #: What looks like a place on this machine in the words of a library; what follows a URL's scheme is none.
+_LOGIN: Final = re.compile(r"(?<=://)[^\s/@]{1,200}@")
 _PATH: Final = re.compile(r"(?:file://|(?<![\w./])(?!(?<=\w:)//))/+(?:[^\s'\":,;()\[\]/]+/+)+")
 
 
 def pathless(text: str) -> str:
-    """Without the server's paths: a client sees the names of files, not where they lie."""
-    return _PATH.sub("…/", text)
+    """Without the server's paths: a client sees the names of files, not where they lie. And without the
+    names and passwords in URLs."""
+    return _PATH.sub("…/", _LOGIN.sub("…@", text))
 
 
 @dataclass(frozen=True, slots=True)

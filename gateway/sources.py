@@ -248,7 +248,10 @@ class _Remote:
         root = self._path.rstrip("/") + "/"
         listed: dict[str, Any]
         if self._web:
-            listed = dict(itertools.islice(self._linked(version, root, 0), MAX_FILES + 1))
+            links = list(itertools.islice(self._linked(version, root, 0), MAX_FILES + 1))
+            if len(links) > MAX_FILES:
+                raise ArtifactError(f"the source of {version} lists more than {MAX_FILES:,} files")
+            listed = dict(links)
         else:
             listed = self._asked(version, "find", LISTING_SECONDS, self._path, detail=True)
         found: list[File] = []
@@ -275,10 +278,9 @@ class _Remote:
             below = name.removeprefix(place)
             if below in (name, "", "/") or "?" in below or "#" in below:
                 continue
+            yield name, info  # directories too: whoever counts must not be led through ever more of them
             if name.endswith("/"):
                 yield from self._linked(version, name, depth + 1)
-            else:
-                yield name, info
 
     def copy(
         self, version: Version, files: list[File], to: Path, *, limit: int, meter: Meter

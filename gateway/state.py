@@ -34,6 +34,7 @@ CREATE TABLE measurement (digest TEXT PRIMARY KEY, bytes INTEGER, load_seconds R
 """
 #: Tables that files of the same schema may lack.
 _LATER = """
+DROP TABLE IF EXISTS snapshot;
 CREATE TABLE IF NOT EXISTS first_digest (
     registry TEXT, name TEXT, version TEXT, source TEXT, digest TEXT NOT NULL,
     PRIMARY KEY (registry, name, version, source));
@@ -125,7 +126,11 @@ class State:
             log.warning(
                 "the state file %s cannot be used (%s): set aside as %s", self._path, error, aside.name
             )
-            return self._opened()
+            try:
+                return self._open()
+            except sqlite3.Error as again:
+                log.error(_FORGETFUL, self._path, again)
+                return self._in_memory()
 
     def _in_memory(self) -> sqlite3.Connection:
         """A database that ends with this process, holding what the file does as far as it can be read."""

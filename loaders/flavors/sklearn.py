@@ -107,9 +107,12 @@ class Estimator:
 
     def predict(self, batch: Batch, params: Mapping[str, Any]) -> Any:
         if self._names is not None and isinstance(batch, Columns) and list(batch.arrays) == self._names:
-            arrays = batch.arrays.values()
-            if all(type(array) is np.ndarray and array.dtype.kind in "fi" for array in arrays):
-                return self._predict_array(np.array(list(arrays)).T)  # in memory as pandas has it
+            arrays = list(batch.arrays.values())
+            # Of one type: an encoder, say, reads column by column, and large integers that become floats
+            # because of their neighbours would lose digits.
+            kinds = {array.dtype for array in arrays if type(array) is np.ndarray}
+            if len(kinds) == 1 and arrays[0].dtype.kind in "fi" and set(map(type, arrays)) == {np.ndarray}:
+                return self._predict_array(np.array(arrays).T)  # in memory as pandas has it
         return self._predict(batches.native(batch))
 
     def _same_of_arrays(self, names: list[str]) -> bool:
@@ -149,13 +152,15 @@ def _without_names(model: Any) -> Any | None:
 def _plain_step(estimator: Any) -> Any | None:
     if type(estimator).__module__.partition(".")[0] != "sklearn":
         return None
-    if hasattr(estimator, "categories_"):
-        return None  # an encoder reads column by column: as one array, large integers would lose digits
-    if any(
-        hasattr(value, "fit") or callable(value) or isinstance(value, list | tuple)
-        for value in estimator.get_params(deep=False).values()
-    ):
+    if not all(map(_is_plain, estimator.get_params(deep=False).values())):
         return None
     plain = copy.copy(estimator)
     vars(plain).pop("feature_names_in_", None)
     return plain
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a parameter is no estimator, no function, and no list of such."""
+    if isinstance(value, list | tuple):
+        return all(item is None or isinstance(item, str | int | float) for item in value)
+    return not callable(value) and not hasattr(value, "fit")

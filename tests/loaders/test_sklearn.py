@@ -16,7 +16,7 @@ from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer, StandardScaler, TargetEncoder
+from sklearn.preprocessing import FunctionTransformer, MinMaxScaler, StandardScaler, TargetEncoder
 from sklearn.svm import SVC
 
 from loaders.batch import Columns
@@ -48,7 +48,7 @@ ARRAYS = [
     KNeighborsClassifier(),
     SVC(),
     make_pipeline(StandardScaler(), LogisticRegression(max_iter=500)),
-    make_pipeline(StandardScaler(), "passthrough", LogisticRegression(max_iter=500)),
+    make_pipeline(MinMaxScaler((0, 2)), "passthrough", LogisticRegression(max_iter=500)),
 ]
 FRAMES = [
     make_pipeline(make_column_transformer((StandardScaler(), NAMES[:2])), LogisticRegression(max_iter=500)),

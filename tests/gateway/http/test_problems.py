@@ -87,6 +87,7 @@ def test_a_message_that_is_not_unicode_is_still_answered() -> None:
             "https://example.com/models/registry.yaml answered 500",
         ),
         ("s3://bucket/iris/2/x and http://host:5000/a/b", "s3://bucket/iris/2/x and http://host:5000/a/b"),
+        ("https://ann:pass@host/a/b, s3://bucket/x@y", "https://…@host/a/b, s3://bucket/x@y"),
         ("12 and/or 3/4 of models:/iris@champion", "12 and/or 3/4 of models:/iris@champion"),
     ],
 )
