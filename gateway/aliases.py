@@ -230,15 +230,16 @@ class Aliases:
             if registered != version and version not in wanted and servable.retiring is None:
                 self._manager.retire(version, "removed")
 
-    def open(self, name: str, alias: str) -> Alias:
-        """The alias, from now on followed. Raises NotInRegistry."""
+    def open(self, name: str, alias: str, moved_by: str = "registry") -> Alias:
+        """The alias, from now on followed; `moved_by` says who made it, if it is new here. Raises
+        NotInRegistry."""
         found = self._aliases.get((name, alias))
         if found is None:
             model = self._snapshot.models.get(name)
             if model is None or alias not in model.aliases:
                 resolve(self._snapshot, Reference(name, alias=alias))
                 raise NotInRegistry("ALIAS_NOT_FOUND", f"{name} has no alias {alias}")
-            found = Alias(name, alias, since=self._wall())
+            found = Alias(name, alias, since=self._wall(), moved_by=moved_by)
             found.history = self._memory.history(name, alias)
             good = self._memory.last_good(name, alias) or model.aliases[alias].last_good
             found.last_good = None if good is None else model.versions.get(good)

@@ -60,6 +60,8 @@ class Artifacts:
         self._verified: set[str] = set()
         self._lock = threading.Lock()
         self._root.mkdir(parents=True, exist_ok=True)
+        if not os.access(self._root, os.W_OK):
+            log.error("the cache in %s cannot be written: what is not there cannot be loaded", self._root)
         sweep(self._root)
 
     def __repr__(self) -> str:
@@ -71,7 +73,7 @@ class Artifacts:
         try:
             return None if version.digest is None else self._found(version.digest)
         except OSError as error:
-            raise _failed(version, error) from error
+            raise _failed(version, error, self._root) from error
 
     def fetch(self, version: Version, progress: Progress | None = None) -> Local:
         """The files of a version, verified against its digest where it has one. Blocks. Raises ArtifactError.
@@ -90,7 +92,7 @@ class Artifacts:
                     return local
                 return self._fetch(version, progress)
         except OSError as error:
-            raise _failed(version, error) from error
+            raise _failed(version, error, self._root) from error
 
     def bytes(self) -> int:
         """The size of all packages in the cache."""
@@ -121,7 +123,8 @@ class Artifacts:
                     return None
                 with self._lock:
                     self._verified.add(digest)
-            os.utime(held)
+            with _unless_read_only():
+                os.utime(held)
             local = Local(path, digest, self._size(name, held))
         except BaseException:
             with contextlib.suppress(OSError):
@@ -138,7 +141,8 @@ class Artifacts:
         with contextlib.suppress(ValueError):
             return int(os.pread(held, 32, 0))
         size = packages.files_bytes(self._root / name)
-        os.pwrite(held, str(size).encode(), 0)
+        with _unless_read_only():
+            os.pwrite(held, str(size).encode(), 0)
         return size
 
     def _entries(self) -> list[tuple[float, int, str]]:
@@ -262,13 +266,28 @@ def _alone(path: Path) -> Iterator[None]:
         os.close(held)
 
 
+@contextlib.contextmanager
+def _unless_read_only() -> Iterator[None]:
+    """For notes about what is there: where none can be written it is used all the same."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EBADF):
+            raise
+
+
 def _locked(path: Path, how: int) -> int:
     """A descriptor with a lock on the file that has this name now; a removed one is not it.
 
     Raises OSError, with LOCK_NB also where somebody else holds it.
     """
     while True:
-        held = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            held = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            if error.errno != errno.EROFS or how & fcntl.LOCK_EX:
+                raise
+            held = os.open(path, os.O_RDONLY)  # what is there can be used where nothing can be written
         try:
             fcntl.flock(held, how)
             with contextlib.suppress(FileNotFoundError):
@@ -297,9 +316,11 @@ def _digest_or_none(path: Path) -> str | None:
         return None
 
 
-def _failed(version: Version, error: OSError) -> ArtifactError:
+def _failed(version: Version, error: OSError, cache: Path) -> ArtifactError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ArtifactError(f"the files of {version} do not fit on the disk", str(error))
+        return ArtifactError(f"the files of {version} do not fit on the disk of cache_dir", str(error))
+    if error.errno in (errno.EROFS, errno.EACCES) and str(error.filename).startswith(f"{cache}{os.sep}"):
+        return ArtifactError(f"the files of {version} cannot be written to cache_dir", str(error))
     problem = f"the files of {version} cannot be read"
     if isinstance(error, FileNotFoundError):
         return ArtifactError(f"{problem}: they are not there", f"{version.source}: {error}")

@@ -30,7 +30,7 @@ from gateway.registries.base import (
     resolve,
 )
 from gateway.registries.document import dump
-from gateway.rollout import ROLLBACK, rollback_target
+from gateway.rollout import PROMOTE, ROLLBACK, rollback_target
 from gateway.servable import Servable, Status
 from loaders.package import Package, PackageError
 
@@ -226,8 +226,8 @@ class Operations:
         try:
             if dry_run:
                 return 200, {**self._named(name, alias, target), "dry_run": True, "accepted": True}
-            await self._write_alias(name, alias, version, expect, forced=force, moved_by="promote")
-            return await self._moved(self._aliases.open(name, alias), target, wait)
+            await self._write_alias(name, alias, version, expect, forced=force, moved_by=PROMOTE)
+            return await self._moved(self._aliases.open(name, alias, PROMOTE), target, wait)
         finally:
             lease.release()
 

@@ -14,7 +14,7 @@ from loaders.signature import compatible
 if TYPE_CHECKING:
     from loaders.signature import Signature
 
-ROLLBACK = "rollback"
+PROMOTE, ROLLBACK = "promote", "rollback"
 
 
 def refusals(policy: Rollout, old: Signature | None, new: Signature | None) -> list[str]:

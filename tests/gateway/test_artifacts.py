@@ -442,7 +442,32 @@ def test_a_full_disk_is_said(cache: Artifacts, tmp_path: Path) -> None:
     fsspec.register_implementation("full", Full, clobber=True)
     with pytest.raises(ArtifactError) as error:
         cache.fetch(Version("iris", "1", "full://x"))
-    assert error.value.public == "the files of iris/1 do not fit on the disk"
+    assert error.value.public == "the files of iris/1 do not fit on the disk of cache_dir"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
+def test_a_small_disk_that_is_full_and_then_read_only(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], check=True)
+    try:
+        cache = Artifacts(disk / "cache", disk_limit=100 * MB)
+        small = version(make_package(tmp_path / "small", b"x" * 1000))
+        with pytest.raises(ArtifactError) as full:
+            cache.fetch(version(make_package(tmp_path / "large", b"x" * 4 * MB)))
+        assert full.value.public == "the files of iris/1 do not fit on the disk of cache_dir"
+        assert entries(disk / "cache") == []
+        assert not under_way(disk / "cache")
+        assert cache.fetch(small).bytes > 1000, "what fits is fetched afterwards"
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        with pytest.raises(ArtifactError) as refused:
+            Artifacts(disk / "cache", disk_limit=100 * MB).fetch(
+                version(make_package(tmp_path / "other", b"y" * 1000))
+            )
+        assert refused.value.public == "the files of iris/1 cannot be written to cache_dir"
+        assert Artifacts(disk / "cache", disk_limit=100 * MB).fetch(small).bytes > 1000, "what is there"
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=True)
 
 
 def test_the_digest_is_the_contracts(cache: Artifacts, tmp_path: Path) -> None:

@@ -186,6 +186,13 @@ def test_a_promotion_that_is_waited_for_is_served(own: Served) -> None:
     assert version_served(own) == "1"
 
 
+def test_who_made_an_alias_is_in_its_history(own: Served) -> None:
+    reply = own.request("PUT", "/models/iris/aliases/canary?wait=true", {"version": "2"})
+    assert reply.status == 200, reply.body
+    history = own.get("/rollouts/iris@canary").json["history"]
+    assert [(served["version"], served["moved_by"]) for served in history] == [("2", "promote")]
+
+
 def test_a_promotion_is_accepted(own: Served) -> None:
     assert own.request("PUT", CHAMPION, {"version": "2", "force": False}).status == 202
     assert own.get("/models/iris").json["aliases"] == {"champion": "2"}
