@@ -199,7 +199,9 @@ def save_model(
     directories it imports, shipped in `code/`. `options` are the flavor's.
 
     The directory appears complete or not at all. Raises FileExistsError where it exists and is not empty,
-    InvalidInput if the example does not fit a given signature, and whatever saving or answering raises.
+    InvalidInput if the example does not fit a given signature, ValueError from what the model raised if it
+    does not answer the example, and whatever saving raises. Warns where it answers several rows with more or
+    fewer, which for most models is a mistake in the example.
     """
     target = Path(path)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -257,11 +259,32 @@ def _answered(
     model = open_model(draft, {})
     try:
         answer = model._ask(enforced.batch, enforced.params)
+    except Exception as error:  # whatever a model raises, with what the caller can do about it
+        raise ValueError(
+            f"the model does not answer its input_example: {type(error).__name__}: {error} "
+            "(the example must be what the model takes, with as many columns or dimensions; "
+            "for a list of texts or numbers try numpy.array(...))"
+        ) from error
     finally:
         model.close()
+    asked, answered = enforced.batch.rows, _rows(answer)
+    if asked is not None and asked > 1 and answered is not None and answered != asked:
+        warnings.warn(
+            f"the model answers its input_example of {asked} rows with {answered}: does it take what it is "
+            "given? A frame of one column, for example, is no list of texts (try numpy.array(...))",
+            stacklevel=3,
+        )
     if signature is not None:
         return known
     return infer_signature(data, answer, params)
+
+
+def _rows(answer: Any) -> int | None:
+    """How many rows an answer has; None where it is no table, array or list."""
+    batch = batches.from_result(answer, None)
+    if isinstance(batch, batches.Value):
+        return len(batch.value) if isinstance(batch.value, list) else None
+    return batch.rows
 
 
 def _with_params(signature: Signature | None, params: Mapping[str, Any]) -> Signature:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,37 @@ def test_a_given_signature_is_kept_and_the_example_must_fit_it(
     assert not (tmp_path / "other").exists()
 
 
+def test_a_model_that_does_not_answer_its_example_is_refused_with_advice(tmp_path: Path) -> None:
+    def failing(frame: Any) -> Any:
+        raise AttributeError("'int' object has no attribute 'lower'")
+
+    wanted = r"does not answer its input_example: AttributeError: 'int' object.*numpy\.array"
+    with pytest.raises(ValueError, match=wanted) as raised:
+        loaders.save_model(failing, tmp_path / "m", input_example=["good day", "bad night"])
+    assert isinstance(raised.value.__cause__, AttributeError)
+    assert not (tmp_path / "m").exists()
+
+
+def first_only(data: Any) -> Any:
+    return np.zeros(1)
+
+
+@pytest.mark.parametrize(
+    ("function", "rows", "warned"),
+    [(first_only, 2, True), (first_only, 1, False), (doubled, 2, False)],
+)
+def test_an_answer_of_other_rows_than_the_example_is_warned_of(
+    tmp_path: Path, function: Any, rows: int, warned: bool
+) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        loaders.save_model(function, tmp_path / "m", input_example=TRAIN[:rows])
+    said = [str(one.message) for one in caught if "rows" in str(one.message)]
+    assert [text[:62] for text in said] == [
+        "the model answers its input_example of 2 rows with 1: does it "
+    ] * warned
+
+
 def test_without_example_and_signature_there_is_none(tmp_path: Path, classifier: LogisticRegression) -> None:
     assert loaders.save_model(classifier, tmp_path / "m").signature is None
     loaded = loaders.load_model(tmp_path / "m")
@@ -144,7 +176,7 @@ def test_what_cannot_be_saved_leaves_nothing_behind(tmp_path: Path) -> None:
     def broken(frame: Any) -> Any:
         raise RuntimeError("no answer")
 
-    with pytest.raises(RuntimeError, match="no answer"):
+    with pytest.raises(ValueError, match="no answer"):
         loaders.save_model(broken, tmp_path / "m", input_example=TRAIN)
     with pytest.raises(UnknownFlavor, match="no predict method"):
         loaders.save_model(object(), tmp_path / "m")
