@@ -225,6 +225,11 @@ def read(path: str | Path) -> Package:
             raise PackageError(FILE, f"is larger than {_MAX_BYTES >> 20} MiB")
         text = file.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
+        if not root.is_dir():
+            # An absolute path would show where things lie on this machine.
+            shown = root.name if Path(path).is_absolute() else str(path)
+            problem = "is no directory" if root.exists() else "there is no such directory"
+            raise PackageError(shown, problem) from None
         raise PackageError(FILE, "there is no such file: this is not a model directory") from None
     except (OSError, RuntimeError) as error:
         raise PackageError(

@@ -141,9 +141,9 @@ def test_what_is_no_package_is_refused_with_its_place(tmp_path: Path, raw: str, 
 
 def test_a_directory_without_mlmodel_and_no_directory_are_refused(tmp_path: Path) -> None:
     assert "not a model directory" in str(problem(tmp_path))
-    assert "not a model directory" in str(problem(tmp_path / "absent"))
+    assert str(problem(tmp_path / "absent")) == "absent: there is no such directory"
     (tmp_path / "file").touch()
-    assert "not a model directory" in str(problem(tmp_path / "file"))
+    assert str(problem(tmp_path / "file")) == "file: is no directory"
 
 
 def test_a_model_kept_elsewhere_is_refused_with_the_reason(tmp_path: Path) -> None:
@@ -398,6 +398,14 @@ def test_a_malformed_example_is_refused(tmp_path: Path, content: Any, info: dict
     with pytest.raises(PackageError) as raised:
         read_example(tmp_path, content, **info)
     assert raised.value.place == "saved_input_example_info"
+
+
+def test_a_relative_directory_is_named_as_it_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PackageError, match=r"^no/dir: there is no such directory$"):
+        package.read("no/dir")
 
 
 def test_a_missing_example_file_is_refused_and_no_example_is_none(tmp_path: Path) -> None:
