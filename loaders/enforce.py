@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -40,6 +41,8 @@ Mode = Literal["strict", "warn", "mlflow"]
 _SHOWN_NAMES = 20
 #: So many rows at most are looked at value by value; for more the ways for whole columns are faster.
 _FEW_ROWS = 8
+#: For how many missing columns a misspelt one is looked for, among how many, how long, how alike.
+_NEAR_FAULTS, _NEAR_NAMES, _NEAR_LENGTH, _NEAR_RATIO = 10, 30, 40, 0.7
 
 
 class RawInput(NamedTuple):
@@ -237,7 +240,8 @@ def _columns(plan: _Plan, raw: RawInput, faults: Faults, extras: list[Any]) -> C
                 if not table.named and type(name) is str:
                     faults.add(table.root, v.NO_COLUMNS, "named columns")
                     return None
-                faults.add(table.column(name), v.MISSING, spec.type)
+                near = _near(name, names, plan, faults)
+                faults.add(table.column(name), v.MISSING, spec.type, near)
             continue
         cells = columns[at]
         array = quick(cells) if json and not isinstance(cells, np.ndarray) else None
@@ -248,6 +252,20 @@ def _columns(plan: _Plan, raw: RawInput, faults: Faults, extras: list[Any]) -> C
         known = {str(name) for name in arrays if type(name) is int}
         extras += [name for name in names if name not in arrays and name not in known]
     return Columns(arrays, table.rows, table.index)
+
+
+def _near(name: str | int, sent: Sequence[str | int], plan: _Plan, faults: Faults) -> str | None:
+    """The unknown column that was most likely meant. Looked for a few times only, among a few short names:
+    what is compared a caller has chosen."""
+    if faults.total >= _NEAR_FAULTS or type(name) is not str:
+        return None
+    from difflib import get_close_matches
+
+    wanted = set(plan.names)
+    unknown = [str(one) for one in islice(sent, len(wanted) + _NEAR_NAMES) if one not in wanted]
+    spelt = {one.casefold(): one for one in unknown[:_NEAR_NAMES] if len(one) <= _NEAR_LENGTH}
+    found = get_close_matches(name[:_NEAR_LENGTH].casefold(), spelt, 1, _NEAR_RATIO)
+    return f"the unknown column {shown(spelt[found[0]])}" if found else None
 
 
 def _cast(spec: ColSpec, cells: Any, at: int, table: Table, faults: Faults) -> NDArray:

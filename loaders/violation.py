@@ -36,7 +36,8 @@ TOO_DEEP: Final = "is nested too deep"
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """One field's fault. `got` is a kind (string, null, array), never a value."""
+    """One field's fault. `got` is a kind (string, null, array), never a value; of a missing column the
+    unknown one that was sent in its place."""
 
     path: str
     problem: str

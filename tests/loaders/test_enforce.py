@@ -46,6 +46,28 @@ def stamp(text: str) -> np.datetime64:
     return np.datetime64(text, "ns")
 
 
+def test_a_misspelt_column_is_named_beside_the_one_that_is_missing() -> None:
+    wanted = Signature(tuple(ColSpec(Scalar.double, name) for name in ("sepal_length", "sepal_width", "Age")))
+    row = {"sepal_length": 1.0, "sepal_w": 2.0, "AGE": 3.0, "colour": 4.0, "w" * 99: 5.0}
+    with pytest.raises(InvalidInput) as refused:
+        enforce(wanted, RawInput("dataframe_records", [row]))
+    found = [(one.path, one.problem, one.expected, one.got) for one in refused.value.violations]
+    assert found == [
+        ("dataframe_records.sepal_width", "is missing", "double", "the unknown column sepal_w"),
+        ("dataframe_records.Age", "is missing", "double", "the unknown column AGE"),
+    ]
+    with pytest.raises(InvalidInput) as refused:
+        enforce(wanted, RawInput("dataframe_records", [{"sepal_length": 1.0, "colour": 4.0}]))
+    assert [one.got for one in refused.value.violations] == [None, None]
+
+
+def test_misspelt_columns_are_looked_for_a_few_times_only() -> None:
+    wanted = Signature(tuple(ColSpec(Scalar.double, f"column_number_{i}") for i in range(60)))
+    with pytest.raises(InvalidInput) as refused:
+        enforce(wanted, RawInput("dataframe_records", [{f"colum_number_{i}": 1.0 for i in range(60)}]))
+    assert [one.got is not None for one in refused.value.violations] == [True] * 10 + [False] * 50
+
+
 ACCEPTED: list[tuple[Any, bool, Any, Any]] = [
     (Scalar.boolean, True, True, np.True_),
     (Scalar.integer, True, 2**31 - 1, np.int32(2**31 - 1)),
