@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 Key: TypeAlias = tuple[str, str]
 """A model's name and a version."""
 
+_FEWEST = 20
+
 WaitOption = Annotated[bool, typer.Option("--wait/--no-wait", help="Until it is done, or only ask for it.")]
 
 
@@ -44,7 +46,7 @@ def status(
     State, memory, requests/s, p99 and last error: one line for every version that is loaded, loading or
     failed, and for every alias that is not where the registry wants it. p99 is over all requests since the
     version was first asked: an estimate from the histogram in /metrics, interpolated within its bucket as
-    Prometheus does it.
+    Prometheus does it; none before twenty requests.
     """
     with connect(url, None) as client:
         before = _counted(client)
@@ -192,9 +194,10 @@ def _counted(client: Client) -> dict[Key, tuple[float, dict[float, float]]]:
 
 def _p99(buckets: Mapping[float, float]) -> float | None:
     """The 99th percentile in seconds, interpolated within its bucket as PromQL's `histogram_quantile` does;
-    beyond the last bound it is that bound. None without requests."""
+    beyond the last bound it is that bound. None for so few requests that it would only tell of the slowest,
+    which most often waited for the load."""
     bounds = sorted(buckets)
-    if not bounds or not buckets[bounds[-1]]:
+    if not bounds or buckets[bounds[-1]] < _FEWEST:
         return None
     wanted = 0.99 * buckets[bounds[-1]]
     below, count_below = 0.0, 0.0
