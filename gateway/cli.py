@@ -6,6 +6,7 @@ that `gateway --help` is there at once.
 
 from __future__ import annotations
 
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from gateway.commands import moving, operating, prediction, registry, serving
 from gateway.commands.terminal import REFUSED, WRONG_USAGE, Failure, complain, note
 
 INTERRUPTED = 130
+_LISTING = re.compile(r"GET /models(/NAME)?(?![\w/])")
 
 # Typer carries its own copy of click, or uses the one that is installed, and exports just this exception of
 # it; the class above is what every wrong usage is.
@@ -87,7 +89,7 @@ def run(arguments: Sequence[str]) -> int:
                 note("".join(traceback.format_exception(error)).rstrip())
             kind = type(error).__name__
             failure = Failure(f"unexpected {kind}: {error}", "gateway --verbose … prints where it came from")
-        complain(failure.message, failure.hint)
+        complain(failure.message, _in_commands(failure.hint))
         return failure.code
 
 
@@ -99,8 +101,25 @@ def _wrong_usage(error: Exception) -> int:
     if context is not None and message == context.get_help():
         note(message)  # a bare `gateway`
     else:
-        complain(message, f"see {path} --help")
+        complain(message, _setting_meant(error, path) or f"see {path} --help")
     return WRONG_USAGE
+
+
+def _setting_meant(error: Exception, path: str) -> str | None:
+    """What to write instead of an option of the server that is no flag but a setting."""
+    name = str(getattr(error, "option_name", "")).lstrip("-").replace("-", "_")
+    if not name or path not in ("gateway serve", "gateway demo"):
+        return None
+    from gateway.settings import Settings
+
+    if name not in Settings.model_fields:
+        return None
+    return f"a setting without a flag: set GATEWAY_{name.upper()}, or {name} in gateway.yaml"
+
+
+def _in_commands(hint: str | None) -> str | None:
+    """A hint that was written for callers over HTTP, for somebody at a terminal."""
+    return hint and _LISTING.sub(lambda found: f"`gateway models{' NAME' if found[1] else ''}`", hint)
 
 
 def _expected(error: Exception) -> Failure | None:
@@ -110,7 +129,7 @@ def _expected(error: Exception) -> Failure | None:
     from gateway.artifacts import ArtifactError
     from gateway.errors import Problem
     from gateway.names import InvalidReference
-    from gateway.registries.base import NotInRegistry, RegistryError
+    from gateway.registries.base import NoRegistry, NotInRegistry, RegistryError
     from gateway.runners.base import ModelError
     from gateway.settings import SettingsError
     from loaders.flavors.base import MissingFramework
@@ -118,7 +137,7 @@ def _expected(error: Exception) -> Failure | None:
 
     if isinstance(error, Problem | NotInRegistry):
         return Failure(str(error), error.hint)
-    if isinstance(error, SettingsError | InvalidReference):
+    if isinstance(error, SettingsError | InvalidReference | NoRegistry):
         return Failure(str(error), code=WRONG_USAGE)
     if isinstance(error, RegistryError | ArtifactError | PackageError | ModelError | MissingFramework):
         return Failure(str(error))

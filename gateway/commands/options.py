@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gateway.commands.terminal import WRONG_USAGE, Failure, Output
+from gateway.commands.terminal import Failure, Output
 
 if TYPE_CHECKING:
     from gateway.commands.client import Client
@@ -72,14 +72,10 @@ def connect(url: str | None, admin_key_file: Path | None) -> Client:
 
 
 def target_of(registry: str | None) -> str:
-    """The registry that is meant. Raises Failure, naming all the ways to say it, where none is."""
+    """The registry that is meant. Raises NoRegistry, naming all the ways to say it, where none is."""
     from gateway.registries import default_target
-    from gateway.registries.base import RegistryError
 
-    try:
-        return default_target(os.environ, registry)
-    except RegistryError as error:
-        raise Failure(str(error), code=WRONG_USAGE) from None
+    return default_target(os.environ, registry)
 
 
 def alias_of(text: str) -> tuple[str, str]:

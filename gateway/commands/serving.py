@@ -60,10 +60,10 @@ def serve(
     ] = None,
     registry: RegistryOption = None,
     host: Annotated[
-        str | None, typer.Option(metavar="H", help="The address to listen on.", show_default="127.0.0.1")
+        str | None, typer.Option(metavar="H", help="The address to listen on.  [default: 127.0.0.1]")
     ] = None,
     port: Annotated[
-        int | None, typer.Option(metavar="N", min=0, max=65535, help="The port.", show_default="8080")
+        int | None, typer.Option(metavar="N", min=0, max=65535, help="The port.  [default: 8080]")
     ] = None,
     config: ConfigOption = None,
     output: Annotated[

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from gateway import plugins
 from gateway.plugins import Plugin
-from gateway.registries.base import Registry, RegistryError
+from gateway.registries.base import NoRegistry, Registry, RegistryError
 
 GROUP: Final = "gateway.registries"
 REGISTRIES: Final[dict[str, Plugin]] = {
@@ -74,7 +74,7 @@ def default_target(
     environ: Mapping[str, str] | None = None, flag: str | None = None, directory: Path = Path()
 ) -> str:
     """The registry that is meant: the flag (or setting) if given, else what the environment says (None:
-    this process's), else `registry.yaml` in `directory`. Raises RegistryError, naming all five."""
+    this process's), else `registry.yaml` in `directory`. Raises NoRegistry, naming all five."""
     environ = os.environ if environ is None else environ
     for target in (
         flag,
@@ -87,7 +87,7 @@ def default_target(
     here = directory / "registry.yaml"
     if here.is_file():
         return str(here)
-    raise RegistryError(
+    raise NoRegistry(
         "no registry: give --registry, set GATEWAY_REGISTRY, MLFLOW_REGISTRY_URI or MLFLOW_TRACKING_URI, "
         "or have a file ./registry.yaml"
     )

@@ -26,6 +26,10 @@ class RegistryError(Exception):
     """A registry cannot be used as asked; the message is fit for an operator."""
 
 
+class NoRegistry(RegistryError):
+    """Nothing names one."""
+
+
 class RegistryUnavailable(RegistryError):
     """It cannot be reached or read now. The last valid snapshot stays."""
 

@@ -97,6 +97,7 @@ def test_help_is_the_manual(shell: Shell) -> None:
         page = shell.called(command, "--help")
         assert page.code == 0
         assert page.out.startswith(f"Usage: gateway {command}")
+        assert "[default: (" not in page.out
 
 
 def test_help_imports_nothing_heavy(shell: Shell) -> None:
@@ -126,6 +127,10 @@ def test_version(shell: Shell) -> None:
         (["status", "--url", "nonsense"], "is no URL"),
         (["serve", "--port", "high"], "'--port'"),
         (["models"], "./registry.yaml"),
+        (["serve", "--port", "0"], "./registry.yaml"),
+        (["serve", "models:/iris@champion", "--port", "0"], "./registry.yaml"),
+        (["serve", "--access-log"], "GATEWAY_ACCESS_LOG"),
+        (["models", "--access-log"], "see gateway models --help"),
         (["models", "--output", "yaml"], "yaml"),
     ],
 )
@@ -179,7 +184,8 @@ def test_push_makes_a_registry_and_gives_the_next_version(shell: Shell, packages
 def test_push_refuses_what_is_no_model(shell: Shell) -> None:
     (shell.directory / "empty").mkdir()
     assert "MLmodel" in shell.called("push", "empty", "--name", "iris", "-r", "registry.yaml").failed()
-    shell.called("push", "nowhere", "--name", "iris", "-r", "registry.yaml").failed()
+    complaint = shell.called("push", "nowhere", "--name", "iris", "-r", "registry.yaml").failed()
+    assert "nowhere: there is no such directory" in complaint
     assert not (shell.directory / "registry.yaml").exists()
 
 
@@ -372,7 +378,10 @@ def test_a_registry_served_and_operated(iris: Shell, packages: dict[str, Path]) 
         )
         assert predict(url)["model"]["version"] == "1"
         assert iris.gateway("unload", "iris/2", "--url", url, "-o", "json").json()["state"] == "UNLOADED"
-        assert "MODEL_NOT_FOUND" in iris.called("load", "rose", "--url", url).failed()
+        for call in (("load", "rose"), ("promote", "rose@champion", "1")):
+            complaint = iris.called(*call, "--url", url).failed()
+            assert "MODEL_NOT_FOUND" in complaint
+            assert "`gateway models`" in complaint
     assert "no gateway answers" in iris.gateway("status", "--url", url).failed()
 
 
