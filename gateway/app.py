@@ -468,7 +468,7 @@ def serve(settings: Settings, models: Sequence[str] = ()) -> int:
         adopt()
         hide()  # model processes must not read this one's memory and environment
         logs.configure(settings.log_format, settings.log_level)
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
             code = runner.run(_serve(settings, registry, bound))
     if any(thread.name.startswith((THREAD, IO_THREAD)) for thread in threading.enumerate()):
         # A model here or a download never ended, and Python would wait for its thread forever.
@@ -520,6 +520,7 @@ async def _serve(settings: Settings, registry: Registry, bound: socket.socket) -
             http.build(gateway),
             http=PROTOCOL,
             lifespan="off",
+            ws="none",
             access_log=False,
             log_config=None,
             server_header=False,
@@ -533,7 +534,8 @@ async def _serve(settings: Settings, registry: Registry, bound: socket.socket) -
     return 0
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """What makes the event loop; None: asyncio's own."""
     try:
         import uvloop
     except ImportError:

@@ -36,6 +36,10 @@ _LEVELS: dict[type, int] = {
 _ABOUT = ("model", "version", "request_id", "trace_id", "span_id")
 #: Refused inputs and requests of one model are said once in so many seconds, with their number.
 BURST_SECONDS = 10.0
+#: What anybody who can connect makes the server say, as often as he likes.
+_OF_STRANGERS = ("Invalid HTTP request received", "Unsupported upgrade request")
+#: Advice to install what the gateway has no use for.
+_OF_NO_USE = "No supported WebSocket library"
 
 
 class EventLog:
@@ -102,10 +106,35 @@ def sentence(event: Event) -> str:
             return repr(event)
 
 
+class OnceInAWhile(logging.Filter):
+    """Lets what strangers can make the server say pass once in `BURST_SECONDS`, with its number."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._bursts: dict[str, tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.name != "uvicorn.error" or record.levelno != logging.WARNING:
+            return True
+        said = str(record.msg)
+        if not said.startswith(_OF_STRANGERS):
+            return not said.startswith(_OF_NO_USE)
+        since, count = self._bursts.get(said, (-BURST_SECONDS, 0))
+        if self._clock() - since < BURST_SECONDS:
+            self._bursts[said] = since, count + 1
+            return False
+        self._bursts[said] = self._clock(), 0
+        if count:
+            record.msg = f"{said} (and {count} before, since the last such line)"
+        return True
+
+
 def configure(form: Literal["auto", "json", "text"], level: str) -> None:
     """Sends the log to standard error; `auto` is text on a terminal and JSON elsewhere."""
     handler = logging.StreamHandler(sys.stderr)
     as_json = form == "json" or (form == "auto" and not sys.stderr.isatty())
+    handler.addFilter(OnceInAWhile())
     handler.addFilter(_with_trace)
     handler.setFormatter(JsonFormatter() if as_json else TextFormatter())
     root = logging.getLogger()

@@ -8,6 +8,7 @@ Knows nothing of paths or models.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from typing import Any, Final, Literal
 
 from gateway.errors import Problem
@@ -44,11 +45,17 @@ else:
 
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(transport)  # type: ignore[arg-type]
+            self._earlier: deque[Any] = deque()  # cycles with another behind them
             self._late = self.loop.call_later(self.head_seconds, self._expire)
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._in_time()
             super().connection_lost(exc)
+            # uvicorn tells the last request alone that nobody is there, and the one being answered may be
+            # an earlier one: it would write to a closed transport.
+            for cycle in self._earlier:
+                cycle.disconnected = True
+                cycle.message_event.set()
 
         def data_received(self, data: bytes) -> None:
             if self._refused:
@@ -69,7 +76,12 @@ else:
                 raise ValueError(self._fault)  # out of the parser, which gives up, into `send_400_response`
             self._head = _BODY
             self._in_time()
+            before = self.cycle
             super().on_headers_complete()
+            if self.pipeline:
+                while self._earlier and self._earlier[0].response_complete:
+                    self._earlier.popleft()
+                self._earlier.append(before)
 
         def on_message_complete(self) -> None:
             self._head = 0

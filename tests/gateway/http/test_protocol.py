@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import socket
+import struct
 import threading
 from collections.abc import Iterator
 
@@ -13,6 +14,8 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
+from gateway import logs
+from gateway.app import loop_factory
 from gateway.http import protocol
 from gateway.http.problems import respond
 
@@ -27,11 +30,13 @@ class Hasty(protocol.Protocol):
 
 
 class Application:
-    """Answers with the number of headers and of body bytes; to `/later` only once `go` is set."""
+    """Answers with the number of headers and of body bytes; to `/later` once `go` is set, to `/left` once
+    the client is gone."""
 
     def __init__(self) -> None:
         self.go = asyncio.Event()
         self.asked = threading.Event()
+        self.left = threading.Event()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.asked.set()
@@ -43,7 +48,11 @@ class Application:
             size, more = size + len(message["body"]), message["more_body"]
         if scope["path"] == "/later":
             await self.go.wait()
+        if scope["path"] == "/left":
+            assert (await receive())["type"] == "http.disconnect"
         await respond(send, 200, [], b"%d headers, %d bytes" % (len(scope["headers"]), size))
+        if scope["path"] == "/left":
+            self.left.set()
 
 
 class Running:
@@ -55,7 +64,11 @@ class Running:
             )
         )
         self._bound = socket.create_server(("127.0.0.1", 0))
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
+        self._thread = threading.Thread(target=lambda: self._run())
+
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            runner.run(self._serve())
 
     async def _serve(self) -> None:
         self.loop = asyncio.get_running_loop()
@@ -228,6 +241,45 @@ def test_nonsense_behind_a_request_does_not_overtake_its_answer(server: Running)
         answer = everything(client)
     assert answer.startswith(b"HTTP/1.1 200")
     assert answer.endswith(b"0 headers, 0 bytes")
+
+
+def test_who_leaves_with_requests_behind_the_first_is_gone_for_all_of_them(
+    server: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The request being answered hears of it although it is not the last that came, and its answer goes
+    nowhere."""
+    server.app.asked.clear()
+    with server.connect() as client:
+        client.sendall(b"GET /left HTTP/1.1\r\n\r\n" + READY * 4)
+        assert server.app.asked.wait(20)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close is a reset
+    assert server.app.left.wait(20)
+    with server.connect() as client:
+        client.sendall(READY)
+        assert answered(client) == b"1 headers, 0 bytes"
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"CONNECT a.example:443 HTTP/1.1\r\nhost: a.example\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01",
+    ],
+)
+def test_strangers_do_not_write_the_log(
+    server: Running, sent: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.handler.addFilter(only_once := logs.OnceInAWhile())
+    for _ in range(5):
+        with server.connect() as client:
+            client.sendall(sent)
+            assert whole(client).startswith(b"HTTP/1.1 ")
+    caplog.handler.removeFilter(only_once)
+    assert len(caplog.records) <= 1, caplog.text
+    assert "pip install" not in caplog.text
 
 
 def test_a_client_that_goes_on_sending_gets_the_answer(server: Running) -> None:
