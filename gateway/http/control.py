@@ -37,6 +37,12 @@ MAX_BODY_BYTES: Final = 64 * 1024
 MAX_HELD_BYTES: Final = 16 * MAX_BODY_BYTES
 
 WEBHOOK: Final = "/webhooks/mlflow"
+#: What the codes of predictions mean here.
+_HINTS: Final = {
+    "MALFORMED_BODY": 'the body is one JSON object, such as {"version": "2"}, or empty',
+    "INVALID_INPUT": 'details names each field and what it takes; a version is a string: {"version": "2"}',
+    "BODY_TOO_LARGE": f"a control call's body has at most {MAX_BODY_BYTES // 1024} KiB",
+}
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD"})
 
 
@@ -99,6 +105,7 @@ class Control:
             allowed = ", ".join(sorted((error.headers or {}).get("Allow", "").split(", ")))
             await problems.respond_not_allowed(send, identity, scope["method"], allowed)
         except Problem as problem:
+            problem.hint = problem.hint or _HINTS.get(problem.code)
             await problems.respond_problem(send, problem, identity)
         except Exception as error:  # noqa: BLE001 - nothing may reach the server without an answer
             await problems.respond_problem(send, problems.unexpected(error, identity), identity)

@@ -10,6 +10,7 @@ import pytest
 
 from gateway.errors import HINTS, MAX_DETAILS, RETRYABLE, STATUS, Detail, Problem, pathless
 from gateway.http import problems
+from tests.gateway.http.served import Served
 
 ID = b"abc"
 
@@ -118,3 +119,10 @@ def test_the_unexpected_is_logged_and_not_told(caplog: pytest.LogCaptureFixture)
     assert "secret" not in str(content(problem))
     assert "req-7" in caplog.text
     assert "secret/path" in caplog.text
+
+
+def test_a_control_call_is_told_of_control_calls(server: Served) -> None:
+    for body in ({"version": 1}, b"{"):
+        refused = server.request("PUT", "/models/iris/aliases/champion", body)
+        assert refused.status in (400, 422)
+        assert '{"version": "2"}' in refused.json["hint"]
