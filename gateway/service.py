@@ -36,7 +36,7 @@ ENFORCE_ON_LOOP = 1 << 20
 class Inference:
     """A request, parsed but untyped. `deadline` is in the event loop's time; `reference` None means the
     default model. `registry` and `principal` name the registry and the caller (one of each so far);
-    `size` is the body's bytes."""
+    `size` is the body's bytes; `version` the service sets, once it knows it."""
 
     reference: Reference | None
     raw: RawInput
@@ -46,6 +46,7 @@ class Inference:
     registry: str | None = None
     request_id: bytes = b""
     size: int = 0
+    version: Version | None = None
 
 
 @dataclass(slots=True)
@@ -103,6 +104,7 @@ class Service:
             target = self._aliases.target(reference)
         found = target.alias
         version = target.version
+        inference.version = version or (None if found is None else found.desired)
         lease: Lease | None = None
         try:
             if version is None:

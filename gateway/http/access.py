@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Final
 from urllib.parse import unquote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gateway.http.problems import UNSENT, Header
 
 _MAX_PATH: Final = 256
 _CODE: Final = re.compile(rb'\{"error_code":"([A-Z_]{1,64})"')
@@ -80,14 +83,21 @@ def logged(app: ASGIApp) -> ASGIApp:
             await app(scope, counted, told)
         finally:
             answered.seconds = answered.seconds or perf_counter() - began
+            if answered.status is None and UNSENT in scope:
+                answered.error_code = "CLIENT_LEFT"
+                _take_headers(answered, scope[UNSENT])
             log.info("%s", answered, extra={"event": answered})
 
     return serve
 
 
 def _take_head(answered: Answered, message: Message) -> None:
-    head = dict(message["headers"])
     answered.status = message["status"]
+    _take_headers(answered, message["headers"])
+
+
+def _take_headers(answered: Answered, headers: Iterable[Header]) -> None:
+    head = dict(headers)
     answered.request_id = head.get(b"x-request-id", b"").decode("latin-1") or None
     if b"x-model-name" in head:
         answered.model = unquote(head[b"x-model-name"].decode("latin-1"))

@@ -75,6 +75,7 @@ class Prediction:
         answer: Answer | None = None
         version: Version | None = None
         departure: _Departure | None = None
+        inference: Inference | None = None
         try:
             media = bodies.media_type(headers.get(b"content-type", b""))
             deadline = _deadline(headers)
@@ -89,9 +90,10 @@ class Prediction:
             asked = perf_counter()
             parsing = asked - started
             departure = self._departures.watch(receive)
-            answer = await self._service.predict(
-                Inference(reference, parsed.raw, parsed.params, deadline, request_id=identity, size=held)
+            inference = Inference(
+                reference, parsed.raw, parsed.params, deadline, request_id=identity, size=held
             )
+            answer = await self._service.predict(inference)
             answered = perf_counter()
             as_table = b"accept" in headers and arrow.wanted(headers[b"accept"])
             if as_table:
@@ -106,10 +108,12 @@ class Prediction:
             if as_table:
                 head[0], content = _ARROW, predictions
         except bodies.ClientLeft:
+            self._left(scope, identity, None, began)
             return
         except asyncio.CancelledError:
             if departure is None or not departure.left:
                 raise
+            self._left(scope, identity, None if inference is None else inference.version, began)
             return
         except Exception as error:  # noqa: BLE001 - nothing may reach the server without an answer
             problem = error if isinstance(error, Problem) else problems.unexpected(error, identity)
@@ -135,12 +139,24 @@ class Prediction:
             self._intake.release(held)
             if departure is not None:
                 departure.end()
-        if unread is not None:
-            await problems.refuse_unread(send, unread, status, head, content)
-        else:
-            await problems.respond(send, status, head, content)
+        try:
+            if unread is not None:
+                await problems.refuse_unread(send, unread, status, head, content)
+            else:
+                await problems.respond(send, status, head, content)
+        finally:
+            name, number = (version.name, version.version) if version else ("", "")
+            self._metrics.request(name, number, code, perf_counter() - began, phases)
+
+    def _left(self, scope: Scope, identity: bytes, version: Version | None, began: float) -> None:
+        """Counts a caller who did not wait for the answer; what its head would have said, the access log
+        finds in the scope."""
+        unsent = [(b"x-request-id", identity)]
+        if version is not None:
+            unsent += _resolved(version.name, version.version, None)[1:]
+        scope[problems.UNSENT] = unsent
         name, number = (version.name, version.version) if version else ("", "")
-        self._metrics.request(name, number, code, perf_counter() - began, phases)
+        self._metrics.request(name, number, "CLIENT_LEFT", perf_counter() - began)
 
 
 def _success(

@@ -23,6 +23,8 @@ Header = tuple[bytes, bytes]
 JSON: Final[Header] = (b"content-type", b"application/json")
 CLOSE: Final[Header] = (b"connection", b"close")
 
+#: Where a scope holds the headers of an answer that nobody waited for.
+UNSENT: Final = "gateway.unsent"
 LINGER_IDLE_SECONDS: Final = 1.0
 LINGER_SECONDS: Final = 10.0
 _MAX_REQUEST_ID: Final = 128

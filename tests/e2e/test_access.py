@@ -108,6 +108,7 @@ def test_who_leaves_has_a_line_without_an_answer(server: Running) -> None:
     port = httpx.URL(server.url).port or 0
     with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
         head = b"POST /predict/left HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\nExpect: 100-continue\r\n"
+        head += b"X-Request-Id: gone\r\n"
         connection.sendall(head + b"Content-Type: application/json\r\n\r\n")
         assert b"100 Continue" in connection.recv(1000)
         connection.sendall(b"{")
@@ -115,7 +116,10 @@ def test_who_leaves_has_a_line_without_an_answer(server: Running) -> None:
     while not (found := [e for e in server.events("Answered") if e["path"] == "/predict/left"]):
         assert time.monotonic() < end
         time.sleep(0.01)
-    assert [(e["status"], e["bytes_out"], e["request_id"]) for e in found] == [(None, 0, None)]
+    (said,) = found
+    assert (said["status"], said["bytes_out"], said["request_id"]) == (None, 0, "gone")
+    assert said["error_code"] == "CLIENT_LEFT"
+    assert server.metric("gateway_requests_total", code="CLIENT_LEFT", model="") == 1
 
 
 def test_text_says_the_same(tmp_path: Path) -> None:

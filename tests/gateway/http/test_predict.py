@@ -213,6 +213,8 @@ def test_a_client_that_leaves_gives_up_its_place(server: Served) -> None:
             leaving.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
             wait_for(lambda: inflight(server, "echo") == 2)
         wait_for(lambda: inflight(server, "echo") == 1)
+        counted = 'gateway_requests_total{code="CLIENT_LEFT",model="echo",version="1"} '
+        wait_for(lambda: counted in server.get("/metrics").body.decode())
     assert held.reply is not None
     assert held.reply.status == 200
 
