@@ -2,7 +2,7 @@
 
 Everything lies in a directory of its own. Nothing is pulled; packages come from where apt and pip of this
 machine get theirs. `python -m tests.e2e.containers DIRECTORY` builds ahead: tests find it by the environment
-variable GATEWAY_TEST_IMAGE.
+variable IMAGE_UNDER_TEST.
 """
 
 from __future__ import annotations
