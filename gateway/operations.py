@@ -23,6 +23,7 @@ from gateway.registries.base import (
     Model,
     NotInRegistry,
     PreconditionFailed,
+    ReadOnly,
     Registry,
     RegistryError,
     RegistryReadOnly,
@@ -466,8 +467,9 @@ class Operations:
 
     def _must_be_writable(self) -> None:
         if not self._registry.writable:
-            edit = f"edit {self._registry.target} where it is made; the gateway follows it"
-            hint = getattr(self._registry, "why_not", edit)
+            hint = f"edit {self._registry.target} where it is made; the gateway follows it"
+            if isinstance(self._registry, ReadOnly):
+                hint = self._registry.why_not
             raise Problem("REGISTRY_READ_ONLY", "the registry cannot be written from here", hint=hint)
 
     async def _blocking(self, function: Callable[..., T], *args: Any) -> T:

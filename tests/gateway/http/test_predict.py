@@ -238,6 +238,8 @@ def test_who_is_refused_hears_it_a_moment_later_and_holds_nothing_meanwhile(
             body = json.dumps(ONE)
             head = "POST /predict/echo HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
             leaving.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+        counted = 'gateway_requests_total{code="OVERLOADED",model="echo",version="1"} 2.0'
+        wait_for(lambda: counted in served.get("/metrics").body.decode())
         assert inflight(served, "echo") == 2
     waiting.join()
 
