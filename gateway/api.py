@@ -16,11 +16,11 @@ from typing import Any
 
 import loaders
 from gateway import settings
-from gateway.artifacts import Artifacts, Local
+from gateway.artifacts.cache import Artifacts, Local
+from gateway.artifacts.sources import Sources, sources_for
 from gateway.names import InvalidReference, Reference, parse_reference, parse_short
 from gateway.registries import default_target, open_registry
 from gateway.registries.base import Version, ask, resolve
-from gateway.sources import Sources, sources_for
 from loaders import package as packages
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")

@@ -24,30 +24,31 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
-from gateway import cgroup, events, http, logs, policies
-from gateway.aliases import Aliases
-from gateway.artifacts import ArtifactError, Artifacts
-from gateway.governor import Governor
+from gateway import cgroup, events, http, logs
+from gateway.artifacts.cache import ArtifactError, Artifacts
+from gateway.artifacts.packages import Packages, Prepared
+from gateway.artifacts.sources import sources_for
 from gateway.http.protocol import PROTOCOL
-from gateway.ledger import Ledger
-from gateway.manager import Manager
 from gateway.metrics import Metrics
 from gateway.names import Reference, parse_short, parse_uri
-from gateway.operations import Operations
-from gateway.packages import Packages, Prepared
-from gateway.placement import Placement
 from gateway.registries import default_target, open_registry
 from gateway.registries.base import AskedByName, Entries, Model, Registry, RegistryError, Snapshot, Version
 from gateway.registries.listed import ListedModels, Subset, SubsetByName
+from gateway.registries.watcher import Watch
+from gateway.rollouts import policies
+from gateway.rollouts.aliases import Aliases
+from gateway.rollouts.operations import Operations
 from gateway.runners.confinement import hide
 from gateway.runners.inline import THREAD, settle_heap
 from gateway.runners.orphans import adopt
+from gateway.runners.placement import Placement
 from gateway.runners.zygote import Zygotes
-from gateway.servable import Servable
 from gateway.service import Service
-from gateway.sources import sources_for
+from gateway.serving.governor import Governor
+from gateway.serving.ledger import Ledger
+from gateway.serving.manager import Manager
+from gateway.serving.servable import Servable
 from gateway.state import AliasMemory, State
-from gateway.watch import Watch
 
 if TYPE_CHECKING:
     from gateway.settings import Rollout, Settings

@@ -12,19 +12,19 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gateway.admission import Refused
-from gateway.batching import Outcome
 from gateway.errors import Detail, Problem
 from gateway.events import Emit, InputRefused, OutputDiffers, PredictionFailed, RequestRefused
 from gateway.names import Reference
 from gateway.runners.base import ModelError, RunnerCrashed, RunnerTimeout
-from gateway.servable import Servable, Status
-from loaders.enforce import InvalidInput, RawInput
+from gateway.serving.admission import Refused
+from gateway.serving.batching import Outcome
+from gateway.serving.servable import Servable, Status
+from loaders.enforcement.enforce import InvalidInput, RawInput
 
 if TYPE_CHECKING:
-    from gateway.aliases import Aliases
-    from gateway.manager import Lease, Manager
     from gateway.registries.base import Version
+    from gateway.rollouts.aliases import Aliases
+    from gateway.serving.manager import Lease, Manager
     from loaders.batch import Batch
 
 

@@ -20,7 +20,7 @@ from loaders import environment as environments
 from loaders import example as examples
 from loaders import flavors
 from loaders import package as packages
-from loaders.imports import Imports
+from loaders.worker.imports import Imports
 
 if TYPE_CHECKING:
     from loaders.batch import Batch
@@ -74,7 +74,7 @@ class Model:
         raw, _ = self.package.example_input()
         if raw is None:
             return None
-        from loaders.enforce import enforce
+        from loaders.enforcement.enforce import enforce
 
         enforced = enforce(self.signature, raw, None, self._enforcement, type_hints=self.package.type_hints)
         return batches.native(enforced.batch)
@@ -85,7 +85,7 @@ class Model:
         `data`: a frame, series, array, dict of arrays, sparse matrix, or JSON value. Ignored columns and
         unknown params are warnings. Raises InvalidInput, and whatever the model raises.
         """
-        from loaders.enforce import RawInput, enforce
+        from loaders.enforcement.enforce import RawInput, enforce
 
         raw = RawInput("python", data)
         enforced = enforce(self.signature, raw, params, self._enforcement, type_hints=self.package.type_hints)
@@ -249,7 +249,7 @@ def _answered(
     draft: Package, signature: Signature | None, data: Any, given: Any, params: Mapping[str, Any] | None
 ) -> Signature:
     """The signature of a saved model, from an example and the answer it gives once loaded again."""
-    from loaders.enforce import RawInput, enforce
+    from loaders.enforcement.enforce import RawInput, enforce
     from loaders.signature import infer_signature
 
     known = infer_signature(data, None, params) if signature is None else signature

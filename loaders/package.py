@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from loaders import example as examples
 
 if TYPE_CHECKING:
-    from loaders.enforce import RawInput
+    from loaders.enforcement.enforce import RawInput
     from loaders.example import ExampleInfo
     from loaders.signature import Signature
 

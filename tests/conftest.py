@@ -25,4 +25,4 @@ def needs(module: str) -> ModuleType:
         pytest.skip(reason)
 
 
-pytest_plugins = ["tests.mlflow_server", "tests.object_store"]
+pytest_plugins = ["tests.support.mlflow_server", "tests.support.object_store"]

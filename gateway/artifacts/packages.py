@@ -15,7 +15,7 @@ from contextvars import copy_context
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from gateway.artifacts import ArtifactError, Artifacts, Local, Unreachable
+from gateway.artifacts.cache import ArtifactError, Artifacts, Local, Unreachable
 from gateway.errors import Problem
 from loaders import environment, flavors
 from loaders.output import mismatches

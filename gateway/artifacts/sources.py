@@ -26,10 +26,10 @@ from urllib.parse import unquote, urlsplit
 import fsspec
 import fsspec.callbacks
 
-from gateway.mlflow_client import MLflowClient, MLflowError, MLflowUnavailable, download_seconds
+from gateway.artifacts.staging import MAX_FILES, UnfitPackage, copy_file, is_part, package_files
+from gateway.artifacts.stores import asked
 from gateway.registries.base import Version
-from gateway.staging import MAX_FILES, UnfitPackage, copy_file, is_part, package_files
-from gateway.stores import asked
+from gateway.registries.mlflow_client import MLflowClient, MLflowError, MLflowUnavailable, download_seconds
 
 File: TypeAlias = "tuple[str, str, int | None]"
 """(path within the package, the source's own name of it, bytes; None: not announced)."""

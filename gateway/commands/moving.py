@@ -1,7 +1,7 @@
 """`promote` and `rollback`: move an alias through a running gateway, or directly in the registry.
 
 Both ways run the same gates before anything is written; without a gateway they run in this process
-(`gateway.preflight`). Knows nothing of how a gateway carries a move out.
+(`gateway.rollouts.preflight`). Knows nothing of how a gateway carries a move out.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ def _promote_here(
     force: bool,
     dry_run: bool,
 ) -> dict[str, Any]:
-    from gateway import preflight
+    from gateway.rollouts import preflight
 
     standing = model.aliases.get(alias)
     _as_expected(f"{model.name}@{alias}", None if standing is None else standing.version, expect)
@@ -208,7 +208,7 @@ def _promote_here(
 def _rollback_here(
     opened: Registry, model: Model, alias: str, to: str | None, settings: Settings
 ) -> dict[str, Any]:
-    from gateway import preflight
+    from gateway.rollouts import preflight
 
     standing = _alias(model, alias)
     wanted = to or next((before for before in standing.previous if before != standing.version), None)

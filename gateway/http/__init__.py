@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.http import access, invocations
+from gateway.http import access_log, invocations
 from gateway.http.control import Control
 from gateway.http.invocations import Invocations
 from gateway.http.predict import Prediction
@@ -44,7 +44,7 @@ def build(app: Gateway) -> ASGIApp:
             await receive()
             await send({"type": "websocket.close", "code": 1000})
 
-    return access.logged(serve) if app.settings.access_log else serve
+    return access_log.logged(serve) if app.settings.access_log else serve
 
 
 def _closing(send: Send) -> Send:

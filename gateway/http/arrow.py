@@ -15,7 +15,7 @@ import numpy as np
 
 from gateway.errors import Problem
 from loaders.batch import Batch, Columns, Tensors
-from loaders.enforce import RawInput
+from loaders.enforcement.enforce import RawInput
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

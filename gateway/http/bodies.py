@@ -21,7 +21,7 @@ from starlette.types import Message, Receive
 
 from gateway.errors import Detail, Problem
 from gateway.http import arrow
-from loaders.enforce import CsvTable, RawInput
+from loaders.enforcement.enforce import CsvTable, RawInput
 
 Media = Literal["json", "csv", "arrow"]
 

@@ -24,7 +24,7 @@ from gateway.http import answers, bodies, problems
 from gateway.http.auth import Access
 from gateway.http.tracing import traced
 from gateway.names import Reference
-from gateway.webhooks import Deliveries, concerned
+from gateway.registries.webhooks import Deliveries, concerned
 from loaders.batch import Value
 
 if TYPE_CHECKING:

@@ -17,8 +17,9 @@ from typing import Any, Literal
 
 import orjson
 
-from gateway import jsontext, yamltext
+from gateway import yamltext
 from gateway.names import InvalidReference, check_alias, check_name, check_version
+from gateway.registries import jsontext
 from gateway.registries.base import MAX_PREVIOUS, Alias, Entries, Model, RegistryInvalid, Version
 
 Form = Literal["yaml", "json"]

@@ -27,9 +27,17 @@ from urllib.parse import quote, unquote
 
 from filelock import FileLock, Timeout
 
-from gateway import leftovers
+from gateway.artifacts.staging import (
+    Staging,
+    UnfitPackage,
+    copy_file,
+    package_files,
+    sweep,
+    sync_directory,
+    sync_tree,
+)
 from gateway.names import check_alias, check_name
-from gateway.registries import document
+from gateway.registries import document, gc
 from gateway.registries.base import (
     Alias,
     Model,
@@ -43,7 +51,6 @@ from gateway.registries.base import (
     expect_alias,
     moved,
 )
-from gateway.staging import Staging, UnfitPackage, copy_file, package_files, sweep, sync_directory, sync_tree
 from loaders import package as packages
 
 log = logging.getLogger("gateway.registries.file")
@@ -69,7 +76,7 @@ class Collected:
     """What was `found` in `store` and, if `deleted`, is gone; `younger` others have not the age yet."""
 
     store: Path
-    found: tuple[leftovers.Leftover, ...]
+    found: tuple[gc.Leftover, ...]
     younger: int
     deleted: bool
 
@@ -215,9 +222,9 @@ class FileRegistry:
             if not store.is_dir():
                 return Collected(store, (), 0, delete)
             try:
-                found = leftovers.find(store, _sources(models), self._beside(), now())
+                found = gc.find(store, _sources(models), self._beside(), now())
                 old = [leftover for leftover in found if leftover.age >= older_than]
-                for staged in leftovers.set_aside(store, old) if delete else ():
+                for staged in gc.set_aside(store, old) if delete else ():
                     aside.enter_context(staged)
             except OSError as error:
                 raise RegistryUnavailable(f"{error.filename or store}: {error.strerror}") from error

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 import fsspec
 
-from gateway.mlflow_client import MLflowClient, MLflowError, MLflowUnavailable
+from gateway.artifacts.staging import UnfitPackage, package_files
 from gateway.names import InvalidReference, Reference, check_alias, check_name, check_version
 from gateway.registries import mlflow_answers as answers
 from gateway.registries.base import (
@@ -41,7 +41,7 @@ from gateway.registries.base import (
     key,
     moved,
 )
-from gateway.staging import UnfitPackage, package_files
+from gateway.registries.mlflow_client import MLflowClient, MLflowError, MLflowUnavailable
 from loaders import package as packages
 
 log = logging.getLogger("gateway.registries.mlflow")

@@ -16,6 +16,7 @@ import fsspec
 import httpx
 
 from gateway import tracing
+from gateway.artifacts.stores import asked
 from gateway.registries import document
 from gateway.registries.base import (
     ReadOnly,
@@ -24,7 +25,6 @@ from gateway.registries.base import (
     RegistryUnavailable,
     Snapshot,
 )
-from gateway.stores import asked
 
 TIMEOUT: Final = 10.0
 DEADLINE: Final = 30.0

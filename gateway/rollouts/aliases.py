@@ -30,15 +30,15 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from gateway.errors import Problem
 from gateway.events import Emit, Swapped, SwapRefused
-from gateway.manager import Lease, Manager, backoff
 from gateway.names import Reference
 from gateway.registries.base import Model, NotInRegistry, Snapshot, Version, resolve
-from gateway.rollout import refusals
+from gateway.rollouts.gates import refusals
+from gateway.serving.manager import Lease, Manager, backoff
 from gateway.settings import Rollout
 from gateway.state import HISTORY_KEPT, Served
 
 if TYPE_CHECKING:
-    from gateway.packages import Prepared
+    from gateway.artifacts.packages import Prepared
 
 log = logging.getLogger("gateway.aliases")
 

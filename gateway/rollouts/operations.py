@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from cachetools import LRUCache
 
 from gateway.errors import Problem, pathless
-from gateway.ledger import State
 from gateway.names import InvalidReference, Reference, check_alias, check_name, check_version
 from gateway.registries.base import (
     Model,
@@ -31,15 +30,16 @@ from gateway.registries.base import (
     resolve,
 )
 from gateway.registries.document import dump
-from gateway.rollout import PROMOTE, ROLLBACK, rollback_target
-from gateway.servable import Servable, Status
+from gateway.rollouts.gates import PROMOTE, ROLLBACK, rollback_target
+from gateway.serving.ledger import State
+from gateway.serving.servable import Servable, Status
 from loaders.package import Package, PackageError
 
 if TYPE_CHECKING:
-    from gateway.aliases import Alias, Aliases
-    from gateway.manager import Lease, Manager
-    from gateway.packages import Fetched, Prepared
-    from gateway.watch import Watch
+    from gateway.artifacts.packages import Fetched, Prepared
+    from gateway.registries.watcher import Watch
+    from gateway.rollouts.aliases import Alias, Aliases
+    from gateway.serving.manager import Lease, Manager
 
 T = TypeVar("T")
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from gateway.packages import Policy
-from gateway.servable import Options
+from gateway.artifacts.packages import Policy
+from gateway.serving.servable import Options
 
 if TYPE_CHECKING:
     from gateway.registries.base import Model

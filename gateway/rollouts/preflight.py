@@ -11,17 +11,17 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from gateway import policies
-from gateway.artifacts import Artifacts
+from gateway.artifacts.cache import Artifacts
+from gateway.artifacts.packages import Packages
+from gateway.artifacts.sources import sources_for
 from gateway.errors import Problem
-from gateway.packages import Packages
-from gateway.placement import Placement
 from gateway.registries.base import Model, NotInRegistry, RegistryError
-from gateway.rollout import refusals
+from gateway.rollouts import policies
+from gateway.rollouts.gates import refusals
 from gateway.runners.base import ModelError, RunnerCrashed, RunnerTimeout
+from gateway.runners.placement import Placement
 from gateway.runners.zygote import Zygotes
-from gateway.servable import Servable
-from gateway.sources import sources_for
+from gateway.serving.servable import Servable
 
 if TYPE_CHECKING:
     from gateway.registries.base import Version

@@ -1,6 +1,6 @@
 """What the operator lets model processes do, and what this process does so that they cannot look into it.
 
-The measures themselves are taken by each model process (`loaders.confinement`), which reports what holds.
+The measures themselves are taken by each model process (`loaders.worker.sandbox`), which reports what holds.
 """
 
 from __future__ import annotations

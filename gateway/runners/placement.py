@@ -21,7 +21,7 @@ from gateway.settings import Settings, SettingsError
 from loaders.model import environment_config
 
 if TYPE_CHECKING:
-    from gateway.packages import Prepared
+    from gateway.artifacts.packages import Prepared
     from gateway.runners.base import Runner
 
 #: Told what happened to a version's processes: (version, what, reason).

@@ -21,8 +21,8 @@ from gateway.runners.environments import Environment
 from gateway.runners.memory import resident
 from gateway.runners.restarts import Policy, Restarts
 from gateway.runners.worker import Worker, model_error
-from loaders import wire
 from loaders.batch import Columns, Tensors, Value
+from loaders.worker import wire
 
 if TYPE_CHECKING:
     from gateway.runners.output import Sink

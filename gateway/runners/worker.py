@@ -20,7 +20,7 @@ from gateway.runners.environments import Environment
 from gateway.runners.memory import Footprint, Memory, peak
 from gateway.runners.output import Output, Sink
 from gateway.runners.zygote import Child, ZygoteGone, Zygotes
-from loaders import wire
+from loaders.worker import wire
 
 _DECODE_ON_LOOP: Final = 1 << 20
 _SOCKET_BUFFER: Final = 1 << 20

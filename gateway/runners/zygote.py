@@ -1,7 +1,7 @@
 """Zygotes, seen from the gateway: started when first needed, asked for model processes, retired when idle.
 
-A zygote runs `loaders.zygote`. One that is killed costs the loads under way, which are made again by a new
-one. All of it happens on the event loop, without threads. Knows nothing of packages or predictions.
+A zygote runs `loaders.worker.zygote`. One that is killed costs the loads under way, which are made again by a
+new one. All of it happens on the event loop, without threads. Knows nothing of packages or predictions.
 """
 
 from __future__ import annotations
@@ -355,7 +355,7 @@ def _is_alive(task: asyncio.Task[Zygote]) -> bool:
 
 def _entry() -> str:
     """The file that starts our modules under a private name, in whatever environment."""
-    spec = find_spec("loaders.private")
+    spec = find_spec("loaders.worker.bootstrap")
     if spec is None or spec.origin is None:
         raise RuntimeError("the package loaders is not installed")
     return spec.origin

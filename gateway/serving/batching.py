@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gateway.admission import Admission
 from gateway.runners.base import RunnerCrashed
+from gateway.serving.admission import Admission
 from loaders.batch import Batch, Columns, Tensors, concat, layout, split
 
 Run = Callable[[Batch, Mapping[str, Any]], Awaitable[Batch]]

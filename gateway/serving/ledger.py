@@ -23,7 +23,7 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
-from gateway.eviction import Policy, least_recently_used
+from gateway.serving.eviction import Policy, least_recently_used
 
 K = TypeVar("K", bound=Hashable)
 

@@ -17,13 +17,13 @@ from cachetools import TLRUCache
 
 from gateway.errors import Problem, pathless
 from gateway.events import Dispatched, Emit, Loaded, LoadFailed, Unloaded, Warned
-from gateway.governor import Reading
-from gateway.ledger import Ledger
 from gateway.runners.base import ModelError, Runner, RunnerCrashed, RunnerTimeout
-from gateway.servable import Options, Servable, Status
+from gateway.serving.governor import Reading
+from gateway.serving.ledger import Ledger
+from gateway.serving.servable import Options, Servable, Status
 
 if TYPE_CHECKING:
-    from gateway.packages import Prepared
+    from gateway.artifacts.packages import Prepared
     from gateway.registries.base import Version
 
 #: Seconds between attempts to load a version that failed: the first pause, the longest, and how long a

@@ -12,17 +12,17 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from gateway.admission import Admission
-from gateway.batching import Batcher, agree, repeated
 from gateway.runners.base import ModelError
-from loaders.enforce import Enforced, InvalidInput, RawInput, enforce
+from gateway.serving.admission import Admission
+from gateway.serving.batching import Batcher, agree, repeated
+from loaders.enforcement.enforce import Enforced, InvalidInput, RawInput, enforce
 from loaders.package import PackageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from gateway.artifacts.packages import Prepared
     from gateway.errors import Problem
-    from gateway.packages import Prepared
     from gateway.registries.base import Version
     from gateway.runners.base import Runner
     from loaders.batch import Batch

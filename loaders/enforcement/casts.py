@@ -12,8 +12,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from loaders import violation as v
-from loaders.scalars import (
+from loaders.enforcement import violations as v
+from loaders.enforcement.scalars import (
     HOLDS_NULL,
     RANGES,
     NDArray,
@@ -26,8 +26,8 @@ from loaders.scalars import (
     objects,
     to_nanoseconds,
 )
+from loaders.enforcement.violations import Faults, shown
 from loaders.schema import AnyType, Array, Map, Object, Scalar, Type
-from loaders.violation import Faults, shown
 
 
 def cast_values(

@@ -18,20 +18,20 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from loaders import tables, tensors
-from loaders import violation as v
 from loaders.batch import Batch, Columns, Tensors
-from loaders.cast import cast_array, cast_values
-from loaders.hints import hinted
-from loaders.mlflow_casts import lenient
-from loaders.params import enforce_params
-from loaders.scalars import NDArray, Origin, kind_of, quick_cast
+from loaders.enforcement import tables, tensors
+from loaders.enforcement import violations as v
+from loaders.enforcement.casts import cast_array, cast_values
+from loaders.enforcement.mlflow import lenient
+from loaders.enforcement.params import enforce_params
+from loaders.enforcement.scalars import NDArray, Origin, kind_of, quick_cast
+from loaders.enforcement.tables import CsvTable, Table
+from loaders.enforcement.type_hints import hinted
+from loaders.enforcement.untyped import untyped
+from loaders.enforcement.violations import Faults, InvalidInput, Violation, shown
 from loaders.schema import Array as ArrayType
 from loaders.schema import ColSpec, Map, Object, Scalar, TensorSpec
 from loaders.signature import Signature
-from loaders.tables import CsvTable, Table
-from loaders.untyped import untyped
-from loaders.violation import Faults, InvalidInput, Violation, shown
 
 __all__ = ["CsvTable", "Enforced", "InvalidInput", "Mode", "RawInput", "Violation", "enforce"]
 

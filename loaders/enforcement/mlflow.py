@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from loaders import violation as v
 from loaders.batch import Batch, Columns, Tensors
-from loaders.scalars import NDArray, is_null, kind_of, objects
+from loaders.enforcement import violations as v
+from loaders.enforcement.scalars import NDArray, is_null, kind_of, objects
+from loaders.enforcement.tables import CsvTable, frame_index, series_array
+from loaders.enforcement.violations import Faults, shown
 from loaders.schema import AnyType, Array, ColSpec, Map, Object, Scalar, TensorSpec, Type, unsized
-from loaders.tables import CsvTable, frame_index, series_array
-from loaders.violation import Faults, shown
 
 Specs = Sequence[ColSpec | TensorSpec]
 

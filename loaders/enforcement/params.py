@@ -14,11 +14,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from loaders import violation as v
-from loaders.cast import nested
-from loaders.scalars import Refused, kind_of, parse_date
+from loaders.enforcement import violations as v
+from loaders.enforcement.casts import nested
+from loaders.enforcement.scalars import Refused, kind_of, parse_date
+from loaders.enforcement.violations import Faults, shown
 from loaders.schema import Object, ParamSpec, Scalar
-from loaders.violation import Faults, shown
 
 
 def enforce_params(

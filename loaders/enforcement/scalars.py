@@ -20,9 +20,9 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from loaders import violation as v
+from loaders.enforcement import violations as v
+from loaders.enforcement.violations import Faults
 from loaders.schema import DTYPES, Scalar
-from loaders.violation import Faults
 
 Origin = Literal["json", "python", "text"]
 Path = Callable[[int], str]

@@ -16,10 +16,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from loaders import violation as v
 from loaders.batch import column_array
-from loaders.scalars import NDArray, Origin, Path, kind_of, objects
-from loaders.violation import Faults, shown
+from loaders.enforcement import violations as v
+from loaders.enforcement.scalars import NDArray, Origin, Path, kind_of, objects
+from loaders.enforcement.violations import Faults, shown
 
 Style = Literal["rows", "columns", "record", "list", "value"]
 Name = str | int

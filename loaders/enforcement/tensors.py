@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from loaders import violation as v
-from loaders.cast import cast_values, narrowed
-from loaders.scalars import (
+from loaders.enforcement import violations as v
+from loaders.enforcement.casts import cast_values, narrowed
+from loaders.enforcement.scalars import (
     NDArray,
     Origin,
     Path,
@@ -28,9 +28,9 @@ from loaders.scalars import (
     read_whole,
     walked,
 )
+from loaders.enforcement.tables import Table
+from loaders.enforcement.violations import Faults
 from loaders.schema import Scalar, TensorSpec, unsized
-from loaders.tables import Table
-from loaders.violation import Faults
 
 
 def from_lists(data: Any, spec: TensorSpec, origin: Origin, faults: Faults, root: str) -> NDArray | None:

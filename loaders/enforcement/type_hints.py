@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from loaders import tables
-from loaders import violation as v
 from loaders.batch import Value
-from loaders.cast import nested
-from loaders.scalars import Origin, kind_of
+from loaders.enforcement import tables
+from loaders.enforcement import violations as v
+from loaders.enforcement.casts import nested
+from loaders.enforcement.scalars import Origin, kind_of
+from loaders.enforcement.tables import Table
+from loaders.enforcement.violations import Faults
 from loaders.schema import AnyType, ColSpec, Object, Scalar, TensorSpec, Type
-from loaders.tables import Table
-from loaders.violation import Faults
 
 
 def hinted(spec: ColSpec | TensorSpec, form: str, data: Any, faults: Faults) -> Value | None:

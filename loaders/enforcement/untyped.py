@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from loaders import violation as v
 from loaders.batch import Batch, Columns, Tensors, Value
-from loaders.scalars import NDArray, objects, to_nanoseconds
-from loaders.tables import (
+from loaders.enforcement import violations as v
+from loaders.enforcement.scalars import NDArray, objects, to_nanoseconds
+from loaders.enforcement.tables import (
     CsvTable,
     Table,
     from_arrow,
@@ -24,7 +24,7 @@ from loaders.tables import (
     from_split,
     series_array,
 )
-from loaders.violation import Faults
+from loaders.enforcement.violations import Faults
 
 
 def untyped(form: str, data: Any, faults: Faults) -> Batch | None:

@@ -2,7 +2,8 @@
 
 Run by path, in whatever environment a model needs:
 
-    python …/loaders/private.py MODULE ARGUMENTS     runs MODULE's `main(json.loads(ARGUMENTS))`
+    python …/loaders/worker/bootstrap.py MODULE ARGUMENTS     runs `main(json.loads(ARGUMENTS))` of a
+    module of this folder, for example `zygote`
 
 Nothing of the place this file lies in comes onto `sys.path`. Modules of this package write
 `from loaders.batch import …` like everybody else; loaded here they are `_gateway_loaders.batch`, and their
@@ -42,7 +43,7 @@ class _Loader(SourceFileLoader):
 
 
 class _Finder(MetaPathFinder):
-    """Finds the private package and what is below it, in this directory and nowhere else."""
+    """Finds the private package and what is below it, in the directory of the package and nowhere else."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -50,7 +51,7 @@ class _Finder(MetaPathFinder):
         root, *below = fullname.split(".")
         if root != PRIVATE:
             return None
-        place = Path(__file__).resolve().parent.joinpath(*below)
+        place = Path(__file__).resolve().parents[1].joinpath(*below)
         package = (place / "__init__.py").is_file()
         file = place / "__init__.py" if package else place.with_suffix(".py")
         if not file.is_file():
@@ -78,7 +79,7 @@ def _import(
 def main(arguments: Sequence[str]) -> None:
     sys.meta_path.insert(0, _Finder())
     module, options = arguments
-    entry: Any = importlib.import_module(f"{PRIVATE}.{module}")
+    entry: Any = importlib.import_module(f"{PRIVATE}.worker.{module}")
     entry.main(json.loads(options))
 
 

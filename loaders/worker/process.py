@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from loaders import confinement, wire
+from loaders.worker import sandbox, wire
 
 if TYPE_CHECKING:
     from loaders.model import Model
@@ -148,7 +148,7 @@ class Conversation:
         os.close(memory)
         os.environ.update(message["environment"])
         _limit_threads(message["threads"])
-        applied = confinement.apply(message["confinement"], message["path"], self._temporary)
+        applied = sandbox.apply(message["confinement"], message["path"], self._temporary)
         from loaders.model import open_model
         from loaders.package import Package
 

@@ -235,7 +235,7 @@ def _landlock(libc: Any, policy: Mapping[str, Any], package: str, temporary: str
     size = 24 if version >= 6 else 16 if version >= 4 else 8
     ruleset = _call(libc.syscall, _LANDLOCK_CREATE_RULESET, attributes, size, 0)
     try:
-        own = os.path.dirname(os.path.abspath(__file__))
+        own = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
         environment = [path for path in sys.path if path and path != os.sep]
         reading = [*_SYSTEM, *_roots(), *environment, own, package, *policy.get("readable", ())]
         devices = [f"/dev/{name}" for name in (*_DEVICES, *_nvidia())]

@@ -25,7 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from loaders import private, rehearsal, worker
+from loaders.worker import bootstrap, prewarm, process
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_DUMPABLE: Final = 4
@@ -99,7 +99,7 @@ def _preload_own() -> None:
     for name in flavors.FLAVORS:
         flavors.get(name)
     try:
-        rehearsal.rehearse()
+        prewarm.rehearse()
     except Exception as error:  # noqa: BLE001  (a broken framework is the affair of the models that need it)
         sys.stderr.write(f"nothing was rehearsed: {type(error).__name__}: {error}\n")
 
@@ -111,7 +111,7 @@ def _again(options: Mapping[str, Any]) -> NoReturn:
 
 
 def _command(module: str, options: Mapping[str, Any]) -> list[str]:
-    return [sys.executable, private.__file__, module, json.dumps(options)]
+    return [sys.executable, bootstrap.__file__, module, json.dumps(options)]
 
 
 class _Nursery:
@@ -172,7 +172,7 @@ class _Nursery:
                 pid = os.fork()
                 if pid == 0:
                     self._control.close()
-                    worker.main(options)
+                    process.main(options)
             else:
                 pid = self._spawn(options)
         except OSError:
@@ -187,7 +187,7 @@ class _Nursery:
             os.set_inheritable(descriptor, True)
         try:
             return os.posix_spawn(
-                sys.executable, _command("worker", options), os.environ, setsigdef=[signal.SIGCHLD]
+                sys.executable, _command("process", options), os.environ, setsigdef=[signal.SIGCHLD]
             )
         finally:
             for descriptor in needed:

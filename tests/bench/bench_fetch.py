@@ -23,8 +23,8 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from tests.object_store import BUCKET, running_store
-from tests.tcp_proxy import proxy
+from tests.support.object_store import BUCKET, running_store
+from tests.support.tcp_proxy import proxy
 
 WAYS = ("stream", "fetch")
 SOURCE = f"s3://{BUCKET}/large"
@@ -39,7 +39,7 @@ def stream(directory: Path) -> None:
 
 
 def fetch(directory: Path, digest: str) -> None:
-    from gateway.artifacts import Artifacts
+    from gateway.artifacts.cache import Artifacts
     from gateway.registries.base import Version
 
     Artifacts(directory / "cache", 10**11).fetch(Version("large", "1", SOURCE, digest))
@@ -56,7 +56,7 @@ def measured(way: str, digest: str, megabytes: int) -> None:
     """In a process of its own: prints what it took."""
     import s3fs
 
-    import gateway.artifacts  # noqa: F401 - what is imported is not what a fetch takes
+    import gateway.artifacts.cache  # noqa: F401 - what is imported is not what a fetch takes
 
     list(s3fs.S3FileSystem().find(f"s3://{BUCKET}/small"))
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as scratch:

@@ -22,12 +22,12 @@ from pathlib import Path
 
 import httpx
 
-from tests.e2e.running import Running, running
 from tests.e2e.test_outage import MODELS, PATIENCE, MoveAlias, in_mlflow, put_packages, unload
-from tests.e2e.traffic import Traffic, served, traffic, until
-from tests.mlflow_server import Server
-from tests.object_store import BUCKET, ObjectStore, running_store
-from tests.tcp_proxy import HANG, PASS, REFUSE, proxy
+from tests.support.mlflow_server import Server
+from tests.support.object_store import BUCKET, ObjectStore, running_store
+from tests.support.running import Running, running
+from tests.support.tcp_proxy import HANG, PASS, REFUSE, proxy
+from tests.support.traffic import Traffic, served, traffic, until
 
 STEP = 1.0
 

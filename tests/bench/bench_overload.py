@@ -31,8 +31,8 @@ import httpx
 
 import gateway
 from tests.bench.bench_serving import cores
-from tests.e2e.running import Running, running
-from tests.hostile import write_package
+from tests.support.hostile import write_package
+from tests.support.running import Running, running
 
 CONNECTIONS = 16
 NEIGHBOUR_RATE = 25.0

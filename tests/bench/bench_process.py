@@ -32,7 +32,7 @@ from gateway.runners.process import ProcessRunner
 from gateway.runners.zygote import Zygotes
 from loaders.batch import Batch, Columns, Tensors
 from loaders.package import Package
-from tests.hostile import descendants, write_package
+from tests.support.hostile import descendants, write_package
 
 ROW = Tensors({"": np.zeros((1, 4))}, 1)
 SKLEARN = Environment(preload=preload_for("mlflow.sklearn"))

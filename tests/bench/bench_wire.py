@@ -19,7 +19,7 @@ from multiprocessing import shared_memory
 
 import numpy as np
 
-from loaders import wire
+from loaders.worker import wire
 
 SIZES = {"4 KB": 4 << 10, "4 MB": 4 << 20, "64 MB": 64 << 20}
 

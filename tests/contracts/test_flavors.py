@@ -18,11 +18,11 @@ import yaml
 import loaders
 from loaders import batch as batches
 from loaders import flavors, package
-from loaders.enforce import RawInput, enforce
+from loaders.enforcement.enforce import RawInput, enforce
 from loaders.flavors.base import Flavor
 from tests.conftest import needs
-from tests.contracts import blocked
-from tests.contracts.flavors import SAMPLES, Sample, formatted
+from tests.support import blocked
+from tests.support.flavors import SAMPLES, Sample, formatted
 
 ROOT = Path(loaders.__file__).parents[1]
 NAMES = list(flavors.FLAVORS)

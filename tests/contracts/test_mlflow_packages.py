@@ -22,10 +22,10 @@ import pandas as pd
 import pytest
 
 from tests.conftest import needs
-from tests.contracts.flavors import FRAME, TRAIN, labels
-from tests.contracts.flavors import cat_classifier as make_catboost
-from tests.contracts.flavors import graph as make_graph
 from tests.contracts.test_flavors import in_blocked
+from tests.support.flavors import FRAME, TRAIN, labels
+from tests.support.flavors import cat_classifier as make_catboost
+from tests.support.flavors import graph as make_graph
 
 pytestmark = [pytest.mark.all, pytest.mark.filterwarnings("ignore")]
 
@@ -289,7 +289,7 @@ def network(mlflow: Any, path: Path, **options: Any) -> None:
 
 def boosted(kind: str) -> Callable[[Any, Path], None]:
     def save(mlflow: Any, path: Path) -> None:
-        from tests.contracts import flavors
+        from tests.support import flavors
 
         model = getattr(flavors, kind)(path)
         flavor = {"x": "xgboost", "b": "xgboost", "l": "lightgbm"}[kind[0]]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.artifacts import Artifacts
+from gateway.artifacts.cache import Artifacts
 from gateway.names import parse_reference
 from gateway.registries import REGISTRIES, default_target, open_registry
 from gateway.registries.base import (

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.containers import TOOLS, Containers, tool
-from tests.e2e.shell import Shell, clean_shell
+from tests.support.containers import TOOLS, Containers, tool
+from tests.support.shell import Shell, clean_shell
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.running import Running, log_scaled, running
+from tests.support.running import Running, log_scaled, running
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 FIELDS = {

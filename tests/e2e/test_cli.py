@@ -17,7 +17,7 @@ import yaml
 
 import gateway
 import loaders
-from tests.e2e.shell import PATIENCE, Shell, free_port
+from tests.support.shell import PATIENCE, Shell, free_port
 
 COMMANDS = (
     *("demo", "serve", "push", "promote", "rollback", "models"),

@@ -20,8 +20,8 @@ import pytest
 
 import gateway
 from gateway.errors import STATUS
-from tests.e2e.running import Running, running
-from tests.hostile import write_package
+from tests.support.hostile import write_package
+from tests.support.running import Running, running
 
 KEY = "the-admin-key"
 ROWS = {"dataframe_records": [{"x": 1.0}]}

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.containers import IMAGE, ROOT, Contained, Containers, log_iris, tool
-from tests.e2e.shell import free_port
+from tests.support.containers import IMAGE, ROOT, Contained, Containers, log_iris, tool
+from tests.support.shell import free_port
 
 pytestmark = pytest.mark.all
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from gateway.registries import open_registry
-from tests.e2e.running import Running, log_scaled, running
+from tests.support.running import Running, log_scaled, running
 
 MB = 1_000_000
 

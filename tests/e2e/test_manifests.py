@@ -17,7 +17,7 @@ import yaml
 from gateway import settings
 from gateway.registries import document
 from tests.conftest import needs
-from tests.e2e.containers import IMAGE, ROOT, Contained, Containers, log_iris
+from tests.support.containers import IMAGE, ROOT, Contained, Containers, log_iris
 
 pytestmark = pytest.mark.all
 

@@ -17,10 +17,10 @@ import gateway
 import loaders
 from gateway.registries import open_registry
 from tests.conftest import needs
-from tests.e2e.running import Running, log_scaled, running
-from tests.e2e.traffic import FACTORS, served, traffic, until
-from tests.front import Authority, front
-from tests.mlflow_server import SECRET, Server
+from tests.support.front import Authority, front
+from tests.support.mlflow_server import SECRET, Server
+from tests.support.running import Running, log_scaled, running
+from tests.support.traffic import FACTORS, served, traffic, until
 
 pytestmark = [
     pytest.mark.all,

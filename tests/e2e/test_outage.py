@@ -13,11 +13,11 @@ import pandas as pd
 import pytest
 
 import loaders
-from tests.e2e.running import Running, Scaled, running
-from tests.e2e.traffic import FACTORS, served, traffic, until
-from tests.mlflow_server import Server
-from tests.object_store import BUCKET, ObjectStore
-from tests.tcp_proxy import HANG, PASS, REFUSE, Proxy, proxy
+from tests.support.mlflow_server import Server
+from tests.support.object_store import BUCKET, ObjectStore
+from tests.support.running import Running, Scaled, running
+from tests.support.tcp_proxy import HANG, PASS, REFUSE, Proxy, proxy
+from tests.support.traffic import FACTORS, served, traffic, until
 
 pytestmark = pytest.mark.all
 MODELS = (

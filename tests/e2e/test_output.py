@@ -11,7 +11,7 @@ import pandas as pd
 
 import gateway
 from loaders.signature import ColSpec, Signature
-from tests.e2e.running import running
+from tests.support.running import running
 
 
 class Worded:

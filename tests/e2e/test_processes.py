@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 import gateway
-from tests.e2e.running import Running, log_scaled, running
+from tests.support.running import Running, log_scaled, running
 
 EXAMPLE = pd.DataFrame({"x": [0.0, 0.0]})
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gateway import cli, errors, settings
-from tests.e2e.shell import SCRIPT, Shell, free_port
+from tests.support.shell import SCRIPT, Shell, free_port
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -13,7 +13,7 @@ import httpx
 import pandas as pd
 
 import gateway
-from tests.e2e.running import log_scaled, running
+from tests.support.running import log_scaled, running
 
 
 class Slow:

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 
 from gateway.registries import open_registry
-from tests.e2e.running import log_scaled, running
+from tests.support.running import log_scaled, running
 
 CONNECTIONS = 8
 MOVES = 50

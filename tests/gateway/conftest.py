@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 
-from tests.gateway.house import START
+from tests.support.house import START
 
 
 @pytest.fixture(params=START)

@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 
 import gateway
 import loaders
-from gateway.artifacts import ArtifactError, Artifacts
+from gateway.artifacts.cache import ArtifactError, Artifacts
 from gateway.names import InvalidReference
 from gateway.registries import open_registry
 from gateway.registries.base import NotInRegistry, RegistryError

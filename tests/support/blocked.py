@@ -56,7 +56,8 @@ def plain(value: Any) -> Any:
 
 
 def asked(job: dict[str, Any]) -> Any:
-    from loaders import enforce, model, package
+    from loaders import model, package
+    from loaders.enforcement import enforce
 
     try:
         found = package.read(job["package"])

@@ -1,8 +1,8 @@
 """An image built and run without a daemon: mmdebstrap makes the base, buildah the image, podman runs it.
 
 Everything lies in a directory of its own. Nothing is pulled; packages come from where apt and pip of this
-machine get theirs. `python -m tests.e2e.containers DIRECTORY` builds ahead: tests find it by the environment
-variable IMAGE_UNDER_TEST.
+machine get theirs. `python -m tests.support.containers DIRECTORY` builds ahead: tests find it by the
+environment variable IMAGE_UNDER_TEST.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import httpx
 import pytest
 
 import gateway
-from tests.e2e.shell import free_port
+from tests.support.shell import free_port
 
 ROOT = Path(__file__).parents[2]
 TOOLS = ("mmdebstrap", "buildah", "podman", "runc", "catatonit")

@@ -13,14 +13,14 @@ from typing import Any, cast
 
 import numpy as np
 
+from gateway.artifacts.packages import Prepared
 from gateway.errors import Problem
 from gateway.events import Event
-from gateway.ledger import Ledger
-from gateway.manager import Manager
-from gateway.packages import Prepared
 from gateway.registries.base import Version
 from gateway.runners.base import ModelError
-from gateway.servable import Servable
+from gateway.serving.ledger import Ledger
+from gateway.serving.manager import Manager
+from gateway.serving.servable import Servable
 from loaders.batch import Batch, Tensors
 from loaders.package import Package, read
 from loaders.signature import Signature

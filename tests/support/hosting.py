@@ -1,4 +1,4 @@
-"""A process that hosts models, for tests that kill it: `python -m tests.gateway.hosting SCRATCH START DIR…`.
+"""A process that hosts models, for tests that kill it: `python -m tests.support.hosting SCRATCH START DIR…`.
 
 Says `ready` once every package is loaded, and then asks each one without end.
 """
@@ -13,7 +13,7 @@ from gateway.runners.environments import Environment
 from gateway.runners.process import ProcessRunner
 from gateway.runners.zygote import Zygotes
 from loaders.package import read
-from tests.gateway.house import ONE
+from tests.support.house import ONE
 
 
 async def main(scratch: str, start: str, *packages: str) -> None:

@@ -18,7 +18,7 @@ from gateway.runners.process import ProcessRunner
 from gateway.runners.zygote import Zygotes
 from loaders.batch import Tensors
 from loaders.package import Package
-from tests.hostile import descendants, eventually
+from tests.support.hostile import descendants, eventually
 
 START: list[Literal["fork", "spawn"]] = ["fork", "spawn"]
 ONE = Tensors({"": np.array([1.5, 2.5])}, 2)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import httpx
 
-from tests.e2e.running import Running
+from tests.support.running import Running
 
 #: Of the versions of a model that `log_scaled` made: its answer is x times this.
 FACTORS = {"1": 10.0, "2": 1000.0}

@@ -1,6 +1,6 @@
 """The verdict table: every type in every form, ours beside MLflow's own. Writes VERDICTS.md when run.
 
-    python -m tests.loaders.verdicts        (needs mlflow and pyarrow)
+    python -m tests.support.verdicts        (needs mlflow and pyarrow)
 
 `tests/loaders/test_verdicts.py` asserts that the committed table is what the code gives.
 """
@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from loaders.batch import Columns, Tensors
-from loaders.enforce import CsvTable, InvalidInput, Mode, RawInput, enforce
-from loaders.scalars import is_null
+from loaders.enforcement.enforce import CsvTable, InvalidInput, Mode, RawInput, enforce
+from loaders.enforcement.scalars import is_null
 from loaders.signature import (
     AnyType,
     Array,
@@ -362,8 +362,8 @@ def mlflow_result(signature: Signature, raw: RawInput) -> Any:
     from mlflow.models.utils import _enforce_schema
     from mlflow.pyfunc.scoring_server import infer_and_parse_data, parse_csv_input
 
-    from loaders.untyped import untyped
-    from loaders.violation import Faults
+    from loaders.enforcement.untyped import untyped
+    from loaders.enforcement.violations import Faults
 
     schema = ModelSignature.from_dict(signature.to_json()).inputs
     with warnings.catch_warnings(), np.errstate(all="ignore"):
@@ -506,7 +506,7 @@ HEAD = """# Verdicts
 
 What enforcement (strict) says of each type in each form, beside the real MLflow's own verdict, and why they
 differ where they do. The value is that of a second row, after a sound first one; frames (python, arrow) hold
-the Python object that belongs to it. Generated: `python -m tests.loaders.verdicts`.
+the Python object that belongs to it. Generated: `python -m tests.support.verdicts`.
 
 | type | case | sent | forms | verdict | MLflow | why they differ |
 |---|---|---|---|---|---|---|

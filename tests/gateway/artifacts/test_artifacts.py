@@ -18,9 +18,9 @@ from typing import Any
 import fsspec
 import pytest
 
-from gateway.artifacts import ArtifactError, Artifacts, Local
+from gateway.artifacts.cache import ArtifactError, Artifacts, Local
+from gateway.artifacts.staging import PREFIX
 from gateway.registries.base import Version
-from gateway.staging import PREFIX
 from loaders.package import digest, files_bytes
 
 MB = 10**6

@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 import fsspec
 import pytest
 
-from gateway.artifacts import Artifacts
+from gateway.artifacts.cache import Artifacts
+from gateway.artifacts.packages import Packages, _store
 from gateway.errors import Problem
-from gateway.packages import Packages, _store
 from gateway.registries.base import Version
-from tests.gateway.http.served import Served, settings
+from tests.support.served import Served, settings
 
 FILES = {"m/MLmodel": b"flavors: {python_function: {loader_module: mine}}", "m/weights": b"x" * 1000}
 
@@ -47,7 +47,7 @@ class Halting(fsspec.AbstractFileSystem):  # type: ignore[misc]
 def test_how_far_a_fetch_is_can_be_seen(
     reference: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.sources._TOLD_EACH", 0.0)
+    monkeypatch.setattr("gateway.artifacts.sources._TOLD_EACH", 0.0)
     Halting.halted.clear()
     Halting.go_on.clear()
     fsspec.register_implementation("halting", Halting, clobber=True)

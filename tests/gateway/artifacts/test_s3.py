@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from gateway.artifacts import ArtifactError, Artifacts
+from gateway.artifacts.cache import ArtifactError, Artifacts
+from gateway.artifacts.sources import Meter, Sources, sources_for
+from gateway.artifacts.stores import asked
 from gateway.registries import open_registry
 from gateway.registries.base import RegistryUnavailable, Version
-from gateway.sources import Meter, Sources, sources_for
-from gateway.stores import asked
 from loaders.package import digest
 from tests.conftest import needs
-from tests.object_store import ObjectStore
-from tests.tcp_proxy import CUT, RESET, proxy
+from tests.support.object_store import ObjectStore
+from tests.support.tcp_proxy import CUT, RESET, proxy
 
 pytestmark = pytest.mark.all
 
@@ -33,8 +33,8 @@ def files(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_a_registry_in_a_bucket(files: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.sources.RANGED", 1_000_000)
-    monkeypatch.setattr("gateway.sources.RANGE", 500_000)
+    monkeypatch.setattr("gateway.artifacts.sources.RANGED", 1_000_000)
+    monkeypatch.setattr("gateway.artifacts.sources.RANGE", 500_000)
     package = tmp_path / "package"
     package.mkdir()
     (package / "MLmodel").write_text("flavors: {python_function: {loader_module: mine}}\n")
@@ -71,8 +71,8 @@ def test_a_registry_in_a_bucket(files: Any, tmp_path: Path, monkeypatch: pytest.
 def test_a_break_in_a_download_is_made_good(
     fault: str, object_store: ObjectStore, files: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.sources.RANGED", 100_000)
-    monkeypatch.setattr("gateway.sources.RANGE", 100_000)
+    monkeypatch.setattr("gateway.artifacts.sources.RANGED", 100_000)
+    monkeypatch.setattr("gateway.artifacts.sources.RANGE", 100_000)
     content = os.urandom(350_000)
     files.pipe({"models/broken/MLmodel": b"flavors: {}", "models/broken/weights": content})
     with proxy(object_store.port) as between:

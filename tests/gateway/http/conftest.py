@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.gateway.http.served import MAX_BODY, Served, make_registry, settings
+from tests.support.served import MAX_BODY, Served, make_registry, settings
 
 
 @pytest.fixture(scope="session")

@@ -24,8 +24,8 @@ from scipy.sparse import csr_matrix
 
 from gateway.errors import Problem
 from gateway.http import answers
-from loaders import wire
 from loaders.batch import Batch, Opaque, Tensors, Value, from_result
+from loaders.worker import wire
 
 
 def strict(text: bytes) -> Any:

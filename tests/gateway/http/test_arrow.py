@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import needs
-from tests.e2e.running import Running, log_scaled, running
+from tests.support.running import Running, log_scaled, running
 
 STREAM = "application/vnd.apache.arrow.stream"
 

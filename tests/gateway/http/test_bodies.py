@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from gateway.errors import Problem
 from gateway.http import bodies
 from gateway.http.bodies import ABSENT, ClientLeft, Intake, Parsed
-from loaders.enforce import CsvTable
+from loaders.enforcement.enforce import CsvTable
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 

@@ -16,8 +16,8 @@ from gateway.errors import Problem
 from gateway.metrics import Metrics
 from gateway.registries.base import Version
 from gateway.service import Inference
-from tests.gateway.http.served import Served, settings
 from tests.gateway.http.test_hostile import GOOD, body_of, head, raw, read_all
+from tests.support.served import Served, settings
 
 
 def test_below_a_mount_point(registry_file: str, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from tests.gateway.http.served import KEY, ODD_NAME, Reply, Served, path_of, settings
+from tests.support.served import KEY, ODD_NAME, Reply, Served, path_of, settings
 
 ROW = {"dataframe_records": [{"sl": 5.1, "sw": 3.5, "pl": 1.4, "pw": 0.2}]}
 CHAMPION = "/models/iris/aliases/champion"

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.gateway.http.served import MAX_BODY, Reply, Served, settings
+from tests.support.served import MAX_BODY, Reply, Served, settings
 
 GOOD = {"dataframe_split": {"columns": ["sl", "sw", "pl", "pw"], "data": [[5.1, 3.5, 1.4, 0.2]]}}
 BIG = b'{"inputs": "' + b"x" * (MAX_BODY + 1) + b'"}'

@@ -18,7 +18,7 @@ from sklearn.datasets import load_iris
 
 import gateway
 from gateway.http.predict import REFUSAL_SECONDS
-from tests.gateway.http.served import MAX_BODY, ODD_NAME, Reply, Served, path_of, settings
+from tests.support.served import MAX_BODY, ODD_NAME, Reply, Served, path_of, settings
 
 COLUMNS = ["sl", "sw", "pl", "pw"]
 ROWS = load_iris().data[::30].tolist()

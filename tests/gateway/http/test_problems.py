@@ -10,7 +10,7 @@ import pytest
 
 from gateway.errors import HINTS, MAX_DETAILS, RETRYABLE, STATUS, Detail, Problem, pathless
 from gateway.http import problems
-from tests.gateway.http.served import Served
+from tests.support.served import Served
 
 ID = b"abc"
 

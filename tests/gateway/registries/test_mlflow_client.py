@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from gateway.artifacts import ArtifactError, Artifacts
-from gateway.mlflow_client import MLflowClient
+from gateway.artifacts.cache import ArtifactError, Artifacts
+from gateway.artifacts.sources import sources_for
 from gateway.names import Reference
 from gateway.registries.base import RegistryUnavailable, Version
 from gateway.registries.mlflow import MLflowRegistry
-from gateway.sources import sources_for
+from gateway.registries.mlflow_client import MLflowClient
 from loaders.package import digest
-from tests.front import Authority, Front, front
-from tests.mlflow_server import Server
+from tests.support.front import Authority, Front, front
+from tests.support.mlflow_server import Server
 
 pytestmark = pytest.mark.all
 #: A cold process signs in once; nothing here is worth trying again.

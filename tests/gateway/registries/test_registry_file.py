@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from gateway.artifacts.staging import PREFIX
 from gateway.registries.base import (
     Alias,
     NotInRegistry,
@@ -26,7 +27,6 @@ from gateway.registries.base import (
     Version,
 )
 from gateway.registries.file import FileRegistry
-from gateway.staging import PREFIX
 from loaders.package import digest
 
 THREE = """\

@@ -12,16 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from gateway.artifacts import ArtifactError, Artifacts
-from gateway.mlflow_client import MLflowClient, MLflowUnavailable
+from gateway.artifacts.cache import ArtifactError, Artifacts
+from gateway.artifacts.sources import sources_for
 from gateway.names import Reference
 from gateway.registries.base import NotInRegistry, RegistryError, RegistryReadOnly, RegistryUnavailable
 from gateway.registries.mlflow import MLflowRegistry
-from gateway.sources import sources_for
+from gateway.registries.mlflow_client import MLflowClient, MLflowUnavailable
 from loaders.package import digest
 from tests.conftest import needs
-from tests.mlflow_server import Server, another
-from tests.tcp_proxy import CUT, DRIP, FAULTS, HALF_OPEN, HANG, PASS, RESET, proxy
+from tests.support.mlflow_server import Server, another
+from tests.support.tcp_proxy import CUT, DRIP, FAULTS, HALF_OPEN, HANG, PASS, RESET, proxy
 
 pytestmark = pytest.mark.all
 QUICK = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "1", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
@@ -131,8 +131,8 @@ def test_a_call_has_a_deadline(fault: str, mlflow_server: Server) -> None:
 def test_large_files_come_in_ranges(
     mlflow_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.sources.RANGED", 100_000)
-    monkeypatch.setattr("gateway.sources.RANGE", 64_000)
+    monkeypatch.setattr("gateway.artifacts.sources.RANGED", 100_000)
+    monkeypatch.setattr("gateway.artifacts.sources.RANGE", 64_000)
     package = make_package(tmp_path / "package", bytes(range(256)) * 4000)
     registry = MLflowRegistry(mlflow_server.url, environ={})
     version = registry.add_version("ranged", package, digest(package))

@@ -13,7 +13,7 @@ import pytest
 from gateway.registries import open_registry
 from gateway.registries.base import RegistryInvalid, RegistryReadOnly, RegistryUnavailable
 from gateway.registries.document import dump, parse
-from tests.tcp_proxy import FAULTS, HALF_OPEN, HANG, PASS, proxy
+from tests.support.tcp_proxy import FAULTS, HALF_OPEN, HANG, PASS, proxy
 
 DOCUMENT = b"models: {iris: {versions: {1: {source: models/iris/1}}, aliases: {champion: 1}}}\n"
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from gateway.artifacts import Artifacts
+from gateway.artifacts.cache import Artifacts
+from gateway.artifacts.packages import Packages, Policy, Prepared
 from gateway.errors import Problem
-from gateway.packages import Packages, Policy, Prepared
 from gateway.registries.base import Version
 from loaders.package import digest
 

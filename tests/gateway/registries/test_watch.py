@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from gateway.names import Reference
 from gateway.registries.base import Alias, AskedByName, Model, ReadOnly, Snapshot, Version
-from gateway.watch import FORGET_UNUSED, Watch
-from tests.gateway.controlled import Clock
+from gateway.registries.watcher import FORGET_UNUSED, Watch
+from tests.support.controlled import Clock
 
 
 class Names(ReadOnly):

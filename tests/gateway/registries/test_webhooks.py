@@ -13,7 +13,7 @@ import pytest
 
 from gateway.errors import Problem
 from gateway.names import Reference
-from gateway.webhooks import STALE_AFTER, Deliveries, concerned
+from gateway.registries.webhooks import STALE_AFTER, Deliveries, concerned
 
 NOW = 1_795_300_000.0
 BODY = json.dumps(

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from gateway.aliases import Aliases
 from gateway.errors import Problem
 from gateway.events import Swapped, SwapRefused
 from gateway.names import Reference
 from gateway.registries.base import Alias, Model, Snapshot, Version
-from gateway.rollout import rollback_target
+from gateway.rollouts.aliases import Aliases
+from gateway.rollouts.gates import rollback_target
 from gateway.state import AliasMemory, Served, State
 from loaders.signature import ColSpec, Signature
-from tests.gateway.controlled import Behaviour, Bench, run, turns, version
+from tests.support.controlled import Behaviour, Bench, run, turns, version
 
 CHAMPION = Reference("iris", alias="champion")
 

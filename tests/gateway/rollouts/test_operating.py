@@ -16,8 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 import gateway
 from gateway.commands.operating import _p99
 from gateway.metrics import Metrics
-from tests.gateway.http.served import Served, settings
-from tests.hostile import write_package
+from tests.support.hostile import write_package
+from tests.support.served import Served, settings
 
 INFINITE = float("inf")
 

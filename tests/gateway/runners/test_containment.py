@@ -25,8 +25,8 @@ from gateway.runners.confinement import Confinement
 from gateway.runners.environments import Environment
 from gateway.runners.process import ProcessRunner
 from gateway.runners.restarts import Policy
-from tests.gateway.house import ONE, House, house, run, until
-from tests.hostile import alive, descendants, eventually, write_package
+from tests.support.hostile import alive, descendants, eventually, write_package
+from tests.support.house import ONE, House, house, run, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="model processes need Linux")
 
@@ -172,7 +172,7 @@ def test_nothing_outlives_a_killed_gateway(tmp_path: Path, start: Start) -> None
     scratch = tmp_path / "tmp"
     scratch.mkdir()
     with subprocess.Popen(
-        [sys.executable, "-m", "tests.gateway.hosting", str(scratch), start, *packages],
+        [sys.executable, "-m", "tests.support.hosting", str(scratch), start, *packages],
         stdout=subprocess.PIPE,
     ) as host:
         assert host.stdout is not None
@@ -194,7 +194,7 @@ def test_nothing_outlives_a_killed_zygote_and_a_killed_gateway(tmp_path: Path) -
     scratch = tmp_path / "tmp"
     scratch.mkdir()
     with subprocess.Popen(
-        [sys.executable, "-m", "tests.gateway.hosting", str(scratch), "fork", *packages],
+        [sys.executable, "-m", "tests.support.hosting", str(scratch), "fork", *packages],
         stdout=subprocess.PIPE,
     ) as host:
         assert host.stdout is not None
@@ -269,7 +269,7 @@ from gateway.runners.environments import Environment
 from gateway.runners.process import ProcessRunner
 from gateway.runners.zygote import Zygotes
 from loaders.package import read
-from tests.gateway.house import ONE
+from tests.support.house import ONE
 
 async def main():
     assert confinement.hide()

@@ -12,8 +12,8 @@ import pytest
 
 from gateway.runners.base import RunnerCrashed
 from gateway.runners.memory import Memory, parse, resident
-from tests.gateway.house import ONE, House, descriptors, run, until
-from tests.hostile import descendants, write_package
+from tests.support.hostile import descendants, write_package
+from tests.support.house import ONE, House, descriptors, run, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="model processes need Linux")
 

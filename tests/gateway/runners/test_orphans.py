@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from gateway.runners import orphans
-from tests.gateway.house import ONE, House, run, until
-from tests.hostile import alive, eventually, write_package
+from tests.support.hostile import alive, eventually, write_package
+from tests.support.house import ONE, House, run, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="model processes need Linux")
 

@@ -14,8 +14,8 @@ from gateway.runners.base import ModelError, RunnerCrashed, RunnerTimeout
 from gateway.runners.confinement import Confinement
 from gateway.runners.restarts import Policy
 from loaders.batch import Batch, Columns, Opaque, Tensors, Value
-from tests.gateway.house import ONE, House, run, until
-from tests.hostile import alive, write_package
+from tests.support.hostile import alive, write_package
+from tests.support.house import ONE, House, run, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="model processes need Linux")
 

@@ -15,8 +15,8 @@ import pytest
 from gateway.runners.base import RunnerCrashed
 from gateway.runners.confinement import Confinement
 from gateway.runners.restarts import Policy, Restarts
-from tests.gateway.house import ONE, House, run, until
-from tests.hostile import write_package
+from tests.support.hostile import write_package
+from tests.support.house import ONE, House, run, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="model processes need Linux")
 

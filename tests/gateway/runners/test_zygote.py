@@ -13,8 +13,8 @@ import pytest
 from gateway.runners.environments import Environment, allowed, preload_for
 from gateway.runners.process import ProcessRunner
 from gateway.runners.zygote import ZygoteGone, Zygotes
-from tests.gateway.house import ONE, House, run, until
-from tests.hostile import alive, eventually, write_package
+from tests.support.hostile import alive, eventually, write_package
+from tests.support.house import ONE, House, run, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="model processes need Linux")
 

@@ -7,7 +7,7 @@ from collections import deque
 
 import pytest
 
-from gateway.admission import Admission, Refused
+from gateway.serving.admission import Admission, Refused
 
 
 def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:

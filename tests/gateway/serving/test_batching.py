@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gateway.admission import Admission, Refused
-from gateway.batching import Batcher, agree, repeated
 from gateway.runners.base import RunnerCrashed
+from gateway.serving.admission import Admission, Refused
+from gateway.serving.batching import Batcher, agree, repeated
 from loaders.batch import Batch, Columns, Tensors, Value
-from tests.gateway.controlled import run, turns
+from tests.support.controlled import run, turns
 
 
 class Doubler:

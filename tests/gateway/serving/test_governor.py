@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.cgroup import Usage, memory_usage
-from gateway.governor import Governor, Reading, Rule, victim
-from tests.hostile import write_package
+from gateway.serving.governor import Governor, Reading, Rule, victim
+from tests.support.hostile import write_package
 
 GB = 1 << 30
 RULE = Rule()
@@ -175,7 +175,7 @@ from gateway.runners.environments import Environment
 from gateway.runners.process import ProcessRunner
 from gateway.runners.zygote import Zygotes
 from loaders.package import read
-from tests.gateway.house import ONE
+from tests.support.house import ONE
 
 async def main():
     zygotes = Zygotes()

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from gateway.ledger import Ledger, Plan, State
+from gateway.serving.ledger import Ledger, Plan, State
 
 MB = 1_000_000
 

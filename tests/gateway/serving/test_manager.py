@@ -10,9 +10,9 @@ import pytest
 
 from gateway.errors import Problem
 from gateway.events import Loaded, LoadFailed, Unloaded
-from gateway.manager import Lease, backoff
-from gateway.servable import Options, Status
-from tests.gateway.controlled import MB, Behaviour, Bench, run, turns, version
+from gateway.serving.manager import Lease, backoff
+from gateway.serving.servable import Options, Status
+from tests.support.controlled import MB, Behaviour, Bench, run, turns, version
 
 
 async def use(bench: Bench, number: int) -> None:
@@ -315,7 +315,7 @@ def test_unloading_a_model_that_hangs_in_its_load_ends_the_load(tmp_path: Path) 
 def test_loads_that_hang_do_not_keep_others_out_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.manager.LONGEST_SLOT", 0.02)
+    monkeypatch.setattr("gateway.serving.manager.LONGEST_SLOT", 0.02)
 
     async def main() -> None:
         bench = Bench(tmp_path, max_concurrent_loads=2)

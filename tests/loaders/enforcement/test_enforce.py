@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from loaders.batch import Columns, frame
-from loaders.enforce import InvalidInput, RawInput, enforce
+from loaders.enforcement.enforce import InvalidInput, RawInput, enforce
 from loaders.signature import (
     AnyType,
     Array,
@@ -21,7 +21,7 @@ from loaders.signature import (
     Scalar,
     Signature,
 )
-from tests.loaders.asking import cast, faults, same
+from tests.support.asking import cast, faults, same
 
 JSON_FORMS = ("dataframe_split", "dataframe_records", "inputs columns", "inputs records", "instances")
 

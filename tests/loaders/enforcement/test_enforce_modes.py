@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from loaders.batch import Columns
-from loaders.enforce import CsvTable, InvalidInput, RawInput, enforce
+from loaders.enforcement.enforce import CsvTable, InvalidInput, RawInput, enforce
 from loaders.signature import (
     Array,
     ColSpec,
@@ -12,7 +12,7 @@ from loaders.signature import (
     Scalar,
     Signature,
 )
-from tests.loaders.asking import cast, places
+from tests.support.asking import cast, places
 
 
 def test_the_mode_mlflow_casts_as_mlflow() -> None:

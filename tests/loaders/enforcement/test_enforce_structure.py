@@ -10,7 +10,7 @@ import pytest
 import scipy.sparse
 
 from loaders.batch import Columns
-from loaders.enforce import CsvTable, InvalidInput, RawInput, enforce
+from loaders.enforcement.enforce import CsvTable, InvalidInput, RawInput, enforce
 from loaders.signature import (
     Array,
     ColSpec,
@@ -19,7 +19,7 @@ from loaders.signature import (
     Scalar,
     Signature,
 )
-from tests.loaders.asking import cast, places
+from tests.support.asking import cast, places
 
 # --- faults
 

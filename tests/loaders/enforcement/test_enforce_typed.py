@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from loaders.enforce import CsvTable
+from loaders.enforcement.enforce import CsvTable
 from loaders.signature import (
     AnyType,
     Array,
@@ -18,7 +18,7 @@ from loaders.signature import (
     Scalar,
     Signature,
 )
-from tests.loaders.asking import cast, places, same
+from tests.support.asking import cast, places, same
 
 
 def one(kind: Any, required: bool = True) -> Signature:

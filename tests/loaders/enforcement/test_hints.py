@@ -7,7 +7,7 @@ import datetime
 import pandas as pd
 
 from loaders.batch import Value
-from loaders.enforce import CsvTable
+from loaders.enforcement.enforce import CsvTable
 from loaders.signature import (
     ColSpec,
     Object,
@@ -15,7 +15,7 @@ from loaders.signature import (
     Scalar,
     Signature,
 )
-from tests.loaders.asking import cast, places
+from tests.support.asking import cast, places
 
 HINT = Signature(
     (

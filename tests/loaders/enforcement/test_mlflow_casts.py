@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 
 from loaders.batch import Batch, Columns, Tensors
-from loaders.enforce import CsvTable, InvalidInput, RawInput, enforce
-from loaders.scalars import is_null
+from loaders.enforcement.enforce import CsvTable, InvalidInput, RawInput, enforce
+from loaders.enforcement.scalars import is_null
 from loaders.signature import AnyType, Array, ColSpec, Map, Object, Property, Scalar, Signature, TensorSpec
 from tests.conftest import needs
-from tests.loaders.verdicts import mlflow_result
+from tests.support.verdicts import mlflow_result
 
 LONG = Signature((ColSpec(Scalar.long, "a"),))
 NAMED = Signature(

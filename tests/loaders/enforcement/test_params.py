@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loaders.enforce import Enforced, RawInput, enforce
+from loaders.enforcement.enforce import Enforced, RawInput, enforce
 from loaders.signature import (
     Object,
     ParamSpec,
@@ -16,7 +16,7 @@ from loaders.signature import (
     Scalar,
     Signature,
 )
-from tests.loaders.asking import places
+from tests.support.asking import places
 
 POINT = Object((Property("x", Scalar.long), Property("y", Scalar.double, False)))
 PARAMS = Signature(

@@ -10,12 +10,12 @@ import pytest
 import scipy.sparse
 
 from loaders.batch import Tensors
-from loaders.enforce import CsvTable, RawInput, enforce
+from loaders.enforcement.enforce import CsvTable, RawInput, enforce
 from loaders.signature import (
     Signature,
     TensorSpec,
 )
-from tests.loaders.asking import cast, places
+from tests.support.asking import cast, places
 
 IMAGE = Signature((TensorSpec(np.dtype(np.float32), (-1, 2)),))
 PAIR = Signature((TensorSpec(np.dtype(np.float32), (-1, 2), "a"), TensorSpec(np.dtype(np.int64), (-1,), "b")))

@@ -9,8 +9,8 @@ import pandas as pd
 import scipy.sparse
 
 from loaders.batch import Value
-from loaders.enforce import CsvTable
-from tests.loaders.asking import cast, places
+from loaders.enforcement.enforce import CsvTable
+from tests.support.asking import cast, places
 
 
 def untyped(form: Any, data: Any) -> Any:

@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from tests.conftest import needs
-from tests.loaders import verdicts
+from tests.support import verdicts
 
 
 def test_the_committed_verdicts_are_ours() -> None:

@@ -20,8 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from loaders import wire
 from loaders.batch import Batch, Columns, Tensors, Value
+from loaders.worker import wire
 
 # ---- helpers of this file: equality to the bit, and a round trip through a real socket ----
 

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loaders import private, wire
 from loaders.batch import Tensors
 from loaders.package import Package
-from tests.hostile import alive, eventually, write_package
+from loaders.worker import bootstrap, wire
+from tests.support.hostile import alive, eventually, write_package
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="model processes need Linux")
 
@@ -73,7 +73,7 @@ def worker(tmp_path: Path) -> Iterator[Spoken]:
         "conversation": theirs.fileno(), "lifeline": lifeline, "log": log, "temporary": str(temporary),
     }  # fmt: skip
     process = subprocess.Popen(
-        [sys.executable, private.__file__, "worker", json.dumps(options)],
+        [sys.executable, bootstrap.__file__, "process", json.dumps(options)],
         pass_fds=(theirs.fileno(), lifeline, log),
         cwd=tmp_path,
     )
@@ -156,7 +156,7 @@ def test_it_does_not_start_without_a_gateway(tmp_path: Path) -> None:
             "conversation": theirs.fileno(), "lifeline": lifeline, "log": log, "temporary": str(tmp_path),
         }  # fmt: skip
         done = subprocess.run(
-            [sys.executable, private.__file__, "worker", json.dumps(options)],
+            [sys.executable, bootstrap.__file__, "process", json.dumps(options)],
             pass_fds=(theirs.fileno(), lifeline, log), timeout=30, check=False,
         )  # fmt: skip
     assert done.returncode == 1
@@ -212,10 +212,10 @@ def test_worker_and_zygote_need_nothing_but_numpy() -> None:
         ONLY_NUMPY
         + f"""
 import importlib.util
-spec = importlib.util.spec_from_file_location("private_names", {private.__file__!r})
+spec = importlib.util.spec_from_file_location("private_names", {bootstrap.__file__!r})
 private = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(private)
-sys.meta_path.insert(0, private._Finder())
+sys.meta_path.insert(0, bootstrap._Finder())
 import _gateway_loaders.zygote as zygote
 zygote._preload_own()
 roots = {{name.partition(".")[0] for name in sys.modules}}
@@ -229,10 +229,10 @@ def test_lazy_imports_lead_to_the_private_package_and_other_imports_do_not() -> 
     out = run_python(
         f"""
         import importlib.util, sys, types
-        spec = importlib.util.spec_from_file_location("private_names", {private.__file__!r})
+        spec = importlib.util.spec_from_file_location("private_names", {bootstrap.__file__!r})
         private = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(private)
-        sys.meta_path.insert(0, private._Finder())
+        sys.meta_path.insert(0, bootstrap._Finder())
         sys.modules["loaders"] = other = types.ModuleType("loaders")
         import _gateway_loaders
         from _gateway_loaders.package import Package
@@ -253,7 +253,7 @@ def test_lazy_imports_lead_to_the_private_package_and_other_imports_do_not() -> 
 
 def test_no_module_of_this_package_is_named_by_its_public_name_as_text() -> None:
     """`importlib.import_module("loaders.x")` would find the model's package. Import statements are safe."""
-    root = Path(private.__file__).parent
+    root = Path(bootstrap.__file__).parents[1]
     for file in root.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "import_module":
@@ -272,7 +272,7 @@ def test_a_zygote_does_not_outlive_its_parent_while_it_imports(tmp_path: Path) -
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         options = {{"control": theirs.fileno(), "lifeline": {lifeline}, "parent": os.getpid(),
                     "preload": ["endless"], "start": "fork", "scratch": {str(tmp_path)!r}}}
-        subprocess.Popen([sys.executable, {private.__file__!r}, "zygote", json.dumps(options)],
+        subprocess.Popen([sys.executable, {bootstrap.__file__!r}, "zygote", json.dumps(options)],
                          pass_fds=(theirs.fileno(), {lifeline}))
         time.sleep(1000)
     """
