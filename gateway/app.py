@@ -44,6 +44,7 @@ from gateway.runners.orphans import adopt
 from gateway.runners.placement import Placement
 from gateway.runners.zygote import Zygotes
 from gateway.service import Service
+from gateway.serving.eviction import POLICIES
 from gateway.serving.governor import Governor
 from gateway.serving.ledger import Ledger
 from gateway.serving.manager import Manager
@@ -110,7 +111,9 @@ class Gateway:
         )
         self._zygotes = Zygotes(sink=lambda line: log.info("zygote: %s", line))
         self._placement = Placement(settings, self._zygotes, self._observe)
-        self.ledger: Ledger[Servable] = Ledger(settings.memory_limit, min_residency=MIN_RESIDENCY)
+        self.ledger: Ledger[Servable] = Ledger(
+            settings.memory_limit, policy=POLICIES[settings.eviction], min_residency=MIN_RESIDENCY
+        )
         self.manager = Manager(
             self.ledger,
             prepare=self._packages.get,
@@ -161,7 +164,12 @@ class Gateway:
             fetching=self._packages.fetching,
             preload=[parse_short(reference) for reference in settings.preload],
         )
-        self._governor = Governor(cgroup.memory_usage, self.manager.readings, self.manager.stop)
+        self._governor = Governor(
+            cgroup.memory_usage,
+            self.manager.readings,
+            self.manager.stop,
+            report=lambda text: self._emit(events.MemoryShort(text)),
+        )
         self._tasks: list[asyncio.Task[Any]] = []
         self._expose()
 
@@ -200,6 +208,7 @@ class Gateway:
     def refuse(self) -> None:
         """No new work from now on."""
         self.draining = self._refusing = True
+        self.manager.stop_loading()
 
     async def stop(self) -> None:
         """Ends everything; requests in flight should have ended."""
@@ -419,6 +428,8 @@ def count(metrics: Metrics, event: events.Event) -> None:
                 metrics.rejection(problem)
         case events.RegistryFailed():
             metrics.registry_error()
+        case events.MemoryShort():
+            metrics.memory_short()
         case _:
             pass
 

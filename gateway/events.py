@@ -32,11 +32,13 @@ class LoadFailed:
 
 @dataclass(frozen=True, slots=True)
 class Unloaded:
-    """`reason`: evicted, unloaded, replaced, removed, idle, quarantined, shutdown."""
+    """`reason`: evicted, unloaded, replaced, removed, idle, quarantined, shutdown. `why`: of an eviction, for
+    which version, and why this one."""
 
     model: str
     version: str
     reason: str
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +134,13 @@ class RegistryFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryShort:
+    """The machine or the container is short of memory, and no model is the cause."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class Warned:
     """Something an operator should know of a version that serves all the same."""
 
@@ -155,6 +164,7 @@ Event: TypeAlias = (
     | OutputDiffers
     | RegistryRead
     | RegistryFailed
+    | MemoryShort
     | Warned
 )
 Emit: TypeAlias = Callable[[Event], None]

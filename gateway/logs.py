@@ -30,6 +30,7 @@ _LEVELS: dict[type, int] = {
     events.RequestRefused: logging.WARNING,
     events.OutputDiffers: logging.WARNING,
     events.RegistryFailed: logging.ERROR,
+    events.MemoryShort: logging.ERROR,
     events.Warned: logging.WARNING,
 }
 #: What a line may have beside its event, in JSON.
@@ -77,7 +78,8 @@ def sentence(event: Event) -> str:
         case events.LoadFailed():
             return f"could not load {event.model}/{event.version}: {event.reason}{_indented(event.trace)}"
         case events.Unloaded():
-            return f"unloaded {event.model}/{event.version}: {event.reason}"
+            why = f" {event.why}" if event.why else ""
+            return f"unloaded {event.model}/{event.version}: {event.reason}{why}"
         case events.Swapped():
             before = "" if event.previous is None else f", before {event.previous}"
             return f"{event.model}@{event.alias} serves version {event.version}{before} ({event.moved_by})"
@@ -100,6 +102,8 @@ def sentence(event: Event) -> str:
             return f"read the registry: {event.models} models"
         case events.RegistryFailed():
             return f"the registry cannot be read, what it said last stays: {event.reason}"
+        case events.MemoryShort():
+            return event.message
         case events.Warned():
             return f"{event.model}/{event.version}: {event.message}"
         case _:

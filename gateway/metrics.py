@@ -98,6 +98,11 @@ class Metrics:
         self._registry_errors = Counter(
             "gateway_registry_errors", "Reads of the registry that failed.", registry=own
         )
+        self._memory_short = Counter(
+            "gateway_memory_short",
+            "Times that memory was short and no model was the cause.",
+            registry=own,
+        )
         self._rejections = Counter(
             "gateway_input_rejections",
             "Fields refused by a signature, by what was wrong.",
@@ -152,6 +157,9 @@ class Metrics:
 
     def registry_error(self) -> None:
         self._registry_errors.inc()
+
+    def memory_short(self) -> None:
+        self._memory_short.inc()
 
     def rejection(self, problem: str, count: int = 1) -> None:
         """`count` fields were refused. `problem` is a kind; past `MAX_PROBLEMS` kinds it is "other"."""

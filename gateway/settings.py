@@ -196,6 +196,7 @@ class Settings(_Part):
     model_user: Literal["auto", "same"] | Annotated[int, Field(ge=1)] = "auto"
     memory_limit: Memory = Field(default="70%", validate_default=True)
     disk_limit: Annotated[int, BeforeValidator(_disk), Field(gt=0), _SIZE_SCHEMA] = 20 * 1000**3
+    eviction: Literal["gdsf", "lru"] = "gdsf"
     max_concurrent_loads: Annotated[int, Field(ge=1)] = 2
     cold_wait: Duration = 30.0
     max_body_bytes: Size = 32 * 1024**2

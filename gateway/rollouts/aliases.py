@@ -45,6 +45,8 @@ log = logging.getLogger("gateway.aliases")
 #: How long a replaced version stays loaded for an instant way back, in seconds.
 LINGER = 60.0
 SHOWN_HISTORY = 20
+#: A load that ended so was stopped from outside: the version was not refused.
+_INTERRUPTED = frozenset({"MODEL_LOADING", "SHUTTING_DOWN"})
 
 
 class Memory(Protocol):
@@ -181,6 +183,8 @@ class Aliases:
             raise Problem("MODEL_LOADING", message, retry_after=self._manager.expected_load_seconds())
         if found.desired is None:
             raise Problem("ALIAS_NOT_FOUND", f"{found.name} has no alias {found.alias} any more")
+        if found.serving is None and found.refusal is not None and found.refusal.code in _INTERRUPTED:
+            raise found.refusal.again()
         if found.serving is None and found.last_good is not None and found.last_good != found.desired:
             self._serve(found, found.last_good, moved_by="fallback")
         if found.serving is not None:
@@ -296,6 +300,8 @@ class Aliases:
         del self._aliases[found.name, found.alias]
         found.generation += 1
         found.desired = None
+        if found.serving is not None and not any(found.serving == other.serving for other in self):
+            self._manager.serves(found.serving, False)
         found.moved.set()  # its reconciler sees that there is nothing to do any more
 
     def _end(self, found: Alias) -> None:
@@ -333,7 +339,8 @@ class Aliases:
                 self._end_attempt(found)
                 if refusal is None:
                     continue
-                if found.serving is None and found.last_good is None:
+                interrupted = refusal.code in _INTERRUPTED
+                if found.serving is None and (found.last_good is None or interrupted):
                     return  # nothing answers meanwhile: the next request tries again
                 refusals_in_a_row += 1
                 await self._pause(found, refusal, refusals_in_a_row)
@@ -348,14 +355,18 @@ class Aliases:
         self._show(found, "loading", found.error)
         serving = found.serving
         # The version in service is held until its replacement serves.
-        held = (
-            None if serving is None or not self._manager.is_ready(serving) else self._manager.lease(serving)
-        )
+        held = None
+        if serving is not None and self._manager.is_ready(serving):
+            held = self._manager.lease(serving, pin=True)
         try:
             lease = await self._admitted_unless_moved(found, target)
         except Problem as problem:
             if generation == found.generation:
-                self._refused(found, target, problem)
+                if problem.code in _INTERRUPTED:
+                    found.refusal = problem  # for those who wait; nothing is wrong with the version
+                    self._show(found, "unloaded" if found.serving is None else "serving")
+                else:
+                    self._refused(found, target, problem)
             return problem
         except Exception:
             # A bug must not end the reconciler: what serves goes on serving, and it is tried again.
@@ -380,7 +391,8 @@ class Aliases:
                 held.release()
 
     async def _admitted_unless_moved(self, found: Alias, target: Version) -> Lease | None:
-        """`admit`, given up (the load itself may go on) as soon as the alias moves: None then."""
+        """`admit`, given up as soon as the alias moves: None then. The load ends too, unless
+        somebody else wants it."""
         admitting = asyncio.ensure_future(self.admit(found, target, forced=found.forced))
         moving = asyncio.ensure_future(found.moved.wait())
         try:
@@ -389,6 +401,8 @@ class Aliases:
                 admitting.cancel()
                 await asyncio.wait({admitting})
                 if admitting.cancelled() or admitting.exception() is not None:
+                    if not any(target in (other.desired, other.serving) for other in self):
+                        self._manager.abandon(target)
                     return None
             return admitting.result()
         finally:
@@ -468,6 +482,7 @@ class Aliases:
         if timer is not None:
             timer.cancel()
         self._manager.linger(version, False)
+        self._manager.serves(version, True)
         if previous is not None:
             self._let_linger(previous)
         number = None if previous is None else previous.version
@@ -525,6 +540,8 @@ class Aliases:
 
     def _let_linger(self, version: Version) -> None:
         """Keeps a replaced version loaded for a while: the way back is one assignment."""
+        if not any(version == found.serving for found in self):
+            self._manager.serves(version, False)
         if any(version in (found.serving, found.desired) for found in self):
             return
         self._manager.linger(version, True)

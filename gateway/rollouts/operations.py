@@ -429,12 +429,12 @@ class Operations:
         if fetched is not None:
             return {"reason": _fetching(fetched)}
         if servable.began is None:
-            return {"reason": servable.phase}
+            return {"reason": servable.phase.value}
         seconds = round(self._clock() - servable.began, 1)
         before = None if servable.prepared is None else servable.prepared.load_seconds
         known = "" if before is None else f" of about {before:.1f} s"
-        load = {"phase": servable.phase, "seconds": seconds, "expected_seconds": before}
-        return {"reason": f"{servable.phase} {seconds} s{known}", "load": load}
+        load = {"phase": servable.phase.value, "seconds": seconds, "expected_seconds": before}
+        return {"reason": f"{servable.phase.value} {seconds} s{known}", "load": load}
 
     def _model(self, name: str) -> Model:
         model = self._aliases.snapshot.models.get(name)

@@ -1,14 +1,17 @@
 """The last line of defence for memory: a model that grows without end is stopped before the kernel would
-stop whatever it likes, which in a container may be everything.
+stop any process, which in a container may be all of them.
 
-The ledger plans; this watches what really is used, and decides from that alone whom to stop. The decision
-is pure. Reading and stopping are given as functions; knows nothing of models but their bytes.
+The ledger plans; this watches what really is used, and decides from that alone. Only a model that grew is
+stopped: one that took more than it was granted, or that grew while memory became short. Where none did, the
+pressure comes from outside (a neighbour, another container): it is reported and nothing is stopped. The
+decision is pure. Reading, stopping and reporting are given as functions; knows nothing of models but their
+bytes.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 from gateway.cgroup import Usage
@@ -25,33 +28,45 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Above `high` of the limit the model that outgrew its grant the most is stopped, if it did by more
-    than `tolerance` of it; above `critical` the largest, whatever it was granted. Seconds: `calm` between
-    two looks, `alert` from `watch` of the limit on, `settle` after a stop, while the kernel takes back."""
+    """Above `high` of the limit the model that grew the most is stopped, if it grew by more than `tolerance`
+    of what it had and by more than `matters` of the limit: to end a small one would not help. `pressed`: from
+    this share on, with no model to stop, pressure is reported, once in `quiet` seconds. Seconds: `calm`
+    between two looks, `alert` from `watch` of the limit on, `settle` after a stop, while the kernel takes
+    back, `sample` between two readings of what models took while memory is watched."""
 
     watch: float = 0.6
     high: float = 0.9
-    critical: float = 0.96
+    pressed: float = 0.96
     tolerance: float = 0.1
+    matters: float = 0.01
     calm: float = 0.25
     alert: float = 0.03
     settle: float = 0.5
+    sample: float = 0.25
+    quiet: float = 60.0
 
 
-def victim(usage: Usage, models: Sequence[Reading], rule: Rule) -> Reading | None:
-    """Whom to stop now; None: nobody."""
-    if usage.share < rule.high or not models:
+def victim(
+    usage: Usage, models: Sequence[Reading], rule: Rule, before: Mapping[Hashable, int]
+) -> Reading | None:
+    """Whom to stop now; None: no model. `before`: the fewest bytes each model took since memory began to be
+    watched; a model that is not in it is compared with its grant alone."""
+    if usage.share < rule.high:
         return None
-    grown = [m for m in models if m.bytes - m.granted > rule.tolerance * m.granted]
-    if grown:
-        return max(grown, key=lambda m: m.bytes - m.granted)
-    if usage.share >= rule.critical:
-        return max(models, key=lambda m: m.bytes)
-    return None
+
+    def growth(model: Reading) -> int:
+        base = min(model.granted, before.get(model.key, model.granted))
+        grown = model.bytes - base
+        enough = grown > rule.tolerance * base and grown > rule.matters * usage.limit
+        return grown if enough else 0
+
+    grown = [model for model in models if growth(model)]
+    return max(grown, key=growth, default=None)
 
 
 class Governor:
-    """Looks again and again. `readings` is asked only when memory is short; `stop` must not block."""
+    """Looks again and again. `readings` is asked only when memory is short; `stop` must not block. `report`
+    is told of pressure that no model causes."""
 
     def __init__(
         self,
@@ -59,26 +74,55 @@ class Governor:
         readings: Callable[[], Sequence[Reading]],
         stop: Callable[[Hashable, str], None],
         rule: Rule | None = None,
+        report: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._usage = usage
         self._readings = readings
         self._stop = stop
+        self._report = report
         self._rule = rule or Rule()
         self._settled_at = 0.0
+        self._sampled_at = float("-inf")
+        self._reported_at = float("-inf")
+        self._before: dict[Hashable, int] = {}
 
     def look(self, now: float) -> float:
         """Looks once, stops one model at most, and returns after how many seconds to look again."""
+        rule = self._rule
         usage = self._usage()
-        if usage.share >= self._rule.high and now >= self._settled_at:
-            chosen = victim(usage, self._readings(), self._rule)
-            if chosen is not None:
-                self._settled_at = now + self._rule.settle
-                self._stop(
-                    chosen.key,
-                    f"stopped because memory ran short: {usage.used} of {usage.limit} bytes were in use, "
-                    f"{chosen.bytes} of them its own, {chosen.granted} had been granted",
-                )
-        return self._rule.calm if usage.share < self._rule.watch else self._rule.alert
+        if usage.share < rule.watch:
+            self._before.clear()
+            return rule.calm
+        short = usage.share >= rule.high and now >= self._settled_at
+        if short or now - self._sampled_at >= rule.sample:
+            models = self._readings()
+            if short:
+                self._relieve(usage, models, now)
+            self._sample(models, now)
+        return rule.alert
+
+    def _relieve(self, usage: Usage, models: Sequence[Reading], now: float) -> None:
+        rule = self._rule
+        chosen = victim(usage, models, rule, self._before)
+        if chosen is not None:
+            self._settled_at = now + rule.settle
+            self._before.pop(chosen.key, None)
+            self._stop(
+                chosen.key,
+                f"stopped because memory ran short and it grew: {usage.used} of {usage.limit} bytes were in "
+                f"use, {chosen.bytes} of them its own, {chosen.granted} had been granted",
+            )
+        elif usage.share >= rule.pressed and now - self._reported_at >= rule.quiet:
+            self._reported_at = now
+            self._report(
+                f"memory is short, and no model grew: {usage.used} of {usage.limit} bytes are in use, "
+                f"{sum(model.bytes for model in models)} by models; something else on this machine or in "
+                "this container takes the rest"
+            )
+
+    def _sample(self, models: Sequence[Reading], now: float) -> None:
+        self._sampled_at = now
+        self._before = {m.key: min(m.bytes, self._before.get(m.key, m.bytes)) for m in models}
 
     async def run(self) -> None:
         """Until it is cancelled."""

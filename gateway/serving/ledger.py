@@ -7,8 +7,13 @@ is being freed is not free yet. So `accounted` = reserved + resident + closing, 
 limit.
 
 `plan` decides and does nothing: it says which waiting accounts may be granted, which idle ones must go,
-and which requests cannot be met. The caller carries it out and asks again after every change. Waiting is
-first come, first served; nobody overtakes, so a large model is not starved by small ones.
+which busy ones should drain, and which requests cannot be met. The caller carries it out and asks again after
+every change. Waiting is first come, first served; nobody overtakes, so a large model is not starved by small
+ones.
+
+Who may go: an account that is not leased, not pinned and older than `min_residency`. What an alias serves
+never goes for a load that neither a request nor an alias wants. Busy models share the room by turns: when
+everything is leased, one that has had its turn (`Ledger.turn`) drains for a load that requests wait for.
 
 Some bytes belong to no model (what the zygotes hold). They are counted as resident, up to half of the
 limit, as far as there is room; where there is not, idle accounts must go for them.
@@ -23,7 +28,7 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
-from gateway.serving.eviction import Policy, least_recently_used
+from gateway.serving.eviction import HALF_LIFE, Policy, gdsf, reason
 
 K = TypeVar("K", bound=Hashable)
 
@@ -38,8 +43,10 @@ class State(enum.Enum):
 
 @dataclass(slots=True, eq=False)
 class Account(Generic[K]):
-    """One servable's bytes. `wanted` above `bytes` means it waits for the difference. `leases` are
-    requests that use it, `pins` keep it resident without one (a swap, an operator)."""
+    """One servable's bytes. `wanted` above `bytes` means it waits for the difference. `leases` are requests
+    that use it, `pins` keep it resident without one (a swap, an operator). `serving`: an alias serves it;
+    `draining`: it closes when its leases end. `uses` counts requests with a half-life, as of `last_used`;
+    `load_seconds` is measured."""
 
     key: K
     wanted: int
@@ -50,27 +57,56 @@ class Account(Generic[K]):
     leases: int = 0
     pins: int = 0
     lingering: bool = False
+    serving: bool = False
+    draining: bool = False
+    uses: float = 0.0
+    load_seconds: float = 0.0
 
 
 class Plan(NamedTuple, Generic[K]):
-    """What to do next. `retry_at`: when waiting alone may make room (a model too young to go)."""
+    """What to do next. `evict`: idle ones that close now; `drain`: leased ones that take no new request and
+    close when they are idle. `asking`: for whom they go, None for the shared processes. `why` says for each
+    that goes why it is this one. `retry_at`: when waiting alone may make room (a model too young to go)."""
 
     grant: tuple[K, ...] = ()
     evict: tuple[K, ...] = ()
     refuse: tuple[K, ...] = ()
     retry_at: float | None = None
+    drain: tuple[K, ...] = ()
+    asking: K | None = None
+    why: tuple[str, ...] = ()
+
+
+class _Room(NamedTuple, Generic[K]):
+    """Who must go for a need that free memory does not meet."""
+
+    evict: tuple[K, ...] = ()
+    drain: tuple[K, ...] = ()
+    why: tuple[str, ...] = ()
+    retry_at: float | None = None
+
+
+#: A busy model keeps its room so many times as long as it took to load, and at least so many seconds.
+TURN_LOADS = 5.0
+SHORTEST_TURN = 2.0
 
 
 class Ledger(Generic[K]):
     """Accounts under one limit, in bytes. Wrong use raises `ValueError`: it is the caller's bug."""
 
     def __init__(
-        self, limit: int, *, policy: Policy = least_recently_used, min_residency: float = 0.0
+        self,
+        limit: int,
+        *,
+        policy: Policy = gdsf,
+        min_residency: float = 0.0,
+        shortest_turn: float = SHORTEST_TURN,
     ) -> None:
         if limit <= 0:
             raise ValueError("the limit must be positive")
         self.limit = limit
         self.min_residency = min_residency
+        self.shortest_turn = shortest_turn
         self._policy = policy
         self._accounts: dict[K, Account[K]] = {}
         self._waiting: dict[K, None] = {}
@@ -159,14 +195,19 @@ class Ledger(Generic[K]):
         account = self._accounts[key]
         account.wanted = account.bytes
 
-    def settle(self, key: K, now: float, measured: int | None = None) -> None:
-        """It has loaded. A measurement below the reservation gives the rest back."""
+    def settle(
+        self, key: K, now: float, measured: int | None = None, load_seconds: float | None = None
+    ) -> None:
+        """It has loaded. A measurement below the reservation gives the rest back. `load_seconds`: the cost of
+        another load."""
         account = self._accounts[key]
         if account.state is not State.RESERVED or key in self._waiting:
             raise ValueError(f"{key!r} is not loading")
         if measured is not None and measured > account.bytes:
             raise ValueError(f"{key!r} measures more than it was granted: ask first")
         account.since = account.last_used = now
+        if load_seconds is not None:
+            account.load_seconds = load_seconds
         self._move(account, State.RESIDENT, account.bytes if measured is None else measured)
         account.wanted = account.bytes
 
@@ -218,6 +259,7 @@ class Ledger(Generic[K]):
         if account.leases <= 0:
             raise ValueError(f"{key!r} has no lease")
         account.leases -= 1
+        account.uses = 1.0 + account.uses * 0.5 ** ((now - account.last_used) / HALF_LIFE)
         account.last_used = now
 
     def pin(self, key: K) -> None:
@@ -231,13 +273,17 @@ class Ledger(Generic[K]):
 
     # The decision.
 
+    def turn(self, account: Account[K]) -> float:
+        """When a busy account has had its turn and may be drained for a load that requests wait for."""
+        return account.since + max(self.shortest_turn, TURN_LOADS * account.load_seconds)
+
     def plan(self, now: float) -> Plan[K]:
-        """Which waiting accounts to grant, whom to evict for the first that must wait, whom to refuse."""
+        """Which waiting accounts to grant, who must go for the first that must wait, whom to refuse."""
         free = self.limit - self.accounted
         freeing = self._bytes[State.CLOSING]
         if self._shared < self._shared_wanted:
-            evict, retry_at = self._make_room(self._shared_wanted - self._shared - freeing, None, now)
-            return Plan((), evict, (), retry_at)
+            room = self._make_room(self._shared_wanted - self._shared - freeing, None, now)
+            return Plan((), room.evict, (), room.retry_at, room.drain, None, room.why)
         grant: list[K] = []
         refuse: list[K] = []
         for key in self._waiting:
@@ -249,27 +295,54 @@ class Ledger(Generic[K]):
                 grant.append(key)
                 free -= need
             else:
-                evict, retry_at = self._make_room(need - free - freeing, key, now)
-                return Plan(tuple(grant), evict, tuple(refuse), retry_at)
+                room = self._make_room(need - free - freeing, account, now)
+                asking = key if room.evict or room.drain else None
+                return Plan(
+                    tuple(grant), room.evict, tuple(refuse), room.retry_at, room.drain, asking, room.why
+                )
         return Plan(tuple(grant), (), tuple(refuse))
 
-    def _make_room(self, short: int, asking: K | None, now: float) -> tuple[tuple[K, ...], float | None]:
+    def _make_room(self, short: int, asking: Account[K] | None, now: float) -> _Room[K]:
         if short <= 0:
-            return (), None
-        idle = [
-            a for a in self._accounts.values() if a.state is State.RESIDENT and not a.leases and not a.pins
-        ]
-        idle = [a for a in idle if a.key != asking and a.bytes]
+            return _Room()
+        others = [a for a in self._accounts.values() if a is not asking and a.bytes and not a.pins]
+        candidates = [a for a in others if a.state is State.RESIDENT and not a.draining]
+        unwanted = asking is not None and asking.state is State.RESERVED and not asking.leases
+        if unwanted:
+            # Neither a request nor an alias waits for it: it takes nothing from what an alias serves.
+            candidates = [a for a in candidates if not a.serving]
+        idle = [a for a in candidates if not a.leases]
         old_enough = [a for a in idle if a.lingering or now - a.since >= self.min_residency]
-        victims: list[K] = []
-        for account in sorted(old_enough, key=self._policy):
-            victims.append(account.key)
-            short -= account.bytes
-            if short <= 0:
-                return tuple(victims), None
+        chosen, missing = self._cheapest(old_enough, short, now)
+        if missing <= 0:
+            why = tuple(reason(a, now, len(old_enough)) for a in chosen)
+            return _Room(tuple(a.key for a in chosen), (), why)
         # Evicting some would not be enough: leave them, they may be asked for before there is room.
-        young = [a.since + self.min_residency for a in idle if a not in old_enough]
-        return (), min(young, default=None)
+        later = [a.since + self.min_residency for a in idle if a not in old_enough]
+        missing -= sum(a.bytes for a in others if a.draining and a.state is State.RESIDENT)
+        loading = asking is not None and asking.state is State.RESERVED and not unwanted
+        if not loading or missing <= 0:
+            return _Room(retry_at=min(later, default=None))
+        # Everything is in use: a model that has had its turn drains, so that no model waits for ever.
+        busy = [a for a in candidates if a.leases]
+        done = [a for a in busy if now >= self.turn(a)]
+        drained, missing = self._cheapest(done, missing, now)
+        if missing <= 0:
+            had = tuple(f"it was busy for {now - a.since:.1f} s, and others wait for room" for a in drained)
+            why = tuple(reason(a, now, len(old_enough)) for a in old_enough) + had
+            return _Room(tuple(a.key for a in old_enough), tuple(a.key for a in drained), why)
+        later += [self.turn(a) for a in busy if a not in done]
+        return _Room(retry_at=min(later, default=None))
+
+    def _cheapest(self, accounts: list[Account[K]], short: int, now: float) -> tuple[list[Account[K]], int]:
+        """The first ones by the policy that free `short` bytes, and how many bytes are still missing."""
+        chosen: list[Account[K]] = []
+        for account in sorted(accounts, key=lambda a: self._policy(a, now)):
+            if short <= 0:
+                break
+            chosen.append(account)
+            short -= account.bytes
+        return chosen, short
 
     def _move(self, account: Account[K], state: State, size: int) -> None:
         self._bytes[account.state] -= account.bytes

@@ -1,14 +1,16 @@
-"""Every servable there is: one load however many ask, leases counted before anything is awaited, room
-made when the ledger says so.
+"""All servables: one load for any number of callers, leases counted before anything is awaited, room made
+when the ledger says so.
 
-The manager carries out what `Ledger.plan` decides. It knows versions, never aliases. All of it runs on
-the event loop, so there are no locks.
+The manager carries out what `Ledger.plan` decides and asks servables for the steps of their lives. It knows
+versions, never aliases: an alias tells it what it serves and which loads it no longer wants. Everything runs
+on the event loop, so there are no locks.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
+from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,7 +22,7 @@ from gateway.events import Dispatched, Emit, Loaded, LoadFailed, Unloaded, Warne
 from gateway.runners.base import ModelError, Runner, RunnerCrashed, RunnerTimeout
 from gateway.serving.governor import Reading
 from gateway.serving.ledger import Ledger
-from gateway.serving.servable import Options, Servable, Status
+from gateway.serving.servable import Options, Phase, Servable, Status, Step
 
 if TYPE_CHECKING:
     from gateway.artifacts.packages import Prepared
@@ -33,6 +35,10 @@ LONGEST_BACKOFF = 60.0
 FORGET_AFTER = 600.0
 #: How long, in seconds, a load counts among those that may run at once.
 LONGEST_SLOT = 10.0
+#: How long, in seconds, a load may go on after the gateway was told to stop.
+STOP_GRACE = 5.0
+#: How many evictions are kept for `status`.
+EVICTIONS_KEPT = 50
 
 
 def backoff(attempts: int, chance: random.Random) -> float:
@@ -48,6 +54,16 @@ class Failure:
     problem: Problem
     until: float
     attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Eviction:
+    """What went for which version, and why this one. `at`: the manager's time, in seconds."""
+
+    at: float
+    version: Version
+    asking: str
+    why: str
 
 
 class _Slot:
@@ -74,14 +90,16 @@ class _Slot:
 
 @dataclass(slots=True, eq=False)
 class Lease:
-    """The right to use a servable. As long as one is held the servable is never closed."""
+    """The right to use a servable. As long as one is held the servable is never closed. One that pins keeps
+    it taking new requests too: it does not drain for others."""
 
     servable: Servable
     _manager: Manager
+    _pins: bool = False
 
     def release(self) -> None:
         """Gives it back; exactly once."""
-        self._manager._release(self.servable)
+        self._manager._release(self.servable, self._pins)
 
 
 class Manager:
@@ -112,6 +130,7 @@ class Manager:
         self._capacity_wait = capacity_wait
         self._servables: dict[Version, Servable] = {}
         self._leaving: set[Servable] = set()
+        self._served: set[Version] = set()
         self._loads: dict[Servable, asyncio.Task[None]] = {}
         self._grants: dict[Servable, asyncio.Future[None]] = {}
         self._closing: set[asyncio.Task[None]] = set()
@@ -121,6 +140,9 @@ class Manager:
         self._load_seconds = 1.0
         self._chance = random.Random()
         self._replan_timer: asyncio.TimerHandle | None = None
+        self._stop_timer: asyncio.TimerHandle | None = None
+        #: The last evictions, oldest first.
+        self.evictions: deque[Eviction] = deque(maxlen=EVICTIONS_KEPT)
 
     def __repr__(self) -> str:
         return f"<Manager {len(self._servables)} servables, {len(self._leaving)} leaving, {self.ledger!r}>"
@@ -143,14 +165,18 @@ class Manager:
 
     # Leases.
 
-    def lease(self, version: Version, prepared: Prepared | None = None) -> Lease:
-        """Counts the caller in, at once; starts the load if nobody has, from `prepared` where the caller has
-        it already. Raises the Problem of a version that failed and may not be tried again yet."""
+    def lease(self, version: Version, prepared: Prepared | None = None, *, pin: bool = False) -> Lease:
+        """Counts the caller in, at once. Starts the load if none is under way, from `prepared` where the
+        caller has it already. `pin`: see `Lease`. Raises the Problem of a version that failed
+        and may not be tried again yet."""
         servable = self._servables.get(version)
         if servable is None:
             servable = self._begin(version, prepared)
+        servable.abandoned = False
         self.ledger.lease(servable)
-        return Lease(servable, self)
+        if pin:
+            self.ledger.pin(servable)
+        return Lease(servable, self, pin)
 
     async def ready(self, lease: Lease, timeout: float | None = None) -> Servable:
         """The leased servable once it can answer. A caller who leaves does not cancel the load.
@@ -181,12 +207,16 @@ class Manager:
         """Forgets that a version failed: the operator wants it tried again now."""
         self._failures.pop(version, None)
 
-    def _release(self, servable: Servable) -> None:
+    def _release(self, servable: Servable, pins: bool) -> None:
         if servable not in self.ledger:
             return  # it failed while this lease was held; its account is gone
+        if pins:
+            self.ledger.unpin(servable)
         self.ledger.release(servable, self._clock())
         if servable.retiring is not None:
             self._close_if_unused(servable, servable.retiring)
+        elif servable.abandoned:
+            self._cancel_if_unwanted(servable)
         elif self.ledger.waiting:
             self._carry_out_plan()
 
@@ -212,11 +242,26 @@ class Manager:
         self.check(version)
         now = self._clock()
         servable = self._servables[version] = Servable(version, self._options(version.name))
-        self.ledger.open(servable, now)
+        self.ledger.open(servable, now).serving = version in self._served
         task = asyncio.get_running_loop().create_task(self._load(servable, prepared), name=f"load {version}")
         self._loads[servable] = task
-        task.add_done_callback(lambda _: self._loads.pop(servable, None))
+        task.add_done_callback(lambda _: self._load_ended(servable))
         return servable
+
+    def _load_ended(self, servable: Servable) -> None:
+        """Runs after every load. One that was cancelled, before its first step or later, ends here."""
+        del self._loads[servable]
+        if servable.status is not Status.LOADING:
+            return
+        version, why = servable.version, servable.retiring
+        if why is None:
+            message = f"{version} was not loaded: the gateway is stopping"
+            self._drop(servable, Problem("SHUTTING_DOWN", message, retry_after=1))
+        else:
+            message = f"{version} was {why} while it was loading; the next request loads it"
+            self._drop(servable, Problem("MODEL_LOADING", message, retry_after=1))
+            self._emit(Unloaded(version.name, version.version, why))
+        self._carry_out_plan()
 
     async def _load(self, servable: Servable, prepared: Prepared | None) -> None:
         version = servable.version
@@ -234,20 +279,11 @@ class Manager:
             async with _Slot(self._slots):
                 started = servable.began = self._clock()
                 measured = await servable.load(reserve, self._open_runner, dispatched)
-        except asyncio.CancelledError:
-            if servable.retiring is None:
-                stopped = Problem("SHUTTING_DOWN", f"{version} was not loaded: the gateway is stopping")
-            else:
-                message = f"{version} was {servable.retiring} while it loaded"
-                stopped = Problem("MODEL_UNAVAILABLE", message, retry_after=1)
-            self._drop(servable, stopped)
-            self._carry_out_plan()
-            raise
         except Problem as problem:
             self._fail(servable, problem, self._clock() - started)
             return
         except (ModelError, RunnerCrashed, RunnerTimeout) as error:
-            phase = "on its own example" if servable.phase == "warming up" else "when it was loaded"
+            phase = "on its own example" if servable.phase is Phase.WARMING else "when it was loaded"
             failed = Problem("MODEL_UNAVAILABLE", f"{version} failed {phase}: {pathless(str(error))}")
             self._fail(servable, failed, self._clock() - started, getattr(error, "trace", ""))
             return
@@ -257,10 +293,9 @@ class Manager:
             self._fail(servable, unforeseen, self._clock() - started)
             raise
         seconds = self._clock() - started
-        self.ledger.settle(servable, self._clock(), measured)
+        self.ledger.settle(servable, self._clock(), measured, seconds)
         if servable.options.pin:
             self.ledger.pin(servable)
-        servable.status = Status.READY
         self._failures.pop(version, None)
         self._load_seconds += 0.3 * (seconds - self._load_seconds)
         if servable.prepared is not None:
@@ -282,9 +317,7 @@ class Manager:
 
     def _drop(self, servable: Servable, problem: Problem) -> None:
         """Ends a servable that never served. Those who lease it wake to `problem`."""
-        servable.problem = problem
-        servable.status = Status.FAILED
-        servable.phase = "failed"
+        servable.fail(problem)
         if self._servables.get(servable.version) is servable:
             del self._servables[servable.version]
         self._leaving.discard(servable)
@@ -326,8 +359,16 @@ class Manager:
                 limit = f"the limit of all models is {_mega(self.ledger.limit)} MB"
                 message = f"{key.version} needs {_mega(wanted)} MB of memory; {limit}"
                 self._answer_grant(key, Problem("CAPACITY_EXCEEDED", message, retry_after=60))
+            leaving = plan.evict + plan.drain
+            asking = (
+                "the processes that models are forked from" if plan.asking is None else plan.asking.version
+            )
+            for key, why in zip(leaving, plan.why, strict=True):
+                self.evictions.append(Eviction(self._clock(), key.version, str(asking), why))
             for key in plan.evict:
-                self._close(key, "evicted")
+                self._close(key, "evicted", f"for {asking}: {self.evictions[-1].why}")
+            for key in plan.drain:
+                self.retire(key.version, "evicted")
             if plan.retry_at is not None:
                 self._plan_again(plan.retry_at)
             if not (plan.grant or plan.refuse):
@@ -415,13 +456,34 @@ class Manager:
             return None
         servable.retiring = reason
         self._leaving.add(servable)
-        if servable.status is Status.READY:
-            servable.status = Status.DRAINING
-        if servable.status is Status.LOADING and servable in self._loads:
+        self.ledger[servable].draining = True
+        if servable.status is Status.LOADING:
             self._loads[servable].cancel()
         else:
+            servable.move(Step.RETIRE)
             self._close_if_unused(servable, reason)
         return servable
+
+    def abandon(self, version: Version) -> None:
+        """No alias wants this version any more: its load, if one is under way, ends as soon as no request
+        waits for it. A loaded version stays."""
+        servable = self._servables.get(version)
+        if servable is not None and servable.status is Status.LOADING:
+            servable.abandoned = True
+            self._cancel_if_unwanted(servable)
+
+    def _cancel_if_unwanted(self, servable: Servable) -> None:
+        if servable.status is not Status.LOADING:
+            servable.abandoned = False
+        elif not self.ledger[servable].leases:
+            self.retire(servable.version, "superseded")
+
+    def serves(self, version: Version, serving: bool) -> None:
+        """Whether an alias serves this version, loaded or not: an unwanted load does not evict it."""
+        (self._served.add if serving else self._served.discard)(version)
+        servable = self._servables.get(version)
+        if servable is not None:
+            self.ledger[servable].serving = serving
 
     def linger(self, version: Version, lingering: bool) -> None:
         """Marks a replaced version as the first to go under pressure, or takes the mark back."""
@@ -431,43 +493,52 @@ class Manager:
 
     def _close_if_unused(self, servable: Servable, reason: str) -> None:
         account = self.ledger[servable]
-        if account.leases == 0 and servable.status in (Status.READY, Status.DRAINING):
+        if account.leases == 0 and servable.phase in (Phase.SERVING, Phase.DRAINING):
             self._close(servable, reason)
 
-    def _close(self, servable: Servable, reason: str) -> None:
+    def _close(self, servable: Servable, reason: str, why: str = "") -> None:
         if self._servables.get(servable.version) is servable:
             del self._servables[servable.version]
         self._leaving.add(servable)
-        servable.status = Status.DRAINING
+        servable.move(Step.CLOSE)
         servable.retiring = None
         self.ledger.begin_close(servable)
-        task = asyncio.get_running_loop().create_task(self._finish_close(servable, reason))
+        task = asyncio.get_running_loop().create_task(self._finish_close(servable, reason, why))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
-    async def _finish_close(self, servable: Servable, reason: str) -> None:
+    async def _finish_close(self, servable: Servable, reason: str, why: str) -> None:
         try:
             await servable.close()
         finally:
-            servable.status = Status.UNLOADED
             self._leaving.discard(servable)
             self.ledger.closed(servable)
             servable.gone.set()
-            self._emit(Unloaded(servable.version.name, servable.version.version, reason))
+            self._emit(Unloaded(servable.version.name, servable.version.version, reason, why))
             self._carry_out_plan()
+
+    def stop_loading(self) -> None:
+        """The gateway stops: loads that go on for more than `STOP_GRACE` seconds are cancelled, and whoever
+        waits for them is told to go elsewhere."""
+        if self._stop_timer is None and self._loads:
+            self._stop_timer = asyncio.get_running_loop().call_later(STOP_GRACE, self._cancel_loads)
+
+    def _cancel_loads(self) -> None:
+        for task in list(self._loads.values()):
+            task.cancel()
 
     async def close(self) -> None:
         """Cancels loads and closes everything; requests in flight should have ended."""
-        if self._replan_timer is not None:
-            self._replan_timer.cancel()
+        for timer in (self._replan_timer, self._stop_timer):
+            if timer is not None:
+                timer.cancel()
         for task in list(self._loads.values()):
             task.cancel()
         if self._loads:
             await asyncio.wait(list(self._loads.values()))
         for servable in [*self._servables.values(), *self._leaving]:
-            unused = servable in self.ledger and self.ledger[servable].leases == 0
-            if unused and servable.status in (Status.READY, Status.DRAINING) and servable.phase == "serving":
-                self._close(servable, "shutdown")
+            if servable in self.ledger:
+                self._close_if_unused(servable, "shutdown")
         if self._closing:
             await asyncio.wait(set(self._closing))
 

@@ -1,7 +1,26 @@
-"""One version's life, top to bottom: prepare → reserve → start → warm up → serve → close.
+"""One version's life, top to bottom: fetch → reserve → load → warm up → serve → drain → close.
 
-A servable knows its own version and nothing of aliases, caches or other servables. The decisions about
-room and about who may start belong to the manager; what happens here is in a straight line.
+A servable knows its own version and nothing of aliases, caches or other servables. The manager decides about
+room and about who may start; what happens here is in a straight line.
+
+Theory of operation. A servable is always in one `Phase`. Only `move` changes it, and only along
+`TRANSITIONS`: any other step raises `IllegalTransition`, because it would be a bug of the caller. `status`,
+what `/models` shows, follows from the phase. This is the whole table, as `diagram()` prints it:
+
+    fetching ──fetched──► queued
+    fetching ──fail──► failed
+    queued ──begin──► waiting for memory
+    queued ──fail──► failed
+    waiting for memory ──granted──► loading
+    waiting for memory ──fail──► failed
+    loading ──loaded──► warming up
+    loading ──fail──► failed
+    warming up ──ready──► serving
+    warming up ──fail──► failed
+    serving ──retire──► draining
+    serving ──close──► closing
+    draining ──close──► closing
+    closing ──closed──► closed
 """
 
 from __future__ import annotations
@@ -10,11 +29,12 @@ import asyncio
 import enum
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from gateway.runners.base import ModelError
 from gateway.serving.admission import Admission
 from gateway.serving.batching import Batcher, agree, repeated
+from gateway.serving.recent import Recent
 from loaders.enforcement.enforce import Enforced, InvalidInput, RawInput, enforce
 from loaders.package import PackageError
 
@@ -40,6 +60,75 @@ class Status(enum.Enum):
     FAILED = "FAILED"
 
 
+class Phase(enum.Enum):
+    """Where a servable stands; the value is what an operator reads."""
+
+    FETCHING = "fetching"
+    QUEUED = "queued"
+    RESERVING = "waiting for memory"
+    LOADING = "loading"
+    WARMING = "warming up"
+    SERVING = "serving"
+    DRAINING = "draining"
+    CLOSING = "closing"
+    CLOSED = "closed"
+    FAILED = "failed"
+
+
+class Step(enum.Enum):
+    """What can happen to a servable."""
+
+    FETCHED = "fetched"
+    BEGIN = "begin"
+    GRANTED = "granted"
+    LOADED = "loaded"
+    READY = "ready"
+    RETIRE = "retire"
+    CLOSE = "close"
+    CLOSED = "closed"
+    FAIL = "fail"
+
+
+TRANSITIONS: Final[dict[Phase, dict[Step, Phase]]] = {
+    Phase.FETCHING: {Step.FETCHED: Phase.QUEUED, Step.FAIL: Phase.FAILED},
+    Phase.QUEUED: {Step.BEGIN: Phase.RESERVING, Step.FAIL: Phase.FAILED},
+    Phase.RESERVING: {Step.GRANTED: Phase.LOADING, Step.FAIL: Phase.FAILED},
+    Phase.LOADING: {Step.LOADED: Phase.WARMING, Step.FAIL: Phase.FAILED},
+    Phase.WARMING: {Step.READY: Phase.SERVING, Step.FAIL: Phase.FAILED},
+    Phase.SERVING: {Step.RETIRE: Phase.DRAINING, Step.CLOSE: Phase.CLOSING},
+    Phase.DRAINING: {Step.CLOSE: Phase.CLOSING},
+    Phase.CLOSING: {Step.CLOSED: Phase.CLOSED},
+    Phase.CLOSED: {},
+    Phase.FAILED: {},
+}
+
+STATUS: Final[dict[Phase, Status]] = {
+    Phase.FETCHING: Status.LOADING,
+    Phase.QUEUED: Status.LOADING,
+    Phase.RESERVING: Status.LOADING,
+    Phase.LOADING: Status.LOADING,
+    Phase.WARMING: Status.LOADING,
+    Phase.SERVING: Status.READY,
+    Phase.DRAINING: Status.DRAINING,
+    Phase.CLOSING: Status.DRAINING,
+    Phase.CLOSED: Status.UNLOADED,
+    Phase.FAILED: Status.FAILED,
+}
+
+
+class IllegalTransition(RuntimeError):
+    """A servable was told to do what its phase does not allow: a bug of the caller."""
+
+
+def diagram() -> str:
+    """`TRANSITIONS` as text, one line for each step. The docstring of this module shows it."""
+    return "\n".join(
+        f"{phase.value} ──{step.value}──► {after.value}"
+        for phase, steps in TRANSITIONS.items()
+        for step, after in steps.items()
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """The operator's settings for one model, as the core needs them. `pin`: never evicted; `idle_ttl`: after
@@ -56,33 +145,48 @@ class Options:
 
 
 class Servable:
-    """One version, loaded or on its way. Everything below is touched by the event loop alone."""
+    """One version, loaded or on its way. Only the event loop touches it; only `move` changes its phase."""
 
     def __init__(self, version: Version, options: Options) -> None:
         self.version = version
         self.options = options
-        self.status = Status.LOADING
-        self.phase = "queued"
-        #: When its load got its turn, in the manager's time; what is fetched before does not count.
+        self.phase = Phase.FETCHING
+        self.status = STATUS[self.phase]
+        #: When its load got its turn, in the manager's time; the time of the fetch does not count.
         self.began: float | None = None
         self.problem: Problem | None = None
         self.prepared: Prepared | None = None
         self.warnings: tuple[str, ...] = ()
+        #: Why it leaves, from `Manager.retire` on.
         self.retiring: str | None = None
+        #: No alias wants its load any more: it ends as soon as no request waits for it.
+        self.abandoned = False
         self.gone = asyncio.Event()
+        self.recent = Recent()
         self._runner: Runner | None = None
         self._batcher: Batcher | None = None
 
     def __repr__(self) -> str:
-        return f"<Servable {self.version} {self.status.value} ({self.phase})>"
+        return f"<Servable {self.version} {self.status.value} ({self.phase.value})>"
+
+    def move(self, step: Step) -> None:
+        """Takes one step of `TRANSITIONS`. Raises IllegalTransition."""
+        after = TRANSITIONS[self.phase].get(step)
+        if after is None:
+            raise IllegalTransition(f"{self!r} cannot {step.value}")
+        self.phase, self.status = after, STATUS[after]
+
+    def fail(self, problem: Problem) -> None:
+        """Ends a load. Callers that wait for it get `problem`."""
+        self.move(Step.FAIL)
+        self.problem = problem
 
     async def prepare(
         self, prepare: Callable[[Version], Awaitable[Prepared]], prepared: Prepared | None = None
     ) -> None:
-        """Has its files here, verified and read: those of `prepared` where somebody has them already."""
-        self.phase = "fetching"
+        """Fetches, verifies and reads its files; takes `prepared` where the caller has them already."""
         self.prepared = await prepare(self.version) if prepared is None else prepared
-        self.phase = "queued"
+        self.move(Step.FETCHED)
 
     async def load(
         self,
@@ -90,22 +194,22 @@ class Servable:
         open_runner: Callable[[Prepared], Runner],
         dispatched: Callable[[int, int], None],
     ) -> int | None:
-        """Makes it ready to answer, after `prepare`. Returns its measured bytes, None where nobody can tell.
+        """Makes it ready to answer, after `prepare`. Returns its measured bytes, None where they cannot be
+        measured.
 
         `reserve` returns when that many bytes in all are this servable's. Raises what its steps raise,
         and leaves nothing running then.
         """
-        if self.prepared is None:
-            raise RuntimeError(f"{self!r} is loaded before it is prepared")
+        self.move(Step.BEGIN)
         prepared = self.prepared
-        self.phase = "waiting for memory"
+        assert prepared is not None
         await reserve(prepared.estimate)
-        self.phase = "loading"
+        self.move(Step.GRANTED)
         # Known from here on: a model that grows without end while it loads must be stoppable.
         self._runner = runner = open_runner(prepared)
         try:
             await runner.start()
-            self.phase = "warming up"
+            self.move(Step.LOADED)
             merges, self.warnings = await self._warm_up(runner, prepared)
             measured = runner.measured_bytes
             if measured is not None:
@@ -122,7 +226,7 @@ class Servable:
             admission=Admission(self.options.max_queue, runner.slots),
             dispatched=dispatched,
         )
-        self.phase = "serving"
+        self.move(Step.READY)
         return measured
 
     @property
@@ -150,11 +254,14 @@ class Servable:
 
     async def close(self) -> None:
         """Frees the model. When this returns its memory is free."""
-        self.phase = "closing"
+        if self.phase is not Phase.CLOSING:
+            self.move(Step.CLOSE)
         runner, self._runner, self._batcher = self._runner, None, None
-        if runner is not None:
-            await runner.close()
-        self.phase = "closed"
+        try:
+            if runner is not None:
+                await runner.close()
+        finally:
+            self.move(Step.CLOSED)
 
     async def _warm_up(self, runner: Runner, prepared: Prepared) -> tuple[bool, tuple[str, ...]]:
         """Asks the model its own saved example: whether requests may be merged, and what to warn of.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,11 @@ from gateway.names import Reference
 from gateway.registries.base import Alias, Model, Snapshot, Version
 from gateway.rollouts.aliases import Aliases
 from gateway.rollouts.gates import rollback_target
+from gateway.serving.ledger import Plan
+from gateway.serving.servable import Servable, Status
 from gateway.state import AliasMemory, Served, State
 from loaders.signature import ColSpec, Signature
-from tests.support.controlled import Behaviour, Bench, run, turns, version
+from tests.support.controlled import MB, Behaviour, Bench, run, turns, version
 
 CHAMPION = Reference("iris", alias="champion")
 
@@ -488,5 +491,110 @@ def test_an_alias_on_its_way_is_busy(tmp_path: Path) -> None:
         hold.set()
         await asking
         assert house.aliases.busy() == set()
+
+    run(main)
+
+
+def test_a_superseded_load_is_cancelled_and_what_serves_stays(tmp_path: Path) -> None:
+    """Room for one: the alias goes to a version that loads for long, and back."""
+
+    async def main() -> None:
+        house = House(tmp_path)
+        house.bench.ledger.limit = 25 * MB
+        house.of(3).hold = asyncio.Event()  # never set
+        house.of(3).size, house.of(3).measured = 10 * MB, 20 * MB
+        house.say("1")
+        assert await house.ask() == "1"
+        house.say("3")
+        await turns()
+        assert house.of(3).starts == 1
+        house.say("1")
+        await turns()
+        assert house.bench.manager.find(version(3)) is None
+        assert house.of(3).closes == 1
+        assert await house.ask() == "1"
+        assert house.of(1).starts == 1
+        assert house.bench.ledger.accounted == 10 * MB
+
+    run(main)
+
+
+def test_an_unload_during_a_load_is_no_refusal_and_the_next_request_loads(tmp_path: Path) -> None:
+    async def main() -> None:
+        house = House(tmp_path)
+        house.of(1).hold = asyncio.Event()  # never set
+        house.say("1")
+        waiting = asyncio.create_task(house.ask())
+        await turns()
+        house.bench.manager.retire(version(1), "unloaded")
+        with pytest.raises(Problem) as caught:
+            await waiting
+        assert (caught.value.code, caught.value.retryable) == ("MODEL_LOADING", True)
+        assert house.bench.of(SwapRefused) == []
+        found = house.aliases.find("iris", "champion")
+        assert found is not None
+        assert (found.phase, found.error) == ("unloaded", None)
+        house.of(1).hold = None
+        assert await house.ask() == "1"
+
+    run(main)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_promise_2_alias_flaps_never_cost_what_serves(tmp_path: Path, seed: int) -> None:
+    """A seeded walk: moves, requests, loads that end or fail, in room for little more than one version. What
+    the alias serves goes only for a load that a request or the alias waits for, and nothing loads for
+    nobody."""
+    rng = random.Random(seed)
+
+    async def main() -> None:
+        house = House(tmp_path, versions=4)
+        ledger, manager = house.bench.ledger, house.bench.manager
+        ledger.limit = rng.choice((15, 25, 35)) * MB
+        plan = ledger.plan
+
+        def watched(now: float) -> Plan[Servable]:
+            decided = plan(now)
+            for victim in decided.evict:
+                served = any(a.serving == victim.version for a in house.aliases)
+                if served and decided.asking is not None:
+                    assert ledger[decided.asking].leases, f"{victim} goes for {decided.asking}"
+            return decided
+
+        ledger.plan = watched  # type: ignore[method-assign]
+        asked: list[asyncio.Task[str]] = []
+        house.say("1")
+        for _ in range(120):
+            house.bench.clock.now += rng.random()
+            action = rng.randrange(6)
+            number = rng.randint(1, 4)
+            if action == 0:
+                house.say(str(number))
+            elif action == 1:
+                house.of(number).hold = asyncio.Event()
+                house.of(number).measured = rng.choice((None, 5, 12, 20)) and rng.choice((5, 12, 20)) * MB
+            elif action == 2:
+                hold, house.of(number).hold = house.of(number).hold, None
+                if hold is not None:
+                    hold.set()
+            elif action == 3:
+                house.of(number).fails = rng.choice((None, None, "ValueError: broken"))
+            else:
+                asked.append(asyncio.create_task(house.ask()))
+            await turns(rng.choice((1, 5, 30)))
+            ledger.check()
+            if action == 0:
+                await turns(30)
+                wanted = {v for a in house.aliases for v in (a.desired, a.serving, a.last_good)}
+                for servable in manager:
+                    unwanted = servable.version not in wanted and servable in ledger
+                    if unwanted and servable.status is Status.LOADING and servable.retiring is None:
+                        assert ledger[servable].leases, f"{servable} loads for nobody"
+        for task in asked:
+            task.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+        await house.aliases.close()
+        await manager.close()
+        assert ledger.accounted == 0
 
     run(main)

@@ -18,38 +18,75 @@ from gateway.cgroup import Usage, memory_usage
 from gateway.serving.governor import Governor, Reading, Rule, victim
 from tests.support.hostile import write_package
 
+MB = 1_000_000
 GB = 1 << 30
 RULE = Rule()
 
 
 @pytest.mark.parametrize(
-    ("used", "models", "expected"),
+    ("used", "models", "before", "expected"),
     [
-        (0.5, [("a", 400, 10)], None),
-        (0.89, [("a", 400, 10)], None),
-        (0.91, [("a", 400, 10), ("b", 500, 500)], "a"),
-        (0.91, [("a", 105, 100), ("b", 500, 500)], None),
-        (0.91, [("a", 300, 100), ("b", 900, 500)], "b"),
-        (0.97, [("a", 100, 100), ("b", 500, 500)], "b"),
-        (0.97, [("a", 150, 100), ("b", 500, 500)], "a"),
-        (0.97, [], None),
+        pytest.param(0.5, [("a", 400, 10)], {}, None, id="there is room"),
+        pytest.param(0.89, [("a", 400, 10)], {}, None, id="just below"),
+        pytest.param(0.91, [("a", 400, 10), ("b", 500, 500)], {}, "a", id="above its grant"),
+        pytest.param(0.91, [("a", 105, 100), ("b", 500, 500)], {}, None, id="within the tolerance"),
+        pytest.param(0.91, [("a", 300, 100), ("b", 900, 500)], {}, "b", id="the one that grew most"),
+        pytest.param(
+            0.91, [("a", 300, 300), ("b", 500, 500)], {"a": 100}, "a", id="grew, and was granted it"
+        ),
+        pytest.param(0.99, [("a", 20, 20)], {"a": 20}, None, id="a neighbour fills the machine"),
+        pytest.param(0.99, [("a", 24, 20)], {"a": 20}, None, id="ending a small one does not help"),
+        pytest.param(0.97, [("a", 100, 100), ("b", 500, 500)], {"a": 100, "b": 500}, None, id="none grew"),
+        pytest.param(0.97, [], {}, None, id="no models"),
     ],
 )
-def test_the_rule(used: float, models: list[tuple[str, int, int]], expected: str | None) -> None:
-    chosen = victim(Usage(int(used * GB), GB), [Reading(*model) for model in models], RULE)
+def test_the_rule(
+    used: float, models: list[tuple[str, int, int]], before: dict[Hashable, int], expected: str | None
+) -> None:
+    """Megabytes, of a thousand."""
+    readings = [Reading(key, size * MB, granted * MB) for key, size, granted in models]
+    earlier = {key: size * MB for key, size in before.items()}
+    chosen = victim(Usage(int(used * 1000) * MB, 1000 * MB), readings, RULE, earlier)
     assert (chosen.key if chosen else None) == expected
 
 
 readings = st.builds(Reading, st.integers(), st.integers(0, GB), st.integers(0, GB))
 
 
-@given(st.integers(0, GB), st.lists(readings, max_size=6))
-def test_nobody_is_stopped_without_need_and_somebody_at_the_end(used: int, models: list[Reading]) -> None:
-    chosen = victim(Usage(used, GB), models, RULE)
-    if used < RULE.high * GB:
-        assert chosen is None
-    elif used >= RULE.critical * GB and models:
-        assert chosen in models
+@given(st.integers(0, GB), st.lists(readings, max_size=6), st.dictionaries(st.integers(), st.integers(0, GB)))
+def test_only_what_grew_is_stopped_and_only_when_memory_is_short(
+    used: int, models: list[Reading], before: dict[Hashable, int]
+) -> None:
+    chosen = victim(Usage(used, GB), models, RULE, before)
+    if chosen is not None:
+        assert used >= RULE.high * GB
+        assert chosen.bytes > min(chosen.granted, before.get(chosen.key, chosen.granted))
+
+
+def test_a_model_that_grows_within_its_grant_is_stopped_and_an_innocent_one_is_not() -> None:
+    """The books follow what a model takes, so its grant says nothing of how fast it grew."""
+    used, grows = [0.7], [100]
+    stopped: list[Hashable] = []
+    reported: list[str] = []
+    governor = Governor(
+        lambda: Usage(int(used[0] * 1000) * MB, 1000 * MB),
+        lambda: [Reading("grows", grows[0] * MB, grows[0] * MB), Reading("calm", 500 * MB, 500 * MB)],
+        lambda key, why: stopped.append(key),
+        report=reported.append,
+    )
+    governor.look(0.0)
+    used[0], grows[0] = 0.92, 320
+    governor.look(1.0)
+    assert stopped == ["grows"]
+    grows[0] = 100
+    for second in range(2, 10):
+        used[0] = 0.99
+        governor.look(float(second))
+    assert stopped == ["grows"]
+    assert len(reported) == 1
+    assert "no model grew" in reported[0]
+    governor.look(70.0)
+    assert len(reported) == 2
 
 
 def test_it_stops_one_waits_until_memory_came_back_and_looks_often_when_it_matters() -> None:
@@ -59,15 +96,15 @@ def test_it_stops_one_waits_until_memory_came_back_and_looks_often_when_it_matte
 
     def models() -> list[Reading]:
         asked.append(1)
-        return [Reading("a", 500, 100), Reading("b", 400, 100)]
+        return [Reading("a", 500 * MB, 100), Reading("b", 400 * MB, 100)]
 
     governor = Governor(
         lambda: Usage(int(used[0] * GB), GB), models, lambda key, why: stopped.append((key, why))
     )
     assert governor.look(0.0) == RULE.calm
+    assert not asked
     used[0] = 0.7
     assert governor.look(1.0) == RULE.alert
-    assert not asked
     used[0] = 0.92
     governor.look(2.0)
     governor.look(2.1)
@@ -169,7 +206,7 @@ import asyncio, os, sys
 from pathlib import Path
 Path(sys.argv[1], "cgroup.procs").write_text(str(os.getpid()))
 from gateway.cgroup import memory_usage
-from gateway.governor import Governor, Reading
+from gateway.serving.governor import Governor, Reading
 from gateway.runners.base import RunnerCrashed
 from gateway.runners.environments import Environment
 from gateway.runners.process import ProcessRunner

@@ -28,7 +28,7 @@ def test_a_request_that_fits_is_granted() -> None:
     assert ledger.bytes_in(State.RESERVED) == 60
 
 
-def test_the_least_recently_used_goes_first() -> None:
+def test_the_least_valuable_goes_first_and_the_plan_says_why() -> None:
     ledger = Ledger(100)
     for key in ("a", "b"):
         resident(ledger, key, 50)
@@ -36,7 +36,9 @@ def test_the_least_recently_used_goes_first() -> None:
     ledger.release("a", 5.0)
     ledger.open("c", 6.0)
     ledger.ask("c", 50)
-    assert ledger.plan(6.0) == Plan(evict=("b",))
+    plan = ledger.plan(6.0)
+    assert (plan.evict, plan.asking) == (("b",), "c")
+    assert "least valuable of 2 idle" in plan.why[0]
 
 
 def test_what_lingers_goes_before_what_is_older() -> None:
@@ -69,6 +71,51 @@ def test_memory_being_freed_is_not_free() -> None:
     assert ledger.plan(1.0) == Plan(), "closing covers the need: nobody else must go, nothing is granted yet"
     ledger.closed("a")
     assert ledger.plan(1.0).grant == ("b",)
+
+
+def test_what_an_alias_serves_does_not_go_for_a_load_that_nobody_wants() -> None:
+    ledger = Ledger(100)
+    resident(ledger, "served", 100)
+    ledger["served"].serving = True
+    ledger.open("unwanted", 1.0)
+    ledger.ask("unwanted", 50)
+    assert ledger.plan(1.0) == Plan()
+    ledger.lease("unwanted")
+    assert ledger.plan(1.0).evict == ("served",)
+
+
+def busy(limit: int = 100) -> Ledger[str]:
+    """Two models of 50 that are in use, loaded at 0 in 0.1 s, and a request that waits for a third."""
+    ledger: Ledger[str] = Ledger(limit, shortest_turn=2.0)
+    for key in ("a", "b"):
+        resident(ledger, key, 50)
+        ledger.lease(key)
+    ledger["b"].load_seconds = 10.0
+    ledger.open("c", 1.0)
+    ledger.lease("c")
+    ledger.ask("c", 50)
+    return ledger
+
+
+def test_busy_models_share_the_room_by_turns() -> None:
+    ledger = busy()
+    assert ledger.plan(1.0) == Plan(retry_at=2.0)
+    plan = ledger.plan(2.0)
+    assert (plan.drain, plan.evict, plan.asking) == (("a",), (), "c")
+    ledger["a"].draining = True
+    assert ledger.plan(2.1).drain == (), "what drains already will do"
+
+
+@pytest.mark.parametrize("spared", ["pinned", "wanted by nobody", "its turn is not over"])
+def test_a_busy_model_does_not_drain(spared: str) -> None:
+    ledger = busy()
+    if spared == "pinned":
+        ledger.pin("a")
+    elif spared == "wanted by nobody":
+        ledger.release("c", 1.0)
+    else:
+        ledger["a"].load_seconds = 10.0
+    assert ledger.plan(40.0).drain == ()
 
 
 def test_what_can_never_fit_is_refused() -> None:
@@ -142,7 +189,7 @@ def test_what_belongs_to_no_model_is_counted_and_makes_others_go() -> None:
     ledger.share(30)
     assert ledger.accounted == 100
     assert ledger.bytes_in(State.RESIDENT) == 100
-    assert ledger.plan(2.0) == Plan(evict=("a",))
+    assert ledger.plan(2.0)[:4] == ((), ("a",), (), None)
     ledger.begin_close("a")
     ledger.closed("a")
     assert ledger.shared == 30

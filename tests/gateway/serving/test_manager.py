@@ -301,8 +301,9 @@ def test_unloading_a_model_that_hangs_in_its_load_ends_the_load(tmp_path: Path) 
         servable = bench.manager.retire(version(), "unloaded")
         assert servable is not None
         await servable.gone.wait()
-        with pytest.raises(Problem, match="was unloaded while it loaded"):
+        with pytest.raises(Problem, match="was unloaded while it was loading") as caught:
             await waiting
+        assert (caught.value.code, caught.value.retryable) == ("MODEL_LOADING", True)
         lease.release()
         assert bench.behaviour(version()).closes == 1
         assert bench.ledger.accounted == 0
@@ -325,6 +326,136 @@ def test_loads_that_hang_do_not_keep_others_out_for_ever(
         await turns()
         await use(bench, 3)
         assert bench.manager.is_ready(version(3))
+        await bench.manager.close()
+
+    run(main)
+
+
+def test_a_load_that_no_alias_and_no_request_wants_is_cancelled(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path)
+        bench.behaviour(version()).hold = asyncio.Event()  # never set
+        lease = bench.manager.lease(version())
+        await turns()
+        bench.manager.abandon(version())
+        assert lease.servable.status is Status.LOADING, "a request still waits for it"
+        lease.release()
+        await lease.servable.gone.wait()
+        assert bench.behaviour(version()).closes == 1
+        assert bench.ledger.accounted == 0
+        assert [event.reason for event in bench.of(Unloaded)] == ["superseded"]
+        bench.behaviour(version()).hold = None
+        await use(bench, 1)
+        bench.manager.abandon(version())
+        assert bench.manager.is_ready(version()), "what is loaded stays"
+
+    run(main)
+
+
+def test_a_request_that_comes_later_wants_an_abandoned_load_again(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path)
+        hold = bench.behaviour(version()).hold = asyncio.Event()
+        first = bench.manager.lease(version())
+        await turns()
+        bench.manager.abandon(version())
+        second = bench.manager.lease(version())
+        first.release()
+        second.release()
+        hold.set()
+        await turns()
+        assert bench.manager.is_ready(version())
+
+    run(main)
+
+
+def test_a_load_that_is_given_up_before_its_first_step_leaves_nothing(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path)
+        lease = bench.manager.lease(version())
+        waiting = asyncio.create_task(bench.manager.ready(lease))
+        bench.manager.retire(version(), "unloaded")
+        with pytest.raises(Problem, match="the next request loads it"):
+            await waiting
+        await lease.servable.gone.wait()
+        assert list(bench.manager) == []
+        bench.ledger.check()
+
+    run(main)
+
+
+def test_a_busy_model_drains_for_one_that_waits_and_comes_back(tmp_path: Path) -> None:
+    """Room for one, and two models that are asked all the time: both answer."""
+
+    async def main() -> None:
+        bench = Bench(tmp_path, limit=15 * MB)
+        first = bench.manager.lease(version(1))
+        await bench.manager.ready(first)
+        other = asyncio.create_task(use(bench, 2))
+        await turns()
+        assert not other.done()
+        bench.clock.now += bench.ledger.shortest_turn
+        bench.manager.lease(version(1)).release()  # what comes now still finds it, and shows that time passed
+        await turns()
+        assert first.servable.status is Status.DRAINING
+        again = asyncio.create_task(use(bench, 1))
+        await turns()
+        first.release()
+        await other
+        await again
+        assert bench.behaviour(version(1)).starts == 2
+        assert bench.manager.evictions[0].why.startswith("it was busy for")
+        bench.ledger.check()
+
+    run(main)
+
+
+def test_a_pinning_lease_keeps_a_busy_model_from_draining(tmp_path: Path) -> None:
+    """Promise 2: what serves while its replacement loads."""
+
+    async def main() -> None:
+        bench = Bench(tmp_path, limit=15 * MB, capacity_wait=0.01)
+        held = bench.manager.lease(version(1), pin=True)
+        await bench.manager.ready(held)
+        bench.clock.now += 1000
+        with pytest.raises(Problem, match="everything loaded is in use"):
+            await use(bench, 2)
+        assert held.servable.status is Status.READY
+        held.release()
+        await use(bench, 2)
+
+    run(main)
+
+
+def test_an_eviction_says_for_whom_and_why(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path, limit=15 * MB)
+        await use(bench, 1)
+        await use(bench, 2)
+        (eviction,) = bench.manager.evictions
+        assert (eviction.version, eviction.asking) == (version(1), "iris/2")
+        assert "least valuable of 1 idle" in eviction.why
+        await turns()
+        (event,) = bench.of(Unloaded)
+        assert event.why.startswith("for iris/2: least valuable")
+
+    run(main)
+
+
+def test_a_load_that_hangs_does_not_hold_up_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.serving.manager.STOP_GRACE", 0.01)
+
+    async def main() -> None:
+        bench = Bench(tmp_path)
+        bench.behaviour(version()).hold = asyncio.Event()  # never set
+        lease = bench.manager.lease(version())
+        waiting = asyncio.create_task(bench.manager.ready(lease, 3600))
+        await turns()
+        bench.manager.stop_loading()
+        with pytest.raises(Problem) as caught:
+            await waiting
+        assert (caught.value.code, caught.value.retry_after) == ("SHUTTING_DOWN", 1)
+        lease.release()
         await bench.manager.close()
 
     run(main)

@@ -1,0 +1,96 @@
+"""Who goes first: the policies as tables, and a hot model under a scan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+
+from gateway.serving.eviction import HALF_LIFE, POLICIES, Policy, decayed, gdsf, lru
+from gateway.serving.ledger import Ledger
+
+MB = 1_000_000
+NOW = 1000.0
+
+
+@dataclass(frozen=True)
+class Idle:
+    """An account as a policy sees it."""
+
+    bytes: int = 10 * MB
+    uses: float = 10.0
+    load_seconds: float = 1.0
+    last_used: float = NOW
+    lingering: bool = False
+
+
+@pytest.mark.parametrize(
+    ("goes", "stays"),
+    [
+        pytest.param(Idle(uses=1), Idle(uses=100), id="asked seldom"),
+        pytest.param(Idle(bytes=100 * MB), Idle(bytes=10 * MB), id="large"),
+        pytest.param(Idle(load_seconds=0.05), Idle(load_seconds=30), id="quick to load"),
+        pytest.param(Idle(uses=1000, last_used=NOW - 20 * HALF_LIFE), Idle(uses=2), id="hot long ago"),
+        pytest.param(Idle(last_used=NOW - 1), Idle(uses=decayed(10, 1)), id="a tie"),
+        pytest.param(Idle(uses=1e6, lingering=True), Idle(uses=0), id="kept for a rollback"),
+        pytest.param(Idle(uses=3), Idle(uses=500, last_used=NOW - 30), id="a scan, not the hot one"),
+    ],
+)  # fmt: skip
+def test_gdsf(goes: Idle, stays: Idle) -> None:
+    assert gdsf(goes, NOW) < gdsf(stays, NOW)
+
+
+def test_lru() -> None:
+    old, new = Idle(uses=1e6, last_used=NOW - 5), Idle(uses=0)
+    assert lru(old, NOW) < lru(new, NOW)
+    assert lru(replace(new, lingering=True), NOW) < lru(old, NOW)
+
+
+def test_a_request_counts_half_after_its_half_life() -> None:
+    assert decayed(8, HALF_LIFE) == 4
+    assert decayed(8, 0) == 8
+
+
+def evictions_of_the_hot_one(policy: Policy) -> int:
+    """Thirty seconds: a 9 MB model at 50 requests/s, and six 70 MB models in turn, three at a time, in room
+    for it and two of them."""
+    ledger: Ledger[str] = Ledger(9 * MB + 2 * 70 * MB, policy=policy)
+    sizes = {"hot": 9 * MB} | {f"scan{n}": 70 * MB for n in range(6)}
+    evicted = 0
+
+    def use(key: str, now: float) -> None:
+        nonlocal evicted
+        if key not in ledger:
+            ledger.open(key, now)
+            ledger.lease(key)
+            ledger.ask(key, sizes[key])
+            while key not in (plan := ledger.plan(now)).grant:
+                assert plan.evict, plan
+                for victim in plan.evict:
+                    evicted += victim == "hot"
+                    ledger.begin_close(victim)
+                    ledger.closed(victim)
+            ledger.grant(key)
+            ledger.settle(key, now, None, 0.3)
+        else:
+            ledger.lease(key)
+        ledger.release(key, now)
+        ledger.check()
+
+    for tick in range(30 * 50):
+        now = tick / 50
+        # Just before the hot one is asked again it is the least recently used.
+        if tick % 50 == 49:
+            for n in range(3):
+                use(f"scan{(tick // 50 * 3 + n) % 6}", now + 0.015 + n / 1000)
+        use("hot", now)
+    return evicted
+
+
+def test_a_scan_does_not_push_out_the_hot_model() -> None:
+    assert evictions_of_the_hot_one(gdsf) == 0
+    assert evictions_of_the_hot_one(lru) > 0, "the trace is one that the simple policy fails"
+
+
+def test_each_policy_has_a_name() -> None:
+    assert set(POLICIES) == {"gdsf", "lru"}
