@@ -24,10 +24,12 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
-from gateway import cgroup, events, http, logs
+from gateway import cgroup, events, logs
 from gateway.artifacts.cache import ArtifactError, Artifacts
 from gateway.artifacts.packages import Packages, Prepared
 from gateway.artifacts.sources import sources_for
+from gateway.http.build import build
+from gateway.http.large import LargeBodies
 from gateway.http.protocol import PROTOCOL
 from gateway.metrics import Metrics
 from gateway.names import Reference, parse_short, parse_uri
@@ -164,6 +166,7 @@ class Gateway:
             fetching=self._packages.fetching,
             preload=[parse_short(reference) for reference in settings.preload],
         )
+        self.large_bodies = LargeBodies(settings.max_inflight_bytes)
         self._governor = Governor(
             cgroup.memory_usage,
             self.manager.readings,
@@ -219,6 +222,7 @@ class Gateway:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.large_bodies.close()
         await self.aliases.close()
         await self.manager.close()
         await self._zygotes.close()
@@ -529,7 +533,7 @@ async def _serve(settings: Settings, registry: Registry, bound: socket.socket) -
     try:
         await gateway.start()
         config = uvicorn.Config(
-            http.build(gateway),
+            build(gateway),
             http=PROTOCOL,
             lifespan="off",
             ws="none",

@@ -10,7 +10,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gateway.errors import Detail, Problem
 from gateway.events import Emit, InputRefused, OutputDiffers, PredictionFailed, RequestRefused
@@ -26,26 +26,42 @@ if TYPE_CHECKING:
     from gateway.rollouts.aliases import Aliases
     from gateway.serving.manager import Lease, Manager
     from loaders.batch import Batch
+    from loaders.enforcement.enforce import Enforced, Mode
+    from loaders.signature import Signature
+    from loaders.worker.wire import Framed
 
 
-#: A larger body, in bytes, is enforced in a thread: others wait for the loop.
-ENFORCE_ON_LOOP = 1 << 20
+class Unparsed(Protocol):
+    """A body too large to be parsed here."""
+
+    async def enforce(self, signature: Signature | None, mode: Mode, type_hints: bool) -> ElsewhereEnforced:
+        """The body as a model with this signature takes it. Raises InvalidInput, Problem."""
+
+
+class ElsewhereEnforced(Protocol):
+    """What came of a body that was parsed elsewhere."""
+
+    @property
+    def batch(self) -> Framed: ...
+    @property
+    def warnings(self) -> tuple[str, ...]: ...
 
 
 @dataclass(slots=True)
 class Inference:
     """A request, parsed but untyped. `deadline` is in the event loop's time; `reference` None means the
     default model. `registry` and `principal` name the registry and the caller (one of each so far);
-    `size` is the body's bytes; `version` the service sets, once it knows it."""
+    `raw` is None once it is enforced, or where the body is `unparsed`; `version` the service sets, once it
+    knows it."""
 
     reference: Reference | None
-    raw: RawInput
+    raw: RawInput | None
     params: Any = None
     deadline: float | None = None
     principal: str | None = None
     registry: str | None = None
     request_id: bytes = b""
-    size: int = 0
+    unparsed: Unparsed | None = None
     version: Version | None = None
 
 
@@ -138,17 +154,23 @@ class Service:
     async def _run(self, servable: Servable, inference: Inference) -> tuple[Outcome, tuple[str, ...]]:
         version = servable.version
         try:
-            if inference.size > ENFORCE_ON_LOOP:
-                enforced = await asyncio.to_thread(servable.enforce, inference.raw, inference.params)
-            else:
+            enforced: Enforced | ElsewhereEnforced
+            params: dict[str, Any] = {}
+            if inference.raw is not None:
                 enforced = servable.enforce(inference.raw, inference.params)
+                params = enforced.params
+                inference.raw = None  # only the typed rows are kept while the request waits
+            else:
+                assert inference.unparsed is not None
+                enforced = await inference.unparsed.enforce(*servable.rules)
+                inference.unparsed = None
         except InvalidInput as error:
             kinds = tuple(v.problem for v in error.violations)
             identity = inference.request_id.decode("latin-1")
             self._emit(InputRefused(version.name, version.version, kinds, identity))
             raise _invalid_input(version, error) from None
         try:
-            answer = servable.batcher.submit(enforced.batch, enforced.params, inference.deadline)
+            answer = servable.batcher.submit(enforced.batch, params, inference.deadline)
             if inference.deadline is None:
                 outcome = await answer
             else:

@@ -38,6 +38,11 @@ def wanted(accept: bytes) -> bool:
     return MEDIA.encode() in accept.lower() and available()
 
 
+def cost(body: bytes) -> int:
+    """The memory that the stream takes as a table and as columns, in bytes. Raises MALFORMED_BODY."""
+    return 2 * len(body)
+
+
 def read(body: bytes) -> RawInput:
     """The stream's record batches as one table. Raises MALFORMED_BODY."""
     import pyarrow as pa

@@ -12,25 +12,36 @@ import difflib
 import io
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any, Final, Literal, NamedTuple
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import orjson
-from starlette.types import Message, Receive
 
+from gateway import names
 from gateway.errors import Detail, Problem
-from gateway.http import arrow
+from gateway.http import arrow, cost
 from loaders.enforcement.enforce import CsvTable, RawInput
+
+if TYPE_CHECKING:
+    from starlette.types import Message, Receive
+
+    from gateway.names import Reference
 
 Media = Literal["json", "csv", "arrow"]
 
 _MEDIA: Final[Mapping[str, Media]] = {"application/json": "json", "text/csv": "csv", arrow.MEDIA: "arrow"}
 
 PAYLOADS: Final = ("dataframe_split", "dataframe_records", "instances", "inputs")
-OFF_LOOP_BYTES: Final = 2 * 1024 * 1024
+#: Above this many bytes a body is counted in a thread.
+COUNT_ON_LOOP: Final = 1 << 20
 
 ABSENT: Final = object()
+#: Among how many members a misspelt one is looked for, and how long it may be.
+_NEAR_NAMES: Final = 20
+_NEAR_LENGTH: Final = 40
 _QUOTED_CELL: Final = re.compile(r'"[^"]*(?:""[^"]*)*"')
 _QUOTED_NOTHING: Final = "\0"
 
@@ -72,8 +83,9 @@ def media_type(header: bytes) -> Media:
     return media
 
 
-class Intake:
-    """Reads bodies. `limit` is in bytes of one body, sent and unpacked; `total` of all bodies held at once.
+class BodyReader:
+    """Reads bodies. `limit` is in bytes of one body, sent and unpacked; `total` of all that are held at once,
+    as they came and as they will be in memory once they are parsed.
 
     `idle_seconds` is how long a client may send nothing in the middle of a body. One that sends only the
     head of a request holds no bytes and may take its time, as on any idle connection.
@@ -141,6 +153,24 @@ class Intake:
         self._hold(len(body))
         return body, message.get("more_body", False)
 
+    async def charge(self, body: bytes, media: Media) -> int:
+        """Counts the memory that the body takes once it is parsed as held too, until `release` is given the
+        returned number. Raises BODY_TOO_LARGE where the body alone takes too much, OVERLOADED where all
+        bodies together do, MALFORMED_BODY."""
+        if len(body) > COUNT_ON_LOOP:
+            parsed = await asyncio.to_thread(_COSTS[media], body)
+        else:
+            parsed = _COSTS[media](body)
+        if len(body) + parsed > self.total:
+            raise Problem(
+                "BODY_TOO_LARGE",
+                f"the body would take about {parsed} bytes of memory when it is parsed, and all requests "
+                f"together may take {self.total}",
+                hint="send fewer rows a request, or Arrow; the limit is the setting max_inflight_bytes",
+            )
+        self._hold(parsed)
+        return parsed
+
     def release(self, size: int) -> None:
         self.held -= size
 
@@ -180,12 +210,23 @@ def gunzip(body: bytes, limit: int) -> bytes:
     return b"".join(parts)
 
 
-async def parse(body: bytes, media: Media) -> Parsed:
-    """The body as raw input; a large one in a thread. Raises MALFORMED_BODY and INVALID_INPUT."""
-    decode = _PARSERS[media]
-    if len(body) > OFF_LOOP_BYTES:
-        return await asyncio.to_thread(decode, body)
-    return decode(body)
+def agreed(reference: Reference | None, model: object) -> Reference | None:
+    """The model that path or header and the body's `model` name together. Raises INVALID_REFERENCE."""
+    if model is ABSENT:
+        return reference
+    if not isinstance(model, str) or not model.startswith("models:/"):
+        raise Problem(
+            "INVALID_REFERENCE", "model must be text that begins with models:/", hint="models:/NAME@ALIAS"
+        )
+    try:
+        named = names.parse_reference(model)
+    except names.InvalidReference as error:
+        raise Problem("INVALID_REFERENCE", str(error)) from None
+    if reference is not None and named != reference:
+        raise Problem(
+            "INVALID_REFERENCE", f"the request names two models: {reference} and, in its body, {named}"
+        )
+    return named
 
 
 def parse_json(body: bytes) -> Parsed:
@@ -231,9 +272,11 @@ def json_kind(value: object) -> str:
     return kinds.get(type(value), "number")
 
 
-def _nearest(document: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
-    for key in document:
-        if near := difflib.get_close_matches(key.lower(), names, n=1):
+def _nearest(document: Mapping[str, Any], known: tuple[str, ...]) -> str | None:
+    """The member that was most likely meant; looked for among a few short ones:
+    a caller chose them."""
+    for key in islice(document, _NEAR_NAMES):
+        if len(key) <= _NEAR_LENGTH and (near := difflib.get_close_matches(key.lower(), known, n=1)):
             return f"did you mean {near[0]}?"
     return None
 
@@ -264,8 +307,8 @@ def parse_csv(body: bytes) -> Parsed:
     if not rows:
         raise Problem("MALFORMED_BODY", "the body has no header row", hint="begin with a row of column names")
     columns = ["" if name == _QUOTED_NOTHING else name for name in rows[0]]
-    twice = sorted({name for name in columns if columns.count(name) > 1})
-    if twice:
+    if len(set(columns)) < len(columns):
+        twice = sorted(name for name, times in Counter(columns).items() if times > 1)
         raise Problem(
             "MALFORMED_BODY", f"the header names a column twice: {', '.join(map(repr, twice[:10]))}"
         )
@@ -279,8 +322,14 @@ def parse_arrow(body: bytes) -> Parsed:
     return Parsed(arrow.read(body), None, ABSENT)
 
 
-_PARSERS: Final[Mapping[Media, Callable[[bytes], Parsed]]] = {
+PARSERS: Final[Mapping[Media, Callable[[bytes], Parsed]]] = {
     "json": parse_json,
     "csv": parse_csv,
     "arrow": parse_arrow,
+}
+
+_COSTS: Final[Mapping[Media, Callable[[bytes], int]]] = {
+    "json": cost.json_bytes,
+    "csv": cost.csv_bytes,
+    "arrow": arrow.cost,
 }

@@ -55,7 +55,7 @@ class Control:
         self._access = Access(app.settings.admin_key_file)
         self._deliveries = Deliveries(app.settings.webhook_secret_file)
         self._hints: set[asyncio.Task[None]] = set()
-        self._intake = bodies.Intake(MAX_BODY_BYTES, MAX_HELD_BYTES)
+        self._bodies = bodies.BodyReader(MAX_BODY_BYTES, MAX_HELD_BYTES)
         table: dict[str, dict[str, Handler]] = {
             "/models": {"GET": self._models},
             "/models/{name}": {"GET": self._model},
@@ -224,7 +224,7 @@ class Control:
 
     async def _webhook(self, request: Request) -> Result:
         """Answered at once; what it is about is asked for behind the answer."""
-        body = await self._intake.read(request.receive, dict(request.scope["headers"]))
+        body = await self._bodies.read(request.receive, dict(request.scope["headers"]))
         try:
             head = request.headers
             fresh = self._deliveries.accept(
@@ -235,7 +235,7 @@ class Control:
             )
             reference = concerned(body) if fresh else None
         finally:
-            self._intake.release(len(body))
+            self._bodies.release(len(body))
         if reference is not None:
             task = asyncio.get_running_loop().create_task(self._operations.hint(reference))
             self._hints.add(task)
@@ -246,11 +246,11 @@ class Control:
         self, request: Request, allowed: Mapping[str, tuple[type | None, ...]]
     ) -> dict[str, Any]:
         """The body's members, each of one of its types (None: null); an empty body has none."""
-        body = await self._intake.read(request.receive, dict(request.scope["headers"]))
+        body = await self._bodies.read(request.receive, dict(request.scope["headers"]))
         try:
             return {} if not body.strip() else fields(bodies.decode_object(body), allowed)
         finally:
-            self._intake.release(len(body))
+            self._bodies.release(len(body))
 
 
 def fields(document: dict[str, Any], allowed: Mapping[str, tuple[type | None, ...]]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from gateway import names
 from gateway.errors import Problem
-from gateway.http import answers, arrow, bodies, problems
+from gateway.http import answers, arrow, bodies, large, problems
 from gateway.http.problems import JSON, Header
 from gateway.http.tracing import traced
 from gateway.names import Reference
@@ -52,7 +52,8 @@ class Prediction:
     def __init__(self, app: Gateway) -> None:
         self._service = app.service
         self._metrics = app.metrics
-        self._intake = bodies.Intake(app.settings.max_body_bytes, app.settings.max_inflight_bytes)
+        self._bodies = bodies.BodyReader(app.settings.max_body_bytes, app.settings.max_inflight_bytes)
+        self._large = app.large_bodies
         self._departures = _Departures()
 
     async def serve(
@@ -80,19 +81,26 @@ class Prediction:
             media = bodies.media_type(headers.get(b"content-type", b""))
             deadline = _deadline(headers)
             reference = _reference(target, headers)
-            body = await self._intake.read(receive, headers)
+            body = await self._bodies.read(receive, headers)
             held = len(body)
             unread = None
             started = perf_counter()
-            parsed = await bodies.parse(body, media)
-            reference = _agreed(reference, parsed.model)
-            del body
+            becomes = await self._bodies.charge(body, media)
+            held += becomes
+            unparsed: large.LargeBody | None = None
+            if len(body) > large.RAW_BYTES or becomes > large.PARSED_BYTES:
+                unparsed = large.LargeBody(body, media, reference, self._large)
+                if reference is None:
+                    reference = bodies.agreed(None, await unparsed.model())
+                inference = Inference(reference, None, None, deadline, request_id=identity, unparsed=unparsed)
+            else:
+                parsed = bodies.PARSERS[media](body)
+                reference = bodies.agreed(reference, parsed.model)
+                inference = Inference(reference, parsed.raw, parsed.params, deadline, request_id=identity)
+            del body, unparsed
             asked = perf_counter()
             parsing = asked - started
             departure = self._departures.watch(receive)
-            inference = Inference(
-                reference, parsed.raw, parsed.params, deadline, request_id=identity, size=held
-            )
             answer = await self._service.predict(inference)
             answered = perf_counter()
             as_table = b"accept" in headers and arrow.wanted(headers[b"accept"])
@@ -130,13 +138,13 @@ class Prediction:
             head, content = _failure(identity, problem, phases)
             if code == "OVERLOADED" and departure is not None:
                 departure.end()
-                self._intake.release(held)
+                self._bodies.release(held)
                 held = 0
                 await asyncio.sleep(REFUSAL_SECONDS)
             if code not in _UNREAD_CODES:
                 unread = None  # what is left of a body within the limit, the server itself skips
         finally:
-            self._intake.release(held)
+            self._bodies.release(held)
             if departure is not None:
                 departure.end()
         try:
@@ -281,22 +289,3 @@ def _reference(target: bytes | None, headers: Mapping[bytes, bytes]) -> Referenc
 @lru_cache(maxsize=1024)
 def _path_reference(target: bytes) -> Reference:
     return names.parse_path(target)
-
-
-def _agreed(reference: Reference | None, model: object) -> Reference | None:
-    """The model that path or header and the body's `model` name together. Raises INVALID_REFERENCE."""
-    if model is bodies.ABSENT:
-        return reference
-    if not isinstance(model, str) or not model.startswith("models:/"):
-        raise Problem(
-            "INVALID_REFERENCE", "model must be text that begins with models:/", hint="models:/NAME@ALIAS"
-        )
-    try:
-        named = names.parse_reference(model)
-    except names.InvalidReference as error:
-        raise Problem("INVALID_REFERENCE", str(error)) from None
-    if reference is not None and named != reference:
-        raise Problem(
-            "INVALID_REFERENCE", f"the request names two models: {reference} and, in its body, {named}"
-        )
-    return named

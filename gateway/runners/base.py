@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from loaders.batch import Batch
+    from loaders.worker.wire import Framed
 
 
 class ModelError(Exception):
@@ -65,8 +66,9 @@ class Runner(Protocol):
     async def start(self) -> None:
         """Loads the model. Raises ModelError, RunnerCrashed, RunnerTimeout."""
 
-    async def predict(self, batch: Batch, params: Mapping[str, Any]) -> Batch:
-        """Asks it. Raises ModelError, RunnerCrashed, RunnerTimeout. Several calls may be under way."""
+    async def predict(self, batch: Batch | Framed, params: Mapping[str, Any]) -> Batch:
+        """Asks it. A framed batch holds its params. Several calls may be under way. Raises ModelError,
+        RunnerCrashed, RunnerTimeout."""
 
     async def close(self) -> None:
         """Frees it: when this returns, its bytes are free or never will be."""

@@ -15,11 +15,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gateway.runners.base import ModelError, RunnerTimeout
+from loaders.batch import Columns, Tensors, Value
 
 if TYPE_CHECKING:
     from loaders.batch import Batch
     from loaders.model import Model
     from loaders.package import Package
+    from loaders.worker.wire import Framed
 
 T = TypeVar("T")
 
@@ -74,7 +76,7 @@ class InlineRunner:
     async def start(self) -> None:
         self._model = await self._in_thread(self._load)
 
-    async def predict(self, batch: Batch, params: Mapping[str, Any]) -> Batch:
+    async def predict(self, batch: Batch | Framed, params: Mapping[str, Any]) -> Batch:
         call = self._in_thread(self._predict, batch, params)
         if self._timeout is None:
             return await call
@@ -101,10 +103,13 @@ class InlineRunner:
 
         return open_model(self._package, self._config, threads=self._threads)
 
-    def _predict(self, batch: Batch, params: Mapping[str, Any]) -> Batch:
+    def _predict(self, batch: Batch | Framed, params: Mapping[str, Any]) -> Batch:
         if self._model is None:
             raise RuntimeError("the model is closed")
-        return self._model.run(batch, params)
+        if isinstance(batch, Columns | Tensors | Value):
+            return self._model.run(batch, params)
+        message = batch.message()
+        return self._model.run(message["batch"], message["params"])
 
     async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
         def call() -> T:

@@ -171,10 +171,12 @@ class ProcessRunner:
         await asyncio.gather(*(self._start_worker() for _ in range(1, self._processes)))
         self._started = True
 
-    async def predict(self, batch: Batch, params: Mapping[str, Any]) -> Batch:
+    async def predict(self, batch: Batch | wire.Framed, params: Mapping[str, Any]) -> Batch:
         message = {"op": "predict", "batch": batch, "params": dict(params)}
         try:
-            if _objects(batch) > _ENCODE_ON_LOOP:
+            if isinstance(batch, wire.Framed):
+                pieces = batch.pieces()
+            elif _objects(batch) > _ENCODE_ON_LOOP:
                 pieces = await asyncio.to_thread(wire.encode, message)
             else:
                 pieces = wire.encode(message)

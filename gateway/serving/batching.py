@@ -15,15 +15,18 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 
 from gateway.runners.base import RunnerCrashed
 from gateway.serving.admission import Admission
 from loaders.batch import Batch, Columns, Tensors, concat, layout, split
+from loaders.worker.wire import Framed
 
-Run = Callable[[Batch, Mapping[str, Any]], Awaitable[Batch]]
+#: What a request asks; a framed one is never merged.
+Asked: TypeAlias = "Batch | Framed"
+Run = Callable[[Asked, Mapping[str, Any]], Awaitable[Batch]]
 DEFAULT_MAX_ROWS = 1024
 #: The longest wait for a new process on behalf of a request whose neighbour ended the old one, in seconds.
 LONGEST_RETRY = 2.0
@@ -39,7 +42,7 @@ class Outcome(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Member:
-    batch: Batch
+    batch: Asked
     params: Mapping[str, Any]
     key: Hashable | None
     rows: int
@@ -80,7 +83,7 @@ class Batcher:
         return len(self._queue)
 
     def submit(
-        self, batch: Batch, params: Mapping[str, Any], deadline: float | None = None
+        self, batch: Asked, params: Mapping[str, Any], deadline: float | None = None
     ) -> asyncio.Future[Outcome]:
         """Queues a request; the future has its answer. `deadline` is in the loop's time. Cancelling the
         future takes a request that was not dispatched out of the queue. Raises Refused."""
@@ -98,8 +101,8 @@ class Batcher:
             self._loop.call_soon(self._pump)
         return future
 
-    def _merge_key(self, batch: Batch, params: Mapping[str, Any]) -> Hashable | None:
-        shape = layout(batch)
+    def _merge_key(self, batch: Asked, params: Mapping[str, Any]) -> Hashable | None:
+        shape = None if isinstance(batch, Framed) else layout(batch)
         if shape is None:
             return None
         try:
@@ -200,7 +203,8 @@ class Batcher:
         started = perf_counter()
         try:
             self._dispatched(len(members), sum(member.rows for member in members))
-            joined = members[0].batch if len(members) == 1 else concat([m.batch for m in members])
+            asked = [member.batch for member in members]
+            joined = asked[0] if len(asked) == 1 else concat(cast("list[Batch]", asked))
             result = await self._run(joined, members[0].params)
             parts = [result] if len(members) == 1 else split(result, [m.rows for m in members])
         except Exception as error:  # noqa: BLE001 - whatever the model or its runner raised is the callers' to see

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from gateway.registries.base import Version
     from gateway.runners.base import Runner
     from loaders.batch import Batch
+    from loaders.signature import Signature
 
 Mode = Literal["strict", "warn", "mlflow"]
 
@@ -243,14 +244,18 @@ class Servable:
     def queued(self) -> int:
         return 0 if self._batcher is None else self._batcher.queued
 
-    def enforce(self, raw: RawInput, params: Any) -> Enforced:
-        """The request as this version's signature wants it. Raises InvalidInput."""
+    @property
+    def rules(self) -> tuple[Signature | None, Mode, bool]:
+        """What requests are enforced with: signature, mode, whether the signature stands for type hints."""
         if self.prepared is None:
             raise RuntimeError(f"{self!r} was asked before it was ready")
         package = self.prepared.package
-        return enforce(
-            package.signature, raw, params, self.options.enforcement, type_hints=package.type_hints
-        )
+        return package.signature, self.options.enforcement, package.type_hints
+
+    def enforce(self, raw: RawInput, params: Any) -> Enforced:
+        """The request as this version's signature wants it. Raises InvalidInput."""
+        signature, mode, type_hints = self.rules
+        return enforce(signature, raw, params, mode, type_hints=type_hints)
 
     async def close(self) -> None:
         """Frees the model. When this returns its memory is free."""

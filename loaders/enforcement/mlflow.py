@@ -20,7 +20,7 @@ import numpy as np
 from loaders.batch import Batch, Columns, Tensors
 from loaders.enforcement import violations as v
 from loaders.enforcement.scalars import NDArray, is_null, kind_of, objects
-from loaders.enforcement.tables import CsvTable, frame_index, series_array
+from loaders.enforcement.tables import CsvTable, frame_index, is_sparse, series_array
 from loaders.enforcement.violations import Faults, shown
 from loaders.schema import AnyType, Array, ColSpec, Map, Object, Scalar, TensorSpec, Type, unsized
 
@@ -76,6 +76,8 @@ def _parsed(specs: Specs, form: str, data: Any, root: str) -> Any:
     if form == "dataframe_records":
         if not isinstance(data, list):
             raise _Refused(root, v.WRONG_TYPE, "array", kind_of(data))
+        if is_sparse(data):
+            raise _Refused(root, v.RAGGED_RECORDS, "records with the same names")
         return _cast_frame(specs, pd.DataFrame(data), root)
     if form == "instances" and isinstance(data, list) and data and isinstance(data[0], dict):
         return _stacked(specs, data, root)

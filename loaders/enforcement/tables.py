@@ -21,6 +21,9 @@ from loaders.enforcement import violations as v
 from loaders.enforcement.scalars import NDArray, Origin, Path, kind_of, objects
 from loaders.enforcement.violations import Faults, shown
 
+#: How many cells a table of records may have for each value that they really hold, and for free.
+_SPARSEST, _SPARSE = 16, 100_000
+
 Style = Literal["rows", "columns", "record", "list", "value"]
 Name = str | int
 
@@ -196,6 +199,9 @@ def from_rows(rows: Sequence[Any], root: str, origin: Origin, faults: Faults) ->
         cells = _record_cells(rows, names)
         if cells is None:
             names = list(dict.fromkeys(chain.from_iterable(rows)))
+            if is_sparse(rows):
+                faults.add(root, v.RAGGED_RECORDS, "records with the same names")
+                return None
             cells = [[row.get(name) for row in rows] for name in names]
         return Table(names, cells, len(rows), origin, root, "rows", root)
     if dict in kinds:
@@ -208,6 +214,14 @@ def from_rows(rows: Sequence[Any], root: str, origin: Origin, faults: Faults) ->
         return None
     style: Style = "rows" if kinds == {list} else "list"
     return Table(list(range(len(columns))), columns, len(rows), origin, root, style, root, named=False)
+
+
+def is_sparse(rows: Sequence[Any]) -> bool:
+    """Whether records have so many names of their own that the table, rows times names, would be out of
+    proportion to what was sent."""
+    records = [row for row in rows if isinstance(row, dict)]
+    names = len(set(chain.from_iterable(records)))
+    return names * len(rows) > _SPARSEST * sum(map(len, records)) + _SPARSE
 
 
 def _record_cells(rows: Sequence[Any], names: list[Any]) -> list[Sequence[Any]] | None:

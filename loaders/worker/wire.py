@@ -129,6 +129,25 @@ def encode(message: Mapping[str, Any], limit: int = MAX_FRAME, *, lenient: bool 
     return deque([prefix + header, *pieces])
 
 
+@dataclasses.dataclass(slots=True, eq=False)
+class Framed:
+    """A batch that stands in a frame already, as part of the message that a model process is sent. `rows` as
+    in the batch. Nobody reads the frame on its way."""
+
+    rows: int | None
+    frame: Array
+    header: int
+
+    def pieces(self) -> deque[Segment]:
+        """The frame, for `transmit`."""
+        prefix = _PREFIX.pack(_MAGIC, self.header, len(self.frame) - self.header)
+        return deque([prefix, self.frame.data])
+
+    def message(self) -> dict[str, Any]:
+        """The message, read. Raises WireError."""
+        return decode(self.frame, self.header)
+
+
 def transmit(sock: socket.socket, pieces: deque[Segment]) -> None:
     """Sends the pieces, and takes from `pieces` what has gone. On a non-blocking socket raises
     BlockingIOError when it is full: call again with what is left. Raises OSError if the other end is gone."""

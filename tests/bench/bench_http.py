@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from gateway import http
+from gateway.http.build import build
 from gateway.metrics import Metrics
 from gateway.registries.base import Version
 from gateway.service import Answer, Inference
@@ -59,7 +59,7 @@ async def measure(body: bytes, result: Batch, requests: int) -> float:
         metrics=Metrics(),
         draining=False,
     )
-    serve = http.build(app)
+    serve = build(app)
     headers = [*HEADERS, (b"content-length", b"%d" % len(body))]
     message = {"type": "http.request", "body": body, "more_body": False}
     statuses: set[int] = set()

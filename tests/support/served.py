@@ -21,8 +21,8 @@ from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
 
 import gateway
-from gateway import http as gateway_http
 from gateway.app import Gateway
+from gateway.http.build import build
 from gateway.registries import open_registry
 from gateway.settings import Settings
 
@@ -62,7 +62,7 @@ class Served:
             self.gateway = Gateway(settings, open_registry(registry))
             await self.gateway.start()
             fixed = {"lifespan": "off", "ws": "none", "log_config": None, "proxy_headers": False}
-            config = uvicorn.Config(gateway_http.build(self.gateway), **fixed, **self._options)
+            config = uvicorn.Config(build(self.gateway), **fixed, **self._options)
             self._server = uvicorn.Server(config)
             with socket.create_server(("127.0.0.1", 0)) as bound:
                 self.port = bound.getsockname()[1]

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from gateway import http
 from gateway.errors import Problem
+from gateway.http.build import build
 from gateway.metrics import Metrics
 from gateway.registries.base import Version
 from gateway.service import Inference
@@ -61,13 +61,18 @@ def call(service: Any, *incoming: dict[str, Any], **scope: Any) -> list[dict[str
     """What the application sends to a server that calls it with this scope and these messages."""
     limits = SimpleNamespace(
         max_body_bytes=1000,
-        max_inflight_bytes=1000,
+        max_inflight_bytes=40_000,
         admin_key_file=None,
         webhook_secret_file=None,
         access_log=False,
     )
     app: Any = SimpleNamespace(
-        settings=limits, service=service, operations=service, metrics=Metrics(), draining=False
+        settings=limits,
+        service=service,
+        operations=service,
+        metrics=Metrics(),
+        draining=False,
+        large_bodies=None,
     )
     sent: list[dict[str, Any]] = []
     messages = list(incoming)
@@ -78,7 +83,7 @@ def call(service: Any, *incoming: dict[str, Any], **scope: Any) -> list[dict[str
     async def send(message: Any) -> None:
         sent.append(message)
 
-    asyncio.run(http.build(app)({"type": "http", "root_path": "", **scope}, receive, send))
+    asyncio.run(build(app)({"type": "http", "root_path": "", **scope}, receive, send))
     return sent
 
 

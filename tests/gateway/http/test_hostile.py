@@ -318,7 +318,7 @@ def test_what_is_no_http(server: Served, request_line: bytes) -> None:
 def test_the_bytes_of_a_request_are_given_back_however_it_ends(registry_file: str, tmp_path: Path) -> None:
     """What may be held in all is little more than one body: a leak of any kind of request would be a 429."""
     good, bad = json.dumps(GOOD).encode(), b"{" + b" " * 200
-    limits = {"max_body_bytes": 300, "max_inflight_bytes": 700}
+    limits = {"max_body_bytes": 300, "max_inflight_bytes": 37 * 300}
     with Served(settings(tmp_path, **limits), registry_file) as served:
         for _ in range(2):
             assert served.post("/predict/iris", good).status == 200
@@ -337,9 +337,10 @@ def test_the_bytes_of_a_request_are_given_back_however_it_ends(registry_file: st
 
 
 def test_too_many_bytes_at_once_are_turned_away(registry_file: str, tmp_path: Path) -> None:
-    limits = {"max_body_bytes": 300, "max_inflight_bytes": 340}
+    size = len(json.dumps(GOOD))
+    limits = {"max_body_bytes": 300, "max_inflight_bytes": 37 * size + 40}
     with Served(settings(tmp_path, **limits), registry_file) as served, served.connect() as slow:
-        slow.sendall(head(b"Content-Length: 300") + b"x" * 299)
+        slow.sendall(head(b"Content-Length: %d" % size) + b"x" * (size - 1))
         end = time.monotonic() + 30
         while (reply := served.post("/predict/iris", GOOD)).status == 200 and time.monotonic() < end:
             pass  # until the server has seen what the other connection sent

@@ -1,0 +1,285 @@
+"""Large bodies: parsed and enforced in a process of their own, one at a time.
+
+Parsing a large body holds the interpreter for as long as it takes, and Python keeps much of the memory. In
+another process neither touches the other requests: the gateway gets back one frame that it forwards to the
+model's process unread. The process starts with the first large body, ends when none has come for a while,
+and ends after a body that made it grow, so that its memory returns to the system.
+
+This file is both ends: `LargeBodies` in the gateway, `main` in the process. It knows bodies, signatures and
+frames; nothing of models.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import numpy as np
+
+from gateway.errors import Detail, Problem
+from gateway.http import bodies
+from loaders.enforcement.enforce import InvalidInput, Violation, enforce
+from loaders.signature import Signature
+from loaders.worker import wire
+
+if TYPE_CHECKING:
+    from gateway.names import Reference
+    from loaders.enforcement.enforce import Mode
+
+#: A body above either of these, in bytes as sent or as it will be in memory, is parsed there.
+RAW_BYTES: Final = 256 << 10
+PARSED_BYTES: Final = 8 << 20
+#: How long the process stays without work, and how long one body may take, in seconds.
+IDLE_SECONDS: Final = 30.0
+BODY_SECONDS: Final = 120.0
+#: The process ends after a body that left it this much larger, in bytes, than it was.
+_GROWN: Final = 64 << 20
+#: What the limit on its memory allows on top of the parsed body: its own code, and copies under way.
+_HEADROOM: Final = 512 << 20
+
+_log = logging.getLogger("gateway.http")
+
+
+class Enforced(NamedTuple):
+    """A body as its model takes it, params included."""
+
+    batch: wire.Framed
+    warnings: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class LargeBody:
+    """A body that was read and not parsed. `reference`: the model that path or header name."""
+
+    body: bytes
+    media: bodies.Media
+    reference: Reference | None
+    place: LargeBodies
+
+    async def model(self) -> object:
+        """The member `model`, for a request that names its model nowhere else. Raises Problem."""
+        reply, _ = await self.place.ask({"op": "model", "media": self.media, "body": _array(self.body)})
+        return _model(reply)
+
+    async def enforce(self, signature: Signature | None, mode: Mode, type_hints: bool) -> Enforced:
+        """What `enforce` makes of it. Raises InvalidInput, and Problem for a body that cannot be parsed."""
+        message = {
+            "op": "enforce",
+            "media": self.media,
+            "body": _array(self.body),
+            "signature": None if signature is None else signature.to_json(),
+            "mode": mode,
+            "type_hints": type_hints,
+        }
+        reply, frame = await self.place.ask(message)
+        assert frame is not None
+        if self.reference is not None:
+            bodies.agreed(self.reference, _model(reply))
+        return Enforced(wire.Framed(reply["rows"], *frame), tuple(reply["warnings"]))
+
+
+class LargeBodies:
+    """The process, seen from the gateway. `budget`: the most bytes that one parsed body may take."""
+
+    def __init__(self, budget: int) -> None:
+        self._budget = budget
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="io-large")
+        self._process: subprocess.Popen[bytes] | None = None
+        self._sock: socket.socket | None = None
+        self._idle: asyncio.TimerHandle | None = None
+        self._waiting = 0
+
+    @property
+    def pid(self) -> int | None:
+        """The id of the process, None where there is none."""
+        process = self._process
+        return None if process is None else process.pid
+
+    async def ask(self, message: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[wire.Array, int] | None]:
+        """One message, its reply, and the frame that follows the reply to `enforce`."""
+        loop = asyncio.get_running_loop()
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+        self._waiting += 1
+        try:
+            reply, frame = await loop.run_in_executor(self._thread, self._ask, message)
+        finally:
+            self._waiting -= 1
+            if not self._waiting:
+                self._idle = loop.call_later(IDLE_SECONDS, self._thread.submit, self._end)
+        if reply["op"] == "invalid":
+            violations = [Violation(*violation) for violation in reply["violations"]]
+            raise InvalidInput(violations, reply["total"])
+        if reply["op"] == "problem":
+            details = [Detail(*detail) for detail in reply["details"]]
+            raise Problem(reply["code"], reply["message"], details=details, hint=reply["hint"])
+        return reply, frame
+
+    async def close(self) -> None:
+        """Ends the process. No body is parsed afterwards."""
+        if self._idle is not None:
+            self._idle.cancel()
+        process = self._process
+        if process is not None and self._waiting:
+            process.kill()  # nobody waits any more
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._end)
+        self._thread.shutdown(wait=False)
+
+    # ---- in the thread
+
+    def _ask(self, message: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[wire.Array, int] | None]:
+        try:
+            if self._process is None or self._process.poll() is not None:
+                self._start()
+            sock, reader = self._sock, wire.Reader()
+            assert sock is not None
+            wire.transmit(sock, wire.encode(message))
+            reply = wire.receive(sock, reader)
+            if reply is None:
+                raise EOFError
+            frame = None
+            if reply["op"] == "enforced":
+                while (frame := reader.frame()) is None:
+                    if not reader.pull(sock):
+                        raise EOFError
+            if reply["grown"]:
+                self._end()
+        except (OSError, EOFError, wire.WireError, KeyError) as error:
+            ended = self._process
+            self._end()
+            _log.error("the process for large bodies failed (%s)", type(error).__name__)
+            if ended is not None and isinstance(error, EOFError | BrokenPipeError):
+                raise too_large(self._budget) from None
+            raise Problem("INTERNAL", "the body could not be parsed; the gateway's log has more") from None
+        return reply, frame
+
+    def _start(self) -> None:
+        self._end()
+        ours, theirs = socket.socketpair()
+        environment = {
+            name: value for name, value in os.environ.items() if name in ("PATH", "LANG", "LC_ALL")
+        }
+        environment |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        paths = os.pathsep.join(path for path in sys.path if path)
+        command = [sys.executable, "-m", "gateway.http.large", str(theirs.fileno()), str(self._budget)]
+        with theirs:
+            self._process = subprocess.Popen(
+                command,
+                pass_fds=[theirs.fileno()],
+                env={**environment, "PYTHONPATH": paths},
+                stdin=subprocess.DEVNULL,
+            )
+        ours.settimeout(BODY_SECONDS)
+        self._sock = ours
+
+    def _end(self) -> None:
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+def too_large(budget: int) -> Problem:
+    """A body that does not fit in memory once it is parsed."""
+    return Problem(
+        "BODY_TOO_LARGE",
+        f"the body would take more than {budget} bytes of memory when it is parsed",
+        hint="send fewer rows a request; the limit is the setting max_inflight_bytes",
+    )
+
+
+def _array(body: bytes) -> wire.Array:
+    return np.frombuffer(body, np.uint8)
+
+
+def _model(reply: Mapping[str, Any]) -> object:
+    return reply["model"] if reply["named"] else bodies.ABSENT
+
+
+# ---- in the process
+
+
+def main(descriptor: int, budget: int) -> None:
+    """Answers until the gateway closes the socket."""
+    for ignored in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ignored, signal.SIG_IGN)  # of the terminal or the group: the gateway decides
+    with suppress(ValueError, OSError):
+        limit = budget * 3 + _HEADROOM
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    before = _peak()
+    reader = wire.Reader()
+    with socket.socket(fileno=descriptor) as sock:
+        while (message := wire.receive(sock, reader)) is not None:
+            reply, batch = _answer(message, budget)
+            del message
+            reply["grown"] = _peak() - before > _GROWN
+            pieces = wire.encode(reply)
+            if batch is not None:
+                pieces += batch
+            del batch
+            wire.transmit(sock, pieces)
+
+
+def _answer(message: dict[str, Any], budget: int) -> tuple[dict[str, Any], Any]:
+    try:
+        parsed = bodies.PARSERS[message["media"]](message.pop("body").tobytes())
+        named = parsed.model is not bodies.ABSENT
+        about = {"named": named, "model": parsed.model if isinstance(parsed.model, str) else None}
+        if message["op"] == "model":
+            return {"op": "model", **about}, None
+        signature = message["signature"]
+        enforced = enforce(
+            None if signature is None else Signature.from_json(signature),
+            parsed.raw,
+            parsed.params,
+            message["mode"],
+            type_hints=message["type_hints"],
+        )
+        del parsed
+        frame = wire.encode({"op": "predict", "batch": enforced.batch, "params": enforced.params})
+        rows = enforced.batch.rows
+        return {"op": "enforced", "rows": rows, "warnings": list(enforced.warnings), **about}, frame
+    except InvalidInput as error:
+        violations = [[v.path, v.problem, v.expected, v.got] for v in error.violations]
+        return {"op": "invalid", "violations": violations, "total": error.total}, None
+    except Problem as error:
+        return _problem(error), None
+    except MemoryError:
+        return _problem(too_large(budget)), None
+    except wire.WireError:
+        return _problem(Problem("INVALID_INPUT", "the input cannot be sent to the model")), None
+
+
+def _problem(error: Problem) -> dict[str, Any]:
+    details = [[d.path, d.problem, d.expected, d.got] for d in error.details]
+    said = {"code": error.code, "message": error.message, "details": details, "hint": error.hint}
+    return {"op": "problem", **said}
+
+
+def _peak() -> int:
+    """The most memory that this process took, in bytes. `getrusage` counts what it was forked from too."""
+    try:
+        status = Path("/proc/self/status").read_text("ascii", "replace")
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return int(status.partition("VmHWM:")[2].split(None, 1)[0]) * 1024
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))

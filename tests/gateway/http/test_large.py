@@ -1,0 +1,161 @@
+"""Large bodies are parsed and enforced in a process of their own, and give what small ones give."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import io
+import json
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from gateway.errors import Problem
+from gateway.http import bodies, large
+from loaders.batch import Columns
+from loaders.enforcement.enforce import InvalidInput, enforce
+from loaders.signature import Signature, infer_signature
+from tests.support.served import Served, settings
+
+FRAME = pd.DataFrame({"x": np.arange(30_000) / 7, "n": np.arange(30_000), "t": ["täxt", "b"] * 15_000})
+SIGNATURE = infer_signature(FRAME.head(3))
+BUDGET = 256 << 20
+
+
+def in_arrow(frame: pd.DataFrame) -> bytes:
+    sink = io.BytesIO()
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+FORMS: dict[str, tuple[bodies.Media, bytes]] = {
+    "split": ("json", json.dumps({"dataframe_split": FRAME.to_dict("split", index=False)}).encode()),
+    "records": ("json", json.dumps({"dataframe_records": FRAME.to_dict("records")}).encode()),
+    "inputs": ("json", json.dumps({"inputs": FRAME.to_dict("list")}).encode()),
+    "csv": ("csv", FRAME.to_csv(index=False).encode()),
+    "arrow": ("arrow", in_arrow(FRAME)),
+}
+
+
+async def asked(*bodies_: tuple[bodies.Media, bytes], signature: Signature | None = SIGNATURE) -> Any:
+    place = large.LargeBodies(BUDGET)
+    try:
+        return [
+            await large.LargeBody(body, media, None, place).enforce(signature, "strict", False)
+            for media, body in bodies_
+        ]
+    finally:
+        await place.close()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_large_body_becomes_what_a_small_one_becomes(form: str) -> None:
+    media, body = FORMS[form]
+    [enforced] = asyncio.run(asked((media, body)))
+    message = enforced.batch.message()
+    expected = enforce(SIGNATURE, bodies.PARSERS[media](body).raw).batch
+    assert isinstance(expected, Columns)
+    assert message["op"] == "predict"
+    assert enforced.batch.rows == expected.rows == len(FRAME)
+    for name, column in expected.arrays.items():
+        np.testing.assert_array_equal(message["batch"].arrays[name], column)
+
+
+def test_what_is_wrong_with_it_is_said_as_for_a_small_one() -> None:
+    wrong = json.dumps({"dataframe_records": [{"x": "no", "n": 1, "t": "a"}] * 20_000}).encode()
+    with pytest.raises(InvalidInput) as refused:
+        asyncio.run(asked(("json", wrong)))
+    assert refused.value.total == 10_000
+    assert refused.value.violations[0].path == "dataframe_records[0].x"
+    with pytest.raises(Problem) as problem:
+        asyncio.run(asked(("json", b'{"inputs": ' + b"[" * 500_000)))
+    assert problem.value.code == "MALFORMED_BODY"
+
+
+def test_what_outgrows_the_memory_of_the_process_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = large.LargeBodies(1 << 20)
+    monkeypatch.setattr(large, "_HEADROOM", 0)
+
+    async def ask() -> None:
+        try:
+            body = b'{"inputs":[' + b"[]," * 10_000_000 + b"1]}"
+            with pytest.raises(Problem) as refused:
+                await large.LargeBody(body, "json", None, place).enforce(None, "strict", False)
+            assert refused.value.code == "BODY_TOO_LARGE"
+        finally:
+            await place.close()
+
+    asyncio.run(ask())
+
+
+@pytest.fixture
+async def place() -> AsyncIterator[large.LargeBodies]:
+    place = large.LargeBodies(BUDGET)
+    yield place
+    await place.close()
+
+
+@pytest.mark.anyio
+async def test_the_process_ends_after_a_body_that_made_it_grow(place: large.LargeBodies) -> None:
+    small = large.LargeBody(FORMS["csv"][1], "csv", None, place)
+    await small.enforce(SIGNATURE, "strict", False)
+    first = place.pid
+    await small.enforce(SIGNATURE, "strict", False)
+    assert first == place.pid is not None
+    rows = b"1.5,2,some text that is long enough to take memory\n" * 400_000
+    await large.LargeBody(b"x,n,t\n" + rows, "csv", None, place).enforce(SIGNATURE, "strict", False)
+    assert place.pid is None
+    await small.enforce(SIGNATURE, "strict", False)
+    assert place.pid not in (None, first)
+
+
+@pytest.mark.anyio
+async def test_a_process_that_was_killed_is_started_again(place: large.LargeBodies) -> None:
+    body = large.LargeBody(FORMS["csv"][1], "csv", None, place)
+    await body.enforce(SIGNATURE, "strict", False)
+    assert place.pid is not None
+    os.kill(place.pid, signal.SIGKILL)
+    await asyncio.to_thread(os.waitid, os.P_PID, place.pid, os.WEXITED | os.WNOWAIT)
+    await body.enforce(SIGNATURE, "strict", False)
+
+
+ROWS = 10_000
+SPLIT = {"columns": ["sl", "sw", "pl", "pw"], "data": [[5.1, 3.5, 1.4, 0.2]] * ROWS}
+
+
+@pytest.fixture(scope="module", params=["auto", "inline"])
+def roomy(request: Any, registry_file: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    chosen = settings(tmp_path_factory.mktemp("roomy"), request.param, default_model="models:/iris")
+    with Served(chosen, registry_file) as served:
+        yield served
+
+
+def test_over_http(roomy: Served) -> None:
+    body = json.dumps({"dataframe_split": SPLIT}).encode() + b" " * large.RAW_BYTES
+    reply = roomy.post("/predict/iris", body)
+    assert reply.status == 200, reply.body
+    assert reply.json["predictions"] == [0] * ROWS
+    named = b'{"model": "models:/iris/2", ' + body[1:]
+    assert roomy.post("/predict", named).json["model"]["version"] == "2"
+    assert roomy.post("/predict/iris", named).code == "INVALID_REFERENCE"
+    assert roomy.post("/predict", b'{"model": null, ' + body[1:]).code == "INVALID_REFERENCE"
+    assert roomy.post("/predict/iris", body[:-10] + b"x" * 10).code == "MALFORMED_BODY"
+    asked = {"dataframe_records": [{"x": 1.0}], "params": {"give": "big"}}
+    echoed = roomy.post("/predict/echo", json.dumps(asked).encode() + b" " * large.RAW_BYTES)
+    assert echoed.json["predictions"] == [2**63 - 1]
+
+
+def test_a_body_that_becomes_too_much_is_413(roomy: Served) -> None:
+    """31 KB on the wire, 1.5 GB as Python's lists."""
+    bomb = gzip.compress(b'{"inputs":[' + b"[]," * 10_000_000 + b"[]]}")
+    reply = roomy.post("/predict/iris", bomb, content_encoding="gzip")
+    assert (reply.status, reply.code, reply.json["retryable"]) == (413, "BODY_TOO_LARGE", False)
+    assert "max_inflight_bytes" in reply.json["hint"]
