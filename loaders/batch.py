@@ -12,9 +12,9 @@ This module must not know about signatures, frameworks, HTTP or JSON. It needs n
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 
@@ -212,7 +212,11 @@ def column_array(column: Any) -> Array:
     if isinstance(dtype, np.dtype) and dtype.kind in "biuf":
         return np.asarray(column.to_numpy())
     if isinstance(dtype, np.dtype) and dtype.kind == "M":
-        return np.asarray(column.to_numpy()).astype("datetime64[ns]")
+        moments = np.asarray(column.to_numpy())
+        stamps = to_nanoseconds(moments)
+        if np.array_equal(np.isnat(stamps), np.isnat(moments)):
+            return stamps
+        # A date beyond the year 2262: as Python's own dates, below.
     kind = getattr(dtype, "kind", "O")
     if kind in "biuf" and not isinstance(dtype, np.dtype):
         mask = np.asarray(column.isna().to_numpy(), dtype=bool)
@@ -228,6 +232,42 @@ def column_array(column: Any) -> Array:
     for i, item in enumerate(column.tolist()):
         values[i] = None if missing[i] and not isinstance(item, list | dict | tuple | np.ndarray) else item
     return values
+
+
+def to_nanoseconds(values: Array) -> Array:
+    """Dates in nanoseconds; NaT where that unit cannot hold them.
+
+    numpy before 2.5 wraps such a date silently and raises OverflowError since, so the range is checked first.
+    """
+    unit, step = np.datetime_data(values.dtype)
+    gap = np.datetime64("NaT", "ns")
+    if unit == "generic":  # only NaT has no unit
+        return np.full(values.shape, gap)
+    if unit in _MOST:
+        most, counts = _MOST[unit] // step, values.astype(np.int64)
+        # NaT is the smallest integer, so it becomes NaT here as well.
+        values = np.where((-most <= counts) & (counts <= most), values, np.array("NaT", values.dtype))
+    result = values.astype("datetime64[ns]")
+    return np.where(result.astype(values.dtype) == values, result, gap)
+
+
+_MOST: Final[Mapping[str, int]] = {
+    "Y": 292,
+    "M": 292 * 12 + 3,
+    **{
+        unit: (2**63 - 1) // length
+        for unit, length in {
+            "W": 7 * 86_400 * 10**9,
+            "D": 86_400 * 10**9,
+            "h": 3_600 * 10**9,
+            "m": 60 * 10**9,
+            "s": 10**9,
+            "ms": 10**6,
+            "us": 10**3,
+        }.items()
+    },
+}
+"""By unit: how far from 1970, in both directions, a moment may lie for nanoseconds to hold it."""
 
 
 def _join(arrays: list[Array]) -> Array:

@@ -21,4 +21,5 @@ def test_each_row_names_tests_that_exist() -> None:
         assert any(name.startswith("test_") for _, name in named), row
         for file, name in named:
             tree = ast.parse((HERE / file).read_text())
-            assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, row
+            functions = ast.FunctionDef | ast.AsyncFunctionDef
+            assert name in {node.name for node in tree.body if isinstance(node, functions)}, row

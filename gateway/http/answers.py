@@ -83,7 +83,8 @@ def _items(array: Array) -> Any:
     """The array as nested lists of Python values (a scalar where it has no axis); a gap is None."""
     kind = array.dtype.kind
     if kind == "M":
-        return _map(_moment, np.datetime_as_string(array.astype("datetime64[ns]")).tolist())
+        unit = _SHOWN.get(np.datetime_data(array.dtype)[0])
+        return _map(_moment, np.datetime_as_string(array if unit is None else array.astype(unit)).tolist())
     if kind in "mc":
         raise _not_json(f"an array of {array.dtype.name}")
     return array.tolist()
@@ -93,13 +94,22 @@ def _map(function: Any, nested: Any) -> Any:
     return [_map(function, item) for item in nested] if isinstance(nested, list) else function(nested)
 
 
+#: Units that are written as another one: without a time of day, or finer than a timestamp's nine digits.
+_SHOWN = {
+    **dict.fromkeys(("Y", "M", "W", "D", "h", "m"), "datetime64[s]"),
+    **dict.fromkeys(("ps", "fs", "as"), "datetime64[ns]"),
+}
+
+
 def _moment(text: str) -> str | None:
-    """A nanosecond timestamp as pandas' isoformat gives it: no fraction, or six digits, or nine."""
+    """A timestamp as pandas' isoformat gives it: no fraction, or six digits, or nine."""
     if text == "NaT":
         return None
-    if text.endswith("000000000"):
-        return text[:-10]
-    return text[:-3] if text.endswith("000") else text
+    moment, point, fraction = text.partition(".")
+    if not fraction.strip("0"):
+        return moment
+    fraction = fraction.ljust(9, "0")
+    return moment + point + (fraction[:6] if fraction.endswith("000") else fraction)
 
 
 def _records(table: Columns) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from loaders.batch import to_nanoseconds
 from loaders.enforcement import violations as v
 from loaders.enforcement.scalars import (
     HOLDS_NULL,
@@ -24,7 +25,6 @@ from loaders.enforcement.scalars import (
     kind_of,
     null_problem,
     objects,
-    to_nanoseconds,
 )
 from loaders.enforcement.violations import Faults, shown
 from loaders.schema import AnyType, Array, Map, Object, Scalar, Type

@@ -20,6 +20,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
+from loaders.batch import to_nanoseconds
 from loaders.enforcement import violations as v
 from loaders.enforcement.violations import Faults
 from loaders.schema import DTYPES, Scalar
@@ -375,12 +376,6 @@ def parse_date(text: str) -> int:
         return nanoseconds(datetime.datetime.fromisoformat(text)) + extra
     except (ValueError, IndexError):
         raise Refused(v.BAD_DATE, "string") from None
-
-
-def to_nanoseconds(values: NDArray) -> NDArray:
-    """Dates in nanoseconds; NaT where that unit cannot hold them (numpy would wrap)."""
-    result = values.astype("datetime64[ns]")
-    return np.where(result.astype(values.dtype) == values, result, np.datetime64("NaT", "ns"))
 
 
 def _moment(value: Any, kind: Scalar) -> int:

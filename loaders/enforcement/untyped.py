@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from loaders.batch import Batch, Columns, Tensors, Value
+from loaders.batch import Batch, Columns, Tensors, Value, to_nanoseconds
 from loaders.enforcement import violations as v
-from loaders.enforcement.scalars import NDArray, objects, to_nanoseconds
+from loaders.enforcement.scalars import NDArray, objects
 from loaders.enforcement.tables import (
     CsvTable,
     Table,

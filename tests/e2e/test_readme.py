@@ -95,8 +95,8 @@ def test_the_story_runs_as_it_is_written(place: Shell) -> None:
 
 def test_the_two_lines_stand_as_they_are_promised() -> None:
     enter = "python3 -m venv .venv && . .venv/bin/activate"
-    assert f"    {enter} && pip install '.[demo]' && gateway demo\n" in README
-    assert f"    {enter} && pip install -e '.[test]' && pytest\n" in README
+    assert f"    {enter} && pip install -c constraints.txt '.[demo]' && gateway demo\n" in README
+    assert f"    {enter} && pip install -c constraints.txt -e '.[test]' && pytest\n" in README
 
 
 def test_settings_and_their_defaults() -> None:

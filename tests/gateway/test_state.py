@@ -35,6 +35,7 @@ def test_everything_survives_a_restart(tmp_path: Path) -> None:
     }
     assert again.measurement("sha256:1") == (1000, 3.5)
     assert again.measurement("sha256:2") is None
+    again.close()
 
 
 def test_a_snapshot_costs_the_models_that_changed(tmp_path: Path) -> None:
@@ -158,3 +159,4 @@ def test_history_is_bounded_in_the_file_and_in_memory(tmp_path: Path) -> None:
     assert len(kept) == HISTORY_KEPT
     assert kept[-1] == Served("119", 119.0, "registry", 120.0, "replaced")
     assert state.histories("r")["iris", "champion"] == kept
+    state.close()

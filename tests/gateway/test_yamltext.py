@@ -53,7 +53,7 @@ def test_scalars_are_text_or_typed() -> None:
         ("a: &x [*x]", "a[0]", "itself"),
         ("a: *x", "line 1", "not defined"),
         ("? [1]\n: 2", "line 1", "no scalar"),
-        ("[" * 100_000, "line 1", "deeper"),
+        ("[" * 60 + "]" * 60, "line 1", "deeper"),
         ("- " * 60 + "a", "line 1", "deeper"),
         ("a: {b: 1, b: 2}", "a.b", "twice"),
         ("1: a\n'1': b", "1", "twice"),
@@ -66,6 +66,12 @@ def test_what_is_refused(text: str, place: str, problem: str) -> None:
     assert any(place in where and problem in what for where, what in error.value.problems), (
         error.value.problems
     )
+
+
+def test_nesting_without_end_is_refused() -> None:
+    """Whether the parser's own limit or ours comes first differs between versions of libyaml."""
+    with pytest.raises(InvalidText):
+        read("[" * 100_000)
 
 
 def test_anchors_are_read_but_cannot_explode() -> None:

@@ -315,7 +315,7 @@ import os, signal, sys
 from pathlib import Path
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
-from gateway.artifacts import Artifacts
+from gateway.artifacts.cache import Artifacts
 from gateway.registries.base import Version
 
 class Stuck(LocalFileSystem):  # a store that has given one file, and then nothing more

@@ -110,7 +110,14 @@ def test_a_frame_is_records() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["2024-01-01", "2024-01-01T10:20:30.5", "2024-01-01T00:00:00.000001001", "1969-12-31T23:59"]
+    "name",
+    [
+        "2024-01-01",
+        "2024-01-01T10:20:30.5",
+        "2024-01-01T00:00:00.000001001",
+        "1969-12-31T23:59",
+        "9999-12-31T23:59:59.5",  # beyond what nanoseconds hold
+    ],
 )
 def test_moments_are_written_as_pandas_writes_them(name: str) -> None:
     moment = pd.Timestamp(name)

@@ -498,7 +498,7 @@ FileRegistry(sys.argv[1], now=now).add_version("iris", sys.argv[2], digest(sys.a
 WHILE_COPYING = """
 import signal, sys
 from pathlib import Path
-from gateway.staging import Staging
+from gateway.artifacts.staging import Staging
 
 staged = Staging(Path(sys.argv[1]))
 (staged.path / "half").write_text("half")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import weakref
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ class House:
     def __init__(self, directory: Path, versions: int = 3) -> None:
         self.bench = Bench(directory / "package")
         self.state = State(directory / "state")
+        weakref.finalize(self, self.state.close)
         self.versions = {str(n): version(n) for n in range(1, versions + 1)}
         self.aliases = self.restarted()
 

@@ -252,7 +252,7 @@ bodies = (
                 np.zeros((1, 2, 3)),
                 pd.DataFrame(),
                 pd.Series([], dtype=float),
-                np.datetime64("NaT"),
+                np.datetime64("NaT", "s"),
                 pd.DataFrame([[1]], columns=pd.MultiIndex.from_tuples([("a", "b")])),
             ]
         ),

@@ -9,7 +9,7 @@ FIRST = """
 import sys
 import pandas
 import sklearn.linear_model
-from loaders.rehearsal import rehearse
+from loaders.worker.prewarm import rehearse
 rehearse()
 model = sklearn.linear_model.LogisticRegression()
 known = set(sys.modules)
@@ -23,7 +23,7 @@ print(sorted(set(sys.modules) - known))
 """
 NOTHING = """
 import sys
-from loaders.rehearsal import rehearse
+from loaders.worker.prewarm import rehearse
 rehearse()
 print("sklearn" in sys.modules, "pandas" in sys.modules)
 """

@@ -215,8 +215,8 @@ import importlib.util
 spec = importlib.util.spec_from_file_location("private_names", {bootstrap.__file__!r})
 private = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(private)
-sys.meta_path.insert(0, bootstrap._Finder())
-import _gateway_loaders.zygote as zygote
+sys.meta_path.insert(0, private._Finder())
+import _gateway_loaders.worker.zygote as zygote
 zygote._preload_own()
 roots = {{name.partition(".")[0] for name in sys.modules}}
 print(sorted(roots & {{"loaders", "gateway", "pandas", "yaml"}}))
@@ -232,7 +232,7 @@ def test_lazy_imports_lead_to_the_private_package_and_other_imports_do_not() -> 
         spec = importlib.util.spec_from_file_location("private_names", {bootstrap.__file__!r})
         private = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(private)
-        sys.meta_path.insert(0, bootstrap._Finder())
+        sys.meta_path.insert(0, private._Finder())
         sys.modules["loaders"] = other = types.ModuleType("loaders")
         import _gateway_loaders
         from _gateway_loaders.package import Package
