@@ -12,8 +12,10 @@ This module must not know about signatures, frameworks, HTTP or JSON. It needs n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 
+_EXACT: Final = 2**53  # the integers up to here are told apart by doubles
+
 
 @dataclass(slots=True, eq=False)
 class Columns:
@@ -31,14 +35,17 @@ class Columns:
     `arrays` maps a column's name to a 1-D array; all have `rows` items. A name is a string, or an
     integer where the columns are unnamed (0, 1, …: what pandas calls them). Text, bytes, dates without
     a time and nested values (lists, dicts) stand in object arrays, null there is None. Dates with a
-    time are `datetime64[ns]`, null is NaT. Integers and booleans with gaps are `numpy.ma.MaskedArray`
-    and become pandas' nullable types, so that neither the gap nor a large integer is lost.
+    time are `datetime64[ns]`, null is NaT. Integers and booleans with gaps are `numpy.ma.MaskedArray`,
+    so that neither the gap nor a large integer is lost.
     `index` is the caller's row index (frames only), None for 0..rows-1.
+    `texts` names the columns of text (it may name columns that are absent): which type text has in a
+    frame, and which value a gap in it has, is the business of the pandas that makes the frame.
     """
 
     arrays: dict[str | int, Array]
     rows: int
     index: Array | None = None
+    texts: frozenset[str | int] = frozenset()
 
 
 @dataclass(slots=True, eq=False)
@@ -83,8 +90,13 @@ def layout(batch: Batch) -> Hashable | None:
         if batch.index is not None:
             return None
         arrays = batch.arrays
+        kinds: list[Hashable] = [*map(type, arrays.values())]
+        if np.ma.MaskedArray in kinds:
+            # Integers that need pandas' nullable type must not give it to those that do not.
+            masked = [a for a in arrays.values() if isinstance(a, np.ma.MaskedArray)]
+            kinds += [a.dtype.kind == "b" or _is_exact(a) for a in masked]
         # Flat, and the arrays' own objects: this is made for each request. The type tells a masked array.
-        return (Columns, *arrays, *[a.dtype for a in arrays.values()], *map(type, arrays.values()))
+        return (Columns, batch.texts, *arrays, *[a.dtype for a in arrays.values()], *kinds)
     if isinstance(batch, Tensors):
         arrays_ = batch.arrays.values()
         return (Tensors, *batch.arrays, *[a.dtype for a in arrays_], *[a.shape[1:] for a in arrays_])
@@ -99,7 +111,8 @@ def concat(batches: Sequence[Batch]) -> Batch:
     rows = sum(batch.rows or 0 for batch in batches)
     if isinstance(first, Columns):
         tables = [batch for batch in batches if isinstance(batch, Columns)]
-        return Columns({name: _join([t.arrays[name] for t in tables]) for name in first.arrays}, rows)
+        joined = {name: _join([t.arrays[name] for t in tables]) for name in first.arrays}
+        return Columns(joined, rows, None, first.texts)
     if isinstance(first, Tensors):
         tensors = [batch for batch in batches if isinstance(batch, Tensors)]
         return Tensors({name: _join([t.arrays[name] for t in tensors]) for name in first.arrays}, rows)
@@ -117,7 +130,8 @@ def split(batch: Batch, counts: Sequence[int]) -> list[Batch] | None:
         start += count
         if isinstance(batch, Columns):
             arrays = {name: a[part] for name, a in batch.arrays.items()}
-            parts.append(Columns(arrays, count, None if batch.index is None else batch.index[part]))
+            index = None if batch.index is None else batch.index[part]
+            parts.append(Columns(arrays, count, index, batch.texts))
         elif isinstance(batch, Tensors):
             parts.append(Tensors({name: a[part] for name, a in batch.arrays.items()}, count))
         else:
@@ -132,8 +146,22 @@ def nbytes(batch: Batch) -> int:
     return sum(a.nbytes for a in batch.arrays.values())
 
 
-def frame(table: Columns) -> pd.DataFrame:
-    """The table as a pandas frame; gaps in integers and booleans as pandas' nullable types."""
+def is_text(values: Sequence[Any] | Array) -> bool:
+    """Whether a column holds text, perhaps with gaps, and nothing else."""
+    kinds = set(map(type, values))
+    return str in kinds and kinds <= {str, type(None)}
+
+
+def frame(table: Columns, *, gap: float | None = math.nan) -> pd.DataFrame:
+    """The table as this pandas makes it of the same data with `pd.read_csv` and `pd.DataFrame`.
+
+    Text has the type that this pandas gives it: objects in pandas 2, `str` from pandas 3; a gap is NaN.
+    Booleans with gaps are objects, a gap is NaN. Integers with gaps are float64; only those that a double
+    cannot hold exactly are pandas' nullable type. (What was fitted on nullable types takes all of these;
+    what was fitted on these does not take nullable types.) A date is `datetime64[ns]`, its gap NaT; a gap in
+    bytes or nested values is None.
+    With `gap=None` text stays objects, and a gap in text and booleans is None: for what was fitted so.
+    """
     import pandas as pd
 
     index = pd.RangeIndex(table.rows) if table.index is None else pd.Index(table.index)
@@ -142,21 +170,63 @@ def frame(table: Columns) -> pd.DataFrame:
     columns: dict[str | int, Any] = {}
     for name, array in table.arrays.items():
         if isinstance(array, np.ma.MaskedArray):
-            kind = pd.arrays.BooleanArray if array.dtype.kind == "b" else pd.arrays.IntegerArray
-            columns[name] = kind(np.ascontiguousarray(array.data), np.ma.getmaskarray(array).copy())
+            columns[name] = _with_gaps(array, index, gap)
+        elif name in table.texts and gap is not None:
+            columns[name] = _text_series(array, index)
         elif array.dtype.kind == "O":
-            # Left to itself pandas would guess: text becomes its string type, equal numbers an integer
-            # column. The model was trained on objects.
+            # Left to itself pandas would guess again: equal numbers become an integer column.
             columns[name] = pd.Series(array, index=index, dtype=object)
         else:
             columns[name] = array
     return pd.DataFrame(columns, index=index, copy=False)
 
 
-def native(batch: Batch) -> Any:
-    """The batch as models are given it: a pandas frame, an array, a dict of arrays by name, or the value."""
+def _with_gaps(array: Any, index: Any, gap: float | None) -> Any:
+    """Integers or booleans with gaps as pandas makes them."""
+    import pandas as pd
+
+    gaps = np.ma.getmaskarray(array)
+    if array.dtype.kind != "b":
+        if _is_exact(array):
+            return np.where(gaps, np.nan, array.data)
+        return pd.arrays.IntegerArray(np.ascontiguousarray(array.data), gaps.copy())
+    values = array.data.astype(object)
+    values[gaps] = gap
+    return pd.Series(values, index=index, dtype=object)
+
+
+def _is_exact(array: Any) -> bool:
+    """Whether a double holds each of the integers that are there."""
+    present = array.compressed()
+    return not len(present) or (int(present.min()) >= -_EXACT and int(present.max()) <= _EXACT)
+
+
+def _text_series(array: Array, index: Any) -> Any:
+    import pandas as pd
+
+    dtype = _text_dtype()
+    if not isinstance(dtype, np.dtype):
+        return pd.Series(array, index=index, dtype=dtype)
+    gaps = np.array([value is None for value in array], dtype=np.bool_)
+    if gaps.any():
+        array = array.copy()
+        array[gaps] = math.nan
+    return pd.Series(array, index=index, dtype=object)
+
+
+@cache
+def _text_dtype() -> Any:
+    """The type that this pandas, with its options, gives a column of text."""
+    import pandas as pd
+
+    return pd.Series(["text"]).dtype
+
+
+def native(batch: Batch, *, gap: float | None = math.nan) -> Any:
+    """The batch as models are given it: a pandas frame, an array, a dict of arrays by name, or the value.
+    `gap` as in `frame`."""
     if isinstance(batch, Columns):
-        return frame(batch)
+        return frame(batch, gap=gap)
     if isinstance(batch, Tensors):
         return batch.arrays[""] if set(batch.arrays) == {""} else batch.arrays
     return batch.value

@@ -67,7 +67,7 @@ def nested(
     """
     if isinstance(kind, AnyType):
         return value
-    if value is None or (origin == "python" and is_null(value) and kind not in (Scalar.double, Scalar.float)):
+    if value is None or (is_null(value) and kind not in (Scalar.double, Scalar.float)):
         if required:
             faults.add(path, v.NULL, kind, "null")
         return None

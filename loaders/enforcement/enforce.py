@@ -27,10 +27,10 @@ from loaders.enforcement.params import enforce_params
 from loaders.enforcement.scalars import NDArray, Origin, kind_of, quick_cast
 from loaders.enforcement.tables import CsvTable, Table
 from loaders.enforcement.type_hints import hinted
-from loaders.enforcement.untyped import untyped
+from loaders.enforcement.untyped import inferred, text_columns, untyped
 from loaders.enforcement.violations import Faults, InvalidInput, Violation, shown
+from loaders.schema import AnyType, ColSpec, Map, Object, Scalar, TensorSpec
 from loaders.schema import Array as ArrayType
-from loaders.schema import ColSpec, Map, Object, Scalar, TensorSpec
 from loaders.signature import Signature
 
 __all__ = ["CsvTable", "Enforced", "InvalidInput", "Mode", "RawInput", "Violation", "enforce"]
@@ -78,6 +78,8 @@ class _Plan:
     nested: bool
     scalar_only: bool
     doubles: bool
+    texts: frozenset[str | int]
+    inferred: frozenset[str | int]
 
 
 def _plan(signature: Signature) -> _Plan:
@@ -85,15 +87,20 @@ def _plan(signature: Signature) -> _Plan:
     if plan is None:
         inputs: Sequence[ColSpec | TensorSpec] = signature.inputs or ()
         columns = tuple(spec for spec in inputs if isinstance(spec, ColSpec))
+        names: list[str | int] = [i if spec.name is None else spec.name for i, spec in enumerate(columns)]
         plan = _Plan(
             columns,
-            [i if spec.name is None else spec.name for i, spec in enumerate(columns)],
+            names,
             tuple(quick_cast(spec.type) for spec in columns),
             tuple(spec for spec in inputs if isinstance(spec, TensorSpec)),
             bool(inputs) and inputs[0].name is not None,
             any(isinstance(spec.type, ArrayType | Object | Map) for spec in columns),
             all(isinstance(spec.type, Scalar) for spec in columns),
             all(spec.type is Scalar.double for spec in columns) and isinstance(inputs[0].name, str),
+            frozenset(name for name, spec in zip(names, columns, strict=True) if spec.type is Scalar.string),
+            frozenset(
+                name for name, spec in zip(names, columns, strict=True) if isinstance(spec.type, AnyType)
+            ),
         )
         signature.plans["strict"] = plan
     assert isinstance(plan, _Plan)
@@ -248,10 +255,15 @@ def _columns(plan: _Plan, raw: RawInput, faults: Faults, extras: list[Any]) -> C
         if array is None:
             array = _cast(spec, cells, at, table, faults)
         arrays[name if plan.named else names[at]] = array
+    texts = plan.texts
+    if plan.texts and not plan.named:
+        texts = frozenset(names[int(place)] for place in plan.texts)
+    if plan.inferred:
+        texts |= text_columns(arrays, plan.inferred if plan.named else arrays)
     if len(arrays) < len(names):
         known = {str(name) for name in arrays if type(name) is int}
         extras += [name for name in names if name not in arrays and name not in known]
-    return Columns(arrays, table.rows, table.index)
+    return Columns(arrays, table.rows, table.index, texts)
 
 
 def _near(name: str | int, sent: Sequence[str | int], plan: _Plan, faults: Faults) -> str | None:
@@ -269,6 +281,8 @@ def _near(name: str | int, sent: Sequence[str | int], plan: _Plan, faults: Fault
 
 
 def _cast(spec: ColSpec, cells: Any, at: int, table: Table, faults: Faults) -> NDArray:
+    if isinstance(spec.type, AnyType):
+        return inferred(cells)
     if isinstance(cells, np.ndarray):
         whole = partial(table.column, table.names[at])
         return cast_array(cells, spec.type, spec.required, faults, table.cell(at), whole)

@@ -21,6 +21,7 @@ from loaders.batch import Batch, Columns, Tensors
 from loaders.enforcement import violations as v
 from loaders.enforcement.scalars import NDArray, is_null, kind_of, objects
 from loaders.enforcement.tables import CsvTable, frame_index, is_sparse, series_array
+from loaders.enforcement.untyped import text_columns
 from loaders.enforcement.violations import Faults, shown
 from loaders.schema import AnyType, Array, ColSpec, Map, Object, Scalar, TensorSpec, Type, unsized
 
@@ -234,12 +235,14 @@ def _columns(specs: Sequence[ColSpec], data: Any, root: str, extras: list[Any]) 
         column = frame[name]
         if isinstance(spec.type, Scalar):
             cast = _column(column, spec.type, path)
+        elif isinstance(spec.type, AnyType):
+            cast = column
         else:
             cells = [_nested(cell, spec.type, spec.required, path) for cell in column]
             cast = pd.Series(objects(cells), index=frame.index, dtype=object)
         label = int(name) if isinstance(name, np.integer) else name
         arrays[label] = _array(cast)
-    return Columns(arrays, len(frame), frame_index(frame))
+    return Columns(arrays, len(frame), frame_index(frame), text_columns(arrays, arrays))
 
 
 def _array(column: Any) -> NDArray:

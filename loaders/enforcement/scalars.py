@@ -123,7 +123,7 @@ def walked(
     """Value by value: converted, None for null; `why_not_null` says why null may not be, None that it may."""
     result: list[Any] = []
     for i, value in enumerate(values):
-        if value is None or (origin == "python" and is_null(value)):
+        if value is None or (origin != "text" and is_null(value)):
             if why_not_null is not None:
                 faults.add(partial(path, i), why_not_null, expected, "null")
             result.append(None)

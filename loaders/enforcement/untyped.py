@@ -6,17 +6,18 @@ Frames become columns whose dtypes are told from their cells (as pandas tells th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from loaders.batch import Batch, Columns, Tensors, Value, to_nanoseconds
+from loaders.batch import Batch, Columns, Tensors, Value, is_text, to_nanoseconds
 from loaders.enforcement import violations as v
 from loaders.enforcement.scalars import NDArray, objects
 from loaders.enforcement.tables import (
     CsvTable,
     Table,
+    frame_index,
     from_arrow,
     from_csv,
     from_frame,
@@ -50,12 +51,20 @@ def untyped(form: str, data: Any, faults: Faults) -> Batch | None:
 def _columns(table: Table | None) -> Columns | None:
     if table is None:
         return None
-    read = _from_text if table.origin == "text" else _from_cells
+    read = _from_text if table.origin == "text" else inferred
     arrays = {name: read(cells) for name, cells in zip(table.names, table.columns, strict=True)}
-    return Columns(arrays, table.rows, table.index)
+    return Columns(arrays, table.rows, table.index, text_columns(arrays, arrays))
 
 
-def _from_cells(cells: Sequence[Any] | NDArray) -> NDArray:
+def text_columns(arrays: Mapping[str | int, NDArray], among: Iterable[str | int]) -> frozenset[str | int]:
+    """The columns of `among` that hold text, perhaps with gaps, and nothing else."""
+    return frozenset(
+        name for name in among if name in arrays and arrays[name].dtype.kind == "O" and is_text(arrays[name])
+    )
+
+
+def inferred(cells: Sequence[Any] | NDArray) -> NDArray:
+    """The array of a column whose type nothing declares, with the dtype that pandas tells from its cells."""
     if isinstance(cells, np.ndarray):
         if cells.dtype.kind in "US":
             return objects(cells.tolist())
@@ -84,7 +93,9 @@ def _from_text(cells: Any) -> NDArray:
             values = [None if cell is None else read(cell) for cell in cells]
         except ValueError:
             continue
-        return _from_cells(values)
+        if read is _boolean and len(present) < len(cells):
+            return objects([np.nan if value is None else value for value in values])  # as pandas reads it
+        return inferred(values)
     return objects(cells)
 
 
@@ -168,7 +179,8 @@ def _python(data: Any, faults: Faults) -> Batch | None:
         return _columns(from_frame(data, "data", faults))
     if hasattr(data, "iloc"):
         name = data.name if isinstance(data.name, str | int) else 0
-        return Columns({name: _from_cells(series_array(data))}, len(data))
+        arrays = {name: inferred(series_array(data))}
+        return Columns(arrays, len(data), frame_index(data), text_columns(arrays, arrays))
     if hasattr(data, "toarray"):
         data = np.asarray(data.toarray())
     if isinstance(data, np.ndarray) and data.dtype.kind not in "OV":

@@ -7,6 +7,7 @@ is "code" whatever the format.
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 import sys
 import warnings
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from loaders.batch import Batch
     from loaders.package import Package
 
+_MAX_PARTS: Final = 1_000
 _METHODS: Final = ("predict", "predict_proba", "predict_log_proba", "predict_joint_log_proba", "score")
 
 
@@ -98,6 +100,7 @@ class Estimator:
         self.model = model
         self.merges = method != "score"
         self._predict = getattr(model, method)
+        self._gap = None if _knows_none(model) else math.nan
         self._names: list[str] | None = None
         plain = _without_names(model)
         if plain is not None and self.merges:
@@ -113,7 +116,7 @@ class Estimator:
             kinds = {array.dtype for array in arrays if type(array) is np.ndarray}
             if len(kinds) == 1 and arrays[0].dtype.kind in "fi" and set(map(type, arrays)) == {np.ndarray}:
                 return self._predict_array(np.array(arrays).T)  # in memory as pandas has it
-        return self._predict(batches.native(batch))
+        return self._predict(batches.native(batch, gap=self._gap))
 
     def _same_of_arrays(self, names: list[str]) -> bool:
         """Whether some made-up rows get the same answer as an array and as a frame, without a warning."""
@@ -130,6 +133,35 @@ class Estimator:
         if warned or type(of_frame) is not np.ndarray or type(of_array) is not np.ndarray:
             return False
         return of_frame.dtype == of_array.dtype and np.array_equal(of_frame, of_array)
+
+
+def _knows_none(model: Any) -> bool:
+    """Whether something inside was fitted on a frame in which None, and not NaN, stood for a gap: what older
+    pandas makes of records from JSON or a database. To such an encoder NaN is an unknown category."""
+    found = False
+    left: list[Any] = [model]
+    seen: set[int] = set()
+    while left:
+        part = left.pop()
+        if id(part) in seen or len(seen) > _MAX_PARTS:
+            continue
+        seen.add(id(part))
+        if isinstance(part, list | tuple):
+            left += part[:_MAX_PARTS]
+        elif isinstance(part, dict):
+            left += list(part.values())[:_MAX_PARTS]
+        elif isinstance(part, np.ndarray):
+            continue
+        elif hasattr(part, "get_params") and hasattr(part, "__dict__"):
+            fitted = vars(part)
+            categories_ = fitted.get("categories_")
+            for categories in categories_ if isinstance(categories_, list) else ():
+                kinds = {type(one) for one in categories[-2:]}  # gaps come last, None before NaN
+                if float in kinds and categories[-1] != categories[-1]:
+                    return False
+                found = found or type(None) in kinds
+            left += [value for name, value in fitted.items() if not name.startswith("_")]
+    return found
 
 
 def _without_names(model: Any) -> Any | None:

@@ -171,9 +171,8 @@ def _pack(value: Any, body: _Body) -> Any:
         return {_TAG: ["dict", [[_pack_key(key, body), _pack(item, body)] for key, item in value.items()]]}
     if kind is Columns:
         runs = _pack_columns(value.arrays, body)
-        return {
-            _TAG: ["columns", value.rows, runs, None if value.index is None else _pack(value.index, body)]
-        }
+        index = None if value.index is None else _pack(value.index, body)
+        return {_TAG: ["columns", value.rows, runs, index, list(value.texts)]}
     if kind is Tensors:
         return {_TAG: ["tensors", value.rows, [[name, _pack(a, body)] for name, a in value.arrays.items()]]}
     if kind is Value:
@@ -467,7 +466,7 @@ def _objects(cursor: _Cursor, shape: list[int], items: list[Any]) -> Array:
     return array.reshape(shape)
 
 
-def _columns(cursor: _Cursor, rows: int, runs: list[Any], index: Any) -> Columns:
+def _columns(cursor: _Cursor, rows: int, runs: list[Any], index: Any, texts: list[Any]) -> Columns:
     if type(rows) is not int or not 0 <= rows <= MAX_FRAME:
         raise WireError("a table without rows")
     table: dict[str | int, Array] = {}
@@ -481,7 +480,8 @@ def _columns(cursor: _Cursor, rows: int, runs: list[Any], index: Any) -> Columns
         block: Array = np.ndarray(shape, kind, buffer=raw.data) if raw.size else np.empty(shape, kind)
         for name, column in zip(names, block, strict=True):
             table[_name(name, str | int)] = column
-    return Columns(table, rows, None if index is None else _column(_unpack(index, cursor), rows))
+    labels = None if index is None else _column(_unpack(index, cursor), rows)
+    return Columns(table, rows, labels, frozenset(_name(name, str | int) for name in texts))
 
 
 def _column(array: Any, rows: int) -> Array:
