@@ -248,12 +248,15 @@ class Gateway:
                 await asyncio.sleep(MEASURE_INTERVAL)
                 self.manager.remeasure(self._zygotes.bytes)
                 self.manager.retire_idle()
+                self.manager.tend()
                 self._zygotes.tend_orphans()
 
     def _observe(self, prepared: Prepared, what: str, reason: str) -> None:
         """What happened to a version's processes."""
         version = prepared.version
-        if what == "restarted":
+        if what in ("stuck", "moving"):
+            self._emit(events.Stuck(version.name, version.version, reason))
+        elif what == "restarted":
             self._emit(events.Restarted(version.name, version.version))
         else:
             self._emit(events.Crashed(version.name, version.version, what, reason))
@@ -383,6 +386,7 @@ class Gateway:
                 (a.name, a.alias): (None if a.serving is None else a.serving.version, a.diverged)
                 for a in self.aliases
             },
+            stuck=self.manager.stuck,
             disk=lambda: self._disk_bytes,
             registry_age=self.watch.age,
         )

@@ -94,6 +94,15 @@ class Restarted:
 
 
 @dataclass(frozen=True, slots=True)
+class Stuck:
+    """A process of a version lives and does not work; an empty `reason`: it works again."""
+
+    model: str
+    version: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class InputRefused:
     """One request whose input did not fit. `problems`: kinds, not texts that hold data."""
 
@@ -159,6 +168,7 @@ Event: TypeAlias = (
     | PredictionFailed
     | Crashed
     | Restarted
+    | Stuck
     | InputRefused
     | RequestRefused
     | OutputDiffers

@@ -31,6 +31,7 @@ _LEVELS: dict[type, int] = {
     events.OutputDiffers: logging.WARNING,
     events.RegistryFailed: logging.ERROR,
     events.MemoryShort: logging.ERROR,
+    events.Stuck: logging.ERROR,
     events.Warned: logging.WARNING,
 }
 #: What a line may have beside its event, in JSON.
@@ -98,6 +99,10 @@ def sentence(event: Event) -> str:
             return f"a process of {event.model}/{event.version} ended ({event.what}): {event.reason}"
         case events.Restarted():
             return f"a process of {event.model}/{event.version} serves again"
+        case events.Stuck() if not event.reason:
+            return f"the processes of {event.model}/{event.version} work again"
+        case events.Stuck():
+            return f"{event.model}/{event.version} is STUCK: {event.reason}"
         case events.RegistryRead():
             return f"read the registry: {event.models} models"
         case events.RegistryFailed():

@@ -41,6 +41,7 @@ class Sources(TypedDict, total=False):
     memory          bytes by state: `reserved`, `resident`, `closing`, and the limit as `limit_bytes`
     models          (model, version) -> bytes, of every version that is held here
     queue           model -> (requests waiting, requests in flight)
+    stuck           model -> how many of its versions have a process that does not work
     aliases         (model, alias) -> (version in service or None, whether it differs from the desired one)
     disk            bytes of the artifact cache
     registry_age    seconds since the registry was last read, None before the first time
@@ -49,6 +50,7 @@ class Sources(TypedDict, total=False):
     memory: Callable[[], Mapping[str, float | None]]
     models: Callable[[], Mapping[tuple[str, str], float]]
     queue: Callable[[], Mapping[str, tuple[int, int]]]
+    stuck: Callable[[], Mapping[str, int]]
     aliases: Callable[[], Mapping[tuple[str, str], tuple[str | None, bool]]]
     disk: Callable[[], float]
     registry_age: Callable[[], float | None]
@@ -249,6 +251,13 @@ class Metrics:
                 inflight.add_metric([model], running)
             yield waiting
             yield inflight
+        if "stuck" in sources:
+            family = GaugeMetricFamily(
+                "gateway_stuck", "Versions with a process that lives and does not work.", labels=["model"]
+            )
+            for model, count in sources["stuck"]().items():
+                family.add_metric([model], count)
+            yield family
         if "aliases" in sources:
             info = GaugeMetricFamily(
                 "gateway_alias_info", "The version an alias serves.", labels=["model", "alias", "version"]

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from gateway.errors import Detail, Problem
 from gateway.events import Emit, InputRefused, OutputDiffers, PredictionFailed, RequestRefused
 from gateway.names import Reference
-from gateway.runners.base import ModelError, RunnerCrashed, RunnerTimeout
+from gateway.runners.base import ModelError, NoProcess, RunnerCrashed, RunnerTimeout
+from gateway.runners.suspects import Poisoned
 from gateway.serving.admission import Refused
 from gateway.serving.batching import Outcome
 from gateway.serving.servable import Servable, Status
@@ -187,11 +188,27 @@ class Service:
                 "DEADLINE_EXCEEDED", "the caller's deadline passed before the answer came"
             ) from None
         except RunnerTimeout as error:
+            servable.recent.failed("no answer within the operator's timeout")
             raise Problem("DEADLINE_EXCEEDED", str(error)) from None
-        except RunnerCrashed as error:
+        except NoProcess as error:
+            servable.recent.failed(str(error))
+            message = f"{version} cannot answer now: {error}"
+            raise Problem("MODEL_UNAVAILABLE", message, retry_after=error.retry_after) from None
+        except Poisoned as error:
+            servable.recent.failed(str(error))
+            identity = inference.request_id.decode("latin-1")
+            self._emit(PredictionFailed(version.name, version.version, str(error), "", identity))
+            raise Problem(
+                "PREDICTION_FAILED",
+                f"{version} cannot take this input: it ended the model's process each time it ran",
+                hint="do not send it again; the model answers other inputs",
+            ) from None
+        except RunnerCrashed:
+            servable.recent.failed("its process ended in the call")
             message = f"the process of {version} ended while it worked on the request"
-            raise Problem("WORKER_CRASHED", message, retry_after=error.retry_after or 1) from None
+            raise Problem("WORKER_CRASHED", message, retry_after=1) from None
         except ModelError as error:
+            servable.recent.failed(str(error).partition(":")[0])
             identity = inference.request_id.decode("latin-1")
             self._emit(PredictionFailed(version.name, version.version, str(error), error.trace, identity))
             kind = str(error).partition(":")[0]
@@ -200,6 +217,7 @@ class Service:
                 f"{version} raised {kind}",
                 hint="the gateway's log has the text and the traceback, under this request's id",
             ) from None
+        servable.recent.answered(outcome.queue_seconds + outcome.predict_seconds)
         share = servable.options.check_output
         if share and self._chance.random() < share and servable.prepared is not None:
             for problem in servable.prepared.check_output(outcome.result)[:1]:

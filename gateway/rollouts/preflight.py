@@ -18,7 +18,7 @@ from gateway.errors import Problem
 from gateway.registries.base import Model, NotInRegistry, RegistryError
 from gateway.rollouts import policies
 from gateway.rollouts.gates import refusals
-from gateway.runners.base import ModelError, RunnerCrashed, RunnerTimeout
+from gateway.runners.base import FAILURES
 from gateway.runners.placement import Placement
 from gateway.runners.zygote import Zygotes
 from gateway.serving.servable import Servable
@@ -85,7 +85,7 @@ async def _load(new: Version, packages: Packages, settings: Settings) -> None:
         await servable.prepare(packages.get)
         await servable.load(reserve, placement.open, lambda rows, requests: None)
         await servable.close()
-    except (ModelError, RunnerCrashed, RunnerTimeout) as error:
+    except FAILURES as error:
         raise Problem("MODEL_UNAVAILABLE", f"{new} cannot be loaded: {error}") from None
     finally:
         await zygotes.close()

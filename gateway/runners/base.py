@@ -6,7 +6,7 @@ Members satisfy `Runner`; a failure of the model is told apart from a failure of
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
     from loaders.batch import Batch
@@ -23,16 +23,29 @@ class ModelError(Exception):
 
 
 class RunnerCrashed(Exception):
-    """What ran the model ended; the model may be started again, `retry_after` seconds from now at the
-    earliest where that is known."""
+    """The process ended while it worked on the call. `outside`: it was killed with SIGKILL, so the cause may
+    lie outside the model."""
 
-    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+    def __init__(self, message: str, *, outside: bool = False) -> None:
+        super().__init__(message)
+        self.outside = outside
+
+
+class NoProcess(Exception):
+    """No process took the call: none is started any more, or none came within the runner's patience.
+    `retry_after`: seconds."""
+
+    def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after = retry_after
 
 
 class RunnerTimeout(Exception):
     """The operator's timeout passed and the model was stopped."""
+
+
+FAILURES: Final = (ModelError, RunnerCrashed, RunnerTimeout, NoProcess)
+"""What loading and asking a model may raise."""
 
 
 class Runner(Protocol):
@@ -57,6 +70,23 @@ class Runner(Protocol):
     def present_bytes(self) -> int | None:
         """`measured_bytes`, read this moment, of processes that are still loading too."""
 
+    @property
+    def stuck(self) -> str | None:
+        """Why a process of it does not work, though it lives; None while that is not so."""
+
+    @property
+    def spare(self) -> bool | None:
+        """Whether one process more stands by for one that ends; None: there can be none."""
+
+    def start_spare(self) -> None:
+        """Begins to make such a process. Its memory counts in `measured_bytes`."""
+
+    async def drop_spare(self) -> None:
+        """Gives it up; its memory is free when this returns."""
+
+    def tend(self) -> None:
+        """Looks after its processes; to be called about once a second."""
+
     def stop(self, reason: str) -> None:
         """Ends the model's processes at once, as a crash does; nothing where there are none."""
 
@@ -64,11 +94,11 @@ class Runner(Protocol):
         """What an operator sees of it, JSON-ready."""
 
     async def start(self) -> None:
-        """Loads the model. Raises ModelError, RunnerCrashed, RunnerTimeout."""
+        """Loads the model. Raises one of `FAILURES`."""
 
     async def predict(self, batch: Batch | Framed, params: Mapping[str, Any]) -> Batch:
-        """Asks it. A framed batch holds its params. Several calls may be under way. Raises ModelError,
-        RunnerCrashed, RunnerTimeout."""
+        """Asks it. A framed batch holds its params. Several calls may be under way. Raises one of
+        `FAILURES`."""
 
     async def close(self) -> None:
         """Frees it: when this returns, its bytes are free or never will be."""

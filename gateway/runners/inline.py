@@ -67,6 +67,23 @@ class InlineRunner:
     def present_bytes(self) -> int | None:
         return None
 
+    @property
+    def stuck(self) -> str | None:
+        return None
+
+    @property
+    def spare(self) -> bool | None:
+        return None
+
+    def start_spare(self) -> None:
+        """There are no processes."""
+
+    async def drop_spare(self) -> None:
+        """There are no processes."""
+
+    def tend(self) -> None:
+        """There are no processes."""
+
     def stop(self, reason: str) -> None:
         """A thread cannot be stopped."""
 

@@ -1,8 +1,10 @@
 """A model in processes of its own: a pool of 1..N, each answering one call at a time.
 
-A process that ends takes with it the calls it was answering, and nothing else; another takes its place,
-at once the first time, later each further time, and not at all after too many. The operator's timeout and
-memory limit end a process as well. All on the event loop, without threads.
+A process that ends fails the call it was answering, and no other: calls that no process has taken yet wait
+for the next one. It comes at once the first time, later each further time, and not at all after too many (see
+`restarts`). A model that is asked all the time may have a spare process, loaded and idle, that takes over at
+once. The operator's timeout and memory limit end a process as well. Everything runs on the event loop,
+without threads.
 """
 
 from __future__ import annotations
@@ -15,11 +17,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway.runners import environments
-from gateway.runners.base import ModelError, RunnerCrashed
+from gateway.runners.base import ModelError, NoProcess, RunnerCrashed
 from gateway.runners.confinement import Confinement
 from gateway.runners.environments import Environment
 from gateway.runners.memory import resident
 from gateway.runners.restarts import Policy, Restarts
+from gateway.runners.suspects import digest
 from gateway.runners.worker import Worker, model_error
 from loaders.batch import Columns, Tensors, Value
 from loaders.worker import wire
@@ -32,13 +35,15 @@ if TYPE_CHECKING:
 
 Observe = Callable[[str, str], None]
 """Told what happened to a model's processes: (what, reason). What: crashed, timeout, recycled, stopped,
-restarted, quarantined."""
+restarted, quarantined, stuck, moving (a stuck one works again)."""
 
 _ENCODE_ON_LOOP: Final = 20_000
 _MEMORY_INTERVAL: Final = 0.2
 _FAR_OVER: Final = 1.5
 _MEASURE_INTERVAL: Final = 1.0
 _WARMING: Final = 16
+#: How long a call waits for a process, in seconds, before its caller is told to come back.
+_PATIENCE: Final = 30.0
 
 _LOG: Final = logging.getLogger("gateway.models")
 
@@ -73,6 +78,7 @@ class ProcessRunner:
         sink: Sink | None = None,
         observe: Observe = lambda what, reason: None,
         environ: Mapping[str, str] = os.environ,
+        placement: str = "",
     ) -> None:
         self._zygotes = zygotes
         self._environment = environment or Environment(
@@ -85,6 +91,7 @@ class ProcessRunner:
         self._restarts = Restarts(restarts)
         self._sink = sink or _logged(name, version)
         self._observe = observe
+        self._placement = placement
         self._path = str(package.path)
         self._load = {
             "package": package.to_json(),
@@ -103,6 +110,12 @@ class ProcessRunner:
         self._quarantine: str | None = None
         self._retry_at = 0.0
         self._merges = False
+        self._spare: Worker | None = None
+        self._spare_starting: asyncio.Task[None] | None = None
+        self._stuck: str | None = None
+        #: Calls that came back, and how many of them had when a process last ended.
+        self._replies = 0
+        self._replies_at_end = 0
         self._confined: dict[str, str] = {}
         self._load_peak = 0
         self._measured: int | None = None
@@ -131,6 +144,14 @@ class ProcessRunner:
         return self._quarantine
 
     @property
+    def stuck(self) -> str | None:
+        return self._stuck
+
+    @property
+    def spare(self) -> bool:
+        return self._spare is not None or self._spare_starting is not None
+
+    @property
     def load_peak(self) -> int:
         """The most private bytes that one process took while it loaded."""
         return self._load_peak
@@ -157,7 +178,18 @@ class ProcessRunner:
         """What an operator sees of it: JSON-ready."""
         return {
             "isolation": "process",
-            "processes": [{"pid": w.pid, "busy": w.busy, "bytes": w.memory().private} for w in self._workers],
+            "placement": self._placement,
+            "processes": [
+                {
+                    "pid": w.pid,
+                    "busy": w.busy,
+                    "bytes": w.memory().private,
+                    "spare": w is self._spare,
+                    "stuck": w.pulse.stuck,
+                }
+                for w in self._workers
+            ],
+            "stuck": self._stuck,
             "start": self._environment.start,
             "crashes": self._restarts.crashes,
             "quarantined": self._quarantine,
@@ -185,7 +217,12 @@ class ProcessRunner:
         while self._idle and self._idle[0].gone:
             self._idle.popleft()  # it ended a moment ago and is not buried yet
         worker = self._idle.popleft() if self._idle else await self._free_worker()
-        reply = await worker.ask(pieces, self._timeout)
+        worker.call = message
+        try:
+            reply = await worker.ask(pieces, self._timeout)
+        finally:
+            worker.call = None
+        self._replies += 1
         if reply["op"] == "error":
             raise self._without_path(model_error(reply))
         answer = reply.get("batch")
@@ -199,13 +236,59 @@ class ProcessRunner:
         for worker in list(self._workers):
             worker.kill(RunnerCrashed(reason))
 
+    def tend(self) -> None:
+        """Looks whether its processes work; ends one that stands still for good."""
+        now = asyncio.get_running_loop().time()
+        found = None
+        for worker in self._workers:
+            if worker.gone or not worker.pid:
+                continue
+            if worker.feel(now):
+                worker.kill(RunnerCrashed(f"{worker.pulse.stuck}, and was ended"))
+            found = found or (worker.pulse.stuck and f"process {worker.pid}: {worker.pulse.stuck}")
+        if (found is None) != (self._stuck is None):
+            self._observe("moving" if found is None else "stuck", found or "")
+        self._stuck = found
+
+    def start_spare(self) -> None:
+        if self.spare or self._closed or self._quarantine is not None:
+            return
+        task = self._spare_starting = asyncio.ensure_future(self._make_spare())
+        self._starting.add(task)
+        task.add_done_callback(self._spare_started)
+
+    async def _make_spare(self) -> None:
+        worker = await self._start_worker(spare=True)
+        if len(self._workers) > self._processes and not worker.gone:
+            self._spare = worker
+        else:
+            self._release(worker)  # one ended meanwhile
+
+    def _spare_started(self, task: asyncio.Task[None]) -> None:
+        self._starting.discard(task)
+        self._spare_starting = None
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # The next process that ends is replaced in the ordinary way.
+            _LOG.debug("no spare process was made: %s", error)
+
+    async def drop_spare(self) -> None:
+        if self._spare_starting is not None:
+            self._spare_starting.cancel()
+            await asyncio.wait({self._spare_starting})
+        worker, self._spare = self._spare, None
+        if worker is not None and worker in self._workers:
+            await worker.close()
+            if worker in self._workers:
+                self._workers.remove(worker)
+        self._measured = None
+
     async def close(self) -> None:
         self._closed = True
         if self._watch is not None:
             self._watch.cancel()
         for task in self._starting:
             task.cancel()
-        self._refuse_waiting(RunnerCrashed("the model was unloaded"))
+        self._refuse_waiting(NoProcess("the model was unloaded"))
         workers, self._workers = self._workers, []
         self._idle.clear()
         await asyncio.gather(*self._starting, return_exceptions=True)
@@ -217,21 +300,27 @@ class ProcessRunner:
         self._refuse_if_none_comes()
         waiter: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
         self._waiting.append(waiter)
+        patience = asyncio.get_running_loop().call_later(_PATIENCE, self._lose_patience, waiter)
         try:
             return await waiter
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
                 self._release(waiter.result())  # it was given one in the same moment
             raise
+        finally:
+            patience.cancel()
 
     def _refuse_if_none_comes(self) -> None:
         if self._closed:
-            raise RunnerCrashed("the model was unloaded")
+            raise NoProcess("the model was unloaded")
         if self._quarantine is not None:
-            raise RunnerCrashed(self._quarantine)
-        wait = self._retry_at - asyncio.get_running_loop().time()
-        if not self._workers and wait > 0:
-            raise RunnerCrashed("the model's process ended and is started again", retry_after=wait)
+            raise NoProcess(self._quarantine)
+
+    def _lose_patience(self, waiter: asyncio.Future[Worker]) -> None:
+        """Only where no process is there to come back from a call: those are under the operator's timeout."""
+        if not waiter.done() and not any(worker.loaded for worker in self._workers):
+            wait = max(1.0, self._retry_at - asyncio.get_running_loop().time())
+            waiter.set_exception(NoProcess("its process ended and is being started again", retry_after=wait))
 
     def _release(self, worker: Worker) -> None:
         if worker.gone or self._closed:
@@ -246,13 +335,13 @@ class ProcessRunner:
                 return
         self._idle.append(worker)
 
-    def _refuse_waiting(self, error: RunnerCrashed) -> None:
+    def _refuse_waiting(self, error: NoProcess) -> None:
         while self._waiting:
             waiter = self._waiting.popleft()
             if not waiter.done():
                 waiter.set_exception(error)
 
-    async def _start_worker(self) -> None:
+    async def _start_worker(self, *, spare: bool = False) -> Worker:
         worker = Worker(self._zygotes, self._environment, self._sink, idle=self._release, ended=self._lost)
         self._workers.append(worker)
         try:
@@ -267,7 +356,9 @@ class ProcessRunner:
         self._merges = bool(worker.loaded["merges"])
         self._confined = worker.loaded["confinement"]
         self._load_peak = max(self._load_peak, worker.load_peak)
-        self._release(worker)
+        if not spare:
+            self._release(worker)
+        return worker
 
     def _lost(self, worker: Worker, reason: str) -> None:
         """A process is gone that had loaded; one that had not is the affair of whoever starts it."""
@@ -280,22 +371,30 @@ class ProcessRunner:
             return
         timeout = worker.timed_out
         self._observe("timeout" if timeout else "crashed", reason)
-        self._again(reason, crashed=not timeout)
+        if worker is self._spare:
+            self._spare = None  # the next tick may make another
+            return
+        call = worker.call
+        suspect = None if call is None else digest(call["batch"], call["params"]) or None
+        self._again(reason, crashed=not timeout, suspect=suspect)
 
-    def _again(self, reason: str, *, crashed: bool) -> None:
+    def _again(self, reason: str, *, crashed: bool, suspect: bytes | None = None) -> None:
         loop = asyncio.get_running_loop()
-        delay = self._restarts.ended(loop.time(), crashed=crashed)
+        answered, self._replies_at_end = self._replies > self._replies_at_end, self._replies
+        delay = self._restarts.ended(loop.time(), crashed=crashed, suspect=suspect, answered=answered)
         if delay is None:
             self._quarantine = (
                 f"the model is in quarantine, its process ended too often; the last time: {reason}"
             )
             self._observe("quarantined", reason)
-            self._refuse_waiting(RunnerCrashed(self._quarantine))
+            self._refuse_waiting(NoProcess(self._quarantine))
             return
-        if delay > 0:
-            self._retry_at = loop.time() + delay
-            if not self._workers:
-                self._refuse_waiting(RunnerCrashed(reason, retry_after=delay))
+        spare, self._spare = self._spare, None
+        if spare is not None and not spare.gone:
+            self._observe("restarted", "")
+            self._release(spare)
+            return
+        self._retry_at = loop.time() + delay
         self._begin(delay)
 
     def _begin(self, delay: float) -> None:
@@ -307,6 +406,8 @@ class ProcessRunner:
         await asyncio.sleep(delay)
         if self._quarantine is not None:
             return
+        if sum(worker is not self._spare for worker in self._workers) >= self._processes:
+            return  # a spare one took the place
         try:
             await self._start_worker()
         except Exception as error:  # noqa: BLE001 - whatever it was: without another try no process comes

@@ -1,24 +1,39 @@
-"""When a process that ended may be started again, and when not any more. A pure decision: the time and
-the chance are arguments.
+"""When a process that ended may be started again, and when it must not be. A pure decision: the time and the
+chance are arguments.
+
+Counts the ends since the model last answered. A model that answers between its ends is not broken: somebody
+kills it, or single inputs do, and it starts again at once. One that ends again and again without an answer
+waits longer each time. It goes into quarantine when enough ends have different causes: the same input over
+and over says something of that input, not of the model.
 """
 
 from __future__ import annotations
 
 import random
 from collections import deque
+from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The first restart within `window` seconds is immediate; the second waits `base` seconds, each further
-    one twice as long, at most `longest`. `crashes` of them within the window end it: quarantine."""
+    """The first restart is immediate; the second waits `base` seconds, each further one twice as long, at
+    most `longest`. Quarantine: `crashes` ends within `window` seconds, of at least `suspects` different
+    inputs; an end outside a call counts as an input of its own."""
 
     window: float = 60.0
     base: float = 0.5
     longest: float = 30.0
     crashes: int = 5
+    suspects: int = 3
     jitter: float = 0.2
+
+
+class _End(NamedTuple):
+    at: float
+    crashed: bool
+    suspect: Hashable
 
 
 class Restarts:
@@ -27,20 +42,26 @@ class Restarts:
     def __init__(self, policy: Policy | None = None, chance: random.Random | None = None) -> None:
         self._policy = policy or Policy()
         self._chance = chance or random.Random()
-        self._ends: deque[tuple[float, bool]] = deque()
+        self._ends: deque[_End] = deque()
         self.crashes = 0
 
-    def ended(self, now: float, *, crashed: bool) -> float | None:
+    def ended(
+        self, now: float, *, crashed: bool, suspect: Hashable | None = None, answered: bool = False
+    ) -> float | None:
         """A process ended at `now` (any clock, seconds). How long to wait before the next; None: quarantine.
 
-        Ends that are not crashes (the operator's timeout) delay the next start but never quarantine.
+        `suspect`: the input it was working on; `answered`: the model has answered since the last end. Ends
+        that are not crashes (the operator's timeout) delay the next start but never quarantine.
         """
         policy = self._policy
-        self._ends.append((now, crashed))
         self.crashes += crashed
-        while self._ends and now - self._ends[0][0] > policy.window:
+        if answered:
+            self._ends.clear()
+        self._ends.append(_End(now, crashed, object() if suspect is None else suspect))
+        while now - self._ends[0].at > policy.window:
             self._ends.popleft()
-        if sum(was for _, was in self._ends) >= policy.crashes:
+        crashes = [end for end in self._ends if end.crashed]
+        if len(crashes) >= policy.crashes and len({end.suspect for end in crashes}) >= policy.suspects:
             return None
         if len(self._ends) == 1:
             return 0.0

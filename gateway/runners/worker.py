@@ -19,6 +19,7 @@ from gateway.runners.base import ModelError, RunnerCrashed, RunnerTimeout
 from gateway.runners.environments import Environment
 from gateway.runners.memory import Footprint, Memory, peak
 from gateway.runners.output import Output, Sink
+from gateway.runners.pulse import Pulse, of_session, read
 from gateway.runners.zygote import Child, ZygoteGone, Zygotes
 from loaders.worker import wire
 
@@ -57,6 +58,9 @@ class Worker:
         self._deadline: asyncio.TimerHandle | None = None
         self._verdict: Exception | None = None
         self._burial: asyncio.Task[None] | None = None
+        #: What it was asked, while somebody waits for it.
+        self.call: dict[str, Any] | None = None
+        self.pulse = Pulse()
         self.loaded: dict[str, Any] = {}
         self.load_peak = 0
         self.retiring = False
@@ -85,6 +89,14 @@ class Worker:
     def memory(self) -> Memory:
         """What its process takes now; zeros before it could say."""
         return Memory() if self._footprint is None else self._footprint.read()
+
+    def feel(self, now: float) -> bool:
+        """Looks whether the process works; the result stands in `pulse`. True: it stands still for good."""
+        sign = read(self.pid)
+        if sign is None:
+            return False
+        call = self.answers if self.busy else None
+        return self.pulse.look(now, sign, call, lambda: of_session(self.pid))
 
     async def start(self, load: Mapping[str, Any], timeout: float | None) -> None:
         """Makes the process and has it load. Raises ModelError, RunnerCrashed, RunnerTimeout; the process
@@ -286,7 +298,7 @@ class Worker:
         if self._sock is not None:
             self._loop.remove_reader(self._sock)
             self._loop.remove_writer(self._sock)
-        said = "ended"
+        said, code = "ended", None
         if child is not None:
             self._loop.remove_reader(child.handle)
             code = await _status(child, _LAST_WORD) if self._verdict is None else None
@@ -296,7 +308,8 @@ class Worker:
                     said = "closed its connection and was stopped"
             else:
                 said = _described(code)
-        verdict = self._verdict or RunnerCrashed(f"the model process {said}")
+        outside = code == -signal.SIGKILL
+        verdict = self._verdict or RunnerCrashed(f"the model process {said}", outside=outside)
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(verdict)
             self._answer.exception()  # seen, also where nobody waits any more

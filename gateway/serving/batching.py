@@ -3,7 +3,8 @@
 *Batch while busy, and per tick.* An idle model runs at once; whatever else arrived in the same turn of
 the loop, or while the model was busy, goes together in the next call. There is no timer, so batching
 never adds latency. Requests merge only if their layouts and params are equal and the model allows it;
-a merged call that fails is run again request by request, so that a poisoned member fails alone.
+a merged call that fails is run again request by request, so that a poisoned member fails alone. A call whose
+process ended runs again too: whether the input or something else ended it, `Suspects` finds out.
 
 Knows batches and futures; nothing of models, processes or protocols.
 """
@@ -12,14 +13,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Hashable, Mapping
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 
 from gateway.runners.base import RunnerCrashed
+from gateway.runners.suspects import Poisoned, Suspects, digest
 from gateway.serving.admission import Admission
 from loaders.batch import Batch, Columns, Tensors, concat, layout, split
 from loaders.worker.wire import Framed
@@ -28,8 +30,6 @@ from loaders.worker.wire import Framed
 Asked: TypeAlias = "Batch | Framed"
 Run = Callable[[Asked, Mapping[str, Any]], Awaitable[Batch]]
 DEFAULT_MAX_ROWS = 1024
-#: The longest wait for a new process on behalf of a request whose neighbour ended the old one, in seconds.
-LONGEST_RETRY = 2.0
 
 
 class Outcome(NamedTuple):
@@ -70,6 +70,7 @@ class Batcher:
         self._max_rows = max_rows
         self._admission = admission or Admission(1000, slots)
         self._dispatched = dispatched
+        self._suspects = Suspects()
         self._queue: deque[Member] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._scheduled = False
@@ -178,28 +179,13 @@ class Batcher:
         queue.extendleft(reversed(stay))
         return members
 
-    async def _call_alone(self, member: Member) -> None:
-        """One member of a call that failed. If another one's fault has just ended the process, it waits for
-        the next process: it has not had its turn yet."""
-        if member.future.done():
-            return
-        trial = replace(member, future=self._loop.create_future())
-        await self._call([trial])
-        pause = _retry_pause(trial.future)
-        if pause is not None:
-            await asyncio.sleep(pause)
-            trial = replace(member, future=self._loop.create_future())
-            await self._call([trial])
-        error = trial.future.exception()
-        if member.future.done():
-            return
-        if error is None:
-            member.future.set_result(trial.future.result())
-        else:
-            member.future.set_exception(error)
-
-    async def _call(self, members: Sequence[Member]) -> bool:
+    async def _call(self, members: list[Member]) -> bool:
         """Whether the model answered all of them together."""
+        digests: list[bytes] = []
+        if self._suspects:
+            members, digests = self._without_poison(members)
+            if not members:
+                return False
         started = perf_counter()
         try:
             self._dispatched(len(members), sum(member.rows for member in members))
@@ -207,18 +193,25 @@ class Batcher:
             joined = asked[0] if len(asked) == 1 else concat(cast("list[Batch]", asked))
             result = await self._run(joined, members[0].params)
             parts = [result] if len(members) == 1 else split(result, [m.rows for m in members])
+        except RunnerCrashed as error:
+            # None of them is known to be guilty: each runs once more by itself.
+            digests = digests or [digest(member.batch, member.params) for member in members]
+            self._suspects.ended(digests, self._loop.time(), outside=error.outside)
+            parts = None
         except Exception as error:  # noqa: BLE001 - whatever the model or its runner raised is the callers' to see
             if len(members) == 1:
-                if not members[0].future.done():
-                    members[0].future.set_exception(error)
+                _refuse(members[0], error)
                 return False
             parts = None
         if parts is None:
             # Either one of them made the call fail, or the answer has not one row for each of theirs:
-            # each runs once more by itself, so that nobody pays for another.
+            # each runs once more by itself, so that no caller pays for another.
             for member in members:
-                await self._call_alone(member)
+                if not member.future.done():
+                    await self._call([member])
             return False
+        if digests:
+            self._suspects.answered(digests)
         seconds = perf_counter() - started
         self._admission.finished(len(members), seconds)
         for member, part in zip(members, parts, strict=True):
@@ -226,15 +219,20 @@ class Batcher:
                 member.future.set_result(Outcome(part, started - member.arrived, seconds))
         return True
 
+    def _without_poison(self, members: list[Member]) -> tuple[list[Member], list[bytes]]:
+        """Those that may run, with their digests; the others hear why they may not."""
+        now = self._loop.time()
+        told = [(member, digest(member.batch, member.params)) for member in members]
+        healthy = [(member, value) for member, value in told if not self._suspects.is_poison(value, now)]
+        for member, value in told:
+            if (member, value) not in healthy:
+                _refuse(member, Poisoned("the same input ended its process each time it ran"))
+        return [member for member, _ in healthy], [value for _, value in healthy]
 
-def _retry_pause(future: asyncio.Future[Outcome]) -> float | None:
-    """How long to wait for a process that is being started again, None where that is not what failed."""
-    error = future.exception() if future.done() and not future.cancelled() else None
-    return (
-        min(error.retry_after, LONGEST_RETRY)
-        if isinstance(error, RunnerCrashed) and error.retry_after
-        else None
-    )
+
+def _refuse(member: Member, error: Exception) -> None:
+    if not member.future.done():
+        member.future.set_exception(error)
 
 
 def repeated(batch: Batch, times: int) -> Batch | None:

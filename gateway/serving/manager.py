@@ -19,7 +19,7 @@ from cachetools import TLRUCache
 
 from gateway.errors import Problem, pathless
 from gateway.events import Dispatched, Emit, Loaded, LoadFailed, Unloaded, Warned
-from gateway.runners.base import ModelError, Runner, RunnerCrashed, RunnerTimeout
+from gateway.runners.base import FAILURES, Runner
 from gateway.serving.governor import Reading
 from gateway.serving.ledger import Ledger
 from gateway.serving.servable import Options, Phase, Servable, Status, Step
@@ -37,6 +37,8 @@ FORGET_AFTER = 600.0
 LONGEST_SLOT = 10.0
 #: How long, in seconds, a load may go on after the gateway was told to stop.
 STOP_GRACE = 5.0
+#: A model with so many requests per second is hot: a spare process is made ahead, where there is room.
+HOT = 10.0
 #: How many evictions are kept for `status`.
 EVICTIONS_KEPT = 50
 
@@ -131,6 +133,8 @@ class Manager:
         self._servables: dict[Version, Servable] = {}
         self._leaving: set[Servable] = set()
         self._served: set[Version] = set()
+        #: Those whose spare process is being given up.
+        self._spares: set[Servable] = set()
         self._loads: dict[Servable, asyncio.Task[None]] = {}
         self._grants: dict[Servable, asyncio.Future[None]] = {}
         self._closing: set[asyncio.Task[None]] = set()
@@ -282,7 +286,7 @@ class Manager:
         except Problem as problem:
             self._fail(servable, problem, self._clock() - started)
             return
-        except (ModelError, RunnerCrashed, RunnerTimeout) as error:
+        except FAILURES as error:
             phase = "on its own example" if servable.phase is Phase.WARMING else "when it was loaded"
             failed = Problem("MODEL_UNAVAILABLE", f"{version} failed {phase}: {pathless(str(error))}")
             self._fail(servable, failed, self._clock() - started, getattr(error, "trace", ""))
@@ -359,6 +363,8 @@ class Manager:
                 limit = f"the limit of all models is {_mega(self.ledger.limit)} MB"
                 message = f"{key.version} needs {_mega(wanted)} MB of memory; {limit}"
                 self._answer_grant(key, Problem("CAPACITY_EXCEEDED", message, retry_after=60))
+            if (plan.evict or plan.drain) and self._drop_spares():
+                return  # what they hold comes first; it is planned again when they are gone
             leaving = plan.evict + plan.drain
             asking = (
                 "the processes that models are forked from" if plan.asking is None else plan.asking.version
@@ -409,6 +415,67 @@ class Manager:
                 if servable in self.ledger and self.ledger.waits(servable):
                     self.ledger.withdraw(servable)
         self._carry_out_plan()
+
+    # Processes.
+
+    def tend(self) -> None:
+        """Looks after the processes of all models; to be called about once a second."""
+        for servable in self:
+            if servable.runner is not None:
+                servable.runner.tend()
+        for servable in list(self._servables.values()):
+            runner = servable.runner
+            if servable.status is not Status.READY or runner is None or runner.spare is None:
+                continue
+            hot = servable.recent.rate() >= HOT
+            if hot and not runner.spare:
+                self._make_spare(servable, runner)
+            elif runner.spare and not hot:
+                self._drop_spare(servable, runner)
+
+    def stuck(self) -> dict[str, int]:
+        """By model: how many of its versions have a process that does not work, zeros included."""
+        found: dict[str, int] = {}
+        for servable in self:
+            is_stuck = servable.runner is not None and servable.runner.stuck is not None
+            found[servable.version.name] = found.get(servable.version.name, 0) + is_stuck
+        return found
+
+    def _make_spare(self, servable: Servable, runner: Runner) -> None:
+        """Only where its memory is free twice over, and no load waits: nothing is evicted for a spare."""
+        account = self.ledger[servable]
+        more = account.bytes // runner.slots
+        free = self.ledger.limit - self.ledger.accounted
+        if self.ledger.waiting or servable in self._grants or servable in self._spares or free < 2 * more:
+            return
+        if not self.ledger.ask(servable, account.bytes + more):
+            self.ledger.grant(servable)
+        runner.start_spare()
+
+    def _drop_spare(self, servable: Servable, runner: Runner) -> None:
+        async def drop() -> None:
+            try:
+                await runner.drop_spare()
+            finally:
+                self._spares.discard(servable)
+                measured = runner.measured_bytes
+                if servable in self.ledger and measured is not None:
+                    self.ledger.shrink(servable, measured)
+                self._carry_out_plan()
+
+        if servable in self._spares:
+            return
+        self._spares.add(servable)
+        task = asyncio.get_running_loop().create_task(drop())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    def _drop_spares(self) -> bool:
+        """Gives up every spare process; whether there were any, or some are just going."""
+        for servable in self._servables.values():
+            if servable.status is Status.READY and servable.runner is not None and servable.runner.spare:
+                self._drop_spare(servable, servable.runner)
+        return bool(self._spares)
 
     def readings(self) -> list[Reading]:
         """What every model in processes takes now, beside what it was granted."""

@@ -56,6 +56,12 @@ class Recent:
         slot.errors += 1
         self.last_error = self._wall(), kind
 
+    def rate(self) -> float:
+        """Requests per second over the last full slot and the present one."""
+        number = int(self._clock() // SLOT_SECONDS)
+        requests = sum(slot.requests for slot in self._slots[-2:] if slot.number >= number - 1)
+        return requests / (SLOT_SECONDS + self._clock() % SLOT_SECONDS)
+
     def view(self) -> dict[str, Any]:
         """JSON-ready. `p99_seconds` is None below `FEWEST` answers; `error_rate` is None without requests."""
         now = self._clock()

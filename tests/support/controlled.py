@@ -54,6 +54,7 @@ class Behaviour:
     starts: int = 0
     closes: int = 0
     stops: int = 0
+    tended: int = 0
     calls: list[int] = field(default_factory=list)
 
 
@@ -68,9 +69,20 @@ class ControlledRunner:
         self.merges = behaviour.merges
         self.measured_bytes = behaviour.measured
         self.load_peak = 0
+        self.stuck: str | None = None
+        self.spare: bool | None = None
 
     def present_bytes(self) -> int | None:
         return self.measured_bytes
+
+    def start_spare(self) -> None:
+        self.spare = True
+
+    async def drop_spare(self) -> None:
+        self.spare = False
+
+    def tend(self) -> None:
+        self._behaviour.tended += 1
 
     def stop(self, reason: str) -> None:
         self._behaviour.stops += 1

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from gateway.runners.base import ModelError, RunnerCrashed, RunnerTimeout
+from gateway.runners.base import ModelError, NoProcess, RunnerCrashed, RunnerTimeout
 from gateway.runners.confinement import Confinement
 from gateway.runners.restarts import Policy
 from loaders.batch import Batch, Columns, Opaque, Tensors, Value
@@ -414,7 +414,7 @@ def test_close_ends_a_hanging_process_within_its_bound(tmp_path: Path) -> None:
         for call in calls:
             with pytest.raises(RunnerCrashed, match="unloaded"):
                 await call
-        with pytest.raises(RunnerCrashed, match="unloaded"):
+        with pytest.raises(NoProcess, match="unloaded"):
             await runners[0].predict(ONE, {})
 
     run(tmp_path / "tmp", work)

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gateway.runners.base import RunnerCrashed
+from gateway.runners.base import NoProcess, RunnerCrashed
+from gateway.runners.suspects import Poisoned
 from gateway.serving.admission import Admission, Refused
-from gateway.serving.batching import Batcher, agree, repeated
+from gateway.serving.batching import Batcher, Outcome, agree, repeated
 from loaders.batch import Batch, Columns, Tensors, Value
 from tests.support.controlled import run, turns
 
@@ -62,7 +63,7 @@ def test_promise_9_what_arrives_in_one_turn_goes_in_one_call() -> None:
 def test_calls_that_fail_at_once_leave_the_loop_its_turns() -> None:
     async def main() -> None:
         async def model(batch: Batch, params: Mapping[str, Any]) -> Batch:
-            raise RunnerCrashed("it is started again")
+            raise NoProcess("it is started again")
 
         batcher = Batcher(model, merges=False)
         futures = [batcher.submit(rows(float(n)), {}) for n in range(50)]
@@ -71,7 +72,72 @@ def test_calls_that_fail_at_once_leave_the_loop_its_turns() -> None:
             await asyncio.sleep(0)
             others += 1
         assert others >= len(futures)
-        assert all(isinstance(future.exception(), RunnerCrashed) for future in futures)
+        assert all(isinstance(future.exception(), NoProcess) for future in futures)
+
+    run(main)
+
+
+class Mortal:
+    """A process that each input above 99 ends; `kills`: somebody ends that many calls besides."""
+
+    def __init__(self, kills: int = 0) -> None:
+        self.kills = kills
+        self.ends = 0
+        self.calls = 0
+
+    async def __call__(self, batch: Batch, params: Mapping[str, Any]) -> Batch:
+        self.calls += 1
+        await asyncio.sleep(0)
+        assert isinstance(batch, Columns)
+        if self.kills or max(batch.arrays["x"]) > 99:
+            self.ends += 1
+            outside, self.kills = bool(self.kills), max(0, self.kills - 1)
+            raise RunnerCrashed("it ended", outside=outside)
+        return batch
+
+
+@pytest.mark.parametrize("merges", [True, False])
+def test_a_killed_process_costs_no_request(merges: bool) -> None:
+    async def main() -> None:
+        model = Mortal(kills=1)
+        batcher = Batcher(model, merges=merges)
+        futures = [batcher.submit(rows(float(n)), {}) for n in range(5)]
+        outcomes = await asyncio.gather(*futures)
+        assert [outcome.result.arrays["x"][0] for outcome in outcomes] == [0, 1, 2, 3, 4]
+        assert model.ends == 1
+
+    run(main)
+
+
+@pytest.mark.parametrize("merges", [True, False])
+def test_promise_9_a_poisoned_input_ends_two_processes_and_fails_alone(merges: bool) -> None:
+    async def main() -> None:
+        model = Mortal()
+        batcher = Batcher(model, merges=merges)
+        values = [1.0, 100.0, 3.0]
+        results = await asyncio.gather(
+            *(batcher.submit(rows(value), {}) for value in values), return_exceptions=True
+        )
+        assert isinstance(results[1], Poisoned)
+        assert [r.result.arrays["x"][0] for r in (results[0], results[2]) if isinstance(r, Outcome)] == [1, 3]
+        assert model.ends == 2
+        calls = model.calls
+        with pytest.raises(Poisoned):
+            await batcher.submit(rows(100.0), {})
+        assert model.calls == calls, "it is not tried again"
+        await batcher.submit(rows(5.0), {})
+
+    run(main)
+
+
+def test_a_body_that_all_callers_send_is_not_poison_because_somebody_kills() -> None:
+    async def main() -> None:
+        model = Mortal()
+        batcher = Batcher(model, merges=False)
+        for _ in range(5):
+            model.kills = 1
+            await batcher.submit(rows(1.0), {})
+        assert model.ends == 5
 
     run(main)
 

@@ -459,3 +459,47 @@ def test_a_load_that_hangs_does_not_hold_up_the_end(tmp_path: Path, monkeypatch:
         await bench.manager.close()
 
     run(main)
+
+
+def test_a_hot_model_has_a_spare_process_where_there_is_room_and_gives_it_up(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path, limit=45 * MB)
+        lease = bench.manager.lease(version())
+        servable = await bench.manager.ready(lease)
+        runner = servable.runner
+        assert runner is not None
+        runner.spare = False  # type: ignore[misc]
+        bench.manager.tend()
+        assert not runner.spare, "it is not hot"
+        for _ in range(1000):
+            servable.recent.answered(0.001)
+        bench.manager.tend()
+        assert runner.spare
+        assert bench.ledger.accounted == 20 * MB
+        lease.release()
+        lease = bench.manager.lease(version(2))
+        bench.behaviour(version(2)).size = 30 * MB
+        runner.measured_bytes = 10 * MB  # type: ignore[misc]
+        await bench.manager.ready(lease)
+        assert not runner.spare
+        assert bench.manager.is_ready(version()), "the spare went, the model stayed"
+        bench.manager.tend()
+        assert not runner.spare, "there is no room for two more"
+        assert bench.behaviour(version()).tended == 3
+        bench.ledger.check()
+
+    run(main)
+
+
+def test_a_model_that_is_stuck_is_counted(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path)
+        await use(bench, 1)
+        assert bench.manager.stuck() == {"iris": 0}
+        servable = bench.manager.find(version())
+        assert servable is not None
+        assert servable.runner is not None
+        servable.runner.stuck = "process 7: stopped"  # type: ignore[misc]
+        assert bench.manager.stuck() == {"iris": 1}
+
+    run(main)
