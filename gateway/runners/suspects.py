@@ -32,10 +32,13 @@ class Poisoned(Exception):
     """This input ended the model's process each time it ran."""
 
 
-def digest(batch: Batch, params: Mapping[str, Any]) -> bytes:
+def digest(batch: Batch | wire.Framed, params: Mapping[str, Any]) -> bytes:
     """Tells inputs apart by what the model would be sent. Empty for one that cannot be sent."""
     try:
-        pieces = wire.encode({"batch": batch, "params": dict(params)})
+        if isinstance(batch, wire.Framed):
+            pieces = batch.pieces()
+        else:
+            pieces = wire.encode({"batch": batch, "params": dict(params)})
     except wire.WireError:
         return b""
     told = blake2b(digest_size=16)

@@ -222,12 +222,16 @@ class Batcher:
     def _without_poison(self, members: list[Member]) -> tuple[list[Member], list[bytes]]:
         """Those that may run, with their digests; the others hear why they may not."""
         now = self._loop.time()
-        told = [(member, digest(member.batch, member.params)) for member in members]
-        healthy = [(member, value) for member, value in told if not self._suspects.is_poison(value, now)]
-        for member, value in told:
-            if (member, value) not in healthy:
+        healthy: list[Member] = []
+        digests: list[bytes] = []
+        for member in members:
+            told = digest(member.batch, member.params)
+            if self._suspects.is_poison(told, now):
                 _refuse(member, Poisoned("the same input ended its process each time it ran"))
-        return [member for member, _ in healthy], [value for _, value in healthy]
+            else:
+                healthy.append(member)
+                digests.append(told)
+        return healthy, digests
 
 
 def _refuse(member: Member, error: Exception) -> None:
