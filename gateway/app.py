@@ -1,48 +1,32 @@
-"""The gateway put together: parts made from settings, started and stopped in order. Decides nothing itself.
+"""The composition root: builds every part of a gateway from its settings, starts and stops them in order.
 
-`Gateway` is everything that lives on one event loop; `serve` runs it behind a socket until it is told to
-stop.
+`Gateway` is everything that lives on one event loop. Sockets, signals and the process are the
+affair of `gateway.server`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import gc
 import logging
-import os
-import resource
-import signal
-import socket
 import sqlite3
-import sys
-import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
-
-import uvicorn
 
 from gateway import cgroup, events, logs
 from gateway.artifacts.cache import ArtifactError, Artifacts
 from gateway.artifacts.packages import Packages, Prepared
 from gateway.artifacts.sources import sources_for
-from gateway.http.build import build
 from gateway.http.large import LargeBodies
-from gateway.http.protocol import PROTOCOL
 from gateway.metrics import Metrics
-from gateway.names import Reference, parse_short, parse_uri
-from gateway.registries import default_target, open_registry
+from gateway.names import parse_short
 from gateway.registries.base import AskedByName, Entries, Model, Registry, RegistryError, Snapshot, Version
-from gateway.registries.listed import ListedModels, Subset, SubsetByName
 from gateway.registries.watcher import Watch
 from gateway.rollouts import policies
 from gateway.rollouts.aliases import Aliases
 from gateway.rollouts.operations import Operations
-from gateway.runners.confinement import hide
-from gateway.runners.inline import THREAD, settle_heap
-from gateway.runners.orphans import adopt
+from gateway.runners.inline import settle_heap
 from gateway.runners.placement import Placement
 from gateway.runners.zygote import Zygotes
 from gateway.service import Service
@@ -66,15 +50,10 @@ FETCH_THREADS = 4
 DISK_THREADS = 4
 IO_THREAD = "io"
 MEASURE_INTERVAL = 1.0
-#: How long, in seconds, a busy thread may keep the loop waiting for its turn (Python's default is 5 ms).
-SWITCH_INTERVAL = 0.0005
 #: How long after a load the heap is settled, and how long it is then left alone, in seconds.
 SETTLE_AFTER, SETTLE_INTERVAL = 1.0, 60.0
-#: A request makes many short-lived objects and no cycles: the collector's default would look far too often.
-GC_THRESHOLDS = (20_000, 20, 20)
 #: The disk is looked at once in so many of them.
 DISK_INTERVAL = 10
-BACKLOG = 2048
 
 
 class Gateway:
@@ -440,124 +419,3 @@ def count(metrics: Metrics, event: events.Event) -> None:
             metrics.memory_short()
         case _:
             pass
-
-
-class Server(uvicorn.Server):
-    """uvicorn, told to stop in the gateway's order: not ready, still accepting for `drain_delay`, then no
-    new work, requests in flight end, exit 0. A second signal ends at once."""
-
-    def __init__(self, config: uvicorn.Config, gateway: Gateway) -> None:
-        super().__init__(config)
-        self._gateway = gateway
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        # Only now: whoever reads this line may ask, and may send signals.
-        for bound in sockets or []:
-            host, port = bound.getsockname()[:2]
-            shown = f"[{host}]" if ":" in host else host
-            log.info("serving %s on http://%s:%d", self._gateway.registry.target, shown, port)
-
-    def handle_exit(self, sig: int, frame: Any) -> None:
-        if self._gateway.draining:
-            self.force_exit = self.should_exit = True
-            return
-        self._gateway.draining = True
-        log.info("%s: stopping", signal.Signals(sig).name)
-        asyncio.get_running_loop().call_later(self._gateway.settings.drain_delay, self._stop_accepting)
-
-    def _stop_accepting(self) -> None:
-        self._gateway.refuse()
-        self.should_exit = True
-
-
-def serve(settings: Settings, models: Sequence[str] = ()) -> int:
-    """Serves a registry, or just `models` (directories or URIs), until SIGTERM or SIGINT.
-
-    Returns the exit code. Raises RegistryError where there is nothing to serve, OSError where the port
-    cannot be had.
-    """
-    registry, settings = _opened(settings, models)
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as bound:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind((settings.host, settings.port))
-        _raise_file_limit()
-        sys.setswitchinterval(SWITCH_INTERVAL)
-        gc.set_threshold(*GC_THRESHOLDS)
-        adopt()
-        hide()  # model processes must not read this one's memory and environment
-        logs.configure(settings.log_format, settings.log_level)
-        with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            code = runner.run(_serve(settings, registry, bound))
-    if any(thread.name.startswith((THREAD, IO_THREAD)) for thread in threading.enumerate()):
-        # A model here or a download never ended, and Python would wait for its thread forever.
-        logging.shutdown()
-        os._exit(code)
-    return code
-
-
-def _raise_file_limit() -> None:
-    """As many open files as the hard limit allows: each model process takes some of ours."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        with contextlib.suppress(ValueError, OSError):  # some systems name a hard limit they do not grant
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _opened(settings: Settings, models: Sequence[str]) -> tuple[Registry, Settings]:
-    """The registry that is meant. With models named, MLflow's own endpoints answer for the first."""
-    if not models:
-        return _registry(settings), settings
-    references = [parse_uri(text) for text in models]
-    if all(reference.uri is not None for reference in references):
-        listed = ListedModels(models)
-        first = str(Reference(listed.names[0]))
-        return listed, settings.model_copy(update={"default_model": settings.default_model or first})
-    settings = settings.model_copy(update={"default_model": settings.default_model or str(references[0])})
-    if any(reference.uri is not None or not reference.name for reference in references):
-        raise RegistryError(
-            "serve directories, or models of a registry (models:/NAME@ALIAS), not both at once"
-        )
-    registry = _registry(settings)
-    names = [reference.name for reference in references]
-    subset = SubsetByName if isinstance(registry, AskedByName) else Subset
-    return subset(registry, names), settings
-
-
-def _registry(settings: Settings) -> Registry:
-    target = default_target(os.environ, settings.registry)
-    return open_registry(
-        target, stages=settings.mlflow_stages, tagging=settings.mlflow_tags, digests=settings.require_digest
-    )
-
-
-async def _serve(settings: Settings, registry: Registry, bound: socket.socket) -> int:
-    gateway = Gateway(settings, registry)
-    try:
-        await gateway.start()
-        config = uvicorn.Config(
-            build(gateway),
-            http=PROTOCOL,
-            lifespan="off",
-            ws="none",
-            access_log=False,
-            log_config=None,
-            server_header=False,
-            proxy_headers=False,  # who asks is who is connected; access to the verbs depends on it
-            timeout_graceful_shutdown=max(1, int(settings.drain_timeout)),
-        )
-        bound.listen(BACKLOG)
-        await Server(config, gateway).serve(sockets=[bound])
-    finally:
-        await gateway.stop()
-    return 0
-
-
-def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """What makes the event loop; None: asyncio's own."""
-    try:
-        import uvloop
-    except ImportError:
-        return None  # not made for this platform; asyncio's own loop does
-    return uvloop.new_event_loop

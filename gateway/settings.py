@@ -204,6 +204,8 @@ class Settings(_Part):
     max_queue: Annotated[int, Field(ge=1)] = 1000
     drain_delay: Duration = 0.0
     drain_timeout: Duration = 30.0
+    keep_alive: Annotated[Duration, Field(gt=0)] = 75.0
+    max_connection_age: Annotated[Duration, Field(gt=0)] | None = None
     admin_key_file: Path | None = None
     webhook_secret_file: Path | None = None
     artifact_sources: Annotated[list[str], BeforeValidator(_listed)] = []

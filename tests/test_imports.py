@@ -61,7 +61,7 @@ LAYERS: dict[str, Layer] = {
     "logs": Layer(LEAVES, frozenset({"orjson"})),
     "http": Layer(
         SERVICE | {"http", "metrics"},
-        frozenset({"starlette", "uvicorn", "orjson", "numpy", "pyarrow"}),
+        frozenset({"starlette", "uvicorn", "httptools", "orjson", "numpy", "pyarrow"}),
         loaders=True,
     ),
     "metrics": Layer(
@@ -69,7 +69,7 @@ LAYERS: dict[str, Layer] = {
     ),
     "api": Layer(LEAVES | PARTS | {"api"}, frozenset({"numpy", "pandas"}), loaders=True),
 }
-EVERYTHING = frozenset({"app", "cli", "__main__", "__init__", "demo", "commands"})
+EVERYTHING = frozenset({"app", "server", "cli", "__main__", "__init__", "demo", "commands"})
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import json
 import os
 import socket
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -78,9 +79,13 @@ def serve(
     of the directory is the model's. Every setting is an environment variable too (GATEWAY_PORT=9000);
     `gateway config` shows them all.
     """
-    settings = settings_of(config, registry=registry, host=host, port=port, log_format=output)
+
+    def read() -> Settings:
+        return settings_of(config, registry=registry, host=host, port=port, log_format=output)
+
+    settings = read()
     _must_be_free(settings.host, settings.port)
-    _serve(settings, models or [])
+    _serve(settings, models or [], read)
 
 
 def _must_be_free(host: str, port: int) -> None:
@@ -96,10 +101,12 @@ def _must_be_free(host: str, port: int) -> None:
         raise Failure(message, "choose another port with --port, or stop what uses this one") from None
 
 
-def _serve(settings: Settings, models: list[str] | None = None) -> None:
-    from gateway.app import serve as run
+def _serve(
+    settings: Settings, models: Sequence[str] = (), reload: Callable[[], Settings] | None = None
+) -> None:
+    from gateway.server import serve as run
 
-    raise typer.Exit(run(settings, models or []))
+    raise typer.Exit(run(settings, models, reload))
 
 
 def config(

@@ -8,6 +8,7 @@ Knows nothing of paths or models.
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import deque
 from typing import Any, Final, Literal
 
@@ -18,15 +19,21 @@ MAX_HEAD_BYTES: Final = 64 * 1024
 HEAD_SECONDS: Final = 30.0
 LINGER_SECONDS: Final = 1.0
 _BODY: Final = -1
+_OFFER: Final = frozenset({b"upgrade", b"http2-settings"})
 _PER_HEADER: Final = len(": \r\n")
 
-PROTOCOL: type[asyncio.Protocol] | Literal["auto"]
-"""What uvicorn's `http` is to be: ours, or where httptools is missing uvicorn's own choice."""
+#: The age at which connections end differs by this share, so that clients do not all come back at once.
+AGE_JITTER: Final = 0.1
 
 try:
+    import httptools
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 except ImportError:
-    PROTOCOL = "auto"
+
+    def protocol(max_age: float | None = None) -> type[asyncio.Protocol] | Literal["auto"]:
+        """What uvicorn's `http` is to be; without httptools, uvicorn's own choice."""
+        return "auto"
+
 else:
 
     class Protocol(HttpToolsProtocol):
@@ -34,10 +41,20 @@ else:
 
         What is wrong with a head is answered with 400 MALFORMED_BODY, then the connection is closed; one on
         which nothing ever came is closed without a word.
+
+        An offer to upgrade (`Upgrade: h2c` of curl --http2 and of the JDK) is ignored, as RFC 9110, 7.8
+        allows: the request is answered over HTTP/1.1. The parser stops at such a head and takes the body for
+        the new protocol, so the head is given to a new parser without the offer.
+
+        A connection older than `max_age` seconds (with jitter) ends after its next answer, which carries
+        `Connection: close`.
         """
 
         head_seconds = HEAD_SECONDS
+        max_age: float | None = None
 
+        _ends = float("inf")
+        _offered = False
         _head = 0  # the bytes that came for a head which is not complete, `_BODY` behind it
         _late: asyncio.TimerHandle | None = None
         _fault = "the request is not valid HTTP"
@@ -47,6 +64,8 @@ else:
             super().connection_made(transport)  # type: ignore[arg-type]
             self._earlier: deque[Any] = deque()  # cycles with another behind them
             self._late = self.loop.call_later(self.head_seconds, self._expire)
+            if self.max_age is not None:
+                self._ends = self.loop.time() + self.max_age * random.uniform(1 - AGE_JITTER, 1 + AGE_JITTER)
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._in_time()
@@ -62,7 +81,12 @@ else:
                 return
             if self._head != _BODY:
                 self._head += len(data)
-            super().data_received(data)
+            self._unset_keepalive_if_required()
+            try:
+                self._feed(data)
+            except httptools.HttpParserError:
+                self.send_400_response("")
+                return
             if self._head > 0 and not self._refused:
                 if self._head > MAX_HEAD_BYTES:
                     self._refuse(_too_large())
@@ -74,22 +98,51 @@ else:
             if self._head > MAX_HEAD_BYTES and self._head_bytes() > MAX_HEAD_BYTES:
                 self._fault = _too_large()
                 raise ValueError(self._fault)  # out of the parser, which gives up, into `send_400_response`
+            if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
+                self._offered = True
+                return
             self._head = _BODY
             self._in_time()
             before = self.cycle
             super().on_headers_complete()
+            if self.loop.time() >= self._ends:
+                self.cycle.default_headers = [*self.cycle.default_headers, problems.CLOSE]
             if self.pipeline:
                 while self._earlier and self._earlier[0].response_complete:
                     self._earlier.popleft()
                 self._earlier.append(before)
 
         def on_message_complete(self) -> None:
+            if self._offered:
+                return
             self._head = 0
             super().on_message_complete()
 
         def send_400_response(self, msg: str) -> None:
             """uvicorn's way to answer what the parser refused."""
             self._refuse(self._fault)
+
+        def _feed(self, data: bytes) -> None:
+            while True:
+                try:
+                    return self.parser.feed_data(data)
+                except httptools.HttpParserUpgrade as offer:
+                    data = self._declined() + data[offer.args[0] :]
+
+        def _declined(self) -> bytes:
+            """The head that was read last, without its offer, for a new parser."""
+            method, version = self.parser.get_method(), self.parser.get_http_version()
+            lines = [b"%s %s HTTP/%s" % (method, self.url, version.encode())]
+            for name, value in self.headers:
+                if name == b"connection":
+                    options = [option.strip() for option in value.split(b",")]
+                    value = b", ".join(o for o in options if o.lower() not in _OFFER)
+                if name not in _OFFER and (value or name != b"connection"):
+                    lines.append(name + b": " + value)
+            self._offered = False
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            return b"\r\n".join([*lines, b"", b""])
 
         def _head_bytes(self) -> int:
             return len(self.url) + sum(len(name) + len(value) + _PER_HEADER for name, value in self.headers)
@@ -128,7 +181,9 @@ else:
                 self.transport.write_eof()
             self.loop.call_later(LINGER_SECONDS, self.transport.close)
 
-    PROTOCOL = Protocol
+    def protocol(max_age: float | None = None) -> type[asyncio.Protocol] | Literal["auto"]:
+        """What uvicorn's `http` is to be; connections end at the age of `max_age` seconds, None: never."""
+        return type("Protocol", (Protocol,), {"max_age": max_age})
 
 
 def _too_large() -> str:

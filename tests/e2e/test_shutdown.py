@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def test_promise_8_a_balancer_takes_it_out_without_a_failed_request(tmp_path: Pa
                 if answer.status_code != 200:
                     failures.append(answer.text)
 
-    with running(tmp_path, GATEWAY_DRAIN_DELAY="1s") as server, ThreadPoolExecutor(8) as pool:
+    with running(tmp_path, GATEWAY_DRAIN_DELAY="4s") as server, ThreadPoolExecutor(8) as pool:
         assert server.predict("scaled", [{"x": 1.0}]).status_code == 200
         callers = [pool.submit(call, server.url) for _ in range(8)]
         while len(answered) < 50:
@@ -98,3 +99,84 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
             pass
         server.process.send_signal(signal.SIGTERM)
         server.process.wait(20)
+
+
+def test_promise_8_the_port_closes_before_the_last_answer(tmp_path: Path) -> None:
+    """Callers that open a connection for each request get an answer or find the port closed; callers on open
+    connections are answered until they are told to leave. No caller gets 503."""
+    log_scaled(tmp_path / "registry.yaml", "scaled", 2.0, alias="champion")
+    body = {"dataframe_records": [{"x": 1.0}]}
+    statuses: list[int] = []
+    broken: list[str] = []
+    started = threading.Barrier(9)
+
+    def connecting(url: str) -> None:
+        started.wait(30)
+        while True:
+            try:
+                statuses.append(httpx.post(f"{url}/predict/scaled", json=body, timeout=30).status_code)
+            except httpx.ConnectError:
+                return
+            except httpx.HTTPError as error:
+                broken.append(repr(error))
+                return
+
+    def kept_open(url: str) -> None:
+        with httpx.Client(base_url=url, timeout=30) as client:
+            client.post("/predict/scaled", json=body)
+            started.wait(30)
+            while True:
+                try:
+                    answer = client.post("/predict/scaled", json=body)
+                except httpx.ConnectError:
+                    return
+                except httpx.HTTPError as error:
+                    broken.append(repr(error))
+                    return
+                statuses.append(answer.status_code)
+
+    with running(tmp_path) as server, ThreadPoolExecutor(8) as pool:
+        assert server.predict("scaled", [{"x": 1.0}]).status_code == 200
+        callers = [pool.submit(kind, server.url) for kind in (connecting, kept_open) for _ in range(4)]
+        started.wait(30)
+        while len(statuses) < 100:
+            assert not broken
+        server.process.send_signal(signal.SIGTERM)
+        for caller in callers:
+            caller.result(30)
+        assert server.process.wait(30) == 0
+    assert set(statuses) == {200}
+    assert broken == []
+
+
+def test_a_hang_up_reloads_and_drops_no_request(tmp_path: Path) -> None:
+    mark = tmp_path / "asked"
+    example = pd.DataFrame({"x": [0.0]})
+    registry = str(tmp_path / "registry.yaml")
+    gateway.log_model(
+        Slow(str(mark)), name="slow", registry=registry, input_example=example, alias="champion"
+    )
+    config = tmp_path / "gateway.yaml"
+    config.write_text("log_level: info\n")
+    with running(tmp_path, GATEWAY_ISOLATION="inline") as server, ThreadPoolExecutor(1) as pool:
+        assert server.predict("slow", [{"x": 0.0}]).status_code == 200
+        answer = pool.submit(server.predict, "slow", [{"x": 1.0}])
+        wait_for(mark)
+        config.write_text("drain_delay: 7s\nlog_level: debug\n")
+        server.process.send_signal(signal.SIGHUP)
+        assert answer.result().status_code == 200
+        until(lambda: any("after a restart: drain_delay" in line for line in server.lines))
+        until(lambda: any("the registry was read" in line for line in server.lines))
+        assert any("log level debug" in line for line in server.lines)
+        config.write_text("nonsense: 1\n")
+        server.process.send_signal(signal.SIGHUP)
+        until(lambda: any("not taken" in line for line in server.lines))
+        assert server.predict("slow", [{"x": 0.0}]).status_code == 200
+        assert server.stop() == 0
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)

@@ -42,6 +42,7 @@ class Running:
             [sys.executable, "-m", "gateway", "serve", "--port", "0", *arguments],
             cwd=directory,
             env={**clean, **settings, **environ},
+            stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
         )

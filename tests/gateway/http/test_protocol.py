@@ -15,9 +15,9 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from gateway import logs
-from gateway.app import loop_factory
 from gateway.http import protocol
 from gateway.http.problems import respond
+from gateway.server import loop_factory
 
 pytest.importorskip("httptools")
 
@@ -97,8 +97,9 @@ def hasty() -> Iterator[Running]:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
-    assert isinstance(protocol.PROTOCOL, type)
-    with Running(protocol.PROTOCOL) as running:
+    kind = protocol.protocol()
+    assert isinstance(kind, type)
+    with Running(kind) as running:
         yield running
 
 
@@ -288,3 +289,75 @@ def test_a_client_that_goes_on_sending_gets_the_answer(server: Running) -> None:
         for _ in range(40):
             client.sendall(b"y" * OVER)
         refused(everything(client), "64 KiB")
+
+
+OFFERS = {
+    "curl": b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQAoAAA\r\n",
+    "jdk": b"Connection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAEAAEAA\r\nUpgrade: h2c\r\n",
+    "websocket": b"connection: keep-alive, upgrade\r\nupgrade: websocket\r\n",
+}
+
+
+@pytest.mark.parametrize("offer", OFFERS.values(), ids=OFFERS)
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("pieces", ["at once", "body later", "byte by byte"])
+def test_an_offer_to_upgrade_is_ignored_and_the_body_is_read(
+    server: Running, offer: bytes, chunked: bool, pieces: str
+) -> None:
+    """RFC 9110, section 7.8. Twice on one connection: nothing of the body is taken for the next request."""
+    length = b"transfer-encoding: chunked\r\n" if chunked else b"content-length: 5\r\n"
+    head = b"POST / HTTP/1.1\r\nhost: x\r\n" + offer + length + b"\r\n"
+    body = b"5\r\nGET /\r\n0\r\n\r\n" if chunked else b"GET /"
+    with server.connect() as client:
+        for _ in range(2):
+            sent = {"at once": [head + body], "body later": [head, body]}.get(pieces)
+            for piece in sent or [bytes([byte]) for byte in head + body]:
+                client.sendall(piece)
+            assert answered(client).endswith(b" 5 bytes")
+
+
+def test_offers_in_a_pipeline_are_ignored_one_by_one(server: Running) -> None:
+    request = b"POST / HTTP/1.1\r\ncontent-length: 2\r\n" + OFFERS["curl"] + b"\r\nzz"
+    last = b"GET / HTTP/1.1\r\nconnection: close\r\n\r\n"
+    with server.connect() as client:
+        client.sendall(request * 3 + last)
+        answer = everything(client)
+    assert answer.count(b"1 headers, 2 bytes") == 3
+    assert answer.endswith(b"1 headers, 0 bytes")
+
+
+def test_a_head_with_an_offer_counts_like_any_other(server: Running) -> None:
+    with server.connect() as client:
+        client.sendall(b"POST / HTTP/1.1\r\n" + OFFERS["curl"] + b"a: b\r\n" * (OVER // 6 + 10) + b"\r\n")
+        refused(everything(client), "64 KiB")
+
+
+def test_a_connection_that_is_old_enough_ends_with_its_next_answer() -> None:
+    kind = protocol.protocol(max_age=-1.0)
+    assert isinstance(kind, type)
+    app = Running(kind)
+    app._thread.start()
+    try:
+        with app.connect() as client:
+            client.sendall(READY)
+            answer = everything(client)  # the server closes after it
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert answer.count(b"\r\nconnection: close\r\n") == 1
+    finally:
+        app._server.should_exit = True
+        app._thread.join()
+
+
+def test_what_is_overridden_of_uvicorn_is_there() -> None:
+    """Private parts that this module relies on: a uvicorn without them needs another version of it."""
+    for name in (
+        "_unset_keepalive_if_required",
+        "on_headers_complete",
+        "send_400_response",
+        "connection_lost",
+    ):
+        assert callable(getattr(protocol.HttpToolsProtocol, name))
+    config = uvicorn.Config(Application())
+    made = protocol.Protocol(config, uvicorn.server.ServerState(), {}, asyncio.new_event_loop())
+    made.loop.close()
+    assert {"cycle", "pipeline", "parser", "flow", "timeout_keep_alive"} <= vars(made).keys()

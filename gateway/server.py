@@ -1,0 +1,246 @@
+"""The server process: uvicorn around a gateway's application, signals, and the tuning of the process.
+
+Knows sockets, signals and process limits; nothing of models, registries or requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import uvicorn
+
+from gateway import logs
+from gateway.app import IO_THREAD, Gateway
+from gateway.errors import Problem
+from gateway.http.build import build
+from gateway.http.protocol import protocol
+from gateway.names import Reference, parse_uri
+from gateway.registries import default_target, open_registry
+from gateway.registries.base import AskedByName, Registry, RegistryError
+from gateway.registries.listed import ListedModels, Subset, SubsetByName
+from gateway.runners.confinement import hide
+from gateway.runners.inline import THREAD
+from gateway.runners.orphans import adopt
+from gateway.settings import SettingsError
+
+if TYPE_CHECKING:
+    from gateway.settings import Settings
+
+log = logging.getLogger("gateway")
+
+#: How long, in seconds, a busy thread may keep the loop waiting for its turn (Python's default is 5 ms).
+SWITCH_INTERVAL: Final = 0.0005
+#: A request makes many short-lived objects and no cycles: the collector's default would run far too often.
+GC_THRESHOLDS: Final = (20_000, 20, 20)
+BACKLOG: Final = 2048
+#: After the port is closed, connections that are kept open are still answered for so long, in seconds: each
+#: answer carries `Connection: close`, so a busy client leaves without a failed request.
+LINGER: Final = 1.0
+LINGER_STEP: Final = 0.02
+
+
+class Server(uvicorn.Server):
+    """uvicorn, stopped in the gateway's order by SIGTERM or SIGINT:
+
+    1. `/readyz` says 503, every answer carries `Connection: close`; requests are accepted for `drain_delay`.
+    2. The port is closed. Requests on connections that are open are still answered, for `LINGER` at most.
+    3. New requests are refused, idle connections closed; requests in flight end within `drain_timeout`.
+
+    A second signal ends at once.
+    """
+
+    def __init__(self, config: uvicorn.Config, gateway: Gateway) -> None:
+        super().__init__(config)
+        self._gateway = gateway
+        self._lingers_until = 0.0
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        # Only now: who reads this line may send requests and signals.
+        for bound in sockets or []:
+            log.info("serving %s on %s", self._gateway.registry.target, url_of(*bound.getsockname()[:2]))
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        if self._gateway.draining:
+            self.force_exit = self.should_exit = True
+            return
+        self._gateway.draining = True
+        log.info("%s: stopping", signal.Signals(sig).name)
+        asyncio.get_running_loop().call_later(self._gateway.settings.drain_delay, self._close_port)
+
+    def _close_port(self) -> None:
+        # One more turn of the loop: connections that the kernel has already accepted would be reset.
+        asyncio.get_running_loop().call_later(LINGER_STEP, self._closed)
+
+    def _closed(self) -> None:
+        for server in self.servers:
+            server.close()
+        self._lingers_until = asyncio.get_running_loop().time() + LINGER
+        self._linger()
+
+    def _linger(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self.server_state.connections and loop.time() < self._lingers_until:
+            loop.call_later(LINGER_STEP, self._linger)
+        else:
+            self._gateway.refuse()
+            self.should_exit = True
+
+
+def serve(
+    settings: Settings, models: Sequence[str] = (), reload: Callable[[], Settings] | None = None
+) -> int:
+    """Serves a registry, or just `models` (directories or URIs), until SIGTERM or SIGINT.
+
+    `reload` reads the settings again; SIGHUP calls it. Returns the exit code. Raises RegistryError where
+    there is nothing to serve, OSError where the port cannot be had.
+    """
+    registry, settings = _opened(settings, models)
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as bound:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((settings.host, settings.port))
+        _raise_file_limit()
+        sys.setswitchinterval(SWITCH_INTERVAL)
+        gc.set_threshold(*GC_THRESHOLDS)
+        adopt()
+        hide()  # model processes must not read this one's memory and environment
+        logs.configure(settings.log_format, settings.log_level)
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            code = runner.run(_serve(settings, registry, bound, reload))
+    if any(thread.name.startswith((THREAD, IO_THREAD)) for thread in threading.enumerate()):
+        # A model in this process or a download never ended, and Python would wait for its thread forever.
+        logging.shutdown()
+        os._exit(code)
+    return code
+
+
+async def _serve(
+    settings: Settings, registry: Registry, bound: socket.socket, reload: Callable[[], Settings] | None
+) -> int:
+    gateway = Gateway(settings, registry)
+    try:
+        config = uvicorn.Config(
+            build(gateway),
+            http=protocol(settings.max_connection_age),
+            lifespan="off",
+            ws="none",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            proxy_headers=False,  # the client's address is that of the connection
+            timeout_keep_alive=settings.keep_alive,  # type: ignore[arg-type] # seconds for call_later
+            timeout_graceful_shutdown=max(1, int(settings.drain_timeout)),
+        )
+        server = Server(config, gateway)
+        _on_hangup(server, gateway, reload)
+        await gateway.start()
+        bound.listen(BACKLOG)
+        await server.serve(sockets=[bound])
+    finally:
+        await gateway.stop()
+    return 0
+
+
+def _on_hangup(server: Server, gateway: Gateway, reload: Callable[[], Settings] | None) -> None:
+    """SIGHUP reloads; where it says that the terminal is gone, it stops the server as SIGTERM does."""
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # nohup
+        return
+    if sys.stdin is not None and sys.stdin.isatty():
+        signal.signal(signal.SIGHUP, server.handle_exit)
+        return
+
+    loop = asyncio.get_running_loop()
+    tasks: set[asyncio.Task[None]] = set()
+
+    def hangup() -> None:
+        task = loop.create_task(_reload(gateway, reload))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, hangup)
+
+
+async def _reload(gateway: Gateway, reload: Callable[[], Settings] | None) -> None:
+    """Reads the settings and the registry again. Key and secret files are read again by themselves when they
+    change; a setting other than `log_level` needs a restart, which the log says."""
+    if reload is not None:
+        try:
+            new = await asyncio.to_thread(reload)
+        except SettingsError as error:
+            log.error("SIGHUP: the settings are wrong and not taken: %s", error)
+        else:
+            old = gateway.settings
+            changed = [name for name in type(new).model_fields if getattr(new, name) != getattr(old, name)]
+            # Not settings of the file: what the command line made of them.
+            later = [name for name in changed if name not in ("log_level", "default_model")]
+            logs.configure(new.log_format, new.log_level)
+            log.info("SIGHUP: log level %s", new.log_level)
+            if later:
+                log.warning("SIGHUP: these settings take effect after a restart: %s", ", ".join(later))
+    try:
+        await gateway.watch.look()
+    except Problem as problem:
+        log.warning("SIGHUP: the registry could not be read: %s", problem)
+    else:
+        log.info("SIGHUP: the registry was read")
+
+
+def url_of(host: str, port: int) -> str:
+    """Where a server that listens on this address is found."""
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _raise_file_limit() -> None:
+    """As many open files as the hard limit allows: each model process takes some of ours."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):  # some systems name a hard limit they do not grant
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _opened(settings: Settings, models: Sequence[str]) -> tuple[Registry, Settings]:
+    """The registry that is meant. With models named, MLflow's own endpoints answer for the first."""
+    if not models:
+        return _registry(settings), settings
+    references = [parse_uri(text) for text in models]
+    if all(reference.uri is not None for reference in references):
+        listed = ListedModels(models)
+        first = str(Reference(listed.names[0]))
+        return listed, settings.model_copy(update={"default_model": settings.default_model or first})
+    settings = settings.model_copy(update={"default_model": settings.default_model or str(references[0])})
+    if any(reference.uri is not None or not reference.name for reference in references):
+        raise RegistryError(
+            "serve directories, or models of a registry (models:/NAME@ALIAS), not both at once"
+        )
+    registry = _registry(settings)
+    names = [reference.name for reference in references]
+    subset = SubsetByName if isinstance(registry, AskedByName) else Subset
+    return subset(registry, names), settings
+
+
+def _registry(settings: Settings) -> Registry:
+    target = default_target(os.environ, settings.registry)
+    return open_registry(
+        target, stages=settings.mlflow_stages, tagging=settings.mlflow_tags, digests=settings.require_digest
+    )
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """What makes the event loop; None: asyncio's own."""
+    try:
+        import uvloop
+    except ImportError:
+        return None  # not made for this platform; asyncio's own loop does
+    return uvloop.new_event_loop
