@@ -22,7 +22,7 @@ import orjson
 
 from gateway import names
 from gateway.errors import Detail, Problem
-from gateway.http import arrow, cost
+from gateway.http import arrow, cost, jsonbody
 from loaders.enforcement.enforce import CsvTable, RawInput
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ PAYLOADS: Final = ("dataframe_split", "dataframe_records", "instances", "inputs"
 COUNT_ON_LOOP: Final = 1 << 20
 
 ABSENT: Final = object()
+csv.field_size_limit(2**31 - 1)  # what a body may hold, one cell of it may
 #: Among how many members a misspelt one is looked for, and how long it may be.
 _NEAR_NAMES: Final = 20
 _NEAR_LENGTH: Final = 40
@@ -232,7 +233,7 @@ def agreed(reference: Reference | None, model: object) -> Reference | None:
 def parse_json(body: bytes) -> Parsed:
     """MLflow's scoring protocol: an object with exactly one payload, and `params`; other members are
     ignored, as MLflow does. Raises MALFORMED_BODY, and INVALID_INPUT for `params` that are no object."""
-    document = decode_object(body)
+    document = decode_object(body, jsonbody.loads)
     present = [name for name in PAYLOADS if name in document]
     if len(present) != 1:
         wanted = ", ".join(PAYLOADS)
@@ -253,13 +254,13 @@ def parse_json(body: bytes) -> Parsed:
     return Parsed(RawInput(form, document[form]), params, document.get("model", ABSENT))
 
 
-def decode_object(body: bytes) -> dict[str, Any]:
+def decode_object(body: bytes, loads: Callable[[bytes], Any] = orjson.loads) -> dict[str, Any]:
     """The body as a JSON object. Raises MALFORMED_BODY."""
     if not body:
         raise Problem("MALFORMED_BODY", "the body is empty", hint="send a JSON object")
     try:
-        document = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
+        document = loads(body)
+    except ValueError as error:
         raise Problem("MALFORMED_BODY", f"the body is not valid JSON: {error}") from None
     if not isinstance(document, dict):
         raise Problem("MALFORMED_BODY", f"the body must be a JSON object, not {json_kind(document)}")

@@ -39,6 +39,8 @@ Form = Literal["dataframe_split", "dataframe_records", "inputs", "instances", "c
 Mode = Literal["strict", "warn", "mlflow"]
 
 _SHOWN_NAMES = 20
+#: How deep lists and objects may be nested where no type says it.
+_MAX_DEPTH = 100
 #: So many rows at most are looked at value by value; for more the ways for whole columns are faster.
 _FEW_ROWS = 8
 #: For how many missing columns a misspelt one is looked for, among how many, how long, how alike.
@@ -80,6 +82,7 @@ class _Plan:
     doubles: bool
     texts: frozenset[str | int]
     inferred: frozenset[str | int]
+    open: bool
 
 
 def _plan(signature: Signature) -> _Plan:
@@ -101,6 +104,8 @@ def _plan(signature: Signature) -> _Plan:
             frozenset(
                 name for name, spec in zip(names, columns, strict=True) if isinstance(spec.type, AnyType)
             ),
+            any(_is_open(spec.type) for spec in columns)
+            or any(isinstance(spec, TensorSpec) and spec.dtype.kind == "O" for spec in inputs),
         )
         signature.plans["strict"] = plan
     assert isinstance(plan, _Plan)
@@ -143,9 +148,52 @@ def enforce(
         batch = _strict(signature, raw, faults, extras)
     if faults.total or batch is None:
         raise InvalidInput(faults.kept, faults.total)
+    free = signature is None or signature.inputs is None or type_hints or _plan(signature).open
+    if free and _is_too_deep(_free(batch)):
+        raise InvalidInput([Violation("data" if raw.form == "python" else raw.form, v.TOO_DEEP)])
+    if checked and _is_too_deep(checked):
+        raise InvalidInput([Violation("params", v.TOO_DEEP)])
     if extras:
         warnings = (_ignored("columns" if isinstance(batch, Columns) else "inputs", extras), *warnings)
     return Enforced(batch, checked, warnings)
+
+
+def _free(batch: Batch) -> Any:
+    """What in a batch may be nested as its sender likes."""
+    if isinstance(batch, Columns):
+        free = [a for name, a in batch.arrays.items() if a.dtype.kind == "O" and name not in batch.texts]
+        return [array.tolist() for array in free]
+    if isinstance(batch, Tensors):
+        return [array.tolist() for array in batch.arrays.values() if array.dtype.kind == "O"]
+    return batch.value
+
+
+def _is_too_deep(value: Any) -> bool:
+    """Whether lists and objects are nested deeper than the way to the model, and most models, can follow.
+    Level by level: what comes only after this may recurse."""
+    level = [value]
+    for _ in range(_MAX_DEPTH):
+        inside: dict[int, Any] = {}
+        for part in level:
+            if isinstance(part, list | tuple | dict):
+                for child in part.values() if isinstance(part, dict) else part:
+                    if isinstance(child, list | tuple | dict):
+                        inside[id(child)] = child
+        if not inside:
+            return False
+        level = list(inside.values())
+    return True
+
+
+def _is_open(kind: object) -> bool:
+    """Whether somewhere in a type anything may stand."""
+    if isinstance(kind, ArrayType):
+        return _is_open(kind.items)
+    if isinstance(kind, Map):
+        return _is_open(kind.values)
+    if isinstance(kind, Object):
+        return any(_is_open(field.type) for field in kind.properties)
+    return isinstance(kind, AnyType)
 
 
 def _strict(signature: Signature, raw: RawInput, faults: Faults, extras: list[Any]) -> Batch | None:

@@ -75,11 +75,16 @@ def inferred(cells: Sequence[Any] | NDArray) -> NDArray:
             return np.array(cells, dtype=np.bool_)
         if kinds == {int}:
             return np.array(cells, dtype=np.int64)
+        if kinds == {int, type(None)}:
+            gaps = [cell is None for cell in cells]
+            return np.ma.MaskedArray(np.array([cell or 0 for cell in cells], dtype=np.int64), mask=gaps)
         # Numbers with gaps are doubles in pandas, whatever they were.
         if kinds and kinds <= {int, float, type(None)} and kinds != {type(None)}:
             return np.array(cells, dtype=np.float64)
     except OverflowError:
         pass  # larger than any dtype: they stay Python's integers
+    if str in kinds and float in kinds:
+        return objects([None if isinstance(cell, float) and cell != cell else cell for cell in cells])
     return objects(cells)
 
 
@@ -122,7 +127,8 @@ def _array(data: Any) -> NDArray | None:
         array = np.array(data)
     except (ValueError, OverflowError):
         return None
-    return None if array.dtype.kind == "O" else array
+    # Integers that only a float has room for stay what they are.
+    return None if array.dtype.kind == "O" or (kinds == {int} and array.dtype.kind == "f") else array
 
 
 def _tensors(data: Any, root: str, faults: Faults) -> Batch | None:
