@@ -21,6 +21,7 @@ from gateway.serving.admission import Refused
 from gateway.serving.batching import Outcome
 from gateway.serving.servable import Servable, Status
 from loaders.enforcement.enforce import InvalidInput, RawInput
+from loaders.output import AnswerTooLarge
 
 if TYPE_CHECKING:
     from gateway.registries.base import Version
@@ -212,6 +213,12 @@ class Service:
             identity = inference.request_id.decode("latin-1")
             self._emit(PredictionFailed(version.name, version.version, str(error), error.trace, identity))
             kind = str(error).partition(":")[0]
+            if kind == AnswerTooLarge.__name__:
+                raise Problem(
+                    "PREDICTION_FAILED",
+                    f"the answer of {version} is larger than an answer may be",
+                    hint="send fewer rows a request; the operator's limit is the setting max_answer_bytes",
+                ) from None
             raise Problem(
                 "PREDICTION_FAILED",
                 f"{version} raised {kind}",

@@ -201,6 +201,7 @@ class Settings(_Part):
     cold_wait: Duration = 30.0
     max_body_bytes: Size = 32 * 1024**2
     max_inflight_bytes: Size = 256 * 1024**2
+    max_answer_bytes: Size = 256 * 1024**2
     max_queue: Annotated[int, Field(ge=1)] = 1000
     drain_delay: Duration = 0.0
     drain_timeout: Duration = 30.0

@@ -20,6 +20,7 @@ from loaders import environment as environments
 from loaders import example as examples
 from loaders import flavors
 from loaders import package as packages
+from loaders.output import check_size
 from loaders.worker.imports import Imports
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Model:
         self._predictor = predictor
         self._imports = imports
         self._enforcement = enforcement
+        self.max_answer: int | None = None
 
     @property
     def signature(self) -> Signature | None:
@@ -94,8 +96,11 @@ class Model:
         return self._ask(enforced.batch, enforced.params)
 
     def run(self, batch: Batch, params: Mapping[str, Any]) -> Batch:
-        """Answers an enforced batch with a batch. Raises whatever the model raises."""
-        return batches.from_result(self._ask(batch, params), batch.rows)
+        """Answers an enforced batch with a batch. Raises whatever the model raises, and AnswerTooLarge."""
+        answer = self._ask(batch, params)
+        if self.max_answer is not None:
+            check_size(answer, self.max_answer)
+        return batches.from_result(answer, batch.rows)
 
     def close(self) -> None:
         """Forgets the modules that the package brought. Asking a closed model is an error of the caller."""

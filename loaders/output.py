@@ -1,10 +1,14 @@
-"""Does an answer look as the signature's output schema says? Differences are named, nothing is refused.
+"""What a model answered: whether it looks as the signature's output schema says, and whether it is too large.
 
-Knows batches and schemas. Only kinds are compared (a float32 answer fits a double output), because what
-a framework returns and what was once inferred from an example differ in width more often than in meaning.
+Differences from the schema are named and nothing is refused for them.
+Only kinds are compared (a float32 answer fits a double output), because what a framework returns and what
+was once inferred from an example differ in width more often than in meaning. Knows batches and schemas.
 """
 
 from __future__ import annotations
+
+import math
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +26,35 @@ _KINDS: dict[Scalar, str] = {
     Scalar.binary: "OS",
     Scalar.datetime: "MO",
 }
+
+
+#: The fewest bytes of JSON that a value takes with its comma, and a list or an object.
+_VALUE, _LIST = 2, 3
+
+
+class AnswerTooLarge(ValueError):
+    """The model answered more than an answer may hold."""
+
+
+def least_json(shape: tuple[int, ...]) -> int:
+    """The fewest bytes of JSON that an array of this shape takes: lists without items count too."""
+    if 0 in shape:
+        return _LIST * math.prod(shape[: shape.index(0)])
+    return _VALUE * math.prod(shape)
+
+
+def check_size(result: Any, limit: int) -> None:
+    """Looks at what a model returned, before anything is made of it: its rows times its columns, however few
+    bytes it takes (a frame with an index alone, an array with an empty axis, a sparse matrix). Raises
+    AnswerTooLarge where its JSON must have more than `limit` bytes."""
+    parts = list(result.values()) if isinstance(result, dict) else [result]
+    least = 0
+    for part in parts:
+        shape = getattr(part, "shape", None)
+        if isinstance(shape, tuple) and all(isinstance(length, int) for length in shape):
+            least += max(least_json(shape), _LIST * shape[0] if len(shape) > 1 else 0)
+    if least > limit:
+        raise AnswerTooLarge(f"the answer takes at least {least} bytes, more than the {limit} allowed")
 
 
 def mismatches(signature: Signature, answer: Batch) -> list[str]:

@@ -2,7 +2,8 @@
 
 Knows batches and JSON, nothing of requests. An answer that JSON cannot hold is the model's failure: a
 `Problem` PREDICTION_FAILED that says what is in the way, never invalid JSON. Not-a-number and the
-infinities become null.
+infinities become null. A large answer is written in a thread, in pieces, because each piece holds the
+interpreter; one that cannot be small enough is refused before anything is built.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import datetime
 import decimal
 import enum
 import uuid
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any, Final
 
 import numpy as np
@@ -22,23 +23,29 @@ import orjson
 
 from gateway.errors import Problem
 from loaders.batch import Array, Batch, Columns, Opaque, Tensors, nbytes
+from loaders.output import least_json
 
-OFF_LOOP_BYTES: Final = 1024 * 1024
-_SCALAR_BYTES: Final = 8
+#: An answer above this size, in bytes of its arrays or as values, is encoded in a thread, in pieces.
+OFF_LOOP_BYTES: Final = 256 * 1024
+#: What one piece takes at most, in bytes of arrays, and how many values it has.
+PIECE_BYTES: Final = 256 * 1024
+_PIECE_VALUES: Final = 16 * 1024
+_VALUE_BYTES: Final = 16
 _MAX_DEPTH: Final = 200
 _NATIVE: Final = frozenset(np.dtype(code) for code in "?bhilqBHILQd")
 
 
-async def encode(batch: Batch) -> bytes:
-    """`predictions` as JSON: a frame as records, arrays as nested lists, several as an object of them,
-    anything else as it is. A large answer is encoded in a thread. Raises PREDICTION_FAILED."""
+async def encode(batch: Batch, limit: int) -> list[bytes]:
+    """`predictions` as JSON, in pieces to be sent one after the other: a frame as records, arrays as nested
+    lists, several as an object of them, anything else as it is. Raises PREDICTION_FAILED, also for more than
+    `limit` bytes."""
     if weight(batch) > OFF_LOOP_BYTES:
-        return await asyncio.to_thread(encode_now, batch)
-    return encode_now(batch)
+        return await asyncio.to_thread(encode_large, batch, limit)
+    return [encode_now(batch)]
 
 
 def encode_now(batch: Batch) -> bytes:
-    """`encode`, in the calling thread."""
+    """The JSON at once, in the calling thread."""
     try:
         if isinstance(batch, Tensors):
             if batch.arrays.keys() == {""}:
@@ -51,21 +58,153 @@ def encode_now(batch: Batch) -> bytes:
         raise _not_json(str(error)) from None
 
 
+def encode_large(batch: Batch, limit: int) -> list[bytes]:
+    """The JSON in pieces of at most about a megabyte, in the calling thread."""
+    check(batch, limit)
+    parts: list[bytes] = []
+    size = 0
+    try:
+        for part in _pieces(batch):
+            size += len(part)
+            if size > limit:
+                raise _too_large(limit)
+            parts.append(part)
+    except orjson.JSONEncodeError as error:
+        raise _not_json(str(error)) from None
+    return parts
+
+
+def check(batch: Batch, limit: int) -> None:
+    """Raises PREDICTION_FAILED for an answer whose JSON must have more than `limit` bytes."""
+    if least(batch) > limit:
+        raise _too_large(limit)
+
+
+def least(batch: Batch) -> int:
+    """The fewest bytes of JSON that a table or arrays can have, rows without a value included."""
+    if isinstance(batch, Columns):
+        return batch.rows * (3 + sum(len(str(name)) + 4 for name in batch.arrays))
+    if isinstance(batch, Tensors):
+        return sum(least_json(array.shape) for array in batch.arrays.values())
+    return 0
+
+
 def weight(batch: Batch) -> int:
-    """About how many bytes an answer holds; nested lists are judged by their first item."""
-    return nbytes(batch) if isinstance(batch, Tensors | Columns) else _weight(batch.value, 4)
+    """About how many bytes an answer takes; of values only as many are counted as make it large."""
+    if isinstance(batch, Columns):
+        return nbytes(batch) + 3 * batch.rows
+    if isinstance(batch, Tensors):
+        total = 0
+        for array in batch.arrays.values():
+            total += array.nbytes or least_json(array.shape)
+        return total
+    return _VALUE_BYTES * _count(batch.value, OFF_LOOP_BYTES // _VALUE_BYTES + 1)
 
 
-def _weight(value: object, depth: int) -> int:
-    if isinstance(value, str | bytes):
-        return len(value)
-    if isinstance(value, np.ndarray):
-        return value.nbytes
-    if depth and isinstance(value, list | tuple) and value:
-        return len(value) * _weight(value[0], depth - 1)
-    if depth and isinstance(value, dict) and value:
-        return sum(_weight(item, depth - 1) for item in list(value.values())[:100])
-    return _SCALAR_BYTES
+def _count(value: object, enough: int) -> int:
+    """How many values an answer is made of, long text and arrays by their length; stops at `enough`."""
+    total, left = 0, [value]
+    while left and total < enough:
+        one = left.pop()
+        if isinstance(one, list | tuple | Set):
+            total += len(one)
+            if total < enough:
+                left += one
+        elif isinstance(one, dict):
+            total += 2 * len(one)
+            if total < enough:
+                left += one.values()
+        elif isinstance(one, str | bytes):
+            total += 1 + len(one) // _VALUE_BYTES
+        elif isinstance(one, np.ndarray):
+            total += 1 + max(one.nbytes, least_json(one.shape)) // _VALUE_BYTES
+    return total
+
+
+def _pieces(batch: Batch) -> Iterator[bytes]:
+    if isinstance(batch, Columns):
+        yield from _table_pieces(batch)
+    elif isinstance(batch, Tensors):
+        if batch.arrays.keys() == {""}:
+            yield from _array_pieces(batch.arrays[""])
+            return
+        for place, (name, array) in enumerate(batch.arrays.items()):
+            yield (b"," if place else b"{") + orjson.dumps(name) + b":"
+            yield from _array_pieces(array)
+        yield b"}" if batch.arrays else b"{}"
+    else:
+        yield from _value_pieces(batch.value, _MAX_DEPTH)
+
+
+def _table_pieces(table: Columns) -> Iterator[bytes]:
+    each = max(1, sum(array.itemsize for array in table.arrays.values()))
+    step = max(1, min(_PIECE_VALUES // max(1, len(table.arrays)), PIECE_BYTES // each))
+    for start in range(0, table.rows, step):
+        rows = min(step, table.rows - start)
+        part = Columns({name: a[start : start + rows] for name, a in table.arrays.items()}, rows)
+        yield (b"," if start else b"[") + _dumps(_records(part))[1:-1]
+    yield b"]" if table.rows else b"[]"
+
+
+def _array_pieces(array: Array) -> Iterator[bytes]:
+    if not array.ndim or max(array.nbytes, least_json(array.shape)) <= PIECE_BYTES:
+        yield _array(array)
+        return
+    each = max(array[:1].nbytes, least_json(array[:1].shape))
+    step = PIECE_BYTES // each
+    for start in range(0, len(array), max(1, step)):
+        yield b"," if start else b"["
+        if step:
+            yield _array(array[start : start + step])[1:-1]
+        else:
+            yield from _array_pieces(array[start])
+    yield b"]"
+
+
+def _value_pieces(value: Any, depth: int) -> Iterator[bytes]:
+    """Long lists and objects in parts; everything else at once."""
+    if depth == 0 or type(value) not in (list, dict) or _count(value, _PIECE_VALUES) < _PIECE_VALUES:
+        if isinstance(value, np.ndarray) and value.dtype.kind != "O":
+            yield from _array_pieces(value)
+        else:
+            yield _dumps(value)
+        return
+    if type(value) is dict:
+        if not all(type(key) is str for key in value):
+            yield _dumps(value)
+            return
+        for place, (key, item) in enumerate(value.items()):
+            yield (b"," if place else b"{") + orjson.dumps(key) + b":"
+            yield from _value_pieces(item, depth - 1)
+        yield b"}"
+        return
+    yield b"["
+    group: list[Any] = []
+    held, first = 0, True
+    for item in value:
+        size = 1 + _count(item, _PIECE_VALUES)
+        if group and held + size > _PIECE_VALUES:
+            yield (b"" if first else b",") + _dumps(group)[1:-1]
+            group, held, first = [], 0, False
+        if size > _PIECE_VALUES:
+            if not first:
+                yield b","
+            yield from _value_pieces(item, depth - 1)
+            first = False
+        else:
+            group.append(item)
+            held += size
+    if group:
+        yield (b"" if first else b",") + _dumps(group)[1:-1]
+    yield b"]"
+
+
+def _too_large(limit: int) -> Problem:
+    return Problem(
+        "PREDICTION_FAILED",
+        f"the model's answer takes more than {limit} bytes as JSON",
+        hint="send fewer rows a request; the operator's limit is the setting max_answer_bytes",
+    )
 
 
 def _array(array: Array) -> bytes:

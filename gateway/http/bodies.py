@@ -135,7 +135,7 @@ class BodyReader:
                 body = await asyncio.to_thread(gunzip, body, self.limit)
                 self.held -= size
                 size = 0
-                self._hold(len(body))
+                self.hold(len(body))
         except TimeoutError:
             self.held -= size
             raise Problem(
@@ -151,7 +151,7 @@ class BodyReader:
         if message["type"] != "http.request":
             raise ClientLeft
         body: bytes = message.get("body", b"")
-        self._hold(len(body))
+        self.hold(len(body))
         return body, message.get("more_body", False)
 
     async def charge(self, body: bytes, media: Media) -> int:
@@ -169,16 +169,22 @@ class BodyReader:
                 f"together may take {self.total}",
                 hint="send fewer rows a request, or Arrow; the limit is the setting max_inflight_bytes",
             )
-        self._hold(parsed)
+        self.hold(parsed)
         return parsed
 
     def release(self, size: int) -> None:
         self.held -= size
 
-    def _hold(self, size: int) -> None:
+    def hold(self, size: int) -> int:
+        """Counts more bytes as held until `release` is given their number. Raises OVERLOADED."""
         if self.held + size > self.total:
-            raise Problem("OVERLOADED", "too many request bytes are being worked on", retry_after=1.0)
+            raise Problem(
+                "OVERLOADED",
+                "the gateway is overloaded: requests and answers take all of max_inflight_bytes",
+                retry_after=1.0,
+            )
         self.held += size
+        return size
 
     def _too_large(self) -> Problem:
         return Problem(

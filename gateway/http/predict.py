@@ -54,6 +54,7 @@ class Prediction:
         self._metrics = app.metrics
         self._bodies = bodies.BodyReader(app.settings.max_body_bytes, app.settings.max_inflight_bytes)
         self._large = app.large_bodies
+        self._max_answer = app.settings.max_answer_bytes
         self._departures = _Departures()
 
     async def serve(
@@ -70,7 +71,7 @@ class Prediction:
             await problems.respond_not_allowed(send, identity, scope["method"], "POST")
             return
         phases = _NO_TIME
-        held = 0
+        held = unsent = 0
         parsing = asked = 0.0
         unread: Receive | None = receive
         answer: Answer | None = None
@@ -105,16 +106,20 @@ class Prediction:
             answered = perf_counter()
             as_table = b"accept" in headers and arrow.wanted(headers[b"accept"])
             if as_table:
-                predictions = await arrow.encode(answer.result, _about(answer))
+                answers.check(answer.result, self._max_answer)
+                predictions = [await arrow.encode(answer.result, _about(answer))]
             else:
-                predictions = await answers.encode(answer.result)
+                predictions = await answers.encode(answer.result, self._max_answer)
+            if len(predictions) > 1:
+                unsent = self._bodies.hold(sum(map(len, predictions)))
             departure.end()
             encoding = perf_counter() - answered
             phases = (parsing, answer.queue_seconds, answer.predict_seconds, encoding)
             version, status, code = answer.version, 200, "2xx"
-            head, content = _success(identity, answer, predictions, phases, bare)
+            head, parts = _success(identity, answer, predictions, phases, bare)
             if as_table:
-                head[0], content = _ARROW, predictions
+                head[0], parts = _ARROW, predictions
+            del predictions
         except bodies.ClientLeft:
             self._left(scope, identity, None, began)
             return
@@ -136,6 +141,7 @@ class Prediction:
             if bare and code == "INVALID_INPUT":
                 status = 400
             head, content = _failure(identity, problem, phases)
+            parts = [content]
             if code == "OVERLOADED" and departure is not None:
                 departure.end()
                 self._bodies.release(held)
@@ -149,10 +155,13 @@ class Prediction:
                 departure.end()
         try:
             if unread is not None:
-                await problems.refuse_unread(send, unread, status, head, content)
+                await problems.refuse_unread(send, unread, status, head, parts[0])
+            elif len(parts) == 1:
+                await problems.respond(send, status, head, parts[0])
             else:
-                await problems.respond(send, status, head, content)
+                await problems.respond_in_parts(send, status, head, parts)
         finally:
+            self._bodies.release(unsent)
             name, number = (version.name, version.version) if version else ("", "")
             self._metrics.request(name, number, code, perf_counter() - began, phases)
 
@@ -168,16 +177,18 @@ class Prediction:
 
 
 def _success(
-    identity: bytes, answer: Answer, predictions: bytes, phases: Phases, bare: bool
-) -> tuple[list[Header], bytes]:
+    identity: bytes, answer: Answer, predictions: list[bytes], phases: Phases, bare: bool
+) -> tuple[list[Header], list[bytes]]:
+    """The headers, and the body: whole, or in parts where the answer is large."""
     model, name, number = _resolved(answer.version.name, answer.version.version, answer.alias)
-    parts = [b'{"predictions":', predictions]
+    parts = [b'{"predictions":', *predictions]
     if not bare:
         parts.append(model)
         if answer.warnings:
             parts += (b',"warnings":', orjson.dumps(answer.warnings))
     parts.append(b"}")
-    return [JSON, name, number, (b"x-request-id", identity), _timing(phases)], b"".join(parts)
+    head = [JSON, name, number, (b"x-request-id", identity), _timing(phases)]
+    return head, parts if len(predictions) > 1 else [b"".join(parts)]
 
 
 def _about(answer: Answer) -> dict[str, object]:

@@ -103,6 +103,17 @@ async def respond(send: Send, status: int, head: Iterable[Header], body: bytes) 
     await send({"type": "http.response.body", "body": body})
 
 
+async def respond_in_parts(send: Send, status: int, head: Iterable[Header], parts: list[bytes]) -> None:
+    """Sends a large answer part by part, as fast as the client takes it; a part that went is forgotten."""
+    length = (b"content-length", b"%d" % sum(map(len, parts)))
+    await send({"type": "http.response.start", "status": status, "headers": [*head, length]})
+    parts.reverse()
+    while parts:
+        await send({"type": "http.response.body", "body": parts.pop(), "more_body": True})
+        await asyncio.sleep(0)  # a client that is fast enough would otherwise keep the loop
+    await send({"type": "http.response.body", "body": b""})
+
+
 async def refuse_unread(
     send: Send, receive: Receive, status: int, head: Iterable[Header], body: bytes
 ) -> None:

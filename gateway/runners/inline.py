@@ -33,7 +33,7 @@ THREAD = "model-"
 
 class InlineRunner:
     """One model, never asked twice at once. `threads`: how many one call may use, where the framework lets
-    that be said; `timeout`: seconds after which a call is abandoned."""
+    that be said; `timeout`: seconds after which a call is abandoned; `max_answer`: bytes of one answer."""
 
     slots = 1
 
@@ -44,11 +44,13 @@ class InlineRunner:
         *,
         threads: int | None = None,
         timeout: float | None = None,
+        max_answer: int | None = None,
     ) -> None:
         self._package = package
         self._config = config
         self._timeout = timeout
         self._threads = threads
+        self._max_answer = max_answer
         self._pool = ThreadPoolExecutor(1, thread_name_prefix=THREAD + package.path.name[:24])
         self._model: Model | None = None
 
@@ -118,7 +120,9 @@ class InlineRunner:
     def _load(self) -> Model:
         from loaders.model import open_model
 
-        return open_model(self._package, self._config, threads=self._threads)
+        model = open_model(self._package, self._config, threads=self._threads)
+        model.max_answer = self._max_answer
+        return model
 
     def _predict(self, batch: Batch | Framed, params: Mapping[str, Any]) -> Batch:
         if self._model is None:

@@ -50,7 +50,11 @@ class Placement:
         config = {**self._config, **own.config}
         if self.isolation(prepared) == "inline":
             return InlineRunner(
-                prepared.package, config, threads=own.threads or self._cpus, timeout=own.timeout
+                prepared.package,
+                config,
+                threads=own.threads or self._cpus,
+                timeout=own.timeout,
+                max_answer=self._settings.max_answer_bytes,
             )
         processes = self._cpus if own.processes == "auto" else own.processes
         return ProcessRunner(
@@ -67,6 +71,7 @@ class Placement:
                 preload=preload_for(prepared.package.loader_module), start=self._settings.start
             ),
             memory_limit=own.memory,
+            max_answer=self._settings.max_answer_bytes,
             env_allow=own.env,
             confinement=Confinement(
                 user=self._settings.model_user, network=own.network, readable=tuple(own.readable)

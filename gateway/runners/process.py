@@ -54,6 +54,7 @@ class ProcessRunner:
     `environment`: None takes this interpreter, with the imports that suit the package. `timeout`: seconds
     a call may take, None for any; `load_timeout`: the same for loading. `memory_limit`: private bytes of
     one process; above it the process is replaced after the call it is answering, far above it at once.
+    `max_answer`: bytes that one answer may take, in a frame and as values.
     `env_allow`: names (or patterns) of the gateway's environment variables that the model may see.
     `sink` is given the lines that the model prints; without it they go to the log under name and version.
     """
@@ -72,6 +73,7 @@ class ProcessRunner:
         load_timeout: float | None = 600.0,
         environment: Environment | None = None,
         memory_limit: int | None = None,
+        max_answer: int = wire.MAX_FRAME,
         env_allow: Sequence[str] = (),
         confinement: Confinement | None = None,
         restarts: Policy | None = None,
@@ -88,6 +90,7 @@ class ProcessRunner:
         self._timeout = timeout
         self._load_timeout = load_timeout
         self._memory_limit = memory_limit
+        self._max_answer = max_answer
         self._restarts = Restarts(restarts)
         self._sink = sink or _logged(name, version)
         self._observe = observe
@@ -98,6 +101,7 @@ class ProcessRunner:
             "path": self._path,
             "config": dict(config),
             "threads": threads,
+            "max_answer": max_answer,
             "environment": environments.allowed(environ, env_allow),
             "confinement": confinement or Confinement(),
         }
@@ -342,7 +346,14 @@ class ProcessRunner:
                 waiter.set_exception(error)
 
     async def _start_worker(self, *, spare: bool = False) -> Worker:
-        worker = Worker(self._zygotes, self._environment, self._sink, idle=self._release, ended=self._lost)
+        worker = Worker(
+            self._zygotes,
+            self._environment,
+            self._sink,
+            idle=self._release,
+            ended=self._lost,
+            max_answer=self._max_answer,
+        )
         self._workers.append(worker)
         try:
             await worker.start(self._load, self._load_timeout)

@@ -23,7 +23,8 @@ from gateway.runners.pulse import Pulse, of_session, read
 from gateway.runners.zygote import Child, ZygoteGone, Zygotes
 from loaders.worker import wire
 
-_DECODE_ON_LOOP: Final = 1 << 20
+_DECODE_ON_LOOP: Final = 256 << 10
+_ANSWER_SLACK: Final = 1 << 20
 _SOCKET_BUFFER: Final = 1 << 20
 _STATUS_WAIT: Final = 1.0
 _LAST_WORD: Final = 0.25
@@ -40,6 +41,7 @@ class Worker:
         *,
         idle: Callable[[Worker], None],
         ended: Callable[[Worker, str], None],
+        max_answer: int = wire.MAX_FRAME,
     ) -> None:
         self._zygotes = zygotes
         self._environment = environment
@@ -47,7 +49,8 @@ class Worker:
         self._idle = idle
         self._ended = ended
         self._loop = asyncio.get_running_loop()
-        self._reader = wire.Reader()
+        self._max_answer = max_answer
+        self._reader = wire.Reader(min(wire.MAX_FRAME, max_answer + _ANSWER_SLACK))
         self._sock: socket.socket | None = None
         self._child: Child | None = None
         self._output: Output | None = None
@@ -219,11 +222,11 @@ class Worker:
                 return
             while (whole := self._reader.frame()) is not None:
                 frame, header = whole
-                if header > _DECODE_ON_LOOP:
-                    decoding = self._loop.run_in_executor(None, wire.decode, frame, header)
+                if len(frame) > _DECODE_ON_LOOP:
+                    decoding = self._loop.run_in_executor(None, self._decode, frame, header)
                     decoding.add_done_callback(self._decoded)
                 else:
-                    self._deliver(wire.decode(frame, header))
+                    self._deliver(self._decode(frame, header))
         except BlockingIOError:
             return
         except wire.WireError as error:
@@ -240,6 +243,13 @@ class Worker:
             self._finish()
             return
         self._footprint = Footprint(descriptors[0])
+
+    def _decode(self, frame: wire.Array, header: int) -> dict[str, Any]:
+        """The message. One that would take more memory than an answer may is an error of the model."""
+        try:
+            return wire.decode(frame, header, self._max_answer)
+        except wire.TooLarge as error:
+            return {"op": "error", "type": "AnswerTooLarge", "message": str(error)}
 
     def _decoded(self, decoding: asyncio.Future[dict[str, Any]]) -> None:
         try:
@@ -281,8 +291,8 @@ class Worker:
             try:
                 if not self._reader.pull(self._sock):
                     break
-                while (message := self._reader.next()) is not None:
-                    self._deliver(message)
+                while (whole := self._reader.frame()) is not None:
+                    self._deliver(self._decode(*whole))
             except (wire.WireError, OSError):
                 break
             if self.answers != before:

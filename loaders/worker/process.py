@@ -115,12 +115,15 @@ class Conversation:
         self._reader = wire.Reader()
         self._model: Model | None = None
         self._pid = os.getpid()
+        self._limit = wire.MAX_FRAME
 
     def run(self) -> None:
         """Until the gateway ends the stream. Raises OSError and WireError: there is nobody to tell then."""
         while (message := wire.receive(self._sock, self._reader)) is not None:
             try:
-                answer = wire.encode(self._answer(message), lenient=True)
+                answer = wire.encode(self._answer(message), self._limit, lenient=True)
+            except wire.TooLarge as error:
+                answer = wire.encode({**_failure(error), "type": "AnswerTooLarge"})
             except BaseException as error:  # noqa: BLE001  (writing an answer asks the model's own objects)
                 answer = wire.encode(_failure(error))
             del message
@@ -154,6 +157,8 @@ class Conversation:
 
         package = Package.from_json(message["package"], message["path"])
         self._model = open_model(package, message["config"], threads=message["threads"], private=True)
+        self._limit = message.get("max_answer", self._limit)
+        self._model.max_answer = self._limit
         gc.collect()
         _trim()
         return {

@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import numpy as np
 
 from loaders.batch import Columns, Opaque, Tensors, Value
+from loaders.weight import counted
 
 if TYPE_CHECKING:
     import socket
@@ -60,10 +61,22 @@ _JOIN_BELOW: Final = 4096
 _SMALL: Final = 1 << 16
 _READ_AT_ONCE: Final = 1 << 20
 _SEGMENTS_AT_ONCE: Final = 512
+#: What lists and objects, and what they hold, take in the reader's memory, in bytes.
+_LIST_BYTES, _ITEM_BYTES, _DICT_BYTES, _MEMBER_BYTES = 72, 32, 232, 100
+#: A list of more items is sent in pieces of at most so many items, or about so many bytes of memory.
+_PIECE_FROM: Final = 1_000
+_PIECE_ITEMS: Final = 8_192
+_PIECE_WEIGHT: Final = 1 << 20
+#: A header up to this length is read without being weighed before.
+_UNWEIGHED: Final = 1 << 16
 
 
 class WireError(Exception):
     """A value that cannot be sent, or a frame that is not what it says."""
+
+
+class TooLarge(WireError):
+    """A value that takes more memory than it may."""
 
 
 # ---- writing ------------------------------------------------------------------------------------------
@@ -72,11 +85,19 @@ class WireError(Exception):
 class _Body:
     """The buffers of one frame, in order: small ones joined, large ones left where they are."""
 
-    def __init__(self, *, lenient: bool) -> None:
+    def __init__(self, limit: int, *, lenient: bool) -> None:
+        self.limit = limit
         self.lenient = lenient
         self.segments: list[Segment] = []
         self.size = 0
+        self.weight = 0
         self._joined = bytearray()
+
+    def weigh(self, size: int) -> None:
+        """Counts memory that the reader's values will take, and buffers before they are made contiguous."""
+        self.weight += size
+        if self.weight > self.limit:
+            raise TooLarge(f"the value takes more than the {self.limit} bytes allowed")
 
     def add(self, data: Segment, *, aligned: bool = True) -> None:
         padding = -self.size % _ALIGN if aligned else 0
@@ -111,7 +132,7 @@ def encode(message: Mapping[str, Any], limit: int = MAX_FRAME, *, lenient: bool 
     UUIDs as text, dataclasses and pydantic models as dicts, structured arrays as tuples, and of what is still
     unknown the name of its type, as `Opaque`, so that whoever writes the answer can say it.
     """
-    body = _Body(lenient=lenient)
+    body = _Body(limit, lenient=lenient)
     try:
         packed = _pack(dict(message), body)
         header = _JSON.encode(packed).encode("ascii")
@@ -121,7 +142,7 @@ def encode(message: Mapping[str, Any], limit: int = MAX_FRAME, *, lenient: bool 
         raise WireError(f"the value cannot be written: {error}") from None
     header += b" " * (-len(header) % _ALIGN)
     if len(header) > MAX_HEADER or len(header) + body.size > limit:
-        raise WireError(f"the message takes {len(header) + body.size} bytes, more than the {limit} allowed")
+        raise TooLarge(f"the message takes {len(header) + body.size} bytes, more than the {limit} allowed")
     prefix = _PREFIX.pack(_MAGIC, len(header), body.size)
     pieces = body.close()
     if body.size < _JOIN_BELOW:
@@ -164,8 +185,14 @@ def _pack(value: Any, body: _Body) -> Any:
     if kind in _PLAIN:
         return value
     if kind is list:
+        if body.lenient:
+            body.weigh(_LIST_BYTES + _ITEM_BYTES * len(value))
+            if len(value) > _PIECE_FROM:
+                return _pack_pieces(value, body)
         return value if _PLAIN.issuperset(map(type, value)) else [_pack(item, body) for item in value]
     if kind is dict:
+        if body.lenient:
+            body.weigh(_DICT_BYTES + _MEMBER_BYTES * len(value))
         if _TAG not in value and all(type(key) is str for key in value):
             return {key: _pack(item, body) for key, item in value.items()}
         return {_TAG: ["dict", [[_pack_key(key, body), _pack(item, body)] for key, item in value.items()]]}
@@ -226,6 +253,31 @@ def _pack_object(value: Any, body: _Body) -> Any:
     raise WireError(f"a {type(value).__module__}.{type(value).__qualname__} cannot leave the process")
 
 
+def _pack_pieces(items: Sequence[Any], body: _Body) -> Any:
+    """A long list as pieces of JSON text among the buffers, so that the reader can pause between them."""
+    parts: list[Any] = []
+    piece: list[Any] = []
+    size, weight = body.size, body.weight
+    for item in items:
+        piece.append(_pack(item, body))
+        if type(item) is str:
+            body.weigh(len(item))
+        if len(piece) == _PIECE_ITEMS or body.weight - weight > _PIECE_WEIGHT:
+            parts.append(_pack_piece(piece, body, plain=body.size == size))
+            piece, size, weight = [], body.size, body.weight
+    if piece:
+        parts.append(_pack_piece(piece, body, plain=body.size == size))
+    return {_TAG: ["pieces", parts]}
+
+
+def _pack_piece(piece: list[Any], body: _Body, *, plain: bool) -> Any:
+    if not plain:
+        return piece  # its buffers are in the body already: it must be read before them
+    text = _JSON.encode(piece).encode("ascii")
+    body.add(text)
+    return len(text)
+
+
 def _pack_foreign(value: Any, body: _Body) -> Any:
     """What only an answer may hold, turned into what JSON would make of it."""
     if isinstance(value, enum.Enum):
@@ -274,6 +326,8 @@ def _pack_columns(arrays: Mapping[str | int, Array], body: _Body) -> list[Any]:
         if begins:
             runs.append([dtype, []])
         runs[-1][1].append(name)
+        if body.lenient:
+            body.weigh(array.nbytes)
         data = (
             array.tobytes() if array.nbytes < _JOIN_BELOW else np.ascontiguousarray(array).view(np.uint8).data
         )
@@ -288,6 +342,8 @@ def _pack_array(array: Array, body: _Body) -> Any:
     if array.dtype.kind == "V" and not body.lenient:
         raise WireError("a structured array cannot leave the process; answer with one array a field")
     if array.dtype.kind not in _RAW_KINDS:
+        if body.lenient:
+            body.weigh(array.nbytes)
         return {_TAG: ["objects", list(array.shape), _pack(array.reshape(-1).tolist(), body)]}
     return {_TAG: ["array", *_raw(array, body)]}
 
@@ -295,6 +351,8 @@ def _pack_array(array: Array, body: _Body) -> Any:
 def _raw(array: Array, body: _Body) -> tuple[str, list[int]]:
     if array.dtype.itemsize == 0:
         array = array.astype(array.dtype.kind + "1")
+    if body.lenient:
+        body.weigh(array.nbytes)
     if array.nbytes < _JOIN_BELOW:
         body.add(array.tobytes())
     else:
@@ -384,9 +442,18 @@ def receive(sock: socket.socket, reader: Reader) -> dict[str, Any] | None:
 class _Cursor:
     """The body of a frame, taken in order."""
 
-    def __init__(self, body: Array) -> None:
+    def __init__(self, body: Array, budget: int | None = None) -> None:
         self._body = body
         self._at = 0
+        self._budget = budget
+
+    def json(self, text: Array, unweighed: int = 0) -> Any:
+        """The values of JSON text of more than `unweighed` bytes. Raises TooLarge before they are built."""
+        if self._budget is not None and len(text) > unweighed:
+            self._budget -= counted(text.data)
+            if self._budget < 0:
+                raise TooLarge("the values of the frame take more memory than they may")
+        return json.loads(text.tobytes())
 
     def take(self, size: int) -> Array:
         start = self._at + -self._at % _ALIGN
@@ -400,11 +467,12 @@ class _Cursor:
             raise WireError("the frame holds bytes that nothing refers to")
 
 
-def decode(frame: Array, header: int) -> dict[str, Any]:
-    """A message from the bytes of its header and body. Arrays are views of `frame`. Raises WireError."""
-    cursor = _Cursor(frame[header:])
+def decode(frame: Array, header: int, budget: int | None = None) -> dict[str, Any]:
+    """A message from the bytes of its header and body. Arrays are views of `frame`. `budget`: the most bytes
+    that lists, objects and text may take in memory. Raises WireError."""
+    cursor = _Cursor(frame[header:], budget)
     try:
-        message = _unpack(json.loads(frame[:header].tobytes()), cursor)
+        message = _unpack(cursor.json(frame[:header], _UNWEIGHED), cursor)
         cursor.close()
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, InvalidOperation) as error:
         raise WireError(f"the frame is not well formed: {error}") from None
@@ -446,6 +514,14 @@ def _check_shape(shape: list[int]) -> None:
     """An empty array takes no bytes whatever its other axes say: they must stay sane too."""
     if any(type(n) is not int or n < 0 for n in shape) or math.prod(n for n in shape if n) > MAX_FRAME:
         raise WireError("an array of an impossible shape")
+
+
+def _pieces(cursor: _Cursor, parts: list[Any]) -> list[Any]:
+    items: list[Any] = []
+    for part in parts:
+        piece = cursor.json(cursor.take(part)) if type(part) is int else part
+        items += _unpack(piece, cursor)
+    return items
 
 
 def _masked(cursor: _Cursor, data: Any, mask: Any) -> Array:
@@ -515,6 +591,7 @@ def _name(name: Any, kinds: Any) -> Any:
 _KINDS: Final[dict[str, Callable[..., Any]]] = {
     "array": _array,
     "objects": _objects,
+    "pieces": _pieces,
     "masked": _masked,
     "columns": _columns,
     "tensors": _tensors,

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import pandas as pd
 import pytest
+from scipy.sparse import csr_matrix
 
 from loaders.batch import Batch, Columns, Tensors, Value
-from loaders.output import mismatches
+from loaders.output import AnswerTooLarge, check_size, mismatches
 from loaders.signature import ColSpec, Signature, TensorSpec
 
 COLUMNS = (ColSpec("long", "label"), ColSpec("double", "score", required=False))
@@ -44,3 +48,24 @@ TENSOR = (TensorSpec(np.dtype("float32"), (-1, 2)),)
 )
 def test_differences_are_named(outputs: object, answer: Batch, expected: list[str]) -> None:
     assert mismatches(Signature(outputs=outputs), answer) == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        pd.DataFrame(index=pd.RangeIndex(2_000_000_000)),
+        np.empty((2_000_000_000, 0)),
+        {"a": np.empty((2_000_000_000, 0)), "b": np.zeros(1)},
+        csr_matrix((1_000_000, 1_000_000)),
+        np.broadcast_to(0.0, (1 << 40,)),
+    ],
+    ids=range(5),
+)
+def test_a_result_with_too_many_rows_or_cells_is_refused_before_it_is_converted(result: Any) -> None:
+    with pytest.raises(AnswerTooLarge):
+        check_size(result, 256 << 20)
+
+
+@pytest.mark.parametrize("result", [np.zeros(10), np.float64(1), [1], "x", None, pd.Series([1, 2])])
+def test_a_result_of_a_common_size_is_not(result: Any) -> None:
+    check_size(result, 1000)

@@ -24,7 +24,7 @@ from scipy.sparse import csr_matrix
 
 from gateway.errors import Problem
 from gateway.http import answers
-from loaders.batch import Batch, Opaque, Tensors, Value, from_result
+from loaders.batch import Batch, Columns, Opaque, Tensors, Value, from_result
 from loaders.worker import wire
 
 
@@ -259,8 +259,63 @@ def test_large_answers_are_encoded_off_the_loop(value: Any, monkeypatch: pytest.
         return await plain(function, *arguments)
 
     monkeypatch.setattr(asyncio, "to_thread", seen)
-    assert asyncio.run(answers.encode(batch)) == answers.encode_now(batch)
+    assert b"".join(asyncio.run(answers.encode(batch, 1 << 30))) == answers.encode_now(batch)
     assert moved
+
+
+MANY = 60_000
+LARGE: dict[str, Any] = {
+    "doubles": np.arange(MANY) / 7,
+    "singles": (np.arange(MANY * 2) / 7).astype(np.float32),
+    "rows": np.arange(MANY * 3).reshape(-1, 3),
+    "one row": np.arange(MANY * 3).reshape(1, -1),
+    "wide rows": np.zeros((3, 2, MANY)),
+    "no columns": np.empty((MANY * 3, 0)),
+    "text": np.array(["ab", "ç"] * MANY),
+    "dates": np.full(MANY, "2020-01-01", "M8[ns]"),
+    "two": {"a": np.arange(MANY), "b": np.zeros((MANY, 2))},
+    "frame": pd.DataFrame({"a": np.arange(MANY), "b": ["x"] * MANY}),
+    "index alone": pd.DataFrame(index=pd.RangeIndex(MANY * 3)),
+    "numbers": [0.5] * MANY,
+    "lists": [[1, 2]] * MANY,
+    "empty lists": [[]] * MANY,
+    "one list": [[[1] * MANY], 2],
+    "a small, a large, a small": [1, [2] * MANY, 3],
+    "records": [{"a": 1, "b": [None, True]}] * MANY,
+    "an object": {"a": [1] * MANY, "b": {"c": ["x"] * MANY, "d": 1}, "e": 0},
+    "arrays in a list": [np.zeros(MANY), 1, np.zeros(3)],
+    "what JSON has no form for": [decimal.Decimal(1), b"x", {1, 2}] * MANY,
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_a_large_answer_comes_in_pieces_and_is_the_same(name: str) -> None:
+    batch = from_result(LARGE[name], None)
+    parts = asyncio.run(answers.encode(batch, 1 << 30))
+    assert len(parts) > 1
+    assert max(map(len, parts)) <= 1 << 20
+    assert b"".join(parts) == answers.encode_now(batch)
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        Columns({}, 2_000_000_000),
+        Columns({"a": np.broadcast_to(np.float64(0), (2_000_000_000,))}, 2_000_000_000),
+        Tensors({"": np.empty((2_000_000_000, 0))}, 2_000_000_000),
+        Tensors({"": np.broadcast_to(np.int8(0), (50_000, 50_000))}, 50_000),
+        Tensors({"a": np.empty((1_000_000, 1000, 0)), "b": np.zeros(2)}, None),
+        Value([0.123456789] * 500_000),
+        Value({"a": ["x" * 1_000_000] * 10}),
+    ],
+    ids=range(7),
+)
+def test_an_answer_over_the_limit_is_refused_before_it_is_built(batch: Batch) -> None:
+    with pytest.raises(Problem) as refused:
+        asyncio.run(answers.encode(batch, 1_000_000))
+    assert refused.value.code == "PREDICTION_FAILED"
+    assert "1000000 bytes" in refused.value.message
+    assert "max_answer_bytes" in str(refused.value.hint)
 
 
 class Odd(BaseModel):

@@ -62,6 +62,7 @@ def call(service: Any, *incoming: dict[str, Any], **scope: Any) -> list[dict[str
     limits = SimpleNamespace(
         max_body_bytes=1000,
         max_inflight_bytes=40_000,
+        max_answer_bytes=40_000,
         admin_key_file=None,
         webhook_secret_file=None,
         access_log=False,

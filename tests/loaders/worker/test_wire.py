@@ -435,3 +435,53 @@ def test_any_header_gives_a_message_or_a_clean_error(value: Any, body: bytes) ->
     except wire.WireError:
         return
     assert isinstance(message, dict)
+
+
+# ---- answers: long lists come in pieces, and nothing takes more memory than it may
+
+
+PIECED = {
+    "numbers": [0.5, 1, None, True] * 5_000,
+    "lists": [[i, [str(i)]] for i in range(20_000)],
+    "arrays among them": [np.arange(3), 1, "x", np.zeros(2000)] * 2_000,
+    "a long list in each": [list(range(3_000)), {"a": list(range(2_000))}] * 3,
+    "a table's column": Columns({"a": np.array([[1], "x", None] * 2_000, dtype=object)}, 6_000),
+    "one a row": Value([{"~": 1}] * 3_000, 3_000),
+}
+
+
+@pytest.mark.parametrize("name", PIECED)
+def test_long_lists_in_pieces_are_the_same_lists(name: str) -> None:
+    pieces = wire.encode({"op": "answer", "value": PIECED[name]}, lenient=True)
+    raw = b"".join(bytes(piece) for piece in pieces)
+    header = int.from_bytes(raw[4:8], "little")
+    assert header < 1 << 16 or name == "arrays among them"
+    message = wire.decode(np.frombuffer(raw[16:], np.uint8), header)
+    assert same(message["value"], PIECED[name])
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [[]] * 100_000,
+        {str(i): i for i in range(100_000)},
+        np.broadcast_to(0.0, (1 << 40,)),
+        Columns({"a": np.broadcast_to(0.0, (1 << 40,))}, 1 << 40),
+        np.broadcast_to(np.array([None]), (1 << 40,)),
+        ["x" * 100_000] * 50,
+    ],
+    ids=range(6),
+)
+def test_an_answer_that_takes_too_much_is_not_written(value: Any) -> None:
+    with pytest.raises(wire.TooLarge):
+        wire.encode({"value": value}, 4_000_000, lenient=True)
+
+
+@pytest.mark.parametrize("pieces", [False, True])
+def test_a_frame_whose_values_take_too_much_is_not_read(pieces: bool) -> None:
+    """However it was made: a hostile process does not weigh what it writes."""
+    raw = b"".join(map(bytes, wire.encode({"value": [[]] * 100_000}, lenient=pieces)))
+    frame, header = np.frombuffer(raw[16:], np.uint8), int.from_bytes(raw[4:8], "little")
+    with pytest.raises(wire.TooLarge):
+        wire.decode(frame, header, 4_000_000)
+    assert wire.decode(frame, header, 40_000_000) == {"value": [[]] * 100_000}
