@@ -38,6 +38,8 @@ _LEVELS: dict[type, int] = {
 _ABOUT = ("model", "version", "request_id", "trace_id", "span_id")
 #: Refused inputs and requests of one model are said once in so many seconds, with their number.
 BURST_SECONDS = 10.0
+#: Of so many versions the last traceback is remembered, so that one that comes again is counted, not printed.
+KEPT_TRACES = 1000
 #: What anybody who can connect makes the server say, as often as he likes.
 _OF_STRANGERS = ("Invalid HTTP request received", "Unsupported upgrade request")
 #: Advice to install what the gateway has no use for.
@@ -50,6 +52,8 @@ class EventLog:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._bursts: dict[tuple[str, str], tuple[float, int]] = {}
+        #: By version and kind of event: the last traceback, and how often it came again.
+        self._traces: dict[tuple[str, str, str], tuple[str, int]] = {}
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, events.Dispatched):
@@ -64,9 +68,26 @@ class EventLog:
                 return
             self._bursts[event.model, type(event).__name__] = self._clock(), 0
             more = f" (and {count} before, since the last such line)" if count else ""
+        if isinstance(event, events.PredictionFailed | events.LoadFailed):
+            repeats = self._repeats(event)
+            if repeats:
+                event = dataclasses.replace(event, trace="")
+                more = f" (its traceback is above, {repeats} times by now)"
         level = _LEVELS.get(type(event), logging.INFO)
         if log.isEnabledFor(level):
             log.log(level, sentence(event) + more, extra={"event": event})
+
+    def _repeats(self, event: events.PredictionFailed | events.LoadFailed) -> int:
+        """How often the same failure of this version came before; 0: its traceback has not been printed. The
+        same means the same places in the code: the message may quote rows."""
+        key = (event.model, event.version, type(event).__name__)
+        places = "\n".join(line for line in event.trace.splitlines() if line.startswith("  File "))
+        told = places or event.reason
+        last, count = self._traces.pop(key, ("", 0))
+        self._traces[key] = told, count + 1 if last == told else 0
+        while len(self._traces) > KEPT_TRACES:
+            del self._traces[next(iter(self._traces))]
+        return self._traces[key][1]
 
 
 def sentence(event: Event) -> str:

@@ -1,11 +1,10 @@
 """`status`, `load` and `unload`: what a running gateway holds and why, and the operator's verbs.
 
-Knows the control routes and the names of three metrics; no registry and no model.
+Knows the control routes and the views that they give; no registry and no model.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
@@ -23,12 +22,12 @@ from gateway.commands.options import (
 from gateway.commands.terminal import Output, result, size, table, working
 
 if TYPE_CHECKING:
-    from gateway.commands.client import Client
+    pass
 
 Key: TypeAlias = tuple[str, str]
 """A model's name and a version."""
 
-_FEWEST = 20
+_EVICTIONS_SHOWN = 5
 
 WaitOption = Annotated[bool, typer.Option("--wait/--no-wait", help="Until it is done, or only ask for it.")]
 
@@ -36,31 +35,30 @@ WaitOption = Annotated[bool, typer.Option("--wait/--no-wait", help="Until it is 
 def status(
     url: UrlOption = None,
     every: Annotated[bool, typer.Option("--all", help="Versions that are not loaded as well.")] = False,
-    interval: Annotated[
-        float, typer.Option(metavar="S", min=0.1, max=60, help="Seconds over which requests/s are counted.")
-    ] = 1.0,
     output: OutputOption = Output.text,
 ) -> None:
     """Show what the running gateway holds, and why.
 
-    State, memory, requests/s, p99 and last error: one line for every version that is loaded, loading or
-    failed, and for every alias that is not where the registry wants it. p99 is over all requests since the
-    version was first asked: an estimate from the histogram in /metrics, interpolated within its bucket as
-    Prometheus does it; none before twenty requests.
+    One line for every version that is loaded, loading or failed, and for every alias that is not where the
+    registry wants it. REQ/S, ERR % and P99 are over the last minute of a loaded version; they count from the
+    moment a request stands in the model's queue, so a cold start does not show. P99 needs twenty requests.
+    LAST ERROR is why it is not loaded, why an alias did not move, or how its last failed request ended.
     """
     with connect(url, None) as client:
-        before = _counted(client)
-        started = time.monotonic()
-        time.sleep(interval)
-        after = _counted(client)
-        seconds = time.monotonic() - started
         ready = client.call("GET", "/readyz", accept=(503,))
         models, rollouts = client.call("GET", "/models"), client.call("GET", "/rollouts")
-        rates = {key: (n - before.get(key, (0, {}))[0]) / seconds for key, (n, _) in after.items()}
-        tails = {key: _p99(buckets) for key, (_, buckets) in after.items()}
-        rows = _rows(models["models"], rollouts["rollouts"], rates, tails)
+        rows = _rows(models["models"], rollouts["rollouts"])
         shown = [row for row in rows if every or row["state"] != "UNLOADED" or row["last_error"]]
-        view = {"url": client.url, **ready, "versions": shown, "not_shown": len(rows) - len(shown)}
+        evicted = sorted(
+            (row for row in rows if row["evicted"]), key=lambda row: row["evicted"]["seconds_ago"]
+        )
+        view = {
+            "url": client.url,
+            **ready,
+            "versions": shown,
+            "not_shown": len(rows) - len(shown),
+            "evicted": evicted[:_EVICTIONS_SHOWN],
+        }
         result(output, view, lambda: _show(view))
 
 
@@ -107,8 +105,6 @@ def _verb(verb: str, text: str, wait: bool, url: str | None, admin_key_file: Any
 def _rows(
     models: Sequence[Mapping[str, Any]],
     rollouts: Sequence[Mapping[str, Any]],
-    rates: Mapping[Key, float],
-    tails: Mapping[Key, float | None],
 ) -> list[dict[str, Any]]:
     """What the table shows, a version each: of the loaded and of those that an alias serves or wants."""
     aliases: dict[Key, list[str]] = {}
@@ -127,6 +123,7 @@ def _rows(
         for version in model["versions"]:
             key = (model["name"], version["version"])
             failed = version["reason"] if version["state"] == "FAILED" else None
+            recent = version["recent"] or {}
             rows.append(
                 {
                     "model": key[0],
@@ -135,12 +132,24 @@ def _rows(
                     "state": version["state"],
                     "progress": version["reason"] if version["state"] == "LOADING" else None,
                     "bytes": version["bytes"],
-                    "requests_per_second": round(rates.get(key, 0.0), 1),
-                    "p99_seconds": tails.get(key),
-                    "last_error": failed or errors.get(key),
+                    "stuck": version["stuck"],
+                    "placement": version["placement"],
+                    "requests_per_second": recent.get("requests_per_second"),
+                    "error_rate": recent.get("error_rate"),
+                    "p99_seconds": recent.get("p99_seconds"),
+                    "last_error": failed or errors.get(key) or _failed(version["last_error"]),
+                    "evicted": version.get("evicted"),
                 }
             )
     return rows
+
+
+def _failed(error: Mapping[str, Any] | None) -> str | None:
+    """How the last failed request of a loaded version ended."""
+    if error is None:
+        return None
+    ago = max(0.0, time.time() - error["at"])
+    return f"{error['kind']} ({ago:.0f} s ago, {error['total']} failed since it was loaded)"
 
 
 def _show(view: Mapping[str, Any]) -> None:
@@ -155,57 +164,46 @@ def _show(view: Mapping[str, Any]) -> None:
     if registry.get("error"):
         typer.echo(f"registry error: {registry['error']}")
     if view["versions"]:
-        columns = ["MODEL", "VERSION", "ALIASES", "STATE", "MB", "REQ/S", "P99 MS", "LAST ERROR"]
+        columns = ["MODEL", "VERSION", "ALIASES", "STATE", "MB", "REQ/S", "ERR %", "P99 MS", "LAST ERROR"]
         rows = [_cells(row) for row in view["versions"]]
-        table(columns, rows, right=["VERSION", "MB", "REQ/S", "P99 MS"])
+        table(columns, rows, right=["VERSION", "MB", "REQ/S", "ERR %", "P99 MS"])
+    shared = memory.get("shared") or 0
+    if shared:
+        models = sum(row["bytes"] or 0 for row in view["versions"])
+        rest = held - shared - models
+        others = f" + {size(rest)} of versions that are not listed" if rest > 0 else ""
+        typer.echo(
+            f"memory: {size(models)} of the models above + {size(shared)} shared by their processes{others}"
+        )
+    inline = [f"{row['model']}/{row['version']}" for row in view["versions"] if _is_inline(row)]
+    if inline:
+        typer.echo(f"not contained, in the gateway's own process (isolation: inline): {', '.join(inline)}")
+    for row in view["evicted"]:
+        gone = row["evicted"]
+        typer.echo(
+            f"evicted: {row['model']}/{row['version']}, {gone['seconds_ago']:.0f} s ago, for {gone['for']}: "
+            f"{gone['why']}"
+        )
     if view["not_shown"]:
         typer.echo(f"not loaded: {view['not_shown']} other versions; --all shows them")
 
 
+def _is_inline(row: Mapping[str, Any]) -> bool:
+    return row["placement"] is not None and row["placement"]["isolation"] == "inline"
+
+
 def _cells(row: Mapping[str, Any]) -> list[str]:
     aliases, held, tail = row["aliases"], row["bytes"], row["p99_seconds"]
+    rate, errors = row["requests_per_second"], row["error_rate"]
+    state = row["state"] if row["progress"] is None else f"{row['state']}: {row['progress']}"
     return [
         row["model"],
         row["version"],
         ", ".join(aliases) or "-",
-        row["state"] if row["progress"] is None else f"{row['state']}: {row['progress']}",
+        state if row["stuck"] is None else f"STUCK: {row['stuck']}",
         "-" if held is None else f"{held / 1e6:.1f}",
-        f"{row['requests_per_second']:.1f}",
+        "-" if rate is None else f"{rate:.1f}",
+        "-" if errors is None else f"{100 * errors:.1f}",
         "-" if tail is None else f"{tail * 1000:.1f}",
         row["last_error"] or "-",
     ]
-
-
-def _counted(client: Client) -> dict[Key, tuple[float, dict[float, float]]]:
-    """By version: answers given, and how many of them took at most so many seconds (a running total)."""
-    from prometheus_client.parser import text_string_to_metric_families
-
-    found: dict[Key, tuple[float, dict[float, float]]] = {}
-    for family in text_string_to_metric_families(client.text("/metrics")):
-        for sample in family.samples:
-            key = (sample.labels.get("model", ""), sample.labels.get("version", ""))
-            count, buckets = found.get(key, (0.0, {}))
-            if sample.name == "gateway_requests_total" and key[0]:
-                found[key] = (count + sample.value, buckets)
-            elif sample.name == "gateway_request_seconds_bucket":
-                found[key] = (count, {**buckets, float(sample.labels["le"]): sample.value})
-    return found
-
-
-def _p99(buckets: Mapping[float, float]) -> float | None:
-    """The 99th percentile in seconds, interpolated within its bucket as PromQL's `histogram_quantile` does;
-    beyond the last bound it is that bound. None for so few requests that it would only tell of the slowest,
-    which most often waited for the load."""
-    bounds = sorted(buckets)
-    if not bounds or buckets[bounds[-1]] < _FEWEST:
-        return None
-    wanted = 0.99 * buckets[bounds[-1]]
-    below, count_below = 0.0, 0.0
-    for bound in bounds:
-        if buckets[bound] >= wanted:
-            if math.isinf(bound):
-                return below
-            inside = buckets[bound] - count_below
-            return below + (bound - below) * ((wanted - count_below) / inside if inside else 1.0)
-        below, count_below = bound, buckets[bound]
-    return below

@@ -181,7 +181,12 @@ class Operations:
 
     def memory(self) -> dict[str, float | None]:
         ledger = self._manager.ledger
-        return {"limit_bytes": ledger.limit, **{state.value: ledger.bytes_in(state) for state in State}}
+        shared = {"shared": ledger.shared}  # part of what is resident
+        return {
+            "limit_bytes": ledger.limit,
+            **shared,
+            **{state.value: ledger.bytes_in(state) for state in State},
+        }
 
     def ready(self) -> tuple[bool, dict[str, Any]]:
         """Whether it may take traffic: a snapshot was seen, and what must be preloaded is loaded."""
@@ -415,10 +420,10 @@ class Operations:
             if servable.status is Status.LOADING:
                 view |= self._loading(servable, fetched)
             if account is not None:
-                view["bytes"] = account.bytes
                 view["last_used"] = _iso(self._wall() - (self._clock() - account.last_used))
         elif fetched is not None:  # for an alias's gates, before there is anything to load
             view |= {"state": Status.LOADING.value, "reason": _fetching(fetched)}
+        view |= self._manager.view(version)
         if fetched is not None:
             view["fetch"] = {"bytes": fetched.bytes, "total": fetched.total}
         view |= {"digest": version.digest, "created": version.created, "tags": dict(version.tags)}

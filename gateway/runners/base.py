@@ -71,6 +71,14 @@ class Runner(Protocol):
         """`measured_bytes`, read this moment, of processes that are still loading too."""
 
     @property
+    def isolation(self) -> str:
+        """`process` or `inline`."""
+
+    @property
+    def placement(self) -> str:
+        """Why it runs there, for an operator."""
+
+    @property
     def stuck(self) -> str | None:
         """Why a process of it does not work, though it lives; None while that is not so."""
 

@@ -36,6 +36,7 @@ class InlineRunner:
     that be said; `timeout`: seconds after which a call is abandoned; `max_answer`: bytes of one answer."""
 
     slots = 1
+    isolation = "inline"
 
     def __init__(
         self,
@@ -45,10 +46,12 @@ class InlineRunner:
         threads: int | None = None,
         timeout: float | None = None,
         max_answer: int | None = None,
+        placement: str = "",
     ) -> None:
         self._package = package
         self._config = config
         self._timeout = timeout
+        self.placement = placement
         self._threads = threads
         self._max_answer = max_answer
         self._pool = ThreadPoolExecutor(1, thread_name_prefix=THREAD + package.path.name[:24])
@@ -90,7 +93,7 @@ class InlineRunner:
         """A thread cannot be stopped."""
 
     def status(self) -> dict[str, Any]:
-        return {"isolation": "inline"}
+        return {"isolation": self.isolation, "placement": self.placement}
 
     async def start(self) -> None:
         self._model = await self._in_thread(self._load)

@@ -1,7 +1,7 @@
-"""Where a version runs: in this process or in processes of its own, with which limits. Made from settings.
+"""Where a version runs, and why: in processes of its own or in this one, with which limits.
 
-`auto` runs ONNX here, because loading it executes nothing that its package brought, and everything else in
-processes.
+`auto` runs every model outside this process. A file that executes nothing can still crash a library, hang or
+take memory, and only a process can be ended. `inline` is the operator's choice: its models are not contained.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gateway import cgroup
@@ -26,6 +27,17 @@ if TYPE_CHECKING:
 
 #: Told what happened to a version's processes: (version, what, reason).
 Observe = Callable[["Prepared", str, str], None]
+
+
+_NOT_CONTAINED = "it runs in the gateway's process and is not contained: a crash of it ends the gateway"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A decision: `isolation` is inline or process, `reason` says why, for an operator."""
+
+    isolation: str
+    reason: str
 
 
 class Placement:
@@ -48,13 +60,15 @@ class Placement:
         version = prepared.version
         own = self._settings.for_model(version.name)
         config = {**self._config, **own.config}
-        if self.isolation(prepared) == "inline":
+        place = self.place(version.name)
+        if place.isolation == "inline":
             return InlineRunner(
                 prepared.package,
                 config,
                 threads=own.threads or self._cpus,
                 timeout=own.timeout,
                 max_answer=self._settings.max_answer_bytes,
+                placement=place.reason,
             )
         processes = self._cpus if own.processes == "auto" else own.processes
         return ProcessRunner(
@@ -78,12 +92,16 @@ class Placement:
             ),
             observe=lambda what, reason: self._observe(prepared, what, reason),
             environ=os.environ,
+            placement=place.reason,
         )
 
-    def isolation(self, prepared: Prepared) -> str:
-        """`inline` or `process`."""
-        chosen = self._settings.for_model(prepared.version.name).isolation or "auto"
-        if chosen != "auto":
-            return chosen
-        # Model processes are made with Linux's means; elsewhere everything runs here.
-        return "inline" if prepared.flavor == "onnx" or sys.platform != "linux" else "process"
+    def place(self, name: str) -> Place:
+        """Where the versions of a model run."""
+        chosen = self._settings.for_model(name).isolation or "auto"
+        if chosen == "inline":
+            return Place("inline", f"isolation: inline; {_NOT_CONTAINED}")
+        if chosen == "process":
+            return Place("process", "isolation: process")
+        if sys.platform != "linux":
+            return Place("inline", f"isolation: auto, and model processes need Linux; {_NOT_CONTAINED}")
+        return Place("process", "isolation: auto runs every model outside the gateway's process")

@@ -59,6 +59,8 @@ class ProcessRunner:
     `sink` is given the lines that the model prints; without it they go to the log under name and version.
     """
 
+    isolation = "process"
+
     def __init__(
         self,
         package: Package,
@@ -94,7 +96,7 @@ class ProcessRunner:
         self._restarts = Restarts(restarts)
         self._sink = sink or _logged(name, version)
         self._observe = observe
-        self._placement = placement
+        self.placement = placement
         self._path = str(package.path)
         self._load = {
             "package": package.to_json(),
@@ -181,8 +183,8 @@ class ProcessRunner:
     def status(self) -> dict[str, Any]:
         """What an operator sees of it: JSON-ready."""
         return {
-            "isolation": "process",
-            "placement": self._placement,
+            "isolation": self.isolation,
+            "placement": self.placement,
             "processes": [
                 {
                     "pid": w.pid,

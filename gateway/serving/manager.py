@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cachetools import TLRUCache
 
@@ -145,16 +144,15 @@ class Manager:
         self._chance = random.Random()
         self._replan_timer: asyncio.TimerHandle | None = None
         self._stop_timer: asyncio.TimerHandle | None = None
-        #: The last evictions, oldest first.
-        self.evictions: deque[Eviction] = deque(maxlen=EVICTIONS_KEPT)
+        self._evictions: dict[Version, Eviction] = {}
 
     def __repr__(self) -> str:
         return f"<Manager {len(self._servables)} servables, {len(self._leaving)} leaving, {self.ledger!r}>"
 
     def __iter__(self) -> Iterator[Servable]:
-        """Every servable, those that are leaving included."""
-        yield from self._servables.values()
+        """Every servable. Those that leave come first: of two of one version the later one counts."""
         yield from self._leaving
+        yield from self._servables.values()
 
     def find(self, version: Version) -> Servable | None:
         return self._servables.get(version)
@@ -163,9 +161,43 @@ class Manager:
         servable = self._servables.get(version)
         return servable is not None and servable.status is Status.READY
 
+    @property
+    def evictions(self) -> list[Eviction]:
+        """The last one of each version, oldest first; at most `EVICTIONS_KEPT`."""
+        return list(self._evictions.values())
+
     def failure(self, version: Version) -> Problem | None:
         failure = self._failures.get(version)
         return None if failure is None else failure.problem
+
+    def view(self, version: Version) -> dict[str, Any]:
+        """What an operator sees of a version here, JSON-ready: the bytes of all that is held of it, where it
+        runs and why, whether a process of it is stuck, its last minute and its last failed request. Of one
+        that is not held: why it was evicted."""
+        held = [servable for servable in self._leaving if servable.version == version]
+        if version in self._servables:
+            held.append(self._servables[version])
+        view: dict[str, Any] = {"stuck": None, "placement": None, "recent": None, "last_error": None}
+        if not held:
+            gone = self._evictions.get(version)
+            if gone is not None:
+                ago = round(self._clock() - gone.at, 1)
+                view["evicted"] = {"seconds_ago": ago, "for": gone.asking, "why": gone.why}
+            return view
+        servable = held[-1]
+        accounts = [self.ledger[one] for one in held if one in self.ledger]
+        view["bytes"] = sum(account.bytes for account in accounts)
+        view["recent"] = servable.recent.view()
+        if servable.recent.last_error is not None:
+            at, kind = servable.recent.last_error
+            view["last_error"] = {"at": at, "kind": kind, "total": servable.recent.total_errors}
+        if servable.runner is not None:
+            view["stuck"] = servable.runner.stuck
+            view["placement"] = {
+                "isolation": servable.runner.isolation,
+                "reason": servable.runner.placement,
+            }
+        return view
 
     # Leases.
 
@@ -370,9 +402,12 @@ class Manager:
                 "the processes that models are forked from" if plan.asking is None else plan.asking.version
             )
             for key, why in zip(leaving, plan.why, strict=True):
-                self.evictions.append(Eviction(self._clock(), key.version, str(asking), why))
-            for key in plan.evict:
-                self._close(key, "evicted", f"for {asking}: {self.evictions[-1].why}")
+                self._evictions.pop(key.version, None)
+                self._evictions[key.version] = Eviction(self._clock(), key.version, str(asking), why)
+            while len(self._evictions) > EVICTIONS_KEPT:
+                del self._evictions[next(iter(self._evictions))]
+            for key, why in zip(plan.evict, plan.why, strict=False):
+                self._close(key, "evicted", f"for {asking}: {why}")
             for key in plan.drain:
                 self.retire(key.version, "evicted")
             if plan.retry_at is not None:

@@ -42,6 +42,8 @@ class Recent:
         self._slots: list[_Slot] = []
         #: (unix time, what the model raised or did), of the last request that failed.
         self.last_error: tuple[float, str] | None = None
+        #: Failed requests since it was loaded.
+        self.total_errors = 0
 
     def answered(self, seconds: float) -> None:
         """The model answered a request; it took so long in its queue and its call."""
@@ -54,6 +56,7 @@ class Recent:
         slot = self._slot()
         slot.requests += 1
         slot.errors += 1
+        self.total_errors += 1
         self.last_error = self._wall(), kind
 
     def rate(self) -> float:

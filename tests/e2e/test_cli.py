@@ -342,7 +342,7 @@ def test_a_registry_served_and_operated(iris: Shell, packages: dict[str, Path]) 
     port = free_port()
     with iris.running("serve", "--registry", "registry.yaml", port=port) as url:
         assert "--to V" in iris.called("rollback", "iris@champion", "--url", url).failed()
-        empty = iris.called("status", "--url", url, "--interval", "0.1", "-o", "json").json()
+        empty = iris.called("status", "--url", url, "-o", "json").json()
         assert empty["ready"] is True
         assert empty["versions"] == []
         loaded = iris.gateway("load", "iris@champion", "--url", url, "-o", "json").json()
@@ -365,11 +365,9 @@ def test_a_registry_served_and_operated(iris: Shell, packages: dict[str, Path]) 
         assert "ROLLOUT_REFUSED" in refused
         assert predict(url)["model"]["version"] == "2"
 
-        (row,) = iris.called("status", "--interval", "0.1", "-o", "json", GATEWAY_URL=url).json()["versions"][
-            -1:
-        ]
+        (row,) = iris.called("status", "-o", "json", GATEWAY_URL=url).json()["versions"][-1:]
         assert (row["model"], row["state"]) == ("iris", "READY")
-        text = iris.gateway("status", "--url", url, "--interval", "0.1")
+        text = iris.gateway("status", "--url", url)
         assert f"{url} ready" in text.out
         assert "champion" in text.out
 

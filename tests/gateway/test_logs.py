@@ -31,6 +31,21 @@ def test_every_event_has_words(lines: pytest.LogCaptureFixture) -> None:
     ]
 
 
+def test_a_traceback_that_comes_again_is_counted_not_printed(lines: pytest.LogCaptureFixture) -> None:
+    say = logs.EventLog()
+
+    def fail(place: int, row: int) -> None:
+        trace = f'Traceback …\n  File "m.py", line {place}\nValueError: {row}'
+        say(events.PredictionFailed("iris", "2", f"ValueError: {row}", trace, f"r-{row}"))
+
+    for row in range(3):
+        fail(7, row)
+    fail(8, 3)
+    said = [record.getMessage() for record in lines.records]
+    assert [line.count("Traceback") for line in said] == [1, 0, 0, 1]
+    assert said[2] == "iris/2 raised ValueError: 2 (request r-2) (its traceback is above, 2 times by now)"
+
+
 def test_a_burst_of_refusals_is_one_line_with_their_number(lines: pytest.LogCaptureFixture) -> None:
     now = [100.0]
     say = logs.EventLog(clock=lambda: now[0])

@@ -62,6 +62,8 @@ class ControlledRunner:
     """Answers the number of its version for every row."""
 
     slots = 1
+    isolation = "controlled"
+    placement = "a test says so"
 
     def __init__(self, version: Version, behaviour: Behaviour) -> None:
         self._version = version

@@ -1,7 +1,9 @@
-"""What `gateway status` makes of a histogram, and how it shows a load that is under way."""
+"""How `gateway status` shows a load that is under way, a model that fails, one that is stuck, an eviction."""
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -9,58 +11,16 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from prometheus_client.parser import text_string_to_metric_families
 
 import gateway
-from gateway.commands.operating import _p99
-from gateway.metrics import Metrics
-from tests.support.hostile import write_package
+from gateway.runners.process import ProcessRunner
+from gateway.settings import ModelSettings
+from tests.support.hostile import eventually, write_package
 from tests.support.served import Served, settings
-
-INFINITE = float("inf")
-
-
-@pytest.mark.parametrize(
-    ("buckets", "expected"),
-    [
-        ({}, None),
-        ({0.1: 0, INFINITE: 0}, None),
-        ({0.1: 18, 5.0: 19, INFINITE: 19}, None),  # too few: the cold load alone would show
-        ({0.1: 20, INFINITE: 20}, 0.099),
-        ({0.1: 100, 0.5: 100, INFINITE: 100}, 0.099),  # 99 % of the way through the first
-        ({0.1: 98, 0.5: 100, INFINITE: 100}, 0.3),  # in the middle of the second
-        ({0.1: 0, 0.5: 0, 1.0: 200, INFINITE: 200}, 0.995),
-        ({0.1: 90, 0.5: 90, 1.0: 90, INFINITE: 100}, 1.0),  # beyond the last bound nobody knows
-    ],
-)
-def test_p99_is_what_prometheus_makes_of_the_buckets(
-    buckets: dict[float, float], expected: float | None
-) -> None:
-    assert _p99(buckets) == (None if expected is None else pytest.approx(expected))
-
-
-@given(st.lists(st.floats(0.0001, 50), min_size=20, max_size=300))
-def test_p99_is_in_the_bucket_of_the_true_one(values: list[float]) -> None:
-    metrics = Metrics()
-    for value in values:
-        metrics.request("iris", "1", "2xx", value)
-    buckets = {
-        float(sample.labels["le"]): sample.value
-        for family in text_string_to_metric_families(metrics.render()[0].decode())
-        for sample in family.samples
-        if sample.name == "gateway_request_seconds_bucket"
-    }
-    found = _p99(buckets)
-    assert found is not None
-    true = sorted(values)[-(-99 * len(values) // 100) - 1]
-    below = max((bound for bound in buckets if bound < true), default=0.0)
-    assert below <= found <= min(bound for bound in buckets if bound >= true)
 
 
 def status(server: Served) -> str:
-    command = [sys.executable, "-m", "gateway", "status", "--interval", "0.1", "--url"]
+    command = [sys.executable, "-m", "gateway", "status", "--url"]
     done = subprocess.run(
         [*command, f"http://127.0.0.1:{server.port}"], capture_output=True, text=True, check=True, timeout=60
     )
@@ -101,3 +61,67 @@ def test_how_far_a_load_is_can_be_seen(tmp_path: Path) -> None:
     assert later["reason"] == f"loading {later['load']['seconds']} s of about {expected:.1f} s"
     assert "LOADING: loading " in shown
     assert f" s of about {expected:.1f} s " in shown
+
+
+def fields(shown: str, name: str) -> str:
+    return next(line for line in shown.splitlines() if line.startswith(name))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="model processes need Linux")
+def test_status_shows_failures_stuck_processes_evictions_and_a_sum_that_adds_up(tmp_path: Path) -> None:
+    registry = str(tmp_path / "registry.yaml")
+    failing = "if len(data) > 1: raise ValueError('row 17 of the caller')"
+    for name, line in {"fails": failing, "other": "pass", "inside": "pass"}.items():
+        write_package(tmp_path / name, at_predict=line)
+        gateway.push(tmp_path / name, name=name, registry=registry)
+    inside = {"inside": ModelSettings(isolation="inline")}
+    with Served(settings(tmp_path, isolation="auto", models=inside), registry) as server:
+        for name in ("fails", "other", "inside"):
+            assert server.post(f"/models/{name}/versions/1/load").json["state"] == "READY"
+        for _ in range(3):
+            body = {"instances": [1, 2]}
+            assert server.post("/predict/fails/versions/1", body).code == "PREDICTION_FAILED"
+        assert server.post("/predict/fails/versions/1", {"instances": [1]}).status == 200
+        view = server.get("/models/fails/versions/1").json
+        assert (view["recent"]["requests"], view["recent"]["error_rate"]) == (4, 0.75)
+        assert view["last_error"]["kind"] == "ValueError"
+        assert "row 17" not in server.get("/models").body.decode(), "the text of an exception may hold rows"
+        assert view["placement"]["isolation"] == "process"
+
+        manager = server.gateway.manager
+        other = next(s for s in manager if s.version.name == "other")
+        assert isinstance(other.runner, ProcessRunner)
+        (pid,) = other.runner.pids
+        os.kill(pid, signal.SIGSTOP)
+        assert eventually(lambda: server.get("/models/other/versions/1").json["stuck"])
+        shown = status(server)
+        os.kill(pid, signal.SIGCONT)
+        assert "STUCK: process" in fields(shown, "other")
+        assert " 75.0 " in fields(shown, "fails")
+        assert "ValueError (" in fields(shown, "fails")
+        assert "3 failed since it was loaded" in fields(shown, "fails")
+        assert "not contained, in the gateway's own process (isolation: inline): inside/1" in shown
+        assert 'gateway_stuck{model="other"} 1' in server.get("/metrics").body.decode()
+
+        views = {m["name"]: m["versions"][0] for m in server.get("/models").json["models"]}
+        memory = server.get("/readyz").json["memory"]
+        held = sum(view["bytes"] for view in views.values()) + memory["shared"]
+        assert held == memory["reserved"] + memory["resident"] + memory["closing"]
+
+
+def test_status_says_for_which_version_a_model_was_evicted_and_why(tmp_path: Path) -> None:
+    registry = str(tmp_path / "registry.yaml")
+    for name in ("one", "two"):
+        write_package(tmp_path / name)
+        gateway.push(tmp_path / name, name=name, registry=registry)
+    with Served(settings(tmp_path), registry) as server:
+        assert server.post("/models/one/versions/1/load").json["state"] == "READY"
+        ledger = server.gateway.ledger
+        ledger.limit = next(iter(ledger)).bytes * 3 // 2
+        assert server.post("/models/two/versions/1/load").json["state"] == "READY"
+        evicted = server.get("/models/one/versions/1").json["evicted"]
+        shown = status(server)
+    assert evicted["for"] == "two/1"
+    assert evicted["why"].startswith("least valuable of 1 idle")
+    assert "evicted: one/1, " in shown
+    assert "for two/1: least valuable of 1 idle" in shown
