@@ -42,6 +42,16 @@ BURST_SECONDS = 10.0
 KEPT_TRACES = 1000
 #: What anybody who can connect makes the server say, as often as he likes.
 _OF_STRANGERS = ("Invalid HTTP request received", "Unsupported upgrade request")
+#: Characters that would move the cursor, colour or reorder a terminal's text, or begin a line: controls of
+#: both sets, separators of lines and paragraphs, marks of writing direction.
+_UNPRINTABLE = {
+    code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+    for code in (
+        *range(0x20), *range(0x7F, 0xA0), 0x061C, 0x200E, 0x200F, 0x2028, 0x2029, *range(0x202A, 0x202F),
+        *range(0x2066, 0x206A), 0xFEFF,
+    )
+    if chr(code) != "\t"
+}  # fmt: skip
 #: Advice to install what the gateway has no use for.
 _OF_NO_USE = "No supported WebSocket library"
 
@@ -136,6 +146,11 @@ def sentence(event: Event) -> str:
             return repr(event)
 
 
+def printable(text: str) -> str:
+    """Text for a terminal or a log of lines: control characters as escapes, `\\n` included."""
+    return text.translate(_UNPRINTABLE)
+
+
 class OnceInAWhile(logging.Filter):
     """Lets what strangers can make the server say pass once in `BURST_SECONDS`, with its number."""
 
@@ -185,7 +200,8 @@ def _with_trace(record: logging.LogRecord) -> bool:
 
 class TextFormatter(logging.Formatter):
     """A line for people: what a model printed begins with its name, what belongs to a trace ends with its
-    id."""
+    id. Control characters are escaped; further lines, of a trace for example, are indented, so that no text
+    of a model or a caller looks like a line of the log."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s")
@@ -195,6 +211,11 @@ class TextFormatter(logging.Formatter):
         about = "" if model is None else f"{model}/{version}: "
         ending = "" if trace is None else f" (trace {trace})"
         return f"{record.asctime} {record.levelname} {about}{record.message}{ending}"
+
+    def format(self, record: logging.LogRecord) -> str:
+        first, *more = super().format(record).split("\n")
+        indented = (line if line.startswith("    ") else f"    {line}" for line in more)
+        return "\n".join(map(printable, (first, *indented)))
 
 
 class JsonFormatter(logging.Formatter):

@@ -14,6 +14,8 @@ from typing import Any
 
 import typer
 
+from gateway.logs import printable
+
 REFUSED = 1
 WRONG_USAGE = 2
 
@@ -67,7 +69,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Seque
     for column in columns:
         grid.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:
-        grid.add_row(*(Text(cell) for cell in row))
+        grid.add_row(*(Text(printable(cell)) for cell in row))  # a cell may hold what a model said
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = max(console.width, 1000)
@@ -105,4 +107,4 @@ def size(count: float | None) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return printable(" ".join(text.split()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import sys
 
 import pytest
 
@@ -77,3 +78,44 @@ def test_json_has_the_fields_of_the_event() -> None:
         3_000_000,
     )
     assert line["level"] == "info"
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    {
+        "\x1b[31mred\x1b[0m": "\\x1b[31mred\\x1b[0m",
+        "done\rfailed": "done\\x0dfailed",
+        "\x07bell\x08\x7f": "\\x07bell\\x08\\x7f",
+        "\x9b2J": "\\x9b2J",
+        "next\x85line\u2028and\u2029more": "next\\x85line\\u2028and\\u2029more",
+        "\u202etxt.exe\u2066\u200f": "\\u202etxt.exe\\u2066\\u200f",
+        "a\x00b\x0bc\x0cd": "a\\x00b\\x0bc\\x0cd",
+        "tab\tand ünïcode 東京": "tab\tand ünïcode 東京",
+        "loaded\n2026-01-01 00:00:00 INFO forged": "loaded\n    2026-01-01 00:00:00 INFO forged",
+    }.items(),
+)
+def test_control_characters_of_a_model_are_escaped_in_text(said: str, shown: str) -> None:
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(logs.TextFormatter())
+    for text, extra in ((said, {}), ("plain", {"model": said, "version": "1"})):
+        record = logging.LogRecord("gateway.models", logging.INFO, __file__, 1, "%s", (text,), None)
+        record.__dict__.update(extra)
+        handler.handle(record)
+    assert stream.getvalue().count(shown) == 2
+    assert len(stream.getvalue().split("\n")) == 3 + 2 * shown.count("\n")
+
+
+def test_a_trace_is_indented_and_escaped() -> None:
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(logs.TextFormatter())
+    try:
+        raise ValueError("\x1b[2J")
+    except ValueError:
+        record = logging.LogRecord("gateway", logging.ERROR, __file__, 1, "failed", None, sys.exc_info())
+    handler.handle(record)
+    first, *more = stream.getvalue().splitlines()
+    assert first.endswith("ERROR failed")
+    assert all(line.startswith("    ") for line in more)
+    assert more[-1] == "    ValueError: \\x1b[2J"
