@@ -43,6 +43,7 @@ class Confinement:
         )
         return {
             "uid": chosen,
+            "own_user": self.user == "auto",
             "files": self.files,
             "processes": self.processes,
             "cpu_seconds": self.cpu_seconds,

@@ -1,7 +1,8 @@
-"""What a process really takes of the machine's memory, as the kernel counts it.
+"""What a model's processes really take of the machine's memory, as the kernel counts it.
 
-Reads an open `smaps_rollup` that the process itself handed over, so that it works for a process of
-another user and for one that is closed to others. Knows no models.
+Reads an open `smaps_rollup` that the model process itself handed over, so that it works for a process of
+another user and for one that is closed to others. What the model starts counts with it, and so does what lies
+in its `/dev/shm`. Knows no models.
 """
 
 from __future__ import annotations
@@ -13,37 +14,72 @@ from pathlib import Path
 from typing import Final
 
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+_MOST_PROCESSES: Final = 4096
 PROC: Final = Path("/proc")
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes. `private`: what would be free if the process ended; `resident`: with what it shares;
-    `anonymous`: without files, shared or not."""
+    """Bytes. `private`: what would be free if it ended; `resident`: with what it shares; `anonymous`: without
+    files, shared or not; `proportional`: with its share of what it shares."""
 
     private: int = 0
     resident: int = 0
     anonymous: int = 0
+    proportional: int = 0
 
 
 class Footprint:
-    """The figures of one process. Takes over the descriptor."""
+    """The figures of a model process, of the processes that it started, and of its `/dev/shm`. Takes over the
+    descriptors. `pid` None: of that one process alone; `shared_memory`: a directory of its own `/dev/shm`, -1
+    where it has none."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, pid: int | None = None, shared_memory: int = -1) -> None:
         self._descriptor = descriptor
+        self._pid = pid
+        self._shared_memory = shared_memory
         self._last = Memory()
 
     def read(self) -> Memory:
-        """The present figures (some microseconds per resident megabyte); the last ones once it has ended."""
+        """The present figures (some microseconds per resident megabyte); the last ones once it has ended.
+
+        Memory that a model shares with its children is counted by each one's share of it; a child that may
+        not be looked into counts whole.
+        """
         if self._descriptor >= 0:
             with suppress(ProcessLookupError):  # it has ended
-                self._last = parse(os.pread(self._descriptor, 4096, 0))
+                own = parse(os.pread(self._descriptor, 4096, 0))
+                others = [_of_child(pid) for pid in self._children()]
+                shared = self._in_shared_memory()
+                self._last = Memory(
+                    private=(own.proportional if others else own.private) + sum(others) + shared,
+                    resident=own.resident,
+                    anonymous=own.anonymous,
+                    proportional=own.proportional,
+                )
         return self._last
 
+    def upper_bound(self) -> int:
+        """Never less than `read().private`, in a few microseconds for each process; 0 once it has ended."""
+        if self._pid is None or self._descriptor < 0:
+            return 0
+        pids = (self._pid, *self._children())
+        return sum(resident(pid) for pid in pids) + self._in_shared_memory()
+
     def close(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        for descriptor in (self._descriptor, self._shared_memory):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._descriptor = self._shared_memory = -1
+
+    def _children(self) -> list[int]:
+        return [] if self._pid is None else descendants(self._pid)
+
+    def _in_shared_memory(self) -> int:
+        if self._shared_memory < 0:
+            return 0
+        found = os.statvfs(self._shared_memory)
+        return (found.f_blocks - found.f_bfree) * found.f_frsize
 
 
 def parse(rollup: bytes) -> Memory:
@@ -55,7 +91,47 @@ def parse(rollup: bytes) -> Memory:
         if unit == b"kB":
             fields[name] = int(number) * 1024
     private = sum(fields.get(name, 0) for name in (b"Private_Clean", b"Private_Dirty", b"Private_Hugetlb"))
-    return Memory(private, fields.get(b"Rss", 0), fields.get(b"Anonymous", 0))
+    return Memory(private, fields.get(b"Rss", 0), fields.get(b"Anonymous", 0), fields.get(b"Pss", 0))
+
+
+def descendants(pid: int, proc: Path = PROC) -> list[int]:
+    """The processes that a model process started and those that they started. Orphans among them come to the
+    model process, so that none leaves this tree."""
+    found: list[int] = []
+    above = [pid]
+    while above and len(found) < _MOST_PROCESSES:
+        above = [child for parent in above for child in _children_of(parent, proc)]
+        found += above
+    return found
+
+
+def _children_of(pid: int, proc: Path) -> list[int]:
+    try:
+        tasks = os.listdir(proc / str(pid) / "task")
+    except OSError:  # it has ended
+        return []
+    found = []
+    for task in tasks:
+        with suppress(OSError):
+            listed = (proc / str(pid) / "task" / task / "children").read_bytes()
+            found += [int(child) for child in listed.split()]
+    return found
+
+
+def _of_child(pid: int, proc: Path = PROC) -> int:
+    try:
+        return parse((proc / str(pid) / "smaps_rollup").read_bytes()).proportional
+    except OSError:  # it has ended, or may not be looked into
+        return _anonymous(pid, proc)
+
+
+def _anonymous(pid: int, proc: Path) -> int:
+    """Resident bytes that belong to no file."""
+    try:
+        _, resident_pages, file_pages, *_ = (proc / str(pid) / "statm").read_bytes().split()
+    except (OSError, ValueError):
+        return 0
+    return max(0, int(resident_pages) - int(file_pages)) * _PAGE
 
 
 def resident(pid: int, proc: Path = PROC) -> int:

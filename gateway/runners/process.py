@@ -20,7 +20,6 @@ from gateway.runners import environments
 from gateway.runners.base import ModelError, NoProcess, RunnerCrashed
 from gateway.runners.confinement import Confinement
 from gateway.runners.environments import Environment
-from gateway.runners.memory import resident
 from gateway.runners.restarts import Policy, Restarts
 from gateway.runners.suspects import digest
 from gateway.runners.worker import Worker, model_error
@@ -454,10 +453,10 @@ class ProcessRunner:
         limit = self._memory_limit
         assert limit is not None
         for worker in list(self._workers):
-            # The resident size costs microseconds and is never below the private one.
-            if worker.gone or resident(worker.pid) <= limit or (private := worker.memory().private) <= limit:
+            # What is resident costs microseconds to read and is never less than what is private.
+            if worker.gone or worker.memory_bound() <= limit or (private := worker.memory().private) <= limit:
                 continue
-            said = f"the model's process took {private} bytes, its limit is {limit}"
+            said = f"the model's processes took {private} bytes, its limit is {limit}"
             if not worker.loaded or private > limit * _FAR_OVER:
                 worker.kill(RunnerCrashed(said))
             elif worker.busy:

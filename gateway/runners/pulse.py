@@ -69,14 +69,14 @@ def read(pid: int, proc: Path = PROC) -> Sign | None:
     return None if fields is None else Sign(fields[0], int(fields[11]) + int(fields[12]))
 
 
-def of_session(pid: int, proc: Path = PROC) -> int:
-    """CPU ticks of all processes in a session. A model process leads one, so its children are in it. Walks
+def of_group(pid: int, proc: Path = PROC) -> int:
+    """CPU ticks of all processes in a process group. A model process leads one, its children are in it. Walks
     through `/proc`."""
     ticks = 0
     for entry in os.listdir(proc):
         if entry.isdigit():
             fields = _stat(proc / entry)
-            if fields is not None and fields[3] == str(pid):
+            if fields is not None and fields[2] == str(pid):
                 ticks += int(fields[11]) + int(fields[12])
     return ticks
 

@@ -16,11 +16,12 @@ from contextlib import suppress
 from typing import Any, Final
 
 from gateway.runners.base import ModelError, RunnerCrashed, RunnerTimeout
+from gateway.runners.child import Child
 from gateway.runners.environments import Environment
 from gateway.runners.memory import Footprint, Memory, peak
 from gateway.runners.output import Output, Sink
-from gateway.runners.pulse import Pulse, of_session, read
-from gateway.runners.zygote import Child, ZygoteGone, Zygotes
+from gateway.runners.pulse import Pulse, of_group, read
+from gateway.runners.zygote import ZygoteGone, Zygotes
 from loaders.worker import wire
 
 _DECODE_ON_LOOP: Final = 256 << 10
@@ -90,7 +91,7 @@ class Worker:
         return isinstance(self._verdict, RunnerTimeout)
 
     def memory(self) -> Memory:
-        """What its process takes now; zeros before it could say."""
+        """What its processes take now; zeros before it could say."""
         return Memory() if self._footprint is None else self._footprint.read()
 
     def feel(self, now: float) -> bool:
@@ -99,7 +100,11 @@ class Worker:
         if sign is None:
             return False
         call = self.answers if self.busy else None
-        return self.pulse.look(now, sign, call, lambda: of_session(self.pid))
+        return self.pulse.look(now, sign, call, lambda: of_group(self.pid))
+
+    def memory_bound(self) -> int:
+        """Never less than the private bytes of `memory`, and cheap."""
+        return 0 if self._footprint is None else self._footprint.upper_bound()
 
     async def start(self, load: Mapping[str, Any], timeout: float | None) -> None:
         """Makes the process and has it load. Raises ModelError, RunnerCrashed, RunnerTimeout; the process
@@ -236,13 +241,13 @@ class Worker:
 
     def _receive_footprint(self) -> None:
         assert self._sock is not None
-        data, descriptors, _, _ = socket.recv_fds(self._sock, 1, 1, socket.MSG_CMSG_CLOEXEC)
-        if len(descriptors) != 1:
+        data, descriptors, _, _ = socket.recv_fds(self._sock, 1, 2, socket.MSG_CMSG_CLOEXEC)
+        if not descriptors:
             if data:
                 raise wire.WireError("it does not begin as it should")
             self._finish()
             return
-        self._footprint = Footprint(descriptors[0])
+        self._footprint = Footprint(descriptors[0], self.pid, *descriptors[1:])
 
     def _decode(self, frame: wire.Array, header: int) -> dict[str, Any]:
         """The message. One that would take more memory than an answer may is an error of the model."""

@@ -10,8 +10,6 @@ import asyncio
 import itertools
 import json
 import os
-import shutil
-import signal
 import socket
 import subprocess
 import tempfile
@@ -21,11 +19,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
+from gateway.runners.child import Child
 from gateway.runners.confinement import Users
 from gateway.runners.environments import Environment
 from gateway.runners.memory import Footprint
 from gateway.runners.orphans import Orphans
 from gateway.runners.output import Output, Sink
+from loaders.worker import temporary
 
 _MAX_MESSAGE: Final = 1 << 16
 _TRIES: Final = 3
@@ -35,37 +35,16 @@ class ZygoteGone(Exception):
     """The zygote ended before it had done what it was asked."""
 
 
-class Child:
-    """A model process by its id. `ended` gets its exit code (negative: the signal), None if nobody knows."""
-
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
-        self.ended: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
-        self.handle = os.pidfd_open(pid)
-
-    def kill(self) -> None:
-        with suppress(ProcessLookupError, OSError):
-            signal.pidfd_send_signal(self.handle, signal.SIGKILL)
-
-    def close(self) -> None:
-        if self.handle >= 0:
-            os.close(self.handle)
-            self.handle = -1
-
-
 class Zygote:
     """One zygote process."""
 
-    def __init__(
-        self, environment: Environment, scratch: str, lifeline: int, sink: Sink, orphans: Orphans
-    ) -> None:
+    def __init__(self, environment: Environment, scratch: str, sink: Sink, orphans: Orphans) -> None:
         self.environment = environment
         self.start_method: str | None = None
         self.missing: tuple[str, ...] = ()
         self.children: dict[int, Child] = {}
         self.last_used = 0.0
         self._scratch = scratch
-        self._lifeline = lifeline
         self._sink = sink
         self._orphans = orphans
         self._loop = asyncio.get_running_loop()
@@ -102,7 +81,6 @@ class Zygote:
         self._output = Output(self._sink)
         options = {
             "control": theirs.fileno(),
-            "lifeline": self._lifeline,
             "parent": os.getpid(),
             "preload": self.environment.preload,
             "start": self.environment.start,
@@ -116,7 +94,7 @@ class Zygote:
                 stderr=self._output.write_end,
                 env=self.environment.variables(),
                 cwd=self._scratch,
-                pass_fds=(theirs.fileno(), self._lifeline),
+                pass_fds=(theirs.fileno(),),
                 start_new_session=True,
             )
         self._orphans.spare(self._process)
@@ -125,7 +103,7 @@ class Zygote:
         await self._ready
         self.last_used = self._loop.time()
 
-    async def make(self, conversation: socket.socket, log: int) -> Child:
+    async def make(self, connection: socket.socket, log: int) -> Child:
         """A new model process, which has these two. Raises ZygoteGone, OSError."""
         if self._control is None:
             raise ZygoteGone("the zygote has ended")
@@ -134,7 +112,7 @@ class Zygote:
         self.last_used = self._loop.time()
         message = json.dumps({"token": token}).encode()
         try:
-            socket.send_fds(self._control, [message], [conversation.fileno(), log])
+            socket.send_fds(self._control, [message], [connection.fileno(), log])
             child: Child = await answer
             return child
         except (BrokenPipeError, ConnectionError, BlockingIOError):
@@ -190,7 +168,7 @@ class Zygote:
                         answer.set_exception(error)
                     return
                 if answer is None or answer.done():
-                    child.kill()  # nobody waits for it any more
+                    child.kill()  # the caller left
                     child.close()
                 else:
                     answer.set_result(child)
@@ -217,7 +195,7 @@ class Zygote:
                 answer.exception()  # seen, also where nobody waits
         for child in self.children.values():
             if not child.ended.done():
-                child.ended.set_result(None)  # they live on; how they end, nobody will tell
+                child.ended.set_result(None)  # they live on; no one will report how they end
         self._orphans.come(self.children)
         self.children.clear()
 
@@ -242,8 +220,6 @@ class Zygotes:
         self._zygotes: dict[Environment, asyncio.Task[Zygote]] = {}
         self._retiring: set[asyncio.Task[int]] = set()
         self._timer: asyncio.TimerHandle | None = None
-        # Nothing is ever written: processes that hold the read end learn from it that this one is gone.
-        self._lifeline, self._held = os.pipe2(os.O_CLOEXEC)
         self._closed = False
         self._orphans = Orphans()
         self.users = Users()
@@ -260,12 +236,12 @@ class Zygotes:
         """What all of them hold in memory."""
         return sum(zygote.bytes for zygote in self.alive)
 
-    async def make(self, environment: Environment, conversation: socket.socket, log: int) -> Child:
+    async def make(self, environment: Environment, connection: socket.socket, log: int) -> Child:
         """A model process in that environment. Raises ZygoteGone after several attempts, OSError."""
         for attempt in range(1, _TRIES + 1):
             try:
                 zygote = await self._zygote(environment)
-                return await zygote.make(conversation, log)
+                return await zygote.make(connection, log)
             except ZygoteGone:
                 if attempt == _TRIES or self._closed:
                     raise
@@ -283,10 +259,8 @@ class Zygotes:
                 task.cancel()
         await asyncio.gather(*(self._end(task) for task in tasks), *self._retiring)
         self._orphans.end()
-        os.close(self._held)
-        os.close(self._lifeline)
         # Empty but for what the models of a killed zygote left.
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        temporary.remove(self._scratch)
 
     def tend_orphans(self) -> None:
         """Looks after what killed zygotes left; to be called now and then."""
@@ -319,7 +293,7 @@ class Zygotes:
         return await asyncio.shield(task)
 
     async def _started(self, environment: Environment) -> Zygote:
-        zygote = Zygote(environment, self._scratch, self._lifeline, self._sink, self._orphans)
+        zygote = Zygote(environment, self._scratch, self._sink, self._orphans)
         try:
             await zygote.start()
         except BaseException:

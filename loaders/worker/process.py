@@ -2,15 +2,15 @@
 
 It is started by a zygote, by fork or by exec, and talks to the gateway over one socket in frames
 (`wire`). Whatever the model raises, `SystemExit` included, is an answer. What it prints goes to a pipe that
-the gateway reads. When the gateway is gone the kernel ends this process, whatever it is doing. Must not
-know of the gateway's modules. numpy and the standard library only; frameworks come with the model.
+the gateway reads. When the gateway is gone the kernel ends this process and all that it started; what makes
+the kernel do so lies with the gateway, out of this process's reach. Must not know of the gateway's modules.
+numpy and the standard library only; frameworks come with the model.
 """
 
 from __future__ import annotations
 
 import atexit
 import ctypes
-import fcntl
 import gc
 import os
 import signal
@@ -43,21 +43,19 @@ THREAD_VARIABLES: Final = (
 )
 """The caps that frameworks read when they are imported: 1 before a fork, the model's share after it."""
 
-_F_SETSIG: Final = 10
-
 
 def main(options: Mapping[str, Any]) -> None:
     """Runs a model process to its end; never returns.
 
-    `conversation`: the socket to the gateway; `log`: the pipe for what is printed; `lifeline`: a pipe whose
-    other end the gateway alone holds; `temporary`: this process's own directory.
+    `connection`: the socket to the gateway; `log`: the pipe for what is printed; `temporary`: this process's
+    own directory.
     """
     code = 1
     try:
-        os.set_inheritable(options["conversation"], False)
-        _settle(options["log"], options["lifeline"], options["temporary"])
-        with socket.socket(fileno=options["conversation"]) as sock:
-            Conversation(sock, options["temporary"]).run()
+        os.set_inheritable(options["connection"], False)
+        _set_up(options["log"], options["temporary"])
+        with socket.socket(fileno=options["connection"]) as sock:
+            RequestLoop(sock, options["temporary"]).run()
         _flush()
         atexit._run_exitfuncs()
         code = 0
@@ -68,10 +66,10 @@ def main(options: Mapping[str, Any]) -> None:
         os._exit(code)
 
 
-def _settle(log: int, lifeline: int, temporary: str) -> None:
-    """Own session, own output, own directory; ends with the gateway."""
-    if os.getsid(0) != os.getpid():
-        os.setsid()
+def _set_up(log: int, temporary: str) -> None:
+    """Own process group, own output, own directory."""
+    if os.getpgid(0) != os.getpid():
+        os.setpgid(0, 0)
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     null = os.open(os.devnull, os.O_RDONLY)
@@ -83,18 +81,6 @@ def _settle(log: int, lifeline: int, temporary: str) -> None:
     # New ones, by lines: those of before the change may have been set up for a file.
     sys.stdout = sys.__stdout__ = _text(1)  # type: ignore[misc]
     sys.stderr = sys.__stderr__ = _text(2)  # type: ignore[misc]
-    # A description of its own (the inherited one is shared by all), on which the kernel sends SIGKILL the
-    # moment the last writer, the gateway, is gone. This holds in the middle of a computation too.
-    own = os.open(f"/proc/self/fd/{lifeline}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    os.close(lifeline)
-    fcntl.fcntl(own, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(own, _F_SETSIG, signal.SIGKILL)
-    fcntl.fcntl(own, fcntl.F_SETFL, fcntl.fcntl(own, fcntl.F_GETFL) | os.O_ASYNC)
-    try:
-        if os.read(own, 1) == b"":
-            os._exit(1)  # it was gone before
-    except BlockingIOError:
-        pass
     os.environ.update(TMPDIR=temporary, HOME=temporary)
     tempfile.tempdir = None
     os.chdir(temporary)
@@ -106,7 +92,7 @@ def _text(descriptor: int) -> TextIOWrapper:
     return open(descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
 
 
-class Conversation:
+class RequestLoop:
     """Requests and answers over one socket. `load` comes once, first; then `predict`, any number of times."""
 
     def __init__(self, sock: socket.socket, temporary: str) -> None:
@@ -118,7 +104,7 @@ class Conversation:
         self._limit = wire.MAX_FRAME
 
     def run(self) -> None:
-        """Until the gateway ends the stream. Raises OSError and WireError: there is nobody to tell then."""
+        """Returns when the gateway ends the stream. Raises OSError and WireError: no one can be told then."""
         while (message := wire.receive(self._sock, self._reader)) is not None:
             try:
                 answer = wire.encode(self._answer(message), self._limit, lenient=True)
@@ -140,18 +126,14 @@ class Conversation:
             return _failure(error)
         finally:
             if os.getpid() != self._pid:
-                os._exit(0)  # the model forked and let its child return: there is one conversation
+                os._exit(0)  # the model forked and let its child return: the connection belongs to the parent
             _flush()
 
     def _load(self, message: dict[str, Any]) -> dict[str, Any]:
         started = time.monotonic()
-        # Its memory figures, readable by the gateway even where that may not look into this process.
-        memory = os.open("/proc/self/smaps_rollup", os.O_RDONLY | os.O_CLOEXEC)
-        socket.send_fds(self._sock, [b"m"], [memory])
-        os.close(memory)
         os.environ.update(message["environment"])
         _limit_threads(message["threads"])
-        applied = sandbox.apply(message["confinement"], message["path"], self._temporary)
+        confined = self._confine(message)
         from loaders.model import open_model
         from loaders.package import Package
 
@@ -165,8 +147,22 @@ class Conversation:
             "op": "loaded",
             "merges": bool(self._model.merges),
             "seconds": time.monotonic() - started,
-            "confinement": applied,
+            "confinement": confined,
         }
+
+    def _confine(self, message: dict[str, Any]) -> dict[str, str]:
+        """Gives up what a model does not need. Sends what its memory is measured by, so that the gateway can
+        read it even where it may not look into this process."""
+        measured = [os.open("/proc/self/smaps_rollup", os.O_RDONLY | os.O_CLOEXEC)]
+        try:
+            applied = sandbox.apply(message["confinement"], message["path"], self._temporary)
+            if applied.shared_memory >= 0:
+                measured.append(applied.shared_memory)
+        finally:
+            socket.send_fds(self._sock, [b"m"], measured)
+            for descriptor in measured:
+                os.close(descriptor)
+        return applied.held
 
 
 def _failure(error: BaseException) -> dict[str, Any]:

@@ -1,26 +1,30 @@
-"""What a model process may do: applied by itself, before the first line of the model runs.
+"""What a model process may do: it confines itself before the first line of the model runs.
 
-Each measure is taken where the kernel and the process's rights allow it and reported by name, so that an
-operator sees what holds. Linux; elsewhere everything is reported as not available. Knows nothing of
-models or of the gateway. Standard library only: the kernel is called through ctypes.
+Each measure is taken where the kernel and the process's rights allow it, and reported by name in words for
+operators. A report that begins with `not ` means that the measure does not hold. Linux; elsewhere everything
+is reported as not available. Must not know of models or of the gateway. Standard library only: the kernel is
+called through ctypes.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
-import platform
 import resource
 import struct
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
+
+from loaders.worker import syscalls
 
 _PR_SET_DUMPABLE: Final = 4
 _PR_CAPBSET_DROP: Final = 24
 _PR_SET_NO_NEW_PRIVS: Final = 38
+_PR_SET_CHILD_SUBREAPER: Final = 36
 _PR_CAP_AMBIENT: Final = 47
 _PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
 _CAPABILITY_VERSION: Final = 0x20080522
@@ -46,76 +50,132 @@ _SYSTEM: Final = (
         "ca-certificates", "mime.types", "fonts", "alternatives", "OpenCL", "vulkan", "nvidia",
     )),
 )  # fmt: skip
-_DEVICES: Final = ("null", "zero", "full", "random", "urandom", "shm", "dri", "kfd")
+_DEVICES: Final = ("null", "zero", "full", "random", "urandom", "dri", "kfd")
 
-# System calls a model has no use for, by which it could reach other processes, the kernel's configuration
-# or (io_uring) the network past the filter: name -> number on x86-64 and on 64-bit ARM.
-_DENIED: Final = {
-    "ptrace": (101, 117),
-    "process_vm_readv": (310, 270),
-    "process_vm_writev": (311, 271),
-    "pidfd_getfd": (438, 438),
-    "mount": (165, 40),
-    "umount2": (166, 39),
-    "pivot_root": (155, 41),
-    "open_tree": (428, 428),
-    "move_mount": (429, 429),
-    "fsopen": (430, 430),
-    "unshare": (272, 97),
-    "setns": (308, 268),
-    "bpf": (321, 280),
-    "perf_event_open": (298, 241),
-    "userfaultfd": (323, 282),
-    "io_uring_setup": (425, 425),
-    "open_by_handle_at": (304, 265),
-    "keyctl": (250, 219),
-    "add_key": (248, 217),
-    "request_key": (249, 218),
-    "kexec_load": (246, 104),
-    "init_module": (175, 105),
-    "finit_module": (313, 273),
-}
-_SOCKET: Final = (41, 198)
-_ARCHITECTURES: Final = {"x86_64": (0, 0xC000003E, 317), "aarch64": (1, 0xC00000B7, 277)}
-"""Machine: column of the tables above, the kernel's name for it, and the number of `seccomp`."""
+_CLONE_NEWNS, _CLONE_NEWUSER = 0x20000, 0x10000000
+_MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REC, _MS_SLAVE = 2, 4, 8, 1 << 14, 1 << 19
+_SHARED_MEMORY: Final = "/dev/shm"
 
 
 class ConfinementError(Exception):
     """A measure the operator demands cannot be taken here."""
 
 
-def apply(policy: Mapping[str, Any], package: str, temporary: str) -> dict[str, str]:
-    """Confines this process and returns what holds, by name.
+class Applied(NamedTuple):
+    """`held`: what holds, by the measure's name. `shared_memory`: a descriptor of this process's own
+    `/dev/shm`, for whoever counts what lies there; -1 where it has none."""
 
-    `policy`: `uid` (a number; None: stay), `files`, `processes`, `cpu_seconds` (limits; None: as they are),
-    `filesystem`, `syscalls`, `network` (booleans), `readable` (further paths), `required` (names of measures
-    without which nothing may be loaded). `package` is what may be read, `temporary` what may be written.
-    Raises ConfinementError where a required measure is missing.
+    held: dict[str, str]
+    shared_memory: int = -1
+
+
+def apply(policy: Mapping[str, Any], package: str, temporary: str) -> Applied:
+    """Confines this process.
+
+    `policy`: `uid` (a number; None: stay), `own_user` (whether no other process runs as that user), `files`,
+    `processes`, `cpu_seconds` (limits; None: as they are), `shared_memory` (bytes; None: as the kernel
+    decides), `filesystem`, `syscalls`, `network` (booleans), `readable` (further paths), `required` (names of
+    measures without which nothing may be loaded). `package` is what may be read, `temporary` what may be
+    written. Raises ConfinementError where a required measure is missing.
     """
     held: dict[str, str] = {}
+    shared_memory = -1
     if sys.platform != "linux":
         held["all"] = "not available on this system"
     else:
         libc = ctypes.CDLL(None, use_errno=True)
+        held["oom"] = _reported(lambda: _prefer_as_victim(libc))
+        try:
+            shared_memory = _own_shared_memory(libc, policy)
+            held["shared_memory"] = "its own, gone with it"
+        except OSError as error:
+            refused = os.strerror(error.errno or 0)
         steps: dict[str, Callable[[], str]] = {
-            "oom": lambda: _prefer_as_victim(libc),
             "user": lambda: _become(libc, policy.get("uid"), package, temporary),
             "limits": lambda: _limit(policy),
             "capabilities": lambda: _drop_capabilities(libc),
             "new_privileges": lambda: _switch(libc, _PR_SET_NO_NEW_PRIVS, 1, "refused"),
-            "filesystem": lambda: _landlock(libc, policy, package, temporary),
+            "filesystem": lambda: _landlock(libc, policy, package, temporary, shared_memory >= 0),
+            "children": lambda: _switch(libc, _PR_SET_CHILD_SUBREAPER, 1, ""),
             "syscalls": lambda: _seccomp(libc, policy),
             "memory": lambda: _switch(libc, _PR_SET_DUMPABLE, 0, "closed to other processes"),
         }
         for name, step in steps.items():
-            try:
-                held[name] = step()
-            except OSError as error:
-                held[name] = f"not available: {os.strerror(error.errno or 0)}"
+            held[name] = _reported(step)
+        if shared_memory < 0:
+            open_to_all = held["filesystem"].startswith("not ")
+            said = "not private" if open_to_all else "none, /dev/shm cannot be opened"
+            held["shared_memory"] = f"{said}: a mount of its own is not available: {refused}"
+        filtered = held["syscalls"].startswith("filtered") and policy.get("syscalls", True)
+        held["children"] = _said_of_children(policy) if filtered else "not held together: no filter"
+        held["signals"] = _said_of_signals(libc, policy, bool(filtered))
     missing = [name for name in policy.get("required", ()) if held.get(name, "not").startswith("not ")]
     if missing:
         raise ConfinementError(f"required here and not available: {', '.join(missing)}")
-    return held
+    return Applied(held, shared_memory)
+
+
+def _reported(step: Callable[[], str]) -> str:
+    try:
+        return step()
+    except OSError as error:
+        return f"not available: {os.strerror(error.errno or 0)}"
+
+
+def _has_own_user(policy: Mapping[str, Any]) -> bool:
+    """Whether no other process runs as this one's user."""
+    return bool(policy.get("own_user")) and os.getuid() == policy.get("uid")
+
+
+def _said_of_children(policy: Mapping[str, Any]) -> str:
+    said = "in its process group: their memory counts as its own, they end with it"
+    if os.getuid() == policy.get("uid") and not _is_initial_user_namespace():
+        # The kernel delivers the gateway's last signal to its own user, or from the machine's root.
+        return f"{said}, but may outlive a gateway and a zygote that are killed at the same moment"
+    return f"{said} and with the gateway"
+
+
+def _said_of_signals(libc: Any, policy: Mapping[str, Any], filtered: bool) -> str:
+    if policy.get("filesystem", True) and _landlock_version(libc) >= 6:
+        return "to its own processes"
+    if _has_own_user(policy):
+        return "to processes of its own user"
+    if filtered:
+        return "to itself alone: its children cannot be signalled either (Linux 6.12 can tell them apart)"
+    return "not confined: it can signal every process of its user"
+
+
+def _is_initial_user_namespace() -> bool:
+    with suppress(OSError):
+        return Path("/proc/self/uid_map").read_text("ascii").split() == ["0", "0", "4294967295"]
+    return False
+
+
+def _own_shared_memory(libc: Any, policy: Mapping[str, Any]) -> int:
+    """A `/dev/shm` that no other process sees and that is gone with this one. Returns a descriptor of it.
+
+    That takes a mount namespace: as root by itself, for others with a user namespace around it. A process
+    that is to become another user cannot do so from within a user namespace. Raises OSError.
+    """
+    if not os.path.isdir(_SHARED_MEMORY):
+        raise OSError(errno.ENOENT, "")
+    uid, gid = os.geteuid(), os.getegid()
+    try:
+        _call(libc.unshare, _CLONE_NEWNS)
+    except OSError:
+        if policy.get("uid") is not None:
+            raise
+        _call(libc.unshare, _CLONE_NEWUSER | _CLONE_NEWNS)
+        Path("/proc/self/setgroups").write_text("deny", "ascii")
+        Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1", "ascii")
+        Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1", "ascii")
+    # What is unmounted outside must not stay in use here.
+    _call(libc.mount, None, b"/", None, _MS_REC | _MS_SLAVE, None)
+    size = policy.get("shared_memory")
+    options = "mode=1777" if size is None else f"mode=1777,size={int(size)}"
+    flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
+    _call(libc.mount, b"tmpfs", _SHARED_MEMORY.encode(), b"tmpfs", flags, options.encode())
+    return os.open(_SHARED_MEMORY, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def _call(function: Any, *arguments: Any) -> int:
@@ -220,12 +280,18 @@ def _drop_capabilities(libc: Any) -> str:
     return "none"
 
 
-def _landlock(libc: Any, policy: Mapping[str, Any], package: str, temporary: str) -> str:
+def _landlock_version(libc: Any) -> int:
+    return int(libc.syscall(_LANDLOCK_CREATE_RULESET, None, 0, 1))
+
+
+def _landlock(
+    libc: Any, policy: Mapping[str, Any], package: str, temporary: str, own_shared_memory: bool
+) -> str:
     """Reads the package, the environment and the system; writes its own directory. Signals and abstract
     sockets reach its own processes only, where the kernel knows these scopes."""
     if not policy.get("filesystem", True):
         return "not confined: switched off"
-    version = libc.syscall(_LANDLOCK_CREATE_RULESET, None, 0, 1)
+    version = _landlock_version(libc)
     if version < 1:
         return "not available: the kernel has no Landlock"
     known = (1 << 13) - 1
@@ -239,6 +305,8 @@ def _landlock(libc: Any, policy: Mapping[str, Any], package: str, temporary: str
         environment = [path for path in sys.path if path and path != os.sep]
         reading = [*_SYSTEM, *_roots(), *environment, own, package, *policy.get("readable", ())]
         devices = [f"/dev/{name}" for name in (*_DEVICES, *_nvidia())]
+        if own_shared_memory:
+            devices.append(_SHARED_MEMORY)
         for path, access in [
             *((path, _READ) for path in reading),
             *((path, known & ~_EXECUTE) for path in devices),
@@ -268,30 +336,16 @@ def _allow(libc: Any, ruleset: int, path: str, access: int) -> None:
 
 
 def _seccomp(libc: Any, policy: Mapping[str, Any]) -> str:
-    if not policy.get("syscalls", True) and policy.get("network", True):
-        return "not filtered: switched off"
-    if platform.machine() not in _ARCHITECTURES:
-        return f"not available: no table for {platform.machine()}"
-    column, architecture, number = _ARCHITECTURES[platform.machine()]
-    denied = [numbers[column] for numbers in _DENIED.values()]
-    program = _filter(architecture, denied, None if policy.get("network", True) else _SOCKET[column])
-    buffer = ctypes.create_string_buffer(program)
-    length = len(program) // 8
-    described = struct.pack("@HP", length, ctypes.addressof(buffer))
-    _call(libc.prctl, _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    _call(libc.syscall, number, 1, 1, described)  # a filter, for all threads
-    return "filtered" if policy.get("network", True) else "filtered, no network"
-
-
-def _filter(architecture: int, denied: list[int], socket: int | None) -> bytes:
-    """A seccomp program: `denied` calls fail with EPERM, and so do sockets of any family but local ones."""
-    load, equal, greater, give = 0x20, 0x15, 0x35, 0x06
-    allow, refuse = 0x7FFF0000, 0x00050001
-    checks = [(load, 0, 0, 4), (equal, 1, 0, architecture), (give, 0, 0, refuse), (load, 0, 0, 0)]
-    checks += [(greater, 0, 1, 0x40000000), (give, 0, 0, refuse)]  # the x32 numbering of the same calls
-    for call in denied:
-        checks += [(equal, 0, 1, call), (give, 0, 0, refuse)]
-    if socket is not None:
-        checks += [(equal, 0, 3, socket), (load, 0, 0, 16), (equal, 1, 0, 1), (give, 0, 0, refuse)]
-    checks.append((give, 0, 0, allow))
-    return b"".join(struct.pack("=HBBI", *check) for check in checks)
+    network = bool(policy.get("network", True))
+    if policy.get("syscalls", True):
+        scopes = bool(policy.get("filesystem", True)) and _landlock_version(libc) >= 6
+        shared_user = not _has_own_user(policy)
+        wanted = syscalls.rules(shared_user=shared_user, signals=shared_user and not scopes, network=network)
+    else:
+        wanted = syscalls.network_rules(network=network)
+        if not wanted:
+            return "not filtered: switched off"
+    reason = syscalls.apply(libc, wanted)
+    if reason is not None:
+        return f"not available: {reason}"
+    return "filtered" if network else "filtered, no network"

@@ -4,7 +4,7 @@ It runs no line of a model. By `fork` a model process starts in milliseconds and
 memory; that is safe only from a process of one thread, so tasks are counted after every import and what
 started one is left to the children. By `spawn` each model process is a fresh Python. Either way the zygote
 is their parent and the reaper of what they leave behind: when a model process ends, so do the processes
-it started, and when the gateway goes, everything does. Must not know of the gateway's modules.
+it started, and when the gateway ends, everything does. Must not know of the gateway's modules.
 """
 
 from __future__ import annotations
@@ -15,17 +15,15 @@ import importlib
 import json
 import os
 import select
-import shutil
 import signal
 import socket
 import sys
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from loaders.worker import bootstrap, prewarm, process
+from loaders.worker import bootstrap, prewarm, process, temporary
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_DUMPABLE: Final = 4
@@ -37,15 +35,14 @@ _MAX_MESSAGE: Final = 1 << 16
 def main(options: Mapping[str, Any]) -> None:
     """Runs a zygote until the gateway closes its socket.
 
-    `control`: a socket of packets to the gateway; `lifeline`: see `worker`; `parent`: the gateway's process
-    id; `preload`: modules to import; `start`: fork or spawn; `scratch`: where temporary directories go.
+    `control`: a socket of packets to the gateway; `parent`: the gateway's process id; `preload`: modules to
+    import; `start`: fork or spawn; `scratch`: where temporary directories go.
     """
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # imports may take long or hang
     if os.getppid() != options["parent"]:
         os._exit(1)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    for descriptor in (options["control"], options["lifeline"]):
-        os.set_inheritable(descriptor, False)
+    os.set_inheritable(options["control"], False)
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE, "ascii")  # the gateway is worth more
     missing = _preload(options)
@@ -63,7 +60,7 @@ def main(options: Mapping[str, Any]) -> None:
         os.close(memory)
         gc.collect()
         gc.freeze()  # so that a child's collector does not touch, and thereby copy, these pages
-        _Nursery(control, options["lifeline"], start, options["scratch"]).run()
+        _Nursery(control, start, options["scratch"]).run()
     if os.getppid() != options["parent"]:
         with suppress(OSError):  # not before the last zygote leaves
             os.rmdir(options["scratch"])
@@ -105,8 +102,7 @@ def _preload_own() -> None:
 
 
 def _again(options: Mapping[str, Any]) -> NoReturn:
-    for descriptor in (options["control"], options["lifeline"]):
-        os.set_inheritable(descriptor, True)
+    os.set_inheritable(options["control"], True)
     os.execv(sys.executable, _command("zygote", options))
 
 
@@ -117,15 +113,16 @@ def _command(module: str, options: Mapping[str, Any]) -> list[str]:
 class _Nursery:
     """The living model processes and their directories, by process id."""
 
-    def __init__(self, control: socket.socket, lifeline: int, start: str, scratch: str) -> None:
+    def __init__(self, control: socket.socket, start: str, scratch: str) -> None:
         self._control = control
-        self._lifeline = lifeline
         self._start = start
         self._scratch = scratch
         self._children: dict[int, str] = {}
+        self._garbage: list[str] = []
+        self._wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def run(self) -> None:
-        woken, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        woken, wake = self._wakeup
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         waiting = select.poll()
@@ -159,76 +156,93 @@ class _Nursery:
                 os.close(descriptor)
         return True
 
-    def _make(self, conversation: int, log: int) -> int:
-        temporary = tempfile.mkdtemp(prefix="model-", dir=self._scratch)
-        options = {
-            "conversation": conversation,
-            "log": log,
-            "lifeline": self._lifeline,
-            "temporary": temporary,
-        }
+    def _make(self, connection: int, log: int) -> int:
+        own = temporary.make(self._scratch)
+        options = {"connection": connection, "log": log, "temporary": own}
         try:
             if self._start == "fork":
                 pid = os.fork()
                 if pid == 0:
+                    # A model must not hold what the zygote and its siblings depend on.
+                    signal.set_wakeup_fd(-1)
                     self._control.close()
+                    for descriptor in self._wakeup:
+                        os.close(descriptor)
                     process.main(options)
+                with suppress(OSError):  # both do it: whoever needs the group finds it
+                    os.setpgid(pid, pid)
             else:
                 pid = self._spawn(options)
         except OSError:
-            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.remove(own)
             raise
-        self._children[pid] = temporary
+        self._children[pid] = own
         return pid
 
     def _spawn(self, options: Mapping[str, Any]) -> int:
-        needed = [options["conversation"], options["log"], options["lifeline"]]
+        needed = [options["connection"], options["log"]]
         for descriptor in needed:
             os.set_inheritable(descriptor, True)
         try:
             return os.posix_spawn(
-                sys.executable, _command("process", options), os.environ, setsigdef=[signal.SIGCHLD]
+                sys.executable,
+                _command("process", options),
+                os.environ,
+                setpgroup=0,
+                setsigdef=[signal.SIGCHLD],
             )
         finally:
             for descriptor in needed:
                 os.set_inheritable(descriptor, False)
 
     def _reap(self) -> None:
-        """Buries the dead, tells the gateway how its own died, and ends what they left behind."""
+        """Takes the exit status of what ended, tells the gateway how its model processes ended, and ends
+        what they left behind."""
         ended = False
-        while (dead := _wait(os.WNOHANG)) is not None:
-            pid, status = dead
+        while (pid := _ended()) is not None:
             ended = True  # a model process, or an orphan: what that left behind has come here in its turn
-            temporary = self._children.pop(pid, None)
-            if temporary is not None:
+            own = self._children.pop(pid, None)
+            if own is not None:
+                _kill_group(pid)  # before its status is taken: until then no other group has this number
+            status = os.waitpid(pid, 0)[1]
+            if own is not None:
                 self._tell({"op": "ended", "pid": pid, "code": os.waitstatus_to_exitcode(status)})
-                shutil.rmtree(temporary, ignore_errors=True)
+                self._garbage.append(own)
         if ended:
             for pid in _offspring():
                 if pid not in self._children:
                     _kill(pid)
+            self._remove_garbage()
+
+    def _remove_garbage(self) -> None:
+        """What is left of a group may still write while it is removed: that is tried again later."""
+        self._garbage = [path for path in self._garbage if not temporary.remove(path)]
 
     def _end(self) -> None:
-        """The gateway is gone: so is everything."""
+        """The gateway is gone: ends everything."""
         signal.set_wakeup_fd(-1)
         while children := _offspring():
             for pid in children:
+                if pid in self._children:
+                    _kill_group(pid)
                 _kill(pid)
-            _wait(0)
-        for temporary in self._children.values():
-            shutil.rmtree(temporary, ignore_errors=True)
+            with suppress(ChildProcessError):
+                os.waitpid(-1, 0)
+        self._garbage += self._children.values()
+        self._remove_garbage()
 
     def _tell(self, message: Mapping[str, Any]) -> None:
         with suppress(OSError):  # the gateway is gone: the next read says so
             self._control.send(json.dumps(message).encode())
 
 
-def _wait(flags: int) -> tuple[int, int] | None:
+def _ended() -> int | None:
+    """A child that ended and whose status was not taken yet."""
     try:
-        pid, status = os.waitpid(-1, flags)
+        found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
         return None
-    return (pid, status) if pid else None
+    return None if found is None else found.si_pid
 
 
 def _offspring() -> list[int]:
@@ -246,6 +260,11 @@ def _offspring() -> list[int]:
 def _kill(pid: int) -> None:
     with suppress(ProcessLookupError, PermissionError):
         os.kill(pid, signal.SIGKILL)
+
+
+def _kill_group(pid: int) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
 
 
 def _prctl(option: int, value: int) -> None:

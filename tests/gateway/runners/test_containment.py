@@ -186,10 +186,30 @@ def test_nothing_outlives_a_killed_gateway(tmp_path: Path, start: Start) -> None
         assert eventually(lambda: os.listdir(scratch) == [], 5)
 
 
+# Lets go of whatever might end it, in every way that is left to it, and has a child do more. It keeps its
+# socket: a model that closes it is ended by the gateway.
+HOSTILE = """
+import fcntl, subprocess
+script = "import fcntl, os, signal\\nsignal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))\\n" \\
+    "try: os.setsid()\\nexcept OSError: pass\\nos.closerange(0, 100)\\nwhile True: pass"
+subprocess.Popen([sys.executable, "-c", script], start_new_session=True, close_fds=False)
+for number in os.listdir("/proc/self/fd"):
+    try:
+        flags = fcntl.fcntl(int(number), fcntl.F_GETFL)
+        fcntl.fcntl(int(number), fcntl.F_SETFL, flags & ~os.O_ASYNC)
+    except OSError:
+        pass
+os.setpgid(0, 0)
+import ctypes
+ctypes.CDLL(None).prctl(1, 0, 0, 0, 0)
+while True: pass
+"""
+
+
 def test_nothing_outlives_a_killed_zygote_and_a_killed_gateway(tmp_path: Path) -> None:
     packages = [
         str(write_package(tmp_path / name, at_predict=lines).path)
-        for name, lines in {"idle": "", "busy": "while True: pass"}.items()
+        for name, lines in {"idle": "", "busy": "while True: pass", "hostile": HOSTILE}.items()
     ]
     scratch = tmp_path / "tmp"
     scratch.mkdir()
@@ -199,8 +219,9 @@ def test_nothing_outlives_a_killed_zygote_and_a_killed_gateway(tmp_path: Path) -
     ) as host:
         assert host.stdout is not None
         assert host.stdout.readline() == b"ready\n"
+        assert eventually(lambda: len(descendants(host.pid)) == 5), "the hostile one's child"
         family = set(descendants(host.pid))
-        (zygote,) = {pid for pid in family if descendants(pid)}
+        zygote = next(pid for pid in family if len(descendants(pid)) == 4)
         os.kill(zygote, signal.SIGKILL)
         models = family - {zygote}
         assert eventually(lambda: not alive(zygote))
@@ -208,6 +229,118 @@ def test_nothing_outlives_a_killed_zygote_and_a_killed_gateway(tmp_path: Path) -
         host.kill()
         host.wait()
         assert eventually(lambda: not any(map(alive, models)), 5)
+
+
+INHERITED = """
+import socket, stat
+found = []
+for number in sorted(map(int, os.listdir("/proc/self/fd"))):
+    try:
+        kind = os.fstat(number).st_mode
+        name = os.readlink(f"/proc/self/fd/{number}")
+    except OSError:
+        continue  # the listing's own
+    reached = []
+    for how in (os.O_WRONLY, os.O_RDWR, os.O_RDONLY):
+        try:
+            again = os.open(f"/proc/self/fd/{number}", how | os.O_NONBLOCK)
+        except OSError:
+            continue
+        if how != os.O_RDONLY and stat.S_ISFIFO(kind):
+            os.write(again, b"x" * 10)
+        reached.append(how)
+    if number > 2:
+        try:
+            os.write(number, b"") if not stat.S_ISSOCK(kind) else None
+        except OSError:
+            pass
+    found.append([number, name.partition(":")[0], reached])
+return [found]
+"""
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_what_a_model_inherits_harms_only_itself(tmp_path: Path, start: Start) -> None:
+    """Its input, its own output, its own socket: each is opened again and written to, and nothing happens to
+    the sibling, the zygote or the gateway. Nothing else is open."""
+    package = write_package(tmp_path / "p", at_predict=INHERITED)
+
+    async def work(h: House) -> None:
+        sibling = await h.started(write_package(tmp_path / "q"))
+        runner = await h.started(package)
+        (zygote,) = h.zygotes.alive
+        pids = [*sibling.pids, *runner.pids, zygote.pid]
+        (found,) = (await runner.predict(ONE, {})).value  # type: ignore[union-attr]
+        kinds = {number: (name, ways) for number, name, ways in found}
+        assert {number: name for number, (name, _) in kinds.items() if number < 3} == {
+            0: "/dev/null", 1: "pipe", 2: "pipe",
+        }  # fmt: skip
+        others = [(name, ways) for number, (name, ways) in kinds.items() if number > 2]
+        ((connection, ways),) = [other for other in others if other[0] != "/dev/null"]
+        assert (connection, ways) == ("socket", [])  # a socket cannot be opened again
+        await sibling.predict(ONE, {})
+        await runner.predict(ONE, {})
+        assert [*sibling.pids, *runner.pids, zygote.pid] == pids
+        assert h.observed == []
+
+    run(tmp_path / "tmp", work, start)
+
+
+LEFT_BEHIND = {
+    "deep": """
+        for _ in range(3000):
+            os.mkdir("d")
+            os.chdir("d")
+        open("file", "w").close()
+    """,
+    "closed": """
+        os.makedirs("a/b/c")
+        open("a/b/f", "w").close()
+        os.mkdir("a/none", 0)
+        os.umask(0o777)
+        os.mkdir("n")
+    """,
+    "linked": """
+        os.symlink(params["elsewhere"], "link")
+        os.mkdir("d")
+        os.symlink("..", "d/up")
+        os.mkfifo("d/pipe")
+    """,
+}
+
+
+@pytest.mark.parametrize("what", LEFT_BEHIND)
+def test_whatever_a_model_leaves_in_its_directory_is_removed(tmp_path: Path, what: str) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "kept").write_text("")
+    package = write_package(tmp_path / "p", at_predict=LEFT_BEHIND[what])
+
+    async def work(h: House) -> None:
+        sibling, runner = await h.started(write_package(tmp_path / "q")), await h.started(package)
+        (zygote,) = h.zygotes.alive
+        await runner.predict(ONE, {"elsewhere": str(elsewhere)})
+        await runner.close()
+        scratch = next(path for path in (tmp_path / "tmp").iterdir())
+        await until(lambda: len(list(scratch.iterdir())) == 1)
+        await sibling.predict(ONE, {})
+        assert [z.pid for z in h.zygotes.alive] == [zygote.pid]
+
+    run(tmp_path / "tmp", work)
+    assert os.listdir(elsewhere) == ["kept"]
+
+
+def test_a_killed_zygotes_directories_are_removed_too(tmp_path: Path) -> None:
+    package = write_package(tmp_path / "p", at_predict=LEFT_BEHIND["deep"])
+
+    async def work(h: House) -> None:
+        runner = await h.started(package)
+        await runner.predict(ONE, {})
+        (zygote,) = h.zygotes.alive
+        assert zygote.pid is not None
+        os.kill(zygote.pid, signal.SIGKILL)
+
+    run(tmp_path / "tmp", work)
 
 
 # ---- from inside

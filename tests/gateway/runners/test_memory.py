@@ -136,3 +136,46 @@ def test_loading_and_unloading_again_and_again_leaves_nothing(tmp_path: Path) ->
         assert own_15 - own_5 < 0.05 * own_5
 
     run(tmp_path / "tmp", work)
+
+
+CHILD = """
+import subprocess
+code = "kept = bytearray(__import__('os').urandom(1 << 20) * 150)\\nprint(1, flush=True)\\nwhile True: pass"
+child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True)
+child.stdout.readline()
+"""
+FORKED = """
+X = bytearray(os.urandom(1 << 20) * 150)
+if os.fork() == 0:
+    import time
+    time.sleep(1000)
+"""
+SHARED = "open('/dev/shm/x', 'wb').write(bytes(150 << 20))"
+
+
+@pytest.mark.parametrize("lines", [CHILD, FORKED, SHARED], ids=["a child", "a fork", "shared memory"])
+def test_memory_of_children_and_shared_memory_counts(tmp_path: Path, lines: str) -> None:
+    package = write_package(tmp_path / "p", at_import="global X; X = None", at_predict=lines)
+
+    async def work(h: House) -> None:
+        runner = await h.started(package)
+        before = runner.present_bytes()
+        assert before < 60 << 20
+        await runner.predict(ONE, {})
+        assert 140 << 20 < runner.present_bytes() - before < 340 << 20
+        await runner.close()
+
+    run(tmp_path / "tmp", work)
+    assert not os.path.exists("/dev/shm/x")
+
+
+@pytest.mark.parametrize("lines", [CHILD, SHARED], ids=["a child", "shared memory"])
+def test_children_and_shared_memory_are_limited(tmp_path: Path, lines: str) -> None:
+    package = write_package(tmp_path / "p", at_predict=f"{lines}\nwhile True: pass")
+
+    async def work(h: House) -> None:
+        runner = await h.started(package, memory_limit=90 << 20)
+        with pytest.raises(RunnerCrashed, match="its limit is"):
+            await runner.predict(ONE, {})
+
+    run(tmp_path / "tmp", work)

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from gateway.runners.pulse import SILENT, STOPPED, Pulse, Sign, of_session, read
+from gateway.runners.pulse import SILENT, STOPPED, Pulse, Sign, of_group, read
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="model processes need Linux")
 
@@ -55,9 +55,9 @@ def test_what_the_kernel_says() -> None:
                           stdout=subprocess.PIPE, start_new_session=True) as child:  # fmt: skip
         assert child.stdout is not None
         child.stdout.read(1)
-        assert of_session(child.pid) >= 0
+        assert of_group(child.pid) >= 0
         seen = read(child.pid)
         assert seen is not None
-        assert of_session(child.pid) >= seen.ticks
+        assert of_group(child.pid) >= seen.ticks
         child.kill()
     assert read(child.pid) is None

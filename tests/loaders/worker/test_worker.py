@@ -1,13 +1,11 @@
 """The worker and the zygote by themselves, without the gateway: private names, what they import, one
-conversation over a socket, and their end."""
+connection over a socket, and their end."""
 
 from __future__ import annotations
 
 import ast
-import fcntl
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -33,10 +31,9 @@ ONE = Tensors({"": np.array([1.5])}, 1)
 class Spoken:
     """One worker process, started by hand, and the gateway's side of its conversation."""
 
-    def __init__(self, sock: socket.socket, process: subprocess.Popen[bytes], held: int, output: int) -> None:
+    def __init__(self, sock: socket.socket, process: subprocess.Popen[bytes], output: int) -> None:
         self.sock = sock
         self.process = process
-        self.held = held
         self.output = output
         self._reader = wire.Reader()
 
@@ -52,10 +49,11 @@ class Spoken:
             "environment": {}, "confinement": {}, **changes,
         }  # fmt: skip
         wire.transmit(self.sock, wire.encode(message))
-        data, descriptors, _, _ = socket.recv_fds(self.sock, 1, 1)
+        data, descriptors, _, _ = socket.recv_fds(self.sock, 1, 2)
         assert data == b"m"
         assert b"Private_Dirty" in os.pread(descriptors[0], 4096, 0)
-        os.close(descriptors[0])
+        for descriptor in descriptors:
+            os.close(descriptor)
         answer = wire.receive(self.sock, self._reader)
         assert answer is not None
         return answer
@@ -67,26 +65,20 @@ def worker(tmp_path: Path) -> Iterator[Spoken]:
     temporary.mkdir()
     ours, theirs = socket.socketpair()
     ours.settimeout(30)
-    lifeline, held = os.pipe2(os.O_CLOEXEC)
     output, log = os.pipe2(os.O_CLOEXEC)
-    options = {
-        "conversation": theirs.fileno(), "lifeline": lifeline, "log": log, "temporary": str(temporary),
-    }  # fmt: skip
+    options = {"connection": theirs.fileno(), "log": log, "temporary": str(temporary)}
     process = subprocess.Popen(
         [sys.executable, bootstrap.__file__, "process", json.dumps(options)],
-        pass_fds=(theirs.fileno(), lifeline, log),
+        pass_fds=(theirs.fileno(), log),
         cwd=tmp_path,
     )
-    for descriptor in (lifeline, log):
-        os.close(descriptor)
+    os.close(log)
     theirs.close()
-    spoken = Spoken(ours, process, held, output)
+    spoken = Spoken(ours, process, output)
     try:
         yield spoken
     finally:
         ours.close()
-        if spoken.held >= 0:
-            os.close(spoken.held)
         process.wait(10)
         os.close(output)
 
@@ -133,38 +125,22 @@ def test_noise_ends_it_with_a_word(tmp_path: Path) -> None:
         assert b"WireError" in os.read(w.output, 10_000)
 
 
-def test_it_ends_with_its_lifeline_whatever_it_does(tmp_path: Path) -> None:
-    package = write_package(
-        tmp_path / "p",
-        at_predict="import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))\nwhile True: pass",
-    )
-    with worker(tmp_path) as w:
-        w.load(package)
-        wire.transmit(w.sock, wire.encode({"op": "predict", "batch": ONE, "params": {}}))
-        os.close(w.held)
-        w.held = -1
-        assert w.process.wait(10) == -signal.SIGKILL
-
-
 def test_it_does_not_start_without_a_gateway(tmp_path: Path) -> None:
-    lifeline, held = os.pipe()
-    os.close(held)
     ours, theirs = socket.socketpair()
     output, log = os.pipe()
-    with ours, theirs:
-        options = {
-            "conversation": theirs.fileno(), "lifeline": lifeline, "log": log, "temporary": str(tmp_path),
-        }  # fmt: skip
+    ours.close()
+    with theirs:
+        options = {"connection": theirs.fileno(), "log": log, "temporary": str(tmp_path)}
         done = subprocess.run(
             [sys.executable, bootstrap.__file__, "process", json.dumps(options)],
-            pass_fds=(theirs.fileno(), lifeline, log), timeout=30, check=False,
+            pass_fds=(theirs.fileno(), log), timeout=30, check=False,
         )  # fmt: skip
-    assert done.returncode == 1
-    for descriptor in (lifeline, output, log):
+    assert done.returncode == 0
+    for descriptor in (output, log):
         os.close(descriptor)
 
 
-def test_what_it_starts_inherits_neither_conversation_nor_lifeline(tmp_path: Path) -> None:
+def test_what_it_starts_does_not_inherit_the_connection(tmp_path: Path) -> None:
     package = write_package(
         tmp_path / "p",
         at_predict="""
@@ -266,35 +242,19 @@ def test_a_zygote_does_not_outlive_its_parent_while_it_imports(tmp_path: Path) -
     (tmp_path / "endless.py").write_text(
         f"import os, time\nopen({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\ntime.sleep(1000)\n"
     )
-    lifeline, held = os.pipe()
     code = f"""
         import json, os, socket, subprocess, sys, time
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        options = {{"control": theirs.fileno(), "lifeline": {lifeline}, "parent": os.getpid(),
+        options = {{"control": theirs.fileno(), "parent": os.getpid(),
                     "preload": ["endless"], "start": "fork", "scratch": {str(tmp_path)!r}}}
         subprocess.Popen([sys.executable, {bootstrap.__file__!r}, "zygote", json.dumps(options)],
-                         pass_fds=(theirs.fileno(), {lifeline}))
+                         pass_fds=(theirs.fileno(),))
         time.sleep(1000)
     """
     environ = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    with subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code)], pass_fds=(lifeline,), env=environ
-    ) as parent:
+    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], env=environ) as parent:
         assert eventually(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), 20)
         pid = int((tmp_path / "pid").read_text())
         assert alive(pid)
         parent.kill()
         assert eventually(lambda: not alive(pid))
-    for descriptor in (lifeline, held):
-        os.close(descriptor)
-
-
-def test_the_lifeline_of_one_worker_is_not_anothers(tmp_path: Path) -> None:
-    """Each opens the pipe anew: the kernel signals the owner of one open file, so each needs its own."""
-    lifeline, held = os.pipe2(os.O_CLOEXEC)
-    mine = os.open(f"/proc/self/fd/{lifeline}", os.O_RDONLY | os.O_NONBLOCK)
-    fcntl.fcntl(mine, fcntl.F_SETOWN, os.getpid())
-    other = os.open(f"/proc/self/fd/{lifeline}", os.O_RDONLY | os.O_NONBLOCK)
-    assert fcntl.fcntl(other, fcntl.F_GETOWN) == 0
-    for descriptor in (lifeline, held, mine, other):
-        os.close(descriptor)
