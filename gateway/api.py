@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+import warnings
 import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,10 +19,11 @@ import loaders
 from gateway import settings
 from gateway.artifacts.cache import Artifacts, Local
 from gateway.artifacts.sources import Sources, sources_for
-from gateway.names import InvalidReference, Reference, parse_reference, parse_short
+from gateway.names import InvalidReference, Reference, check_alias, check_name, parse_reference, parse_short
 from gateway.registries import default_target, open_registry
 from gateway.registries.base import Version, ask, resolve
 from loaders import package as packages
+from loaders import proof
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
@@ -52,14 +54,20 @@ def log_model(
     params: Mapping[str, Any] | None = None,
     tags: Mapping[str, str] | None = None,
     flavor: str | None = None,
+    verify: bool = True,
     **options: Any,
 ) -> ModelVersion:
     """Saves a live model as the next version of `name`; `alias`, where given, is moved to it.
 
-    Flavor and signature are inferred when they are not given; `options` go to the flavor. A registry file
-    that does not exist is created, with its store `models/` beside it. Raises what `loaders.save_model`
-    raises, RegistryError and InvalidReference.
+    Flavor and signature are inferred when they are not given; `options` go to the flavor. Before anything
+    reaches the registry the saved package is loaded in a fresh process, and its answer to the example is
+    compared with that of `model` and recorded (`verify`; see `loaders.save_model`). A registry file that does
+    not exist is created, with its store `models/` next to it. Raises what `loaders.save_model` raises,
+    RegistryError and InvalidReference.
     """
+    check_name(name)
+    if alias is not None:
+        check_alias(alias)
     with tempfile.TemporaryDirectory(prefix="model-") as directory:
         path = Path(directory, "model")
         loaders.save_model(
@@ -72,9 +80,17 @@ def log_model(
             code_paths=code_paths,
             params=params,
             flavor=flavor,
+            verify=verify,
             **options,
         )
-        return push(path, name, alias, registry, tags=tags)
+        package = packages.read(path)
+        if package.signature is None:
+            warnings.warn(
+                f"{name} has no signature: whatever comes is handed to the model unchecked. Give an "
+                "input_example or a signature",
+                stacklevel=2,
+            )
+        return _add(package, name, alias, registry, tags)
 
 
 def push(
@@ -88,9 +104,23 @@ def push(
     """Copies a model directory into the registry's store as the next version of `name`. A directory with
     the digest of an existing version is that version, unchanged. `alias` is moved without any gate.
 
-    Raises PackageError for what is no package, RegistryError and InvalidReference.
+    A package that records its answer to its own example is asked it here, in a fresh process (which executes
+    what it holds); another answer is a warning. Raises PackageError for what is no package, RegistryError and
+    InvalidReference.
     """
     package = packages.read(os.fspath(directory))
+    for text in proof.changed(package):
+        warnings.warn(f"{name}: {text}", stacklevel=2)
+    return _add(package, name, alias, registry, tags)
+
+
+def _add(
+    package: packages.Package,
+    name: str,
+    alias: str | None,
+    registry: str | os.PathLike[str] | None,
+    tags: Mapping[str, str] | None,
+) -> ModelVersion:
     opened = open_registry(_target(registry), create=True)
     try:
         digest = packages.digest(package.path)

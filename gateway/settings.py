@@ -172,6 +172,7 @@ class ModelSettings(_Part):
     rollout: Rollout | None = None
     enforcement: Enforcement | None = None
     check_output: Annotated[float, Field(ge=0, le=1)] = 0.0
+    warm_up: bool = True
 
 
 class Settings(_Part):

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from loaders import batch as batches
 from loaders import environment as environments
 from loaders import example as examples
-from loaders import flavors
+from loaders import flavors, proof, recorded
 from loaders import package as packages
 from loaders.output import check_size
 from loaders.worker.imports import Imports
 
 if TYPE_CHECKING:
     from loaders.batch import Batch
+    from loaders.enforcement.enforce import Enforced
     from loaders.environment import Finding
     from loaders.flavors.base import Flavor, Predictor
     from loaders.package import Package
@@ -102,6 +103,22 @@ class Model:
             check_size(answer, self.max_answer)
         return batches.from_result(answer, batch.rows)
 
+    def changed_answer(self) -> list[str]:
+        """Where it answers its own example otherwise than its package records; empty where it answers so, or
+        nothing is recorded. Asks the model."""
+        example, params = self.package.example_input()
+        try:
+            known = recorded.read(self.package)
+            if known is None or example is None:
+                return []
+            from loaders.enforcement.enforce import enforce
+
+            enforced = enforce(self.signature, example, params, type_hints=self.package.type_hints)
+            differing = recorded.differences(known, self.run(enforced.batch, enforced.params))
+        except Exception as error:  # noqa: BLE001 - whatever it is: it did not answer as recorded
+            return [f"the model does not answer its own example here: {type(error).__name__}: {error}"]
+        return [recorded.told(differing)] if differing else []
+
     def close(self) -> None:
         """Forgets the modules that the package brought. Asking a closed model is an error of the caller."""
         self._imports.close()
@@ -153,10 +170,16 @@ def load_model(
 
     `model_config` goes over what MLflow's environment variables say. Executes what the package holds, as
     unpickling does: load only what you trust. Raises PackageError, MissingFramework, and whatever the
-    framework raises.
+    framework raises. Warns where a model that keeps nothing of a call answers its own example otherwise than
+    its package records.
     """
     config = {**environment_config(os.environ), **(model_config or {})}
-    return open_model(packages.read(path), config, enforcement=enforcement)
+    model = open_model(packages.read(path), config, enforcement=enforcement)
+    # Where asking leaves nothing behind, and the model is configured as it was when it answered.
+    if model.flavor.stateless and not config:
+        for text in model.changed_answer():
+            warnings.warn(text, stacklevel=2)
+    return model
 
 
 def configured(package: Package, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -193,6 +216,7 @@ def save_model(
     code_paths: Iterable[str | Path] | None = None,
     params: Mapping[str, Any] | None = None,
     flavor: str | None = None,
+    verify: bool = True,
     **options: Any,
 ) -> Package:
     """Saves a live model as a directory that loads here and in MLflow, and returns its package.
@@ -201,12 +225,18 @@ def save_model(
     answer unless given. Without both it is what the model itself declares, as ONNX graphs do. A tuple
     (data, params) is an example with params. `params`: the inference params the model takes, with their
     defaults. `requirements`: pip requirements instead of the inferred ones. `code_paths`: modules and
-    directories it imports, shipped in `code/`. `options` are the flavor's.
+    directories it imports, shipped in `code/`. `options` are the flavor's; MLflow's names for any of these
+    are taken too (`keywords`).
+
+    `verify`: the saved package is loaded once in a fresh process, and its answer to the example is compared
+    with that of `model` itself, which is asked twice. The answer is recorded in the package. With
+    `verify=False`, for models that do not fit into memory twice, none of this is done.
 
     The directory appears complete or not at all. Raises FileExistsError where it exists and is not empty,
     InvalidInput if the example does not fit a given signature, ValueError from what the model raised if it
-    does not answer the example, and whatever saving raises. Warns where it answers several rows with more or
-    fewer, which for most models is a mistake in the example.
+    does not answer the example, AnswersDiffer and TrialFailed (both ValueError) from the verification,
+    TypeError for an unknown option, and whatever saving raises. Warns where it answers several rows with more
+    or fewer, which for most models is a mistake in the example.
     """
     target = Path(path)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -222,13 +252,15 @@ def save_model(
         if shipped:
             function["code"] = "code"
         needed = list(saved.requirements) if requirements is None else list(requirements)
-        example = None
+        example, originals = None, proof.Originals()
         if input_example is not None:
             has_params = isinstance(input_example, tuple) and len(input_example) == 2
             data, given = input_example if has_params else (input_example, None)
             example = examples.write(directory, data, given)
             draft = packages.write(directory, entries, metadata=metadata)
-            signature = _answered(draft, signature, data, given, params)
+            signature, enforced = _answered(draft, signature, data, given, params)
+            if verify:
+                originals = proof.ask(model, chosen.name, options, data, enforced)
         else:
             signature = saved.signature if signature is None else signature
             if params:
@@ -238,7 +270,9 @@ def save_model(
         environment = environments.capture(needed)
         function["env"] = environments.write(directory, environment)
         function["python_version"] = environment.python
-        packages.write(directory, entries, signature=signature, metadata=metadata, example=example)
+        package = packages.write(directory, entries, signature=signature, metadata=metadata, example=example)
+        if verify:
+            proof.verify(package, originals)
         _discard_bytecode(directory)
         directory.chmod(0o777 & ~_umask())
         if target.exists():
@@ -252,8 +286,9 @@ def save_model(
 
 def _answered(
     draft: Package, signature: Signature | None, data: Any, given: Any, params: Mapping[str, Any] | None
-) -> Signature:
-    """The signature of a saved model, from an example and the answer it gives once loaded again."""
+) -> tuple[Signature, Enforced]:
+    """The signature of a saved model, from an example and the answer it gives once loaded again, and the
+    example as the model is given it."""
     from loaders.enforcement.enforce import RawInput, enforce
     from loaders.signature import infer_signature
 
@@ -280,8 +315,8 @@ def _answered(
             stacklevel=3,
         )
     if signature is not None:
-        return known
-    return infer_signature(data, answer, params)
+        return known, enforced
+    return infer_signature(data, answer, params), enforced
 
 
 def _rows(answer: Any) -> int | None:

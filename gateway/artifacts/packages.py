@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 from gateway.artifacts.cache import ArtifactError, Artifacts, Local, Unreachable
 from gateway.errors import Problem
-from loaders import environment, flavors
+from loaders import environment, flavors, recorded
 from loaders.output import mismatches
 from loaders.package import Package, PackageError, read
 
@@ -62,6 +62,16 @@ class Prepared:
         """How an answer differs from the output schema; a warning, never a refusal."""
         signature = self.package.signature
         return [] if signature is None else mismatches(signature, answer)
+
+    def check_answer(self, answer: Batch) -> list[str]:
+        """How the answer to the package's own example differs from the recorded one, naming fields and
+        showing no data; a warning, never a refusal."""
+        try:
+            known = recorded.read(self.package)
+        except recorded.Unreadable as error:
+            return [str(error)]
+        differing = [] if known is None else recorded.differences(known, answer)
+        return [recorded.told(differing)] if differing else []
 
 
 @dataclass(frozen=True, slots=True)

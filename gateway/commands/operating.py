@@ -28,6 +28,7 @@ Key: TypeAlias = tuple[str, str]
 """A model's name and a version."""
 
 _EVICTIONS_SHOWN = 5
+_WARNINGS = 5
 
 WaitOption = Annotated[bool, typer.Option("--wait/--no-wait", help="Until it is done, or only ask for it.")]
 
@@ -139,6 +140,7 @@ def _rows(
                     "p99_seconds": recent.get("p99_seconds"),
                     "last_error": failed or errors.get(key) or _failed(version["last_error"]),
                     "evicted": version.get("evicted"),
+                    "warnings": version.get("warnings", []),
                 }
             )
     return rows
@@ -184,6 +186,12 @@ def _show(view: Mapping[str, Any]) -> None:
             f"evicted: {row['model']}/{row['version']}, {gone['seconds_ago']:.0f} s ago, for {gone['for']}: "
             f"{gone['why']}"
         )
+    for row in view["versions"]:
+        for warning in row["warnings"][:_WARNINGS]:
+            typer.echo(f"{row['model']}/{row['version']}: {warning}")
+        if len(row["warnings"]) > _WARNINGS:
+            more = len(row["warnings"]) - _WARNINGS
+            typer.echo(f"{row['model']}/{row['version']}: {more} more warnings; --output json shows them")
     if view["not_shown"]:
         typer.echo(f"not loaded: {view['not_shown']} other versions; --all shows them")
 

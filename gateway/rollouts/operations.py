@@ -33,6 +33,7 @@ from gateway.registries.document import dump
 from gateway.rollouts.gates import PROMOTE, ROLLBACK, rollback_target
 from gateway.serving.ledger import State
 from gateway.serving.servable import Servable, Status
+from loaders import recorded
 from loaders.package import Package, PackageError
 
 if TYPE_CHECKING:
@@ -123,12 +124,11 @@ class Operations:
             "findings": list(prepared.findings),
         }
         view["metadata"] = package.metadata
-        if servable is not None:
-            view["warnings"] = list(servable.warnings)
         if runner and servable is not None and servable.runner is not None:
             view["runner"] = servable.runner.status()
         if example:
             view["input_example"] = await self._blocking(_example, package)
+            view["example_answer"] = await self._blocking(_example_answer, package)
         return view
 
     def rollouts(self) -> dict[str, Any]:
@@ -421,6 +421,7 @@ class Operations:
                 view |= self._loading(servable, fetched)
             if account is not None:
                 view["last_used"] = _iso(self._wall() - (self._clock() - account.last_used))
+            view["warnings"] = list(servable.warnings)
         elif fetched is not None:  # for an alias's gates, before there is anything to load
             view |= {"state": Status.LOADING.value, "reason": _fetching(fetched)}
         view |= self._manager.view(version)
@@ -514,6 +515,13 @@ def _example(package: Package) -> dict[str, Any] | None:
     except PackageError:
         return None  # the version's warnings say so once it is loaded
     return None if given is None else {given.form: given.data, "params": params}
+
+
+def _example_answer(package: Package) -> Any | None:
+    try:
+        return recorded.read(package)
+    except recorded.Unreadable:
+        return None  # the version's warnings say so once it is loaded
 
 
 def _never_moved(name: str, alias: str, error: str, now: float) -> dict[str, Any]:

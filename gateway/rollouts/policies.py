@@ -42,6 +42,7 @@ def options(settings: Settings, name: str) -> Options:
         pin=own.pin,
         idle_ttl=own.idle_ttl,
         check_output=own.check_output,
+        warm_up=own.warm_up,
     )
 
 

@@ -56,6 +56,7 @@ class InlineRunner:
         self._max_answer = max_answer
         self._pool = ThreadPoolExecutor(1, thread_name_prefix=THREAD + package.path.name[:24])
         self._model: Model | None = None
+        self._rehearsed = False
 
     @property
     def merges(self) -> bool:
@@ -107,7 +108,22 @@ class InlineRunner:
         except TimeoutError:
             raise RunnerTimeout(f"the model did not answer within {self._timeout:g} s") from None
 
+    async def rehearse(self, batch: Batch, params: Mapping[str, Any]) -> Batch:
+        self._rehearsed = True
+        return await self.predict(batch, params)
+
+    async def settle(self) -> None:
+        """The gateway itself is never forked: a model that may keep something of a call is loaded again."""
+        if self._rehearsed and self._model is not None and not self._model.flavor.stateless:
+            await self._unload()
+            await self.start()
+        self._rehearsed = False
+
     async def close(self) -> None:
+        await self._unload()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _unload(self) -> None:
         model, self._model = self._model, None
         if model is not None:
             closing = asyncio.ensure_future(self._in_thread(_close, model))
@@ -118,7 +134,6 @@ class InlineRunner:
             if freed() is not None and closing.done():
                 # A full collection stops the process for a tenth of a second: only where one is needed.
                 await self._in_thread(settle_heap)
-        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _load(self) -> Model:
         from loaders.model import open_model

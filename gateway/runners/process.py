@@ -13,7 +13,7 @@ import asyncio
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway.runners import environments
@@ -25,6 +25,7 @@ from gateway.runners.suspects import digest
 from gateway.runners.worker import Worker, model_error
 from loaders.batch import Columns, Tensors, Value
 from loaders.worker import wire
+from loaders.worker.process import LOADED_AGAIN
 
 if TYPE_CHECKING:
     from gateway.runners.output import Sink
@@ -121,6 +122,8 @@ class ProcessRunner:
         #: Calls that came back, and how many of them had when a process last ended.
         self._replies = 0
         self._replies_at_end = 0
+        self._rehearsed = False
+        self._rehearses = ""
         self._confined: dict[str, str] = {}
         self._load_peak = 0
         self._measured: int | None = None
@@ -200,6 +203,7 @@ class ProcessRunner:
             "quarantined": self._quarantine,
             "load_peak_bytes": self._load_peak,
             "confinement": dict(self._confined),
+            "warm_up": self._rehearses,
         }
 
     async def start(self) -> None:
@@ -208,8 +212,28 @@ class ProcessRunner:
         await asyncio.gather(*(self._start_worker() for _ in range(1, self._processes)))
         self._started = True
 
-    async def predict(self, batch: Batch | wire.Framed, params: Mapping[str, Any]) -> Batch:
-        message = {"op": "predict", "batch": batch, "params": dict(params)}
+    def predict(self, batch: Batch | wire.Framed, params: Mapping[str, Any]) -> Coroutine[Any, Any, Batch]:
+        return self._asked({"op": "predict", "batch": batch, "params": dict(params)})
+
+    def rehearse(self, batch: Batch, params: Mapping[str, Any]) -> Coroutine[Any, Any, Batch]:
+        self._rehearsed = True
+        return self._asked({"op": "rehearse", "batch": batch, "params": dict(params)})
+
+    async def settle(self) -> None:
+        """Where a process had to answer in place although its model may keep something of a call, a fresh
+        one takes over: the rehearsed one ends first, so that there is never memory for two."""
+        rehearsed, self._rehearsed = self._rehearsed, False
+        self._measured = None
+        for worker in list(self._workers) if rehearsed else []:
+            if worker.loaded["rehearses"] == LOADED_AGAIN:
+                self._workers.remove(worker)
+                if worker in self._idle:
+                    self._idle.remove(worker)
+                await worker.close()
+                await self._start_worker()
+
+    async def _asked(self, message: dict[str, Any]) -> Batch:
+        batch = message["batch"]
         try:
             if isinstance(batch, wire.Framed):
                 pieces = batch.pieces()
@@ -366,6 +390,7 @@ class ProcessRunner:
                 raise self._without_path(error) from None
             raise
         self._merges = bool(worker.loaded["merges"])
+        self._rehearses = str(worker.loaded["rehearses"])
         self._confined = worker.loaded["confinement"]
         self._load_peak = max(self._load_peak, worker.load_peak)
         if not spare:

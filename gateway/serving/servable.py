@@ -50,6 +50,10 @@ if TYPE_CHECKING:
 
 Mode = Literal["strict", "warn", "mlflow"]
 
+#: What `status` says of a version, until its owner or the operator changes it.
+NO_SIGNATURE: Final = "it has no signature: the model is given whatever comes"
+NO_WARM_UP: Final = "warm_up is off: the model serves without having answered its own example"
+
 
 class Status(enum.Enum):
     """What `/models` shows. A servable that does not exist is UNLOADED."""
@@ -134,7 +138,7 @@ def diagram() -> str:
 class Options:
     """The operator's settings for one model, as the core needs them. `pin`: never evicted; `idle_ttl`: after
     so many seconds without a request it is unloaded; `check_output`: the share of answers that are compared
-    with the output schema."""
+    with the output schema; `warm_up`: it answers its own example before it serves."""
 
     enforcement: Mode = "strict"
     max_queue: int = 1000
@@ -143,6 +147,7 @@ class Options:
     pin: bool = False
     idle_ttl: float | None = None
     check_output: float = 0.0
+    warm_up: bool = True
 
 
 class Servable:
@@ -212,6 +217,7 @@ class Servable:
             await runner.start()
             self.move(Step.LOADED)
             merges, self.warnings = await self._warm_up(runner, prepared)
+            await runner.settle()
             measured = runner.measured_bytes
             if measured is not None:
                 await reserve(measured)
@@ -275,6 +281,11 @@ class Servable:
         model's own signature says nothing of the model: it is passed over with a warning.
         """
         warnings = list(prepared.findings)
+        if prepared.package.signature is None:
+            warnings.append(NO_SIGNATURE)
+        if not self.options.warm_up:
+            warnings.append(NO_WARM_UP)
+            return runner.merges, tuple(warnings)
         try:
             example, example_params = prepared.package.example_input()
         except PackageError as error:
@@ -286,8 +297,8 @@ class Servable:
         if enforced is None:
             warnings.append("the saved input example does not fit the model's signature: no warm-up")
             return runner.merges, tuple(warnings)
-        answer = await runner.predict(enforced.batch, enforced.params)
-        warnings += prepared.check_output(answer)
+        answer = await runner.rehearse(enforced.batch, enforced.params)
+        warnings += prepared.check_output(answer) + prepared.check_answer(answer)
         merges = runner.merges and await self._merging_is_safe(runner, enforced.batch, enforced.params)
         if runner.merges and not merges:
             warnings.append("answers change when rows are merged: requests are run one by one")
@@ -303,13 +314,13 @@ class Servable:
         one = repeated(batch, 1)
         if one is None:
             return True
-        single = await runner.predict(one, params)
+        single = await runner.rehearse(one, params)
         for times in (2, 8):
             many = repeated(batch, times)
             if many is None:
                 return False
             try:
-                answer = await runner.predict(many, params)
+                answer = await runner.rehearse(many, params)
             except ModelError:
                 return False
             if not agree(single, answer, times):

@@ -19,6 +19,8 @@
 10. Without its framework a flavor raises `MissingFramework`, which names the package to install.
 11. `mlflow_names` is True if models of this flavor may refer to mlflow's own names, so that the stand-in
     must be in force where mlflow is not installed.
+12. `stateless` is True only if no answer depends on what the model was asked before: such a model answers its
+    example in place before it serves, any other in a throw-away fork of its process.
 """
 
 from __future__ import annotations
@@ -77,6 +79,7 @@ class Flavor(Protocol):
     trust: Trust
     memory_factor: float
     mlflow_names: bool
+    stateless: bool
 
     def accepts(self, model: object) -> bool: ...
 

@@ -26,6 +26,7 @@ class CatBoost:
     trust: Trust = "data"
     memory_factor = 4.0
     mlflow_names = False
+    stateless = True
 
     def accepts(self, model: object) -> bool:
         catboost = sys.modules.get("catboost")

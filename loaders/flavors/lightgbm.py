@@ -24,6 +24,7 @@ class LightGBM:
     trust: Trust = "code"
     memory_factor = 4.0
     mlflow_names = False
+    stateless = True
 
     def accepts(self, model: object) -> bool:
         lightgbm = sys.modules.get("lightgbm")

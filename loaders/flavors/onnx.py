@@ -50,6 +50,7 @@ class Onnx:
     trust: Trust = "data"
     memory_factor = 2.5
     mlflow_names = False
+    stateless = True
 
     def accepts(self, model: object) -> bool:
         """A ModelProto, its bytes, or the path of an `.onnx` file."""

@@ -40,6 +40,7 @@ class Python:
     trust: Trust = "code"
     memory_factor = 2.0
     mlflow_names = True
+    stateless = False
 
     def accepts(self, model: object) -> bool:
         """An object with `predict`, a function, or the path of a `.py` file that calls `set_model`."""
@@ -103,6 +104,7 @@ class Loader:
     trust: Trust = "code"
     memory_factor = 2.0
     mlflow_names = True
+    stateless = False
 
     def accepts(self, model: object) -> bool:
         """Never by itself: `flavor="loader"` asks for it."""

@@ -37,6 +37,7 @@ class PyTorch:
     trust: Trust = "code"
     memory_factor = 2.0
     mlflow_names = False
+    stateless = False
 
     def accepts(self, model: object) -> bool:
         """A module, or an exported program (`torch.export.export`)."""

@@ -37,6 +37,7 @@ class Sklearn:
     trust: Trust = "code"
     memory_factor = 2.0
     mlflow_names = False
+    stateless = True
 
     def accepts(self, model: object) -> bool:
         base = sys.modules.get("sklearn.base")

@@ -27,6 +27,7 @@ class Statsmodels:
     trust: Trust = "code"
     memory_factor = 2.0
     mlflow_names = False
+    stateless = False
 
     def accepts(self, model: object) -> bool:
         results = sys.modules.get("statsmodels.base.model")

@@ -29,6 +29,7 @@ class XGBoost:
     trust: Trust = "data"
     memory_factor = 4.0
     mlflow_names = False
+    stateless = True
 
     def accepts(self, model: object) -> bool:
         xgboost = sys.modules.get("xgboost")

@@ -19,9 +19,11 @@ import sys
 import tempfile
 import time
 import traceback
+from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from io import TextIOWrapper
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import numpy as np
 
@@ -42,6 +44,13 @@ THREAD_VARIABLES: Final = (
     "LOKY_MAX_CPU_COUNT",
 )
 """The caps that frameworks read when they are imported: 1 before a fork, the model's share after it."""
+
+#: How a model answers its example before it serves; the gateway shows it.
+IN_PLACE: Final = "in place"
+FORKED: Final = "in a throw-away fork"
+LOADED_AGAIN: Final = "in place, then loaded again"
+
+_LENGTH: Final = 8
 
 
 def main(options: Mapping[str, Any]) -> None:
@@ -100,34 +109,74 @@ class RequestLoop:
         self._temporary = temporary
         self._reader = wire.Reader()
         self._model: Model | None = None
+        self._rehearses = IN_PLACE
         self._pid = os.getpid()
         self._limit = wire.MAX_FRAME
 
     def run(self) -> None:
         """Returns when the gateway ends the stream. Raises OSError and WireError: no one can be told then."""
         while (message := wire.receive(self._sock, self._reader)) is not None:
-            try:
-                answer = wire.encode(self._answer(message), self._limit, lenient=True)
-            except wire.TooLarge as error:
-                answer = wire.encode({**_failure(error), "type": "AnswerTooLarge"})
-            except BaseException as error:  # noqa: BLE001  (writing an answer asks the model's own objects)
-                answer = wire.encode(_failure(error))
+            apart = message["op"] == "rehearse" and self._rehearses == FORKED
+            answer = self._apart(message) if apart else self._encoded(message)
             del message
             wire.transmit(self._sock, answer)
 
+    def _encoded(self, message: dict[str, Any]) -> deque[wire.Segment]:
+        try:
+            return wire.encode(self._answer(message), self._limit, lenient=True)
+        except wire.TooLarge as error:
+            return wire.encode({**_failure(error), "type": "AnswerTooLarge"})
+        except BaseException as error:  # noqa: BLE001  (writing an answer asks the model's own objects)
+            return wire.encode(_failure(error))
+
     def _answer(self, message: dict[str, Any]) -> dict[str, Any]:
         try:
-            if message["op"] == "predict":
-                if self._model is None:
-                    raise RuntimeError("no model was loaded")
-                return {"op": "answer", "batch": self._model.run(message["batch"], message["params"])}
-            return self._load(message)
+            if message["op"] == "load":
+                return self._load(message)
+            if self._model is None:
+                raise RuntimeError("no model was loaded")
+            return {"op": "answer", "batch": self._model.run(message["batch"], message["params"])}
         except BaseException as error:  # noqa: BLE001  (whatever the model raises is an answer, not an end)
             return _failure(error)
         finally:
             if os.getpid() != self._pid:
                 os._exit(0)  # the model forked and let its child return: the connection belongs to the parent
             _flush()
+
+    def _apart(self, message: dict[str, Any]) -> deque[wire.Segment]:
+        """The answer of a throw-away fork of this process: nothing of the call stays here."""
+        read, write = os.pipe2(os.O_CLOEXEC)
+        try:
+            child = os.fork()
+        except OSError as error:
+            os.close(read)
+            os.close(write)
+            return wire.encode(_failure(error))
+        if child == 0:
+            self._answer_and_end(message, write)
+        os.close(write)
+        with open(read, "rb") as pipe:
+            # Not to the end of the pipe: what the model started in the fork may hold it open.
+            size = int.from_bytes(pipe.read(_LENGTH), "little")
+            frame = pipe.read(size)
+        status = 0
+        with suppress(ChildProcessError):  # the model may have its children reaped by the kernel
+            status = os.waitpid(child, 0)[1]
+        if frame and len(frame) == size:
+            return deque([frame])
+        code = os.waitstatus_to_exitcode(status)
+        ended = f"was ended by signal {-code}" if code < 0 else f"exited with code {code}"
+        return wire.encode(_failure(RuntimeError(f"the process that answered the example {ended}")))
+
+    def _answer_and_end(self, message: dict[str, Any], write: int) -> NoReturn:
+        try:
+            self._pid = os.getpid()
+            pieces = self._encoded({**message, "op": "predict"})
+            with open(write, "wb") as pipe:
+                pipe.write(sum(len(piece) for piece in pieces).to_bytes(_LENGTH, "little"))
+                pipe.writelines(pieces)
+        finally:
+            os._exit(0)
 
     def _load(self, message: dict[str, Any]) -> dict[str, Any]:
         started = time.monotonic()
@@ -138,14 +187,18 @@ class RequestLoop:
         from loaders.package import Package
 
         package = Package.from_json(message["package"], message["path"])
+        held = _descriptors()
         self._model = open_model(package, message["config"], threads=message["threads"], private=True)
         self._limit = message.get("max_answer", self._limit)
         self._model.max_answer = self._limit
         gc.collect()
         _trim()
+        if not self._model.flavor.stateless:
+            self._rehearses = FORKED if _may_fork(held) else LOADED_AGAIN
         return {
             "op": "loaded",
             "merges": bool(self._model.merges),
+            "rehearses": self._rehearses,
             "seconds": time.monotonic() - started,
             "confinement": confined,
         }
@@ -178,6 +231,24 @@ def _failure(error: BaseException) -> dict[str, Any]:
     if len(trace) > MAX_TRACE:
         trace = f"{trace[: MAX_TRACE // 2]}\n…\n{trace[-MAX_TRACE // 2 :]}"
     return {"op": "error", "type": type(error).__name__, "message": text, "trace": trace}
+
+
+def _descriptors() -> frozenset[str]:
+    try:
+        return frozenset(os.listdir("/proc/self/fd"))
+    except OSError:
+        return frozenset()
+
+
+def _may_fork(held: frozenset[str]) -> bool:
+    """Whether a fork of this process can answer, and leaves it as it is. Threads are not in the fork, and
+    what they locked stays locked there; a file or connection that loading opened would be shared with it.
+    """
+    try:
+        tasks = len(os.listdir("/proc/self/task"))
+    except OSError:
+        return False
+    return tasks == 1 and bool(held) and _descriptors() <= held
 
 
 def _limit_threads(threads: int) -> None:

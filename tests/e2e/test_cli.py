@@ -65,7 +65,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     )
     loaders.save_model(DecisionTreeClassifier().fit(table, target), directory / "v2", input_example=example)
     loaders.save_model(Adder(0.0), directory / "wider", input_example=table.assign(colour=1.0).head(2))
-    loaders.save_model(Unloadable(), directory / "unloadable")
+    loaders.save_model(Unloadable(), directory / "unloadable", verify=False)
     for number in (1.0, 2.0):
         loaders.save_model(
             Adder(number), directory / f"add{number:g}", input_example=np.array([[1.0], [2.0]])

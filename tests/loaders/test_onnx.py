@@ -32,7 +32,7 @@ def graph(inputs: Mapping[str, tuple[int, Sequence[Any]]], output: list[Any], op
 
 
 def opened(model: Any, path: Path, **options: Any) -> loaders.Model:
-    return loaders.open_model(loaders.save_model(model, path, **options), {})
+    return loaders.open_model(loaders.save_model(model, path, verify=False, **options), {})
 
 
 TWO = {"a": (FLOAT, ["n"]), "b": (FLOAT, ["n"])}
@@ -40,7 +40,7 @@ A, B = np.array([1.0, 2.0], np.float32), np.array([10.0, 20.0], np.float32)
 
 
 def test_several_inputs_are_fed_by_name(tmp_path: Path) -> None:
-    model = opened(graph(TWO, ["n"]), tmp_path / "m")
+    model = opened(graph(TWO, ["n"]), tmp_path / "m", verify=False)
     np.testing.assert_array_equal(model._ask(Tensors({"b": B, "a": A}, 2), {})["y"], [11, 22])
     np.testing.assert_array_equal(model._ask(Columns({"b": B, "a": A, "c": A}, 2), {})["y"], [11, 22])
     np.testing.assert_array_equal(model._ask(Value({"a": [1.0], "b": [2.0]}), {})["y"], [3])
@@ -49,7 +49,7 @@ def test_several_inputs_are_fed_by_name(tmp_path: Path) -> None:
 
 
 def test_a_single_input_takes_an_array_or_a_table(tmp_path: Path) -> None:
-    model = opened(graph({"x": (FLOAT, ["n", 2])}, ["n", 2]), tmp_path / "m")
+    model = opened(graph({"x": (FLOAT, ["n", 2])}, ["n", 2]), tmp_path / "m", verify=False)
     matrix = np.stack([A, B], axis=1)
     np.testing.assert_array_equal(model._ask(Tensors({"": matrix}, 2), {})["y"], matrix)
     np.testing.assert_array_equal(model._ask(Value(matrix.tolist()), {})["y"], matrix)
@@ -82,7 +82,7 @@ def test_float64_is_narrowed_where_the_graph_wants_float_and_nothing_else_is(tmp
 def test_it_merges_where_every_first_dimension_is_free(
     tmp_path: Path, inputs: Any, output: Any, merges: bool
 ) -> None:
-    assert opened(graph(inputs, output), tmp_path / "m").merges is merges
+    assert opened(graph(inputs, output), tmp_path / "m", verify=False).merges is merges
 
 
 def test_bytes_and_paths_are_saved_too(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def weighted(tmp_path: Path, location: str) -> Any:
 
 
 def test_weights_beside_the_graph_are_saved_with_it(tmp_path: Path) -> None:
-    loaded = opened(weighted(tmp_path, "weights.bin"), tmp_path / "m")
+    loaded = opened(weighted(tmp_path, "weights.bin"), tmp_path / "m", verify=False)
     (tmp_path / "weights.bin").unlink()
     np.testing.assert_array_equal(
         loaded._ask(Tensors({"": np.zeros(4096, np.float32)}, None), {})["y"], np.full(4096, 3)
@@ -114,7 +114,7 @@ def test_weights_beside_the_graph_are_saved_with_it(tmp_path: Path) -> None:
 
 def test_weights_in_their_own_file_are_loaded_and_must_lie_in_the_package(tmp_path: Path) -> None:
     """As MLflow saves large graphs, and as a hostile package would reach for other files."""
-    saved = loaders.save_model(graph({"x": (FLOAT, ["n"])}, ["n"]), tmp_path / "m")
+    saved = loaders.save_model(graph({"x": (FLOAT, ["n"])}, ["n"]), tmp_path / "m", verify=False)
     source = weighted(tmp_path, "weights.bin")
     source.rename(saved.path / "model.onnx")
     (tmp_path / "weights.bin").rename(saved.path / "weights.bin")
@@ -149,7 +149,7 @@ def changed(path: Path, **entry: Any) -> Path:
     ],
 )
 def test_unavailable_providers_give_way_to_the_processor(tmp_path: Path, providers: Any) -> None:
-    saved = loaders.save_model(graph({"x": (FLOAT, ["n"])}, ["n"]), tmp_path / "m")
+    saved = loaders.save_model(graph({"x": (FLOAT, ["n"])}, ["n"]), tmp_path / "m", verify=False)
     loaded = loaders.load_model(changed(saved.path, providers=providers))
     np.testing.assert_array_equal(loaded.predict(A)["y"], A)
 
@@ -169,7 +169,7 @@ def test_unavailable_providers_give_way_to_the_processor(tmp_path: Path, provide
     ],
 )
 def test_options_that_are_not_known_are_refused(tmp_path: Path, entry: Any) -> None:
-    saved = loaders.save_model(graph({"x": (FLOAT, ["n"])}, ["n"]), tmp_path / "m")
+    saved = loaders.save_model(graph({"x": (FLOAT, ["n"])}, ["n"]), tmp_path / "m", verify=False)
     with pytest.raises(PackageError):
         loaders.load_model(changed(saved.path, **entry))
 
@@ -182,7 +182,9 @@ def test_session_options_are_applied_and_threads_are_capped(tmp_path: Path) -> N
         "graph_optimization_level": 1,
         "extra_session_config": {"session.set_denormal_as_zero": "1"},
     }
-    saved = loaders.save_model(graph({"x": (FLOAT, ["n"])}, ["n"]), tmp_path / "m", session_options=options)
+    saved = loaders.save_model(
+        graph({"x": (FLOAT, ["n"])}, ["n"]), tmp_path / "m", verify=False, session_options=options
+    )
     loaded = loaders.open_model(saved, {}, threads=1)
     applied = loaded._predictor._session.get_session_options()  # type: ignore[attr-defined]
     assert applied.intra_op_num_threads == 1
@@ -202,7 +204,7 @@ def test_the_graph_says_what_it_takes_where_nobody_else_does(tmp_path: Path) -> 
         "scale": (FLOAT, []),
         "one": (FLOAT, [1, 2]),
     }
-    saved = loaders.save_model(graph(inputs, ["n", 2]), tmp_path / "m", params={"t": 1.5})
+    saved = loaders.save_model(graph(inputs, ["n", 2]), tmp_path / "m", verify=False, params={"t": 1.5})
     assert saved.signature is not None
     assert saved.signature.inputs == (
         TensorSpec(F4, (-1, 2), "a"),
@@ -223,7 +225,7 @@ def test_the_graph_says_what_it_takes_where_nobody_else_does(tmp_path: Path) -> 
 @pytest.mark.parametrize(("last", "output"), [("m", ["n", "m"]), ("m", []), (2, ["n", None, 2])])
 def test_outputs_that_are_in_doubt_are_not_declared(tmp_path: Path, last: Any, output: list[Any]) -> None:
     """Some are stated with a wrong rank here, as in models that people serve."""
-    saved = loaders.save_model(graph({"x": (FLOAT, ["n", last])}, output), tmp_path / "m")
+    saved = loaders.save_model(graph({"x": (FLOAT, ["n", last])}, output), tmp_path / "m", verify=False)
     assert saved.signature is not None
     assert saved.signature.inputs is not None
     assert saved.signature.outputs is None
@@ -232,13 +234,13 @@ def test_outputs_that_are_in_doubt_are_not_declared(tmp_path: Path, last: Any, o
 def test_a_graph_that_states_too_little_gets_no_signature(tmp_path: Path) -> None:
     unranked = graph({"x": (FLOAT, ["n"])}, ["n"], "Abs")
     unranked.graph.input[0].type.tensor_type.ClearField("shape")
-    assert loaders.save_model(unranked, tmp_path / "unranked").signature is None
+    assert loaders.save_model(unranked, tmp_path / "unranked", verify=False).signature is None
     listed = graph({"x": (FLOAT, ["n"])}, ["n"], "SequenceLength")
     item = helper.make_tensor_type_proto(FLOAT, ["n"])
     listed.graph.input[0].type.CopyFrom(helper.make_sequence_type_proto(item))
     listed.graph.output[0].type.CopyFrom(helper.make_tensor_type_proto(LONG, []))
-    assert loaders.save_model(listed, tmp_path / "listed").signature is None
-    assert loaders.save_model(b"for a runtime to come", tmp_path / "unknown").signature is None
+    assert loaders.save_model(listed, tmp_path / "listed", verify=False).signature is None
+    assert loaders.save_model(b"for a runtime to come", tmp_path / "unknown", verify=False).signature is None
 
 
 @pytest.mark.parametrize(
@@ -258,7 +260,7 @@ def test_a_graph_that_states_too_little_gets_no_signature(tmp_path: Path) -> Non
 def test_whole_numbers_are_cast_to_what_the_graph_takes(
     tmp_path: Path, form: Any, data: Any, width: Any
 ) -> None:
-    model = opened(graph({"x": (FLOAT, ["n", width])}, ["n", 2]), tmp_path / "m")
+    model = opened(graph({"x": (FLOAT, ["n", width])}, ["n", 2]), tmp_path / "m", verify=False)
     enforced = enforce(model.signature, RawInput(form, data))
     assert enforced.warnings == ()
     answer = model.run(enforced.batch, enforced.params)
@@ -282,7 +284,7 @@ def test_whole_numbers_are_cast_to_what_the_graph_takes(
     ],
 )
 def test_what_does_not_fit_the_graph_is_the_callers_fault(tmp_path: Path, form: Any, data: Any) -> None:
-    model = opened(graph({"x": (FLOAT, ["n", 2])}, ["n", 2]), tmp_path / "m")
+    model = opened(graph({"x": (FLOAT, ["n", 2])}, ["n", 2]), tmp_path / "m", verify=False)
     with pytest.raises(InvalidInput):
         enforce(model.signature, RawInput(form, data))
 
@@ -291,7 +293,7 @@ def test_what_does_not_fit_the_graph_is_the_callers_fault(tmp_path: Path, form: 
 @pytest.mark.filterwarnings("ignore")  # mlflow warns while it is imported
 def test_mlflow_reads_the_signature_of_a_graph(tmp_path: Path) -> None:
     mlflow = needs("mlflow")
-    saved = loaders.save_model(graph({"x": (FLOAT, ["n", 2])}, ["n", 2]), tmp_path / "m")
+    saved = loaders.save_model(graph({"x": (FLOAT, ["n", 2])}, ["n", 2]), tmp_path / "m", verify=False)
     model = mlflow.pyfunc.load_model(str(saved.path))
     assert model.metadata.signature.inputs.to_dict() == [
         {"name": "x", "type": "tensor", "tensor-spec": {"dtype": "float32", "shape": (-1, 2)}}

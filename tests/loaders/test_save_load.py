@@ -72,6 +72,7 @@ def test_flavor_signature_and_example_are_inferred(tmp_path: Path, classifier: L
     assert {file.name for file in (tmp_path / "m").iterdir()} == {
         "MLmodel",
         "conda.yaml",
+        "example_answer.json",
         "input_example.json",
         "model.pkl",
         "python_env.yaml",

@@ -106,6 +106,12 @@ class ControlledRunner:
             await self._behaviour.hold_predict.wait()
         return Tensors({"": np.full(rows, int(self._version.version))}, rows)
 
+    async def rehearse(self, batch: Batch, params: Mapping[str, Any]) -> Batch:
+        return await self.predict(batch, params)
+
+    async def settle(self) -> None:
+        return None
+
     async def close(self) -> None:
         self._behaviour.closes += 1
 

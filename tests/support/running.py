@@ -118,5 +118,10 @@ def log_scaled(
 
     example = pd.DataFrame({"x": [1.0, 2.0]})
     return gateway.log_model(
-        Scaled(factor, ballast), name=name, registry=str(registry), input_example=example, alias=alias
+        Scaled(factor, ballast),
+        name=name,
+        registry=str(registry),
+        input_example=example,
+        alias=alias,
+        verify=False,
     )

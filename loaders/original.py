@@ -1,0 +1,155 @@
+"""The live object that was given to `save_model`, asked as its framework is asked: without this package's
+own conversions, so that their faults show as differences between the original and the saved package.
+
+Knows how each flavor's objects predict. Must not know packages. Frameworks are not imported here: an object
+of a framework that is not imported cannot exist.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+Ask = Callable[[Any, Mapping[str, Any]], Any]
+"""Asks the original about data, with params; the framework's own result. Raises what the model raises."""
+
+
+def asker(model: Any, flavor: str, options: Mapping[str, Any]) -> Ask | None:
+    """How to ask a live object. `options` are those it was saved with. None: there is no live object, only
+    files (a `.py` file, a loader's data, an ONNX graph whose weights lie beside it)."""
+    if isinstance(model, (str, Path)):
+        return None
+    if flavor in _ASKERS:
+        return _ASKERS[flavor](model, options)
+    method = getattr(model, options.get("predict_fn", "predict"), None)
+    return None if method is None else lambda data, params: method(data)
+
+
+def same_kind(given: Any, model_input: Any) -> bool:
+    """Whether the model is given data of the kind that the caller gave: where it is not (a dict that becomes
+    a frame), the original is asked with what the model is given."""
+    return _kind(given) == _kind(model_input)
+
+
+def _kind(data: Any) -> str:
+    if hasattr(data, "iloc"):
+        return "frame" if hasattr(data, "columns") else "series"
+    if isinstance(data, np.ndarray) or (hasattr(data, "toarray") and hasattr(data, "nnz")):
+        return "array"
+    return type(data).__name__
+
+
+def _xgboost(model: Any, options: Mapping[str, Any]) -> Ask:
+    xgboost = sys.modules["xgboost"]
+    known = set(inspect.signature(model.predict).parameters)
+
+    def ask(data: Any, params: Mapping[str, Any]) -> Any:
+        given = {name: value for name, value in params.items() if name in known}
+        if isinstance(model, xgboost.Booster):
+            data = xgboost.DMatrix(data, enable_categorical=True)
+        return model.predict(data, **given)
+
+    return ask
+
+
+def _statsmodels(model: Any, options: Mapping[str, Any]) -> Ask:
+    series = sys.modules.get("statsmodels.tsa.base.tsa_model")
+
+    def ask(data: Any, params: Mapping[str, Any]) -> Any:
+        if series is not None and isinstance(model.model, series.TimeSeriesModel):
+            return model.predict(start=data["start"].iloc[0], end=data["end"].iloc[0])
+        return model.predict(data)
+
+    return ask
+
+
+def _pytorch(model: Any, options: Mapping[str, Any]) -> Ask:
+    torch = sys.modules["torch"]
+
+    def ask(data: Any, params: Mapping[str, Any]) -> Any:
+        framed = hasattr(data, "iloc")
+        array = data.to_numpy(dtype=np.float32) if framed else np.asarray(data)
+        exported = isinstance(model, torch.export.ExportedProgram)
+        trained = not exported and model.training
+        module = model.module() if exported else model.eval()
+        try:
+            with torch.no_grad():
+                device = next((p.device for p in module.parameters()), "cpu")
+                answer = module(torch.from_numpy(array.copy()).to(device), **params).cpu().numpy()
+        finally:
+            if trained:
+                model.train()
+        if not framed:
+            return answer
+        import pandas as pd
+
+        return pd.DataFrame(answer, index=data.index)
+
+    return ask
+
+
+def _onnx(model: Any, options: Mapping[str, Any]) -> Ask | None:
+    import onnxruntime
+
+    content = model if isinstance(model, bytes) else None
+    if content is None:
+        if model.ByteSize() >= 2**31 - 1:
+            return None
+        content = model.SerializeToString()
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(
+            content, sess_options=settings, providers=["CPUExecutionProvider"]
+        )
+    except Exception:  # noqa: BLE001 - its weights lie elsewhere, or it is meant for another machine
+        return None
+    inputs = {node.name: node.type for node in session.get_inputs()}
+    names = [node.name for node in session.get_outputs()]
+
+    def ask(data: Any, params: Mapping[str, Any]) -> Any:
+        if isinstance(data, np.ndarray) and len(inputs) == 1:
+            data = dict.fromkeys(inputs, data)
+        if not isinstance(data, Mapping):
+            raise TypeError("a graph by itself takes arrays")
+        feeds = {name: np.asarray(data[name]) for name in inputs}
+        for name, array in feeds.items():
+            if inputs[name] == "tensor(float)" and array.dtype == np.float64:
+                feeds[name] = array.astype(np.float32)
+        return dict(zip(names, session.run(names, feeds), strict=True))
+
+    return ask
+
+
+def _python(model: Any, options: Mapping[str, Any]) -> Ask:
+    from loaders.compat import shipped
+
+    artifacts = {name: str(path) for name, path in (options.get("artifacts") or {}).items()}
+    config = dict(options.get("model_config") or {})
+    adapted = shipped.adapted(_twin(model), artifacts, config)
+    return lambda data, params: adapted.predict(data, params=dict(params) or None)
+
+
+def _twin(model: Any) -> Any:
+    """An object with the same attributes: what `load_context` sets must not appear in the original. Not by
+    `copy`, which takes what a pickle would hold. The object itself where none can be made."""
+    try:
+        twin = object.__new__(type(model))
+        vars(twin).update(vars(model))
+    except TypeError:
+        return model  # a function, or a class that is not written in Python
+    return twin
+
+
+_ASKERS: Final[dict[str, Callable[[Any, Mapping[str, Any]], Ask | None]]] = {
+    "xgboost": _xgboost,
+    "statsmodels": _statsmodels,
+    "pytorch": _pytorch,
+    "onnx": _onnx,
+    "python": _python,
+}

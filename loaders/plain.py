@@ -1,0 +1,66 @@
+"""Any value of a live model as JSON's kinds: what examples and recorded answers are written with.
+
+numpy's numbers become Python's, times ISO text, bytes base64, every kind of missing value null. What JSON
+has no form for is an error that names its place. Knows no signature and no framework.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+
+class NotPlain(ValueError):
+    """A value has no form in JSON. The message names its place and its type, and shows no data."""
+
+
+def plain(value: Any, place: str) -> Any:
+    """`value` made of dicts, lists, text, numbers, booleans and None. `place` names it in errors, for
+    example `column 'price'`. Raises NotPlain."""
+    if value is None or type(value) in (bool, int, str):
+        return value
+    if isinstance(value, float):  # np.float64 is one too
+        number = float(value)
+        if number in (float("inf"), float("-inf")):
+            raise NotPlain(f"{place} holds an infinite number, for which JSON has no form")
+        return number if number == number else None
+    if isinstance(value, np.ndarray):
+        return [plain(item, place) for item in value] if value.ndim else plain(value.item(), place)
+    if isinstance(value, np.generic):
+        return _scalar(value, place)
+    if isinstance(value, Mapping):
+        return {str(key): plain(item, f"{place}.{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item, place) for item in value]
+    if isinstance(value, (bytes, bytearray)):
+        return base64.b64encode(value).decode("ascii")
+    if type(value).__name__ in ("NAType", "NaTType"):  # pandas' own nulls
+        return None
+    if isinstance(value, datetime.date):
+        return value.isoformat()
+    if isinstance(value, (bool, int, str)):  # a subclass, an enumeration for example
+        return next(kind(value) for kind in (bool, int, str) if isinstance(value, kind))
+    if hasattr(value, "model_dump"):
+        return plain(value.model_dump(), place)
+    raise NotPlain(f"{place} holds a {type(value).__name__}, for which JSON has no form{_advice(value)}")
+
+
+def _scalar(value: np.generic, place: str) -> Any:
+    if isinstance(value, np.datetime64):
+        return None if np.isnat(value) else plain(value.astype("datetime64[us]").item(), place)
+    if isinstance(value, (np.timedelta64, np.complexfloating)):
+        raise NotPlain(f"{place} holds a {type(value).__name__}, for which JSON has no form{_advice(value)}")
+    return plain(value.item(), place)
+
+
+def _advice(value: object) -> str:
+    kind = type(value).__name__
+    if kind == "Decimal":
+        return ": make it a float or text"
+    if kind in ("timedelta", "Timedelta", "timedelta64"):
+        return ": make it a number, such as its seconds"
+    return ""

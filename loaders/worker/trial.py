@@ -1,0 +1,61 @@
+"""A fresh process that loads one package, answers its input example, and ends.
+
+Started by `loaders.trial` when a package was saved: what only works in the process of its author (a module
+beside the script, a class of a notebook, an object kept in memory) fails here. The example takes the way of
+a request: from its JSON form through enforcement. numpy and the standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from loaders.worker import wire
+
+
+def main(options: Mapping[str, Any]) -> None:
+    """`request`: a file with the package as JSON; `path`: its directory; `reply`: the file for the answer,
+    a frame of `wire`; `times`: how often the example is asked; `enforcement`. Ends the process."""
+    try:
+        reply = _tried(options)
+    except BaseException as error:  # noqa: BLE001  (whatever the model raises is an answer, not an end)
+        reply = _failed(error)
+    try:
+        frame = b"".join(wire.encode(reply, lenient=True))
+    except BaseException as error:  # noqa: BLE001  (writing an answer asks the model's own objects)
+        frame = b"".join(wire.encode(_failed(error)))
+    Path(options["reply"]).write_bytes(frame)
+    # Not by way of interpreter shutdown: threads that the model left must not keep this process.
+    os._exit(0)
+
+
+def _tried(options: Mapping[str, Any]) -> dict[str, Any]:
+    from loaders.enforcement.enforce import enforce
+    from loaders.model import open_model
+    from loaders.package import Package
+
+    raw = json.loads(Path(options["request"]).read_bytes())
+    package = Package.from_json(raw, options["path"])
+    model = open_model(package, {}, private=True)
+    example, params = package.example_input()
+    answers = []
+    if example is not None and options["times"]:
+        enforced = enforce(
+            package.signature, example, params, options["enforcement"], type_hints=package.type_hints
+        )
+        for _ in range(options["times"]):
+            answers.append(model.run(enforced.batch, enforced.params))
+    return {"op": "answer", "answers": answers}
+
+
+def _failed(error: BaseException) -> dict[str, Any]:
+    try:
+        text = str(error)[:4000]
+    except BaseException:  # noqa: BLE001  (its __str__ is the model's code as well)
+        text = "an exception that cannot be shown"
+    trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))[-16000:]
+    return {"op": "error", "type": type(error).__name__, "message": text, "trace": trace}

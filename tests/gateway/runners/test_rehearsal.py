@@ -1,0 +1,78 @@
+"""What a model answers before it serves leaves no trace in what serves."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from gateway.runners.base import ModelError
+from gateway.runners.inline import InlineRunner
+from loaders.batch import Batch, Value
+from loaders.worker.process import FORKED, LOADED_AGAIN
+from tests.support import house as houses
+from tests.support.hostile import write_package
+from tests.support.house import House
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="model processes need Linux")
+
+ASKED = Value([0])
+COUNTS = """
+if params.get("die"):
+    os._exit(3)
+return [self.calls]
+"""
+IN_THREAD = "import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()"
+OPEN_FILE = "global kept\nkept = open(__file__)"
+
+
+def value(answer: Batch) -> object:
+    assert isinstance(answer, Value)
+    return answer.value
+
+
+@pytest.mark.parametrize(
+    ("at_load", "how"), [("", FORKED), (IN_THREAD, LOADED_AGAIN), (OPEN_FILE, LOADED_AGAIN)]
+)
+def test_the_first_real_answer_is_the_first(tmp_path: Path, at_load: str, how: str) -> None:
+    package = write_package(tmp_path / "p", at_load=at_load, at_predict=COUNTS)
+
+    async def work(h: House) -> None:
+        runner = await h.started(package)
+        assert runner.status()["warm_up"] == how
+        before = runner.pids
+        assert value(await runner.rehearse(ASKED, {})) == [1]
+        assert value(await runner.rehearse(ASKED, {})) == [1 if how == FORKED else 2]
+        await runner.settle()
+        assert (runner.pids == before) == (how == FORKED)
+        assert value(await runner.predict(ASKED, {})) == [1]
+        assert value(await runner.predict(ASKED, {})) == [2]
+
+    houses.run(tmp_path / "tmp", work)
+
+
+def test_a_fork_that_ends_is_an_error_of_the_model(tmp_path: Path) -> None:
+    package = write_package(tmp_path / "p", at_predict=COUNTS)
+
+    async def work(h: House) -> None:
+        runner = await h.started(package)
+        with pytest.raises(ModelError, match="exited with code 3"):
+            await runner.rehearse(ASKED, {"die": True})
+        assert value(await runner.predict(ASKED, {})) == [1]
+
+    houses.run(tmp_path / "tmp", work)
+
+
+def test_inline_a_model_that_was_rehearsed_is_loaded_again(tmp_path: Path) -> None:
+    package = write_package(tmp_path / "p", at_predict=COUNTS)
+
+    async def work(h: House) -> None:
+        runner = InlineRunner(package, {})
+        await runner.start()
+        assert value(await runner.rehearse(ASKED, {})) == [1]
+        await runner.settle()
+        assert value(await runner.predict(ASKED, {})) == [1]
+        await runner.close()
+
+    houses.run(tmp_path / "tmp", work)
