@@ -33,7 +33,8 @@ from gateway.events import Emit, Swapped, SwapRefused
 from gateway.names import Reference
 from gateway.registries.base import Model, NotInRegistry, Snapshot, Version, resolve
 from gateway.rollouts.gates import refusals
-from gateway.serving.manager import Lease, Manager, backoff
+from gateway.serving.failures import backoff
+from gateway.serving.manager import Lease, Manager
 from gateway.settings import Rollout
 from gateway.state import HISTORY_KEPT, Served
 

@@ -9,52 +9,29 @@ on the event loop, so there are no locks.
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Awaitable, Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cachetools import TLRUCache
-
 from gateway.errors import Problem, pathless
 from gateway.events import Dispatched, Emit, Loaded, LoadFailed, Unloaded, Warned
 from gateway.runners.base import FAILURES, Runner
+from gateway.serving.failures import Failures
 from gateway.serving.governor import Reading
 from gateway.serving.ledger import Ledger
 from gateway.serving.servable import Options, Phase, Servable, Status, Step
+from gateway.serving.spares import Spares
 
 if TYPE_CHECKING:
     from gateway.artifacts.packages import Prepared
     from gateway.registries.base import Version
 
-#: Seconds between attempts to load a version that failed: the first pause, the longest, and how long a
-#: failure is remembered after its pause (so that the pauses keep growing).
-FIRST_BACKOFF = 1.0
-LONGEST_BACKOFF = 60.0
-FORGET_AFTER = 600.0
 #: How long, in seconds, a load counts among those that may run at once.
 LONGEST_SLOT = 10.0
 #: How long, in seconds, a load may go on after the gateway was told to stop.
 STOP_GRACE = 5.0
-#: A model with so many requests per second is hot: a spare process is made ahead, where there is room.
-HOT = 10.0
 #: How many evictions are kept for `status`.
 EVICTIONS_KEPT = 50
-
-
-def backoff(attempts: int, chance: random.Random) -> float:
-    """The pause after so many failures in a row, in seconds; with jitter, so that no fleet asks in step."""
-    pause: float = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2.0 ** min(attempts - 1, 10))
-    return pause * chance.uniform(0.8, 1.0)
-
-
-@dataclass(slots=True)
-class Failure:
-    """A version that did not load: why, when it may be tried again, and how often it was tried."""
-
-    problem: Problem
-    until: float
-    attempts: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,16 +109,12 @@ class Manager:
         self._servables: dict[Version, Servable] = {}
         self._leaving: set[Servable] = set()
         self._served: set[Version] = set()
-        #: Those whose spare process is being given up.
-        self._spares: set[Servable] = set()
         self._loads: dict[Servable, asyncio.Task[None]] = {}
         self._grants: dict[Servable, asyncio.Future[None]] = {}
         self._closing: set[asyncio.Task[None]] = set()
-        self._failures: TLRUCache[Version, Failure] = TLRUCache(
-            10_000, ttu=lambda _, failure, now: failure.until + FORGET_AFTER, timer=clock
-        )
+        self._failures = Failures(clock)
+        self._spares = Spares(ledger, self._carry_out_plan)
         self._load_seconds = 1.0
-        self._chance = random.Random()
         self._replan_timer: asyncio.TimerHandle | None = None
         self._stop_timer: asyncio.TimerHandle | None = None
         self._evictions: dict[Version, Eviction] = {}
@@ -167,8 +140,7 @@ class Manager:
         return list(self._evictions.values())
 
     def failure(self, version: Version) -> Problem | None:
-        failure = self._failures.get(version)
-        return None if failure is None else failure.problem
+        return self._failures.find(version)
 
     def view(self, version: Version) -> dict[str, Any]:
         """What an operator sees of a version here, JSON-ready: the bytes of all that is held of it, where it
@@ -241,7 +213,7 @@ class Manager:
 
     def retry(self, version: Version) -> None:
         """Forgets that a version failed: the operator wants it tried again now."""
-        self._failures.pop(version, None)
+        self._failures.forget(version)
 
     def _release(self, servable: Servable, pins: bool) -> None:
         if servable not in self.ledger:
@@ -260,19 +232,11 @@ class Manager:
 
     def check(self, version: Version) -> None:
         """Raises the Problem of a version that failed and may not be tried again yet."""
-        failure = self._failures.get(version)
-        now = self._clock()
-        if failure is not None and now < failure.until:
-            raise failure.problem.again(failure.until - now)
+        self._failures.check(version)
 
     def failed(self, version: Version, problem: Problem) -> None:
         """Remembers that a version cannot be loaded: it costs one attempt per pause, not one per request."""
-        if problem.code != "MODEL_UNAVAILABLE":
-            return
-        before = self._failures.get(version)
-        attempts = 1 if before is None else before.attempts + 1
-        problem.retry_after = backoff(attempts, self._chance)
-        self._failures[version] = Failure(problem, self._clock() + problem.retry_after, attempts)
+        self._failures.remember(version, problem)
 
     def _begin(self, version: Version, prepared: Prepared | None) -> Servable:
         self.check(version)
@@ -332,7 +296,7 @@ class Manager:
         self.ledger.settle(servable, self._clock(), measured, seconds)
         if servable.options.pin:
             self.ledger.pin(servable)
-        self._failures.pop(version, None)
+        self._failures.forget(version)
         self._load_seconds += 0.3 * (seconds - self._load_seconds)
         if servable.prepared is not None:
             peak = 0 if servable.runner is None else servable.runner.load_peak
@@ -395,7 +359,7 @@ class Manager:
                 limit = f"the limit of all models is {_mega(self.ledger.limit)} MB"
                 message = f"{key.version} needs {_mega(wanted)} MB of memory; {limit}"
                 self._answer_grant(key, Problem("CAPACITY_EXCEEDED", message, retry_after=60))
-            if (plan.evict or plan.drain) and self._drop_spares():
+            if (plan.evict or plan.drain) and self._spares.give_up(self._servables.values()):
                 return  # what they hold comes first; it is planned again when they are gone
             leaving = plan.evict + plan.drain
             asking = (
@@ -458,15 +422,7 @@ class Manager:
         for servable in self:
             if servable.runner is not None:
                 servable.runner.tend()
-        for servable in list(self._servables.values()):
-            runner = servable.runner
-            if servable.status is not Status.READY or runner is None or runner.spare is None:
-                continue
-            hot = servable.recent.rate() >= HOT
-            if hot and not runner.spare:
-                self._make_spare(servable, runner)
-            elif runner.spare and not hot:
-                self._drop_spare(servable, runner)
+        self._spares.tend(list(self._servables.values()))
 
     def stuck(self) -> dict[str, int]:
         """By model: how many of its versions have a process that does not work, zeros included."""
@@ -475,42 +431,6 @@ class Manager:
             is_stuck = servable.runner is not None and servable.runner.stuck is not None
             found[servable.version.name] = found.get(servable.version.name, 0) + is_stuck
         return found
-
-    def _make_spare(self, servable: Servable, runner: Runner) -> None:
-        """Only where its memory is free twice over, and no load waits: nothing is evicted for a spare."""
-        account = self.ledger[servable]
-        more = account.bytes // runner.slots
-        free = self.ledger.limit - self.ledger.accounted
-        if self.ledger.waiting or servable in self._grants or servable in self._spares or free < 2 * more:
-            return
-        if not self.ledger.ask(servable, account.bytes + more):
-            self.ledger.grant(servable)
-        runner.start_spare()
-
-    def _drop_spare(self, servable: Servable, runner: Runner) -> None:
-        async def drop() -> None:
-            try:
-                await runner.drop_spare()
-            finally:
-                self._spares.discard(servable)
-                measured = runner.measured_bytes
-                if servable in self.ledger and measured is not None:
-                    self.ledger.shrink(servable, measured)
-                self._carry_out_plan()
-
-        if servable in self._spares:
-            return
-        self._spares.add(servable)
-        task = asyncio.get_running_loop().create_task(drop())
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
-
-    def _drop_spares(self) -> bool:
-        """Gives up every spare process; whether there were any, or some are just going."""
-        for servable in self._servables.values():
-            if servable.status is Status.READY and servable.runner is not None and servable.runner.spare:
-                self._drop_spare(servable, servable.runner)
-        return bool(self._spares)
 
     def readings(self) -> list[Reading]:
         """What every model in processes takes now, beside what it was granted."""
@@ -541,10 +461,8 @@ class Manager:
 
     def quarantine(self, version: Version, reason: str) -> None:
         """A version that keeps crashing: not tried again before the longest pause is over."""
-        problem = Problem(
-            "MODEL_UNAVAILABLE", f"{version} is in quarantine: {reason}", retry_after=LONGEST_BACKOFF
-        )
-        self._failures[version] = Failure(problem, self._clock() + LONGEST_BACKOFF, 6)
+        problem = Problem("MODEL_UNAVAILABLE", f"{version} is in quarantine: {reason}")
+        self._failures.quarantine(version, problem)
         self.retire(version, "quarantined")
 
     # Leaving.
@@ -641,6 +559,7 @@ class Manager:
         for servable in [*self._servables.values(), *self._leaving]:
             if servable in self.ledger:
                 self._close_if_unused(servable, "shutdown")
+        await self._spares.close()
         if self._closing:
             await asyncio.wait(set(self._closing))
 

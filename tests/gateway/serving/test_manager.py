@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from pathlib import Path
 
 import pytest
 
 from gateway.errors import Problem
 from gateway.events import Loaded, LoadFailed, Unloaded
-from gateway.serving.manager import Lease, backoff
+from gateway.serving.manager import Lease
 from gateway.serving.servable import Options, Status
 from tests.support.controlled import MB, Behaviour, Bench, run, turns, version
 
@@ -282,13 +281,6 @@ def test_a_model_that_grew_makes_others_go_and_the_books_stay_right(tmp_path: Pa
         bench.ledger.check()
 
     run(main)
-
-
-def test_pauses_grow_to_a_minute_and_no_further() -> None:
-    chance = random.Random(1)
-    assert 0.8 <= backoff(1, chance) <= 1.0
-    assert 48 <= backoff(7, chance) <= 60
-    assert 48 <= backoff(100_000, chance) <= 60
 
 
 def test_unloading_a_model_that_hangs_in_its_load_ends_the_load(tmp_path: Path) -> None:

@@ -1,0 +1,83 @@
+"""Versions that did not load: why, and when they may be tried again. A broken version costs one load per
+pause, not one per request.
+
+Pure: the time and the chance are arguments. Knows problems and versions, loads nothing.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cachetools import TLRUCache
+
+from gateway.errors import Problem
+
+if TYPE_CHECKING:
+    from gateway.registries.base import Version
+
+#: Seconds between attempts to load a version that failed: the first pause, the longest, and how long a
+#: failure is remembered after its pause (so that the pauses keep growing).
+FIRST_BACKOFF = 1.0
+LONGEST_BACKOFF = 60.0
+FORGET_AFTER = 600.0
+#: A quarantine counts as so many failed attempts.
+QUARANTINE_ATTEMPTS = 6
+
+
+def backoff(attempts: int, chance: random.Random) -> float:
+    """The pause after so many failures in a row, in seconds; with jitter, so that no fleet asks in step."""
+    pause: float = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2.0 ** min(attempts - 1, 10))
+    return pause * chance.uniform(0.8, 1.0)
+
+
+@dataclass(slots=True)
+class Failure:
+    """A version that did not load: why, when it may be tried again, and how often it was tried."""
+
+    problem: Problem
+    until: float
+    attempts: int
+
+
+class Failures:
+    """The memory of versions that failed. `clock`: seconds."""
+
+    def __init__(self, clock: Callable[[], float], chance: random.Random | None = None) -> None:
+        self._clock = clock
+        self._chance = chance or random.Random()
+        self._kept: TLRUCache[Version, Failure] = TLRUCache(
+            10_000, ttu=lambda _, failure, now: failure.until + FORGET_AFTER, timer=clock
+        )
+
+    def find(self, version: Version) -> Problem | None:
+        failure = self._kept.get(version)
+        return None if failure is None else failure.problem
+
+    def check(self, version: Version) -> None:
+        """Raises the Problem of a version that may not be tried again yet."""
+        failure = self._kept.get(version)
+        now = self._clock()
+        if failure is not None and now < failure.until:
+            raise failure.problem.again(failure.until - now)
+
+    def remember(self, version: Version, problem: Problem) -> None:
+        """The version cannot be loaded. Sets `retry_after`. Problems that do not come from the version (no
+        room, a gateway that stops) are not remembered."""
+        if problem.code != "MODEL_UNAVAILABLE":
+            return
+        before = self._kept.get(version)
+        attempts = 1 if before is None else before.attempts + 1
+        problem.retry_after = backoff(attempts, self._chance)
+        self._kept[version] = Failure(problem, self._clock() + problem.retry_after, attempts)
+
+    def quarantine(self, version: Version, problem: Problem) -> None:
+        """The version is not tried again before the longest pause is over."""
+        problem.retry_after = LONGEST_BACKOFF
+        self._kept[version] = Failure(problem, self._clock() + LONGEST_BACKOFF, QUARANTINE_ATTEMPTS)
+
+    def forget(self, version: Version) -> None:
+        """It has loaded, or the operator wants it tried again now."""
+        self._kept.pop(version, None)
