@@ -56,7 +56,7 @@ class Pulse:
             if self._stopped_since is None:
                 self._stopped_since = now
             stopped = now - self._stopped_since
-            self.stuck = f"the process is stopped (state T) since {stopped:.0f} s"
+            self.stuck = f"the process is stopped (state T) for {stopped:.0f} s"
             return stopped >= STOPPED
         self._stopped_since = None
         self.stuck = f"a call is pending for {silent:.0f} s without CPU time" if silent >= SILENT else None
