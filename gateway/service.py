@@ -10,7 +10,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from gateway.errors import Detail, Problem
 from gateway.events import Emit, InputRefused, OutputDiffers, PredictionFailed, RequestRefused
@@ -20,6 +20,7 @@ from gateway.runners.suspects import Poisoned
 from gateway.serving.admission import Refused
 from gateway.serving.batching import Outcome
 from gateway.serving.servable import Servable, Status
+from loaders.batch import Columns, Value
 from loaders.enforcement.enforce import InvalidInput, RawInput
 from loaders.output import AnswerTooLarge
 
@@ -31,6 +32,11 @@ if TYPE_CHECKING:
     from loaders.enforcement.enforce import Enforced, Mode
     from loaders.signature import Signature
     from loaders.worker.wire import Framed
+
+_UNSUITABLE: Final = "does not suit the model"
+_ONE_FOR_ALL: Final = (
+    "the model gave one answer for several rows of text: it may take a list of texts, and not a table"
+)
 
 
 class Unparsed(Protocol):
@@ -209,8 +215,15 @@ class Service:
             message = f"the process of {version} ended while it worked on the request"
             raise Problem("WORKER_CRASHED", message, retry_after=1) from None
         except ModelError as error:
-            servable.recent.failed(str(error).partition(":")[0])
             identity = inference.request_id.decode("latin-1")
+            if error.unsuitable:
+                self._emit(InputRefused(version.name, version.version, (_UNSUITABLE,), identity))
+                raise Problem(
+                    "INVALID_INPUT",
+                    f"the input does not suit {version}: {error.shown}",
+                    details=[Detail("body", _UNSUITABLE)],
+                ) from None
+            servable.recent.failed(str(error).partition(":")[0])
             self._emit(PredictionFailed(version.name, version.version, str(error), error.trace, identity))
             kind = str(error).partition(":")[0]
             if kind == AnswerTooLarge.__name__:
@@ -221,7 +234,7 @@ class Service:
                 ) from None
             raise Problem(
                 "PREDICTION_FAILED",
-                f"{version} raised {kind}",
+                f"{version} raised {kind}" + (f": {error.shown}" if error.shown else ""),
                 hint="the gateway's log has the text and the traceback, under this request's id",
             ) from None
         servable.recent.answered(outcome.queue_seconds + outcome.predict_seconds)
@@ -229,7 +242,10 @@ class Service:
         if share and self._chance.random() < share and servable.prepared is not None:
             for problem in servable.prepared.check_output(outcome.result)[:1]:
                 self._emit(OutputDiffers(version.name, version.version, problem))
-        return outcome, enforced.warnings
+        warnings = enforced.warnings
+        if _is_one_for_all(enforced.batch, outcome.result):
+            warnings = (*warnings, _ONE_FOR_ALL)
+        return outcome, warnings
 
     def _check_crowd(self, servable: Servable) -> None:
         """Those who wait for a load are a queue too."""
@@ -251,6 +267,18 @@ class Service:
         if inference.deadline is None:
             return self._cold_wait
         return max(0.0, min(self._cold_wait, inference.deadline - asyncio.get_running_loop().time()))
+
+
+def _is_one_for_all(batch: Batch | Framed, answer: Batch) -> bool:
+    """Whether a model was asked about several texts, one a row, and gave one answer: most likely it does not
+    read what it is given as rows."""
+    if not isinstance(batch, Columns) or len(batch.arrays) != 1 or batch.rows < 2:
+        return False
+    if batch.texts.isdisjoint(batch.arrays):
+        return False
+    if answer.rows is None and isinstance(answer, Value):
+        return not isinstance(answer.value, list) or len(answer.value) == 1
+    return answer.rows == 1
 
 
 def _invalid_input(version: Version, error: InvalidInput) -> Problem:

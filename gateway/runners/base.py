@@ -14,12 +14,17 @@ if TYPE_CHECKING:
 
 
 class ModelError(Exception):
-    """The model raised. The message is the exception's type and text, without rows or paths; `trace` is
-    for the log only."""
+    """The model raised. The message is the exception's type and text, without paths; it may hold rows, so it
+    is for the log only, as `trace` is. `shown` is what a caller may read of it, None where that is the type
+    alone; `unsuitable`: the input does not suit the model, which is the caller's affair."""
 
-    def __init__(self, message: str, trace: str = "") -> None:
+    def __init__(
+        self, message: str, trace: str = "", *, shown: str | None = None, unsuitable: bool = False
+    ) -> None:
         super().__init__(message)
         self.trace = trace
+        self.shown = shown
+        self.unsuitable = unsuitable
 
 
 class RunnerCrashed(Exception):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from gateway.runners.base import ModelError, RunnerTimeout
 from loaders.batch import Columns, Tensors, Value
+from loaders.flavors.failures import failure
 
 if TYPE_CHECKING:
     from loaders.batch import Batch
@@ -157,7 +158,10 @@ class InlineRunner:
             except (KeyboardInterrupt, SystemExit, Exception) as error:  # noqa: BLE001
                 # Whatever the model's code raises is its error, `SystemExit` included: it must not reach
                 # the loop as something that ends the gateway.
-                raise ModelError(_described(error), traceback.format_exc()) from None
+                shown, unsuitable = failure(error)
+                raise ModelError(
+                    _described(error), traceback.format_exc(), shown=shown, unsuitable=unsuitable
+                ) from None
 
         return await asyncio.get_running_loop().run_in_executor(self._pool, call)
 

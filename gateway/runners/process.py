@@ -492,7 +492,8 @@ class ProcessRunner:
 
     def _without_path(self, error: ModelError) -> ModelError:
         """The model's words without the places of this machine."""
-        return ModelError(str(error).replace(self._path, "(package)"), error.trace)
+        text = str(error).replace(self._path, "(package)")
+        return ModelError(text, error.trace, shown=error.shown, unsuitable=error.unsuitable)
 
 
 def _objects(batch: Batch) -> int:

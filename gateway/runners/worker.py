@@ -353,7 +353,13 @@ class Worker:
 def model_error(reply: Mapping[str, Any]) -> ModelError:
     """What the model raised, from its process's answer."""
     kind, text = str(reply.get("type", "Error")), str(reply.get("message", ""))
-    return ModelError(f"{kind}: {text}" if text else kind, str(reply.get("trace", "")))
+    shown = reply.get("shown")
+    return ModelError(
+        f"{kind}: {text}" if text else kind,
+        str(reply.get("trace", "")),
+        shown=None if shown is None else str(shown),
+        unsuitable=reply.get("unsuitable") is True,
+    )
 
 
 async def _status(child: Child, wait: float) -> int | None:

@@ -297,7 +297,13 @@ class Servable:
         if enforced is None:
             warnings.append("the saved input example does not fit the model's signature: no warm-up")
             return runner.merges, tuple(warnings)
-        answer = await runner.rehearse(enforced.batch, enforced.params)
+        try:
+            answer = await runner.rehearse(enforced.batch, enforced.params)
+        except ModelError as error:
+            if not error.unsuitable:
+                raise
+            warnings.append(f"the saved input example does not suit the model: no warm-up ({error.shown})")
+            return runner.merges, tuple(warnings)
         warnings += prepared.check_output(answer) + prepared.check_answer(answer)
         merges = runner.merges and await self._merging_is_safe(runner, enforced.batch, enforced.params)
         if runner.merges and not merges:

@@ -21,12 +21,18 @@ from loaders import batch as batches
 from loaders import environment, pickling
 from loaders.batch import Columns
 from loaders.flavors.base import MissingFramework, Saved, Trust
+from loaders.flavors.failures import Unsuitable
 from loaders.package import PackageError
+from loaders.schema import ColSpec
 
 if TYPE_CHECKING:
     from loaders.batch import Batch
     from loaders.package import Package
 
+_NO_TABLE: Final = 'the model takes a list of texts, not a table: send {"inputs": ["…", "…"]}'
+_LOG_AGAIN: Final = (
+    "; its signature declares a table: log it again with numpy.array of texts as the input example"
+)
 _MAX_PARTS: Final = 1_000
 _METHODS: Final = ("predict", "predict_proba", "predict_log_proba", "predict_joint_log_proba", "score")
 
@@ -87,7 +93,8 @@ class Sklearn:
         model = pickling.load(package, self.name, file, "pickle")
         if not hasattr(model, predict_fn):
             raise PackageError("python_function.predict_fn", f"a {type(model).__name__} has no {predict_fn}")
-        return Estimator(model, predict_fn)
+        inputs = package.signature.inputs if package.signature is not None else None
+        return Estimator(model, predict_fn, any(isinstance(spec, ColSpec) for spec in inputs or ()))
 
 
 class Estimator:
@@ -97,10 +104,12 @@ class Estimator:
     names and make an array of it, which takes most of the time of a small call, it is given that array.
     """
 
-    def __init__(self, model: Any, method: str) -> None:
+    def __init__(self, model: Any, method: str, declares_table: bool = False) -> None:
         self.model = model
+        self._declares_table = declares_table
         self.merges = method != "score"
         self._predict = getattr(model, method)
+        self._takes_texts = self.merges and self._iterates()
         self._gap = None if _knows_none(model) else math.nan
         self._names: list[str] | None = None
         plain = _without_names(model)
@@ -110,6 +119,8 @@ class Estimator:
                 self._names = names
 
     def predict(self, batch: Batch, params: Mapping[str, Any]) -> Any:
+        if self._takes_texts and isinstance(batch, Columns):
+            raise Unsuitable(_NO_TABLE + (_LOG_AGAIN if self._declares_table else ""))
         if self._names is not None and isinstance(batch, Columns) and list(batch.arrays) == self._names:
             arrays = list(batch.arrays.values())
             # Of one type: an encoder, say, reads column by column, and large integers that become floats
@@ -118,6 +129,21 @@ class Estimator:
             if len(kinds) == 1 and arrays[0].dtype.kind in "fi" and set(map(type, arrays)) == {np.ndarray}:
                 return self._predict_array(np.array(arrays).T)  # in memory as pandas has it
         return self._predict(batches.native(batch, gap=self._gap))
+
+    def _iterates(self) -> bool:
+        """Whether the model takes a list of texts, as a pipeline that begins with a vectorizer does. To such
+        a model a frame is the list of its columns' names: of two made-up rows it answers one."""
+        if hasattr(self.model, "n_features_in_"):
+            return False
+        rows = np.array(["made", "up"], dtype=object)
+        table = Columns({"text": rows}, len(rows), None, frozenset(("text",)))
+        try:
+            with warnings.catch_warnings(record=True):
+                warnings.simplefilter("always")
+                answer = self._predict(batches.native(table))
+                return (np.shape(answer)[:1], np.shape(self._predict(rows))[:1]) == ((1,), (2,))
+        except Exception:  # noqa: BLE001 - then it is another kind of model
+            return False
 
     def _same_of_arrays(self, names: list[str]) -> bool:
         """Whether some made-up rows get the same answer as an array and as a frame, without a warning."""

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import numpy as np
 
+from loaders.flavors.failures import failure
 from loaders.worker import sandbox, wire
 
 if TYPE_CHECKING:
@@ -230,7 +231,15 @@ def _failure(error: BaseException) -> dict[str, Any]:
         trace = ""
     if len(trace) > MAX_TRACE:
         trace = f"{trace[: MAX_TRACE // 2]}\n…\n{trace[-MAX_TRACE // 2 :]}"
-    return {"op": "error", "type": type(error).__name__, "message": text, "trace": trace}
+    shown, unsuitable = failure(error)
+    return {
+        "op": "error",
+        "type": type(error).__name__,
+        "message": text,
+        "trace": trace,
+        "shown": shown,
+        "unsuitable": unsuitable,
+    }
 
 
 def _descriptors() -> frozenset[str]:

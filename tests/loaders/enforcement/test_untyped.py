@@ -54,7 +54,7 @@ def test_frames_without_a_signature_get_the_dtypes_that_pandas_would_give() -> N
     batch = untyped("csv", table)
     assert {name: array.dtype.kind for name, array in batch.arrays.items()} == {
         "i": "i",
-        "f": "f",
+        "f": "i",
         "s": "O",
         "b": "b",
         "e": "f",
