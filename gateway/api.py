@@ -21,7 +21,7 @@ from gateway.artifacts.cache import Artifacts, Local
 from gateway.artifacts.sources import Sources, sources_for
 from gateway.names import InvalidReference, Reference, check_alias, check_name, parse_reference, parse_short
 from gateway.registries import default_target, open_registry
-from gateway.registries.base import Version, ask, resolve
+from gateway.registries.base import Version, resolve
 from loaders import package as packages
 from loaders import proof
 
@@ -174,7 +174,7 @@ def _reference(text: str) -> Reference | None:
 def _resolved(reference: Reference, target: str, default_alias: list[str]) -> Version:
     opened = open_registry(target)
     try:
-        return resolve(ask(opened, reference), reference, default_alias)
+        return resolve(opened.find(reference), reference, default_alias)
     finally:
         opened.close()
 

@@ -12,20 +12,33 @@ import sqlite3
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 from gateway import cgroup, events, logs
 from gateway.artifacts.cache import ArtifactError, Artifacts
-from gateway.artifacts.packages import Packages, Prepared
+from gateway.artifacts.packages import Packages, Prepared, formats
 from gateway.artifacts.sources import sources_for
 from gateway.http.large import LargeBodies
 from gateway.metrics import Metrics
 from gateway.names import parse_short
-from gateway.registries.base import AskedByName, Entries, Model, Registry, RegistryError, Snapshot, Version
+from gateway.registries.base import (
+    Entries,
+    Finding,
+    Registry,
+    RegistryError,
+    RegistryMissing,
+    RegistryUnavailable,
+    Snapshot,
+    Version,
+)
 from gateway.registries.watcher import Watch
-from gateway.rollouts import policies
 from gateway.rollouts.aliases import Aliases
+from gateway.rollouts.gates import Gates
 from gateway.rollouts.operations import Operations
+from gateway.rollouts.policy import policy_of
+from gateway.rollouts.preload import Preload
+from gateway.rollouts.promotions import Promotions
 from gateway.runners.inline import settle_heap
 from gateway.runners.placement import Placement
 from gateway.runners.zygote import Zygotes
@@ -34,11 +47,11 @@ from gateway.serving.eviction import POLICIES
 from gateway.serving.governor import Governor
 from gateway.serving.ledger import Ledger
 from gateway.serving.manager import Manager
-from gateway.serving.servable import Servable
+from gateway.serving.servable import Options, Servable
 from gateway.state import AliasMemory, State
 
 if TYPE_CHECKING:
-    from gateway.settings import Rollout, Settings
+    from gateway.settings import Settings
 
 log = logging.getLogger("gateway")
 
@@ -54,6 +67,8 @@ MEASURE_INTERVAL = 1.0
 SETTLE_AFTER, SETTLE_INTERVAL = 1.0, 60.0
 #: The disk is looked at once in so many of them.
 DISK_INTERVAL = 10
+#: How long the start waits for the registry's first answer, in seconds, before it goes on without.
+FIRST_READ = 2.0
 
 
 class Gateway:
@@ -76,7 +91,6 @@ class Gateway:
         self._disk = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix=IO_THREAD)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="state")
         self._state = State(settings.state_dir)
-        self._by_name = registry if isinstance(registry, AskedByName) else None
         self._told: dict[tuple[str, str], tuple[str, str]] = {}
         sources = sources_for(registry.target, settings.artifact_sources, [settings.registry])
         self._artifacts = Artifacts(settings.cache_dir, settings.disk_limit, sources)
@@ -84,11 +98,11 @@ class Gateway:
             self._artifacts,
             self._fetches,
             self._disk,
-            policy=policies.formats(settings),
+            policy=formats(settings),
             measured=self._measurement,
             remembered=self._earlier_digest,
             remember=self._remember_digest,
-            lasting=self._by_name is not None,
+            lasting=registry.lasting,
         )
         self._zygotes = Zygotes(sink=lambda line: log.info("zygote: %s", line))
         self._placement = Placement(settings, self._zygotes, self._observe)
@@ -99,21 +113,25 @@ class Gateway:
             self.ledger,
             prepare=self._packages.get,
             open_runner=self._placement.open,
-            options=lambda name: policies.options(settings, name),
+            options=lambda name: Options.of(settings, name),
             measured=self._remember_measurement,
             emit=self._emit,
             clock=time.monotonic,
             max_concurrent_loads=settings.max_concurrent_loads,
             capacity_wait=min(CAPACITY_WAIT, settings.cold_wait),
         )
+        gates = Gates(
+            self.manager, prepare=self._packages.get, policy=lambda model: policy_of(settings, model)
+        )
         self.aliases = Aliases(
             self.manager,
-            prepare=self._packages.get,
+            gates,
             memory=AliasMemory(self._state, registry.identity, self._write_behind),
             default_alias=settings.default_alias,
             max_waiting=settings.max_queue,
-            policy=self._rollout,
             emit=self._emit,
+            found_out=self._record,
+            grace=lambda name: (settings.for_model(name).rollout or settings.rollout).grace,
         )
         self.watch = Watch(
             registry,
@@ -133,17 +151,27 @@ class Gateway:
             cold_wait=settings.cold_wait,
             emit=self._emit,
             stopping=lambda: self._refusing,
-            find=None if self._by_name is None else self.watch.find,
+            find=self.watch.find,
+        )
+        self.promotions = Promotions(
+            self.aliases,
+            self.manager,
+            registry,
+            self._io,
+            ask=self.watch.ask,
+            take=self.watch.take,
+            quiet=lambda version: self._packages.get(version, remember=False),
         )
         self.operations = Operations(
             self.aliases,
             self.manager,
+            self.promotions,
             self.watch,
             registry,
             self._io,
             prepare=self._packages.get,
             fetching=self._packages.fetching,
-            preload=[parse_short(reference) for reference in settings.preload],
+            preload=Preload.parsed(settings.preload, settings.default_alias),
         )
         self.large_bodies = LargeBodies(settings.max_inflight_bytes)
         self._governor = Governor(
@@ -156,24 +184,33 @@ class Gateway:
         self._expose()
 
     async def start(self) -> None:
-        """Reads the registry, or takes what it said last, and begins to follow it. Raises RegistryError where
-        there is neither."""
+        """Reads the registry, or takes what it said last, and begins to follow it. A registry that does not
+        answer now is asked again and again; the gateway is not ready meanwhile. Raises RegistryError for one
+        that cannot be used: a file that does not exist, a document that is not valid."""
         remembered = None
-        if self._by_name is not None:
+        if self.registry.partial:
             remembered = await self._blocking(lambda: self._state.snapshot(self.registry.identity))
             if remembered is not None:
-                self._by_name.resume(Snapshot(Entries(remembered.entries), remembered.stamp))
-        try:
-            self.watch.take(await self._blocking(self.registry.read), "registry", age=0.0)
-        except RegistryError:
+                self.registry.resume(Snapshot(Entries(remembered.entries), remembered.stamp))
+        looking = self.watch.looking(quiet=True)
+        await asyncio.wait({looking}, timeout=FIRST_READ)
+        if not self.watch.seen:
             if remembered is None:
                 remembered = await self._blocking(lambda: self._state.snapshot(self.registry.identity))
-            if remembered is None:
-                raise
-            age = time.time() - remembered.seen
-            log.warning("serving from what the registry said %.0f s ago", age)
-            last = Snapshot(Entries(remembered.entries), remembered.stamp)
-            self.watch.take(last, "registry", age=age)
+            failure = self.watch.failure
+            if remembered is not None:
+                age = time.time() - remembered.seen
+                why = failure or f"no answer within {FIRST_READ:.0f} s"
+                log.warning("the registry cannot be read (%s): using its content of %.0f s ago", why, age)
+                last = Snapshot(Entries(remembered.entries), remembered.stamp)
+                self.watch.take(last, "registry", age=age)
+            elif failure is not None and (
+                isinstance(failure, RegistryMissing) or not isinstance(failure, RegistryUnavailable)
+            ):
+                raise failure
+            else:
+                why = failure or f"no answer within {FIRST_READ:.0f} s"
+                log.error("the registry cannot be read (%s): not ready until it can; asking again", why)
         loop = asyncio.get_running_loop()
         # Large bodies are parsed, enforced and encoded in a thread, one at a time: each holds the interpreter
         # for long, and several together would leave the loop no turn.
@@ -181,7 +218,7 @@ class Gateway:
         self.metrics.lag.start(loop)
         for name, work in {
             "watch": self.watch.run,
-            "preload": self.operations.preload,
+            "preload": self.operations.preloading,
             "measure": self._measure,
             "governor": self._governor.run,
         }.items():
@@ -213,12 +250,6 @@ class Gateway:
         self._disk.shutdown(wait=False, cancel_futures=True)
 
     # How a version becomes something that runs.
-
-    def _rollout(self, model: Model) -> Rollout:
-        policy, wrong = policies.rollout(self.settings, model)
-        if wrong is not None:
-            log.warning(wrong)
-        return policy
 
     async def _measure(self) -> None:
         while True:
@@ -277,9 +308,9 @@ class Gateway:
     def _tell_owner(self, event: events.Event) -> None:
         """Writes into the registry that a version was refused, and once it serves after all. Each said once:
         a refusal is tried again and again."""
-        if self._by_name is None or not self.settings.mlflow_status:
+        if not self.settings.mlflow_status:
             return
-        record = self._by_name.record_status
+        record = self.registry.record_status
         match event:
             case events.SwapRefused(name, alias, version, reason):
                 if self._told.get((name, alias)) != (version, reason):
@@ -292,6 +323,22 @@ class Gateway:
             case _:
                 pass
 
+    def _record(self, finding: Finding) -> None:
+        """Writes into the registry what every gateway should know. A registry that cannot be written, or does
+        not answer now, is no reason to stop: this gateway knows it."""
+
+        def record() -> None:
+            try:
+                snapshot = self.registry.record(finding)
+            except RegistryError as error:
+                log.warning("%s@%s: not written to the registry: %s", finding.name, finding.alias, error)
+            else:
+                if snapshot is not None:
+                    loop.call_soon_threadsafe(self.watch.take, snapshot, "registry")
+
+        loop = asyncio.get_running_loop()
+        self._io.submit(copy_context().run, record)
+
     def _earlier_digest(self, version: Version) -> str | None:
         """What its files were at their first fetch, of a registry whose versions never change; at their last,
         of another."""
@@ -302,14 +349,13 @@ class Gateway:
             raise ArtifactError("the gateway's state could not be read", str(error)) from error
 
     def _remember_digest(self, version: Version, digest: str) -> None:
-        identity, first = self.registry.identity, self._by_name is not None
+        identity, first = self.registry.identity, self.registry.lasting
         self._write_behind(
             lambda: self._state.save_digest(
                 identity, version.name, version.version, version.source, digest, first=first
             )
         )
-        if self._by_name is not None:
-            self._by_name.record_digest(version, digest)
+        self.registry.record_digest(version, digest)
 
     def _remember_measurement(self, prepared: Prepared, size: int | None, seconds: float) -> None:
         self._write_behind(lambda: self._state.save_measurement(prepared.digest, size, seconds))
@@ -361,10 +407,7 @@ class Gateway:
                 if s in self.ledger
             },
             queue=self._queues,
-            aliases=lambda: {
-                (a.name, a.alias): (None if a.serving is None else a.serving.version, a.diverged)
-                for a in self.aliases
-            },
+            aliases=self.operations.alias_states,
             stuck=self.manager.stuck,
             disk=lambda: self._disk_bytes,
             registry_age=self.watch.age,
@@ -408,6 +451,8 @@ def count(metrics: Metrics, event: events.Event) -> None:
             metrics.swap(event.model, event.alias, "success")
         case events.SwapRefused():
             metrics.swap(event.model, event.alias, "refused")
+        case events.AliasDeleted():
+            metrics.swap(event.model, event.alias, "deleted")
         case events.Crashed() if event.what in ("crashed", "timeout", "stopped"):
             metrics.crash(event.model)
         case events.InputRefused():

@@ -129,16 +129,16 @@ def _expected(error: Exception) -> Failure | None:
     from gateway.artifacts.cache import ArtifactError
     from gateway.errors import Problem
     from gateway.names import InvalidReference
-    from gateway.registries.base import NoRegistry, NotInRegistry, RegistryError
+    from gateway.registries.base import NoRegistry, RegistryError
     from gateway.runners.base import ModelError
     from gateway.settings import SettingsError
     from loaders.flavors.base import MissingFramework
     from loaders.package import PackageError
 
-    if isinstance(error, Problem | NotInRegistry):
-        return Failure(str(error), error.hint)
     if isinstance(error, SettingsError | InvalidReference | NoRegistry):
         return Failure(str(error), code=WRONG_USAGE)
+    if isinstance(error, Problem):
+        return Failure(str(error), error.hint)
     if isinstance(error, RegistryError | ArtifactError | PackageError | ModelError | MissingFramework):
         return Failure(str(error))
     if isinstance(error, OSError):

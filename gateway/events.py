@@ -59,6 +59,18 @@ class SwapRefused:
 
 
 @dataclass(frozen=True, slots=True)
+class AliasDeleted:
+    """An alias that was in use is no longer in the registry; `version` served until now, and goes on for
+    `grace` seconds."""
+
+    model: str
+    alias: str
+    version: str | None
+    reason: str
+    grace: float
+
+
+@dataclass(frozen=True, slots=True)
 class Dispatched:
     """One call of a model: `requests` of them were merged."""
 
@@ -133,13 +145,19 @@ class RequestRefused:
 
 @dataclass(frozen=True, slots=True)
 class RegistryRead:
+    """`recovered`: the read before this one failed."""
+
     models: int
     changed: bool
+    recovered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class RegistryFailed:
+    """One failed read or question. `repeated`: for the same reason as the one before."""
+
     reason: str
+    repeated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +182,7 @@ Event: TypeAlias = (
     | Unloaded
     | Swapped
     | SwapRefused
+    | AliasDeleted
     | Dispatched
     | PredictionFailed
     | Crashed

@@ -24,6 +24,7 @@ log = logging.getLogger("gateway")
 _LEVELS: dict[type, int] = {
     events.LoadFailed: logging.WARNING,
     events.SwapRefused: logging.WARNING,
+    events.AliasDeleted: logging.WARNING,
     events.Crashed: logging.ERROR,
     events.PredictionFailed: logging.WARNING,
     events.InputRefused: logging.INFO,
@@ -68,7 +69,9 @@ class EventLog:
     def __call__(self, event: Event) -> None:
         if isinstance(event, events.Dispatched):
             return  # one for each call of a model: metrics count them
-        if isinstance(event, events.RegistryRead) and not event.changed:
+        if isinstance(event, events.RegistryRead) and not (event.changed or event.recovered):
+            return
+        if isinstance(event, events.RegistryFailed) and event.repeated:
             return
         more = ""
         if isinstance(event, events.InputRefused | events.RequestRefused | events.OutputDiffers):
@@ -117,6 +120,11 @@ def sentence(event: Event) -> str:
             return f"{event.model}@{event.alias} serves version {event.version}{before} ({event.moved_by})"
         case events.SwapRefused():
             return f"{event.model}@{event.alias} does not go to version {event.version}: {event.reason}"
+        case events.AliasDeleted():
+            left = "not served any more" if not event.grace else f"served for up to {event.grace:.0f} s more"
+            if event.version is None:
+                left = "it was not served"
+            return f"{event.model}@{event.alias} was deleted: {event.reason}; {left}"
         case events.PredictionFailed():
             said = f"{event.model}/{event.version} raised {event.reason} (request {event.request_id})"
             return said + _indented(event.trace)
@@ -135,7 +143,8 @@ def sentence(event: Event) -> str:
         case events.Stuck():
             return f"{event.model}/{event.version} is STUCK: {event.reason}"
         case events.RegistryRead():
-            return f"read the registry: {event.models} models"
+            again = " again, after failures" if event.recovered else ""
+            return f"read the registry{again}: {event.models} models"
         case events.RegistryFailed():
             return f"the registry cannot be read, what it said last stays: {event.reason}"
         case events.MemoryShort():

@@ -6,9 +6,13 @@ URIs (split at the last `@`; one segment `m-<32 hex>` is a model id; `latest` in
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from urllib.parse import quote, unquote_to_bytes
+
+from gateway.errors import Problem
 
 _MODEL_ID = re.compile(r"m-[0-9a-f]{32}\Z")
 _ALIAS = re.compile(r"[\w-]{1,255}\Z")
@@ -16,8 +20,11 @@ _VERSION = re.compile(r"[1-9][0-9]{0,17}\Z")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 
 
-class InvalidReference(ValueError):
-    """The text names no model; the message says what is wrong with it."""
+class InvalidReference(Problem, ValueError):
+    """The text names no model; the message says what is wrong with it. To a client it is a 400."""
+
+    def __init__(self, message: str) -> None:
+        Problem.__init__(self, "INVALID_REFERENCE", message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +150,12 @@ def check_version(version: str) -> str:
     if not version.isascii() or not _VERSION.match(version):
         raise InvalidReference(f"{_shown(version)} is no version: a positive whole number, such as 3")
     return version
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str | None:
+    """A hint at the names that are most like a word that is not known; None where none is."""
+    near = difflib.get_close_matches(word, known, n=3)
+    return f"did you mean {' or '.join(near)}?" if near else None
 
 
 def _decoded(raw: bytes) -> str:

@@ -27,8 +27,8 @@ from gateway.http.build import build
 from gateway.http.protocol import protocol
 from gateway.names import Reference, parse_uri
 from gateway.registries import default_target, open_registry
-from gateway.registries.base import AskedByName, Registry, RegistryError
-from gateway.registries.listed import ListedModels, Subset, SubsetByName
+from gateway.registries.base import Registry, RegistryError
+from gateway.registries.listed import ListedModels, Subset
 from gateway.runners.confinement import hide
 from gateway.runners.inline import THREAD
 from gateway.runners.orphans import adopt
@@ -226,8 +226,7 @@ def _opened(settings: Settings, models: Sequence[str]) -> tuple[Registry, Settin
         )
     registry = _registry(settings)
     names = [reference.name for reference in references]
-    subset = SubsetByName if isinstance(registry, AskedByName) else Subset
-    return subset(registry, names), settings
+    return Subset(registry, names), settings
 
 
 def _registry(settings: Settings) -> Registry:

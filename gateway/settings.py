@@ -134,9 +134,18 @@ class _Part(BaseModel):
 
 
 class Rollout(_Part):
-    """How an alias moves. `gate`: what a new version must pass beside loading and warming up."""
+    """How an alias moves. `gate`: what a new version must pass in addition to loading and warming up.
+    `deleted`: whether an alias that is deleted from the registry ends at once (`end`), or answers for
+    `deleted_grace` more (`keep`)."""
 
     gate: Literal["compatible", "none"] = "compatible"
+    deleted: Literal["end", "keep"] = "end"
+    deleted_grace: Duration = 3600.0
+
+    @property
+    def grace(self) -> float:
+        """Seconds for which a deleted alias goes on answering."""
+        return self.deleted_grace if self.deleted == "keep" else 0.0
 
 
 class Batch(_Part):
@@ -233,7 +242,8 @@ class Settings(_Part):
     @classmethod
     def _references(cls, value: str | list[str] | None) -> str | list[str] | None:
         for text in [value] if isinstance(value, str) else value or []:
-            parse_short(text)
+            # `preload` also takes patterns: `*`, `fraud-*`, `@champion`.
+            parse_short(f"x{text}" if text.startswith("@") else text)
         return value
 
     @field_validator("cache_dir", "state_dir", "admin_key_file", "webhook_secret_file")

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from contextvars import copy_context
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from gateway.artifacts.cache import ArtifactError, Artifacts, Local, Unreachable
@@ -23,6 +25,7 @@ from loaders.package import Package, PackageError, read
 
 if TYPE_CHECKING:
     from gateway.registries.base import Version
+    from gateway.settings import Settings
     from loaders.batch import Batch
     from loaders.flavors.base import Flavor
 
@@ -116,14 +119,16 @@ class Packages:
         #: What is being fetched just now: written by the threads that fetch, read by anybody.
         self.fetching: dict[Version, Fetched] = {}
 
-    async def get(self, version: Version) -> Prepared:
-        """Raises Problem MODEL_UNAVAILABLE with the reason."""
+    async def get(self, version: Version, *, remember: bool = True) -> Prepared:
+        """`remember`: whether the digest of a first fetch is recorded. Raises Problem MODEL_UNAVAILABLE with
+        the reason."""
         # With the context of whom it is done for: where the files are asked for, a trace is passed on.
         run = copy_context().run
         loop = asyncio.get_running_loop()
         prepared = await loop.run_in_executor(self._disk, run, self._prepared, version, self._find)
         if prepared is None:
-            prepared = await loop.run_in_executor(self._fetches, run, self._prepared, version, self._fetch)
+            fetch = partial(self._fetch, remember=remember)
+            prepared = await loop.run_in_executor(self._fetches, run, self._prepared, version, fetch)
         assert prepared is not None
         return prepared
 
@@ -170,7 +175,7 @@ class Packages:
             return last
         return self._artifacts.find(wanted)
 
-    def _fetch(self, version: Version) -> Local:
+    def _fetch(self, version: Version, *, remember: bool) -> Local:
         wanted = self._held_to(version)
 
         def progress(so_far: int, total: int | None) -> None:
@@ -187,7 +192,7 @@ class Packages:
             return last
         finally:
             self.fetching.pop(version, None)
-        if wanted.digest is None:
+        if wanted.digest is None and remember:
             self._remember(version, local.digest)
         return local
 
@@ -205,6 +210,17 @@ class Packages:
                 f"its format ({flavor.name}) executes code when it is loaded, and unsafe_formats refuses that"
             )
             raise _unavailable(version, reason)
+
+
+def formats(settings: Settings) -> Callable[[str, str], Policy]:
+    """What the operator's settings let in, by a version's name and digest."""
+
+    def policy(name: str, digest: str) -> Policy:
+        listed = any(fnmatchcase(name, entry) or entry == digest for entry in settings.unsafe_allowlist)
+        allowed = settings.unsafe_formats == "allow" or (settings.unsafe_formats == "allowlist" and listed)
+        return Policy("allow" if allowed else "refuse", settings.require_signature, settings.require_digest)
+
+    return policy
 
 
 def _store(version: Version) -> str:

@@ -26,6 +26,7 @@ from urllib.parse import unquote, urlsplit
 import fsspec
 import fsspec.callbacks
 
+from gateway import backoff
 from gateway.artifacts.staging import MAX_FILES, UnfitPackage, copy_file, is_part, package_files
 from gateway.artifacts.stores import asked
 from gateway.registries.base import Version
@@ -480,7 +481,7 @@ def _in_ranges(read: Callable[[int, int], bytes], size: int, target: Path, meter
 
 
 def _again(read: Callable[[], Any]) -> Any:
-    """What a break in the middle does not end."""
+    """Calls `read` up to three times; retries transient errors only."""
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             return read()
@@ -488,7 +489,7 @@ def _again(read: Callable[[], Any]) -> Any:
             told = isinstance(error, FileNotFoundError) or getattr(error, "status", 0) in (401, 403, 404)
             if told or attempt == _ATTEMPTS:
                 raise
-            time.sleep(0.1 * attempt)
+            time.sleep(backoff.pause(attempt, first=0.1, asked=getattr(error, "retry_after", None)))
     raise AssertionError("every attempt returns or raises")
 
 

@@ -1,12 +1,14 @@
 """`promote` and `rollback`: move an alias through a running gateway, or directly in the registry.
 
-Both ways run the same gates before anything is written; without a gateway they run in this process
-(`gateway.rollouts.preflight`). Knows nothing of how a gateway carries a move out.
+Both ways are the same `Promotions`: in the gateway, or put together in this process
+(`gateway.rollouts.offline`). Knows nothing of how a move is carried out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
@@ -30,12 +32,17 @@ from gateway.commands.options import (
 from gateway.commands.terminal import Failure, Output, note, result, working
 
 if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
     from gateway.commands.client import Client
-    from gateway.registries.base import Alias, Model, Registry
+    from gateway.registries.base import Registry
+    from gateway.rollouts.promotions import Moved, Promotions
     from gateway.settings import Settings
 
 ABSENT = "none"
 """What `--expect` calls an alias that does not exist."""
+CHECK_EVERY = 0.25
+"""Seconds between two looks at what a gateway has checked so far."""
 
 
 def promote(
@@ -89,17 +96,14 @@ def promote(
             target = client.url
     else:
         with _opened(registry) as (opened, target):
-            model = _model(opened, name, wanted)
-            wanted = wanted or _alias(model, source or "").version
-            done = _promote_here(
+            goal = wanted or _alias_here(opened, name, source or "")
+            stands = _expectation(expect)
+            done = _here(
+                f"{name}@{alias} to {goal}",
                 opened,
-                model,
-                alias,
-                wanted,
-                expect,
                 settings_of(config, registry=target),
-                force=force,
-                dry_run=dry_run,
+                lambda here: here.promote(name, alias, goal, expect=stands, force=force, dry_run=dry_run),
+                shown=wait or dry_run,
             )
             if wait:
                 note("no gateway was named: there is nothing to wait for")
@@ -132,18 +136,15 @@ def rollback(
         with connect(url, admin_key_file) as client, working(f"{reference} goes back"):
             path = f"{_alias_path(name, alias)}/rollback"
             body = {} if wanted is None else {"to": wanted}
-            try:
-                done = client.call("POST", path, body, timeout=0, wait=wait)
-            except Failure as failure:
-                if wanted is None and failure.message.endswith("(ROLLOUT_REFUSED)"):
-                    # The gateway's own hint names a field of the request.
-                    failure.hint = "name the version to go back to: --to V"
-                raise
+            done = client.call("POST", path, body, timeout=0, wait=wait)
             target = client.url
     else:
         with _opened(registry) as (opened, target):
-            done = _rollback_here(
-                opened, _model(opened, name, wanted), alias, wanted, settings_of(config, registry=target)
+            done = _here(
+                f"{name}@{alias} back",
+                opened,
+                settings_of(config, registry=target),
+                lambda here: here.rollback(name, alias, wanted),
             )
     result(output, {**done, "target": target}, _told(reference, done, target, dry_run=False))
 
@@ -163,71 +164,91 @@ def _promote_there(
     if expect is not None:
         body["expect"] = None if expect == ABSENT else expect
     with working(f"{name}@{alias} to {version}: the gates of {client.url}"):
-        # However long a large model loads: the answer comes when the gates have spoken.
         path = _alias_path(name, alias)
-        return client.call("PUT", path, body, timeout=0, wait=wait, dry_run=dry_run)
+        with _checks_shown(client, name, alias, version, follow=wait or dry_run) as show:
+            # A large model may load for long: the answer comes when the gates have decided.
+            done = client.call("PUT", path, body, timeout=0, wait=wait, dry_run=dry_run)
+            for check in done.get("checks", ()):
+                show(check["check"], check["seconds"])
+        return done
 
 
-def _promote_here(
+@contextmanager
+def _checks_shown(
+    client: Client, name: str, alias: str, version: str, *, follow: bool
+) -> Iterator[Callable[[str, float], None]]:
+    """While the gateway runs its gates: a line for each check that ended, with its seconds. Yields what shows
+    one that the answer names; none is shown twice."""
+    seen: set[str] = set()
+    over = threading.Event()
+
+    def show(check: str, seconds: float) -> None:
+        if follow and check not in seen:
+            seen.add(check)
+            note(f"  {seconds:7.2f} s  {check}")
+
+    def poll() -> None:
+        path = f"/rollouts/{quote(name, safe='')}@{quote(alias, safe='')}"
+        while not over.wait(CHECK_EVERY):
+            try:
+                trial = client.call("GET", path).get("trial")
+            except Failure:
+                continue  # the alias is new: there is nothing to see before it exists
+            for check in trial["checks"] if trial and trial["version"] == version else ():
+                if not over.is_set():
+                    show(check["check"], check["seconds"])
+
+    poller = threading.Thread(target=poll, daemon=True)
+    if follow:
+        poller.start()
+    try:
+        yield show
+    finally:
+        over.set()
+        if follow:
+            poller.join(5)
+
+
+def _here(
+    what: str,
     opened: Registry,
-    model: Model,
-    alias: str,
-    version: str,
-    expect: str | None,
     settings: Settings,
+    begin: Callable[[Promotions], AbstractAsyncContextManager[Moved]],
     *,
-    force: bool,
-    dry_run: bool,
+    shown: bool = False,
 ) -> dict[str, Any]:
-    from gateway.rollouts import preflight
+    """Runs a move in this process; `shown`: with a line for each check."""
+    from gateway.rollouts.offline import offline
 
-    standing = model.aliases.get(alias)
-    _as_expected(f"{model.name}@{alias}", None if standing is None else standing.version, expect)
-    refusals: list[str] = []
-    if standing is None or standing.version != version:
-        with working(f"{model.name}@{alias} to {version}: the gates"):
-            refusals = preflight.gates(model, alias, version, settings)
-    if refusals and not force:
-        hint = "--force moves the alias all the same"
-        raise Failure(f"{model.name}/{version} may not take over: {'; '.join(refusals)}", hint)
-    if not dry_run:
-        absent = expect == ABSENT
-        opened.set_alias(
-            model.name,
-            alias,
-            version,
-            expect=None if absent else expect,
-            absent=absent,
-            forced=bool(refusals),
-        )
-    previous = None if standing is None else standing.version
-    done = {"name": model.name, "alias": alias, "version": version, "previous": previous}
-    return {**done, "forced_past": refusals} if refusals else done
+    async def run() -> Moved:
+        def told(check: str, seconds: float) -> None:
+            if shown:
+                note(f"  {seconds:7.2f} s  {check}")
+
+        async with offline(settings, opened, told) as here, begin(here) as moved:
+            return moved
+
+    with working(f"{what}: the gates"):
+        moved = asyncio.run(run())
+    move = moved.move
+    done: dict[str, Any] = {"name": move.name, "alias": move.alias, "version": move.version}
+    done["previous"] = moved.previous
+    return {**done, "forced_past": list(moved.overruled)} if moved.overruled else done
 
 
-def _rollback_here(
-    opened: Registry, model: Model, alias: str, to: str | None, settings: Settings
-) -> dict[str, Any]:
-    from gateway.rollouts import preflight
+def _expectation(expect: str | None) -> str | None:
+    """What `--expect` says, as a move has it."""
+    from gateway.registries.base import ANYWHERE
 
-    standing = _alias(model, alias)
-    wanted = to or next((before for before in standing.previous if before != standing.version), None)
-    if wanted is None:
-        raise Failure(
-            f"the registry does not say where {model.name}@{alias} pointed before {standing.version}",
-            f"name a version: --to V; versions of {model.name}: {_numbers(model)}",
-        )
-    model = _model(opened, model.name, wanted)
-    with working(f"{model.name}@{alias} back to {wanted}: the gates"):
-        preflight.gates(model, alias, wanted, settings, back=True)
-    opened.set_alias(model.name, alias, wanted, expect=standing.version, forced=True, back=True)
-    return {"name": model.name, "alias": alias, "version": wanted, "previous": standing.version}
+    if expect is None:
+        return ANYWHERE
+    return None if expect == ABSENT else expect
 
 
 def _told(reference: str, done: dict[str, Any], target: str, *, dry_run: bool) -> str:
     """One line for a person: what points where now, and where that was written."""
     if dry_run:
-        return f"{reference} may move to {done['version']} in {target}: the gates have nothing against it"
+        return f"{reference} may move to {done['version']} in {target}: all checks passed"
     if "serving" in done:  # a gateway's answer: its rollout
         if done["serving"] == done["desired"]:
             return f"{reference} is {done['desired']} and served at {target}"
@@ -253,35 +274,12 @@ def _opened(target: str | None) -> Iterator[tuple[Registry, str]]:
         opened.close()
 
 
-def _model(opened: Registry, name: str, version: str | None) -> Model:
+def _alias_here(opened: Registry, name: str, alias: str) -> str:
+    """Where an alias points, as the registry says. Raises NotInRegistry."""
     from gateway.names import Reference
-    from gateway.registries.base import ask
+    from gateway.registries.base import find_alias
 
-    found = ask(opened, Reference(name, version=version)).models
-    if name not in found:
-        raise Failure(
-            f"{opened.target} has no model {name}", f"its models: {', '.join(sorted(found)) or 'none'}"
-        )
-    return found[name]
-
-
-def _alias(model: Model, alias: str) -> Alias:
-    if alias not in model.aliases:
-        known = ", ".join(sorted(model.aliases)) or "none"
-        raise Failure(f"{model.name} has no alias {alias}", f"aliases of {model.name}: {known}")
-    return model.aliases[alias]
-
-
-def _as_expected(reference: str, stands: str | None, expect: str | None) -> None:
-    """Says at once what the write would say after the gates."""
-    if expect is not None and (stands or ABSENT) != expect:
-        wanted = "it to be absent" if expect == ABSENT else f"version {expect}"
-        found = "it does not exist" if stands is None else f"it points to version {stands}"
-        raise Failure(f"{reference}: expected {wanted}, but {found}")
-
-
-def _numbers(model: Model) -> str:
-    return ", ".join(sorted(model.versions, key=int)) or "none"
+    return find_alias(opened.find(Reference(name)), name, alias).version
 
 
 def _alias_path(name: str, alias: str) -> str:

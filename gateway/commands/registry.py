@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from gateway.registries.base import Model, Version
     from gateway.registries.file import Collected
 
+#: So many names are listed where one is not known.
+SHOWN = 20
+
 
 def push(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A model directory: it holds MLmodel.")],
@@ -58,21 +61,23 @@ def models(
 ) -> None:
     """Show what the registry says: models, their versions and aliases."""
     from gateway.registries import open_registry
-    from gateway.registries.base import AskedByName
 
     target = target_of(registry)
     opened = open_registry(target)
     try:
-        found = (opened.listing(name) if isinstance(opened, AskedByName) else opened.read()).models
+        found = opened.listing(name).models
+        if name is not None and name not in found:
+            others = sorted(opened.listing().models)
+            more = ", …" if len(others) > SHOWN else ""
+            known = ", ".join(others[:SHOWN]) + more
+            raise Failure(f"{target} has no model {name}", f"its models: {known or 'none'}")
     finally:
         opened.close()
     if name is None:
         chosen = [found[key] for key in sorted(found)]
         result(output, {"models": [_view(model) for model in chosen]}, lambda: _show_models(chosen))
-    elif name in found:
-        result(output, _view(found[name]), lambda: _show_versions(found[name]))
     else:
-        raise Failure(f"{target} has no model {name}", f"its models: {', '.join(sorted(found)) or 'none'}")
+        result(output, _view(found[name]), lambda: _show_versions(found[name]))
 
 
 def gc(

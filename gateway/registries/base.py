@@ -6,16 +6,14 @@ Knows no file, no server and no cache. The members of this family are plain clas
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Final, Protocol
 
-if TYPE_CHECKING:
-    from gateway.names import Reference
-
+from gateway.errors import Problem
+from gateway.names import Reference, did_you_mean
 
 MAX_PREVIOUS = 10
 #: So many models of a large registry are held ready made; who asks for more is not faster, but has room.
@@ -31,7 +29,16 @@ class NoRegistry(RegistryError):
 
 
 class RegistryUnavailable(RegistryError):
-    """It cannot be reached or read now. The last valid snapshot stays."""
+    """It cannot be reached or read now. The last valid snapshot stays. `retry_after`: seconds to wait, where
+    its server asks for that."""
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class RegistryMissing(RegistryUnavailable):
+    """It is a file here, and the file does not exist."""
 
 
 class RegistryInvalid(RegistryError):
@@ -43,25 +50,26 @@ class RegistryInvalid(RegistryError):
         self.problems = problems
 
 
-class RegistryReadOnly(RegistryError):
-    """It cannot be written from here; the message says what to edit instead."""
+class RegistryReadOnly(RegistryError, Problem):
+    """It cannot be written from here; message or hint say what to edit instead."""
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        Problem.__init__(self, "REGISTRY_READ_ONLY", message, hint=hint)
 
 
-class PreconditionFailed(RegistryError):
-    """The alias does not stand where the caller expected it. `actual` is where it stands, None: nowhere."""
+class PreconditionFailed(RegistryError, Problem):
+    """The alias is not where the caller expected it. `actual` is where it points, None: it does not exist."""
 
     def __init__(self, message: str, actual: str | None) -> None:
-        super().__init__(message)
+        Problem.__init__(self, "PRECONDITION_FAILED", message)
         self.actual = actual
 
 
-class NotInRegistry(RegistryError):
-    """A write named a model, version or alias that is not there. `code` is the contract's error code."""
+class NotInRegistry(RegistryError, Problem):
+    """A model, version or alias that is not there. `code` is the contract's error code."""
 
     def __init__(self, code: str, message: str, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.code = code
-        self.hint = hint
+        Problem.__init__(self, code, message, hint=hint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +89,60 @@ class Version:
 
 
 @dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a gateway found out about the version that an alias points to; it holds for every gateway.
+
+    `version` is the version it is about; a verdict on another version than the alias points to is void.
+    `at` is an ISO 8601 time.
+    """
+
+    version: str
+    outcome: str
+    reason: str
+    at: str | None = None
+
+    @property
+    def said(self) -> str:
+        return self.outcome.replace("_", " ")
+
+    def to_json(self) -> dict[str, str]:
+        facts = {"version": self.version, "outcome": self.outcome, "reason": self.reason}
+        return facts if self.at is None else {**facts, "at": self.at}
+
+    @classmethod
+    def from_json(cls, value: object) -> Verdict | None:
+        """What `to_json` gave, read back; None for anything else, because people can write it too."""
+        if not isinstance(value, Mapping):
+            return None
+        facts = [value.get(key) for key in ("version", "outcome", "reason", "at")]
+        version, outcome, reason, at = (fact if isinstance(fact, str) else None for fact in facts)
+        if version is None or outcome not in OUTCOMES:
+            return None
+        return cls(version, outcome, reason or "no reason is given", at)
+
+
+OUTCOMES: Final = ("refused", "rolled_back")
+
+
+@dataclass(frozen=True, slots=True)
 class Alias:
     """Where an alias points. `previous`: versions it pointed to before, newest first. `forced`: the
-    operator moved it past the gates, and every gateway that follows it must know."""
+    operator moved it past the gates, and every gateway that follows it must know. `last_good`: the version
+    that has answered last. `verdict`: what a gateway found out about `version`."""
 
     version: str
     previous: tuple[str, ...] = ()
     last_good: str | None = None
     forced: bool = False
+    verdict: Verdict | None = None
+
+    @property
+    def refused(self) -> Verdict | None:
+        """The verdict, where it is on the version the alias points to and nobody has overruled it."""
+        verdict = self.verdict
+        return (
+            verdict if verdict is not None and verdict.version == self.version and not self.forced else None
+        )
 
     def to_json(self) -> str | dict[str, Any]:
         """As it stands in a document: the version alone where there is nothing else to say."""
@@ -99,6 +153,8 @@ class Alias:
             value["last_good"] = self.last_good
         if self.forced:
             value["forced"] = True
+        if self.verdict is not None:
+            value["x-verdict"] = self.verdict.to_json()
         return self.version if len(value) == 1 else value
 
     @classmethod
@@ -108,7 +164,84 @@ class Alias:
             return cls(value)
         previous = value.get("previous", ())
         earlier = (previous,) if isinstance(previous, str) else tuple(previous)
-        return cls(value["version"], earlier, value.get("last_good"), value.get("forced", False))
+        verdict = Verdict.from_json(value.get("x-verdict"))
+        return cls(value["version"], earlier, value.get("last_good"), value.get("forced", False), verdict)
+
+
+ANYWHERE: Final = "*"
+"""`Move.expect`: the alias may point anywhere, or not exist."""
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """One move of an alias, as every registry carries it out.
+
+    `expect`: the version it must point to now; None: it must not exist; `ANYWHERE`: either. `forced`: a gate
+    was overruled. `back`: a rollback, so the version it leaves does not become a `previous` one. `last_good`:
+    the version that served until now, where the mover knows it.
+    """
+
+    name: str
+    alias: str
+    version: str
+    expect: str | None = ANYWHERE
+    forced: bool = False
+    back: bool = False
+    last_good: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.alias}"
+
+    def check(self, current: Alias | None) -> None:
+        """Raises PreconditionFailed where the alias is not where the mover expects it."""
+        stands = None if current is None else current.version
+        if self.expect in (ANYWHERE, stands):
+            return
+        wanted = "that it does not exist" if self.expect is None else f"version {self.expect}"
+        found = "does not exist" if stands is None else f"points to version {stands}"
+        raise PreconditionFailed(f"{self} {found}; expected {wanted}", stands)
+
+    def applied(self, current: Alias | None) -> Alias:
+        """What the alias is after the move; equal to `current` where that changes nothing. Raises
+        PreconditionFailed."""
+        self.check(current)
+        if current is None:
+            return Alias(self.version, forced=self.forced)
+        if current.version == self.version:
+            # The operator asks again: what was found out before is to be found out once more.
+            return replace(current, forced=current.forced or self.forced, verdict=None)
+        good = self.last_good or current.last_good
+        earlier = current.previous
+        if self.back:
+            # Back to where it was: what lies after that point of its past is no longer behind it.
+            earlier = earlier[earlier.index(self.version) + 1 :] if self.version in earlier else earlier
+        elif current.refused is None:  # a version that was refused has not served: no way leads back to it
+            earlier = (current.version, *earlier)[:MAX_PREVIOUS]
+        return Alias(self.version, earlier, good, self.forced)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a gateway writes down for all: of the version an alias points to, `verdict` (None: nothing against
+    it), and `last_good`, the version that answers meanwhile. Void once the alias points elsewhere."""
+
+    name: str
+    alias: str
+    version: str
+    last_good: str | None
+    verdict: Verdict | None = None
+
+    def applied(self, current: Alias | None) -> Alias | None:
+        """The alias with this written down; `current` itself where it does not apply, or says nothing new."""
+        if current is None or current.version != self.version:
+            return current
+        known = current.verdict
+        verdict = self.verdict or known
+        if known is not None and verdict is not None and known.reason == verdict.reason:
+            verdict = known  # found out before, by this gateway or another
+        good = self.last_good or current.last_good
+        new = replace(current, last_good=good, verdict=verdict)
+        return current if new == current else new
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,41 +322,62 @@ class Snapshot:
 
 
 class Registry(Protocol):
-    """A source of snapshots. All methods block: they are called from the I/O pool or a command.
+    """A source of snapshots. All methods block, unless they say otherwise: they are called from the I/O pool
+    or a command.
 
     `identity` keys durable state (stable over restarts, equal for equal registries); `target` is what
     users are shown; `poll_interval` is the default, in seconds; `writable` may change over its life.
+    `partial`: it is too large to be read whole, so its snapshots hold only the names in use, and `read` asks
+    for those again. `lasting`: its versions never change, so one without a digest must match its first fetch.
     """
 
     identity: str
     target: str
     poll_interval: float
+    partial: bool
+    lasting: bool
 
     @property
     def writable(self) -> bool: ...
 
+    def why_not_writable(self) -> str | None:
+        """Why it cannot be written from here and what to do instead; None where it can. Does not block."""
+
     def read(self) -> Snapshot:
         """The present content. Raises RegistryUnavailable or RegistryInvalid."""
 
-    def set_alias(
-        self,
-        name: str,
-        alias: str,
-        version: str,
-        *,
-        expect: str | None = None,
-        absent: bool = False,
-        forced: bool = False,
-        back: bool = False,
-    ) -> Snapshot:
-        """Moves an alias atomically and returns the new content.
+    def find(self, reference: Reference) -> Snapshot:
+        """Content that answers for a reference. What is found is in use from now on; what is not in the
+        answer is not there. Raises RegistryUnavailable or RegistryInvalid."""
 
-        `expect`: the version it must point to now; `absent`: it must not exist. `back`: a rollback; the
-        version it leaves does not become a `previous` one. Raises PreconditionFailed, NotInRegistry,
-        RegistryReadOnly, RegistryUnavailable.
-        """
+    def known(self) -> Snapshot | None:
+        """What a partial registry said last, without asking it. Does not block."""
+
+    def listing(self, name: str | None = None) -> Snapshot:
+        """For people: all names (of a partial registry the first thousand), or all versions of one. Raises
+        RegistryUnavailable or RegistryInvalid."""
+
+    def resume(self, snapshot: Snapshot) -> None:
+        """Takes over the names that were in use before a restart, with what was said of them then."""
+
+    def forget(self, names: Collection[str]) -> None:
+        """These names are not in use any more, until somebody asks for them. Does not block."""
+
+    def move(self, move: Move) -> Snapshot:
+        """Moves an alias, atomically where the registry can, and returns the new content. Raises
+        PreconditionFailed, NotInRegistry, RegistryReadOnly, RegistryUnavailable."""
 
     def delete_alias(self, name: str, alias: str) -> Snapshot: ...
+
+    def record(self, finding: Finding) -> Snapshot | None:
+        """Writes a finding down for other gateways, where that is possible; returns the new content if it
+        was. Raises what `move` does, but PreconditionFailed."""
+
+    def record_digest(self, version: Version, digest: str) -> None:
+        """Writes down, where that is allowed, what the files of a version were at first."""
+
+    def record_status(self, name: str, alias: str, version: str, status: str) -> None:
+        """Writes down, where that is allowed, what became of a version that an alias points to."""
 
     def add_version(
         self,
@@ -243,27 +397,54 @@ class Registry(Protocol):
     def close(self) -> None: ...
 
 
+class Whole:
+    """The reading half of a registry whose every snapshot holds all of it."""
+
+    partial = False
+    lasting = True
+
+    def read(self) -> Snapshot:
+        raise NotImplementedError
+
+    def find(self, reference: Reference) -> Snapshot:
+        return self.read()
+
+    def known(self) -> Snapshot | None:
+        return None
+
+    def listing(self, name: str | None = None) -> Snapshot:
+        return self.read()
+
+    def resume(self, snapshot: Snapshot) -> None:
+        """Nothing is in use by name."""
+
+    def forget(self, names: Collection[str]) -> None:
+        """Nothing is in use by name."""
+
+    def record_digest(self, version: Version, digest: str) -> None:
+        """The owner writes digests."""
+
+    def record_status(self, name: str, alias: str, version: str, status: str) -> None:
+        """The owner sees findings, and nothing else is written."""
+
+
 class ReadOnly:
     """The writing half of a registry that cannot be written from here. `why_not` says so, and what to do."""
 
     writable = False
     why_not: str
 
-    def set_alias(
-        self,
-        name: str,
-        alias: str,
-        version: str,
-        *,
-        expect: str | None = None,
-        absent: bool = False,
-        forced: bool = False,
-        back: bool = False,
-    ) -> Snapshot:
+    def why_not_writable(self) -> str | None:
+        return self.why_not
+
+    def move(self, move: Move) -> Snapshot:
         raise RegistryReadOnly(self.why_not)
 
     def delete_alias(self, name: str, alias: str) -> Snapshot:
         raise RegistryReadOnly(self.why_not)
+
+    def record(self, finding: Finding) -> Snapshot | None:
+        return None
 
     def add_version(
         self,
@@ -275,43 +456,6 @@ class ReadOnly:
         alias: str | None = None,
     ) -> Version:
         raise RegistryReadOnly(self.why_not)
-
-
-@runtime_checkable
-class AskedByName(Protocol):
-    """What a registry has beside `Registry` that is too large to be read whole: its snapshots hold the names
-    in use alone, and `read` asks for those again. Versions of such a registry are immutable: one without a
-    digest is held to that of its first fetch."""
-
-    def find(self, reference: Reference) -> None:
-        """Asks for what a reference means. What is found is in use from now on; what the registry says is not
-        there is not in `known()` afterwards. Blocks. Raises RegistryUnavailable."""
-
-    def known(self) -> Snapshot:
-        """What was said last, without asking."""
-
-    def resume(self, snapshot: Snapshot) -> None:
-        """The names that were in use before a restart, with what the registry said then."""
-
-    def forget(self, names: Collection[str]) -> None:
-        """These are not in use any more, until they are asked for again. Does not block."""
-
-    def listing(self, name: str | None = None) -> Snapshot:
-        """The first thousand of all names, or all versions of one. Blocks. Raises RegistryUnavailable."""
-
-    def record_digest(self, version: Version, digest: str) -> None:
-        """Writes down, where that is allowed, what the files of a version were at first. Blocks."""
-
-    def record_status(self, name: str, alias: str, version: str, status: str) -> None:
-        """Writes down, where that is allowed, what became of a version that an alias points to. Blocks."""
-
-
-def ask(registry: Registry, reference: Reference) -> Snapshot:
-    """A snapshot that answers for a reference, however the registry is read. Raises what `read` does."""
-    if not isinstance(registry, AskedByName):
-        return registry.read()
-    registry.find(reference)
-    return registry.known()
 
 
 def resolve(
@@ -327,8 +471,7 @@ def resolve(
         # Anybody may ask for any name: what is compared is bounded, however large the registry.
         looked_at = islice(snapshot.models, 5000)
         alike = (name for name in looked_at if name[:1].lower() == reference.name[:1].lower())
-        near = difflib.get_close_matches(reference.name, islice(alike, 200), n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else None
+        hint = did_you_mean(reference.name, islice(alike, 200))
         raise NotInRegistry("MODEL_NOT_FOUND", f"there is no model {reference.name!r} in the registry", hint)
     if reference.version is not None:
         return _version(model, reference.version, f"{model.name} has no version {reference.version}")
@@ -350,28 +493,13 @@ def resolve(
     )
 
 
-def moved(current: Alias | None, version: str, *, forced: bool, back: bool) -> Alias:
-    """What an alias is once it points to `version`; `current` itself where that changes nothing."""
-    if current is None:
-        return Alias(version, forced=forced)
-    if current.version == version:
-        return replace(current, forced=current.forced or forced)
-    if back:
-        # Back to where it was: what lies after that point of its past is no longer behind it.
-        earlier = current.previous
-        rest = earlier[earlier.index(version) + 1 :] if version in earlier else earlier
-        return replace(current, version=version, previous=rest, forced=forced)
-    previous = (current.version, *current.previous)[:MAX_PREVIOUS]
-    return replace(current, version=version, previous=previous, forced=forced)
-
-
-def expect_alias(name: str, current: Alias | None, expect: str | None, *, absent: bool) -> None:
-    """Raises PreconditionFailed where the alias called `name` is not where a writer expects it."""
-    stands = None if current is None else current.version
-    if (expect is not None and stands != expect) or (absent and stands is not None):
-        wanted = "it to be absent" if absent else f"version {expect}"
-        found = "it does not exist" if stands is None else f"it points to version {stands}"
-        raise PreconditionFailed(f"{name}: expected {wanted}, but {found}", stands)
+def find_alias(snapshot: Snapshot, name: str, alias: str) -> Alias:
+    """Where an alias points, be that version there or not. Raises NotInRegistry, with what there is."""
+    model = snapshot.models.get(name)
+    if model is None or alias not in model.aliases:
+        resolve(snapshot, Reference(name, alias=alias))
+    assert model is not None
+    return model.aliases[alias]
 
 
 def key(reference: Reference) -> str:

@@ -7,7 +7,6 @@ place. Knows no file system: `base` is where relative sources begin, a directory
 from __future__ import annotations
 
 import codecs
-import difflib
 import hashlib
 import json
 import os.path
@@ -18,9 +17,9 @@ from typing import Any, Literal
 import orjson
 
 from gateway import yamltext
-from gateway.names import InvalidReference, check_alias, check_name, check_version
+from gateway.names import InvalidReference, check_alias, check_name, check_version, did_you_mean
 from gateway.registries import jsontext
-from gateway.registries.base import MAX_PREVIOUS, Alias, Entries, Model, RegistryInvalid, Version
+from gateway.registries.base import MAX_PREVIOUS, Alias, Entries, Model, RegistryInvalid, Verdict, Version
 
 Form = Literal["yaml", "json"]
 #: Where in a document (`models`, a name, and on), and what is to stand there; None: nothing.
@@ -397,7 +396,8 @@ class _Checker:
             self.problem(f"{place}.forced", f"{_shown(forced)}: write true or false")
         if version is None or not self._named(check_version, version, f"{place}.version"):
             return None
-        return Alias(version, tuple(earlier[:MAX_PREVIOUS]), last_good, forced == "true")
+        verdict = Verdict.from_json(value.get("x-verdict"))
+        return Alias(version, tuple(earlier[:MAX_PREVIOUS]), last_good, forced == "true", verdict)
 
     def _mapping(self, value: Any, place: str, known: tuple[str, ...] | None) -> dict[str, Any]:
         """The entries of a mapping. With `known`: without its `x-` keys, and a problem for each other key
@@ -437,9 +437,9 @@ class _Checker:
 
 def unknown_key(key: str, known: tuple[str, ...]) -> str:
     """What to say of a key that is not known here."""
-    near = difflib.get_close_matches(key, known, n=1)
-    if near:
-        return f"unknown key, did you mean {near[0]}?"
+    near = did_you_mean(key, known)
+    if near is not None:
+        return f"unknown key, {near}"
     return f"unknown key; known here: {', '.join(known)}"
 
 

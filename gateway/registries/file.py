@@ -36,20 +36,23 @@ from gateway.artifacts.staging import (
     sync_directory,
     sync_tree,
 )
-from gateway.names import check_alias, check_name
+from gateway.names import Reference, check_alias, check_name
 from gateway.registries import document, gc
 from gateway.registries.base import (
     Alias,
+    Finding,
     Model,
-    NotInRegistry,
+    Move,
     RegistryError,
     RegistryInvalid,
+    RegistryMissing,
     RegistryReadOnly,
     RegistryUnavailable,
     Snapshot,
     Version,
-    expect_alias,
-    moved,
+    Whole,
+    find_alias,
+    resolve,
 )
 from loaders import package as packages
 
@@ -81,7 +84,7 @@ class Collected:
     deleted: bool
 
 
-class FileRegistry:
+class FileRegistry(Whole):
     """A registry file, YAML or (by its ending `.json`) JSON. See `Registry` for what the methods do.
 
     `create`: `add_version` makes a file that does not exist. `now`, `pause` and `clock` are
@@ -121,7 +124,7 @@ class FileRegistry:
 
     @property
     def writable(self) -> bool:
-        return self._why_not_writable() is None
+        return self.why_not_writable() is None
 
     def read(self) -> Snapshot:
         looked = self._looked
@@ -144,37 +147,38 @@ class FileRegistry:
         state = (str(self._real()), status.st_dev, status.st_ino, status.st_size, *times)
         return state, (status.st_mtime, status.st_ctime)
 
-    def set_alias(
-        self,
-        name: str,
-        alias: str,
-        version: str,
-        *,
-        expect: str | None = None,
-        absent: bool = False,
-        forced: bool = False,
-        back: bool = False,
-    ) -> Snapshot:
-        check_alias(alias)
+    def move(self, move: Move) -> Snapshot:
+        check_alias(move.alias)
         with self._writing():
             content = self._content()
             snapshot = self._snapshot(content)
-            model = _model(snapshot, name)
-            if version not in model.versions:
-                hint = f"versions of {name}: {', '.join(sorted(model.versions, key=int)) or 'none'}"
-                raise NotInRegistry("VERSION_NOT_FOUND", f"{name} has no version {version}", hint)
-            current = model.aliases.get(alias)
-            expect_alias(f"{name}@{alias}", current, expect, absent=absent)
-            changes = _move(name, alias, current, version, forced=forced, back=back)
-            return self._write(content, changes) if changes else snapshot
+            resolve(snapshot, Reference(move.name, version=move.version))
+            current = snapshot.models[move.name].aliases.get(move.alias)
+            return self._put_alias(content, snapshot, move.name, move.alias, current, move.applied(current))
+
+    def record(self, finding: Finding) -> Snapshot | None:
+        if self.why_not_writable() is not None:
+            return None
+        with self._writing():
+            content = self._content()
+            snapshot = self._snapshot(content)
+            model = snapshot.models.get(finding.name)
+            current = None if model is None else model.aliases.get(finding.alias)
+            new = finding.applied(current)
+            if new is None:
+                return snapshot
+            return self._put_alias(content, snapshot, finding.name, finding.alias, current, new)
+
+    def _put_alias(
+        self, content: bytes, snapshot: Snapshot, name: str, alias: str, current: Alias | None, new: Alias
+    ) -> Snapshot:
+        changes = _alias_changes(name, alias, current, new)
+        return self._write(content, changes) if changes else snapshot
 
     def delete_alias(self, name: str, alias: str) -> Snapshot:
         with self._writing():
             content = self._content()
-            model = _model(self._snapshot(content), name)
-            if alias not in model.aliases:
-                hint = f"aliases of {name}: {', '.join(sorted(model.aliases)) or 'none'}"
-                raise NotInRegistry("ALIAS_NOT_FOUND", f"{name} has no alias {alias}", hint)
+            find_alias(self._snapshot(content), name, alias)
             return self._write(content, [(("models", name, "aliases", alias), None)])
 
     def add_version(
@@ -189,7 +193,7 @@ class FileRegistry:
         check_name(name)
         if alias is not None:
             check_alias(alias)
-        if (reason := self._why_not_writable()) is not None:
+        if (reason := self.why_not_writable()) is not None:
             raise RegistryReadOnly(reason)
         if not self._create and not self._path.exists():
             raise RegistryUnavailable(f"{self.target} does not exist")
@@ -267,7 +271,10 @@ class FileRegistry:
             tags = entry.get("tags", {})
             version = Version(name, number, str(directory / number), digest, created, tags)
         if alias is not None:
-            changes += _move(name, alias, model.aliases.get(alias), version.version, forced=False, back=False)
+            current = model.aliases.get(alias)
+            changes += _alias_changes(
+                name, alias, current, Move(name, alias, version.version).applied(current)
+            )
         if changes:
             snapshot = self._write(content, changes)
             return snapshot.models[name].versions[version.version]
@@ -306,10 +313,10 @@ class FileRegistry:
             descriptor = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             with open(descriptor, "rb") as file:
                 if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                    raise RegistryUnavailable(f"{self.target} is no regular file")
+                    raise RegistryUnavailable(f"{self.target} is not a regular file")
                 yield file
         except FileNotFoundError:
-            raise RegistryUnavailable(f"{self.target} does not exist") from None
+            raise RegistryMissing(f"{self.target} does not exist") from None
         except OSError as error:
             raise RegistryUnavailable(f"{self.target} cannot be read: {error.strerror or error}") from error
 
@@ -365,7 +372,7 @@ class FileRegistry:
 
     # -- writing
 
-    def _why_not_writable(self) -> str | None:
+    def why_not_writable(self) -> str | None:
         real = self._real()
         with contextlib.suppress(OSError):
             if real.is_symlink():
@@ -387,7 +394,7 @@ class FileRegistry:
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         """The one writer at a time, over all processes."""
-        if (reason := self._why_not_writable()) is not None:
+        if (reason := self.why_not_writable()) is not None:
             raise RegistryReadOnly(reason)
         real = self._real()
         if not real.parent.is_dir():
@@ -454,18 +461,10 @@ def _sources(models: Mapping[str, Model]) -> Iterator[str]:
             yield version.source
 
 
-def _model(snapshot: Snapshot, name: str) -> Model:
-    model = snapshot.models.get(name)
-    if model is None:
-        raise NotInRegistry("MODEL_NOT_FOUND", f"there is no model {name!r} in the registry")
-    return model
-
-
-def _move(
-    name: str, alias: str, current: Alias | None, version: str, *, forced: bool, back: bool
+def _alias_changes(
+    name: str, alias: str, current: Alias | None, new: Alias
 ) -> list[tuple[Sequence[str], Any]]:
-    """The changes to the document that point an alias to a version; none if it is there already."""
-    new = moved(current, version, forced=forced, back=back)
+    """The changes to the document that make an alias the `new` one; none if it is that already."""
     if new == current:
         return []
     path = ("models", name, "aliases", alias)

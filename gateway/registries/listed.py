@@ -14,22 +14,25 @@ from urllib.parse import urlsplit
 from gateway.names import InvalidReference, Reference, check_name
 from gateway.registries.base import (
     Alias,
-    AskedByName,
+    Finding,
     Model,
+    Move,
     ReadOnly,
     Registry,
     RegistryError,
     Snapshot,
     Version,
+    Whole,
 )
 
 ALIAS = "champion"
 
 
-class ListedModels(ReadOnly):
+class ListedModels(Whole, ReadOnly):
     """A registry of model directories (paths or URLs). Raises RegistryError for one that cannot be meant."""
 
     poll_interval = 3600.0
+    lasting = False  # whoever names a directory may save another model there, and serve again
     why_not = "the models were named on the command line; a registry can be moved: gateway push"
 
     def __init__(self, sources: Sequence[str]) -> None:
@@ -54,7 +57,8 @@ class ListedModels(ReadOnly):
 
 
 class Subset:
-    """Some names of another registry; writing goes to that one."""
+    """Some names of another registry, which is the one that is written to. Other names are asked for in
+    vain."""
 
     def __init__(self, registry: Registry, names: Sequence[str]) -> None:
         self._registry = registry
@@ -63,6 +67,12 @@ class Subset:
         self.identity = registry.identity
         self.target = registry.target
         self.poll_interval = registry.poll_interval
+        self.partial = registry.partial
+        self.lasting = registry.lasting
+        self.forget = registry.forget
+        self.why_not_writable = registry.why_not_writable
+        self.record_digest = registry.record_digest
+        self.record_status = registry.record_status
         self.add_version = registry.add_version
         self.close = registry.close
 
@@ -73,24 +83,31 @@ class Subset:
     def read(self) -> Snapshot:
         return self._narrowed(self._registry.read())
 
-    def set_alias(
-        self,
-        name: str,
-        alias: str,
-        version: str,
-        *,
-        expect: str | None = None,
-        absent: bool = False,
-        forced: bool = False,
-        back: bool = False,
-    ) -> Snapshot:
-        moved = self._registry.set_alias(
-            name, alias, version, expect=expect, absent=absent, forced=forced, back=back
-        )
-        return self._narrowed(moved)
+    def find(self, reference: Reference) -> Snapshot:
+        if self.partial and reference.name not in self._names:
+            known = self.known()
+            return Snapshot({}, "") if known is None else known
+        return self._narrowed(self._registry.find(reference))
+
+    def known(self) -> Snapshot | None:
+        known = self._registry.known()
+        return None if known is None else self._narrowed(known)
+
+    def listing(self, name: str | None = None) -> Snapshot:
+        return self._narrowed(self._registry.listing(name))
+
+    def resume(self, snapshot: Snapshot) -> None:
+        self._registry.resume(self._narrowed(snapshot))
+
+    def move(self, move: Move) -> Snapshot:
+        return self._narrowed(self._registry.move(move))
 
     def delete_alias(self, name: str, alias: str) -> Snapshot:
         return self._narrowed(self._registry.delete_alias(name, alias))
+
+    def record(self, finding: Finding) -> Snapshot | None:
+        recorded = self._registry.record(finding)
+        return None if recorded is None else self._narrowed(recorded)
 
     def _narrowed(self, snapshot: Snapshot) -> Snapshot:
         # Asked by name: a large registry makes a model of what is looked at, and of nothing else.
@@ -99,37 +116,12 @@ class Subset:
         return Snapshot(models, f"{snapshot.stamp} of {self._names_stamp}")
 
 
-class SubsetByName(Subset):
-    """The same of a registry that is asked by name: other names are asked for in vain."""
-
-    def __init__(self, registry: Registry, names: Sequence[str]) -> None:
-        super().__init__(registry, names)
-        assert isinstance(registry, AskedByName)
-        self._asked = registry
-        self.forget = registry.forget
-        self.record_digest = registry.record_digest
-        self.record_status = registry.record_status
-
-    def find(self, reference: Reference) -> None:
-        if reference.name in self._names:
-            self._asked.find(reference)
-
-    def known(self) -> Snapshot:
-        return self._narrowed(self._asked.known())
-
-    def resume(self, snapshot: Snapshot) -> None:
-        self._asked.resume(self._narrowed(snapshot))
-
-    def listing(self, name: str | None = None) -> Snapshot:
-        return self._narrowed(self._asked.listing(name))
-
-
 def _located(source: str) -> tuple[str, str]:
     parts = urlsplit(source)
     local = not parts.scheme or parts.scheme == "file" or len(parts.scheme) == 1
     place = str(Path(parts.path if parts.scheme == "file" else source).absolute()) if local else source
     if local and not Path(place, "MLmodel").is_file():
-        raise RegistryError(f"{source} is no model directory: it holds no file MLmodel")
+        raise RegistryError(f"{source} is not a model directory: it has no MLmodel file")
     name = place.rstrip("/").rpartition("/")[2]
     try:
         return check_name(name), place

@@ -29,7 +29,9 @@ from gateway.names import InvalidReference, Reference, check_alias, check_name, 
 from gateway.registries import mlflow_answers as answers
 from gateway.registries.base import (
     Alias,
+    Finding,
     Model,
+    Move,
     NotInRegistry,
     PreconditionFailed,
     RegistryError,
@@ -37,9 +39,9 @@ from gateway.registries.base import (
     RegistryUnavailable,
     Snapshot,
     Version,
-    expect_alias,
+    find_alias,
     key,
-    moved,
+    resolve,
 )
 from gateway.registries.mlflow_client import MLflowClient, MLflowError, MLflowUnavailable
 from loaders import package as packages
@@ -49,6 +51,7 @@ log = logging.getLogger("gateway.registries.mlflow")
 DIGEST_TAG: Final = "gateway.digest"
 ALIAS_TAG: Final = "gateway.alias."
 STATUS_TAG: Final = "gateway.status."
+VERDICT_TAG: Final = "gateway.verdict."
 #: How many models are asked for at once when all in use are.
 AT_ONCE: Final = 4
 LISTED: Final = 1000
@@ -61,7 +64,7 @@ class _Unavailable(RegistryUnavailable):
     """`reached`: somebody answered, so that another question may fare better."""
 
     def __init__(self, error: MLflowUnavailable) -> None:
-        super().__init__(str(error))
+        super().__init__(str(error), error.retry_after)
         self.reached = error.reached
 
 
@@ -78,7 +81,7 @@ class _Known:
 class MLflowRegistry:
     """A tracking server: `http(s)://HOST[:PORT][/PATH]` or `mlflow+http(s)://…`.
 
-    See `Registry` and `AskedByName`. Where MLFLOW_REGISTRY_URI names it and MLFLOW_TRACKING_URI another
+    See `Registry`. Where MLFLOW_REGISTRY_URI names it and MLFLOW_TRACKING_URI another
     server, runs, logged models and proxied files are asked for there. `stages`: MLflow's stages answer as
     aliases of their name. `tagging`: digests of first fetches are written back. `digests`: versions without
     one are asked for again and again. Raises RegistryError.
@@ -86,6 +89,8 @@ class MLflowRegistry:
 
     poll_interval = 5.0
     writable = True
+    partial = True
+    lasting = True
 
     def __init__(
         self,
@@ -122,6 +127,9 @@ class MLflowRegistry:
 
     # Reading.
 
+    def why_not_writable(self) -> str | None:
+        return None
+
     def read(self) -> Snapshot:
         names = list(self._names)
         if not names:  # nothing to ask for: is it there, and does it let us in?
@@ -147,7 +155,7 @@ class MLflowRegistry:
             return error
         return None
 
-    def find(self, reference: Reference) -> None:
+    def find(self, reference: Reference) -> Snapshot:
         if reference.name:
             self._refresh(reference.name, reference.version)
         elif key(reference) not in self._fixed:
@@ -156,6 +164,7 @@ class MLflowRegistry:
                 with self._lock:
                     self._fixed[found.name] = Model(found.name, {found.version: found}, {})
                     self._changes += 1
+        return self.known()
 
     def known(self) -> Snapshot:
         with self._lock:
@@ -230,6 +239,10 @@ class MLflowRegistry:
             if (version := self._version(name, number)) is not None:
                 versions[number] = version
         tags = answers.tags(registered)
+        for alias, entry in aliases.items():
+            version = versions.get(entry.version)
+            told = None if version is None else version.tags.get(VERDICT_TAG + alias)
+            aliases[alias] = answers.with_verdict(entry, tags.get(ALIAS_TAG + alias), told)
         self._keep(
             name, _Known(Model(name, versions, aliases, answers.rollout(name, tags)), created, order), order
         )
@@ -363,43 +376,47 @@ class MLflowRegistry:
 
     # Writing.
 
-    def set_alias(
-        self,
-        name: str,
-        alias: str,
-        version: str,
-        *,
-        expect: str | None = None,
-        absent: bool = False,
-        forced: bool = False,
-        back: bool = False,
-    ) -> Snapshot:
+    def move(self, move: Move) -> Snapshot:
         """MLflow has no precondition: this reads, writes and reads back."""
-        check_alias(alias)
-        self._refresh(name, version)
-        model = self._model(name)
-        if version not in model.versions:
-            raise NotInRegistry("VERSION_NOT_FOUND", f"{name} has no version {version}")
-        current = model.aliases.get(alias)
-        expect_alias(f"{name}@{alias}", current, expect, absent=absent)
-        new = moved(current, version, forced=forced, back=back)
+        name, alias = move.name, check_alias(move.alias)
+        resolve(self.find(Reference(name, version=move.version)), Reference(name, version=move.version))
+        current = self._model(name).aliases.get(alias)
+        new = move.applied(current)
         if new == current:
             return self.known()
         self._write_past(name, alias, new)
-        self._write("POST", "registered-models/alias", {"name": name, "alias": alias, "version": version})
+        self._write(
+            "POST", "registered-models/alias", {"name": name, "alias": alias, "version": move.version}
+        )
+        if current is not None and current.verdict is not None:
+            values = {"name": name, "version": current.version, "key": VERDICT_TAG + alias}
+            self._tried("DELETE", "model-versions/delete-tag", values)
         self._refresh(name)
         stands = self._model(name).aliases.get(alias)
-        if stands is None or stands.version != version:
+        if stands is None or stands.version != move.version:
             now = None if stands is None else stands.version
-            raise PreconditionFailed(f"{name}@{alias} was moved to {now} by somebody else meanwhile", now)
+            raise PreconditionFailed(f"{move} was moved to {now} by another writer meanwhile", now)
+        return self.known()
+
+    def record(self, finding: Finding) -> Snapshot | None:
+        name, alias = finding.name, finding.alias
+        if ":" in name:
+            return None
+        self._refresh(name)
+        known = self._names.get(name)
+        current = None if known is None else known.model.aliases.get(alias)
+        new = finding.applied(current)
+        if new is None or new == current:
+            return self.known()
+        self._write_past(name, alias, new)
+        if new.verdict is not None and (current is None or new.verdict != current.verdict):
+            self._tag(name, finding.version, VERDICT_TAG + alias, json.dumps(new.verdict.to_json())[:5000])
+        self._refresh(name)
         return self.known()
 
     def delete_alias(self, name: str, alias: str) -> Snapshot:
         self._refresh(name)
-        model = self._model(name)
-        if alias not in model.aliases:
-            hint = f"aliases of {name}: {', '.join(sorted(model.aliases)) or 'none'}"
-            raise NotInRegistry("ALIAS_NOT_FOUND", f"{name} has no alias {alias}", hint)
+        find_alias(self.known(), name, alias)
         self._write("DELETE", "registered-models/alias", {"name": name, "alias": alias})
         with self._lock:  # also one that was kept because its version is gone
             known = self._names[name]
@@ -407,11 +424,7 @@ class MLflowRegistry:
             kept = Model(name, known.model.versions, left, known.model.rollout)
             self._names[name] = _Known(kept, known.created, known.order)
             self._changes += 1
-        try:
-            values = {"name": name, "key": ALIAS_TAG + alias}
-            self._call("DELETE", "registered-models/delete-tag", values)
-        except (MLflowError, RegistryUnavailable) as error:
-            log.debug("the tag of %s@%s stays: %s", name, alias, error)
+        self._tried("DELETE", "registered-models/delete-tag", {"name": name, "key": ALIAS_TAG + alias})
         self._refresh(name)
         return self.known()
 
@@ -438,7 +451,7 @@ class MLflowRegistry:
         if number not in self._model(name).versions:
             raise RegistryUnavailable(f"{self.target} does not show version {number} of {name} as ready")
         if alias is not None:
-            self.set_alias(name, alias, number)
+            self.move(Move(name, alias, number))
         return self._model(name).versions[number]
 
     def record_digest(self, version: Version, digest: str) -> None:
@@ -456,10 +469,14 @@ class MLflowRegistry:
 
     def _tag(self, name: str, version: str, tag: str, value: str) -> None:
         values = {"name": name, "version": version, "key": tag, "value": value}
+        self._tried("POST", "model-versions/set-tag", values)
+
+    def _tried(self, method: str, path: str, values: Mapping[str, Any]) -> None:
+        """A write that nothing depends on: a failure goes to the log."""
         try:
-            self._call("POST", "model-versions/set-tag", values)
+            self._call(method, path, values)
         except (MLflowError, RegistryUnavailable) as error:
-            log.info("the tag %s of %s/%s is not written: %s", tag, name, version, error)
+            log.info("the tag %s of %s is not written: %s", values["key"], values["name"], error)
 
     def _model(self, name: str) -> Model:
         known = self._names.get(name)
@@ -522,7 +539,9 @@ class MLflowRegistry:
             raise RegistryError(f"{package} changed while it was copied: {digest} became {found}")
 
     def _write_past(self, name: str, alias: str, new: Alias) -> None:
-        value = {"version": new.version, "previous": list(new.previous), "forced": new.forced}
+        value: dict[str, Any] = {"version": new.version, "previous": list(new.previous), "forced": new.forced}
+        value["last_good"] = new.last_good
+        value["verdict"] = None if new.verdict is None else new.verdict.to_json()
         tag = {"name": name, "key": ALIAS_TAG + alias, "value": json.dumps(value)}
         try:
             self._write("POST", "registered-models/set-tag", tag)

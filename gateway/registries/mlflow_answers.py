@@ -9,11 +9,12 @@ import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from gateway.names import InvalidReference, check_version
-from gateway.registries.base import MAX_PREVIOUS, Alias
+from gateway.registries.base import MAX_PREVIOUS, Alias, Verdict
 
 log = logging.getLogger("gateway.registries.mlflow")
 
@@ -21,19 +22,39 @@ ROLLOUT_TAG: Final = "gateway.rollout"
 
 
 def with_past(version: str, tag: str | None) -> Alias:
-    """An alias with what was written beside it, as far as that still fits: MLflow's own clients move aliases
-    and know nothing of it."""
+    """An alias with what the gateway wrote in its tag, as far as that still applies: MLflow's own clients
+    move aliases and do not change the tag."""
+    past = _past(tag)
     try:
-        past = json.loads(tag or "{}")
-        stood = str(past["version"])
+        stood = check_version(str(past["version"]))
         previous = tuple(check_version(str(number)) for number in past.get("previous", ()))
-    except (ValueError, TypeError, KeyError, AttributeError, InvalidReference):
+        last_good = None if past.get("last_good") is None else check_version(str(past["last_good"]))
+    except (TypeError, KeyError, InvalidReference):
         return Alias(version)
     if stood == version:
-        return Alias(version, previous, forced=past.get("forced") is True)
+        return Alias(version, previous, last_good, past.get("forced") is True)
     if version in previous:
-        return Alias(version, previous[previous.index(version) + 1 :])
-    return Alias(version, (stood, *previous)[:MAX_PREVIOUS])
+        return Alias(version, previous[previous.index(version) + 1 :], last_good)
+    if Verdict.from_json(past.get("verdict")) is None:  # a version that was refused has not served
+        previous = (stood, *previous)
+    return Alias(version, previous[:MAX_PREVIOUS], last_good)
+
+
+def with_verdict(alias: Alias, tag: str | None, told: str | None) -> Alias:
+    """The alias with the verdict on its version. Its tag decides where it is about that version: it is read
+    at every poll. Else `told`, the version's own tag, which is read once."""
+    past = _past(tag)
+    if str(past.get("version")) == alias.version and "verdict" in past:
+        return replace(alias, verdict=Verdict.from_json(past["verdict"]))
+    return replace(alias, verdict=Verdict.from_json(_past(told)))
+
+
+def _past(tag: str | None) -> dict[str, Any]:
+    try:
+        past = json.loads(tag or "{}")
+    except ValueError:
+        return {}
+    return past if isinstance(past, dict) else {}
 
 
 def rollout(name: str, tags: Mapping[str, str]) -> Mapping[str, Any]:

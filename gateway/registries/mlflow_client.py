@@ -11,7 +11,6 @@ import configparser
 import contextlib
 import json
 import os
-import random
 import re
 import socket
 import ssl
@@ -24,7 +23,7 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 import httpx
 
-from gateway import tracing
+from gateway import backoff, tracing
 
 #: Of one call, retries included, in seconds; MLFLOW_HTTP_REQUEST_TIMEOUT sets another.
 DEADLINE: Final = 10.0
@@ -44,10 +43,13 @@ _ARTIFACTS: Final = "api/2.0/mlflow-artifacts/artifacts"
 class MLflowError(Exception):
     """The server refused a call. `code` is its error_code, `status` that of HTTP."""
 
-    def __init__(self, message: str, code: str = "", status: int = 0) -> None:
+    def __init__(
+        self, message: str, code: str = "", status: int = 0, retry_after: float | None = None
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.status = status
+        self.retry_after = retry_after
 
     @property
     def absent(self) -> bool:
@@ -59,8 +61,10 @@ class MLflowUnavailable(MLflowError):
     """No answer, or none that MLflow gives: nothing may be concluded from it. `reached`: somebody did answer,
     so that another question may fare better."""
 
-    def __init__(self, message: str, *, status: int = 0, reached: bool = False) -> None:
-        super().__init__(message, status=status)
+    def __init__(
+        self, message: str, *, status: int = 0, reached: bool = False, retry_after: float | None = None
+    ) -> None:
+        super().__init__(message, status=status, retry_after=retry_after)
         self.reached = reached
 
 
@@ -82,7 +86,7 @@ class MLflowClient:
         environ = os.environ if environ is None else environ
         parts = urlsplit(target.removeprefix("mlflow+"))
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"{target} is no MLflow server: write http(s)://HOST[:PORT][/PATH]")
+            raise ValueError(f"{target} is not an MLflow server: write http(s)://HOST[:PORT][/PATH]")
         host = parts.netloc.rpartition("@")[2]
         self.base = urlunsplit((parts.scheme, host, parts.path.rstrip("/"), "", ""))
         self.host = parts.hostname
@@ -115,18 +119,18 @@ class MLflowClient:
         body. Returns the answer's object. Raises MLflowError, MLflowUnavailable."""
         until = self._clock() + self._deadline
         left = self._retries if retries is None else retries
-        pause = 0.2
+        tried = 0
         while True:
             try:
                 return self._asked(method, path, values, until)
             except MLflowUnavailable as error:
                 again = _RETRIED if method == "GET" else _RETRIED_WRITES
-                wait = pause * random.uniform(0.5, 1.0)
+                tried += 1
+                wait = backoff.pause(tried, first=0.2, longest=self._deadline, asked=error.retry_after)
                 retry = error.status in again or (method == "GET" and not error.status)
                 if not retry or left <= 0 or self._clock() + wait >= until:
                     raise
             left -= 1
-            pause *= 2
             self._pause(wait)
 
     def _asked(
@@ -270,7 +274,8 @@ class MLflowClient:
             message = str(answer.get("message") or code) if isinstance(answer, dict) else code
             return MLflowError(message[:500], code, status)
         what = f"answered {status}" if status != 200 else "gave an answer that is not MLflow's"
-        return MLflowUnavailable(f"{self.base} {what}", status=status, reached=True)
+        asked = backoff.retry_after(response.headers.get("retry-after"))
+        return MLflowUnavailable(f"{self.base} {what}", status=status, reached=True, retry_after=asked)
 
     def _http(self) -> httpx.Client:
         with self._lock:

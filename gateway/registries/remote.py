@@ -15,7 +15,7 @@ from urllib.parse import urlsplit, urlunsplit
 import fsspec
 import httpx
 
-from gateway import tracing
+from gateway import backoff, tracing
 from gateway.artifacts.stores import asked
 from gateway.registries import document
 from gateway.registries.base import (
@@ -24,6 +24,7 @@ from gateway.registries.base import (
     RegistryInvalid,
     RegistryUnavailable,
     Snapshot,
+    Whole,
 )
 
 TIMEOUT: Final = 10.0
@@ -31,7 +32,7 @@ DEADLINE: Final = 30.0
 MAX_BYTES: Final = 512 * 1024**2
 
 
-class RemoteRegistry(ReadOnly):
+class RemoteRegistry(Whole, ReadOnly):
     """The document at a URL. Credentials in the URL of an HTTP server are used and not shown. Raises
     RegistryError for a scheme that cannot be read here."""
 
@@ -96,7 +97,8 @@ class RemoteRegistry(ReadOnly):
                 if response.status_code == 304 and headers:
                     return None
                 if response.status_code != 200:
-                    raise RegistryUnavailable(f"{self.target} answered {response.status_code}")
+                    asked = backoff.retry_after(response.headers.get("retry-after"))
+                    raise RegistryUnavailable(f"{self.target} answered {response.status_code}", asked)
                 chunks, size = [], 0
                 for chunk in response.iter_bytes():
                     chunks.append(chunk)

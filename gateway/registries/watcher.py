@@ -1,6 +1,7 @@
-"""The registry, looked at again and again: what it says goes to the aliases, what it fails to say does not.
+"""The registry, read at intervals: its content goes to the aliases.
 
-A registry that cannot be read, or that is not valid, changes nothing: the last valid snapshot stays.
+A registry that cannot be read, or that is not valid, changes nothing: the last valid snapshot stays, and the
+reads become rarer until one succeeds. Only the watcher knows that some registries are asked name by name.
 Knows no member of the registry family and nothing of what the snapshot is used for.
 """
 
@@ -17,24 +18,27 @@ from typing import Any, TypeVar
 
 from cachetools import TTLCache
 
+from gateway import backoff
 from gateway.errors import Problem, pathless
 from gateway.events import Emit, RegistryFailed, RegistryRead
 from gateway.names import Reference
-from gateway.registries.base import AskedByName, Registry, RegistryError, Snapshot, key
+from gateway.registries.base import NotInRegistry, Registry, RegistryError, Snapshot, key, resolve
 
 #: What was not there, or could not be asked for, is not asked for again for so many seconds.
 FORGET_ABSENT = 2.0
+#: The longest pause between reads of a registry that fails, in seconds, unless it asks for a longer one.
+LONGEST_PAUSE = 60.0
 log = logging.getLogger("gateway.watch")
 
-#: A name that nobody has asked for in so many seconds, and of which nothing is loaded, is polled no more:
-#: else a client that once asked for every model of a large server would cost a call for each at every poll.
-#: An hour outlasts the pauses of most traffic; a later request asks once more, which a cold load hides.
+#: A name that was not used for so many seconds, and of which nothing is loaded, is no longer polled: else a
+#: client that once asked for every model of a large server would cost a call for each at every poll.
+#: An hour is longer than the pauses of most traffic; a later request asks again, which a cold load hides.
 FORGET_UNUSED = 3600.0
 
 #: Questions for single names that are under way at once, and that may wait.
 QUESTIONS = 4
 QUESTIONS_WAITING = 256
-#: A poll comes up to this share early, so that a fleet does not ask in step.
+#: A poll comes up to this share early, so that many gateways do not ask in step.
 JITTER = 0.2
 _UNASKED = object()
 T = TypeVar("T")
@@ -43,8 +47,8 @@ T = TypeVar("T")
 class Watch:
     """`apply` is given every changed snapshot and who moved it; `remember` saves it for a restart.
 
-    Of a registry that is asked by name, `in_use` says which names are used without being asked for, and
-    `forget` is told those that were not for `FORGET_UNUSED`, before a snapshot comes without them.
+    Of a registry that is asked name by name, `in_use` says which names are used without being asked for, and
+    `forget` is told those that were not used for `FORGET_UNUSED`, before a snapshot comes without them.
     """
 
     def __init__(
@@ -73,10 +77,13 @@ class Watch:
         self._stamp: str | None = None
         self._read_at: float | None = None
         self._error: str | None = None
+        self._failure: RegistryError | None = None
         self._looking: asyncio.Task[None] | None = None
         self._writes = 0
         self._chance = random.Random()
-        self._by_name = registry if isinstance(registry, AskedByName) else None
+        self._failures = 0
+        #: Until when (on `clock`) a registry that failed is left alone.
+        self._paused_until = -float("inf")
         self._asking: dict[Reference, asyncio.Task[None]] = {}
         self._turns = asyncio.Semaphore(QUESTIONS)
         self._absent: TTLCache[Reference | str, Problem | None] = TTLCache(10_000, FORGET_ABSENT, clock)
@@ -114,75 +121,118 @@ class Watch:
 
     async def look(self) -> None:
         """Reads the registry now; simultaneous callers share one read. Raises REGISTRY_UNAVAILABLE."""
-        if self._looking is None:
-            self._looking = asyncio.get_running_loop().create_task(self._look())
-        await asyncio.wait({self._looking})
+        await asyncio.wait({self.looking()})
         if self._error is not None:
-            raise Problem("REGISTRY_UNAVAILABLE", pathless(self._error), retry_after=self._interval)
+            raise self._unavailable()
 
-    async def _look(self) -> None:
+    def looking(self, *, quiet: bool = False) -> asyncio.Task[None]:
+        """The read that is under way, begun now if there is none. `quiet`: the caller says what fails."""
+        if self._looking is None:
+            self._looking = asyncio.get_running_loop().create_task(self._look(quiet))
+        return self._looking
+
+    @property
+    def failure(self) -> RegistryError | None:
+        """Why the last read failed; None: it did not, or there was none."""
+        return self._failure
+
+    def _unavailable(self) -> Problem:
+        pause = max(self._interval, self._paused_until - self._clock())
+        return Problem("REGISTRY_UNAVAILABLE", pathless(self._error or "not read yet"), retry_after=pause)
+
+    async def _look(self, quiet: bool) -> None:
         try:
             while True:
                 writes = self._writes
                 snapshot = await self._blocking(self._registry.read)
-                if self._by_name is not None:
-                    self._forget_unused(self._by_name)
-                    snapshot = self._by_name.known()  # with what was found meanwhile
+                if self._registry.partial:
+                    self._forget_unused()
+                    snapshot = self._registry.known() or snapshot  # with what was found meanwhile
                     break
                 if writes == self._writes:
                     break
                 # Something newer came while this was read: what was read may be older than that.
         except RegistryError as error:
-            if str(error) != self._error:
-                self._emit(RegistryFailed(str(error)))
-            self._error = str(error)
+            self._failed(error, quiet=quiet)
+            self._error, self._failure = str(error), error
         except Exception as error:
             # A bug in reading must be seen as what it is, and must not look like a registry without news.
             log.exception("the registry could not be read")
             self._error = f"the registry could not be read: {type(error).__name__}"
+            self._failed(RegistryError(self._error))
         else:
             self._read_at = self._clock()
-            self._error = None
-            self._emit(RegistryRead(len(snapshot.models), snapshot.stamp != self._stamp))
+            recovered = self._error is not None
+            self._error = self._failure = None
+            self._failures, self._paused_until = 0, -float("inf")
+            changed = snapshot.stamp != self._stamp
+            self._emit(RegistryRead(len(snapshot.models), changed, recovered))
             self._take(snapshot, "registry")
         finally:
             self._looking = None
 
-    def _forget_unused(self, registry: AskedByName) -> None:
-        """In one turn of the loop with taking the snapshot: nobody can ask for a name in between."""
+    def _failed(self, error: RegistryError, *, quiet: bool = False) -> None:
+        """Counts a failure, and decides how long the registry is left alone."""
+        self._failures += 1
+        pause = backoff.pause(
+            self._failures,
+            first=self._interval,
+            longest=max(LONGEST_PAUSE, self._interval),
+            asked=getattr(error, "retry_after", None),
+            chance=self._chance,
+        )
+        self._paused_until = max(self._paused_until, self._clock() + pause)
+        self._emit(RegistryFailed(str(error), repeated=quiet or str(error) == self._error))
+
+    def _forget_unused(self) -> None:
+        """In the same turn of the loop as taking the snapshot: nothing can ask for a name in between."""
         now = self._clock()
         used = self._in_use()
-        known = registry.known().models
-        self._used = {name: now if name in used else self._used.get(name, now) for name in known}
+        known = self._registry.known()
+        names = () if known is None else known.models
+        self._used = {name: now if name in used else self._used.get(name, now) for name in names}
         unused = {name for name, at in self._used.items() if now - at > FORGET_UNUSED}
         if unused:
-            log.info("%d models are not followed any more: nobody has asked for them in a while", len(unused))
-            registry.forget(unused)
+            log.info("stopped following %d models: not used for %.0f s", len(unused), FORGET_UNUSED)
+            self._registry.forget(unused)
             self._forget(unused)
 
     async def ask(self, reference: Reference) -> None:
-        """What the registry says of one name now: before something is done with it, or because something has
+        """Asks the registry about one name now: before something is done with it, or because something has
         happened to it. Raises REGISTRY_UNAVAILABLE."""
-        if self._by_name is None:
-            await self.look()
+        if self._registry.partial:
+            await self._ask(reference)
         else:
-            await self._ask(reference, self._by_name)
+            await self.look()
+
+    async def ensure(self, reference: Reference, snapshot: Snapshot) -> None:
+        """Asks for what `snapshot` lacks. Raises REGISTRY_UNAVAILABLE."""
+        try:
+            resolve(snapshot, reference)
+        except NotInRegistry:
+            await self.find(reference)
 
     async def find(self, reference: Reference) -> bool:
-        """Asks for what the last snapshot lacks. Whether that was worth doing: a registry that is read whole
-        has said it all, and what was not there a moment ago is not asked for again. (A version may have been
-        registered just now: that is always asked for.) Raises REGISTRY_UNAVAILABLE."""
-        if self._by_name is None:
+        """Asks for what the last snapshot lacks. Returns whether that was worth doing: a registry that is
+        read whole has said it all, and what was not there a moment ago is not asked for again. (A version may
+        have been registered just now: that is always asked for.) Raises REGISTRY_UNAVAILABLE."""
+        if not self._registry.partial:
+            if not self.seen:
+                raise self._unavailable()
             return False
-        known = key(reference) in self._by_name.known().models
+        snapshot = self._registry.known()
+        known = snapshot is not None and key(reference) in snapshot.models
         what = reference if known else key(reference)
         remembered = self._absent.get(what, _UNASKED)
         if isinstance(remembered, Problem):
             raise remembered.again()
         if remembered is None and not (known and reference.version is not None):
             return False
+        if (pause := self._paused_until - self._clock()) > 0:
+            # It asked to be left alone, or does not answer: more questions would not help it.
+            raise Problem("REGISTRY_UNAVAILABLE", "the registry cannot be asked now", retry_after=pause)
         try:
-            await self._ask(reference, self._by_name)
+            await self._ask(reference)
         except Problem as problem:
             self._absent[what] = problem
             raise
@@ -190,13 +240,13 @@ class Watch:
         self._absent[what] = None
         return True
 
-    async def _ask(self, reference: Reference, registry: AskedByName) -> None:
+    async def _ask(self, reference: Reference) -> None:
         """Simultaneous callers with one question share the answer."""
         task = self._asking.get(reference)
         if task is None:
             if len(self._asking) >= QUESTIONS_WAITING:
                 raise Problem("REGISTRY_UNAVAILABLE", "too many names are being asked for", retry_after=1)
-            task = asyncio.get_running_loop().create_task(self._answered(reference, registry))
+            task = asyncio.get_running_loop().create_task(self._answered(reference))
             self._asking[reference] = task
             task.add_done_callback(lambda _: self._asking.pop(reference, None))
         await asyncio.wait({task})
@@ -204,27 +254,38 @@ class Watch:
         if error is not None:
             raise error.again() if isinstance(error, Problem) else error
 
-    async def _answered(self, reference: Reference, registry: AskedByName) -> None:
+    async def _answered(self, reference: Reference) -> None:
         async with self._turns:
             try:
-                await self._blocking(registry.find, reference)
+                snapshot = await self._blocking(self._registry.find, reference)
             except RegistryError as error:
-                # Anybody may ask for a name: where the registry lies is not for all to know.
+                self._emit(RegistryFailed(f"asked for {reference}: {error}", repeated=True))
+                asked = getattr(error, "retry_after", None)
+                if asked is not None:
+                    self._paused_until = max(
+                        self._paused_until, self._clock() + backoff.pause(1, asked=asked)
+                    )
+                # Anybody may ask for a name: where the registry is must not be told to all.
                 log.warning("the registry could not be asked for %s: %s", reference, error)
                 message = "the registry cannot be asked now"
-                raise Problem("REGISTRY_UNAVAILABLE", message, retry_after=1) from None
+                raise Problem("REGISTRY_UNAVAILABLE", message, retry_after=asked or 1) from None
         self._used[key(reference)] = self._clock()
-        self.take(registry.known(), "registry")
+        self.take(snapshot, "registry")
 
     async def _blocking(self, function: Callable[..., T], *args: object) -> T:
-        """In a thread, for whom it is done here: what is asked because of a request carries its trace."""
+        """Calls in a thread, with the context of the caller: what is asked because of a request carries its
+        trace."""
         run = copy_context().run
         return await asyncio.get_running_loop().run_in_executor(self._io, run, function, *args)
 
     async def run(self) -> None:
-        """Looks forever, a little early each time."""
+        """Reads the registry again and again: a little early each time, the first time anywhere within the
+        interval (many gateways may have started at once), later and later while it fails."""
+        share = self._chance.random()
         while True:
-            await asyncio.sleep(self._interval * self._chance.uniform(1 - JITTER, 1.0))
+            pause = max(self._interval * share, self._paused_until - self._clock())
+            await asyncio.sleep(pause)
+            share = self._chance.uniform(1 - JITTER, 1.0)
             try:
                 await self.look()
             except Problem:

@@ -1,8 +1,9 @@
-"""Aliases: what the registry wants, what answers here, what has proved itself; and what makes them agree.
+"""Aliases: which version the registry wants, which one answers here, which one has proved itself; and the
+reconciler that makes them agree.
 
 Three facts, never mixed. *desired* is what the registry says. *serving* is what requests get. *last
-good* is the version that has answered last, and survives restarts. One reconciler per alias moves
-serving towards desired: a swap, a rollback, an outage and a restart are the same motion.
+good* is the version that has answered last; it survives restarts. One reconciler per alias moves
+serving towards desired: a swap, a rollback, an outage and a restart all work this way.
 
     desired moves ──► generation + 1 ──► gates (fetch, digest, format, signature, load, warm-up)
                                            │ refused: serving stays, error shown, try again later
@@ -12,9 +13,11 @@ serving towards desired: a swap, a rollback, an outage and a restart are the sam
                                            ▼
                                    serving = desired        (one assignment)
 
-An alias whose model is not loaded moves lazily: the first request takes it through the same gates.
+An alias whose model is not loaded moves lazily: the first request takes it through the same gates. What one
+gateway finds out (a refusal, the last good version) is written where the registry can be written, so that
+every gateway knows it; `found_out` passes it on.
 
-All of it runs on the event loop. This module knows versions and leases, and nothing of HTTP, processes
+All of it runs on the event loop. This module knows versions and leases; it must not know HTTP, processes
 or files.
 """
 
@@ -24,76 +27,31 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import NamedTuple
 
+from cachetools import LRUCache
+
+from gateway import backoff
 from gateway.errors import Problem
-from gateway.events import Emit, Swapped, SwapRefused
+from gateway.events import AliasDeleted, Emit, Swapped, SwapRefused
 from gateway.names import Reference
-from gateway.registries.base import Model, NotInRegistry, Snapshot, Version, resolve
-from gateway.rollouts.gates import refusals
-from gateway.serving.failures import backoff
-from gateway.serving.manager import Lease, Manager
-from gateway.settings import Rollout
+from gateway.registries import base
+from gateway.registries.base import Finding, Snapshot, Version, find_alias, resolve
+from gateway.rollouts import records
+from gateway.rollouts.alias import Alias, Attempt, Memory
+from gateway.rollouts.gates import Gates, Passed
+from gateway.rollouts.lingering import Lingering
+from gateway.rollouts.records import Record
+from gateway.serving.manager import Manager
 from gateway.state import HISTORY_KEPT, Served
-
-if TYPE_CHECKING:
-    from gateway.artifacts.packages import Prepared
 
 log = logging.getLogger("gateway.aliases")
 
-#: How long a replaced version stays loaded for an instant way back, in seconds.
-LINGER = 60.0
-SHOWN_HISTORY = 20
+#: Refused promotions of aliases that do not exist and deleted aliases: so many are remembered.
+ATTEMPTS_KEPT = 1000
 #: A load that ended so was stopped from outside: the version was not refused.
 _INTERRUPTED = frozenset({"MODEL_LOADING", "SHUTTING_DOWN"})
-
-
-class Memory(Protocol):
-    """What of an alias survives a restart. Calls return at once; writing happens elsewhere."""
-
-    def last_good(self, name: str, alias: str) -> str | None: ...
-
-    def history(self, name: str, alias: str) -> list[Served]: ...
-
-    def save_last_good(self, name: str, alias: str, version: str) -> None: ...
-
-    def begin_serving(self, name: str, alias: str, served: Served) -> None: ...
-
-    def end_serving(self, name: str, alias: str, ended: float, reason: str) -> None: ...
-
-
-@dataclass(slots=True, eq=False)
-class Alias:
-    """One alias here. `generation` counts the moves of `desired`; `since` is the unix time of `phase`."""
-
-    name: str
-    alias: str
-    desired: Version | None = None
-    serving: Version | None = None
-    last_good: Version | None = None
-    forced: bool = False
-    generation: int = 0
-    phase: str = "unloaded"
-    error: str | None = None
-    since: float = 0.0
-    moved_by: str = "registry"
-    history: list[Served] = field(default_factory=list)
-    #: The reconciler's task, and a future for the end of its present attempt.
-    task: asyncio.Task[None] | None = None
-    waiting: int = 0
-    attempt: asyncio.Future[None] | None = None
-    moved: asyncio.Event = field(default_factory=asyncio.Event)
-    refusal: Problem | None = None
-
-    @property
-    def diverged(self) -> bool:
-        return self.serving is not None and self.serving != self.desired
-
-    def __repr__(self) -> str:
-        facts = f"desired {_number(self.desired)}, serving {_number(self.serving)}, {self.phase}"
-        return f"<Alias {self.name}@{self.alias} {facts}>"
 
 
 class Target(NamedTuple):
@@ -104,36 +62,40 @@ class Target(NamedTuple):
 
 
 class Aliases:
-    """`policy` gives a model's rollout policy; `prepare` reads a version's package without loading it."""
+    """`gates` decide about versions; `found_out` passes on what every gateway should know; `grace`: seconds
+    for which a deleted alias of a model goes on answering."""
 
     def __init__(
         self,
         manager: Manager,
+        gates: Gates,
         *,
-        prepare: Callable[[Version], Awaitable[Prepared]],
         memory: Memory,
         default_alias: Sequence[str] = ("champion",),
         max_waiting: int = 1000,
-        policy: Callable[[Model], Rollout] = lambda model: Rollout(),
         emit: Emit = lambda event: None,
+        found_out: Callable[[Finding], None] = lambda finding: None,
+        grace: Callable[[str], float] = lambda name: 0.0,
         wall: Callable[[], float] = time.time,
     ) -> None:
+        self.gates = gates
         self._manager = manager
-        self._prepare = prepare
         self._memory = memory
         self._default_alias = tuple(default_alias)
-        self._policy = policy
         self._max_waiting = max_waiting
         self._emit = emit
+        self._found_out = found_out
+        self._grace = grace
         self._wall = wall
         self._aliases: dict[tuple[str, str], Alias] = {}
         self._snapshot = Snapshot({}, "")
-        self._lingering: dict[Version, asyncio.TimerHandle] = {}
-        self._closed = False
+        self._lingering = Lingering(manager, self._in_use)
+        self._deleted: dict[tuple[str, str], asyncio.TimerHandle] = {}
+        self._attempts: LRUCache[tuple[str, str], Attempt] = LRUCache(ATTEMPTS_KEPT)
         self._chance = random.Random()
 
     def __iter__(self) -> Iterator[Alias]:
-        """The aliases somebody has asked for; the others cost nothing."""
+        """The aliases that were used here; the others cost nothing."""
         return iter(self._aliases.values())
 
     @property
@@ -143,23 +105,49 @@ class Aliases:
     def find(self, name: str, alias: str) -> Alias | None:
         return self._aliases.get((name, alias))
 
-    def remembered(self, name: str, alias: str) -> tuple[str | None, list[Served]]:
-        """The last good version and the history of an alias nobody has asked for since the start."""
-        return self._memory.last_good(name, alias), self._memory.history(name, alias)
+    def view(self, name: str, alias: str) -> Alias | None:
+        """The alias as it stands here, also one that was not used since the start: a copy, which is not
+        followed. None where the registry has no such alias."""
+        found = self._aliases.get((name, alias))
+        model = self._snapshot.models.get(name)
+        if found is not None or model is None or alias not in model.aliases:
+            return found
+        seen = records.seen(model, alias, self._memory, self._wall())
+        seen.error = records.want(seen, model, model.aliases[alias])
+        seen.phase = "unloaded" if seen.error is None else "refused"
+        return seen
+
+    def attempts(self) -> list[Attempt]:
+        """What was tried with aliases that do not exist (any more)."""
+        return [self._attempts[key] for key in sorted(self._attempts) if self.view(*key) is None]
+
+    def attempt(self, name: str, alias: str) -> Attempt | None:
+        return self._attempts.get((name, alias))
+
+    def _entry(self, name: str, alias: str) -> tuple[base.Model | None, base.Alias | None]:
+        model = self._snapshot.models.get(name)
+        return model, None if model is None else model.aliases.get(alias)
+
+    def record(self, name: str, alias: str, *, again: bool = False) -> Record:
+        """See `records.record_of`."""
+        model = self._snapshot.models.get(name) or base.Model(name, {}, {})
+        history = self._memory.history(name, alias)
+        return records.record_of(model, alias, self.view(name, alias), history, again=again)
+
+    def earlier(self, name: str, alias: str) -> str | None:
+        """The version that a rollback goes to. Raises NotInRegistry."""
+        return records.earlier(find_alias(self._snapshot, name, alias), self._memory.history(name, alias))
 
     # What a request needs.
 
     def target(self, reference: Reference) -> Target:
         """What a reference stands for now: a dictionary read on the hot path. Raises Problem 404."""
-        try:
-            if reference.alias is not None:
-                found = self.open(reference.name, reference.alias)
-            elif reference.version is not None or reference.latest or reference.model_id or reference.run_id:
-                return Target(resolve(self._snapshot, reference), None)
-            else:
-                found = self._open_default(reference.name)
-        except NotInRegistry as error:
-            raise Problem(error.code, str(error), hint=error.hint) from None
+        if reference.alias is not None:
+            found = self.open(reference.name, reference.alias)
+        elif reference.version is not None or reference.latest or reference.model_id or reference.run_id:
+            return Target(resolve(self._snapshot, reference), None)
+        else:
+            found = self._open_default(reference.name)
         serving = found.serving
         if serving is not None and (serving is found.desired or self._manager.is_ready(serving)):
             return Target(serving, found)
@@ -172,7 +160,7 @@ class Aliases:
         if not attempt.done():
             if found.waiting >= self._max_waiting:
                 wait = self._manager.expected_load_seconds()
-                message = f"{found.name} is loading, and as many requests wait for it as may"
+                message = f"{found.name} is loading: its queue is full (max_queue: {self._max_waiting})"
                 raise Problem("OVERLOADED", message, retry_after=wait)
             found.waiting += 1
             try:
@@ -183,13 +171,15 @@ class Aliases:
             message = f"{found.name}@{found.alias} is still loading"
             raise Problem("MODEL_LOADING", message, retry_after=self._manager.expected_load_seconds())
         if found.desired is None:
-            raise Problem("ALIAS_NOT_FOUND", f"{found.name} has no alias {found.alias} any more")
+            raise Problem("ALIAS_NOT_FOUND", f"the alias {found.alias} of {found.name} was deleted")
         if found.serving is None and found.refusal is not None and found.refusal.code in _INTERRUPTED:
             raise found.refusal.again()
         if found.serving is None and found.last_good is not None and found.last_good != found.desired:
             self._serve(found, found.last_good, moved_by="fallback")
         if found.serving is not None:
             return found.serving
+        if found.refusal is not None and found.refusal.code == "ROLLOUT_REFUSED":
+            raise Problem("MODEL_UNAVAILABLE", found.refusal.message, retry_after=backoff.LONGEST)
         if found.refusal is not None:
             raise found.refusal.again()
         raise Problem("MODEL_UNAVAILABLE", f"{found.name}@{found.alias} cannot be served", retry_after=1)
@@ -204,7 +194,7 @@ class Aliases:
         while found.serving != target:
             if found.desired != target:
                 message = (
-                    f"{found.name}@{found.alias} was moved on to version {_number(found.desired)} meanwhile"
+                    f"{found.name}@{found.alias} was moved to version {_number(found.desired)} meanwhile"
                 )
                 raise Problem("ROLLOUT_REFUSED", message)
             attempt = self._start(found)
@@ -219,6 +209,9 @@ class Aliases:
         if found.last_good is not version and found.serving is version:
             found.last_good = version
             self._memory.save_last_good(found.name, found.alias, version.version)
+            _, entry = self._entry(found.name, found.alias)
+            if entry is not None and entry.last_good not in (None, version.version):
+                self._found_out(Finding(found.name, found.alias, version.version, version.version))
 
     # What the registry says.
 
@@ -240,15 +233,11 @@ class Aliases:
         NotInRegistry."""
         found = self._aliases.get((name, alias))
         if found is None:
-            model = self._snapshot.models.get(name)
-            if model is None or alias not in model.aliases:
-                resolve(self._snapshot, Reference(name, alias=alias))
-                raise NotInRegistry("ALIAS_NOT_FOUND", f"{name} has no alias {alias}")
-            found = Alias(name, alias, since=self._wall(), moved_by=moved_by)
-            found.history = self._memory.history(name, alias)
-            good = self._memory.last_good(name, alias) or model.aliases[alias].last_good
-            found.last_good = None if good is None else model.versions.get(good)
+            find_alias(self._snapshot, name, alias)
+            found = records.seen(self._snapshot.models[name], alias, self._memory, self._wall())
+            found.moved_by = moved_by
             self._aliases[name, alias] = found
+            self._attempts.pop((name, alias), None)
             self._take(found, "registry")
         return found
 
@@ -263,27 +252,33 @@ class Aliases:
         return self.open(name, self._default_alias[0])
 
     def _take(self, found: Alias, moved_by: str) -> None:
-        model = self._snapshot.models.get(found.name)
-        entry = None if model is None else model.aliases.get(found.alias)
+        model, entry = self._entry(found.name, found.alias)
         if model is None or entry is None:
-            self._end(found)
+            self._end_after_grace(found, moved_by)
             return
-        desired = model.versions.get(entry.version) or Version(found.name, entry.version, source="")
-        if desired == found.desired and entry.forced == found.forced:
+        if (timer := self._deleted.pop((found.name, found.alias), None)) is not None:
+            timer.cancel()
+            log.info("%s@%s is in the registry again", found.name, found.alias)
+            self._show(found, "serving" if found.serving is not None else "unloaded")
+        if found.last_good is None and entry.last_good is not None:
+            found.last_good = model.versions.get(entry.last_good)
+        before = (found.desired, found.forced, found.verdict)
+        error = records.want(found, model, entry)
+        if (found.desired, found.forced, found.verdict) == before:
             return
-        if found.desired is not None:
+        if before[0] is not None:
             found.generation += 1
             found.moved_by = moved_by
-        found.desired, found.forced = desired, entry.forced
-        found.refusal = None
-        if found.phase == "refused":
+        if found.verdict is None:
+            found.refusal = None
+        if error is not None and found.serving != found.desired:
+            self._show(found, "refused", error)
+        elif found.phase == "refused":
             self._show(found, "unloaded" if found.serving is None else "loading")
-        if desired == found.serving:
-            found.desired = found.serving  # one object, so that `is` holds on the hot path
         self._renew_attempt(found)
         found.moved.set()
-        loaded = found.serving is not None and self._manager.is_ready(found.serving)
-        if found.task is None and (loaded or self._manager.is_ready(desired)):
+        ready = [v is not None and self._manager.is_ready(v) for v in (found.serving, found.goal)]
+        if found.task is None and any(ready):
             self._start(found)
 
     def busy(self) -> set[str]:
@@ -291,8 +286,8 @@ class Aliases:
         return {found.name for found in self if found.attempt is not None and not found.attempt.done()}
 
     def forget(self, names: Collection[str]) -> None:
-        """Follows these names no more, until somebody asks for them again. Nothing of them is loaded, and
-        nothing has happened to them: their history goes on where it is."""
+        """Stops following these names until they are used again. Nothing of them is loaded, and nothing has
+        happened to them: their history continues."""
         for found in list(self):
             if found.name in names:
                 self._drop(found)
@@ -303,13 +298,31 @@ class Aliases:
         found.desired = None
         if found.serving is not None and not any(found.serving == other.serving for other in self):
             self._manager.serves(found.serving, False)
-        found.moved.set()  # its reconciler sees that there is nothing to do any more
+        found.moved.set()  # its reconciler ends
 
-    def _end(self, found: Alias) -> None:
-        """The registry has no such alias any more."""
+    def _end_after_grace(self, found: Alias, moved_by: str) -> None:
+        """The registry has no such alias any more: it ends here now, or after the grace period."""
+        key = (found.name, found.alias)
+        if key in self._deleted:
+            return
+        grace = 0.0 if moved_by == "delete" or found.serving is None else self._grace(found.name)
+        what = "model" if found.name not in self._snapshot.models else "alias"
+        message = f"the {what} is no longer in the registry"
+        self._emit(AliasDeleted(found.name, found.alias, _number(found.serving), message, grace))
+        if grace:
+            self._show(found, "deleted", f"{message}; it answers for up to {grace:.0f} s more")
+            loop = asyncio.get_running_loop()
+            self._deleted[key] = loop.call_later(grace, self._end, found, message)
+        else:
+            self._end(found, message)
+
+    def _end(self, found: Alias, message: str) -> None:
+        key = (found.name, found.alias)
+        self._deleted.pop(key, None)
         self._drop(found)
+        self._attempts[key] = Attempt(*key, None, "deleted", message, self._wall())
         if found.serving is not None:
-            self._memory.end_serving(found.name, found.alias, self._wall(), "the alias was removed")
+            self._memory.end_serving(found.name, found.alias, self._wall(), "the alias was deleted")
             self._let_linger(found.serving)
 
     # The reconciler.
@@ -329,8 +342,8 @@ class Aliases:
         """Moves serving towards desired until they agree, or nothing is loaded that a refusal could spare."""
         refusals_in_a_row = 0
         try:
-            while found.desired is not None and found.serving != found.desired:
-                generation, target = found.generation, found.desired
+            while (target := found.goal) is not None and found.serving != target:
+                generation = found.generation
                 found.moved.clear()
                 self._renew_attempt(found)
                 refusal = await self._attempt(found, target, generation)
@@ -345,7 +358,7 @@ class Aliases:
                     return  # nothing answers meanwhile: the next request tries again
                 refusals_in_a_row += 1
                 await self._pause(found, refusal, refusals_in_a_row)
-            if found.desired is not None:
+            if found.serving is not None and found.serving == found.desired and found.phase != "deleted":
                 self._show(found, "serving")
         finally:
             found.task = None
@@ -360,7 +373,7 @@ class Aliases:
         if serving is not None and self._manager.is_ready(serving):
             held = self._manager.lease(serving, pin=True)
         try:
-            lease = await self._admitted_unless_moved(found, target)
+            passed = await self._checked_unless_moved(found, target)
         except Problem as problem:
             if generation == found.generation:
                 if problem.code in _INTERRUPTED:
@@ -377,7 +390,7 @@ class Aliases:
                 self._refused(found, target, unforeseen)
             return unforeseen
         else:
-            if lease is None:
+            if passed is None:
                 return None  # overtaken
             try:
                 if generation == found.generation:
@@ -385,80 +398,32 @@ class Aliases:
                 else:
                     self._let_linger(target)
             finally:
-                lease.release()
+                passed.lease.release()
             return None
         finally:
             if held is not None:
                 held.release()
 
-    async def _admitted_unless_moved(self, found: Alias, target: Version) -> Lease | None:
-        """`admit`, given up as soon as the alias moves: None then. The load ends too, unless
-        somebody else wants it."""
-        admitting = asyncio.ensure_future(self.admit(found, target, forced=found.forced))
+    async def _checked_unless_moved(self, found: Alias, target: Version) -> Passed | None:
+        """Runs the gates; gives up as soon as the alias moves: None then. The load ends
+        too, unless it is still wanted."""
+        record = self.record(found.name, found.alias)
+        checking = asyncio.ensure_future(self.gates.check(target, record, force=found.forced))
         moving = asyncio.ensure_future(found.moved.wait())
         try:
-            await asyncio.wait({admitting, moving}, return_when=asyncio.FIRST_COMPLETED)
-            if not admitting.done():
-                admitting.cancel()
-                await asyncio.wait({admitting})
-                if admitting.cancelled() or admitting.exception() is not None:
+            await asyncio.wait({checking, moving}, return_when=asyncio.FIRST_COMPLETED)
+            if not checking.done():
+                checking.cancel()
+                await asyncio.wait({checking})
+                if checking.cancelled() or checking.exception() is not None:
                     if not any(target in (other.desired, other.serving) for other in self):
                         self._manager.abandon(target)
                     return None
-            return admitting.result()
+            return checking.result()
         finally:
             moving.cancel()
-            if not admitting.done():
-                admitting.cancel()
-
-    async def admit(self, found: Alias | None, target: Version, *, forced: bool) -> Lease:
-        """Takes a version through the gates and returns a lease on it, loaded and warm. Raises Problem.
-
-        Files, digest and format first, then whether present callers would still be understood, and only
-        then is anything loaded. A version that this alias has served before has proved itself: its
-        signature is not held against it, so that the way back is always open.
-        """
-        if not target.source:
-            message = (
-                f"the alias points to version {target.version} of {target.name}, which is not registered"
-            )
-            raise Problem("VERSION_NOT_FOUND", message)
-        self._manager.check(target)
-        try:
-            prepared = await self._prepared(target)
-        except Problem as problem:
-            self._manager.failed(target, problem)
-            raise
-        old = None if found is None else found.serving or found.last_good
-        if found is not None and old is not None and old != target and not forced:
-            served_before = any(served.version == target.version for served in found.history)
-            if not served_before:
-                await self._check_signature(old, prepared)
-        lease = self._manager.lease(target, prepared)
-        try:
-            await self._manager.ready(lease)
-        except BaseException:
-            lease.release()
-            raise
-        return lease
-
-    async def _prepared(self, version: Version) -> Prepared:
-        servable = self._manager.find(version)
-        if servable is not None and servable.prepared is not None:
-            return servable.prepared
-        return await self._prepare(version)
-
-    async def _check_signature(self, old: Version, new: Prepared) -> None:
-        model = self._snapshot.models.get(old.name)
-        policy = Rollout() if model is None else self._policy(model)
-        try:
-            predecessor = (await self._prepared(old)).package.signature
-        except Problem:
-            return  # its files are gone: there is nothing to compare with
-        reasons = refusals(policy, predecessor, new.package.signature)
-        if reasons:
-            message = f"{new.version} may not replace {old}: {'; '.join(reasons)}"
-            raise Problem("ROLLOUT_REFUSED", message, hint="force moves the alias all the same")
+            if not checking.done():
+                checking.cancel()
 
     def _serve(self, found: Alias, version: Version, moved_by: str) -> None:
         """The swap."""
@@ -479,13 +444,17 @@ class Aliases:
             found.history.append(served)
             del found.history[:-HISTORY_KEPT]
             self._memory.begin_serving(found.name, found.alias, served)
-        timer = self._lingering.pop(version, None)
-        if timer is not None:
-            timer.cancel()
-        self._manager.linger(version, False)
+        self._lingering.end(version)
         self._manager.serves(version, True)
         if previous is not None:
             self._let_linger(previous)
+        if found.unproven:
+            log.info(
+                "%s@%s serves version %s unproven: no version is known to have served before it",
+                found.name,
+                found.alias,
+                version.version,
+            )
         number = None if previous is None else previous.version
         self._emit(Swapped(found.name, found.alias, version.version, number, moved_by))
 
@@ -495,18 +464,34 @@ class Aliases:
             found.history[-1] = Served(last.version, last.started, last.moved_by, now, reason)
             self._memory.end_serving(found.name, found.alias, now, reason)
 
-    def refuse(self, found: Alias, target: Version, problem: Problem) -> None:
-        """A promotion that was tried through the gateway was refused; serving and desired stay."""
-        self._emit(SwapRefused(found.name, found.alias, target.version, problem.message))
-        self._show(found, "refused", problem.message)
+    def refuse(self, name: str, alias: str, target: Version, problem: Problem) -> None:
+        """A promotion through the gateway was refused; serving and desired stay."""
+        self._emit(SwapRefused(name, alias, target.version, problem.message))
+        found = self._aliases.get((name, alias))
+        if found is None and self.view(name, alias) is not None:
+            found = self.open(name, alias)
+        if found is not None:
+            self._show(found, "refused", problem.message)
+        else:
+            self._attempts[name, alias] = Attempt(
+                name, alias, target.version, "refused", problem.message, self._wall()
+            )
 
     def _refused(self, found: Alias, target: Version, problem: Problem) -> None:
+        """The version that the registry wants was refused here: other gateways should know."""
         found.refusal = problem
-        self.refuse(found, target, problem)
+        self.refuse(found.name, found.alias, target, problem)
+        good = _number(found.serving or found.last_good)
+        verdict = None
+        if problem.code == "ROLLOUT_REFUSED" and found.verdict is None:
+            at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._wall()))
+            verdict = base.Verdict(target.version, "refused", problem.message, at)
+        if verdict is not None or good is not None:
+            self._found_out(Finding(found.name, found.alias, target.version, good, verdict))
 
     async def _pause(self, found: Alias, refusal: Problem, refusals_in_a_row: int) -> None:
-        """Until it is worth trying again, or the alias moves. What a signature refuses it always will."""
-        pause = max(backoff(refusals_in_a_row, self._chance), refusal.retry_after or 0.0)
+        """Waits until it is worth trying again, or the alias moves. A signature refuses every time."""
+        pause = max(backoff.pause(refusals_in_a_row, chance=self._chance), refusal.retry_after or 0.0)
         final = refusal.code == "ROLLOUT_REFUSED"
         waiter = asyncio.ensure_future(found.moved.wait())
         await asyncio.wait({waiter}, timeout=None if final else pause)
@@ -537,27 +522,17 @@ class Aliases:
             found.since = self._wall()
         found.phase, found.error = phase, error
 
-    # What was replaced.
-
     def _let_linger(self, version: Version) -> None:
-        """Keeps a replaced version loaded for a while: the way back is one assignment."""
         if not any(version == found.serving for found in self):
             self._manager.serves(version, False)
-        if any(version in (found.serving, found.desired) for found in self):
-            return
-        self._manager.linger(version, True)
-        if version not in self._lingering and not self._closed:
-            loop = asyncio.get_running_loop()
-            self._lingering[version] = loop.call_later(LINGER, self._end_linger, version)
+        self._lingering.begin(version)
 
-    def _end_linger(self, version: Version) -> None:
-        del self._lingering[version]
-        if not any(version in (found.serving, found.desired) for found in self):
-            self._manager.retire(version, "replaced")
+    def _in_use(self, version: Version) -> bool:
+        return any(version in (found.serving, found.desired) for found in self)
 
     async def close(self) -> None:
-        self._closed = True
-        for timer in self._lingering.values():
+        self._lingering.close()
+        for timer in self._deleted.values():
             timer.cancel()
         tasks = [found.task for found in self if found.task is not None]
         for task in tasks:

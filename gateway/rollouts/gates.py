@@ -1,43 +1,171 @@
-"""Decisions about moving an alias, without doing it: is the new version safe to take over, and where
-does a rollback go. Pure: signatures and history in, reasons and versions out.
+"""The gates of a move: may this version answer for this alias?
+
+One set of gates, in this order: it is registered; no gateway has refused it for this alias; its files are
+here and match the digest; its format is allowed; callers of the version in service would still be understood;
+it loads, warms up and answers its example. The reconciler, promotions through a gateway and promotions on the
+command line all run `Gates.check`.
+
+Knows versions, packages and the manager that loads them. Writes nothing, and moves no alias.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
+from gateway.errors import Problem
+from gateway.registries.base import Model, Version
+from gateway.rollouts.records import Record, not_registered
 from gateway.settings import Rollout
-from gateway.state import Served
 from loaders.signature import compatible
 
 if TYPE_CHECKING:
+    from gateway.artifacts.packages import Prepared
+    from gateway.serving.manager import Lease, Manager
     from loaders.signature import Signature
 
-PROMOTE, ROLLBACK = "promote", "rollback"
+log = logging.getLogger("gateway.rollouts")
+
+
+@dataclass(slots=True)
+class Trial:
+    """One run of the gates. `checks`: those that ended, each with its seconds; `now`: the one that runs.
+    `told` is called whenever one ends."""
+
+    version: str
+    checks: list[tuple[str, float]] = field(default_factory=list)
+    now: str | None = None
+    told: Callable[[str, float], None] = lambda check, seconds: None
+
+    @contextmanager
+    def check(self, name: str) -> Iterator[None]:
+        began = time.monotonic()
+        self.now = name
+        try:
+            yield
+        except Problem:
+            name += ": refused"
+            raise
+        finally:
+            self.now = None
+            self.checks.append((name, round(time.monotonic() - began, 3)))
+            self.told(*self.checks[-1])
+
+    def to_json(self) -> dict[str, Any]:
+        checks = [{"check": check, "seconds": seconds} for check, seconds in self.checks]
+        return {"version": self.version, "now": self.now, "checks": checks}
+
+
+@dataclass(slots=True)
+class Passed:
+    """A version that passed. `lease` keeps it loaded until it is released; `overruled`: the reasons against
+    it that the operator overruled."""
+
+    lease: Lease
+    overruled: tuple[str, ...] = ()
+
+
+class Gates:
+    """`prepare` gets a version's package without loading it; `policy` gives a model's rollout policy and what
+    is wrong with it."""
+
+    def __init__(
+        self,
+        manager: Manager,
+        *,
+        prepare: Callable[[Version], Awaitable[Prepared]],
+        policy: Callable[[Model], tuple[Rollout, str | None]] = lambda model: (Rollout(), None),
+    ) -> None:
+        self._manager = manager
+        self._prepare = prepare
+        self._policy = policy
+        self._warned: set[str] = set()
+
+    async def check(
+        self,
+        target: Version,
+        record: Record,
+        *,
+        force: bool = False,
+        prepare: Callable[[Version], Awaitable[Prepared]] | None = None,
+        trial: Trial | None = None,
+    ) -> Passed:
+        """Takes a version through the gates; it is loaded and warm afterwards. `force` overrules what callers
+        would notice, and nothing else. `prepare`: get the package in this way. `trial` is kept up to date.
+        Raises Problem."""
+        trial = trial or Trial(target.version)
+        if not target.source:
+            raise not_registered(target)
+        verdict = record.verdict
+        if verdict is not None and verdict.version == target.version and not force:
+            message = f"{target} was {verdict.said} by another gateway: {verdict.reason}"
+            raise Problem("ROLLOUT_REFUSED", message, hint=FORCE)
+        self._manager.check(target)
+        prepare = prepare or self._prepare
+        with trial.check("files, digest and format"):
+            try:
+                prepared = await self._prepared(target, prepare)
+            except Problem as problem:
+                self._manager.failed(target, problem)
+                raise
+        with trial.check(f"signature, compared with {record.against or 'nothing'}"):
+            reasons = await self._compare(target, prepared, record, prepare)
+            if reasons and not force:
+                message = f"{target} may not replace {record.against}: {'; '.join(reasons)}"
+                raise Problem("ROLLOUT_REFUSED", message, hint=FORCE)
+        with trial.check("load, warm-up and example"):
+            lease = self._manager.lease(target, prepared)
+            try:
+                await self._manager.ready(lease)
+            except BaseException:
+                lease.release()
+                raise
+        return Passed(lease, tuple(reasons))
+
+    async def _compare(
+        self,
+        target: Version,
+        prepared: Prepared,
+        record: Record,
+        prepare: Callable[[Version], Awaitable[Prepared]],
+    ) -> list[str]:
+        """Why callers of the version in service would not be understood. A version that has answered under
+        this alias before is not compared: the way back is always open."""
+        against = record.against
+        if against is None or against == target or not against.source or target.version in record.served:
+            return []
+        policy, wrong = self._policy(record.model)
+        if wrong is not None and wrong not in self._warned:
+            self._warned.add(wrong)
+            log.warning("%s; the gateway's own policy is used", wrong)
+        try:
+            predecessor = (await self._prepared(against, prepare)).package.signature
+        except Problem:
+            return []  # its files are gone: there is nothing to compare with
+        return refusals(policy, predecessor, prepared.package.signature)
+
+    async def _prepared(
+        self, version: Version, prepare: Callable[[Version], Awaitable[Prepared]]
+    ) -> Prepared:
+        servable = self._manager.find(version)
+        if servable is not None and servable.prepared is not None:
+            return servable.prepared
+        return await prepare(version)
+
+    def policy_error(self, model: Model) -> str | None:
+        """What is wrong with the policy that the registry gives for a model."""
+        return self._policy(model)[1]
+
+
+FORCE = 'to move the alias all the same: --force, or {"force": true}'
 
 
 def refusals(policy: Rollout, old: Signature | None, new: Signature | None) -> list[str]:
-    """Why `new` may not take over from `old`; empty: it may."""
+    """Why `new` may not take over from `old`; empty: it may. Pure."""
     if policy.gate == "none":
         return []
     return compatible(old, new)
-
-
-def rollback_target(history: Sequence[Served], current: str | None) -> str | None:
-    """The version served before the present one, going further back with every rollback.
-
-    Moves forward push onto a stack, a rollback pops down to where it went; so a second rollback goes
-    behind the first one instead of forward again. None: nothing was served before.
-    """
-    stack: list[str] = []
-    for served in history:
-        if served.moved_by == ROLLBACK and served.version in stack:
-            while stack[-1] != served.version:
-                stack.pop()
-        elif not stack or stack[-1] != served.version:
-            stack.append(served.version)
-    if current is not None and stack and stack[-1] != current:
-        # What the registry wants now has not served yet: back means to what serves.
-        return stack[-1]
-    return stack[-2] if len(stack) > 1 else None

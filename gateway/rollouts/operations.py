@@ -12,25 +12,24 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Executor
-from typing import TYPE_CHECKING, Any, Final, TypeVar
-
-from cachetools import LRUCache
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gateway.errors import Problem, pathless
-from gateway.names import InvalidReference, Reference, check_alias, check_name, check_version
+from gateway.names import Reference, check_version
 from gateway.registries.base import (
+    ANYWHERE,
     Model,
-    NotInRegistry,
-    PreconditionFailed,
-    ReadOnly,
     Registry,
     RegistryError,
-    RegistryReadOnly,
+    Snapshot,
     Version,
+    find_alias,
     resolve,
 )
 from gateway.registries.document import dump
-from gateway.rollouts.gates import PROMOTE, ROLLBACK, rollback_target
+from gateway.rollouts.preload import Preload
+from gateway.rollouts.records import PROMOTE
 from gateway.serving.ledger import State
 from gateway.serving.servable import Servable, Status
 from loaders import recorded
@@ -39,50 +38,51 @@ from loaders.package import Package, PackageError
 if TYPE_CHECKING:
     from gateway.artifacts.packages import Fetched, Prepared
     from gateway.registries.watcher import Watch
-    from gateway.rollouts.aliases import Alias, Aliases
-    from gateway.serving.manager import Lease, Manager
+    from gateway.rollouts.alias import Attempt
+    from gateway.rollouts.aliases import Aliases
+    from gateway.rollouts.promotions import Moved, Promotions
+    from gateway.serving.manager import Manager
 
 T = TypeVar("T")
 
-#: `expect` was not given: the alias may stand anywhere. (None means: it must not exist.)
-ANYWHERE: Final = "*"
 #: How long `?wait=true` waits, in seconds.
 LONGEST_WAIT = 600.0
 SHOWN_HISTORY = 20
+#: So many aliases have series before they are used.
+SHOWN_ALIASES = 1000
 
 
 class Operations:
-    """`prepare` has a version's verified files here, without loading it; `fetching` is what has come of those
-    that are being fetched; `preload` is what readiness waits for."""
+    """`prepare` gets a version's verified files without loading it; `fetching` is the progress of downloads;
+    `preload` is what readiness waits for."""
 
     def __init__(
         self,
         aliases: Aliases,
         manager: Manager,
+        promotions: Promotions,
         watch: Watch,
         registry: Registry,
         io: Executor,
         *,
         prepare: Callable[[Version], Awaitable[Prepared]],
         fetching: Mapping[Version, Fetched],
-        preload: list[Reference],
+        preload: Preload,
         wall: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._aliases = aliases
         self._manager = manager
+        self.promotions = promotions
         self._watch = watch
         self._registry = registry
         self._io = io
         self._prepare = prepare
         self._fetching = fetching
         self._preload = preload
-        self._preloaded = not preload
         self._wall = wall
         self._clock = clock
         self._document: tuple[bytes, str] | None = None
-        #: Refused promotions of aliases that do not exist: there is nothing else to show them on.
-        self._refused: LRUCache[tuple[str, str], dict[str, Any]] = LRUCache(1000)
 
     # Views.
 
@@ -106,9 +106,8 @@ class Operations:
     ) -> dict[str, Any]:
         """One version, with what its verified files say. `example`: with its saved input, which may be real
         data; `runner`: with its processes."""
-        _checked(check_version, number)
-        await self._known(Reference(name, version=number))
-        version = self._version(name, number)
+        await self._known(Reference(name, version=check_version(number)))
+        version = resolve(self._aliases.snapshot, Reference(name, version=number))
         servable = self._manager.find(version)
         view = {"name": name, **self._state(version, servable), "writable": self._registry.writable}
         view["aliases"] = [a for a, entry in self._model(name).aliases.items() if entry.version == number]
@@ -132,10 +131,11 @@ class Operations:
         return view
 
     def rollouts(self) -> dict[str, Any]:
-        """Every alias of the registry that was asked for here, and every other as the registry has it."""
+        """Every alias of the registry, and what was tried with aliases that do not exist (any more)."""
         models = self._aliases.snapshot.models.values()
         views = [self.rollout(model.name, alias) for model in models for alias in model.aliases]
-        return {"rollouts": views}
+        gone = [self.rollout(found.name, found.alias) for found in self._aliases if found.phase == "deleted"]
+        return {"rollouts": views + gone + [_attempted(attempt) for attempt in self._aliases.attempts()]}
 
     async def document(self) -> tuple[bytes, str]:
         """This registry as a document, with absolute sources, and its entity tag: JSON, which is YAML."""
@@ -145,27 +145,13 @@ class Operations:
         return self._document
 
     def rollout(self, name: str, alias: str) -> dict[str, Any]:
-        found = self._aliases.find(name, alias)
+        found = self._aliases.view(name, alias)
         if found is None:
-            entry = self._model(name).aliases.get(alias)
-            if entry is None and (name, alias) in self._refused:
-                return self._refused[name, alias]
-            if entry is None:
-                self._missing(Reference(name, alias=alias))
-                raise Problem("ALIAS_NOT_FOUND", f"{name} has no alias {alias}")
-            good, history = self._aliases.remembered(name, alias)
-            return {
-                "name": name,
-                "alias": alias,
-                "desired": entry.version,
-                "serving": None,
-                "last_good": good or entry.last_good,
-                "phase": "unloaded",
-                "error": None,
-                "since": None,
-                "diverged": False,
-                "history": [_served(served) for served in history[-SHOWN_HISTORY:]],
-            }
+            attempt = self._aliases.attempt(name, alias)
+            if attempt is None:
+                find_alias(self._aliases.snapshot, name, alias)
+            assert attempt is not None
+            return _attempted(attempt)
         return {
             "name": name,
             "alias": alias,
@@ -174,10 +160,26 @@ class Operations:
             "last_good": _number(found.last_good),
             "phase": found.phase,
             "error": found.error,
-            "since": _iso(found.since),
+            "since": None if found.phase == "unloaded" else _iso(found.since),
             "diverged": found.diverged,
+            "unproven": found.unproven,
+            "verdict": None if found.verdict is None else found.verdict.to_json(),
+            "trial": None
+            if (trial := self.promotions.trials.get((name, alias))) is None
+            else trial.to_json(),
             "history": [_served(served) for served in found.history[-SHOWN_HISTORY:]],
         }
+
+    def alias_states(self) -> dict[tuple[str, str], tuple[str | None, bool]]:
+        """(version in service, whether it differs from the desired one), by model and alias: of every alias
+        in use here, and of others up to `SHOWN_ALIASES`."""
+        shown = {(found.name, found.alias): found for found in self._aliases}
+        for model in islice(self._aliases.snapshot.models.values(), SHOWN_ALIASES):
+            for alias in model.aliases:
+                found = self._aliases.view(model.name, alias)
+                if found is not None and len(shown) < SHOWN_ALIASES:
+                    shown.setdefault((model.name, alias), found)
+        return {key: (_number(found.serving), found.diverged) for key, found in shown.items()}
 
     def memory(self) -> dict[str, float | None]:
         ledger = self._manager.ledger
@@ -190,11 +192,12 @@ class Operations:
 
     def ready(self) -> tuple[bool, dict[str, Any]]:
         """Whether it may take traffic: a snapshot was seen, and what must be preloaded is loaded."""
-        waiting = [str(reference) for reference in self._preload] if not self._preloaded else []
+        failed = {text: reason for text, reason in self._preload.pending.items() if reason}
         detail = {
-            "ready": self._watch.seen and self._preloaded,
+            "ready": self._watch.seen and self._preload.done,
             "registry": self._watch.status(),
-            "preload_pending": waiting,
+            "preload_pending": list(self._preload.pending),
+            "preload_errors": failed,
             "memory": self.memory(),
         }
         return bool(detail["ready"]), detail
@@ -213,101 +216,39 @@ class Operations:
         dry_run: bool = False,
     ) -> tuple[int, dict[str, Any]]:
         """Runs the gates, then moves the alias in the registry: 202, or 200 with `wait` once it is served
-        here. A refusal leaves the registry untouched."""
-        _checked(check_name, name)
-        _checked(check_alias, alias)
-        _checked(check_version, version)
-        self._must_be_writable()
-        await self._watch.ask(Reference(name, version=version))
-        target = self._version(name, version)
-        entry = self._model(name).aliases.get(alias)
-        _check_expectation(name, alias, None if entry is None else entry.version, expect)
-        found = None if entry is None else self._aliases.open(name, alias)
-        if found is not None and entry is not None and entry.version == version and entry.forced >= force:
-            if dry_run:
-                return 200, {**self._named(name, alias, target), "dry_run": True, "accepted": True}
-            self._aliases.clear_error(found)
-            return await self._moved(found, target, wait)
-        lease = await self._try_out(name, alias, found, target, force)
-        try:
-            if dry_run:
-                return 200, {**self._named(name, alias, target), "dry_run": True, "accepted": True}
-            await self._write_alias(name, alias, version, expect, forced=force, moved_by=PROMOTE)
-            return await self._moved(self._aliases.open(name, alias, PROMOTE), target, wait)
-        finally:
-            lease.release()
+        here. A refusal leaves the registry as it is."""
+        moving = self.promotions.promote(name, alias, version, expect=expect, force=force, dry_run=dry_run)
+        async with moving as moved:
+            return await self._shown(moved, wait)
 
     async def rollback(
         self, name: str, alias: str, to: str | None = None, *, wait: bool = False
     ) -> tuple[int, dict[str, Any]]:
-        """Back to what was served before; again: further back. It must load, but no signature stops it."""
-        self._must_be_writable()
-        await self._watch.ask(Reference(name))
-        found = self._follow(name, alias)
-        entry = self._model(name).aliases[alias]
-        if to is None:
-            to = rollback_target(found.history, _number(found.desired)) or next(iter(entry.previous), None)
-            if to is None:
-                message = f"{name}@{alias} has served no other version before"
-                raise Problem("ROLLOUT_REFUSED", message, hint='name the version to go to: {"to": V}')
-        _checked(check_version, to)
-        await self._known(Reference(name, version=to))
-        target = self._version(name, to)
-        lease = await self._try_out(name, alias, found, target, forced=True)
-        try:
-            # Whoever moved it while this was tried knows better.
-            await self._write_alias(name, alias, to, entry.version, forced=True, moved_by=ROLLBACK)
-            return await self._moved(self._aliases.open(name, alias), target, wait)
-        finally:
-            lease.release()
+        """Back to what served before; again: further back."""
+        async with self.promotions.rollback(name, alias, to) as moved:
+            return await self._shown(moved, wait)
 
     async def delete_alias(self, name: str, alias: str) -> dict[str, Any]:
-        self._must_be_writable()
-        snapshot = await self._writing(lambda: self._registry.delete_alias(name, alias))
-        self._watch.take(snapshot, "delete")
+        await self.promotions.delete_alias(name, alias)
         return {"name": name, "alias": alias, "deleted": True}
 
-    async def _try_out(
-        self, name: str, alias: str, found: Alias | None, target: Version, forced: bool
-    ) -> Lease:
-        self._manager.retry(target)
+    async def _shown(self, moved: Moved, wait: bool) -> tuple[int, dict[str, Any]]:
+        """What came of a move. Its version is loaded, so that it takes no time to serve it."""
+        move = moved.move
+        told: dict[str, Any] = {"forced_past": list(moved.overruled)} if moved.overruled else {}
+        told["checks"] = [{"check": check, "seconds": seconds} for check, seconds in moved.checks]
+        if not moved.written:
+            view = {"name": move.name, "alias": move.alias, "version": move.version}
+            return 200, view | {"previous": moved.previous, "dry_run": True, "accepted": True} | told
+        found = self._aliases.open(move.name, move.alias, PROMOTE)
+        if moved.unchanged:
+            self._aliases.clear_error(found)
         try:
-            return await self._aliases.admit(found, target, forced=forced)
-        except Problem as problem:
-            if found is not None:
-                self._aliases.refuse(found, target, problem)
-            else:
-                self._refused[name, alias] = _never_moved(name, alias, problem.message, self._wall())
-            if problem.code in ("MODEL_UNAVAILABLE", "ROLLOUT_REFUSED"):
-                raise Problem(
-                    "ROLLOUT_REFUSED", problem.message, details=problem.details, hint=problem.hint
-                ) from None
-            raise
-
-    async def _write_alias(
-        self, name: str, alias: str, number: str, expect: str | None, *, forced: bool, moved_by: str
-    ) -> None:
-        def write() -> Any:
-            return self._registry.set_alias(
-                name,
-                alias,
-                number,
-                expect=None if expect == ANYWHERE else expect,
-                absent=expect is None,
-                forced=forced,
-                back=moved_by == ROLLBACK,
-            )
-
-        self._watch.take(await self._writing(write), moved_by)
-
-    async def _moved(self, found: Alias, target: Version, wait: bool) -> tuple[int, dict[str, Any]]:
-        # Without `wait` too the answer shows what came of it: what was tried is loaded, so it takes no time.
-        try:
-            await self._aliases.served(found, target, LONGEST_WAIT if wait else 1.0)
+            await self._aliases.served(found, moved.target, LONGEST_WAIT if wait else 1.0)
         except Problem:
             if wait:
                 raise
-        return (200 if wait else 202), self.rollout(found.name, found.alias)
+        return (200 if wait else 202), self.rollout(move.name, move.alias) | told
 
     # Verbs on versions.
 
@@ -354,21 +295,20 @@ class Operations:
         await self._watch.look()
         return self._watch.status()
 
-    async def preload(self) -> None:
-        """Loads what readiness waits for; a reference that fails is tried again until it loads."""
-        pause = 1.0
-        pending = list(self._preload)
-        while pending:
-            for reference in list(pending):
-                try:
-                    await self.load(reference)
-                except Problem:
-                    continue  # the load's own event says why
-                pending.remove(reference)
-            if pending:
-                await asyncio.sleep(pause)
-                pause = min(30.0, pause * 2)
-        self._preloaded = True
+    async def preloading(self) -> None:
+        """Loads what readiness waits for."""
+        await self._preload.run(self._for_patterns, self.load)
+
+    async def _for_patterns(self) -> Snapshot:
+        """What patterns are matched against: all names of the registry. Raises Problem."""
+        if not self._registry.partial:
+            if not self._watch.seen:
+                raise Problem("REGISTRY_UNAVAILABLE", "the registry was not read yet")
+            return self._aliases.snapshot
+        try:
+            return await self._blocking(self._registry.listing)
+        except RegistryError as error:
+            raise Problem("REGISTRY_UNAVAILABLE", pathless(str(error))) from None
 
     async def hint(self, reference: Reference) -> None:
         """Somebody says that something happened to a model: if it is in use, the registry is asked now."""
@@ -379,11 +319,8 @@ class Operations:
     # Parts of the above.
 
     async def _known(self, reference: Reference) -> None:
-        """Asks a registry that is asked by name for what the last snapshot lacks."""
-        try:
-            resolve(self._aliases.snapshot, reference)
-        except NotInRegistry:
-            await self._watch.find(reference)
+        """Asks the registry for what the last snapshot lacks."""
+        await self._watch.ensure(reference, self._aliases.snapshot)
 
     def _summary(self, model: Model, held: Mapping[Version, Servable]) -> dict[str, Any]:
         versions = sorted(model.versions.values(), key=lambda version: int(version.version))
@@ -445,68 +382,12 @@ class Operations:
     def _model(self, name: str) -> Model:
         model = self._aliases.snapshot.models.get(name)
         if model is None:
-            self._missing(Reference(name))
-            raise Problem("MODEL_NOT_FOUND", f"there is no model {name!r}")
+            resolve(self._aliases.snapshot, Reference(name))
+            raise Problem("MODEL_NOT_FOUND", f"there is no model {name!r} in the registry")
         return model
-
-    def _version(self, name: str, number: str) -> Version:
-        _checked(check_version, number)
-        try:
-            return resolve(self._aliases.snapshot, Reference(name, version=number))
-        except NotInRegistry as error:
-            raise Problem(error.code, str(error), hint=error.hint) from None
-
-    def _follow(self, name: str, alias: str) -> Alias:
-        try:
-            return self._aliases.open(name, alias)
-        except NotInRegistry as error:
-            raise Problem(error.code, str(error), hint=error.hint) from None
-
-    def _missing(self, reference: Reference) -> None:
-        try:
-            resolve(self._aliases.snapshot, reference)
-        except NotInRegistry as error:
-            raise Problem(error.code, str(error), hint=error.hint) from None
-
-    def _named(self, name: str, alias: str, version: Version) -> dict[str, Any]:
-        return {"name": name, "alias": alias, "version": version.version}
-
-    def _must_be_writable(self) -> None:
-        if not self._registry.writable:
-            hint = f"edit {self._registry.target} where it is made; the gateway follows it"
-            if isinstance(self._registry, ReadOnly):
-                hint = self._registry.why_not
-            raise Problem("REGISTRY_READ_ONLY", "the registry cannot be written from here", hint=hint)
 
     async def _blocking(self, function: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._io, function, *args)
-
-    async def _writing(self, write: Callable[[], T]) -> T:
-        try:
-            return await self._blocking(write)
-        except PreconditionFailed as error:
-            raise Problem("PRECONDITION_FAILED", str(error)) from None
-        except NotInRegistry as error:
-            raise Problem(error.code, str(error), hint=error.hint) from None
-        except RegistryReadOnly as error:
-            raise Problem("REGISTRY_READ_ONLY", str(error)) from None
-        except RegistryError as error:
-            raise Problem("REGISTRY_UNAVAILABLE", pathless(str(error)), retry_after=5) from None
-
-
-def _checked(check: Callable[[str], str], text: str) -> None:
-    try:
-        check(text)
-    except InvalidReference as error:
-        raise Problem("INVALID_REFERENCE", str(error)) from None
-
-
-def _check_expectation(name: str, alias: str, actual: str | None, expect: str | None) -> None:
-    if expect in (ANYWHERE, actual):
-        return
-    stands = "does not exist" if actual is None else f"points to version {actual}"
-    wanted = "that it does not exist" if expect is None else f"version {expect}"
-    raise Problem("PRECONDITION_FAILED", f"{name}@{alias} {stands}; expected {wanted}")
 
 
 def _example(package: Package) -> dict[str, Any] | None:
@@ -524,19 +405,11 @@ def _example_answer(package: Package) -> Any | None:
         return None  # the version's warnings say so once it is loaded
 
 
-def _never_moved(name: str, alias: str, error: str, now: float) -> dict[str, Any]:
-    return {
-        "name": name,
-        "alias": alias,
-        "desired": None,
-        "serving": None,
-        "last_good": None,
-        "phase": "refused",
-        "error": error,
-        "since": _iso(now),
-        "diverged": False,
-        "history": [],
-    }
+def _attempted(attempt: Attempt) -> dict[str, Any]:
+    absent = dict.fromkeys(("desired", "serving", "last_good", "verdict", "trial"))
+    facts = {"phase": attempt.phase, "error": attempt.error, "since": _iso(attempt.since)}
+    flags = {"diverged": False, "unproven": False, "history": []}
+    return {"name": attempt.name, "alias": attempt.alias} | absent | facts | flags
 
 
 def _plain_signature(document: dict[str, Any]) -> dict[str, Any]:

@@ -13,24 +13,16 @@ from typing import TYPE_CHECKING
 
 from cachetools import TLRUCache
 
+from gateway import backoff
 from gateway.errors import Problem
 
 if TYPE_CHECKING:
     from gateway.registries.base import Version
 
-#: Seconds between attempts to load a version that failed: the first pause, the longest, and how long a
-#: failure is remembered after its pause (so that the pauses keep growing).
-FIRST_BACKOFF = 1.0
-LONGEST_BACKOFF = 60.0
+#: How long a failure is remembered after its pause, in seconds, so that the pauses keep growing.
 FORGET_AFTER = 600.0
 #: A quarantine counts as so many failed attempts.
 QUARANTINE_ATTEMPTS = 6
-
-
-def backoff(attempts: int, chance: random.Random) -> float:
-    """The pause after so many failures in a row, in seconds; with jitter, so that no fleet asks in step."""
-    pause: float = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2.0 ** min(attempts - 1, 10))
-    return pause * chance.uniform(0.8, 1.0)
 
 
 @dataclass(slots=True)
@@ -70,13 +62,13 @@ class Failures:
             return
         before = self._kept.get(version)
         attempts = 1 if before is None else before.attempts + 1
-        problem.retry_after = backoff(attempts, self._chance)
+        problem.retry_after = backoff.pause(attempts, chance=self._chance)
         self._kept[version] = Failure(problem, self._clock() + problem.retry_after, attempts)
 
     def quarantine(self, version: Version, problem: Problem) -> None:
         """The version is not tried again before the longest pause is over."""
-        problem.retry_after = LONGEST_BACKOFF
-        self._kept[version] = Failure(problem, self._clock() + LONGEST_BACKOFF, QUARANTINE_ATTEMPTS)
+        problem.retry_after = backoff.LONGEST
+        self._kept[version] = Failure(problem, self._clock() + backoff.LONGEST, QUARANTINE_ATTEMPTS)
 
     def forget(self, version: Version) -> None:
         """It has loaded, or the operator wants it tried again now."""

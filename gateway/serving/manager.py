@@ -505,6 +505,12 @@ class Manager:
         if servable is not None:
             self.ledger[servable].serving = serving
 
+    def retire_unused(self, version: Version, reason: str) -> None:
+        """Unloads a version, unless somebody uses it."""
+        servable = self._servables.get(version)
+        if servable is not None and not self.ledger[servable].leases:
+            self.retire(version, reason)
+
     def linger(self, version: Version, lingering: bool) -> None:
         """Marks a replaced version as the first to go under pressure, or takes the mark back."""
         servable = self._servables.get(version)

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from gateway.errors import Problem
     from gateway.registries.base import Version
     from gateway.runners.base import Runner
+    from gateway.settings import Settings
     from loaders.batch import Batch
     from loaders.signature import Signature
 
@@ -148,6 +149,21 @@ class Options:
     idle_ttl: float | None = None
     check_output: float = 0.0
     warm_up: bool = True
+
+    @classmethod
+    def of(cls, settings: Settings, name: str) -> Options:
+        """What the settings say of the model `name`."""
+        own = settings.for_model(name)
+        return cls(
+            enforcement=own.enforcement or settings.enforcement,
+            max_queue=settings.max_queue,
+            max_rows=own.batch.max_rows,
+            batch=own.batch.enabled,
+            pin=own.pin,
+            idle_ttl=own.idle_ttl,
+            check_output=own.check_output,
+            warm_up=own.warm_up,
+        )
 
 
 class Servable:

@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from gateway.registries.base import Move
 from gateway.registries.file import FileRegistry
 from gateway.state import State
 from loaders.package import digest
@@ -178,10 +179,10 @@ def in_process(path: Path, scratch: Path) -> Iterator[tuple[str, float]]:
     target = str(path)
     yield from cost("push, cold", lambda: FileRegistry(target).add_version("new", str(package), found))
     move_to_3 = ("model-000500", "champion", "3")
-    yield from cost("promotion, cold", lambda: FileRegistry(target).set_alias(*move_to_3))
+    yield from cost("promotion, cold", lambda: FileRegistry(target).move(Move(*move_to_3)))
     registry = FileRegistry(target)
     registry.read()
-    yield from cost("promotion", lambda: registry.set_alias("model-000500", "champion", "1"))
+    yield from cost("promotion", lambda: registry.move(Move("model-000500", "champion", "1")))
     (package / "weights").write_text("others")
     found = digest(package)
     yield from cost("push", lambda: registry.add_version("new", str(package), found))
@@ -189,7 +190,7 @@ def in_process(path: Path, scratch: Path) -> Iterator[tuple[str, float]]:
     registry.read()
     yield from cost("poll without change", registry.read)
     state = State(scratch / "alone")
-    one, two = registry.read(), registry.set_alias("model-000500", "champion", "2")
+    one, two = registry.read(), registry.move(Move("model-000500", "champion", "2"))
     yield from cost("snapshot saved, all", lambda: state.save_snapshot("r", one.stamp, one.entries()))
     yield from cost("snapshot saved, one alias", lambda: state.save_snapshot("r", two.stamp, two.entries()))
     state.close()

@@ -13,6 +13,7 @@ from gateway.registries import REGISTRIES, default_target, open_registry
 from gateway.registries.base import (
     Alias,
     Model,
+    Move,
     NotInRegistry,
     PreconditionFailed,
     Registry,
@@ -111,28 +112,28 @@ def test_an_alias_moves_back_and_goes(registry: Registry, packages: list[str]) -
     def stands() -> Alias | None:
         return registry.read().models["iris"].aliases.get("champion")
 
-    registry.set_alias("iris", "champion", "1", absent=True)
+    registry.move(Move("iris", "champion", "1", expect=None))
     assert stands() == Alias("1")
-    registry.set_alias("iris", "champion", "2", expect="1", forced=True)
+    registry.move(Move("iris", "champion", "2", expect="1", forced=True))
     assert stands() == Alias("2", ("1",), forced=True)
-    registry.set_alias("iris", "champion", "3")
+    registry.move(Move("iris", "champion", "3"))
     assert stands() == Alias("3", ("2", "1"))
-    registry.set_alias("iris", "champion", "1", back=True)
+    registry.move(Move("iris", "champion", "1", back=True))
     assert stands() == Alias("1")
     assert "champion" not in registry.delete_alias("iris", "champion").models["iris"].aliases
 
 
 def test_a_write_answers_with_the_new_content(registry: Registry, packages: list[str]) -> None:
     registry.add_version("iris", packages[0], digest(packages[0]))
-    assert registry.set_alias("iris", "champion", "1") == registry.read()
+    assert registry.move(Move("iris", "champion", "1")) == registry.read()
 
 
 def test_preconditions_hold(registry: Registry, packages: list[str]) -> None:
     registry.add_version("iris", packages[0], digest(packages[0]), alias="champion")
     registry.add_version("iris", packages[1], digest(packages[1]))
-    for conditions in ({"expect": "2"}, {"absent": True}):
+    for conditions in ({"expect": "2"}, {"expect": None}):
         with pytest.raises(PreconditionFailed) as error:
-            registry.set_alias("iris", "champion", "2", **conditions)  # type: ignore[arg-type]
+            registry.move(Move("iris", "champion", "2", **conditions))  # type: ignore[arg-type]
         assert error.value.actual == "1"
     assert registry.read().models["iris"].aliases["champion"] == Alias("1")
 
@@ -141,7 +142,7 @@ def test_what_is_not_there_is_said(registry: Registry, packages: list[str]) -> N
     registry.add_version("iris", packages[0], digest(packages[0]))
     for name, version, code in (("no", "1", "MODEL_NOT_FOUND"), ("iris", "9", "VERSION_NOT_FOUND")):
         with pytest.raises(NotInRegistry) as error:
-            registry.set_alias(name, "champion", version)
+            registry.move(Move(name, "champion", version))
         assert error.value.code == code
     with pytest.raises(NotInRegistry) as error:
         registry.delete_alias("iris", "champion")
@@ -160,7 +161,7 @@ def test_what_is_not_there_is_said(registry: Registry, packages: list[str]) -> N
         ("databricks", "not supported"),
         ("databricks://profile", "not supported"),
         ("databricks-uc", "not supported"),
-        ("mlflow+http://", "is no MLflow server"),
+        ("mlflow+http://", "is not an MLflow server"),
     ],
 )
 def test_what_cannot_be_opened_is_said(target: str, complaint: str) -> None:

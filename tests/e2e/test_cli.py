@@ -248,7 +248,7 @@ def test_promote_and_rollback_in_the_registry(shell: Shell, packages: dict[str, 
     back = shell.gateway("rollback", "iris@champion", "-o", "json").json()
     assert (back["version"], back["previous"]) == ("1", "2")
     assert aliases(shell) == {"champion": "1", "challenger": "2", "fresh": "1"}
-    assert "does not say where" in shell.called("rollback", "iris@champion").failed()
+    assert "--to V" in shell.called("rollback", "iris@champion").failed()
     assert shell.called("rollback", "iris@champion", "--to", "2").code == 0
     assert aliases(shell)["champion"] == "2"
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from gateway.registries import open_registry
+from gateway.registries.base import Move
 from tests.support.running import Running, log_scaled, running
 
 MB = 1_000_000
@@ -150,7 +151,7 @@ def test_the_registry_is_followed_whoever_writes_it(tmp_path: Path) -> None:
     registry = tmp_path / "registry.yaml"
     for factor in (2.0, 3.0):
         log_scaled(registry, "scaled", factor)
-    open_registry(str(registry)).set_alias("scaled", "champion", "1")
+    open_registry(str(registry)).move(Move("scaled", "champion", "1"))
     with running(tmp_path) as server:
         assert server.predict("scaled", [{"x": 1.0}]).json()["predictions"] == [2.0]
         registry.write_text(registry.read_text().replace("champion: 1", "champion: 2"))

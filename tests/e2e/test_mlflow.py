@@ -16,6 +16,7 @@ import pytest
 import gateway
 import loaders
 from gateway.registries import open_registry
+from gateway.registries.base import Move
 from tests.conftest import needs
 from tests.support.front import Authority, front
 from tests.support.mlflow_server import SECRET, Server
@@ -201,7 +202,7 @@ def test_the_digest_of_the_first_fetch_is_written_back_and_holds(
 def test_the_gateway_writes_the_registry(mlflow_server: Server, client: Any, tmp_path: Path) -> None:
     for factor in FACTORS.values():
         log_scaled(mlflow_server.url, "written", factor)  # type: ignore[arg-type]
-    open_registry(mlflow_server.url).set_alias("written", "champion", "1")
+    open_registry(mlflow_server.url).move(Move("written", "champion", "1"))
     with running(tmp_path, "--registry", mlflow_server.url, GATEWAY_POLL_INTERVAL="10m") as server:
         assert served(server, "written") == "1"
         path = f"{server.url}/models/written/aliases/champion"

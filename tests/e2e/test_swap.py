@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 
 from gateway.registries import open_registry
+from gateway.registries.base import Move
 from tests.support.running import log_scaled, running
 
 CONNECTIONS = 8
@@ -21,7 +22,7 @@ def test_promise_2_an_alias_moves_fifty_times_under_load(tmp_path: Path) -> None
     registry = tmp_path / "registry.yaml"
     for factor in FACTORS.values():
         log_scaled(registry, "scaled", factor)
-    open_registry(str(registry)).set_alias("scaled", "champion", "1")
+    open_registry(str(registry)).move(Move("scaled", "champion", "1"))
     stop = threading.Event()
     swapped = itertools.count()
     reported: list[tuple[int, str]] = [(next(swapped), "1")]

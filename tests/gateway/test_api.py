@@ -19,7 +19,7 @@ import loaders
 from gateway.artifacts.cache import ArtifactError, Artifacts
 from gateway.names import InvalidReference
 from gateway.registries import open_registry
-from gateway.registries.base import NotInRegistry, RegistryError
+from gateway.registries.base import Move, NotInRegistry, RegistryError
 from gateway.settings import SettingsError
 from loaders.package import digest
 
@@ -102,7 +102,7 @@ def test_every_form_of_a_reference(uri: str, first: bool, registry: str) -> None
 
 def test_an_alias_is_followed_from_call_to_call(registry: str) -> None:
     assert answers("models:/iris@champion", registry=registry) == [0, 0, 1, 1]
-    open_registry(registry).set_alias("iris", "champion", "2")
+    open_registry(registry).move(Move("iris", "champion", "2"))
     assert answers("models:/iris@champion", registry=registry) == [1, 1, 0, 0]
 
 

@@ -273,7 +273,8 @@ models:
     assert other.rollout == chosen.rollout
     assert of().for_model("x").model_dump() == {
         **ModelSettings().model_dump(),
-        "isolation": "auto", "enforcement": "strict", "rollout": {"gate": "compatible"},
+        "isolation": "auto", "enforcement": "strict",
+        "rollout": {"gate": "compatible", "deleted": "end", "deleted_grace": 3600.0},
     }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import pytest
 from gateway.artifacts.cache import ArtifactError, Artifacts
 from gateway.artifacts.sources import sources_for
 from gateway.names import Reference
-from gateway.registries.base import RegistryUnavailable, Version
+from gateway.registries.base import Move, RegistryUnavailable, Version
 from gateway.registries.mlflow import MLflowRegistry
 from gateway.registries.mlflow_client import MLflowClient
 from loaders.package import digest
@@ -64,7 +64,7 @@ def test_a_token(mlflow_server: Server, guarded: str, package: Path, tmp_path: P
         version = found(before, signed, guarded)
         assert fetched(before, signed, version, tmp_path / "cache") == digest(package)
         registry = MLflowRegistry(before.url, environ=signed)
-        registry.set_alias(guarded, "there", "1")  # and what writes is signed as well
+        registry.move(Move(guarded, "there", "1"))  # and what writes is signed as well
         registry.close()
         assert set(before.authorizations) == {"Bearer of-the-test"}
         for wrong in ({}, {"MLFLOW_TRACKING_TOKEN": "another"}):

@@ -18,6 +18,7 @@ import pytest
 from gateway.artifacts.staging import PREFIX
 from gateway.registries.base import (
     Alias,
+    Move,
     NotInRegistry,
     PreconditionFailed,
     RegistryError,
@@ -140,7 +141,7 @@ def test_a_config_map_is_not_written(tmp_path: Path) -> None:
     registry = FileRegistry(str(tmp_path / "registry.yaml"))
     assert not registry.writable
     with pytest.raises(RegistryReadOnly, match="mounted from a ConfigMap: change it there"):
-        registry.set_alias("iris", "champion", "2")
+        registry.move(Move("iris", "champion", "2"))
     with pytest.raises(RegistryReadOnly):
         add(registry, make_package(tmp_path / "new"))
     assert (tmp_path / "registry.yaml").read_text() == THREE
@@ -199,44 +200,42 @@ def test_equal_files_have_one_identity(file: Path) -> None:
 
 def test_moving_an_alias_changes_its_line_alone(file: Path) -> None:
     registry = FileRegistry(str(file))
-    snapshot = registry.set_alias("iris", "champion", "2", expect="1")
+    snapshot = registry.move(Move("iris", "champion", "2", expect="1"))
     assert snapshot.models["iris"].aliases["champion"] == Alias("2", ("1",))
     assert registry.read() is snapshot
     assert file.read_text() == THREE.replace("champion: 1", "champion: {version: 2, previous: 1}")
-    registry.set_alias("iris", "champion", "3")
+    registry.move(Move("iris", "champion", "3"))
     assert "champion: {version: 3, previous: [2, 1]}" in file.read_text()
-    registry.set_alias("iris", "challenger", "1", absent=True)
+    registry.move(Move("iris", "challenger", "1", expect=None))
     assert "previous: [2, 1]}, challenger: 1}" in file.read_text()
 
 
 def test_going_back_forgets_what_was_left(file: Path) -> None:
     registry = FileRegistry(str(file))
     for version in ("2", "3"):
-        registry.set_alias("iris", "champion", version)
-    assert registry.set_alias("iris", "champion", "2", back=True).models["iris"].aliases["champion"] == Alias(
-        "2", ("1",)
-    )
-    assert registry.set_alias("iris", "champion", "1", back=True).models["iris"].aliases["champion"] == Alias(
-        "1"
-    )
+        registry.move(Move("iris", "champion", version))
+    back = registry.move(Move("iris", "champion", "2", back=True))
+    assert back.models["iris"].aliases["champion"] == Alias("2", ("1",))
+    back = registry.move(Move("iris", "champion", "1", back=True))
+    assert back.models["iris"].aliases["champion"] == Alias("1")
     assert file.read_text() == THREE
 
 
 def test_at_most_ten_earlier_versions_are_kept(file: Path) -> None:
     registry = FileRegistry(str(file))
     for i in range(12):
-        snapshot = registry.set_alias("iris", "champion", "23"[i % 2])
+        snapshot = registry.move(Move("iris", "champion", "23"[i % 2]))
     assert snapshot.models["iris"].aliases["champion"].previous == tuple("2323232323")
 
 
 def test_the_same_version_again_writes_nothing(file: Path) -> None:
     registry = FileRegistry(str(file))
-    registry.set_alias("iris", "champion", "2", forced=True)
+    registry.move(Move("iris", "champion", "2", forced=True))
     assert "champion: {version: 2, previous: 1, forced: true}" in file.read_text()
     before = file.stat()
-    registry.set_alias("iris", "champion", "2")
+    registry.move(Move("iris", "champion", "2"))
     assert file.stat().st_ino == before.st_ino
-    assert registry.set_alias("iris", "champion", "3").models["iris"].aliases["champion"] == Alias(
+    assert registry.move(Move("iris", "champion", "3")).models["iris"].aliases["champion"] == Alias(
         "3", ("2", "1")
     )
 
@@ -244,19 +243,19 @@ def test_the_same_version_again_writes_nothing(file: Path) -> None:
 def test_what_the_user_keeps_beside_an_alias_stays(file: Path) -> None:
     written = "champion: {version: 1, last_good: 1, x-why: asked for}  # do not touch"
     file.write_text(THREE.replace("champion: 1}", f"\n      {written}\n    }}").replace("  #", " #"))
-    FileRegistry(str(file)).set_alias("iris", "champion", "2")
+    FileRegistry(str(file)).move(Move("iris", "champion", "2"))
     assert "{version: 2, last_good: 1, x-why: asked for, previous: 1} # do not touch" in file.read_text()
 
 
 def test_an_expectation_that_fails_writes_nothing(file: Path) -> None:
     registry = FileRegistry(str(file))
-    cases: list[tuple[dict[str, Any], str | None]] = [({"expect": "2"}, "1"), ({"absent": True}, "1")]
+    cases: list[tuple[dict[str, Any], str | None]] = [({"expect": "2"}, "1"), ({"expect": None}, "1")]
     for conditions, actual in cases:
         with pytest.raises(PreconditionFailed) as error:
-            registry.set_alias("iris", "champion", "3", **conditions)
+            registry.move(Move("iris", "champion", "3", **conditions))
         assert error.value.actual == actual
     with pytest.raises(PreconditionFailed, match="does not exist") as error:
-        registry.set_alias("iris", "new", "3", expect="1")
+        registry.move(Move("iris", "new", "3", expect="1"))
     assert error.value.actual is None
     assert file.read_text() == THREE
 
@@ -264,8 +263,8 @@ def test_an_expectation_that_fails_writes_nothing(file: Path) -> None:
 def test_what_is_not_there_cannot_be_moved(file: Path) -> None:
     registry = FileRegistry(str(file))
     attempts: list[tuple[Callable[[], object], str]] = [
-        (lambda: registry.set_alias("irs", "champion", "1"), "MODEL_NOT_FOUND"),
-        (lambda: registry.set_alias("iris", "champion", "9"), "VERSION_NOT_FOUND"),
+        (lambda: registry.move(Move("irs", "champion", "1")), "MODEL_NOT_FOUND"),
+        (lambda: registry.move(Move("iris", "champion", "9")), "VERSION_NOT_FOUND"),
         (lambda: registry.delete_alias("iris", "nobody"), "ALIAS_NOT_FOUND"),
         (lambda: registry.delete_alias("irs", "champion"), "MODEL_NOT_FOUND"),
     ]
@@ -288,7 +287,7 @@ def test_json_stays_json(tmp_path: Path) -> None:
         "models": {"iris": {"versions": {"1": {"source": "a"}, "2": {"source": "b"}}, "aliases": {"c": 1}}}
     }
     file.write_text(json.dumps(value, indent=4))
-    FileRegistry(str(file)).set_alias("iris", "c", "2")
+    FileRegistry(str(file)).move(Move("iris", "c", "2"))
     value["models"]["iris"]["aliases"] = {"c": {"version": "2", "previous": "1"}}  # type: ignore[dict-item]
     assert file.read_text() == json.dumps(value, indent=4) + "\n"
 
@@ -298,7 +297,7 @@ def test_comments_are_lost_only_with_a_warning(file: Path, caplog: pytest.LogCap
         "models:\n  a: &a {versions: {1: {source: x}, 2: {source: x}}, aliases: {c: 1}}\n  b: *a  # same\n"
     )
     with caplog.at_level(logging.WARNING):
-        snapshot = FileRegistry(str(file)).set_alias("b", "c", "2")
+        snapshot = FileRegistry(str(file)).move(Move("b", "c", "2"))
     assert [m.aliases["c"].version for m in snapshot.models.values()] == ["1", "2"]
     assert "without its comments" in caplog.text
 
@@ -313,7 +312,7 @@ def test_mode_and_links_are_kept(tmp_path: Path) -> None:
     link = tmp_path / "registry.yaml"
     link.symlink_to("real/registry.yaml")
     registry = FileRegistry(str(link))
-    snapshot = registry.set_alias("iris", "champion", "2")
+    snapshot = registry.move(Move("iris", "champion", "2"))
     assert link.is_symlink()
     assert "version: 2" in real.read_text()
     assert stat.S_IMODE(real.stat().st_mode) == 0o640
@@ -335,7 +334,7 @@ def test_a_read_only_file_is_not_written(file: Path) -> None:
 def test_the_remains_of_dead_writers_are_removed(file: Path) -> None:
     remains = file.with_name(".registry.yaml.123.tmp")
     remains.write_text("half")
-    FileRegistry(str(file)).set_alias("iris", "champion", "2")
+    FileRegistry(str(file)).move(Move("iris", "champion", "2"))
     assert not remains.exists()
     assert not list(file.parent.glob("*.tmp"))
 
@@ -343,7 +342,7 @@ def test_the_remains_of_dead_writers_are_removed(file: Path) -> None:
 def test_an_invalid_file_is_not_written(file: Path) -> None:
     file.write_text(THREE + "oops: 1\n")
     with pytest.raises(RegistryInvalid, match="oops: unknown key"):
-        FileRegistry(str(file)).set_alias("iris", "champion", "2")
+        FileRegistry(str(file)).move(Move("iris", "champion", "2"))
 
 
 # -- versions
@@ -454,7 +453,7 @@ def race(target: str, version: str, barrier: Any, results: Any) -> None:
     registry = FileRegistry(target)
     barrier.wait()
     try:
-        registry.set_alias("iris", "champion", version, expect="1")
+        registry.move(Move("iris", "champion", version, expect="1"))
         results.put(version)
     except PreconditionFailed:
         results.put(None)

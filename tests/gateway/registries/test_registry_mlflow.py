@@ -15,7 +15,7 @@ import pytest
 from gateway.artifacts.cache import ArtifactError, Artifacts
 from gateway.artifacts.sources import sources_for
 from gateway.names import Reference
-from gateway.registries.base import NotInRegistry, RegistryError, RegistryReadOnly, RegistryUnavailable
+from gateway.registries.base import Move, NotInRegistry, RegistryError, RegistryReadOnly, RegistryUnavailable
 from gateway.registries.mlflow import MLflowRegistry
 from gateway.registries.mlflow_client import MLflowClient, MLflowUnavailable
 from loaders.package import digest
@@ -42,7 +42,7 @@ def stored(mlflow_server: Server, tmp_path_factory: pytest.TempPathFactory) -> s
     for content in (b"one", b"two" * 100_000):
         package = make_package(tmp_path_factory.mktemp("package") / "p", content)
         registry.add_version("stored", package, digest(package))
-    registry.set_alias("stored", "here", "1")
+    registry.move(Move("stored", "here", "1"))
     registry.close()
     return "stored"
 
@@ -150,7 +150,7 @@ def test_an_answer_to_an_earlier_question_does_not_win(mlflow_server: Server, st
     registry = MLflowRegistry(mlflow_server.url, environ={})
     registry.find(Reference("stored"))
     late = registry._names["stored"]
-    registry.set_alias("stored", "late", "2")
+    registry.move(Move("stored", "late", "2"))
     registry._keep("stored", late, late.order)
     assert registry.known().models["stored"].aliases["late"].version == "2"
     registry._keep("stored", None, late.order)
@@ -236,7 +236,7 @@ def test_passwords(mlflow_server: Server, tmp_path: Path) -> None:
         reading.find(Reference("guarded"))
         assert reading.known().models["guarded"].aliases["here"].version == "1"
         with pytest.raises(RegistryReadOnly):
-            reading.set_alias("guarded", "there", "1")
+            reading.move(Move("guarded", "there", "1"))
         reading.record_digest(version, "sha256:" + "0" * 64)  # not allowed, and no failure
         assert server.call("GET", "model-versions/get", name="guarded", version="1")["model_version"][
             "tags"
@@ -261,7 +261,7 @@ def _hash_lightly(database: Path, user: str, password: str) -> None:
     ],
 )
 def test_what_cannot_be_meant(make: Callable[[], MLflowRegistry]) -> None:
-    with pytest.raises(RegistryError, match=r"MLFLOW_|no MLflow server"):
+    with pytest.raises(RegistryError, match=r"MLFLOW_|not an MLflow server"):
         make()
 
 
@@ -287,14 +287,14 @@ def test_a_server_that_refuses_the_first_question_is_a_registry_error() -> None:
 
 def test_an_alias_keeps_its_past_though_mlflow_moves_it(mlflow_server: Server, stored: str) -> None:
     registry = MLflowRegistry(mlflow_server.url, environ={})
-    registry.set_alias("stored", "past", "1")
-    registry.set_alias("stored", "past", "2", forced=True)
+    registry.move(Move("stored", "past", "1"))
+    registry.move(Move("stored", "past", "2", forced=True))
     moved = {"name": "stored", "alias": "past", "version": "1"}
     mlflow_server.call("POST", "registered-models/alias", **moved)
     past = registry.read().models["stored"].aliases["past"]
     assert (past.version, past.previous, past.forced) == ("1", (), False)
     with pytest.raises(NotInRegistry):
-        registry.set_alias("stored", "past", "9")
+        registry.move(Move("stored", "past", "9"))
     registry.delete_alias("stored", "past")
     registry.close()
 

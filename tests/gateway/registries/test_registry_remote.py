@@ -11,7 +11,7 @@ import fsspec
 import pytest
 
 from gateway.registries import open_registry
-from gateway.registries.base import RegistryInvalid, RegistryReadOnly, RegistryUnavailable
+from gateway.registries.base import Move, RegistryInvalid, RegistryReadOnly, RegistryUnavailable
 from gateway.registries.document import dump, parse
 from tests.support.tcp_proxy import FAULTS, HALF_OPEN, HANG, PASS, proxy
 
@@ -92,7 +92,7 @@ def test_it_is_not_written_from_here(documents: Documents) -> None:
     registry = open_registry(f"{documents.url}/a/registry.yaml")
     assert not registry.writable
     with pytest.raises(RegistryReadOnly, match="read only"):
-        registry.set_alias("iris", "champion", "1")
+        registry.move(Move("iris", "champion", "1"))
     registry.close()
 
 

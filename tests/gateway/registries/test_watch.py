@@ -7,7 +7,7 @@ from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 
 from gateway.names import Reference
-from gateway.registries.base import Alias, AskedByName, Model, ReadOnly, Snapshot, Version
+from gateway.registries.base import Alias, Model, ReadOnly, Snapshot, Version
 from gateway.registries.watcher import FORGET_UNUSED, Watch
 from tests.support.controlled import Clock
 
@@ -17,6 +17,8 @@ class Names(ReadOnly):
 
     identity = target = "names"
     poll_interval = 5.0
+    partial = True
+    lasting = True
     why_not = "nothing is written here"
 
     def __init__(self) -> None:
@@ -28,11 +30,12 @@ class Names(ReadOnly):
         self.asked += self.models
         return self.known()
 
-    def find(self, reference: Reference) -> None:
+    def find(self, reference: Reference) -> Snapshot:
         name = reference.name
         self.asked.append(name)
         self.models[name] = Model(name, {"1": Version(name, "1", "/1")}, {"champion": Alias("1")})
         self.changes += 1
+        return self.known()
 
     def known(self) -> Snapshot:
         return Snapshot(dict(self.models), str(self.changes))
@@ -57,7 +60,6 @@ class Names(ReadOnly):
 def test_names_nobody_uses_are_polled_no_more_until_they_are_asked_for_again() -> None:
     async def main() -> None:
         registry, clock = Names(), Clock()
-        assert isinstance(registry, AskedByName)
         loaded = {"loaded"}
         applied: list[set[str]] = []
         forgotten: list[set[str]] = []

@@ -14,7 +14,8 @@ from gateway.events import Swapped, SwapRefused
 from gateway.names import Reference
 from gateway.registries.base import Alias, Model, Snapshot, Version
 from gateway.rollouts.aliases import Aliases
-from gateway.rollouts.gates import rollback_target
+from gateway.rollouts.gates import Gates
+from gateway.rollouts.records import rollback_target
 from gateway.serving.ledger import Plan
 from gateway.serving.servable import Servable, Status
 from gateway.state import AliasMemory, Served, State
@@ -37,7 +38,7 @@ class House:
     def restarted(self) -> Aliases:
         return Aliases(
             self.bench.manager,
-            prepare=self.bench.prepare,
+            Gates(self.bench.manager, prepare=self.bench.prepare),
             memory=AliasMemory(self.state, "test", lambda write: write()),
             emit=self.bench.events.append,
         )
@@ -281,7 +282,7 @@ def test_those_who_wait_for_a_cold_alias_are_bounded(tmp_path: Path) -> None:
         house = House(tmp_path)
         house.aliases = Aliases(
             house.bench.manager,
-            prepare=house.bench.prepare,
+            Gates(house.bench.manager, prepare=house.bench.prepare),
             memory=AliasMemory(house.state, "test", lambda write: write()),
             max_waiting=3,
         )

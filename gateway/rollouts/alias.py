@@ -1,0 +1,90 @@
+"""One alias here, as plain facts: desired, serving, last good, and the state of its reconciler.
+
+Knows versions. What changes these facts is `rollouts.aliases`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from gateway.errors import Problem
+from gateway.registries.base import Verdict, Version
+from gateway.state import Served
+
+
+class Memory(Protocol):
+    """What of an alias survives a restart. Calls return at once; writing happens elsewhere."""
+
+    def last_good(self, name: str, alias: str) -> str | None: ...
+
+    def history(self, name: str, alias: str) -> list[Served]: ...
+
+    def save_last_good(self, name: str, alias: str, version: str) -> None: ...
+
+    def begin_serving(self, name: str, alias: str, served: Served) -> None: ...
+
+    def end_serving(self, name: str, alias: str, ended: float, reason: str) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class Alias:
+    """One alias here. `generation` counts the moves of `desired`; `since` is the unix time of `phase`;
+    `verdict` is what some gateway found out about `desired`,
+    and `fallback` what answers instead."""
+
+    name: str
+    alias: str
+    desired: Version | None = None
+    serving: Version | None = None
+    last_good: Version | None = None
+    forced: bool = False
+    verdict: Verdict | None = None
+    fallback: Version | None = None
+    generation: int = 0
+    phase: str = "unloaded"
+    error: str | None = None
+    since: float = 0.0
+    moved_by: str = "registry"
+    history: list[Served] = field(default_factory=list)
+    #: The reconciler's task, and a future for the end of its present attempt.
+    task: asyncio.Task[None] | None = None
+    waiting: int = 0
+    attempt: asyncio.Future[None] | None = None
+    moved: asyncio.Event = field(default_factory=asyncio.Event)
+    refusal: Problem | None = None
+
+    @property
+    def goal(self) -> Version | None:
+        """What should serve here: what the registry wants, unless a verdict forbids it."""
+        return self.desired if self.verdict is None or self.fallback is None else self.fallback
+
+    @property
+    def diverged(self) -> bool:
+        """Whether requests do not get what the registry wants: another version, or none."""
+        if self.serving is not None:
+            return self.serving != self.desired
+        return self.phase in ("refused", "deleted")
+
+    @property
+    def unproven(self) -> bool:
+        """Whether no version is known to have answered under this alias, here or elsewhere."""
+        return self.last_good is None
+
+    def __repr__(self) -> str:
+        numbers = [None if v is None else v.version for v in (self.desired, self.serving)]
+        return f"<Alias {self.name}@{self.alias} desired {numbers[0]}, serving {numbers[1]}, {self.phase}>"
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What was done to an alias that does not exist (any more): there is nothing else to show it on.
+    `phase`: refused or deleted."""
+
+    name: str
+    alias: str
+    version: str | None
+    phase: str
+    error: str
+    since: float

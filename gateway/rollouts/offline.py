@@ -1,0 +1,113 @@
+"""Promotions without a running gateway: the same parts as in one, put together for a single command.
+
+What is known of an alias comes from the registry, and from the durable state if this machine has one; nothing
+is served, and the state is only read. Knows settings and how the parts fit; no command line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from gateway.artifacts.cache import Artifacts
+from gateway.artifacts.packages import Packages, formats
+from gateway.artifacts.sources import sources_for
+from gateway.names import Reference
+from gateway.rollouts.aliases import Aliases
+from gateway.rollouts.gates import Gates
+from gateway.rollouts.policy import policy_of
+from gateway.rollouts.promotions import Promotions
+from gateway.runners.placement import Placement
+from gateway.runners.zygote import Zygotes
+from gateway.serving.ledger import Ledger
+from gateway.serving.manager import Manager
+from gateway.serving.servable import Options, Servable
+from gateway.state import AliasMemory, Served, State
+
+if TYPE_CHECKING:
+    from gateway.registries.base import Registry, Version
+    from gateway.settings import Settings
+
+
+@asynccontextmanager
+async def offline(
+    settings: Settings, registry: Registry, told: Callable[[str, float], None] = lambda check, seconds: None
+) -> AsyncIterator[Promotions]:
+    """Promotions that run their gates in this process; `told` hears of each check that ends, with its
+    seconds. Raises what the registry raises."""
+    with ThreadPoolExecutor(4) as io:
+        state = State(settings.state_dir) if (settings.state_dir / "state.db").is_file() else None
+        sources = sources_for(registry.target, settings.artifact_sources, [settings.registry])
+
+        def remembered(version: Version) -> str | None:
+            if state is None:
+                return None
+            return state.digest(registry.identity, version.name, version.version, version.source)
+
+        def remember(version: Version, digest: str) -> None:
+            if state is not None:
+                name, number = version.name, version.version
+                state.save_digest(registry.identity, name, number, version.source, digest)
+            registry.record_digest(version, digest)
+
+        packages = Packages(
+            Artifacts(settings.cache_dir, settings.disk_limit, sources),
+            io,
+            io,
+            policy=formats(settings),
+            remembered=remembered,
+            remember=remember,
+            lasting=registry.lasting,
+        )
+        zygotes = Zygotes()
+        placement = Placement(settings, zygotes, lambda prepared, what, reason: None)
+        ledger: Ledger[Servable] = Ledger(settings.memory_limit)
+        manager = Manager(
+            ledger,
+            prepare=packages.get,
+            open_runner=placement.open,
+            options=lambda name: Options.of(settings, name),
+            clock=time.monotonic,
+        )
+        gates = Gates(manager, prepare=packages.get, policy=lambda model: policy_of(settings, model))
+        aliases = Aliases(
+            manager,
+            gates,
+            memory=_Nothing() if state is None else AliasMemory(state, registry.identity, lambda write: None),
+            default_alias=settings.default_alias,
+        )
+
+        async def ask(reference: Reference) -> None:
+            aliases.apply(await asyncio.get_running_loop().run_in_executor(io, registry.find, reference))
+
+        try:
+            yield Promotions(
+                aliases, manager, registry, io, ask=ask, take=lambda snapshot, moved_by: None,
+                quiet=lambda version: packages.get(version, remember=False), told=told,
+            )  # fmt: skip
+        finally:
+            await aliases.close()
+            await manager.close()
+            await zygotes.close()
+            if state is not None:
+                state.close()
+
+
+class _Nothing:
+    """The memory of a machine that has no state."""
+
+    def last_good(self, name: str, alias: str) -> None:
+        return None
+
+    def history(self, name: str, alias: str) -> list[Served]:
+        return []
+
+    def save_last_good(self, name: str, alias: str, version: str) -> None: ...
+
+    def begin_serving(self, name: str, alias: str, served: Served) -> None: ...
+
+    def end_serving(self, name: str, alias: str, ended: float, reason: str) -> None: ...

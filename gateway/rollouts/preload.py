@@ -1,0 +1,132 @@
+"""What must be loaded before the gateway is ready: references and patterns of the setting `preload`.
+
+`iris`, `iris@champion`, `iris/3`: that one. `fraud-*`: the default alias of every model whose name matches.
+`@champion`, `fraud-*@champion`: that alias of every (matching) model that has it. `*`: the default alias of
+every model. A pattern that matches nothing asks for nothing.
+
+Knows references and what a snapshot says; how a version is loaded is the caller's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from gateway import backoff
+from gateway.errors import Problem
+from gateway.names import Reference, parse_short
+from gateway.registries.base import Snapshot
+
+log = logging.getLogger("gateway.preload")
+
+#: So many loads are under way at once.
+AT_ONCE = 4
+LONGEST_PAUSE = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry of the setting. `pattern`: of names; None for a reference. `alias`: None is the default."""
+
+    text: str
+    reference: Reference | None = None
+    pattern: str | None = None
+    alias: str | None = None
+
+    @classmethod
+    def parsed(cls, text: str) -> Entry:
+        """Raises InvalidReference."""
+        name, at, alias = text.rpartition("@")
+        if at and not name:
+            return cls(text, pattern="*", alias=parse_short(f"x@{alias}").alias)
+        reference = parse_short(text)
+        if reference.version is None and not reference.latest and any(c in reference.name for c in "*?["):
+            return cls(text, pattern=reference.name, alias=reference.alias)
+        return cls(text, reference=reference)
+
+    def references(self, snapshot: Snapshot, default_alias: Sequence[str]) -> Iterator[Reference]:
+        """What the entry means now."""
+        if self.reference is not None:
+            yield self.reference
+            return
+        for name in list(snapshot.models):
+            if not fnmatchcase(name, self.pattern or "*"):
+                continue
+            aliases = snapshot.models[name].aliases
+            wanted = default_alias if self.alias is None else (self.alias,)
+            alias = next((alias for alias in wanted if alias in aliases), None)
+            if alias is not None:
+                yield Reference(name, alias=alias)
+
+
+class Preload:
+    """`pending`: what is not loaded yet, by its text, with the reason of its last failure ("" before one)."""
+
+    def __init__(self, entries: Sequence[Entry], default_alias: Sequence[str] = ("champion",)) -> None:
+        self._entries = tuple(entries)
+        self._default_alias = tuple(default_alias)
+        self.pending: dict[str, str] = {entry.text: "" for entry in self._entries}
+
+    @classmethod
+    def parsed(cls, texts: Sequence[str], default_alias: Sequence[str] = ("champion",)) -> Preload:
+        """Raises InvalidReference."""
+        return cls([Entry.parsed(text) for text in texts], default_alias)
+
+    @property
+    def done(self) -> bool:
+        return not self.pending
+
+    async def run(
+        self, snapshot: Callable[[], Awaitable[Snapshot]], load: Callable[[Reference], Awaitable[object]]
+    ) -> None:
+        """Loads everything; what fails is tried again until it loads, or its registry has it no more."""
+        loaded: set[Reference] = set()
+        turns = asyncio.Semaphore(AT_ONCE)
+        rounds = 0
+        while self.pending:
+            try:
+                wanted = await self._wanted(snapshot)
+            except Problem as problem:
+                self.pending = dict.fromkeys(self.pending, problem.message)
+            else:
+                self._keep({str(reference): reference for reference in wanted if reference not in loaded})
+
+                async def one(reference: Reference) -> None:
+                    async with turns:
+                        if await self._loads(reference, load):
+                            loaded.add(reference)
+
+                await asyncio.gather(*(one(reference) for reference in wanted if reference not in loaded))
+            if self.pending:
+                rounds += 1
+                await asyncio.sleep(backoff.pause(rounds, longest=LONGEST_PAUSE))
+
+    async def _wanted(self, snapshot: Callable[[], Awaitable[Snapshot]]) -> list[Reference]:
+        if all(entry.pattern is None for entry in self._entries):
+            return [entry.reference for entry in self._entries if entry.reference is not None]
+        now = await snapshot()
+        found: dict[Reference, None] = {}
+        for entry in self._entries:
+            meant = list(entry.references(now, self._default_alias))
+            if not meant and entry.text in self.pending:
+                log.warning("preload: %s matches no model with that alias", entry.text)
+            found.update(dict.fromkeys(meant))
+        return list(found)
+
+    def _keep(self, wanted: dict[str, Reference]) -> None:
+        self.pending = {text: self.pending.get(text, "") for text in wanted}
+
+    async def _loads(self, reference: Reference, load: Callable[[Reference], Awaitable[object]]) -> bool:
+        text = str(reference)
+        try:
+            await load(reference)
+        except Problem as problem:
+            if self.pending.get(text) != problem.message:
+                log.warning("preload: %s is not loaded: %s", text, problem.message)
+            self.pending[text] = problem.message
+            return False
+        self.pending.pop(text, None)
+        return True

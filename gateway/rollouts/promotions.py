@@ -1,0 +1,210 @@
+"""Moving an alias: promote and roll back, for a running gateway and for the command line without one.
+
+Both run the same gates, write the same `Move` and use the same texts. What differs is passed in: how the
+registry is asked, and what happens with the content that a write returns.
+
+Knows references, gates and registries; no protocol and no terminal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import Executor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from gateway.errors import Problem, pathless
+from gateway.names import Reference, check_alias, check_name, check_version
+from gateway.registries.base import (
+    ANYWHERE,
+    Move,
+    Registry,
+    RegistryError,
+    RegistryReadOnly,
+    Snapshot,
+    Version,
+    find_alias,
+    resolve,
+)
+from gateway.rollouts.gates import Trial
+from gateway.rollouts.records import PROMOTE, ROLLBACK
+
+if TYPE_CHECKING:
+    from gateway.artifacts.packages import Prepared
+    from gateway.rollouts.aliases import Aliases
+    from gateway.serving.manager import Manager
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """A move that passed its gates. `previous`: the version the alias pointed to before (None: it did not
+    exist). `overruled`: reasons against it that the operator overruled. `checks`: each with its seconds.
+    `unchanged`: it points there already. `written` False: a dry run."""
+
+    move: Move
+    target: Version
+    previous: str | None
+    overruled: tuple[str, ...] = ()
+    checks: tuple[tuple[str, float], ...] = ()
+    unchanged: bool = False
+    written: bool = True
+
+
+class Promotions:
+    """`ask` has the registry asked about a reference now, so that the aliases know its answer; `take` is
+    given the content that a write returned, and who wrote; `quiet` gets a package and leaves no record of it;
+    `told` hears of each check that ends, with its seconds. `trials`: what is being checked now, by model and
+    alias."""
+
+    def __init__(
+        self,
+        aliases: Aliases,
+        manager: Manager,
+        registry: Registry,
+        io: Executor,
+        *,
+        ask: Callable[[Reference], Awaitable[object]],
+        take: Callable[[Snapshot, str], None],
+        quiet: Callable[[Version], Awaitable[Prepared]] | None = None,
+        told: Callable[[str, float], None] = lambda check, seconds: None,
+    ) -> None:
+        self._aliases = aliases
+        self._manager = manager
+        self._registry = registry
+        self._io = io
+        self._ask = ask
+        self._take = take
+        self._quiet = quiet
+        self._told = told
+        self.trials: dict[tuple[str, str], Trial] = {}
+
+    @asynccontextmanager
+    async def promote(
+        self,
+        name: str,
+        alias: str,
+        version: str,
+        *,
+        expect: str | None = ANYWHERE,
+        force: bool = False,
+        dry_run: bool = False,
+    ) -> AsyncIterator[Moved]:
+        """Runs the gates, then writes the registry. Inside the context the version is loaded and warm. A
+        refusal leaves the registry as it is. Raises Problem."""
+        move = Move(check_name(name), check_alias(alias), check_version(version), expect)
+        if not dry_run:
+            await self._must_be_writable()
+        await self._ask(Reference(name, version=version))
+        snapshot = self._aliases.snapshot
+        target = resolve(snapshot, Reference(name, version=version))
+        model = snapshot.models[name]
+        entry = model.aliases.get(alias)
+        move.check(entry)
+        if (wrong := self._aliases.gates.policy_error(model)) is not None:
+            raise Problem("ROLLOUT_REFUSED", wrong, hint="correct the policy in the registry")
+        if entry is not None and entry.version == version and not entry.refused and entry.forced >= force:
+            yield Moved(move, target, version, unchanged=True, written=not dry_run)
+            return
+        async with self._moved(move, target, force=force, moved_by=PROMOTE, dry_run=dry_run) as moved:
+            yield moved
+
+    @asynccontextmanager
+    async def rollback(self, name: str, alias: str, to: str | None = None) -> AsyncIterator[Moved]:
+        """Back to the version that served before the present one; again: further back. It must load, and no
+        signature stops it. Raises Problem."""
+        check_name(name), check_alias(alias)
+        await self._must_be_writable()
+        await self._ask(Reference(name))
+        entry = find_alias(self._aliases.snapshot, name, alias)
+        if to is None:
+            to = self._aliases.earlier(name, alias)
+        if to is None:
+            raise self._nothing_before(name, alias, entry.version)
+        check_version(to)
+        if to not in self._aliases.snapshot.models[name].versions:
+            await self._ask(Reference(name, version=to))
+        target = resolve(self._aliases.snapshot, Reference(name, version=to))
+        # `expect`: whoever moved it while this version was checked knows better.
+        move = Move(name, alias, to, entry.version, back=True)
+        async with self._moved(move, target, force=True, moved_by=ROLLBACK) as moved:
+            yield moved
+
+    async def delete_alias(self, name: str, alias: str) -> None:
+        await self._must_be_writable()
+        snapshot = await self._writing(lambda: self._registry.delete_alias(name, alias))
+        self._take(snapshot, "delete")
+
+    @asynccontextmanager
+    async def _moved(
+        self, move: Move, target: Version, *, force: bool, moved_by: str, dry_run: bool = False
+    ) -> AsyncIterator[Moved]:
+        name, alias = move.name, move.alias
+        entry = self._aliases.snapshot.models[name].aliases.get(alias)
+        again = entry is not None and entry.version == move.version
+        record = self._aliases.record(name, alias, again=again)
+        loaded = self._manager.find(target) is not None
+        failed = self._manager.failure(target)
+        self._manager.retry(target)
+        trial = self.trials[name, alias] = Trial(target.version, told=self._told)
+        try:
+            passed = await self._aliases.gates.check(
+                target, record, force=force, prepare=self._quiet if dry_run else None, trial=trial
+            )
+        except Problem as problem:
+            if dry_run and failed is None:
+                self._manager.retry(target)
+            if not dry_run:
+                self._aliases.refuse(name, alias, target, problem)
+            raise _refused(problem) from None
+        finally:
+            if self.trials.get((name, alias)) is trial:
+                del self.trials[name, alias]
+        move = Move(
+            name, alias, move.version, move.expect,
+            forced=bool(passed.overruled), back=move.back, last_good=record.good,
+        )  # fmt: skip
+        try:
+            if not dry_run:
+                self._take(await self._writing(lambda: self._registry.move(move)), moved_by)
+            previous = None if entry is None else entry.version
+            checks = tuple(trial.checks)
+            yield Moved(move, target, previous, passed.overruled, checks, written=not dry_run)
+        finally:
+            passed.lease.release()
+            if dry_run and not loaded:
+                self._manager.retire_unused(target, "unloaded")
+
+    def _nothing_before(self, name: str, alias: str, current: str) -> Problem:
+        others = sorted(self._aliases.record(name, alias).served - {current}, key=int)
+        message = f"nothing is known to have served at {name}@{alias} before version {current}"
+        if others:
+            message += f"; it has also served {', '.join(others)}, which came later"
+        return Problem("ROLLOUT_REFUSED", message, hint='name the version to go to: --to V, or {"to": "V"}')
+
+    async def _must_be_writable(self) -> None:
+        reason = await self._blocking(self._registry.why_not_writable)
+        if reason is not None:
+            raise RegistryReadOnly("the registry cannot be written from here", hint=reason)
+
+    async def _writing(self, write: Callable[[], T]) -> T:
+        try:
+            return await self._blocking(write)
+        except Problem:
+            raise
+        except RegistryError as error:
+            raise Problem("REGISTRY_UNAVAILABLE", pathless(str(error)), retry_after=5) from None
+
+    async def _blocking(self, function: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._io, function)
+
+
+def _refused(problem: Problem) -> Problem:
+    """A version that cannot be loaded is no outage of the alias: the move is refused, and what serves
+    stays."""
+    if problem.code not in ("MODEL_UNAVAILABLE", "ROLLOUT_REFUSED"):
+        return problem.again()
+    return Problem("ROLLOUT_REFUSED", problem.message, details=problem.details, hint=problem.hint)

@@ -1,0 +1,111 @@
+"""What is known of an alias before anything is decided: from the registry, from the durable state, and from
+what serves here.
+
+Pure: facts in, facts out. Knows no manager and no loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gateway.errors import Problem
+from gateway.registries import base
+from gateway.registries.base import Model, Verdict, Version
+from gateway.rollouts.alias import Alias, Memory
+from gateway.state import Served
+
+PROMOTE, ROLLBACK = "promote", "rollback"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is known of an alias when a version is checked for it.
+
+    `model`: as the registry has it now. `against`: the version that callers of the alias talk to (None:
+    unknown). `good`: the number of the version that answered last. `served`: numbers of the versions that
+    have answered under the alias. `verdict`: what another gateway found out about the version the alias
+    points to.
+    """
+
+    model: Model
+    against: Version | None = None
+    good: str | None = None
+    served: frozenset[str] = frozenset()
+    verdict: Verdict | None = None
+
+
+def seen(model: Model, alias: str, memory: Memory, now: float) -> Alias:
+    """An alias that was not used here yet, as the registry and the memory have it. `now`: unix seconds."""
+    entry = model.aliases[alias]
+    found = Alias(model.name, alias, since=now, history=memory.history(model.name, alias))
+    good = memory.last_good(model.name, alias) or entry.last_good
+    found.last_good = None if good is None else model.versions.get(good)
+    return found
+
+
+def want(found: Alias, model: Model, entry: base.Alias) -> str | None:
+    """Takes over what the registry says the alias should be. Returns what speaks against it without a look at
+    the version."""
+    desired = model.versions.get(entry.version) or Version(found.name, entry.version, source="")
+    found.desired, found.forced, found.verdict = desired, entry.forced, entry.refused
+    if desired == found.serving:
+        found.desired = found.serving  # one object, so that `is` holds on the hot path
+    found.fallback = None
+    if found.verdict is None:
+        return None if desired.source else not_registered(desired).message
+    good = None if entry.last_good is None else model.versions.get(entry.last_good)
+    found.fallback = next(
+        (v for v in (good, found.serving, found.last_good) if v not in (None, desired)), None
+    )
+    return f"version {desired.version} was {found.verdict.said}: {found.verdict.reason}"
+
+
+def record_of(
+    model: Model, alias: str, found: Alias | None, history: Sequence[Served], *, again: bool = False
+) -> Record:
+    """What is known of an alias, for its gates. `again`: the operator wants what was found out before to be
+    found out once more."""
+    entry = model.aliases.get(alias)
+    if entry is None or found is None:
+        return Record(model)
+    served = {stretch.version for stretch in history} | {*entry.previous}
+    good = None if found.last_good is None else found.last_good.version
+    served |= {version for version in (entry.last_good, good) if version is not None}
+    against = found.serving or found.last_good
+    if against is None and entry.refused is None and not again:
+        against = model.versions.get(entry.version)
+    return Record(model, against, good, frozenset(served), None if again else entry.refused)
+
+
+def earlier(entry: base.Alias, history: Sequence[Served]) -> str | None:
+    """Where a rollback goes: to what served before, here or (as the registry says it) elsewhere."""
+    back = rollback_target(history, entry.version)
+    if back is not None and back != entry.version:
+        return back
+    known = [*entry.previous, *([entry.last_good] if entry.last_good else [])]
+    return next((version for version in known if version != entry.version), None)
+
+
+def not_registered(target: Version) -> Problem:
+    message = f"the alias points to version {target.version} of {target.name}, which is not registered"
+    return Problem("VERSION_NOT_FOUND", message, hint="register that version, or move the alias")
+
+
+def rollback_target(history: Sequence[Served], current: str | None) -> str | None:
+    """The version served before the present one, going further back with every rollback. Pure.
+
+    Moves forward push onto a stack, a rollback pops down to where it went; so a second rollback goes
+    behind the first one instead of forward again. None: nothing was served before.
+    """
+    stack: list[str] = []
+    for served in history:
+        if served.moved_by == ROLLBACK and served.version in stack:
+            while stack[-1] != served.version:
+                stack.pop()
+        elif not stack or stack[-1] != served.version:
+            stack.append(served.version)
+    if current is not None and stack and stack[-1] != current:
+        # What the registry wants now has not served yet: back means to what serves.
+        return stack[-1]
+    return stack[-2] if len(stack) > 1 else None

@@ -1,0 +1,191 @@
+"""What one gateway finds out holds for all: verdicts and the last good version, through the registry."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gateway.errors import Problem
+from gateway.events import AliasDeleted
+from gateway.names import Reference
+from gateway.registries.base import Alias, Finding, Model, Move, Snapshot, Verdict
+from gateway.registries.file import FileRegistry
+from gateway.rollouts.aliases import Aliases
+from gateway.rollouts.gates import Gates
+from gateway.state import AliasMemory, State
+from loaders.signature import ColSpec, Signature
+from tests.support.controlled import Bench, run, turns, version
+
+CHAMPION = Reference("iris", alias="champion")
+REFUSED = Verdict("2", "refused", "outputs were columns and are tensors now")
+
+
+class House:
+    """One gateway's aliases over a bench; `found` is what it wants every gateway to know."""
+
+    def __init__(self, directory: Path, *, grace: float = 0.0) -> None:
+        self.bench = Bench(directory / "package")
+        self.found: list[Finding] = []
+        self.aliases = Aliases(
+            self.bench.manager,
+            Gates(self.bench.manager, prepare=self.bench.prepare),
+            memory=AliasMemory(State(directory / "state"), "test", lambda write: write()),
+            emit=self.bench.events.append,
+            found_out=self.found.append,
+            grace=lambda name: grace,
+        )
+        self.stamp = 0
+
+    def say(self, alias: Alias | None, versions: str = "123") -> None:
+        self.stamp += 1
+        aliases = {} if alias is None else {"champion": alias}
+        models = {"iris": Model("iris", {n: version(int(n)) for n in versions}, aliases)}
+        self.aliases.apply(Snapshot(models if alias is not None else {}, str(self.stamp)))
+
+    async def ask(self) -> str:
+        target = self.aliases.target(CHAMPION)
+        assert target.alias is not None
+        chosen = target.version or await self.aliases.settle(target.alias, None)
+        self.aliases.answered(target.alias, chosen)
+        return chosen.version
+
+
+def test_a_fresh_gateway_honours_the_verdict_of_another(tmp_path: Path) -> None:
+    async def main() -> None:
+        house = House(tmp_path)
+        house.say(Alias("2", last_good="1", verdict=REFUSED))
+        seen = house.aliases.view("iris", "champion")
+        assert seen is not None
+        assert (seen.phase, seen.diverged) == ("refused", True)  # before any request
+        assert await house.ask() == "1"
+        assert version(2) not in house.bench.prepared
+
+    run(main)
+
+
+def test_a_verdict_ends_what_another_gateway_serves(tmp_path: Path) -> None:
+    async def main() -> None:
+        house = House(tmp_path)
+        house.say(Alias("2"))
+        assert await house.ask() == "2"
+        house.say(Alias("2", last_good="1", verdict=REFUSED))
+        await turns(50)
+        assert await house.ask() == "1"
+        house.say(Alias("2", last_good="1", forced=True))
+        await turns(50)
+        assert await house.ask() == "2"
+
+    run(main)
+
+
+def test_a_refusal_is_passed_on_with_the_version_that_answers(tmp_path: Path) -> None:
+    async def main() -> None:
+        house = House(tmp_path)
+        house.bench.behaviour(version(1)).signature = Signature(inputs=(ColSpec("double", "a"),))
+        house.bench.behaviour(version(2)).signature = Signature(
+            inputs=(ColSpec("double", "a"), ColSpec("double", "b"))
+        )
+        house.say(Alias("1"))
+        assert await house.ask() == "1"
+        house.say(Alias("2"))
+        await turns(50)
+        assert await house.ask() == "1"
+        [finding] = house.found
+        assert (finding.version, finding.last_good) == ("2", "1")
+        assert finding.verdict is not None
+        assert "b is required now" in finding.verdict.reason
+
+    run(main)
+
+
+def test_without_a_last_good_version_the_alias_is_unproven_until_it_answers(tmp_path: Path) -> None:
+    async def main() -> None:
+        house = House(tmp_path)
+        house.say(Alias("1"))
+        seen = house.aliases.view("iris", "champion")
+        assert seen is not None
+        assert seen.unproven
+        await house.ask()
+        again = house.aliases.view("iris", "champion")
+        assert again is not None
+        assert not again.unproven
+
+    run(main)
+
+
+def test_an_alias_of_an_unregistered_version_is_diverged_from_the_first_snapshot(tmp_path: Path) -> None:
+    async def main() -> None:
+        house = House(tmp_path)
+        house.say(Alias("9"))
+        seen = house.aliases.view("iris", "champion")
+        assert seen is not None
+        assert seen.diverged
+        assert seen.error is not None
+        assert "not registered" in seen.error
+
+    run(main)
+
+
+def test_a_deleted_alias_is_said_and_kept_for_its_grace(tmp_path: Path) -> None:
+    async def main() -> None:
+        for grace in (0.0, 60.0):
+            house = House(tmp_path / str(grace), grace=grace)
+            house.say(Alias("1"))
+            await house.ask()
+            house.say(None)
+            [said] = [event for event in house.bench.events if isinstance(event, AliasDeleted)]
+            assert (said.version, said.grace) == ("1", grace)
+            if grace:
+                assert await house.ask() == "1"
+                house.say(Alias("1"))
+                found = house.aliases.find("iris", "champion")
+                assert found is not None
+                assert found.phase == "serving"
+            else:
+                with pytest.raises(Problem, match="no model"):
+                    await house.ask()
+                [attempt] = house.aliases.attempts()
+                assert attempt.phase == "deleted"
+            await house.aliases.close()
+
+    run(main)
+
+
+DOCUMENT = """\
+version: 1
+models:
+  iris:
+    versions: {1: {source: a}, 2: {source: b}}
+    aliases:
+      champion: 2  # by hand
+"""
+
+
+def test_a_finding_in_a_registry_file_is_ignored_by_older_readers_and_void_after_a_move(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "registry.yaml"
+    file.write_text(DOCUMENT)
+    registry = FileRegistry(str(file))
+    finding = Finding("iris", "champion", "2", "1", REFUSED)
+    registry.record(finding)
+    assert "x-verdict" in file.read_text()
+    alias = FileRegistry(str(file)).read().models["iris"].aliases["champion"]
+    assert (alias.refused, alias.last_good) == (REFUSED, "1")
+    before = file.read_bytes()
+    registry.record(finding)
+    registry.record(Finding("iris", "champion", "1", "2"))  # it does not point there
+    assert file.read_bytes() == before
+    moved = registry.move(Move("iris", "champion", "1")).models["iris"].aliases["champion"]
+    assert (moved.verdict, moved.previous) == (None, ())  # version 2 never served
+    assert "x-verdict" not in file.read_text()
+
+
+def test_an_operator_who_asks_again_ends_a_verdict(tmp_path: Path) -> None:
+    file = tmp_path / "registry.yaml"
+    file.write_text(DOCUMENT)
+    registry = FileRegistry(str(file))
+    registry.record(Finding("iris", "champion", "2", "1", REFUSED))
+    again = registry.move(Move("iris", "champion", "2", forced=True)).models["iris"].aliases["champion"]
+    assert (again.refused, again.forced, again.last_good) == (None, True, "1")
