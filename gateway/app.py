@@ -19,6 +19,7 @@ from gateway import cgroup, events, logs
 from gateway.artifacts.cache import ArtifactError, Artifacts
 from gateway.artifacts.packages import Packages, Prepared, formats
 from gateway.artifacts.sources import sources_for
+from gateway.http.auth import Access, control_key
 from gateway.http.large import LargeBodies
 from gateway.metrics import Metrics
 from gateway.names import parse_short
@@ -83,6 +84,7 @@ class Gateway:
         self._settling: asyncio.TimerHandle | None = None
         self._settled_at = -SETTLE_INTERVAL
         self._unconfined: set[str] = set()
+        self.access = Access(settings.admin_key_file or control_key(settings.state_dir))
         self.metrics = Metrics()
         self._say = logs.EventLog()
         self._io = ThreadPoolExecutor(IO_THREADS, thread_name_prefix=IO_THREAD)

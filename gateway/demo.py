@@ -63,8 +63,10 @@ def champion(registry: Path, name: str) -> str:
         opened.close()
 
 
-def lines_to_try(url: str, standing: str) -> str:
-    """What the demo prints. `standing` is the version iris@champion points to now."""
+def lines_to_try(url: str, standing: str, key: Path) -> str:
+    """What the demo prints. `standing` is the version that iris@champion points to, `key` the file with the
+    key for control calls."""
+    control = f"--url {url} --admin-key-file {shlex.quote(str(key))}"
     target = "2" if standing == "1" else "1"
     iris = _predict(url, "iris", {"dataframe_records": [FLOWER]})
     diabetes = _predict(url, "diabetes", {"inputs": [PATIENT]})
@@ -78,12 +80,12 @@ Predict; the first request loads the model:
 
 Promote in another terminal (same environment); then predict again, and version {target} answers:
 
-  gateway promote iris@champion {target} --url {url}
+  gateway promote iris@champion {target} {control}
 
 What the gateway holds, and back again:
 
   gateway status --url {url}
-  gateway rollback iris@champion --url {url}
+  gateway rollback iris@champion {control}
 
 The other two, an ONNX graph and a Python class with a param; and a version by its alias:
 
@@ -95,7 +97,7 @@ The other two, an ONNX graph and a Python class with a param; and a version by i
 
 def _predict(url: str, name: str, body: dict[str, Any]) -> str:
     data = shlex.quote(json.dumps(body))
-    return f"  curl -s {url}/predict/{name} -H 'Content-Type: application/json' -d {data}"
+    return f"  curl -sS {url}/predict/{name} -H 'Content-Type: application/json' -d {data}"
 
 
 def _missing(registry: Path) -> list[tuple[str, str]]:

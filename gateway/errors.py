@@ -50,7 +50,7 @@ HINTS: Final[dict[str, str]] = {
     "INVALID_REFERENCE": "write models:/NAME@ALIAS or models:/NAME/VERSION, in a path NAME, NAME@ALIAS or "
     "NAME/versions/VERSION",
     "UNAUTHENTICATED": "control calls need Authorization: Bearer KEY, webhooks the secret they were given",
-    "FORBIDDEN": "the operator allows it with admin_key_file, for webhooks with webhook_secret_file",
+    "FORBIDDEN": "control needs admin_key_file or a writable state_dir, webhooks need webhook_secret_file",
     "MODEL_NOT_FOUND": "GET /models lists the models there are",
     "VERSION_NOT_FOUND": "GET /models/NAME lists the versions there are",
     "ALIAS_NOT_FOUND": "GET /models/NAME lists the aliases there are",

@@ -35,6 +35,7 @@ WaitOption = Annotated[bool, typer.Option("--wait/--no-wait", help="Until it is 
 
 def status(
     url: UrlOption = None,
+    admin_key_file: KeyOption = None,
     every: Annotated[bool, typer.Option("--all", help="Versions that are not loaded as well.")] = False,
     output: OutputOption = Output.text,
 ) -> None:
@@ -45,7 +46,7 @@ def status(
     moment a request stands in the model's queue, so a cold start does not show. P99 needs twenty requests.
     LAST ERROR is why it is not loaded, why an alias did not move, or how its last failed request ended.
     """
-    with connect(url, None) as client:
+    with connect(url, admin_key_file) as client:
         ready = client.call("GET", "/readyz", accept=(503,))
         models, rollouts = client.call("GET", "/models"), client.call("GET", "/rollouts")
         rows = _rows(models["models"], rollouts["rollouts"])
@@ -161,7 +162,8 @@ def _show(view: Mapping[str, Any]) -> None:
     facts = [f"{view['url']} {'ready' if view['ready'] else 'NOT ready'}"]
     facts.append(f"memory {size(held)} of {size(limit)}")
     age = registry.get("age_seconds")
-    facts.append(f"registry {registry['target']} read {'never' if age is None else f'{age:.1f} s ago'}")
+    target = f" {registry['target']}" if "target" in registry else ""  # said to holders of the key
+    facts.append(f"registry{target} read {'never' if age is None else f'{age:.1f} s ago'}")
     typer.echo(" · ".join(facts))
     if registry.get("error"):
         typer.echo(f"registry error: {registry['error']}")

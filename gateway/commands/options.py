@@ -5,9 +5,12 @@ Knows precedence (option, then environment, then default) and nothing of what a 
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 
@@ -30,7 +33,12 @@ RegistryOption = Annotated[
     ),
 ]
 UrlOption = Annotated[
-    str | None, typer.Option("--url", metavar="URL", help="The running gateway. Else $GATEWAY_URL.")
+    str | None,
+    typer.Option(
+        "--url",
+        metavar="URL",
+        help="The running gateway. Else $GATEWAY_URL, else the settings host and port.",
+    ),
 ]
 KeyOption = Annotated[
     Path | None,
@@ -38,7 +46,8 @@ KeyOption = Annotated[
         "--admin-key-file",
         metavar="FILE",
         envvar="GATEWAY_ADMIN_KEY_FILE",
-        help="The file with the gateway's admin key. Else the key itself in $GATEWAY_ADMIN_KEY.",
+        help="The file with the gateway's admin key. Else the key itself in $GATEWAY_ADMIN_KEY, or the one "
+        "that a gateway on this machine wrote to its state_dir.",
     ),
 ]
 ConfigOption = Annotated[
@@ -59,16 +68,42 @@ def url_given(url: str | None) -> str | None:
 
 
 def connect(url: str | None, admin_key_file: Path | None) -> Client:
-    """A client of the running gateway. Raises Failure for a key file that cannot be read."""
-    from gateway.commands.client import DEFAULT_URL, Client
+    """A client of the running gateway: of `url`, $GATEWAY_URL, or the host and port of the settings in force.
 
-    key = os.environ.get("GATEWAY_ADMIN_KEY")
-    if admin_key_file is not None:
+    Its key is that of `admin_key_file`, of $GATEWAY_ADMIN_KEY, of the setting `admin_key_file`; else, for a
+    gateway on this machine, the one that it wrote to `state_dir`. Raises Failure for a key file that is named
+    and cannot be read, SettingsError.
+    """
+    from gateway.commands.client import Client
+
+    settings = settings_of()
+    target = url_given(url) or _url_of(settings.host, settings.port)
+    key = os.environ.get("GATEWAY_ADMIN_KEY") if admin_key_file is None else None
+    file = admin_key_file or settings.admin_key_file
+    if not key and file is not None:
         try:
-            key = admin_key_file.read_text(encoding="utf-8")
+            key = file.read_text(encoding="utf-8")
         except OSError as error:
-            raise Failure(f"the admin key file {admin_key_file} cannot be read: {error.strerror}") from None
-    return Client(url_given(url) or DEFAULT_URL, key.strip() if key else None)
+            raise Failure(f"the admin key file {file} cannot be read: {error.strerror}") from None
+    if not key and _on_this_machine(target):
+        # Not sent to other machines: it opens the gateway here.
+        with contextlib.suppress(OSError):
+            key = (settings.state_dir / "control.key").read_text(encoding="utf-8")
+    return Client(target, key.strip() if key else None)
+
+
+def _url_of(host: str, port: int) -> str:
+    """Where a gateway that listens on this address is reached from this machine."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _on_this_machine(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def target_of(registry: str | None) -> str:

@@ -26,7 +26,10 @@ def demo(
     directory: Annotated[
         Path, typer.Option("--dir", metavar="D", help="Where the demo lives. What is there is kept.")
     ] = Path("gateway-demo"),
-    port: Annotated[int, typer.Option(metavar="N", min=1, max=65535, help="The port on 127.0.0.1.")] = 8080,
+    port: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, max=65535, help="The port on 127.0.0.1.  [default: 8080]"),
+    ] = None,
     output: OutputOption = Output.text,
 ) -> None:
     """Serve three small real models and print the lines to try.
@@ -37,21 +40,21 @@ def demo(
     """
     from gateway import demo as show
 
-    host = "127.0.0.1"
-    _must_be_free(host, port)
-    with working(f"making the demo in {directory}"):
-        registry = show.prepare(directory)
     settings = settings_of(
-        registry=str(registry),
-        host=host,
+        registry=str(directory / "registry.yaml"),
+        host="127.0.0.1",
         port=port,
         cache_dir=str((directory / "cache").absolute()),
         state_dir=str((directory / "state").absolute()),
     )
-    url = f"http://{host}:{port}"
+    _must_be_free(settings.host, settings.port)
+    with working(f"making the demo in {directory}"):
+        registry = show.prepare(directory)
+    url = f"http://{settings.host}:{settings.port}"
+    key = directory / "state" / "control.key"
     view = {"url": url, "directory": str(directory), "registry": str(registry)}
     where = f"The demo is in {directory}. Ctrl-C stops it; `gateway demo --dir {directory}` goes on.\n"
-    result(output, view, f"{where}\n{show.lines_to_try(url, show.champion(registry, 'iris'))}")
+    result(output, view, f"{where}\n{show.lines_to_try(url, show.champion(registry, 'iris'), key)}")
     _serve(settings)
 
 

@@ -1,14 +1,18 @@
-"""Who may use the control verbs (CONTRACT §8).
+"""Control access: who may use the control verbs (CONTRACT §8).
 
-With an admin key: who presents it. Without one: a client on this machine that reached the gateway directly
-and was not sent by a web page of another origin. Knows ASGI scopes and the key's file; nothing of verbs.
+The admin key admits, and nothing else: no address and no header replaces it, because a proxy on the same
+machine looks like a local client. Where the operator configured no key, `control_key` makes one. Knows ASGI
+scopes and the key's file; nothing of verbs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hmac
-import ipaddress
 import logging
+import os
+import secrets
+import stat
 from pathlib import Path
 from typing import Final
 
@@ -16,14 +20,15 @@ from starlette.types import Scope
 
 from gateway.errors import Problem
 
-_PROXY_HEADERS: Final = frozenset({b"forwarded", b"x-real-ip"})
+KEY_FILE: Final = "control.key"
+KEY_BYTES: Final = 32
 
 _log = logging.getLogger("gateway.http")
 
 
 class Access:
-    """The rule. `key_file` holds the admin key (surrounding whitespace does not count); it is read again
-    when it changes. A file that is missing or empty admits nobody."""
+    """Admits who presents the key in `key_file`, surrounding whitespace aside. The file is read again when it
+    changes; one that is missing or empty admits nobody. None: control is closed."""
 
     def __init__(self, key_file: Path | None) -> None:
         self._file = key_file
@@ -31,34 +36,24 @@ class Access:
         self._key = b""
 
     def check(self, scope: Scope) -> None:
-        """Raises UNAUTHENTICATED where a key is configured and not presented, FORBIDDEN where none is
-        configured and the request may come from elsewhere."""
-        if self._file is not None:
-            if not self.holds_key(scope):
-                raise Problem(
-                    "UNAUTHENTICATED",
-                    "this needs the admin key",
-                    hint="send Authorization: Bearer KEY, with the key of the setting admin_key_file",
-                )
-            return
-        reason = _not_local(scope)
-        if reason is not None:
+        """Raises UNAUTHENTICATED where the key is not presented, FORBIDDEN where control is closed."""
+        if self._file is None:
             raise Problem(
                 "FORBIDDEN",
-                f"without an admin key, control is for clients on the gateway's machine: {reason}",
-                hint="set admin_key_file and send Authorization: Bearer KEY",
+                "control is closed: there is no admin key, and the gateway could not write one",
+                hint="set admin_key_file, or make state_dir writable, and start the gateway again",
+            )
+        if not self.admits(scope):
+            place = f"{KEY_FILE} in its state_dir" if self._file.name == KEY_FILE else "its admin_key_file"
+            raise Problem(
+                "UNAUTHENTICATED",
+                "this needs the gateway's admin key",
+                hint=f"send Authorization: Bearer KEY; the key is in the file {place}, which the command "
+                "line of the gateway's user reads by itself",
             )
 
     def admits(self, scope: Scope) -> bool:
-        """Whether `check` would let it pass."""
-        try:
-            self.check(scope)
-        except Problem:
-            return False
-        return True
-
-    def holds_key(self, scope: Scope) -> bool:
-        """Whether the request presents the admin key; False where none is configured."""
+        """Whether the request presents the key."""
         if self._file is None:
             return False
         given = [value for name, value in scope["headers"] if name == b"authorization"]
@@ -82,45 +77,41 @@ class Access:
         return self._key
 
 
-def _not_local(scope: Scope) -> str | None:
-    """Why the request cannot be taken for one from this machine; None if it can."""
-    client = scope.get("client")
-    if not client or not _loopback(client[0]):
-        return "the connection does not come from a loopback address"
-    hosts: list[bytes] = []
-    origins: list[bytes] = []
-    for name, value in scope["headers"]:
-        if name in _PROXY_HEADERS or name.startswith(b"x-forwarded-"):
-            return f"the header {name.decode('latin-1')} says that a proxy sent it"
-        if name == b"host":
-            hosts.append(value)
-        elif name == b"origin":
-            origins.append(value)
-    if len(hosts) != 1 or not _loopback_host(hosts[0].decode("latin-1")):
-        return "the Host header is not a loopback name (localhost, 127.0.0.1, [::1])"
-    own = b"%s://%s" % (scope.get("scheme", "http").encode(), hosts[0])
-    if any(origin.lower() != own.lower() for origin in origins):
-        return "a web page of another origin sent it"
-    return None
+def control_key(state_dir: Path) -> Path | None:
+    """The file with the key for control calls, made where it does not exist; None where that is not possible,
+    which is logged.
 
-
-def _loopback_host(host: str) -> bool:
-    if host.startswith("["):
-        name, bracket, port = host[1:].partition("]")
-        if not bracket or (port and not port.startswith(":")):
-            return False
-        port = port.removeprefix(":")
-    else:
-        name, _, port = host.partition(":")
-    if port and not (port.isascii() and port.isdigit()):
-        return False
-    return name.lower() == "localhost" or _loopback(name)
-
-
-def _loopback(address: str) -> bool:
+    A key that is there stays: several gateways may share `state_dir`, and clients may hold it. One that
+    others could read or that belongs to another user is replaced, or refused where it cannot be.
+    """
+    file = state_dir / KEY_FILE
     try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
+        state_dir.mkdir(parents=True, exist_ok=True)
+        if not _private(file):
+            fresh = state_dir / f".{KEY_FILE}.{secrets.token_hex(8)}"
+            descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            try:
+                with os.fdopen(descriptor, "w") as written:
+                    written.write(secrets.token_urlsafe(KEY_BYTES) + "\n")
+                if file.is_symlink() or file.exists():
+                    os.replace(fresh, file)
+                else:
+                    # Of several gateways that start at once, the first one's key holds.
+                    with contextlib.suppress(FileExistsError):
+                        os.link(fresh, file)
+            finally:
+                fresh.unlink(missing_ok=True)
+    except OSError as error:
+        _log.error("control calls are closed: the key %s cannot be written: %s", file, error.strerror)
+        return None
+    return file
+
+
+def _private(file: Path) -> bool:
+    """Whether this user alone can read the key, and it holds one."""
+    try:
+        status = file.lstat()
+    except FileNotFoundError:
         return False
-    mapped = getattr(parsed, "ipv4_mapped", None)
-    return parsed.is_loopback or (mapped is not None and mapped.is_loopback)
+    mine = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
+    return mine and status.st_mode & 0o077 == 0 and bool(file.read_bytes().strip())

@@ -21,7 +21,6 @@ from starlette.types import Receive, Scope, Send
 from gateway import names
 from gateway.errors import Detail, Problem
 from gateway.http import answers, bodies, problems
-from gateway.http.auth import Access
 from gateway.http.tracing import traced
 from gateway.names import Reference
 from gateway.registries.webhooks import Deliveries, concerned
@@ -47,12 +46,12 @@ _SAFE_METHODS: Final = frozenset({"GET", "HEAD"})
 
 
 class Control:
-    """Everything that is not a prediction. GET is open to all, the other methods to whom `Access` admits."""
+    """Everything that is not a prediction. GET is open to all; other methods need control access."""
 
     def __init__(self, app: Gateway) -> None:
         self._app = app
         self._operations = app.operations
-        self._access = Access(app.settings.admin_key_file)
+        self._access = app.access
         self._deliveries = Deliveries(app.settings.webhook_secret_file)
         self._hints: set[asyncio.Task[None]] = set()
         self._bodies = bodies.BodyReader(MAX_BODY_BYTES, MAX_HELD_BYTES)
@@ -141,11 +140,12 @@ class Control:
     async def _version(self, request: Request) -> Result:
         reference = _reference(request)
         assert reference.version is not None
+        admitted = self._access.admits(request.scope)
         return await self._operations.version(
             reference.name,
             reference.version,
-            example=self._access.holds_key(request.scope),
-            runner=self._access.admits(request.scope),
+            example=admitted,
+            runner=admitted,
         )
 
     def _rollouts(self, request: Request) -> Result:

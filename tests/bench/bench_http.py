@@ -50,7 +50,6 @@ async def measure(body: bytes, result: Batch, requests: int) -> float:
         settings=SimpleNamespace(
             max_body_bytes=2**25,
             max_inflight_bytes=2**28,
-            admin_key_file=None,
             webhook_secret_file=None,
             access_log=False,
         ),
@@ -58,6 +57,7 @@ async def measure(body: bytes, result: Batch, requests: int) -> float:
         operations=None,
         metrics=Metrics(),
         draining=False,
+        access=None,
     )
     serve = build(app)
     headers = [*HEADERS, (b"content-length", b"%d" % len(body))]

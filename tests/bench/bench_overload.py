@@ -174,7 +174,9 @@ def main() -> None:
         with running(directory, GATEWAY_MAX_QUEUE=str(MAX_QUEUE), GATEWAY_LOG_LEVEL="info") as server:
             os.sched_setaffinity(server.process.pid, {server_core})  # before it has started any other
             for name in ("busy", "neighbour"):
-                httpx.post(f"{server.url}/models/{name}/load", timeout=60).raise_for_status()
+                httpx.post(
+                    f"{server.url}/models/{name}/load", headers=server.key, timeout=60
+                ).raise_for_status()
             for number in range(-1, options.rounds):
                 seconds = 1.0 if number < 0 else options.seconds
                 asked = partial(measured, server, seconds, load_core, _deadline(options))

@@ -17,6 +17,8 @@ import yaml
 
 import gateway
 import loaders
+from gateway.commands.options import connect
+from gateway.http.auth import control_key
 from tests.support.shell import PATIENCE, Shell, free_port
 
 COMMANDS = (
@@ -388,9 +390,33 @@ def test_the_admin_key(iris: Shell) -> None:
     key.write_text("open sesame\n")
     port = free_port()
     with iris.running("serve", port=port, GATEWAY_ADMIN_KEY_FILE=str(key)) as url:
-        assert "key" in iris.called("load", "iris", "--url", url).failed()
+        assert "UNAUTHENTICATED" in iris.called("load", "iris", "--url", url).failed()
         assert iris.gateway("load", "iris", "--url", url, "--admin-key-file", key).code == 0
         assert iris.called("unload", "iris", "--url", url, GATEWAY_ADMIN_KEY="open sesame").code == 0
+
+
+def test_the_key_that_a_gateway_made_is_found_by_commands_of_its_user(iris: Shell) -> None:
+    port = free_port()
+    with iris.running("serve", port=port) as url:
+        assert iris.called("load", "iris", "--url", url).code == 0
+        assert iris.called("load", "iris", GATEWAY_PORT=str(port)).code == 0, "the port in force is called"
+        elsewhere = {"GATEWAY_STATE_DIR": str(iris.directory / "nowhere")}
+        complaint = iris.called("unload", "iris", "--url", url, **elsewhere).failed()
+        assert "control.key" in complaint
+        shown = iris.called("status", "--url", url, **elsewhere)
+        assert shown.code == 0, shown.err
+        assert "registry read" in shown.out
+        assert "registry.yaml read" in iris.called("status", "--url", url).out
+
+
+def test_the_key_of_this_machine_is_not_sent_to_others(iris: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = iris.directory / "held"
+    assert control_key(state) is not None
+    monkeypatch.chdir(iris.directory)
+    monkeypatch.setenv("GATEWAY_STATE_DIR", str(state))
+    for url, sent in [("http://127.0.0.1:9", True), ("http://[::1]:9", True), ("http://gw.example", False)]:
+        with connect(url, None) as client:
+            assert ("authorization" in client._http.headers) is sent, url
 
 
 def test_a_bare_directory_is_served_without_a_registry(shell: Shell, packages: dict[str, Path]) -> None:
@@ -416,10 +442,11 @@ def test_the_demo_from_predict_to_promotion(shell: Shell) -> None:
     port = free_port()
     with shell.running("demo", "--dir", "d", port=port) as url:
         said = (shell.directory / f"serve-{port}.log").read_text()
-        assert f"gateway promote iris@champion 2 --url {url}" in said
+        key = "--admin-key-file d/state/control.key"
+        assert f"gateway promote iris@champion 2 --url {url} {key}" in said
         first = predict(url)
         assert first["model"] == {"name": "iris", "version": "1", "alias": "champion"}
-        assert shell.gateway("promote", "iris@champion", "2", "--wait", "--url", url).code == 0
+        assert shell.gateway("promote", "iris@champion", "2", "--wait", "--url", url, *key.split()).code == 0
         second = predict(url)
         assert second["model"]["version"] == "2"
         assert first["predictions"] != second["predictions"]

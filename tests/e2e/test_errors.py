@@ -68,7 +68,9 @@ class Gateways:
         return httpx.post(url, json=ROWS if body is None else body, headers=sent, timeout=60)
 
     def control(self, method: str, path: str, body: Any = None, **headers: str) -> httpx.Response:
-        return httpx.request(method, self.open.url + path, json=body, headers=headers, timeout=60)
+        return httpx.request(
+            method, self.open.url + path, json=body, headers={**self.open.key, **headers}, timeout=60
+        )
 
     def with_key(self, method: str, path: str, body: Any = None) -> httpx.Response:
         headers = {"Authorization": f"Bearer {KEY}"}
@@ -127,7 +129,10 @@ def stopping(g: Gateways) -> httpx.Response:
     with running(g.directory / "closed", str(g.directory / "moody")) as server:
         port = httpx.URL(server.url).port or 0
         body = json.dumps(ROWS).encode()
-        with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=30) as idle,
+            socket.create_connection(("127.0.0.1", port), timeout=30) as connection,
+        ):
             head = f"POST /predict/moody HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
             connection.sendall(
                 f"{head}Content-Type: application/json\r\nExpect: 100-continue\r\n\r\n".encode()
@@ -137,6 +142,7 @@ def stopping(g: Gateways) -> httpx.Response:
             end = time.monotonic() + 20
             while accepts(port):
                 assert time.monotonic() < end
+            assert idle.recv(1) == b""  # closed once new requests are refused
             connection.sendall(body)
             answer = b"".join(iter(lambda: connection.recv(65536), b""))
         assert server.process.wait(30) == 0
@@ -177,12 +183,7 @@ TABLE = [
     ),
     Row("INVALID_REFERENCE", 400, lambda g: g.control("POST", "/predict", ROWS), "POST /predict/NAME"),
     Row("UNAUTHENTICATED", 401, lambda g: httpx.post(g.closed.url + "/registry/refresh"), "Bearer KEY"),
-    Row(
-        "FORBIDDEN",
-        403,
-        lambda g: g.control("POST", "/registry/refresh", Origin="http://evil.example"),
-        "admin_key",
-    ),
+    Row("FORBIDDEN", 403, lambda g: g.control("POST", "/webhooks/mlflow", {}), "webhook_secret_file"),
     Row("MODEL_NOT_FOUND", 404, lambda g: g.predict("modey"), "did you mean moody?"),
     Row("MODEL_NOT_FOUND", 404, lambda g: g.predict("zebra"), "GET /models"),
     Row("VERSION_NOT_FOUND", 404, lambda g: g.predict("moody/versions/7"), "versions of moody: 2, 1"),

@@ -126,7 +126,7 @@ def test_promise_5_nothing_is_deserialised_before_its_digest_was_right(tmp_path:
         assert str(tmp_path) not in answer.text
         assert answer.headers["retry-after"]
         log_scaled(registry, "other", 5.0, alias="champion")
-        httpx.post(f"{server.url}/registry/refresh").raise_for_status()
+        httpx.post(f"{server.url}/registry/refresh", headers=server.key).raise_for_status()
         assert server.predict("other", [{"x": 1.0}]).json()["predictions"] == [5.0]
     assert not trap.exists()
 
@@ -138,7 +138,7 @@ def test_promise_3_without_registry_and_store_a_loaded_model_answers(tmp_path: P
         assert server.predict("scaled", [{"x": 1.0}]).status_code == 200
         registry.rename(tmp_path / "away.yaml")
         (tmp_path / "models").rename(tmp_path / "models-away")
-        assert httpx.post(f"{server.url}/registry/refresh").status_code == 503
+        assert httpx.post(f"{server.url}/registry/refresh", headers=server.key).status_code == 503
         assert server.predict("scaled", [{"x": 2.0}]).json()["predictions"] == [4.0]
         assert httpx.get(f"{server.url}/readyz").status_code == 200
         assert server.metric("gateway_registry_errors_total") >= 1
@@ -159,5 +159,5 @@ def test_the_registry_is_followed_whoever_writes_it(tmp_path: Path) -> None:
         while server.predict("scaled", [{"x": 1.0}]).json()["predictions"] != [3.0]:
             assert time.monotonic() < end, "the move was not seen"
         registry.write_text("version: 1\nmodels: {scaled: {vers")
-        assert httpx.post(f"{server.url}/registry/refresh").status_code == 503
+        assert httpx.post(f"{server.url}/registry/refresh", headers=server.key).status_code == 503
         assert server.predict("scaled", [{"x": 1.0}]).json()["predictions"] == [3.0]

@@ -216,5 +216,10 @@ def test_the_pod_runs_and_follows_its_config_map(pod: Contained, containers: Con
             if answer.json()["model"]["version"] == version:
                 break
             assert time.monotonic() < deadline, pod.log()
-    refused = httpx.put(f"{pod.url}/models/iris/aliases/champion", json={"version": "2"})
+    key = pod.execute("cat", "/var/lib/gateway/state/model-gateway/control.key").strip()
+    refused = httpx.put(
+        f"{pod.url}/models/iris/aliases/champion",
+        json={"version": "2"},
+        headers={"Authorization": f"Bearer {key}"},
+    )
     assert (refused.status_code, refused.json()["error_code"]) == (409, "REGISTRY_READ_ONLY")

@@ -206,12 +206,18 @@ def test_the_gateway_writes_the_registry(mlflow_server: Server, client: Any, tmp
     with running(tmp_path, "--registry", mlflow_server.url, GATEWAY_POLL_INTERVAL="10m") as server:
         assert served(server, "written") == "1"
         path = f"{server.url}/models/written/aliases/champion"
-        wrong = httpx.put(path, json={"version": "2", "expect": "7"}, timeout=60)
+        wrong = httpx.put(path, json={"version": "2", "expect": "7"}, headers=server.key, timeout=60)
         assert wrong.status_code == 412
-        moved = httpx.put(path, json={"version": "2", "expect": "1"}, params={"wait": "true"}, timeout=60)
+        moved = httpx.put(
+            path,
+            json={"version": "2", "expect": "1"},
+            params={"wait": "true"},
+            headers=server.key,
+            timeout=60,
+        )
         assert (moved.status_code, moved.json()["serving"]) == (200, "2")
         assert client.get_model_version_by_alias("written", "champion").version == "2"
-        back = httpx.post(f"{path}/rollback", params={"wait": "true"}, timeout=60)
+        back = httpx.post(f"{path}/rollback", params={"wait": "true"}, headers=server.key, timeout=60)
         assert (back.status_code, back.json()["serving"]) == (200, "1")
         assert client.get_model_version_by_alias("written", "champion").version == "1"
     model = gateway.load_model("models:/written@champion", registry=mlflow_server.url)
@@ -253,6 +259,9 @@ def test_a_gateway_is_another_ones_registry(mlflow_server: Server, client: Any, 
         with running(second_place, "--registry", document, GATEWAY_POLL_INTERVAL="200ms") as second:
             assert served(second, "relayed") == "1"
             refused = httpx.put(
-                f"{second.url}/models/relayed/aliases/champion", json={"version": "1"}, timeout=60
+                f"{second.url}/models/relayed/aliases/champion",
+                json={"version": "1"},
+                headers=second.key,
+                timeout=60,
             )
             assert refused.json()["error_code"] == "REGISTRY_READ_ONLY"

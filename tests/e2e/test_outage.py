@@ -60,7 +60,7 @@ def in_mlflow(server: Server, behind: Proxy) -> Iterator[tuple[str, MoveAlias]]:
 
 
 def unload(server: Running, name: str) -> None:
-    answer = httpx.post(f"{server.url}/models/{name}/unload", timeout=60)
+    answer = httpx.post(f"{server.url}/models/{name}/unload", headers=server.key, timeout=60)
     assert answer.json()["state"] == "UNLOADED", answer.text
 
 

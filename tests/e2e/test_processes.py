@@ -174,7 +174,7 @@ def test_promise_4_unloading_returns_the_memory(tmp_path: Path) -> None:
         rollup = Path(f"/proc/{pid}/statm").read_text().split()
         resident = int(rollup[1]) * os.sysconf("SC_PAGE_SIZE")
         assert resident >= loaded * 0.95
-        httpx.post(f"{server.url}/models/large/unload").raise_for_status()
+        httpx.post(f"{server.url}/models/large/unload", headers=server.key).raise_for_status()
         assert not is_alive(pid)
         assert server.metric("gateway_model_bytes", model="large") == 0
         assert server.predict("large", [{"x": 2.0}]).json()["predictions"] == [4.0]

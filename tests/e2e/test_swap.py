@@ -58,7 +58,7 @@ def test_promise_2_an_alias_moves_fifty_times_under_load(tmp_path: Path) -> None
         assert server.predict("scaled", [{"x": 1.0}]).status_code == 200
         with ThreadPoolExecutor(CONNECTIONS) as pool:
             callers = [pool.submit(ask, n) for n in range(CONNECTIONS)]
-            control = httpx.Client(base_url=server.url, timeout=60)
+            control = httpx.Client(base_url=server.url, headers=server.key, timeout=60)
             for move in range(MOVES):
                 target = "2" if move % 2 == 0 else "1"
                 moving.set()

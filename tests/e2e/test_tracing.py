@@ -94,7 +94,7 @@ def test_the_lines_of_a_request_say_its_trace_and_no_others(tmp_path: Path) -> N
         assert "traceresponse" not in twice.headers
         assert span(httpx.get(f"{server.url}/ping", headers=GIVEN))
         assert span(httpx.get(f"{server.url}/models", headers=GIVEN))
-        httpx.post(f"{server.url}/models/scaled/unload").raise_for_status()
+        httpx.post(f"{server.url}/models/scaled/unload", headers=server.key).raise_for_status()
         server.stop()
         (loaded,), (said,), (unloaded,) = map(server.events, ("Loaded", "InputRefused", "Unloaded"))
         assert not server.events("Answered")  # an access log only where it is wanted

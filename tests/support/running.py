@@ -31,6 +31,7 @@ class Running:
             "GATEWAY_STATE_DIR": str(directory / "state"),
             "GATEWAY_LOG_FORMAT": "json",
         }
+        self._state = Path({**settings, **environ}["GATEWAY_STATE_DIR"])
         self.lines: list[str] = []
         self._found = threading.Event()
         self.url = ""
@@ -61,6 +62,11 @@ class Running:
                 self.url = found[1]
                 self._found.set()
         self._found.set()
+
+    @property
+    def key(self) -> dict[str, str]:
+        """The header of control calls, with the key that the gateway made."""
+        return {"Authorization": f"Bearer {(self._state / 'control.key').read_text().strip()}"}
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
         if self.process.poll() is None:

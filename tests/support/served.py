@@ -87,6 +87,13 @@ class Served:
         self._thread.join()
         assert self._failure is None
 
+    @property
+    def key(self) -> str | None:
+        """The key that the gateway made for control calls; None where one is configured."""
+        if self.gateway.settings.admin_key_file is not None:
+            return None
+        return (self.gateway.settings.state_dir / "control.key").read_text().strip()
+
     def request(
         self,
         method: str,
@@ -95,9 +102,12 @@ class Served:
         content_type: str | None = "application/json",
         **headers: str,
     ) -> Reply:
-        """One request on a connection of its own; what is not bytes or text is sent as JSON."""
+        """One request on a connection of its own; what is not bytes or text is sent as JSON. Control calls
+        carry the gateway's own key unless they bring an `authorization`."""
         data = body if isinstance(body, bytes | str | None) else json.dumps(body)
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        if method not in ("GET", "HEAD") and not path.startswith(("/predict", "/invocations")) and self.key:
+            sent.setdefault("authorization", f"Bearer {self.key}")
         if data is not None and content_type is not None:
             sent["content-type"] = content_type
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from gateway.errors import Problem
+from gateway.http.auth import Access
 from gateway.http.build import build
 from gateway.metrics import Metrics
 from gateway.registries.base import Version
@@ -63,7 +64,6 @@ def call(service: Any, *incoming: dict[str, Any], **scope: Any) -> list[dict[str
         max_body_bytes=1000,
         max_inflight_bytes=40_000,
         max_answer_bytes=40_000,
-        admin_key_file=None,
         webhook_secret_file=None,
         access_log=False,
     )
@@ -74,6 +74,7 @@ def call(service: Any, *incoming: dict[str, Any], **scope: Any) -> list[dict[str
         metrics=Metrics(),
         draining=False,
         large_bodies=None,
+        access=Access(None),
     )
     sent: list[dict[str, Any]] = []
     messages = list(incoming)
