@@ -20,6 +20,7 @@ from gateway.artifacts.cache import ArtifactError, Artifacts
 from gateway.artifacts.packages import Packages, Prepared, formats
 from gateway.artifacts.sources import sources_for
 from gateway.http.auth import Access, control_key
+from gateway.http.connections import Connections, descriptors
 from gateway.http.large import LargeBodies
 from gateway.metrics import Metrics
 from gateway.names import parse_short
@@ -175,6 +176,7 @@ class Gateway:
             fetching=self._packages.fetching,
             preload=Preload.parsed(settings.preload, settings.default_alias),
         )
+        self.connections = Connections(settings.max_connections)
         self.large_bodies = LargeBodies(settings.max_inflight_bytes)
         self._governor = Governor(
             cgroup.memory_usage,
@@ -413,6 +415,8 @@ class Gateway:
             stuck=self.manager.stuck,
             disk=lambda: self._disk_bytes,
             registry_age=self.watch.age,
+            connections=lambda: (self.connections.open, self.connections.most),
+            descriptors=descriptors,
         )
 
     def _queues(self) -> dict[str, tuple[int, int]]:

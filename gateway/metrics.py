@@ -45,6 +45,8 @@ class Sources(TypedDict, total=False):
     aliases         (model, alias) -> (version in service or None, whether it differs from the desired one)
     disk            bytes of the artifact cache
     registry_age    seconds since the registry was last read, None before the first time
+    connections     client connections that are open, and how many may be
+    descriptors     the same of this process's file descriptors
     """
 
     memory: Callable[[], Mapping[str, float | None]]
@@ -54,6 +56,8 @@ class Sources(TypedDict, total=False):
     aliases: Callable[[], Mapping[tuple[str, str], tuple[str | None, bool]]]
     disk: Callable[[], float]
     registry_age: Callable[[], float | None]
+    connections: Callable[[], tuple[int, int]]
+    descriptors: Callable[[], tuple[int, int]]
 
 
 class Metrics:
@@ -278,6 +282,14 @@ class Metrics:
             )
         if "registry_age" in sources and (age := sources["registry_age"]()) is not None:
             yield GaugeMetricFamily("gateway_registry_age_seconds", "Time since the registry was read.", age)
+        if "connections" in sources:
+            now, most = sources["connections"]()
+            yield GaugeMetricFamily("gateway_open_connections", "Client connections that are open.", now)
+            yield GaugeMetricFamily("gateway_max_connections", "Client connections that are served.", most)
+        if "descriptors" in sources:
+            now, most = sources["descriptors"]()
+            yield GaugeMetricFamily("gateway_open_descriptors", "File descriptors that are open.", now)
+            yield GaugeMetricFamily("gateway_max_descriptors", "File descriptors that may be open.", most)
         yield GaugeMetricFamily(
             "gateway_loop_lag_seconds",
             "Worst lateness of the event loop in the last half minute.",

@@ -133,7 +133,7 @@ async def _serve(
     try:
         config = uvicorn.Config(
             build(gateway),
-            http=protocol(settings.max_connection_age),
+            http=protocol(settings.max_connection_age, gateway.connections),
             lifespan="off",
             ws="none",
             access_log=False,

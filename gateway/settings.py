@@ -213,6 +213,7 @@ class Settings(_Part):
     max_inflight_bytes: Size = 256 * 1024**2
     max_answer_bytes: Size = 256 * 1024**2
     max_queue: Annotated[int, Field(ge=1)] = 1000
+    max_connections: Annotated[int, Field(ge=1)] | None = None
     drain_delay: Duration = 0.0
     drain_timeout: Duration = 30.0
     keep_alive: Annotated[Duration, Field(gt=0)] = 75.0

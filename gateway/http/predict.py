@@ -22,6 +22,7 @@ from gateway import names
 from gateway.errors import Problem
 from gateway.http import answers, arrow, bodies, large, problems
 from gateway.http.problems import JSON, Header
+from gateway.http.protocol import SPARE
 from gateway.http.tracing import traced
 from gateway.names import Reference
 from gateway.service import Answer, Inference
@@ -69,6 +70,11 @@ class Prediction:
             send = traced(scope["headers"], send)
         if scope["method"] != "POST":
             await problems.respond_not_allowed(send, identity, scope["method"], "POST")
+            return
+        if SPARE in scope:
+            message = "the gateway is overloaded: too many connections (max_connections)"
+            problem = Problem("OVERLOADED", message, retry_after=1.0)
+            await problems.respond_problem(send, problem, identity, problems.CLOSE)
             return
         phases = _NO_TIME
         held = unsent = 0

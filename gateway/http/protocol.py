@@ -14,10 +14,13 @@ from typing import Any, Final, Literal
 
 from gateway.errors import Problem
 from gateway.http import problems
+from gateway.http.connections import Connections
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 HEAD_SECONDS: Final = 30.0
 LINGER_SECONDS: Final = 1.0
+#: The key in the scope of a request that came on a connection kept for probes and control calls.
+SPARE: Final = "gateway.spare"
 _BODY: Final = -1
 _OFFER: Final = frozenset({b"upgrade", b"http2-settings"})
 _PER_HEADER: Final = len(": \r\n")
@@ -30,7 +33,9 @@ try:
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 except ImportError:
 
-    def protocol(max_age: float | None = None) -> type[asyncio.Protocol] | Literal["auto"]:
+    def protocol(
+        max_age: float | None = None, connections: Connections | None = None
+    ) -> type[asyncio.Protocol] | Literal["auto"]:
         """What uvicorn's `http` is to be; without httptools, uvicorn's own choice."""
         return "auto"
 
@@ -52,7 +57,9 @@ else:
 
         head_seconds = HEAD_SECONDS
         max_age: float | None = None
+        limiter: Connections | None = None
 
+        _spare = False
         _ends = float("inf")
         _offered = False
         _head = 0  # the bytes that came for a head which is not complete, `_BODY` behind it
@@ -63,12 +70,17 @@ else:
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(transport)  # type: ignore[arg-type]
             self._earlier: deque[Any] = deque()  # cycles with another behind them
+            if self.limiter is not None:
+                self.limiter.opened(self)
+                self._spare = self.limiter.crowded
             self._late = self.loop.call_later(self.head_seconds, self._expire)
             if self.max_age is not None:
                 self._ends = self.loop.time() + self.max_age * random.uniform(1 - AGE_JITTER, 1 + AGE_JITTER)
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._in_time()
+            if self.limiter is not None:
+                self.limiter.closed(self)
             super().connection_lost(exc)
             # uvicorn tells the last request alone that nobody is there, and the one being answered may be
             # an earlier one: it would write to a closed transport.
@@ -104,6 +116,10 @@ else:
             self._head = _BODY
             self._in_time()
             before = self.cycle
+            if self.limiter is not None:
+                self.limiter.busy(self)
+                if self._spare and self.limiter.crowded:
+                    self.scope[SPARE] = True  # type: ignore[typeddict-unknown-key]
             super().on_headers_complete()
             if self.loop.time() >= self._ends:
                 self.cycle.default_headers = [*self.cycle.default_headers, problems.CLOSE]
@@ -117,6 +133,15 @@ else:
                 return
             self._head = 0
             super().on_message_complete()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            if self.limiter is not None and self.cycle.response_complete:
+                self.limiter.idle(self)
+
+        def close(self) -> None:
+            """Closes the connection, for `Connections`."""
+            self.transport.close()
 
         def send_400_response(self, msg: str) -> None:
             """uvicorn's way to answer what the parser refused."""
@@ -181,9 +206,12 @@ else:
                 self.transport.write_eof()
             self.loop.call_later(LINGER_SECONDS, self.transport.close)
 
-    def protocol(max_age: float | None = None) -> type[asyncio.Protocol] | Literal["auto"]:
-        """What uvicorn's `http` is to be; connections end at the age of `max_age` seconds, None: never."""
-        return type("Protocol", (Protocol,), {"max_age": max_age})
+    def protocol(
+        max_age: float | None = None, connections: Connections | None = None
+    ) -> type[asyncio.Protocol] | Literal["auto"]:
+        """What uvicorn's `http` is to be; connections end at the age of `max_age` seconds, None: never.
+        `connections` counts them and closes idle ones where there are too many."""
+        return type("Protocol", (Protocol,), {"max_age": max_age, "limiter": connections})
 
 
 def _too_large() -> str:

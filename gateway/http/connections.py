@@ -1,0 +1,95 @@
+"""How many connections are open, and which of them go when there are too many.
+
+Each connection takes a file descriptor, and without one nothing works: no prediction, no probe, no model
+process. So at most `most` connections are served. The next one takes the place of the connection that is idle
+for the longest time. While all are busy, `SPARE` more are accepted for probes and control calls alone; a
+prediction on one of those is refused. Knows connections that can be closed, and no protocol.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from typing import Final, Protocol
+
+#: Connections above the limit that are kept for probes and control calls.
+SPARE: Final = 32
+#: Descriptors that are not for connections: models, their processes, the registry, files under way.
+_OTHERS: Final = 64
+_LEAST: Final = 16
+
+
+class Closable(Protocol):
+    """An open connection."""
+
+    def close(self) -> None:
+        """Closes it; `Connections.closed` is called for it later."""
+
+
+class Connections:
+    """Counts connections and closes the one that is idle for the longest time. `most`: None takes it from the
+    limit on descriptors. Used by the event loop alone."""
+
+    def __init__(self, most: int | None = None) -> None:
+        self.most = most or default_most()
+        self.open = 0
+        self._idle: dict[Closable, None] = {}
+        self._closing: set[Closable] = set()
+
+    def __repr__(self) -> str:
+        return f"<Connections {self.open}/{self.most} open, {len(self._idle)} idle>"
+
+    @property
+    def crowded(self) -> bool:
+        """Whether there are more than are served."""
+        return self.open > self.most
+
+    def opened(self, connection: Closable) -> None:
+        """A new connection, idle until its first request. It is closed again where there is no room."""
+        self.open += 1
+        if self.open > self.most:
+            if self._idle:
+                self._close(next(iter(self._idle)))
+            elif self.open > self.most + SPARE:
+                self._close(connection)
+                return
+        self._idle[connection] = None
+
+    def _close(self, connection: Closable) -> None:
+        # It counts as gone at once: more may come before the loop has closed it.
+        self._idle.pop(connection, None)
+        self._closing.add(connection)
+        self.open -= 1
+        connection.close()
+
+    def busy(self, connection: Closable) -> None:
+        """A request came."""
+        self._idle.pop(connection, None)
+
+    def idle(self, connection: Closable) -> None:
+        """Its answer was sent, and no other request waits."""
+        if connection not in self._closing:
+            self._idle[connection] = None
+
+    def closed(self, connection: Closable) -> None:
+        """It is gone."""
+        if connection in self._closing:
+            self._closing.remove(connection)
+        else:
+            self.open -= 1
+            self._idle.pop(connection, None)
+
+
+def default_most() -> int:
+    """Three quarters of the descriptors that this process may have, less what others need."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(_LEAST, soft * 3 // 4 - _OTHERS)
+
+
+def descriptors() -> tuple[int, int]:
+    """How many descriptors this process has open, and how many it may have."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        return len(os.listdir("/dev/fd")), soft
+    except OSError:
+        return 0, soft
