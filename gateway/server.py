@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import logging
 import os
@@ -43,6 +44,9 @@ log = logging.getLogger("gateway")
 SWITCH_INTERVAL: Final = 0.0005
 #: A request makes many short-lived objects and no cycles: the collector's default would run far too often.
 GC_THRESHOLDS: Final = (20_000, 20, 20)
+#: Allocations from this size on, in bytes, are mapped each by itself.
+MAPPED_BYTES: Final = 1 << 20
+_M_MMAP_THRESHOLD: Final = -3
 BACKLOG: Final = 2048
 #: After the port is closed, connections that are kept open are still answered for so long, in seconds: each
 #: answer carries `Connection: close`, so a busy client leaves without a failed request.
@@ -114,6 +118,7 @@ def serve(
         _raise_file_limit()
         sys.setswitchinterval(SWITCH_INTERVAL)
         gc.set_threshold(*GC_THRESHOLDS)
+        _return_large_memory()
         adopt()
         hide()  # model processes must not read this one's memory and environment
         logs.configure(settings.log_format, settings.log_level)
@@ -208,6 +213,13 @@ def _raise_file_limit() -> None:
     if soft != hard:
         with contextlib.suppress(ValueError, OSError):  # some systems name a hard limit they do not grant
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _return_large_memory() -> None:
+    """Large allocations are given back to the system when they are freed. Left to itself, glibc keeps as much
+    in its heap as the largest body that came."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, MAPPED_BYTES)
 
 
 def _opened(settings: Settings, models: Sequence[str]) -> tuple[Registry, Settings]:

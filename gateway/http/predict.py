@@ -84,6 +84,7 @@ class Prediction:
         version: Version | None = None
         departure: _Departure | None = None
         inference: Inference | None = None
+        body = b""
         try:
             media = bodies.media_type(headers.get(b"content-type", b""))
             deadline = _deadline(headers)
@@ -94,17 +95,19 @@ class Prediction:
             started = perf_counter()
             becomes = await self._bodies.charge(body, media)
             held += becomes
-            unparsed: large.LargeBody | None = None
             if len(body) > large.RAW_BYTES or becomes > large.PARSED_BYTES:
                 unparsed = large.LargeBody(body, media, reference, self._large)
+                body = b""
                 if reference is None:
                     reference = bodies.agreed(None, await unparsed.model())
                 inference = Inference(reference, None, None, deadline, request_id=identity, unparsed=unparsed)
+                del unparsed
             else:
                 parsed = bodies.PARSERS[media](body)
+                body = b""
                 reference = bodies.agreed(reference, parsed.model)
                 inference = Inference(reference, parsed.raw, parsed.params, deadline, request_id=identity)
-            del body, unparsed
+                del parsed
             asked = perf_counter()
             parsing = asked - started
             departure = self._departures.watch(receive)
@@ -136,6 +139,9 @@ class Prediction:
             return
         except Exception as error:  # noqa: BLE001 - nothing may reach the server without an answer
             problem = error if isinstance(error, Problem) else problems.unexpected(error, identity)
+            # The frames of a traceback hold the body, and a refusal may take seconds to be sent.
+            problem.__traceback__ = problem.__context__ = None
+            body = b""
             if answer is not None:
                 problem.version, problem.alias = answer.version, answer.alias
             elif asked:

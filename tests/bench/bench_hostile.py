@@ -3,10 +3,10 @@
     python -m tests.bench.bench_hostile [--memory 1073741824] [--bodies 20] [--json] [--source DIR]
 
 A gateway with one small model runs in a memory cgroup (version 1, as root; elsewhere without a limit). A
-neighbour asks for one row ten times a second. Then `--bodies` large bodies come at once, of each kind: 32 MB of
-empty lists that are 31 KB on the wire, valid rows of numbers, and CSV. Shown are the statuses they got, the
-cgroup's peak, what is left 10 s later, and the neighbour's p50, p99 and slowest request meanwhile. `--source`
-runs the gateway of another checkout, to compare.
+neighbour asks for one row ten times a second. Then `--bodies` large bodies come at once, of each kind: 31 MB
+of empty lists that are 31 KB on the wire, valid rows of numbers, and CSV. Shown are the statuses they got,
+the cgroup's peak, what is left 10 s later, and the neighbour's p50, p99 and slowest request meanwhile.
+`--source` runs the gateway of another checkout, to compare.
 """
 
 from __future__ import annotations
@@ -111,23 +111,33 @@ async def peaks(group: Group, done: asyncio.Event) -> int:
 async def hostile(url: str, kind: str, bodies: int) -> Counter[str]:
     body, headers = KINDS[kind]()
 
-    async def one() -> str:
-        try:
-            async with httpx.AsyncClient(timeout=120) as client:
+    async with httpx.AsyncClient(timeout=120, limits=httpx.Limits(max_connections=bodies)) as client:
+
+        async def one() -> str:
+            try:
                 reply = await client.post(f"{url}/predict/m", content=body, headers=headers)
                 return str(reply.status_code)
-        except httpx.HTTPError as error:
-            return type(error).__name__
+            except httpx.HTTPError as error:
+                return type(error).__name__
 
-    return Counter(await asyncio.gather(*(one() for _ in range(bodies))))
+        print("ready", flush=True)
+        await asyncio.to_thread(sys.stdin.readline)
+        return Counter(await asyncio.gather(*(one() for _ in range(bodies))))
 
 
 async def measure(url: str, group: Group, kind: str, bodies: int) -> dict[str, Any]:
+    # In a process of its own: the neighbour must not wait for this client.
+    command = [sys.executable, "-m", "tests.bench.bench_hostile", "--attack", url, kind, str(bodies)]
+    pipe = asyncio.subprocess.PIPE
+    attack = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe)
+    assert attack.stdout is not None
+    await attack.stdout.readline()
     done = asyncio.Event()
     asked, peak = asyncio.create_task(neighbour(url, done)), asyncio.create_task(peaks(group, done))
     await asyncio.sleep(1.0)
     began = time.perf_counter()
-    statuses = await hostile(url, kind, bodies)
+    output, _ = await attack.communicate(b"go\n")
+    statuses = json.loads(output)
     seconds = time.perf_counter() - began
     await asyncio.sleep(0.3)
     done.set()
@@ -135,7 +145,7 @@ async def measure(url: str, group: Group, kind: str, bodies: int) -> dict[str, A
     await asyncio.sleep(SETTLE_SECONDS)
     return {
         "kind": kind,
-        "statuses": dict(statuses),
+        "statuses": statuses,
         "seconds": round(seconds, 2),
         "peak_mb": await peak >> 20,
         "left_mb": group.resident() >> 20,
@@ -163,7 +173,12 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--source", type=Path, default=Path(__file__).parents[2])
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--attack", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.attack:
+        url, kind, bodies = arguments.attack
+        print(json.dumps(asyncio.run(hostile(url, kind, int(bodies)))))
+        return
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)
         package(directory)
@@ -191,7 +206,9 @@ def run(directory: Path, arguments: argparse.Namespace, kind: str) -> dict[str, 
     )
     assert process.stderr is not None
     try:
-        url = next(found[1] for line in process.stderr if (found := re.search(r" on (http://\S+)", line)))
+        url = next(
+            found[1] for line in process.stderr if (found := re.search(r" on (http://[^\s\"]+)", line))
+        )
         assert httpx.post(f"{url}/predict/m", content=ONE, headers=JSON, timeout=60).status_code == 200
         drained = subprocess.Popen(["cat"], stdin=process.stderr, stdout=subprocess.DEVNULL)
         result = asyncio.run(measure(url, group, kind, arguments.bodies))

@@ -78,6 +78,7 @@ def test_more_idle_connections_than_descriptors(tmp_path: Path) -> None:
     log_scaled(tmp_path / "registry.yaml", "m", 3.0, "champion")
     with running(tmp_path, GATEWAY_MAX_CONNECTIONS="20") as server:
         port = int(server.url.rpartition(":")[2])
+        busy: list[socket.socket] = []
         idle = [socket.create_connection(("127.0.0.1", port), timeout=30) for _ in range(80)]
         try:
             assert ask(idle[-1], HEAD % len(BODY) + BODY).startswith(b"HTTP/1.1 200 ")
@@ -91,12 +92,11 @@ def test_more_idle_connections_than_descriptors(tmp_path: Path) -> None:
             for connection in busy:
                 connection.sendall(HEAD % len(BODY) + BODY[:5])
             with socket.create_connection(("127.0.0.1", port), timeout=30) as late:
-                assert ask(late, b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n").startswith(b"HTTP/1.1 200 ")
-                refused = ask(late, HEAD % len(BODY) + BODY)
+                assert ask(late, b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n").startswith(b"HTTP/1.1 200 ")
+                with socket.create_connection(("127.0.0.1", port), timeout=30) as later:
+                    refused = ask(later, HEAD % len(BODY) + BODY)
             assert refused.startswith(b"HTTP/1.1 429 ")
             assert b"connection: close" in refused
-            for connection in busy:
-                connection.close()
         finally:
-            for connection in idle:
+            for connection in idle + busy:
                 connection.close()
