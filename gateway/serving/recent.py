@@ -40,6 +40,8 @@ class Recent:
         self._wall = wall
         self._began = clock()
         self._slots: list[_Slot] = []
+        #: When the next slot begins.
+        self._next = 0.0
         #: (unix time, what the model raised or did), of the last request that failed.
         self.last_error: tuple[float, str] | None = None
         #: Failed requests since it was loaded.
@@ -82,8 +84,10 @@ class Recent:
         }
 
     def _slot(self) -> _Slot:
-        number = int(self._clock() // SLOT_SECONDS)
-        if not self._slots or self._slots[-1].number != number:
+        now = self._clock()
+        if now >= self._next:
+            number = int(now // SLOT_SECONDS)
+            self._next = (number + 1) * SLOT_SECONDS
             self._slots.append(_Slot(number))
             del self._slots[:-SLOTS]
         return self._slots[-1]
