@@ -1,7 +1,8 @@
 """A model in the gateway's own process, on a thread of its own.
 
 For models whose loading executes nothing the package brought, and wherever `isolation: inline` is set.
-It cannot be killed and its memory cannot be told from the gateway's; that is what processes are for.
+It cannot be killed. Its memory is what the gateway's process grows by while it loads and answers first; what
+others allocate meanwhile is counted with it. Exact figures are what processes are for.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from gateway.runners import memory
 from gateway.runners.base import ModelError, RunnerTimeout
 from loaders.batch import Columns, Tensors, Value
 from loaders.flavors.failures import failure
@@ -28,6 +30,8 @@ T = TypeVar("T")
 
 #: How long closing waits for a model that is still answering, in seconds.
 CLOSE_WITHIN = 5.0
+#: How many of its first answers may add to its measured memory: frameworks allocate when they first compute.
+WARMING = 4
 #: What the threads' names begin with.
 THREAD = "model-"
 
@@ -58,6 +62,9 @@ class InlineRunner:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix=THREAD + package.path.name[:24])
         self._model: Model | None = None
         self._rehearsed = False
+        self._before = 0
+        self._measured: int | None = None
+        self._answers = 0
 
     @property
     def merges(self) -> bool:
@@ -65,14 +72,15 @@ class InlineRunner:
 
     @property
     def measured_bytes(self) -> int | None:
-        return None
+        """What the gateway grew by; None where the kernel does not say."""
+        return self._measured
 
     @property
     def load_peak(self) -> int:
-        return 0
+        return self._measured or 0
 
     def present_bytes(self) -> int | None:
-        return None
+        return self._measured
 
     @property
     def stuck(self) -> str | None:
@@ -135,21 +143,36 @@ class InlineRunner:
             if freed() is not None and closing.done():
                 # A full collection stops the process for a tenth of a second: only where one is needed.
                 await self._in_thread(settle_heap)
+            if closing.done():
+                await self._in_thread(memory.trim)
 
     def _load(self) -> Model:
         from loaders.model import open_model
 
+        memory.trim()  # what is free already must not hide what this model takes
+        self._before = memory.own()
         model = open_model(self._package, self._config, threads=self._threads)
         model.max_answer = self._max_answer
+        self._measure()
         return model
+
+    def _measure(self) -> None:
+        memory.trim()
+        if self._before:
+            self._measured = max(self._measured or 0, memory.own() - self._before)
 
     def _predict(self, batch: Batch | Framed, params: Mapping[str, Any]) -> Batch:
         if self._model is None:
             raise RuntimeError("the model is closed")
         if isinstance(batch, Columns | Tensors | Value):
-            return self._model.run(batch, params)
-        message = batch.message()
-        return self._model.run(message["batch"], message["params"])
+            answer = self._model.run(batch, params)
+        else:
+            message = batch.message()
+            answer = self._model.run(message["batch"], message["params"])
+        if self._answers < WARMING:
+            self._answers += 1
+            self._measure()
+        return answer
 
     async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
         def call() -> T:
