@@ -397,7 +397,8 @@ class Gateway:
                 continue
             status = {} if servable.runner is None else servable.runner.status()
             for measure, held in status.get("confinement", {}).items():
-                lacking = held.startswith(("not available", "not changed: another user"))
+                chosen = held.startswith("not changed") and not held.startswith("not changed: another user")
+                lacking = held.startswith("not ") and not chosen
                 if lacking and measure not in self._unconfined:
                     self._unconfined.add(measure)
                     log.warning("models are confined less than they could be: %s: %s", measure, held)

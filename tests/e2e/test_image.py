@@ -10,8 +10,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
+import gateway
+from tests.support.attempts import ATTEMPTS, REFUSED, write_attempts
 from tests.support.containers import IMAGE, ROOT, Contained, Containers, log_iris, tool
 from tests.support.shell import free_port
 
@@ -19,6 +22,7 @@ pytestmark = pytest.mark.all
 
 MOST_BYTES = 1_000_000_000
 MOST_SECONDS = 30.0
+VICTIM = "/var/lib/gateway/secret/admin.key"
 
 
 @pytest.fixture(scope="module")
@@ -26,21 +30,25 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with registry.yaml and its models, readable by everybody."""
     directory = tmp_path_factory.mktemp("registry")
     log_iris(directory)
+    attacker = write_attempts(tmp_path_factory.mktemp("attacker") / "p", VICTIM)
+    gateway.push(attacker.path, "attacker", "champion", directory / "registry.yaml")
     return directory
 
 
 @pytest.fixture
-def start(containers: Containers, registry: Path) -> Iterator[Callable[[], Contained]]:
-    """Starts a container: no capability, no new privileges, nothing to write but its volume and /tmp."""
+def start(containers: Containers, registry: Path) -> Iterator[Callable[..., Contained]]:
+    """Starts a container: no capability but those added, no new privileges, nothing to write but its volume
+    and /tmp."""
     started: list[str] = []
 
-    def run() -> Contained:
+    def run(*options: str) -> Contained:
         container = Contained(containers, f"gateway-{len(started)}")
         started.append(container.name)
         containers.podman(
             *("run", "--detach", "--name", container.name, "--network=host"),
             *("--cap-drop=all", "--security-opt=no-new-privileges"),
             *("--read-only", "--read-only-tmpfs=false", "--tmpfs=/tmp:size=64m"),
+            *options,
             *(f"--env=GATEWAY_PORT={container.port}", f"--volume={registry}:/etc/gateway:ro", IMAGE),
         )
         return container
@@ -106,6 +114,52 @@ def test_it_holds_what_is_needed_and_no_more(start: Callable[[], Contained]) -> 
     assert labels["org.opencontainers.image.version"] == "1.2.3"
     assert labels["org.opencontainers.image.revision"] == "abc"
     assert labels["org.opencontainers.image.created"] == "2026-01-01T00:00:00Z"
+
+
+AS_ROOT = (
+    "--user=0",
+    *(f"--cap-add={name}" for name in ("SETUID", "SETGID", "CHOWN", "KILL", "DAC_OVERRIDE")),
+)
+LOOK = """
+import os, sys
+print([line for line in open("/proc/1/limits") if line.startswith(("Max open", "Max cpu", "Max proc"))],
+      os.getpriority(os.PRIO_PROCESS, 1), sorted(os.sched_getaffinity(1)), os.sched_getscheduler(1))
+for path in (sys.argv[1], os.path.dirname(sys.argv[1])):
+    seen = os.stat(path)
+    print(seen.st_mode, seen.st_uid, seen.st_gid, seen.st_size, seen.st_mtime_ns, seen.st_ino)
+"""
+
+
+@pytest.mark.parametrize("options", [(), AS_ROOT], ids=["as its user", "as root"])
+def test_what_a_model_attempts_against_others_fails(
+    start: Callable[..., Contained], options: tuple[str, ...]
+) -> None:
+    container = start(*options)
+    container.ready()
+    container.execute(
+        "sh", "-c", f"mkdir -p {Path(VICTIM).parent} && echo secret > {VICTIM} && chmod 600 {VICTIM}"
+    )
+    assert container.predict().status_code == 200  # there is a sibling
+    before, processes = container.execute("python3", "-c", LOOK, VICTIM), container.processes()
+    wrong = {}
+    for name, (wanted, _) in ATTEMPTS.items():
+        answer = httpx.post(f"{container.url}/predict/attacker", json={"inputs": [name]}, timeout=60)
+        assert answer.status_code == 200, (name, answer.text, container.log())
+        (outcome,) = answer.json()["predictions"]
+        if wanted == REFUSED and not outcome.startswith("refused"):
+            wrong[name] = outcome
+    assert wrong == {}
+    assert container.execute("python3", "-c", LOOK, VICTIM) == before
+    there = {process["hpid"] for process in container.processes()}
+    assert {process["hpid"] for process in processes if "private.py" in process["args"]} <= there
+    held = httpx.get(f"{container.url}/models/attacker/versions/1").json()["runner"]["confinement"]
+    if options:
+        assert held["user"].isdigit(), held
+        assert int(held["user"]) != 10001
+    else:
+        assert held["user"] == "not changed: 10001"
+    assert held["capabilities"] == "none"
+    assert not held["shared_memory"].startswith("not "), held
 
 
 def test_the_health_check_tells_the_living_from_the_dead(start: Callable[[], Contained]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -96,6 +97,20 @@ def test_the_pod_is_closed() -> None:
     writable = {mount["name"] for mount in container()["volumeMounts"] if not mount.get("readOnly")}
     emptied = {volume["name"] for volume in spec["volumes"] if "sizeLimit" in volume.get("emptyDir", {})}
     assert writable == emptied == {"data", "tmp"}
+
+
+def test_models_under_users_of_their_own_take_no_more_than_that() -> None:
+    """The component `model-users` gives what the recipe for the image names, and leaves the rest closed."""
+    (patch,) = manifest("model-users/kustomization.yaml")["patches"]
+    changed = yaml.safe_load(patch["patch"])["spec"]["template"]["spec"]
+    assert changed["hostUsers"] is False
+    assert changed["securityContext"] == {"runAsNonRoot": False, "runAsUser": 0, "runAsGroup": 0}
+    (only,) = changed["containers"]
+    assert only["name"] == container()["name"]
+    granted = only["securityContext"]["capabilities"]
+    assert granted["drop"] == ["ALL"]
+    recipe = (ROOT / "deploy" / "README.md").read_text(encoding="utf-8")
+    assert granted["add"] == re.findall(r"--cap-add (\w+)", recipe)
 
 
 def test_there_is_time_to_drain(tmp_path: Path) -> None:
