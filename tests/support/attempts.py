@@ -181,7 +181,7 @@ def attempt(name):
     siblings = []
     for pid in others:
         try:
-            if _parent(pid) == zygote:
+            if _parent(_parent(pid)) == _parent(zygote):
                 siblings.append(pid)
         except OSError:
             pass
