@@ -123,6 +123,8 @@ def rules(*, shared_user: bool, signals: bool, network: bool) -> list[Rule]:
     found = [Rule(call, errno.EPERM) for call in (*_REACH_OTHERS, *_CHANGE_THE_KERNEL, *_SHARED_MEMORY)]
     found += [
         Rule("clone", errno.EPERM, 0, mask=_CLONE_FLAGS),
+        # Landlock lets a directory be watched that may not be listed.
+        Rule("inotify_add_watch", errno.EPERM),
         # The flags of clone3 lie in memory that a filter cannot read: libraries go back to clone.
         Rule("clone3", errno.ENOSYS),
         Rule("prlimit64", errno.EPERM, 0, own, others=True),
@@ -146,7 +148,7 @@ def rules(*, shared_user: bool, signals: bool, network: bool) -> list[Rule]:
     ]
     if shared_user:
         found += [Rule(call, _PRETEND) for call in _MODES_AND_TIMES]
-        found += [Rule(call, errno.EPERM) for call in (*_OWNERS, "inotify_add_watch")]
+        found += [Rule(call, errno.EPERM) for call in _OWNERS]
         found += [Rule(call, errno.EOPNOTSUPP) for call in _ATTRIBUTES]
     if signals:
         found += [
