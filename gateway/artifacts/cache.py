@@ -27,6 +27,7 @@ import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from gateway.artifacts.sources import ArtifactError as ArtifactError
 from gateway.artifacts.sources import Meter, Progress, Sources
@@ -36,6 +37,9 @@ from gateway.registries.base import Version
 from loaders import package as packages
 
 log = logging.getLogger("gateway.artifacts")
+
+Fingerprint: TypeAlias = "tuple[tuple[str, int, int, int, int], ...]"
+"""(path, inode, bytes, time of modification, time of change) of each file of an entry; times in ns."""
 
 _ENTRY = re.compile(r"sha256-[0-9a-f]{64}\Z")
 
@@ -57,7 +61,8 @@ class Artifacts:
         self._sources = sources or Sources()
         self._root = Path(os.path.abspath(cache_dir))
         self._limit = disk_limit
-        self._verified: set[str] = set()
+        #: By digest: what the files were (inode, size, times) when they were last hashed.
+        self._verified: dict[str, Fingerprint] = {}
         self._lock = threading.Lock()
         self._root.mkdir(parents=True, exist_ok=True)
         if not os.access(self._root, os.W_OK):
@@ -84,6 +89,7 @@ class Artifacts:
         """
         self._sources.check(version)
         try:
+            self._root.mkdir(parents=True, exist_ok=True)  # an operator may remove it to free the disk
             if version.digest is not None and (local := self._found(version.digest)) is not None:
                 return local
             source = hashlib.sha256((version.digest or version.source).encode("utf-8", "surrogatepass"))
@@ -101,8 +107,8 @@ class Artifacts:
     # -- what is there
 
     def _found(self, digest: str) -> Local | None:
-        """The entry, in use from now on; None if it is not there. Checked once in a process's life: a
-        disk forgets, and a power cut leaves files that were never written."""
+        """The entry, in use from now on; None if it is not there. It is hashed when this process sees it
+        first, and whenever a file in it is another one than then (inode, size, times)."""
         name = _name(digest)
         path = self._root / name
         if not path.is_dir():
@@ -112,9 +118,10 @@ class Artifacts:
             if not path.is_dir():  # removed before it was held
                 os.close(held)
                 return None
+            now = _fingerprint(path)
             with self._lock:
-                verified = digest in self._verified
-            if not verified:
+                verified = self._verified.get(digest)
+            if verified != now:
                 found = _digest_or_none(path)
                 if found != digest:
                     log.warning("the cached package %s is damaged (%s): fetched again", path, found)
@@ -122,7 +129,7 @@ class Artifacts:
                     self._remove(name)
                     return None
                 with self._lock:
-                    self._verified.add(digest)
+                    self._verified[digest] = now
             with _unless_read_only():
                 os.utime(held)
             local = Local(path, digest, self._size(name, held))
@@ -147,7 +154,9 @@ class Artifacts:
 
     def _entries(self) -> list[tuple[float, int, str]]:
         """(last use, bytes, name) of every package, oldest first."""
-        found = []
+        found: list[tuple[float, int, str]] = []
+        if not self._root.is_dir():
+            return found
         for name in os.listdir(self._root):
             if not _ENTRY.match(name):
                 continue
@@ -201,7 +210,7 @@ class Artifacts:
                     raise
             else:
                 with self._lock:
-                    self._verified.add(digest)
+                    self._verified[digest] = _fingerprint(self._root / name)
                 local = Local(self._root / name, digest, int(size))
                 weakref.finalize(local, os.close, held)
                 return local
@@ -252,7 +261,7 @@ class Artifacts:
         finally:
             os.close(held)
         with self._lock:
-            self._verified.discard(_digest_of(name))
+            self._verified.pop(_digest_of(name), None)
         return True
 
 
@@ -307,6 +316,17 @@ def _read_only(path: Path) -> None:
         if directory != str(path):  # the package's own directory is closed last, below
             os.chmod(directory, 0o555)
     os.chmod(path, 0o555)
+
+
+def _fingerprint(path: Path) -> Fingerprint:
+    """What changes whenever a file of an entry does: cheap, one `stat` a file."""
+    found = []
+    for directory, below, files in os.walk(path):
+        for name in (*files, *(name for name in below if os.path.islink(os.path.join(directory, name)))):
+            status = os.lstat(os.path.join(directory, name))
+            place = os.path.relpath(os.path.join(directory, name), path)
+            found.append((place, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+    return tuple(sorted(found))
 
 
 def _digest_or_none(path: Path) -> str | None:

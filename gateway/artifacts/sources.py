@@ -53,6 +53,13 @@ _MAX_DEPTH: Final = 32
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 _PROXY: Final = "/api/2.0/mlflow-artifacts/artifacts/"
 _WITH_HOST: Final = ("http", "https", "mlflow+http", "mlflow+https", "ftp", "sftp", "webdav", "smb")
+#: What may stand before the last link of a chain: it reads what the next link gives, and no other place.
+_READERS: Final = frozenset({"zip", "tar", "simplecache"})
+#: Schemes that a remote registry may name without the operator's list: each reaches a store of its own.
+_KNOWN: Final = frozenset(
+    {"http", "https", "mlflow+http", "mlflow+https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl"}
+    | {"hdfs", "webhdfs", "oci", "oss", "hf", "wasbs", "dbfs", "ftp", "sftp", "webdav", "smb", "memory"}
+)
 _METADATA_NAMES: Final = frozenset({"metadata", "metadata.google.internal", "instance-data"})
 _METADATA: Final = tuple(
     ipaddress.ip_network(net)
@@ -141,14 +148,27 @@ class Sources:
         self._resolve = _addresses if resolve is None else resolve
 
     def check(self, version: Version) -> None:
-        """Raises ArtifactError for a source that may not be asked; asks nobody."""
-        source = version.source
+        """Raises ArtifactError for a source that may not be asked; asks nobody. Of a chain (`A::B`) every
+        link is checked: the last one is a place, those before it only read what the next one gives."""
+        *readers, source = _links(version.source)
+        for reader in readers:
+            kind = reader.partition("://")[0].lower()
+            if kind not in _READERS:
+                raise ArtifactError(
+                    f"the source of {version} is refused: {kind[:40]}:: is not supported in a chain",
+                    version.source,
+                )
         if self._allowed:
             if not any(_below(source, prefix) for prefix in self._allowed):
                 raise ArtifactError(f"the source of {version} is not among those allowed", source)
         elif not self._local and _is_local(source):
             problem = "a remote registry names a place on this machine"
             raise ArtifactError(f"the source of {version} is refused: {problem}", source)
+        if not self._local and not self._allowed:
+            match = _SCHEME.match(source)
+            if match is not None and match[1].lower() not in _KNOWN:
+                problem = f"{match[1].lower()}:// of a remote registry must be in artifact_sources"
+                raise ArtifactError(f"the source of {version} is refused: {problem}", source)
         if (host := _host(source)) is not None:
             if host.rstrip(".").lower() in _METADATA_NAMES:
                 raise ArtifactError(f"the source of {version} is refused: a metadata service", source)
@@ -157,6 +177,11 @@ class Sources:
     def open(self, version: Version) -> Source:
         """The source of a version. Raises ArtifactError where it may not or cannot be asked."""
         self.check(version)
+        *readers, place = _links(version.source)
+        if readers:
+            if (host := _host(place)) is not None:
+                self._check_address(version, host, self._resolve(host))
+            return _Remote(version, "chain")
         match = _SCHEME.match(version.source)
         if match is None:
             return _Directory(Path(version.source))
@@ -234,7 +259,9 @@ class _Remote:
             raise ArtifactError(f"{problem}: {scheme}:/ is not supported", version.source)
         # A server that is allowed must not send us on to one that is not.
         self._web = scheme in ("http", "https")
-        options = {"allow_redirects": False} if self._web else {}
+        options: dict[str, Any] = {"allow_redirects": False} if self._web else {}
+        if scheme == "chain":
+            options = {kind: {"allow_redirects": False} for kind in ("http", "https")}
         try:
             self._files, self._path = fsspec.core.url_to_fs(version.source, **options)
         except ImportError as error:
@@ -509,6 +536,13 @@ def _target(to: Path, relative: str) -> Path:
     target = to / relative
     target.parent.mkdir(parents=True, exist_ok=True)
     return target
+
+
+def _links(source: str) -> list[str]:
+    """The links of a chain, as fsspec takes it apart; an IPv6 address in a URL is not one."""
+    if "://" not in source:
+        return [source]
+    return re.split(r"::(?![0-9A-Fa-f:.]*\])", source)
 
 
 def _path(source: str) -> str:

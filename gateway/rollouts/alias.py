@@ -65,7 +65,7 @@ class Alias:
         """Whether requests do not get what the registry wants: another version, or none."""
         if self.serving is not None:
             return self.serving != self.desired
-        return self.phase in ("refused", "deleted")
+        return self.phase in ("refused", "deleted") or self.verdict is not None or self.refusal is not None
 
     @property
     def unproven(self) -> bool:

@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import multiprocessing
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -478,3 +479,40 @@ def test_the_digest_is_the_contracts(cache: Artifacts, tmp_path: Path) -> None:
         lines.append(f"{hashlib.sha256(content).hexdigest()} {len(content)} {name}\n")
     expected = "sha256:" + hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
     assert cache.fetch(version(package, digested=False)).digest == expected
+
+
+def test_what_was_changed_in_the_cache_under_a_running_gateway_is_fetched_again(
+    cache: Artifacts, tmp_path: Path
+) -> None:
+    wanted = version(make_package(tmp_path / "package"))
+    local = cache.fetch(wanted)
+    weights = local.path / "data" / "weights"
+    times = weights.stat()
+    weights.parent.chmod(0o700)
+    weights.unlink()
+    weights.write_bytes(b"two")  # as many bytes
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
+    del local
+    gc.collect()
+    assert cache.find(wanted) is None
+    assert (cache.fetch(wanted).path / "data" / "weights").read_bytes() == b"one"
+
+
+def test_what_did_not_change_is_not_hashed_again(
+    cache: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = version(make_package(tmp_path / "package"))
+    cache.fetch(wanted)
+    monkeypatch.setattr("gateway.artifacts.cache._digest_or_none", lambda path: pytest.fail("hashed"))
+    assert cache.find(wanted) is not None
+
+
+def test_a_cache_that_is_removed_is_made_again(cache: Artifacts, tmp_path: Path) -> None:
+    wanted = version(make_package(tmp_path / "package"))
+    directory = cache.fetch(wanted).path.parent
+    gc.collect()
+    for path in directory.rglob("*"):
+        path.chmod(0o700)
+    shutil.rmtree(directory)
+    assert cache.bytes() == 0
+    assert (cache.fetch(wanted).path / "data" / "weights").read_bytes() == b"one"

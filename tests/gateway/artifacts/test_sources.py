@@ -326,3 +326,30 @@ def test_progress_of_every_kind_of_source(
     again = Version("iris", "1", source, local.digest)
     cache.fetch(again, lambda so_far, total: told.append((so_far, total)))
     assert told == []  # it is here
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "simplecache::file:///srv/models/iris",
+        "simplecache://::file:///srv/models/iris",
+        "zip://::simplecache::http://127.0.0.1/x.zip",
+        "simplecache://::https://169.254.169.254/x",
+        "reference::s3://bucket/x",
+        "zip://::unheard://x/y",
+        "dask::file:///srv",
+        "github://owner:repo@main/x",
+    ],
+)
+def test_every_link_of_a_chain_is_checked(source: str) -> None:
+    with pytest.raises(ArtifactError, match=r"refused|not supported"):
+        Sources((), local=False).open(version(source))
+    with pytest.raises(ArtifactError):
+        Sources(["s3://bucket/models/"], local=False).open(version(source))
+
+
+def test_a_chain_that_ends_where_the_operator_allows(tmp_path: Path) -> None:
+    source = f"simplecache://::file://{tmp_path}/models/iris"
+    Sources([f"{tmp_path}/models"], local=False).check(version(source))
+    with pytest.raises(ArtifactError, match="not among those allowed"):
+        Sources([f"{tmp_path}/other"], local=False).check(version(source))

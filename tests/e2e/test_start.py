@@ -1,0 +1,128 @@
+"""How a gateway starts: without its registry, and with what another gateway has found out."""
+
+from __future__ import annotations
+
+import http.server
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from sklearn.linear_model import LinearRegression
+
+import gateway
+from tests.support.hostile import eventually
+from tests.support.served import KEY, Served, settings
+
+ROWS = {"dataframe_records": [{"a": 1.0}]}
+
+
+def push(registry: str, *columns: str, alias: str | None = None) -> None:
+    frame = pd.DataFrame({column: [0.0, 1.0, 2.0] for column in columns})
+    model = LinearRegression().fit(frame, [0.0, 1.0, 2.0])
+    gateway.log_model(model, "line", registry, input_example=frame, alias=alias, verify=False)
+
+
+@contextmanager
+def document(content: bytes) -> Iterator[tuple[str, list[int]]]:
+    """A web server with one registry document; it answers 503 as often as the list has entries left."""
+    refusals = [503, 503]
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if refusals:
+                self.send_response(refusals.pop())
+                self.send_header("Retry-After", "0")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/registry.yaml", refusals
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_a_registry_that_is_away_at_the_start_is_asked_again(tmp_path: Path) -> None:
+    with document(b"version: 1\nmodels: {}\n") as (url, refusals):
+        refusals += [503] * 2
+        with Served(settings(tmp_path, poll_interval=0.05), url) as server:
+            first = server.get("/readyz")
+            answer = server.post("/predict/line", ROWS)
+            assert server.get("/livez").status == 200
+            assert eventually(lambda: server.get("/readyz").status == 200)
+            metrics = server.get("/metrics").body.decode()
+        if first.status == 503:  # else all four refusals were over before it was asked
+            assert first.json["ready"] is False
+        if answer.status == 503:
+            assert answer.json["error_code"] == "REGISTRY_UNAVAILABLE"
+        assert refusals == []
+    [count] = re.findall(r"^gateway_registry_errors_total (\S+)", metrics, re.M)
+    assert float(count) == 4  # each failure, though the reason is the same
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_registry_file_that_does_not_exist_ends_the_start(tmp_path: Path) -> None:
+    server = Served(settings(tmp_path), str(tmp_path / "nowhere.yaml"))
+    with pytest.raises(AssertionError) as error, server:
+        pass
+    assert "does not exist" in str(error.value)
+
+
+def test_a_new_gateway_without_state_serves_what_another_found_to_be_good(tmp_path: Path) -> None:
+    registry = str(tmp_path / "registry.yaml")
+    push(registry, "a", alias="champion")
+    push(registry, "a", "b")
+    with Served(settings(tmp_path / "one", poll_interval=0.05), registry) as one:
+        assert one.post("/predict/line", ROWS).headers["x-model-version"] == "1"
+        file = Path(registry)
+        file.write_text(re.sub(r"champion: ['\"]?1['\"]?", "champion: 2", file.read_text()))
+        assert eventually(lambda: one.get("/rollouts/line@champion").json["verdict"])
+        assert one.post("/predict/line", ROWS).headers["x-model-version"] == "1"
+        with Served(settings(tmp_path / "two", preload=["*"]), registry) as two:
+            early = two.get("/metrics").body.decode()
+            assert two.post("/predict/line", ROWS).headers["x-model-version"] == "1"
+            assert eventually(lambda: two.get("/readyz").status == 200)
+            seen = two.get("/rollouts/line@champion").json
+    assert (seen["desired"], seen["phase"], seen["diverged"]) == ("2", "refused", True)
+    assert 'gateway_alias_diverged{alias="champion",model="line"} 1.0' in early
+    assert "b is required now" in seen["verdict"]["reason"]
+
+
+def test_a_dry_run_leaves_nothing_behind(tmp_path: Path) -> None:
+    registry = str(tmp_path / "registry.yaml")
+    push(registry, "a", alias="champion")
+    push(registry, "a", "b")
+    key = tmp_path / "key"
+    key.write_text(KEY)
+    file = Path(registry)
+    file.chmod(0o444)
+    with Served(settings(tmp_path, admin_key_file=key), registry) as server:
+        sent = {"authorization": f"Bearer {KEY}"}
+        path = "/models/line/aliases/champion?dry_run=true"
+        before = server.get("/rollouts/line@champion").json
+        refused = server.request("PUT", path, {"version": "2"}, **sent)
+        forced = server.request("PUT", path, {"version": "2", "force": True}, **sent)
+        assert server.get("/rollouts/line@champion").json == before
+        assert "gateway_swaps_total{" not in server.get("/metrics").body.decode()
+        assert server.get("/models/line/versions/2").json["state"] == "UNLOADED"
+        wet = server.request("PUT", path.partition("?")[0], {"version": "2"}, **sent)
+    assert (refused.status, refused.code) == (409, "ROLLOUT_REFUSED")
+    assert forced.status == 200
+    assert "b is required now" in forced.json["forced_past"][0]
+    assert [check["check"] for check in forced.json["checks"]][-1] == "load, warm-up and example"
+    assert wet.code == "REGISTRY_READ_ONLY"
