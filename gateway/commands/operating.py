@@ -60,6 +60,7 @@ def status(
             "versions": shown,
             "not_shown": len(rows) - len(shown),
             "evicted": evicted[:_EVICTIONS_SHOWN],
+            "differences": _differences(rollouts["rollouts"]),
         }
         result(output, view, lambda: _show(view))
 
@@ -155,6 +156,19 @@ def _failed(error: Mapping[str, Any] | None) -> str | None:
     return f"{error['kind']} ({ago:.0f} s ago, {error['total']} failed since it was loaded)"
 
 
+def _differences(rollouts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each alias that does not serve what the registry wants."""
+    lines = []
+    for rollout in rollouts:
+        if not rollout["diverged"] and rollout["phase"] != "deleted":
+            continue
+        wanted = "is deleted" if rollout["desired"] is None else f"should serve version {rollout['desired']}"
+        served = "nothing is served" if rollout["serving"] is None else f"version {rollout['serving']} serves"
+        reason = f": {rollout['error']}" if rollout["error"] else ""
+        lines.append(f"{rollout['name']}@{rollout['alias']} {wanted}, {served}{reason}")
+    return lines
+
+
 def _show(view: Mapping[str, Any]) -> None:
     memory, registry = view["memory"], view["registry"]
     held = sum(memory.get(state) or 0 for state in ("reserved", "resident", "closing"))
@@ -167,6 +181,10 @@ def _show(view: Mapping[str, Any]) -> None:
     typer.echo(" · ".join(facts))
     if registry.get("error"):
         typer.echo(f"registry error: {registry['error']}")
+    for line in view["differences"]:
+        typer.echo(line)
+    for text in view["preload_pending"]:
+        typer.echo(f"preload: {text} is not loaded: {view['preload_errors'].get(text) or 'not tried yet'}")
     if view["versions"]:
         columns = ["MODEL", "VERSION", "ALIASES", "STATE", "MB", "REQ/S", "ERR %", "P99 MS", "LAST ERROR"]
         rows = [_cells(row) for row in view["versions"]]

@@ -26,6 +26,8 @@ from gateway.registries.base import NotInRegistry, Registry, RegistryError, Snap
 
 #: What was not there, or could not be asked for, is not asked for again for so many seconds.
 FORGET_ABSENT = 2.0
+#: After so many failed reads in a row, what a request needs is not asked for until the next read.
+SILENT_AFTER = 3
 #: The longest pause between reads of a registry that fails, in seconds, unless it asks for a longer one.
 LONGEST_PAUSE = 60.0
 log = logging.getLogger("gateway.watch")
@@ -82,8 +84,9 @@ class Watch:
         self._writes = 0
         self._chance = random.Random()
         self._failures = 0
-        #: Until when (on `clock`) a registry that failed is left alone.
-        self._paused_until = -float("inf")
+        #: Until when (on `clock`) a registry that failed is not polled, and until when it is not asked
+        #: for what a request needs either.
+        self._paused_until = self._silent_until = -float("inf")
         self._asking: dict[Reference, asyncio.Task[None]] = {}
         self._turns = asyncio.Semaphore(QUESTIONS)
         self._absent: TTLCache[Reference | str, Problem | None] = TTLCache(10_000, FORGET_ABSENT, clock)
@@ -164,7 +167,7 @@ class Watch:
             self._read_at = self._clock()
             recovered = self._error is not None
             self._error = self._failure = None
-            self._failures, self._paused_until = 0, -float("inf")
+            self._failures, self._paused_until, self._silent_until = 0, -float("inf"), -float("inf")
             changed = snapshot.stamp != self._stamp
             self._emit(RegistryRead(len(snapshot.models), changed, recovered))
             self._take(snapshot, "registry")
@@ -174,14 +177,17 @@ class Watch:
     def _failed(self, error: RegistryError, *, quiet: bool = False) -> None:
         """Counts a failure, and decides how long the registry is left alone."""
         self._failures += 1
+        asked: float | None = getattr(error, "retry_after", None)
         pause = backoff.pause(
             self._failures,
             first=self._interval,
             longest=max(LONGEST_PAUSE, self._interval),
-            asked=getattr(error, "retry_after", None),
+            asked=asked,
             chance=self._chance,
         )
         self._paused_until = max(self._paused_until, self._clock() + pause)
+        if asked is not None or self._failures >= SILENT_AFTER:
+            self._silent_until = self._paused_until
         self._emit(RegistryFailed(str(error), repeated=quiet or str(error) == self._error))
 
     def _forget_unused(self) -> None:
@@ -228,7 +234,7 @@ class Watch:
             raise remembered.again()
         if remembered is None and not (known and reference.version is not None):
             return False
-        if (pause := self._paused_until - self._clock()) > 0:
+        if (pause := self._silent_until - self._clock()) > 0:
             # It asked to be left alone, or does not answer: more questions would not help it.
             raise Problem("REGISTRY_UNAVAILABLE", "the registry cannot be asked now", retry_after=pause)
         try:

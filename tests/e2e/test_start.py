@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.server
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -101,6 +103,19 @@ def test_a_new_gateway_without_state_serves_what_another_found_to_be_good(tmp_pa
     assert (seen["desired"], seen["phase"], seen["diverged"]) == ("2", "refused", True)
     assert 'gateway_alias_diverged{alias="champion",model="line"} 1.0' in early
     assert "b is required now" in seen["verdict"]["reason"]
+
+
+def test_status_has_a_line_for_each_difference(tmp_path: Path) -> None:
+    registry = str(tmp_path / "registry.yaml")
+    push(registry, "a", alias="champion")
+    file = Path(registry)
+    file.write_text(re.sub(r"champion: ['\"]?1['\"]?", "champion: 9", file.read_text()))
+    with Served(settings(tmp_path, preload=["line@champion", "nobody"]), registry) as server:
+        assert eventually(lambda: len(server.get("/readyz").json["preload_errors"]) == 2)
+        command = [sys.executable, "-m", "gateway", "status", "--url", f"http://127.0.0.1:{server.port}"]
+        told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert "line@champion should serve version 9, nothing is served: " in told
+    assert "preload: models:/nobody is not loaded: there is no model 'nobody'" in told
 
 
 def test_a_dry_run_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -6,9 +6,13 @@ import asyncio
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
+from gateway.errors import Problem
+from gateway.events import Event, RegistryFailed, RegistryRead
 from gateway.names import Reference
-from gateway.registries.base import Alias, Model, ReadOnly, Snapshot, Version
-from gateway.registries.watcher import FORGET_UNUSED, Watch
+from gateway.registries.base import Alias, Model, ReadOnly, RegistryUnavailable, Snapshot, Version
+from gateway.registries.watcher import FORGET_UNUSED, SILENT_AFTER, Watch
 from tests.support.controlled import Clock
 
 
@@ -93,5 +97,52 @@ def test_names_nobody_uses_are_polled_no_more_until_they_are_asked_for_again() -
             clock.now += FORGET_UNUSED + 1
             await watch.look()
             assert forgotten[1:] == [{"loaded", "asked", "idle"}]
+
+    asyncio.run(main())
+
+
+class Failing(Names):
+    """A registry that fails as long as it is told to, and may ask to be left alone."""
+
+    def __init__(self, retry_after: float | None = None) -> None:
+        super().__init__()
+        self.failing = True
+        self.retry_after = retry_after
+
+    def read(self) -> Snapshot:
+        if self.failing:
+            self.asked.append("read")
+            raise RegistryUnavailable("429", self.retry_after)
+        return super().read()
+
+
+@pytest.mark.parametrize(("retry_after", "failures"), [(30.0, 1), (None, SILENT_AFTER)])
+def test_a_registry_that_fails_is_left_alone_and_its_recovery_is_said(
+    retry_after: float | None, failures: int
+) -> None:
+    async def main() -> None:
+        registry, clock = Failing(retry_after), Clock()
+        said: list[Event] = []
+        with ThreadPoolExecutor(1) as io:
+            watch = Watch(
+                registry, io, interval=5.0, clock=clock, emit=said.append,
+                apply=lambda snapshot, moved_by: None, remember=lambda snapshot: None,
+            )  # fmt: skip
+            for _ in range(failures):
+                with pytest.raises(Problem) as error:
+                    await watch.look()
+            assert error.value.retry_after is not None
+            assert error.value.retry_after >= (retry_after or 5.0)
+            with pytest.raises(Problem) as left:
+                await watch.find(Reference("new"))
+            assert left.value.code == "REGISTRY_UNAVAILABLE"
+            assert registry.asked == ["read"] * failures
+            registry.failing = False
+            await watch.ask(Reference("new"))  # an operator's verb asks all the same
+            await watch.look()
+            assert await watch.find(Reference("another"))
+        failed = [event for event in said if isinstance(event, RegistryFailed)]
+        assert [event.repeated for event in failed] == [n > 0 for n in range(failures)]
+        assert any(isinstance(event, RegistryRead) and event.recovered for event in said)
 
     asyncio.run(main())
