@@ -19,6 +19,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.http.problems import UNSENT, Header
 
+#: Probes and scrapes come every few seconds and say nothing: they have no line.
+QUIET: Final = frozenset({"/livez", "/readyz", "/metrics", "/ping", "/health"})
 _MAX_PATH: Final = 256
 _CODE: Final = re.compile(rb'\{"error_code":"([A-Z_]{1,64})"')
 
@@ -55,7 +57,7 @@ def logged(app: ASGIApp) -> ASGIApp:
     log.setLevel(logging.INFO)  # who asks for these lines wants them at any `log_level`
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["path"] in QUIET:
             await app(scope, receive, send)
             return
         raw: bytes = scope.get("raw_path") or scope["path"].encode()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import struct
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,9 +19,18 @@ from loaders.batch import Batch, Columns, Tensors
 from loaders.enforcement.enforce import RawInput
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 MEDIA: Final = "application/vnd.apache.arrow.stream"
+
+#: The bytes that an item takes: as a number in an array, or as a Python object with its place in a column.
+_PLAIN_BYTES, _OBJECT_BYTES = 8, 80
+_PLAIN: Final = frozenset(
+    {"bool", "halffloat", "float", "double"}
+    | {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
+)
+#: Types whose items may share one long value: each would become an object of its own.
+_UNREAD: Final = ("run_end_encoded", "list_view", "large_list_view", "string_view", "binary_view")
 
 
 @cache
@@ -39,8 +49,85 @@ def wanted(accept: bytes) -> bool:
 
 
 def cost(body: bytes) -> int:
-    """The memory that the stream takes as a table and as columns, in bytes. Raises MALFORMED_BODY."""
-    return 2 * len(body)
+    """The memory that the stream takes as a table and as columns, in bytes, told from the heads of its
+    messages: what is compressed counts unpacked, and rows without a value count too. Raises
+    MALFORMED_BODY."""
+    import pyarrow as pa
+
+    try:
+        with pa.ipc.open_stream(body) as stream:
+            schema = stream.schema
+        weights = [weight for field in schema for weight in _weights(field.type)]
+        total = len(body)
+        for message in pa.MessageReader.open_stream(body):
+            if message.type in ("record batch", "dictionary"):
+                total += _message_bytes(message, weights)
+    except (pa.ArrowException, OSError, ValueError, struct.error) as error:
+        raise _malformed(error) from None
+    return total
+
+
+def _weights(kind: Any) -> list[int]:
+    """The bytes that each item of a column takes here, then those of the columns inside it: the order in
+    which a record batch lists them."""
+    name = str(kind)
+    if name.startswith(_UNREAD):
+        message = f"columns of the Arrow type {name[:40]} are not read"
+        raise Problem("MALFORMED_BODY", message, hint="send strings, lists or plain numbers")
+    plain = name in _PLAIN or name.startswith("timestamp")
+    inner = [] if name.startswith("dictionary") else [kind.field(i).type for i in range(kind.num_fields)]
+    return [_PLAIN_BYTES if plain else _OBJECT_BYTES, *(w for one in inner for w in _weights(one))]
+
+
+def _message_bytes(message: Any, weights: list[int]) -> int:
+    """What one record batch takes. Its head is a flatbuffer (Message.fbs of the Arrow format), which pyarrow
+    has verified."""
+    head = memoryview(message.metadata)
+    batch = _table_at(head, 0, 2)
+    if message.type == "dictionary":
+        batch, weights = _table_at(head, batch, 1, root=False), []
+    length = _field(head, batch, 0)
+    total = _PLAIN_BYTES * (struct.unpack_from("<q", head, length)[0] if length else 0)
+    for place, (items, _) in enumerate(_pairs(head, batch, 1)):
+        total += items * (weights[place] if place < len(weights) else _OBJECT_BYTES)
+    packed = _field(head, batch, 3) != 0
+    for offset, size in _pairs(head, batch, 2):
+        if packed and size >= 8:
+            size = max(size, struct.unpack_from("<q", message.body, offset)[0])
+        total += 2 * size
+    return total
+
+
+def _field(head: memoryview, table: int, number: int) -> int:
+    """Where a field of a flatbuffer's table stands; 0 where it is left out."""
+    vtable = table - struct.unpack_from("<i", head, table)[0]
+    if 4 + 2 * number >= struct.unpack_from("<H", head, vtable)[0]:
+        return 0
+    offset: int = struct.unpack_from("<H", head, vtable + 4 + 2 * number)[0]
+    return table + offset if offset else 0
+
+
+def _table_at(head: memoryview, table: int, number: int, *, root: bool = True) -> int:
+    """The table that a field of another one refers to."""
+    if root:
+        table = struct.unpack_from("<I", head, 0)[0]
+    at = _field(head, table, number)
+    if not at:
+        raise ValueError("a message without a head")
+    return at + int(struct.unpack_from("<I", head, at)[0])
+
+
+def _pairs(head: memoryview, table: int, number: int) -> Iterator[tuple[int, int]]:
+    """The structs of two 64-bit numbers in a field that is a vector of them."""
+    at = _field(head, table, number)
+    if at:
+        at += struct.unpack_from("<I", head, at)[0]
+        (count,) = struct.unpack_from("<I", head, at)
+        yield from struct.iter_unpack("<qq", head[at + 4 : at + 4 + 16 * count])
+
+
+def _malformed(error: Exception) -> Problem:
+    return Problem("MALFORMED_BODY", f"the body is not a valid Arrow stream ({type(error).__name__})")
 
 
 def read(body: bytes) -> RawInput:
@@ -52,8 +139,7 @@ def read(body: bytes) -> RawInput:
             table = reader.read_all()
         table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError) as error:
-        kind = type(error).__name__
-        raise Problem("MALFORMED_BODY", f"the body is not a valid Arrow stream ({kind})") from None
+        raise _malformed(error) from None
     return RawInput("arrow", table)
 
 

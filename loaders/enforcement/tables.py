@@ -353,6 +353,12 @@ def _arrow_array(column: Any) -> NDArray:
         return np.ma.MaskedArray(filled, mask=column.is_null().to_numpy(zero_copy_only=False))
     if kind.startswith("timestamp") or kind in ("string", "large_string", "binary", "large_binary"):
         return np.asarray(column.to_numpy(zero_copy_only=False))
+    if kind.startswith("dictionary<") and hasattr(column, "indices"):
+        # Each value once, however many rows refer to it.
+        values = objects([*column.dictionary.to_pylist(), None])
+        cells: NDArray = values[column.indices.fill_null(0).to_numpy(zero_copy_only=False)]
+        cells[column.indices.is_null().to_numpy(zero_copy_only=False)] = None
+        return cells
     if "map<" in kind:
         return objects(column.to_pylist(maps_as_pydicts="strict"))
     return objects(column.to_pylist())

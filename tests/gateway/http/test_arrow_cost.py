@@ -1,0 +1,84 @@
+"""What an Arrow stream becomes is told from its messages' heads: compressed, shared and empty data too."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from gateway.errors import Problem
+from gateway.http import arrow
+from loaders.enforcement.tables import from_arrow
+from loaders.enforcement.violations import Faults
+
+ROWS = 1_000_000
+
+
+def stream(table: Any, compression: str | None = None) -> bytes:
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(
+        sink, table.schema, options=pa.ipc.IpcWriteOptions(compression=compression)
+    ) as out:
+        out.write_table(table)
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize("compression", ["zstd", "lz4"])
+def test_what_is_compressed_counts_unpacked(compression: str) -> None:
+    body = stream(pa.table({"x": np.zeros(ROWS)}), compression)
+    assert len(body) < 100_000
+    assert 8 * ROWS <= arrow.cost(body) <= 40 * ROWS
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.nulls(ROWS),
+        pa.array([[]] * ROWS, pa.list_(pa.int8())),
+        pa.array([{}] * ROWS, pa.struct([])),
+        pa.array([""] * ROWS),
+        pa.array(["a"] * ROWS).dictionary_encode(),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_items_that_become_objects_count_as_objects(column: Any) -> None:
+    body = stream(pa.table({"x": column}), "zstd")
+    assert arrow.cost(body) >= 72 * ROWS
+
+
+def test_rows_without_columns_count() -> None:
+    table = pa.table({"x": pa.nulls(ROWS)}).select([])
+    assert table.num_rows == ROWS
+    assert arrow.cost(stream(table)) >= 8 * ROWS
+
+
+def test_numbers_count_little_more_than_they_are() -> None:
+    table = pa.table({"x": np.arange(ROWS), "y": np.arange(ROWS) / 7})
+    assert arrow.cost(stream(table)) <= 6 * table.nbytes
+
+
+@pytest.mark.parametrize("kind", [pa.string_view(), pa.binary_view()])
+def test_types_whose_items_may_share_bytes_are_refused(kind: Any) -> None:
+    with pytest.raises(Problem) as refused:
+        arrow.cost(stream(pa.table({"x": pa.array(["a"], kind)})))
+    assert refused.value.code == "MALFORMED_BODY"
+    assert "not read" in refused.value.message
+
+
+def test_the_values_of_a_dictionary_are_made_once() -> None:
+    column = pa.array(["a" * 1000, None, "b", "a" * 1000]).dictionary_encode()
+    table = from_arrow(pa.table({"x": column}), Faults())
+    assert table is not None
+    cells = list(table.columns[0])
+    assert cells == ["a" * 1000, None, "b", "a" * 1000]
+    assert cells[0] is cells[3]
+
+
+@pytest.mark.parametrize("body", [b"", b"x" * 100])
+def test_what_is_no_stream_is_malformed(body: bytes) -> None:
+    with pytest.raises(Problem) as refused:
+        arrow.cost(body)
+    assert refused.value.code == "MALFORMED_BODY"
