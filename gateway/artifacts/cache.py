@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from gateway.artifacts.sources import ArtifactError as ArtifactError
+from gateway.artifacts.sources import DigestMismatch as DigestMismatch
 from gateway.artifacts.sources import Meter, Progress, Sources
 from gateway.artifacts.sources import Unreachable as Unreachable
 from gateway.artifacts.staging import Staging, notes, sweep
@@ -186,7 +187,7 @@ class Artifacts:
                 raise ArtifactError(f"the files of {version} cannot be used: {error}") from error
             if version.digest is not None and digest != version.digest:
                 told = f"the registry says {version.digest}, the files are {digest}"
-                raise ArtifactError(f"digest mismatch of {version}: {told}")
+                raise DigestMismatch(f"digest mismatch of {version}: {told}", digest)
             _read_only(staged.path)
             return self._published(version, staged, digest)
 

@@ -17,7 +17,7 @@ from fnmatch import fnmatchcase
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from gateway.artifacts.cache import ArtifactError, Artifacts, Local, Unreachable
+from gateway.artifacts.cache import ArtifactError, Artifacts, DigestMismatch, Local, Unreachable
 from gateway.errors import Problem
 from loaders import environment, flavors, recorded
 from loaders.output import mismatches
@@ -183,6 +183,14 @@ class Packages:
 
         try:
             local = self._artifacts.fetch(wanted, progress)
+        except DigestMismatch as error:
+            if version.digest is not None:
+                raise
+            problem = (
+                f"the files of {version} changed since they were first loaded: {wanted.digest} became"
+                f" {error.found}; a version never changes, so push them as a new version"
+            )
+            raise DigestMismatch(problem, error.found) from error
         except Unreachable as error:
             self._away[_store(version)] = time.monotonic() + AWAY
             last = self._last(wanted)

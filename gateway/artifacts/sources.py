@@ -76,6 +76,14 @@ class ArtifactError(Exception):
         self.public = public
 
 
+class DigestMismatch(ArtifactError):
+    """The files are not those that the digest stands for. `found`: their digest."""
+
+    def __init__(self, public: str, found: str) -> None:
+        super().__init__(public)
+        self.found = found
+
+
 class Unreachable(ArtifactError):
     """The source did not answer: nothing may be concluded from it about the files."""
 

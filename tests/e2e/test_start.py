@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -141,3 +142,21 @@ def test_a_dry_run_leaves_nothing_behind(tmp_path: Path) -> None:
     assert "b is required now" in forced.json["forced_past"][0]
     assert [check["check"] for check in forced.json["checks"]][-1] == "load, warm-up and example"
     assert wet.code == "REGISTRY_READ_ONLY"
+
+
+def test_a_version_without_a_digest_is_held_to_its_first_load(tmp_path: Path) -> None:
+    registry = str(tmp_path / "registry.yaml")
+    push(registry, "a", alias="champion")
+    file = Path(registry)
+    file.write_text(re.sub(r'digest: "[^"]*", ', "", file.read_text()))
+    with Served(settings(tmp_path), registry) as server:
+        assert server.post("/predict/line", ROWS).status == 200
+    for path in (tmp_path / "cache").rglob("*"):
+        path.chmod(0o700)
+    shutil.rmtree(tmp_path / "cache")
+    with (tmp_path / "models/line/1/MLmodel").open("a") as package:
+        package.write("# touched\n")
+    with Served(settings(tmp_path), registry) as server:
+        answer = server.post("/predict/line", ROWS)
+    assert answer.code == "MODEL_UNAVAILABLE"
+    assert "changed since they were first loaded" in answer.json["message"]
