@@ -26,7 +26,7 @@ from gateway.app import IO_THREAD, Gateway
 from gateway.errors import Problem
 from gateway.http.build import build
 from gateway.http.protocol import protocol
-from gateway.names import Reference, parse_uri
+from gateway.names import Reference, parse_uri, url_path
 from gateway.registries import default_target, open_registry
 from gateway.registries.base import Registry, RegistryError
 from gateway.registries.listed import ListedModels, Subset
@@ -73,7 +73,11 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         # Only now: who reads this line may send requests and signals.
         for bound in sockets or []:
-            log.info("serving %s on %s", self._gateway.registry.target, url_of(*bound.getsockname()[:2]))
+            url = url_of(*bound.getsockname()[:2])
+            log.info("serving %s on %s", self._gateway.registry.target, url)
+            registry = self._gateway.registry
+            for name in registry.names if isinstance(registry, ListedModels) else []:
+                log.info("to predict: POST %s/predict/%s", url, url_path(Reference(name)))
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         if self._gateway.draining:
@@ -122,6 +126,8 @@ def serve(
         adopt()
         hide()  # model processes must not read this one's memory and environment
         logs.configure(settings.log_format, settings.log_level)
+        for name in settings.foreign_variables():
+            log.warning("%s is not a setting of the gateway and is ignored", name)
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             code = runner.run(_serve(settings, registry, bound, reload))
     if any(thread.name.startswith((THREAD, IO_THREAD)) for thread in threading.enumerate()):

@@ -130,7 +130,9 @@ Enforcement = Literal["strict", "warn", "mlflow"]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, populate_by_name=True, use_attribute_docstrings=True
+    )
 
 
 class Rollout(_Part):
@@ -139,8 +141,11 @@ class Rollout(_Part):
     `deleted_grace` more (`keep`)."""
 
     gate: Literal["compatible", "none"] = "compatible"
+    """`compatible`: a new version must accept what present callers send; `none`: not compared."""
     deleted: Literal["end", "keep"] = "end"
+    """A deleted alias ends at once (`end`), or answers for `deleted_grace` more (`keep`)."""
     deleted_grace: Duration = 3600.0
+    """How long a deleted alias goes on answering with `deleted: keep`."""
 
     @property
     def grace(self) -> float:
@@ -152,7 +157,9 @@ class Batch(_Part):
     """Whether requests may share a call of the model, and how many rows a call has at most."""
 
     enabled: bool = True
+    """Whether requests that wait for the same model may share one call of it."""
     max_rows: Annotated[int, Field(ge=1)] = 1024
+    """Rows of one call at most."""
 
 
 def _batch(value: object) -> object:
@@ -164,73 +171,134 @@ class ModelSettings(_Part):
     setting of that name says, or no limit."""
 
     isolation: Isolation | None = None
+    """Where the model runs: as the gateway's `isolation` where not set."""
     processes: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = 1
+    """Model processes that answer at the same time; `auto`: as many as there are processors."""
     threads: Annotated[int, Field(ge=1)] | None = None
+    """Threads of the framework in each process. Not set: the container's processors."""
     timeout: Duration | None = None
+    """A call that takes longer ends the model process, and the request gets 504. Not set: no limit."""
     load_timeout: Duration = 600.0
+    """A load that takes longer fails."""
     memory: Memory | None = None
+    """The model is ended above this. Not set: only `memory_limit` holds."""
     pin: bool = False
+    """Loaded at start and never evicted."""
     idle_ttl: Duration | None = None
+    """Unloaded after so long without a request. Not set: never for that reason."""
     batch: Annotated[Batch, BeforeValidator(_batch)] = Batch()
+    """Whether requests share a call: true, false, or `{enabled, max_rows}`."""
     # `model_config` is pydantic's own word, so the field has another name here.
     config: dict[str, Any] = Field(default_factory=dict, alias="model_config")
+    """Passed to the model's loader, merged over the package's own `model_config`."""
     environment: Literal["same"] = "same"
+    """The Python that the model runs in."""
     env: Annotated[list[str], BeforeValidator(_listed)] = []
+    """Environment variables that the model process may see, by name, besides a short list."""
     network: bool = True
+    """Whether the model process may use the network."""
     readable: Annotated[list[str], BeforeValidator(_listed)] = []
+    """Paths that the model process may read, besides its package and its Python."""
     rollout: Rollout | None = None
+    """How aliases of the model move. Not set: as the gateway's `rollout`."""
     enforcement: Enforcement | None = None
+    """How inputs are checked against the signature. Not set: as the gateway's `enforcement`."""
     check_output: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """The share of answers, 0 to 1, that are compared with the output schema."""
     warm_up: bool = True
+    """Whether the saved example is asked at the load. False: a version serves unproved."""
 
 
 class Settings(_Part):
     """All settings, with their defaults. Durations are seconds, sizes bytes."""
 
     host: str = "127.0.0.1"
+    """The address to listen on."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
+    """The port to listen on; 0: a free one."""
     registry: str | None = None
+    """A registry file (.yaml, .yml, .json), its URL, or an MLflow server."""
     cache_dir: Path = Field(default_factory=lambda: Path(platformdirs.user_cache_dir("model-gateway")))
+    """Where verified model files are kept."""
     state_dir: Path = Field(default_factory=lambda: Path(platformdirs.user_state_dir("model-gateway")))
+    """What survives a restart: history, measurements, the control key."""
     poll_interval: Annotated[Duration, Field(gt=0)] | None = None
+    """How often the registry is read. Not set: 1 s for a file, 5 s otherwise."""
     default_alias: Annotated[list[str], BeforeValidator(_listed), Field(min_length=1)] = ["champion"]
+    """What a bare NAME means; of several, the first that the model has."""
     default_model: str | None = None
+    """The model of /invocations and of requests that name none."""
     preload: Annotated[list[str], BeforeValidator(_listed)] = []
+    """References that must be loaded before /readyz says yes."""
     enforcement: Enforcement = "strict"
+    """How inputs are checked: `strict`, `warn`, or `mlflow` for MLflow's lenient casts."""
     unsafe_formats: Literal["allow", "allowlist", "refuse"] = "allow"
+    """Formats that run code when they load: allowed, refused, or as `unsafe_allowlist` says."""
     unsafe_allowlist: Annotated[list[str], BeforeValidator(_listed)] = []
+    """Names of models that may load from unsafe formats with `unsafe_formats: allowlist`."""
     require_signature: bool = False
+    """Refuse versions without a signature."""
     require_digest: bool = False
+    """Refuse versions without a digest, before anything is fetched."""
     isolation: Isolation = "auto"
+    """Where models run: outside the gateway's process (`auto`, `process`) or in it (`inline`)."""
     start: Literal["fork", "spawn"] = "fork"
+    """How model processes begin: as a copy of one that has the frameworks imported (`fork`), or each anew."""
     model_user: Literal["auto", "same"] | Annotated[int, Field(ge=1)] = "auto"
+    """The user of model processes where the gateway is root: one each (`auto`), its own, or a number."""
     memory_limit: Memory = Field(default="70%", validate_default=True)
+    """Memory for models. A share means that of the container or the machine."""
     disk_limit: Annotated[int, BeforeValidator(_disk), Field(gt=0), _SIZE_SCHEMA] = 20 * 1000**3
+    """Size of `cache_dir` at most."""
     eviction: Literal["gdsf", "lru"] = "gdsf"
+    """Which idle model leaves: by requests, load time and size (`gdsf`), or the oldest (`lru`)."""
     max_concurrent_loads: Annotated[int, Field(ge=1)] = 2
+    """Models that load at the same time."""
     cold_wait: Duration = 30.0
+    """How long a request waits for its model to load before it gets 503."""
     max_body_bytes: Size = 32 * 1024**2
+    """Size of one request, as sent and unpacked."""
     max_inflight_bytes: Size = 256 * 1024**2
+    """Size of all requests in work, as sent and as parsed."""
     max_answer_bytes: Size = 256 * 1024**2
+    """Size of one answer."""
     max_queue: Annotated[int, Field(ge=1)] = 1000
+    """Requests that wait for one model; more get 429."""
     max_connections: Annotated[int, Field(ge=1)] | None = None
+    """Connections at most. Not set: what the limit of open files allows."""
     drain_delay: Duration = 0.0
+    """After SIGTERM: how long requests are still accepted."""
     drain_timeout: Duration = 30.0
+    """After `drain_delay`: how long requests in flight may take."""
     keep_alive: Annotated[Duration, Field(gt=0)] = 75.0
+    """An idle connection is closed after this."""
     max_connection_age: Annotated[Duration, Field(gt=0)] | None = None
+    """A connection older than this ends after its next answer. Not set: never."""
     admin_key_file: Path | None = None
+    """The key for control calls. Not set: the gateway writes one to `state_dir`."""
     webhook_secret_file: Path | None = None
+    """The secret of MLflow's webhooks. Not set: webhooks are refused."""
     artifact_sources: Annotated[list[str], BeforeValidator(_listed)] = []
+    """What sources must begin with. None: a remote registry may not name places on this machine."""
     mlflow_stages: bool = False
+    """MLflow's stages answer as aliases: NAME@Production."""
     mlflow_tags: bool = True
+    """Digests of first fetches are written back to MLflow as tags."""
     mlflow_status: bool = False
+    """Refusals are written back to MLflow as tags."""
     log_format: Literal["auto", "json", "text"] = "auto"
+    """`auto`: text on a terminal, JSON lines elsewhere."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least severe lines that are logged."""
     access_log: bool = False
+    """A line for each request."""
     rollout: Rollout = Rollout()
+    """How aliases move."""
     models: dict[str, ModelSettings] = {}
+    """Settings by model name or pattern, such as `fraud-*`."""
 
     _sources: dict[str, str] = PrivateAttr(default_factory=dict)
+    _foreign: list[str] = PrivateAttr(default_factory=list)
 
     @field_validator("default_alias")
     @classmethod
@@ -271,6 +339,10 @@ class Settings(_Part):
                     merged[field] = {**merged[field], **value} if field == "config" else value
         return ModelSettings.model_construct(**merged)
 
+    def foreign_variables(self) -> list[str]:
+        """Variables with our prefix that name no setting, and none almost: other software uses the prefix."""
+        return list(self._foreign)
+
     def sources(self) -> dict[str, str]:
         """Where each value came from, by its dotted name: `flag --port`, `GATEWAY_PORT`, a file's path or
         `default`."""
@@ -298,9 +370,13 @@ def load(
         file = directory / FILE
     if file is not None:
         _merge(merged, _from_file(file, problems), str(file), sources)
+    foreign: list[str] = []
     for name in sorted(environ):
         path = _variable_path(name, environ[name])
         if path is None or not environ[name]:
+            continue
+        if path[0] not in Settings.model_fields and not _almost_a_setting(path[0]):
+            foreign.append(name)
             continue
         try:
             _merge(merged, _nested(path, _from_text(environ[name])), name, sources)
@@ -316,6 +392,7 @@ def load(
     if problems:
         raise SettingsError(problems)
     settings._sources.update({name: source for name, source in sources.items() if name})
+    settings._foreign.extend(foreign)
     return settings
 
 
@@ -362,6 +439,27 @@ def _variable_path(name: str, value: str) -> tuple[str, ...] | None:
     if named and len(parts) > 3:
         kept |= set(range(3, len(parts))) if parts[2].lower() == "model_config" else set()
     return tuple(part if i in kept else part.lower() for i, part in enumerate(parts))
+
+
+def _almost_a_setting(name: str) -> bool:
+    """Whether a setting's name is at most two letters away: then that one was meant."""
+    return any(_letters_apart(name, known) <= 2 for known in Settings.model_fields)
+
+
+def _letters_apart(one: str, other: str) -> int:
+    """How many letters must be added, left out, replaced or swapped with the next one."""
+    if abs(len(one) - len(other)) > 2:
+        return 3
+    before: list[int] = []
+    row = list(range(len(other) + 1))
+    for i, letter in enumerate(one, 1):
+        before, last, row = row, before, [i]
+        for j, wanted in enumerate(other, 1):
+            cost = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (letter != wanted))
+            if i > 1 and j > 1 and letter == other[j - 2] and one[i - 2] == wanted:
+                cost = min(cost, last[j - 2] + 1)
+            row.append(cost)
+    return row[-1]
 
 
 def _from_text(text: str) -> Any:
@@ -414,5 +512,6 @@ def _known_beside(parts: list[str]) -> list[str]:
     if len(parts) == 1:
         return list(Settings.model_fields)
     models: dict[str, type[BaseModel]] = {"rollout": Rollout, "batch": Batch}
+    """Settings by model name or pattern, such as `fraud-*`."""
     model = models.get(parts[-2], ModelSettings)
     return [field.alias or name for name, field in model.model_fields.items()]

@@ -9,14 +9,14 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gateway.commands.options import ConfigOption, OutputOption, RegistryOption, settings_of
-from gateway.commands.terminal import Failure, Output, result, table, working
+from gateway.commands.terminal import Failure, Output, note, result, table, working
 
 if TYPE_CHECKING:
     from gateway.settings import Settings
@@ -60,7 +60,10 @@ def demo(
 
 def serve(
     models: Annotated[
-        list[str] | None, typer.Argument(metavar="[MODEL]...", help="Serve just these: directories or URIs.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL]...", help="Serve just these: directories or URIs, NAME=DIR to give the name."
+        ),
     ] = None,
     registry: RegistryOption = None,
     host: Annotated[
@@ -78,9 +81,9 @@ def serve(
     """Serve predictions for a registry, or for models named here.
 
     Until SIGTERM or Ctrl-C. Without MODEL all of the registry is served: a model loads on its first request,
-    and aliases are followed while it runs. With MODEL, a directory or a URI, no registry is needed; the name
-    of the directory is the model's. Every setting is an environment variable too (GATEWAY_PORT=9000);
-    `gateway config` shows them all.
+    and aliases are followed while it runs. With MODEL, a directory or a URI, no registry is needed. The name
+    of the directory is the model's; where that is only a number (models/iris/1), the one above it; NAME=DIR
+    names it. Every setting is an environment variable too (GATEWAY_PORT=9000); `gateway config` shows them.
     """
 
     def read() -> Settings:
@@ -131,12 +134,18 @@ def config(
         return
     effective = settings_of(file)
     sources = effective.sources()
-    values = effective.model_dump(mode="json", by_alias=True)
-    view = {
-        name: {"value": value, "source": sources[name]} for name, value in values.items() if name in sources
-    }
+    values = effective.model_dump(mode="json", by_alias=True, exclude={"models"})
+    view = {name: {"value": value, "source": _source(name, value, sources)} for name, value in values.items()}
+    # Of a model only what was written: the rest is the default, which `--schema` shows.
+    for pattern, part in effective.models.items():
+        written = part.model_dump(mode="json", by_alias=True, exclude_unset=True)
+        for key, value in written.items():
+            name = f"models.{pattern}.{key}"
+            view[name] = {"value": value, "source": _source(name, value, sources)}
     view |= _found(effective)
     rows = [[name, _shown(entry["value"]), entry["source"]] for name, entry in view.items()]
+    for name in effective.foreign_variables():
+        note(f"{name} is not a setting of the gateway and is ignored")
     result(output, {"settings": view}, lambda: table(["SETTING", "VALUE", "FROM"], rows))
 
 
@@ -159,6 +168,12 @@ def _found(effective: Settings) -> dict[str, dict[str, Any]]:
     if effective.poll_interval is None:
         found["poll_interval"] = {"value": opened.poll_interval, "source": "default"}
     return found
+
+
+def _source(name: str, value: Any, sources: Mapping[str, str]) -> str:
+    """Where a value came from; of a mapping, each place that gave a part of it."""
+    parts = {source for place, source in sources.items() if place.startswith(f"{name}.")}
+    return ", ".join(sorted(parts)) or sources.get(name, "default")
 
 
 def _shown(value: Any) -> str:

@@ -11,23 +11,33 @@ from typing import Final
 from starlette.types import Receive, Scope, Send
 
 from gateway import __version__
+from gateway.errors import Problem
 from gateway.http import problems
 from gateway.http.predict import Prediction
 from gateway.http.tracing import traced
 
 PATHS: Final = frozenset({b"/invocations", b"/ping", b"/health", b"/version"})
 
+_TARGET: Final = b"x-amzn-sagemaker-target-model"
+_ARCHIVE: Final = b".tar.gz"
 _TEXT: Final = (b"content-type", b"text/plain; charset=utf-8")
 
 
 class Invocations:
-    """Answers the paths of `PATHS`. The model is the header X-Model's, else the setting `default_model`."""
+    """Answers the paths of `PATHS`. The model is that of the header X-Model, or of SageMaker's
+    X-Amzn-SageMaker-Target-Model, else the setting `default_model`."""
 
     def __init__(self, prediction: Prediction) -> None:
         self._prediction = prediction
 
     async def serve(self, scope: Scope, receive: Receive, send: Send, path: bytes) -> None:
         if path == b"/invocations":
+            try:
+                scope = _targeted(scope)
+            except Problem as problem:
+                identity = problems.request_id(dict(scope["headers"]))
+                await problems.respond_problem(send, problem, identity)
+                return
             await self._prediction.serve(scope, receive, send, None, bare=True)
             return
         headers = dict(scope["headers"])
@@ -39,3 +49,21 @@ class Invocations:
             return
         body = __version__.encode() if path == b"/version" else b"\n"
         await problems.respond(send, 200, [_TEXT, (b"x-request-id", identity)], body)
+
+
+def _targeted(scope: Scope) -> Scope:
+    """The request with SageMaker's target model as X-Model: NAME, NAME@ALIAS or NAME/VERSION, with or without
+    `.tar.gz`. Never the default model where another one is named. Raises INVALID_REFERENCE where the two
+    headers disagree."""
+    named = {value.removesuffix(_ARCHIVE) for name, value in scope["headers"] if name == _TARGET}
+    if not named:
+        return scope
+    named |= {value for name, value in scope["headers"] if name == b"x-model"}
+    if len(named) > 1:
+        raise Problem(
+            "INVALID_REFERENCE",
+            "X-Amzn-SageMaker-Target-Model and X-Model name different models",
+            hint="send one of the two headers",
+        )
+    others = [header for header in scope["headers"] if header[0] != b"x-model"]
+    return {**scope, "headers": [*others, (b"x-model", named.pop())]}

@@ -1,6 +1,7 @@
 """Models named one by one on the command line, as a registry: nothing is written down, nothing moves.
 
-Each is version 1 of a model that bears its directory's name, with the alias `champion`. `Subset` narrows a
+Each is version 1 of a model with its directory's name, or with the one given as NAME=DIR, and with the alias
+`champion`. `Subset` narrows a
 real registry to some of its names instead. Knows no files beyond their place.
 """
 
@@ -116,13 +117,19 @@ class Subset:
         return Snapshot(models, f"{snapshot.stamp} of {self._names_stamp}")
 
 
-def _located(source: str) -> tuple[str, str]:
+def _located(text: str) -> tuple[str, str]:
+    """The name and the place of DIR or NAME=DIR. A directory that is only a version's number, as in a
+    registry's store, has the name of the one above it."""
+    given, equals, source = text.partition("=")
+    if not equals or "/" in given or ":" in given or Path(text, "MLmodel").is_file():
+        given, source = "", text
     parts = urlsplit(source)
     local = not parts.scheme or parts.scheme == "file" or len(parts.scheme) == 1
     place = str(Path(parts.path if parts.scheme == "file" else source).absolute()) if local else source
     if local and not Path(place, "MLmodel").is_file():
         raise RegistryError(f"{source} is not a model directory: it has no MLmodel file")
-    name = place.rstrip("/").rpartition("/")[2]
+    above, _, last = place.rstrip("/").rpartition("/")
+    name = given or (above.rpartition("/")[2] if last.isdigit() else "") or last
     try:
         return check_name(name), place
     except InvalidReference as error:

@@ -326,6 +326,19 @@ def test_config_says_where_each_setting_comes_from(shell: Shell) -> None:
 
 def test_wrong_settings_exit_with_2(shell: Shell) -> None:
     assert "GATEWAY_PROT" in shell.called("config", GATEWAY_PROT="9000").failed(2)
+
+
+def test_config_shows_the_settings_of_models_one_by_one(shell: Shell) -> None:
+    file = shell.directory / "gateway.yaml"
+    file.write_text("models: {fraud-*: {timeout: 5s}, iris: {pin: true}}\nrollout: {gate: none}\n")
+    view = shell.called("config", "-o", "json", GATEWAY_MODELS__iris__TIMEOUT="2s").json()["settings"]
+    assert view["models.fraud-*.timeout"] == {"value": 5.0, "source": "gateway.yaml"}
+    assert view["models.iris.pin"] == {"value": True, "source": "gateway.yaml"}
+    assert view["models.iris.timeout"] == {"value": 2.0, "source": "GATEWAY_MODELS__iris__TIMEOUT"}
+    assert view["rollout"]["source"] == "gateway.yaml"
+    assert "models" not in view
+    foreign = shell.called("config", GATEWAY_TOKEN="x")
+    assert (foreign.code, "GATEWAY_TOKEN is not a setting" in foreign.err) == (0, True)
     assert "GATEWAY_COLD_WAIT" in shell.called("serve", GATEWAY_COLD_WAIT="soon").failed(2)
 
 
@@ -423,6 +436,8 @@ def test_a_bare_directory_is_served_without_a_registry(shell: Shell, packages: d
     with shell.running("serve", packages["v1"], port=free_port()) as url:
         assert predict(url, "/predict/v1")["predictions"] == [2]
         assert httpx.post(f"{url}/invocations", json=ROW).json() == {"predictions": [2]}
+        log = next(shell.directory.glob("serve-*.log")).read_text()
+        assert f"POST {url}/predict/v1" in log
         assert "REGISTRY_READ_ONLY" in shell.called("promote", "v1@champion", "1", "--url", url).failed()
 
 

@@ -72,12 +72,14 @@ def test_the_story_runs_as_it_is_written(place: Shell) -> None:
             pytest.fail("needs curl")
         pytest.skip("needs curl, which is not installed here")
     story = section("From a model to a promotion")
-    (python,) = blocks(story, "python")
+    python, own = blocks(story, "python")
     first, *rest = blocks(story, "sh")
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     (place.directory / "train.py").write_text(python, encoding="utf-8")
     run("python train.py", place)
+    (place.directory / "own.py").write_text(f"import gateway\nimport pandas as pd\n{own}", encoding="utf-8")
+    run("python own.py", place)
     before, serve = first.strip().rsplit("\n", 1)
     assert "challenger=2, champion=1" in run(before, place)
     words = serve.split()
@@ -100,7 +102,7 @@ def test_the_two_lines_stand_as_they_are_promised() -> None:
 
 
 def test_settings_and_their_defaults() -> None:
-    table = rows(section("Settings"))
+    table = rows(section("Settings").partition("Under `models:`")[0])
     assert len(table) > 15
     for cell, default, _ in table:
         documented = names(cell)
@@ -117,10 +119,13 @@ def test_settings_and_their_defaults() -> None:
         given, plain = settings.load({}, environment), settings.load({}, {})
         for name in documented:
             assert getattr(given, name) == (getattr(plain, name) or getattr(given, name)), name
-    (of_models,) = (row for row in table if names(row[0]) == ["models"])
+
+
+def test_the_settings_of_a_model_are_all_there() -> None:
+    table = section("Settings").partition("Under `models:`")[2]
+    documented = {name for row in rows(table) for name in names(row[0])}
     fields = settings.ModelSettings.model_fields
-    known = {field.alias or name for name, field in fields.items()}
-    assert set(names(of_models[2])) <= known
+    assert documented | {"environment"} == {field.alias or name for name, field in fields.items()}
 
 
 def test_error_codes() -> None:

@@ -293,3 +293,26 @@ def test_the_schema_names_every_setting() -> None:
     assert "model_config" in schema["$defs"]["ModelSettings"]["properties"]
     assert {"type": "number", "minimum": 0} in schema["properties"]["cold_wait"]["anyOf"]
     json.dumps(schema)
+
+
+@pytest.mark.parametrize(
+    "name", ["GATEWAY_PROT", "GATEWAY_REQUIRE_DIGETS", "GATEWAY_REQUIREDIGEST", "GATEWAY_PRELOAD_"]
+)
+def test_a_variable_within_two_letters_of_a_setting_is_an_error(name: str) -> None:
+    with pytest.raises(SettingsError) as error:
+        load({}, {name: "1"}, directory=Path("/nowhere"))
+    assert [place for place, _ in error.value.problems] == [name]
+
+
+def test_a_variable_of_other_software_is_passed_over_and_can_be_told() -> None:
+    environ = {"GATEWAY_TOKEN": "x", "GATEWAY_INTERFACE__MODE": "{", "GATEWAY_PORT": "81"}
+    chosen = load({}, environ, directory=Path("/nowhere"))
+    assert chosen.port == 81
+    assert chosen.foreign_variables() == ["GATEWAY_INTERFACE__MODE", "GATEWAY_TOKEN"]
+
+
+def test_the_schema_describes_every_key() -> None:
+    document = settings.schema()
+    for part in (document, *document["$defs"].values()):
+        for name, entry in part.get("properties", {}).items():
+            assert entry.get("description"), name

@@ -304,6 +304,38 @@ def test_invocations_answer_predictions_and_nothing_else(server: Served, expecte
     assert server.post("/invocations", {"inputs": ROWS}, x_model="tensor").json.keys() == {"predictions"}
 
 
+@pytest.mark.parametrize(
+    "target", ["tensor", "tensor.tar.gz", "tensor@champion", "tensor/1", "models:/tensor@champion"]
+)
+def test_sagemakers_target_model_selects_the_model(server: Served, target: str) -> None:
+    header = {"x_amzn_sagemaker_target_model": target}
+    reply = server.post("/invocations", {"inputs": ROWS}, **header)
+    assert reply.status == 200, reply.body
+    assert reply.headers["x-model-name"] == "tensor"
+    assert (
+        server.post("/invocations", {"inputs": ROWS}, x_model=target.removesuffix(".tar.gz"), **header).status
+        == 200
+    )
+
+
+@pytest.mark.parametrize(
+    ("target", "other", "answer"),
+    [
+        ("", None, (400, "INVALID_REFERENCE")),
+        ("a/b/c", None, (400, "INVALID_REFERENCE")),
+        ("/opt/model", None, (400, "INVALID_REFERENCE")),
+        ("nobody", None, (404, "MODEL_NOT_FOUND")),
+        ("tensor", "iris", (400, "INVALID_REFERENCE")),
+    ],
+)
+def test_another_model_than_the_target_never_answers(
+    server: Served, target: str, other: str | None, answer: tuple[int, str]
+) -> None:
+    headers = {"x_amzn_sagemaker_target_model": target} | ({} if other is None else {"x_model": other})
+    reply = server.post("/invocations", SPLIT, **headers)
+    assert (reply.status, reply.code) == answer
+
+
 def test_invocations_say_400_of_the_input(server: Served) -> None:
     refused = server.post("/invocations", {"dataframe_split": {"columns": ["sl"], "data": [["x"]]}})
     assert (refused.status, refused.code) == (400, "INVALID_INPUT")
