@@ -12,8 +12,11 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from loaders import batch as batches
 from loaders import environment as environments
@@ -258,7 +261,7 @@ def save_model(
             data, given = input_example if has_params else (input_example, None)
             example = examples.write(directory, data, given)
             draft = packages.write(directory, entries, metadata=metadata)
-            signature, enforced = _answered(draft, signature, data, given, params)
+            signature, enforced = _answered(draft, signature, data, given, params, saved.signature)
             if verify:
                 originals = proof.ask(model, chosen.name, options, data, enforced)
         else:
@@ -285,13 +288,24 @@ def save_model(
 
 
 def _answered(
-    draft: Package, signature: Signature | None, data: Any, given: Any, params: Mapping[str, Any] | None
+    draft: Package,
+    signature: Signature | None,
+    data: Any,
+    given: Any,
+    params: Mapping[str, Any] | None,
+    declared: Signature | None,
 ) -> tuple[Signature, Enforced]:
     """The signature of a saved model, from an example and the answer it gives once loaded again, and the
     example as the model is given it."""
     from loaders.enforcement.enforce import RawInput, enforce
-    from loaders.signature import infer_signature
+    from loaders.signature import Signature, TensorSpec, infer_signature
 
+    if signature is None and declared is not None and (fitting := _as_declared(declared, data)) is not None:
+        signature, data = declared, fitting
+        if not isinstance(data, Mapping):
+            # An array without a name is described as one, as ever.
+            (only,) = (spec for spec in declared.inputs or () if isinstance(spec, TensorSpec))
+            signature = Signature((replace(only, name=None),), declared.outputs, declared.params)
     known = infer_signature(data, None, params) if signature is None else signature
     if signature is not None and params:
         known = _with_params(signature, params)
@@ -317,6 +331,26 @@ def _answered(
     if signature is not None:
         return known, enforced
     return infer_signature(data, answer, params), enforced
+
+
+def _as_declared(declared: Signature, data: Any) -> Any:
+    """An example of arrays with the dtypes that the model itself declares; None where the example is of
+    another kind: a table is described by its own columns. Raises Unsuitable where it does not fit."""
+    from loaders.flavors import tensors
+    from loaders.signature import TensorSpec
+
+    specs = [spec for spec in declared.inputs or () if isinstance(spec, TensorSpec)]
+    arrays = data if isinstance(data, Mapping) else {spec.name: data for spec in specs[:1]}
+    if not specs or not arrays or not all(isinstance(array, np.ndarray) for array in arrays.values()):
+        return None
+    if not isinstance(data, Mapping) and len(specs) > 1:
+        return None
+    dtypes = {spec.name: spec.dtype for spec in specs}
+    cast = {
+        name: tensors.cast(array, dtypes[name], f"the input {name}") if name in dtypes else array
+        for name, array in arrays.items()
+    }
+    return cast if isinstance(data, Mapping) else cast[specs[0].name]
 
 
 def _rows(answer: Any) -> int | None:

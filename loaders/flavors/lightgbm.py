@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from loaders import batch as batches
 from loaders import environment, pickling
+from loaders.flavors import categories
 from loaders.flavors.base import MissingFramework, Saved, Trust
+from loaders.schema import ColSpec, Scalar
 
 if TYPE_CHECKING:
     from loaders.batch import Batch
@@ -53,8 +54,10 @@ class LightGBM:
             raise MissingFramework(self.name, "lightgbm") from error
         file = package.native_data(self.name)
         if package.flavors.get(self.name, {}).get("model_class", _BOOSTER) == _BOOSTER:
-            return Boosted(lightgbm.Booster(model_file=str(file)), threads)
-        return Boosted(pickling.load(package, self.name, file, "cloudpickle"), threads)
+            model = lightgbm.Booster(model_file=str(file))
+            return Boosted(model, threads, _categories(model, package))
+        model = pickling.load(package, self.name, file, "cloudpickle")
+        return Boosted(model, threads, _categories(model.booster_, package))
 
 
 class Boosted:
@@ -62,9 +65,30 @@ class Boosted:
 
     merges = True
 
-    def __init__(self, model: Any, threads: int | None) -> None:
+    def __init__(
+        self, model: Any, threads: int | None, categorical: Mapping[int, Sequence[Any] | None]
+    ) -> None:
         self.model = model
+        self._categories = categorical
         self._options = {} if threads is None else {"num_threads": threads}
 
     def predict(self, batch: Batch, params: Mapping[str, Any]) -> Any:
-        return self.model.predict(batches.native(batch), **self._options)
+        return self.model.predict(categories.native(batch, self._categories), **self._options)
+
+
+def _categories(booster: Any, package: Package) -> dict[int, Sequence[Any] | None]:
+    """By place, the categories of the columns that were of pandas' category type. A booster keeps them in
+    order, and not of which columns they are: its features' ranges say it, of unused ones the signature."""
+    known = booster.pandas_categorical
+    if not known:
+        return {}
+    head = booster.model_to_string(num_iteration=1).partition("feature_infos=")[2].partition("\n")[0]
+    places = {i for i, info in enumerate(head.split(" ")) if info != "none" and not info.startswith("[")}
+    inputs = package.signature.inputs if package.signature is not None else None
+    if len(places) < len(known):
+        places |= {
+            i
+            for i, spec in enumerate(inputs or ())
+            if isinstance(spec, ColSpec) and spec.type is Scalar.string
+        }
+    return dict(zip(sorted(places), known, strict=True)) if len(places) == len(known) else {}

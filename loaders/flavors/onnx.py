@@ -1,8 +1,9 @@
 """ONNX graphs, run by ONNX Runtime. Loading executes nothing that the package brought.
 
-Inputs and outputs as MLflow's onnx flavor has them: a dict is fed by name, a single array to a single
-input, a frame to a single input as its matrix and to several by column; float64 is narrowed where the graph
-wants float; a frame is answered with a frame of flattened outputs, all else with arrays by output name.
+The graph's own dtypes and ranks decide: what can become them without changing its value does (floats may be
+rounded), all else is refused. A dict is fed by name, a single array to a single input, a table to a single
+input as its matrix and to several by column. A table is answered with a table, one record a row, in which a
+wide output is a column of lists; all else with arrays by output name.
 """
 
 from __future__ import annotations
@@ -13,17 +14,18 @@ import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from loaders import batch as batches
 from loaders.batch import Columns, Tensors
+from loaders.flavors import tensors
 from loaders.flavors.base import MissingFramework, Saved, Trust
+from loaders.flavors.failures import Unsuitable
 from loaders.package import PackageError
 
 if TYPE_CHECKING:
-    from loaders.batch import Array, Batch
+    from loaders.batch import Batch
     from loaders.package import Package
     from loaders.signature import Signature, TensorSpec
 
@@ -85,57 +87,95 @@ class Onnx:
         return Graph(session)
 
 
+class _Input(NamedTuple):
+    """What one input of a graph takes. `dtype`: None for what is no array. `shape`: None where the graph does
+    not say its rank."""
+
+    name: str
+    dtype: np.dtype[Any] | None
+    shape: tensors.Shape | None
+
+
 class Graph:
     """A session and what it takes. Merges only where every input and output has a free first dimension."""
 
     def __init__(self, session: Any) -> None:
         self._session = session
-        self._inputs = {node.name: node.type for node in session.get_inputs()}
+        self._inputs = {node.name: _input(node) for node in session.get_inputs()}
         self._outputs = [node.name for node in session.get_outputs()]
         nodes = [*session.get_inputs(), *session.get_outputs()]
         self.merges = all(node.shape and not isinstance(node.shape[0], int) for node in nodes)
 
     def predict(self, batch: Batch, params: Mapping[str, Any]) -> Any:
-        feeds = {name: self._narrowed(name, array) for name, array in self._feeds(batch).items()}
-        results = self._session.run(self._outputs, feeds)
+        results = self._session.run(self._outputs, self._feeds(batch))
         answer = dict(zip(self._outputs, results, strict=True))
         if not isinstance(batch, Columns):
             return answer
+        records = {name: tensors.records(result, batch.rows) for name, result in answer.items()}
+        if any(cells is None for cells in records.values()):
+            return answer  # not one record a row: as the graph gives it
         import pandas as pd
 
-        return pd.DataFrame({name: np.asarray(result).reshape(-1) for name, result in answer.items()})
+        return pd.DataFrame(records)
 
-    def _feeds(self, batch: Batch) -> dict[str, Array]:
+    def _feeds(self, batch: Batch) -> dict[str, Any]:
         if isinstance(batch, Columns):
-            if len(self._inputs) > 1:
-                table = batches.frame(batch)
-                return {name: table[name].to_numpy() for name in self._inputs}
-            return dict.fromkeys(self._inputs, self._matrix(batch))
-        if isinstance(batch, Tensors) and "" in batch.arrays:
-            return self._single(batch.arrays[""])
+            return self._of_table(batch)
         if isinstance(batch, Tensors):
-            return batch.arrays
-        if isinstance(batch.value, dict):
-            return {str(name): np.asarray(item) for name, item in batch.value.items()}
-        return self._single(np.asarray(batch.value))
+            given: Mapping[str, Any] = batch.arrays
+        elif isinstance(batch.value, dict):
+            given = {str(name): item for name, item in batch.value.items()}
+        else:
+            given = {"": batch.value}
+        if given.keys() == {""} and "" not in self._inputs:
+            if len(self._inputs) != 1:
+                raise Unsuitable(f"the graph has several inputs, name them: {', '.join(self._inputs)}")
+            given = dict.fromkeys(self._inputs, given[""])
+        if missing := [name for name in self._inputs if name not in given]:
+            raise Unsuitable(f"the graph also takes {', '.join(missing)}")
+        return {name: _fed(taken, given[name]) for name, taken in self._inputs.items()}
 
-    def _single(self, array: Array) -> dict[str, Array]:
-        if len(self._inputs) != 1:
-            raise ValueError(f"the graph has several inputs, name them: {', '.join(self._inputs)}")
-        return dict.fromkeys(self._inputs, array)
+    def _of_table(self, table: Columns) -> dict[str, Any]:
+        """Columns by the names of the inputs; or all of them for the only input."""
+        inputs = [*self._inputs.values()]
+        known = [(taken, taken.dtype, taken.shape) for taken in inputs]
+        if any(dtype is None for _, dtype, _ in known):
+            raise Unsuitable("the graph takes what is no array: send its inputs by name, not a table")
+        named = all(taken.name in table.arrays for taken in inputs)
+        one_column = len(inputs) == 1 and (len(table.arrays) == 1 or len(inputs[0].shape or ()) == 1)
+        if len(inputs) == 1 and not (named and one_column):
+            taken = inputs[0]
+            assert taken.dtype is not None
+            shape = (None, None) if taken.shape is None else taken.shape
+            return {taken.name: tensors.matrix(table, taken.dtype, shape, f"the input {taken.name}")}
+        if not named:
+            raise Unsuitable(f"the graph takes the columns {', '.join(self._inputs)}")
+        return {
+            taken.name: tensors.column(
+                table, taken.name, dtype, (None,) if shape is None else shape, f"the input {taken.name}"
+            )
+            for taken, dtype, shape in known
+            if dtype is not None
+        }
 
-    @staticmethod
-    def _matrix(table: Columns) -> Array:
-        """A table's cells, without pandas where all its columns are plain numbers."""
-        arrays = list(table.arrays.values())
-        if arrays and all(a.dtype.kind in "iuf" and not isinstance(a, np.ma.MaskedArray) for a in arrays):
-            return np.stack(arrays, axis=1)
-        return np.asarray(batches.frame(table).to_numpy())
 
-    def _narrowed(self, name: str, array: Array) -> Array:
-        if array.dtype == np.float64 and self._inputs.get(name) == "tensor(float)":
-            return array.astype(np.float32)
-        return array
+def _input(node: Any) -> _Input:
+    # A symbolic dimension is its name, a free one None; some exporters write -1 or 0 for it. A scalar and a
+    # tensor of unknown rank look the same: neither's shape is checked here.
+    shape = [n if isinstance(n, int) and n > 0 else None for n in node.shape]
+    return _Input(node.name, _DTYPES.get(node.type), shape or None)
+
+
+def _fed(taken: _Input, value: Any) -> Any:
+    if taken.dtype is None:
+        return value
+    name = f"the input {taken.name}"
+    try:
+        array = value if isinstance(value, np.ndarray) else np.asarray(value)
+    except ValueError:
+        raise Unsuitable(f"{name} has parts of different lengths") from None
+    array = tensors.cast(array, taken.dtype, name)
+    return array if taken.shape is None else tensors.shaped(array, taken.shape, name)
 
 
 def _declared(path: Path) -> Signature | None:

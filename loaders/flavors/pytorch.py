@@ -1,12 +1,14 @@
 """PyTorch modules: whole pickled modules (`model.pth`) and exported programs (`model.pt2`).
 
 Input and output as MLflow's pytorch flavor has them: a frame becomes a float32 matrix and is answered with
-a frame of columns 0, 1, …; an array is given as it is; params are keyword arguments; one tensor comes out.
+a frame of columns 0, 1, …; an array is given as it is, several by name; params are keyword arguments. A dict
+or tuple of tensors comes out as arrays by name.
 Requests are merged only where the package's metadata says `gateway.batch: true`.
 """
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,8 +18,10 @@ import numpy as np
 
 from loaders import batch as batches
 from loaders import environment, pickling
-from loaders.batch import Columns
+from loaders.batch import Columns, Tensors
+from loaders.flavors import tensors
 from loaders.flavors.base import MERGES_KEY, MissingFramework, Saved, Trust
+from loaders.flavors.failures import Unsuitable
 from loaders.package import PackageError
 
 if TYPE_CHECKING:
@@ -101,21 +105,92 @@ class Module:
         self.merges = merges
         self._torch = torch
         self._device = device
+        floats = [p.dtype for p in model.parameters() if p.dtype.is_floating_point]
+        self._float = floats[0] if floats else torch.float32
+        self._as_floats: set[tuple[str, ...]] = set()
 
     def predict(self, batch: Batch, params: Mapping[str, Any]) -> Any:
         data = batches.native(batch)
-        if isinstance(data, dict | list):
-            raise TypeError("a PyTorch model takes one table or one array")
-        array = data.to_numpy(dtype=np.float32) if isinstance(batch, Columns) else np.asarray(data)
+        if isinstance(batch, Columns):
+            given = {"": data.to_numpy(dtype=np.float32)}
+        elif isinstance(batch, Tensors):
+            given = batch.arrays
+        else:
+            given = data if isinstance(data, dict) else {"": data}
+        inputs = {name: self._tensor(item) for name, item in given.items()}
         with self._torch.no_grad():
-            # A batch may be read-only memory, which torch cannot hold.
-            tensor = self._torch.from_numpy(array if array.flags.writeable else array.copy())
-            answer = self.model(tensor.to(self._device), **params)
-        if not isinstance(answer, self._torch.Tensor):
-            raise TypeError(f"a PyTorch model must answer with one tensor, not a {type(answer).__name__}")
-        result = answer.cpu().numpy()
+            answer = self._outputs(self._asked(inputs, params))
         if not isinstance(batch, Columns):
-            return result
+            return answer
         import pandas as pd
 
-        return pd.DataFrame(result, index=data.index)
+        if isinstance(answer, np.ndarray):
+            return pd.DataFrame(answer, index=data.index)
+        cells = {name: tensors.records(item, batch.rows) for name, item in answer.items()}
+        return (
+            answer if any(cell is None for cell in cells.values()) else pd.DataFrame(cells, index=data.index)
+        )
+
+    def _tensor(self, value: Any) -> Any:
+        try:
+            array = value if isinstance(value, np.ndarray) else np.asarray(value)
+        except ValueError:
+            raise Unsuitable("a tensor has parts of different lengths") from None
+        if isinstance(array, np.ma.MaskedArray) or array.dtype.kind not in "biufc":
+            raise Unsuitable("a PyTorch model takes numbers, without nulls")
+        # A batch may be read-only memory, which torch cannot hold.
+        array = array if array.flags.writeable else array.copy()
+        return self._torch.from_numpy(array).to(self._device)
+
+    def _asked(self, inputs: dict[str, Any], params: Mapping[str, Any]) -> Any:
+        """Numbers come from JSON as 64 bits, whole ones as integers: where the module does not take them as
+        they are, it is given what its own parameters are made of."""
+        kinds = tuple(str(tensor.dtype) for tensor in inputs.values())
+        if kinds not in self._as_floats:
+            try:
+                return self._call(inputs, params)
+            except RuntimeError as error:
+                if all(tensor.dtype in (self._float, self._torch.bool) for tensor in inputs.values()):
+                    raise
+                first = error
+            try:
+                answer = self._call(self._floats(inputs), params)
+            except Exception:  # noqa: BLE001 - then it was not the numbers' type
+                raise first from None
+            self._as_floats.add(kinds)
+            return answer
+        return self._call(self._floats(inputs), params)
+
+    def _floats(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        return {
+            name: tensor if tensor.dtype == self._torch.bool else tensor.to(self._float)
+            for name, tensor in inputs.items()
+        }
+
+    def _call(self, inputs: dict[str, Any], params: Mapping[str, Any]) -> Any:
+        if inputs.keys() == {""}:
+            return self.model(inputs[""], **params)
+        known = inspect.signature(self.model.forward).parameters
+        anything = any(p.kind is p.VAR_KEYWORD for p in known.values())
+        if anything or inputs.keys() <= known.keys():
+            return self.model(**inputs, **params)
+        if len(inputs) == 1:
+            return self.model(*inputs.values(), **params)
+        raise Unsuitable(f"the module takes {', '.join(known)}")
+
+    def _outputs(self, answer: Any) -> Any:
+        """One array, or several by name; those of a tuple are output_0, output_1, …"""
+        if isinstance(answer, self._torch.Tensor):
+            answer = answer.cpu()
+            return (answer.float() if answer.dtype == self._torch.bfloat16 else answer).numpy()
+        if isinstance(answer, tuple | list):
+            if len(answer) == 1:
+                return self._outputs(answer[0])
+            names = getattr(answer, "_fields", None) or [f"output_{i}" for i in range(len(answer))]
+            answer = dict(zip(names, answer, strict=True))
+        if not isinstance(answer, Mapping):
+            raise TypeError(f"a PyTorch model must answer with tensors, not a {type(answer).__name__}")
+        arrays = {str(name): self._outputs(item) for name, item in answer.items()}
+        if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+            raise TypeError("a PyTorch model must answer with tensors, one for each name")
+        return arrays

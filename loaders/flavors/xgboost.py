@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from loaders import batch as batches
 from loaders import environment
+from loaders.flavors import categories
 from loaders.flavors.base import MissingFramework, Saved, Trust
 from loaders.package import PackageError
 
@@ -66,10 +66,10 @@ class XGBoost:
             raise PackageError("xgboost.model_class", f"{named!r} is no class of XGBoost's models")
         model = kind()
         model.load_model(package.native_data(self.name))
+        booster = model if isinstance(model, xgboost.Booster) else model.get_booster()
         if threads is not None:
-            booster = model if isinstance(model, xgboost.Booster) else model.get_booster()
             booster.set_param({"nthread": threads})
-        return Boosted(model, xgboost)
+        return Boosted(model, xgboost, _categories(booster))
 
 
 class Boosted:
@@ -77,12 +77,28 @@ class Boosted:
 
     merges = True
 
-    def __init__(self, model: Any, xgboost: Any) -> None:
+    def __init__(self, model: Any, xgboost: Any, categorical: Mapping[int, Sequence[Any] | None]) -> None:
         self.model = model
+        self._categories = categorical
         self._matrix = xgboost.DMatrix if isinstance(model, xgboost.Booster) else None
         self._known = set(inspect.signature(model.predict).parameters)
 
     def predict(self, batch: Batch, params: Mapping[str, Any]) -> Any:
-        data = batches.native(batch)
+        data = categories.native(batch, self._categories)
         given = {name: value for name, value in params.items() if name in self._known}
-        return self.model.predict(data if self._matrix is None else self._matrix(data), **given)
+        if self._matrix is not None:
+            data = self._matrix(data, enable_categorical=bool(self._categories))
+        return self.model.predict(data, **given)
+
+
+def _categories(booster: Any) -> dict[int, Sequence[Any] | None]:
+    """By place, the categories of the categorical columns. XGBoost keeps them from 3.1 on, of frames and not
+    of arrays of codes, and hands them out where pyarrow is installed; it maps those of a body to its own."""
+    places = [i for i, kind in enumerate(booster.feature_types or ()) if kind == "c"]
+    if not places or not hasattr(booster, "get_categories"):
+        return {}
+    try:
+        kept = booster.get_categories(export_to_arrow=True).to_arrow()
+    except ImportError:
+        return dict.fromkeys(places)
+    return {i: kept[i][1].to_pylist() for i in places if kept[i][1] is not None}

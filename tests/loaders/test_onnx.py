@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 import loaders
 from loaders.batch import Columns, Tensors, Value
 from loaders.enforcement.enforce import InvalidInput, RawInput, enforce
+from loaders.flavors.failures import Unsuitable
 from loaders.package import PackageError
 from loaders.signature import Signature, TensorSpec
 from tests.conftest import needs
@@ -32,7 +33,7 @@ def graph(inputs: Mapping[str, tuple[int, Sequence[Any]]], output: list[Any], op
 
 
 def opened(model: Any, path: Path, **options: Any) -> loaders.Model:
-    return loaders.open_model(loaders.save_model(model, path, verify=False, **options), {})
+    return loaders.open_model(loaders.save_model(model, path, **{"verify": False, **options}), {})
 
 
 TWO = {"a": (FLOAT, ["n"]), "b": (FLOAT, ["n"])}
@@ -55,17 +56,141 @@ def test_a_single_input_takes_an_array_or_a_table(tmp_path: Path) -> None:
     np.testing.assert_array_equal(model._ask(Value(matrix.tolist()), {})["y"], matrix)
     answer = model._ask(Columns({"a": A, "b": B.astype(np.float64)}, 2), {})
     assert list(answer.columns) == ["y"]
-    np.testing.assert_array_equal(answer["y"], matrix.reshape(-1))
+    assert answer["y"].tolist() == matrix.tolist()  # one record a row
 
 
-def test_float64_is_narrowed_where_the_graph_wants_float_and_nothing_else_is(tmp_path: Path) -> None:
-    model = opened(graph({"x": (FLOAT, ["n"])}, ["n"]), tmp_path / "f")
-    assert model._ask(Tensors({"": A.astype(np.float64)}, 2), {})["y"].dtype == np.float32
-    with pytest.raises(Exception, match="Unexpected input data type"):
-        model._ask(Tensors({"": np.array([1, 2])}, 2), {})
-    whole = opened(graph({"x": (LONG, ["n"])}, ["n"], "Abs"), tmp_path / "l")
-    with pytest.raises(Exception, match="Unexpected input data type"):
-        whole._ask(Tensors({"": np.array([1.0])}, 1), {})
+TYPES = {
+    "int8": TensorProto.INT8,
+    "uint8": TensorProto.UINT8,
+    "int32": TensorProto.INT32,
+    "int64": LONG,
+    "float16": TensorProto.FLOAT16,
+    "float32": FLOAT,
+    "float64": TensorProto.DOUBLE,
+}
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("signed", [True, False])
+def test_the_graphs_own_dtype_decides(tmp_path: Path, dtype: str, signed: bool) -> None:
+    package = loaders.save_model(graph({"x": (TYPES[dtype], ["n", 2])}, ["n", 2], "Identity"), tmp_path / "m")
+    model = loaders.open_model(package, {})
+    signature = package.signature if signed else None
+    for form, data in (
+        ("inputs", [[1, 2], [3, 4]]),
+        ("instances", [{"x": [1, 2]}, {"x": [3, 4]}]),
+        ("dataframe_split", {"columns": ["a", "b"], "data": [[1, 2], [3, 4]]}),
+    ):
+        batch = enforce(signature, RawInput(form, data)).batch  # type: ignore[arg-type]
+        answer = model.run(batch, {})
+        assert isinstance(answer, (Tensors, Columns))
+        assert [list(row) for row in answer.arrays["y"]] == [[1, 2], [3, 4]]
+    for wrong in ([["a", "b"]], [[1, None]], [[1e300, 2]], [[1], [2]], [1, 2], [[True, False]]):
+        if dtype[0] == "f" and wrong == [[1, None]]:
+            continue  # a float may be null
+        if dtype == "float64" and wrong == [[1e300, 2]]:
+            continue
+        with pytest.raises((InvalidInput, Unsuitable)):
+            model.run(enforce(signature, RawInput("inputs", wrong)).batch, {})  # type: ignore[arg-type]
+
+
+def test_integers_out_of_range_are_refused(tmp_path: Path) -> None:
+    model = opened(graph({"x": (TensorProto.UINT8, ["n"])}, ["n"], "Identity"), tmp_path / "m")
+    with pytest.raises(Unsuitable, match="out of range"):
+        model._ask(Tensors({"": np.array([256])}, 1), {})
+
+
+def test_one_input_per_column_of_rank_two(tmp_path: Path) -> None:
+    names = {"a": (FLOAT, ["n", 1]), "b": (FLOAT, ["n", 1])}
+    model = opened(graph(names, ["n", 1]), tmp_path / "m")
+    for data in ([{"a": 1, "b": 10}, {"a": 2.5, "b": 20}], [{"b": 10, "a": 1}, {"b": 20, "a": 2.5}]):
+        for signature in (None, model.signature):
+            batch = enforce(signature, RawInput("dataframe_records", data)).batch
+            answer = model.run(batch, {})
+            assert isinstance(answer, (Tensors, Columns))
+            assert answer.arrays["y"].reshape(-1).tolist() == [11, 22.5]
+    with pytest.raises(Unsuitable, match="takes the columns a, b"):
+        model._ask(Columns({"a": A, "c": B}, 2), {})
+
+
+@pytest.mark.parametrize("gap", [None, "a"])
+def test_text_without_nulls(tmp_path: Path, gap: Any) -> None:
+    model = opened(graph({"x": (TensorProto.STRING, ["n"])}, ["n"], "Identity"), tmp_path / "m")
+    cells = np.array(["red", gap], dtype=object)
+    table = Columns({"x": cells}, 2, None, frozenset(("x",)))
+    if gap:
+        assert model._ask(table, {})["y"].tolist() == ["red", "a"]
+    else:
+        with pytest.raises(Unsuitable, match="cannot be null"):
+            model._ask(table, {})
+
+
+def classifier(zipmap: bool) -> Any:
+    """A linear classifier, its label and its probabilities."""
+    scores = [0.0, 1.0, 1.0, 0.0]
+    nodes = [
+        helper.make_node(
+            "LinearClassifier",
+            ["x"],
+            ["label", "scores" if zipmap else "probabilities"],
+            domain="ai.onnx.ml",
+            coefficients=scores,
+            intercepts=[0.0, 0.0],
+            classlabels_ints=[0, 1],
+            post_transform="SOFTMAX",
+        )
+    ]
+    if zipmap:
+        nodes.append(
+            helper.make_node(
+                "ZipMap", ["scores"], ["probabilities"], domain="ai.onnx.ml", classlabels_int64s=[0, 1]
+            )
+        )
+        kind = helper.make_sequence_type_proto(
+            helper.make_map_type_proto(LONG, helper.make_tensor_type_proto(FLOAT, []))
+        )
+        probabilities = helper.make_value_info("probabilities", kind)
+    else:
+        probabilities = helper.make_tensor_value_info("probabilities", FLOAT, ["n", 2])
+    body = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", FLOAT, ["n", 2])],
+        [helper.make_tensor_value_info("label", LONG, ["n"]), probabilities],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
+    return helper.make_model(body, opset_imports=opsets, ir_version=8)
+
+
+@pytest.mark.parametrize("zipmap", [False, True])
+def test_a_classifier_answers_one_record_a_row(tmp_path: Path, zipmap: bool) -> None:
+    model = opened(classifier(zipmap), tmp_path / "m")
+    table = enforce(
+        None, RawInput("dataframe_records", [{"a": 0, "b": 5}, {"a": 5, "b": 0}, {"a": 1, "b": 0}])
+    )
+    answer = model.run(table.batch, {})
+    assert isinstance(answer, Columns)
+    assert answer.arrays["label"].tolist() == [0, 1, 1]
+    first = answer.arrays["probabilities"][0]
+    assert len(first) == 2
+    assert first[0] > 0.9
+
+
+def test_an_example_does_not_narrow_what_the_graph_takes(tmp_path: Path) -> None:
+    free = graph({"x": (TensorProto.INT32, ["n", "m"])}, ["n", "m"], "Identity")
+    package = loaders.save_model(free, tmp_path / "m", input_example=np.array([[1, 2, 3]]))
+    assert package.signature is not None
+    assert package.signature.inputs == (TensorSpec(np.dtype(np.int32), (-1, -1)),)
+    served = loaders.load_model(tmp_path / "m")
+    assert served.predict(np.array([[1, 2, 3, 4]], np.int32))["y"].tolist() == [[1, 2, 3, 4]]
+    floats = graph({"x": (FLOAT, ["n", 2])}, ["n", 2], "Identity")
+    package = loaders.save_model(floats, tmp_path / "f", input_example=np.array([[0.1, 2]]))
+    assert package.signature is not None
+    assert package.signature.inputs == (TensorSpec(np.dtype(np.float32), (-1, 2)),)
+    written = Signature((TensorSpec(np.dtype(np.float32), (-1, 3), "x"),))
+    free = graph({"x": (FLOAT, ["n", "m"])}, ["n", "m"], "Identity")
+    theirs = loaders.save_model(free, tmp_path / "t", signature=written, verify=False)
+    assert theirs.signature == written
 
 
 @pytest.mark.parametrize(
