@@ -164,7 +164,9 @@ class Control:
         ready, detail = self._operations.ready()
         if not self._access.admits(request.scope):
             # Probes come from elsewhere, and need not know where the registry lies.
-            detail = {**detail, "registry": {"age_seconds": detail["registry"]["age_seconds"]}}
+            registry = detail["registry"]
+            reason = "it cannot be read now; the log says why" if registry["error"] else None
+            detail = {**detail, "registry": {"age_seconds": registry["age_seconds"], "error": reason}}
         if self._app.draining:
             ready, detail = False, {**detail, "ready": False, "draining": True}
         return (200 if ready else 503), detail
