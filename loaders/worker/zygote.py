@@ -56,7 +56,10 @@ def main(options: Mapping[str, Any]) -> None:
     _prctl(_PR_SET_PDEATHSIG, 0)
     with socket.socket(fileno=options["control"]) as control:
         ready = {"op": "ready", "start": start, "missing": missing}
-        socket.send_fds(control, [json.dumps(ready).encode()], [memory])
+        try:
+            socket.send_fds(control, [json.dumps(ready).encode()], [memory])
+        except (BrokenPipeError, ConnectionResetError):  # the gateway stopped during the imports
+            return
         os.close(memory)
         gc.collect()
         gc.freeze()  # so that a child's collector does not touch, and thereby copy, these pages

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +16,7 @@ import pytest
 from gateway.runners.environments import Environment, allowed, preload_for
 from gateway.runners.process import ProcessRunner
 from gateway.runners.zygote import ZygoteGone, Zygotes
+from loaders.worker import bootstrap
 from tests.support.hostile import alive, eventually, write_package
 from tests.support.house import ONE, House, run, until
 
@@ -170,6 +174,25 @@ def test_an_interpreter_that_does_not_work_is_a_clean_error(tmp_path: Path) -> N
             await zygotes.make(Environment(), None, 0)  # type: ignore[arg-type]
 
     asyncio.run(main())
+
+
+def test_a_zygote_whose_gateway_stopped_during_its_imports_ends_silently(tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.close()
+    options = {
+        "control": theirs.fileno(), "parent": os.getpid(), "preload": [], "start": "fork",
+        "scratch": str(tmp_path / "scratch"),
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, bootstrap.__file__, "zygote", json.dumps(options)],
+        pass_fds=[theirs.fileno()],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    theirs.close()
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_only_listed_variables_are_passed_on() -> None:
