@@ -42,14 +42,14 @@ class ModelVersion:
 
 def log_model(
     model: Any,
-    name: str,
+    name: str | None = None,
     registry: str | os.PathLike[str] | None = None,
     *,
     input_example: Any = None,
     alias: str | None = None,
     signature: loaders.Signature | None = None,
     metadata: Mapping[str, Any] | None = None,
-    requirements: Iterable[str] | None = None,
+    requirements: str | Path | Iterable[str] | None = None,
     code_paths: Iterable[str | Path] | None = None,
     params: Mapping[str, Any] | None = None,
     tags: Mapping[str, str] | None = None,
@@ -59,12 +59,14 @@ def log_model(
 ) -> ModelVersion:
     """Saves a live model as the next version of `name`; `alias`, where given, is moved to it.
 
-    Flavor and signature are inferred when they are not given; `options` go to the flavor. Before anything
-    reaches the registry the saved package is loaded in a fresh process, and its answer to the example is
-    compared with that of `model` and recorded (`verify`; see `loaders.save_model`). A registry file that does
-    not exist is created, with its store `models/` next to it. Raises what `loaders.save_model` raises,
-    RegistryError and InvalidReference.
+    Flavor and signature are inferred when they are not given; `options` go to the flavor. MLflow's keywords
+    are taken by their names (`registered_model_name`, `pip_requirements`, `conda_env`, …); an unknown one is
+    an error. Before anything reaches the registry the saved package is loaded in a fresh process, and its
+    answer to the example is compared with that of `model` and recorded (`verify`; see `loaders.save_model`).
+    A registry file that does not exist is created, with its store `models/` next to it. Raises what
+    `loaders.save_model` raises, RegistryError and InvalidReference.
     """
+    name = _registered_name(name, options)
     check_name(name)
     if alias is not None:
         check_alias(alias)
@@ -91,6 +93,17 @@ def log_model(
                 stacklevel=2,
             )
         return _add(package, name, alias, registry, tags)
+
+
+def _registered_name(name: str | None, options: dict[str, Any]) -> str:
+    """The model's name by any of MLflow's words for it, which are taken out of `options`. There `name`
+    (earlier `artifact_path`) is the name in the run where `registered_model_name` is given too. Raises
+    TypeError."""
+    registered, path = options.pop("registered_model_name", None), options.pop("artifact_path", None)
+    chosen = registered or name or path
+    if not isinstance(chosen, str):
+        raise TypeError("log_model needs a name: the model's in the registry")
+    return chosen
 
 
 def push(

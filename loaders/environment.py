@@ -10,7 +10,7 @@ from __future__ import annotations
 import platform
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
@@ -90,13 +90,10 @@ def read(package: Package) -> Environment:
     python = package.text("python_version") or ""
     if (package.path / REQUIREMENTS).exists():
         text = package.inside(REQUIREMENTS).read_text(encoding="utf-8", errors="replace")
-        return Environment(python, tuple(_lines(text)))
+        return Environment(python, tuple(requirement_lines(text)))
     if (package.path / CONDA).exists():
         content = parse_yaml(package.inside(CONDA).read_bytes(), CONDA)
-        dependencies = content.get("dependencies") if isinstance(content, dict) else None
-        for item in dependencies if isinstance(dependencies, list) else []:
-            if isinstance(item, dict) and isinstance(item.get("pip"), list):
-                return Environment(python, tuple(_lines("\n".join(str(line) for line in item["pip"]))))
+        return Environment(python, tuple(pip_part(content) or ()))
     return Environment(python, ())
 
 
@@ -149,7 +146,16 @@ def _compared(requirements: Sequence[str], *, counts_mlflow: bool) -> list[Findi
     return findings
 
 
-def _lines(text: str) -> list[str]:
+def pip_part(conda: object) -> list[str] | None:
+    """The pip requirements of a parsed `conda.yaml`; None where it has none."""
+    dependencies = conda.get("dependencies") if isinstance(conda, Mapping) else None
+    for item in dependencies if isinstance(dependencies, list) else []:
+        if isinstance(item, Mapping) and isinstance(item.get("pip"), list):
+            return requirement_lines("\n".join(str(line) for line in item["pip"]))
+    return None
+
+
+def requirement_lines(text: str) -> list[str]:
     """The requirements in pip's format, without comments, options and hashes."""
     lines = []
     for line in re.sub(r"\\\r?\n", " ", text).splitlines():

@@ -6,8 +6,6 @@ not know signatures: enforcement turns what `read` returns into what a model is 
 
 from __future__ import annotations
 
-import base64
-import datetime
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+
+from loaders.plain import NotPlain, plain
 
 if TYPE_CHECKING:
     from loaders.enforcement.enforce import RawInput
@@ -131,8 +131,8 @@ def write(directory: Path, data: Any, params: Mapping[str, Any] | None = None) -
         content = {"inputs": content, "params": dict(params)}
         payload["params"] = dict(params)
     try:
-        text, body = (json.dumps(_plain(part), allow_nan=False) for part in (content, payload))
-    except (TypeError, ValueError) as error:
+        text, body = (json.dumps(plain(part, "it"), allow_nan=False) for part in (content, payload))
+    except NotPlain as error:
         raise InvalidExample(f"the input example cannot be written as JSON: {error}") from None
     (directory / FILE).write_text(text, encoding="utf-8")
     (directory / SERVING_FILE).write_text(body, encoding="utf-8")
@@ -140,8 +140,22 @@ def write(directory: Path, data: Any, params: Mapping[str, Any] | None = None) -
 
 
 def _split(frame: Any) -> dict[str, Any]:
+    """pandas' split form, made column by column, so that an error names the column."""
     columns = list(frame.columns)
-    content: dict[str, Any] = {"data": [list(row) for row in frame.itertuples(index=False, name=None)]}
+    cells = []
+    for position, name in enumerate(columns):
+        column = frame.iloc[:, position]
+        if type(column.dtype).__name__ == "SparseDtype":
+            raise InvalidExample(
+                f"the input example's column {name!r} is sparse, which no request can be: make it dense "
+                "(frame.sparse.to_dense())"
+            )
+        try:
+            cells.append(plain(column.tolist(), f"column {name!r}"))
+        except NotPlain as error:
+            raise InvalidExample(f"the input example cannot be written as JSON: {error}") from None
+    rows = [list(row) for row in zip(*cells, strict=True)] if cells else [[] for _ in range(len(frame))]
+    content: dict[str, Any] = {"data": rows}
     return content if columns == list(range(len(columns))) else {"columns": columns, **content}
 
 
@@ -166,24 +180,3 @@ def _dense(content: Any, info: ExampleInfo) -> list[Any]:
         raise InvalidExample(f"{info.artifact_path} is no sparse matrix") from None
     listed: list[Any] = dense.tolist()
     return listed
-
-
-def _plain(value: Any) -> Any:
-    """JSON's kinds: numpy's as Python's, times as ISO text, bytes as base64, every kind of missing null."""
-    if isinstance(value, np.ndarray):
-        return [_plain(item) for item in value.tolist()] if value.ndim else _plain(value.item())
-    if isinstance(value, np.generic):
-        return _plain(value.item() if value.dtype.kind not in "mM" else value.astype("datetime64[us]").item())
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, bytes | bytearray):
-        return base64.b64encode(value).decode("ascii")
-    if value is None or type(value).__name__ == "NAType" or value != value:
-        return None  # NaN and NaT are not equal to themselves
-    if isinstance(value, datetime.date):
-        return value.isoformat()
-    if hasattr(value, "model_dump"):
-        return _plain(value.model_dump())
-    return value

@@ -21,7 +21,7 @@ import numpy as np
 from loaders import batch as batches
 from loaders import environment as environments
 from loaders import example as examples
-from loaders import flavors, proof, recorded
+from loaders import flavors, keywords, proof, recorded
 from loaders import package as packages
 from loaders.output import check_size
 from loaders.worker.imports import Imports
@@ -215,7 +215,7 @@ def save_model(
     signature: Signature | None = None,
     input_example: Any = None,
     metadata: Mapping[str, Any] | None = None,
-    requirements: Iterable[str] | None = None,
+    requirements: str | Path | Iterable[str] | None = None,
     code_paths: Iterable[str | Path] | None = None,
     params: Mapping[str, Any] | None = None,
     flavor: str | None = None,
@@ -245,6 +245,16 @@ def save_model(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target} exists already and is not an empty directory")
     chosen = flavors.for_model(model) if flavor is None else flavors.get(flavor)
+    taken = {"requirements": requirements, "code_paths": code_paths}
+    options = keywords.ours(options, taken)
+    requirements = keywords.requirements(options.pop("requirements", requirements))
+    code_paths = options.pop("code_paths", code_paths)
+    if (conda := options.pop("conda_env", None)) is not None:
+        if requirements is not None:
+            raise TypeError("conda_env and requirements say the same twice: give one of them")
+        requirements = keywords.of_conda(conda)
+    extra = keywords.requirements(options.pop("extra_pip_requirements", None)) or []
+    keywords.check(options, chosen.name, chosen.options)
     target.parent.mkdir(parents=True, exist_ok=True)
     directory = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
@@ -270,6 +280,7 @@ def save_model(
                 signature = _with_params(signature, params)
         if requirements is None and _takes_frames(signature):
             needed.append("pandas")
+        needed += extra
         environment = environments.capture(needed)
         function["env"] = environments.write(directory, environment)
         function["python_version"] = environment.python
@@ -330,7 +341,22 @@ def _answered(
         )
     if signature is not None:
         return known, enforced
-    return infer_signature(data, answer, params), enforced
+    return infer_signature(data, _as_column(answer, known), params), enforced
+
+
+def _as_column(answer: Any, signature: Signature) -> Any:
+    """As MLflow declares it: where the input has columns, an array with one value a row is a column too. So
+    the same model can replace itself, whoever logged it."""
+    from loaders.signature import TensorSpec
+
+    columns = signature.inputs is not None and not isinstance(signature.inputs[0], TensorSpec)
+    if not columns or not isinstance(answer, np.ndarray) or answer.ndim != 1:
+        return answer
+    try:
+        import pandas as pd
+    except ImportError:
+        return answer
+    return pd.Series(answer)
 
 
 def _as_declared(declared: Signature, data: Any) -> Any:

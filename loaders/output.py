@@ -7,13 +7,17 @@ was once inferred from an example differ in width more often than in meaning. Kn
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from loaders.batch import Array, Batch, Columns, Tensors
-from loaders.schema import ColSpec, Scalar, TensorSpec
+from loaders.batch import Array, Batch, Columns, Tensors, Value
+from loaders.schema import AnyType, ColSpec, Map, Object, Scalar, TensorSpec, Type
+from loaders.schema import Array as SchemaArray
 from loaders.signature import Signature
 
 _KINDS: dict[Scalar, str] = {
@@ -27,6 +31,18 @@ _KINDS: dict[Scalar, str] = {
     Scalar.datetime: "MO",
 }
 
+
+#: What may stand for a type where an answer is made of Python's own values. A whole number is a number.
+_PYTHON: dict[Scalar, tuple[type, ...]] = {
+    Scalar.boolean: (bool,),
+    Scalar.integer: (int,),
+    Scalar.long: (int,),
+    Scalar.float: (int, float, decimal.Decimal),
+    Scalar.double: (int, float, decimal.Decimal),
+    Scalar.string: (str,),
+    Scalar.binary: (bytes, bytearray, str),
+    Scalar.datetime: (datetime.date, str),
+}
 
 #: The fewest bytes of JSON that a value takes with its comma, and a list or an object.
 _VALUE, _LIST = 2, 3
@@ -69,8 +85,10 @@ def mismatches(signature: Signature, answer: Batch) -> list[str]:
 
 
 def _tensor_mismatches(specs: list[TensorSpec], answer: Batch) -> list[str]:
+    if isinstance(answer, Value):
+        answer = _as_tensors(specs, answer.value)
     if not isinstance(answer, Tensors):
-        return []
+        return ["the output is a table, declared as tensors"] if isinstance(answer, Columns) else []
     found = []
     for spec in specs:
         array = answer.arrays.get(spec.name or "")
@@ -95,6 +113,8 @@ def _column_mismatches(specs: list[ColSpec], answer: Batch) -> list[str]:
         if width != len(specs):
             return [f"the output has {width} columns, declared {len(specs)}"]
         return _kind_mismatch(specs[0], array, "the output")
+    if isinstance(answer, Value):
+        return _listed_mismatches(specs, answer.value)
     if not isinstance(answer, Columns):
         return []
     found = []
@@ -109,6 +129,89 @@ def _column_mismatches(specs: list[ColSpec], answer: Batch) -> list[str]:
             continue
         found += _kind_mismatch(spec, column, f"output {name}")
     return found
+
+
+def _as_tensors(specs: list[TensorSpec], value: Any) -> Tensors:
+    """A list (or an object of lists) as the arrays that it stands for; a ragged one as an array of lists."""
+    listed = value if isinstance(value, dict) else {specs[0].name or "": value}
+    arrays = {}
+    for name, item in listed.items():
+        try:
+            arrays[str(name)] = np.asarray(item)
+        except ValueError:
+            arrays[str(name)] = np.empty((len(item),), dtype=object)
+    for spec in specs:
+        array = arrays.get(spec.name or "")
+        # JSON has one kind of whole number and one of others: no width, and text is text.
+        if array is not None and (array.dtype.kind, spec.dtype.kind) in (("i", "u"), ("i", "f"), ("U", "O")):
+            arrays[spec.name or ""] = array.astype(spec.dtype)
+    return Tensors(arrays, None)
+
+
+def _listed_mismatches(specs: list[ColSpec], value: Any) -> list[str]:
+    """A list with one item a row, or one answer alone. An item is an object by the columns' names, a list of
+    their values, or the value of the one column."""
+    rows = value if isinstance(value, list) else [value]
+    found: dict[str, str] = {}
+    for row in rows:
+        for label, problem in _row_mismatches(specs, row):
+            found.setdefault(label, problem)
+    return list(found.values())
+
+
+def _row_mismatches(specs: list[ColSpec], row: Any) -> Iterator[tuple[str, str]]:
+    named = specs[0].name is not None
+    single = len(specs) == 1 and not (isinstance(row, dict) and specs[0].name in row)
+    if single:
+        yield from _value_mismatch(specs[0].type, row, f"output {specs[0].name}" if named else "the output")
+        return
+    if isinstance(row, list | tuple) and len(row) == len(specs):
+        row = {
+            place if spec.name is None else spec.name: item
+            for place, (spec, item) in enumerate(zip(specs, row, strict=True))
+        }
+    if not isinstance(row, dict):
+        yield "", f"the output is {_json_kind(row)} for a row, declared {len(specs)} columns"
+        return
+    for place, spec in enumerate(specs):
+        name = place if spec.name is None else spec.name
+        if name in row:
+            yield from _value_mismatch(spec.type, row[name], f"output {name}", spec.required)
+        elif spec.required:
+            yield str(name), f"output {name} is declared and was not answered"
+
+
+def _value_mismatch(kind: Type, value: Any, label: str, required: bool = True) -> Iterator[tuple[str, str]]:
+    """Where a value of plain Python is of another kind than its type; a null says nothing of its kind."""
+    if value is None or isinstance(kind, AnyType):
+        return
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(kind, SchemaArray) and isinstance(value, list | tuple):
+        for item in value:
+            yield from _value_mismatch(kind.items, item, f"an item of {label}")
+    elif isinstance(kind, Map) and isinstance(value, dict):
+        for item in value.values():
+            yield from _value_mismatch(kind.values, item, f"a value of {label}")
+    elif isinstance(kind, Object) and isinstance(value, dict):
+        for part in kind.properties:
+            if part.name in value:
+                yield from _value_mismatch(part.type, value[part.name], f"{label}.{part.name}")
+            elif part.required:
+                yield f"{label}.{part.name}", f"{label}.{part.name} is declared and was not answered"
+    elif (
+        not isinstance(kind, Scalar)
+        or not isinstance(value, _PYTHON[kind])
+        or (isinstance(value, bool) and kind is not Scalar.boolean)
+    ):
+        yield label, f"{label} is {_json_kind(value)}, declared {kind}"
+
+
+def _json_kind(value: Any) -> str:
+    names = {bool: "a boolean", int: "a whole number", float: "a number", str: "text", dict: "an object"}
+    return names.get(
+        type(value), "a list" if isinstance(value, list | tuple) else f"a {type(value).__name__}"
+    )
 
 
 def _kind_mismatch(spec: ColSpec, array: Array, label: str) -> list[str]:

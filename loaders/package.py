@@ -120,6 +120,9 @@ class Package:
             raise PackageError(shown or "path", "a path in a package must be relative to it")
         if ".." in pure.parts or ".." in PureWindowsPath(relative).parts:
             raise PackageError(shown, "a path in a package must not leave it")
+        if "\\" in relative and not (self.path / pure).exists():
+            # Written on Windows. What it leads to is checked below, as any other.
+            pure = PurePosixPath(relative.replace("\\", "/").lstrip("/"))
         try:
             found = (self.path / pure).resolve(strict=True)
         except FileNotFoundError:
@@ -230,7 +233,9 @@ def read(path: str | Path) -> Package:
             shown = root.name if Path(path).is_absolute() else str(path)
             problem = "is no directory" if root.exists() else "there is no such directory"
             raise PackageError(shown, problem) from None
-        raise PackageError(FILE, "there is no such file: this is not a model directory") from None
+        deeper = sorted(file.parent.name for file in root.glob(f"*/{FILE}"))[:3]
+        hint = f"; there is one in {', '.join(deeper)}: name that directory" if deeper else ""
+        raise PackageError(FILE, f"there is no such file: this is not a model directory{hint}") from None
     except (OSError, RuntimeError) as error:
         raise PackageError(
             FILE, f"cannot be read: {getattr(error, 'strerror', None) or 'a loop of links'}"

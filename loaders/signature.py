@@ -376,7 +376,23 @@ def compatible(old: Signature | None, new: Signature | None) -> list[str]:
     return reasons + _compare_params(old.params or (), new.params or ())
 
 
+def _one_value_a_row(schema: Schema) -> Schema:
+    """An output of one value a row is the same in an answer whether it is declared as a column or as a
+    tensor of one axis: MLflow declares it one way, earlier versions of this product the other."""
+    spec = schema[0]
+    if len(schema) > 1 or not isinstance(spec, TensorSpec) or spec.name is not None or spec.shape != (-1,):
+        return schema
+    if spec.dtype.kind == "O":
+        return (ColSpec(Scalar.string),)
+    try:
+        return (ColSpec(_dtype_type(spec.dtype, "outputs")),)
+    except SignatureError:
+        return schema
+
+
 def _compare_schemas(old: Schema, new: Schema, what: str) -> list[str]:
+    if what == "output" and isinstance(old[0], TensorSpec) != isinstance(new[0], TensorSpec):
+        old, new = _one_value_a_row(old), _one_value_a_row(new)
     if isinstance(old[0], TensorSpec) != isinstance(new[0], TensorSpec):
         kinds = [("tensors" if isinstance(schema[0], TensorSpec) else "columns") for schema in (old, new)]
         return [f"{what}s were {kinds[0]} and are {kinds[1]} now"]

@@ -21,6 +21,7 @@
     must be in force where mlflow is not installed.
 12. `stateless` is True only if no answer depends on what the model was asked before: such a model answers its
     example in place before it serves, any other in a throw-away fork of its process.
+13. `options` names what `save` takes; it is given no others, but `shipped`: the modules in `code/`.
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ class Flavor(Protocol):
     memory_factor: float
     mlflow_names: bool
     stateless: bool
+    options: tuple[str, ...]
 
     def accepts(self, model: object) -> bool: ...
 

@@ -26,6 +26,7 @@ class LightGBM:
     memory_factor = 4.0
     mlflow_names = False
     stateless = True
+    options: tuple[str, ...] = ()
 
     def accepts(self, model: object) -> bool:
         lightgbm = sys.modules.get("lightgbm")

@@ -53,6 +53,10 @@ class Onnx:
     memory_factor = 2.5
     mlflow_names = False
     stateless = True
+    options = (
+        "providers",
+        "session_options",
+    )
 
     def accepts(self, model: object) -> bool:
         """A ModelProto, its bytes, or the path of an `.onnx` file."""

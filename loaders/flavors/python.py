@@ -41,6 +41,7 @@ class Python:
     memory_factor = 2.0
     mlflow_names = True
     stateless = False
+    options = ("artifacts", "model_config")
 
     def accepts(self, model: object) -> bool:
         """An object with `predict`, a function, or the path of a `.py` file that calls `set_model`."""
@@ -105,6 +106,7 @@ class Loader:
     memory_factor = 2.0
     mlflow_names = True
     stateless = False
+    options = ("loader_module", "model_config")
 
     def accepts(self, model: object) -> bool:
         """Never by itself: `flavor="loader"` asks for it."""

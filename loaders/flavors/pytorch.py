@@ -42,6 +42,7 @@ class PyTorch:
     memory_factor = 2.0
     mlflow_names = False
     stateless = False
+    options: tuple[str, ...] = ()
 
     def accepts(self, model: object) -> bool:
         """A module, or an exported program (`torch.export.export`)."""

@@ -44,6 +44,10 @@ class Sklearn:
     memory_factor = 2.0
     mlflow_names = False
     stateless = True
+    options = (
+        "serialization_format",
+        "predict_fn",
+    )
 
     def accepts(self, model: object) -> bool:
         base = sys.modules.get("sklearn.base")

@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import loaders
 from tests.conftest import needs
 from tests.contracts.test_flavors import in_blocked
 from tests.support.flavors import FRAME, TRAIN, labels
@@ -517,3 +518,55 @@ def test_a_python_model_answers_the_same_where_mlflow_is_installed(
     name: str, with_mlflow: dict[str, Answers]
 ) -> None:
     assert_answered_alike(with_mlflow[name])
+
+
+def _numbers(model_input: Any) -> Any:
+    return model_input["a"].to_numpy(dtype=np.float32)
+
+
+def _table(model_input: Any) -> Any:
+    return model_input[["a"]]
+
+
+@pytest.mark.parametrize("kind", ["labels", "numbers", "array", "float32", "table"])
+def test_the_signature_is_the_one_that_mlflow_infers(tmp_path: Path, kind: str) -> None:
+    """The same model, logged by either, replaces the other."""
+    needs("mlflow")
+    import mlflow
+    from sklearn.linear_model import LinearRegression, LogisticRegression
+
+    from loaders import package
+    from loaders.signature import compatible
+
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    example = FEW.to_numpy() if kind == "array" else FEW
+    if kind in ("float32", "table"):
+        function = _numbers if kind == "float32" else _table
+        mlflow.pyfunc.save_model(theirs, python_model=function, input_example=example, pip_requirements=[])
+        loaders.save_model(function, ours, input_example=example)
+    else:
+        train = TRAIN.to_numpy() if kind == "array" else TRAIN
+        words = np.where(labels(TRAIN) > 0, "yes", "no").astype(object)
+        model: Any = LinearRegression().fit(train, TRAIN["a"])
+        if kind == "labels":
+            model = LogisticRegression().fit(train, words)
+        mlflow.sklearn.save_model(model, theirs, input_example=example, pip_requirements=[])
+        loaders.save_model(model, ours, input_example=example)
+    found, expected = package.read(ours).signature, package.read(theirs).signature
+    assert found is not None
+    assert expected is not None
+    assert str(found) == str(expected)
+    assert compatible(found, expected) == []
+    assert compatible(expected, found) == []
+
+
+def test_what_earlier_versions_declared_of_one_value_a_row_is_the_same() -> None:
+    from loaders.signature import ColSpec, Scalar, Signature, TensorSpec, compatible
+
+    column = Signature(outputs=(ColSpec(Scalar.long),))
+    tensor = Signature(outputs=(TensorSpec(np.dtype("int64"), (-1,)),))
+    assert compatible(tensor, column) == compatible(column, tensor) == []
+    other = Signature(outputs=(TensorSpec(np.dtype("float64"), (-1,)),))
+    assert compatible(other, column) == ["the output was double and is long now"]
+    wide = Signature(outputs=(TensorSpec(np.dtype("int64"), (-1, 2)),))
+    assert compatible(wide, column) == ["outputs were tensors and are columns now"]

@@ -11,10 +11,14 @@ from scipy.sparse import csr_matrix
 
 from loaders.batch import Batch, Columns, Tensors, Value
 from loaders.output import AnswerTooLarge, check_size, mismatches
-from loaders.signature import ColSpec, Signature, TensorSpec
+from loaders.signature import Array, ColSpec, Object, Property, Scalar, Signature, TensorSpec
 
 COLUMNS = (ColSpec("long", "label"), ColSpec("double", "score", required=False))
 ONE = (ColSpec("long"),)
+NESTED = (
+    ColSpec(Array(Scalar.string), "tags"),
+    ColSpec(Object((Property("x", Scalar.double),)), "at"),
+)
 TENSOR = (TensorSpec(np.dtype("float32"), (-1, 2)),)
 
 
@@ -43,6 +47,36 @@ TENSOR = (TensorSpec(np.dtype("float32"), (-1, 2)),)
             (TensorSpec(np.dtype("float32"), (-1,), "p"),),
             Tensors({"q": np.ones(1, np.float32)}, 1),
             ["output p is declared and was not answered"],
+        ),
+        (ONE, Value([1, 2], 2), []),
+        (ONE, Value([1, "high"], 2), ["the output is text, declared long"]),
+        (ONE, Value([True], 1), ["the output is a boolean, declared long"]),
+        (ONE, Value([None], 1), []),
+        (ONE, Value({"label": 1}), ["the output is an object, declared long"]),
+        (COLUMNS, Value([{"label": 1, "score": 0.5}, {"label": 2}], 2), []),
+        (
+            COLUMNS,
+            Value([{"label": 1}, {"score": "high"}, {"score": "low"}], 3),
+            ["output label is declared and was not answered", "output score is text, declared double"],
+        ),
+        (COLUMNS, Value([[1, 0.5]], 1), []),
+        (COLUMNS, Value(["up"], 1), ["the output is text for a row, declared 2 columns"]),
+        (NESTED, Value([{"tags": ["a"], "at": {"x": 1.0}}], 1), []),
+        (
+            NESTED,
+            Value([{"tags": ["a", 1], "at": {}}], 1),
+            [
+                "an item of output tags is a whole number, declared string",
+                "output at.x is declared and was not answered",
+            ],
+        ),
+        (TENSOR, Value([[0.5, 1], [1, 2]], 2), []),
+        (TENSOR, Value([[0.5, 1, 2]], 1), ["the output has the shape (1, 3), declared (-1, 2)"]),
+        (TENSOR, Value([["a", "b"]], 1), ["the output is <U1, declared float32"]),
+        (
+            TENSOR,
+            Value([[0.5], [1, 2]], 2),
+            ["the output is object, declared float32", "the output has the shape (2,), declared (-1, 2)"],
         ),
     ],
 )

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from loaders import example, package
 from loaders.package import Package, PackageError, parse_yaml
+from tests.support.hostile import write_package
 
 MINIMAL: dict[str, Any] = {"flavors": {"python_function": {"loader_module": "mlflow.sklearn"}}}
 
@@ -460,3 +461,25 @@ def test_live_data_is_written_as_mlflow_writes_it(tmp_path: Path) -> None:
     assert example.write(tmp_path, [{"q": "text"}]).type == "json_object"
     with pytest.raises(example.InvalidExample):
         example.write(tmp_path, object())
+
+
+def test_a_package_one_directory_deeper_is_said(tmp_path: Path) -> None:
+    write_package(tmp_path / "run" / "model")
+    with pytest.raises(PackageError, match="there is one in model: name that directory"):
+        package.read(tmp_path / "run")
+
+
+@pytest.mark.parametrize("path", ["code\\own_loader.py", ".\\code\\own_loader.py"])
+def test_paths_written_on_windows_are_found(tmp_path: Path, path: str) -> None:
+    saved = write_package(tmp_path / "p")
+    assert saved.inside(path).samefile(saved.path / "code" / "own_loader.py")
+
+
+@pytest.mark.parametrize(
+    "path", ["..\\outside", "code\\..\\..\\outside", "C:\\outside", "\\outside", "\\\\host\\share\\x"]
+)
+def test_paths_written_on_windows_do_not_leave(tmp_path: Path, path: str) -> None:
+    (tmp_path / "outside").write_text("")
+    saved = write_package(tmp_path / "p")
+    with pytest.raises(PackageError):
+        saved.inside(path)

@@ -58,10 +58,7 @@ def test_flavor_signature_and_example_are_inferred(tmp_path: Path, classifier: L
         classifier, tmp_path / "m", input_example=TRAIN[:2], metadata={"team": "a"}, params={"t": 0.5}
     )
     assert saved.loader_module == "mlflow.sklearn"
-    assert (
-        str(saved.signature)
-        == "inputs: a: double, b: double\noutputs: tensor<int64>[-1]\nparams: t: double = 0.5"
-    )
+    assert str(saved.signature) == "inputs: a: double, b: double\noutputs: long\nparams: t: double = 0.5"
     loaded = loaders.load_model(tmp_path / "m")
     np.testing.assert_array_equal(loaded.predict(TRAIN), classifier.predict(TRAIN))
     pd.testing.assert_frame_equal(loaded.input_example, TRAIN[:2])

@@ -1,0 +1,107 @@
+"""The keywords of `save_model` and `log_model`: MLflow's names for them, and what is said of unknown ones.
+
+Knows names. What a keyword means is the affair of whoever takes it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+SYNONYMS: Final = {
+    "pip_requirements": "requirements",
+    "code_path": "code_paths",
+    "pyfunc_predict_fn": "predict_fn",
+    "onnx_execution_providers": "providers",
+    "onnx_session_options": "session_options",
+}
+"""MLflow's name → ours."""
+
+IGNORED: Final = frozenset(
+    {
+        "await_registration_for",
+        "step",
+        "model_id",
+        "model_type",
+        "run_id",
+        "prompts",
+        "resources",
+        "auth_policy",
+    }
+)
+"""MLflow's keywords that mean something to its tracking server alone."""
+
+OWN: Final = (
+    "signature",
+    "input_example",
+    "metadata",
+    "requirements",
+    "code_paths",
+    "params",
+    "flavor",
+    "verify",
+    "extra_pip_requirements",
+    "conda_env",
+)
+
+
+def ours(options: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """`options` by our names, without those that mean nothing here, which are warned of. `given` are the
+    keywords that were taken already: None there is not given. Raises TypeError for one that is given by both
+    names."""
+    found: dict[str, Any] = {}
+    for name, value in options.items():
+        if name in IGNORED:
+            if value is not None:
+                warnings.warn(f"{name} means nothing here and is ignored", stacklevel=4)
+            continue
+        own = SYNONYMS.get(name, name)
+        if own in found or given.get(own) is not None:
+            raise TypeError(f"{name} is another name of {own}: give one of them")
+        found[own] = value
+    return found
+
+
+def check(options: Mapping[str, Any], flavor: str, taken: Iterable[str]) -> None:
+    """Raises TypeError for an option that a flavor does not take, with the nearest that there is."""
+    known = tuple(taken)
+    for name in options:
+        if name in known:
+            continue
+        near = difflib.get_close_matches(name, [*known, *OWN, *SYNONYMS], n=1)
+        takes = (
+            f"{flavor} models take {', '.join(known)}" if known else f"{flavor} models take no further ones"
+        )
+        meant = f"did you mean {near[0]}? " if near else ""
+        raise TypeError(f"unknown keyword {name}: {meant}{takes}")
+
+
+def requirements(value: str | Path | Iterable[str] | None) -> list[str] | None:
+    """A list of pip requirements, or the path of a requirements file, which is read. Raises OSError."""
+    from loaders.environment import requirement_lines
+
+    if value is None:
+        return None
+    return (
+        requirement_lines(Path(value).read_text(encoding="utf-8"))
+        if isinstance(value, str | Path)
+        else list(value)
+    )
+
+
+def of_conda(value: str | Path | Mapping[str, Any]) -> list[str]:
+    """The pip requirements of a conda environment: a mapping, or the path of its YAML file. Raises OSError,
+    PackageError, and ValueError where it has no pip part: conda's own packages are no pip requirements."""
+    from loaders.environment import pip_part
+    from loaders.package import parse_yaml
+
+    content: Any = (
+        parse_yaml(Path(value).read_bytes(), "conda_env") if isinstance(value, str | Path) else value
+    )
+    found = pip_part(content)
+    if found is None:
+        raise ValueError("conda_env has no pip part: name its packages for pip, with requirements")
+    return found

@@ -1,0 +1,40 @@
+"""Input examples that cannot be written: the error names the column."""
+
+from __future__ import annotations
+
+import decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from loaders import example
+
+DECIMAL = [decimal.Decimal("1.5"), decimal.Decimal("2")]
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        (DECIMAL, "column 'odd' holds a Decimal.*float or text"),
+        (pd.to_timedelta([1, 2], unit="s"), "column 'odd' holds a Timedelta.*seconds"),
+        (pd.arrays.SparseArray([0.0, 1.0]), "column 'odd' is sparse.*to_dense"),
+        ([1.0, np.inf], "column 'odd' holds an infinite number"),
+        ([{"inner": DECIMAL}, {}], r"column 'odd'\.inner holds a Decimal"),
+        ([object(), 1], "column 'odd' holds a object"),
+        (pd.period_range("2026-01", periods=2, freq="M"), "column 'odd' holds a Period"),
+    ],
+)
+def test_what_json_has_no_form_for_is_said_with_its_column(tmp_path: Path, column: Any, message: str) -> None:
+    frame = pd.DataFrame({"plain": [1, 2], "odd": column})
+    with pytest.raises(example.InvalidExample, match=message):
+        example.write(tmp_path, frame)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_frame_without_columns_keeps_its_rows(tmp_path: Path) -> None:
+    info = example.write(tmp_path, pd.DataFrame(index=pd.RangeIndex(2)))
+    raw, _ = example.read(info, tmp_path / info.artifact_path)
+    assert raw.data["data"] == [[], []]

@@ -1,0 +1,103 @@
+"""Keywords of `save_model`: MLflow's names mean what they mean there, unknown ones are errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+import gateway
+import loaders
+from loaders import keywords
+
+X = np.array([[0.0], [1.0], [2.0], [3.0]])
+
+
+def save(path: Path, **options: Any) -> list[str]:
+    loaders.save_model(LogisticRegression().fit(X, [0, 0, 1, 1]), path / "m", verify=False, **options)
+    return (path / "m" / "requirements.txt").read_text().split()
+
+
+@pytest.mark.parametrize("form", ["list", "file"])
+def test_pip_requirements(tmp_path: Path, form: str) -> None:
+    (tmp_path / "needs.txt").write_text("# ours\nscikit-learn>=1\n")
+    given = ["scikit-learn>=1"] if form == "list" else str(tmp_path / "needs.txt")
+    assert save(tmp_path, pip_requirements=given) == ["scikit-learn>=1"]
+
+
+@pytest.mark.parametrize("form", ["mapping", "file"])
+def test_conda_env(tmp_path: Path, form: str) -> None:
+    text = "dependencies:\n- python=3.11\n- pip:\n  - scikit-learn>1\n"
+    (tmp_path / "conda.yaml").write_text(text)
+    mapping = {"dependencies": ["python=3.11", {"pip": ["scikit-learn>1"]}]}
+    given = mapping if form == "mapping" else tmp_path / "conda.yaml"
+    assert save(tmp_path, conda_env=given) == ["scikit-learn>1"]
+
+
+def test_extra_requirements_are_added(tmp_path: Path) -> None:
+    found = save(tmp_path, extra_pip_requirements=["tabulate>=0.9"])
+    assert found[-1] == "tabulate>=0.9"
+    assert any(line.startswith("scikit-learn==") for line in found)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"input_exmple": X}, "unknown keyword input_exmple: did you mean input_example"),
+        ({"pip_requirement": []}, "did you mean pip_requirements"),
+        ({"predict_func": "predict"}, "did you mean .*predict_fn"),
+        ({"artifacts": {}}, "sklearn models take serialization_format, predict_fn"),
+        ({"requirements": [], "pip_requirements": []}, "pip_requirements is another name of requirements"),
+        ({"requirements": [], "conda_env": {"dependencies": [{"pip": ["a"]}]}}, "give one of them"),
+    ],
+)
+def test_what_is_unknown_or_given_twice_is_an_error(tmp_path: Path, options: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        save(tmp_path, **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_conda_env_without_pip_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no pip part"):
+        save(tmp_path, conda_env={"dependencies": ["scikit-learn"]})
+
+
+def test_what_means_nothing_here_is_warned_of(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="await_registration_for means nothing here"):
+        save(tmp_path, await_registration_for=300)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"registered_model_name": "iris"},
+        {"name": "model", "registered_model_name": "iris"},
+        {"artifact_path": "model", "registered_model_name": "iris"},
+        {"artifact_path": "iris"},
+    ],
+    ids=str,
+)
+def test_mlflows_words_for_the_name(tmp_path: Path, names: dict[str, str]) -> None:
+    model = LogisticRegression().fit(X, [0, 0, 1, 1])
+    logged = gateway.log_model(
+        model,
+        registry=tmp_path / "registry.yaml",
+        input_example=X,
+        pyfunc_predict_fn="predict_proba",
+        verify=False,
+        **names,  # type: ignore[arg-type]
+    )
+    assert (logged.name, logged.version) == ("iris", "1")
+    assert gateway.load_model("iris/1", tmp_path / "registry.yaml").predict(X).shape == (4, 2)
+    with pytest.raises(TypeError, match="needs a name"):
+        gateway.log_model(model, registry=tmp_path / "registry.yaml")
+
+
+def test_every_synonym_leads_to_something_that_is_taken() -> None:
+    from loaders import flavors
+
+    options = {name for flavor in flavors.FLAVORS for name in flavors.get(flavor).options}
+    assert set(keywords.SYNONYMS.values()) <= options | set(keywords.OWN)
