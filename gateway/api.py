@@ -100,7 +100,7 @@ def _registered_name(name: str | None, options: dict[str, Any]) -> str:
     (earlier `artifact_path`) is the name in the run where `registered_model_name` is given too. Raises
     TypeError."""
     registered, path = options.pop("registered_model_name", None), options.pop("artifact_path", None)
-    chosen = registered or name or path
+    chosen = next((word for word in (registered, name, path) if word is not None), None)
     if not isinstance(chosen, str):
         raise TypeError("log_model needs a name: the model's in the registry")
     return chosen
