@@ -266,6 +266,9 @@ def _listed(result: Any, rows: int | None) -> Value:
 
 def _from_pandas(result: Any) -> Columns:
     if hasattr(result, "columns"):
+        if not result.columns.is_unique:
+            twice = str(result.columns[result.columns.duplicated()][0])
+            raise ValueError(f"the answer has two columns named {twice[:80]!r}")
         series = {
             name if isinstance(name, str | int) else str(name): result.iloc[:, i]
             for i, name in enumerate(result.columns)
@@ -278,6 +281,8 @@ def _from_pandas(result: Any) -> Columns:
 
 def column_array(column: Any) -> Array:
     """One pandas series as the 1-D array that `Columns` holds (nullable types keep their gaps)."""
+    if hasattr(column, "sparse"):
+        column = column.sparse.to_dense()
     dtype = column.dtype
     if isinstance(dtype, np.dtype) and dtype.kind in "biuf":
         return np.asarray(column.to_numpy())

@@ -203,6 +203,8 @@ def _records_schema(rows: Sequence[Mapping[Any, Any]], place: str) -> Schema:
 
 def _series_spec(column: Any, name: str | int | None, place: str) -> ColSpec:
     where = place if name is None else f"{place}.{name}"
+    if hasattr(column, "sparse"):
+        column = column.sparse.to_dense()
     kind = getattr(column.dtype, "kind", "O")
     required = name is None or not bool(column.isna().any())
     if kind != "O":

@@ -39,6 +39,7 @@ Form = Literal["dataframe_split", "dataframe_records", "inputs", "instances", "c
 Mode = Literal["strict", "warn", "mlflow"]
 
 _SHOWN_NAMES = 20
+_SCALARS = frozenset((bool, int, float, str, type(None)))
 #: How deep lists and objects may be nested where no type says it.
 _MAX_DEPTH = 100
 #: So many rows at most are looked at value by value; for more the ways for whole columns are faster.
@@ -151,7 +152,7 @@ def enforce(
     free = signature is None or signature.inputs is None or type_hints or _plan(signature).open
     if free and _is_too_deep(_free(batch)):
         raise InvalidInput([Violation("data" if raw.form == "python" else raw.form, v.TOO_DEEP)])
-    if checked and _is_too_deep(checked):
+    if checked and not _SCALARS.issuperset(map(type, checked.values())) and _is_too_deep(checked):
         raise InvalidInput([Violation("params", v.TOO_DEEP)])
     if extras:
         warnings = (_ignored("columns" if isinstance(batch, Columns) else "inputs", extras), *warnings)

@@ -303,6 +303,8 @@ def frame_index(frame: Any) -> NDArray | None:
 
 def series_array(series: Any) -> NDArray:
     """A pandas series as a 1-D array; dates with a zone in UTC."""
+    if hasattr(series, "sparse"):
+        series = series.sparse.to_dense()
     dtype = series.dtype
     if isinstance(dtype, np.dtype):
         return np.asarray(series.to_numpy())

@@ -26,6 +26,7 @@ class Failure(NamedTuple):
 _KNOWN: Final = tuple(
     re.compile(sentence)
     for sentence in (
+        r"the answer has two columns named '[^']+'",
         # scikit-learn
         r"Input (X|y)? ?contains NaN\.?",
         r"Input (X|y)? ?contains infinity or a value too large for dtype\('\w+'\)\.?",

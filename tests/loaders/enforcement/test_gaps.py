@@ -9,6 +9,7 @@ import base64
 import csv
 import io
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -278,3 +279,26 @@ def test_an_encoder_that_was_fitted_on_none_is_given_none(tmp_path: Path) -> Non
     np.testing.assert_allclose(served.predict(table), model.predict(table))
     one = enforce(served.signature, RawInput("dataframe_records", [{"colour": None, "x": 2.0}]))
     np.testing.assert_allclose(served.run(one.batch, {}).arrays[""], [90.0])  # type: ignore[union-attr]
+
+
+class Zeros:
+    """A model that takes anything."""
+
+    def predict(self, rows: Any) -> Any:
+        return np.zeros(len(rows))
+
+
+def test_sparse_columns_and_decimals_are_numbers(tmp_path: Path) -> None:
+    signature = Signature((ColSpec(Scalar.double, "a"), ColSpec(Scalar.double, "b")))
+    sparse = pd.DataFrame({"a": [1.0, 2.0], "b": pd.arrays.SparseArray([0.0, 1.0])})
+    given = batches.native(enforce(signature, RawInput("python", sparse)).batch)
+    assert given["b"].tolist() == [0.0, 1.0]
+    money = pd.DataFrame({"price": [Decimal("1.5"), Decimal(2)]})
+    package = loaders.save_model(Zeros(), tmp_path / "d", input_example=money, verify=False)
+    assert package.signature is not None
+    assert package.signature.inputs == (ColSpec(Scalar.double, "price"),)
+
+
+def test_an_answer_with_two_columns_of_one_name_loses_none() -> None:
+    with pytest.raises(ValueError, match="two columns named 'a'"):
+        batches.from_result(pd.DataFrame([[1, 2]], columns=["a", "a"]), 1)
