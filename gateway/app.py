@@ -22,6 +22,7 @@ from gateway.artifacts.sources import sources_for
 from gateway.http.auth import Access, control_key
 from gateway.http.connections import Connections, descriptors
 from gateway.http.large import LargeBodies
+from gateway.http.parts import Parts
 from gateway.metrics import Metrics
 from gateway.names import parse_short
 from gateway.registries.base import (
@@ -186,6 +187,19 @@ class Gateway:
         )
         self._tasks: list[asyncio.Task[Any]] = []
         self._expose()
+
+    @property
+    def parts(self) -> Parts:
+        """What the HTTP layer is built from."""
+        return Parts(
+            self.service,
+            self.operations,
+            self.access,
+            self.metrics,
+            self.settings,
+            self.large_bodies,
+            lambda: self.draining,
+        )
 
     async def start(self) -> None:
         """Reads the registry, or takes what it said last, and begins to follow it. A registry that does not

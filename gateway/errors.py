@@ -9,10 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from gateway.registries.base import Version
+from typing import Final
 
 STATUS: Final[dict[str, int]] = {
     "MALFORMED_BODY": 400,
@@ -103,10 +100,7 @@ class Detail:
 
 
 class Problem(Exception):
-    """An answer that is not a prediction. `code` is one of `STATUS`; `retry_after` is in seconds.
-
-    `version` and `alias` say what was resolved, where the request came so far; the service sets them.
-    """
+    """An answer that is not a prediction. `code` is one of `STATUS`; `retry_after` is in seconds."""
 
     def __init__(
         self,
@@ -123,8 +117,6 @@ class Problem(Exception):
         self.details = tuple(details)
         self.hint = hint
         self.retry_after = retry_after
-        self.version: Version | None = None
-        self.alias: str | None = None
 
     @property
     def status(self) -> int:

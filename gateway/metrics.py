@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from asyncio import AbstractEventLoop, TimerHandle
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Final, TypedDict, Unpack
+from typing import TYPE_CHECKING, Final, TypedDict, Unpack
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -18,6 +18,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
+
+if TYPE_CHECKING:
+    from gateway.record import RequestRecord
 
 PHASES: Final = ("parse", "queue", "predict", "encode")
 LINGER_SECONDS: Final = 300.0
@@ -151,6 +154,13 @@ class Metrics:
     def load(self, model: str, result: str, seconds: float) -> None:
         self._loads.labels(model, result).inc()
         self._load_seconds.labels(model).observe(seconds)
+
+    def record(self, record: RequestRecord) -> None:
+        """Counts a request that has ended."""
+        version = record.version
+        name, number = (version.name, version.version) if version is not None else ("", "")
+        phases = (record.parse, record.queue, record.predict, record.encode)
+        self.request(name, number, record.code, time.perf_counter() - record.began, phases)
 
     def unload(self, model: str, reason: str) -> None:
         self._unloads.labels(model, reason).inc()

@@ -143,7 +143,7 @@ async def _serve(
     gateway = Gateway(settings, registry)
     try:
         config = uvicorn.Config(
-            build(gateway),
+            build(gateway.parts),
             http=protocol(settings.max_connection_age, gateway.connections),
             lifespan="off",
             ws="none",

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from gateway.errors import Detail, Problem
 from gateway.events import Emit, InputRefused, OutputDiffers, PredictionFailed, RequestRefused
 from gateway.names import Reference
+from gateway.record import RequestRecord
 from gateway.runners.base import ModelError, NoProcess, RunnerCrashed, RunnerTimeout
 from gateway.runners.suspects import Poisoned
 from gateway.serving.admission import Refused
@@ -57,32 +58,24 @@ class ElsewhereEnforced(Protocol):
 
 @dataclass(slots=True)
 class Inference:
-    """A request, parsed but untyped. `deadline` is in the event loop's time; `reference` None means the
-    default model. `registry` and `principal` name the registry and the caller (one of each so far);
-    `raw` is None once it is enforced, or where the body is `unparsed`; `version` the service sets, once it
-    knows it."""
+    """What a request asks, parsed but untyped. `deadline` is in the event loop's time; `reference` None means
+    the default model; `raw` is None once it is enforced, or where the body is `unparsed`. The service writes
+    into `record` what it learns."""
 
     reference: Reference | None
     raw: RawInput | None
     params: Any = None
     deadline: float | None = None
-    principal: str | None = None
-    registry: str | None = None
-    request_id: bytes = b""
+    record: RequestRecord = field(default_factory=RequestRecord)
     unparsed: Unparsed | None = None
-    version: Version | None = None
 
 
 @dataclass(slots=True)
 class Answer:
-    """What a model answered. `queue_seconds`: waiting for its turn, `predict_seconds`: the model's time."""
+    """What a model answered; which one, and when, is in the request's record."""
 
     result: Batch
-    version: Version
-    alias: str | None
     warnings: tuple[str, ...] = ()
-    queue_seconds: float = 0.0
-    predict_seconds: float = 0.0
 
 
 class Service:
@@ -110,7 +103,8 @@ class Service:
         self._find = find
 
     async def predict(self, inference: Inference) -> Answer:
-        """Raises Problem; from the moment the model is known it carries `version` and `alias`."""
+        """Asks the model that is meant. Raises Problem."""
+        record = inference.record
         reference = inference.reference or self._default_model
         if reference is None:
             raise Problem(
@@ -128,12 +122,13 @@ class Service:
             target = self._aliases.target(reference)
         found = target.alias
         version = target.version
-        inference.version = version or (None if found is None else found.desired)
+        record.alias = None if found is None else found.alias
+        record.version = version or (None if found is None else found.desired)
         lease: Lease | None = None
         try:
             if version is None:
                 assert found is not None
-                version = await self._aliases.settle(found, self._patience(inference))
+                version = record.version = await self._aliases.settle(found, self._patience(inference))
             lease = self._manager.lease(version)
             servable = lease.servable
             if servable.status is Status.LOADING or servable.problem is not None:
@@ -143,21 +138,12 @@ class Service:
             if found is not None:
                 self._aliases.answered(found, version)
         except Problem as error:
-            problem = self._late(inference, error)
-            problem.version = version or (None if found is None else found.desired)
-            problem.alias = None if found is None else found.alias
-            raise problem from None
+            raise self._late(inference, error) from None
         finally:
             if lease is not None:
                 lease.release()
-        return Answer(
-            outcome.result,
-            version,
-            None if found is None else found.alias,
-            warnings,
-            outcome.queue_seconds,
-            outcome.predict_seconds,
-        )
+        record.queue, record.predict = outcome.queue_seconds, outcome.predict_seconds
+        return Answer(outcome.result, warnings)
 
     async def _run(self, servable: Servable, inference: Inference) -> tuple[Outcome, tuple[str, ...]]:
         version = servable.version
@@ -174,7 +160,7 @@ class Service:
                 inference.unparsed = None
         except InvalidInput as error:
             kinds = tuple(v.problem for v in error.violations)
-            identity = inference.request_id.decode("latin-1")
+            identity = inference.record.shown_id
             self._emit(InputRefused(version.name, version.version, kinds, identity))
             raise _invalid_input(version, error) from None
         try:
@@ -185,9 +171,11 @@ class Service:
                 async with asyncio.timeout_at(inference.deadline):
                     outcome = await answer
         except Refused as refused:
-            why = "its turn would come after its deadline" if refused.late else "as many wait as may"
-            message = f"{version.name} has too many requests: {why}"
-            identity = inference.request_id.decode("latin-1")
+            why = (
+                "its turn would come after its deadline" if refused.late else "its queue is full (max_queue)"
+            )
+            message = f"{version.name} is overloaded: {why}"
+            identity = inference.record.shown_id
             self._emit(RequestRefused(version.name, version.version, why, identity))
             raise Problem("OVERLOADED", message, retry_after=refused.retry_after) from None
         except TimeoutError:
@@ -203,7 +191,7 @@ class Service:
             raise Problem("MODEL_UNAVAILABLE", message, retry_after=error.retry_after) from None
         except Poisoned as error:
             servable.recent.failed(str(error))
-            identity = inference.request_id.decode("latin-1")
+            identity = inference.record.shown_id
             self._emit(PredictionFailed(version.name, version.version, str(error), "", identity))
             raise Problem(
                 "PREDICTION_FAILED",
@@ -215,7 +203,7 @@ class Service:
             message = f"the process of {version} ended while it worked on the request"
             raise Problem("WORKER_CRASHED", message, retry_after=1) from None
         except ModelError as error:
-            identity = inference.request_id.decode("latin-1")
+            identity = inference.record.shown_id
             if error.unsuitable:
                 self._emit(InputRefused(version.name, version.version, (_UNSUITABLE,), identity))
                 raise Problem(

@@ -24,7 +24,19 @@ FORBIDDEN = frozenset({"pickle", "cloudpickle", "joblib", "dill", "sklearn", "to
 """What nothing in `gateway` imports, wherever it stands: it executes models, or is a framework."""
 
 LEAVES = frozenset(
-    {"names", "errors", "events", "tracing", "settings", "plugins", "state", "cgroup", "yamltext", "backoff"}
+    {
+        "names",
+        "errors",
+        "events",
+        "tracing",
+        "record",
+        "settings",
+        "plugins",
+        "state",
+        "cgroup",
+        "yamltext",
+        "backoff",
+    }
 )
 PARTS = frozenset({"registries", "artifacts", "runners"})
 SERVICE = LEAVES | PARTS | {"serving", "rollouts", "service"}
@@ -48,7 +60,7 @@ FAMILY_LIBRARIES = frozenset(
 )
 
 LAYERS: dict[str, Layer] = {
-    **dict.fromkeys(("names", "errors", "events", "tracing"), Layer(LEAVES, NO_LIBRARY)),
+    **dict.fromkeys(("names", "errors", "events", "tracing", "record"), Layer(LEAVES, NO_LIBRARY)),
     "settings": Layer(LEAVES, frozenset({"pydantic", "pydantic_core", "yaml", "platformdirs"})),
     **dict.fromkeys(("cgroup", "backoff"), Layer(NO_LIBRARY, NO_LIBRARY)),
     "yamltext": Layer(NO_LIBRARY, frozenset({"yaml"})),

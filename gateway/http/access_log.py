@@ -1,28 +1,24 @@
 """The access log: a line for each request, where the operator wants it (the setting `access_log`).
 
-It stands outside of all that answers and reads what passes: messages of ASGI, the gateway's own headers,
-the code of an error. Of a query, a body and a caller's headers no line holds more than the request's id. What
-is no HTTP never becomes a request, and has no line.
+What it says of a request is in the request's record; sizes and the status it counts as they pass. Of a query,
+a body and a caller's headers no line holds more than the request's id. What is no HTTP never becomes a
+request, and has no line.
 """
 
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Final
-from urllib.parse import unquote
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
-from gateway.http.problems import UNSENT, Header
+from gateway.record import RequestRecord
 
 #: Probes and scrapes come every few seconds and say nothing: they have no line.
 QUIET: Final = frozenset({"/livez", "/readyz", "/metrics", "/ping", "/health"})
 _MAX_PATH: Final = 256
-_CODE: Final = re.compile(rb'\{"error_code":"([A-Z_]{1,64})"')
 
 log = logging.getLogger("gateway.access")
 
@@ -52,58 +48,51 @@ class Answered:
         )
 
 
-def logged(app: ASGIApp) -> ASGIApp:
-    """The application, with a line for each of its requests."""
-    log.setLevel(logging.INFO)  # who asks for these lines wants them at any `log_level`
+def enable() -> None:
+    """Writes the lines at any `log_level`: the operator asked for them."""
+    log.setLevel(logging.INFO)
 
-    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in QUIET:
-            await app(scope, receive, send)
-            return
+
+def line(scope: Scope, record: RequestRecord) -> Line | None:
+    """The line of a request that begins; None for a probe or scrape."""
+    return None if scope["path"] in QUIET else Line(scope, record)
+
+
+class Line:
+    """Counts what passes, and is written when the request has ended."""
+
+    def __init__(self, scope: Scope, record: RequestRecord) -> None:
         raw: bytes = scope.get("raw_path") or scope["path"].encode()
-        answered = Answered(_shown(scope["method"].encode()), _shown(raw.partition(b"?")[0]))
-        began = perf_counter()
+        self._record = record
+        self._answered = Answered(_shown(scope["method"].encode()), _shown(raw.partition(b"?")[0]))
 
-        async def counted() -> Message:
+    def counting(self, receive: Receive, send: Send) -> tuple[Receive, Send]:
+        """The same two, counted."""
+        answered = self._answered
+
+        async def received() -> Message:
             message = await receive()
             answered.bytes_in += len(message.get("body", b""))
             return message
 
-        async def told(message: Message) -> None:
-            body = message.get("body", b"")
+        async def sent(message: Message) -> None:
             if message["type"] == "http.response.start":
-                _take_head(answered, message)
-            elif body:
-                if not answered.bytes_out and answered.status is not None and answered.status >= 400:
-                    code = _CODE.match(body)
-                    answered.error_code = None if code is None else code[1].decode()
+                answered.status = message["status"]
+            elif body := message.get("body", b""):
                 answered.bytes_out += len(body)
-                answered.seconds = perf_counter() - began
+                answered.seconds = perf_counter() - self._record.began
             await send(message)
 
-        try:
-            await app(scope, counted, told)
-        finally:
-            answered.seconds = answered.seconds or perf_counter() - began
-            if answered.status is None and UNSENT in scope:
-                answered.error_code = "CLIENT_LEFT"
-                _take_headers(answered, scope[UNSENT])
-            log.info("%s", answered, extra={"event": answered})
+        return received, sent
 
-    return serve
-
-
-def _take_head(answered: Answered, message: Message) -> None:
-    answered.status = message["status"]
-    _take_headers(answered, message["headers"])
-
-
-def _take_headers(answered: Answered, headers: Iterable[Header]) -> None:
-    head = dict(headers)
-    answered.request_id = head.get(b"x-request-id", b"").decode("latin-1") or None
-    if b"x-model-name" in head:
-        answered.model = unquote(head[b"x-model-name"].decode("latin-1"))
-        answered.version = head.get(b"x-model-version", b"").decode("latin-1")
+    def write(self) -> None:
+        answered, record = self._answered, self._record
+        answered.seconds = answered.seconds or perf_counter() - record.began
+        answered.error_code = None if record.code in ("", "2xx") else record.code
+        answered.request_id = record.shown_id
+        if record.version is not None:
+            answered.model, answered.version = record.version.name, record.version.version
+        log.info("%s", answered, extra={"event": answered})
 
 
 def _shown(raw: bytes) -> str:

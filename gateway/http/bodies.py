@@ -194,6 +194,26 @@ class BodyReader:
         )
 
 
+class Held:
+    """What one request holds of a reader's total, in bytes. `complete`: its body was read to the end."""
+
+    __slots__ = ("_reader", "complete", "size")
+
+    def __init__(self, reader: BodyReader) -> None:
+        self._reader = reader
+        self.size = 0
+        self.complete = False
+
+    def add(self, size: int) -> None:
+        """Holds more. Raises OVERLOADED."""
+        self.size += self._reader.hold(size)
+
+    def release(self) -> None:
+        """Holds nothing any more."""
+        self._reader.release(self.size)
+        self.size = 0
+
+
 def gunzip(body: bytes, limit: int) -> bytes:
     """Unpacks gzip (several members too), never making more than `limit` + 1 bytes.
 

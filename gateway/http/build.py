@@ -13,38 +13,68 @@ from gateway.http import access_log, invocations
 from gateway.http.control import Control
 from gateway.http.invocations import Invocations
 from gateway.http.predict import Prediction
-from gateway.http.problems import CLOSE
+from gateway.http.problems import CLOSE, RECORD, request_id
+from gateway.http.tracing import traced
+from gateway.record import RequestRecord
 
 if TYPE_CHECKING:
-    from gateway.app import Gateway
+    from gateway.http.parts import Parts
 
 
-def build(app: Gateway) -> ASGIApp:
-    """The ASGI application of a gateway. It starts and stops nothing: `lifespan` is answered and no more."""
-    prediction = Prediction(app)
+def build(parts: Parts) -> ASGIApp:
+    """The ASGI application. It starts and stops nothing: `lifespan` is answered and no more.
+
+    What holds for every request is done here, once and outermost: its record with its id, the trace it
+    belongs to, `Connection: close` while the gateway stops, metrics and the access log.
+    """
+    prediction = Prediction(parts)
     mlflow = Invocations(prediction)
-    control = Control(app)
+    control = Control(parts)
+    logged = parts.settings.access_log
+    if logged:
+        access_log.enable()
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            if app.draining:
-                send = _closing(send)
-            path = _raw_path(scope)
-            if path.startswith(b"/predict/"):
-                await prediction.serve(scope, receive, send, path[9:])
-            elif path == b"/predict":
-                await prediction.serve(scope, receive, send, None)
-            elif path in invocations.PATHS:
-                await mlflow.serve(scope, receive, send, path)
-            else:
-                await control.serve(scope, receive, send, path)
-        elif scope["type"] == "lifespan":
-            await _lifespan(receive, send)
-        elif scope["type"] == "websocket":
-            await receive()
-            await send({"type": "websocket.close", "code": 1000})
+        if scope["type"] != "http":
+            await _other(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        record = scope[RECORD] = RequestRecord(request_id(headers), headers)
+        if b"traceparent" in headers:
+            send = traced(scope["headers"], send)
+        if parts.draining():
+            send = _closing(send)
+        line = None
+        if logged and (line := access_log.line(scope, record)) is not None:
+            receive, send = line.counting(receive, send)
+        try:
+            await route(scope, receive, send)
+        finally:
+            if record.predicts and record.code:
+                parts.metrics.record(record)
+            if line is not None:
+                line.write()
 
-    return access_log.logged(serve) if app.settings.access_log else serve
+    async def route(scope: Scope, receive: Receive, send: Send) -> None:
+        path = _raw_path(scope)
+        if path.startswith(b"/predict/"):
+            await prediction.serve(scope, receive, send, path[9:])
+        elif path == b"/predict":
+            await prediction.serve(scope, receive, send, None)
+        elif path in invocations.PATHS:
+            await mlflow.serve(scope, receive, send, path)
+        else:
+            await control.serve(scope, receive, send, path)
+
+    return serve
+
+
+async def _other(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "lifespan":
+        await _lifespan(receive, send)
+    elif scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.close", "code": 1000})
 
 
 def _closing(send: Send) -> Send:

@@ -21,13 +21,13 @@ from starlette.types import Receive, Scope, Send
 from gateway import names
 from gateway.errors import Detail, Problem
 from gateway.http import answers, bodies, problems
-from gateway.http.tracing import traced
 from gateway.names import Reference
 from gateway.registries.webhooks import Deliveries, concerned
 from loaders.batch import Value
 
 if TYPE_CHECKING:
-    from gateway.app import Gateway
+    from gateway.http.parts import Parts
+    from gateway.record import RequestRecord
 
 Result: TypeAlias = "dict[str, Any] | tuple[int, dict[str, Any]] | Response"
 Handler: TypeAlias = "Callable[[Request], Result | Awaitable[Result]]"
@@ -48,11 +48,12 @@ _SAFE_METHODS: Final = frozenset({"GET", "HEAD"})
 class Control:
     """Everything that is not a prediction. GET is open to all; other methods need control access."""
 
-    def __init__(self, app: Gateway) -> None:
-        self._app = app
-        self._operations = app.operations
-        self._access = app.access
-        self._deliveries = Deliveries(app.settings.webhook_secret_file)
+    def __init__(self, parts: Parts) -> None:
+        self._operations = parts.operations
+        self._access = parts.access
+        self._draining = parts.draining
+        self._rendered = parts.metrics.render
+        self._deliveries = Deliveries(parts.settings.webhook_secret_file)
         self._hints: set[asyncio.Task[None]] = set()
         self._bodies = bodies.BodyReader(MAX_BODY_BYTES, MAX_HELD_BYTES)
         table: dict[str, dict[str, Handler]] = {
@@ -85,29 +86,21 @@ class Control:
 
     async def serve(self, scope: Scope, receive: Receive, send: Send, path: bytes) -> None:
         """Answers one request. `path` is the raw path, without the mount point."""
-        headers = dict(scope["headers"])
-        identity = problems.request_id(headers)
-        if b"traceparent" in headers:
-            send = traced(scope["headers"], send)
-        inner = {
-            **scope,
-            "app": self._app,
-            "path": path.decode("latin-1"),
-            "root_path": "",
-            "identity": identity,
-        }
+        record: RequestRecord = scope[problems.RECORD]
+        # With an `app`, the router raises for a method that a path does not have.
+        inner = {**scope, "app": self, "path": path.decode("latin-1"), "root_path": ""}
         try:
             await self._router(inner, receive, send)
         except bodies.ClientLeft:
-            return
+            record.code = "CLIENT_LEFT"
         except HTTPException as error:  # the router's, for a method that a path does not have
             allowed = ", ".join(sorted((error.headers or {}).get("Allow", "").split(", ")))
-            await problems.respond_not_allowed(send, identity, scope["method"], allowed)
+            await problems.respond_not_allowed(send, record, scope["method"], allowed)
         except Problem as problem:
             problem.hint = problem.hint or _HINTS.get(problem.code)
-            await problems.respond_problem(send, problem, identity)
+            await problems.respond_problem(send, problem, record)
         except Exception as error:  # noqa: BLE001 - nothing may reach the server without an answer
-            await problems.respond_problem(send, problems.unexpected(error, identity), identity)
+            await problems.respond_problem(send, problems.unexpected(error, record.id), record)
 
     def _endpoint(self, handlers: Mapping[str, Handler]) -> Callable[[Request], Awaitable[Response]]:
         async def endpoint(request: Request) -> Response:
@@ -121,10 +114,10 @@ class Control:
                 result = await result
             if not isinstance(result, Response):
                 status, content = result if isinstance(result, tuple) else (200, result)
-                result = Response(answers.encode_now(Value(content)), status, media_type="application/json")
-            result.headers["x-request-id"] = request.scope["identity"].decode()
-            if self._app.draining:
-                result.headers["connection"] = "close"
+                result = Response(
+                    answers.encode_now(Value(content)) + b"\n", status, media_type="application/json"
+                )
+            result.headers["x-request-id"] = request.scope[problems.RECORD].id.decode()
             return result
 
         return endpoint
@@ -167,12 +160,12 @@ class Control:
             registry = detail["registry"]
             reason = "it cannot be read now; the log says why" if registry["error"] else None
             detail = {**detail, "registry": {"age_seconds": registry["age_seconds"], "error": reason}}
-        if self._app.draining:
+        if self._draining():
             ready, detail = False, {**detail, "ready": False, "draining": True}
         return (200 if ready else 503), detail
 
     def _metrics(self, request: Request) -> Result:
-        text, content_type = self._app.metrics.render(request.headers.get("accept", ""))
+        text, content_type = self._rendered(request.headers.get("accept", ""))
         return Response(text, headers={"content-type": content_type})
 
     # Verbs ---------------------------------------------------------------------------------------

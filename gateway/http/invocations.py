@@ -14,7 +14,7 @@ from gateway import __version__
 from gateway.errors import Problem
 from gateway.http import problems
 from gateway.http.predict import Prediction
-from gateway.http.tracing import traced
+from gateway.record import RequestRecord
 
 PATHS: Final = frozenset({b"/invocations", b"/ping", b"/health", b"/version"})
 
@@ -31,33 +31,29 @@ class Invocations:
         self._prediction = prediction
 
     async def serve(self, scope: Scope, receive: Receive, send: Send, path: bytes) -> None:
+        record: RequestRecord = scope[problems.RECORD]
         if path == b"/invocations":
             try:
-                scope = _targeted(scope)
+                _target(record, scope)
             except Problem as problem:
-                identity = problems.request_id(dict(scope["headers"]))
-                await problems.respond_problem(send, problem, identity)
+                await problems.respond_problem(send, problem, record)
                 return
             await self._prediction.serve(scope, receive, send, None, bare=True)
             return
-        headers = dict(scope["headers"])
-        identity = problems.request_id(headers)
-        if b"traceparent" in headers:
-            send = traced(scope["headers"], send)
         if scope["method"] not in ("GET", "HEAD"):
-            await problems.respond_not_allowed(send, identity, scope["method"], "GET, HEAD")
+            await problems.respond_not_allowed(send, record, scope["method"], "GET, HEAD")
             return
         body = __version__.encode() if path == b"/version" else b"\n"
-        await problems.respond(send, 200, [_TEXT, (b"x-request-id", identity)], body)
+        await problems.respond(send, 200, [_TEXT, (b"x-request-id", record.id)], body)
 
 
-def _targeted(scope: Scope) -> Scope:
-    """The request with SageMaker's target model as X-Model: NAME, NAME@ALIAS or NAME/VERSION, with or without
+def _target(record: RequestRecord, scope: Scope) -> None:
+    """Takes SageMaker's target model for X-Model: NAME, NAME@ALIAS or NAME/VERSION, with or without
     `.tar.gz`. Never the default model where another one is named. Raises INVALID_REFERENCE where the two
     headers disagree."""
     named = {value.removesuffix(_ARCHIVE) for name, value in scope["headers"] if name == _TARGET}
     if not named:
-        return scope
+        return
     named |= {value for name, value in scope["headers"] if name == b"x-model"}
     if len(named) > 1:
         raise Problem(
@@ -65,5 +61,4 @@ def _targeted(scope: Scope) -> Scope:
             "X-Amzn-SageMaker-Target-Model and X-Model name different models",
             hint="send one of the two headers",
         )
-    others = [header for header in scope["headers"] if header[0] != b"x-model"]
-    return {**scope, "headers": [*others, (b"x-model", named.pop())]}
+    record.headers = {**record.headers, b"x-model": named.pop()}

@@ -23,214 +23,188 @@ from gateway.errors import Problem
 from gateway.http import answers, arrow, bodies, large, problems
 from gateway.http.problems import JSON, Header
 from gateway.http.protocol import SPARE
-from gateway.http.tracing import traced
 from gateway.names import Reference
 from gateway.service import Answer, Inference
 
 if TYPE_CHECKING:
-    from gateway.app import Gateway
-    from gateway.registries.base import Version
-
-#: Seconds of parse, queue, predict, encode.
-Phases = tuple[float, float, float, float]
+    from gateway.http.parts import Parts
+    from gateway.record import RequestRecord
 
 WATCH_AFTER_SECONDS: Final = 0.1
-#: Who is refused for want of room hears it a moment later: clients that ask again at once, whatever they are
-#: told, would otherwise take the loop's time from those whose requests wait.
+#: The delay before a 429 is sent: clients that retry at once would otherwise take the loop's time from the
+#: requests that are queued.
 REFUSAL_SECONDS: Final = 0.05
 
 _PLAIN: Final = "".join(c for c in string.printable if c.isprintable() and c != "%")
 _SERVER_TIMING: Final = b"parse;dur=%.3f, queue;dur=%.3f, predict;dur=%.3f, encode;dur=%.3f"
 _MODEL_CODES: Final = frozenset({"PREDICTION_FAILED", "WORKER_CRASHED"})
 _UNREAD_CODES: Final = frozenset({"BODY_TOO_LARGE", "OVERLOADED"})
-_NO_TIME: Final = (0.0, 0.0, 0.0, 0.0)
 _ARROW: Final[Header] = (b"content-type", arrow.MEDIA.encode())
 
 
 class Prediction:
     """The prediction endpoints. Serves every path below `/predict`, and `/invocations` in MLflow's form."""
 
-    def __init__(self, app: Gateway) -> None:
-        self._service = app.service
-        self._metrics = app.metrics
-        self._bodies = bodies.BodyReader(app.settings.max_body_bytes, app.settings.max_inflight_bytes)
-        self._large = app.large_bodies
-        self._max_answer = app.settings.max_answer_bytes
-        self._departures = _Departures()
+    def __init__(self, parts: Parts) -> None:
+        settings = parts.settings
+        self._service = parts.service
+        self._bodies = bodies.BodyReader(settings.max_body_bytes, settings.max_inflight_bytes)
+        self._large = parts.large_bodies
+        self._max_answer = settings.max_answer_bytes
+        self._watchers = _DisconnectWatchers()
 
     async def serve(
         self, scope: Scope, receive: Receive, send: Send, target: bytes | None, *, bare: bool = False
     ) -> None:
         """Answers one request. `target` is the raw path behind `/predict/`, None where the path names no
         model. `bare`: MLflow's answer, `{"predictions": …}` alone, with input errors as 400."""
-        began = perf_counter()
-        headers = dict(scope["headers"])
-        identity = problems.request_id(headers)
-        if b"traceparent" in headers:
-            send = traced(scope["headers"], send)
+        record: RequestRecord = scope[problems.RECORD]
         if scope["method"] != "POST":
-            await problems.respond_not_allowed(send, identity, scope["method"], "POST")
+            await problems.respond_not_allowed(send, record, scope["method"], "POST")
             return
+        record.predicts = True
         if SPARE in scope:
-            message = "the gateway is overloaded: too many connections (max_connections)"
-            problem = Problem("OVERLOADED", message, retry_after=1.0)
-            await problems.respond_problem(send, problem, identity, problems.CLOSE)
+            await problems.respond_problem(send, _too_many_connections(), record, problems.CLOSE)
             return
-        phases = _NO_TIME
-        held = unsent = 0
-        parsing = asked = 0.0
-        unread: Receive | None = receive
-        answer: Answer | None = None
-        version: Version | None = None
-        departure: _Departure | None = None
-        inference: Inference | None = None
-        body = b""
+        held = bodies.Held(self._bodies)
+        asked = 0.0
+        watcher: _DisconnectWatcher | None = None
         try:
-            media = bodies.media_type(headers.get(b"content-type", b""))
-            deadline = _deadline(headers)
-            reference = _reference(target, headers)
-            body = await self._bodies.read(receive, headers)
-            held = len(body)
-            unread = None
-            started = perf_counter()
-            becomes = await self._bodies.charge(body, media)
-            held += becomes
-            if len(body) > large.RAW_BYTES or becomes > large.PARSED_BYTES:
-                unparsed = large.LargeBody(body, media, reference, self._large)
-                body = b""
-                if reference is None:
-                    reference = bodies.agreed(None, await unparsed.model())
-                inference = Inference(reference, None, None, deadline, request_id=identity, unparsed=unparsed)
-                del unparsed
-            else:
-                parsed = bodies.PARSERS[media](body)
-                body = b""
-                reference = bodies.agreed(reference, parsed.model)
-                inference = Inference(reference, parsed.raw, parsed.params, deadline, request_id=identity)
-                del parsed
-            asked = perf_counter()
-            parsing = asked - started
-            departure = self._departures.watch(receive)
-            answer = await self._service.predict(inference)
-            answered = perf_counter()
-            as_table = b"accept" in headers and arrow.wanted(headers[b"accept"])
-            if as_table:
-                answers.check(answer.result, self._max_answer)
-                predictions = [await arrow.encode(answer.result, _about(answer))]
-            else:
-                predictions = await answers.encode(answer.result, self._max_answer)
-            if len(predictions) > 1:
-                unsent = self._bodies.hold(sum(map(len, predictions)))
-            departure.end()
-            encoding = perf_counter() - answered
-            phases = (parsing, answer.queue_seconds, answer.predict_seconds, encoding)
-            version, status, code = answer.version, 200, "2xx"
-            head, parts = _success(identity, answer, predictions, phases, bare)
-            if as_table:
-                head[0], parts = _ARROW, predictions
-            del predictions
-        except bodies.ClientLeft:
-            self._left(scope, identity, None, began)
-            return
-        except asyncio.CancelledError:
-            if departure is None or not departure.left:
-                raise
-            self._left(scope, identity, None if inference is None else inference.version, began)
-            return
-        except Exception as error:  # noqa: BLE001 - nothing may reach the server without an answer
-            problem = error if isinstance(error, Problem) else problems.unexpected(error, identity)
-            # The frames of a traceback hold the body, and a refusal may take seconds to be sent.
-            problem.__traceback__ = problem.__context__ = None
-            body = b""
-            if answer is not None:
-                problem.version, problem.alias = answer.version, answer.alias
-            elif asked:
-                spent = perf_counter() - asked
-                phases = (
-                    (parsing, 0.0, spent, 0.0) if problem.code in _MODEL_CODES else (parsing, spent, 0.0, 0.0)
-                )
-            version, status, code = problem.version, problem.status, problem.code
-            if bare and code == "INVALID_INPUT":
-                status = 400
-            head, content = _failure(identity, problem, phases)
-            parts = [content]
-            if code == "OVERLOADED" and departure is not None:
-                departure.end()
-                self._bodies.release(held)
-                held = 0
-                await asyncio.sleep(REFUSAL_SECONDS)
-            if code not in _UNREAD_CODES:
-                unread = None  # what is left of a body within the limit, the server itself skips
-        finally:
-            self._bodies.release(held)
-            if departure is not None:
-                departure.end()
-        try:
-            if unread is not None:
-                await problems.refuse_unread(send, unread, status, head, parts[0])
+            try:
+                inference = await self._inference(record, receive, target, held)
+                asked = perf_counter()
+                watcher = self._watchers.watch(receive)
+                answer = await self._service.predict(inference)
+                head, parts = await self._success(record, answer, bare)
+                held.release()
+                if len(parts) > 1:
+                    held.add(sum(map(len, parts)))  # until they are sent
+                watcher.end()
+                status, record.code = 200, "2xx"
+            except bodies.ClientLeft:
+                record.code = "CLIENT_LEFT"
+                return
+            except asyncio.CancelledError:
+                if watcher is None or not watcher.left:
+                    raise
+                record.code = "CLIENT_LEFT"
+                return
+            except Exception as error:  # noqa: BLE001 - nothing may reach the server without an answer
+                held.release()
+                status, head, parts = _failure(record, error, asked, bare)
+                if watcher is not None:
+                    watcher.end()
+                    if record.code == "OVERLOADED":
+                        await asyncio.sleep(REFUSAL_SECONDS)
+            if record.code in _UNREAD_CODES and not held.complete:
+                await problems.refuse_unread(send, receive, status, head, parts[0])
             elif len(parts) == 1:
                 await problems.respond(send, status, head, parts[0])
             else:
                 await problems.respond_in_parts(send, status, head, parts)
         finally:
-            self._bodies.release(unsent)
-            name, number = (version.name, version.version) if version else ("", "")
-            self._metrics.request(name, number, code, perf_counter() - began, phases)
+            held.release()
+            if watcher is not None:
+                watcher.end()
 
-    def _left(self, scope: Scope, identity: bytes, version: Version | None, began: float) -> None:
-        """Counts a caller who did not wait for the answer; what its head would have said, the access log
-        finds in the scope."""
-        unsent = [(b"x-request-id", identity)]
-        if version is not None:
-            unsent += _resolved(version.name, version.version, None)[1:]
-        scope[problems.UNSENT] = unsent
-        name, number = (version.name, version.version) if version else ("", "")
-        self._metrics.request(name, number, "CLIENT_LEFT", perf_counter() - began)
+    async def _inference(
+        self, record: RequestRecord, receive: Receive, target: bytes | None, held: bodies.Held
+    ) -> Inference:
+        """What the request asks: head, body, and the model that they name together. Raises Problem."""
+        headers = record.headers
+        media = bodies.media_type(headers.get(b"content-type", b""))
+        deadline = _deadline(headers)
+        reference = _reference(target, headers)
+        body = await self._bodies.read(receive, headers)
+        held.size += len(body)
+        held.complete = True
+        started = perf_counter()
+        becomes = await self._bodies.charge(body, media)
+        held.size += becomes
+        if len(body) > large.RAW_BYTES or becomes > large.PARSED_BYTES:
+            unparsed = large.LargeBody(body, media, reference, self._large)
+            if reference is None:
+                reference = bodies.agreed(None, await unparsed.model())
+            inference = Inference(reference, None, None, deadline, record, unparsed)
+        else:
+            parsed = bodies.PARSERS[media](body)
+            reference = bodies.agreed(reference, parsed.model)
+            inference = Inference(reference, parsed.raw, parsed.params, deadline, record)
+        record.parse = perf_counter() - started
+        return inference
+
+    async def _success(
+        self, record: RequestRecord, answer: Answer, bare: bool
+    ) -> tuple[list[Header], list[bytes]]:
+        """The headers, and the body: whole, or in parts where the answer is large. Raises Problem."""
+        began = perf_counter()
+        headers = record.headers
+        as_table = b"accept" in headers and arrow.wanted(headers[b"accept"])
+        if as_table:
+            answers.check(answer.result, self._max_answer)
+            predictions = [await arrow.encode(answer.result, _about(record, answer))]
+        else:
+            predictions = await answers.encode(answer.result, self._max_answer)
+        record.encode = perf_counter() - began
+        assert record.version is not None
+        model, name, number = _resolved(record.version.name, record.version.version, record.alias)
+        head = [_ARROW if as_table else JSON, name, number, (b"x-request-id", record.id), _timing(record)]
+        if as_table:
+            return head, predictions
+        parts = [b'{"predictions":', *predictions]
+        if not bare:
+            parts.append(model)
+            if answer.warnings:
+                parts += (b',"warnings":', orjson.dumps(answer.warnings))
+        parts.append(b"}")
+        return head, parts if len(predictions) > 1 else [b"".join(parts)]
 
 
-def _success(
-    identity: bytes, answer: Answer, predictions: list[bytes], phases: Phases, bare: bool
-) -> tuple[list[Header], list[bytes]]:
-    """The headers, and the body: whole, or in parts where the answer is large."""
-    model, name, number = _resolved(answer.version.name, answer.version.version, answer.alias)
-    parts = [b'{"predictions":', *predictions]
-    if not bare:
-        parts.append(model)
-        if answer.warnings:
-            parts += (b',"warnings":', orjson.dumps(answer.warnings))
-    parts.append(b"}")
-    head = [JSON, name, number, (b"x-request-id", identity), _timing(phases)]
-    return head, parts if len(predictions) > 1 else [b"".join(parts)]
+def _failure(
+    record: RequestRecord, error: Exception, asked: float, bare: bool
+) -> tuple[int, list[Header], list[bytes]]:
+    """Status, headers and body. `asked`: when the model was asked, 0 if it was not."""
+    problem = error if isinstance(error, Problem) else problems.unexpected(error, record.id)
+    # The frames of a traceback hold the body, and a refusal may take seconds to be sent.
+    problem.__traceback__ = problem.__context__ = None
+    record.code = problem.code
+    if asked and not record.predict:
+        spent = perf_counter() - asked
+        record.predict, record.queue = (spent, 0.0) if problem.code in _MODEL_CODES else (0.0, spent)
+    head = problems.header_list(problem, record.id)
+    if record.version is not None:
+        _, name, number = _resolved(record.version.name, record.version.version, record.alias)
+        head += (name, number, _timing(record))
+    status = 400 if bare and problem.code == "INVALID_INPUT" else problem.status
+    return status, head, [problems.document(problem, record.id)]
 
 
-def _about(answer: Answer) -> dict[str, object]:
-    """What the JSON form says beside the predictions."""
-    model = {"name": answer.version.name, "version": answer.version.version, "alias": answer.alias}
+def _too_many_connections() -> Problem:
+    message = "the gateway is overloaded: too many connections (max_connections)"
+    return Problem("OVERLOADED", message, retry_after=1.0)
+
+
+def _about(record: RequestRecord, answer: Answer) -> dict[str, object]:
+    """What the JSON form says next to the predictions."""
+    assert record.version is not None
+    model = {"name": record.version.name, "version": record.version.version, "alias": record.alias}
     return {"model": model, "warnings": list(answer.warnings)}
 
 
-def _failure(identity: bytes, problem: Problem, phases: Phases) -> tuple[list[Header], bytes]:
-    head = problems.header_list(problem, identity)
-    if problem.version is not None:
-        _, name, number = _resolved(problem.version.name, problem.version.version, problem.alias)
-        head += (name, number, _timing(phases))
-    return head, problems.document(problem, identity)
-
-
-class _Departures:
+class _DisconnectWatchers:
     """Looks after the requests that take longer than `WATCH_AFTER_SECONDS`, with one timer for all: a timer
     for each request would cost every quick one something."""
 
     def __init__(self) -> None:
-        self._young: deque[tuple[float, _Departure]] = deque()
+        self._young: deque[tuple[float, _DisconnectWatcher]] = deque()
 
-    def watch(self, receive: Receive) -> _Departure:
+    def watch(self, receive: Receive) -> _DisconnectWatcher:
         loop = asyncio.get_running_loop()
-        departure = _Departure(receive, asyncio.current_task(loop))
+        watcher = _DisconnectWatcher(receive, asyncio.current_task(loop))
         if not self._young:
             loop.call_later(WATCH_AFTER_SECONDS, self._begin, loop)
-        self._young.append((loop.time() + WATCH_AFTER_SECONDS, departure))
-        return departure
+        self._young.append((loop.time() + WATCH_AFTER_SECONDS, watcher))
+        return watcher
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
         now = loop.time()
@@ -240,7 +214,7 @@ class _Departures:
             loop.call_at(self._young[0][0], self._begin, loop)
 
 
-class _Departure:
+class _DisconnectWatcher:
     """Cancels the work for a client that leaves while it waits, so that its place in a queue is free."""
 
     __slots__ = ("_receive", "_request", "_watch", "left")
@@ -269,9 +243,9 @@ class _Departure:
             self._request.cancel()
 
 
-def _timing(phases: Phases) -> Header:
-    parse, queue, predict, encode = phases
-    return b"server-timing", _SERVER_TIMING % (parse * 1e3, queue * 1e3, predict * 1e3, encode * 1e3)
+def _timing(record: RequestRecord) -> Header:
+    seconds = record.parse, record.queue, record.predict, record.encode
+    return b"server-timing", _SERVER_TIMING % tuple([1e3 * each for each in seconds])
 
 
 @lru_cache(maxsize=1024)

@@ -17,14 +17,15 @@ import orjson
 from starlette.types import Receive, Send
 
 from gateway.errors import HINTS, MAX_DETAILS, Problem
+from gateway.record import RequestRecord
 
 Header = tuple[bytes, bytes]
 
 JSON: Final[Header] = (b"content-type", b"application/json")
 CLOSE: Final[Header] = (b"connection", b"close")
 
-#: Where a scope holds the headers of an answer that nobody waited for.
-UNSENT: Final = "gateway.unsent"
+#: The key of a request's record in its scope.
+RECORD: Final = "gateway.record"
 LINGER_IDLE_SECONDS: Final = 1.0
 LINGER_SECONDS: Final = 10.0
 _MAX_REQUEST_ID: Final = 128
@@ -86,14 +87,15 @@ def header_list(problem: Problem, identity: bytes) -> list[Header]:
     return head
 
 
-async def respond_problem(send: Send, problem: Problem, identity: bytes, *extra: Header) -> None:
-    head = [*header_list(problem, identity), *extra]
-    await respond(send, problem.status, head, document(problem, identity))
+async def respond_problem(send: Send, problem: Problem, record: RequestRecord, *extra: Header) -> None:
+    record.code = problem.code
+    head = [*header_list(problem, record.id), *extra]
+    await respond(send, problem.status, head, document(problem, record.id))
 
 
-async def respond_not_allowed(send: Send, identity: bytes, method: str, allowed: str) -> None:
+async def respond_not_allowed(send: Send, record: RequestRecord, method: str, allowed: str) -> None:
     problem = Problem("METHOD_NOT_ALLOWED", f"{method} is not allowed here", hint=f"use {allowed}")
-    await respond_problem(send, problem, identity, (b"allow", allowed.encode()))
+    await respond_problem(send, problem, record, (b"allow", allowed.encode()))
 
 
 async def respond(send: Send, status: int, head: Iterable[Header], body: bytes) -> None:

@@ -38,9 +38,11 @@ class Constant:
     """A service whose models all know the answer."""
 
     def __init__(self, result: Batch) -> None:
-        self.answer = Answer(result, Version("iris", "2", "/models/iris/2"), "champion")
+        self.answer = Answer(result)
+        self.version = Version("iris", "2", "/models/iris/2")
 
     async def predict(self, inference: Inference) -> Answer:
+        inference.record.version, inference.record.alias = self.version, "champion"
         return self.answer
 
 
@@ -50,13 +52,15 @@ async def measure(body: bytes, result: Batch, requests: int) -> float:
         settings=SimpleNamespace(
             max_body_bytes=2**25,
             max_inflight_bytes=2**28,
+            max_answer_bytes=2**28,
             webhook_secret_file=None,
             access_log=False,
         ),
         service=Constant(result),
         operations=None,
         metrics=Metrics(),
-        draining=False,
+        draining=lambda: False,
+        large_bodies=None,
         access=None,
     )
     serve = build(app)

@@ -62,7 +62,7 @@ class Served:
             self.gateway = Gateway(settings, open_registry(registry))
             await self.gateway.start()
             fixed = {"lifespan": "off", "ws": "none", "log_config": None, "proxy_headers": False}
-            config = uvicorn.Config(build(self.gateway), **fixed, **self._options)
+            config = uvicorn.Config(build(self.gateway.parts), **fixed, **self._options)
             self._server = uvicorn.Server(config)
             with socket.create_server(("127.0.0.1", 0)) as bound:
                 self.port = bound.getsockname()[1]

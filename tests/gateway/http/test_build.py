@@ -51,10 +51,13 @@ def test_under_the_parser_in_plain_python(registry_file: str, tmp_path: Path) ->
 class Failing:
     """A service that fails in a way that a real one should not."""
 
-    def __init__(self, error: Exception) -> None:
+    def __init__(self, error: Exception, version: Version | None = None) -> None:
         self.error = error
+        self.version = version
 
     async def predict(self, inference: Inference) -> Any:
+        if self.version is not None:
+            inference.record.version, inference.record.alias = self.version, "champion"
         raise self.error
 
 
@@ -72,7 +75,7 @@ def call(service: Any, *incoming: dict[str, Any], **scope: Any) -> list[dict[str
         service=service,
         operations=service,
         metrics=Metrics(),
-        draining=False,
+        draining=lambda: False,
         large_bodies=None,
         access=Access(None),
     )
@@ -118,8 +121,7 @@ def test_a_view_that_fails_is_answered_too(caplog: pytest.LogCaptureFixture) -> 
 @pytest.mark.parametrize("seconds", [None, 2.5])
 def test_a_problem_of_a_resolved_model_says_which(seconds: float | None) -> None:
     problem = Problem("MODEL_LOADING", "it loads", retry_after=seconds)
-    problem.version, problem.alias = Version("iris", "3", "/x"), "champion"
-    start, _ = call(Failing(problem), BODY, **PREDICT)
+    start, _ = call(Failing(problem, Version("iris", "3", "/x")), BODY, **PREDICT)
     headers = dict(start["headers"])
     assert (start["status"], headers[b"x-model-name"], headers[b"x-model-version"]) == (503, b"iris", b"3")
     assert headers[b"retry-after"] == (b"1" if seconds is None else b"3")

@@ -45,7 +45,7 @@ def split(columns: list[Any], data: list[Any]) -> dict[str, Any]:
     [
         (b"", MALFORMED),
         (b"{", MALFORMED),
-        (b'{"inputs": NaN}', MALFORMED),
+        (b'{"inputs": NaN}', (422, "INVALID_INPUT")),
         (b"\xff\xfe\x00", MALFORMED),
         (b"[1, 2]", MALFORMED),
         (b"{}", MALFORMED),

@@ -1,0 +1,28 @@
+"""What the HTTP layer is given: parts of the gateway, never the whole application."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gateway.http.auth import Access
+    from gateway.http.large import LargeBodies
+    from gateway.metrics import Metrics
+    from gateway.rollouts.operations import Operations
+    from gateway.service import Service
+    from gateway.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """`draining`: whether the gateway is stopping and clients should go elsewhere."""
+
+    service: Service
+    operations: Operations
+    access: Access
+    metrics: Metrics
+    settings: Settings
+    large_bodies: LargeBodies
+    draining: Callable[[], bool]

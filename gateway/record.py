@@ -1,0 +1,41 @@
+"""What is known of one request. It is made when the request comes and filled as facts become known; answers,
+metrics and the access log read it. Knows no protocol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gateway.registries.base import Version
+
+
+@dataclass(slots=True)
+class RequestRecord:
+    """One request.
+
+    `id` is the caller's, or a new one. `headers` by lower-case name, the last of each. `version` and `alias`
+    are what the request's reference resolved to, None as long as that is not known. `code` is `2xx`, or the
+    error code of the answer; empty before there is one. `began` is in the time of `perf_counter`, `parse`,
+    `queue`, `predict` and `encode` are in seconds. `predicts`: it asked for a prediction.
+    """
+
+    id: bytes = b""
+    headers: Mapping[bytes, bytes] = field(default_factory=dict)
+    began: float = field(default_factory=perf_counter)
+    predicts: bool = False
+    version: Version | None = None
+    alias: str | None = None
+    code: str = ""
+    parse: float = 0.0
+    queue: float = 0.0
+    predict: float = 0.0
+    encode: float = 0.0
+
+    @property
+    def shown_id(self) -> str:
+        """The id as text, for events and messages."""
+        return self.id.decode("latin-1")
