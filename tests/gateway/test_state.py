@@ -82,6 +82,7 @@ def test_a_file_that_is_damaged_is_set_aside_and_begun_anew(tmp_path: Path) -> N
     state.save_last_good("r", "iris", "champion", "1")
     assert state.last_good("r") == {("iris", "champion"): "1"}
     assert (tmp_path / "state.db.unreadable-7").read_bytes() == content
+    state.close()
 
 
 def test_a_file_that_somebody_writes_is_not_taken_for_a_damaged_one(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import pytest
@@ -27,10 +28,12 @@ class House:
     def __init__(self, directory: Path, *, grace: float = 0.0) -> None:
         self.bench = Bench(directory / "package")
         self.found: list[Finding] = []
+        state = State(directory / "state")
+        weakref.finalize(self, state.close)
         self.aliases = Aliases(
             self.bench.manager,
             Gates(self.bench.manager, prepare=self.bench.prepare),
-            memory=AliasMemory(State(directory / "state"), "test", lambda write: write()),
+            memory=AliasMemory(state, "test", lambda write: write()),
             emit=self.bench.events.append,
             found_out=self.found.append,
             grace=lambda name: grace,
