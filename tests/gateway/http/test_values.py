@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,9 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: Any, houses: Any) -
     gateway.log_model(houses, name="houses", registry=registry, input_example=table, alias="champion")
     texts = make_pipeline(TfidfVectorizer(), LogisticRegression()).fit(TEXTS, [1, 0, 1, 0])
     gateway.log_model(texts, name="texts", registry=registry, input_example=np.array(TEXTS), alias="champion")
-    gateway.log_model(texts, name="untyped", registry=registry, alias="champion")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it has no signature
+        gateway.log_model(texts, name="untyped", registry=registry, alias="champion")
     as_table = Signature((ColSpec(Scalar.string, "text"),))
     gateway.log_model(texts, name="declared", registry=registry, signature=as_table, alias="champion")
     gateway.log_model(one_answer, name="own", registry=registry, signature=as_table, alias="champion")
