@@ -110,6 +110,7 @@ class Problem(Exception):
         details: Sequence[Detail] = (),
         hint: str | None = None,
         retry_after: float | None = None,
+        retryable: bool | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code
@@ -117,6 +118,7 @@ class Problem(Exception):
         self.details = tuple(details)
         self.hint = hint
         self.retry_after = retry_after
+        self._retryable = retryable
 
     @property
     def status(self) -> int:
@@ -124,12 +126,20 @@ class Problem(Exception):
 
     @property
     def retryable(self) -> bool:
-        return self.code in RETRYABLE
+        """Whether the same request may succeed later; what only the operator can change does not count."""
+        return self.code in RETRYABLE if self._retryable is None else self._retryable
 
     def again(self, retry_after: float | None = None) -> Problem:
         """The same problem for another caller: an exception is raised once, never shared."""
         wait = self.retry_after if retry_after is None else retry_after
-        return Problem(self.code, self.message, details=self.details, hint=self.hint, retry_after=wait)
+        return Problem(
+            self.code,
+            self.message,
+            details=self.details,
+            hint=self.hint,
+            retry_after=wait,
+            retryable=self._retryable,
+        )
 
     def __repr__(self) -> str:
         return f"<Problem {self.code}: {self.message}>"

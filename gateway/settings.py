@@ -236,6 +236,8 @@ class Settings(_Part):
     """Formats that run code when they load: allowed, refused, or as `unsafe_allowlist` says."""
     unsafe_allowlist: Annotated[list[str], BeforeValidator(_listed)] = []
     """Names of models that may load from unsafe formats with `unsafe_formats: allowlist`."""
+    accepted_formats: Annotated[list[str], BeforeValidator(_listed)] = []
+    """What loads although `unsafe_formats` refuses code: `pt2`, or `skops:` with the pattern of a type."""
     require_signature: bool = False
     """Refuse versions without a signature."""
     require_digest: bool = False

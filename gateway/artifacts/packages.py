@@ -18,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from gateway.artifacts.cache import ArtifactError, Artifacts, DigestMismatch, Local, Unreachable
+from gateway.artifacts.formats import Refused, judged
 from gateway.errors import Problem
 from loaders import environment, flavors, recorded
 from loaders.output import mismatches
@@ -39,11 +40,13 @@ OVERHEAD = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What the operator lets in. `unsafe` are formats whose loading executes code (`trust = "code"`)."""
+    """What the operator lets in. `unsafe` are formats whose loading executes code (`trust = "code"`);
+    `accepted`: what of them may load all the same (`formats`)."""
 
     unsafe: Literal["allow", "refuse"] = "allow"
     require_signature: bool = False
     require_digest: bool = False
+    accepted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +147,7 @@ class Packages:
             raise _unavailable(version, error.public) from error
         except PackageError as error:
             raise _unavailable(version, str(error)) from error
-        self._admit(version, package, flavor, local.digest)
+        package = self._admitted(version, package, flavor, local.digest)
         measured, seconds = self._measured(local.digest) or (None, None)
         estimate = OVERHEAD + int(local.bytes * flavor.memory_factor) if measured is None else measured
         findings = tuple(str(finding) for finding in environment.check(package))
@@ -209,15 +212,18 @@ class Packages:
         last = self._remembered(version) if version.digest is None else None
         return None if last is None else self._artifacts.find(replace(version, digest=last))
 
-    def _admit(self, version: Version, package: Package, flavor: Flavor, digest: str) -> None:
+    def _admitted(self, version: Version, package: Package, flavor: Flavor, digest: str) -> Package:
         policy = self._policy(version.name, digest)
         if policy.require_signature and package.signature is None:
-            raise _unavailable(version, "it has no signature, and require_signature is set")
-        if flavor.trust == "code" and policy.unsafe == "refuse":
-            reason = (
-                f"its format ({flavor.name}) executes code when it is loaded, and unsafe_formats refuses that"
-            )
-            raise _unavailable(version, reason)
+            raise _unavailable(version, "it has no signature, and require_signature is set", retryable=False)
+        if policy.unsafe == "allow":
+            return package
+        try:
+            return judged(package, flavor, policy.accepted)
+        except Refused as error:
+            raise _unavailable(version, str(error), retryable=False) from None
+        except PackageError as error:
+            raise _unavailable(version, str(error)) from error
 
 
 def formats(settings: Settings) -> Callable[[str, str], Policy]:
@@ -226,7 +232,12 @@ def formats(settings: Settings) -> Callable[[str, str], Policy]:
     def policy(name: str, digest: str) -> Policy:
         listed = any(fnmatchcase(name, entry) or entry == digest for entry in settings.unsafe_allowlist)
         allowed = settings.unsafe_formats == "allow" or (settings.unsafe_formats == "allowlist" and listed)
-        return Policy("allow" if allowed else "refuse", settings.require_signature, settings.require_digest)
+        return Policy(
+            "allow" if allowed else "refuse",
+            settings.require_signature,
+            settings.require_digest,
+            tuple(settings.accepted_formats),
+        )
 
     return policy
 
@@ -238,5 +249,5 @@ def _store(version: Version) -> str:
     return f"{scheme}://{host}" if host else version.source
 
 
-def _unavailable(version: Version, reason: str) -> Problem:
-    return Problem("MODEL_UNAVAILABLE", f"{version} cannot be loaded: {reason}")
+def _unavailable(version: Version, reason: str, *, retryable: bool | None = None) -> Problem:
+    return Problem("MODEL_UNAVAILABLE", f"{version} cannot be loaded: {reason}", retryable=retryable)

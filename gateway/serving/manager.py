@@ -32,6 +32,8 @@ LONGEST_SLOT = 10.0
 STOP_GRACE = 5.0
 #: How many evictions are kept for `status`.
 EVICTIONS_KEPT = 50
+#: The exceptions of a model whose libraries are missing here.
+_NOT_INSTALLED = ("MissingFramework", "ModuleNotFoundError")
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +286,13 @@ class Manager:
             return
         except FAILURES as error:
             phase = "on its own example" if servable.phase is Phase.WARMING else "when it was loaded"
-            failed = Problem("MODEL_UNAVAILABLE", f"{version} failed {phase}: {pathless(str(error))}")
+            # What is not installed is not there the next time either, whatever the client does.
+            hopeless = str(error).startswith(_NOT_INSTALLED)
+            failed = Problem(
+                "MODEL_UNAVAILABLE",
+                f"{version} failed {phase}: {pathless(str(error))}",
+                retryable=False if hopeless else None,
+            )
             self._fail(servable, failed, self._clock() - started, getattr(error, "trace", ""))
             return
         except Exception as error:

@@ -1,0 +1,206 @@
+"""What a package's model file executes when it is loaded, judged by the file and the operator's list.
+
+Where `unsafe_formats` refuses code, a format is not refused for its name: a skops file is data as long as it
+holds types that skops itself trusts or the operator names; an exported PyTorch program loads if the operator
+accepts the format and the file brings no pickles and no compiled code. Nothing is deserialised here but JSON.
+Knows no policy of a version.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from loaders.package import Package, PackageError
+
+if TYPE_CHECKING:
+    from loaders.flavors.base import Flavor
+
+PT2: Final = "pt2"
+SKOPS: Final = "skops:"
+
+_MAX_JSON: Final = 64 << 20
+# Which of their members skops trusts, it decides itself when it loads with no more than the operator's list.
+_TRUSTED_ROOTS: Final = frozenset({"builtins", "collections", "numpy", "scipy", "sklearn", "datetime"})
+_PT2_MEMBERS: Final = re.compile(
+    r"(models/[\w.-]+\.json|data/weights/(weight_\d+|[\w.-]+_config\.json)|data/constants/(tensor_\d+|[\w.-]+"
+    r"_config\.json)|data/sample_inputs/[\w.-]+\.pt|archive_format|archive_version|version|byteorder"
+    r"|\.data/(version|serialization_id)|\.format_version|\.storage_alignment)\Z"
+)
+
+
+class Refused(Exception):
+    """A file executes code when it is loaded, or may. The message names its format and what it holds; it may
+    be shown to clients."""
+
+
+def judged(package: Package, flavor: Flavor, accepted: Sequence[str]) -> Package:
+    """The package as it may be loaded where code is refused. `accepted`: the operator's list, `pt2` or
+    `skops:` with the pattern of a type. Raises Refused, and PackageError for a file that cannot be read."""
+    if flavor.trust == "data":
+        return package
+    entry = package.flavors.get(flavor.name, {})
+    if entry.get("serialization_format") == "skops":
+        return _judged_skops(package, flavor.name, accepted)
+    exported, whole = package.data / "model.pt2", package.data / "model.pth"
+    if flavor.name == "pytorch" and exported.is_file() and not whole.exists():  # which would be loaded first
+        _judge_pt2(exported, accepted)
+        return package
+    form = entry.get("serialization_format") or ("pickle" if flavor.name == "pytorch" else None)
+    name = f"{flavor.name}, {form}" if form else flavor.name
+    raise Refused(f"its format ({name}) executes code when it is loaded, and unsafe_formats refuses that")
+
+
+def _judged_skops(package: Package, flavor: str, accepted: Sequence[str]) -> Package:
+    named = [entry.removeprefix(SKOPS) for entry in accepted if entry.startswith(SKOPS)]
+    found = set(_skops_types(_skops_file(package, flavor)))
+    trusted = sorted(kind for kind in found if any(fnmatchcase(kind, pattern) for pattern in named))
+    unknown = sorted(found - set(trusted) - {kind for kind in found if kind.split(".")[0] in _TRUSTED_ROOTS})
+    if unknown:
+        shown = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
+        raise Refused(
+            f"its format ({flavor}, skops) holds types that are not trusted: {shown}; unsafe_formats refuses "
+            f"that until accepted_formats names them, as {SKOPS}{unknown[0]}"
+        )
+    # The package's own list of what it trusts says nothing: the operator's takes its place.
+    raw = json.loads(json.dumps(package.to_json()))
+    raw["flavors"][flavor]["skops_trusted_types"] = trusted
+    return Package.from_json(raw, package.path)
+
+
+def _skops_file(package: Package, flavor: str) -> Path:
+    entry = package.flavors.get(flavor, {})
+    file = package.native_data(flavor)
+    if file.is_file():
+        return file
+    return package.inside(package.text("model_path") or str(entry.get("pickled_model", "model.pkl")))
+
+
+def _skops_types(file: Path) -> Iterator[str]:
+    with _archive(file, "skops") as archive:
+        schema = _json(archive, "schema.json")
+    for node in _objects(schema):
+        for module, name in (("__module__", "__class__"), ("module_path", "function")):
+            if isinstance(node.get(module), str) and isinstance(node.get(name), str):
+                yield f"{node[module]}.{node[name]}"
+
+
+def _judge_pt2(file: Path, accepted: Sequence[str]) -> None:
+    if PT2 not in accepted:
+        raise Refused(
+            f"its format (pytorch, {PT2}) is an exported program; unsafe_formats refuses it until "
+            f"accepted_formats names {PT2}"
+        )
+    with _archive(file, PT2) as archive:
+        names = archive.namelist()
+        for name in names:
+            inner = name.partition("/")[2]
+            if not _PT2_MEMBERS.match(inner) or names.count(name) > 1:
+                raise Refused(
+                    f"its format (pytorch, {PT2}) may hold no {name[:80]!r}: it executes or is not known"
+                )
+            configured = inner.startswith("data/") and name.endswith(".json")
+            if configured and any(node.get("use_pickle") for node in _objects(_json(archive, name))):
+                raise Refused(f"its format (pytorch, {PT2}) holds a pickle ({name[:80]!r}): it executes code")
+            if inner.startswith("models/"):
+                _judge_program(_json(archive, name))
+            if inner.startswith("data/sample_inputs/"):
+                _judge_tensors(archive, name)
+
+
+def _judge_program(program: Any) -> None:
+    """What torch evaluates as Python: sizes as expressions, guards, and the names it makes code of."""
+    for node in _objects(program):
+        for key, value in node.items():
+            texts = value if key == "guards_code" and isinstance(value, list) else [value]
+            if key in ("expr_str", "guards_code"):
+                for text in texts:
+                    if text and (not isinstance(text, str) or not _EXPRESSION.match(text) or "__" in text):
+                        raise Refused(f"its format (pytorch, {PT2}) holds an expression that executes code")
+            elif key == "target" and isinstance(value, str) and not _TARGET.match(value):
+                raise Refused(
+                    f"its format (pytorch, {PT2}) calls {value[:80]!r}, which is no operator of torch"
+                )
+            elif key == "name" and isinstance(value, str) and not _NAME.match(value):
+                raise Refused(f"its format (pytorch, {PT2}) holds the name {value[:80]!r}, which is none")
+
+
+def _judge_tensors(archive: zipfile.ZipFile, name: str) -> None:
+    """The example inputs of a program: a pickle of tensors, whose globals are looked at and not resolved."""
+    import io
+    import pickletools
+
+    if not archive.getinfo(name).file_size:
+        return
+    if archive.getinfo(name).file_size > _MAX_JSON:
+        raise Refused(f"its format (pytorch, {PT2}) holds example inputs that are too large to be judged")
+    content = archive.read(name)
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as inner:
+            members = inner.namelist()
+            plain = content[:4] == b"PK\x03\x04" and len(set(members)) == len(members)
+            plain = plain and all(_TENSOR_MEMBERS.match(member.partition("/")[2]) for member in members)
+            pickles = [inner.read(member) for member in members if member.endswith("/data.pkl")]
+            for opcode, argument, _ in (step for data in pickles for step in pickletools.genops(data)):
+                if opcode.name in _OTHER_GLOBALS or (
+                    opcode.name == "GLOBAL" and not _TENSOR_GLOBALS.match(str(argument))
+                ):
+                    plain = False
+    except (zipfile.BadZipFile, ValueError, KeyError, NotImplementedError):
+        plain = False
+    if not plain:
+        raise Refused(
+            f"its format (pytorch, {PT2}) holds example inputs ({name[:80]!r}) that are not tensors alone"
+        )
+
+
+_EXPRESSION: Final = re.compile(
+    r"(?:\s|\d|[-+*/%(),<>=!&|~\[\]'\".]|\b(?:[suz]\d+|Symbol|positive|integer|nonnegative|True|False|Integer|Float|Rational"
+    r"|Max|Min|Mod|PythonMod|FloorDiv|CleanDiv|CeilDiv|ModularIndexing|Where|Eq|Ne|Lt|Le|Gt|Ge|And|Or|Not|and|or|not"
+    r"|oo|int_oo|floor|ceiling|L|args|kwargs|size|shape)\b)*\Z"
+)
+_TARGET: Final = re.compile(
+    r"(torch\.ops\.\w+\.\w+(\.\w+)?|torch\.sym_\w+|_operator\.\w+|math\.\w+|[A-Za-z_]\w*)\Z"
+)
+_NAME: Final = re.compile(r"[\w.]*\Z")
+_TENSOR_MEMBERS: Final = re.compile(
+    r"(data\.pkl|byteorder|version|data/\d+|\.data/serialization_id|\.format_version|\.storage_alignment)\Z"
+)
+_TENSOR_GLOBALS: Final = re.compile(
+    r"(torch\._utils (_rebuild_tensor_v2|_rebuild_parameter)|collections OrderedDict|torch \w+Storage)\Z"
+)
+_OTHER_GLOBALS: Final = frozenset({"STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"})
+
+
+def _archive(file: Path, form: str) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(file)
+    except (OSError, zipfile.BadZipFile, ValueError):
+        raise PackageError(file.name, f"is no {form} file") from None
+
+
+def _json(archive: zipfile.ZipFile, name: str) -> Any:
+    try:
+        if archive.getinfo(name).file_size > _MAX_JSON:
+            raise PackageError(name, f"is larger than {_MAX_JSON >> 20} MiB")
+        with archive.open(name) as member:
+            return json.loads(member.read(_MAX_JSON))
+    except (KeyError, ValueError, RecursionError, zipfile.BadZipFile, NotImplementedError, RuntimeError):
+        raise PackageError(name, "cannot be read: it should be JSON in the model's archive") from None
+
+
+def _objects(value: Any) -> Iterator[dict[str, Any]]:
+    """Every JSON object within a value."""
+    pending = [value]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, dict):
+            yield item
+            pending += item.values()
+        elif isinstance(item, list):
+            pending += item
