@@ -145,11 +145,8 @@ def _split(frame: Any) -> dict[str, Any]:
     cells = []
     for position, name in enumerate(columns):
         column = frame.iloc[:, position]
-        if type(column.dtype).__name__ == "SparseDtype":
-            raise InvalidExample(
-                f"the input example's column {name!r} is sparse, which no request can be: make it dense "
-                "(frame.sparse.to_dense())"
-            )
+        if hasattr(column, "sparse"):
+            column = column.sparse.to_dense()  # a request has no other form of it
         try:
             cells.append(plain(column.tolist(), f"column {name!r}"))
         except NotPlain as error:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -34,19 +35,24 @@ def push(
     """Add a model directory to the registry as the next version.
 
     It is copied into the registry's store. A directory with the digest of an existing version is that one,
-    unchanged. A registry file that does not exist is created, with its store models/ beside it. --alias moves
-    the alias without any gate; use promote to move one that is being served.
+    unchanged. A registry file that does not exist is created, with its store models/ next to it. --alias
+    moves the alias without any gate; use promote to move one that is being served. A package that records its
+    answer to its own example is asked it here, in a fresh process; another answer is a warning.
 
     Example: gateway push ./my-model --name iris --alias challenger
     """
     from gateway import api
 
     target = target_of(registry)
-    with working(f"pushing {directory} to {target}"):
+    with working(f"pushing {directory} to {target}"), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
         pushed = api.push(directory, name, alias=alias, registry=target)
+    said = [str(one.message) for one in caught if one.category is UserWarning]
+    for text in said:
+        note(f"warning: {text}")
     pointing = f"; {name}@{alias} points to it" if alias else ""
     text = f"{pushed.name}/{pushed.version} is in {target}{pointing} ({pushed.digest})"
-    result(output, {**dataclasses.asdict(pushed), "registry": target}, text)
+    result(output, {**dataclasses.asdict(pushed), "registry": target, "warnings": said}, text)
     if alias is None and output is Output.text:
         command = ["gateway", "promote", f"{name}@champion", pushed.version]
         note(f"next: {shlex.join(command + (['--registry', registry] if registry else []))}")
