@@ -15,10 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
-from gateway import cgroup, events, logs
+from gateway import cgroup, environments, events, logs
 from gateway.artifacts.cache import ArtifactError, Artifacts
 from gateway.artifacts.packages import Packages, Prepared, formats
 from gateway.artifacts.sources import sources_for
+from gateway.environments.choose import Chooser
 from gateway.http.auth import Access, control_key
 from gateway.http.connections import Connections, descriptors
 from gateway.http.large import LargeBodies
@@ -50,6 +51,7 @@ from gateway.serving.eviction import POLICIES
 from gateway.serving.governor import Governor
 from gateway.serving.ledger import Ledger
 from gateway.serving.manager import Manager
+from gateway.serving.preparation import Preparation
 from gateway.serving.servable import Options, Servable
 from gateway.state import AliasMemory, State
 
@@ -64,6 +66,7 @@ CAPACITY_WAIT = 5.0
 IO_THREADS = 8
 FETCH_THREADS = 4
 DISK_THREADS = 4
+BUILD_THREADS = 4
 IO_THREAD = "io"
 MEASURE_INTERVAL = 1.0
 #: How long after a load the heap is settled, and how long it is then left alone, in seconds.
@@ -98,6 +101,9 @@ class Gateway:
         self._told: dict[tuple[str, str], tuple[str, str]] = {}
         sources = sources_for(registry.target, settings.artifact_sources, [settings.registry])
         self._artifacts = Artifacts(settings.cache_dir, settings.disk_limit, sources)
+        self._builds = ThreadPoolExecutor(BUILD_THREADS, thread_name_prefix=IO_THREAD)
+        self.environments = environments.store(settings)
+        chooser = Chooser(settings, self.environments, self._builds)
         self._packages = Packages(
             self._artifacts,
             self._fetches,
@@ -107,7 +113,9 @@ class Gateway:
             remembered=self._earlier_digest,
             remember=self._remember_digest,
             lasting=registry.lasting,
+            examine=chooser.examine,
         )
+        self._preparation = Preparation(chooser, self._served_before)
         self._zygotes = Zygotes(sink=lambda line: log.info("zygote: %s", line))
         self._placement = Placement(settings, self._zygotes, self._observe)
         self.ledger: Ledger[Servable] = Ledger(
@@ -117,6 +125,7 @@ class Gateway:
             self.ledger,
             prepare=self._packages.get,
             open_runner=self._placement.open,
+            settle=self._preparation.settle,
             options=lambda name: Options.of(settings, name),
             measured=self._remember_measurement,
             emit=self._emit,
@@ -124,13 +133,14 @@ class Gateway:
             max_concurrent_loads=settings.max_concurrent_loads,
             capacity_wait=min(CAPACITY_WAIT, settings.cold_wait),
         )
+        self._memory = AliasMemory(self._state, registry.identity, self._write_behind)
         gates = Gates(
             self.manager, prepare=self._packages.get, policy=lambda model: policy_of(settings, model)
         )
         self.aliases = Aliases(
             self.manager,
             gates,
-            memory=AliasMemory(self._state, registry.identity, self._write_behind),
+            memory=self._memory,
             default_alias=settings.default_alias,
             max_waiting=settings.max_queue,
             emit=self._emit,
@@ -266,6 +276,7 @@ class Gateway:
         self._io.shutdown(wait=False, cancel_futures=True)
         self._fetches.shutdown(wait=False, cancel_futures=True)
         self._disk.shutdown(wait=False, cancel_futures=True)
+        self._builds.shutdown(wait=False, cancel_futures=True)
 
     # How a version becomes something that runs.
 
@@ -315,6 +326,13 @@ class Gateway:
     def _forget(self, names: set[str]) -> None:
         self.aliases.forget(names)
         self._told = {alias: told for alias, told in self._told.items() if alias[0] not in names}
+
+    def _served_before(self, version: Version) -> bool:
+        """Known from the state, or as the last good one of the registry."""
+        if self._memory.served(version.name, version.version):
+            return True
+        model = self.aliases.snapshot.models.get(version.name)
+        return model is not None and any(a.last_good == version.version for a in model.aliases.values())
 
     def _measurement(self, digest: str) -> tuple[int | None, float] | None:
         try:
@@ -425,6 +443,11 @@ class Gateway:
                 for s in self.manager
                 if s in self.ledger
             },
+            mismatches=lambda: [
+                (s.version.name, s.version.version)
+                for s in self.manager
+                if s.mismatch is not None and s in self.ledger
+            ],
             queue=self._queues,
             aliases=self.operations.alias_states,
             stuck=self.manager.stuck,

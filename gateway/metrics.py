@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from asyncio import AbstractEventLoop, TimerHandle
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, TypedDict, Unpack
 
 import numpy as np
@@ -44,6 +44,7 @@ class Sources(TypedDict, total=False):
     memory          bytes by state: `reserved`, `resident`, `closing`, and the limit as `limit_bytes`
     models          (model, version) -> bytes, of every version that is held here
     queue           model -> (requests waiting, requests in flight)
+    mismatches      (model, version) of those that run in another environment than their own
     stuck           model -> how many of its versions have a process that does not work
     aliases         (model, alias) -> (version in service or None, whether it differs from the desired one)
     disk            bytes of the artifact cache
@@ -55,6 +56,7 @@ class Sources(TypedDict, total=False):
     memory: Callable[[], Mapping[str, float | None]]
     models: Callable[[], Mapping[tuple[str, str], float]]
     queue: Callable[[], Mapping[str, tuple[int, int]]]
+    mismatches: Callable[[], Collection[tuple[str, str]]]
     stuck: Callable[[], Mapping[str, int]]
     aliases: Callable[[], Mapping[tuple[str, str], tuple[str | None, bool]]]
     disk: Callable[[], float]
@@ -265,6 +267,15 @@ class Metrics:
                 inflight.add_metric([model], running)
             yield waiting
             yield inflight
+        if "mismatches" in sources:
+            family = GaugeMetricFamily(
+                "gateway_environment_mismatch",
+                "1 for a version that runs in another environment than its own.",
+                labels=["model", "version"],
+            )
+            for labels in sources["mismatches"]():
+                family.add_metric(list(labels), 1)
+            yield family
         if "stuck" in sources:
             family = GaugeMetricFamily(
                 "gateway_stuck", "Versions with a process that lives and does not work.", labels=["model"]

@@ -56,6 +56,10 @@ class ElsewhereEnforced(Protocol):
     def warnings(self) -> tuple[str, ...]: ...
 
 
+#: The mark of an answer that came from another environment than the model's own.
+MISMATCH = ("environment",)
+
+
 @dataclass(slots=True)
 class Inference:
     """What a request asks, parsed but untyped. `deadline` is in the event loop's time; `reference` None means
@@ -72,10 +76,12 @@ class Inference:
 
 @dataclass(slots=True)
 class Answer:
-    """What a model answered; which one, and when, is in the request's record."""
+    """What a model answered; which one, and when, is in the request's record. `marks`: what the header
+    X-Model-Warnings says, on every route."""
 
     result: Batch
     warnings: tuple[str, ...] = ()
+    marks: tuple[str, ...] = ()
 
 
 class Service:
@@ -135,6 +141,7 @@ class Service:
                 self._check_crowd(servable)
                 await self._manager.ready(lease, self._patience(inference))
             outcome, warnings = await self._run(servable, inference)
+            mismatch = servable.mismatch
             if found is not None:
                 self._aliases.answered(found, version)
         except Problem as error:
@@ -143,6 +150,8 @@ class Service:
             if lease is not None:
                 lease.release()
         record.queue, record.predict = outcome.queue_seconds, outcome.predict_seconds
+        if mismatch is not None:
+            return Answer(outcome.result, (*warnings, *mismatch), MISMATCH)
         return Answer(outcome.result, warnings)
 
     async def _run(self, servable: Servable, inference: Inference) -> tuple[Outcome, tuple[str, ...]]:

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
 import platformdirs
 from pydantic import (
@@ -27,6 +27,7 @@ from pydantic import (
     ValidationInfo,
     WithJsonSchema,
     field_validator,
+    model_validator,
 )
 
 from gateway import cgroup, yamltext
@@ -128,6 +129,8 @@ Size = Annotated[int, BeforeValidator(size), Field(gt=0), _SIZE_SCHEMA]
 Isolation = Literal["auto", "process", "inline"]
 Enforcement = Literal["strict", "warn", "mlflow"]
 
+_POLICIES: Final = ("auto", "same", "own")
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(
@@ -137,11 +140,15 @@ class _Part(BaseModel):
 
 class Rollout(_Part):
     """How an alias moves. `gate`: what a new version must pass in addition to loading and warming up.
+    `environment`: whether one whose environment cannot be had is refused, or runs in this interpreter with a
+    warning.
     `deleted`: whether an alias that is deleted from the registry ends at once (`end`), or answers for
     `deleted_grace` more (`keep`)."""
 
     gate: Literal["compatible", "none"] = "compatible"
     """`compatible`: a new version must accept what present callers send; `none`: not compared."""
+    environment: Literal["refuse", "warn"] = "refuse"
+    """A version whose environment cannot be had is refused, or runs in this interpreter with a warning."""
     deleted: Literal["end", "keep"] = "end"
     """A deleted alias ends at once (`end`), or answers for `deleted_grace` more (`keep`)."""
     deleted_grace: Duration = 3600.0
@@ -151,6 +158,47 @@ class Rollout(_Part):
     def grace(self) -> float:
         """Seconds for which a deleted alias goes on answering."""
         return self.deleted_grace if self.deleted == "keep" else 0.0
+
+
+class NamedEnvironment(_Part):
+    """An environment that the operator made."""
+
+    python: Path
+    """Its interpreter."""
+
+
+def _minors(value: object) -> object:
+    for name in value if isinstance(value, dict) else ():
+        if not re.fullmatch(r"3\.\d{1,2}", str(name)):
+            raise ValueError(f'{name} is no minor version of Python; write for example "3.9"')
+    return value
+
+
+class Environments(_Part):
+    """How models get environments of their own."""
+
+    build: Literal["auto", "never"] = "auto"
+    """Whether environments are built here when a model needs one."""
+    wheels_only: bool = True
+    """Install wheels alone: nothing is compiled, and no code of a package runs during a build."""
+    as_of: Literal["created", "now"] = "created"
+    """Versions that a package leaves open are those of the day it was created, or of now."""
+    fallback: Literal["served", "same", "refuse"] = "served"
+    """What runs in this interpreter without its own environment: what served before, all, or none."""
+    python: Annotated[dict[str, Path], BeforeValidator(_minors)] = {}
+    """Interpreters by minor version: `{"3.9": /opt/python3.9/bin/python}`."""
+    named: dict[str, NamedEnvironment] = {}
+    """Environments that you made: `{NAME: {python: PATH}}`."""
+    allowed: Annotated[list[str], BeforeValidator(_listed)] = []
+    """The locks that may be built where `unsafe_formats` is not `allow`."""
+
+    @field_validator("named")
+    @classmethod
+    def _names(cls, value: dict[str, NamedEnvironment]) -> dict[str, NamedEnvironment]:
+        taken = sorted(value.keys() & set(_POLICIES))
+        if taken:
+            raise ValueError(f"{taken[0]} is a policy; give the environment another name")
+        return value
 
 
 class Batch(_Part):
@@ -191,8 +239,8 @@ class ModelSettings(_Part):
     # `model_config` is pydantic's own word, so the field has another name here.
     config: dict[str, Any] = Field(default_factory=dict, alias="model_config")
     """Passed to the model's loader, merged over the package's own `model_config`."""
-    environment: Literal["same"] = "same"
-    """The Python that the model runs in."""
+    environment: str | None = None
+    """Which Python the model runs in. Not set: as the gateway's `environment`."""
     env: Annotated[list[str], BeforeValidator(_listed)] = []
     """Environment variables that the model process may see, by name, besides a short list."""
     network: bool = True
@@ -296,6 +344,10 @@ class Settings(_Part):
     """A line for each request."""
     rollout: Rollout = Rollout()
     """How aliases move."""
+    environment: str = "auto"
+    """Which Python models run in: this one if it fits, else their own (`auto`); `same`, `own` or a NAME."""
+    environments: Environments = Environments()
+    """What is built for models that this interpreter does not fit, and from what."""
     models: dict[str, ModelSettings] = {}
     """Settings by model name or pattern, such as `fraud-*`."""
 
@@ -322,8 +374,21 @@ class Settings(_Part):
     def _paths(cls, value: Path | None) -> Path | None:
         return None if value is None else value.expanduser().absolute()
 
+    @model_validator(mode="after")
+    def _environments(self) -> Self:
+        known = [*_POLICIES, *self.environments.named]
+        given = {"environment": self.environment}
+        given |= {
+            f"models.{name}.environment": part.environment or "auto" for name, part in self.models.items()
+        }
+        for place, value in given.items():
+            if value not in known:
+                raise ValueError(f"{place}: {value!r} is no environment; known: {', '.join(known)}")
+        return self
+
     def for_model(self, name: str) -> ModelSettings:
-        """What holds for one model; its `isolation`, `enforcement` and `rollout` are never None.
+        """What holds for one model; its `isolation`, `enforcement`, `environment` and `rollout` are
+        never None.
 
         Entries whose pattern matches are merged in the order they are written, later over earlier, and the
         entry with exactly this name over all of them.
@@ -332,7 +397,7 @@ class Settings(_Part):
         entries.sort(key=lambda entry: entry[0] == name)
         merged: dict[str, Any] = {
             **ModelSettings().__dict__,
-            **{name: getattr(self, name) for name in ("isolation", "enforcement", "rollout")},
+            **{name: getattr(self, name) for name in ("isolation", "enforcement", "rollout", "environment")},
         }
         for _, part in entries:
             for field in part.model_fields_set:

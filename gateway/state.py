@@ -328,6 +328,15 @@ class AliasMemory:
     def history(self, name: str, alias: str) -> list[Served]:
         return list(self._histories.get((name, alias), ()))
 
+    def served(self, name: str, version: str) -> bool:
+        """Whether a version has served here, under whatever alias."""
+        return any(
+            entry.version == version
+            for (of, _), history in self._histories.items()
+            if of == name
+            for entry in history
+        ) or any(good == version for (of, _), good in self._last_good.items() if of == name)
+
     def save_last_good(self, name: str, alias: str, version: str) -> None:
         self._last_good[name, alias] = version
         self._write(lambda: self._state.save_last_good(self._registry, name, alias, version))

@@ -14,13 +14,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from loaders.compat.pythons import dataclass
+
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     import pandas as pd
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
@@ -214,7 +217,7 @@ def _text_series(array: Array, index: Any) -> Any:
     return pd.Series(array, index=index, dtype=object)
 
 
-@cache
+@lru_cache(maxsize=None)
 def _text_dtype() -> Any:
     """The type that this pandas, with its options, gives a column of text."""
     import pandas as pd
@@ -270,12 +273,12 @@ def _from_pandas(result: Any) -> Columns:
             twice = str(result.columns[result.columns.duplicated()][0])
             raise ValueError(f"the answer has two columns named {twice[:80]!r}")
         series = {
-            name if isinstance(name, str | int) else str(name): result.iloc[:, i]
+            name if isinstance(name, (str, int)) else str(name): result.iloc[:, i]
             for i, name in enumerate(result.columns)
         }
     else:
         name = getattr(result, "name", None)
-        series = {name if isinstance(name, str | int) else 0 if name is None else str(name): result}
+        series = {name if isinstance(name, (str, int)) else 0 if name is None else str(name): result}
     return Columns({name: column_array(column) for name, column in series.items()}, len(result))
 
 
@@ -305,7 +308,7 @@ def column_array(column: Any) -> Array:
     values = np.empty(len(column), dtype=object)
     missing = np.asarray(column.isna().to_numpy(), dtype=bool)
     for i, item in enumerate(column.tolist()):
-        values[i] = None if missing[i] and not isinstance(item, list | dict | tuple | np.ndarray) else item
+        values[i] = None if missing[i] and not isinstance(item, (list, dict, tuple, np.ndarray)) else item
     return values
 
 

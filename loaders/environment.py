@@ -11,12 +11,12 @@ import platform
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from loaders.compat.pythons import dataclass
 from loaders.package import PackageError, parse_yaml
 
 if TYPE_CHECKING:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from loaders.compat.pythons import dataclass, zipped
 from loaders.plain import NotPlain, plain
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def _split(frame: Any) -> dict[str, Any]:
             cells.append(plain(column.tolist(), f"column {name!r}"))
         except NotPlain as error:
             raise InvalidExample(f"the input example cannot be written as JSON: {error}") from None
-    rows = [list(row) for row in zip(*cells, strict=True)] if cells else [[] for _ in range(len(frame))]
+    rows = [list(row) for row in zipped(*cells)] if cells else [[] for _ in range(len(frame))]
     content: dict[str, Any] = {"data": rows}
     return content if columns == list(range(len(columns))) else {"columns": columns, **content}
 

@@ -87,7 +87,7 @@ def requirements(value: str | Path | Iterable[str] | None) -> list[str] | None:
         return None
     return (
         requirement_lines(Path(value).read_text(encoding="utf-8"))
-        if isinstance(value, str | Path)
+        if isinstance(value, (str, Path))
         else list(value)
     )
 
@@ -99,7 +99,7 @@ def of_conda(value: str | Path | Mapping[str, Any]) -> list[str]:
     from loaders.package import parse_yaml
 
     content: Any = (
-        parse_yaml(Path(value).read_bytes(), "conda_env") if isinstance(value, str | Path) else value
+        parse_yaml(Path(value).read_bytes(), "conda_env") if isinstance(value, (str, Path)) else value
     )
     found = pip_part(content)
     if found is None:

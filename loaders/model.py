@@ -205,7 +205,7 @@ def environment_config(environ: Mapping[str, str]) -> dict[str, Any]:
                 raise ValueError(f"{name} is not JSON: {error}") from None
             if not isinstance(given, dict):
                 raise ValueError(f"{name} is not a JSON object")
-            merged |= given
+            merged.update(given)
     return merged
 
 

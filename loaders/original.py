@@ -11,11 +11,16 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-Ask = Callable[[Any, Mapping[str, Any]], Any]
+from loaders.compat.pythons import zipped
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+Ask: TypeAlias = "Callable[[Any, Mapping[str, Any]], Any]"
 """Asks the original about data, with params; the framework's own result. Raises what the model raises."""
 
 
@@ -121,7 +126,7 @@ def _onnx(model: Any, options: Mapping[str, Any]) -> Ask | None:
         for name, array in feeds.items():
             if inputs[name] == "tensor(float)" and array.dtype == np.float64:
                 feeds[name] = array.astype(np.float32)
-        return dict(zip(names, session.run(names, feeds), strict=True))
+        return dict(zipped(names, session.run(names, feeds)))
 
     return ask
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from loaders.batch import Array, Batch, Columns, Tensors, Value
+from loaders.compat.pythons import zipped
 from loaders.schema import AnyType, ColSpec, Map, Object, Scalar, TensorSpec, Type
 from loaders.schema import Array as SchemaArray
 from loaders.signature import Signature
@@ -99,7 +100,7 @@ def _tensor_mismatches(specs: list[TensorSpec], answer: Batch) -> list[str]:
         if array.dtype.kind != np.dtype(spec.dtype).kind:
             found.append(f"{label} is {array.dtype}, declared {spec.dtype}")
         fits = array.ndim == len(spec.shape) and all(
-            want in (-1, have) for want, have in zip(spec.shape, array.shape, strict=True)
+            want in (-1, have) for want, have in zipped(spec.shape, array.shape)
         )
         if not fits:
             found.append(f"{label} has the shape {array.shape}, declared {spec.shape}")
@@ -165,10 +166,10 @@ def _row_mismatches(specs: list[ColSpec], row: Any) -> Iterator[tuple[str, str]]
     if single:
         yield from _value_mismatch(specs[0].type, row, f"output {specs[0].name}" if named else "the output")
         return
-    if isinstance(row, list | tuple) and len(row) == len(specs):
+    if isinstance(row, (list, tuple)) and len(row) == len(specs):
         row = {
             place if spec.name is None else spec.name: item
-            for place, (spec, item) in enumerate(zip(specs, row, strict=True))
+            for place, (spec, item) in enumerate(zipped(specs, row))
         }
     if not isinstance(row, dict):
         yield "", f"the output is {_json_kind(row)} for a row, declared {len(specs)} columns"
@@ -185,9 +186,9 @@ def _value_mismatch(kind: Type, value: Any, label: str, required: bool = True) -
     """Where a value of plain Python is of another kind than its type; a null says nothing of its kind."""
     if value is None or isinstance(kind, AnyType):
         return
-    if isinstance(value, np.ndarray | np.generic):
+    if isinstance(value, (np.ndarray, np.generic)):
         value = value.tolist()
-    if isinstance(kind, SchemaArray) and isinstance(value, list | tuple):
+    if isinstance(kind, SchemaArray) and isinstance(value, (list, tuple)):
         for item in value:
             yield from _value_mismatch(kind.items, item, f"an item of {label}")
     elif isinstance(kind, Map) and isinstance(value, dict):
@@ -210,7 +211,7 @@ def _value_mismatch(kind: Type, value: Any, label: str, required: bool = True) -
 def _json_kind(value: Any) -> str:
     names = {bool: "a boolean", int: "a whole number", float: "a number", str: "text", dict: "an object"}
     return names.get(
-        type(value), "a list" if isinstance(value, list | tuple) else f"a {type(value).__name__}"
+        type(value), "a list" if isinstance(value, (list, tuple)) else f"a {type(value).__name__}"
     )
 
 

@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any, Final
 
 from loaders import example as examples
+from loaders.compat.pythons import is_below
 
 if TYPE_CHECKING:
     from loaders.enforcement.enforce import RawInput
@@ -129,7 +130,7 @@ class Package:
             raise PackageError(shown, "there is no such file in the package") from None
         except (OSError, RuntimeError):
             raise PackageError(shown, "cannot be read") from None
-        if not found.is_relative_to(self.path):
+        if not is_below(found, self.path):
             raise PackageError(shown, "is a link that leaves the package")
         return self.path / pure
 
@@ -222,7 +223,7 @@ def read(path: str | Path) -> Package:
     root = Path(path).resolve()
     file = root / FILE
     try:
-        if not file.resolve(strict=True).is_relative_to(root):
+        if not is_below(file.resolve(strict=True), root):
             raise PackageError(FILE, "is a link that leaves the package")
         if file.stat().st_size > _MAX_BYTES:
             raise PackageError(FILE, f"is larger than {_MAX_BYTES >> 20} MiB")
@@ -259,7 +260,7 @@ def write(
 
     import yaml
 
-    created = datetime.now(timezone.utc).replace(tzinfo=None)  # noqa: UP017  Python 3.10
+    created = datetime.now(timezone.utc).replace(tzinfo=None)
     raw: dict[str, Any] = {
         "flavors": {name: dict(entry) for name, entry in flavors.items()},
         "utc_time_created": created.isoformat(sep=" ", timespec="microseconds"),
@@ -369,14 +370,14 @@ def _expanded(node: Any, known: dict[int, int | None], place: str) -> int:
 
 
 def _plain(value: Any, place: str) -> Any:
-    if value is None or isinstance(value, str | int | float):
+    if value is None or isinstance(value, (str, int, float)):
         return value
     if isinstance(value, list):
         return [_plain(item, place) for item in value]
     if isinstance(value, dict):
         plain = {}
         for key, item in value.items():
-            if not isinstance(key, str | int | float):
+            if not isinstance(key, (str, int, float)):
                 raise PackageError(place, f"has {_kind(key)} as a key")
             plain[key if isinstance(key, str) else str(key)] = _plain(item, place)
         return plain
@@ -404,7 +405,7 @@ def _files(root: Path) -> Iterator[tuple[str, Path]]:
                         target = Path(entry.path).resolve(strict=True)
                     except (OSError, RuntimeError):
                         raise PackageError(relative, "is a link that leads nowhere") from None
-                    if not target.is_relative_to(root):
+                    if not is_below(target, root):
                         raise PackageError(relative, "is a link that leaves the package")
                     if target.is_dir():
                         raise PackageError(relative, "is a link to a directory")

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
+from loaders.compat.pythons import is_below, standard_library
 from loaders.flavors.base import MissingFramework
 from loaders.package import PackageError
 
@@ -35,7 +36,7 @@ def dump(model: Any, file: Path, shipped: Iterable[str] = ()) -> set[str]:
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         def persistent_id(self, value: Any) -> None:
             # Asked about every object before it is pickled: a place to look, nothing is made persistent.
-            if isinstance(value, ModuleType | type | FunctionType):
+            if isinstance(value, (ModuleType, type, FunctionType)):
                 seen.add(_module(value).partition(".")[0])
                 local.add(value)
 
@@ -77,7 +78,7 @@ class Local:
     """Within it, cloudpickle writes by value what belongs to local modules, once `add` was told of it."""
 
     def __init__(self, shipped: Iterable[str] = ()) -> None:
-        self._elsewhere = {*shipped, _OURS, "__main__", *sys.stdlib_module_names}
+        self._elsewhere = {*shipped, _OURS, "__main__", *standard_library()}
         self._decided: set[str] = set()
         self._modules: list[ModuleType] = []
 
@@ -116,9 +117,9 @@ def _module(value: ModuleType | type | FunctionType) -> str:
 def _is_installed(root: str, file: Path) -> bool:
     """Whether a file of the top-level module `root` belongs to an installed distribution."""
     places = {Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib", "stdlib")}
-    if any(file.is_relative_to(place) for place in places):
+    if any(is_below(file, place) for place in places):
         return True
     for name in metadata.packages_distributions().get(root, ()):
-        if file.is_relative_to(Path(str(metadata.distribution(name).locate_file(""))).resolve()):
+        if is_below(file, Path(str(metadata.distribution(name).locate_file(""))).resolve()):
             return True
     return False

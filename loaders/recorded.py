@@ -64,7 +64,7 @@ def form(answer: Batch) -> Any:
     of them, anything else as it is. Raises NotPlain for what JSON cannot hold."""
     if isinstance(answer, Columns):
         columns = {str(name): plain(array.tolist(), f"{_KEY}.{name}") for name, array in _items(answer)}
-        return [dict(zip(columns, row)) for row in zip(*columns.values())]  # noqa: B905  Python 3.8
+        return [dict(zip(columns, row)) for row in zip(*columns.values())]
     if isinstance(answer, Tensors):
         arrays = {name: plain(array.tolist(), name or _KEY) for name, array in _items(answer)}
         return arrays[""] if list(arrays) == [""] else arrays
@@ -155,7 +155,7 @@ def _differing(
         if len(was) != len(now):
             yield field, Difference(place, f"{len(was)} items", f"{len(now)} items")
             return
-        for position, (one, other) in enumerate(zip(was, now)):  # noqa: B905  Python 3.8
+        for position, (one, other) in enumerate(zip(was, now)):
             yield from _differing(one, other, tolerance, scale, f"{place}[{position}]", field)
     elif _is_number(was) and _is_number(now):
         if not math.isclose(was, now, rel_tol=tolerance, abs_tol=tolerance * scale):

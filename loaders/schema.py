@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+
+from loaders.compat.pythons import dataclass
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
 
 _MAX_DEPTH: Final = 32
 
@@ -26,7 +30,7 @@ class SignatureError(ValueError):
         self.problem = problem
 
 
-class Scalar(str, Enum):  # noqa: UP042 - StrEnum needs Python 3.11, model environments may be older
+class Scalar(str, Enum):
     """MLflow's scalar types. `dtype` is the numpy dtype of a column of it."""
 
     boolean = "boolean"
@@ -294,7 +298,7 @@ def param_from_json(data: object, place: str) -> ParamSpec:
         raise SignatureError(place, "is not an object with name, type and default")
     name = data.get("type") or data.get("dtype")
     kind = type_from_json({**data, "type": name}, place)
-    if not isinstance(kind, Scalar | Object):
+    if not isinstance(kind, (Scalar, Object)):
         raise SignatureError(f"{place}.type", "a parameter is a scalar or an object")
     shape = data.get("shape")
     if not (shape is None or shape == [-1]):
@@ -340,7 +344,7 @@ def _scalar(name: object, place: str) -> Scalar:
 def _required(data: Mapping[str, Any], place: str) -> bool:
     # Files written before columns could be optional have no `required`; some later ones have null.
     required = data.get("required")
-    if not isinstance(required, bool | None):
+    if not isinstance(required, (bool, type(None))):
         raise SignatureError(f"{place}.required", "is neither true nor false")
     return True if required is None else required
 
@@ -349,7 +353,7 @@ def _column(item: object, place: str) -> ColSpec:
     kind = type_from_json(item, place)
     assert isinstance(item, dict)
     name = item.get("name")
-    if isinstance(name, bool) or not isinstance(name, str | int | None):
+    if isinstance(name, bool) or not isinstance(name, (str, int, type(None))):
         raise SignatureError(f"{place}.name", "is not text")
     return ColSpec(kind, name, _required(item, place))
 
@@ -368,6 +372,6 @@ def _tensor(item: dict[str, Any], place: str) -> TensorSpec:
     if not isinstance(shape, list) or any(type(n) is not int or n < -1 for n in shape):
         raise SignatureError(f"{place}.tensor-spec.shape", "is not a list of lengths")
     name = item.get("name")
-    if not isinstance(name, str | None):
+    if not isinstance(name, (str, type(None))):
         raise SignatureError(f"{place}.name", "is not text")
     return TensorSpec(dtype, tuple(shape), name)

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from loaders.compat.pythons import zipped
 from loaders.schema import (
     AnyType,
     Array,
@@ -159,7 +160,7 @@ def _infer_schema(data: Any, place: str) -> Schema:
             tuple(ColSpec(kind, name, _whole(data[name])) for name, kind in specs),
             place,
         )
-    if isinstance(data, list | tuple):
+    if isinstance(data, (list, tuple)):
         if not data:
             return (ColSpec(Scalar.string),)  # as MLflow reads an empty list
         if all(isinstance(row, Mapping) for row in data):
@@ -247,7 +248,7 @@ def _is_pandas_null(value: Any) -> bool:
 
 
 def _infer_type(value: Any, place: str) -> Type:
-    if _missing(value) or (isinstance(value, list | tuple | Mapping) and not value):
+    if _missing(value) or (isinstance(value, (list, tuple, Mapping)) and not value):
         return AnyType()
     if isinstance(value, Mapping):
         fields = []
@@ -264,23 +265,23 @@ def _infer_type(value: Any, place: str) -> Type:
                 kind = Array(kind)
             return kind
         value = list(value)
-    if isinstance(value, list | tuple):
+    if isinstance(value, (list, tuple)):
         return Array(_merged((_infer_type(item, place) for item in value), place))
     return _scalar_type(value, place)
 
 
 def _scalar_type(value: Any, place: str) -> Scalar:
-    if isinstance(value, np.generic | np.ndarray):
+    if isinstance(value, (np.generic, np.ndarray)):
         return _dtype_type(value.dtype, place)
     if isinstance(value, bool):
         return Scalar.boolean
     if isinstance(value, int):
         return Scalar.long
-    if isinstance(value, float | decimal.Decimal):
+    if isinstance(value, (float, decimal.Decimal)):
         return Scalar.double
     if isinstance(value, str):
         return Scalar.string
-    if isinstance(value, bytes | bytearray):
+    if isinstance(value, (bytes, bytearray)):
         return Scalar.binary
     if isinstance(value, datetime.date):
         return Scalar.datetime
@@ -327,7 +328,7 @@ def _infer_param(name: str, value: Any) -> ParamSpec:
         if not isinstance(kind, Object):
             raise SignatureError(place, "is an empty object")
         return ParamSpec(name, kind, dict(value))
-    if isinstance(value, list | tuple | np.ndarray):
+    if isinstance(value, (list, tuple, np.ndarray)):
         items = value.tolist() if isinstance(value, np.ndarray) else list(value)
         if isinstance(value, np.ndarray) and value.dtype.kind != "O":
             item_type: Type = _dtype_type(value.dtype, place)
@@ -483,7 +484,7 @@ def _compare_tensors(old: TensorSpec, new: TensorSpec, label: str, what: str) ->
     if not (same or wider):
         reasons.append(f"{label} was {old.dtype.name} and is {new.dtype.name} now")
     fits = len(old.shape) == len(new.shape) and all(
-        n in (-1, o) if what == "input" else n == o for o, n in zip(old.shape, new.shape, strict=True)
+        n in (-1, o) if what == "input" else n == o for o, n in zipped(old.shape, new.shape)
     )
     if not fits:
         reasons.append(f"{label} had the shape {list(old.shape)} and has {list(new.shape)} now")

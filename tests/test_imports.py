@@ -38,7 +38,7 @@ LEAVES = frozenset(
         "backoff",
     }
 )
-PARTS = frozenset({"registries", "artifacts", "runners"})
+PARTS = frozenset({"registries", "artifacts", "environments", "runners"})
 SERVICE = LEAVES | PARTS | {"serving", "rollouts", "service"}
 
 NO_LIBRARY: frozenset[str] = frozenset()
@@ -56,7 +56,7 @@ class Layer:
 
 CORE_LIBRARIES = frozenset({"pydantic", "cachetools", "numpy"})
 FAMILY_LIBRARIES = frozenset(
-    {"pydantic", "httpx", "fsspec", "yaml", "filelock", "platformdirs", "packaging", "numpy", "orjson"}
+    {"pydantic", "httpx", "fsspec", "yaml", "filelock", "platformdirs", "packaging", "numpy", "orjson", "uv"}
 )
 
 LAYERS: dict[str, Layer] = {

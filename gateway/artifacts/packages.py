@@ -17,14 +17,17 @@ from fnmatch import fnmatchcase
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
+from cachetools import LRUCache
+
 from gateway.artifacts.cache import ArtifactError, Artifacts, DigestMismatch, Local, Unreachable
 from gateway.artifacts.formats import Refused, judged
 from gateway.errors import Problem
-from loaders import environment, flavors, recorded
+from loaders import flavors, recorded
 from loaders.output import mismatches
 from loaders.package import Package, PackageError, read
 
 if TYPE_CHECKING:
+    from gateway.environments.choose import Needs, Runtime
     from gateway.registries.base import Version
     from gateway.settings import Settings
     from loaders.batch import Batch
@@ -52,7 +55,9 @@ class Policy:
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """A package that was accepted. `size` is its files' bytes, `estimate` what it will take in memory:
-    the last measurement of this digest, else size × the flavor's factor. `findings` are warnings."""
+    the last measurement of this digest, else size × the flavor's factor. `findings` are warnings.
+    `needs`: the facts of its environment; `runtime`: where it runs, once that was found; `forced`: somebody
+    answers for it where its own environment is not to be had."""
 
     version: Version
     package: Package
@@ -62,7 +67,10 @@ class Prepared:
     size: int
     estimate: int
     load_seconds: float | None
-    findings: tuple[str, ...]
+    findings: tuple[str, ...] = ()
+    needs: Needs | None = None
+    runtime: Runtime | None = None
+    forced: bool = False
 
     def check_output(self, answer: Batch) -> list[str]:
         """How an answer differs from the output schema; a warning, never a refusal."""
@@ -95,7 +103,8 @@ class Packages:
 
     `remembered` and `remember`, called in these two, are what the files of a version without a digest were at
     an earlier fetch. Where versions never change (`lasting`) it is the first, and it must be so again;
-    elsewhere it is the last, and it serves where the source does not answer."""
+    elsewhere it is the last, and it serves where the source does not answer. `examine` reads the facts of a
+    package's environment."""
 
     def __init__(
         self,
@@ -108,6 +117,7 @@ class Packages:
         remembered: Callable[[Version], str | None] = lambda version: None,
         remember: Callable[[Version, str], None] = lambda version, digest: None,
         lasting: bool = False,
+        examine: Callable[[Package], Needs] | None = None,
     ) -> None:
         self._artifacts = artifacts
         self._fetches = fetches
@@ -117,6 +127,8 @@ class Packages:
         self._remembered = remembered
         self._remember = remember
         self._lasting = lasting
+        self._examine = examine
+        self._examined: LRUCache[str, Needs] = LRUCache(1000)
         #: Until when (monotonic seconds) a store is taken to be away.
         self._away: dict[str, float] = {}
         #: What is being fetched just now: written by the threads that fetch, read by anybody.
@@ -150,10 +162,31 @@ class Packages:
         package = self._admitted(version, package, flavor, local.digest)
         measured, seconds = self._measured(local.digest) or (None, None)
         estimate = OVERHEAD + int(local.bytes * flavor.memory_factor) if measured is None else measured
-        findings = tuple(str(finding) for finding in environment.check(package))
         return Prepared(
-            version, package, local, flavor.name, local.digest, local.bytes, estimate, seconds, findings
+            version,
+            package,
+            local,
+            flavor.name,
+            local.digest,
+            local.bytes,
+            estimate,
+            seconds,
+            needs=self._needs(version, package, local.digest),
         )
+
+    def _needs(self, version: Version, package: Package, digest: str) -> Needs | None:
+        """The same files say the same: they are read once."""
+        if self._examine is None:
+            return None
+        if (known := self._examined.get(digest)) is None:
+            try:
+                known = self._examine(package)
+            except PackageError as error:
+                raise _unavailable(version, str(error)) from error
+            except OSError as error:
+                raise _unavailable(version, f"its files cannot be read: {error.strerror}") from error
+            self._examined[digest] = known
+        return known
 
     def _check_digest(self, version: Version) -> None:
         """Before anything is fetched: what came first would be remembered, and would then be its own proof.

@@ -149,6 +149,8 @@ class Prediction:
         assert record.version is not None
         model, name, number = _resolved(record.version.name, record.version.version, record.alias)
         head = [_ARROW if as_table else JSON, name, number, (b"x-request-id", record.id), _timing(record)]
+        if answer.marks:
+            head.append((b"x-model-warnings", ", ".join(answer.marks).encode()))
         if as_table:
             return head, predictions
         parts = [b'{"predictions":', *predictions]

@@ -14,7 +14,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from gateway.errors import Problem
@@ -95,8 +95,8 @@ class Gates:
         trial: Trial | None = None,
     ) -> Passed:
         """Takes a version through the gates; it is loaded and warm afterwards. `force` overrules what callers
-        would notice, and nothing else. `prepare`: get the package in this way. `trial` is kept up to date.
-        Raises Problem."""
+        would notice, and an environment that cannot be had; nothing else. `prepare`: get the package in this
+        way. `trial` is kept up to date. Raises Problem."""
         trial = trial or Trial(target.version)
         if not target.source:
             raise not_registered(target)
@@ -117,6 +117,8 @@ class Gates:
             if reasons and not force:
                 message = f"{target} may not replace {record.against}: {'; '.join(reasons)}"
                 raise Problem("ROLLOUT_REFUSED", message, hint=FORCE)
+        if force or self._policy(record.model)[0].environment == "warn":
+            prepared = replace(prepared, forced=True)
         with trial.check("load, warm-up and example"):
             lease = self._manager.lease(target, prepared)
             try:

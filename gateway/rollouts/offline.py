@@ -13,9 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+from gateway import environments
 from gateway.artifacts.cache import Artifacts
 from gateway.artifacts.packages import Packages, formats
 from gateway.artifacts.sources import sources_for
+from gateway.environments.choose import Chooser
 from gateway.names import Reference
 from gateway.rollouts.aliases import Aliases
 from gateway.rollouts.gates import Gates
@@ -25,6 +27,7 @@ from gateway.runners.placement import Placement
 from gateway.runners.zygote import Zygotes
 from gateway.serving.ledger import Ledger
 from gateway.serving.manager import Manager
+from gateway.serving.preparation import Preparation
 from gateway.serving.servable import Options, Servable
 from gateway.state import AliasMemory, Served, State
 
@@ -54,6 +57,7 @@ async def offline(
                 state.save_digest(registry.identity, name, number, version.source, digest)
             registry.record_digest(version, digest)
 
+        chooser = Chooser(settings, environments.store(settings), io)
         packages = Packages(
             Artifacts(settings.cache_dir, settings.disk_limit, sources),
             io,
@@ -62,6 +66,7 @@ async def offline(
             remembered=remembered,
             remember=remember,
             lasting=registry.lasting,
+            examine=chooser.examine,
         )
         zygotes = Zygotes()
         placement = Placement(settings, zygotes, lambda prepared, what, reason: None)
@@ -70,6 +75,7 @@ async def offline(
             ledger,
             prepare=packages.get,
             open_runner=placement.open,
+            settle=Preparation(chooser).settle,
             options=lambda name: Options.of(settings, name),
             clock=time.monotonic,
         )

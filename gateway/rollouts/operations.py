@@ -31,7 +31,7 @@ from gateway.registries.document import dump
 from gateway.rollouts.preload import Preload
 from gateway.rollouts.records import PROMOTE
 from gateway.serving.ledger import State
-from gateway.serving.servable import Servable, Status
+from gateway.serving.servable import Phase, Servable, Status
 from loaders import recorded
 from loaders.package import Package, PackageError
 
@@ -118,10 +118,7 @@ class Operations:
         signature = package.signature
         view["flavor"] = sorted(package.flavors)
         view["signature"] = None if signature is None else _plain_signature(signature.to_json())
-        view["environment"] = {
-            "python_version": package.python_function.get("python_version"),
-            "findings": list(prepared.findings),
-        }
+        view["environment"] = _environment(prepared)
         view["metadata"] = package.metadata
         if runner and servable is not None and servable.runner is not None:
             view["runner"] = servable.runner.status()
@@ -335,12 +332,13 @@ class Operations:
         fetched for a view."""
         if servable is not None and servable.prepared is not None:
             return servable.prepared
-        if "://" in version.source or self._manager.failure(version) is not None:
+        if "://" in version.source:
             return None
         try:
-            return await self._prepare(version)
+            return await self._prepare(version)  # of a refused version too: its facts say what would help
         except Problem as problem:
-            self._manager.failed(version, problem)
+            if self._manager.failure(version) is None:
+                self._manager.failed(version, problem)
             return None
 
     def _state(self, version: Version, servable: Servable | None) -> dict[str, Any]:
@@ -372,6 +370,8 @@ class Operations:
         if fetched is not None:
             return {"reason": _fetching(fetched)}
         if servable.began is None:
+            if servable.building is not None and servable.phase is Phase.BUILDING:
+                return {"reason": f"building its environment: {servable.building}"}
             return {"reason": servable.phase.value}
         seconds = round(self._clock() - servable.began, 1)
         before = None if servable.prepared is None else servable.prepared.load_seconds
@@ -388,6 +388,17 @@ class Operations:
 
     async def _blocking(self, function: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._io, function, *args)
+
+
+def _environment(prepared: Prepared) -> dict[str, Any]:
+    """What the package was made with, how this interpreter differs, and where it runs once it is loaded."""
+    view: dict[str, Any] = {"python_version": prepared.package.python_function.get("python_version")}
+    if prepared.needs is not None:
+        view["python_version"] = prepared.needs.facts.python or None
+        view |= prepared.needs.check.to_json()
+    if prepared.runtime is not None:
+        view |= prepared.runtime.to_json()
+    return view
 
 
 def _example(package: Package) -> dict[str, Any] | None:

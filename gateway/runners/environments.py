@@ -18,9 +18,14 @@ Start = Literal["fork", "spawn"]
 _PASSED: Final = (
     "PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LD_PRELOAD", "LANG", "LANGUAGE", "LC_*", "TZ",
     "USER", "SSL_CERT_FILE", "SSL_CERT_DIR", "CUDA_*", "NVIDIA_*", "ROCR_*", "HIP_*",
-    "COVERAGE_PROCESS_START",
+    "COVERAGE_PROCESS_START", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE",
 )  # fmt: skip
 """What programs need to run at all. No credential has one of these names."""
+
+_NOT_ELSEWHERE: Final = frozenset(
+    {"PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LD_PRELOAD", "COVERAGE_PROCESS_START"}
+)
+"""What belongs to this interpreter alone: another one would find the wrong libraries."""
 
 _ALWAYS: Final = {
     # Pools started before a fork do not live in the child; raised there to the model's share.
@@ -53,6 +58,16 @@ _PRELOAD: Final[dict[str, tuple[str, ...]]] = {
     "mlflow.statsmodels": ("numpy", "pandas", "statsmodels.api"),
     "mlflow.onnx": ("numpy",),  # onnxruntime starts threads on import: only after the fork
 }
+_OF_DISTRIBUTION: Final[dict[str, tuple[str, ...]]] = {
+    "numpy": ("numpy",),
+    "pandas": ("pandas",),
+    "scikit-learn": _SKLEARN,
+    "xgboost": ("xgboost",),
+    "lightgbm": ("lightgbm",),
+    "catboost": ("catboost",),
+    "statsmodels": ("statsmodels.api",),
+    "torch": ("torch",),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +80,21 @@ class Environment:
     start: Start = "fork"
 
     def variables(self, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-        """The environment variables of every process here."""
-        return {**allowed(environ, _PASSED), **_ALWAYS}
+        """The environment variables of every process here. What this interpreter is told by them (its path,
+        its libraries) is kept from another one, and so are the user's own packages."""
+        passed = allowed(environ, _PASSED)
+        if self.python != sys.executable:
+            passed = {name: value for name, value in passed.items() if name not in _NOT_ELSEWHERE}
+            passed["PYTHONNOUSERSITE"] = "1"
+        return {**passed, **_ALWAYS}
+
+
+def elsewhere(python: str, distributions: Iterable[str], start: Start) -> Environment:
+    """The environment of another interpreter: one for all that run in it, so one zygote."""
+    modules: dict[str, None] = {}
+    for name in sorted(set(distributions) & _OF_DISTRIBUTION.keys(), key=list(_OF_DISTRIBUTION).index):
+        modules.update(dict.fromkeys(_OF_DISTRIBUTION[name]))
+    return Environment(python, tuple(modules) or ("numpy",), start)
 
 
 def preload_for(loader_module: str) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from gateway import cgroup
 from gateway.runners.confinement import Confinement
-from gateway.runners.environments import Environment, preload_for
+from gateway.runners.environments import Environment, elsewhere, preload_for
 from gateway.runners.inline import InlineRunner
 from gateway.runners.process import ProcessRunner
 from gateway.runners.zygote import Zygotes
@@ -61,7 +61,8 @@ class Placement:
         own = self._settings.for_model(version.name)
         config = {**self._config, **own.config}
         place = self.place(version.name)
-        if place.isolation == "inline":
+        elsewhere_ = prepared.runtime is not None and prepared.runtime.python is not None
+        if place.isolation == "inline" and not elsewhere_:  # another interpreter is another process
             return InlineRunner(
                 prepared.package,
                 config,
@@ -81,9 +82,7 @@ class Placement:
             threads=own.threads or max(1, self._cpus // processes),
             timeout=own.timeout,
             load_timeout=own.load_timeout,
-            environment=Environment(
-                preload=preload_for(prepared.package.loader_module), start=self._settings.start
-            ),
+            environment=self._environment(prepared),
             memory_limit=own.memory,
             max_answer=self._settings.max_answer_bytes,
             env_allow=own.env,
@@ -105,3 +104,9 @@ class Placement:
         if sys.platform != "linux":
             return Place("inline", f"isolation: auto, and model processes need Linux; {_NOT_CONTAINED}")
         return Place("process", "isolation: auto runs every model outside the gateway's process")
+
+    def _environment(self, prepared: Prepared) -> Environment:
+        start, runtime = self._settings.start, prepared.runtime
+        if runtime is None or runtime.python is None:
+            return Environment(preload=preload_for(prepared.package.loader_module), start=start)
+        return elsewhere(runtime.python, runtime.distributions, start)

@@ -19,7 +19,7 @@ from gateway.runners.base import FAILURES, Runner
 from gateway.serving.failures import Failures
 from gateway.serving.governor import Reading
 from gateway.serving.ledger import Ledger
-from gateway.serving.servable import Options, Phase, Servable, Status, Step
+from gateway.serving.servable import Options, Phase, Servable, Settle, Status, Step
 from gateway.serving.spares import Spares
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Lease:
 
 
 class Manager:
-    """`prepare`, `open_runner` and `options` are how a version becomes something that runs;
+    """`prepare`, `settle`, `open_runner` and `options` are how a version becomes something that runs;
     `capacity_wait` is how long, in seconds, a load waits for room before it is refused."""
 
     def __init__(
@@ -92,6 +92,7 @@ class Manager:
         *,
         prepare: Callable[[Version], Awaitable[Prepared]],
         open_runner: Callable[[Prepared], Runner],
+        settle: Settle | None = None,
         options: Callable[[str], Options] = lambda name: Options(),
         measured: Callable[[Prepared, int | None, float], None] = lambda prepared, size, seconds: None,
         emit: Emit = lambda event: None,
@@ -102,6 +103,7 @@ class Manager:
         self.ledger = ledger
         self._prepare = prepare
         self._open_runner = open_runner
+        self._settle = settle
         self._options = options
         self._measured = measured
         self._emit = emit
@@ -276,7 +278,7 @@ class Manager:
             return self._reserve(servable, wanted)
 
         try:
-            await servable.prepare(self._prepare, prepared)
+            await servable.prepare(self._prepare, prepared, self._settle)
             # A slow store must not keep others from loading: only what costs this machine takes a slot.
             async with _Slot(self._slots):
                 started = servable.began = self._clock()

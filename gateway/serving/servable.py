@@ -1,4 +1,4 @@
-"""One version's life, top to bottom: fetch → reserve → load → warm up → serve → drain → close.
+"""One version's life, top to bottom: fetch → build → reserve → load → warm up → serve → drain → close.
 
 A servable knows its own version and nothing of aliases, caches or other servables. The manager decides about
 room and about who may start; what happens here is in a straight line.
@@ -7,8 +7,10 @@ Theory of operation. A servable is always in one `Phase`. Only `move` changes it
 `TRANSITIONS`: any other step raises `IllegalTransition`, because it would be a bug of the caller. `status`,
 what `/models` shows, follows from the phase. This is the whole table, as `diagram()` prints it:
 
-    fetching ──fetched──► queued
+    fetching ──fetched──► building
     fetching ──fail──► failed
+    building ──built──► queued
+    building ──fail──► failed
     queued ──begin──► waiting for memory
     queued ──fail──► failed
     waiting for memory ──granted──► loading
@@ -32,6 +34,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from gateway.runners.base import ModelError
+from gateway.serving import madeup
 from gateway.serving.admission import Admission
 from gateway.serving.batching import Batcher, agree, repeated
 from gateway.serving.recent import Recent
@@ -50,6 +53,7 @@ if TYPE_CHECKING:
     from loaders.signature import Signature
 
 Mode = Literal["strict", "warn", "mlflow"]
+Settle = Callable[["Prepared", Callable[[str], None]], Awaitable["Prepared"]]
 
 #: What `status` says of a version, until its owner or the operator changes it.
 NO_SIGNATURE: Final = "it has no signature: the model is given whatever comes"
@@ -70,6 +74,7 @@ class Phase(enum.Enum):
     """Where a servable stands; the value is what an operator reads."""
 
     FETCHING = "fetching"
+    BUILDING = "building"
     QUEUED = "queued"
     RESERVING = "waiting for memory"
     LOADING = "loading"
@@ -85,6 +90,7 @@ class Step(enum.Enum):
     """What can happen to a servable."""
 
     FETCHED = "fetched"
+    BUILT = "built"
     BEGIN = "begin"
     GRANTED = "granted"
     LOADED = "loaded"
@@ -96,7 +102,8 @@ class Step(enum.Enum):
 
 
 TRANSITIONS: Final[dict[Phase, dict[Step, Phase]]] = {
-    Phase.FETCHING: {Step.FETCHED: Phase.QUEUED, Step.FAIL: Phase.FAILED},
+    Phase.FETCHING: {Step.FETCHED: Phase.BUILDING, Step.FAIL: Phase.FAILED},
+    Phase.BUILDING: {Step.BUILT: Phase.QUEUED, Step.FAIL: Phase.FAILED},
     Phase.QUEUED: {Step.BEGIN: Phase.RESERVING, Step.FAIL: Phase.FAILED},
     Phase.RESERVING: {Step.GRANTED: Phase.LOADING, Step.FAIL: Phase.FAILED},
     Phase.LOADING: {Step.LOADED: Phase.WARMING, Step.FAIL: Phase.FAILED},
@@ -110,6 +117,7 @@ TRANSITIONS: Final[dict[Phase, dict[Step, Phase]]] = {
 
 STATUS: Final[dict[Phase, Status]] = {
     Phase.FETCHING: Status.LOADING,
+    Phase.BUILDING: Status.LOADING,
     Phase.QUEUED: Status.LOADING,
     Phase.RESERVING: Status.LOADING,
     Phase.LOADING: Status.LOADING,
@@ -120,6 +128,10 @@ STATUS: Final[dict[Phase, Status]] = {
     Phase.CLOSED: Status.UNLOADED,
     Phase.FAILED: Status.FAILED,
 }
+
+
+#: Of a framework that does not fit the model, whatever the row.
+_NEVER: Final = ("AttributeError", "ImportError", "ModuleNotFoundError")
 
 
 class IllegalTransition(RuntimeError):
@@ -179,6 +191,10 @@ class Servable:
         self.problem: Problem | None = None
         self.prepared: Prepared | None = None
         self.warnings: tuple[str, ...] = ()
+        #: The step of a build that is under way.
+        self.building: str | None = None
+        #: Why it runs in another environment than its own: what each answer must say, None where it does not.
+        self.mismatch: tuple[str, ...] | None = None
         #: Why it leaves, from `Manager.retire` on.
         self.retiring: str | None = None
         #: No alias wants its load any more: it ends as soon as no request waits for it.
@@ -204,11 +220,23 @@ class Servable:
         self.problem = problem
 
     async def prepare(
-        self, prepare: Callable[[Version], Awaitable[Prepared]], prepared: Prepared | None = None
+        self,
+        prepare: Callable[[Version], Awaitable[Prepared]],
+        prepared: Prepared | None = None,
+        settle: Settle | None = None,
     ) -> None:
-        """Fetches, verifies and reads its files; takes `prepared` where the caller has them already."""
+        """Fetches, verifies and reads its files; takes `prepared` where the caller has them already. Then
+        `settle` finds where it runs, and builds its environment where there is none yet."""
         self.prepared = await prepare(self.version) if prepared is None else prepared
         self.move(Step.FETCHED)
+        if settle is not None:
+            self.prepared = await settle(self.prepared, self._building)
+            self.mismatch = _mismatch(self.prepared)
+        self.move(Step.BUILT)
+
+    def _building(self, step: str) -> None:
+        """The thread that builds calls it."""
+        self.building = step
 
     async def load(
         self,
@@ -308,7 +336,7 @@ class Servable:
             warnings.append(f"the saved input example cannot be read: {error}")
             example, example_params = None, None
         if example is None:
-            return runner.merges, tuple(warnings)
+            return runner.merges, (*warnings, *await self._asked_made_up(runner, prepared))
         enforced = self._enforced_example(example, example_params)
         if enforced is None:
             warnings.append("the saved input example does not fit the model's signature: no warm-up")
@@ -320,11 +348,33 @@ class Servable:
                 raise
             warnings.append(f"the saved input example does not suit the model: no warm-up ({error.shown})")
             return runner.merges, tuple(warnings)
-        warnings += prepared.check_output(answer) + prepared.check_answer(answer)
+        differing = prepared.check_answer(answer)
+        if differing and self.mismatch is not None:
+            raise ModelError(f"in this environment, which is not its own, {differing[0]}")
+        warnings += prepared.check_output(answer) + differing
         merges = runner.merges and await self._merging_is_safe(runner, enforced.batch, enforced.params)
         if runner.merges and not merges:
             warnings.append("answers change when rows are merged: requests are run one by one")
         return merges, tuple(warnings)
+
+    async def _asked_made_up(self, runner: Runner, prepared: Prepared) -> list[str]:
+        """Without an example a load shows little: a made-up row shows whether the framework can answer.
+        It may not suit the model, so a failure is a warning; but where the framework itself does not fit
+        (AttributeError, ImportError), no row can work: ModelError. Only frameworks are asked: code of the
+        package's own may do anything with a row that nobody sent."""
+        if prepared.needs is None or prepared.needs.facts.custom:
+            return []
+        made = madeup.row(prepared.package.signature)
+        enforced = None if made is None else self._enforced_example(made, None)
+        if enforced is None:
+            return []
+        try:
+            await runner.rehearse(enforced.batch, enforced.params)
+        except ModelError as error:
+            if str(error).startswith(_NEVER):
+                raise
+            return [f"it has no input example, and a made-up row does not suit it ({error.shown})"]
+        return []
 
     def _enforced_example(self, example: RawInput, params: Any) -> Enforced | None:
         try:
@@ -348,3 +398,10 @@ class Servable:
             if not agree(single, answer, times):
                 return False
         return True
+
+
+def _mismatch(prepared: Prepared) -> tuple[str, ...] | None:
+    runtime = prepared.runtime
+    if runtime is None or runtime.mismatch is None:
+        return None
+    return (f"the model runs in another environment than its own: {runtime.mismatch}",)

@@ -156,7 +156,7 @@ def modules() -> dict[str, ModuleType]:
             config = code.get("config") or development_config
             if not config:
                 raise FileNotFoundError("the model's code reads a configuration, and the package has none")
-            if isinstance(config, str | Path):
+            if isinstance(config, (str, Path)):
                 from loaders.package import parse_yaml
 
                 config = parse_yaml(Path(config).read_bytes(), Path(config).name)
@@ -199,6 +199,14 @@ def modules() -> dict[str, ModuleType]:
     return made
 
 
+def names() -> dict[str, frozenset[str]]:
+    """What the stand-in has: by module, the names in it."""
+    return {
+        module: frozenset(name for name in vars(content) if not name.startswith("__"))
+        for module, content in modules().items()
+    }
+
+
 def run(file: Path, name: str, config: dict[str, Any] | None) -> Any:
     """Executes a model saved as code, as the module `name`, and returns what it gave to `set_model`.
     The stand-in must be in force."""
@@ -231,8 +239,9 @@ def explained() -> Iterator[None]:
             raise _needed(error.name or "mlflow", error) from error
         raise
     except AttributeError as error:
-        if isinstance(error.obj, ModuleType) and hasattr(error.obj, _MARK):
-            raise _needed(f"{error.obj.__name__}.{error.name}", error) from error
+        place = getattr(error, "obj", None)  # what lacks it; Python 3.10 and later say so
+        if isinstance(place, ModuleType) and hasattr(place, _MARK):
+            raise _needed(f"{place.__name__}.{getattr(error, 'name', '')}", error) from error
         raise
 
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 import base64
 import binascii
 import sys
-import types
 import typing
 from datetime import datetime
 from typing import Any, Final
+
+from loaders.compat.pythons import union_types
 
 SCALARS: Final = (int, str, bool, float, bytes, datetime)
 
@@ -44,7 +45,7 @@ def checked(data: Any, hint: Any, place: str = "input") -> Any:
         if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
             raise Mismatch(f"{place}: expected a dict with text as keys, got {type(data).__name__}")
         return {key: checked(item, arguments[1], f"{place}.{key}") for key, item in data.items()}
-    if origin in (typing.Union, types.UnionType):
+    if origin in union_types():
         others = [argument for argument in arguments if argument is not type(None)]
         if len(others) == 1 and data is not None:
             return checked(data, others[0], place)
@@ -55,7 +56,7 @@ def _known(hint: Any) -> bool:
     if hint is Any or hint in SCALARS or _is_model(hint):
         return True
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
+    if origin in union_types():
         return all(argument is type(None) or _known(argument) for argument in arguments)
     if origin is dict:
         return arguments[0] is str and _known(arguments[1])

@@ -26,6 +26,7 @@ FLAVORS: Final[dict[str, str]] = {
     "sklearn": ".sklearn:Sklearn",
     "python": ".python:Python",
     "loader": ".python:Loader",
+    "mlflow": ".python:MLflow",
 }
 
 
@@ -52,6 +53,8 @@ def find(package: Package) -> Flavor:
             return flavor
     if package.code is not None and not module.startswith("mlflow."):
         return get("loader")
+    if module.startswith("mlflow."):
+        return get("mlflow")
     known = ", ".join(sorted(m for flavor in flavors for m in flavor.loader_modules))
     raise UnknownFlavor(
         "python_function.loader_module",

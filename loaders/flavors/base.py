@@ -27,9 +27,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+
+from loaders.compat.pythons import dataclass
 
 if TYPE_CHECKING:
     from loaders.batch import Batch

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from loaders import environment, pickling
+from loaders.compat.pythons import zipped
 from loaders.flavors import categories
 from loaders.flavors.base import MissingFramework, Saved, Trust
 from loaders.schema import ColSpec, Scalar
@@ -37,12 +38,12 @@ class LightGBM:
 
         entry = {"lgb_version": lightgbm.__version__}
         if isinstance(model, lightgbm.Booster):
-            entry |= {"data": "model.lgb", "model_class": _BOOSTER}
+            entry.update({"data": "model.lgb", "model_class": _BOOSTER})
             model.save_model(str(directory / "model.lgb"))
             needed: tuple[str, ...] = ("lightgbm",)
         else:
             kind = f"{type(model).__module__}.{type(model).__qualname__}"
-            entry |= {"data": "model.pkl", "model_class": kind, "serialization_format": "cloudpickle"}
+            entry.update({"data": "model.pkl", "model_class": kind, "serialization_format": "cloudpickle"})
             seen = pickling.dump(model, directory / "model.pkl", options.get("shipped", ()))
             needed = ("lightgbm", "scikit-learn", "cloudpickle", *environment.distributions(seen))
         function = {"loader_module": "mlflow.lightgbm", "data": entry["data"]}
@@ -92,4 +93,4 @@ def _categories(booster: Any, package: Package) -> dict[int, Sequence[Any] | Non
             for i, spec in enumerate(inputs or ())
             if isinstance(spec, ColSpec) and spec.type is Scalar.string
         }
-    return dict(zip(sorted(places), known, strict=True)) if len(places) == len(known) else {}
+    return dict(zipped(sorted(places), known)) if len(places) == len(known) else {}

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 
 from loaders.batch import Columns, Tensors
+from loaders.compat.pythons import zipped
 from loaders.flavors import tensors
 from loaders.flavors.base import MissingFramework, Saved, Trust
 from loaders.flavors.failures import Unsuitable
@@ -63,7 +64,7 @@ class Onnx:
         onnx = sys.modules.get("onnx")
         if onnx is not None and isinstance(model, onnx.ModelProto):
             return True
-        return isinstance(model, bytes) or (isinstance(model, str | Path) and str(model).endswith(".onnx"))
+        return isinstance(model, bytes) or (isinstance(model, (str, Path)) and str(model).endswith(".onnx"))
 
     def save(self, model: Any, directory: Path, options: Mapping[str, Any]) -> Saved:
         """Options: `providers` (a list of names or [name, options]), `session_options` (MLflow's dict).
@@ -71,7 +72,7 @@ class Onnx:
         target = directory / _FILE
         if isinstance(model, bytes):
             target.write_bytes(model)
-        elif isinstance(model, str | Path):
+        elif isinstance(model, (str, Path)):
             _copy(Path(model), target)
         else:
             _write(model, target)
@@ -112,7 +113,7 @@ class Graph:
 
     def predict(self, batch: Batch, params: Mapping[str, Any]) -> Any:
         results = self._session.run(self._outputs, self._feeds(batch))
-        answer = dict(zip(self._outputs, results, strict=True))
+        answer = dict(zipped(self._outputs, results))
         if not isinstance(batch, Columns):
             return answer
         records = {name: tensors.records(result, batch.rows) for name, result in answer.items()}

@@ -1,5 +1,5 @@
 """Models that are Python code: objects with `predict`, functions, MLflow's PythonModels, models saved as
-code (`Python`), and packages that bring their own loader (`Loader`).
+code (`Python`), packages that bring their own loader (`Loader`), and what mlflow alone loads (`MLflow`).
 
 Objects and functions are saved with a small loader in `code/`, so that any server of MLflow packages loads
 them through the public `loader_module` convention; MLflow's own PythonModels are saved in MLflow's form.
@@ -45,7 +45,7 @@ class Python:
 
     def accepts(self, model: object) -> bool:
         """An object with `predict`, a function, or the path of a `.py` file that calls `set_model`."""
-        if isinstance(model, str | Path):
+        if isinstance(model, (str, Path)):
             return str(model).endswith(".py")
         return callable(getattr(model, "predict", None)) or inspect.isroutine(model)
 
@@ -56,15 +56,15 @@ class Python:
             function["config"] = dict(config)
         if artifacts := options.get("artifacts"):
             function["artifacts"] = _copied(artifacts, directory)
-        if isinstance(model, str | Path):
+        if isinstance(model, (str, Path)):
             file = Path(model)
             shutil.copyfile(file, directory / file.name)
-            function |= {"loader_module": _CODE, "model_code_path": file.name}
+            function.update({"loader_module": _CODE, "model_code_path": file.name})
             return Saved({"python_function": function}, ("mlflow",))
         import cloudpickle
 
         seen = pickling.dump(model, directory / _FILE, options.get("shipped", ()))
-        function |= {"python_model": _FILE, "cloudpickle_version": cloudpickle.__version__}
+        function.update({"python_model": _FILE, "cloudpickle_version": cloudpickle.__version__})
         needed = ("cloudpickle", *environment.distributions(seen))
         if _is_python_model(model):
             function["loader_module"] = _PICKLED
@@ -72,7 +72,7 @@ class Python:
         code = directory / "code"
         code.mkdir(exist_ok=True)
         shutil.copyfile(shipped.__file__, code / f"{SHIPPED}.py")
-        function |= {"loader_module": SHIPPED, "code": "code"}
+        function.update({"loader_module": SHIPPED, "code": "code"})
         return Saved({"python_function": function}, needed)
 
     def load(self, package: Package, config: Mapping[str, Any], threads: int | None = None) -> Custom:
@@ -138,6 +138,37 @@ class Loader:
         if not callable(getattr(model, method, None)):
             raise PackageError("python_function.predict_fn", f"a {type(model).__name__} has no {method}")
         return Custom(getattr(model, method), package)
+
+
+class MLflow:
+    """Models that only mlflow's own loaders load (`mlflow.spacy`, `mlflow.prophet` and others): the last
+    resort, in an environment that has mlflow."""
+
+    name = "mlflow"
+    loader_modules: tuple[str, ...] = ()
+    trust: Trust = "code"
+    memory_factor = 2.0
+    mlflow_names = False
+
+    def accepts(self, model: object) -> bool:
+        """Never: other flavors save what they know."""
+        return False
+
+    def save(self, model: Any, directory: Path, options: Mapping[str, Any]) -> Saved:
+        raise ValueError("models of mlflow's other flavors are saved by mlflow itself")
+
+    def load(self, package: Package, config: Mapping[str, Any], threads: int | None = None) -> Custom:
+        if standin.absent():
+            raise MissingFramework(package.loader_module.partition(".")[2], "mlflow")
+        try:
+            loader = importlib.import_module(package.loader_module)
+        except ModuleNotFoundError as error:
+            if not package.loader_module.startswith(error.name or "?"):
+                raise  # the loader is there, and the framework is not
+            problem = f"the mlflow that is installed has no {package.loader_module}"
+            raise PackageError("python_function.loader_module", problem) from error
+        given = (str(package.data), dict(config)) if config else (str(package.data),)
+        return Custom(loader._load_pyfunc(*given).predict, package)
 
 
 class Custom:

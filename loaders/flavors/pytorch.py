@@ -19,6 +19,7 @@ import numpy as np
 from loaders import batch as batches
 from loaders import environment, pickling
 from loaders.batch import Columns, Tensors
+from loaders.compat.pythons import zipped
 from loaders.flavors import tensors
 from loaders.flavors.base import MERGES_KEY, MissingFramework, Saved, Trust
 from loaders.flavors.failures import Unsuitable
@@ -184,11 +185,11 @@ class Module:
         if isinstance(answer, self._torch.Tensor):
             answer = answer.cpu()
             return (answer.float() if answer.dtype == self._torch.bfloat16 else answer).numpy()
-        if isinstance(answer, tuple | list):
+        if isinstance(answer, (tuple, list)):
             if len(answer) == 1:
                 return self._outputs(answer[0])
             names = getattr(answer, "_fields", None) or [f"output_{i}" for i in range(len(answer))]
-            answer = dict(zip(names, answer, strict=True))
+            answer = dict(zipped(names, answer))
         if not isinstance(answer, Mapping):
             raise TypeError(f"a PyTorch model must answer with tensors, not a {type(answer).__name__}")
         arrays = {str(name): self._outputs(item) for name, item in answer.items()}

@@ -20,6 +20,7 @@ import numpy as np
 from loaders import batch as batches
 from loaders import environment, pickling
 from loaders.batch import Columns
+from loaders.compat.pythons import zipped
 from loaders.flavors.base import MissingFramework, Saved, Trust
 from loaders.flavors.failures import Unsuitable
 from loaders.package import PackageError
@@ -152,7 +153,7 @@ class Estimator:
     def _same_of_arrays(self, names: list[str]) -> bool:
         """Whether some made-up rows get the same answer as an array and as a frame, without a warning."""
         rows = np.outer([0.0, 1.0, -0.5, 3.0], np.linspace(0.5, 1.5, len(names)))
-        table = Columns(dict(zip(names, rows.T, strict=True)), len(rows))
+        table = Columns(dict(zipped(names, rows.T)), len(rows))
         try:
             # Recorded, and not raised: filters are the process's, and another thread may be warned meanwhile.
             with warnings.catch_warnings(record=True) as warned:
@@ -177,7 +178,7 @@ def _knows_none(model: Any) -> bool:
         if id(part) in seen or len(seen) > _MAX_PARTS:
             continue
         seen.add(id(part))
-        if isinstance(part, list | tuple):
+        if isinstance(part, (list, tuple)):
             left += part[:_MAX_PARTS]
         elif isinstance(part, dict):
             left += list(part.values())[:_MAX_PARTS]
@@ -224,6 +225,6 @@ def _plain_step(estimator: Any) -> Any | None:
 
 def _is_plain(value: Any) -> bool:
     """Whether a parameter is no estimator, no function, and no list of such."""
-    if isinstance(value, list | tuple):
-        return all(item is None or isinstance(item, str | int | float) for item in value)
+    if isinstance(value, (list, tuple)):
+        return all(item is None or isinstance(item, (str, int, float)) for item in value)
     return not callable(value) and not hasattr(value, "fit")

@@ -8,14 +8,18 @@ text holds names, dtypes and shapes, and no data. Knows arrays and tables, and n
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from loaders.batch import Array, Columns
+from loaders.compat.pythons import zipped
 from loaders.flavors.failures import Unsuitable
 
-Shape = Sequence[int | None]
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+Shape: TypeAlias = "Sequence[int | None]"
 """Lengths by axis, None where any will do."""
 
 
@@ -78,7 +82,7 @@ def _null(name: str, dtype: np.dtype[Any]) -> Unsuitable:
 def shaped(array: Array, shape: Shape, name: str) -> Array:
     """The array if its shape is the declared one. Raises Unsuitable."""
     if len(array.shape) == len(shape) and all(
-        n is None or n == have for n, have in zip(shape, array.shape, strict=True)
+        n is None or n == have for n, have in zipped(shape, array.shape)
     ):
         return array
     wanted = ", ".join("n" if n is None else str(n) for n in shape)

@@ -21,6 +21,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Final
 
+from loaders.compat.pythons import standard_library
+
 _TURN: Final = threading.RLock()
 # In a worker this package lives under a private name, so that a model may ship a package of our name.
 _OURS: Final = frozenset({__name__.partition(".")[0]})
@@ -39,7 +41,7 @@ class Imports:
     ) -> None:
         self._directory = None if code is None else str(code)
         shipped = frozenset() if code is None else frozenset(_shipped(code))
-        self._roots = shipped - sys.stdlib_module_names - _OURS - (frozenset() if private else {"gateway"})
+        self._roots = shipped - standard_library() - _OURS - (frozenset() if private else {"gateway"})
         self._modules = {} if stand_ins is None else stand_ins()
         self._stand_ins = frozenset(self._modules)
         self._private = private

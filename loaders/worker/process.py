@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import numpy as np
 
+from loaders.compat.pythons import exit_code, send_descriptors, traced
 from loaders.flavors.failures import failure
 from loaders.worker import sandbox, wire
 
@@ -165,7 +166,7 @@ class RequestLoop:
             status = os.waitpid(child, 0)[1]
         if frame and len(frame) == size:
             return deque([frame])
-        code = os.waitstatus_to_exitcode(status)
+        code = exit_code(status)
         ended = f"was ended by signal {-code}" if code < 0 else f"exited with code {code}"
         return wire.encode(_failure(RuntimeError(f"the process that answered the example {ended}")))
 
@@ -213,7 +214,7 @@ class RequestLoop:
             if applied.shared_memory >= 0:
                 measured.append(applied.shared_memory)
         finally:
-            socket.send_fds(self._sock, [b"m"], measured)
+            send_descriptors(self._sock, b"m", measured)
             for descriptor in measured:
                 os.close(descriptor)
         return applied.held
@@ -226,7 +227,7 @@ def _failure(error: BaseException) -> dict[str, Any]:
     except BaseException:  # noqa: BLE001  (its __str__ is the model's code as well)
         text = "an exception that cannot be shown"
     try:
-        trace = "".join(traceback.format_exception(error))
+        trace = "".join(traced(error))
     except BaseException:  # noqa: BLE001
         trace = ""
     if len(trace) > MAX_TRACE:

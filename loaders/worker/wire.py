@@ -32,15 +32,17 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from loaders.batch import Columns, Opaque, Tensors, Value
+from loaders.compat.pythons import dataclass, zipped
 from loaders.weight import counted
 
 if TYPE_CHECKING:
     import socket
+    from typing import TypeAlias
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 Segment: TypeAlias = "memoryview | bytes"
@@ -150,7 +152,7 @@ def encode(message: Mapping[str, Any], limit: int = MAX_FRAME, *, lenient: bool 
     return deque([prefix + header, *pieces])
 
 
-@dataclasses.dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Framed:
     """A batch that stands in a frame already, as part of the message that a model process is sent. `rows` as
     in the batch. Nobody reads the frame on its way."""
@@ -216,11 +218,11 @@ def _pack(value: Any, body: _Body) -> Any:
 
 
 def _pack_object(value: Any, body: _Body) -> Any:
-    if isinstance(value, bytes | bytearray | memoryview):
+    if isinstance(value, (bytes, bytearray, memoryview)):
         raw = value if isinstance(value, bytes) else bytes(value)
         body.add(raw)
         return {_TAG: ["bytes", len(raw)]}
-    if isinstance(value, bool | str):
+    if isinstance(value, (bool, str)):
         return str.__str__(value) if isinstance(value, str) else bool(value)
     if isinstance(value, int):
         return int(value)
@@ -232,7 +234,7 @@ def _pack_object(value: Any, body: _Body) -> Any:
         return {_TAG: ["tuple", [_pack(item, body) for item in value]]}
     if isinstance(value, Mapping):
         return _pack(dict(value), body)
-    if isinstance(value, datetime | timedelta) and hasattr(value, "to_numpy"):
+    if isinstance(value, (datetime, timedelta)) and hasattr(value, "to_numpy"):
         return _pack_timestamp(value, body)
     if isinstance(value, datetime):
         return {_TAG: ["datetime", value.isoformat()]}
@@ -282,7 +284,7 @@ def _pack_foreign(value: Any, body: _Body) -> Any:
     """What only an answer may hold, turned into what JSON would make of it."""
     if isinstance(value, enum.Enum):
         return _pack(value.value, body)
-    if isinstance(value, Set | Sequence):
+    if isinstance(value, (Set, Sequence)):
         return [_pack(item, body) for item in value]
     if isinstance(value, uuid.UUID):
         return str(value)
@@ -548,16 +550,16 @@ def _columns(cursor: _Cursor, rows: int, runs: list[Any], index: Any, texts: lis
     table: dict[str | int, Array] = {}
     for dtype, names, *array in runs:
         if dtype is None:
-            table[_name(names, str | int)] = _column(_unpack(array[0], cursor), rows)
+            table[_name(names, (str, int))] = _column(_unpack(array[0], cursor), rows)
             continue
         kind = _dtype(dtype)
         raw = cursor.take(kind.itemsize * rows * len(names))
         shape = (len(names), rows)
         block: Array = np.ndarray(shape, kind, buffer=raw.data) if raw.size else np.empty(shape, kind)
-        for name, column in zip(names, block, strict=True):
-            table[_name(name, str | int)] = column
+        for name, column in zipped(names, block):
+            table[_name(name, (str, int))] = column
     labels = None if index is None else _column(_unpack(index, cursor), rows)
-    return Columns(table, rows, labels, frozenset(_name(name, str | int) for name in texts))
+    return Columns(table, rows, labels, frozenset(_name(name, (str, int)) for name in texts))
 
 
 def _column(array: Any, rows: int) -> Array:

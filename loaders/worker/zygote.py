@@ -23,6 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
+from loaders.compat.pythons import exit_code, receive_descriptors, send_descriptors
 from loaders.worker import bootstrap, prewarm, process, temporary
 
 _PR_SET_PDEATHSIG: Final = 1
@@ -57,7 +58,7 @@ def main(options: Mapping[str, Any]) -> None:
     with socket.socket(fileno=options["control"]) as control:
         ready = {"op": "ready", "start": start, "missing": missing}
         try:
-            socket.send_fds(control, [json.dumps(ready).encode()], [memory])
+            send_descriptors(control, json.dumps(ready).encode(), [memory])
         except (BrokenPipeError, ConnectionResetError):  # the gateway stopped during the imports
             return
         os.close(memory)
@@ -142,7 +143,7 @@ class _Nursery:
 
     def _request(self) -> bool:
         try:
-            data, descriptors, _, _ = socket.recv_fds(self._control, _MAX_MESSAGE, 2, socket.MSG_CMSG_CLOEXEC)
+            data, descriptors = receive_descriptors(self._control, _MAX_MESSAGE, 2)
         except OSError:
             return False
         if not data:
@@ -209,7 +210,7 @@ class _Nursery:
                 _kill_group(pid)  # before its status is taken: until then no other group has this number
             status = os.waitpid(pid, 0)[1]
             if own is not None:
-                self._tell({"op": "ended", "pid": pid, "code": os.waitstatus_to_exitcode(status)})
+                self._tell({"op": "ended", "pid": pid, "code": exit_code(status)})
                 self._garbage.append(own)
         if ended:
             for pid in _offspring():

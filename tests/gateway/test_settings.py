@@ -273,8 +273,10 @@ models:
     assert other.rollout == chosen.rollout
     assert of().for_model("x").model_dump() == {
         **ModelSettings().model_dump(),
-        "isolation": "auto", "enforcement": "strict",
-        "rollout": {"gate": "compatible", "deleted": "end", "deleted_grace": 3600.0},
+        "isolation": "auto", "enforcement": "strict", "environment": "auto",
+        "rollout": {
+            "gate": "compatible", "environment": "refuse", "deleted": "end", "deleted_grace": 3600.0,
+        },
     }  # fmt: skip
 
 

@@ -1,0 +1,398 @@
+"""Environments on disk: resolved once, built once by whoever comes first, shared by all, removed when room is
+needed.
+
+Layout of the directory, which several gateways may share:
+    uv/                 uv's cache: what was downloaded, unpacked; environments are hard links into it
+    bytecode/           compiled modules by source file, hard-linked as well
+    locks/KEY.json      what a package's wishes were resolved to
+    KEY/                an environment, complete from the moment it can be seen (made aside, then renamed)
+    KEY.lock            held shared while a gateway uses the environment, alone by the one that removes it;
+                        its time of change is the last use
+    .KEY.build          held by the one that resolves or builds, so that others find it done
+    .making-KEY-…       what is being built; what the dead left is swept away by the next builder
+
+A process that is killed at any point leaves nothing that another takes for whole: locks are the kernel's.
+Everything here blocks. Knows no policy, and no model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shutil
+import subprocess
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from gateway.environments.interpreters import Interpreter, Interpreters, missing, named
+from gateway.environments.lock import Lock, LockError, Wanted, parsed
+from gateway.environments.resolve import Progress, Resolver
+from gateway.environments.uv import Uv, UvError
+
+_KEY: Final = re.compile(r"[0-9a-f]{32}\Z")
+_FACTS: Final = "gateway.json"
+_PYLOCK: Final = "pylock.toml"
+_SKIPPED: Final = r"[/\\]tests[/\\]"
+_COMPILE_TIMEOUT: Final = 900.0
+
+
+@dataclass(frozen=True, eq=False)
+class Built:
+    """An environment on disk. As long as this object lives it is in use and stays. `python`: its executable;
+    `bytes`: what it takes beyond what it shares with the cache; `apparent`: with it."""
+
+    key: str
+    path: Path
+    lock: Lock
+    bytes: int
+    apparent: int
+    used: float
+
+    @property
+    def python(self) -> str:
+        return str(self.path / "bin" / "python")
+
+
+class Store:
+    """The environments under `root`. `resolver` is asked for locks that are not here."""
+
+    def __init__(self, root: Path, uv: Uv, resolver: Resolver, interpreters: Interpreters) -> None:
+        self._root = root
+        self._uv = uv
+        self._resolver = resolver
+        self._interpreters = interpreters
+        self._known: dict[str, tuple[Lock, int, int]] = {}
+        self._mutex = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"<Store {len(self.keys())} environments in {self._root}>"
+
+    # Locks.
+
+    def resolved(self, wanted: Wanted) -> Lock | None:
+        """What was resolved for these wishes before."""
+        try:
+            content = json.loads((self._root / "locks" / f"{wanted.key}.json").read_text("utf-8"))
+            major, minor = content["python"]
+            return parsed(content["text"], (major, minor), content["platform"], dated=content["dated"])
+        except (OSError, ValueError, KeyError, TypeError, LockError):
+            return None
+
+    def resolve(self, wanted: Wanted, progress: Progress = lambda step: None) -> Lock:
+        """The lock of these wishes; the same for ever, once it is made. Raises LockError and UvError."""
+        if (known := self.resolved(wanted)) is not None:
+            return known
+        with self._alone(wanted.key[:32], progress):
+            if (known := self.resolved(wanted)) is not None:
+                return known
+            lock = self._resolver.resolve(wanted, progress)
+            self.keep(wanted, lock)
+            return lock
+
+    def keep(self, wanted: Wanted, lock: Lock) -> None:
+        """Says that these wishes are met by a lock."""
+        content = {
+            "python": list(lock.python), "platform": lock.platform, "dated": lock.dated, "text": lock.text,
+        }  # fmt: skip
+        place = self._root / "locks"
+        place.mkdir(parents=True, exist_ok=True)
+        draft = place / f".{wanted.key}-{os.getpid()}-{threading.get_ident()}"
+        draft.write_text(json.dumps(content), encoding="utf-8")
+        draft.replace(place / f"{wanted.key}.json")
+
+    # Environments.
+
+    def keys(self) -> list[str]:
+        """Of the environments that are whole."""
+        try:
+            return sorted(entry.name for entry in self._root.iterdir() if _KEY.match(entry.name))
+        except OSError:
+            return []
+
+    def find(self, lock: Lock) -> Built | None:
+        """An environment that is equal to a lock or satisfies it, in use from now on."""
+        for key in [lock.key, *self.keys()]:
+            facts = self._facts(key)
+            if facts is not None and (key == lock.key or facts[0].satisfies(lock)):
+                built = self._use(key)
+                if built is not None:
+                    return built
+        return None
+
+    def build(self, lock: Lock, progress: Progress = lambda step: None) -> Built:
+        """Finds or builds it: one build per lock, whoever asks. Raises LockError and UvError."""
+        if (built := self.find(lock)) is not None:
+            return built
+        with self._alone(lock.key, progress):
+            if (built := self.find(lock)) is not None:
+                return built
+            interpreter = self._interpreters.find(lock.python)
+            if interpreter is None:
+                raise LockError(missing(lock.python))
+            try:
+                self._make(lock, interpreter, progress)
+            except OSError as error:
+                what = "the disk is full" if error.errno == 28 else (error.strerror or str(error))
+                raise UvError("disk full" if error.errno == 28 else "failed", what) from None
+            found = self._use(lock.key)
+        if found is None:
+            raise UvError("failed", "the environment was removed the moment it was built")
+        return found
+
+    def all(self) -> list[Built]:
+        """Every environment, the one that was used last first. None of them is held."""
+        found = []
+        for key in self.keys():
+            facts = self._facts(key)
+            if facts is not None:
+                found.append(Built(key, self._root / key, facts[0], facts[1], facts[2], self._last_use(key)))
+        return sorted(found, key=lambda built: -built.used)
+
+    def bytes(self) -> int:
+        """What all of it takes on the disk, each file counted once."""
+        return _occupied(self._root)
+
+    def trim(self, limit: int) -> list[str]:
+        """Removes what was used longest ago and is not in use, until at most `limit` bytes are taken; at last
+        the cache too. Returns the keys."""
+        removed: list[str] = []
+        if self.bytes() <= limit:
+            return removed
+        for built in reversed(self.all()):
+            if self.remove(built.key):
+                removed.append(built.key)
+                self._clean(set(built.lock.packages))
+                if self.bytes() <= limit:
+                    return removed
+        kept = {name for built in self.all() for name in built.lock.packages}
+        self._clean({entry.name for entry in self._cached()} - kept)
+        return removed
+
+    def remove(self, key: str) -> bool:
+        """Removes an environment that nobody uses. False where somebody does."""
+        try:
+            descriptor = os.open(self._root / f"{key}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            doomed = self._root / f".making-{key}-{os.getpid()}-{time.monotonic_ns()}"
+            (self._root / key).rename(doomed)
+            self._known.pop(key, None)
+            shutil.rmtree(doomed, ignore_errors=True)
+            return True
+        except OSError:
+            return False
+        finally:
+            os.close(descriptor)
+
+    # The steps of a build.
+
+    def _make(self, lock: Lock, interpreter: Interpreter, progress: Progress) -> None:
+        self._root.mkdir(parents=True, exist_ok=True)
+        self._root.chmod(0o755)  # models of other users read what is below
+        self._sweep(lock.key)
+        making = self._root / f".making-{lock.key}-{os.getpid()}-{time.monotonic_ns()}"
+        try:
+            progress(f"making an environment of Python {interpreter.version}")
+            self._uv.run(
+                "venv", "--quiet", "--relocatable", "--no-project", "--python", interpreter.path, str(making)
+            )
+            pylock = making / _PYLOCK
+            pylock.write_text(lock.text, encoding="utf-8")
+            progress(f"installing {len(lock.packages)} packages")
+            self._uv.run(
+                "pip", "sync", "--quiet", "--python", str(making / "bin" / "python"),
+                "--link-mode", "hardlink", "--no-build", str(pylock),
+            )  # fmt: skip
+            pylock.chmod(0o600)  # its URLs may be the operator's
+            progress("compiling byte code")
+            self._compile(making, interpreter)
+            own, apparent = _sizes(making)
+            facts = {
+                "python": list(lock.python), "platform": lock.platform, "dated": lock.dated,
+                "bytes": own, "apparent": apparent, "interpreter": interpreter.path,
+            }  # fmt: skip
+            (making / _FACTS).write_text(json.dumps(facts), encoding="utf-8")
+            making.chmod(0o755)
+            making.rename(self._root / lock.key)
+        except BaseException:
+            shutil.rmtree(making, ignore_errors=True)
+            raise
+
+    def _compile(self, making: Path, interpreter: Interpreter) -> None:
+        """By the interpreter alone, so that nothing of what was installed runs. What was compiled for another
+        environment is linked."""
+        site = next(making.glob("lib/python*/site-packages"))
+        tag = f"cpython-{interpreter.minor[0]}{interpreter.minor[1]}"
+        pool = self._root / "bytecode" / tag
+        pool.mkdir(parents=True, exist_ok=True)
+        sources = [file for file in site.rglob("*.py") if "tests" not in file.relative_to(site).parts]
+        for file in sources:
+            target = file.parent / "__pycache__" / f"{file.stem}.{tag}.pyc"
+            with contextlib.suppress(OSError):
+                known = pool / _identity(file)
+                if known.exists():
+                    target.parent.mkdir(exist_ok=True)
+                    os.link(known, target)
+        command = [
+            interpreter.path,
+            "-I",
+            "-S",
+            "-m",
+            "compileall",
+            "-q",
+            "-j",
+            "2",
+            "-x",
+            _SKIPPED,
+            str(site),
+        ]
+        with contextlib.suppress(subprocess.SubprocessError):
+            # Files for other Python versions do not compile; they are not imported either.
+            subprocess.run(
+                command,
+                capture_output=True,
+                timeout=_COMPILE_TIMEOUT,
+                check=False,
+                env={"PATH": "/usr/bin:/bin"},
+            )
+        for file in sources:
+            compiled = file.parent / "__pycache__" / f"{file.stem}.{tag}.pyc"
+            with contextlib.suppress(OSError):
+                if file.stat().st_nlink > 1 and compiled.stat().st_nlink == 1:
+                    os.link(compiled, pool / _identity(file))
+
+    def _sweep(self, key: str) -> None:
+        """What a builder of this lock left behind: whoever holds its lock may remove it."""
+        for left in self._root.glob(f".making-{key}-*"):
+            shutil.rmtree(left, ignore_errors=True)
+
+    def _clean(self, names: set[str]) -> None:
+        """Takes packages that no environment has out of the cache, and compiled modules that none shares."""
+        kept = {name for built in self.all() for name in built.lock.packages}
+        doomed = sorted(names - kept)
+        if doomed:
+            with contextlib.suppress(UvError):
+                self._uv.run("cache", "clean", "--quiet", "--force", *doomed, indexed=False)
+        for file in (self._root / "bytecode").rglob("*"):
+            with contextlib.suppress(OSError):
+                if file.is_file() and file.stat().st_nlink == 1:
+                    file.unlink()
+
+    def _cached(self) -> list[Path]:
+        """The directories of uv's cache that are named by packages."""
+        return [entry for entry in (self._root / "uv").glob("wheels-v*/*/*") if entry.is_dir()]
+
+    # What is there.
+
+    def _use(self, key: str) -> Built | None:
+        try:
+            descriptor = os.open(self._root / f"{key}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError:
+            return self._unheld(key)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            facts = self._facts(key)
+            if facts is None:
+                os.close(descriptor)
+                return None
+            with contextlib.suppress(OSError):
+                os.utime(descriptor)
+        except OSError:
+            os.close(descriptor)
+            return None
+        built = Built(key, self._root / key, facts[0], facts[1], facts[2], time.time())
+        weakref.finalize(built, os.close, descriptor)
+        return built
+
+    def _unheld(self, key: str) -> Built | None:
+        """On a read-only disk, as in an image with environments built ahead: nobody removes anything."""
+        facts = self._facts(key)
+        return None if facts is None else Built(key, self._root / key, facts[0], facts[1], facts[2], 0.0)
+
+    def _facts(self, key: str) -> tuple[Lock, int, int] | None:
+        path = self._root / key
+        if not path.is_dir():
+            self._known.pop(key, None)
+            return None
+        with self._mutex:
+            known = self._known.get(key)
+        if known is None:
+            try:
+                facts = json.loads((path / _FACTS).read_text("utf-8"))
+                major, minor = facts["python"]
+                text = (path / _PYLOCK).read_text("utf-8")
+                lock = parsed(text, (major, minor), facts["platform"], dated=facts["dated"])
+                known = (lock, int(facts["bytes"]), int(facts["apparent"]))
+            except (OSError, ValueError, KeyError, TypeError, LockError):
+                return None
+            with self._mutex:
+                self._known[key] = known
+        return known
+
+    def _last_use(self, key: str) -> float:
+        try:
+            return (self._root / f"{key}.lock").stat().st_mtime
+        except OSError:
+            return 0.0
+
+    @contextlib.contextmanager
+    def _alone(self, key: str, progress: Progress) -> Iterator[None]:
+        """Within it no other thread or process resolves or builds this. The lock ends with its holder."""
+        self._root.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self._root / f".{key}.build", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                progress("waiting for the one that builds it already")
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def described(lock: Lock) -> str:
+    """`Python 3.9, 14 packages`."""
+    return f"Python {named(lock.python)}, {len(lock.packages)} packages"
+
+
+def _identity(source: Path) -> str:
+    status = source.stat()
+    return f"{status.st_dev:x}-{status.st_ino:x}-{status.st_mtime_ns:x}-{status.st_size:x}"
+
+
+def _sizes(root: Path) -> tuple[int, int]:
+    """(what it alone occupies, what it would without hard links), in bytes."""
+    own = apparent = 0
+    for status in _stats(root):
+        apparent += status.st_blocks * 512
+        own += status.st_blocks * 512 if status.st_nlink == 1 else 0
+    return own, apparent
+
+
+def _occupied(root: Path) -> int:
+    seen: set[tuple[int, int]] = set()
+    total = 0
+    for status in _stats(root):
+        inode = (status.st_dev, status.st_ino)
+        if inode not in seen:
+            seen.add(inode)
+            total += status.st_blocks * 512
+    return total
+
+
+def _stats(root: Path) -> Iterator[os.stat_result]:
+    for directory, _, names in os.walk(root):
+        for name in names:
+            with contextlib.suppress(OSError):
+                yield os.lstat(os.path.join(directory, name))

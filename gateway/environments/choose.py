@@ -1,0 +1,258 @@
+"""Where a package runs: this interpreter, its own environment, or one that the operator named.
+
+The policy `auto | same | own | NAME`, and what happens where the right environment is not to be had. Facts
+and the check are read once per package; building is done by threads of its own, so that no model waits for
+the environment of another. Must not know of registries, aliases or runners.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import threading
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from packaging.utils import canonicalize_name
+
+from gateway.environments import check as checks
+from gateway.environments import facts as facts_
+from gateway.environments.build import Built, Store
+from gateway.environments.check import Check, Installed
+from gateway.environments.facts import Facts
+from gateway.environments.interpreters import named
+from gateway.environments.lock import Lock, LockError, Wanted
+from gateway.environments.uv import UvError
+
+if TYPE_CHECKING:
+    from gateway.settings import Environments, Settings
+    from loaders.package import Package
+
+_LIST: Final = (
+    "import json, platform; from importlib import metadata; "
+    "print(json.dumps([platform.python_version(), "
+    "[[d.metadata['Name'], d.version] for d in metadata.distributions()]]))"
+)
+
+
+class Refused(Exception):
+    """A package cannot run here as the policy wants. `hint` names the commands that help."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a package needs, and what it would find in this interpreter."""
+
+    facts: Facts
+    check: Check
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """Where a package runs. `kind`: same, own or named; `python`: the interpreter, None for this one;
+    `check`: against this place; `mismatch`: why it is not its own environment, None where it is as good as
+    that; `distributions`: what is installed there; `lock`: its key; `dated`: whether its versions are as of
+    the package's day; `built`: keeps the environment from being removed."""
+
+    kind: str
+    python: str | None
+    check: Check
+    mismatch: str | None = None
+    distributions: frozenset[str] = frozenset()
+    lock: str | None = None
+    dated: bool = True
+    built: Built | None = None
+
+    def to_json(self) -> dict[str, object]:
+        view: dict[str, object] = {"runs_in": self.kind, "mismatch": self.mismatch}
+        if self.lock is not None:
+            view |= {"lock": self.lock, "as_of_creation": self.dated}
+        return view
+
+
+class Chooser:
+    """`builds` is where environments are resolved and built; `here` is this interpreter."""
+
+    def __init__(
+        self, settings: Settings, store: Store, builds: Executor, here: Callable[[], Installed] = checks.here
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._builds = builds
+        self._here = here
+        self._named: dict[str, Installed] = {}
+        self._mutex = threading.Lock()
+
+    @property
+    def _own(self) -> Environments:
+        return self._settings.environments
+
+    def examine(self, package: Package) -> Needs:
+        """Reads a package's facts and compares them with this interpreter. Blocks. Raises PackageError."""
+        facts = facts_.read(package)
+        return Needs(facts, checks.check(facts, self._here()))
+
+    def wanted(self, facts: Facts) -> Wanted:
+        """Raises LockError."""
+        return facts_.wanted(facts, as_of=facts.created if self._own.as_of == "created" else None)
+
+    async def runtime(
+        self,
+        name: str,
+        reference: str,
+        needs: Needs,
+        *,
+        served: bool,
+        forced: bool,
+        say: Callable[[str], None],
+    ) -> Runtime:
+        """Where a version runs, its environment built if need be. `reference`: as commands name it; `served`:
+        it was served before; `forced`: somebody answers for it all the same; `say` is told each step of a
+        build, by the thread that builds. Raises Refused."""
+        policy = self._settings.for_model(name).environment or "auto"
+        if policy == "same" or (policy == "auto" and needs.check.satisfied):
+            return self._same(needs, reference, chosen=policy == "same")
+        if policy not in ("auto", "own"):
+            return await self._run(self._at, policy, needs, reference)
+        try:
+            return await self._run(self._in_own, needs, say)
+        except (LockError, UvError) as error:
+            return self._instead(policy, needs, reference, str(error), served, forced)
+
+    # Each of the places.
+
+    def _same(self, needs: Needs, reference: str, *, chosen: bool) -> Runtime:
+        if needs.check.byte_code:
+            raise self._refused(needs, reference, "byte code of another Python is never executed")
+        mismatch = None if needs.check.satisfied else _because(needs.check)
+        return Runtime("same", None, needs.check, mismatch)
+
+    def _at(self, policy: str, needs: Needs, reference: str) -> Runtime:
+        entry = self._own.named[policy]
+        python = str(entry.python)
+        try:
+            installed = self._installed(python)
+        except (OSError, ValueError, subprocess.SubprocessError):
+            message = f"the interpreter of the environment {policy} does not answer"
+            raise Refused(message, f"look at environments.named.{policy}.python in the settings") from None
+        check = checks.check(needs.facts, installed)
+        if check.byte_code:
+            raise self._refused(
+                Needs(needs.facts, check), reference, "byte code of another Python is never executed"
+            )
+        mismatch = None if check.satisfied else _because(check)
+        return Runtime("named", python, check, mismatch, frozenset(installed.versions))
+
+    def _in_own(self, needs: Needs, say: Callable[[str], None]) -> Runtime:
+        """Raises LockError and UvError."""
+        wanted = self.wanted(needs.facts)
+        lock = self._store.resolved(wanted)
+        if lock is None:
+            self._may_build(None)
+            lock = self._store.resolve(wanted, say)
+        found = self._store.find(lock)
+        if found is None:
+            self._may_build(lock)
+            found = self._store.build(lock, say)
+        return own(needs.facts, lock, found)
+
+    def _may_build(self, lock: Lock | None) -> None:
+        if self._own.build == "never":
+            raise LockError("its own environment is not built, and environments.build is never")
+        if self._settings.unsafe_formats != "allow":
+            if not self._own.allowed:
+                raise LockError(
+                    "unsafe_formats is restricted, and environments.allowed lists no lock to build"
+                )
+            if lock is not None and lock.key not in self._own.allowed:
+                raise LockError(f"its lock {lock.key} is not listed in environments.allowed")
+
+    def _instead(
+        self, policy: str, needs: Needs, reference: str, reason: str, served: bool, forced: bool
+    ) -> Runtime:
+        """The right environment is not to be had."""
+        fallback = self._own.fallback
+        may = forced or (policy == "auto" and (fallback == "same" or (fallback == "served" and served)))
+        if not may or needs.check.byte_code:
+            raise self._refused(needs, reference, reason)
+        return Runtime("same", None, needs.check, _because(needs.check))
+
+    def _refused(self, needs: Needs, reference: str, reason: str) -> Refused:
+        wrong = "; ".join(needs.check.reasons) or f"Python: the package was made with {needs.facts.python}"
+        return Refused(f"{wrong}. {reason[:1].upper()}{reason[1:]}", self._help(needs, reference))
+
+    def _help(self, needs: Needs, reference: str) -> str:
+        """The commands that help, the best first."""
+        helps = []
+        minor = needs.facts.minor
+        if self._own.build == "never":
+            helps.append(f"gateway env build {reference} builds its own environment ahead of time")
+        else:
+            helps.append(f"gateway env build {reference} tries it and shows each step")
+        if needs.facts.byte_code and minor is not None:
+            helps.append(f"uv python install {named(minor)} installs the Python that it needs")
+        else:
+            wrong = [
+                f
+                for f in needs.check.findings
+                if f.verdict > checks.Verdict.COMPATIBLE and f.subject != "Python"
+            ]
+            pins = " ".join(
+                f"'{f.subject}=={f.wanted}'" for f in wrong if f.wanted[:1].isdigit() and "x" not in f.wanted
+            )
+            if pins:
+                helps.append(f"pip install {pins} changes this interpreter for all models")
+            helps.append(
+                f"models: {{{_model_of(reference)}: {{environment: same}}}} in the settings serves it"
+                " here all the same, with a warning in each answer"
+            )
+        return "; ".join(helps)
+
+    def _installed(self, python: str) -> Installed:
+        with self._mutex:
+            known = self._named.get(python)
+        if known is None:
+            done = subprocess.run(
+                [python, "-I", "-c", _LIST],
+                capture_output=True,
+                timeout=60,
+                check=True,
+                env={"PATH": "/usr/bin:/bin"},
+            )
+            version, pairs = json.loads(done.stdout)
+            known = Installed(version, {canonicalize_name(n): v for n, v in pairs if n})
+            with self._mutex:
+                self._named[python] = known
+        return known
+
+    async def _run(self, function: Callable[..., Runtime], *args: object) -> Runtime:
+        return await asyncio.get_running_loop().run_in_executor(self._builds, function, *args)
+
+
+def own(facts: Facts, lock: Lock, built: Built) -> Runtime:
+    """A package in an environment that was built for it."""
+    installed = Installed(f"{named(built.lock.python)}.0", built.lock.packages)
+    return Runtime(
+        "own",
+        built.python,
+        checks.check(facts, installed),
+        distributions=frozenset(built.lock.packages),
+        lock=built.key,
+        dated=lock.dated,
+        built=built,
+    )
+
+
+def _model_of(reference: str) -> str:
+    return reference.removeprefix("models:/").partition("/")[0]
+
+
+def _because(check: Check) -> str:
+    return "; ".join(check.reasons)

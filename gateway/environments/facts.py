@@ -1,0 +1,336 @@
+"""What a package says of the environment it was made in: facts from its files alone, nothing executed.
+
+Python's version, requirements, the flavor's own version fields, byte code in pickles, the modules that its
+code imports, whether its loader needs the real mlflow. What it means in a place is `check`'s affair.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from gateway.environments import lock, pickles
+from gateway.environments.interpreters import Minor, minor_of
+from loaders import environment as environments
+from loaders import flavors
+from loaders.compat import standin
+from loaders.package import PackageError, parse_yaml
+from loaders.schema import ColSpec
+
+if TYPE_CHECKING:
+    from loaders.package import Package
+
+#: Flavor in MLmodel -> (its distribution, its own field for the version).
+VERSION_FIELDS: Final = {
+    "sklearn": ("scikit-learn", "sklearn_version"),
+    "xgboost": ("xgboost", "xgb_version"),
+    "lightgbm": ("lightgbm", "lgb_version"),
+    "catboost": ("catboost", "catboost_version"),
+    "statsmodels": ("statsmodels", "statsmodels_version"),
+    "pytorch": ("torch", "pytorch_version"),
+    "prophet": ("prophet", "prophet_version"),
+    "spacy": ("spacy", "spacy_version"),
+    "keras": ("keras", "keras_version"),
+    "tensorflow": ("tensorflow", "tensorflow_version"),
+    "sentence_transformers": ("sentence-transformers", "sentence_transformers_version"),
+    "transformers": ("transformers", "transformers_version"),
+}
+#: Distributions whose modules have other names.
+MODULES: Final = {
+    "scikit-learn": "sklearn", "pyyaml": "yaml", "pillow": "PIL", "opencv-python": "cv2",
+    "opencv-python-headless": "cv2", "beautifulsoup4": "bs4", "python-dateutil": "dateutil",
+    "xgboost-cpu": "xgboost", "tensorflow-cpu": "tensorflow", "protobuf": "google.protobuf",
+    "python-dotenv": "dotenv", "msgpack-python": "msgpack", "scikit-image": "skimage",
+    "sentence-transformers": "sentence_transformers", "psycopg2-binary": "psycopg2",
+}  # fmt: skip
+_DISTRIBUTIONS: Final = {
+    "sklearn": "scikit-learn", "xgboost": "xgboost", "lightgbm": "lightgbm", "catboost": "catboost",
+    "statsmodels": "statsmodels", "pytorch": "torch", "onnx": "onnxruntime", "python": "cloudpickle",
+}  # fmt: skip
+"""What a flavor's loader imports."""
+_CODE_MODULES: Final = frozenset({"_make_function", "subimport", "_make_skel_func"})
+_SOURCE_BYTES: Final = 4 << 20
+_IMPORT: Final = re.compile(r"^\s*(?:import|from)\s+([A-Za-z_][\w.]*)", re.MULTILINE)
+_COMPILED: Final = re.compile(r"(?:\.cpython-(\d)(\d+)[^/]*\.so|\.pyc)\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """`python`: the full version, "" where the package does not say. `requirements`: its lines, as `lock`
+    takes them, empty where they are refused (`refused` says why). `frameworks`: versions by distribution,
+    from the flavor's own fields. `byte_code`: the files that hold some. `modules`: what its code and pickles
+    import. `custom`: it runs code of its own. `mlflow`: why the real mlflow is needed, None where it is not.
+    `text`: it is given frames that may hold text. `old_xgboost`: XGBoost's binary format.
+    `estimator`: a class of another framework that needs scikit-learn to be there."""
+
+    flavor: str
+    python: str
+    requirements: tuple[str, ...]
+    constraints: tuple[str, ...]
+    hashes: dict[str, frozenset[str]]
+    refused: str | None
+    frameworks: dict[str, str]
+    byte_code: tuple[str, ...]
+    modules: frozenset[str]
+    custom: bool
+    mlflow: str | None
+    mlflow_version: str | None
+    frames: bool
+    text: bool
+    old_xgboost: bool
+    estimator: bool
+    created: datetime | None
+
+    @property
+    def minor(self) -> Minor | None:
+        return minor_of(self.python)
+
+    def imports(self, distribution: str) -> bool:
+        """Whether its code or its pickles name a module of a distribution."""
+        module = MODULES.get(distribution, distribution.replace("-", "_"))
+        return module in self.modules or module.partition(".")[0] in self.modules
+
+
+def wanted(facts: Facts, *, as_of: datetime | None) -> lock.Wanted:
+    """What the package's own environment must hold: its requirements without mlflow (unless its loader needs
+    it), and what it relied on without naming it. Raises LockError with the line that may not be installed."""
+    if facts.refused is not None:
+        raise lock.LockError(facts.refused)
+    named = lock.pins(facts.requirements)
+    lines = [line for line in facts.requirements if not _is_mlflow(line)]
+    relied = [f"{name}=={version.partition('+')[0]}" for name, version in facts.frameworks.items()]
+    lines += [line for line in relied if line.partition("==")[0] not in named]
+    also = ["numpy", "setuptools"]
+    also += ["pandas"] if facts.frames else []
+    also += ["cloudpickle"] if "cloudpickle" in facts.modules else []
+    also += [_DISTRIBUTIONS[facts.flavor]] if facts.flavor in _DISTRIBUTIONS else []
+    also += ["scikit-learn"] if facts.estimator else []
+    lines += [name for name in dict.fromkeys(also) if name not in named and name not in facts.frameworks]
+    if facts.mlflow is not None:
+        exact = f"mlflow=={facts.mlflow_version}" if facts.mlflow_version else "mlflow"
+        given = [line for line in facts.requirements if _is_mlflow(line)]
+        # A bare `mlflow` would be the newest of that day, not the one that wrote the package.
+        lines += [line for line in given if str(*lock.pins([line]).values())] or [exact]
+    return lock.Wanted(
+        requirements=tuple(lines),
+        constraints=facts.constraints,
+        hashes=facts.hashes,
+        created=as_of,
+        python=facts.minor,
+        exact=bool(facts.byte_code),
+        mlflow=facts.mlflow_version,
+        keeps_mlflow=facts.mlflow is not None,
+    )
+
+
+def _is_mlflow(line: str) -> bool:
+    return not lock.MLFLOW.isdisjoint(lock.pins([line]))
+
+
+def read(package: Package) -> Facts:
+    """Reads a package's facts. Blocks, for large pickles some seconds. Raises PackageError and OSError."""
+    requirements: list[str] = []
+    constraints: list[str] = []
+    hashes: dict[str, frozenset[str]] = {}
+    refused = None
+    try:
+        requirements, constraints = lock.required(package)
+        versions, hashes = lock.shipped_lock(package)
+        constraints += versions
+    except lock.LockError as error:
+        refused = str(error)
+    try:
+        flavor = flavors.find(package).name
+    except PackageError:
+        flavor = "mlflow"
+    named = {file: pickles.read(package.path / file) for file in _pickles(package)}
+    byte_code = [file for file, what in named.items() if what.byte_code] + list(_compiled(package))
+    globals_ = {entry for what in named.values() for entry in what.globals}
+    texts = {text for what in named.values() for text in what.texts}
+    sources = list(_sources(package))
+    modules = {module.partition(".")[0] for module, _ in globals_}
+    modules |= {module for source in sources for module in _imported(source)}
+    if any(name in _CODE_MODULES for _, name in globals_):
+        # Functions by value name what they import as plain text.
+        modules |= {text.partition(".")[0] for text in texts if re.fullmatch(r"[A-Za-z_][\w.]*", text)}
+    custom = flavor in ("python", "loader", "mlflow") or bool(byte_code)
+    frames, text = _frames(package, flavor)
+    return Facts(
+        flavor=flavor,
+        python=_python(package),
+        requirements=tuple(requirements),
+        constraints=tuple(constraints),
+        hashes=hashes,
+        refused=refused,
+        frameworks=_frameworks(package, flavor),
+        byte_code=tuple(byte_code),
+        modules=frozenset(modules),
+        custom=custom,
+        mlflow=_mlflow(package, flavor, globals_, texts, sources),
+        mlflow_version=_plain_version(package.mlflow_version),
+        frames=frames,
+        text=text,
+        old_xgboost=_old_xgboost(package, flavor),
+        estimator=".sklearn." in str(package.flavors.get(flavor, {}).get("model_class", "")),
+        created=lock.created(package),
+    )
+
+
+def _python(package: Package) -> str:
+    """From `MLmodel`, else `python_env.yaml`, else `conda.yaml`."""
+    if (version := package.text("python_version")) is not None:
+        return version
+    for file, find in ((environments.PYTHON_ENV, _of_virtualenv), (environments.CONDA, _of_conda)):
+        if (package.path / file).exists():
+            content = parse_yaml(package.inside(file).read_bytes(), file)
+            if isinstance(content, dict) and (version := find(content)):
+                return version
+    return ""
+
+
+def _of_virtualenv(content: dict[str, object]) -> str:
+    return str(content.get("python") or "")
+
+
+def _of_conda(content: dict[str, object]) -> str:
+    dependencies = content.get("dependencies")
+    for item in dependencies if isinstance(dependencies, list) else []:
+        if isinstance(item, str) and (match := re.fullmatch(r"python\s*=+\s*(\d+\.\d+(?:\.\d+)?)", item)):
+            return match[1]
+    return ""
+
+
+def _frameworks(package: Package, flavor: str) -> dict[str, str]:
+    found = {}
+    for name, (distribution, field) in VERSION_FIELDS.items():
+        version = package.flavors.get(name, {}).get(field)
+        if isinstance(version, str) and version:
+            found[distribution] = version
+    return found
+
+
+def _pickles(package: Package) -> Iterator[str]:
+    for file in sorted(package.path.rglob("*")):
+        if pickles.is_pickle(file.name) and file.is_file() and not file.is_symlink():
+            yield file.relative_to(package.path).as_posix()
+
+
+def _compiled(package: Package) -> Iterator[str]:
+    """Modules in `code/` that come without their source."""
+    code = package.code
+    for file in sorted(code.rglob("*")) if code is not None else ():
+        if file.parent.name != "__pycache__" and _COMPILED.search(file.name):
+            yield file.relative_to(package.path).as_posix()
+
+
+def _sources(package: Package) -> Iterator[str]:
+    """The source files that its loader imports: what it ships, and a model saved as code."""
+    places: list[Path] = []
+    if package.code is not None:
+        places += sorted(package.code.rglob("*.py"))
+    if path := package.text("model_code_path"):
+        name = path.replace("\\", "/").rpartition("/")[2]
+        places.append(package.path / name)
+    for file in places:
+        if file.is_file() and not file.is_symlink() and file.stat().st_size <= _SOURCE_BYTES:
+            yield file.read_text(encoding="utf-8", errors="replace")
+
+
+def _imported(source: str) -> set[str]:
+    return {match.partition(".")[0] for match in _IMPORT.findall(source)}
+
+
+def _frames(package: Package, flavor: str) -> tuple[bool, bool]:
+    """Whether its model is given frames, and whether these may hold text."""
+    inputs = None if package.signature is None else package.signature.inputs
+    if inputs is None:
+        return flavor != "onnx", flavor != "onnx"
+    columns = [spec for spec in inputs if isinstance(spec, ColSpec)]
+    plain = {"boolean", "integer", "long", "float", "double", "datetime", "binary"}
+    return bool(columns), any(str(spec.type) not in plain for spec in columns)
+
+
+def _old_xgboost(package: Package, flavor: str) -> bool:
+    """XGBoost's own format before JSON and UBJSON: what 3.1 and later do not read."""
+    if flavor != "xgboost":
+        return False
+    data = package.native_data("xgboost")
+    if not data.is_file() or pickles.is_pickle(data.name):
+        return False
+    with data.open("rb") as handle:
+        return handle.read(1) != b"{"
+
+
+def _plain_version(text: str | None) -> str | None:
+    """A release that an index has: no development version."""
+    return text if text and re.fullmatch(r"\d+(\.\d+)+", text) else None
+
+
+def _mlflow(
+    package: Package, flavor: str, globals_: set[tuple[str, str]], texts: set[str], sources: list[str]
+) -> str | None:
+    if flavor == "mlflow":
+        return f"models of {package.loader_module} are loaded by mlflow"
+    if flavor not in ("python", "loader"):
+        return None
+    known = standin.names()
+    for module, name in sorted(globals_):
+        if module.partition(".")[0] == "mlflow" and name.partition(".")[0] not in known.get(module, ()):
+            return f"its pickle names {module}.{name}"
+    by_value = any(name in _CODE_MODULES for _, name in globals_)
+    if by_value and "subimport" in {name for _, name in globals_} and "mlflow" in texts:
+        return "its code imports mlflow"
+    for source in sources:
+        if (wanted := _beyond(source, known)) is not None:
+            return f"its code uses {wanted}"
+    return None
+
+
+def _beyond(source: str, known: dict[str, frozenset[str]]) -> str | None:
+    """The first name of mlflow in a source that the stand-in does not have."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError):
+        return "mlflow" if re.search(r"^\s*(?:import|from)\s+mlflow\b", source, re.MULTILINE) else None
+    aliases: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "mlflow":
+            module = node.module or ""
+            for alias in node.names:
+                full = f"{module}.{alias.name}"
+                if full in known:
+                    aliases[alias.asname or alias.name] = full
+                elif alias.name not in known.get(module, ()):
+                    return full
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.partition(".")[0] == "mlflow":
+                    if alias.name not in known:
+                        return alias.name
+                    aliases[alias.asname or "mlflow"] = alias.name if alias.asname else "mlflow"
+    for node in ast.walk(tree):
+        chain = _chain(node)
+        if chain and chain[0] in aliases:
+            place = aliases[chain[0]]
+            for name in chain[1:]:
+                if f"{place}.{name}" in known:
+                    place = f"{place}.{name}"
+                    continue
+                if name not in known[place]:
+                    return f"{place}.{name}"
+                break
+    return None
+
+
+def _chain(node: ast.AST) -> list[str]:
+    """`a.b.c` as its names."""
+    names: list[str] = []
+    while isinstance(node, ast.Attribute):
+        names.append(node.attr)
+        node = node.value
+    return [node.id, *reversed(names)] if names and isinstance(node, ast.Name) else []

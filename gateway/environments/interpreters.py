@@ -1,0 +1,180 @@
+"""The Python interpreters of this machine: from the settings, PATH, pyenv and uv's own directory.
+
+An interpreter is looked at (started once, in isolated mode) only when its minor version is wanted; the answer
+is kept while its file does not change. Nothing is ever downloaded. Must not know of packages or of models.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+SUPPORTED: Final = ((3, 8), (3, 13))
+"""The minors that a model's process may have, the first and the last one."""
+
+_ASK: Final = (
+    "import json, sys, sysconfig; "
+    "print(json.dumps([list(sys.version_info[:3]), sys.implementation.name, sysconfig.get_platform(), "
+    "getattr(sys, '_base_executable', sys.executable) or sys.executable]))"
+)
+_TIMEOUT: Final = 20.0
+_IN_NAME: Final = re.compile(r"(?:^|[^0-9])3\.(\d{1,2})(?:\.\d+)?")
+
+Minor = tuple[int, int]
+
+
+class NoInterpreter(Exception):
+    """No interpreter of a wanted version is here; the message names the commands that install one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interpreter:
+    """`path`: its executable, outside of any virtual environment; `version`: all three numbers; `platform`:
+    as sysconfig names it."""
+
+    path: str
+    version: str
+    platform: str
+
+    @property
+    def minor(self) -> Minor:
+        major, minor, *_ = self.version.split(".")
+        return int(major), int(minor)
+
+
+def minor_of(version: str | None) -> Minor | None:
+    """(3, 9) of `3.9.18`; None of what is no version."""
+    match = re.match(r"(\d+)\.(\d+)", version or "")
+    return None if match is None else (int(match[1]), int(match[2]))
+
+
+def named(minor: Minor) -> str:
+    """`3.9` of (3, 9)."""
+    return f"{minor[0]}.{minor[1]}"
+
+
+def supported(minor: Minor) -> bool:
+    """Whether the code of a model's process runs on that version."""
+    return SUPPORTED[0] <= minor <= SUPPORTED[1]
+
+
+class Interpreters:
+    """`paths` are the operator's: by minor version (`3.9`), the executable. `environ` as os.environ."""
+
+    def __init__(
+        self, paths: Mapping[str, Path | str] | None = None, environ: Mapping[str, str] = os.environ
+    ) -> None:
+        self._paths = dict(paths or {})
+        self._environ = environ
+        self._known: dict[tuple[str, int], Interpreter | None] = {}
+        self._lock = threading.Lock()
+
+    def find(self, minor: Minor) -> Interpreter | None:
+        """The interpreter of that version: the operator's, else the gateway's own, else the newest found on
+        PATH, in pyenv and in uv's directory. Blocks for the first look at each."""
+        if (chosen := self._paths.get(named(minor))) is not None:
+            return self._look(Path(chosen))
+        if minor == sys.version_info[:2]:
+            own = self._look(Path(getattr(sys, "_base_executable", "") or sys.executable))
+            if own is not None and own.minor == minor:
+                return own
+        for candidate in self._candidates(minor):
+            found = self._look(candidate)
+            if found is not None and found.minor == minor:
+                return found
+        return None
+
+    def need(self, minor: Minor) -> Interpreter:
+        """`find`, or NoInterpreter with what to do."""
+        found = self.find(minor)
+        if found is None:
+            raise NoInterpreter(missing(minor))
+        return found
+
+    def nearest(self, minor: Minor) -> list[Interpreter]:
+        """All supported interpreters of this machine, the nearest to a version first, an older one before a
+        newer one at the same distance."""
+        low, high = SUPPORTED[0][1], SUPPORTED[1][1]
+        order = sorted(range(low, high + 1), key=lambda m: (abs(m - minor[1]), m))
+        return [found for m in order if (found := self.find((3, m))) is not None]
+
+    def _candidates(self, minor: Minor) -> Iterator[Path]:
+        name = f"python{named(minor)}"
+        for directory in self._environ.get("PATH", "").split(os.pathsep):
+            if directory and (file := Path(directory, name)).is_file() and "shims" not in file.parts:
+                yield file
+        for root in self._versions():
+            fitting = [d for d in _listed(root) if _minor_in(d.name) == minor]
+            for version in sorted(fitting, key=_numbers, reverse=True):
+                file = version / "bin" / "python3"
+                if file.is_file():
+                    yield file
+        for directory in self._environ.get("PATH", "").split(os.pathsep):
+            if directory and (file := Path(directory, "python3")).is_file() and "shims" not in file.parts:
+                yield file
+
+    def _versions(self) -> Sequence[Path]:
+        home = Path(self._environ.get("HOME", "/nonexistent"))
+        data = Path(self._environ.get("XDG_DATA_HOME") or home / ".local" / "share")
+        pyenv = Path(self._environ.get("PYENV_ROOT") or home / ".pyenv")
+        uv = Path(self._environ.get("UV_PYTHON_INSTALL_DIR") or data / "uv" / "python")
+        return (pyenv / "versions", uv)
+
+    def _look(self, file: Path) -> Interpreter | None:
+        try:
+            key = (str(file), file.stat().st_mtime_ns)
+        except OSError:
+            return None
+        with self._lock:
+            if key not in self._known:
+                self._known[key] = _asked(file)
+            return self._known[key]
+
+
+def missing(minor: Minor) -> str:
+    """What to do where an interpreter is missing."""
+    version = named(minor)
+    return (
+        f"no Python {version} is on this machine; install it (uv python install {version}, or"
+        f" pyenv install {version}), or name one in the settings (environments.python)"
+    )
+
+
+def _asked(file: Path) -> Interpreter | None:
+    """What an executable says it is; None for what is no CPython that answers."""
+    try:
+        answer = subprocess.run(  # `-I`: nothing of the caller's variables or directories takes part
+            [str(file), "-I", "-S", "-c", _ASK], capture_output=True, timeout=_TIMEOUT, check=True, env={}
+        )
+        version, implementation, platform, base = json.loads(answer.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None
+    if implementation != "cpython":
+        return None
+    # Of a virtual environment, the Python that it was made from.
+    path = base if Path(base).is_file() else str(file)
+    return Interpreter(path, ".".join(map(str, version)), platform)
+
+
+def _listed(directory: Path) -> list[Path]:
+    try:
+        return [entry for entry in directory.iterdir() if entry.is_dir()]
+    except OSError:
+        return []
+
+
+def _minor_in(name: str) -> Minor | None:
+    match = _IN_NAME.search(name)
+    return None if match is None else (3, int(match[1]))
+
+
+def _numbers(directory: Path) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", directory.name)[:3])

@@ -1,0 +1,307 @@
+"""What a package may have installed: its requirement lines, read strictly, and the lock made of them.
+
+Only lines of the form `name[extras] specifier; marker` are taken. Everything that says where to install from
+(index options, URLs, paths, version control, editable installs) is refused, naming the line: a package comes
+from a stranger, an index from the operator. Pure: resolving is done by `build`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+from loaders import environment as environments
+from loaders.package import PackageError, parse_yaml
+
+if TYPE_CHECKING:
+    from gateway.environments.interpreters import Minor
+    from loaders.package import Package
+
+PYPROJECT_LOCK: Final = "uv.lock"
+CONSTRAINTS: Final = "constraints.txt"
+MLFLOW: Final = frozenset({"mlflow", "mlflow-skinny", "mlflow-tracing"})
+_MAX_BYTES: Final = 4 << 20
+
+#: What mlflow needs and models do not: left out while versions are looked for, so that only mlflow's bounds
+#: on what models do need are kept.
+MLFLOW_ONLY: Final = (
+    "aiohttp", "alembic", "azure-storage-file-datalake", "boto3", "cachetools", "click", "databricks-cli",
+    "databricks-sdk", "docker", "entrypoints", "fastapi", "flask", "flask-cors", "gitpython",
+    "google-cloud-storage", "graphene", "gunicorn", "huey", "importlib-metadata", "jinja2", "markdown",
+    "opentelemetry-api", "opentelemetry-proto", "opentelemetry-sdk", "prometheus-flask-exporter", "pydantic",
+    "python-dotenv", "querystring-parser", "requests", "skops", "sqlalchemy", "sqlparse", "starlette",
+    "uvicorn", "waitress",
+)  # fmt: skip
+
+_FORMS: Final = (
+    (r"(-e|--editable)\b", "an editable install"),
+    (r"(-r|--requirement)\b", "another file of requirements"),
+    (
+        r"(-i|--index-url|--extra-index-url|-f|--find-links|--no-index|--trusted-host|--pre|--prefer-binary"
+        r"|--no-binary|--only-binary|--require-hashes|--use-feature)\b",
+        "an index option",
+    ),
+    (r"--?[A-Za-z]", "an option"),
+    (r"(git|hg|svn|bzr)\+", "a version control reference"),
+    (r"[A-Za-z][A-Za-z0-9+.-]*://", "a URL"),
+    (r"(\.{0,2}[/\\]|~|[A-Za-z]:[/\\])", "a path"),
+    (r"\S+\.(whl|tar\.gz|zip|tar\.bz2)\b", "a path"),
+    (r"file:", "a path"),
+)
+
+
+class LockError(Exception):
+    """A package's requirements cannot be taken as they are. The message names the line and the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What an environment of a package must hold, before it is resolved.
+
+    `requirements`: lines; `constraints`: lines that bound versions; `hashes`: by `name==version`, what the
+    package's own lock allows; `created`: the moment as of which versions are looked for, None for now;
+    `python`: the version the package was made with, None where it does not say; `exact`: byte code needs
+    that minor; `mlflow`: the mlflow it was written by, whose bounds count; `keeps_mlflow`: it is installed.
+    """
+
+    requirements: tuple[str, ...]
+    constraints: tuple[str, ...] = ()
+    hashes: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    created: datetime | None = None
+    python: Minor | None = None
+    exact: bool = False
+    mlflow: str | None = None
+    keeps_mlflow: bool = False
+
+    @property
+    def key(self) -> str:
+        """The same for packages that want the same: what was resolved for one counts for the other."""
+        parts = [
+            sorted(self.requirements), sorted(self.constraints), sorted(self.hashes),
+            None if self.created is None else self.created.isoformat(),
+            self.python, self.exact, self.mlflow, self.keeps_mlflow,
+        ]  # fmt: skip
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """A resolved environment: `packages` by canonical name, `python` the minor it is for, `platform`,
+    `hashes` the wheels' sha256 by name, `text` the `pylock.toml`, `dated` whether versions are as of the
+    package's day."""
+
+    python: Minor
+    platform: str
+    packages: Mapping[str, str]
+    hashes: Mapping[str, frozenset[str]]
+    text: str
+    dated: bool = True
+
+    @property
+    def key(self) -> str:
+        """What an environment's directory is named by: its content, whatever the file's wording."""
+        content = [list(self.python), self.platform, sorted(self.packages.items())]
+        content.append(sorted((name, sorted(hashes)) for name, hashes in self.hashes.items()))
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
+
+    def satisfies(self, other: Lock) -> bool:
+        """Whether what runs in `other` runs here: the same Python, and every package of it, in that version
+        and of one of the same files."""
+        return (
+            (self.python, self.platform) == (other.python, other.platform)
+            and all(self.packages.get(name) == version for name, version in other.packages.items())
+            and all(
+                not hashes or not self.hashes.get(name) or self.hashes[name] & hashes
+                for name, hashes in other.hashes.items()
+            )
+        )
+
+
+def lines(text: str, place: str) -> tuple[list[str], bool]:
+    """The requirements of a file in pip's format, and whether it names `constraints.txt`, which MLflow writes
+    with it. Raises LockError naming the line and what it may not be."""
+    found: list[str] = []
+    constrained = False
+    for line in re.sub(r"\\\r?\n", " ", text).splitlines():
+        bare = re.sub(r"(^|\s)#.*$", "", line).strip()
+        if not bare:
+            continue
+        if re.fullmatch(rf"(-c|--constraint)[ =]*{re.escape(CONSTRAINTS)}", bare):
+            constrained = True
+            continue
+        found.append(_line(bare, place))
+    return found, constrained
+
+
+def _line(bare: str, place: str) -> str:
+    for pattern, what in _FORMS:
+        if re.match(pattern, bare, re.IGNORECASE):
+            raise LockError(_refused(bare, place, what))
+    if re.search(r"\s--[a-z]", bare):
+        raise LockError(_refused(bare, place, "a requirement with an option"))
+    try:
+        requirement = Requirement(bare)
+    except InvalidRequirement:
+        raise LockError(_refused(bare, place, "no requirement")) from None
+    if requirement.url is not None:
+        what = "a version control reference" if "+" in requirement.url.partition(":")[0] else "a URL"
+        raise LockError(_refused(bare, place, what))
+    return str(requirement)
+
+
+def _refused(line: str, place: str, what: str) -> str:
+    shown = re.sub(r"(?<=://)[^\s/@]+@", "…@", line)
+    shown = shown if len(shown) <= 120 else shown[:117] + "…"
+    return (
+        f"the line {shown!r} of its {place} is {what}; only lines of the form"
+        " name[extras] specifier; marker are installed"
+    )
+
+
+def required(package: Package) -> tuple[list[str], list[str]]:
+    """(requirements, constraints) of a package: `requirements.txt`, else the pip part of `conda.yaml`. Raises
+    LockError and PackageError."""
+    file = environments.REQUIREMENTS
+    if (package.path / file).exists():
+        found, constrained = lines(_text(package, file), file)
+        bounds: list[str] = []
+        if constrained and (package.path / CONSTRAINTS).exists():
+            bounds, _ = lines(_text(package, CONSTRAINTS), CONSTRAINTS)
+        return found, bounds
+    if (package.path / environments.CONDA).exists():
+        content = parse_yaml(package.inside(environments.CONDA).read_bytes(), environments.CONDA)
+        dependencies = content.get("dependencies") if isinstance(content, dict) else None
+        for item in dependencies if isinstance(dependencies, list) else []:
+            if isinstance(item, dict) and isinstance(item.get("pip"), list):
+                text = "\n".join(str(line) for line in item["pip"])
+                return lines(text, f"{environments.CONDA} (pip)")[0], []
+    return [], []
+
+
+def shipped_lock(package: Package) -> tuple[list[str], dict[str, frozenset[str]]]:
+    """What a shipped `uv.lock` gives: versions as constraints, and hashes. Raises LockError where a package
+    in it has a source of its own: only the operator says where things come from."""
+    if not (package.path / PYPROJECT_LOCK).exists():
+        return [], {}
+    try:
+        content = tomllib.loads(_text(package, PYPROJECT_LOCK))
+    except tomllib.TOMLDecodeError as error:
+        raise LockError(f"its {PYPROJECT_LOCK} is not valid TOML: {error}") from None
+    entries = content.get("package", [])
+    versions: dict[str, set[str]] = {}
+    hashes: dict[str, frozenset[str]] = {}
+    for entry in entries if isinstance(entries, list) else []:
+        name, version, source = _entry(entry)
+        if "registry" not in source:
+            if source.keys() & {"virtual", "editable"} and source.get(next(iter(source))) == ".":
+                continue  # the project itself
+            kind = next(iter(source), "no source")
+            raise LockError(
+                f"its {PYPROJECT_LOCK} takes {name} from {kind}, not from an index;"
+                " a lock gives versions and hashes, never sources"
+            )
+        versions.setdefault(name, set()).add(version)
+        files = entry.get("wheels", [])
+        found = {str(f.get("hash", "")).removeprefix("sha256:") for f in files if isinstance(f, dict)}
+        hashes[f"{name}=={version}"] = frozenset(found - {""})
+    # A lock with two versions of a package, for two platforms, says nothing of ours.
+    pinned = [f"{name}=={next(iter(found))}" for name, found in versions.items() if len(found) == 1]
+    return sorted(pinned), hashes
+
+
+def _entry(entry: Any) -> tuple[str, str, dict[str, Any]]:
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+        raise LockError(f"its {PYPROJECT_LOCK} has a package without a name")
+    source = entry.get("source")
+    name = canonicalize_name(entry["name"])
+    return name, str(entry.get("version", "")), source if isinstance(source, dict) else {}
+
+
+def parsed(text: str, python: Minor, platform: str, *, dated: bool) -> Lock:
+    """The lock in a `pylock.toml`. Raises LockError."""
+    try:
+        content = tomllib.loads(text)
+        packages: dict[str, str] = {}
+        hashes: dict[str, frozenset[str]] = {}
+        for entry in content["packages"]:
+            name = canonicalize_name(entry["name"])
+            packages[name] = str(entry["version"])
+            hashes[name] = frozenset(
+                digest
+                for wheel in entry.get("wheels", [])
+                if (digest := wheel.get("hashes", {}).get("sha256"))
+            )
+    except (tomllib.TOMLDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise LockError(f"the lock cannot be read: {error!r}") from None
+    return Lock(python, platform, packages, hashes, text, dated)
+
+
+def merged(locks: Sequence[Lock]) -> Lock:
+    """One lock that satisfies all of them, which have no two versions of a package (`plan` sees to it)."""
+    first = locks[0]
+    entries: dict[str, dict[str, Any]] = {}
+    for lock in locks:
+        for entry in tomllib.loads(lock.text)["packages"]:
+            entries.setdefault(canonicalize_name(entry["name"]), entry)
+    head = {k: v for k, v in tomllib.loads(first.text).items() if k != "packages"}
+    text = _toml({**head, "packages": [entries[name] for name in sorted(entries)]})
+    return parsed(text, first.python, first.platform, dated=all(lock.dated for lock in locks))
+
+
+def wrong_hash(lock: Lock, hashes: Mapping[str, frozenset[str]]) -> str | None:
+    """The first package whose wheel is none that the package's own lock allows; None where all are."""
+    for name, version in lock.packages.items():
+        allowed = hashes.get(f"{name}=={version}")
+        if allowed and not lock.hashes.get(name, frozenset()) & allowed:
+            return f"{name}=={version}"
+    return None
+
+
+def created(package: Package) -> datetime | None:
+    """When the package was written, UTC; None where it does not say."""
+    text = (package.utc_time_created or "").strip()
+    try:
+        return datetime.fromisoformat(text).replace(tzinfo=UTC)
+    except ValueError:
+        return None
+
+
+def pins(requirements: Iterable[str]) -> dict[str, SpecifierSet]:
+    """The specifiers by canonical name, of lines that were read by `lines`."""
+    return {canonicalize_name(r.name): r.specifier for r in map(Requirement, requirements)}
+
+
+def _text(package: Package, name: str) -> str:
+    file = package.inside(name)
+    if file.stat().st_size > _MAX_BYTES:
+        raise PackageError(name, f"is larger than {_MAX_BYTES >> 20} MiB")
+    return file.read_text(encoding="utf-8-sig", errors="replace")
+
+
+def _toml(value: Mapping[str, Any]) -> str:
+    """TOML of the few kinds that a pylock holds."""
+    out = [f"{key} = {_inline(item)}" for key, item in value.items() if key != "packages"]
+    for entry in value["packages"]:
+        out.append("\n[[packages]]")
+        out += [f"{key} = {_inline(item)}" for key, item in entry.items()]
+    return "\n".join(out) + "\n"
+
+
+def _inline(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{json.dumps(k)} = {_inline(v)}" for k, v in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_inline, value)) + "]"
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return json.dumps(value)

@@ -1,0 +1,69 @@
+"""One made-up row for a model that was saved without an example: typed as its signature says, in range.
+
+It shows what a load alone does not: that the framework can answer at all here. It says nothing about values,
+so that a model may refuse it. Pure; knows signatures and nothing of models.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from loaders.enforcement.enforce import RawInput
+from loaders.schema import AnyType, Array, ColSpec, Map, Object, Scalar, TensorSpec
+
+if TYPE_CHECKING:
+    from loaders.schema import Type
+    from loaders.signature import Signature
+
+_SCALARS: Final[dict[Scalar, Any]] = {
+    Scalar.boolean: True,
+    Scalar.integer: 1,
+    Scalar.long: 1,
+    Scalar.float: 1.0,
+    Scalar.double: 1.0,
+    Scalar.string: "a",
+    Scalar.binary: base64.b64encode(b"a").decode(),
+    Scalar.datetime: "2024-01-01T00:00:00",
+}
+_LARGEST: Final = 1 << 22
+
+
+def row(signature: Signature | None) -> RawInput | None:
+    """None where the signature says too little, or wants more than a few megabytes."""
+    inputs = [] if signature is None else list(signature.inputs or ())
+    columns = [spec for spec in inputs if isinstance(spec, ColSpec)]
+    tensors = [spec for spec in inputs if isinstance(spec, TensorSpec)]
+    if columns and all(spec.name is not None for spec in columns):
+        names = [spec.name for spec in columns]
+        return RawInput("dataframe_split", {"columns": names, "data": [[_value(s.type) for s in columns]]})
+    if tensors:
+        made = {spec.name or "": _tensor(spec) for spec in tensors}
+        if any(value is None for value in made.values()):
+            return None
+        return RawInput("inputs", made[""] if set(made) == {""} else made)
+    return None
+
+
+def _value(kind: Type) -> Any:
+    if isinstance(kind, Scalar):
+        return _SCALARS[kind]
+    if isinstance(kind, Array):
+        return [_value(kind.items)]
+    if isinstance(kind, Map):
+        return {"a": _value(kind.values)}
+    if isinstance(kind, Object):
+        return {item.name: _value(item.type) for item in kind.properties}
+    assert isinstance(kind, AnyType)
+    return 1
+
+
+def _tensor(spec: TensorSpec) -> Any:
+    shape = [1 if length == -1 else length for length in spec.shape]
+    if int(np.prod(shape)) > _LARGEST:
+        return None
+    if spec.dtype.kind in "biuf":
+        return np.ones(shape, spec.dtype).tolist()
+    return np.full(shape, "a").tolist() if spec.dtype.kind in "USO" else None

@@ -1,0 +1,53 @@
+"""Where a version runs: the last thing to find before it may be loaded.
+
+Gates and views need the facts of a package's environment alone. Only a load needs the environment itself: the
+interpreter is found then, and the package's own environment is built where it must be. Knows no alias and
+loads nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from gateway.environments.choose import Refused
+from gateway.errors import Problem, pathless
+
+if TYPE_CHECKING:
+    from gateway.artifacts.packages import Prepared
+    from gateway.environments.choose import Chooser
+    from gateway.registries.base import Version
+
+_UNDATED = "its environment was resolved without its day: the index does not say when its files came"
+
+
+class Preparation:
+    """`served`: whether a version was served here before, or its registry says that it was good."""
+
+    def __init__(self, chooser: Chooser, served: Callable[[Version], bool] = lambda version: False) -> None:
+        self._chooser = chooser
+        self._served = served
+
+    async def settle(self, prepared: Prepared, say: Callable[[str], None] = lambda step: None) -> Prepared:
+        """The same package with its runtime; `say` is told each step of a build, by the thread that builds.
+        Raises Problem MODEL_UNAVAILABLE with both versions and the commands that help; trying again is no
+        help, and the problem says so."""
+        version, needs = prepared.version, prepared.needs
+        if needs is None or prepared.runtime is not None:
+            return prepared
+        try:
+            runtime = await self._chooser.runtime(
+                version.name,
+                f"models:/{version.name}/{version.version}",
+                needs,
+                served=self._served(version),
+                forced=prepared.forced,
+                say=say,
+            )
+        except Refused as refused:
+            message = f"{version} cannot be loaded: {pathless(str(refused))}"
+            raise Problem("MODEL_UNAVAILABLE", message, hint=refused.hint, retryable=False) from None
+        findings = () if runtime.mismatch is None else tuple(runtime.check.reasons)
+        findings += () if runtime.dated else (_UNDATED,)
+        return replace(prepared, runtime=runtime, findings=findings)
