@@ -1,0 +1,295 @@
+"""Guards of a rollout: is the candidate worse than the version in service, and how sure is that?
+
+A guard watches one measure (errors, latency, output violations, disagreement) and keeps an *e-process*: a
+number that starts at 1, and that stays small as long as the candidate is within the allowed excess. It may be
+looked at after every request: the probability that it ever reaches 1/alpha is at most alpha (Ville's
+inequality). The bets are those of Waudby-Smith and Ramdas, "Estimating means of bounded random variables by
+betting" (JRSS B, 2024), averaged over fixed stakes, so there is nothing to tune.
+
+How arms are compared "on the same minutes": finished requests are collected in blocks of a fixed number. In a
+block, each candidate request is put into a group with requests of the version in service, drawn at random.
+Which arm a request belongs to is decided by a hash, independent of its content. So if both versions are
+equal, the candidate's request is equally likely to be any member of its group, whatever the load or the error
+rate does meanwhile. A group is one bet.
+
+Too little data is never a pass: `breached` is then None, and the caller also requires a number of requests.
+
+Pure: numbers in, verdicts out. Knows no clock, registry, process or HTTP.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from statistics import median_high
+from typing import Any, Final
+
+ALPHA: Final = 0.01
+"""The probability that an identical version is rolled back, over all guards of a rollout together."""
+
+STAKES: Final = (0.12, 0.35, 0.7, 0.98)
+"""Fractions of the largest stake that cannot lose everything. A small one finds a small excess slowly, a
+large one a large excess fast; the average of all is never far from the best."""
+
+WEIGHTS: Final = {"errors": 5.0, "latency": 2.0, "output": 2.0, "disagreement": 1.0}
+"""How ALPHA is divided among the guards that are on: errors are what users feel."""
+
+BLOCK: Final = 64
+"""Requests of both arms that are grouped at once, at least."""
+
+KEYS: Final = 3
+"""Failures of fewer distinct callers do not roll a version back: with a canary by user, one caller who always
+sends what no version can answer would otherwise decide."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One finished request. `seconds`: of the model's call. `key`: the caller, as the canary assigns it."""
+
+    failed: bool
+    seconds: float
+    violated: bool = False
+    key: str = ""
+
+
+class Bet:
+    """An e-process against "the mean of the observations is at most 0".
+
+    Observations lie in [`-lowest`, …] and are given one by one. `evidence` is the e-value now, `peak` the
+    largest so far.
+    """
+
+    __slots__ = ("_logs", "_stakes", "peak")
+
+    def __init__(self, lowest: float) -> None:
+        self._stakes = [fraction / lowest for fraction in STAKES]
+        self._logs = [0.0] * len(STAKES)
+        self.peak = 1.0
+
+    def observe(self, value: float) -> None:
+        logs = self._logs
+        for index, stake in enumerate(self._stakes):
+            logs[index] += math.log1p(stake * value)
+        self.peak = max(self.peak, self.evidence)
+
+    @property
+    def evidence(self) -> float:
+        most = max(self._logs)
+        if most > 500.0:
+            return math.inf
+        return sum(math.exp(log) for log in self._logs) / len(self._logs)
+
+
+@dataclass(slots=True)
+class Arm:
+    """Counts of one arm, for people: what a verdict names."""
+
+    requests: int = 0
+    failures: int = 0
+    violations: int = 0
+    seconds: list[float] = field(default_factory=list)
+
+    def add(self, outcome: Outcome) -> None:
+        self.requests += 1
+        self.failures += outcome.failed
+        self.violations += outcome.violated
+        if not outcome.failed:
+            if len(self.seconds) == 512:  # the newest are enough for a median that is shown
+                del self.seconds[:256]
+            self.seconds.append(outcome.seconds)
+
+    def to_json(self) -> dict[str, Any]:
+        shown: dict[str, Any] = {
+            "requests": self.requests,
+            "errors": self.failures,
+            "output_violations": self.violations,
+        }
+        if self.seconds:
+            shown["median_seconds"] = round(median_high(self.seconds), 6)
+        return shown
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """`breached`: the guard that found the candidate worse, or None. `evidence` is JSON: it names counts,
+    rates, the bound, the test, and the reference."""
+
+    breached: str | None
+    evidence: dict[str, Any]
+
+    def __str__(self) -> str:
+        if self.breached is None:
+            return "no guard found a difference"
+        found = self.evidence["guards"][self.breached]
+        return f"{self.breached}: {found['candidate']} against {found['service']}, allowed {found['allowed']}"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the policy allows; None switches a guard off.
+
+    `errors`, `output`: allowed excess of the rate (0.01: one more failure in a hundred requests). `latency`:
+    allowed ratio of the median call times. `disagreement`: allowed rate at which a shadow differs.
+    """
+
+    errors: float | None = 0.01
+    latency: float | None = 1.25
+    output: float | None = 0.01
+    disagreement: float | None = None
+
+    def active(self) -> list[str]:
+        return [
+            name
+            for name in ("errors", "latency", "output", "disagreement")
+            if getattr(self, name) is not None
+        ]
+
+
+class Guards:
+    """The guards of one step of a rollout.
+
+    `share`: the fraction of requests that the candidate gets, 0 < share < 1; it decides the size of a block.
+    `reference`: `same minutes` or `before`, named in the evidence.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        share: float,
+        *,
+        alpha: float = ALPHA,
+        reference: str = "same minutes",
+        seed: int = 0,
+    ) -> None:
+        self.limits = limits
+        self.reference = reference
+        self.candidate, self.service = Arm(), Arm()
+        active = limits.active()
+        total = sum(WEIGHTS[name] for name in active)
+        self._bounds = {name: total / (WEIGHTS[name] * alpha) for name in active}
+        self._size = max(BLOCK, math.ceil(2.0 / min(max(share, 0.001), 0.999)))
+        self._block: list[tuple[bool, Outcome]] = []
+        self._random = random.Random(seed)
+        self._failing: dict[str, set[str]] = {"errors": set(), "output": set()}
+        self._agreed = self._compared = 0
+        self._bets: dict[str, Bet] = {}
+        for name in active:
+            limit = getattr(limits, name)
+            if name == "latency":
+                self._bets[name] = Bet(0.5)
+            elif name == "disagreement":
+                self._bets[name] = Bet(limit)
+            else:
+                self._bets[name] = Bet(1.0 + limit)
+
+    def observe(self, outcome: Outcome, *, candidate: bool) -> None:
+        """A finished request of either arm, in the order in which they finished."""
+        (self.candidate if candidate else self.service).add(outcome)
+        if candidate:
+            for name, bad in (("errors", outcome.failed), ("output", outcome.violated)):
+                if bad and len(self._failing[name]) < KEYS:
+                    self._failing[name].add(outcome.key)
+        self._block.append((candidate, outcome))
+        if len(self._block) >= self._size:
+            self.settle()
+
+    def compare(self, agreed: bool) -> None:
+        """One request that both versions answered (a shadow, or a replay)."""
+        self._compared += 1
+        self._agreed += agreed
+        bet = self._bets.get("disagreement")
+        if bet is not None and self.limits.disagreement is not None:
+            bet.observe((0.0 if agreed else 1.0) - self.limits.disagreement)
+
+    @property
+    def agreement(self) -> float | None:
+        """The share of compared requests that agreed; None: none was compared."""
+        return self._agreed / self._compared if self._compared else None
+
+    @property
+    def breached(self) -> str | None:
+        """The first guard whose evidence has ever reached its bound. Cheap enough for each request."""
+        for name, bet in self._bets.items():
+            if bet.peak >= self._bounds[name] and self._enough_callers(name):
+                return name
+        return None
+
+    def verdict(self) -> Verdict:
+        shown: dict[str, Any] = {}
+        for name, bet in self._bets.items():
+            candidate, service = self._measured(name)
+            shown[name] = {
+                "candidate": candidate,
+                "service": service,
+                "allowed": getattr(self.limits, name),
+                "evidence": round(bet.peak, 3) if bet.peak < 1e9 else 1e9,
+                "bound": round(self._bounds[name], 1),
+            }
+        evidence: dict[str, Any] = {
+            "test": "betting e-process",
+            "reference": self.reference,
+            "candidate": self.candidate.to_json(),
+            "service": self.service.to_json(),
+            "guards": shown,
+        }
+        if self._compared:
+            evidence["compared"] = self._compared
+            evidence["agreement"] = self._agreed / self._compared
+        return Verdict(self.breached, evidence)
+
+    def _enough_callers(self, name: str) -> bool:
+        return name not in self._failing or len(self._failing[name]) >= KEYS
+
+    def _measured(self, name: str) -> tuple[str, str]:
+        """What a person reads of both arms, for example `12 of 230` and `3 of 4410`."""
+        if name == "disagreement":
+            return f"{self._compared - self._agreed} of {self._compared} differ", "0"
+        if name == "latency":
+            return tuple(
+                f"{median_high(arm.seconds) * 1000:.2f} ms" if arm.seconds else "no answer"
+                for arm in (self.candidate, self.service)
+            )  # type: ignore[return-value]
+        counted = "failures" if name == "errors" else "violations"
+        return tuple(f"{getattr(arm, counted)} of {arm.requests}" for arm in (self.candidate, self.service))  # type: ignore[return-value]
+
+    def settle(self) -> None:
+        """Ends the block and bets on its groups: as many as the smaller arm has requests, drawn at random.
+
+        Called when a block is full. With little traffic the caller also calls it by the clock, never because
+        of what the requests answered.
+        """
+        block, self._block = self._block, []
+        candidates = [outcome for candidate, outcome in block if candidate]
+        service = [outcome for candidate, outcome in block if not candidate]
+        groups = min(len(candidates), len(service))
+        if not groups:
+            return
+        self._random.shuffle(candidates)
+        self._random.shuffle(service)
+        for index in range(groups):
+            self._bet(candidates[index::groups], service[index::groups])
+
+    def _bet(self, candidates: Sequence[Outcome], service: Sequence[Outcome]) -> None:
+        limits, bets = self.limits, self._bets
+        if limits.errors is not None:
+            excess = _rate(one.failed for one in candidates) - _rate(one.failed for one in service)
+            bets["errors"].observe(excess - limits.errors)
+        if limits.output is not None:
+            excess = _rate(one.violated for one in candidates) - _rate(one.violated for one in service)
+            bets["output"].observe(excess - limits.output)
+        if limits.latency is not None:
+            fast = [one.seconds for one in service if not one.failed]
+            slow = [one.seconds for one in candidates if not one.failed]
+            if fast and slow:
+                # If the candidate is exactly as much slower as allowed, its rank in the group is uniform: it
+                # exceeds the upper median of k with probability (k - k // 2) / (k + 1).
+                expected = (len(fast) - len(fast) // 2) / (len(fast) + 1)
+                exceeds = slow[0] > limits.latency * median_high(fast)
+                bets["latency"].observe((1.0 if exceeds else 0.0) - expected)
+
+
+def _rate(bad: Iterable[bool]) -> float:
+    values = list(bad)
+    return sum(values) / len(values)
