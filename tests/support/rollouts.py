@@ -35,7 +35,7 @@ def simulate(
 ) -> Run:
     """One rollout until a guard is breached or the candidate has had `requests`, judged after each request.
 
-    `service`, `candidate`: error rates. `slower`: ratio of call times. `spread`: of their logarithm. `bursty`:
+    `service`, `candidate`: error rates. `slower`: ratio of call times. `spread`: of their log. `bursty`:
     load that comes and goes, with five times the errors and three times the call times while it is high.
     `settle_every`: a block also ends after so many requests, as little traffic does by the clock.
     """

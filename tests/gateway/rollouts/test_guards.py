@@ -1,7 +1,7 @@
 """Guards: equal versions are left alone, worse ones are found, and too little is never a verdict.
 
-`tests/bench/bench_guards.py` measures the error rates over thousands of rollouts; here each rule is shown with
-few, seeded ones.
+`tests/bench/bench_guards.py` measures the error rates over thousands of rollouts; here each rule has
+a few, seeded ones.
 """
 
 from __future__ import annotations
