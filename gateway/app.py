@@ -145,6 +145,7 @@ class Gateway:
             max_waiting=settings.max_queue,
             emit=self._emit,
             found_out=self._record,
+            counted=self.metrics.rollout_request,
             grace=lambda name: (settings.for_model(name).rollout or settings.rollout).grace,
         )
         self.watch = Watch(
@@ -352,6 +353,12 @@ class Gateway:
                 if self._told.get((name, alias)) != (version, reason):
                     self._told[name, alias] = (version, reason)
                     self._io.submit(record, name, alias, version, f"refused: {reason}")
+            case events.RolloutChanged(name, alias, version, _, phase, why) if phase in (
+                "rolled_back",
+                "aborted",
+            ):
+                self._told[name, alias] = (version, why or "")
+                self._io.submit(record, name, alias, version, f"rolled back: {why}")
             case events.Swapped(name, alias, version):
                 told = self._told.pop((name, alias), None)
                 if told is not None and told[0] == version:
@@ -450,6 +457,7 @@ class Gateway:
             ],
             queue=self._queues,
             aliases=self.operations.alias_states,
+            rollouts=self.operations.rollout_phases,
             stuck=self.manager.stuck,
             disk=lambda: self._disk_bytes,
             registry_age=self.watch.age,
@@ -495,6 +503,8 @@ def count(metrics: Metrics, event: events.Event) -> None:
             metrics.swap(event.model, event.alias, "success")
         case events.SwapRefused():
             metrics.swap(event.model, event.alias, "refused")
+        case events.RolloutChanged() if event.phase in ("rolled_back", "aborted"):
+            metrics.swap(event.model, event.alias, "rolled_back")
         case events.AliasDeleted():
             metrics.swap(event.model, event.alias, "deleted")
         case events.Crashed() if event.what in ("crashed", "timeout", "stopped"):

@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from gateway import __version__
-from gateway.commands import moving, operating, prediction, registry, serving
+from gateway.commands import moving, operating, prediction, registry, rollouts, serving
 from gateway.commands.terminal import REFUSED, WRONG_USAGE, Failure, complain, note
 
 INTERRUPTED = 130
@@ -38,6 +38,7 @@ for command in (
     registry.push,
     moving.promote,
     moving.rollback,
+    rollouts.rollout,
     registry.models,
     registry.gc,
     operating.status,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,20 @@ class SwapRefused:
     alias: str
     version: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutChanged:
+    """A rollout of `version` reached a phase or a step; `previous` answers meanwhile. `evidence`: counts,
+    rates, bounds and the test, JSON-ready."""
+
+    model: str
+    alias: str
+    version: str
+    previous: str | None
+    phase: str
+    reason: str | None
+    evidence: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +196,7 @@ Event: TypeAlias = (
     | Unloaded
     | Swapped
     | SwapRefused
+    | RolloutChanged
     | AliasDeleted
     | Dispatched
     | PredictionFailed

@@ -120,6 +120,9 @@ def sentence(event: Event) -> str:
             return f"{event.model}@{event.alias} serves version {event.version}{before} ({event.moved_by})"
         case events.SwapRefused():
             return f"{event.model}@{event.alias} does not go to version {event.version}: {event.reason}"
+        case events.RolloutChanged():
+            why = f": {event.reason}" if event.reason else ""
+            return f"{event.model}@{event.alias} to version {event.version}: {event.phase}{why}"
         case events.AliasDeleted():
             left = "not served any more" if not event.grace else f"served for up to {event.grace:.0f} s more"
             if event.version is None:

@@ -47,6 +47,7 @@ class Sources(TypedDict, total=False):
     mismatches      (model, version) of those that run in another environment than their own
     stuck           model -> how many of its versions have a process that does not work
     aliases         (model, alias) -> (version in service or None, whether it differs from the desired one)
+    rollouts        (model, alias) -> phase, of each rollout under way
     disk            bytes of the artifact cache
     registry_age    seconds since the registry was last read, None before the first time
     connections     client connections that are open, and how many may be
@@ -59,6 +60,7 @@ class Sources(TypedDict, total=False):
     mismatches: Callable[[], Collection[tuple[str, str]]]
     stuck: Callable[[], Mapping[str, int]]
     aliases: Callable[[], Mapping[tuple[str, str], tuple[str | None, bool]]]
+    rollouts: Callable[[], Mapping[tuple[str, str], str]]
     disk: Callable[[], float]
     registry_age: Callable[[], float | None]
     connections: Callable[[], tuple[int, int]]
@@ -104,6 +106,12 @@ class Metrics:
             "gateway_swaps",
             "Moves of an alias, by how they ended.",
             ("model", "alias", "result"),
+            registry=own,
+        )
+        self._rollout_requests = Counter(
+            "gateway_rollout_requests",
+            "Requests during rollouts, by who answered them: candidate or service.",
+            ("model", "alias", "arm"),
             registry=own,
         )
         self._registry_errors = Counter(
@@ -172,6 +180,9 @@ class Metrics:
 
     def swap(self, model: str, alias: str, result: str) -> None:
         self._swaps.labels(model, alias, result).inc()
+
+    def rollout_request(self, model: str, alias: str, arm: str) -> None:
+        self._rollout_requests.labels(model, alias, arm).inc()
 
     def registry_error(self) -> None:
         self._registry_errors.inc()
@@ -297,6 +308,14 @@ class Metrics:
                 apart.add_metric([model, alias], float(diverged))
             yield info
             yield apart
+        if "rollouts" in sources:
+            family = GaugeMetricFamily(
+                "gateway_rollout_phase", "1 for the phase of a rollout that is under way.",
+                labels=["model", "alias", "phase"],
+            )  # fmt: skip
+            for (model, alias), phase in sources["rollouts"]().items():
+                family.add_metric([model, alias, phase], 1)
+            yield family
         if "disk" in sources:
             yield GaugeMetricFamily(
                 "gateway_disk_cache_bytes", "Bytes of cached artifacts.", sources["disk"]()

@@ -16,6 +16,7 @@ from gateway.errors import Detail, Problem
 from gateway.events import Emit, InputRefused, OutputDiffers, PredictionFailed, RequestRefused
 from gateway.names import Reference
 from gateway.record import RequestRecord
+from gateway.rollouts.aliases import Target
 from gateway.runners.base import ModelError, NoProcess, RunnerCrashed, RunnerTimeout
 from gateway.runners.suspects import Poisoned
 from gateway.serving.admission import Refused
@@ -27,7 +28,9 @@ from loaders.output import AnswerTooLarge
 
 if TYPE_CHECKING:
     from gateway.registries.base import Version
+    from gateway.rollouts.alias import Alias
     from gateway.rollouts.aliases import Aliases
+    from gateway.rollouts.rollout import Rollout
     from gateway.serving.manager import Lease, Manager
     from loaders.batch import Batch
     from loaders.enforcement.enforce import Enforced, Mode
@@ -108,8 +111,8 @@ class Service:
         self._chance = random.Random()
         self._find = find
 
-    async def predict(self, inference: Inference) -> Answer:
-        """Asks the model that is meant. Raises Problem."""
+    async def predict(self, inference: Inference, given: Target | None = None) -> Answer:
+        """Asks the model that is meant. `given`: who answers, where that is decided already. Raises Problem."""
         record = inference.record
         reference = inference.reference or self._default_model
         if reference is None:
@@ -121,13 +124,15 @@ class Service:
         if self._stopping():
             raise Problem("SHUTTING_DOWN", "the gateway is stopping", retry_after=1)
         try:
-            target = self._aliases.target(reference)
+            target = given or self._aliases.target(reference)
         except Problem:
             if self._find is None or not await self._find(reference):
                 raise
             target = self._aliases.target(reference)
         found = target.alias
         version = target.version
+        if found is not None and found.rollout is not None and given is None and version is not None:
+            return await self._compared(inference, version, found, found.rollout)
         record.alias = None if found is None else found.alias
         record.version = version or (None if found is None else found.desired)
         lease: Lease | None = None
@@ -153,6 +158,46 @@ class Service:
         if mismatch is not None:
             return Answer(outcome.result, (*warnings, *mismatch), MISMATCH)
         return Answer(outcome.result, warnings)
+
+    async def _compared(
+        self, inference: Inference, service: Version, found: Alias, rollout: Rollout
+    ) -> Answer:
+        """A request during a rollout: answered by the candidate or by the version in service, and counted.
+        What fails on the candidate is repeated once on the version in service: nothing was sent yet, and a
+        prediction changes nothing."""
+        record = inference.record
+        caller = rollout.caller(record.headers, record.shown_id)
+        candidate = rollout.takes(caller)
+        version = rollout.candidate if candidate else service
+        raw, unparsed = inference.raw, inference.unparsed
+        try:
+            answer = await self.predict(inference, Target(version, found))
+        except asyncio.CancelledError:
+            if not self._stopping():  # the caller did not want to wait so long
+                rollout.observe(caller, candidate=candidate, failed=True)
+            raise
+        except Problem as problem:
+            if problem.code == "SHUTTING_DOWN":
+                raise
+            now = asyncio.get_running_loop().time()
+            late = inference.deadline is not None and now >= inference.deadline
+            repeats = candidate and rollout.retries and not late
+            rollout.observe(caller, candidate=candidate, failed=True, repeats=repeats)
+            if not repeats:
+                raise
+        else:
+            violated = rollout.policy.guards.output is not None and self._violates(version, answer)
+            seconds = record.predict
+            rollout.observe(caller, candidate=candidate, failed=False, seconds=seconds, violated=violated)
+            return answer
+        inference.raw, inference.unparsed = raw, unparsed
+        return await self.predict(inference, Target(service, found))
+
+    def _violates(self, version: Version, answer: Answer) -> bool:
+        """Whether an answer is not as the version's output schema says."""
+        servable = self._manager.find(version)
+        prepared = None if servable is None else servable.prepared
+        return prepared is not None and bool(prepared.check_output(answer.result))
 
     async def _run(self, servable: Servable, inference: Inference) -> tuple[Outcome, tuple[str, ...]]:
         version = servable.version

@@ -20,18 +20,18 @@ import platformdirs
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PrivateAttr,
     ValidationError,
     ValidationInfo,
-    WithJsonSchema,
     field_validator,
     model_validator,
 )
 
 from gateway import cgroup, yamltext
 from gateway.names import check_alias, parse_short
+from gateway.policy import Canary, Guards, Rollout, laid_over, unknown
+from gateway.quantities import SIZE_SCHEMA, Duration, Part, Size, listed, size
 
 PREFIX: Final = "GATEWAY_"
 FILE: Final = "gateway.yaml"
@@ -44,11 +44,6 @@ _INJECTED_NAME = re.compile(
 )
 _INJECTED_VALUE = re.compile(r"(tcp|udp|sctp)://")
 
-_SECONDS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_BYTES = {"": 1, "b": 1, **{f"{u}{b}": 1000**i for i, u in enumerate("kmgt", 1) for b in ("", "b")}}
-_BYTES |= {f"{u}{b}": 1024**i for i, u in enumerate("kmgt", 1) for b in ("i", "ib")}
-_QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z%]*)\s*\Z")
-
 
 class SettingsError(ValueError):
     """The settings are wrong. `problems`: (place, what is wrong), all of them; a place is a flag, a
@@ -57,38 +52,6 @@ class SettingsError(ValueError):
     def __init__(self, problems: list[tuple[str, str]]) -> None:
         super().__init__("\n".join(f"{place}: {problem}" for place, problem in problems))
         self.problems = problems
-
-
-def seconds(value: object) -> object:
-    """`5s`, `2m`, `250ms`, `1h` or a number, as seconds."""
-    match = _QUANTITY.match(value) if isinstance(value, str) else None
-    if match is None:
-        if isinstance(value, str | bool):
-            raise ValueError("write seconds, or a duration such as 5s or 2m")
-        return value
-    number, unit = match.groups()
-    if unit not in _SECONDS:
-        raise ValueError(f"{unit} is no unit of time; write ms, s, m, h or d")
-    return float(number) * _SECONDS[unit]
-
-
-def size(value: object, total: int | None = None) -> object:
-    """`20GB` (powers of 1000), `16Gi` (of 1024), a share of `total` such as `70%`, or a number, as bytes."""
-    if not isinstance(value, str | bool):
-        return value
-    match = None if isinstance(value, bool) else _QUANTITY.match(value)
-    if match is None:
-        raise ValueError("write bytes, or a size such as 20GB, 16Gi or 70%")
-    number, unit = match.groups()
-    if unit == "%":
-        if total is None:
-            raise ValueError("a share means nothing here; write a size such as 32MiB")
-        if not 0 < float(number) <= 100:
-            raise ValueError("a share must be more than 0% and at most 100%")
-        return int(total * float(number) / 100)
-    if unit.lower() not in _BYTES:
-        raise ValueError(f"{unit} is no unit of size; write KB, MB, GB, TB, Ki, Mi, Gi, Ti or %")
-    return int(float(number) * _BYTES[unit.lower()])
 
 
 def _memory(value: object, info: ValidationInfo) -> object:
@@ -105,62 +68,14 @@ def _disk(value: object, info: ValidationInfo) -> object:
     return size(value, shutil.disk_usage(there).total)
 
 
-def _listed(value: object) -> object:
-    """A list, or text with commas: what a flag or variable can say."""
-    if isinstance(value, str):
-        return [item.strip() for item in value.split(",") if item.strip()]
-    return value
-
-
-def _quantity(pattern: str, what: str) -> WithJsonSchema:
-    """How a duration or size is described: what may be written, not what it is read as."""
-    text = {"type": "string", "pattern": pattern}
-    return WithJsonSchema({"anyOf": [{"type": "number", "minimum": 0}, text], "description": what})
-
-
-_DURATION_SCHEMA = _quantity(
-    r"^\s*\d+(\.\d+)?\s*(ms|s|m|h|d)?\s*$", "seconds, or a duration such as 5s or 2m"
-)
-_SIZE_SCHEMA = _quantity(r"^\s*\d+(\.\d+)?\s*[A-Za-z%]*\s*$", "bytes, or a size such as 20GB, 16Gi or 70%")
-
-Duration = Annotated[float, BeforeValidator(seconds), Field(ge=0, allow_inf_nan=False), _DURATION_SCHEMA]
-Memory = Annotated[int, BeforeValidator(_memory), Field(gt=0), _SIZE_SCHEMA]
-Size = Annotated[int, BeforeValidator(size), Field(gt=0), _SIZE_SCHEMA]
+Memory = Annotated[int, BeforeValidator(_memory), Field(gt=0), SIZE_SCHEMA]
 Isolation = Literal["auto", "process", "inline"]
 Enforcement = Literal["strict", "warn", "mlflow"]
 
 _POLICIES: Final = ("auto", "same", "own")
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, populate_by_name=True, use_attribute_docstrings=True
-    )
-
-
-class Rollout(_Part):
-    """How an alias moves. `gate`: what a new version must pass in addition to loading and warming up.
-    `environment`: whether one whose environment cannot be had is refused, or runs in this interpreter with a
-    warning.
-    `deleted`: whether an alias that is deleted from the registry ends at once (`end`), or answers for
-    `deleted_grace` more (`keep`)."""
-
-    gate: Literal["compatible", "none"] = "compatible"
-    """`compatible`: a new version must accept what present callers send; `none`: not compared."""
-    environment: Literal["refuse", "warn"] = "refuse"
-    """A version whose environment cannot be had is refused, or runs in this interpreter with a warning."""
-    deleted: Literal["end", "keep"] = "end"
-    """A deleted alias ends at once (`end`), or answers for `deleted_grace` more (`keep`)."""
-    deleted_grace: Duration = 3600.0
-    """How long a deleted alias goes on answering with `deleted: keep`."""
-
-    @property
-    def grace(self) -> float:
-        """Seconds for which a deleted alias goes on answering."""
-        return self.deleted_grace if self.deleted == "keep" else 0.0
-
-
-class NamedEnvironment(_Part):
+class NamedEnvironment(Part):
     """An environment that the operator made."""
 
     python: Path
@@ -174,7 +89,7 @@ def _minors(value: object) -> object:
     return value
 
 
-class Environments(_Part):
+class Environments(Part):
     """How models get environments of their own."""
 
     build: Literal["auto", "never"] = "auto"
@@ -189,7 +104,7 @@ class Environments(_Part):
     """Interpreters by minor version: `{"3.9": /opt/python3.9/bin/python}`."""
     named: dict[str, NamedEnvironment] = {}
     """Environments that you made: `{NAME: {python: PATH}}`."""
-    allowed: Annotated[list[str], BeforeValidator(_listed)] = []
+    allowed: Annotated[list[str], BeforeValidator(listed)] = []
     """The locks that may be built where `unsafe_formats` is not `allow`."""
 
     @field_validator("named")
@@ -201,7 +116,7 @@ class Environments(_Part):
         return value
 
 
-class Batch(_Part):
+class Batch(Part):
     """Whether requests may share a call of the model, and how many rows a call has at most."""
 
     enabled: bool = True
@@ -214,7 +129,7 @@ def _batch(value: object) -> object:
     return {"enabled": value} if isinstance(value, bool | str) else value
 
 
-class ModelSettings(_Part):
+class ModelSettings(Part):
     """The settings of one model, or of all whose names match a pattern. None: as the gateway's own
     setting of that name says, or no limit."""
 
@@ -241,11 +156,11 @@ class ModelSettings(_Part):
     """Passed to the model's loader, merged over the package's own `model_config`."""
     environment: str | None = None
     """Which Python the model runs in. Not set: as the gateway's `environment`."""
-    env: Annotated[list[str], BeforeValidator(_listed)] = []
+    env: Annotated[list[str], BeforeValidator(listed)] = []
     """Environment variables that the model process may see, by name, besides a short list."""
     network: bool = True
     """Whether the model process may use the network."""
-    readable: Annotated[list[str], BeforeValidator(_listed)] = []
+    readable: Annotated[list[str], BeforeValidator(listed)] = []
     """Paths that the model process may read, besides its package and its Python."""
     rollout: Rollout | None = None
     """How aliases of the model move. Not set: as the gateway's `rollout`."""
@@ -257,7 +172,7 @@ class ModelSettings(_Part):
     """Whether the saved example is asked at the load. False: a version serves unproved."""
 
 
-class Settings(_Part):
+class Settings(Part):
     """All settings, with their defaults. Durations are seconds, sizes bytes."""
 
     host: str = "127.0.0.1"
@@ -272,19 +187,19 @@ class Settings(_Part):
     """What survives a restart: history, measurements, the control key."""
     poll_interval: Annotated[Duration, Field(gt=0)] | None = None
     """How often the registry is read. Not set: 1 s for a file, 5 s otherwise."""
-    default_alias: Annotated[list[str], BeforeValidator(_listed), Field(min_length=1)] = ["champion"]
+    default_alias: Annotated[list[str], BeforeValidator(listed), Field(min_length=1)] = ["champion"]
     """What a bare NAME means; of several, the first that the model has."""
     default_model: str | None = None
     """The model of /invocations and of requests that name none."""
-    preload: Annotated[list[str], BeforeValidator(_listed)] = []
+    preload: Annotated[list[str], BeforeValidator(listed)] = []
     """References that must be loaded before /readyz says yes."""
     enforcement: Enforcement = "strict"
     """How inputs are checked: `strict`, `warn`, or `mlflow` for MLflow's lenient casts."""
     unsafe_formats: Literal["allow", "allowlist", "refuse"] = "allow"
     """Formats that run code when they load: allowed, refused, or as `unsafe_allowlist` says."""
-    unsafe_allowlist: Annotated[list[str], BeforeValidator(_listed)] = []
+    unsafe_allowlist: Annotated[list[str], BeforeValidator(listed)] = []
     """Names of models that may load from unsafe formats with `unsafe_formats: allowlist`."""
-    accepted_formats: Annotated[list[str], BeforeValidator(_listed)] = []
+    accepted_formats: Annotated[list[str], BeforeValidator(listed)] = []
     """What loads although `unsafe_formats` refuses code: `pt2`, or `skops:` with the pattern of a type."""
     require_signature: bool = False
     """Refuse versions without a signature."""
@@ -298,7 +213,7 @@ class Settings(_Part):
     """The user of model processes where the gateway is root: one each (`auto`), its own, or a number."""
     memory_limit: Memory = Field(default="70%", validate_default=True)
     """Memory for models. A share means that of the container or the machine."""
-    disk_limit: Annotated[int, BeforeValidator(_disk), Field(gt=0), _SIZE_SCHEMA] = 20 * 1000**3
+    disk_limit: Annotated[int, BeforeValidator(_disk), Field(gt=0), SIZE_SCHEMA] = 20 * 1000**3
     """Size of `cache_dir` at most."""
     eviction: Literal["gdsf", "lru"] = "gdsf"
     """Which idle model leaves: by requests, load time and size (`gdsf`), or the oldest (`lru`)."""
@@ -328,7 +243,7 @@ class Settings(_Part):
     """The key for control calls. Not set: the gateway writes one to `state_dir`."""
     webhook_secret_file: Path | None = None
     """The secret of MLflow's webhooks. Not set: webhooks are refused."""
-    artifact_sources: Annotated[list[str], BeforeValidator(_listed)] = []
+    artifact_sources: Annotated[list[str], BeforeValidator(listed)] = []
     """What sources must begin with. None: a remote registry may not name places on this machine."""
     mlflow_stages: bool = False
     """MLflow's stages answer as aliases: NAME@Production."""
@@ -402,8 +317,13 @@ class Settings(_Part):
         for _, part in entries:
             for field in part.model_fields_set:
                 value = getattr(part, field)
-                if value is not None:
-                    merged[field] = {**merged[field], **value} if field == "config" else value
+                if value is None:
+                    continue
+                if field == "config":
+                    value = {**merged[field], **value}
+                elif field == "rollout":
+                    value = Rollout.model_validate(laid_over(merged[field].written(), value.written()))
+                merged[field] = value
         return ModelSettings.model_construct(**merged)
 
     def foreign_variables(self) -> list[str]:
@@ -567,6 +487,8 @@ def _told(error: Any, sources: Mapping[str, str]) -> tuple[str, str]:
         source = sources.get(".".join(above))
     place = key if source is None else source if source.startswith(("flag", PREFIX)) else f"{source}: {key}"
     if error["type"] == "extra_forbidden":
+        if len(parts) > 1 and parts[-2] == "rollout" and (said := unknown(parts[-1])) is not None:
+            return place, said
         near = difflib.get_close_matches(parts[-1], _known_beside(parts), n=1)
         if near and place.startswith(PREFIX):
             near = [place[: len(place) - len(parts[-1])] + near[0].upper()]
@@ -578,7 +500,12 @@ def _known_beside(parts: list[str]) -> list[str]:
     """The settings that stand beside the one at this path."""
     if len(parts) == 1:
         return list(Settings.model_fields)
-    models: dict[str, type[BaseModel]] = {"rollout": Rollout, "batch": Batch}
+    models: dict[str, type[BaseModel]] = {
+        "rollout": Rollout,
+        "batch": Batch,
+        "canary": Canary,
+        "guards": Guards,
+    }
     """Settings by model name or pattern, such as `fraud-*`."""
     model = models.get(parts[-2], ModelSettings)
     return [field.alias or name for name, field in model.model_fields.items()]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import logging
 import sqlite3
 import threading
@@ -40,7 +41,9 @@ CREATE TABLE IF NOT EXISTS first_digest (
     PRIMARY KEY (registry, name, version, source));
 CREATE TABLE IF NOT EXISTS last_snapshot (registry TEXT PRIMARY KEY, stamp TEXT NOT NULL, seen REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS last_model (
-    registry TEXT, name TEXT, entry BLOB NOT NULL, PRIMARY KEY (registry, name)) WITHOUT ROWID
+    registry TEXT, name TEXT, entry BLOB NOT NULL, PRIMARY KEY (registry, name)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS rollout (
+    registry TEXT, name TEXT, alias TEXT, course TEXT NOT NULL, PRIMARY KEY (registry, name, alias))
 """
 _FORGETFUL = "the state in %s cannot be written (%s): what is new is forgotten when this gateway ends"
 HISTORY_KEPT = 100
@@ -245,6 +248,23 @@ class State:
             found.setdefault((name, alias), []).append(Served(*served))
         return found
 
+    # How far the last rollout of an alias is, as the caller's JSON.
+
+    def save_rollout(self, registry: str, name: str, alias: str, course: str | None) -> None:
+        """None: forget it."""
+        with self._transaction() as db:
+            if course is None:
+                db.execute(
+                    "DELETE FROM rollout WHERE registry = ? AND name = ? AND alias = ?",
+                    (registry, name, alias),
+                )
+            else:
+                db.execute("REPLACE INTO rollout VALUES (?, ?, ?, ?)", (registry, name, alias, course))
+
+    def rollouts(self, registry: str) -> dict[tuple[str, str], str]:
+        rows = self._query("SELECT name, alias, course FROM rollout WHERE registry = ?", registry)
+        return {(name, alias): course for name, alias, course in rows}
+
     # What the files of a version were when they were fetched, where its registry does not say.
 
     def save_digest(
@@ -321,6 +341,7 @@ class AliasMemory:
         self._write = write
         self._last_good = state.last_good(registry)
         self._histories = state.histories(registry)
+        self._rollouts = {key: json.loads(course) for key, course in state.rollouts(registry).items()}
 
     def last_good(self, name: str, alias: str) -> str | None:
         return self._last_good.get((name, alias))
@@ -340,6 +361,20 @@ class AliasMemory:
     def save_last_good(self, name: str, alias: str, version: str) -> None:
         self._last_good[name, alias] = version
         self._write(lambda: self._state.save_last_good(self._registry, name, alias, version))
+
+    def rollout(self, name: str, alias: str) -> dict[str, Any] | None:
+        return self._rollouts.get((name, alias))
+
+    def rollouts(self) -> Mapping[tuple[str, str], dict[str, Any]]:
+        return self._rollouts
+
+    def save_rollout(self, name: str, alias: str, course: dict[str, Any] | None) -> None:
+        if course is None:
+            self._rollouts.pop((name, alias), None)
+        else:
+            self._rollouts[name, alias] = course
+        text = None if course is None else json.dumps(course)
+        self._write(lambda: self._state.save_rollout(self._registry, name, alias, text))
 
     def begin_serving(self, name: str, alias: str, served: Served) -> None:
         history = self._histories.setdefault((name, alias), [])

@@ -31,6 +31,8 @@ LEAVES = frozenset(
         "tracing",
         "record",
         "settings",
+        "quantities",
+        "policy",
         "plugins",
         "state",
         "cgroup",
@@ -62,6 +64,7 @@ FAMILY_LIBRARIES = frozenset(
 LAYERS: dict[str, Layer] = {
     **dict.fromkeys(("names", "errors", "events", "tracing", "record"), Layer(LEAVES, NO_LIBRARY)),
     "settings": Layer(LEAVES, frozenset({"pydantic", "pydantic_core", "yaml", "platformdirs"})),
+    **dict.fromkeys(("quantities", "policy"), Layer(LEAVES, frozenset({"pydantic"}))),
     **dict.fromkeys(("cgroup", "backoff"), Layer(NO_LIBRARY, NO_LIBRARY)),
     "yamltext": Layer(NO_LIBRARY, frozenset({"yaml"})),
     "plugins": Layer(LEAVES, frozenset({"pydantic"})),

@@ -29,6 +29,7 @@ from gateway.commands.options import (
     url_given,
     version_of,
 )
+from gateway.commands.rollouts import failure, follow
 from gateway.commands.terminal import Failure, Output, note, result, working
 
 if TYPE_CHECKING:
@@ -65,6 +66,10 @@ def promote(
     wait: Annotated[
         bool, typer.Option("--wait", help="Through a gateway: until it is served there, or refused.")
     ] = False,
+    canary: Annotated[
+        str | None,
+        typer.Option(metavar="STEPS", help="Through a gateway: percentages of the callers, such as 5,25,50."),
+    ] = None,
     registry: RegistryOption = None,
     url: UrlOption = None,
     admin_key_file: KeyOption = None,
@@ -79,6 +84,9 @@ def promote(
     With --url or $GATEWAY_URL the running gateway runs the gates and writes its registry. Else they run here
     and the registry is written directly; gateways that follow it move by themselves.
 
+    With --canary, or a `canary` in the rollout policy, the new version gets a growing share of the callers
+    first. --wait follows it to its end; Ctrl-C leaves it running.
+
     Example: gateway promote iris@champion 2 --url http://127.0.0.1:8080 --wait
     """
     name, alias = alias_of(reference)
@@ -90,11 +98,16 @@ def promote(
     if url is not None or (registry is None and url_given(url)):
         with connect(url, admin_key_file) as client:
             wanted = wanted or _points_to(client, name, source or "")
-            done = _promote_there(
-                client, name, alias, wanted, expect, force=force, dry_run=dry_run, wait=wait
-            )
+            body = _body(wanted, expect, force=force, steps=None if canary is None else _steps(canary))
+            done = _promote_there(client, name, alias, body, dry_run=dry_run, wait=wait)
             target = client.url
+            if wait and (done.get("rollout") or {}).get("step") is not None:
+                done = follow(client, name, alias)
+                if (refused := failure(done)) is not None:
+                    raise refused
     else:
+        if canary is not None:
+            raise typer.BadParameter("--canary needs a running gateway: name it with --url")
         with _opened(registry) as (opened, target):
             goal = wanted or _alias_here(opened, name, source or "")
             stands = _expectation(expect)
@@ -153,16 +166,12 @@ def _promote_there(
     client: Client,
     name: str,
     alias: str,
-    version: str,
-    expect: str | None,
+    body: dict[str, Any],
     *,
-    force: bool,
     dry_run: bool,
     wait: bool,
 ) -> dict[str, Any]:
-    body: dict[str, Any] = {"version": version, "force": force}
-    if expect is not None:
-        body["expect"] = None if expect == ABSENT else expect
+    version = body["version"]
     with working(f"{name}@{alias} to {version}: the gates of {client.url}"):
         path = _alias_path(name, alias)
         with _checks_shown(client, name, alias, version, follow=wait or dry_run) as show:
@@ -171,6 +180,20 @@ def _promote_there(
             for check in done.get("checks", ()):
                 show(check["check"], check["seconds"])
         return done
+
+
+def _body(version: str, expect: str | None, *, force: bool, steps: list[float] | None) -> dict[str, Any]:
+    body: dict[str, Any] = {"version": version, "force": force}
+    if expect is not None:
+        body["expect"] = None if expect == ABSENT else expect
+    return body if steps is None else {**body, "canary": steps}
+
+
+def _steps(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no list of percentages, such as 5,25,50") from None
 
 
 @contextmanager
@@ -252,6 +275,8 @@ def _told(reference: str, done: dict[str, Any], target: str, *, dry_run: bool) -
     if "serving" in done:  # a gateway's answer: its rollout
         if done["serving"] == done["desired"]:
             return f"{reference} is {done['desired']} and served at {target}"
+        if (done.get("rollout") or {}).get("step") is not None:
+            return f"{reference} is {done['desired']} at {target}: {done['rollout']['phase']}"
         until = (
             f"{done['serving']} serves until it is ready" if done["serving"] else "loaded on first request"
         )

@@ -104,9 +104,9 @@ def gc(
 
     Example: gateway gc --older-than 30d --delete
     """
+    from gateway.quantities import seconds
     from gateway.registries import open_registry
     from gateway.registries.file import FileRegistry
-    from gateway.settings import seconds
 
     target = target_of(registry)
     try:

@@ -36,6 +36,7 @@ MAX_BODY_BYTES: Final = 64 * 1024
 MAX_HELD_BYTES: Final = 16 * MAX_BODY_BYTES
 
 WEBHOOK: Final = "/webhooks/mlflow"
+VERBS: Final = ("pause", "resume", "abort", "finish")
 #: What the codes of predictions mean here.
 _HINTS: Final = {
     "MALFORMED_BODY": 'the body is one JSON object, such as {"version": "2"}, or empty',
@@ -68,6 +69,7 @@ class Control:
             "/models/{name}/versions/{version}/unload": {"POST": self._unload},
             "/rollouts": {"GET": self._rollouts},
             "/rollouts/{name}": {"GET": self._rollout},
+            **{f"/rollouts/{{name}}/{verb}": {"POST": self._direct} for verb in VERBS},
             "/registry/refresh": {"POST": self._refresh},
             "/registry.yaml": {"GET": self._document},
             WEBHOOK: {"POST": self._webhook},
@@ -148,7 +150,7 @@ class Control:
         reference = _reference(request)
         if reference.alias is None:
             raise Problem("INVALID_REFERENCE", "the path names no alias", hint="GET /rollouts/NAME@ALIAS")
-        return self._operations.rollout(reference.name, reference.alias)
+        return self._operations.rollout_in_full(reference.name, reference.alias)
 
     def _livez(self, request: Request) -> Result:
         return {"alive": True}
@@ -173,7 +175,8 @@ class Control:
     async def _promote(self, request: Request) -> Result:
         name, alias = _alias(request)
         flags = _flags(request, "wait", "dry_run")
-        body = await self._fields(request, {"version": (str,), "expect": (str, None), "force": (bool,)})
+        allowed = {"version": (str,), "expect": (str, None), "force": (bool,), "canary": (list, None)}
+        body = await self._fields(request, allowed)
         if "version" not in body:
             raise _invalid("version", "is missing", "string")
         _check_version(body, "version")
@@ -204,6 +207,16 @@ class Control:
         reference, flags = _reference(request), _flags(request, "wait")
         await self._fields(request, {})
         return await self._operations.unload(reference, wait=flags.get("wait", True))
+
+    async def _direct(self, request: Request) -> Result:
+        reference = _reference(request)
+        _flags(request)
+        await self._fields(request, {})
+        if reference.alias is None:
+            hint = "POST /rollouts/NAME@ALIAS/VERB"
+            raise Problem("INVALID_REFERENCE", "the path names no alias", hint=hint)
+        verb = request.scope["path"].rpartition("/")[2]
+        return self._operations.direct(reference.name, reference.alias, verb)
 
     async def _refresh(self, request: Request) -> Result:
         _flags(request)
@@ -264,7 +277,7 @@ def fields(document: dict[str, Any], allowed: Mapping[str, tuple[type | None, ..
             )
     for key, value in document.items():
         if (None if value is None else type(value)) not in allowed[key]:
-            kinds = {str: "string", bool: "boolean", None: "null"}
+            kinds = {str: "string", bool: "boolean", list: "array", None: "null"}
             expected = " or ".join(kinds[kind] for kind in allowed[key])  # type: ignore[index]
             raise _invalid(key, "has the wrong type", expected, bodies.json_kind(value))
     return document

@@ -16,6 +16,8 @@ from gateway.errors import Problem
 from gateway.names import Reference, did_you_mean
 
 MAX_PREVIOUS = 10
+UNREADABLE: Final = "x-unreadable"
+"""The key of `Model.rollout` that says why a policy could not be read."""
 #: So many models of a large registry are held ready made; who asks for more is not faster, but has room.
 MADE_KEPT = 10_000
 
@@ -138,11 +140,12 @@ class Alias:
 
     @property
     def refused(self) -> Verdict | None:
-        """The verdict, where it is on the version the alias points to and nobody has overruled it."""
+        """The verdict, where it is on the version the alias points to and is not overruled by `forced`."""
         verdict = self.verdict
-        return (
-            verdict if verdict is not None and verdict.version == self.version and not self.forced else None
-        )
+        if verdict is None or verdict.version != self.version:
+            return None
+        # A move forgets verdicts: what was rolled back was found worse after it had been forced.
+        return None if self.forced and verdict.outcome == "refused" else verdict
 
     def to_json(self) -> str | dict[str, Any]:
         """As it stands in a document: the version alone where there is nothing else to say."""

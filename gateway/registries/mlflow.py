@@ -243,9 +243,7 @@ class MLflowRegistry:
             version = versions.get(entry.version)
             told = None if version is None else version.tags.get(VERDICT_TAG + alias)
             aliases[alias] = answers.with_verdict(entry, tags.get(ALIAS_TAG + alias), told)
-        self._keep(
-            name, _Known(Model(name, versions, aliases, answers.rollout(name, tags)), created, order), order
-        )
+        self._keep(name, _Known(Model(name, versions, aliases, answers.rollout(tags)), created, order), order)
 
     def _aliases(self, registered: Mapping[str, Any]) -> dict[str, Alias]:
         tags = answers.tags(registered)

@@ -6,17 +6,15 @@ Pure: from parsed JSON to the registry's own values. Knows no server.
 from __future__ import annotations
 
 import json
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from gateway import yamltext
 from gateway.names import InvalidReference, check_version
-from gateway.registries.base import MAX_PREVIOUS, Alias, Verdict
-
-log = logging.getLogger("gateway.registries.mlflow")
+from gateway.registries.base import MAX_PREVIOUS, UNREADABLE, Alias, Verdict
 
 ROLLOUT_TAG: Final = "gateway.rollout"
 
@@ -57,16 +55,16 @@ def _past(tag: str | None) -> dict[str, Any]:
     return past if isinstance(past, dict) else {}
 
 
-def rollout(name: str, tags: Mapping[str, str]) -> Mapping[str, Any]:
+def rollout(tags: Mapping[str, str]) -> Mapping[str, Any]:
+    """The rollout policy in a registered model's tag: YAML, which JSON is too."""
     if ROLLOUT_TAG not in tags:
         return {}
     try:
-        value = json.loads(tags[ROLLOUT_TAG])
-    except ValueError:
-        value = None
+        value = yamltext.data(yamltext.parse(tags[ROLLOUT_TAG]), typed=True)
+    except yamltext.InvalidText as error:
+        return {UNREADABLE: f"the tag {ROLLOUT_TAG} is neither YAML nor JSON: {error}"}
     if not isinstance(value, dict):
-        log.warning("the tag %s of %s is no JSON object", ROLLOUT_TAG, name)
-        return {}
+        return {UNREADABLE: f"the tag {ROLLOUT_TAG} must hold a mapping"}
     return value
 
 

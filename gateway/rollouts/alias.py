@@ -6,12 +6,17 @@ Knows versions. What changes these facts is `rollouts.aliases`.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Final, Protocol
 
 from gateway.errors import Problem
 from gateway.registries.base import Verdict, Version
+from gateway.rollouts.rollout import Rollout
 from gateway.state import Served
+
+STOPPED: Final = frozenset({"refused", "rolled_back"})
+"""Phases in which the version that the registry wants was found wanting."""
 
 
 class Memory(Protocol):
@@ -22,6 +27,12 @@ class Memory(Protocol):
     def history(self, name: str, alias: str) -> list[Served]: ...
 
     def save_last_good(self, name: str, alias: str, version: str) -> None: ...
+
+    def rollout(self, name: str, alias: str) -> dict[str, Any] | None: ...
+
+    def rollouts(self) -> Mapping[tuple[str, str], dict[str, Any]]: ...
+
+    def save_rollout(self, name: str, alias: str, course: dict[str, Any] | None) -> None: ...
 
     def begin_serving(self, name: str, alias: str, served: Served) -> None: ...
 
@@ -54,6 +65,8 @@ class Alias:
     attempt: asyncio.Future[None] | None = None
     moved: asyncio.Event = field(default_factory=asyncio.Event)
     refusal: Problem | None = None
+    #: A new version that gets part of the requests, step by step, before it serves.
+    rollout: Rollout | None = None
 
     @property
     def goal(self) -> Version | None:
@@ -61,11 +74,18 @@ class Alias:
         return self.desired if self.verdict is None or self.fallback is None else self.fallback
 
     @property
+    def in_steps(self) -> bool:
+        """Whether a new version gets part of the requests now."""
+        return self.rollout is not None
+
+    @property
     def diverged(self) -> bool:
         """Whether requests do not get what the registry wants: another version, or none."""
+        if self.in_steps:
+            return False  # on its way
         if self.serving is not None:
             return self.serving != self.desired
-        return self.phase in ("refused", "deleted") or self.verdict is not None or self.refusal is not None
+        return self.phase in (*STOPPED, "deleted") or self.verdict is not None or self.refusal is not None
 
     @property
     def unproven(self) -> bool:

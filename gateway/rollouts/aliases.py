@@ -39,11 +39,12 @@ from gateway.names import Reference
 from gateway.registries import base
 from gateway.registries.base import Finding, Snapshot, Version, find_alias, resolve
 from gateway.rollouts import records
-from gateway.rollouts.alias import Alias, Attempt, Memory
+from gateway.rollouts.alias import STOPPED, Alias, Attempt, Memory
+from gateway.rollouts.conductor import Conductor, TakenBack
 from gateway.rollouts.gates import Gates, Passed
 from gateway.rollouts.lingering import Lingering
 from gateway.rollouts.records import Record
-from gateway.serving.manager import Manager
+from gateway.serving.manager import Lease, Manager
 from gateway.state import HISTORY_KEPT, Served
 
 log = logging.getLogger("gateway.aliases")
@@ -63,7 +64,8 @@ class Target(NamedTuple):
 
 class Aliases:
     """`gates` decide about versions; `found_out` passes on what every gateway should know; `grace`: seconds
-    for which a deleted alias of a model goes on answering."""
+    for which a deleted alias of a model goes on answering; `counted` hears of the arm of each request during
+    a rollout."""
 
     def __init__(
         self,
@@ -71,6 +73,8 @@ class Aliases:
         gates: Gates,
         *,
         memory: Memory,
+        counted: Callable[[str, str, str], None] = lambda name, alias, arm: None,
+        clock: Callable[[], float] = time.monotonic,
         default_alias: Sequence[str] = ("champion",),
         max_waiting: int = 1000,
         emit: Emit = lambda event: None,
@@ -79,6 +83,10 @@ class Aliases:
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.gates = gates
+        self.conductor = Conductor(
+            manager, memory, policy=gates.policy, emit=emit, counted=counted, wall=wall, clock=clock
+        )
+        self._interrupted = set(self.conductor.under_way())
         self._manager = manager
         self._memory = memory
         self._default_alias = tuple(default_alias)
@@ -113,9 +121,15 @@ class Aliases:
         if found is not None or model is None or alias not in model.aliases:
             return found
         seen = records.seen(model, alias, self._memory, self._wall())
-        seen.error = records.want(seen, model, model.aliases[alias])
-        seen.phase = "unloaded" if seen.error is None else "refused"
+        entry = model.aliases[alias]
+        seen.error = records.want(seen, model, entry, self.conductor.verdict(name, alias, entry))
+        seen.phase = "unloaded" if seen.error is None else self._stopped(seen)
         return seen
+
+    @staticmethod
+    def _stopped(found: Alias) -> str:
+        """The phase of an alias whose version is not to serve."""
+        return "refused" if found.verdict is None else found.verdict.outcome
 
     def attempts(self) -> list[Attempt]:
         """What was tried with aliases that do not exist (any more)."""
@@ -189,9 +203,9 @@ class Aliases:
         self._start(found)
 
     async def served(self, found: Alias, target: Version, timeout: float) -> None:
-        """Returns when `target` is the serving version. Raises Problem if it is refused or overtaken, or
-        MODEL_LOADING after `timeout` seconds."""
-        while found.serving != target:
+        """Returns when `target` is the serving version, or its first step begins. Raises Problem if it is
+        refused or overtaken, or MODEL_LOADING after `timeout` seconds."""
+        while found.serving != target and not found.in_steps:
             if found.desired != target:
                 message = (
                     f"{found.name}@{found.alias} was moved to version {_number(found.desired)} meanwhile"
@@ -201,6 +215,8 @@ class Aliases:
             await asyncio.wait({attempt}, timeout=timeout)
             if not attempt.done():
                 raise Problem("MODEL_LOADING", f"{target} is still loading", retry_after=1)
+            if found.in_steps:
+                return
             if found.serving != target and found.desired == target and found.refusal is not None:
                 raise Problem("ROLLOUT_REFUSED", found.refusal.message, details=found.refusal.details)
 
@@ -227,6 +243,11 @@ class Aliases:
             registered = None if model is None else model.versions.get(version.version)
             if registered != version and version not in wanted and servable.retiring is None:
                 self._manager.retire(version, "removed")
+        for name, alias in list(self._interrupted):
+            if name in snapshot.models and alias in snapshot.models[name].aliases:
+                # What a restart interrupted goes on, whether somebody asks or not.
+                self._interrupted.discard((name, alias))
+                self._start(self.open(name, alias))
 
     def open(self, name: str, alias: str, moved_by: str = "registry") -> Alias:
         """The alias, from now on followed; `moved_by` says who made it, if it is new here. Raises
@@ -263,7 +284,8 @@ class Aliases:
         if found.last_good is None and entry.last_good is not None:
             found.last_good = model.versions.get(entry.last_good)
         before = (found.desired, found.forced, found.verdict)
-        error = records.want(found, model, entry)
+        own = self.conductor.verdict(found.name, found.alias, entry)
+        error = records.want(found, model, entry, own)
         if (found.desired, found.forced, found.verdict) == before:
             return
         if before[0] is not None:
@@ -272,8 +294,8 @@ class Aliases:
         if found.verdict is None:
             found.refusal = None
         if error is not None and found.serving != found.desired:
-            self._show(found, "refused", error)
-        elif found.phase == "refused":
+            self._show(found, self._stopped(found), error)
+        elif found.phase in STOPPED:
             self._show(found, "unloaded" if found.serving is None else "loading")
         self._renew_attempt(found)
         found.moved.set()
@@ -309,6 +331,10 @@ class Aliases:
         what = "model" if found.name not in self._snapshot.models else "alias"
         message = f"the {what} is no longer in the registry"
         self._emit(AliasDeleted(found.name, found.alias, _number(found.serving), message, grace))
+        if found.rollout is not None:  # what serves goes on; nothing replaces it any more
+            found.generation += 1
+            found.desired = found.serving
+            found.moved.set()
         if grace:
             self._show(found, "deleted", f"{message}; it answers for up to {grace:.0f} s more")
             loop = asyncio.get_running_loop()
@@ -367,11 +393,12 @@ class Aliases:
     async def _attempt(self, found: Alias, target: Version, generation: int) -> Problem | None:
         """One try to make `target` the serving version. Returns the refusal, None if it was not refused."""
         self._show(found, "loading", found.error)
-        serving = found.serving
         # The version in service is held until its replacement serves.
-        held = None
-        if serving is not None and self._manager.is_ready(serving):
-            held = self._manager.lease(serving, pin=True)
+        held = await self._held(found, target)
+        if generation != found.generation:
+            if held is not None:
+                held.release()
+            return None
         try:
             passed = await self._checked_unless_moved(found, target)
         except Problem as problem:
@@ -393,6 +420,10 @@ class Aliases:
             if passed is None:
                 return None  # overtaken
             try:
+                if held is not None and self._in_steps(found, target):
+                    taken_back = await self._conducted(found, target)
+                    if taken_back is not None:
+                        return taken_back
                 if generation == found.generation:
                     self._serve(found, target, moved_by=found.moved_by)
                 else:
@@ -403,6 +434,51 @@ class Aliases:
         finally:
             if held is not None:
                 held.release()
+
+    def _in_steps(self, found: Alias, target: Version) -> bool:
+        model, _ = self._entry(found.name, found.alias)
+        return model is not None and self.conductor.wanted(found, model, target)
+
+    async def _held(self, found: Alias, target: Version) -> Lease | None:
+        """A lease that keeps the version in service, None where there is none. Before steps it must be there
+        to be compared with, and to answer: after a restart it is loaded first, and serves."""
+        serving = found.serving
+        if serving is not None and self._manager.is_ready(serving):
+            return self._manager.lease(serving, pin=True)
+        service = serving or found.last_good
+        if service is None or not self._in_steps(found, target):
+            return None
+        try:
+            held = self._manager.lease(service, pin=True)
+        except Problem:
+            return None  # it cannot be loaded: nothing is left to compare with
+        try:
+            await self._manager.ready(held)
+        except BaseException as error:
+            held.release()
+            if isinstance(error, Problem):
+                return None
+            raise
+        if found.serving is None and target == found.desired:
+            self._serve(found, service, moved_by="fallback")
+            self._show(found, "loading")
+            self._end_attempt(found)
+        return held
+
+    async def _conducted(self, found: Alias, target: Version) -> TakenBack | None:
+        """Takes a version that passed its gates through its steps. Requests are answered meanwhile."""
+        self._end_attempt(found)
+        taken_back = await self.conductor.run(
+            found,
+            lambda: self._snapshot.models.get(found.name),
+            target,
+            lambda phase: self._show(found, phase),
+        )
+        if taken_back is not None:
+            self._refused(found, target, taken_back, taken_back.outcome, taken_back.reason)
+            if not any(target == other.serving for other in self):
+                self._manager.retire(target, "rolled back")
+        return taken_back
 
     async def _checked_unless_moved(self, found: Alias, target: Version) -> Passed | None:
         """Runs the gates; gives up as soon as the alias moves: None then. The load ends
@@ -435,7 +511,7 @@ class Aliases:
         if version is found.desired:
             self._show(found, "serving")
         else:
-            self._show(found, "refused", found.error)
+            self._show(found, self._stopped(found), found.error)
         if not (
             found.history and found.history[-1].version == version.version and found.history[-1].ended is None
         ):
@@ -464,28 +540,39 @@ class Aliases:
             found.history[-1] = Served(last.version, last.started, last.moved_by, now, reason)
             self._memory.end_serving(found.name, found.alias, now, reason)
 
-    def refuse(self, name: str, alias: str, target: Version, problem: Problem) -> None:
-        """A promotion through the gateway was refused; serving and desired stay."""
-        self._emit(SwapRefused(name, alias, target.version, problem.message))
+    def refuse(
+        self, name: str, alias: str, target: Version, problem: Problem, outcome: str = "refused"
+    ) -> None:
+        """A promotion through the gateway was refused, or a version rolled back; serving and desired stay."""
+        if outcome == "refused":
+            self._emit(SwapRefused(name, alias, target.version, problem.message))
         found = self._aliases.get((name, alias))
         if found is None and self.view(name, alias) is not None:
             found = self.open(name, alias)
         if found is not None:
-            self._show(found, "refused", problem.message)
+            self._show(found, outcome, problem.message)
         else:
             self._attempts[name, alias] = Attempt(
                 name, alias, target.version, "refused", problem.message, self._wall()
             )
 
-    def _refused(self, found: Alias, target: Version, problem: Problem) -> None:
-        """The version that the registry wants was refused here: other gateways should know."""
+    def _refused(
+        self,
+        found: Alias,
+        target: Version,
+        problem: Problem,
+        outcome: str = "refused",
+        reason: str | None = None,
+    ) -> None:
+        """The version that the registry wants was refused here, or rolled back: other gateways should know.
+        `reason`: without the version, None where the problem's message is all there is."""
         found.refusal = problem
-        self.refuse(found.name, found.alias, target, problem)
+        self.refuse(found.name, found.alias, target, problem, outcome)
         good = _number(found.serving or found.last_good)
         verdict = None
         if problem.code == "ROLLOUT_REFUSED" and found.verdict is None:
             at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._wall()))
-            verdict = base.Verdict(target.version, "refused", problem.message, at)
+            verdict = base.Verdict(target.version, outcome, reason or problem.message, at)
         if verdict is not None or good is not None:
             self._found_out(Finding(found.name, found.alias, target.version, good, verdict))
 
@@ -499,6 +586,13 @@ class Aliases:
 
     def clear_error(self, found: Alias) -> None:
         """The operator asked again for what the registry says already: try at once, and forget the error."""
+        if found.rollout is not None:
+            return
+        if found.verdict is not None and self._entry(found.name, found.alias)[1] is not None:
+            model, entry = self._entry(found.name, found.alias)
+            assert model is not None
+            assert entry is not None
+            records.want(found, model, entry, self.conductor.verdict(found.name, found.alias, entry))
         if found.desired is not None:
             self._manager.retry(found.desired)
         self._show(found, "serving" if found.serving is not None else "unloaded")

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from gateway.errors import Problem
+from gateway.policy import Rollout
 from gateway.registries.base import Model, Version
 from gateway.rollouts.records import Record, not_registered
-from gateway.settings import Rollout
 from loaders.signature import compatible
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class Gates:
             if reasons and not force:
                 message = f"{target} may not replace {record.against}: {'; '.join(reasons)}"
                 raise Problem("ROLLOUT_REFUSED", message, hint=FORCE)
-        if force or self._policy(record.model)[0].environment == "warn":
+        if force or self.policy(record.model).environment == "warn":
             prepared = replace(prepared, forced=True)
         with trial.check("load, warm-up and example"):
             lease = self._manager.lease(target, prepared)
@@ -140,10 +140,7 @@ class Gates:
         against = record.against
         if against is None or against == target or not against.source or target.version in record.served:
             return []
-        policy, wrong = self._policy(record.model)
-        if wrong is not None and wrong not in self._warned:
-            self._warned.add(wrong)
-            log.warning("%s; the gateway's own policy is used", wrong)
+        policy = self.policy(record.model)
         try:
             predecessor = (await self._prepared(against, prepare)).package.signature
         except Problem:
@@ -157,6 +154,14 @@ class Gates:
         if servable is not None and servable.prepared is not None:
             return servable.prepared
         return await prepare(version)
+
+    def policy(self, model: Model) -> Rollout:
+        """The policy that holds for a model. A wrong one in the registry is said once, and not used."""
+        policy, wrong = self._policy(model)
+        if wrong is not None and wrong not in self._warned:
+            self._warned.add(wrong)
+            log.warning("%s; the gateway's own policy is used", wrong)
+        return policy
 
     def policy_error(self, model: Model) -> str | None:
         """What is wrong with the policy that the registry gives for a model."""

@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gateway import environments
 from gateway.artifacts.cache import Artifacts
@@ -113,6 +113,14 @@ class _Nothing:
         return []
 
     def save_last_good(self, name: str, alias: str, version: str) -> None: ...
+
+    def rollout(self, name: str, alias: str) -> None:
+        return None
+
+    def rollouts(self) -> dict[tuple[str, str], dict[str, Any]]:
+        return {}
+
+    def save_rollout(self, name: str, alias: str, course: dict[str, Any] | None) -> None: ...
 
     def begin_serving(self, name: str, alias: str, served: Served) -> None: ...
 

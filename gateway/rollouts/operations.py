@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from gateway.errors import Problem, pathless
 from gateway.names import Reference, check_version
+from gateway.policy import Canary
 from gateway.registries.base import (
     ANYWHERE,
     Model,
@@ -141,6 +142,45 @@ class Operations:
             self._document = (await self._blocking(dump, snapshot.models.values()), snapshot.stamp)
         return self._document
 
+    def rollout_in_full(self, name: str, alias: str) -> dict[str, Any]:
+        """One alias with its policy, and with its rollout: the step, what the guards have seen, and what
+        happened so far."""
+        view = self.rollout(name, alias)
+        model = self._aliases.snapshot.models.get(name)
+        if model is not None:
+            view["policy"] = self._aliases.gates.policy(model).model_dump(exclude_none=True)
+        found = self._aliases.find(name, alias)
+        course = self._aliases.conductor.course(name, alias)
+        live = None if found is None else found.rollout
+        if live is not None:
+            course = live.course
+        if course is not None and course.changes:
+            view["rollout"] = {
+                "version": course.version,
+                "compared_with": course.service,
+                "phase": course.phase.value if live is None else live.shown,
+                "reason": course.reason,
+                "step": None if live is None else live.step_view(),
+                "evidence": course.changes[-1].get("evidence") if live is None else live.evidence(),
+                "changes": list(course.changes),
+            }
+        return view
+
+    def rollout_phases(self) -> dict[tuple[str, str], str]:
+        """The rollouts under way, by model and alias."""
+        return {
+            (found.name, found.alias): found.rollout.course.phase.value
+            for found in self._aliases
+            if found.rollout is not None
+        }
+
+    def direct(self, name: str, alias: str, verb: str) -> dict[str, Any]:
+        """`pause`, `resume`, `finish` or `abort` a rollout under way. What a person orders is done at once;
+        the view is that of the moment."""
+        find_alias(self._aliases.snapshot, name, alias)
+        self._aliases.conductor.say(self._aliases.open(name, alias), verb)
+        return self.rollout_in_full(name, alias)
+
     def rollout(self, name: str, alias: str) -> dict[str, Any]:
         found = self._aliases.view(name, alias)
         if found is None:
@@ -211,10 +251,23 @@ class Operations:
         force: bool = False,
         wait: bool = False,
         dry_run: bool = False,
+        canary: list[float] | None = None,
     ) -> tuple[int, dict[str, Any]]:
         """Runs the gates, then moves the alias in the registry: 202, or 200 with `wait` once it is served
-        here. A refusal leaves the registry as it is."""
-        moving = self.promotions.promote(name, alias, version, expect=expect, force=force, dry_run=dry_run)
+        here; 202 too when its first step begins. A refusal leaves the registry as it is. `canary`: the steps
+        of this move, else as the policy says."""
+        steps = None
+        if canary is not None:
+            try:
+                steps = tuple(Canary(steps=canary).steps)
+                if not steps:
+                    raise ValueError
+            except ValueError:
+                message = "canary is no list of steps: percentages between 0 and 100 that rise"
+                raise Problem("INVALID_INPUT", message, hint='{"canary": [5, 25, 50]}') from None
+        moving = self.promotions.promote(
+            name, alias, version, expect=expect, force=force, dry_run=dry_run, steps=steps
+        )
         async with moving as moved:
             return await self._shown(moved, wait)
 
@@ -245,7 +298,9 @@ class Operations:
         except Problem:
             if wait:
                 raise
-        return (200 if wait else 202), self.rollout(move.name, move.alias) | told
+        in_full = found.rollout is not None
+        view = (self.rollout_in_full if in_full else self.rollout)(move.name, move.alias)
+        return (200 if wait and not in_full else 202), view | told
 
     # Verbs on versions.
 

@@ -1,26 +1,63 @@
-"""How the aliases of one model move: the operator's policy, with what the registry says about the model on
-top.
+"""Which rollout policy holds for a model: the operator's, with what the registry says about the model on top.
 
-Knows settings and registered models; decides nothing about a version.
+Weakest first: the settings' `rollout`, `models: PATTERN: rollout`, then the registry (a file's
+`models.NAME.rollout`, MLflow's tag `gateway.rollout`), merged key by key. Knows settings and registered
+models; decides nothing about a version.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import difflib
+from typing import TYPE_CHECKING, Any, Final
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+
+from gateway.policy import Canary, Guards, Rollout, laid_over, unknown
+from gateway.registries.base import UNREADABLE
 
 if TYPE_CHECKING:
     from gateway.registries.base import Model
-    from gateway.settings import Rollout, Settings
+    from gateway.settings import Settings
+
+#: What a registry may tighten and not loosen: values from loose to strict.
+STRICTER: Final = {"gate": ("none", "compatible"), "environment": ("warn", "refuse")}
 
 
 def policy_of(settings: Settings, model: Model) -> tuple[Rollout, str | None]:
     """A model's policy, and what is wrong with the registry's part of it (None: nothing). Where something is
     wrong, the operator's part holds alone."""
     own = settings.for_model(model.name).rollout or settings.rollout
+    if own.lock or not model.rollout:
+        return own, None
+    if UNREADABLE in model.rollout:
+        return own, f"the rollout policy of {model.name} cannot be read: {model.rollout[UNREADABLE]}"
+    said: dict[str, Any] = {key: value for key, value in model.rollout.items() if not key.startswith("x-")}
+    wrong: list[str] = []
+    if "lock" in said:
+        wrong.append("lock: it counts in the gateway's settings alone")
+    for key, values in STRICTER.items():
+        mine, theirs = getattr(own, key), said.get(key)
+        if theirs in values and values.index(theirs) < values.index(mine):
+            wrong.append(f"{key}: {theirs} is less strict than the gateway's settings ({mine})")
     try:
-        return type(own).model_validate({**own.model_dump(), **model.rollout}), None
+        merged = Rollout.model_validate(laid_over(own.written(), said))
     except ValidationError as error:
-        problem = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        return own, f"the rollout policy of {model.name} in the registry is not valid: {problem}"
+        wrong += [_told(item) for item in error.errors(include_url=False, include_input=False)]
+    if wrong:
+        return own, f"the rollout policy of {model.name} in the registry is not valid: {'; '.join(wrong)}"
+    return merged, None
+
+
+def _told(error: Any) -> str:
+    """One of pydantic's errors: its place, and what is wrong there."""
+    *above, key = (str(part) for part in error["loc"])
+    place = ".".join([*above, key])
+    if error["type"] != "extra_forbidden":
+        return f"{place}: {str(error['msg']).removeprefix('Value error, ')}"
+    said = None if above else unknown(key)
+    if said is not None:
+        return f"{place} {said}"
+    parts: dict[str, type[BaseModel]] = {"canary": Canary, "guards": Guards}
+    part = parts.get(above[0], Rollout) if above else Rollout
+    near = difflib.get_close_matches(key, part.model_fields, n=1)
+    return f"{place}: unknown key" + (f", did you mean {near[0]}?" if near else "")

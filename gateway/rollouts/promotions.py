@@ -92,9 +92,11 @@ class Promotions:
         expect: str | None = ANYWHERE,
         force: bool = False,
         dry_run: bool = False,
+        steps: tuple[float, ...] | None = None,
     ) -> AsyncIterator[Moved]:
         """Runs the gates, then writes the registry. Inside the context the version is loaded and warm. A
-        refusal leaves the registry as it is. Raises Problem."""
+        refusal leaves the registry as it is. `steps`: of the canary, None: as the policy says. Raises
+        Problem."""
         move = Move(check_name(name), check_alias(alias), check_version(version), expect)
         if not dry_run:
             await self._must_be_writable()
@@ -107,9 +109,13 @@ class Promotions:
         if (wrong := self._aliases.gates.policy_error(model)) is not None:
             raise Problem("ROLLOUT_REFUSED", wrong, hint="correct the policy in the registry")
         if entry is not None and entry.version == version and not entry.refused and entry.forced >= force:
+            found = self._aliases.find(name, alias)
+            if not dry_run and (found is None or found.rollout is None):
+                self._aliases.conductor.plan(name, alias, version, steps)
             yield Moved(move, target, version, unchanged=True, written=not dry_run)
             return
-        async with self._moved(move, target, force=force, moved_by=PROMOTE, dry_run=dry_run) as moved:
+        moving = self._moved(move, target, force=force, moved_by=PROMOTE, dry_run=dry_run, steps=steps)
+        async with moving as moved:
             yield moved
 
     @asynccontextmanager
@@ -140,7 +146,14 @@ class Promotions:
 
     @asynccontextmanager
     async def _moved(
-        self, move: Move, target: Version, *, force: bool, moved_by: str, dry_run: bool = False
+        self,
+        move: Move,
+        target: Version,
+        *,
+        force: bool,
+        moved_by: str,
+        dry_run: bool = False,
+        steps: tuple[float, ...] | None = None,
     ) -> AsyncIterator[Moved]:
         name, alias = move.name, move.alias
         entry = self._aliases.snapshot.models[name].aliases.get(alias)
@@ -169,7 +182,13 @@ class Promotions:
         )  # fmt: skip
         try:
             if not dry_run:
-                self._take(await self._writing(lambda: self._registry.move(move)), moved_by)
+                forget = self._aliases.conductor.plan(name, alias, move.version, steps)
+                try:
+                    snapshot = await self._writing(lambda: self._registry.move(move))
+                except BaseException:
+                    forget()
+                    raise
+                self._take(snapshot, moved_by)
             previous = None if entry is None else entry.version
             checks = tuple(trial.checks)
             yield Moved(move, target, previous, passed.overruled, checks, written=not dry_run)

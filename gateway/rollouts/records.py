@@ -44,11 +44,11 @@ def seen(model: Model, alias: str, memory: Memory, now: float) -> Alias:
     return found
 
 
-def want(found: Alias, model: Model, entry: base.Alias) -> str | None:
-    """Takes over what the registry says the alias should be. Returns what speaks against it without a look at
-    the version."""
+def want(found: Alias, model: Model, entry: base.Alias, own: Verdict | None = None) -> str | None:
+    """Takes over what the registry says the alias should be. `own`: what this gateway found out, where the
+    registry does not say it. Returns what speaks against it without a look at the version."""
     desired = model.versions.get(entry.version) or Version(found.name, entry.version, source="")
-    found.desired, found.forced, found.verdict = desired, entry.forced, entry.refused
+    found.desired, found.forced, found.verdict = desired, entry.forced, entry.refused or own
     if desired == found.serving:
         found.desired = found.serving  # one object, so that `is` holds on the hot path
     found.fallback = None

@@ -1,10 +1,10 @@
-"""The guards of a rollout over thousands of simulated rollouts: how often an identical version is rolled back, and
-how many candidate requests a worse one needs.
+"""The guards of a rollout over thousands of simulated rollouts: how often an identical version is rolled
+back, and how many candidate requests a worse one needs.
 
     python tests/bench/bench_guards.py [ROLLOUTS]        default 2000 of each kind; minutes on one core
 
-A row is one kind of rollout. `p50` and `p95` are candidate requests until the verdict. Little traffic ends blocks by
-the clock: at one request per minute each ten requests, which is ten minutes.
+A row is one kind of rollout. `p50` and `p95` are candidate requests until the verdict. Little traffic ends
+blocks by the clock: at one request per minute each ten requests, which is ten minutes.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import httpx
 import pytest
 import yaml
 
-from gateway import settings
+from gateway import quantities, settings
 from gateway.registries import document
 from tests.conftest import needs
 from tests.support.containers import IMAGE, ROOT, Contained, Containers, log_iris
@@ -124,7 +124,7 @@ def test_there_is_time_to_drain(tmp_path: Path) -> None:
 
 def test_the_cache_fits_into_its_volume(tmp_path: Path) -> None:
     (data,) = (volume["emptyDir"] for volume in pod_spec()["volumes"] if volume["name"] == "data")
-    limit = settings.size(data["sizeLimit"])
+    limit = quantities.size(data["sizeLimit"])
     assert isinstance(limit, int)
     assert limit > gateway_settings(tmp_path).disk_limit
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from gateway import settings
 from gateway.cgroup import memory_total
+from gateway.policy import Rollout
 from gateway.settings import ModelSettings, Settings, SettingsError, load
 
 GIB = 1024**3
@@ -274,9 +275,7 @@ models:
     assert of().for_model("x").model_dump() == {
         **ModelSettings().model_dump(),
         "isolation": "auto", "enforcement": "strict", "environment": "auto",
-        "rollout": {
-            "gate": "compatible", "environment": "refuse", "deleted": "end", "deleted_grace": 3600.0,
-        },
+        "rollout": Rollout().model_dump(),
     }  # fmt: skip
 
 

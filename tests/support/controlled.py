@@ -45,6 +45,7 @@ class Behaviour:
     hold: asyncio.Event | None = None
     hold_predict: asyncio.Event | None = None
     fails: str | None = None
+    fails_predict: str | None = None
     unavailable: str | None = None
     bug: bool = False
     size: int = 10 * MB
@@ -104,6 +105,8 @@ class ControlledRunner:
         self._behaviour.calls.append(rows)
         if self._behaviour.hold_predict is not None:
             await self._behaviour.hold_predict.wait()
+        if self._behaviour.fails_predict is not None:
+            raise ModelError(self._behaviour.fails_predict)
         return Tensors({"": np.full(rows, int(self._version.version))}, rows)
 
     async def rehearse(self, batch: Batch, params: Mapping[str, Any]) -> Batch:

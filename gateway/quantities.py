@@ -1,0 +1,76 @@
+"""Durations, sizes and lists as people write them in settings and policies: `5s`, `20GB`, `a,b`.
+
+Knows no setting.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+
+_SECONDS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_BYTES = {"": 1, "b": 1, **{f"{u}{b}": 1000**i for i, u in enumerate("kmgt", 1) for b in ("", "b")}}
+_BYTES |= {f"{u}{b}": 1024**i for i, u in enumerate("kmgt", 1) for b in ("i", "ib")}
+_QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z%]*)\s*\Z")
+
+
+def seconds(value: object) -> object:
+    """`5s`, `2m`, `250ms`, `1h` or a number, as seconds."""
+    match = _QUANTITY.match(value) if isinstance(value, str) else None
+    if match is None:
+        if isinstance(value, str | bool):
+            raise ValueError("write seconds, or a duration such as 5s or 2m")
+        return value
+    number, unit = match.groups()
+    if unit not in _SECONDS:
+        raise ValueError(f"{unit} is no unit of time; write ms, s, m, h or d")
+    return float(number) * _SECONDS[unit]
+
+
+def size(value: object, total: int | None = None) -> object:
+    """`20GB` (powers of 1000), `16Gi` (of 1024), a share of `total` such as `70%`, or a number, as bytes."""
+    if not isinstance(value, str | bool):
+        return value
+    match = None if isinstance(value, bool) else _QUANTITY.match(value)
+    if match is None:
+        raise ValueError("write bytes, or a size such as 20GB, 16Gi or 70%")
+    number, unit = match.groups()
+    if unit == "%":
+        if total is None:
+            raise ValueError("a share means nothing here; write a size such as 32MiB")
+        if not 0 < float(number) <= 100:
+            raise ValueError("a share must be more than 0% and at most 100%")
+        return int(total * float(number) / 100)
+    if unit.lower() not in _BYTES:
+        raise ValueError(f"{unit} is no unit of size; write KB, MB, GB, TB, Ki, Mi, Gi, Ti or %")
+    return int(float(number) * _BYTES[unit.lower()])
+
+
+def listed(value: object) -> object:
+    """A list, or text with commas: what a flag or variable can say."""
+    if isinstance(value, str):
+        return [item.strip() for item in value.split(",") if item.strip()]
+    return value
+
+
+def _quantity(pattern: str, what: str) -> WithJsonSchema:
+    """How a duration or size is described: what may be written, not what it is read as."""
+    text = {"type": "string", "pattern": pattern}
+    return WithJsonSchema({"anyOf": [{"type": "number", "minimum": 0}, text], "description": what})
+
+
+DURATION_SCHEMA = _quantity(r"^\s*\d+(\.\d+)?\s*(ms|s|m|h|d)?\s*$", "seconds, or a duration such as 5s or 2m")
+SIZE_SCHEMA = _quantity(r"^\s*\d+(\.\d+)?\s*[A-Za-z%]*\s*$", "bytes, or a size such as 20GB, 16Gi or 70%")
+
+Duration = Annotated[float, BeforeValidator(seconds), Field(ge=0, allow_inf_nan=False), DURATION_SCHEMA]
+Size = Annotated[int, BeforeValidator(size), Field(gt=0), SIZE_SCHEMA]
+
+
+class Part(BaseModel):
+    """A mapping of settings: frozen, and a key that it does not know is an error."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, populate_by_name=True, use_attribute_docstrings=True
+    )

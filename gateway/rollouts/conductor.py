@@ -1,0 +1,259 @@
+"""Conducts rollouts: takes a candidate that passed its gates through its steps, and writes down how far it
+is.
+
+Between two looks at what was seen a rollout waits for an event or a second to pass. What is decided is
+`rollouts.phases`; what happens to the alias afterwards, `rollouts.aliases`. Runs on the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from gateway.errors import Problem
+from gateway.events import Emit, RolloutChanged
+from gateway.registries import base
+from gateway.registries.base import Verdict
+from gateway.rollouts.phases import TAKEN_BACK, UNDER_WAY, Phase
+from gateway.rollouts.records import ROLLBACK
+from gateway.rollouts.rollout import Course, Rollout
+
+if TYPE_CHECKING:
+    from gateway.policy import Rollout as Policy
+    from gateway.registries.base import Model, Version
+    from gateway.rollouts.alias import Alias, Memory
+    from gateway.serving.manager import Manager
+
+#: A rollout is looked at this often, in seconds, although nothing happened.
+TICK: Final = 1.0
+ROLLED_BACK: Final = "rolled back: "
+"""How the end of a stretch of serving says that the version was taken back."""
+
+
+class TakenBack(Problem):
+    """A candidate that does not replace the version in service. `outcome`: `rolled_back` or `refused`."""
+
+    def __init__(self, target: Version, outcome: str, reason: str) -> None:
+        said = outcome.replace("_", " ")
+        super().__init__("ROLLOUT_REFUSED", f"{target} was {said}: {reason}")
+        self.outcome = outcome
+        self.reason = reason
+
+
+class Conductor:
+    """`policy` gives the policy that holds for a model; `counted` hears of the arm of each request, with
+    model and alias."""
+
+    def __init__(
+        self,
+        manager: Manager,
+        memory: Memory,
+        *,
+        policy: Callable[[Model], Policy],
+        emit: Emit = lambda event: None,
+        counted: Callable[[str, str, str], None] = lambda name, alias, arm: None,
+        wall: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._manager = manager
+        self._memory = memory
+        self.policy = policy
+        self._emit = emit
+        self._counted = counted
+        self._wall = wall
+        self._clock = clock
+
+    # What is remembered.
+
+    def course(self, name: str, alias: str) -> Course | None:
+        """The last rollout of an alias, over or not."""
+        saved = self._memory.rollout(name, alias)
+        return None if saved is None else Course.from_json(saved)
+
+    def _save(self, name: str, alias: str, course: Course) -> None:
+        self._memory.save_rollout(name, alias, course.to_json())
+
+    def under_way(self) -> list[tuple[str, str]]:
+        """The aliases whose rollout had not ended when the gateway did."""
+        return [key for key, saved in self._memory.rollouts().items() if Phase(saved["phase"]) in UNDER_WAY]
+
+    def plan(
+        self, name: str, alias: str, version: str, steps: tuple[float, ...] | None
+    ) -> Callable[[], None]:
+        """Notes the steps that a promotion asks for, before the registry is written; None: those of the
+        policy. What was known of an earlier try of that version is forgotten: a person asks again. Returns
+        what takes the note back, for a registry that could not be written."""
+        before = self._memory.rollout(name, alias)
+        course = self.course(name, alias)
+        if steps is not None:
+            self._save(name, alias, Course(version, steps=steps, since=self._wall()))
+        elif course is not None and course.version == version and course.phase not in UNDER_WAY:
+            self._memory.save_rollout(name, alias, None)
+        return lambda: self._memory.save_rollout(name, alias, before)
+
+    def verdict(self, name: str, alias: str, entry: base.Alias) -> Verdict | None:
+        """What this gateway found out about the version that an alias points to, where the registry could
+        not be told. Once it was told, its word counts: whoever takes a verdict out wants another try."""
+        course = self.course(name, alias)
+        if course is None or course.version != entry.version or course.phase not in TAKEN_BACK:
+            return None
+        if entry.verdict is not None:
+            if not course.recorded:
+                self._save(name, alias, replace(course, recorded=True))
+            return None
+        if course.recorded:
+            self._memory.save_rollout(name, alias, None)
+            return None
+        outcome = "refused" if course.phase is Phase.REFUSED else "rolled_back"
+        at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(course.since))
+        return Verdict(course.version, outcome, course.reason or "no reason is given", at)
+
+    # What is done.
+
+    def wanted(self, found: Alias, model: Model, target: Version) -> bool:
+        """Whether `target` goes through steps before it serves: the policy has some, and another version can
+        answer meanwhile. The way back to a version that has served is always open at once."""
+        service = found.serving or found.last_good
+        if service is None or service == target or target != found.desired or found.moved_by == ROLLBACK:
+            return False
+        if not service.source or not self._steps(found, model, target):
+            return False
+        entry = model.aliases.get(found.alias)
+        if entry is not None and target.version in (*entry.previous, entry.last_good):
+            return False
+        stretches = [served for served in found.history if served.version == target.version]
+        return not any(not (served.reason or "").startswith(ROLLED_BACK) for served in stretches)
+
+    def _steps(self, found: Alias, model: Model, target: Version) -> tuple[float, ...]:
+        course = self.course(found.name, found.alias)
+        if course is not None and course.version == target.version and course.steps is not None:
+            return course.steps
+        return tuple(self.policy(model).canary.steps)
+
+    async def run(
+        self, found: Alias, model: Callable[[], Model | None], target: Version, began: Callable[[str], None]
+    ) -> TakenBack | None:
+        """Takes `target` through its steps: returns None when it shall serve, or when the alias moved
+        meanwhile. `model` gives the registered model as it is now, `began` is told the phase as it is shown.
+        """
+        generation, name, alias = found.generation, found.name, found.alias
+        registered = model()
+        assert registered is not None
+        rollout = self._begun(found, self.policy(registered), target)
+        lease = self._manager.lease(target, pin=True)
+        found.rollout = rollout
+        self._changed(found, rollout)
+        began(rollout.shown)
+        try:
+            while generation == found.generation:
+                decision = rollout.decide(self._lost(target))
+                if decision.phase is None:
+                    await _either(rollout.changed, found.moved, TICK)
+                    rollout.changed.clear()
+                    continue
+                evidence = rollout.evidence()
+                course = rollout.course.to(
+                    decision.phase, self._wall(), step=decision.step or rollout.course.step,
+                    reason=decision.reason, evidence=evidence,
+                )  # fmt: skip
+                if decision.phase is Phase.CANARY:
+                    now = model()
+                    if now is not None:
+                        rollout.follow(self.policy(now))
+                rollout.move(course)
+                self._changed(found, rollout)
+                if decision.phase is Phase.DONE:
+                    return None
+                if decision.phase in TAKEN_BACK:
+                    outcome = "refused" if decision.phase is Phase.REFUSED else "rolled_back"
+                    return TakenBack(target, outcome, decision.reason or "")
+                began(rollout.shown)
+            self._overtaken(found, rollout)
+            return None
+        finally:
+            found.rollout = None
+            lease.release()
+            assert (name, alias) == (found.name, found.alias)
+
+    def _begun(self, found: Alias, policy: Policy, target: Version) -> Rollout:
+        """A new rollout, or the one that a restart interrupted, in its phase and step."""
+        service = found.serving or found.last_good
+        saved = self.course(found.name, found.alias)
+        now = self._wall()
+        if saved is not None and saved.version == target.version and saved.phase in UNDER_WAY:
+            course = replace(saved, since=now)
+        else:
+            asked = saved is not None and saved.version == target.version and saved.phase is Phase.CHECKING
+            steps = saved.steps if asked and saved is not None else None
+            course = Course(target.version, steps=steps).to(Phase.CANARY, now)
+        course = replace(course, service=None if service is None else service.version)
+        return Rollout(
+            target, policy, course, clock=self._clock,
+            counted=lambda arm: self._counted(found.name, found.alias, arm),
+        )  # fmt: skip
+
+    def _lost(self, target: Version) -> str | None:
+        """Why the candidate cannot answer any more: it ended again and again, or was unloaded."""
+        failure = self._manager.failure(target)
+        if failure is not None:
+            return failure.message
+        return None if self._manager.is_ready(target) else f"{target} is not loaded any more"
+
+    def _overtaken(self, found: Alias, rollout: Rollout) -> None:
+        """The alias moved, was deleted, or another gateway has taken the candidate back."""
+        verdict = found.verdict
+        if verdict is not None and verdict.version == rollout.candidate.version:
+            phase = Phase.REFUSED if verdict.outcome == "refused" else Phase.ROLLED_BACK
+            reason = f"another gateway: {verdict.reason}"
+        else:
+            phase = Phase.SUPERSEDED
+            goal = None if found.desired is None else found.desired.version
+            moved = goal is not None and goal != rollout.candidate.version
+            reason = f"the alias moved to version {goal}" if moved else "the alias was deleted or moved again"
+        evidence = rollout.evidence()
+        rollout.move(rollout.course.to(phase, self._wall(), reason=reason, evidence=evidence))
+        if phase is not Phase.SUPERSEDED:
+            rollout.course = replace(rollout.course, recorded=True)
+        self._changed(found, rollout)
+
+    def say(self, found: Alias, verb: str) -> None:
+        """A person's word: pause, resume, abort, finish. Raises Problem where no rollout is under way."""
+        rollout = found.rollout
+        if rollout is None:
+            message = f"no rollout of {found.name}@{found.alias} is under way"
+            raise Problem("ROLLOUT_REFUSED", message, hint="gateway rollout shows which are")
+        if verb == "pause":
+            rollout.pause()
+        elif verb == "resume" and rollout.course.phase is Phase.HELD:
+            now = self._wall()
+            rollout.move(rollout.course.to(Phase.CANARY, now, step=rollout.course.step, reason="resumed"))
+        elif verb == "resume":
+            rollout.resume()
+        else:
+            rollout.order = verb
+        self._save(found.name, found.alias, rollout.course)
+        rollout.changed.set()
+
+    def _changed(self, found: Alias, rollout: Rollout) -> None:
+        course = rollout.course
+        saved = self.course(found.name, found.alias)
+        if course.phase is not Phase.SUPERSEDED or saved is None or saved.version == course.version:
+            self._save(found.name, found.alias, course)
+        event = RolloutChanged(
+            found.name, found.alias, course.version, course.service, rollout.shown, course.reason,
+            rollout.evidence() if not course.changes else course.changes[-1].get("evidence"),
+        )  # fmt: skip
+        self._emit(event)
+
+
+async def _either(one: asyncio.Event, other: asyncio.Event, timeout: float) -> None:
+    """Returns when one of them is set, or after `timeout` seconds."""
+    waiting = [asyncio.ensure_future(event.wait()) for event in (one, other)]
+    try:
+        await asyncio.wait(waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for waiter in waiting:
+            waiter.cancel()

@@ -1,0 +1,103 @@
+"""The phases of a rollout and what comes next: decisions over what was seen, and nothing else.
+
+A candidate gets a growing share of the callers, step by step, while the version in service answers the
+others. Time *and* evidence move it on; a breached guard takes it back; too little traffic is never a pass.
+
+Pure: knows no clock, no registry and no request.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from gateway.policy import Rollout as Policy
+
+
+class Phase(StrEnum):
+    """Where a rollout stands. The checks before the first step are the alias's own phase."""
+
+    CHECKING = "checking"
+    CANARY = "canary"
+    HELD = "held"
+    DONE = "done"
+    REFUSED = "refused"
+    ROLLED_BACK = "rolled_back"
+    ABORTED = "aborted"
+    SUPERSEDED = "superseded"
+
+
+FOLLOWS: Final[dict[Phase, frozenset[Phase]]] = {
+    Phase.CHECKING: frozenset({Phase.CANARY, Phase.HELD, Phase.REFUSED, Phase.SUPERSEDED}),
+    Phase.CANARY: frozenset(
+        {
+            Phase.CANARY, Phase.HELD, Phase.DONE, Phase.REFUSED, Phase.ROLLED_BACK, Phase.ABORTED,
+            Phase.SUPERSEDED,
+        }
+    ),
+    Phase.HELD: frozenset(
+        {Phase.CANARY, Phase.DONE, Phase.REFUSED, Phase.ROLLED_BACK, Phase.ABORTED, Phase.SUPERSEDED}
+    ),
+    **dict.fromkeys(
+        (Phase.DONE, Phase.REFUSED, Phase.ROLLED_BACK, Phase.ABORTED, Phase.SUPERSEDED), frozenset()
+    ),
+}  # fmt: skip
+"""The phases that may follow each phase; of those that nothing follows, the rollout is over."""
+
+UNDER_WAY: Final = frozenset({Phase.CANARY, Phase.HELD})
+TAKEN_BACK: Final = frozenset({Phase.ROLLED_BACK, Phase.ABORTED, Phase.REFUSED})
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a decision is made from. `step` counts from 0; `seconds` and `requests` (of the candidate) are
+    those of this step, without pauses. `breached`: what a guard found. `lost`: why the candidate cannot
+    answer any more. `order`: what a person said, `finish` or `abort`."""
+
+    phase: Phase
+    step: int
+    steps: int
+    seconds: float = 0.0
+    requests: int = 0
+    breached: str | None = None
+    lost: str | None = None
+    order: str | None = None
+    paused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Next:
+    """`phase` None: nothing changes now. `step`: the step that begins, where the phase is `canary`."""
+
+    phase: Phase | None = None
+    step: int = 0
+    reason: str | None = None
+
+
+WAIT: Final = Next()
+
+
+def next_step(policy: Policy, seen: Seen) -> Next:
+    """What a rollout does now. What speaks against the candidate comes first: whatever a person ordered, a
+    breach that is known wins."""
+    canary = policy.canary
+    if seen.lost is not None:
+        return Next(Phase.ROLLED_BACK, reason=seen.lost)
+    if seen.breached is not None:
+        return Next(Phase.ROLLED_BACK, reason=seen.breached)
+    if seen.order == "abort":
+        return Next(Phase.ABORTED, reason="a person aborted it")
+    if seen.order == "finish":
+        return Next(Phase.DONE, reason="a person finished it")
+    if seen.paused or seen.phase is Phase.HELD:
+        return WAIT
+    if seen.seconds >= canary.every and seen.requests >= canary.requests:
+        if seen.step + 1 >= seen.steps:
+            return Next(Phase.DONE)
+        return Next(Phase.CANARY, seen.step + 1)
+    if seen.seconds >= max(canary.within, canary.every) and seen.requests < canary.requests:
+        reason = f"too little traffic: {seen.requests} of {canary.requests} requests in {canary.within:g} s"
+        return Next(Phase.HELD if policy.thin == "hold" else Phase.REFUSED, reason=reason)
+    return WAIT

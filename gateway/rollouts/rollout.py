@@ -1,0 +1,238 @@
+"""One rollout: a candidate and the version in service, side by side under one alias.
+
+`Course` is what of it survives a restart, plain and durable; `Rollout` is the live half, which assigns
+callers, counts what both versions did and asks the guards. Knows versions and outcomes; no HTTP, no manager.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from gateway.rollouts.canary import assigned
+from gateway.rollouts.guards import Guards, Limits, Outcome
+from gateway.rollouts.phases import FOLLOWS, Next, Phase, Seen, next_step
+
+if TYPE_CHECKING:
+    from gateway.policy import Rollout as Policy
+    from gateway.registries.base import Version
+
+#: So many changes of a rollout are remembered.
+CHANGES_KEPT: Final = 50
+#: Calls faster than this, in seconds, count as equally fast: which of two processes has the warmer caches is
+#: no difference between two versions.
+FELT_SECONDS: Final = 0.005
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """How far a rollout is. `version` is the candidate, `service` the version it is compared with.
+
+    `steps`: percentages that the promotion asked for, None where the policy's count. `since`: unix time of
+    the phase or step. `recorded`: the registry was seen to hold the verdict, so its word counts from then on.
+    `changes`: what happened, oldest first.
+    """
+
+    version: str
+    service: str | None = None
+    phase: Phase = Phase.CHECKING
+    step: int = 0
+    steps: tuple[float, ...] | None = None
+    paused: bool = False
+    reason: str | None = None
+    since: float = 0.0
+    recorded: bool = False
+    changes: tuple[Mapping[str, Any], ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Course:
+        """What `to_json` gave, read back."""
+        facts = dict(value)
+        steps = facts.get("steps")
+        facts["phase"] = Phase(facts["phase"])
+        facts["steps"] = None if steps is None else tuple(steps)
+        facts["changes"] = tuple(facts.get("changes", ()))
+        return cls(**facts)
+
+    def to(
+        self, phase: Phase, now: float, *, step: int = 0, reason: str | None = None, **said: Any
+    ) -> Course:
+        """The course after a change of phase or step. Raises ValueError for one that the table does not
+        have."""
+        if phase not in FOLLOWS[self.phase]:
+            raise ValueError(f"a rollout does not go from {self.phase} to {phase}")
+        at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
+        change = {"at": at, "phase": phase.value, **({"reason": reason} if reason else {}), **said}
+        kept = (*self.changes, change)[-CHANGES_KEPT:]
+        return replace(self, phase=phase, step=step, reason=reason, since=now, paused=False, changes=kept)
+
+
+class Rollout:
+    """A rollout under way. `changed` is set whenever there may be something to decide; `counted` hears of the
+    arm of each request: `candidate` or `service`."""
+
+    def __init__(
+        self,
+        candidate: Version,
+        policy: Policy,
+        course: Course,
+        *,
+        counted: Callable[[str], None] = lambda arm: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.candidate = candidate
+        self.policy = policy
+        self.course = course
+        self.changed = asyncio.Event()
+        self.order: str | None = None
+        self.retried = 0
+        self.felt = 0
+        self._counted = counted
+        self._clock = clock
+        self._began = clock()
+        self._paused_at = self._began if course.paused else None
+        self._requests = 0
+        self._header = b""
+        self._steps: tuple[float, ...] = (50.0,)
+        self.follow(policy)
+        limits = policy.guards
+        self.guards = Guards(
+            Limits(errors=limits.errors, latency=limits.latency, output=limits.output),
+            share=self.percent / 100,
+        )
+
+    def __repr__(self) -> str:
+        return f"<Rollout of {self.candidate}, {self.shown}>"
+
+    def follow(self, policy: Policy) -> None:
+        """Takes over a policy; one that changes during a rollout counts from the next step."""
+        self.policy = policy
+        self._header = (policy.canary.key or "").lower().encode()
+        self._steps = self.course.steps or tuple(policy.canary.steps) or self._steps
+
+    @property
+    def steps(self) -> tuple[float, ...]:
+        return self._steps
+
+    @property
+    def percent(self) -> float:
+        """The share of the callers that the candidate gets now."""
+        return self.steps[min(self.course.step, len(self.steps) - 1)]
+
+    @property
+    def shown(self) -> str:
+        """The phase as people read it: `canary 25 %`."""
+        if self.course.phase is Phase.CANARY:
+            return f"canary {self.percent:g} %"
+        return self.course.phase.value
+
+    @property
+    def retries(self) -> bool:
+        return self.policy.canary.retry
+
+    # Requests.
+
+    def caller(self, headers: Mapping[bytes, bytes], request_id: str) -> str:
+        """Who asks, as the policy tells callers apart."""
+        named = headers.get(self._header) if self._header else None
+        return request_id if named is None else named.decode("latin-1")
+
+    def takes(self, caller: str) -> bool:
+        """Whether the candidate answers this caller now."""
+        return assigned(caller, self.candidate.name, self.candidate.version, self.percent)
+
+    def observe(
+        self,
+        caller: str,
+        *,
+        candidate: bool,
+        failed: bool,
+        seconds: float = 0.0,
+        violated: bool = False,
+        repeats: bool = False,
+    ) -> None:
+        """A request that ended. `seconds`: of the model's call. `repeats`: it failed, and the version in
+        service answers it instead."""
+        self._counted("candidate" if candidate else "service")
+        outcome = Outcome(failed, max(seconds, FELT_SECONDS), violated, caller)
+        self.guards.observe(outcome, candidate=candidate)
+        if candidate:
+            self._requests += 1
+            self.retried += repeats
+            self.felt += failed and not repeats
+        if self.guards.breached is not None or (candidate and self._requests >= self.policy.canary.requests):
+            self.changed.set()
+
+    # Decisions.
+
+    def seen(self, lost: str | None) -> Seen:
+        breached = None
+        if self.guards.breached is not None:
+            breached = str(self.guards.verdict())
+        return Seen(
+            self.course.phase,
+            self.course.step,
+            len(self.steps),
+            self.seconds,
+            self._requests,
+            breached,
+            lost,
+            self.order,
+            self.course.paused,
+        )
+
+    @property
+    def seconds(self) -> float:
+        """How long the step lasts so far, without pauses."""
+        return (self._paused_at if self._paused_at is not None else self._clock()) - self._began
+
+    def decide(self, lost: str | None) -> Next:
+        """What happens now. Before a step ends, what was not compared yet is compared: when that happens
+        depends on time and numbers, never on what was answered."""
+        decision = next_step(self.policy, self.seen(lost))
+        if decision.phase in (Phase.CANARY, Phase.DONE, Phase.HELD) and self.order is None:
+            self.guards.settle()
+            decision = next_step(self.policy, self.seen(lost))
+        return decision
+
+    def move(self, course: Course) -> None:
+        """Goes on as `course` says: the clock and the count of requests begin again."""
+        self.course = course
+        self._began = self._clock()
+        self._paused_at = None
+        self._requests = 0
+
+    def pause(self) -> None:
+        if self._paused_at is None:
+            self._paused_at = self._clock()
+            self.course = replace(self.course, paused=True)
+
+    def resume(self) -> None:
+        if self._paused_at is not None:
+            self._began += self._clock() - self._paused_at
+            self._paused_at = None
+            self.course = replace(self.course, paused=False)
+
+    def evidence(self) -> dict[str, Any]:
+        """What the guards have seen, JSON-ready. `retried`: failures that the version in service answered
+        instead; `felt`: failures of the candidate that callers saw."""
+        return {**self.guards.verdict().evidence, "retried": self.retried, "felt": self.felt}
+
+    def step_view(self) -> dict[str, Any]:
+        canary = self.policy.canary
+        return {
+            "number": self.course.step + 1,
+            "of": len(self.steps),
+            "percent": self.percent,
+            "seconds": round(self.seconds, 1),
+            "seconds_wanted": canary.every,
+            "requests": self._requests,
+            "requests_wanted": canary.requests,
+            "paused": self.course.paused,
+        }

@@ -1,0 +1,124 @@
+"""Canaries on a real server: a version that is fine on its example and fails for one row in five, and one
+that is as good as the version in service."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pandas as pd
+import pytest
+
+import gateway
+from gateway.registries import open_registry
+from gateway.registries.base import Move
+from tests.support.running import Running, running
+from tests.support.shell import Shell
+
+POLICY = {
+    "canary": {"steps": [20, 50], "every": 0, "requests": 150},
+    "guards": {"latency": "off"},  # a busy machine is not a slow version
+}
+
+
+class Picky:
+    """Doubles x; version 2 cannot do so for one value in five."""
+
+    def __init__(self, worst: int) -> None:
+        self.worst = worst
+
+    def predict(self, model_input: Any) -> Any:
+        if ((model_input["x"] % 5) < self.worst).any():
+            raise RuntimeError("no such region")
+        return (model_input["x"] * 2).to_numpy()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    directory = tmp_path_factory.mktemp("rollout")
+    registry = directory / "registry.yaml"
+    for number, worst in enumerate((0, 1, 0), 1):
+        example = pd.DataFrame({"x": [2.0]})
+        gateway.log_model(
+            Picky(worst), "picky", str(registry), input_example=example, verify=False,
+            metadata={"number": number},
+        )  # fmt: skip
+    open_registry(str(registry)).move(Move("picky", "champion", "1"))
+    with running(directory, GATEWAY_ROLLOUT=json.dumps(POLICY)) as served:
+        yield served
+
+
+@pytest.fixture
+def shell(server: Running, tmp_path: Path) -> Shell:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}
+    key = server.key["Authorization"].removeprefix("Bearer ")
+    return Shell(tmp_path, {**environment, "GATEWAY_URL": server.url, "GATEWAY_ADMIN_KEY": key})
+
+
+class Traffic:
+    """Callers who ask until the block ends; `seen` counts (status, version)."""
+
+    def __init__(self, server: Running, callers: int = 2) -> None:
+        self.seen: Counter[tuple[int, str]] = Counter()
+        self._server = server
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._ask, args=(n,)) for n in range(callers)]
+
+    def _ask(self, number: int) -> None:
+        draw = random.Random(number)
+        with httpx.Client(base_url=self._server.url, timeout=60) as client:
+            while not self._stop.is_set():
+                x = float(draw.randrange(1, 1000))
+                answer = client.post("/predict/picky", json={"dataframe_records": [{"x": x}]})
+                if answer.status_code == 200:
+                    assert answer.json()["predictions"] == [x * 2]
+                self.seen[answer.status_code, answer.headers["x-model-version"]] += 1
+
+    def __enter__(self) -> Traffic:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def test_a_version_that_fails_for_one_row_in_five_is_taken_back_without_a_failed_request(
+    server: Running, shell: Shell
+) -> None:
+    assert server.predict("picky", [{"x": 1.0}]).status_code == 200
+    with Traffic(server) as traffic:
+        done = shell.gateway("promote", "picky@champion", "2", "--wait")
+    assert done.code == 1, done.err
+    assert "rolled back: errors" in done.err
+    assert {status for status, _ in traffic.seen} == {200}  # version 1 answered what version 2 could not
+    view = httpx.get(f"{server.url}/rollouts/picky@champion").json()
+    assert (view["phase"], view["serving"], view["desired"]) == ("rolled_back", "1", "2")
+    evidence = view["rollout"]["evidence"]
+    assert evidence["felt"] == 0
+    assert evidence["retried"] == evidence["candidate"]["errors"] > 0
+    assert evidence["guards"]["errors"]["evidence"] >= evidence["guards"]["errors"]["bound"]
+    assert server.metric("gateway_rollout_requests_total", model="picky", arm="candidate") > 0
+    model = httpx.get(f"{server.url}/registry.yaml").json()["models"]["picky"]
+    assert model["aliases"]["champion"]["x-verdict"]["outcome"] == "rolled_back"
+
+
+def test_a_good_version_completes_its_steps(server: Running, shell: Shell) -> None:
+    with Traffic(server) as traffic:
+        done = shell.gateway("promote", "picky@champion", "3", "--wait")
+    assert done.code == 0, done.err
+    assert "picky@champion is 3 and served" in done.out
+    lines = [line.split("version 3  ")[1] for line in done.err.splitlines() if "version 3  " in line]
+    assert [line.split(" ")[0] for line in lines] == ["canary", "canary", "done"]
+    assert {status for status, _ in traffic.seen} == {200}
+    view = httpx.get(f"{server.url}/rollouts/picky@champion").json()
+    assert (view["phase"], view["serving"], view["diverged"]) == ("serving", "3", False)

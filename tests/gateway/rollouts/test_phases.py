@@ -1,0 +1,65 @@
+"""What a rollout does next, as a table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gateway.policy import Canary, Rollout
+from gateway.rollouts.phases import FOLLOWS, Phase, Seen, next_step
+
+CANARY = Canary(steps=[5, 50], every=60, requests=100, within=600)
+HOLD, REFUSE = Rollout(canary=CANARY), Rollout(canary=CANARY, thin="refuse")
+
+
+def seen(**facts: Any) -> Seen:
+    return Seen(**{"phase": Phase.CANARY, "step": 0, "steps": 2, **facts})
+
+
+ENOUGH = {"seconds": 60, "requests": 100}
+
+
+@pytest.mark.parametrize(
+    ("facts", "policy", "phase", "step"),
+    [
+        # Time and evidence, both.
+        ({}, HOLD, None, 0),
+        ({"seconds": 60, "requests": 99}, HOLD, None, 0),
+        ({"seconds": 59, "requests": 5000}, HOLD, None, 0),
+        (ENOUGH, HOLD, Phase.CANARY, 1),
+        ({**ENOUGH, "step": 1}, HOLD, Phase.DONE, 0),
+        # Too little traffic is never a pass.
+        ({"seconds": 600, "requests": 99}, HOLD, Phase.HELD, 0),
+        ({"seconds": 600, "requests": 99}, REFUSE, Phase.REFUSED, 0),
+        ({"seconds": 600, "requests": 0, "step": 1}, REFUSE, Phase.REFUSED, 0),
+        ({"seconds": 600, "requests": 100}, REFUSE, Phase.CANARY, 1),
+        ({**ENOUGH, "phase": Phase.HELD}, HOLD, None, 0),
+        # What speaks against the candidate wins over everything.
+        ({**ENOUGH, "breached": "errors"}, HOLD, Phase.ROLLED_BACK, 0),
+        ({"lost": "it crashed"}, HOLD, Phase.ROLLED_BACK, 0),
+        ({"breached": "errors", "order": "finish"}, HOLD, Phase.ROLLED_BACK, 0),
+        ({"breached": "errors", "paused": True}, HOLD, Phase.ROLLED_BACK, 0),
+        ({"breached": "errors", "phase": Phase.HELD}, HOLD, Phase.ROLLED_BACK, 0),
+        # A person.
+        ({"order": "finish"}, HOLD, Phase.DONE, 0),
+        ({"order": "abort"}, HOLD, Phase.ABORTED, 0),
+        ({"order": "finish", "phase": Phase.HELD, "paused": True}, HOLD, Phase.DONE, 0),
+        ({"order": "abort", "phase": Phase.HELD}, HOLD, Phase.ABORTED, 0),
+        ({**ENOUGH, "paused": True}, HOLD, None, 0),
+        ({"seconds": 600, "paused": True}, HOLD, None, 0),
+    ],
+)
+def test_what_comes_next(facts: dict[str, Any], policy: Rollout, phase: Phase | None, step: int) -> None:
+    decision = next_step(policy, seen(**facts))
+    assert (decision.phase, decision.step) == (phase, step)
+    if phase is not None:
+        assert phase in FOLLOWS[seen(**facts).phase]
+        assert phase in (Phase.CANARY, Phase.DONE) or decision.reason
+
+
+def test_a_rollout_that_is_over_stays_over() -> None:
+    assert {phase for phase, following in FOLLOWS.items() if not following} == {
+        Phase.DONE, Phase.REFUSED, Phase.ROLLED_BACK, Phase.ABORTED, Phase.SUPERSEDED,
+    }  # fmt: skip
+    assert set(FOLLOWS) == set(Phase)

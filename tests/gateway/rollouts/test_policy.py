@@ -1,0 +1,103 @@
+"""Which rollout policy holds: three sources, merged key by key, and what a registry may not say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from gateway.policy import Rollout
+from gateway.registries import mlflow_answers
+from gateway.registries.base import Model
+from gateway.rollouts.policy import policy_of
+from gateway.settings import ModelSettings, Settings, SettingsError, load
+
+
+def held(registry: dict[str, Any], own: dict[str, Any] | None = None, **models: Any) -> Rollout:
+    policy, wrong = judged(registry, own, **models)
+    assert wrong is None
+    return policy
+
+
+def judged(
+    registry: dict[str, Any], own: dict[str, Any] | None = None, **models: Any
+) -> tuple[Rollout, str | None]:
+    settings = Settings(
+        rollout=Rollout.model_validate(own or {}),
+        models={name: ModelSettings(rollout=Rollout.model_validate(part)) for name, part in models.items()},
+    )
+    return policy_of(settings, Model("iris", {}, {}, registry))
+
+
+def test_the_sources_are_merged_key_by_key() -> None:
+    policy = held(
+        {"canary": {"every": "5m"}, "guards": {"latency": "off"}},
+        {"canary": {"steps": [5, 50], "every": 60, "requests": 7}, "thin": "refuse"},
+        iris={"canary": {"requests": 9}},
+    )
+    canary = policy.canary
+    assert (canary.steps, canary.every, canary.requests) == ([5, 50], 300, 9)
+    assert (policy.thin, policy.guards.latency, policy.guards.errors) == ("refuse", None, 0.01)
+
+
+def test_a_registry_reads_numbers_as_text_and_switches_a_canary_off() -> None:
+    assert held({"canary": {"steps": ["10", "50"], "requests": "3"}}).canary.steps == [10, 50]
+    assert held({"canary": "off"}, {"canary": {"steps": [5]}}).canary.steps == []
+
+
+def test_a_registry_may_tighten_and_not_loosen() -> None:
+    assert held({"gate": "compatible"}, {"gate": "none"}).gate == "compatible"
+    assert held({"environment": "refuse"}).environment == "refuse"
+    policy, wrong = judged({"gate": "none"})
+    assert policy.gate == "compatible"
+    assert wrong is not None
+    assert "gate: none is less strict" in wrong
+    assert "environment: warn" in (judged({"environment": "warn"}, {"environment": "refuse"})[1] or "")
+
+
+def test_lock_ignores_registries() -> None:
+    assert judged({"canary": {"steps": [5]}, "nonsense": 1}, {"lock": True})[0].canary.steps == []
+    assert "lock" in (judged({"lock": True})[1] or "")
+
+
+@pytest.mark.parametrize(
+    ("registry", "said"),
+    [
+        ({"canry": {}}, "canry: unknown key, did you mean canary?"),
+        ({"canary": {"step": [5]}}, "canary.step: unknown key, did you mean steps?"),
+        ({"guards": {"errors": 2}}, "guards.errors"),
+        ({"canary": {"steps": [50, 5]}}, "canary.steps: steps must rise"),
+        ({"canary": {"steps": [5, 100]}}, "canary.steps.1"),
+        ({"canary": {"key": "principal"}}, "canary.key: principal is not available"),
+        ({"shadow": {"share": 1}}, "shadow is not available in this version"),
+        ({"replay": {}}, "replay is not available in this version"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_place(registry: dict[str, Any], said: str) -> None:
+    policy, wrong = judged(registry, {"canary": {"steps": [7]}})
+    assert said in (wrong or "")
+    assert policy.canary.steps == [7]  # the operator's part holds alone
+    with pytest.raises(ValidationError):
+        Rollout.model_validate(registry)
+
+
+def test_settings_say_which_keys_are_not_available() -> None:
+    with pytest.raises(SettingsError) as refused:
+        load({"rollout": {"shadow": {"share": 1}, "canary": {"step": [5]}}}, {})
+    said = str(refused.value)
+    assert "not available in this version" in said
+    assert "did you mean steps?" in said
+
+
+def test_the_tag_of_mlflow_is_yaml_or_json() -> None:
+    assert mlflow_answers.rollout({"gateway.rollout": '{"canary": {"steps": [5]}}'}) == {
+        "canary": {"steps": [5]}
+    }
+    assert mlflow_answers.rollout({"gateway.rollout": "canary: {steps: [5], key: X-User}"}) == {
+        "canary": {"steps": [5], "key": "X-User"}
+    }
+    assert mlflow_answers.rollout({}) == {}
+    for text in ("[5]", "{", "a: b: c"):
+        _, wrong = judged(dict(mlflow_answers.rollout({"gateway.rollout": text})))
+        assert "gateway.rollout" in (wrong or "")
