@@ -112,7 +112,7 @@ class Service:
         self._find = find
 
     async def predict(self, inference: Inference, given: Target | None = None) -> Answer:
-        """Asks the model that is meant. `given`: who answers, where that is decided already. Raises Problem."""
+        """Asks the model that is meant; `given`: who answers, where that is decided. Raises Problem."""
         record = inference.record
         reference = inference.reference or self._default_model
         if reference is None:

@@ -215,8 +215,6 @@ class Aliases:
             await asyncio.wait({attempt}, timeout=timeout)
             if not attempt.done():
                 raise Problem("MODEL_LOADING", f"{target} is still loading", retry_after=1)
-            if found.in_steps:
-                return
             if found.serving != target and found.desired == target and found.refusal is not None:
                 raise Problem("ROLLOUT_REFUSED", found.refusal.message, details=found.refusal.details)
 

@@ -101,7 +101,9 @@ def test_rollouts(server: Served) -> None:
         "desired", "serving", "last_good", "phase", "error", "since", "diverged", "history",
     }  # fmt: skip
     assert (rollout["desired"], rollout["serving"]) == ("1", "1")
-    assert rollout in server.get("/rollouts").json["rollouts"]
+    listed = server.get("/rollouts").json["rollouts"]
+    assert any(one == {key: rollout[key] for key in one} for one in listed)
+    assert rollout["policy"]["canary"]["steps"] == []
 
 
 def test_livez_and_readyz(server: Served) -> None:
@@ -334,3 +336,20 @@ def test_the_input_example_is_for_holders_of_the_key(keyed: Served) -> None:
     assert "input_example" not in keyed.get(path, authorization="Bearer wrong").json
     example = keyed.get(path, authorization=f"Bearer {KEY}").json["input_example"]
     assert "5.1" in json.dumps(example)
+
+
+def test_verbs_of_rollouts_need_a_rollout_and_control_access(server: Served) -> None:
+    for verb in ("pause", "resume", "abort", "finish"):
+        reply = server.post(f"/rollouts/iris@champion/{verb}")
+        assert (reply.status, reply.json["error_code"]) == (409, "ROLLOUT_REFUSED")
+        assert server.post(f"/rollouts/iris@champion/{verb}", authorization="Bearer no").status in (401, 403)
+    assert server.post("/rollouts/iris@nobody/abort").json["error_code"] == "ALIAS_NOT_FOUND"
+    assert server.post("/rollouts/iris/abort").json["error_code"] == "INVALID_REFERENCE"
+    assert server.post("/rollouts/iris@champion/forget").status == 404
+
+
+@pytest.mark.parametrize("canary", [[], [50, 5], [0], ["many"], [5, 100]])
+def test_steps_that_make_no_canary_are_refused(server: Served, canary: list[object]) -> None:
+    reply = server.request("PUT", "/models/iris/aliases/champion", {"version": "2", "canary": canary})
+    assert (reply.status, reply.json["error_code"]) == (422, "INVALID_INPUT")
+    assert server.get("/models/iris").json["aliases"]["champion"] == "1"
