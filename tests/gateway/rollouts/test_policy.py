@@ -48,12 +48,12 @@ def test_a_registry_reads_numbers_as_text_and_switches_a_canary_off() -> None:
 
 def test_a_registry_may_tighten_and_not_loosen() -> None:
     assert held({"gate": "compatible"}, {"gate": "none"}).gate == "compatible"
-    assert held({"environment": "refuse"}).environment == "refuse"
+    assert held({"environment": "refuse"}, {"environment": "warn"}).environment == "refuse"
     policy, wrong = judged({"gate": "none"})
     assert policy.gate == "compatible"
     assert wrong is not None
     assert "gate: none is less strict" in wrong
-    assert "environment: warn" in (judged({"environment": "warn"}, {"environment": "refuse"})[1] or "")
+    assert "environment: warn" in (judged({"environment": "warn"})[1] or "")
 
 
 def test_lock_ignores_registries() -> None:
