@@ -37,7 +37,7 @@ class Columns:
 
     `arrays` maps a column's name to a 1-D array; all have `rows` items. A name is a string, or an
     integer where the columns are unnamed (0, 1, …: what pandas calls them). Text, bytes, dates without
-    a time and nested values (lists, dicts) stand in object arrays, null there is None. Dates with a
+    a time and nested values (lists, dicts) are in object arrays, where null is None. Dates with a
     time are `datetime64[ns]`, null is NaT. Integers and booleans with gaps are `numpy.ma.MaskedArray`,
     so that neither the gap nor a large integer is lost.
     `index` is the caller's row index (frames only), None for 0..rows-1.
@@ -150,7 +150,7 @@ def nbytes(batch: Batch) -> int:
 
 
 def is_text(values: Sequence[Any] | Array) -> bool:
-    """Whether a column holds text, perhaps with gaps, and nothing else."""
+    """Returns True if a column holds text only; gaps (None) are allowed."""
     kinds = set(map(type, values))
     return str in kinds and kinds <= {str, type(None)}
 
@@ -199,7 +199,7 @@ def _with_gaps(array: Any, index: Any, gap: float | None) -> Any:
 
 
 def _is_exact(array: Any) -> bool:
-    """Whether a double holds each of the integers that are there."""
+    """Returns True if a double can hold every integer that is present."""
     present = array.compressed()
     return not len(present) or (int(present.min()) >= -_EXACT and int(present.max()) <= _EXACT)
 
@@ -236,7 +236,7 @@ def native(batch: Batch, *, gap: float | None = math.nan) -> Any:
 
 
 def from_result(result: Any, rows: int | None) -> Batch:
-    """What a model answered, as a batch. `rows`: how many rows it was asked about (None: unknown).
+    """Converts a model's answer to a batch. `rows`: the number of input rows (None: unknown).
 
     Frames and series become columns (an unnamed series is column 0, as MLflow shows it), arrays and
     dicts of arrays tensors, a list with one item a row a value that can be split, all else a value.

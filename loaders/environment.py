@@ -139,7 +139,7 @@ def _compared(requirements: Sequence[str], *, counts_mlflow: bool) -> list[Findi
         if canonicalize_name(requirement.name) in _MLFLOW and not counts_mlflow:
             continue
         found = _installed(requirement.name, tuple(sys.path))
-        # A pin to an alpha is met by that alpha; whoever installed one here wanted it.
+        # An installed pre-release satisfies its pin: installing it was a deliberate choice.
         if found is None or not requirement.specifier.contains(found, prereleases=True):
             wanted = str(requirement.specifier) or "any version"
             findings.append(Finding(requirement.name, wanted, found))

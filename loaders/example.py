@@ -34,7 +34,7 @@ class InvalidExample(ValueError):
 class ExampleInfo:
     """What `MLmodel` says about the example (`saved_input_example_info`). `type` is one of dataframe,
     ndarray, json_object, sparse_matrix_csr, sparse_matrix_csc; `orient` is pandas' word for how a frame was
-    written; `params`: the file holds inference params beside the input; `serving_path`: a request body."""
+    written; `params`: the file holds inference params next to the input; `serving_path`: a request body."""
 
     artifact_path: str
     type: str
@@ -93,7 +93,7 @@ def read(info: ExampleInfo, file: Path) -> tuple[RawInput, dict[str, Any] | None
                 return RawInput("dataframe_records", content), params
             return RawInput("dataframe_split", {"data": content}), params
         if not isinstance(content, dict) or not isinstance(content.get("data"), list):
-            raise InvalidExample(f"{info.artifact_path} is no table in pandas' split form")
+            raise InvalidExample(f"{info.artifact_path} is not a table in pandas' split form")
         return RawInput("dataframe_split", content), params
     if info.type.startswith("sparse"):
         return RawInput("inputs", _dense(content, info)), params
@@ -174,6 +174,6 @@ def _dense(content: Any, info: ExampleInfo) -> list[Any]:
     except (KeyError, TypeError, IndexError, ValueError) as error:
         if isinstance(error, InvalidExample):
             raise
-        raise InvalidExample(f"{info.artifact_path} is no sparse matrix") from None
+        raise InvalidExample(f"{info.artifact_path} is not a sparse matrix") from None
     listed: list[Any] = dense.tolist()
     return listed

@@ -1,6 +1,6 @@
 """The keywords of `save_model` and `log_model`: MLflow's names for them, and what is said of unknown ones.
 
-Knows names. What a keyword means is the affair of whoever takes it.
+Knows names only; `save_model` and the flavors define what each keyword means.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def requirements(value: str | Path | Iterable[str] | None) -> list[str] | None:
 
 def of_conda(value: str | Path | Mapping[str, Any]) -> list[str]:
     """The pip requirements of a conda environment: a mapping, or the path of its YAML file. Raises OSError,
-    PackageError, and ValueError where it has no pip part: conda's own packages are no pip requirements."""
+    PackageError, and ValueError if it has no pip part: conda packages are not pip requirements."""
     from loaders.environment import pip_part
     from loaders.package import parse_yaml
 

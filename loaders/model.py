@@ -158,7 +158,7 @@ def open_model(
         from loaders.compat import standin
 
         stand_ins = standin.modules if standin.absent() else None
-    # Where data alone is trusted, a module that the package ships must not stand in for the framework's.
+    # Where data alone is trusted, a module that the package ships must not replace the framework's.
     code = package.code if flavor.trust == "code" else None
     imports = Imports(code, stand_ins, private=private)
     with imports.turn():
@@ -232,7 +232,7 @@ def save_model(
     are taken too (`keywords`).
 
     `verify`: the saved package is loaded once in a fresh process, and its answer to the example is compared
-    with that of `model` itself, which is asked twice. The answer is recorded in the package. With
+    with that of `model` itself, which predicts twice. The answer is recorded in the package. With
     `verify=False`, for models that do not fit into memory twice, none of this is done.
 
     The directory appears complete or not at all. Raises FileExistsError where it exists and is not empty,
@@ -336,7 +336,7 @@ def _answered(
     if asked is not None and asked > 1 and answered is not None and answered != asked:
         warnings.warn(
             f"the model answers its input_example of {asked} rows with {answered}: does it take what it is "
-            "given? A frame of one column, for example, is no list of texts (try numpy.array(...))",
+            "given? A frame of one column, for example, is not a list of texts (try numpy.array(...))",
             stacklevel=3,
         )
     if signature is not None:
@@ -346,7 +346,7 @@ def _answered(
 
 def _as_column(answer: Any, signature: Signature) -> Any:
     """As MLflow declares it: where the input has columns, an array with one value a row is a column too. So
-    the same model can replace itself, whoever logged it."""
+    the same model can replace itself, with either library."""
     from loaders.signature import TensorSpec
 
     columns = signature.inputs is not None and not isinstance(signature.inputs[0], TensorSpec)
@@ -380,7 +380,7 @@ def _as_declared(declared: Signature, data: Any) -> Any:
 
 
 def _rows(answer: Any) -> int | None:
-    """How many rows an answer has; None where it is no table, array or list."""
+    """Returns an answer's number of rows; None if it is not a table, array or list."""
     batch = batches.from_result(answer, None)
     if isinstance(batch, batches.Value):
         return len(batch.value) if isinstance(batch.value, list) else None

@@ -1,5 +1,6 @@
-"""The live object that was given to `save_model`, asked as its framework is asked: without this package's
-own conversions, so that their faults show as differences between the original and the saved package.
+"""The live object that was given to `save_model`, called as its framework documents: without this
+package's own conversions, so that their faults show as differences between the original and the saved
+package.
 
 Knows how each flavor's objects predict. Must not know packages. Frameworks are not imported here: an object
 of a framework that is not imported cannot exist.
@@ -25,8 +26,8 @@ Ask: TypeAlias = "Callable[[Any, Mapping[str, Any]], Any]"
 
 
 def asker(model: Any, flavor: str, options: Mapping[str, Any]) -> Ask | None:
-    """How to ask a live object. `options` are those it was saved with. None: there is no live object, only
-    files (a `.py` file, a loader's data, an ONNX graph whose weights lie beside it)."""
+    """Returns a function that predicts with a live object. `options` are those it was saved with. None: there
+    are files only (a `.py` file, a loader's data, an ONNX graph with external weights)."""
     if isinstance(model, (str, Path)):
         return None
     if flavor in _ASKERS:
@@ -37,7 +38,7 @@ def asker(model: Any, flavor: str, options: Mapping[str, Any]) -> Ask | None:
 
 def same_kind(given: Any, model_input: Any) -> bool:
     """Whether the model is given data of the kind that the caller gave: where it is not (a dict that becomes
-    a frame), the original is asked with what the model is given."""
+    a frame), the original gets the model's input."""
     return _kind(given) == _kind(model_input)
 
 

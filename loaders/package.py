@@ -32,7 +32,7 @@ PYTHON_FUNCTION: Final = "python_function"
 _MAX_BYTES: Final = 16 << 20
 _MAX_DEPTH: Final = 64
 _MAX_NODES: Final = 500_000
-# Written into a downloaded copy by MLflow, and by Python beside what it imports: no part of the artifact.
+# MLflow writes the file into downloaded copies, Python writes the directory: not part of the artifact.
 _IGNORED_AT_ROOT: Final = frozenset({"registered_model_meta"})
 _IGNORED_DIRECTORIES: Final = frozenset({"__pycache__"})
 
@@ -232,7 +232,7 @@ def read(path: str | Path) -> Package:
         if not root.is_dir():
             # An absolute path would show where things lie on this machine.
             shown = root.name if Path(path).is_absolute() else str(path)
-            problem = "is no directory" if root.exists() else "there is no such directory"
+            problem = "is not a directory" if root.exists() else "there is no such directory"
             raise PackageError(shown, problem) from None
         deeper = sorted(file.parent.name for file in root.glob(f"*/{FILE}"))[:3]
         hint = f"; there is one in {', '.join(deeper)}: name that directory" if deeper else ""

@@ -64,7 +64,7 @@ def ask(model: Any, flavor: str, options: Mapping[str, Any], data: Any, enforced
             return Originals(steady=False)
         if changed := recorded.differences(answer, second):
             _warn(
-                "the model answers its input_example differently when it is asked again, "
+                "the model answers its input_example differently the second time, "
                 f"at {changed[0]}: the saved package was not compared with it, and no answer is recorded"
             )
             return Originals(steady=False)
@@ -100,7 +100,7 @@ def verify(package: Package, originals: Originals) -> None:
     if differing and compared:
         raise AnswersDiffer(_told(differing), [difference.place for difference in differing])
     if differing:
-        _warn(f"the saved package answers differently when it is asked again, at {differing[0]}")
+        _warn(f"the saved package answers differently the second time, at {differing[0]}")
     elif not recorded.write(package.path, answer):
         _warn(f"the answer to the input_example is longer than {recorded.MAX_BYTES >> 20} MiB: not recorded")
 

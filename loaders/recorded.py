@@ -2,7 +2,7 @@
 
 It lies in the package as `example_answer.json`, in the form that a server answers with, so that every
 machine that loads the package can tell whether it answers there what it answered then. Knows batches and
-JSON; must not know how a model is asked.
+JSON; must not know how a model predicts.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _NARROW: Final = 1e-4
 
 @dataclass(frozen=True)
 class Difference:
-    """A place where two answers differ, such as `predictions[1].price`, and what stands there in both. Only
+    """A place where two answers differ, such as `predictions[1].price`, and both values. Only
     the place may be shown to callers: the values are data."""
 
     place: str

@@ -325,7 +325,7 @@ def _dates(value: Any, place: str) -> Any:
             return datetime.date.fromisoformat(value)
         return datetime.datetime.fromisoformat(value.replace("Z", "+00:00"))
     except (TypeError, ValueError, AttributeError):
-        raise SignatureError(place, "is no date in ISO 8601") from None
+        raise SignatureError(place, "is not a date in ISO 8601") from None
 
 
 def _named(kind: object) -> object:
@@ -365,9 +365,9 @@ def _tensor(item: dict[str, Any], place: str) -> TensorSpec:
     try:
         dtype = np.dtype(spec["dtype"])
     except (TypeError, ValueError, SyntaxError):
-        raise SignatureError(f"{place}.tensor-spec.dtype", "is no numpy dtype") from None
+        raise SignatureError(f"{place}.tensor-spec.dtype", "is not a numpy dtype") from None
     if dtype.kind not in "biufcUSMO" or dtype.shape:
-        raise SignatureError(f"{place}.tensor-spec.dtype", "is no dtype that a tensor can have")
+        raise SignatureError(f"{place}.tensor-spec.dtype", "is not a dtype that a tensor can have")
     shape = spec.get("shape")
     if not isinstance(shape, list) or any(type(n) is not int or n < -1 for n in shape):
         raise SignatureError(f"{place}.tensor-spec.shape", "is not a list of lengths")

@@ -234,7 +234,7 @@ def _dtype_type(dtype: Any, place: str) -> Scalar:
         return Scalar.float if size <= 4 else Scalar.double
     found = {"U": Scalar.string, "S": Scalar.binary, "M": Scalar.datetime}.get(kind)
     if found is None:
-        raise SignatureError(place, f"has the dtype {dtype}, for which there is no type")
+        raise SignatureError(place, f"has the dtype {dtype}, which no signature type covers")
     return found
 
 
@@ -285,7 +285,7 @@ def _scalar_type(value: Any, place: str) -> Scalar:
         return Scalar.binary
     if isinstance(value, datetime.date):
         return Scalar.datetime
-    raise SignatureError(place, f"holds a {type(value).__name__}, for which there is no type")
+    raise SignatureError(place, f"holds a {type(value).__name__}, which no signature type covers")
 
 
 def _merged(kinds: Iterable[Type], place: str) -> Type:

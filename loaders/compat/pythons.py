@@ -49,7 +49,7 @@ else:
         return zip(*lists)
 
     def standard_library() -> frozenset[str]:
-        """`sys.stdlib_module_names`: what stands in the directories of the standard library."""
+        """Replaces `sys.stdlib_module_names`: lists the standard library's directories."""
         suffixes = tuple(importlib.machinery.all_suffixes())
         names = set(sys.builtin_module_names)
         root = sysconfig.get_path("stdlib")

@@ -39,7 +39,7 @@ class MlflowException(Exception):
 
 
 class FuncInfo(NamedTuple):
-    """What a wrapped `predict` keeps about itself."""
+    """Metadata that a wrapped `predict` carries."""
 
     input_type_hint: Any
     input_param_name: str
@@ -127,7 +127,7 @@ def validate_model_input(
 
 
 def absent() -> bool:
-    """Whether the real mlflow is not installed here."""
+    """Returns True if the real mlflow is not installed."""
     present = sys.modules.get("mlflow")
     if present is not None:
         return hasattr(present, _MARK)
@@ -135,7 +135,7 @@ def absent() -> bool:
 
 
 def modules() -> dict[str, ModuleType]:
-    """Fresh modules under mlflow's names, to stand in `sys.modules` while a model loads or predicts."""
+    """Creates modules under mlflow's names, to put into `sys.modules` while a model loads or predicts."""
     schema = {
         name: type(name, (Opaque,), {})
         for name in (
@@ -200,7 +200,7 @@ def modules() -> dict[str, ModuleType]:
 
 
 def names() -> dict[str, frozenset[str]]:
-    """What the stand-in has: by module, the names in it."""
+    """Returns the names that each module of the stand-in defines."""
     return {
         module: frozenset(name for name in vars(content) if not name.startswith("__"))
         for module, content in modules().items()

@@ -1,8 +1,8 @@
 """The narrow waist: raw input and a signature become a batch, or every violation at once.
 
-One rule set for all forms of MLflow's scoring protocol: the same data gets the same verdict and gives the
-same model input, however it was sent. `strict` lets nothing change its meaning; `mlflow` casts and refuses
-as MLflow 3 does; `warn` answers as `mlflow` does and says what `strict` would have refused.
+One rule set serves all forms of MLflow's scoring protocol: the same data gets the same verdict and the same
+model input in every form. `strict` refuses casts that change a value; `mlflow` casts and refuses as MLflow 3
+does; `warn` answers as `mlflow` does and warns of the values that `strict` refuses.
 
 Forms are read by `tables`, values by `cast` and `tensors`; this module matches them with the signature.
 It knows neither HTTP nor JSON text nor the model.
@@ -44,11 +44,11 @@ BY_POSITION = "rows without column names were taken by position"
 
 _SHOWN_NAMES = 20
 _SCALARS = frozenset((bool, int, float, str, type(None)))
-#: How deep lists and objects may be nested where no type says it.
+#: Maximum nesting of lists and objects where the signature sets no limit.
 _MAX_DEPTH = 100
-#: So many rows at most are looked at value by value; for more the ways for whole columns are faster.
+#: Maximum rows that are checked value by value; above it, checking whole columns is faster.
 _FEW_ROWS = 8
-#: For how many missing columns a misspelt one is looked for, among how many, how long, how alike.
+#: Limits of the search for misspelt columns: missing columns, candidates, name length, similarity.
 _NEAR_FAULTS, _NEAR_NAMES, _NEAR_LENGTH, _NEAR_RATIO = 10, 30, 40, 0.7
 
 
@@ -76,7 +76,7 @@ class Enforced(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What a signature's inputs ask for, worked out once."""
+    """The requirements of a signature's inputs, computed once per signature."""
 
     columns: tuple[ColSpec, ...]
     names: list[str | int]
@@ -182,7 +182,7 @@ def _by_position(signature: Signature, raw: RawInput) -> list[dict[Any, Any]] | 
 
 
 def _free(batch: Batch) -> Any:
-    """What in a batch may be nested as its sender likes."""
+    """Returns the parts of a batch whose nesting the signature does not limit."""
     if isinstance(batch, Columns):
         free = [a for name, a in batch.arrays.items() if a.dtype.kind == "O" and name not in batch.texts]
         return [array.tolist() for array in free]
@@ -192,8 +192,8 @@ def _free(batch: Batch) -> Any:
 
 
 def _is_too_deep(value: Any) -> bool:
-    """Whether lists and objects are nested deeper than the way to the model, and most models, can follow.
-    Level by level: what comes only after this may recurse."""
+    """Returns True if lists and objects are nested deeper than the wire and most models support.
+    Walks level by level without recursion, so that code that runs later may recurse."""
     level = [value]
     for _ in range(_MAX_DEPTH):
         inside: dict[int, Any] = {}
@@ -209,7 +209,7 @@ def _is_too_deep(value: Any) -> bool:
 
 
 def _is_open(kind: object) -> bool:
-    """Whether somewhere in a type anything may stand."""
+    """Returns True if a type contains AnyType at any level."""
     if isinstance(kind, ArrayType):
         return _is_open(kind.items)
     if isinstance(kind, Map):
@@ -229,7 +229,10 @@ def _strict(signature: Signature, raw: RawInput, faults: Faults, extras: list[An
 
 
 def _warned(signature: Signature, raw: RawInput, extras: list[Any]) -> tuple[Batch, list[str]]:
-    """What strict gives, else what MLflow gives and what strict said; strict's refusal where both refuse."""
+    """Returns the batch of mode `strict`, or that of mode `mlflow` with strict's violations as warnings.
+
+    Raises strict's InvalidInput if both modes refuse.
+    """
     faults = Faults()
     try:
         batch = _strict(signature, raw, faults, extras)
@@ -287,8 +290,8 @@ def _ignored(what: str, names: Sequence[object]) -> str:
 
 
 def _quick_doubles(plan: _Plan, raw: RawInput) -> Columns | None:
-    """A few rows of numbers under exactly the signature's names: what most requests are. None where there is
-    anything else to look at."""
+    """Fast path for the most common request: a few rows of numbers under exactly the signature's names.
+    Returns None for any other input."""
     form, data = raw.form, raw.data
     if form == "dataframe_split":
         if type(data) is not dict or data.get("columns") != plan.names:
@@ -369,8 +372,8 @@ def _columns(plan: _Plan, raw: RawInput, faults: Faults, extras: list[Any]) -> C
 
 
 def _near(name: str | int, sent: Sequence[str | int], plan: _Plan, faults: Faults) -> str | None:
-    """The unknown column that was most likely meant. Looked for a few times only, among a few short names:
-    what is compared a caller has chosen."""
+    """Returns the unknown column that the caller most likely meant. Limits the number of searches, of names
+    and their length, because the caller chooses the names that are compared."""
     if faults.total >= _NEAR_FAULTS or type(name) is not str:
         return None
     from difflib import get_close_matches
@@ -466,7 +469,7 @@ def _is_columnar(plan: _Plan, data: Mapping[Any, Any]) -> bool:
 
 
 def _without_nulls(plan: _Plan, data: Mapping[Any, Any]) -> Mapping[Any, Any]:
-    """Columns of which one is null as a whole: an optional one is left out."""
+    """Drops optional columns whose whole value is null."""
     optional = {spec.name for spec in plan.columns if not spec.required}
     return {name: value for name, value in data.items() if value is not None or name not in optional}
 
@@ -592,7 +595,7 @@ def _tensors_of_instances(plan: _Plan, rows: list[Any], faults: Faults, extras: 
 
 
 def _rows(plan: _Plan, arrays: Mapping[str, NDArray]) -> int | None:
-    """The length of the first axis where all tensors share it and leave it free: only then are rows rows."""
+    """Returns the length of the first axis if all tensors share it and leave it free, else None."""
     if any(spec.shape[:1] != (-1,) for spec in plan.tensors):
         return None
     lengths = {len(array) for array in arrays.values()}

@@ -49,7 +49,7 @@ class Refused(Exception):
 
 
 def kind_of(value: object) -> str:
-    """What kind of thing a value is, in the words of signatures."""
+    """Names a value's kind in the terms of signatures, for example `string` or `array`."""
     for kinds, name in _KINDS:
         if isinstance(value, kinds):
             return name
@@ -137,7 +137,7 @@ def walked(
 
 
 def null_problem(kind: Scalar) -> str:
-    """What to say of a null in a required column."""
+    """Returns the problem text for a null in a required column."""
     if kind in RANGES:
         return v.NULL_INTEGER
     return v.NULL_BOOLEAN if kind is Scalar.boolean else v.NULL
@@ -352,7 +352,7 @@ def _nanoseconds_of_text(value: Any, kind: Scalar) -> int:
 def parse_date(text: str) -> int:
     """Nanoseconds since 1970 of `YYYY-MM-DD[Thh:mm[:ss[.fffffffff]][Z|±hh:mm]]`. Raises Refused.
 
-    Other ISO 8601 forms (weeks, no separators) are refused: a number of eight digits is no date.
+    Other ISO 8601 forms (weeks, no separators) are refused: a number of eight digits is not a date.
     """
     try:
         if not text.isascii() or text[4] != "-" or text[7] != "-" or text[10:11] not in ("", "T", "t", " "):

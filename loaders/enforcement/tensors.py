@@ -68,7 +68,7 @@ def _subscript(position: int, shape: Sequence[int]) -> str:
 
 
 def fits(shape: Sequence[int], wanted: Sequence[int]) -> bool:
-    """Whether a shape is a declared one."""
+    """Returns True if a shape matches the declared one (-1 matches any length)."""
     return len(shape) == len(wanted) and all(w in (-1, n) for n, w in zip(shape, wanted, strict=True))
 
 

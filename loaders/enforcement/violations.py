@@ -1,7 +1,7 @@
-"""What is wrong with an input, collected field by field, so that a caller learns everything at once.
+"""Violations of an input, collected field by field, so that one answer reports all of them.
 
-Says where, what, what was wanted and what kind of thing came; never the data itself. The problems form a
-fixed set of sentences, so that they can be counted. Knows nothing of types, forms or numpy.
+A violation names the place, the problem, the expected type and the received kind, never the data. Problems
+are a fixed set of sentences, so that they can be counted. Knows nothing of types, forms or numpy.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ NULL_BOOLEAN: Final = "is null: make the column optional"
 FRACTION: Final = "is not a whole number"
 OUT_OF_RANGE: Final = "is out of range"
 LOSSY: Final = "would lose precision"
-BAD_DATE: Final = "is no date in ISO 8601"
-BAD_BASE64: Final = "is no base64"
+BAD_DATE: Final = "is not a date in ISO 8601"
+BAD_BASE64: Final = "is not base64"
 BAD_TEXT: Final = "cannot be read as this type"
 UNKNOWN: Final = "is not in the signature"
 DUPLICATE: Final = "is there twice"
@@ -66,7 +66,7 @@ class InvalidInput(ValueError):
 
     @property
     def count_text(self) -> str:
-        """How many faults there are, for a sentence; beyond 10,000 nobody counted."""
+        """Returns the number of faults as text; counting stops at 10,000."""
         if self.total == 1:
             return "1 problem"
         return f"{self.total:,} {'or more ' if self.total >= MAX_COUNTED else ''}problems"

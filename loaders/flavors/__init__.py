@@ -70,5 +70,5 @@ def for_model(model: object) -> Flavor:
             return flavor
     raise UnknownFlavor(
         "model",
-        f"a {type(model).__name__} cannot be saved: it has no predict method and is no function",
+        f"a {type(model).__name__} cannot be saved: it has no predict method and is not a function",
     )

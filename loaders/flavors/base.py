@@ -12,14 +12,14 @@
     is how many threads one prediction may use, for frameworks that fix it at load; None: all processors.
 6.  `Predictor.predict` is given a `Batch` that was enforced and returns the framework's own answer.
     It is called by one thread at a time and never changes the batch.
-7.  `Predictor.merges` is True only if the answer to a row does not depend on the rows beside it.
+7.  `Predictor.merges` is True only if the answer to a row does not depend on the other rows.
 8.  `trust` is "data" if loading executes nothing that the package brought, else "code".
 9.  `memory_factor` is how many bytes a loaded model takes for each byte on disk: a first guess, replaced
     by a measurement.
 10. Without its framework a flavor raises `MissingFramework`, which names the package to install.
 11. `mlflow_names` is True if models of this flavor may refer to mlflow's own names, so that the stand-in
     must be in force where mlflow is not installed.
-12. `stateless` is True only if no answer depends on what the model was asked before: such a model answers its
+12. `stateless` is True only if no answer depends on earlier predictions: such a model answers its
     example in place before it serves, any other in a throw-away fork of its process.
 13. `options` names what `save` takes; it is given no others, but `shipped`: the modules in `code/`.
 """

@@ -12,8 +12,8 @@ from typing import Final, NamedTuple
 
 
 class Unsuitable(ValueError):
-    """The input fits the signature but not the model, or there is no signature. The text says what to send,
-    and holds no data."""
+    """The input fits the signature but not the model, or there is no signature. The text says what to send
+    and contains no data."""
 
 
 class Failure(NamedTuple):
@@ -44,7 +44,7 @@ _KNOWN: Final = tuple(
 
 
 def failure(error: BaseException) -> Failure:
-    """What a caller may read of an exception that a model raised."""
+    """Returns the part of a model's exception that a caller may read."""
     try:
         first = str(error).partition("\n")[0].strip()
     except BaseException:  # noqa: BLE001 - its __str__ is the model's code as well

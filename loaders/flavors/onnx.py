@@ -68,7 +68,7 @@ class Onnx:
 
     def save(self, model: Any, directory: Path, options: Mapping[str, Any]) -> Saved:
         """Options: `providers` (a list of names or [name, options]), `session_options` (MLflow's dict).
-        A file with weights beside it, and graphs above 2 GB, need the package onnx."""
+        Files with external weights, and graphs above 2 GB, need the package onnx."""
         target = directory / _FILE
         if isinstance(model, bytes):
             target.write_bytes(model)
@@ -93,8 +93,8 @@ class Onnx:
 
 
 class _Input(NamedTuple):
-    """What one input of a graph takes. `dtype`: None for what is no array. `shape`: None where the graph does
-    not say its rank."""
+    """One input of a graph. `dtype`: None if the input is not an array. `shape`: None if the graph does
+    not declare its rank."""
 
     name: str
     dtype: np.dtype[Any] | None
@@ -145,7 +145,9 @@ class Graph:
         inputs = [*self._inputs.values()]
         known = [(taken, taken.dtype, taken.shape) for taken in inputs]
         if any(dtype is None for _, dtype, _ in known):
-            raise Unsuitable("the graph takes what is no array: send its inputs by name, not a table")
+            raise Unsuitable(
+                "the graph has an input that is not an array: send its inputs by name, not a table"
+            )
         named = all(taken.name in table.arrays for taken in inputs)
         one_column = len(inputs) == 1 and (len(table.arrays) == 1 or len(inputs[0].shape or ()) == 1)
         if len(inputs) == 1 and not (named and one_column):
@@ -185,7 +187,7 @@ def _fed(taken: _Input, value: Any) -> Any:
 
 def _declared(path: Path) -> Signature | None:
     """The signature that a graph states: its inputs' names, dtypes and shapes, -1 for a dimension that is
-    free or symbolic. None where an input is no tensor or its rank is not known, or where this machine
+    free or symbolic. None where an input is not a tensor or its rank is unknown, or where this machine
     cannot open the graph.
 
     What a graph states of its outputs nothing verifies, and real ones are wrong: it is taken where all but
@@ -297,7 +299,7 @@ def _copy(source: Path, target: Path) -> None:
             _runtime().InferenceSession(str(target), providers=[_CPU])
         except Exception as error:
             if source.with_name(source.name + ".data").exists() or "external" in str(error).lower():
-                raise MissingFramework("onnx (with weights beside its file)", "onnx") from error
+                raise MissingFramework("onnx (with weights outside its file)", "onnx") from error
             raise
         return
     _write(onnx.load(str(source)), target)

@@ -91,7 +91,7 @@ class Python:
                 if isinstance(model, standin.FunctionModel):
                     model = model.func  # whose own hint says what it is given
             artifacts = {name: str(path) for name, path in package.artifacts.items()}
-            # MLflow gives its models None where there is no configuration.
+            # As in MLflow, a model without configuration gets None.
             given_config = dict(config) or (None if package.loader_module != SHIPPED else {})
             return Custom(shipped.adapted(model, artifacts, given_config).predict, package)
 
@@ -172,7 +172,7 @@ class MLflow:
 
 
 class Custom:
-    """A model of the package's own making, asked by its method with MLflow's `predict(data, params)`."""
+    """A model that the package's own code defines, called as MLflow does: `predict(data, params)`."""
 
     def __init__(self, predict: Callable[..., Any], package: Package) -> None:
         self.merges = package.metadata.get(MERGES_KEY) is True
@@ -183,7 +183,7 @@ class Custom:
             self._takes_params = False  # compiled code that does not say what it takes
 
     def predict(self, batch: Batch, params: Mapping[str, Any]) -> Any:
-        # MLflow gives its models None where there are no parameters.
+        # As in MLflow, a model without params gets None.
         given = {"params": dict(params) or None} if self._takes_params else {}
         with standin.explained():
             return self._predict(batches.native(batch), **given)

@@ -64,7 +64,7 @@ class Sklearn:
             known = ", ".join(pickling.FORMATS)
             raise ValueError(f"the serialization format {form!r} is not known; known: {known}")
         if predict_fn not in _METHODS or not hasattr(model, predict_fn):
-            raise ValueError(f"a {type(model).__name__} cannot be asked with {predict_fn!r}")
+            raise ValueError(f"a {type(model).__name__} cannot predict with {predict_fn!r}")
         file = "model.skops" if form == "skops" else "model.pkl"
         needed: tuple[str, ...] = ("scikit-learn",)
         entry = {"pickled_model": file, "serialization_format": form, "sklearn_version": sklearn.__version__}
@@ -90,7 +90,7 @@ class Sklearn:
         entry = package.flavors.get(self.name, {})
         predict_fn = package.text("predict_fn") or "predict"
         if predict_fn not in _METHODS:
-            raise PackageError("python_function.predict_fn", f"{predict_fn!r} is no method that predicts")
+            raise PackageError("python_function.predict_fn", f"{predict_fn!r} is not a method that predicts")
         file = package.data
         if not file.is_file():
             # MLflow 1 named the file only in the flavor's own entry, or left it at its default.
@@ -103,7 +103,7 @@ class Sklearn:
 
 
 class Estimator:
-    """A loaded estimator, asked with one of its methods. `score` answers about all rows at once.
+    """A loaded estimator and the method to call. `score` gives one answer for all rows.
 
     Tables become frames, as in MLflow. Where an estimator does nothing with a frame but check its columns'
     names and make an array of it, which takes most of the time of a small call, it is given that array.
@@ -160,7 +160,7 @@ class Estimator:
                 warnings.simplefilter("always")
                 of_frame = self._predict(batches.native(table))
                 of_array = self._predict_array(rows.copy(order="F"))
-        except Exception:  # noqa: BLE001 - then it gets frames, and whoever asks it gets what it raises
+        except Exception:  # noqa: BLE001 - it then gets frames, and the caller gets its error
             return False
         if warned or type(of_frame) is not np.ndarray or type(of_array) is not np.ndarray:
             return False
@@ -224,7 +224,7 @@ def _plain_step(estimator: Any) -> Any | None:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a parameter is no estimator, no function, and no list of such."""
+    """Returns False for an estimator, a function, or a list of them."""
     if isinstance(value, (list, tuple)):
         return all(item is None or isinstance(item, (str, int, float)) for item in value)
     return not callable(value) and not hasattr(value, "fit")

@@ -1,6 +1,6 @@
 """Fitted statsmodels results, as the pickles that statsmodels writes.
 
-Time series are asked as MLflow does it: one row with the columns `start` and `end`. Requests are merged
+Time series take MLflow's form of input: one row with the columns `start` and `end`. Requests are merged
 only where the package's metadata says `gateway.batch: true`.
 """
 
@@ -69,5 +69,5 @@ class Results:
         if not self._series:
             return self.model.predict(data)
         if len(data) != 1 or not {"start", "end"} <= set(data.columns):
-            raise ValueError("a time series model is asked with one row that has the columns start and end")
+            raise ValueError("a time series model takes one row with the columns start and end")
         return self.model.predict(start=data["start"].iloc[0], end=data["end"].iloc[0])

@@ -64,7 +64,7 @@ class XGBoost:
         root, _, name = named.rpartition(".")
         kind = getattr(xgboost, name, None) if root.partition(".")[0] == "xgboost" else None
         if not (isinstance(kind, type) and issubclass(kind, (xgboost.Booster, xgboost.XGBModel))):
-            raise PackageError("xgboost.model_class", f"{named!r} is no class of XGBoost's models")
+            raise PackageError("xgboost.model_class", f"{named!r} is not a model class of XGBoost")
         model = kind()
         model.load_model(package.native_data(self.name))
         booster = model if isinstance(model, xgboost.Booster) else model.get_booster()

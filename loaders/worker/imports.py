@@ -1,8 +1,8 @@
 """What a package's own code can import while it runs: the modules it ships, and the stand-in for mlflow.
 
 Two packages in one process may ship different modules of one name, and neither may see the other's. So the
-modules of a package stand in `sys.modules`, and its directory on `sys.path`, only while that package is
-loaded or asked; between its turns they are set aside here. Turns of packages that ship code exclude each
+modules of a package are in `sys.modules`, and its directory is on `sys.path`, only while that package
+loads or predicts; between its turns this module keeps them. Turns of packages that ship code exclude each
 other in a process. Where the process belongs to one model (`private`), its modules simply stay.
 
 Limits of sharing a process: another thread that imports a module of the same name during a turn gets the

@@ -1,7 +1,7 @@
-"""A prediction nobody asked for, made in a zygote, so that its children find done what a first one does once.
+"""A rehearsal prediction in a zygote, so that its children skip the one-time work of a first prediction.
 
 A framework's first prediction in a process looks for plugins, fills caches and imports what it needs, and
-each child would do so again, in memory of its own. Runs no line of anybody's model, and does nothing where
+each child would do so again, in memory of its own. Runs no model code, and does nothing where
 the framework is not imported already. Must not know of processes.
 """
 

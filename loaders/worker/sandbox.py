@@ -63,7 +63,7 @@ class ConfinementError(Exception):
 
 class Applied(NamedTuple):
     """`held`: what holds, by the measure's name. `shared_memory`: a descriptor of this process's own
-    `/dev/shm`, for whoever counts what lies there; -1 where it has none."""
+    `/dev/shm`, used to measure its contents; -1 if it has none."""
 
     held: dict[str, str]
     shared_memory: int = -1
@@ -123,7 +123,7 @@ def _reported(step: Callable[[], str]) -> str:
 
 
 def _has_own_user(policy: Mapping[str, Any]) -> bool:
-    """Whether no other process runs as this one's user."""
+    """Returns True if no other process runs as this process's user."""
     return bool(policy.get("own_user")) and os.getuid() == policy.get("uid")
 
 
@@ -169,7 +169,7 @@ def _own_shared_memory(libc: Any, policy: Mapping[str, Any]) -> int:
         Path("/proc/self/setgroups").write_text("deny", "ascii")
         Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1", "ascii")
         Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1", "ascii")
-    # What is unmounted outside must not stay in use here.
+    # Receive unmounts from outside, so that this process does not keep such mounts in use.
     _call(libc.mount, None, b"/", None, _MS_REC | _MS_SLAVE, None)
     size = policy.get("shared_memory")
     options = "mode=1777" if size is None else f"mode=1777,size={int(size)}"

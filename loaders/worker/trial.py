@@ -1,8 +1,8 @@
 """A fresh process that loads one package, answers its input example, and ends.
 
-Started by `loaders.trial` when a package was saved: what only works in the process of its author (a module
-beside the script, a class of a notebook, an object kept in memory) fails here. The example takes the way of
-a request: from its JSON form through enforcement. numpy and the standard library only.
+Started by `loaders.trial` when a package was saved: code that works only in its author's process (a module
+next to the script, a class of a notebook, an object kept in memory) fails here. The example is treated as
+a request: read from JSON and enforced. numpy and the standard library only.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from loaders.worker import wire
 
 def main(options: Mapping[str, Any]) -> None:
     """`request`: a file with the package as JSON; `path`: its directory; `reply`: the file for the answer,
-    a frame of `wire`; `times`: how often the example is asked; `enforcement`. Ends the process."""
+    a frame of `wire`; `times`: how many times the example is predicted; `enforcement`. Ends the process."""
     try:
         reply = _tried(options)
     except BaseException as error:  # noqa: BLE001  (whatever the model raises is an answer, not an end)

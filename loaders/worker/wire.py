@@ -8,7 +8,7 @@ A frame is
     header    JSON (ASCII, padded with spaces): the message, an object
     body      the buffers the header refers to, in the order in which it refers to them
 
-What JSON holds stands in the header as it is. Everything else is `{"~": [kind, …]}`: an array is
+Values that JSON can hold are in the header unchanged. Everything else is `{"~": [kind, …]}`: an array is
 `{"~": ["array", dtype, shape]}` and takes the next bytes of the body (aligned to 16), and so on; an
 object that has the key "~" itself is written as a list of pairs. The reader takes the buffers in
 order and must end exactly at the body's end, so a header cannot claim the same bytes twice.
@@ -131,8 +131,8 @@ def encode(message: Mapping[str, Any], limit: int = MAX_FRAME, *, lenient: bool 
     deeper than Python's stack, and for a frame over `limit` bytes.
 
     `lenient` is for what a model answers: sets and other sequences go as lists, enumerations as their values,
-    UUIDs as text, dataclasses and pydantic models as dicts, structured arrays as tuples, and of what is still
-    unknown the name of its type, as `Opaque`, so that whoever writes the answer can say it.
+    UUIDs as text, dataclasses and pydantic models as dicts, structured arrays as tuples, and any
+    other value as the name of its type (`Opaque`), so that the error about the answer can name it.
     """
     body = _Body(limit, lenient=lenient)
     try:
@@ -154,8 +154,8 @@ def encode(message: Mapping[str, Any], limit: int = MAX_FRAME, *, lenient: bool 
 
 @dataclass(slots=True, eq=False)
 class Framed:
-    """A batch that stands in a frame already, as part of the message that a model process is sent. `rows` as
-    in the batch. Nobody reads the frame on its way."""
+    """A batch that is already encoded as part of a message to a model process. `rows` as in the batch.
+    The frame is passed on unread."""
 
     rows: int | None
     frame: Array
@@ -281,7 +281,7 @@ def _pack_piece(piece: list[Any], body: _Body, *, plain: bool) -> Any:
 
 
 def _pack_foreign(value: Any, body: _Body) -> Any:
-    """What only an answer may hold, turned into what JSON would make of it."""
+    """Packs a value that only answers may contain in the form that JSON gives it."""
     if isinstance(value, enum.Enum):
         return _pack(value.value, body)
     if isinstance(value, (Set, Sequence)):
@@ -378,7 +378,7 @@ class Reader:
 
     @property
     def partial(self) -> bool:
-        """Whether the stream stands inside a frame."""
+        """True while the stream is inside a frame."""
         return self._end > 0 or self._frame is not None
 
     def pull(self, sock: socket.socket) -> bool:
@@ -573,7 +573,7 @@ def _tensors(cursor: _Cursor, rows: int | None, arrays: list[Any]) -> Tensors:
     if rows is not None and any(array.shape[:1] != (rows,) for array in tensors.values()):
         raise WireError("tensors without a shared first axis")
     if not all(isinstance(array, np.ndarray) for array in tensors.values()):
-        raise WireError("tensors that are no arrays")
+        raise WireError("tensors that are not arrays")
     return Tensors(tensors, rows)
 
 

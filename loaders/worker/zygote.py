@@ -63,7 +63,7 @@ def main(options: Mapping[str, Any]) -> None:
             return
         os.close(memory)
         gc.collect()
-        gc.freeze()  # so that a child's collector does not touch, and thereby copy, these pages
+        gc.freeze()  # a child's collector must not touch these pages: touching copies them
         _Nursery(control, start, options["scratch"]).run()
     if os.getppid() != options["parent"]:
         with suppress(OSError):  # not before the last zygote leaves
@@ -84,7 +84,7 @@ def _preload(options: Mapping[str, Any]) -> list[str]:
             importlib.import_module(name)
         except ModuleNotFoundError:
             missing.append(name)
-        except Exception as error:  # noqa: BLE001  (broken: the affair of the models that need it)
+        except Exception as error:  # noqa: BLE001  (fails again, with its cause, in the models that need it)
             sys.stderr.write(f"{name} cannot be imported here: {type(error).__name__}: {error}\n")
             missing.append(name)
         if before == 1 and len(os.listdir("/proc/self/task")) > 1:
@@ -101,7 +101,7 @@ def _preload_own() -> None:
         flavors.get(name)
     try:
         prewarm.rehearse()
-    except Exception as error:  # noqa: BLE001  (a broken framework is the affair of the models that need it)
+    except Exception as error:  # noqa: BLE001  (fails again in the models that need it)
         sys.stderr.write(f"nothing was rehearsed: {type(error).__name__}: {error}\n")
 
 
@@ -173,7 +173,7 @@ class _Nursery:
                     for descriptor in self._wakeup:
                         os.close(descriptor)
                     process.main(options)
-                with suppress(OSError):  # both do it: whoever needs the group finds it
+                with suppress(OSError):  # parent and child both set it: neither depends on the other's timing
                     os.setpgid(pid, pid)
             else:
                 pid = self._spawn(options)

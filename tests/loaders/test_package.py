@@ -144,7 +144,7 @@ def test_a_directory_without_mlmodel_and_no_directory_are_refused(tmp_path: Path
     assert "not a model directory" in str(problem(tmp_path))
     assert str(problem(tmp_path / "absent")) == "absent: there is no such directory"
     (tmp_path / "file").touch()
-    assert str(problem(tmp_path / "file")) == "file: is no directory"
+    assert str(problem(tmp_path / "file")) == "file: is not a directory"
 
 
 def test_a_model_kept_elsewhere_is_refused_with_the_reason(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_a_package_that_answers_otherwise_is_refused_with_the_field(
 
 
 def test_an_original_that_differs_from_itself_is_not_compared(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="differently when it is asked again"):
+    with pytest.warns(UserWarning, match="differently the second time"):
         loaders.save_model(counting, tmp_path / "m", input_example=FRAME)
     assert not (tmp_path / "m" / recorded.FILE).exists()
 

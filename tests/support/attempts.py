@@ -1,5 +1,5 @@
-"""What a hostile model may try against the gateway, its zygote and its siblings: one model that makes each
-attempt when it is asked by name.
+"""What a hostile model may try against the gateway, its zygote and its siblings: one model that makes the
+attempt named in its input.
 
 An attempt is refused (it raises) or pretends to succeed; `Victims` sees whether it had an effect.
 """
@@ -106,7 +106,7 @@ ATTEMPTS: dict[str, tuple[str, str]] = {
     "change the kernel's settings": (REFUSED, "open('/proc/sys/kernel/core_pattern', 'w').write('core')"),
     "change its control group": (REFUSED, "open('/sys/fs/cgroup/memory/x', 'w')"),
     "list the siblings' directories": (REFUSED, "os.listdir('..')"),
-    # memory that is nobody's
+    # memory that belongs to no process
     "make System V shared memory": (REFUSED, "call('shmget', 0, 1 << 20, 0o1600)"),
     "attach to shared memory": (REFUSED, "call('shmat', 0, 0, 0)"),
     "remove shared memory": (REFUSED, "call('shmctl', 0, 0, 0)"),
@@ -195,7 +195,7 @@ def attempt(name):
 
 
 def write_attempts(directory: Path, victim: str) -> Package:
-    """A package that makes the attempt whose name it is asked. `victim`: the path of a file."""
+    """Writes a package that makes the attempt named in its input. `victim`: the path of a file."""
     column = syscalls.ARCHITECTURES[platform.machine()][0]
     numbers = {name: found[column] for name, found in syscalls._NUMBERS.items()}
     numbers["inotify_init1"] = (294, 26)[column]

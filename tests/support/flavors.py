@@ -1,6 +1,6 @@
 """Sample models for the contract of flavors: at least one live model a flavor, small and trained here.
 
-A sample knows what makes it, what it is asked with, and what the framework itself answers.
+A sample has a factory, an input, and the framework's own answer to it.
 """
 
 from __future__ import annotations

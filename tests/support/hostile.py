@@ -81,7 +81,7 @@ def descendants(pid: int | None = None) -> dict[int, str]:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process exists and is no zombie."""
+    """Returns True if a process exists and is not a zombie."""
     try:
         return (
             Path("/proc", str(pid), "stat").read_text("utf-8", "replace").rpartition(")")[2].split()[0] != "Z"
@@ -91,7 +91,7 @@ def alive(pid: int) -> bool:
 
 
 def eventually(condition: Callable[[], object], seconds: float = 30.0) -> bool:
-    """Whether a condition of the operating system comes true in time; there is no event to wait for."""
+    """Polls a condition of the operating system that has no event; returns False after `seconds`."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if condition():

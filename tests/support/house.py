@@ -77,7 +77,7 @@ async def house(scratch: Path, start: Literal["fork", "spawn"] = "fork") -> Asyn
         await made.close()
     assert eventually(lambda: not set(descendants()) - before), "processes were left"
     if descriptors() - opened:
-        gc.collect()  # what nobody refers to any more is closed only then; too slow to do each time
+        gc.collect()  # closes unreferenced objects; too slow to run every time
     assert eventually(lambda: not descriptors() - opened), f"left open: {descriptors() - opened}"
     assert os.listdir(scratch) == [], "temporary directories were left"
 

@@ -45,7 +45,7 @@ class ObjectStore:
         command += [f"-{name}.port={port}" for name, port in ports.items()]
         command += [f"-{name}.port.grpc={_listening_port()}" for name in ports]
         command += ["-s3.config=s3.json", f"-volume.max={volumes}", "-master.volumeSizeLimitMB=64"]
-        # What listens on fixed ports, or reports to somebody, is left out.
+        # Disable services with fixed ports, and telemetry.
         command += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]
         self._log = directory / "log"
         with self._log.open("wb") as log:

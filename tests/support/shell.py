@@ -27,7 +27,7 @@ PATIENCE = 120.0
 
 @dataclass(frozen=True)
 class Done:
-    """What a command left: exit code, stdout, stderr."""
+    """The result of a command: exit code, stdout, stderr."""
 
     code: int
     out: str
