@@ -44,6 +44,7 @@ from gateway.rollouts.policy import policy_of
 from gateway.rollouts.preload import Preload
 from gateway.rollouts.promotions import Promotions
 from gateway.runners.inline import settle_heap
+from gateway.runners.packs import Packs
 from gateway.runners.placement import Placement
 from gateway.runners.zygote import Zygotes
 from gateway.service import Service
@@ -54,9 +55,11 @@ from gateway.serving.manager import Manager
 from gateway.serving.preparation import Preparation
 from gateway.serving.servable import Options, Servable
 from gateway.state import AliasMemory, State
+from loaders import scan
 
 if TYPE_CHECKING:
     from gateway.settings import Settings
+    from loaders.package import Package
 
 log = logging.getLogger("gateway")
 
@@ -110,6 +113,7 @@ class Gateway:
             self._disk,
             policy=formats(settings),
             measured=self._measurement,
+            scanned=self._scanned,
             remembered=self._earlier_digest,
             remember=self._remember_digest,
             lasting=registry.lasting,
@@ -117,7 +121,8 @@ class Gateway:
         )
         self._preparation = Preparation(chooser, self._served_before)
         self._zygotes = Zygotes(sink=lambda line: log.info("zygote: %s", line))
-        self._placement = Placement(settings, self._zygotes, self._observe)
+        self._packs = Packs(self._zygotes)
+        self._placement = Placement(settings, self._zygotes, self._observe, packs=self._packs)
         self.ledger: Ledger[Servable] = Ledger(
             settings.memory_limit, policy=POLICIES[settings.eviction], min_residency=MIN_RESIDENCY
         )
@@ -270,6 +275,7 @@ class Gateway:
         await self.large_bodies.close()
         await self.aliases.close()
         await self.manager.close()
+        await self._packs.close()
         await self._zygotes.close()
         await asyncio.to_thread(self._writer.shutdown)
         self._state.close()
@@ -286,7 +292,8 @@ class Gateway:
             self._disk_bytes = await self._blocking(self._artifacts.bytes)
             for _ in range(DISK_INTERVAL):
                 await asyncio.sleep(MEASURE_INTERVAL)
-                self.manager.remeasure(self._zygotes.bytes)
+                self._packs.tend()
+                self.manager.remeasure(self._zygotes.bytes + self._packs.overhead)
                 self.manager.retire_idle()
                 self.manager.tend()
                 self._zygotes.tend_orphans()
@@ -341,6 +348,19 @@ class Gateway:
         except sqlite3.Error:
             log.exception("the state could not be read")
             return None  # an estimate does, until the kernel says
+
+    def _scanned(self, digest: str, package: Package) -> scan.Verdict:
+        """What its files execute, from the state where they were scanned before."""
+        try:
+            known = self._state.scan(digest, scan.EDITION)
+        except sqlite3.Error:
+            log.exception("the state could not be read")
+            known = None
+        if known is not None:
+            return scan.Verdict(*known)
+        found = scan.package(package, self.settings.pack_bytes)
+        self._write_behind(lambda: self._state.save_scan(digest, scan.EDITION, found.harmless, found.reason))
+        return found
 
     def _tell_owner(self, event: events.Event) -> None:
         """Writes into the registry that a version was refused, and once it serves after all. Each said once:

@@ -135,6 +135,8 @@ class ModelSettings(Part):
 
     isolation: Isolation | None = None
     """Where the model runs: as the gateway's `isolation` where not set."""
+    pack: Annotated[str, Field(min_length=1, max_length=100)] | None = None
+    """Models with the same text here share a process, whatever their files execute: they trust each other."""
     processes: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = 1
     """Model processes that answer at the same time; `auto`: as many as there are processors."""
     threads: Annotated[int, Field(ge=1)] | None = None
@@ -166,8 +168,6 @@ class ModelSettings(Part):
     """How aliases of the model move. Not set: as the gateway's `rollout`."""
     enforcement: Enforcement | None = None
     """How inputs are checked against the signature. Not set: as the gateway's `enforcement`."""
-    positional: bool = False
-    """Whether rows without column names (`{"instances": [[…]]}`) are taken by position on every route."""
     check_output: Annotated[float, Field(ge=0, le=1)] = 0.0
     """The share of answers, 0 to 1, that are compared with the output schema."""
     warm_up: bool = True
@@ -195,9 +195,8 @@ class Settings(Part):
     """The model of /invocations and of requests that name none."""
     preload: Annotated[list[str], BeforeValidator(listed)] = []
     """References that must be loaded before /readyz says yes."""
-    enforcement: Enforcement | None = None
-    """How inputs are checked: `strict`, `warn`, or `mlflow` for MLflow's lenient casts. Not set: `mlflow` on
-    /invocations and /endpoints/NAME/invocations, `strict` on all other routes."""
+    enforcement: Enforcement = "strict"
+    """How inputs are checked: `strict`, `warn`, or `mlflow` for MLflow's lenient casts."""
     unsafe_formats: Literal["allow", "allowlist", "refuse"] = "allow"
     """Formats that run code when they load: allowed, refused, or as `unsafe_allowlist` says."""
     unsafe_allowlist: Annotated[list[str], BeforeValidator(listed)] = []
@@ -209,7 +208,10 @@ class Settings(Part):
     require_digest: bool = False
     """Refuse versions without a digest, before anything is fetched."""
     isolation: Isolation = "auto"
-    """Where models run: outside the gateway's process (`auto`, `process`) or in it (`inline`)."""
+    """Where models run: outside the gateway's process, small harmless ones together (`auto`), each in its own
+    process (`process`), or in the gateway's (`inline`)."""
+    pack_bytes: Size = 32 * 1024**2
+    """A model whose files, or whose memory, take more does not share a process under `isolation: auto`."""
     start: Literal["fork", "spawn"] = "fork"
     """How model processes begin: as a copy of one that has the frameworks imported (`fork`), or each anew."""
     model_user: Literal["auto", "same"] | Annotated[int, Field(ge=1)] = "auto"
@@ -305,7 +307,8 @@ class Settings(Part):
         return self
 
     def for_model(self, name: str) -> ModelSettings:
-        """What holds for one model; its `isolation`, `environment` and `rollout` are never None.
+        """What holds for one model; its `isolation`, `enforcement`, `environment` and `rollout` are
+        never None.
 
         Entries whose pattern matches are merged in the order they are written, later over earlier, and the
         entry with exactly this name over all of them.

@@ -40,6 +40,9 @@ CREATE TABLE IF NOT EXISTS first_digest (
     registry TEXT, name TEXT, version TEXT, source TEXT, digest TEXT NOT NULL,
     PRIMARY KEY (registry, name, version, source));
 CREATE TABLE IF NOT EXISTS last_snapshot (registry TEXT PRIMARY KEY, stamp TEXT NOT NULL, seen REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS scan (
+    digest TEXT, edition INTEGER, harmless INTEGER NOT NULL, reason TEXT NOT NULL,
+    PRIMARY KEY (digest, edition));
 CREATE TABLE IF NOT EXISTS last_model (
     registry TEXT, name TEXT, entry BLOB NOT NULL, PRIMARY KEY (registry, name)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS rollout (
@@ -301,6 +304,19 @@ class State:
         """(bytes, load seconds) of the last time these files were loaded, or None."""
         rows = self._query("SELECT bytes, load_seconds FROM measurement WHERE digest = ?", digest)
         return (rows[0][0], rows[0][1]) if rows else None
+
+    # What the files of a digest execute, as one edition of the scan found it.
+
+    def save_scan(self, digest: str, edition: int, harmless: bool, reason: str) -> None:
+        with self._transaction() as db:
+            db.execute("REPLACE INTO scan VALUES (?, ?, ?, ?)", (digest, edition, harmless, reason))
+
+    def scan(self, digest: str, edition: int) -> tuple[bool, str] | None:
+        """(harmless, reason), or None where it was not scanned."""
+        rows = self._query(
+            "SELECT harmless, reason FROM scan WHERE digest = ? AND edition = ?", digest, edition
+        )
+        return (bool(rows[0][0]), rows[0][1]) if rows else None
 
     def close(self) -> None:
         with self._lock:

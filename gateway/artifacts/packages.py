@@ -22,7 +22,7 @@ from cachetools import LRUCache
 from gateway.artifacts.cache import ArtifactError, Artifacts, DigestMismatch, Local, Unreachable
 from gateway.artifacts.formats import Refused, judged
 from gateway.errors import Problem
-from loaders import flavors, recorded
+from loaders import flavors, recorded, scan
 from loaders.output import mismatches
 from loaders.package import Package, PackageError, read
 
@@ -52,12 +52,16 @@ class Policy:
     accepted: tuple[str, ...] = ()
 
 
+NOT_SCANNED = scan.Verdict(False, "its files were not scanned")
+
+
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """A package that was accepted. `size` is its files' bytes, `estimate` what it will take in memory:
     the last measurement of this digest, else size × the flavor's factor. `findings` are warnings.
     `needs`: the facts of its environment; `runtime`: where it runs, once that was found; `forced`: somebody
-    answers for it where its own environment is not to be had."""
+    answers for it where its own environment is not to be had. `verdict`: whether its files execute framework
+    classes at most."""
 
     version: Version
     package: Package
@@ -71,6 +75,7 @@ class Prepared:
     needs: Needs | None = None
     runtime: Runtime | None = None
     forced: bool = False
+    verdict: scan.Verdict = NOT_SCANNED
 
     def check_output(self, answer: Batch) -> list[str]:
         """How an answer differs from the output schema; a warning, never a refusal."""
@@ -99,7 +104,7 @@ class Fetched:
 class Packages:
     """`fetches` is where files are fetched, `disk` where those that are here are looked at: a download that
     hangs must not stand in their way. `policy` gives a version's policy (by name and digest); `measured`
-    (bytes, load seconds) by digest.
+    (bytes, load seconds) by digest; `scanned` what the files of a digest execute, None where nobody asks.
 
     `remembered` and `remember`, called in these two, are what the files of a version without a digest were at
     an earlier fetch. Where versions never change (`lasting`) it is the first, and it must be so again;
@@ -114,6 +119,7 @@ class Packages:
         *,
         policy: Callable[[str, str], Policy] = lambda name, digest: Policy(),
         measured: Callable[[str], tuple[int | None, float] | None] = lambda digest: None,
+        scanned: Callable[[str, Package], scan.Verdict] = lambda digest, package: NOT_SCANNED,
         remembered: Callable[[Version], str | None] = lambda version: None,
         remember: Callable[[Version, str], None] = lambda version, digest: None,
         lasting: bool = False,
@@ -124,6 +130,7 @@ class Packages:
         self._disk = disk
         self._policy = policy
         self._measured = measured
+        self._scanned = scanned
         self._remembered = remembered
         self._remember = remember
         self._lasting = lasting
@@ -159,9 +166,13 @@ class Packages:
             raise _unavailable(version, error.public) from error
         except PackageError as error:
             raise _unavailable(version, str(error)) from error
-        package = self._admitted(version, package, flavor, local.digest)
+        as_read, package = package, self._admitted(version, package, flavor, local.digest)
         measured, seconds = self._measured(local.digest) or (None, None)
         estimate = OVERHEAD + int(local.bytes * flavor.memory_factor) if measured is None else measured
+        try:
+            verdict = self._scanned(local.digest, as_read)
+        except OSError as error:
+            raise _unavailable(version, f"its files cannot be read: {error.strerror}") from error
         return Prepared(
             version,
             package,
@@ -172,6 +183,7 @@ class Packages:
             estimate,
             seconds,
             needs=self._needs(version, package, local.digest),
+            verdict=verdict,
         )
 
     def _needs(self, version: Version, package: Package, digest: str) -> Needs | None:

@@ -1,7 +1,8 @@
-"""Where a version runs, and why: in processes of its own or in this one, with which limits.
+"""Where a version runs, and why: in a pack, in processes of its own or in this one, with which limits.
 
-`auto` runs every model outside this process. A file that executes nothing can still crash a library, hang or
-take memory, and only a process can be ended. `inline` is the operator's choice: its models are not contained.
+`auto` runs every model outside this process: a file that executes nothing can still crash a library, hang or
+take memory, and only a process can be ended. Small models whose files execute framework classes at most share
+a pack. `inline` is the operator's choice: its models are not contained.
 """
 
 from __future__ import annotations
@@ -12,10 +13,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cachetools import LRUCache
+
 from gateway import cgroup
 from gateway.runners.confinement import Confinement
-from gateway.runners.environments import Environment, elsewhere, preload_for
+from gateway.runners.environments import Environment, allowed, elsewhere, preload_for
 from gateway.runners.inline import InlineRunner
+from gateway.runners.packed import PackedRunner, Record
+from gateway.runners.packs import Conditions, Packs
 from gateway.runners.process import ProcessRunner
 from gateway.runners.zygote import Zygotes
 from gateway.settings import Settings, SettingsError
@@ -32,24 +37,39 @@ Observe = Callable[["Prepared", str, str], None]
 _NOT_CONTAINED = "it runs in the gateway's process and is not contained: a crash of it ends the gateway"
 
 
+#: So many packages are remembered for why they may not share a process.
+RECORDS = 10_000
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A decision: `isolation` is inline or process, `reason` says why, for an operator."""
+    """A decision: `isolation` is inline, process or pack, `reason` says why, for an operator. `group`: the
+    operator's name of the pack, empty where there is none."""
 
     isolation: str
     reason: str
+    group: str = ""
 
 
 class Placement:
-    """Opens runners. `cpus` is what this process may use, as its control group says."""
+    """Opens runners. `packs`: None runs every model alone, as suits where each is loaded just once. `cpus` is
+    what this process may use, as its control group says."""
 
     def __init__(
-        self, settings: Settings, zygotes: Zygotes, observe: Observe, *, cpus: int | None = None
+        self,
+        settings: Settings,
+        zygotes: Zygotes,
+        observe: Observe,
+        *,
+        packs: Packs | None = None,
+        cpus: int | None = None,
     ) -> None:
         self._settings = settings
         self._zygotes = zygotes
         self._observe = observe
+        self._packs = packs
         self._cpus = cpus or cgroup.cpus()
+        self._records: LRUCache[str, Record] = LRUCache(RECORDS)
         try:
             self._config = environment_config(os.environ)
         except ValueError as error:
@@ -57,10 +77,9 @@ class Placement:
 
     def open(self, prepared: Prepared) -> Runner:
         """A runner that has not started."""
-        version = prepared.version
-        own = self._settings.for_model(version.name)
+        own = self._settings.for_model(prepared.version.name)
         config = {**self._config, **own.config}
-        place = self.place(version.name)
+        place = self.place(prepared)
         elsewhere_ = prepared.runtime is not None and prepared.runtime.python is not None
         if place.isolation == "inline" and not elsewhere_:  # another interpreter is another process
             return InlineRunner(
@@ -71,10 +90,36 @@ class Placement:
                 max_answer=self._settings.max_answer_bytes,
                 placement=place.reason,
             )
+        if place.isolation != "pack" or self._packs is None:
+            return self._alone(prepared, place.reason)
+        record = self._records.setdefault(prepared.digest, Record())
+        return PackedRunner(
+            prepared.package,
+            config,
+            packs=self._packs,
+            conditions=Conditions(
+                group=place.group,
+                environment=self._environment(prepared),
+                threads=own.threads or self._cpus,
+                variables=tuple(sorted(allowed(os.environ, own.env).items())),
+                confinement=self._confinement(prepared),
+                max_answer=self._settings.max_answer_bytes,
+            ),
+            alone=lambda reason: self._alone(prepared, reason),
+            record=record,
+            timeout=own.timeout,
+            load_timeout=own.load_timeout,
+            observe=lambda what, reason: self._observe(prepared, what, reason),
+            placement=place.reason,
+        )
+
+    def _alone(self, prepared: Prepared, reason: str) -> ProcessRunner:
+        version = prepared.version
+        own = self._settings.for_model(version.name)
         processes = self._cpus if own.processes == "auto" else own.processes
         return ProcessRunner(
             prepared.package,
-            config,
+            {**self._config, **own.config},
             zygotes=self._zygotes,
             name=version.name,
             version=version.version,
@@ -86,27 +131,45 @@ class Placement:
             memory_limit=own.memory,
             max_answer=self._settings.max_answer_bytes,
             env_allow=own.env,
-            confinement=Confinement(
-                user=self._settings.model_user, network=own.network, readable=tuple(own.readable)
-            ),
-            observe=lambda what, reason: self._observe(prepared, what, reason),
+            confinement=self._confinement(prepared),
+            observe=lambda what, why: self._observe(prepared, what, why),
             environ=os.environ,
-            placement=place.reason,
+            placement=reason,
         )
-
-    def place(self, name: str) -> Place:
-        """Where the versions of a model run."""
-        chosen = self._settings.for_model(name).isolation or "auto"
-        if chosen == "inline":
-            return Place("inline", f"isolation: inline; {_NOT_CONTAINED}")
-        if chosen == "process":
-            return Place("process", "isolation: process")
-        if sys.platform != "linux":
-            return Place("inline", f"isolation: auto, and model processes need Linux; {_NOT_CONTAINED}")
-        return Place("process", "isolation: auto runs every model outside the gateway's process")
 
     def _environment(self, prepared: Prepared) -> Environment:
         start, runtime = self._settings.start, prepared.runtime
         if runtime is None or runtime.python is None:
             return Environment(preload=preload_for(prepared.package.loader_module), start=start)
         return elsewhere(runtime.python, runtime.distributions, start)
+
+    def _confinement(self, prepared: Prepared) -> Confinement:
+        own = self._settings.for_model(prepared.version.name)
+        return Confinement(user=self._settings.model_user, network=own.network, readable=tuple(own.readable))
+
+    def place(self, prepared: Prepared) -> Place:
+        """Where a version runs."""
+        own = self._settings.for_model(prepared.version.name)
+        chosen = own.isolation or "auto"
+        if chosen == "inline":
+            return Place("inline", f"isolation: inline; {_NOT_CONTAINED}")
+        if chosen == "process":
+            return Place("process", "isolation: process")
+        if sys.platform != "linux":
+            return Place("inline", f"isolation: auto, and model processes need Linux; {_NOT_CONTAINED}")
+        if own.processes != 1:
+            return Place("process", f"isolation: auto, with processes: {own.processes}")
+        if own.memory is not None:
+            return Place("process", "isolation: auto, with a memory limit of its own")
+        if own.pack is not None:
+            return Place("pack", f"pack: {own.pack}", own.pack)
+        verdict = prepared.verdict
+        if not verdict.harmless:
+            return Place("process", f"isolation: auto; {verdict.reason}")
+        most = self._settings.pack_bytes
+        for size, what in ((prepared.size, "its files take"), (prepared.estimate, "it takes about")):
+            if size > most:
+                return Place(
+                    "process", f"isolation: auto; {what} {size} bytes, more than pack_bytes ({most})"
+                )
+        return Place("pack", f"isolation: auto; {verdict.reason}, and it is small")

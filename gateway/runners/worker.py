@@ -1,8 +1,8 @@
-"""One model process, seen from the gateway: made by a zygote, asked one thing at a time, ended.
+"""One model process, seen from the gateway: made by a zygote, asked, ended.
 
-Everything happens on the event loop. A worker does not know why it is asked, nor what to do when its
-process ends: it says so once, with the reason. The process may be hostile: what it sends is checked, and
-one that breaks the protocol is ended.
+It does one thing at a time, in the order in which it is asked. Everything happens on the event loop. A worker
+does not know why it is asked, nor what to do when its process ends: it says so once, with the reason. The
+process may be hostile: what it sends is checked, and one that breaks the protocol is ended.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import socket
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 
 from gateway.runners.base import ModelError, RunnerCrashed, RunnerTimeout
@@ -31,8 +32,25 @@ _STATUS_WAIT: Final = 1.0
 _LAST_WORD: Final = 0.25
 
 
+class NotReached(Exception):
+    """The process ended before it came to the call, which may run elsewhere."""
+
+
+class _Call:
+    """What it was asked: who waits, for how many seconds after its turn has come, and for whom."""
+
+    __slots__ = ("answer", "asker", "timeout")
+
+    def __init__(self, answer: asyncio.Future[dict[str, Any]], timeout: float | None, asker: object) -> None:
+        self.answer = answer
+        self.timeout = timeout
+        self.asker = asker
+
+
 class Worker:
-    """`idle` is called whenever it can be asked again, `ended` once when it is gone for good."""
+    """`idle` is called after each answer, `ended` once when it is gone for good. `queues`: it may be asked
+    while it works; what is asked in one turn of the loop is sent together. `worked` is told of each answer,
+    in order: for whom it was and how many seconds it took."""
 
     def __init__(
         self,
@@ -43,7 +61,11 @@ class Worker:
         idle: Callable[[Worker], None],
         ended: Callable[[Worker, str], None],
         max_answer: int = wire.MAX_FRAME,
+        queues: bool = False,
+        worked: Callable[[object, float], None] = lambda asker, seconds: None,
     ) -> None:
+        self._worked = worked
+        self._queues = queues
         self._zygotes = zygotes
         self._environment = environment
         self._sink = sink
@@ -58,7 +80,9 @@ class Worker:
         self._footprint: Footprint | None = None
         self._user: int | None = None
         self._pending: deque[wire.Segment] = deque()
-        self._answer: asyncio.Future[dict[str, Any]] | None = None
+        self._calls: deque[_Call] = deque()
+        self._sending = False
+        self._writing = False
         self._deadline: asyncio.TimerHandle | None = None
         self._verdict: Exception | None = None
         self._burial: asyncio.Task[None] | None = None
@@ -69,6 +93,8 @@ class Worker:
         self.load_peak = 0
         self.retiring = False
         self.answers = 0
+        #: Since when it has been working on the first of its calls, in the loop's time.
+        self.working_since = 0.0
 
     def __repr__(self) -> str:
         state = "ended" if self.gone else "busy" if self.busy else "idle"
@@ -80,7 +106,17 @@ class Worker:
 
     @property
     def busy(self) -> bool:
-        return self._answer is not None
+        return bool(self._calls)
+
+    @property
+    def first(self) -> object:
+        """For whom it works now."""
+        return self._calls[0].asker if self._calls else None
+
+    @property
+    def waiting(self) -> int:
+        """How many calls it has not begun."""
+        return max(0, len(self._calls) - 1)
 
     @property
     def gone(self) -> bool:
@@ -128,8 +164,8 @@ class Worker:
         self._loop.add_reader(self._child.handle, self._process_ended)
         self._loop.add_reader(self._sock, self._receive)
         message = {
-            **load,
             "op": "load",
+            **load,
             "confinement": load["confinement"].to_json(self._user),
         }
         try:
@@ -149,18 +185,37 @@ class Worker:
         # The process's peak counts what it shares with the zygote as well; that much it did not add.
         self.load_peak = max(memory.private, peak(self.pid) - (memory.resident - memory.private))
 
-    def ask(self, pieces: deque[wire.Segment], timeout: float | None) -> asyncio.Future[dict[str, Any]]:
-        """Sends a message; the future gets the answer or RunnerCrashed, or RunnerTimeout after `timeout`
-        seconds, and then the process is ended. Whoever waits may stop waiting: the answer is dropped then,
-        and the worker is idle when it has come. Only for an idle worker."""
-        if self._answer is not None or self.gone or self._sock is None:
+    def ask(
+        self, pieces: deque[wire.Segment], timeout: float | None, asker: object = None
+    ) -> asyncio.Future[dict[str, Any]]:
+        """Sends a message; the future gets the answer or RunnerCrashed, or RunnerTimeout when it has worked
+        on it for `timeout` seconds, and then the process is ended. Where it ends before it came to the call:
+        NotReached. Whoever waits may stop waiting: the answer is dropped then. Only for an idle worker,
+        unless it `queues`."""
+        if (self._calls and not self._queues) or self.gone or self._sock is None:
             raise RuntimeError(f"{self!r} cannot be asked now")
-        answer = self._answer = self._loop.create_future()
-        if timeout is not None:
-            self._deadline = self._loop.call_later(timeout, self._overdue, timeout)
-        self._pending = pieces
-        self._send()
-        return answer
+        call = _Call(self._loop.create_future(), timeout, asker)
+        self._calls.append(call)
+        if len(self._calls) == 1:
+            self._begin(call)
+        self._pending.extend(pieces)
+        if not self._queues:
+            self._send()
+        elif not self._sending:
+            self._sending = True
+            self._loop.call_soon(self._send_gathered)
+        return call.answer
+
+    def let_go(self) -> None:
+        """Gives up what it has not begun: those calls are `NotReached`. It is ended when it has answered the
+        first one, and at once where there is none."""
+        first = self._calls.popleft() if self._calls else None
+        self._refuse_waiting()
+        if first is None:
+            self.kill(RunnerCrashed("it is not needed any more"))
+        else:
+            self._calls.append(first)
+            self.retiring = True
 
     def kill(self, verdict: Exception) -> None:
         """Ends the process now; whoever waits for an answer gets `verdict`."""
@@ -196,11 +251,29 @@ class Worker:
 
     # ---- the conversation
 
+    def _begin(self, call: _Call) -> None:
+        self.working_since = self._loop.time()
+        if call.timeout is not None:
+            self._deadline = self._loop.call_later(call.timeout, self._overdue, call.timeout)
+
+    def _refuse_waiting(self) -> None:
+        while self._calls:
+            answer = self._calls.popleft().answer
+            if not answer.done():
+                answer.set_exception(NotReached())
+                answer.exception()  # seen, also where nobody waits any more
+
+    def _send_gathered(self) -> None:
+        self._sending = False
+        if not self.gone and not self._writing:
+            self._send()
+
     def _send(self) -> None:
         assert self._sock is not None
         try:
             wire.transmit(self._sock, self._pending)
         except BlockingIOError:
+            self._writing = True
             self._loop.add_writer(self._sock, self._send_more)
         except OSError:
             self._finish()
@@ -214,6 +287,7 @@ class Worker:
         except OSError:
             self._finish()
             return
+        self._writing = False
         self._loop.remove_writer(self._sock)
 
     def _receive(self) -> None:
@@ -227,11 +301,12 @@ class Worker:
                 return
             while (whole := self._reader.frame()) is not None:
                 frame, header = whole
+                call = self._answered()
                 if len(frame) > _DECODE_ON_LOOP:
                     decoding = self._loop.run_in_executor(None, self._decode, frame, header)
-                    decoding.add_done_callback(self._decoded)
+                    decoding.add_done_callback(partial(self._decoded, call))
                 else:
-                    self._deliver(self._decode(frame, header))
+                    self._deliver(call, self._decode(frame, header))
         except BlockingIOError:
             return
         except wire.WireError as error:
@@ -256,33 +331,46 @@ class Worker:
         except wire.TooLarge as error:
             return {"op": "error", "type": "AnswerTooLarge", "message": str(error)}
 
-    def _decoded(self, decoding: asyncio.Future[dict[str, Any]]) -> None:
+    def _decoded(self, call: _Call, decoding: asyncio.Future[dict[str, Any]]) -> None:
         try:
-            self._deliver(decoding.result())
-        except wire.WireError as error:
-            self.kill(RunnerCrashed(f"the model process broke the protocol: {error}"))
+            self._deliver(call, decoding.result())
+        except (wire.WireError, asyncio.CancelledError) as error:
+            verdict = RunnerCrashed(f"the model process broke the protocol: {error}")
+            if not call.answer.done():
+                call.answer.set_exception(verdict)
+            self.kill(verdict)
 
-    def _deliver(self, message: dict[str, Any]) -> None:
-        if self.gone:
-            return
-        answer, self._answer = self._answer, None
-        if answer is None or message.get("op") not in ("answer", "error", "loaded"):
-            self._answer = answer
+    def _answered(self) -> _Call:
+        """The call whose answer has come, in the order in which they were asked; the next one begins."""
+        if not self._calls:
             raise wire.WireError("it said what nobody asked")
+        call = self._calls.popleft()
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+        seconds = self._loop.time() - self.working_since
+        if self._calls:
+            self._begin(self._calls[0])
+        self._worked(call.asker, seconds)
+        return call
+
+    def _deliver(self, call: _Call, message: dict[str, Any]) -> None:
+        if message.get("op") not in ("answer", "error", "loaded"):
+            verdict = wire.WireError("it said what nobody asked")
+            if not call.answer.done():
+                call.answer.set_exception(RunnerCrashed(f"the model process broke the protocol: {verdict}"))
+            raise verdict
         self.answers += 1
-        if not answer.done():
-            answer.set_result(message)
-        if message["op"] != "loaded" and self.loaded:
+        if not call.answer.done():
+            call.answer.set_result(message)
+        if self.loaded and (message["op"] != "loaded" or self._queues):
             self._idle(self)
 
     def _overdue(self, timeout: float) -> None:
         self._deadline = None
         verdict = RunnerTimeout(f"the model did not answer within {timeout:g} s and was stopped")
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(verdict)
+        if self._calls and not self._calls[0].answer.done():
+            self._calls[0].answer.set_exception(verdict)
         self.kill(verdict)
 
     # ---- the end
@@ -297,10 +385,10 @@ class Worker:
                 if not self._reader.pull(self._sock):
                     break
                 while (whole := self._reader.frame()) is not None:
-                    self._deliver(self._decode(*whole))
+                    self._deliver(self._answered(), self._decode(*whole))
             except (wire.WireError, OSError):
                 break
-            if self.answers != before:
+            if self.answers != before and not self._calls:
                 break
         self._finish()
 
@@ -325,9 +413,12 @@ class Worker:
                 said = _described(code)
         outside = code == -signal.SIGKILL
         verdict = self._verdict or RunnerCrashed(f"the model process {said}", outside=outside)
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(verdict)
-            self._answer.exception()  # seen, also where nobody waits any more
+        if self._calls:
+            answer = self._calls.popleft().answer
+            if not answer.done():
+                answer.set_exception(verdict)
+                answer.exception()  # seen, also where nobody waits any more
+        self._refuse_waiting()
         self._close()
         self._ended(self, str(verdict))
 

@@ -228,6 +228,11 @@ class Zygotes:
         return f"<Zygotes {len(self.alive)} alive>"
 
     @property
+    def scratch(self) -> str:
+        """Where models get their directories; gone with the gateway, however it ends."""
+        return self._scratch
+
+    @property
     def alive(self) -> list[Zygote]:
         return [task.result() for task in self._zygotes.values() if task.done() and _is_alive(task)]
 

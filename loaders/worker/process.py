@@ -1,4 +1,6 @@
-"""The model process: loads one package, then answers one request after the other until the stream ends.
+"""The model process: loads packages, then answers one request after the other until the stream ends.
+
+It belongs to one model, or it is a pack: several models, each under a number, in one process.
 
 It is started by a zygote, by fork or by exec, and talks to the gateway over one socket in frames
 (`wire`). Whatever the model raises, `SystemExit` included, is an answer. What it prints goes to a pipe that
@@ -53,6 +55,12 @@ FORKED: Final = "in a throw-away fork"
 LOADED_AGAIN: Final = "in place, then loaded again"
 
 _LENGTH: Final = 8
+_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+_M_MMAP_THRESHOLD: Final = -3
+#: A pack collects its garbage at least at one of so many unloads.
+_COLLECT_EVERY: Final = 16
+#: It collects at once where a model grew by so many bytes and gave back less than half of them.
+_WORTH_COLLECTING: Final = 256 << 10
 
 
 def main(options: Mapping[str, Any]) -> None:
@@ -104,21 +112,30 @@ def _text(descriptor: int) -> TextIOWrapper:
 
 
 class RequestLoop:
-    """Requests and answers over one socket. `load` comes once, first; then `predict`, any number of times."""
+    """Requests and answers over one socket. A process of one model is told `load` once, first; then
+    `predict`, any number of times. A pack is told `open` first, then any of `load`, `predict`, `unload`;
+    `for` names the model that the next message is for, and has no answer."""
 
     def __init__(self, sock: socket.socket, temporary: str) -> None:
         self._sock = sock
         self._temporary = temporary
         self._reader = wire.Reader()
-        self._model: Model | None = None
-        self._rehearses = IN_PLACE
+        self._models: dict[int, Model] = {}
+        self._rehearses: dict[int, str] = {}
+        self._for = 0
+        self._pack = False
+        self._unloaded = 0
+        self._grown: dict[int, int] = {}
         self._pid = os.getpid()
         self._limit = wire.MAX_FRAME
 
     def run(self) -> None:
         """Returns when the gateway ends the stream. Raises OSError and WireError: no one can be told then."""
         while (message := wire.receive(self._sock, self._reader)) is not None:
-            apart = message["op"] == "rehearse" and self._rehearses == FORKED
+            if message["op"] == "for":
+                self._for = message["model"]
+                continue
+            apart = message["op"] == "rehearse" and self._rehearses.get(self._for) == FORKED
             answer = self._apart(message) if apart else self._encoded(message)
             del message
             wire.transmit(self._sock, answer)
@@ -135,9 +152,15 @@ class RequestLoop:
         try:
             if message["op"] == "load":
                 return self._load(message)
-            if self._model is None:
+            if message["op"] == "open":
+                return self._open(message)
+            model = self._models.get(self._for)
+            if message["op"] == "unload":
+                del model
+                return self._unload()
+            if model is None:
                 raise RuntimeError("no model was loaded")
-            return {"op": "answer", "batch": self._model.run(message["batch"], message["params"])}
+            return {"op": "answer", "batch": model.run(message["batch"], message["params"])}
         except BaseException as error:  # noqa: BLE001  (whatever the model raises is an answer, not an end)
             return _failure(error)
         finally:
@@ -182,28 +205,65 @@ class RequestLoop:
 
     def _load(self, message: dict[str, Any]) -> dict[str, Any]:
         started = time.monotonic()
-        os.environ.update(message["environment"])
-        _limit_threads(message["threads"])
-        confined = self._confine(message)
+        confined = {} if self._pack else self._set_up(message)
         from loaders.model import open_model
         from loaders.package import Package
 
         package = Package.from_json(message["package"], message["path"])
         held = _descriptors()
-        self._model = open_model(package, message["config"], threads=message["threads"], private=True)
-        self._limit = message.get("max_answer", self._limit)
-        self._model.max_answer = self._limit
-        gc.collect()
-        _trim()
-        if not self._model.flavor.stateless:
-            self._rehearses = FORKED if _may_fork(held) else LOADED_AGAIN
+        before = _resident()
+        private = not self._pack
+        model = open_model(package, message["config"], threads=message["threads"], private=private)
+        model.max_answer = self._limit
+        if private:
+            gc.collect()
+            _trim()
+        self._models[self._for] = model
+        self._rehearses[self._for] = (
+            IN_PLACE if model.flavor.stateless else FORKED if _may_fork(held) else LOADED_AGAIN
+        )
+        self._grown[self._for] = grown = _resident() - before
         return {
             "op": "loaded",
-            "merges": bool(self._model.merges),
-            "rehearses": self._rehearses,
+            "merges": bool(model.merges),
+            "rehearses": self._rehearses[self._for],
             "seconds": time.monotonic() - started,
+            "grown": grown,
             "confinement": confined,
         }
+
+    def _open(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Makes a pack of this process; nothing is loaded yet."""
+        self._pack = True
+        _return_large_blocks()
+        confined = self._set_up(message)
+        gc.collect()
+        gc.freeze()
+        return {"op": "loaded", "merges": False, "rehearses": IN_PLACE, "confinement": confined}
+
+    def _set_up(self, message: dict[str, Any]) -> dict[str, str]:
+        os.environ.update(message["environment"])
+        _limit_threads(message["threads"])
+        self._limit = message.get("max_answer", self._limit)
+        return self._confine(message)
+
+    def _unload(self) -> dict[str, Any]:
+        """Frees a model of a pack. Collects only where dropping it gave too little back: that looks at every
+        object of every model."""
+        before = _resident()
+        model = self._models.pop(self._for, None)
+        self._rehearses.pop(self._for, None)
+        grown = self._grown.pop(self._for, 0)
+        if model is not None:
+            model.close()
+            del model
+        _trim()
+        self._unloaded += 1
+        kept = grown > _WORTH_COLLECTING and before - _resident() < grown // 2
+        if kept or self._unloaded % _COLLECT_EVERY == 0:
+            gc.collect()
+            _trim()
+        return {"op": "answer", "freed": before - _resident()}
 
     def _confine(self, message: dict[str, Any]) -> dict[str, str]:
         """Gives up what a model does not need. Sends what its memory is measured by, so that the gateway can
@@ -259,6 +319,24 @@ def _may_fork(held: frozenset[str]) -> bool:
     except OSError:
         return False
     return tasks == 1 and bool(held) and _descriptors() <= held
+
+
+def _resident() -> int:
+    """Resident bytes that belong to no file; 0 where the kernel does not say. Some microseconds."""
+    try:
+        with open("/proc/self/statm", "rb") as statm:
+            _, resident, files, _ = statm.read().split(b" ", 3)
+    except (OSError, ValueError):
+        return 0
+    return (int(resident) - int(files)) * _PAGE
+
+
+def _return_large_blocks() -> None:
+    """Has the C library ask the kernel for each large block by itself, whatever was freed before, so that it
+    goes back at once: its own rule takes ever larger ones from its heap, which keeps them."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 256 << 10)
 
 
 def _limit_threads(threads: int) -> None:

@@ -11,9 +11,14 @@ import os
 import stat
 import tempfile
 from contextlib import suppress
+from typing import Final
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PATH = getattr(os, "O_PATH", os.O_RDONLY)
+
+
+#: Where the gateway links what its packs may read.
+PACKS: Final = "packs"
 
 
 def make(scratch: str) -> str:

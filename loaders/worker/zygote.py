@@ -66,6 +66,7 @@ def main(options: Mapping[str, Any]) -> None:
         gc.freeze()  # a child's collector must not touch these pages: touching copies them
         _Nursery(control, start, options["scratch"]).run()
     if os.getppid() != options["parent"]:
+        temporary.remove(os.path.join(options["scratch"], temporary.PACKS))
         with suppress(OSError):  # not before the last zygote leaves
             os.rmdir(options["scratch"])
 

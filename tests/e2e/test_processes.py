@@ -43,7 +43,8 @@ def log_moody(directory: Path, name: str = "moody") -> None:
 
 
 def pids(server: Running, name: str, version: str = "1") -> list[int]:
-    runner = httpx.get(f"{server.url}/models/{name}/versions/{version}").json()["runner"]
+    view = httpx.get(f"{server.url}/models/{name}/versions/{version}", headers=server.key).json()
+    runner = view["runner"]
     return [process["pid"] for process in runner["processes"]]
 
 

@@ -16,7 +16,13 @@ from typing import Any
 
 import pytest
 
+from gateway.runners.base import Runner
 from gateway.runners.confinement import Confinement, hide
+from gateway.runners.environments import Environment
+from gateway.runners.packed import PackedRunner, Record
+from gateway.runners.packs import Conditions, Packs
+from loaders.package import Package
+from loaders.worker import wire
 from tests.support.attempts import ATTEMPTS, Victims, asked, is_as_it_must, write_attempts
 from tests.support.hostile import write_package
 from tests.support.house import House
@@ -25,7 +31,7 @@ pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or ctypes.CDLL(None).syscall(444, None, 0, 1) < 6,
     reason="needs Linux 6.12: older kernels lack a part of what is tried here, and `status` says so",
 )
-COLUMNS = ("as this user", "without capabilities")
+COLUMNS = ("as this user", "without capabilities", "in a pack")
 
 
 class Stage:
@@ -87,17 +93,31 @@ def _read(loop: asyncio.AbstractEventLoop, lines: asyncio.Queue[str]) -> None:
     loop.call_soon_threadsafe(lines.put_nowait, "")
 
 
-async def _serve(directory: Path) -> None:
+async def _attacker(house: House, packs: Packs, package: Package, in_a_pack: bool) -> Runner:
+    confinement = Confinement(user="same")
+    if not in_a_pack:
+        return await house.started(package, confinement=confinement)
+    conditions = Conditions("attackers", Environment(), 1, (), confinement, wire.MAX_FRAME)
+    runner = PackedRunner(
+        package, {}, packs=packs, conditions=conditions, record=Record(),
+        alone=lambda reason: house.runner(package, confinement=confinement),
+    )  # fmt: skip
+    await runner.start()
+    assert runner.isolation == "pack"
+    return runner
+
+
+async def _serve(directory: Path, in_a_pack: bool) -> None:
     state = directory / "state"
     state.mkdir()
     victim = state / "admin.key"
     victim.write_text("secret")
     victim.chmod(0o600)
     house = House(directory)
+    packs = Packs(house.zygotes)
     try:
-        attacker = await house.started(
-            write_attempts(directory / "a", str(victim)), confinement=Confinement(user="same")
-        )
+        package = write_attempts(directory / "a", str(victim))
+        attacker = await _attacker(house, packs, package, in_a_pack)
         sibling = await house.started(write_package(directory / "b"), confinement=Confinement(user="same"))
         (zygote,) = house.zygotes.alive
         assert zygote.pid is not None
@@ -119,7 +139,10 @@ async def _serve(directory: Path) -> None:
             sys.stdout.write(json.dumps(answer) + "\n")
             sys.stdout.flush()
         assert house.observed == []
+        assert attacker.isolation == ("pack" if in_a_pack else "process")
+        await attacker.close()
     finally:
+        await packs.close()
         await house.close()
 
 
@@ -136,6 +159,6 @@ if __name__ == "__main__":
     shared = Path("/dev/shm/of-another")
     shared.write_text("secret")
     try:
-        asyncio.run(_serve(Path(sys.argv[1])))
+        asyncio.run(_serve(Path(sys.argv[1]), sys.argv[2] == "in a pack"))
     finally:
         shared.unlink()

@@ -1,0 +1,427 @@
+"""A small model that shares a process with others: it has a place in a pack, or for a reason a process of its
+own.
+
+It moves out where its call ended the pack's process, where its calls are slow, where it is hot, and where its
+load there failed; a suspect comes back when it has proved itself. While it moves, calls are answered where it
+was before. The verbs are those of any runner.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+from gateway.runners.base import FAILURES, ModelError, NoProcess, RunnerCrashed, RunnerTimeout
+from gateway.runners.packs import Conditions, Pack, Packs, Place
+from gateway.runners.worker import NotReached, model_error
+from loaders.batch import Columns, Tensors, Value
+from loaders.worker import wire
+from loaders.worker.process import LOADED_AGAIN
+
+if TYPE_CHECKING:
+    from gateway.runners.process import Observe, ProcessRunner
+    from loaders.batch import Batch
+    from loaders.package import Package
+
+_LOG: Final = logging.getLogger("gateway.models")
+
+#: A call that takes longer, in seconds, is slow; a model with so many of them in a row moves out for good.
+SLOW, SLOW_CALLS = 0.25, 3
+#: A suspect is proved when it was answered so often alone, over so many seconds, without an end.
+PROOF_ANSWERS, PROOF_SECONDS = 20, 60.0
+#: What ended or held a pack so many times stays alone.
+CONVICTED: Final = 2
+
+
+class Record:
+    """What is remembered of a package's files while the gateway runs, loaded or not: why they may not share a
+    process, and how often they were suspects."""
+
+    __slots__ = ("suspected", "verdict")
+
+    def __init__(self) -> None:
+        self.suspected = 0
+        self.verdict: str | None = None
+
+
+class PackedRunner:
+    """One version with a place in a pack. `alone` makes the runner of its own process, with the reason;
+    `record` outlives it. `timeout`: seconds that a call may take, None for any; `load_timeout`: a load."""
+
+    slots = 1
+    spare: bool | None = None
+
+    def __init__(
+        self,
+        package: Package,
+        config: Mapping[str, Any],
+        *,
+        packs: Packs,
+        conditions: Conditions,
+        alone: Callable[[str], ProcessRunner],
+        record: Record,
+        timeout: float | None = None,
+        load_timeout: float | None = 600.0,
+        observe: Observe = lambda what, reason: None,
+        placement: str = "",
+    ) -> None:
+        self.package_path = str(package.path)
+        self.package_json = package.to_json()
+        self.config = dict(config)
+        self.load_timeout = load_timeout
+        self.last_asked = 0.0
+        self._pack: Pack = packs.of(conditions)
+        self._alone = alone
+        self._record = record
+        self._timeout = timeout
+        self._observe = observe
+        self._in_pack = placement
+        self._place: Place | None = None
+        self._own: ProcessRunner | None = None
+        self._own_calls = 0
+        self._own_idle = asyncio.Event()
+        self._moved_why = ""
+        #: When it may come back, in the loop's time; None: it stays.
+        self._back_at: float | None = None
+        self._back_after = 0
+        self._answers = 0
+        self._slow = 0
+        self._moving: asyncio.Task[None] | None = None
+        self._background: set[asyncio.Task[None]] = set()
+        self._closed = False
+        self._merges = False
+        self._rehearses = ""
+        self._rehearsed = False
+        self._confined: dict[str, str] = {}
+        self._loop = asyncio.get_running_loop()
+
+    def __repr__(self) -> str:
+        return f"<PackedRunner {self.isolation}: {self.placement}>"
+
+    # ---- what a runner says of itself
+
+    @property
+    def merges(self) -> bool:
+        return self._merges if self._own is None else self._own.merges
+
+    @property
+    def load_peak(self) -> int:
+        return 0 if self._own is None else self._own.load_peak
+
+    @property
+    def measured_bytes(self) -> int | None:
+        if self._own is not None:
+            return self._own.measured_bytes
+        return None if self._place is None else self._place.bytes
+
+    def present_bytes(self) -> int | None:
+        """What grew in the pack since it was last measured counts with the model that was asked last."""
+        if self._own is not None:
+            return self._own.present_bytes()
+        place = self._place
+        if place is None:
+            return None
+        process = place.process
+        if process.last is not place or process.worker.gone:
+            return place.bytes
+        return place.bytes + max(0, process.worker.memory().private - process.private)
+
+    @property
+    def isolation(self) -> str:
+        return "pack" if self._own is None else "process"
+
+    @property
+    def placement(self) -> str:
+        return self._in_pack if self._own is None else self._moved_why
+
+    @property
+    def stuck(self) -> str | None:
+        if self._own is not None:
+            return self._own.stuck
+        return None if self._place is None else self._place.process.worker.pulse.stuck
+
+    def status(self) -> dict[str, Any]:
+        if self._own is not None:
+            return {**self._own.status(), "isolation": self.isolation, "placement": self.placement}
+        place = self._place
+        processes = []
+        if place is not None:
+            processes = [
+                {
+                    "pid": place.process.worker.pid,
+                    "busy": place.process.worker.busy,
+                    "bytes": place.bytes,
+                    "spare": False,
+                    "stuck": self.stuck,
+                }
+            ]
+        return {
+            "isolation": self.isolation,
+            "placement": self.placement,
+            "processes": processes,
+            "stuck": self.stuck,
+            "start": self._pack.conditions.environment.start,
+            "crashes": self._record.suspected,
+            "quarantined": None,
+            "load_peak_bytes": self.load_peak,
+            "confinement": dict(self._confined),
+            "warm_up": self._rehearses,
+        }
+
+    def start_spare(self) -> None:
+        """There is none: another process of the pack is made in milliseconds."""
+
+    async def drop_spare(self) -> None: ...
+
+    def stop(self, reason: str) -> None:
+        if self._own is not None:
+            self._own.stop(reason)
+        elif self._place is not None:
+            self._suspect(reason)
+            self._place.process.expected = True
+            self._place.process.worker.kill(RunnerCrashed(reason))
+
+    def tend(self) -> None:
+        if self._own is None:
+            return
+        self._own.tend()
+        if (
+            self._back_at is not None
+            and self._loop.time() >= self._back_at
+            and self._answers >= self._back_after
+            and self._own.quarantine is None
+            and self._moving is None
+        ):
+            self._begin(self._come_back())
+
+    # ---- its life
+
+    async def start(self) -> None:
+        await self._settled()
+
+    async def settle(self) -> None:
+        rehearsed, self._rehearsed = self._rehearsed, False
+        if self._own is not None:
+            await self._own.settle()
+        elif rehearsed and self._rehearses == LOADED_AGAIN and self._place is not None:
+            await self.take_place_again(self._place)
+
+    def predict(self, batch: Batch | wire.Framed, params: Mapping[str, Any]) -> Coroutine[Any, Any, Batch]:
+        return self._asked("predict", batch, params)
+
+    def rehearse(self, batch: Batch, params: Mapping[str, Any]) -> Coroutine[Any, Any, Batch]:
+        self._rehearsed = True
+        return self._asked("rehearse", batch, params)
+
+    async def _asked(self, op: str, batch: Batch | wire.Framed, params: Mapping[str, Any]) -> Batch:
+        while True:
+            place = self._place
+            if self._own is not None:
+                return await self._ask_own(op, batch, params)
+            if place is None or place.process.left or place.process.worker.gone:
+                await self._settled()
+                continue
+            try:
+                reply = await place.ask(_pieces(op, batch, params), self._timeout)
+            except NotReached:
+                continue
+            except RunnerTimeout:
+                self._suspect(f"a call of it did not end within {self._timeout:g} s")
+                self._observe("timeout", "its call in a pack took too long")
+                raise
+            except RunnerCrashed as error:
+                if self._closed:
+                    raise NoProcess("the model was unloaded") from None
+                self._suspect(f"{error} while it worked on a call of this model")
+                self._observe("crashed", str(error))
+                raise
+            if reply["op"] == "error":
+                raise self._without_path(model_error(reply), place)
+            answer = reply.get("batch")
+            if not isinstance(answer, Columns | Tensors | Value):
+                broken = RunnerCrashed("the model process broke the protocol: its answer is no batch")
+                place.process.worker.kill(broken)
+                raise broken
+            return answer
+
+    async def _ask_own(self, op: str, batch: Batch | wire.Framed, params: Mapping[str, Any]) -> Batch:
+        own = self._own
+        assert own is not None
+        self._own_calls += 1
+        self._own_idle.clear()
+        try:
+            asked = own.rehearse(batch, params) if op == "rehearse" else own.predict(batch, params)  # type: ignore[arg-type]
+            answer = await asked
+        except (RunnerCrashed, RunnerTimeout):
+            self._answers = 0
+            if self._back_at is not None:
+                self._back_at = self._loop.time() + PROOF_SECONDS
+            raise
+        finally:
+            self._own_calls -= 1
+            if not self._own_calls:
+                self._own_idle.set()
+        self._answers += 1
+        return answer
+
+    async def close(self) -> None:
+        self._closed = True
+        if self._moving is not None:
+            self._moving.cancel()
+            await asyncio.wait({self._moving})
+        if self._background:
+            await asyncio.wait(set(self._background))
+        place, self._place = self._place, None
+        own, self._own = self._own, None
+        if own is not None:
+            await own.close()
+        if place is not None:
+            await place.process.unload(place)
+
+    # ---- moving
+
+    def worked(self, seconds: float) -> None:
+        """Its pack answered a call of it after so many seconds."""
+        self.last_asked = self._loop.time()
+        self._slow = self._slow + 1 if seconds > SLOW else 0
+        if self._slow >= SLOW_CALLS and self._own is None:
+            self._slow = 0
+            self.move_out(f"its calls are slow: {SLOW_CALLS} in a row took over {SLOW:g} s")
+
+    def move_out(self, reason: str, *, back: float | None = None) -> None:
+        """Begins to move to a process of its own; until it is there it is asked where it is. `back`: after so
+        many seconds it may return; None: these files stay alone."""
+        if back is None:
+            self._record.verdict = self._record.verdict or reason
+        if self._own is None and self._moving is None and not self._closed:
+            self._begin(self._go_alone(reason, back))
+
+    def _suspect(self, reason: str) -> None:
+        self._record.suspected += 1
+        if self._record.suspected >= CONVICTED:
+            self._record.verdict = self._record.verdict or f"{reason}, not for the first time"
+        self._moved_why = reason
+        place, self._place = self._place, None
+        if place is not None:
+            place.process.places.pop(place.number, None)
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._moving = asyncio.ensure_future(work)
+        task.add_done_callback(self._moved)
+
+    def _moved(self, task: asyncio.Task[None]) -> None:
+        if self._moving is task:
+            self._moving = None
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _LOG.debug("a model did not move: %s", error)
+
+    async def _settled(self) -> None:
+        """Returns when it has a place or a process. Raises what loading raises."""
+        if self._closed:
+            raise NoProcess("the model was unloaded")
+        if self._moving is None:
+            self._begin(self._take_place())
+        assert self._moving is not None
+        await asyncio.shield(self._moving)
+
+    async def _take_place(self) -> None:
+        self._place = None
+        back: float | None = PROOF_SECONDS
+        reason = self._record.verdict
+        if reason is not None:
+            back = None
+        elif self._moved_why:
+            reason = self._moved_why
+        else:
+            reason = self._pack.refuses()
+        if reason is None:
+            try:
+                await self._sit_down()
+                return
+            except (ModelError, RunnerTimeout) as error:
+                # Alone it says why, as any model does; or it needs what a pack has not.
+                _LOG.debug("a load in a pack failed: %s", error)
+                reason, back = f"it could not be loaded in a pack: {error}", None
+            except (RunnerCrashed, OSError) as error:
+                self._record.suspected += 1
+                reason = f"it could not be loaded in a pack: {error}"
+        await self._go_alone(reason, back)
+
+    async def _sit_down(self) -> None:
+        """Takes another place than the present one, which stays its caller's affair."""
+        before = self._place
+        place = await self._pack.take_in(self)
+        if self._closed or self._place is not before:
+            await place.process.unload(place)  # it left, or moved elsewhere meanwhile
+            raise NoProcess("the model was unloaded")
+        self._place = place
+        self._merges = bool(place.loaded["merges"])
+        self._rehearses = str(place.loaded["rehearses"])
+        self._confined = place.process.worker.loaded["confinement"]
+
+    async def take_place_again(self, old: Place) -> None:
+        """Moves to the process of its pack that is filled now. Raises nothing: it takes a place when it is
+        asked, where that fails now."""
+        if self._place is old and not self._closed:
+            with suppress(*FAILURES, OSError):
+                await self._sit_down()
+        if self._place is old:
+            self._place = None
+        await old.process.unload(old)
+
+    async def _go_alone(self, reason: str, back: float | None) -> None:
+        own = self._alone(reason)
+        try:
+            await own.start()
+        except BaseException:
+            await own.close()
+            raise
+        self._own, self._moved_why = own, reason
+        self._own_idle.set()
+        self._answers, self._back_after = 0, PROOF_ANSWERS
+        self._back_at = None if back is None else self._loop.time() + back
+        place, self._place = self._place, None
+        if place is not None:
+            self._observe("moved", reason)
+            self._later(place.process.unload(place))
+
+    async def _come_back(self) -> None:
+        if self._record.verdict is not None or self._pack.refuses() is not None:
+            self._back_at = self._loop.time() + PROOF_SECONDS
+            return
+        try:
+            await self._sit_down()
+        except (*FAILURES, OSError):
+            self._back_at = None
+            raise
+        own, self._own, self._moved_why = self._own, None, ""
+        assert own is not None
+        self._later(self._close_when_idle(own))
+
+    async def _close_when_idle(self, own: ProcessRunner) -> None:
+        await self._own_idle.wait()
+        await own.close()
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    def _without_path(self, error: ModelError, place: Place) -> ModelError:
+        """The model's words without the places of this machine."""
+        text = str(error).replace(place.directory, "(package)")
+        return ModelError(text, error.trace, shown=error.shown, unsuitable=error.unsuitable)
+
+
+def _pieces(op: str, batch: Batch | wire.Framed, params: Mapping[str, Any]) -> deque[wire.Segment]:
+    """A call as it is sent. Raises ModelError."""
+    if isinstance(batch, wire.Framed):
+        return batch.pieces()
+    try:
+        return wire.encode({"op": op, "batch": batch, "params": dict(params)})
+    except wire.WireError as error:
+        raise ModelError(f"the input cannot be sent to the model: {error}") from None

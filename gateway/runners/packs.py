@@ -1,0 +1,513 @@
+"""Packs: processes that hold many small models each, one process for all models of equal conditions.
+
+A pack is made when a model first needs it and ended when it has been empty for a while. Its process does one
+thing at a time, in order. When it ends, only the call it was working on fails; the others are `NotReached`,
+and their models take places in the next process. One whose first call takes too long is let go in the same
+way, without failing anybody. What unloading does not give back is measured: above a bound another process is
+filled with the models in use, one after the other, and the old one ends. Knows places and processes; what a
+model does without a place is `packed`'s affair. Everything runs on the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import shutil
+import tempfile
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from gateway.runners.base import RunnerCrashed, RunnerTimeout
+from gateway.runners.worker import NotReached, Worker, model_error
+from loaders.worker import temporary, wire
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from gateway.runners.confinement import Confinement
+    from gateway.runners.environments import Environment
+    from gateway.runners.packed import PackedRunner
+    from gateway.runners.zygote import Zygotes
+
+_LOG: Final = logging.getLogger("gateway.models")
+
+#: A process whose call takes longer, in seconds, while others wait, is let go. Looked at once a second.
+HOLD: Final = 1.0
+#: A pack that has held no model for so many seconds ends.
+IDLE: Final = 60.0
+#: So many ends of a pack's processes within so many seconds: its models run alone for as long.
+ENDS, WITHIN = 4, 600.0
+#: What unloading may leave behind: this share of the process's private bytes, and at least so many bytes.
+WASTE, LEAST_WASTE = 0.10, 16 << 20
+#: A model in a pack counts with at least so many bytes.
+LEAST: Final = 128 << 10
+#: A model that takes this share of a pack's time, which is busy for this share of all time, is hot.
+HOT_SHARE, BUSY_SHARE, HOT_TICKS = 0.6, 0.6, 5
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """What models of one pack have in common. `group`: the operator's name for it, empty where the gateway
+    decides."""
+
+    group: str
+    environment: Environment
+    threads: int
+    variables: tuple[tuple[str, str], ...]
+    confinement: Confinement
+    max_answer: int
+
+    def __str__(self) -> str:
+        return self.group or "small models"
+
+
+class Place:
+    """A model's place in a pack's process, until it leaves or the process ends."""
+
+    __slots__ = ("_for", "bytes", "calls", "directory", "loaded", "number", "process", "runner", "seconds")
+
+    def __init__(self, runner: PackedRunner, process: Process, number: int, directory: str) -> None:
+        self.runner = runner
+        self.process = process
+        self.number = number
+        self.directory = directory
+        self.loaded: dict[str, Any] = {}
+        self.bytes = 0
+        #: What its calls took of the process since it was last asked about, and how many they were.
+        self.seconds = 0.0
+        self.calls = 0
+        self._for = b"".join(wire.encode({"op": "for", "model": number}))
+
+    def ask(self, pieces: deque[wire.Segment], timeout: float | None) -> asyncio.Future[dict[str, Any]]:
+        """The answer, or RunnerCrashed, RunnerTimeout, NotReached. Raises NotReached."""
+        worker = self.process.worker
+        if worker.gone or self.process.left:
+            raise NotReached
+        pieces.appendleft(self._for)
+        return worker.ask(pieces, timeout, self)
+
+
+class Process:
+    """One process of a pack and the places in it. Ends with a directory of the files that it may read."""
+
+    def __init__(self, pack: Pack, directory: str) -> None:
+        self.pack = pack
+        self.directory = directory
+        self.places: dict[int, Place] = {}
+        #: Who was answered last.
+        self.last: Place | None = None
+        #: Its end says nothing against the models in it.
+        self.expected = False
+        #: Let go: no place in it is good any more.
+        self.left = False
+        #: Its models are moving to another process.
+        self.retiring = False
+        self.rest = 0
+        self.unloads = 0
+        self.private = 0
+        conditions = pack.conditions
+        self.worker = Worker(
+            pack.packs.zygotes,
+            conditions.environment,
+            pack.sink,
+            idle=lambda worker: None,
+            ended=self._ended,
+            max_answer=conditions.max_answer,
+            queues=True,
+            worked=self._worked,
+        )
+
+    def __repr__(self) -> str:
+        return f"<Process {self.worker.pid} of {self.pack.conditions}: {len(self.places)} models>"
+
+    @property
+    def models(self) -> int:
+        """What its models count with, in bytes."""
+        return sum(place.bytes for place in self.places.values())
+
+    async def start(self) -> None:
+        """Raises RunnerCrashed, RunnerTimeout, ModelError."""
+        conditions = self.pack.conditions
+        try:
+            await self.worker.start(
+                {
+                    "op": "open",
+                    "path": self.directory,
+                    "threads": conditions.threads,
+                    "environment": dict(conditions.variables),
+                    "confinement": conditions.confinement,
+                    "max_answer": conditions.max_answer,
+                },
+                self.pack.packs.start_timeout,
+            )
+        except BaseException:
+            await self.end()
+            raise
+        self.private = self.rest = self.worker.memory().private
+
+    async def load(self, runner: PackedRunner, number: int) -> Place:
+        """A place for a model. Raises ModelError, RunnerCrashed, RunnerTimeout, NotReached."""
+        directory = os.path.join(self.directory, str(number))
+        link(runner.package_path, directory)
+        place = Place(runner, self, number, directory)
+        try:
+            reply = await place.ask(
+                wire.encode(
+                    {
+                        "op": "load",
+                        "package": runner.package_json,
+                        "path": directory,
+                        "config": runner.config,
+                        "threads": self.pack.conditions.threads,
+                    }
+                ),
+                runner.load_timeout,
+            )
+            if reply["op"] != "loaded":
+                raise model_error(reply)
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError):
+                with suppress(NotReached):  # nobody waits for it any more, but it will be loaded
+                    place.ask(wire.encode({"op": "unload"}), None)
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
+        place.loaded = reply
+        place.bytes = max(LEAST, int(reply["grown"]))
+        self.places[number] = place
+        return place
+
+    async def unload(self, place: Place) -> None:
+        """Gives a place up, after the calls that were asked of it; its memory is free when this returns."""
+        if self.places.pop(place.number, None) is None or self.left or self.worker.gone:
+            return
+        self.unloads += 1
+        with suppress(NotReached, RunnerCrashed, RunnerTimeout):
+            await place.ask(wire.encode({"op": "unload"}), self.pack.packs.start_timeout)
+        shutil.rmtree(place.directory, ignore_errors=True)
+
+    def measure(self) -> None:
+        """Asks the kernel. What grows while nothing is unloaded is not what unloading left behind."""
+        if self.worker.gone:
+            return
+        self.private = self.worker.memory().private
+        rest = self.private - self.models
+        if not self.unloads or rest < self.rest:
+            self.rest = rest
+
+    @property
+    def waste(self) -> int:
+        """What unloading has left behind, in bytes, as of the last measurement."""
+        return max(0, self.private - self.models - self.rest) if self.unloads else 0
+
+    def let_go(self) -> None:
+        """No place in it is good any more; it ends when it has answered what it works on."""
+        self.left = True
+        self.worker.let_go()
+
+    async def end(self) -> None:
+        self.left = True
+        await self.worker.close()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _worked(self, asker: object, seconds: float) -> None:
+        if isinstance(asker, Place):
+            self.last = asker
+            asker.seconds += seconds
+            asker.calls += 1
+            asker.runner.worked(seconds)
+        if self.left and not self.worker.busy:
+            asyncio.get_running_loop().call_soon(self.worker.kill, RunnerCrashed("it was let go"))
+
+    def _ended(self, worker: Worker, reason: str) -> None:
+        self.left = True
+        self.pack.lost(self, reason)
+
+
+class Pack:
+    """The models of equal conditions: one process, two while models move from one to the next."""
+
+    def __init__(self, packs: Packs, conditions: Conditions) -> None:
+        self.packs = packs
+        self.conditions = conditions
+        self.processes: list[Process] = []
+        self._process: Process | None = None
+        self._starting: asyncio.Task[Process] | None = None
+        self._recycling: asyncio.Task[None] | None = None
+        self._numbers = itertools.count(1)
+        self._loading = asyncio.Lock()
+        self._ends: deque[float] = deque()
+        self._empty_since: float | None = None
+        self._hot: tuple[Place | None, int] = (None, 0)
+        self._tidying: set[asyncio.Task[Any]] = set()
+
+    def __repr__(self) -> str:
+        return f"<Pack {self.conditions}: {self.processes}>"
+
+    def sink(self, line: str) -> None:
+        _LOG.info("%s", line, extra={"pack": str(self.conditions)})
+
+    def refuses(self) -> str | None:
+        """Why it takes no models now."""
+        now = self.packs.now()
+        while self._ends and now - self._ends[0] > WITHIN:
+            self._ends.popleft()
+        if len(self._ends) >= ENDS:
+            return f"the processes of its pack ended {len(self._ends)} times within {WITHIN / 60:.0f} minutes"
+        return None
+
+    async def take_in(self, runner: PackedRunner) -> Place:
+        """A place in its process. One load at a time: calls that came meanwhile go before the next. Raises
+        ModelError, RunnerCrashed, RunnerTimeout."""
+        self._empty_since = None
+        while True:
+            async with self._loading:
+                process = await self._ready()
+                try:
+                    return await process.load(runner, next(self._numbers))
+                except NotReached:
+                    if self.packs.closed:
+                        raise RunnerCrashed("the gateway is closing") from None
+
+    async def _ready(self) -> Process:
+        process = self._process
+        if process is not None and not process.left and not process.worker.gone:
+            return process
+        if self._starting is None:
+            self._starting = asyncio.ensure_future(self._start())
+            self._starting.add_done_callback(self._started)
+        return await asyncio.shield(self._starting)
+
+    async def _start(self) -> Process:
+        if self.packs.closed:
+            raise RunnerCrashed("the gateway is closing")
+        process = Process(self, self.packs.directory())
+        self.processes.append(process)
+        try:
+            await process.start()
+        except BaseException:
+            self.processes.remove(process)
+            raise
+        self._process = process
+        return process
+
+    def _started(self, task: asyncio.Task[Process]) -> None:
+        self._starting = None
+        if not task.cancelled():
+            task.exception()  # seen, also where nobody waits any more
+
+    def lost(self, process: Process, reason: str) -> None:
+        """One of its processes is gone."""
+        if process not in self.processes:
+            return
+        self.processes.remove(process)
+        if self._process is process:
+            self._process = None
+        if process.worker.loaded and not process.retiring and not self.packs.closed and not process.expected:
+            self._ends.append(self.packs.now())
+            _LOG.warning(
+                "a pack of %d models (%s) ended: %s; they are loaded again when they are asked",
+                len(process.places),
+                self.conditions,
+                reason,
+            )
+        shutil.rmtree(process.directory, ignore_errors=True)
+
+    def _tidy(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._tidying.add(task)
+        task.add_done_callback(self._tidying.discard)
+
+    # ---- once a second
+
+    def tend(self) -> None:
+        now = self.packs.now()
+        for process in list(self.processes):
+            worker = process.worker
+            if worker.gone or not worker.pid or not worker.loaded:
+                continue
+            if worker.feel(now):
+                worker.kill(RunnerCrashed(f"{worker.pulse.stuck}, and was ended"))
+                continue
+            if process.left:
+                continue
+            process.measure()
+            if worker.waiting and now - worker.working_since > HOLD:
+                self._let_go(process)
+            elif process is self._process and self._recycling is None and self._wasteful(process):
+                self._recycling = asyncio.ensure_future(self._recycle(process))
+                self._recycling.add_done_callback(self._recycled)
+        self._look_for_hot()
+        self._end_if_empty(now)
+
+    def _let_go(self, process: Process) -> None:
+        place = process.worker.first
+        process.expected = True
+        if self._process is process:
+            self._process = None
+        process.let_go()
+        if isinstance(place, Place):
+            place.runner.move_out(f"a call of it held the other models of its pack for over {HOLD:g} s")
+
+    def _wasteful(self, process: Process) -> bool:
+        return process.waste > max(LEAST_WASTE, WASTE * process.private)
+
+    async def _recycle(self, old: Process) -> None:
+        """Fills another process with the models of this one, the last used first; calls go on meanwhile."""
+        _LOG.info("a pack (%s) is made again: %d bytes were left behind", self.conditions, old.waste)
+        async with self._loading:
+            old.retiring = True
+            self._process = None
+        while old.places and not (old.left or old.worker.gone):
+            place = max(old.places.values(), key=lambda one: one.runner.last_asked)
+            await place.runner.take_place_again(place)
+            old.places.pop(place.number, None)
+        if old in self.processes:
+            self.processes.remove(old)
+        await old.end()
+
+    def _recycled(self, task: asyncio.Task[None]) -> None:
+        self._recycling = None
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _LOG.error("a pack could not be made again: %s", error)
+
+    def _look_for_hot(self) -> None:
+        """A model that keeps a busy pack to itself moves out, where others need it too."""
+        process = self._process
+        if process is None:
+            return
+        used = [place for place in process.places.values() if place.calls]
+        total = sum(place.seconds for place in used)
+        most = max(used, key=lambda place: place.seconds, default=None)
+        before, ticks = self._hot
+        if (
+            most is not None
+            and len(used) > 1
+            and total > BUSY_SHARE
+            and most.seconds > HOT_SHARE * total
+            and (before is None or before is most)
+        ):
+            self._hot = (most, ticks + 1)
+            if ticks + 1 >= HOT_TICKS:
+                self._hot = (None, 0)
+                most.runner.move_out(
+                    f"it is hot: it took {most.seconds / total:.0%} of its pack's time", back=60.0
+                )
+        else:
+            self._hot = (None, 0)
+        for place in used:
+            place.seconds, place.calls = 0.0, 0
+
+    def _end_if_empty(self, now: float) -> None:
+        process = self._process
+        if process is None or process.places or process.worker.busy or self._loading.locked():
+            self._empty_since = None
+        elif self._empty_since is None:
+            self._empty_since = now
+        elif now - self._empty_since >= self.packs.idle or self._wasteful(process):
+            self._process = None
+            self.processes.remove(process)
+            process.left = True
+            self._tidy(process.end())
+
+    async def close(self) -> None:
+        for task in (self._starting, self._recycling):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait({task})
+        processes, self.processes = self.processes, []
+        await asyncio.gather(*(process.end() for process in processes))
+        if self._tidying:
+            await asyncio.wait(set(self._tidying))
+
+
+class Packs:
+    """All packs. `idle`: how long an empty one stays, in seconds; `start_timeout`: how long its process may
+    take to begin."""
+
+    def __init__(
+        self,
+        zygotes: Zygotes,
+        *,
+        idle: float = IDLE,
+        start_timeout: float = 60.0,
+    ) -> None:
+        self.zygotes = zygotes
+        self.idle = idle
+        self.start_timeout = start_timeout
+        self.closed = False
+        self._root = os.path.join(zygotes.scratch, temporary.PACKS)
+        self._packs: dict[Conditions, Pack] = {}
+
+    def __repr__(self) -> str:
+        return f"<Packs {list(self._packs.values())}>"
+
+    def __iter__(self) -> Iterator[Pack]:
+        return iter(self._packs.values())
+
+    def now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def of(self, conditions: Conditions) -> Pack:
+        pack = self._packs.get(conditions)
+        if pack is None:
+            pack = self._packs[conditions] = Pack(self, conditions)
+        return pack
+
+    def directory(self) -> str:
+        """A new one for a process's files, readable for its user and for nobody who does not know it."""
+        with suppress(FileExistsError):
+            os.mkdir(self._root, 0o711)
+            os.chmod(self._root, 0o711)
+        made = tempfile.mkdtemp(dir=self._root)
+        os.chmod(made, 0o755)
+        return made
+
+    @property
+    def overhead(self) -> int:
+        """What all packs take beside what their models count with, in bytes, as last measured."""
+        return sum(max(0, p.private - p.models) for pack in self for p in pack.processes)
+
+    def tend(self) -> None:
+        """Looks after all packs; to be called about once a second."""
+        for pack in list(self._packs.values()):
+            pack.tend()
+
+    def view(self) -> list[dict[str, Any]]:
+        """What an operator sees, JSON-ready."""
+        return [
+            {
+                "pack": str(pack.conditions),
+                "pid": process.worker.pid,
+                "models": len(process.places),
+                "bytes": process.private,
+                "model_bytes": process.models,
+                "left_behind_bytes": process.waste,
+                "stuck": process.worker.pulse.stuck,
+            }
+            for pack in self
+            for process in pack.processes
+        ]
+
+    async def close(self) -> None:
+        self.closed = True
+        await asyncio.gather(*(pack.close() for pack in self))
+        shutil.rmtree(self._root, ignore_errors=True)
+
+
+def link(package: str, directory: str) -> None:
+    """The package's files once more, in a directory that a pack may read: as links, copied where that cannot
+    be. Raises OSError."""
+    for folder, _, files in os.walk(package):
+        made = os.path.normpath(os.path.join(directory, os.path.relpath(folder, package)))
+        os.makedirs(made, 0o755)
+        for name in files:
+            source, target = os.path.join(folder, name), os.path.join(made, name)
+            try:
+                os.link(source, target)
+            except OSError:
+                shutil.copyfile(source, target)
+                os.chmod(target, 0o644)
