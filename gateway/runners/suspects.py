@@ -3,7 +3,8 @@
 A process that ends in a call makes that call's inputs suspects. A suspect runs once more, alone. One that is
 answered is innocent and forgotten: it was there when somebody killed the process. One that ends a second
 process without an answer in between is poison and is refused for a while, so that one caller cannot take the
-model away from the others. Pure: the time is an argument. Knows digests, no rows.
+model away from the others. Where the processes were killed with SIGKILL, the input may be innocent: its
+refusal is short, and its caller may try again. Pure: the time is an argument. Knows digests, no rows.
 """
 
 from __future__ import annotations
@@ -51,8 +52,9 @@ class Suspects:
     """The memory of one model. False while there is none, so that calls need not compute digests."""
 
     def __init__(self) -> None:
-        #: By digest: how many processes it ended, and until when this is remembered or refused.
-        self._ends: dict[bytes, tuple[int, float]] = {}
+        #: By digest: how many processes it ended, until when this is remembered or refused, and whether
+        #: somebody may have killed the last of them.
+        self._ends: dict[bytes, tuple[int, float, bool]] = {}
 
     def __bool__(self) -> bool:
         return bool(self._ends)
@@ -63,9 +65,9 @@ class Suspects:
     def ended(self, digests: Iterable[bytes], now: float, *, outside: bool) -> None:
         """A process ended in a call of these inputs; `outside`: somebody may have killed it."""
         for told in set(digests):
-            count = self._ends.pop(told, (0, 0.0))[0] + 1
+            count = self._ends.pop(told, (0, 0.0, False))[0] + 1
             kept = FORGOTTEN if count < ENDS else REFUSED_AFTER_SIGKILL if outside else REFUSED
-            self._ends[told] = count, now + kept
+            self._ends[told] = count, now + kept, outside
         while len(self._ends) > KEPT:
             del self._ends[next(iter(self._ends))]
 
@@ -76,8 +78,12 @@ class Suspects:
 
     def is_poison(self, told: bytes, now: float) -> bool:
         """Whether this input is refused now. One whose time is over gets another trial."""
-        count, until = self._ends.get(told, (0, 0.0))
+        count, until, _ = self._ends.get(told, (0, 0.0, False))
         if now >= until:
             self._ends.pop(told, None)
             return False
         return count >= ENDS
+
+    def was_killed(self, told: bytes) -> bool:
+        """Whether somebody may have killed the last process that ended under this input."""
+        return self._ends.get(told, (0, 0.0, False))[2]

@@ -227,7 +227,10 @@ class Batcher:
         for member in members:
             told = digest(member.batch, member.params)
             if self._suspects.is_poison(told, now):
-                _refuse(member, Poisoned("the same input ended its process each time it ran"))
+                if self._suspects.was_killed(told):
+                    _refuse(member, RunnerCrashed("its process was killed each time it ran", outside=True))
+                else:
+                    _refuse(member, Poisoned("the same input ended its process each time it ran"))
             else:
                 healthy.append(member)
                 digests.append(told)

@@ -29,6 +29,9 @@ DOES = """
 give = params.get('give')
 if give == 'exit':
     os._exit(7)
+if give == 'kill':
+    import signal
+    os.kill(os.getpid(), signal.SIGKILL)
 if give == 'raise':
     raise ValueError('row 4711 of /srv/secret/rows.csv is bad')
 if give == 'sleep':
@@ -247,11 +250,12 @@ TABLE = [
     Row("INVALID_INPUT", 422, lambda g: g.control("POST", "/registry/refresh?now=1"), "details", ("?now",)),
     Row("OVERLOADED", 429, too_many, "Retry-After", retryable=True, waits=True),
     Row("PREDICTION_FAILED", 500, lambda g: g.predict("moody", give("raise")), "log"),
+    Row("PREDICTION_FAILED", 500, lambda g: g.predict("moody", give("exit")), "do not send it again"),
     Row("INTERNAL", 500, lambda g: g.control("DELETE", "/models/moody/aliases/champion"), "request_id"),
     Row(
         "WORKER_CRASHED",
         502,
-        lambda g: g.predict("moody", give("exit")),
+        lambda g: g.predict("moody", give("kill")),
         "Retry-After",
         retryable=True,
         waits=True,
