@@ -62,16 +62,43 @@ def least_json(shape: tuple[int, ...]) -> int:
 
 def check_size(result: Any, limit: int) -> None:
     """Looks at what a model returned, before anything is made of it: its rows times its columns, however few
-    bytes it takes (a frame with an index alone, an array with an empty axis, a sparse matrix). Raises
-    AnswerTooLarge where its JSON must have more than `limit` bytes."""
+    bytes it takes (a frame with an index alone, an array with an empty axis, a sparse matrix, a range), and
+    its texts, of which a few may stand for many (categories, a list that repeats one). Raises AnswerTooLarge
+    where its JSON must have more than `limit` bytes."""
     parts = list(result.values()) if isinstance(result, dict) else [result]
     least = 0
     for part in parts:
         shape = getattr(part, "shape", None)
         if isinstance(shape, tuple) and all(isinstance(length, int) for length in shape):
             least += max(least_json(shape), _LIST * shape[0] if len(shape) > 1 else 0)
+        elif isinstance(part, list | tuple | range):
+            least += _VALUE * len(part)
+        if least <= limit:
+            least += _text_length(part)
     if least > limit:
         raise AnswerTooLarge(f"the answer takes at least {least} bytes, more than the {limit} allowed")
+
+
+def _text_length(part: Any) -> int:
+    """The characters of a list of texts, and of categories as often as they occur."""
+    if isinstance(part, list | tuple):
+        return sum(map(len, filter(_is_text, part))) if part and _is_text(part[0]) else 0
+    if getattr(part, "ndim", 0) == 2 and hasattr(part, "iloc"):
+        # Only columns of categories: to read each column of a wide frame costs more than the answer.
+        places = [at for at, dtype in enumerate(part.dtypes) if hasattr(dtype, "categories")]
+        return sum(_text_length(part.iloc[:, at]) for at in places)
+    column = getattr(part, "cat", part)
+    categories, codes = getattr(column, "categories", None), getattr(column, "codes", None)
+    if categories is None or codes is None:
+        return 0
+    lengths = np.array([len(item) if _is_text(item) else 0 for item in categories], dtype=np.int64)
+    held = np.asarray(codes)
+    times = np.bincount(held[held >= 0], minlength=len(lengths))
+    return int(times @ lengths)
+
+
+def _is_text(item: Any) -> bool:
+    return isinstance(item, str | bytes)
 
 
 def mismatches(signature: Signature, answer: Batch) -> list[str]:

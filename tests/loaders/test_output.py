@@ -92,14 +92,38 @@ def test_differences_are_named(outputs: object, answer: Batch, expected: list[st
         {"a": np.empty((2_000_000_000, 0)), "b": np.zeros(1)},
         csr_matrix((1_000_000, 1_000_000)),
         np.broadcast_to(0.0, (1 << 40,)),
+        ["x" * 1_000_000] * 2000,
+        {"a": [b"x" * 1_000_000] * 2000},
+        pd.Series(pd.Categorical.from_codes(np.zeros(100_000, np.int8), ["x" * 100_000])),
+        pd.DataFrame({"a": pd.Categorical.from_codes(np.zeros(100_000, np.int8), ["x" * 100_000])}),
+        pd.Categorical.from_codes(np.zeros(100_000, np.int8), ["x" * 100_000]),
+        range(2_000_000_000),
+        {"a": range(2_000_000_000)},
     ],
-    ids=range(5),
+    ids=range(12),
 )
 def test_a_result_with_too_many_rows_or_cells_is_refused_before_it_is_converted(result: Any) -> None:
     with pytest.raises(AnswerTooLarge):
         check_size(result, 256 << 20)
 
 
-@pytest.mark.parametrize("result", [np.zeros(10), np.float64(1), [1], "x", None, pd.Series([1, 2])])
+@pytest.mark.parametrize(
+    "result",
+    [
+        np.zeros(10),
+        np.float64(1),
+        [1],
+        "x",
+        None,
+        pd.Series([1, 2]),
+        ["x", None, 1],
+        [],
+        range(3),
+        pd.Series(["x", None], dtype="category"),
+        pd.Series([1, 2], dtype="category"),
+        pd.DataFrame({"a": pd.Series(pd.date_range("2024", periods=2)), "b": pd.interval_range(0, 2)}),
+    ],
+    ids=range(12),
+)
 def test_a_result_of_a_common_size_is_not(result: Any) -> None:
     check_size(result, 1000)
