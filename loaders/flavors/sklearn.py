@@ -19,7 +19,7 @@ import numpy as np
 
 from loaders import batch as batches
 from loaders import environment, pickling
-from loaders.batch import Columns
+from loaders.batch import Columns, Tensors, Value
 from loaders.compat.pythons import zipped
 from loaders.flavors.base import MissingFramework, Saved, Trust
 from loaders.flavors.failures import Unsuitable
@@ -124,7 +124,8 @@ class Estimator:
                 self._names = names
 
     def predict(self, batch: Batch, params: Mapping[str, Any]) -> Any:
-        if self._takes_texts and isinstance(batch, Columns):
+        # Of a mapping, too, such a model reads the names.
+        if self._takes_texts and (isinstance(batch, Columns) or _is_named(batch)):
             raise Unsuitable(_NO_TABLE + (_LOG_AGAIN if self._declares_table else ""))
         if self._names is not None and isinstance(batch, Columns) and list(batch.arrays) == self._names:
             arrays = list(batch.arrays.values())
@@ -165,6 +166,12 @@ class Estimator:
         if warned or type(of_frame) is not np.ndarray or type(of_array) is not np.ndarray:
             return False
         return of_frame.dtype == of_array.dtype and np.array_equal(of_frame, of_array)
+
+
+def _is_named(batch: Batch) -> bool:
+    if isinstance(batch, Tensors):
+        return "" not in batch.arrays
+    return isinstance(batch, Value) and isinstance(batch.value, dict)
 
 
 def _knows_none(model: Any) -> bool:

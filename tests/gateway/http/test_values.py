@@ -88,6 +88,8 @@ def test_a_model_of_texts_refuses_a_table_and_says_what_to_send(served: Served) 
         reply = served.post(f"/predict/{name}", {"inputs": ["good film", "bad film"]})
         assert reply.json["predictions"] == [1, 0]
     assert served.post("/predict/texts", TABLE).json["predictions"] == [1, 0]
+    named = served.post("/predict/untyped", {"inputs": {"text": ["good film", "bad film"]}})
+    assert (named.status, named.code) == (422, "INVALID_INPUT"), "it would answer the name"
 
 
 def test_an_answer_for_all_texts_together_carries_a_warning(served: Served) -> None:
