@@ -310,7 +310,8 @@ def _nearest(document: Mapping[str, Any], known: tuple[str, ...]) -> str | None:
 
 def parse_csv(body: bytes) -> Parsed:
     """A table of text with a header row. An empty cell without quotes is null, `""` is empty text; blank
-    lines are skipped. Raises MALFORMED_BODY with the number of the row, counted from 1 after the header."""
+    lines are skipped. In a table of one column `""` is null: writers put it there for a gap, because an empty
+    line is no row. Raises MALFORMED_BODY with the number of the row, counted from 1 after the header."""
     try:
         text = body.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -339,7 +340,7 @@ def parse_csv(body: bytes) -> Parsed:
         raise Problem(
             "MALFORMED_BODY", f"the header names a column twice: {', '.join(map(repr, twice[:10]))}"
         )
-    nulls = {"": None, _QUOTED_NOTHING: ""}
+    nulls = {"": None, _QUOTED_NOTHING: "" if len(columns) > 1 else None}
     cells = [[nulls.get(cell, cell) for cell in column] for column in zip(*rows[1:], strict=True)]
     return Parsed(RawInput("csv", CsvTable(columns, cells or [[] for _ in columns])), None, ABSENT)
 

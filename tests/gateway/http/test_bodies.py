@@ -11,6 +11,7 @@ import tracemalloc
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -262,6 +263,11 @@ def test_csv_with_a_byte_order_mark() -> None:
 
 def test_an_empty_cell_is_null_and_an_empty_text_is_not() -> None:
     assert table('a,b,c\n,"",x\n"",,"y""z"\n') == (["a", "b", "c"], [[None, ""], ["", None], ["x", 'y"z']])
+
+
+def test_the_gap_that_writers_put_into_a_table_of_one_column() -> None:
+    written = pd.DataFrame({"a": ["x", None, "y"]}).to_csv(index=False)
+    assert table(written) == (["a"], [["x", None, "y"]])
 
 
 def test_quotes_hold_commas_line_ends_and_quotes() -> None:
