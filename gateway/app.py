@@ -22,6 +22,7 @@ from gateway.artifacts.sources import sources_for
 from gateway.environments.choose import Chooser
 from gateway.http.auth import Access, control_key
 from gateway.http.connections import Connections, descriptors
+from gateway.http.feed import Feed
 from gateway.http.large import LargeBodies
 from gateway.http.parts import Parts
 from gateway.metrics import Metrics
@@ -94,6 +95,7 @@ class Gateway:
         self._unconfined: set[str] = set()
         self.access = Access(settings.admin_key_file or control_key(settings.state_dir))
         self.metrics = Metrics()
+        self.feed = Feed()
         self._say = logs.EventLog()
         self._io = ThreadPoolExecutor(IO_THREADS, thread_name_prefix=IO_THREAD)
         # Downloads may take long or hang: they must not stand in the way of the registry, or of what is here.
@@ -215,6 +217,7 @@ class Gateway:
             self.settings,
             self.large_bodies,
             lambda: self.draining,
+            self.feed,
         )
 
     async def start(self) -> None:
@@ -430,6 +433,7 @@ class Gateway:
 
     def _emit(self, event: events.Event) -> None:
         count(self.metrics, event)
+        self.feed.publish(event)
         self._tell_owner(event)
         self._say(event)
         if isinstance(event, events.Loaded):

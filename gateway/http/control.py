@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
@@ -36,6 +36,7 @@ MAX_BODY_BYTES: Final = 64 * 1024
 MAX_HELD_BYTES: Final = 16 * MAX_BODY_BYTES
 
 WEBHOOK: Final = "/webhooks/mlflow"
+EVENT_STREAM: Final = {"content-type": "text/event-stream", "cache-control": "no-cache"}
 VERBS: Final = ("pause", "resume", "abort", "finish")
 #: What the codes of predictions mean here.
 _HINTS: Final = {
@@ -53,6 +54,7 @@ class Control:
         self._operations = parts.operations
         self._access = parts.access
         self._draining = parts.draining
+        self._feed = parts.feed
         self._rendered = parts.metrics.render
         self._deliveries = Deliveries(parts.settings.webhook_secret_file)
         self._hints: set[asyncio.Task[None]] = set()
@@ -70,6 +72,7 @@ class Control:
             "/rollouts": {"GET": self._rollouts},
             "/rollouts/{name}": {"GET": self._rollout},
             **{f"/rollouts/{{name}}/{verb}": {"POST": self._direct} for verb in VERBS},
+            "/events": {"GET": self._events},
             "/registry/refresh": {"POST": self._refresh},
             "/registry.yaml": {"GET": self._document},
             WEBHOOK: {"POST": self._webhook},
@@ -207,6 +210,12 @@ class Control:
         reference, flags = _reference(request), _flags(request, "wait")
         await self._fields(request, {})
         return await self._operations.unload(reference, wait=flags.get("wait", True))
+
+    def _events(self, request: Request) -> Result:
+        self._access.check(request.scope)
+        if request.method == "HEAD":
+            return Response(headers=EVENT_STREAM)
+        return StreamingResponse(self._feed.subscribe(self._draining), headers=EVENT_STREAM)
 
     async def _direct(self, request: Request) -> Result:
         reference = _reference(request)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gateway.http.auth import Access
+    from gateway.http.feed import Feed
     from gateway.http.large import LargeBodies
     from gateway.metrics import Metrics
     from gateway.rollouts.operations import Operations
@@ -26,3 +27,4 @@ class Parts:
     settings: Settings
     large_bodies: LargeBodies
     draining: Callable[[], bool]
+    feed: Feed

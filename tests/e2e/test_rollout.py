@@ -113,12 +113,33 @@ def test_a_version_that_fails_for_one_row_in_five_is_taken_back_without_a_failed
 
 
 def test_a_good_version_completes_its_steps(server: Running, shell: Shell) -> None:
-    with Traffic(server) as traffic:
+    with (
+        Traffic(server) as traffic,
+        httpx.stream("GET", f"{server.url}/events", headers=server.key, timeout=60) as events,
+    ):
         done = shell.gateway("promote", "picky@champion", "3", "--wait")
-    assert done.code == 0, done.err
+        assert done.code == 0, done.err
+        phases = [json.loads(line[6:])["phase"] for line in _until_done(events) if "phase" in line]
+    assert phases == ["canary 20 %", "canary 50 %", "done"]
     assert "picky@champion is 3 and served" in done.out
     lines = [line.split("version 3  ")[1] for line in done.err.splitlines() if "version 3  " in line]
     assert [line.split(" ")[0] for line in lines] == ["canary", "canary", "done"]
     assert {status for status, _ in traffic.seen} == {200}
     view = httpx.get(f"{server.url}/rollouts/picky@champion").json()
     assert (view["phase"], view["serving"], view["diverged"]) == ("serving", "3", False)
+
+
+def _until_done(events: httpx.Response) -> Iterator[str]:
+    for line in events.iter_lines():
+        if line.startswith("data: "):
+            yield line
+            if '"done"' in line:
+                return
+
+
+def test_a_stream_of_events_does_not_hold_up_the_end(server: Running) -> None:
+    with httpx.stream("GET", f"{server.url}/events", headers=server.key, timeout=60) as events:
+        lines = events.iter_lines()
+        assert next(lines).startswith(":")
+        assert server.stop() == 0
+        assert list(lines) == [""]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import shutil
 from collections.abc import Iterator
@@ -353,3 +354,22 @@ def test_steps_that_make_no_canary_are_refused(server: Served, canary: list[obje
     reply = server.request("PUT", "/models/iris/aliases/champion", {"version": "2", "canary": canary})
     assert (reply.status, reply.json["error_code"]) == (422, "INVALID_INPUT")
     assert server.get("/models/iris").json["aliases"]["champion"] == "1"
+
+
+def test_events_are_streamed_as_they_happen(own: Served) -> None:
+    assert own.get("/events").status == 401
+    connection = http.client.HTTPConnection("127.0.0.1", own.port, timeout=60)
+    connection.request("GET", "/events", headers={"authorization": f"Bearer {own.key}"})
+    stream = connection.getresponse()
+    assert stream.status == 200
+    assert stream.headers["content-type"] == "text/event-stream"
+    assert stream.readline() == b": the events of this gateway\n"
+    reply = own.request("PUT", "/models/iris/aliases/followed", {"version": "2"})
+    assert reply.status in (200, 202)
+    lines = {}
+    while lines.get("event") != "swapped":
+        name, _, value = stream.readline().decode().partition(": ")
+        lines[name] = value.strip()
+    data = json.loads(stream.readline().partition(b": ")[2])
+    assert (data["model"], data["alias"], data["version"]) == ("iris", "followed", "2")
+    connection.close()

@@ -1,0 +1,98 @@
+"""What happens to aliases, as it happens: server-sent events for dashboards and deployment tools.
+
+A subscriber that reads slowly loses the oldest events, never memory of the gateway. Knows events and the form
+of the stream; not who emits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from dataclasses import asdict
+from typing import Final
+
+import orjson
+
+from gateway.errors import Problem
+from gateway.events import AliasDeleted, Event, RolloutChanged, Swapped, SwapRefused
+
+#: How each kind of event is called in the stream.
+KINDS: Final = {
+    RolloutChanged: "rollout",
+    Swapped: "swapped",
+    SwapRefused: "refused",
+    AliasDeleted: "deleted",
+}
+#: Events that wait for one subscriber at most.
+KEPT: Final = 256
+MAX_SUBSCRIBERS: Final = 32
+#: A comment goes out this often, in seconds, so that proxies keep the stream open.
+HEARTBEAT: Final = 15.0
+#: A stream notices after this time, in seconds, that the gateway stops.
+LOOK_EVERY: Final = 1.0
+
+
+class Feed:
+    """Passes events on to whoever subscribes. Used by the event loop alone."""
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._subscribers: set[_Subscriber] = set()
+
+    def publish(self, event: Event) -> None:
+        kind = KINDS.get(type(event))  # type: ignore[arg-type]
+        if kind is None:
+            return
+        self._number += 1
+        if self._subscribers:
+            data = orjson.dumps(asdict(event))
+            text = b"id: %d\nevent: %s\ndata: %s\n\n" % (self._number, kind.encode(), data)
+            for subscriber in self._subscribers:
+                subscriber.put(text)
+
+    def subscribe(self, ended: Callable[[], bool]) -> AsyncIterator[bytes]:
+        """The stream from now on, until `ended`. Raises OVERLOADED beyond `MAX_SUBSCRIBERS`."""
+        if len(self._subscribers) >= MAX_SUBSCRIBERS:
+            raise Problem("OVERLOADED", f"{MAX_SUBSCRIBERS} callers follow /events already", retry_after=60)
+        subscriber = _Subscriber()
+        self._subscribers.add(subscriber)
+        return self._stream(subscriber, ended)
+
+    async def _stream(self, subscriber: _Subscriber, ended: Callable[[], bool]) -> AsyncIterator[bytes]:
+        try:
+            yield b": the events of this gateway\n\n"
+            quiet = 0.0
+            while not ended():
+                texts = await subscriber.take(LOOK_EVERY)
+                quiet = 0.0 if texts else quiet + LOOK_EVERY
+                if quiet >= HEARTBEAT:
+                    quiet, texts = 0.0, [b": still here\n\n"]
+                for text in texts:
+                    yield text
+        finally:
+            self._subscribers.discard(subscriber)
+
+
+class _Subscriber:
+    """What waits for one reader."""
+
+    def __init__(self) -> None:
+        self._texts: deque[bytes] = deque(maxlen=KEPT)
+        self._some = asyncio.Event()
+
+    def put(self, text: bytes) -> None:
+        self._texts.append(text)
+        self._some.set()
+
+    async def take(self, timeout: float) -> list[bytes]:
+        """What came, oldest first; nothing after `timeout` seconds without."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._some.wait()
+        except TimeoutError:
+            return []
+        texts = list(self._texts)
+        self._texts.clear()
+        self._some.clear()
+        return texts
