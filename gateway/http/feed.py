@@ -41,7 +41,7 @@ class Feed:
         self._subscribers: set[_Subscriber] = set()
 
     def publish(self, event: Event) -> None:
-        kind = KINDS.get(type(event))  # type: ignore[arg-type]
+        kind = KINDS.get(type(event))
         if kind is None:
             return
         self._number += 1
