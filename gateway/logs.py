@@ -85,7 +85,7 @@ class EventLog:
             repeats = self._repeats(event)
             if repeats:
                 event = dataclasses.replace(event, trace="")
-                more = f" (its traceback is above, {repeats} times by now)"
+                more = f" (repeated {repeats} times; the traceback is above)"
         level = _LEVELS.get(type(event), logging.INFO)
         if log.isEnabledFor(level):
             log.log(level, sentence(event) + more, extra={"event": event})

@@ -81,7 +81,7 @@ def parse_reference(text: str) -> Reference:
             raise InvalidReference(f"{_shown(text)}: write runs:/RUN_ID/PATH")
         return Reference(run_id=run_id, path=path)
     raise InvalidReference(
-        f"{_shown(text)} is no model reference; write models:/NAME@ALIAS or models:/NAME/VERSION"
+        f"{_shown(text)} is not a model reference; write models:/NAME@ALIAS or models:/NAME/VERSION"
     )
 
 
@@ -97,7 +97,7 @@ def parse_uri(text: str) -> Reference:
 def parse_short(text: str) -> Reference:
     """The command line's form: NAME, NAME@ALIAS, NAME/VERSION, or a `models:/` URI."""
     if text.startswith("/"):
-        raise InvalidReference(f"{_shown(text)} is no model reference; write NAME@ALIAS or NAME/VERSION")
+        raise InvalidReference(f"{_shown(text)} is not a model reference; write NAME@ALIAS or NAME/VERSION")
     return parse_reference(text if _SCHEME.match(text) else f"models:/{text}")
 
 
@@ -139,7 +139,7 @@ def check_name(name: str) -> str:
 def check_alias(alias: str) -> str:
     """An alias: letters, digits, `_` and `-`; `latest` and `v1`, `v2`, … are reserved, as in MLflow."""
     if not _ALIAS.match(alias):
-        raise InvalidReference(f"{_shown(alias)} is no alias: letters, digits, _ and -, at most 255")
+        raise InvalidReference(f"{_shown(alias)} is not an alias: letters, digits, _ and -, at most 255")
     if alias.lower() == "latest" or re.fullmatch(r"[vV]\d+", alias):
         raise InvalidReference(f"the alias {_shown(alias)} is reserved")
     return alias
@@ -148,7 +148,7 @@ def check_alias(alias: str) -> str:
 def check_version(version: str) -> str:
     """A version: a positive integer in decimal, without sign or leading zero. Raises InvalidReference."""
     if not version.isascii() or not _VERSION.match(version):
-        raise InvalidReference(f"{_shown(version)} is no version: a positive whole number, such as 3")
+        raise InvalidReference(f"{_shown(version)} is not a version: a positive whole number, such as 3")
     return version
 
 

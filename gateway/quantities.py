@@ -25,7 +25,7 @@ def seconds(value: object) -> object:
         return value
     number, unit = match.groups()
     if unit not in _SECONDS:
-        raise ValueError(f"{unit} is no unit of time; write ms, s, m, h or d")
+        raise ValueError(f"{unit} is not a unit of time; write ms, s, m, h or d")
     return float(number) * _SECONDS[unit]
 
 
@@ -44,7 +44,7 @@ def size(value: object, total: int | None = None) -> object:
             raise ValueError("a share must be more than 0% and at most 100%")
         return int(total * float(number) / 100)
     if unit.lower() not in _BYTES:
-        raise ValueError(f"{unit} is no unit of size; write KB, MB, GB, TB, Ki, Mi, Gi, Ti or %")
+        raise ValueError(f"{unit} is not a unit of size; write KB, MB, GB, TB, Ki, Mi, Gi, Ti or %")
     return int(float(number) * _BYTES[unit.lower()])
 
 

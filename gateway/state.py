@@ -97,7 +97,7 @@ class State:
         try:
             directory.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
-            raise NotADirectoryError(errno.ENOTDIR, "it is no directory", str(directory)) from None
+            raise NotADirectoryError(errno.ENOTDIR, "it is not a directory", str(directory)) from None
         except OSError as error:
             log.error(_FORGETFUL, directory, error.strerror)
             self._db = self._in_memory()

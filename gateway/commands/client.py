@@ -24,7 +24,7 @@ class Client:
         try:
             self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout)
         except httpx.InvalidURL as error:
-            raise Failure(f"{url} is no URL: {error}", f"write it like {DEFAULT_URL}", code=2) from None
+            raise Failure(f"{url} is not a URL: {error}", f"write it like {DEFAULT_URL}", code=2) from None
 
     def __enter__(self) -> Self:
         return self
@@ -67,7 +67,7 @@ class Client:
         try:
             answer = self._http.request(method, path, **options)
         except httpx.UnsupportedProtocol:
-            raise Failure(f"{self.url} is no URL", f"write it like {DEFAULT_URL}", code=2) from None
+            raise Failure(f"{self.url} is not a URL", f"write it like {DEFAULT_URL}", code=2) from None
         except httpx.TimeoutException:
             raise Failure(f"{self.url} did not answer {path} in time", "try again, or see its log") from None
         except httpx.TransportError as error:
@@ -87,4 +87,9 @@ def _refusal(answer: httpx.Response) -> Failure:
     except (ValueError, KeyError, TypeError):
         return Failure(f"{answer.request.url} answered {answer.status_code}", "is that a gateway?")
     hint = body.get("hint")
+    if code == "UNAUTHENTICATED":  # the server's hint is for callers of its routes
+        hint = (
+            "give its key: --admin-key-file FILE, or GATEWAY_ADMIN_KEY; the gateway keeps the key in "
+            "its admin_key_file, else in control.key in its state_dir"
+        )
     return Failure(f"{message} ({code})", str(hint) if hint else None)

@@ -184,7 +184,8 @@ def _show(view: Mapping[str, Any]) -> None:
     for line in view["differences"]:
         typer.echo(line)
     for text in view["preload_pending"]:
-        typer.echo(f"preload: {text} is not loaded: {view['preload_errors'].get(text) or 'not tried yet'}")
+        reason = view["preload_errors"].get(text)
+        typer.echo(f"preload: {text} is not loaded" + (f": {reason}" if reason else " yet"))
     if view["versions"]:
         columns = ["MODEL", "VERSION", "ALIASES", "STATE", "MB", "REQ/S", "ERR %", "P99 MS", "LAST ERROR"]
         rows = [_cells(row) for row in view["versions"]]

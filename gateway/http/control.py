@@ -301,7 +301,7 @@ def _check_version(body: Mapping[str, Any], field: str) -> None:
         try:
             names.check_version(body[field])
         except names.InvalidReference:
-            raise _invalid(field, "is no version", "a positive whole number, as a string") from None
+            raise _invalid(field, "is not a version", "a positive whole number, as a string") from None
 
 
 def _flags(request: Request, *allowed: str) -> dict[str, bool]:

@@ -67,7 +67,7 @@ def _kind(target: str) -> str:
     if scheme in ("http", "https"):
         return "mlflow"
     kinds = "a file, the URL of a document (.yaml, .yml, .json), or http(s)://HOST of an MLflow server"
-    raise RegistryError(f"{target} is no registry: give {kinds}")
+    raise RegistryError(f"{target} is not a registry: give {kinds}")
 
 
 def default_target(

@@ -40,7 +40,7 @@ class RegistryUnavailable(RegistryError):
 
 
 class RegistryMissing(RegistryUnavailable):
-    """It is a file here, and the file does not exist."""
+    """It is a file here, and there is no such file: nothing, or a directory."""
 
 
 class RegistryInvalid(RegistryError):

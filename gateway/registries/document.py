@@ -361,7 +361,7 @@ class _Checker:
         for key, item in self._mapping(entry.get("tags"), f"{place}.tags", None).items():
             tags[key] = "" if item is None else self._text(item, f"{place}.tags.{key}") or ""
         if digest is not None and not _DIGEST.match(digest):
-            problem = f"{_shown(digest)} is no digest: sha256: and 64 lower-case hex digits"
+            problem = f"{_shown(digest)} is not a digest: sha256: and 64 lower-case hex digits"
             self.problem(f"{place}.digest", problem)
         if not source:
             if entry.get("source") in (None, "") and isinstance(value, dict | None):

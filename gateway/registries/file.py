@@ -317,6 +317,9 @@ class FileRegistry(Whole):
                 yield file
         except FileNotFoundError:
             raise RegistryMissing(f"{self.target} does not exist") from None
+        except IsADirectoryError:
+            hint = "name the registry file in it, such as registry.yaml"
+            raise RegistryMissing(f"{self.target} is a directory: {hint}") from None
         except OSError as error:
             raise RegistryUnavailable(f"{self.target} cannot be read: {error.strerror or error}") from error
 

@@ -126,6 +126,10 @@ def _located(text: str) -> tuple[str, str]:
     parts = urlsplit(source)
     local = not parts.scheme or parts.scheme == "file" or len(parts.scheme) == 1
     place = str(Path(parts.path if parts.scheme == "file" else source).absolute()) if local else source
+    if not source:
+        raise RegistryError(f"{text}: write NAME=DIR, or DIR alone")
+    if local and not Path(place).exists():
+        raise RegistryError(f"{source}: there is no such directory")
     if local and not Path(place, "MLmodel").is_file():
         raise RegistryError(f"{source} is not a model directory: it has no MLmodel file")
     above, _, last = place.rstrip("/").rpartition("/")

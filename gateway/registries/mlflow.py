@@ -295,7 +295,7 @@ class MLflowRegistry:
         tags = answers.tags(item)
         digest = tags.get(DIGEST_TAG)
         if digest is not None and not _DIGEST.match(digest):
-            log.warning("the tag %s of %s/%s is no digest", DIGEST_TAG, name, item.get("version"))
+            log.warning("the tag %s of %s/%s is not a digest", DIGEST_TAG, name, item.get("version"))
             digest = None
         created = answers.moment(item.get("creation_timestamp"))
         return Version(name, str(item.get("version")), source, digest, created, tags)

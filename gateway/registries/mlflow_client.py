@@ -359,5 +359,5 @@ def _number(environ: Mapping[str, str], name: str, default: float) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value < 1e6:
-        raise ValueError(f"{name}={text} is no number of use here")
+        raise ValueError(f"{name}={text} is not a number that can be used here")
     return value

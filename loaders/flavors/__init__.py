@@ -63,12 +63,17 @@ def find(package: Package) -> Flavor:
 
 
 def for_model(model: object) -> Flavor:
-    """The flavor that saves a live object. Raises UnknownFlavor."""
+    """The flavor that saves a live object. Raises UnknownFlavor, for a class too: it is not a model yet."""
+    if isinstance(model, type):
+        raise UnknownFlavor(
+            "model", f"{model.__name__} is a class: give an object of it, {model.__name__}(…)"
+        )
     for name in FLAVORS:
         flavor = get(name)
         if flavor.accepts(model):
             return flavor
     raise UnknownFlavor(
         "model",
-        f"a {type(model).__name__} cannot be saved: it has no predict method and is not a function",
+        f"an object of type {type(model).__name__} cannot be saved: it has no predict method and is not a "
+        "function",
     )

@@ -157,9 +157,9 @@ def test_what_is_not_there_is_said(registry: Registry, packages: list[str]) -> N
 @pytest.mark.parametrize(
     ("target", "complaint"),
     [
-        ("s3://bucket/registry", "is no registry"),
+        ("s3://bucket/registry", "is not a registry"),
         ("nothing://x/registry.yaml", "cannot be read here"),
-        ("sqlite:///mlflow.db", "is no registry"),
+        ("sqlite:///mlflow.db", "is not a registry"),
         ("databricks", "not supported"),
         ("databricks://profile", "not supported"),
         ("databricks-uc", "not supported"),

@@ -122,11 +122,11 @@ def test_version(shell: Shell) -> None:
         (["promote", "iris", "2"], "names no alias"),
         (["promote", "iris@champion"], "either VERSION or --from"),
         (["promote", "iris@champion", "2", "--from", "challenger"], "either VERSION or --from"),
-        (["promote", "iris@champion", "two"], "is no version"),
-        (["promote", "iris@champion", "2", "--expect", "1.0"], "is no version"),
+        (["promote", "iris@champion", "two"], "is not a version"),
+        (["promote", "iris@champion", "2", "--expect", "1.0"], "is not a version"),
         (["rollback", "a/b/c@x"], "holds '/'"),
         (["load", "models:/iris/latest"], "write NAME"),
-        (["status", "--url", "nonsense"], "is no URL"),
+        (["status", "--url", "nonsense"], "is not a URL"),
         (["serve", "--port", "high"], "'--port'"),
         (["models"], "./registry.yaml"),
         (["serve", "--port", "0"], "./registry.yaml"),
@@ -403,7 +403,9 @@ def test_the_admin_key(iris: Shell) -> None:
     key.write_text("open sesame\n")
     port = free_port()
     with iris.running("serve", port=port, GATEWAY_ADMIN_KEY_FILE=str(key)) as url:
-        assert "UNAUTHENTICATED" in iris.called("load", "iris", "--url", url).failed()
+        refused = iris.called("load", "iris", "--url", url).failed()
+        assert "UNAUTHENTICATED" in refused
+        assert "--admin-key-file FILE" in refused
         assert iris.gateway("load", "iris", "--url", url, "--admin-key-file", key).code == 0
         assert iris.called("unload", "iris", "--url", url, GATEWAY_ADMIN_KEY="open sesame").code == 0
 
@@ -443,7 +445,8 @@ def test_a_bare_directory_is_served_without_a_registry(shell: Shell, packages: d
 
 def test_what_cannot_be_served(iris: Shell) -> None:
     assert "does not exist" in iris.gateway("serve", "-r", "nowhere.yaml", "--port", free_port()).failed()
-    assert "MLmodel" in iris.gateway("serve", "nowhere", "--port", free_port()).failed()
+    assert "no such directory" in iris.gateway("serve", "nowhere", "--port", free_port()).failed()
+    assert "is a directory" in iris.gateway("serve", "-r", ".", "--port", free_port()).failed()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -467,7 +470,7 @@ def test_the_demo_from_predict_to_promotion(shell: Shell) -> None:
         assert first["predictions"] != second["predictions"]
         for line in said.splitlines():
             if line.startswith("  curl "):
-                path = line.split()[2].removeprefix(url)
+                path = next(word for word in line.split() if word.startswith(url)).removeprefix(url)
                 body = line.split(" -d ")[1].strip("'")
                 answer = httpx.post(url + path, content=body, headers={"content-type": "application/json"})
                 assert answer.status_code == 200, (path, answer.text)

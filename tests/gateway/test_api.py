@@ -169,7 +169,7 @@ def test_push_refuses_what_is_no_package(tmp_path: Path) -> None:
     ("uri", "error", "message"),
     [
         ("models:/irsi", NotInRegistry, "there is no model 'irsi'"),
-        ("models:/iris@", InvalidReference, "is no alias"),
+        ("models:/iris@", InvalidReference, "is not an alias"),
         ("models:/m-" + "0" * 32, RegistryError, "MLflow registry"),
         ("runs:/abc/model", RegistryError, "MLflow registry"),
         ("no/such/directory", InvalidReference, "there is no directory no/such/directory"),

@@ -44,7 +44,7 @@ def test_a_traceback_that_comes_again_is_counted_not_printed(lines: pytest.LogCa
     fail(8, 3)
     said = [record.getMessage() for record in lines.records]
     assert [line.count("Traceback") for line in said] == [1, 0, 0, 1]
-    assert said[2] == "iris/2 raised ValueError: 2 (request r-2) (its traceback is above, 2 times by now)"
+    assert said[2] == "iris/2 raised ValueError: 2 (request r-2) (repeated 2 times; the traceback is above)"
 
 
 def test_a_burst_of_refusals_is_one_line_with_their_number(lines: pytest.LogCaptureFixture) -> None:

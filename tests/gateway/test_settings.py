@@ -128,7 +128,7 @@ models:
     found = problems(text, environ, tmp_path, port=99999)
     expected = {
         "gateway.yaml: prot": "did you mean port?",
-        "gateway.yaml: cold_wait": "x is no unit of time",
+        "gateway.yaml: cold_wait": "x is not a unit of time",
         "gateway.yaml: drain_timeout": "greater than or equal to 0",
         "gateway.yaml: max_queue": "valid integer",
         "gateway.yaml: models.a": "comes twice",

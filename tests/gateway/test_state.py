@@ -146,7 +146,7 @@ def test_without_a_file_it_remembers_until_it_ends(tmp_path: Path, caplog: pytes
 def test_a_state_directory_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(NotADirectoryError, match="is no directory"):
+        with pytest.raises(NotADirectoryError, match="is not a directory"):
             State(place)
 
 

@@ -101,3 +101,16 @@ def test_every_synonym_leads_to_something_that_is_taken() -> None:
 
     options = {name for flavor in flavors.FLAVORS for name in flavors.get(flavor).options}
     assert set(keywords.SYNONYMS.values()) <= options | set(keywords.OWN)
+
+
+class Constant:
+    """A model of one's own."""
+
+    def predict(self, model_input: Any) -> Any:
+        return model_input
+
+
+@pytest.mark.parametrize("model", [Constant, LogisticRegression])
+def test_a_class_in_place_of_its_object_is_refused(tmp_path: Path, model: Any) -> None:
+    with pytest.raises(loaders.PackageError, match=f"{model.__name__} is a class: give an object of it"):
+        loaders.save_model(model, tmp_path / "model")

@@ -41,3 +41,7 @@ def test_two_of_one_name_and_names_that_are_none(tmp_path: Path) -> None:
     assert ListedModels([str(one), f"other={two}"]).names == ["rent", "other"]
     with pytest.raises(RegistryError, match="MLmodel"):
         ListedModels([f"name={tmp_path}"])
+    with pytest.raises(RegistryError, match="write NAME=DIR"):
+        ListedModels(["price="])
+    with pytest.raises(RegistryError, match="nowhere: there is no such directory"):
+        ListedModels([str(tmp_path / "nowhere")])

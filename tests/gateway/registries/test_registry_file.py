@@ -76,7 +76,7 @@ def test_a_missing_file_is_unavailable(tmp_path: Path) -> None:
 
 
 def test_a_directory_is_unavailable(tmp_path: Path) -> None:
-    with pytest.raises(RegistryUnavailable, match="cannot be read"):
+    with pytest.raises(RegistryUnavailable, match="is a directory: name the registry file in it"):
         FileRegistry(str(tmp_path)).read()
 
 
