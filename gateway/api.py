@@ -159,14 +159,14 @@ def load_model(
     chosen = settings.load({}, os.environ)
     reference = None if os.path.isdir(text) else _reference(text)
     if reference is None and not _SCHEME.match(text):
-        return loaders.load_model(text, model_config, chosen.enforcement)
+        return loaders.load_model(text, model_config, chosen.enforcement or "strict")
     if reference is None:
         version = Version("model", "0", text)
     else:
         version = _resolved(reference, _target(registry), chosen.default_alias)
     named = Sources() if reference is None else sources_for(_target(registry), chosen.artifact_sources)
     local = Artifacts(chosen.cache_dir, chosen.disk_limit, named).fetch(version)
-    model = loaders.load_model(local.path, model_config, chosen.enforcement)
+    model = loaders.load_model(local.path, model_config, chosen.enforcement or "strict")
     # The files stay in the cache for as long as the model is there to read them.
     weakref.finalize(model, _let_go, local)
     return model

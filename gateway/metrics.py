@@ -99,6 +99,12 @@ class Metrics:
             registry=own,
         )
         self._unloads = Counter("gateway_unloads", "Unloads, by why.", ("model", "reason"), registry=own)
+        self._lenient = Counter(
+            "gateway_lenient_casts",
+            "Answers to inputs that strict enforcement would have refused.",
+            ("model",),
+            registry=own,
+        )
         self._crashes = Counter(
             "gateway_crashes", "Model processes that ended on their own.", ("model",), registry=own
         )
@@ -171,6 +177,8 @@ class Metrics:
         name, number = (version.name, version.version) if version is not None else ("", "")
         phases = (record.parse, record.queue, record.predict, record.encode)
         self.request(name, number, record.code, time.perf_counter() - record.began, phases)
+        if record.lenient and record.code == "2xx":
+            self._lenient.labels(name).inc()
 
     def unload(self, model: str, reason: str) -> None:
         self._unloads.labels(model, reason).inc()

@@ -20,7 +20,8 @@ class RequestRecord:
     `id` is the caller's, or a new one. `headers` by lower-case name, the last of each. `version` and `alias`
     are what the request's reference resolved to, None as long as that is not known. `code` is `2xx`, or the
     error code of the answer; empty before there is one. `began` is in the time of `perf_counter`, `parse`,
-    `queue`, `predict` and `encode` are in seconds. `predicts`: it asked for a prediction.
+    `queue`, `predict` and `encode` are in seconds. `predicts`: it asked for a prediction. `lenient`:
+    strict enforcement would have refused its input.
     """
 
     id: bytes = b""
@@ -34,6 +35,7 @@ class RequestRecord:
     queue: float = 0.0
     predict: float = 0.0
     encode: float = 0.0
+    lenient: bool = False
 
     @property
     def shown_id(self) -> str:

@@ -23,7 +23,7 @@ from gateway.serving.admission import Refused
 from gateway.serving.batching import Outcome
 from gateway.serving.servable import Servable, Status
 from loaders.batch import Columns, Value
-from loaders.enforcement.enforce import InvalidInput, RawInput
+from loaders.enforcement.enforce import InvalidInput, RawInput, enforce
 from loaders.output import AnswerTooLarge
 
 if TYPE_CHECKING:
@@ -46,7 +46,9 @@ _ONE_FOR_ALL: Final = (
 class Unparsed(Protocol):
     """A body too large to be parsed here."""
 
-    async def enforce(self, signature: Signature | None, mode: Mode, type_hints: bool) -> ElsewhereEnforced:
+    async def enforce(
+        self, signature: Signature | None, mode: Mode, type_hints: bool, positional: bool
+    ) -> ElsewhereEnforced:
         """The body as a model with this signature takes it. Raises InvalidInput, Problem."""
 
 
@@ -57,17 +59,22 @@ class ElsewhereEnforced(Protocol):
     def batch(self) -> Framed: ...
     @property
     def warnings(self) -> tuple[str, ...]: ...
+    @property
+    def lenient(self) -> bool: ...
 
 
 #: The mark of an answer that came from another environment than the model's own.
 MISMATCH = ("environment",)
+#: The mark of an answer to an input that strict enforcement would have refused.
+LENIENT = ("lenient-cast",)
 
 
 @dataclass(slots=True)
 class Inference:
     """What a request asks, parsed but untyped. `deadline` is in the event loop's time; `reference` None means
     the default model; `raw` is None once it is enforced, or where the body is `unparsed`. The service writes
-    into `record` what it learns."""
+    into `record` what it learns. `lenient`: without the setting `enforcement` the input is cast as MLflow
+    does; `positional`: rows without names are taken by position."""
 
     reference: Reference | None
     raw: RawInput | None
@@ -75,16 +82,19 @@ class Inference:
     deadline: float | None = None
     record: RequestRecord = field(default_factory=RequestRecord)
     unparsed: Unparsed | None = None
+    lenient: bool = False
+    positional: bool = False
 
 
 @dataclass(slots=True)
 class Answer:
-    """What a model answered; which one, and when, is in the request's record. `marks`: what the header
-    X-Model-Warnings says, on every route."""
+    """What a model answered, and its signature; which one, and when, is in the request's record. `marks`:
+    what the header X-Model-Warnings says, on every route."""
 
     result: Batch
     warnings: tuple[str, ...] = ()
     marks: tuple[str, ...] = ()
+    signature: Signature | None = None
 
 
 class Service:
@@ -155,9 +165,10 @@ class Service:
             if lease is not None:
                 lease.release()
         record.queue, record.predict = outcome.queue_seconds, outcome.predict_seconds
+        marks = LENIENT if record.lenient else ()
         if mismatch is not None:
-            return Answer(outcome.result, (*warnings, *mismatch), MISMATCH)
-        return Answer(outcome.result, warnings)
+            warnings, marks = (*warnings, *mismatch), (*MISMATCH, *marks)
+        return Answer(outcome.result, warnings, marks, servable.rules()[0])
 
     async def _compared(
         self, inference: Inference, service: Version, found: Alias, rollout: Rollout
@@ -204,13 +215,21 @@ class Service:
         try:
             enforced: Enforced | ElsewhereEnforced
             params: dict[str, Any] = {}
+            signature, mode, type_hints, positional = servable.rules(inference.lenient, inference.positional)
             if inference.raw is not None:
-                enforced = servable.enforce(inference.raw, inference.params)
+                enforced = enforce(
+                    signature,
+                    inference.raw,
+                    inference.params,
+                    mode,
+                    type_hints=type_hints,
+                    positional=positional,
+                )
                 params = enforced.params
                 inference.raw = None  # only the typed rows are kept while the request waits
             else:
                 assert inference.unparsed is not None
-                enforced = await inference.unparsed.enforce(*servable.rules)
+                enforced = await inference.unparsed.enforce(signature, mode, type_hints, positional)
                 inference.unparsed = None
         except InvalidInput as error:
             kinds = tuple(v.problem for v in error.violations)
@@ -285,6 +304,8 @@ class Service:
             for problem in servable.prepared.check_output(outcome.result)[:1]:
                 self._emit(OutputDiffers(version.name, version.version, problem))
         warnings = enforced.warnings
+        if enforced.lenient:
+            inference.record.lenient = True
         if _is_one_for_all(enforced.batch, outcome.result):
             warnings = (*warnings, _ONE_FOR_ALL)
         return outcome, warnings

@@ -168,6 +168,8 @@ class ModelSettings(Part):
     """How aliases of the model move. Not set: as the gateway's `rollout`."""
     enforcement: Enforcement | None = None
     """How inputs are checked against the signature. Not set: as the gateway's `enforcement`."""
+    positional: bool = False
+    """Whether rows without column names (`{"instances": [[…]]}`) are taken by position on every route."""
     check_output: Annotated[float, Field(ge=0, le=1)] = 0.0
     """The share of answers, 0 to 1, that are compared with the output schema."""
     warm_up: bool = True
@@ -195,8 +197,9 @@ class Settings(Part):
     """The model of /invocations and of requests that name none."""
     preload: Annotated[list[str], BeforeValidator(listed)] = []
     """References that must be loaded before /readyz says yes."""
-    enforcement: Enforcement = "strict"
-    """How inputs are checked: `strict`, `warn`, or `mlflow` for MLflow's lenient casts."""
+    enforcement: Enforcement | None = None
+    """How inputs are checked: `strict`, `warn`, or `mlflow` for MLflow's lenient casts. Not set: `mlflow` on
+    /invocations and /endpoints/NAME/invocations, `strict` on all other routes."""
     unsafe_formats: Literal["allow", "allowlist", "refuse"] = "allow"
     """Formats that run code when they load: allowed, refused, or as `unsafe_allowlist` says."""
     unsafe_allowlist: Annotated[list[str], BeforeValidator(listed)] = []
@@ -307,8 +310,7 @@ class Settings(Part):
         return self
 
     def for_model(self, name: str) -> ModelSettings:
-        """What holds for one model; its `isolation`, `enforcement`, `environment` and `rollout` are
-        never None.
+        """What holds for one model; its `isolation`, `environment` and `rollout` are never None.
 
         Entries whose pattern matches are merged in the order they are written, later over earlier, and the
         entry with exactly this name over all of them.

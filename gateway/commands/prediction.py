@@ -62,7 +62,11 @@ def predict(
     package = model.package
     try:
         enforced = enforce(
-            package.signature, parsed.raw, parsed.params, settings.enforcement, type_hints=package.type_hints
+            package.signature,
+            parsed.raw,
+            parsed.params,
+            settings.enforcement or "strict",
+            type_hints=package.type_hints,
         )
     except InvalidInput as error:
         raise _unfit(uri, error) from None

@@ -52,11 +52,13 @@ class ClientLeft(Exception):
 
 
 class Parsed(NamedTuple):
-    """A body without its meaning. `model` is the JSON member of that name, `ABSENT` where there is none."""
+    """A body without its meaning. `model` is the JSON member of that name, `ABSENT` where there is none.
+    `asked` is what the answer's protocol needs of the request, as JSON holds it."""
 
     raw: RawInput
     params: Any
     model: object
+    asked: Any = None
 
 
 @lru_cache(maxsize=256)
@@ -154,14 +156,14 @@ class BodyReader:
         self.hold(len(body))
         return body, message.get("more_body", False)
 
-    async def charge(self, body: bytes, media: Media) -> int:
+    async def charge(self, body: bytes, cost: Callable[[bytes], int]) -> int:
         """Counts the memory that the body takes once it is parsed as held too, until `release` is given the
         returned number. Raises BODY_TOO_LARGE where the body alone takes too much, OVERLOADED where all
-        bodies together do, MALFORMED_BODY."""
+        bodies together do, MALFORMED_BODY. `cost` tells its size."""
         if len(body) > COUNT_ON_LOOP:
-            parsed = await asyncio.to_thread(_COSTS[media], body)
+            parsed = await asyncio.to_thread(cost, body)
         else:
-            parsed = _COSTS[media](body)
+            parsed = cost(body)
         if len(body) + parsed > self.total:
             raise Problem(
                 "BODY_TOO_LARGE",
@@ -350,13 +352,13 @@ def parse_arrow(body: bytes) -> Parsed:
     return Parsed(arrow.read(body), None, ABSENT)
 
 
-PARSERS: Final[Mapping[Media, Callable[[bytes], Parsed]]] = {
+PARSERS: Final[Mapping[str, Callable[[bytes], Parsed]]] = {
     "json": parse_json,
     "csv": parse_csv,
     "arrow": parse_arrow,
 }
 
-_COSTS: Final[Mapping[Media, Callable[[bytes], int]]] = {
+COSTS: Final[Mapping[str, Callable[[bytes], int]]] = {
     "json": cost.json_bytes,
     "csv": cost.csv_bytes,
     "arrow": arrow.cost,

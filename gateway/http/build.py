@@ -15,6 +15,7 @@ from gateway.http.invocations import Invocations
 from gateway.http.predict import Prediction
 from gateway.http.problems import CLOSE, RECORD, request_id
 from gateway.http.tracing import traced
+from gateway.http.v2 import OpenInference
 from gateway.record import RequestRecord
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def build(parts: Parts) -> ASGIApp:
     """
     prediction = Prediction(parts)
     mlflow = Invocations(prediction)
+    inference = OpenInference(parts, prediction)
     control = Control(parts)
     logged = parts.settings.access_log
     if logged:
@@ -61,6 +63,8 @@ def build(parts: Parts) -> ASGIApp:
             await prediction.serve(scope, receive, send, path[9:])
         elif path == b"/predict":
             await prediction.serve(scope, receive, send, None)
+        elif path.startswith(b"/v2") and path[3:4] in (b"", b"/"):
+            await inference.serve(scope, receive, send, path)
         elif path in invocations.PATHS:
             await mlflow.serve(scope, receive, send, path)
         else:

@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 from gateway import __version__
 from gateway.errors import Problem
 from gateway.http import problems
+from gateway.http.dialects import MLFLOW
 from gateway.http.predict import Prediction
 from gateway.record import RequestRecord
 
@@ -38,7 +39,7 @@ class Invocations:
             except Problem as problem:
                 await problems.respond_problem(send, problem, record)
                 return
-            await self._prediction.serve(scope, receive, send, None, bare=True)
+            await self._prediction.serve(scope, receive, send, None, MLFLOW)
             return
         if scope["method"] not in ("GET", "HEAD"):
             await problems.respond_not_allowed(send, record, scope["method"], "GET, HEAD")

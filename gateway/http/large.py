@@ -30,6 +30,7 @@ import numpy as np
 
 from gateway.errors import Detail, Problem
 from gateway.http import bodies
+from gateway.http.media import Media, parse
 from loaders.enforcement.enforce import InvalidInput, Violation, enforce
 from loaders.signature import Signature
 from loaders.worker import wire
@@ -38,9 +39,6 @@ if TYPE_CHECKING:
     from gateway.names import Reference
     from loaders.enforcement.enforce import Mode
 
-#: A body above either of these, in bytes as sent or as it will be in memory, is parsed there.
-RAW_BYTES: Final = 256 << 10
-PARSED_BYTES: Final = 8 << 20
 #: How long the process stays without work, and how long one body may take, in seconds.
 IDLE_SECONDS: Final = 30.0
 BODY_SECONDS: Final = 120.0
@@ -57,37 +55,44 @@ class Enforced(NamedTuple):
 
     batch: wire.Framed
     warnings: tuple[str, ...]
+    lenient: bool
 
 
 @dataclass(slots=True)
 class LargeBody:
-    """A body that was read and not parsed. `reference`: the model that path or header name."""
+    """A body that was read and not parsed. `reference`: the model that path or header name. `asked`: as in
+    `Parsed`, once it is enforced."""
 
     body: bytes
-    media: bodies.Media
+    media: Media
     reference: Reference | None
     place: LargeBodies
+    asked: Any = None
 
     async def model(self) -> object:
         """The member `model`, for a request that names its model nowhere else. Raises Problem."""
-        reply, _ = await self.place.ask({"op": "model", "media": self.media, "body": _array(self.body)})
+        reply, _ = await self.place.ask({"op": "model", "media": list(self.media), "body": _array(self.body)})
         return _model(reply)
 
-    async def enforce(self, signature: Signature | None, mode: Mode, type_hints: bool) -> Enforced:
+    async def enforce(
+        self, signature: Signature | None, mode: Mode, type_hints: bool, positional: bool
+    ) -> Enforced:
         """What `enforce` makes of it. Raises InvalidInput, and Problem for a body that cannot be parsed."""
         message = {
             "op": "enforce",
-            "media": self.media,
+            "media": list(self.media),
             "body": _array(self.body),
             "signature": None if signature is None else signature.to_json(),
             "mode": mode,
             "type_hints": type_hints,
+            "positional": positional,
         }
         reply, frame = await self.place.ask(message)
         assert frame is not None
         if self.reference is not None:
             bodies.agreed(self.reference, _model(reply))
-        return Enforced(wire.Framed(reply["rows"], *frame), tuple(reply["warnings"]))
+        self.asked = reply["asked"]
+        return Enforced(wire.Framed(reply["rows"], *frame), tuple(reply["warnings"]), reply["lenient"])
 
 
 class LargeBodies:
@@ -238,9 +243,12 @@ def main(descriptor: int, budget: int) -> None:
 
 def _answer(message: dict[str, Any], budget: int) -> tuple[dict[str, Any], Any]:
     try:
-        parsed = bodies.PARSERS[message["media"]](message.pop("body").tobytes())
+        parsed = parse(Media(*message["media"]), message.pop("body").tobytes())
         named = parsed.model is not bodies.ABSENT
-        about = {"named": named, "model": parsed.model if isinstance(parsed.model, str) else None}
+        about: dict[str, Any] = {
+            "named": named,
+            "model": parsed.model if isinstance(parsed.model, str) else None,
+        }
         if message["op"] == "model":
             return {"op": "model", **about}, None
         signature = message["signature"]
@@ -250,7 +258,9 @@ def _answer(message: dict[str, Any], budget: int) -> tuple[dict[str, Any], Any]:
             parsed.params,
             message["mode"],
             type_hints=message["type_hints"],
+            positional=message["positional"],
         )
+        about |= {"asked": parsed.asked, "lenient": enforced.lenient}
         del parsed
         frame = wire.encode({"op": "predict", "batch": enforced.batch, "params": enforced.params})
         rows = enforced.batch.rows

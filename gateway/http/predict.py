@@ -20,7 +20,8 @@ from starlette.types import Receive, Scope, Send
 
 from gateway import names
 from gateway.errors import Problem
-from gateway.http import answers, arrow, bodies, large, problems
+from gateway.http import answers, arrow, bodies, large, media, problems
+from gateway.http.dialects import PREDICT, Dialect
 from gateway.http.problems import JSON, Header
 from gateway.http.protocol import SPARE
 from gateway.names import Reference
@@ -54,28 +55,38 @@ class Prediction:
         self._watchers = _DisconnectWatchers()
 
     async def serve(
-        self, scope: Scope, receive: Receive, send: Send, target: bytes | None, *, bare: bool = False
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        target: bytes | Reference | None,
+        dialect: Dialect = PREDICT,
     ) -> None:
-        """Answers one request. `target` is the raw path behind `/predict/`, None where the path names no
-        model. `bare`: MLflow's answer, `{"predictions": …}` alone, with input errors as 400."""
+        """Answers one request. `target` is the model: a reference, or the raw path behind `/predict/`; None
+        where the path names no model."""
         record: RequestRecord = scope[problems.RECORD]
         if scope["method"] != "POST":
-            await problems.respond_not_allowed(send, record, scope["method"], "POST")
+            await problems.respond_not_allowed(send, record, scope["method"], "POST", dialect.document)
             return
         record.predicts = True
         if SPARE in scope:
-            await problems.respond_problem(send, _too_many_connections(), record, problems.CLOSE)
+            await problems.respond_problem(
+                send, _too_many_connections(), record, problems.CLOSE, document=dialect.document
+            )
             return
         held = bodies.Held(self._bodies)
         asked = 0.0
         watcher: _DisconnectWatcher | None = None
         try:
             try:
-                inference = await self._inference(record, receive, target, held)
+                inference, asks = await self._inference(record, receive, target, held, dialect)
+                elsewhere = inference.unparsed
                 asked = perf_counter()
                 watcher = self._watchers.watch(receive)
                 answer = await self._service.predict(inference)
-                head, parts = await self._success(record, answer, bare)
+                if isinstance(elsewhere, large.LargeBody):
+                    asks = elsewhere.asked
+                head, parts = await self._success(record, answer, asks, dialect)
                 held.release()
                 if len(parts) > 1:
                     held.add(sum(map(len, parts)))  # until they are sent
@@ -91,7 +102,7 @@ class Prediction:
                 return
             except Exception as error:  # noqa: BLE001 - nothing may reach the server without an answer
                 held.release()
-                status, head, parts = _failure(record, error, asked, bare)
+                status, head, parts = _failure(record, error, asked, dialect)
                 if watcher is not None:
                     watcher.end()
                     if record.code == "OVERLOADED":
@@ -108,39 +119,51 @@ class Prediction:
                 watcher.end()
 
     async def _inference(
-        self, record: RequestRecord, receive: Receive, target: bytes | None, held: bodies.Held
-    ) -> Inference:
-        """What the request asks: head, body, and the model that they name together. Raises Problem."""
+        self,
+        record: RequestRecord,
+        receive: Receive,
+        target: bytes | Reference | None,
+        held: bodies.Held,
+        dialect: Dialect,
+    ) -> tuple[Inference, Any]:
+        """What the request asks: head, body, and the model that they name together; and what its protocol's
+        answer needs. Raises Problem."""
         headers = record.headers
-        media = bodies.media_type(headers.get(b"content-type", b""))
+        form = dialect.media(headers)
         deadline = _deadline(headers)
         reference = _reference(target, headers)
         body = await self._bodies.read(receive, headers)
         held.size += len(body)
         held.complete = True
         started = perf_counter()
-        becomes = await self._bodies.charge(body, media)
+        becomes = await self._bodies.charge(body, media.cost(form))
         held.size += becomes
-        if len(body) > large.RAW_BYTES or becomes > large.PARSED_BYTES:
-            unparsed = large.LargeBody(body, media, reference, self._large)
+        asks: Any = None
+        if media.is_large(form, body, becomes):
+            unparsed = large.LargeBody(body, form, reference, self._large)
             if reference is None:
                 reference = bodies.agreed(None, await unparsed.model())
             inference = Inference(reference, None, None, deadline, record, unparsed)
         else:
-            parsed = bodies.PARSERS[media](body)
+            parsed = media.parse(form, body)
+            asks = parsed.asked
             reference = bodies.agreed(reference, parsed.model)
             inference = Inference(reference, parsed.raw, parsed.params, deadline, record)
+        inference.lenient, inference.positional = dialect.lenient, dialect.positional
         record.parse = perf_counter() - started
-        return inference
+        return inference, asks
 
     async def _success(
-        self, record: RequestRecord, answer: Answer, bare: bool
+        self, record: RequestRecord, answer: Answer, asks: Any, dialect: Dialect
     ) -> tuple[list[Header], list[bytes]]:
         """The headers, and the body: whole, or in parts where the answer is large. Raises Problem."""
         began = perf_counter()
         headers = record.headers
-        as_table = b"accept" in headers and arrow.wanted(headers[b"accept"])
-        if as_table:
+        as_table = dialect.encode is None and b"accept" in headers and arrow.wanted(headers[b"accept"])
+        encoded: list[Header] = []
+        if dialect.encode is not None:
+            encoded, predictions = await dialect.encode(record, answer, asks, self._max_answer)
+        elif as_table:
             answers.check(answer.result, self._max_answer)
             predictions = [await arrow.encode(answer.result, _about(record, answer))]
         else:
@@ -148,22 +171,25 @@ class Prediction:
         record.encode = perf_counter() - began
         assert record.version is not None
         model, name, number = _resolved(record.version.name, record.version.version, record.alias)
-        head = [_ARROW if as_table else JSON, name, number, (b"x-request-id", record.id), _timing(record)]
+        head = [name, number, (b"x-request-id", record.id), _timing(record)]
         if answer.marks:
             head.append((b"x-model-warnings", ", ".join(answer.marks).encode()))
+        if dialect.encode is not None:
+            return head + encoded, predictions
+        head.append(_ARROW if as_table else JSON)
         if as_table:
             return head, predictions
         parts = [b'{"predictions":', *predictions]
-        if not bare:
+        if not dialect.bare:
             parts.append(model)
-            if answer.warnings:
-                parts += (b',"warnings":', orjson.dumps(answer.warnings))
+        if answer.warnings and (dialect.positional or not dialect.bare):
+            parts += (b',"warnings":', orjson.dumps(answer.warnings))
         parts.append(b"}")
         return head, parts if len(predictions) > 1 else [b"".join(parts)]
 
 
 def _failure(
-    record: RequestRecord, error: Exception, asked: float, bare: bool
+    record: RequestRecord, error: Exception, asked: float, dialect: Dialect
 ) -> tuple[int, list[Header], list[bytes]]:
     """Status, headers and body. `asked`: when the model was asked, 0 if it was not."""
     problem = error if isinstance(error, Problem) else problems.unexpected(error, record.id)
@@ -177,8 +203,8 @@ def _failure(
     if record.version is not None:
         _, name, number = _resolved(record.version.name, record.version.version, record.alias)
         head += (name, number, _timing(record))
-    status = 400 if bare and problem.code == "INVALID_INPUT" else problem.status
-    return status, head, [problems.document(problem, record.id)]
+    status = 400 if dialect.bare and problem.code == "INVALID_INPUT" else problem.status
+    return status, head, [dialect.document(problem, record.id)]
 
 
 def _too_many_connections() -> Problem:
@@ -272,9 +298,11 @@ def _deadline(headers: Mapping[bytes, bytes]) -> float | None:
     return asyncio.get_running_loop().time() + int(given) / 1000.0
 
 
-def _reference(target: bytes | None, headers: Mapping[bytes, bytes]) -> Reference | None:
+def _reference(target: bytes | Reference | None, headers: Mapping[bytes, bytes]) -> Reference | None:
     """What the path names, else the header X-Model; None where neither does. Raises INVALID_REFERENCE."""
     try:
+        if isinstance(target, Reference):
+            return target
         if target is not None:
             return _path_reference(target)
         named = headers.get(b"x-model")

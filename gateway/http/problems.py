@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from random import Random
 from typing import Any, Final
 
@@ -87,15 +87,33 @@ def header_list(problem: Problem, identity: bytes) -> list[Header]:
     return head
 
 
-async def respond_problem(send: Send, problem: Problem, record: RequestRecord, *extra: Header) -> None:
+def error_document(problem: Problem, identity: bytes) -> bytes:
+    """The same with the member `error` in front, as the V1 and V2 protocols have it."""
+    message = orjson.dumps(problem.message.encode(errors="replace").decode())
+    return b'{"error":' + message + b"," + document(problem, identity)[1:]
+
+
+async def respond_problem(
+    send: Send,
+    problem: Problem,
+    record: RequestRecord,
+    *extra: Header,
+    document: Callable[[Problem, bytes], bytes] = document,
+) -> None:
     record.code = problem.code
     head = [*header_list(problem, record.id), *extra]
     await respond(send, problem.status, head, document(problem, record.id))
 
 
-async def respond_not_allowed(send: Send, record: RequestRecord, method: str, allowed: str) -> None:
+async def respond_not_allowed(
+    send: Send,
+    record: RequestRecord,
+    method: str,
+    allowed: str,
+    document: Callable[[Problem, bytes], bytes] = document,
+) -> None:
     problem = Problem("METHOD_NOT_ALLOWED", f"{method} is not allowed here", hint=f"use {allowed}")
-    await respond_problem(send, problem, record, (b"allow", allowed.encode()))
+    await respond_problem(send, problem, record, (b"allow", allowed.encode()), document=document)
 
 
 async def respond(send: Send, status: int, head: Iterable[Header], body: bytes) -> None:

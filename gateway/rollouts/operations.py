@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Executor
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from gateway.errors import Problem, pathless
 from gateway.names import Reference, check_version
@@ -39,7 +39,7 @@ from loaders.package import Package, PackageError
 if TYPE_CHECKING:
     from gateway.artifacts.packages import Fetched, Prepared
     from gateway.registries.watcher import Watch
-    from gateway.rollouts.alias import Attempt
+    from gateway.rollouts.alias import Alias, Attempt
     from gateway.rollouts.aliases import Aliases
     from gateway.rollouts.promotions import Moved, Promotions
     from gateway.serving.manager import Manager
@@ -51,6 +51,14 @@ LONGEST_WAIT = 600.0
 SHOWN_HISTORY = 20
 #: So many aliases have series before they are used.
 SHOWN_ALIASES = 1000
+
+
+class Described(NamedTuple):
+    """A version under the alias that named it, and its verified files."""
+
+    version: Version
+    alias: str | None
+    prepared: Prepared
 
 
 class Operations:
@@ -127,6 +135,35 @@ class Operations:
             view["input_example"] = await self._blocking(_example, package)
             view["example_answer"] = await self._blocking(_example_answer, package)
         return view
+
+    async def described(self, reference: Reference) -> Described:
+        """The version that answers for a reference now, with what its files say: they are fetched if they
+        are not here. Raises Problem."""
+        await self._known(reference)
+        version, found = self._meant(reference)
+        servable = self._manager.find(version)
+        prepared = None if servable is None else servable.prepared
+        alias = None if found is None else found.alias
+        return Described(version, alias, prepared or await self._prepare(version))
+
+    async def readiness(self, reference: Reference) -> tuple[Version, str | None]:
+        """Whether the next request for a reference can be answered: its version, and None, or why it cannot.
+        What is not loaded can be, unless its load failed. Raises Problem for what does not exist."""
+        await self._known(reference)
+        version, found = self._meant(reference)
+        refusal = None if found is None or found.serving is not None else found.refusal
+        if refusal is not None and found is not None and found.last_good in (None, found.desired):
+            return version, refusal.message
+        failure = self._manager.failure(version)
+        return version, None if failure is None or self._manager.is_ready(version) else failure.message
+
+    def _meant(self, reference: Reference) -> tuple[Version, Alias | None]:
+        target = self._aliases.target(reference)
+        found = target.alias
+        version = target.version or (None if found is None else found.serving or found.desired)
+        if version is None:
+            raise Problem("ALIAS_NOT_FOUND", f"{reference} points to no version")
+        return version, found
 
     def rollouts(self) -> dict[str, Any]:
         """Every alias of the registry, and what was tried with aliases that do not exist (any more)."""

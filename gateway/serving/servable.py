@@ -149,11 +149,13 @@ def diagram() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The operator's settings for one model, as the core needs them. `pin`: never evicted; `idle_ttl`: after
-    so many seconds without a request it is unloaded; `check_output`: the share of answers that are compared
-    with the output schema; `warm_up`: it answers its own example before it serves."""
+    """The operator's settings for one model, as the core needs them. `enforcement`: None where each protocol
+    has its own; `positional`: rows without names are taken by position; `pin`: never evicted; `idle_ttl`:
+    after so many seconds without a request it is unloaded; `check_output`: the share of answers that are
+    compared with the output schema; `warm_up`: it answers its own example before it serves."""
 
-    enforcement: Mode = "strict"
+    enforcement: Mode | None = None
+    positional: bool = False
     max_queue: int = 1000
     max_rows: int = 1024
     batch: bool = True
@@ -167,7 +169,8 @@ class Options:
         """What the settings say of the model `name`."""
         own = settings.for_model(name)
         return cls(
-            enforcement=own.enforcement or settings.enforcement,
+            enforcement=own.enforcement,
+            positional=own.positional,
             max_queue=settings.max_queue,
             max_rows=own.batch.max_rows,
             batch=own.batch.enabled,
@@ -294,18 +297,17 @@ class Servable:
     def queued(self) -> int:
         return 0 if self._batcher is None else self._batcher.queued
 
-    @property
-    def rules(self) -> tuple[Signature | None, Mode, bool]:
-        """What requests are enforced with: signature, mode, whether the signature stands for type hints."""
+    def rules(
+        self, lenient: bool = False, positional: bool = False
+    ) -> tuple[Signature | None, Mode, bool, bool]:
+        """What requests are enforced with: signature, mode, whether the signature stands for type hints,
+        whether rows without names are taken by position. `lenient` and `positional`: what the request's
+        protocol does where the settings do not say."""
         if self.prepared is None:
             raise RuntimeError(f"{self!r} was asked before it was ready")
         package = self.prepared.package
-        return package.signature, self.options.enforcement, package.type_hints
-
-    def enforce(self, raw: RawInput, params: Any) -> Enforced:
-        """The request as this version's signature wants it. Raises InvalidInput."""
-        signature, mode, type_hints = self.rules
-        return enforce(signature, raw, params, mode, type_hints=type_hints)
+        mode = self.options.enforcement or ("mlflow" if lenient else "strict")
+        return package.signature, mode, package.type_hints, positional or self.options.positional
 
     async def close(self) -> None:
         """Frees the model. When this returns its memory is free."""
@@ -378,7 +380,8 @@ class Servable:
 
     def _enforced_example(self, example: RawInput, params: Any) -> Enforced | None:
         try:
-            return self.enforce(example, params)
+            signature, mode, type_hints, _ = self.rules()
+            return enforce(signature, example, params, mode, type_hints=type_hints)
         except InvalidInput:
             return None
 

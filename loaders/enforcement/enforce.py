@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from loaders.batch import Batch, Columns, Tensors
-from loaders.enforcement import tables, tensors
+from loaders.enforcement import named, tables, tensors
 from loaders.enforcement import violations as v
 from loaders.enforcement.casts import cast_array, cast_values
 from loaders.enforcement.mlflow import lenient
@@ -35,8 +35,12 @@ from loaders.signature import Signature
 
 __all__ = ["CsvTable", "Enforced", "InvalidInput", "Mode", "RawInput", "Violation", "enforce"]
 
-Form = Literal["dataframe_split", "dataframe_records", "inputs", "instances", "csv", "arrow", "python"]
+Form = Literal[
+    "dataframe_split", "dataframe_records", "inputs", "instances", "csv", "arrow", "tensors", "python"
+]
 Mode = Literal["strict", "warn", "mlflow"]
+
+BY_POSITION = "rows without column names were taken by position"
 
 _SHOWN_NAMES = 20
 _SCALARS = frozenset((bool, int, float, str, type(None)))
@@ -52,8 +56,8 @@ class RawInput(NamedTuple):
     """Input as it was read, untyped.
 
     `data` is the parsed JSON value of the key named by `form`; for csv a `CsvTable`; for arrow a pyarrow
-    table or record batch; for python whatever a caller gave: a frame, series, array, sparse matrix, dict,
-    list or scalar.
+    table or record batch; for tensors a dict of arrays by name (see `named`); for python whatever a caller
+    gave: a frame, series, array, sparse matrix, dict, list or scalar.
     """
 
     form: Form
@@ -62,11 +66,12 @@ class RawInput(NamedTuple):
 
 class Enforced(NamedTuple):
     """What the model is called with. `warnings` name ignored columns and params, and in the mode `warn`
-    what `strict` would have refused."""
+    what `strict` would have refused. `lenient`: `strict` would have refused the input."""
 
     batch: Batch
     params: dict[str, Any]
     warnings: tuple[str, ...] = ()
+    lenient: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +125,13 @@ def enforce(
     mode: Mode = "strict",
     *,
     type_hints: bool = False,
+    positional: bool = False,
 ) -> Enforced:
     """The batch and the params that a model may be called with. Raises InvalidInput with all violations.
 
     `type_hints`: the signature was made from Python type hints (MLflow's `is_signature_from_type_hint`);
-    the model is then given the list of `inputs` itself.
+    the model is then given the list of `inputs` itself. `positional`: `instances` that are rows without
+    names are taken by position, where each has as many values as the signature has columns.
     """
     faults = Faults()
     specs = None if signature is None else signature.params
@@ -134,16 +141,21 @@ def enforce(
         checked, ignored = enforce_params(specs, params, faults)
         if ignored:
             warnings = (_ignored("params", ignored),)
+    if positional and signature is not None and (rows := _by_position(signature, raw)) is not None:
+        raw = RawInput("instances", rows)
+        warnings = (BY_POSITION, *warnings)
     extras: list[Any] = []
     batch: Batch | None
+    is_lenient = False
     if signature is None or signature.inputs is None:
-        batch = untyped(raw.form, raw.data, faults)
+        batch = named.untyped(raw.data) if raw.form == "tensors" else untyped(raw.form, raw.data, faults)
     elif type_hints:
         batch = hinted(signature.inputs[0], raw.form, raw.data, faults)
     elif mode == "mlflow":
-        batch = lenient(signature.inputs, raw.form, raw.data, faults, extras)
+        batch, is_lenient = _as_mlflow(signature, raw, faults, extras)
     elif mode == "warn" and not faults.total:
         batch, refused = _warned(signature, raw, extras)
+        is_lenient = bool(refused)
         warnings = (*refused, *warnings)
     else:
         batch = _strict(signature, raw, faults, extras)
@@ -156,7 +168,17 @@ def enforce(
         raise InvalidInput([Violation("params", v.TOO_DEEP)])
     if extras:
         warnings = (_ignored("columns" if isinstance(batch, Columns) else "inputs", extras), *warnings)
-    return Enforced(batch, checked, warnings)
+    return Enforced(batch, checked, warnings, is_lenient)
+
+
+def _by_position(signature: Signature, raw: RawInput) -> list[dict[Any, Any]] | None:
+    """The rows with the signature's names, where they have none and fit."""
+    plan, rows = _plan(signature), raw.data
+    if raw.form != "instances" or not plan.named or not plan.columns or not isinstance(rows, list):
+        return None
+    if not rows or not all(type(row) is list and len(row) == len(plan.names) for row in rows):
+        return None
+    return [dict(zip(plan.names, row, strict=True)) for row in rows]
 
 
 def _free(batch: Batch) -> Any:
@@ -219,10 +241,41 @@ def _warned(signature: Signature, raw: RawInput, extras: list[Any]) -> tuple[Bat
         return batch, []
     except InvalidInput as refused:
         extras.clear()
-        batch = lenient(signature.inputs or (), raw.form, raw.data, Faults(), extras)
+        batch = _lenient(signature, raw, Faults(), extras)
         if batch is None:
             raise
         return batch, [f"strict would refuse: {violation}" for violation in refused.violations]
+
+
+def _as_mlflow(
+    signature: Signature, raw: RawInput, faults: Faults, extras: list[Any]
+) -> tuple[Batch | None, bool]:
+    """What MLflow gives, and whether strict would have refused the input."""
+    plan = _plan(signature)
+    if plan.doubles and (quick := _quick_doubles(plan, raw)) is not None:
+        return quick, False  # numbers under the right names: both modes make the same of them
+    batch = _lenient(signature, raw, faults, extras)
+    if batch is None or faults.total:
+        return batch, False
+    try:
+        found = Faults()
+        return batch, _strict(signature, raw, found, []) is None or found.total > 0
+    except InvalidInput:
+        return batch, True
+
+
+def _lenient(signature: Signature, raw: RawInput, faults: Faults, extras: list[Any]) -> Batch | None:
+    specs = signature.inputs or ()
+    if raw.form != "tensors":
+        return lenient(specs, raw.form, raw.data, faults, extras)
+    plan = _plan(signature)
+    if plan.tensors:
+        data: Any = named.inputs(raw.data, plan.tensors, faults)
+        data = data if plan.named else data.get("")
+    else:
+        table = named.table(raw.data, plan.columns, faults)
+        data = None if table is None else named.frame(table)
+    return None if faults.total else lenient(specs, "python", data, faults, extras)
 
 
 def _ignored(what: str, names: Sequence[object]) -> str:
@@ -360,6 +413,8 @@ def _table(plan: _Plan, raw: RawInput, faults: Faults) -> Table | None:
         return tables.from_csv(data, faults)
     if form == "arrow":
         return tables.from_arrow(data, faults)
+    if form == "tensors":
+        return named.table(data, plan.columns, faults)
     if form == "python":
         return _python_table(plan, data, faults)
     return _inputs_table(plan, data, form, "json", faults)
@@ -472,10 +527,14 @@ def _tensors(plan: _Plan, raw: RawInput, faults: Faults, extras: list[Any]) -> T
 def _tensors_of_inputs(
     plan: _Plan, data: Any, form: str, faults: Faults, extras: list[Any]
 ) -> Tensors | None:
-    origin: Origin = "python" if form == "python" else "json"
-    root = "data" if form == "python" else form
+    origin: Origin = "json" if form in ("inputs", "instances") else "python"
+    root = {"python": "data", "tensors": named.ROOT}.get(form, form)
     values: dict[str, Any]
-    if not plan.named:
+    if form == "tensors":
+        values = named.inputs(data, plan.tensors, faults)
+        if faults.total:
+            return None
+    elif not plan.named:
         if isinstance(data, Mapping):
             faults.add(root, v.WRONG_TYPE, "array", "object")
             return None

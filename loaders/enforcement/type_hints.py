@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from loaders.batch import Value
-from loaders.enforcement import tables
+from loaders.enforcement import named, tables
 from loaders.enforcement import violations as v
 from loaders.enforcement.casts import nested
 from loaders.enforcement.scalars import Origin, kind_of
@@ -29,8 +29,8 @@ def hinted(spec: ColSpec | TensorSpec, form: str, data: Any, faults: Faults) -> 
     kind: Type = spec.type if isinstance(spec, ColSpec) else AnyType()
     origin: Origin = "json" if form == "inputs" else "python"
     root = "inputs" if form == "inputs" else "data"
-    if form in ("csv", "arrow") or (form == "python" and hasattr(data, "iloc")):
-        table = _table(form, data, faults)
+    if form in ("csv", "arrow", "tensors") or (form == "python" and hasattr(data, "iloc")):
+        table = _table(form, data, kind, faults)
         return None if table is None else _rows(table, kind, faults)
     if form not in ("inputs", "python"):
         faults.add(form, v.WRONG_FORM, "inputs", form)
@@ -47,15 +47,24 @@ def hinted(spec: ColSpec | TensorSpec, form: str, data: Any, faults: Faults) -> 
     return Value(checked, len(checked))
 
 
-def _table(form: str, data: Any, faults: Faults) -> Table | None:
+def _table(form: str, data: Any, kind: Type, faults: Faults) -> Table | None:
     if form == "csv":
         return tables.from_csv(data, faults)
     if form == "arrow":
         return tables.from_arrow(data, faults)
+    if form == "tensors":
+        return named.table(data, _columns_of(data, kind), faults)
     if hasattr(data, "columns"):
         return tables.from_frame(data, "data", faults)
     cells = tables.series_array(data)
     return Table([0], [cells], len(cells), "python", "data", "columns", "data")
+
+
+def _columns_of(data: Any, kind: Type) -> list[ColSpec]:
+    """How named tensors stand for a hint: one for each field of an object, else the only one."""
+    if isinstance(kind, Object):
+        return [ColSpec(field.type, field.name, field.required) for field in kind.properties]
+    return [ColSpec(kind, name) for name in data][:1]
 
 
 def _rows(table: Table, kind: Type, faults: Faults) -> Value | None:

@@ -36,7 +36,7 @@ def test_the_defaults_are_the_contracts() -> None:
     chosen = of()
     expected = {
         "host": "127.0.0.1", "port": 8080, "registry": None, "poll_interval": None,
-        "default_alias": ["champion"], "default_model": None, "preload": [], "enforcement": "strict",
+        "default_alias": ["champion"], "default_model": None, "preload": [], "enforcement": None,
         "unsafe_formats": "allow",
         "require_signature": False, "require_digest": False, "isolation": "auto", "disk_limit": 20 * 10**9,
         "max_concurrent_loads": 2, "cold_wait": 30, "max_body_bytes": 32 * 1024**2,
@@ -274,7 +274,7 @@ models:
     assert other.rollout == chosen.rollout
     assert of().for_model("x").model_dump() == {
         **ModelSettings().model_dump(),
-        "isolation": "auto", "enforcement": "strict", "environment": "auto",
+        "isolation": "auto", "environment": "auto",
         "rollout": Rollout().model_dump(),
     }  # fmt: skip
 

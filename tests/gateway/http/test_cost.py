@@ -76,12 +76,12 @@ def test_the_reader_refuses_what_alone_is_too_much_and_what_together_is() -> Non
     async def charged() -> None:
         reader = bodies.BodyReader(10_000_000, 40_000_000)
         with pytest.raises(Problem) as alone:
-            await reader.charge(b"[]," * 1_000_000, "json")
+            await reader.charge(b"[]," * 1_000_000, cost.json_bytes)
         assert alone.value.code == "BODY_TOO_LARGE"
         assert reader.held == 0
-        held = await reader.charge(b"[]," * 200_000, "json")
+        held = await reader.charge(b"[]," * 200_000, cost.json_bytes)
         with pytest.raises(Problem) as together:
-            await reader.charge(b"[]," * 200_000, "json")
+            await reader.charge(b"[]," * 200_000, cost.json_bytes)
         assert together.value.code == "OVERLOADED"
         reader.release(held)
         assert reader.held == 0

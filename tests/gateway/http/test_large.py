@@ -18,6 +18,7 @@ import pytest
 
 from gateway.errors import Problem
 from gateway.http import bodies, large
+from gateway.http.media import RAW_BYTES, Media
 from loaders.batch import Columns
 from loaders.enforcement.enforce import InvalidInput, enforce
 from loaders.signature import Signature, infer_signature
@@ -49,7 +50,7 @@ async def asked(*bodies_: tuple[bodies.Media, bytes], signature: Signature | Non
     place = large.LargeBodies(BUDGET)
     try:
         return [
-            await large.LargeBody(body, media, None, place).enforce(signature, "strict", False)
+            await large.LargeBody(body, Media(media), None, place).enforce(signature, "strict", False, False)
             for media, body in bodies_
         ]
     finally:
@@ -88,7 +89,7 @@ def test_what_outgrows_the_memory_of_the_process_is_too_large(monkeypatch: pytes
         try:
             body = b'{"inputs":[' + b"[]," * 10_000_000 + b"1]}"
             with pytest.raises(Problem) as refused:
-                await large.LargeBody(body, "json", None, place).enforce(None, "strict", False)
+                await large.LargeBody(body, Media("json"), None, place).enforce(None, "strict", False, False)
             assert refused.value.code == "BODY_TOO_LARGE"
         finally:
             await place.close()
@@ -105,26 +106,28 @@ async def place() -> AsyncIterator[large.LargeBodies]:
 
 @pytest.mark.anyio
 async def test_the_process_ends_after_a_body_that_made_it_grow(place: large.LargeBodies) -> None:
-    small = large.LargeBody(FORMS["csv"][1], "csv", None, place)
-    await small.enforce(SIGNATURE, "strict", False)
+    small = large.LargeBody(FORMS["csv"][1], Media("csv"), None, place)
+    await small.enforce(SIGNATURE, "strict", False, False)
     first = place.pid
-    await small.enforce(SIGNATURE, "strict", False)
+    await small.enforce(SIGNATURE, "strict", False, False)
     assert first == place.pid is not None
     rows = b"1.5,2,some text that is long enough to take memory\n" * 400_000
-    await large.LargeBody(b"x,n,t\n" + rows, "csv", None, place).enforce(SIGNATURE, "strict", False)
+    await large.LargeBody(b"x,n,t\n" + rows, Media("csv"), None, place).enforce(
+        SIGNATURE, "strict", False, False
+    )
     assert place.pid is None
-    await small.enforce(SIGNATURE, "strict", False)
+    await small.enforce(SIGNATURE, "strict", False, False)
     assert place.pid not in (None, first)
 
 
 @pytest.mark.anyio
 async def test_a_process_that_was_killed_is_started_again(place: large.LargeBodies) -> None:
-    body = large.LargeBody(FORMS["csv"][1], "csv", None, place)
-    await body.enforce(SIGNATURE, "strict", False)
+    body = large.LargeBody(FORMS["csv"][1], Media("csv"), None, place)
+    await body.enforce(SIGNATURE, "strict", False, False)
     assert place.pid is not None
     os.kill(place.pid, signal.SIGKILL)
     await asyncio.to_thread(os.waitid, os.P_PID, place.pid, os.WEXITED | os.WNOWAIT)
-    await body.enforce(SIGNATURE, "strict", False)
+    await body.enforce(SIGNATURE, "strict", False, False)
 
 
 ROWS = 10_000
@@ -139,7 +142,7 @@ def roomy(request: Any, registry_file: str, tmp_path_factory: pytest.TempPathFac
 
 
 def test_over_http(roomy: Served) -> None:
-    body = json.dumps({"dataframe_split": SPLIT}).encode() + b" " * large.RAW_BYTES
+    body = json.dumps({"dataframe_split": SPLIT}).encode() + b" " * RAW_BYTES
     reply = roomy.post("/predict/iris", body)
     assert reply.status == 200, reply.body
     assert reply.json["predictions"] == [0] * ROWS
@@ -149,7 +152,7 @@ def test_over_http(roomy: Served) -> None:
     assert roomy.post("/predict", b'{"model": null, ' + body[1:]).code == "INVALID_REFERENCE"
     assert roomy.post("/predict/iris", body[:-10] + b"x" * 10).code == "MALFORMED_BODY"
     asked = {"dataframe_records": [{"x": 1.0}], "params": {"give": "big"}}
-    echoed = roomy.post("/predict/echo", json.dumps(asked).encode() + b" " * large.RAW_BYTES)
+    echoed = roomy.post("/predict/echo", json.dumps(asked).encode() + b" " * RAW_BYTES)
     assert echoed.json["predictions"] == [2**63 - 1]
 
 

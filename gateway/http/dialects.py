@@ -1,0 +1,49 @@
+"""How a family of routes reads requests and writes answers, as a value: what differs between protocols that
+share one way to the model. Knows forms and flags; nothing of sockets, models or paths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from gateway.http import bodies, problems
+from gateway.http.media import Media
+
+if TYPE_CHECKING:
+    from gateway.errors import Problem
+    from gateway.http.problems import Header
+    from gateway.record import RequestRecord
+    from gateway.service import Answer
+
+#: Headers and the body in parts, from the request's record, the answer, what the request asked for, and the
+#: most bytes that an answer may have.
+Encode: TypeAlias = "Callable[[RequestRecord, Answer, Any, int], Awaitable[tuple[list[Header], list[bytes]]]]"
+
+
+def declared(headers: Mapping[bytes, bytes]) -> Media:
+    """The form that the content type announces."""
+    return Media(bodies.media_type(headers.get(b"content-type", b"")))
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """One protocol.
+
+    `media`: the form of a body, from its headers. `document`: a problem as a body. `encode`: None for
+    `{"predictions": …}`. `bare`: nothing but the predictions in the answer, and input errors are 400.
+    `lenient`: without the setting `enforcement` inputs are cast as MLflow does. `positional`: rows without
+    names are taken by position.
+    """
+
+    media: Callable[[Mapping[bytes, bytes]], Media] = declared
+    document: Callable[[Problem, bytes], bytes] = problems.document
+    encode: Encode | None = None
+    bare: bool = False
+    lenient: bool = False
+    positional: bool = False
+
+
+PREDICT: Final = Dialect()
+MLFLOW: Final = Dialect(bare=True, lenient=True)

@@ -1,0 +1,237 @@
+"""The Open Inference Protocol (V2) over HTTP, below `/v2`: server, models, inference, model repository.
+
+Knows the protocol's paths and documents; tensors are `v2_tensors`' affair, a prediction is
+`predict.Prediction`'s, and what a model's state means is `Operations`'.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import parse_qs
+
+import orjson
+from starlette.types import Receive, Scope, Send
+
+from gateway import __version__, names
+from gateway.errors import Problem
+from gateway.http import answers, bodies, problems, v2_tensors
+from gateway.http.dialects import Dialect
+from gateway.http.media import Media
+from gateway.http.problems import JSON, Header
+from loaders.batch import Columns, Tensors
+from loaders.schema import AnyType, Array, ColSpec, Scalar, TensorSpec, Type
+
+if TYPE_CHECKING:
+    from gateway.http.parts import Parts
+    from gateway.http.predict import Prediction
+    from gateway.names import Reference
+    from gateway.record import RequestRecord
+    from gateway.service import Answer
+
+NAME: Final = "model-gateway"
+EXTENSIONS: Final = ("binary_tensor_data", "model_repository")
+
+_BINARY: Final[Header] = (b"content-type", b"application/octet-stream")
+_MAX_BODY: Final = 64 * 1024
+_SCALARS: Final[Mapping[Scalar, str]] = {
+    Scalar.boolean: "BOOL",
+    Scalar.integer: "INT32",
+    Scalar.long: "INT64",
+    Scalar.float: "FP32",
+    Scalar.double: "FP64",
+    Scalar.string: "BYTES",
+    Scalar.binary: "BYTES",
+    Scalar.datetime: "BYTES",
+}
+#: What the repository index calls our states.
+_STATES: Final = {"READY": "READY", "LOADING": "LOADING", "DRAINING": "UNLOADING"}
+
+
+def _media(headers: Mapping[bytes, bytes]) -> Media:
+    """V2 clients send JSON with any content type or none, and say by a header where binary data begins."""
+    return Media("v2", v2_tensors.header_length(headers))
+
+
+async def _encode(
+    record: RequestRecord, answer: Answer, asks: Any, limit: int
+) -> tuple[list[Header], list[bytes]]:
+    assert record.version is not None
+    about: dict[str, Any] = {"model_name": record.version.name, "model_version": record.version.version}
+    if asks["id"] is not None:
+        about["id"] = asks["id"]
+    if answer.warnings:
+        about["parameters"] = {"warnings": "; ".join(answer.warnings)}
+    signature = answer.signature
+    outputs = () if signature is None or signature.outputs is None else signature.outputs
+    said = [None if spec.name is None else str(spec.name) for spec in outputs]
+
+    def whole() -> tuple[list[bytes], int | None]:
+        return v2_tensors.encode(about, v2_tensors.outputs(answer.result, said), asks, limit)
+
+    if answers.weight(answer.result) > answers.OFF_LOOP_BYTES:
+        if isinstance(answer.result, Columns | Tensors) and not asks["binary"] and asks["outputs"] is None:
+            answers.check(answer.result, limit)
+        parts, length = await asyncio.to_thread(whole)
+    else:
+        parts, length = whole()
+    if length is None:
+        return [JSON], parts if sum(map(len, parts)) > answers.PIECE_BYTES else [b"".join(parts)]
+    return [_BINARY, (b"inference-header-content-length", b"%d" % length)], parts
+
+
+V2: Final = Dialect(_media, problems.error_document, _encode)
+
+
+class OpenInference:
+    """Answers every path that begins with `/v2`."""
+
+    def __init__(self, parts: Parts, prediction: Prediction) -> None:
+        self._operations = parts.operations
+        self._access = parts.access
+        self._draining = parts.draining
+        self._prediction = prediction
+        self._bodies = bodies.BodyReader(_MAX_BODY, 16 * _MAX_BODY)
+
+    async def serve(self, scope: Scope, receive: Receive, send: Send, path: bytes) -> None:
+        """Answers one request. `path` is the raw path, without the mount point."""
+        record: RequestRecord = scope[problems.RECORD]
+        try:
+            if path.startswith(b"/v2/models/") and path.endswith(b"/infer"):
+                reference = _reference(path[11:-6])
+                await self._prediction.serve(scope, receive, send, reference, V2)
+                return
+            status, content = await self._answer(scope, receive, path)
+            body = b"" if content is None else orjson.dumps(content)
+            head = [JSON, (b"x-request-id", record.id)]
+            await problems.respond(send, status, head, body)
+        except bodies.ClientLeft:
+            record.code = "CLIENT_LEFT"
+        except _NotAllowed as error:
+            await problems.respond_not_allowed(
+                send, record, scope["method"], error.allowed, problems.error_document
+            )
+        except Exception as error:  # noqa: BLE001 - nothing may reach the server without an answer
+            problem = error if isinstance(error, Problem) else problems.unexpected(error, record.id)
+            await problems.respond_problem(send, problem, record, document=problems.error_document)
+
+    async def _answer(self, scope: Scope, receive: Receive, path: bytes) -> tuple[int, Any]:
+        if path.startswith(b"/v2/repository/"):
+            return await self._repository(scope, receive, path[15:])
+        if path in (b"/v2", b"/v2/"):
+            return _get(scope, lambda: {"name": NAME, "version": __version__, "extensions": EXTENSIONS})
+        if path == b"/v2/health/live":
+            return _get(scope, lambda: {"live": True})
+        if path == b"/v2/health/ready":
+            _get(scope, dict)
+            ready = self._operations.ready()[0] and not self._draining()
+            return (200 if ready else 503), {"ready": ready}
+        if not path.startswith(b"/v2/models/"):
+            raise problems.not_found()
+        _get(scope, dict)
+        if path.endswith(b"/ready"):
+            return await self._ready(_reference(path[11:-6]), scope)
+        return 200, await self._metadata(_reference(path[11:]))
+
+    async def _ready(self, reference: Reference, scope: Scope) -> tuple[int, Any]:
+        query = parse_qs(scope.get("query_string", b"").decode("latin-1"))
+        if query.get("load") == ["true"]:
+            await self._operations.load(reference)
+        version, reason = await self._operations.readiness(reference)
+        about = {"name": version.name, "version": version.version, "ready": reason is None}
+        if reason is None:
+            return 200, about
+        raise Problem("MODEL_UNAVAILABLE", reason, retry_after=1.0)
+
+    async def _metadata(self, reference: Reference) -> dict[str, Any]:
+        described = await self._operations.described(reference)
+        package = described.prepared.package
+        signature = package.signature
+        model = await self._operations.model(described.version.name)
+        flavors = sorted(set(package.flavors) - {"python_function"})
+        return {
+            "name": described.version.name,
+            "versions": [version["version"] for version in model["versions"]],
+            "platform": f"mlflow_{flavors[0] if flavors else 'pyfunc'}",
+            "inputs": [] if signature is None else tensors(signature.inputs or (), "input"),
+            "outputs": [] if signature is None else tensors(signature.outputs or (), v2_tensors.UNNAMED),
+            "parameters": {"version": described.version.version, "alias": described.alias or ""},
+        }
+
+    async def _repository(self, scope: Scope, receive: Receive, rest: bytes) -> tuple[int, Any]:
+        if scope["method"] != "POST":
+            raise _NotAllowed("POST")
+        if rest == b"index":
+            return 200, self._index(await self._flag(scope, receive, "ready"))
+        if rest.startswith(b"models/"):
+            target, _, verb = rest[7:].rpartition(b"/")
+            if target and verb in (b"load", b"unload"):
+                self._access.check(scope)
+                act = self._operations.load if verb == b"load" else self._operations.unload
+                await act(_reference(target))
+                return 200, {}
+        raise problems.not_found()
+
+    async def _flag(self, scope: Scope, receive: Receive, name: str) -> bool:
+        body = await self._bodies.read(receive, scope[problems.RECORD].headers)
+        try:
+            return bool(body.strip()) and bodies.decode_object(body).get(name) is True
+        finally:
+            self._bodies.release(len(body))
+
+    def _index(self, only_ready: bool) -> list[dict[str, Any]]:
+        found = []
+        for model in self._operations.models()["models"]:
+            for version in model["versions"]:
+                state = _STATES.get(version["state"], "UNAVAILABLE")
+                reason = version["reason"] or ""
+                if version["state"] == "UNLOADED":
+                    reason = "not loaded; the first request loads it"
+                if state == "READY" or not only_ready:
+                    one = {"name": model["name"], "version": version["version"]}
+                    found.append({**one, "state": state, "reason": reason})
+        return found
+
+
+def tensors(specs: Sequence[ColSpec | TensorSpec], unnamed: str) -> list[dict[str, Any]]:
+    """Inputs or outputs of a signature as the protocol describes tensors. `unnamed`: what a single one
+    without a name is called; columns without names have their numbers."""
+    found = []
+    for place, spec in enumerate(specs):
+        name = str(place) if len(specs) > 1 else unnamed
+        name = name if spec.name is None else str(spec.name)
+        if isinstance(spec, TensorSpec):
+            datatype = v2_tensors.DATATYPES.get(spec.dtype.str.lstrip("<|=>"), "BYTES")
+            found.append({"name": name, "datatype": datatype, "shape": list(spec.shape)})
+        else:
+            datatype, shape = _of_column(spec.type)
+            one: dict[str, Any] = {"name": name, "datatype": datatype, "shape": shape}
+            if not spec.required:
+                one["parameters"] = {"required": False}
+            found.append(one)
+    return found
+
+
+def _of_column(kind: Type) -> tuple[str, list[int]]:
+    if isinstance(kind, Scalar):
+        return _SCALARS[kind], [-1]
+    if isinstance(kind, Array) and isinstance(kind.items, Scalar | AnyType):
+        return _of_column(kind.items)[0], [-1, -1]
+    return "BYTES", [-1]
+
+
+class _NotAllowed(Exception):
+    def __init__(self, allowed: str) -> None:
+        super().__init__(allowed)
+        self.allowed = allowed
+
+
+def _get(scope: Scope, content: Callable[[], Any]) -> tuple[int, Any]:
+    if scope["method"] not in ("GET", "HEAD"):
+        raise _NotAllowed("GET, HEAD")
+    return 200, content()
+
+
+def _reference(raw: bytes) -> Reference:
+    return names.parse_path(raw)

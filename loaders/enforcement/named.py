@@ -1,0 +1,192 @@
+"""Named tensors (the form `tensors`): arrays by name, each with a dtype, made into columns or tensor inputs.
+
+It is the form of protocols that send typed arrays. Text, bytes and dates come as object arrays of `str` or
+`bytes`; what they mean only the signature says, so they are read here. A gap is a masked value, or None in an
+object array. Knows arrays and types; nothing of the protocols.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from loaders.batch import Batch, Columns, Tensors
+from loaders.enforcement import violations as v
+from loaders.enforcement.casts import cast_values
+from loaders.enforcement.scalars import NDArray, objects
+from loaders.enforcement.tables import Name, Table
+from loaders.enforcement.untyped import inferred, text_columns
+from loaders.enforcement.violations import Faults, shown
+from loaders.schema import AnyType, Array, ColSpec, Scalar, TensorSpec, Type
+
+ROOT = "inputs"
+
+_NUMBERS = frozenset({Scalar.boolean, Scalar.integer, Scalar.long, Scalar.float, Scalar.double})
+
+
+def table(data: Mapping[str, NDArray], specs: Sequence[ColSpec], faults: Faults) -> Table | None:
+    """The tensors as the columns of a signature: one of shape [n] or [n, 1] for each column, or one of shape
+    [n, k] for k columns of one numeric type."""
+    names: list[Name] = [i if spec.name is None else spec.name for i, spec in enumerate(specs)]
+    kinds: dict[str, ColSpec] = {str(name): spec for name, spec in zip(names, specs, strict=True)}
+    if (matrix := _matrix(data, specs)) is not None:
+        columns = [matrix[:, i] for i in range(len(names))]
+        return Table(names, columns, len(matrix), "python", ROOT, "columns", ROOT)
+    found: dict[Name, Any] = {}
+    if specs[0].name is None and data.keys() == kinds.keys():
+        data = {name: data[name] for name in kinds}  # unnamed columns are taken in their order
+    for position, (name, array) in enumerate(data.items()):
+        spec = kinds.get(name)
+        if spec is None and specs[0].name is None and position < len(specs):
+            spec = specs[position]
+        cells = _column(array, name, spec, faults)
+        if cells is not None:
+            found[name] = cells
+    if faults.total:
+        return None
+    rows = {len(cells) for cells in found.values()}
+    if len(rows) > 1:
+        wanted = len(next(iter(found.values())))
+        for column, cells in found.items():
+            if len(cells) != wanted:
+                got = f"{len(cells)} values"
+                faults.add(f"{ROOT}.{shown(column)}", v.WRONG_LENGTH, f"{wanted} values", got)
+        return None
+    return Table(
+        list(found), list(found.values()), rows.pop() if rows else 0, "python", ROOT, "columns", ROOT
+    )
+
+
+def _matrix(data: Mapping[str, NDArray], specs: Sequence[ColSpec]) -> NDArray | None:
+    """The one tensor that holds all columns, where it is that."""
+    if len(data) != 1:
+        return None
+    ((name, array),) = data.items()
+    kinds = {spec.type for spec in specs}
+    if array.ndim != 2 or array.shape[1] != len(specs) or name in {spec.name for spec in specs}:
+        return None
+    return array if len(kinds) == 1 and next(iter(kinds)) in _NUMBERS else None
+
+
+def _column(array: NDArray, name: str, spec: ColSpec | None, faults: Faults) -> Any:
+    """The cells of one column. Without a spec the column is not in the signature: only its length counts."""
+    whole = f"{ROOT}.{shown(name)}"
+    kind: Type = AnyType() if spec is None else spec.type
+    if array.ndim == 2 and isinstance(kind, Array) and isinstance(kind.items, Scalar | AnyType):
+        return _rows_of(array, kind.items, whole, faults)
+    if isinstance(kind, Scalar | AnyType):
+        if array.ndim == 2 and array.shape[1] == 1:
+            array = array.reshape(-1)
+        if array.ndim == 1:
+            required = spec is None or spec.required
+            return _cells(array, kind, required, whole, faults)
+        if spec is None:
+            return list(array) if array.ndim else [array[()]]
+        faults.add(whole, v.WRONG_SHAPE, "shape [n] or [n, 1]", f"shape {list(array.shape)}")
+        return None
+    wanted = "shape [n, k]" if isinstance(kind, Array) else "JSON on /predict, for nested columns"
+    faults.add(whole, v.WRONG_FORM, wanted, f"shape {list(array.shape)}")
+    return None
+
+
+def _rows_of(array: NDArray, kind: Type, whole: str, faults: Faults) -> list[Any]:
+    if array.dtype.kind == "O":
+        flat = _cells(array.reshape(-1), kind, True, whole, faults)
+        array = np.asarray(flat).reshape(array.shape)
+    return [row.tolist() if row.dtype.kind == "O" else row for row in array]
+
+
+def _cells(array: NDArray, kind: Type, required: bool, whole: str, faults: Faults) -> NDArray:
+    """The values of an array as cells of a type; only text and bytes have to be read."""
+    if array.dtype.kind != "O":
+        return array
+    path = partial("{}[{}]".format, whole)
+    if kind is Scalar.binary:
+        return objects([value.encode() if isinstance(value, str) else value for value in array])
+    try:
+        values = [value.decode() if isinstance(value, bytes) else value for value in array]
+    except UnicodeDecodeError:
+        if isinstance(kind, AnyType):
+            return array
+        for i, value in enumerate(array):
+            if isinstance(value, bytes) and value.decode(errors="replace").encode() != value:
+                faults.add(path(i), v.BAD_TEXT, kind, "binary")
+        return array
+    if kind is Scalar.datetime:
+        return cast_values(values, kind, required, "json", faults, path)
+    return objects(values)
+
+
+def inputs(data: Mapping[str, NDArray], specs: Sequence[TensorSpec], faults: Faults) -> dict[str, NDArray]:
+    """The tensors as the inputs of a tensor signature: the only tensor stands for an input without a name."""
+    result: dict[str, NDArray] = {}
+    unnamed = specs[0].name is None
+    if unnamed and len(data) != 1:
+        faults.add(ROOT, v.WRONG_LENGTH, "1 tensor", f"{len(data)} tensors")
+        return {}
+    by_name = {spec.name: spec for spec in specs}
+    for name, array in data.items():
+        spec = specs[0] if unnamed else by_name.get(name)
+        key = "" if unnamed else name
+        if spec is None:
+            result[key] = array
+            continue
+        whole = f"{ROOT}.{shown(name)}"
+        if isinstance(array, np.ma.MaskedArray):
+            array = _without_gaps(array, spec, whole, faults)
+        if array.dtype.kind == "O":
+            kinds = {"S": Scalar.binary, "M": Scalar.datetime, "U": Scalar.string}
+            kind: Type = kinds.get(spec.dtype.kind, AnyType())
+            array = _cells(array.reshape(-1), kind, True, whole, faults).reshape(array.shape)
+        result[key] = array
+    return result
+
+
+def _without_gaps(array: Any, spec: TensorSpec, whole: str, faults: Faults) -> NDArray:
+    gaps = np.ma.getmaskarray(array)
+    data: NDArray = array.data
+    if data.dtype.kind == "f":
+        return np.where(gaps, np.array(np.nan, data.dtype), data)
+    for at in np.flatnonzero(gaps):
+        faults.add(f"{whole}[{at}]", v.NULL, spec.dtype.name, "null")
+    return data
+
+
+def untyped(data: Mapping[str, NDArray]) -> Batch:
+    """The tensors of a model without a signature: the only one as an array, several as arrays by name; with
+    gaps they are a table."""
+    arrays = {name: _plain(array) for name, array in data.items()}
+    if any(isinstance(array, np.ma.MaskedArray) for array in arrays.values()) and all(
+        array.ndim == 1 for array in arrays.values()
+    ):
+        columns: dict[str | int, NDArray] = {name: inferred(array) for name, array in arrays.items()}
+        return Columns(columns, len(next(iter(arrays.values()))), None, text_columns(columns, columns))
+    if len(arrays) == 1:
+        arrays = {"": next(iter(arrays.values()))}
+    lengths = {len(array) if array.ndim else -1 for array in arrays.values()}
+    rows = lengths.pop() if len(lengths) == 1 else -1
+    return Tensors(arrays, None if rows < 0 else rows)
+
+
+def _plain(array: NDArray) -> NDArray:
+    if array.dtype.kind != "O":
+        return array
+    flat = _cells(array.reshape(-1), AnyType(), False, ROOT, Faults())
+    if flat.size and all(isinstance(value, str) for value in flat):
+        return np.array(flat.tolist()).reshape(array.shape)
+    return flat.reshape(array.shape)
+
+
+def frame(read: Table) -> Any:
+    """The columns as a pandas frame, for the modes that follow MLflow: it has no such form of its own."""
+    import pandas as pd
+
+    columns: dict[Any, Any] = {}
+    for name, cells in zip(read.names, read.columns, strict=True):
+        gaps = np.ma.getmaskarray(cells) if isinstance(cells, np.ma.MaskedArray) else None
+        series = pd.Series(np.ma.getdata(cells) if gaps is not None else cells)
+        columns[name] = series if gaps is None else series.astype(object).mask(gaps, None)
+    return pd.DataFrame(columns, index=range(read.rows))
