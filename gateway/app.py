@@ -1,42 +1,35 @@
 """The composition root: builds every part of a gateway from its settings, starts and stops them in order.
 
 `Gateway` is everything that lives on one event loop. Sockets, signals and the process are the
-affair of `gateway.server`.
+responsibility of `gateway.server`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import sqlite3
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 from gateway import cgroup, environments, events, logs
-from gateway.artifacts.cache import ArtifactError, Artifacts
+from gateway.artifacts.cache import Artifacts
 from gateway.artifacts.packages import Packages, Prepared, formats
 from gateway.artifacts.sources import sources_for
 from gateway.environments.choose import Chooser
+from gateway.gauges import expose
 from gateway.http.auth import Access, control_key
-from gateway.http.connections import Connections, descriptors
+from gateway.http.connections import Connections
 from gateway.http.feed import Feed
 from gateway.http.large import LargeBodies
 from gateway.http.parts import Parts
-from gateway.metrics import Metrics
+from gateway.metrics import Metrics, count
 from gateway.names import parse_short
-from gateway.registries.base import (
-    Entries,
-    Finding,
-    Registry,
-    RegistryError,
-    RegistryMissing,
-    RegistryUnavailable,
-    Snapshot,
-    Version,
-)
+from gateway.persistence import Persistence
+from gateway.registries.base import Registry
+from gateway.registries.feedback import Feedback
+from gateway.registries.first_read import first_read
 from gateway.registries.watcher import Watch
 from gateway.rollouts.aliases import Aliases
 from gateway.rollouts.gates import Gates
@@ -44,9 +37,10 @@ from gateway.rollouts.operations import Operations
 from gateway.rollouts.policy import policy_of
 from gateway.rollouts.preload import Preload
 from gateway.rollouts.promotions import Promotions
-from gateway.runners.inline import settle_heap
+from gateway.runners.heap import Heap
 from gateway.runners.packs import Packs
 from gateway.runners.placement import Placement
+from gateway.runners.unconfined import Unconfined
 from gateway.runners.zygote import Zygotes
 from gateway.service import Service
 from gateway.serving.eviction import POLICIES
@@ -55,16 +49,13 @@ from gateway.serving.ledger import Ledger
 from gateway.serving.manager import Manager
 from gateway.serving.preparation import Preparation
 from gateway.serving.servable import Options, Servable
-from gateway.state import AliasMemory, State
-from loaders import scan
 
 if TYPE_CHECKING:
     from gateway.settings import Settings
-    from loaders.package import Package
 
 log = logging.getLogger("gateway")
 
-#: A model younger than this, in seconds, is not evicted: loading it anew at once would serve nobody.
+#: Seconds after its load in which a model is not evicted: an immediate reload would only cost time.
 MIN_RESIDENCY = 0.1
 CAPACITY_WAIT = 5.0
 IO_THREADS = 8
@@ -73,12 +64,8 @@ DISK_THREADS = 4
 BUILD_THREADS = 4
 IO_THREAD = "io"
 MEASURE_INTERVAL = 1.0
-#: How long after a load the heap is settled, and how long it is then left alone, in seconds.
-SETTLE_AFTER, SETTLE_INTERVAL = 1.0, 60.0
-#: The disk is looked at once in so many of them.
+#: The size of the cache is measured once per this many intervals.
 DISK_INTERVAL = 10
-#: How long the start waits for the registry's first answer, in seconds, before it goes on without.
-FIRST_READ = 2.0
 
 
 class Gateway:
@@ -90,20 +77,23 @@ class Gateway:
         self.draining = False
         self._refusing = False
         self._disk_bytes = 0
-        self._settling: asyncio.TimerHandle | None = None
-        self._settled_at = -SETTLE_INTERVAL
-        self._unconfined: set[str] = set()
+        self._heap = Heap()
+        self._unconfined = Unconfined()
         self.access = Access(settings.admin_key_file or control_key(settings.state_dir))
         self.metrics = Metrics()
         self.feed = Feed()
         self._say = logs.EventLog()
         self._io = ThreadPoolExecutor(IO_THREADS, thread_name_prefix=IO_THREAD)
-        # Downloads may take long or hang: they must not stand in the way of the registry, or of what is here.
+        # Downloads may be slow or hang: they must not block registry reads or files that are already here.
         self._fetches = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix=IO_THREAD)
         self._disk = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix=IO_THREAD)
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="state")
-        self._state = State(settings.state_dir)
-        self._told: dict[tuple[str, str], tuple[str, str]] = {}
+        self._persistence = Persistence(settings.state_dir, registry, pack_bytes=settings.pack_bytes)
+        self._feedback = Feedback(
+            registry,
+            self._io,
+            take=lambda snapshot: self.watch.take(snapshot, "registry"),
+            status=settings.mlflow_status,
+        )
         sources = sources_for(registry.target, settings.artifact_sources, [settings.registry])
         self._artifacts = Artifacts(settings.cache_dir, settings.disk_limit, sources)
         self._builds = ThreadPoolExecutor(BUILD_THREADS, thread_name_prefix=IO_THREAD)
@@ -114,14 +104,16 @@ class Gateway:
             self._fetches,
             self._disk,
             policy=formats(settings),
-            measured=self._measurement,
-            scanned=self._scanned,
-            remembered=self._earlier_digest,
-            remember=self._remember_digest,
+            measured=self._persistence.measurement,
+            scanned=self._persistence.scanned,
+            remembered=self._persistence.digest,
+            remember=self._persistence.save_digest,
             lasting=registry.lasting,
             examine=chooser.examine,
         )
-        self._preparation = Preparation(chooser, self._served_before)
+        self._preparation = Preparation(
+            chooser, lambda version: self._persistence.served_before(version, self.aliases.snapshot)
+        )
         self._zygotes = Zygotes(sink=lambda line: log.info("zygote: %s", line))
         self._packs = Packs(self._zygotes)
         self._placement = Placement(settings, self._zygotes, self._observe, packs=self._packs)
@@ -134,24 +126,23 @@ class Gateway:
             open_runner=self._placement.open,
             settle=self._preparation.settle,
             options=lambda name: Options.of(settings, name),
-            measured=self._remember_measurement,
+            measured=self._persistence.save_measurement,
             emit=self._emit,
             clock=time.monotonic,
             max_concurrent_loads=settings.max_concurrent_loads,
             capacity_wait=min(CAPACITY_WAIT, settings.cold_wait),
         )
-        self._memory = AliasMemory(self._state, registry.identity, self._write_behind)
         gates = Gates(
             self.manager, prepare=self._packages.get, policy=lambda model: policy_of(settings, model)
         )
         self.aliases = Aliases(
             self.manager,
             gates,
-            memory=self._memory,
+            memory=self._persistence.aliases,
             default_alias=settings.default_alias,
             max_waiting=settings.max_queue,
             emit=self._emit,
-            found_out=self._record,
+            found_out=self._feedback.record,
             counted=self.metrics.rollout_request,
             grace=lambda name: (settings.for_model(name).rollout or settings.rollout).grace,
         )
@@ -160,7 +151,7 @@ class Gateway:
             self._io,
             interval=settings.poll_interval or registry.poll_interval,
             apply=self.aliases.apply,
-            remember=self._remember_snapshot,
+            remember=self._persistence.save_snapshot,
             in_use=self._in_use,
             forget=self._forget,
             emit=self._emit,
@@ -204,11 +195,19 @@ class Gateway:
             report=lambda text: self._emit(events.MemoryShort(text)),
         )
         self._tasks: list[asyncio.Task[Any]] = []
-        self._expose()
+        expose(
+            self.metrics,
+            self.manager,
+            self.ledger,
+            self.operations,
+            self.watch,
+            self.connections,
+            lambda: self._disk_bytes,
+        )
 
     @property
     def parts(self) -> Parts:
-        """What the HTTP layer is built from."""
+        """The parts that the HTTP layer receives."""
         return Parts(
             self.service,
             self.operations,
@@ -221,33 +220,9 @@ class Gateway:
         )
 
     async def start(self) -> None:
-        """Reads the registry, or takes what it said last, and begins to follow it. A registry that does not
-        answer now is asked again and again; the gateway is not ready meanwhile. Raises RegistryError for one
-        that cannot be used: a file that does not exist, a document that is not valid."""
-        remembered = None
-        if self.registry.partial:
-            remembered = await self._blocking(lambda: self._state.snapshot(self.registry.identity))
-            if remembered is not None:
-                self.registry.resume(Snapshot(Entries(remembered.entries), remembered.stamp))
-        looking = self.watch.looking(quiet=True)
-        await asyncio.wait({looking}, timeout=FIRST_READ)
-        if not self.watch.seen:
-            if remembered is None:
-                remembered = await self._blocking(lambda: self._state.snapshot(self.registry.identity))
-            failure = self.watch.failure
-            if remembered is not None:
-                age = time.time() - remembered.seen
-                why = failure or f"no answer within {FIRST_READ:.0f} s"
-                log.warning("the registry cannot be read (%s): using its content of %.0f s ago", why, age)
-                last = Snapshot(Entries(remembered.entries), remembered.stamp)
-                self.watch.take(last, "registry", age=age)
-            elif failure is not None and (
-                isinstance(failure, RegistryMissing) or not isinstance(failure, RegistryUnavailable)
-            ):
-                raise failure
-            else:
-                why = failure or f"no answer within {FIRST_READ:.0f} s"
-                log.error("the registry cannot be read (%s): not ready until it can; asking again", why)
+        """Reads the registry, or its remembered content, and starts the background work. Raises RegistryError
+        as `first_read` does."""
+        await first_read(self.registry, self.watch, lambda: self._blocking(self._persistence.last_snapshot))
         loop = asyncio.get_running_loop()
         # Large bodies are parsed, enforced and encoded in a thread, one at a time: each holds the interpreter
         # for long, and several together would leave the loop no turn.
@@ -269,8 +244,7 @@ class Gateway:
     async def stop(self) -> None:
         """Ends everything; requests in flight should have ended."""
         self.refuse()
-        if self._settling is not None:
-            self._settling.cancel()
+        self._heap.close()
         self.metrics.lag.stop()
         for task in self._tasks:
             task.cancel()
@@ -280,8 +254,7 @@ class Gateway:
         await self.manager.close()
         await self._packs.close()
         await self._zygotes.close()
-        await asyncio.to_thread(self._writer.shutdown)
-        self._state.close()
+        await self._persistence.close()
         self.registry.close()
         self._io.shutdown(wait=False, cancel_futures=True)
         self._fetches.shutdown(wait=False, cancel_futures=True)
@@ -302,7 +275,7 @@ class Gateway:
                 self._zygotes.tend_orphans()
 
     def _observe(self, prepared: Prepared, what: str, reason: str) -> None:
-        """What happened to a version's processes."""
+        """Turns news about a version's processes into events."""
         version = prepared.version
         if what in ("stuck", "moving"):
             self._emit(events.Stuck(version.name, version.version, reason))
@@ -313,194 +286,32 @@ class Gateway:
         if what == "quarantined":
             self.manager.quarantine(version, reason)
 
-    # What is remembered, behind the back of the loop.
-
-    def _write_behind(self, write: Callable[[], None]) -> None:
-        def attempt() -> None:
-            try:
-                write()
-            except sqlite3.Error as error:
-                # The state makes a restart better; a full disk must not stop serving.
-                log.error("the state could not be written: %s", error)
-            except Exception:
-                log.exception("the state could not be written")
-
-        self._writer.submit(attempt)
-
-    def _remember_snapshot(self, snapshot: Snapshot) -> None:
-        identity = self.registry.identity
-        self._write_behind(lambda: self._state.save_snapshot(identity, snapshot.stamp, snapshot.entries()))
-
     def _in_use(self) -> set[str]:
         return {servable.version.name for servable in self.manager} | self.aliases.busy()
 
     def _forget(self, names: set[str]) -> None:
         self.aliases.forget(names)
-        self._told = {alias: told for alias, told in self._told.items() if alias[0] not in names}
-
-    def _served_before(self, version: Version) -> bool:
-        """Known from the state, or as the last good one of the registry."""
-        if self._memory.served(version.name, version.version):
-            return True
-        model = self.aliases.snapshot.models.get(version.name)
-        return model is not None and any(a.last_good == version.version for a in model.aliases.values())
-
-    def _measurement(self, digest: str) -> tuple[int | None, float] | None:
-        try:
-            return self._state.measurement(digest)
-        except sqlite3.Error:
-            log.exception("the state could not be read")
-            return None  # an estimate does, until the kernel says
-
-    def _scanned(self, digest: str, package: Package) -> scan.Verdict:
-        """What its files execute, from the state where they were scanned before."""
-        try:
-            known = self._state.scan(digest, scan.EDITION)
-        except sqlite3.Error:
-            log.exception("the state could not be read")
-            known = None
-        if known is not None:
-            return scan.Verdict(*known)
-        found = scan.package(package, self.settings.pack_bytes)
-        self._write_behind(lambda: self._state.save_scan(digest, scan.EDITION, found.harmless, found.reason))
-        return found
-
-    def _tell_owner(self, event: events.Event) -> None:
-        """Writes into the registry that a version was refused, and once it serves after all. Each said once:
-        a refusal is tried again and again."""
-        if not self.settings.mlflow_status:
-            return
-        record = self.registry.record_status
-        match event:
-            case events.SwapRefused(name, alias, version, reason):
-                if self._told.get((name, alias)) != (version, reason):
-                    self._told[name, alias] = (version, reason)
-                    self._io.submit(record, name, alias, version, f"refused: {reason}")
-            case events.RolloutChanged(name, alias, version, _, phase, why) if phase in (
-                "rolled_back",
-                "aborted",
-            ):
-                self._told[name, alias] = (version, why or "")
-                self._io.submit(record, name, alias, version, f"rolled back: {why}")
-            case events.Swapped(name, alias, version):
-                told = self._told.pop((name, alias), None)
-                if told is not None and told[0] == version:
-                    self._io.submit(record, name, alias, version, "serving")
-            case _:
-                pass
-
-    def _record(self, finding: Finding) -> None:
-        """Writes into the registry what every gateway should know. A registry that cannot be written, or does
-        not answer now, is no reason to stop: this gateway knows it."""
-
-        def record() -> None:
-            try:
-                snapshot = self.registry.record(finding)
-            except RegistryError as error:
-                log.warning("%s@%s: not written to the registry: %s", finding.name, finding.alias, error)
-            else:
-                if snapshot is not None:
-                    loop.call_soon_threadsafe(self.watch.take, snapshot, "registry")
-
-        loop = asyncio.get_running_loop()
-        self._io.submit(copy_context().run, record)
-
-    def _earlier_digest(self, version: Version) -> str | None:
-        """What its files were at their first fetch, of a registry whose versions never change; at their last,
-        of another."""
-        try:
-            return self._state.digest(self.registry.identity, version.name, version.version, version.source)
-        except sqlite3.Error as error:
-            # Not to be passed over: what was fetched first is what the others must match.
-            raise ArtifactError("the gateway's state could not be read", str(error)) from error
-
-    def _remember_digest(self, version: Version, digest: str) -> None:
-        identity, first = self.registry.identity, self.registry.lasting
-        self._write_behind(
-            lambda: self._state.save_digest(
-                identity, version.name, version.version, version.source, digest, first=first
-            )
-        )
-        self.registry.record_digest(version, digest)
-
-    def _remember_measurement(self, prepared: Prepared, size: int | None, seconds: float) -> None:
-        self._write_behind(lambda: self._state.save_measurement(prepared.digest, size, seconds))
+        self._feedback.forget(names)
 
     async def _blocking(self, function: Callable[[], Any]) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._io, function)
 
-    # What happened, counted and said.
-
     def _emit(self, event: events.Event) -> None:
+        """Passes an event to metrics, registry and log."""
         count(self.metrics, event)
         self.feed.publish(event)
-        self._tell_owner(event)
+        self._feedback.notice(event)
         self._say(event)
         if isinstance(event, events.Loaded):
-            self._say_what_is_not_confined(event)
-            self._settle_heap_soon()
-
-    def _settle_heap_soon(self) -> None:
-        """What a model brought into this process stays until it is unloaded: the collector need not walk it
-        again and again while requests wait. Telling it so takes a full collection first, so it is done a
-        moment after a load, and rarely."""
-        if self._settling is None:
-            wait = max(SETTLE_AFTER, self._settled_at + SETTLE_INTERVAL - time.monotonic())
-            self._settling = asyncio.get_running_loop().call_later(wait, self._settle_heap)
-
-    def _settle_heap(self) -> None:
-        self._settling = None
-        self._settled_at = time.monotonic()
-        asyncio.get_running_loop().run_in_executor(None, settle_heap)
-
-    def _say_what_is_not_confined(self, event: events.Loaded) -> None:
-        """Once for each measure that the kernel, or the place of the files, does not allow."""
-        for servable in self.manager:
-            if (servable.version.name, servable.version.version) != (event.model, event.version):
-                continue
-            status = {} if servable.runner is None else servable.runner.status()
-            for measure, held in status.get("confinement", {}).items():
-                chosen = held.startswith("not changed") and not held.startswith("not changed: another user")
-                lacking = held.startswith("not ") and not chosen
-                if lacking and measure not in self._unconfined:
-                    self._unconfined.add(measure)
-                    log.warning("models are confined less than they could be: %s: %s", measure, held)
-
-    def _expose(self) -> None:
-        self.metrics.watch(
-            memory=self.operations.memory,
-            models=lambda: {
-                (s.version.name, s.version.version): self.ledger[s].bytes
-                for s in self.manager
-                if s in self.ledger
-            },
-            mismatches=lambda: [
-                (s.version.name, s.version.version)
-                for s in self.manager
-                if s.mismatch is not None and s in self.ledger
-            ],
-            queue=self._queues,
-            aliases=self.operations.alias_states,
-            rollouts=self.operations.rollout_phases,
-            stuck=self.manager.stuck,
-            disk=lambda: self._disk_bytes,
-            registry_age=self.watch.age,
-            connections=lambda: (self.connections.open, self.connections.most),
-            descriptors=descriptors,
-        )
-
-    def _queues(self) -> dict[str, tuple[int, int]]:
-        found: dict[str, tuple[int, int]] = {}
-        for servable in self.manager:
-            if servable in self.ledger:
-                queued, leased = found.get(servable.version.name, (0, 0))
-                leases = self.ledger[servable].leases
-                found[servable.version.name] = (queued + servable.queued, leased + leases)
-        return found
+            self._heap.settle_soon()
+            for servable in self.manager:
+                loaded = (servable.version.name, servable.version.version) == (event.model, event.version)
+                if loaded and servable.runner is not None:
+                    self._unconfined.check(servable.runner.status().get("confinement", {}))
 
 
 async def _kept_going(name: str, work: Callable[[], Awaitable[None]]) -> None:
-    """Background work that no bug of its own may end unseen."""
+    """Runs background work; logs an unexpected failure and starts the work again."""
     while True:
         try:
             await work()
@@ -509,36 +320,3 @@ async def _kept_going(name: str, work: Callable[[], Awaitable[None]]) -> None:
             await asyncio.sleep(MEASURE_INTERVAL)
         else:
             return
-
-
-def count(metrics: Metrics, event: events.Event) -> None:
-    """Gives an event to the metric that counts it."""
-    match event:
-        case events.Dispatched():
-            metrics.batch(event.model, event.rows)
-        case events.Loaded():
-            metrics.load(event.model, "success", event.seconds)
-        case events.LoadFailed():
-            metrics.load(event.model, "failure", event.seconds)
-        case events.Unloaded():
-            metrics.unload(event.model, event.reason)
-            metrics.forget(event.model, event.version)
-        case events.Swapped():
-            metrics.swap(event.model, event.alias, "success")
-        case events.SwapRefused():
-            metrics.swap(event.model, event.alias, "refused")
-        case events.RolloutChanged() if event.phase in ("rolled_back", "aborted"):
-            metrics.swap(event.model, event.alias, "rolled_back")
-        case events.AliasDeleted():
-            metrics.swap(event.model, event.alias, "deleted")
-        case events.Crashed() if event.what in ("crashed", "timeout", "stopped"):
-            metrics.crash(event.model)
-        case events.InputRefused():
-            for problem in event.problems:
-                metrics.rejection(problem)
-        case events.RegistryFailed():
-            metrics.registry_error()
-        case events.MemoryShort():
-            metrics.memory_short()
-        case _:
-            pass

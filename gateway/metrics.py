@@ -19,6 +19,8 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
+from gateway import events
+
 if TYPE_CHECKING:
     from gateway.record import RequestRecord
 
@@ -437,3 +439,36 @@ class LoopLag:
             self._window_ends = now + _LAG_WINDOW
         self._current = max(self._current, now - self._due)
         self._arm(loop)
+
+
+def count(metrics: Metrics, event: events.Event) -> None:
+    """Gives an event to the metric that counts it."""
+    match event:
+        case events.Dispatched():
+            metrics.batch(event.model, event.rows)
+        case events.Loaded():
+            metrics.load(event.model, "success", event.seconds)
+        case events.LoadFailed():
+            metrics.load(event.model, "failure", event.seconds)
+        case events.Unloaded():
+            metrics.unload(event.model, event.reason)
+            metrics.forget(event.model, event.version)
+        case events.Swapped():
+            metrics.swap(event.model, event.alias, "success")
+        case events.SwapRefused():
+            metrics.swap(event.model, event.alias, "refused")
+        case events.RolloutChanged() if event.phase in ("rolled_back", "aborted"):
+            metrics.swap(event.model, event.alias, "rolled_back")
+        case events.AliasDeleted():
+            metrics.swap(event.model, event.alias, "deleted")
+        case events.Crashed() if event.what in ("crashed", "timeout", "stopped"):
+            metrics.crash(event.model)
+        case events.InputRefused():
+            for problem in event.problems:
+                metrics.rejection(problem)
+        case events.RegistryFailed():
+            metrics.registry_error()
+        case events.MemoryShort():
+            metrics.memory_short()
+        case _:
+            pass

@@ -82,6 +82,8 @@ LAYERS: dict[str, Layer] = {
     "metrics": Layer(
         SERVICE | {"metrics"}, frozenset({"prometheus_client", "orjson", "numpy"}), loaders=True
     ),
+    "gauges": Layer(SERVICE | {"http", "metrics"}, NO_LIBRARY),
+    "persistence": Layer(LEAVES | PARTS, NO_LIBRARY, loaders=True),
     "api": Layer(LEAVES | PARTS | {"api"}, frozenset({"numpy", "pandas"}), loaders=True),
 }
 EVERYTHING = frozenset({"app", "server", "cli", "__main__", "__init__", "demo", "commands"})

@@ -247,10 +247,7 @@ def agreed(reference: Reference | None, model: object) -> Reference | None:
         raise Problem(
             "INVALID_REFERENCE", "model must be text that begins with models:/", hint="models:/NAME@ALIAS"
         )
-    try:
-        named = names.parse_reference(model)
-    except names.InvalidReference as error:
-        raise Problem("INVALID_REFERENCE", str(error)) from None
+    named = names.parse_reference(model)
     if reference is not None and named != reference:
         raise Problem(
             "INVALID_REFERENCE", f"the request names two models: {reference} and, in its body, {named}"

@@ -321,10 +321,7 @@ def _reference(request: Request) -> Reference:
     raw = request.path_params["name"].encode("latin-1")
     if (version := request.path_params.get("version")) is not None:
         raw += b"/versions/" + version.encode("latin-1")
-    try:
-        return names.parse_path(raw)
-    except names.InvalidReference as error:
-        raise Problem("INVALID_REFERENCE", str(error)) from None
+    return names.parse_path(raw)
 
 
 def _name(request: Request) -> str:
@@ -339,12 +336,9 @@ def _name(request: Request) -> str:
 def _alias(request: Request) -> tuple[str, str]:
     name = _name(request)
     raw = request.path_params["alias"].encode("latin-1")
-    try:
-        if b"@" in raw:
-            raise names.InvalidReference("an alias holds no @")
-        alias = names.parse_path(b"x@" + raw).alias
-    except names.InvalidReference as error:
-        raise Problem("INVALID_REFERENCE", str(error)) from None
+    if b"@" in raw:
+        raise names.InvalidReference("an alias holds no @")
+    alias = names.parse_path(b"x@" + raw).alias
     assert alias is not None
     return name, alias
 

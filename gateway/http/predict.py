@@ -307,8 +307,6 @@ def _reference(target: bytes | Reference | None, headers: Mapping[bytes, bytes])
             return _path_reference(target)
         named = headers.get(b"x-model")
         return None if named is None else names.parse_short(named.decode())
-    except names.InvalidReference as error:
-        raise Problem("INVALID_REFERENCE", str(error)) from None
     except UnicodeDecodeError:
         raise Problem("INVALID_REFERENCE", "the header X-Model is not UTF-8") from None
 

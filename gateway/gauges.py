@@ -1,0 +1,49 @@
+"""Where the gauges of `gateway.metrics` read their values: one callable per gauge, called at scrape time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from gateway.http.connections import Connections, descriptors
+from gateway.metrics import Metrics
+from gateway.registries.watcher import Watch
+from gateway.rollouts.operations import Operations
+from gateway.serving.ledger import Ledger
+from gateway.serving.manager import Manager
+from gateway.serving.servable import Servable
+
+
+def expose(
+    metrics: Metrics,
+    manager: Manager,
+    ledger: Ledger[Servable],
+    operations: Operations,
+    watch: Watch,
+    connections: Connections,
+    disk: Callable[[], float],
+) -> None:
+    """Connects every gauge to its source. `disk`: bytes of the artifact cache."""
+
+    def queues() -> dict[str, tuple[int, int]]:
+        found: dict[str, tuple[int, int]] = {}
+        for servable in manager:
+            if servable in ledger:
+                queued, leased = found.get(servable.version.name, (0, 0))
+                found[servable.version.name] = (queued + servable.queued, leased + ledger[servable].leases)
+        return found
+
+    metrics.watch(
+        memory=operations.memory,
+        models=lambda: {(s.version.name, s.version.version): ledger[s].bytes for s in manager if s in ledger},
+        mismatches=lambda: [
+            (s.version.name, s.version.version) for s in manager if s.mismatch is not None and s in ledger
+        ],
+        queue=queues,
+        aliases=operations.alias_states,
+        rollouts=operations.rollout_phases,
+        stuck=manager.stuck,
+        disk=disk,
+        registry_age=watch.age,
+        connections=lambda: (connections.open, connections.most),
+        descriptors=descriptors,
+    )

@@ -1,0 +1,111 @@
+"""What one gateway remembers across restarts: connects the registry's content, digests and measurements to
+the tables of `gateway.state`. Writes run on a thread of their own, in order, so that the event loop never
+waits for the disk. Knows no model process, no alias rule and no HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gateway.artifacts.cache import ArtifactError
+from gateway.state import AliasMemory, LastSnapshot, State
+from loaders import scan
+
+if TYPE_CHECKING:
+    from gateway.artifacts.packages import Prepared
+    from gateway.registries.base import Registry, Snapshot, Version
+    from loaders.package import Package
+
+log = logging.getLogger("gateway")
+
+
+class Persistence:
+    """The state under `directory`, as far as it belongs to `registry`. `pack_bytes`: the largest package that
+    is scanned for a pack. Raises OSError as `State` does."""
+
+    def __init__(self, directory: Path, registry: Registry, *, pack_bytes: int) -> None:
+        self._pack_bytes = pack_bytes
+        self._registry = registry
+        self._state = State(directory)
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="state")
+        self.aliases = AliasMemory(self._state, registry.identity, self._write_behind)
+
+    def last_snapshot(self) -> LastSnapshot | None:
+        """What the registry said last. Blocks."""
+        return self._state.snapshot(self._registry.identity)
+
+    def save_snapshot(self, snapshot: Snapshot) -> None:
+        identity = self._registry.identity
+        self._write_behind(lambda: self._state.save_snapshot(identity, snapshot.stamp, snapshot.entries()))
+
+    def served_before(self, version: Version, snapshot: Snapshot) -> bool:
+        """Whether the version has served: here, or as the last good version of an alias in the registry."""
+        if self.aliases.served(version.name, version.version):
+            return True
+        model = snapshot.models.get(version.name)
+        return model is not None and any(a.last_good == version.version for a in model.aliases.values())
+
+    def digest(self, version: Version) -> str | None:
+        """The digest of the version's first download; of its last download where the registry can change a
+        version. Raises ArtifactError when the state cannot be read."""
+        try:
+            return self._state.digest(self._registry.identity, version.name, version.version, version.source)
+        except sqlite3.Error as error:
+            # Do not ignore this: later downloads must match the first one.
+            raise ArtifactError("the gateway's state could not be read", str(error)) from error
+
+    def save_digest(self, version: Version, digest: str) -> None:
+        """Keeps the digest here, and in the registry where that stores digests."""
+        identity, first = self._registry.identity, self._registry.lasting
+        self._write_behind(
+            lambda: self._state.save_digest(
+                identity, version.name, version.version, version.source, digest, first=first
+            )
+        )
+        self._registry.record_digest(version, digest)
+
+    def measurement(self, digest: str) -> tuple[int | None, float] | None:
+        """(bytes, load seconds) of the last load of these files. None: unknown, the caller estimates."""
+        try:
+            return self._state.measurement(digest)
+        except sqlite3.Error:
+            log.exception("the state could not be read")
+            return None
+
+    def scanned(self, digest: str, package: Package) -> scan.Verdict:
+        """Returns what loading the files executes; scans files that were not scanned before."""
+        try:
+            known = self._state.scan(digest, scan.EDITION)
+        except sqlite3.Error:
+            log.exception("the state could not be read")
+            known = None
+        if known is not None:
+            return scan.Verdict(*known)
+        found = scan.package(package, self._pack_bytes)
+        self._write_behind(lambda: self._state.save_scan(digest, scan.EDITION, found.harmless, found.reason))
+        return found
+
+    def save_measurement(self, prepared: Prepared, size: int | None, seconds: float) -> None:
+        self._write_behind(lambda: self._state.save_measurement(prepared.digest, size, seconds))
+
+    async def close(self) -> None:
+        """Completes all pending writes."""
+        await asyncio.to_thread(self._writer.shutdown)
+        self._state.close()
+
+    def _write_behind(self, write: Callable[[], None]) -> None:
+        def attempt() -> None:
+            try:
+                write()
+            except sqlite3.Error as error:
+                # The state only makes a restart better: a full disk must not stop serving.
+                log.error("the state could not be written: %s", error)
+            except Exception:
+                log.exception("the state could not be written")
+
+        self._writer.submit(attempt)

@@ -1,0 +1,72 @@
+"""What the gateway writes back to the registry: findings that every gateway should know, and the status of
+versions for their owners. Runs in the I/O pool; a registry that cannot be written never stops serving.
+Knows no promotion rule."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import Executor
+from contextvars import copy_context
+
+from gateway import events
+from gateway.registries.base import Finding, Registry, RegistryError, Snapshot
+
+log = logging.getLogger("gateway")
+
+
+class Feedback:
+    """`take` receives the snapshot that a write returns; `status`: whether refusals are written back."""
+
+    def __init__(
+        self, registry: Registry, io: Executor, *, take: Callable[[Snapshot], object], status: bool
+    ) -> None:
+        self._registry = registry
+        self._io = io
+        self._take = take
+        self._status = status
+        self._refusals: dict[tuple[str, str], tuple[str, str]] = {}
+
+    def record(self, finding: Finding) -> None:
+        """Writes a finding; logs a warning when the registry does not accept it."""
+
+        def record() -> None:
+            try:
+                snapshot = self._registry.record(finding)
+            except RegistryError as error:
+                log.warning("%s@%s: not written to the registry: %s", finding.name, finding.alias, error)
+            else:
+                if snapshot is not None:
+                    loop.call_soon_threadsafe(self._take, snapshot)
+
+        loop = asyncio.get_running_loop()
+        self._io.submit(copy_context().run, record)
+
+    def notice(self, event: events.Event) -> None:
+        """Writes that a version was refused, and later that it serves after all. Writes each refusal once,
+        because a refused version is retried repeatedly."""
+        if not self._status:
+            return
+        record = self._registry.record_status
+        match event:
+            case events.SwapRefused(name, alias, version, reason):
+                if self._refusals.get((name, alias)) != (version, reason):
+                    self._refusals[name, alias] = (version, reason)
+                    self._io.submit(record, name, alias, version, f"refused: {reason}")
+            case events.RolloutChanged(name, alias, version, _, phase, why) if phase in (
+                "rolled_back",
+                "aborted",
+            ):
+                self._refusals[name, alias] = (version, why or "")
+                self._io.submit(record, name, alias, version, f"rolled back: {why}")
+            case events.Swapped(name, alias, version):
+                refused = self._refusals.pop((name, alias), None)
+                if refused is not None and refused[0] == version:
+                    self._io.submit(record, name, alias, version, "serving")
+            case _:
+                pass
+
+    def forget(self, names: set[str]) -> None:
+        """Drops what was written about these models."""
+        self._refusals = {key: refused for key, refused in self._refusals.items() if key[0] not in names}

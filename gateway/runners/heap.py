@@ -1,0 +1,34 @@
+"""When the gateway's own heap is collected and frozen after a load. Knows no model."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from gateway.runners.inline import settle_heap
+
+#: Seconds between a load and the collection, and between two collections.
+SETTLE_AFTER, SETTLE_INTERVAL = 1.0, 60.0
+
+
+class Heap:
+    """Objects of a loaded model stay until it is unloaded, so the collector need not walk them while
+    requests wait. Freezing them takes a full collection first: it runs shortly after a load, and rarely."""
+
+    def __init__(self) -> None:
+        self._timer: asyncio.TimerHandle | None = None
+        self._settled_at = -SETTLE_INTERVAL
+
+    def settle_soon(self) -> None:
+        if self._timer is None:
+            wait = max(SETTLE_AFTER, self._settled_at + SETTLE_INTERVAL - time.monotonic())
+            self._timer = asyncio.get_running_loop().call_later(wait, self._settle)
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _settle(self) -> None:
+        self._timer = None
+        self._settled_at = time.monotonic()
+        asyncio.get_running_loop().run_in_executor(None, settle_heap)

@@ -1,0 +1,23 @@
+"""Warnings about confinement that this machine does not support. Knows the status of runners only."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+log = logging.getLogger("gateway")
+
+
+class Unconfined:
+    """Logs each measure once that the kernel, or the place of the files, does not allow."""
+
+    def __init__(self) -> None:
+        self._logged: set[str] = set()
+
+    def check(self, confinement: Mapping[str, str]) -> None:
+        """`confinement`: measure -> what a runner's status says about it."""
+        for measure, held in confinement.items():
+            chosen = held.startswith("not changed") and not held.startswith("not changed: another user")
+            if held.startswith("not ") and not chosen and measure not in self._logged:
+                self._logged.add(measure)
+                log.warning("models are confined less than they could be: %s: %s", measure, held)
