@@ -2,8 +2,8 @@
 
 Layout of the cache directory, which several gateways may share:
     sha256-<hex>/       a package, read-only, complete from the moment it can be seen
-    sha256-<hex>.lock   its size in bytes; held shared while somebody uses the package, alone by whoever
-                        removes it; its time of change is the package's last use
+    sha256-<hex>.lock   its size in bytes; held shared while the package is in use, exclusively
+                        while it is removed; its time of change is the package's last use
     .fetch-<2 hex>.lock held by the one who fetches a source, so that others find it fetched
     .room.lock          held while room is made, and while a package appears
     .incoming-…         what is being fetched; `gateway.artifacts.staging` sweeps away what the dead left
@@ -221,8 +221,8 @@ class Artifacts:
 
     @contextlib.contextmanager
     def _room(self, version: Version, needed: int) -> Iterator[Staging]:
-        """A directory to fetch into, once that many bytes fit beside everything else. What others are
-        fetching counts with the size that stands in their directories' names."""
+        """Yields a directory to fetch into once `needed` bytes fit in the cache. Other fetches in
+        progress count with the size in their directories' names."""
         with _alone(self._root / ".room.lock"):
             sweep(self._root)
             entries = self._entries()
@@ -250,7 +250,7 @@ class Artifacts:
         except OSError:
             return False
         try:
-            # Out of sight at once, so that nobody finds half of it; the name is one that `sweep` removes.
+            # Rename it first, so that no reader finds half of it; `sweep` removes directories of this name.
             gone = Staging(self._root)
             with gone:
                 path = self._root / name

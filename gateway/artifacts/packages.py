@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("gateway.packages")
 
-#: A store that did not answer is taken to be away for so many seconds, where that spares asking it again.
+#: Seconds for which a store that did not answer is treated as unavailable, where that avoids a query.
 AWAY = 30.0
-#: What a loaded model takes beside its parameters, in bytes: a thread, buffers, Python objects.
+#: Bytes that a loaded model takes in addition to its parameters: a thread, buffers, Python objects.
 OVERHEAD = 1 << 20
 
 
@@ -95,7 +95,7 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """What has come of files that are being fetched, in bytes; `total` is None where nobody announced it."""
+    """Progress of a download, in bytes; `total` is None when the source does not report it."""
 
     bytes: int
     total: int | None
@@ -144,7 +144,7 @@ class Packages:
     async def get(self, version: Version, *, remember: bool = True) -> Prepared:
         """`remember`: whether the digest of a first fetch is recorded. Raises Problem MODEL_UNAVAILABLE with
         the reason."""
-        # With the context of whom it is done for: where the files are asked for, a trace is passed on.
+        # Run in the caller's context, so that downloads carry its trace.
         run = copy_context().run
         loop = asyncio.get_running_loop()
         prepared = await loop.run_in_executor(self._disk, run, self._prepared, version, self._find)

@@ -36,7 +36,7 @@ File: TypeAlias = "tuple[str, str, int | None]"
 """(path within the package, the source's own name of it, bytes; None: not announced)."""
 
 Progress: TypeAlias = Callable[[int, int | None], None]
-"""Told the bytes that are here so far and in all (None: nobody announced them), by whatever thread it is."""
+"""Called with the bytes received and the total (None: unknown), from any thread."""
 
 #: A file at least this large is fetched in ranges of `RANGE` bytes, so many at once.
 RANGED: Final = 32 * 1024**2
@@ -129,7 +129,7 @@ class Meter:
             if now - self._told < _TOLD_EACH and self._bytes != self._total:
                 return
             self._told = now
-            # What a library sends again by itself is not more than there is.
+            # A library may repeat a part by itself: never report more than the total.
             so_far = self._bytes if self._total is None else min(self._bytes, self._total)
             self._progress(so_far, self._total)
 
@@ -156,8 +156,9 @@ class Sources:
         self._resolve = _addresses if resolve is None else resolve
 
     def check(self, version: Version) -> None:
-        """Raises ArtifactError for a source that may not be asked; asks nobody. Of a chain (`A::B`) every
-        link is checked: the last one is a place, those before it only read what the next one gives."""
+        """Raises ArtifactError for a source that is not allowed; makes no network call. Checks every
+        link of a chain (`A::B`): the last one is a place, the others only read what the next one
+        gives."""
         *readers, source = _links(version.source)
         for reader in readers:
             kind = reader.partition("://")[0].lower()
@@ -314,7 +315,7 @@ class _Remote:
             below = name.removeprefix(place)
             if below in (name, "", "/") or "?" in below or "#" in below:
                 continue
-            yield name, info  # directories too: whoever counts must not be led through ever more of them
+            yield name, info  # directories too: the caller's limit must count them
             if name.endswith("/"):
                 yield from self._linked(version, name, depth + 1)
 
@@ -564,7 +565,7 @@ def _is_local(source: str) -> bool:
 
 
 def _is_here(registry: str) -> bool:
-    """Whether a registry is on this machine, by its target."""
+    """Returns whether a registry's target is on this machine."""
     host = _host(registry)
     if host is None:
         return _is_local(registry)
@@ -581,7 +582,7 @@ def _server(target: str) -> str:
 
 
 def _host(source: str) -> str | None:
-    """The host that a source names; None where the scheme names none (a bucket is no host)."""
+    """Returns the host in a source; None where the scheme has none (a bucket is not a host)."""
     match = _SCHEME.match(source)
     if match is None or match[1].lower() not in _WITH_HOST:
         return None

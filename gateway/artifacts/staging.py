@@ -19,7 +19,7 @@ from pathlib import Path
 PREFIX = ".incoming-"
 MAX_FILES = 100_000
 
-# Not covered by a package's digest, so never copied: nobody vouched for them.
+# Not covered by a package's digest, so never copied: their content is not verified.
 _SKIPPED_DIRECTORIES = frozenset({"__pycache__"})
 _SKIPPED_AT_ROOT = frozenset({"registered_model_meta"})
 
@@ -31,8 +31,8 @@ class UnfitPackage(Exception):
 
 
 class Staging:
-    """A fresh directory in `parent` under a name nobody looks at. A lock on it lasts as long as the maker,
-    so that `sweep` can tell the living from the dead. `note` becomes part of its name."""
+    """A new directory in `parent` under a name that readers ignore. Its lock lasts as long as the process
+    that made it, so that `sweep` removes only abandoned ones. `note` becomes part of its name."""
 
     def __init__(self, parent: Path, note: str = "0") -> None:
         while True:
@@ -110,7 +110,7 @@ def is_held(path: Path) -> bool:
 
 def changed(path: Path) -> float:
     """When anything in a directory, or itself, last changed, in unix seconds. Of a file's two times the later
-    one: a copy may bring the first from where it was, and nobody can set the second."""
+    one: a copy may keep the first, and no program can set the second."""
     latest = 0.0
     for directory, _, files in os.walk(path):
         for name in (".", *files):
@@ -163,7 +163,7 @@ def _walk(directory: Path, above: str) -> Iterator[tuple[str, os.DirEntry[str]]]
 
 
 def is_part(relative: str) -> bool:
-    """Whether a file at this path within a package belongs to it."""
+    """Returns whether a file at this path in a package belongs to the package."""
     parts = relative.split("/")
     return relative not in _SKIPPED_AT_ROOT and not _SKIPPED_DIRECTORIES.intersection(parts[:-1])
 
@@ -200,7 +200,7 @@ def _cloned(source: int, target: int) -> bool:
 
 
 def remove_tree(path: Path) -> None:
-    """Removes a directory, read-only ones in it included; nothing there is no error."""
+    """Removes a directory, read-only ones in it included; a missing directory is not an error."""
     for directory, _, _ in os.walk(path):
         os.chmod(directory, 0o700)
     try:

@@ -1,4 +1,4 @@
-"""What fsspec reaches, asked in bounded time.
+"""Calls to fsspec file systems with a time limit.
 
 The libraries behind it try again for minutes by themselves, and a caller may not wait as long. Knows no
 registry and no package.
@@ -13,7 +13,7 @@ import fsspec.asyn
 
 
 def asked(files: Any, verb: str, seconds: float, *args: Any, **options: Any) -> Any:
-    """`files.VERB(*args, **options)` of a file system, given up after so many seconds. One without a loop,
+    """`files.VERB(*args, **options)` of a file system, abandoned after `seconds`. One without a loop,
     which as a rule reaches no network, cannot be given up. Raises TimeoutError, and what the file system's
     library raises."""
     if not getattr(files, "async_impl", False):

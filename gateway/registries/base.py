@@ -148,7 +148,7 @@ class Alias:
         return None if self.forced and verdict.outcome == "refused" else verdict
 
     def to_json(self) -> str | dict[str, Any]:
-        """As it stands in a document: the version alone where there is nothing else to say."""
+        """Returns the form written to a document: only the version when nothing else is set."""
         value: dict[str, Any] = {"version": self.version}
         if self.previous:
             value["previous"] = self.previous[0] if len(self.previous) == 1 else list(self.previous)
@@ -162,7 +162,7 @@ class Alias:
 
     @classmethod
     def from_json(cls, value: str | Mapping[str, Any]) -> Alias:
-        """What `to_json` gave, read back."""
+        """Reads the form that `to_json` returns."""
         if isinstance(value, str):
             return cls(value)
         previous = value.get("previous", ())
@@ -249,7 +249,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One name with its versions and aliases; `rollout` is the policy written beside it."""
+    """One name with its versions and aliases; `rollout` is the policy written with it."""
 
     name: str
     versions: Mapping[str, Version]
@@ -271,21 +271,21 @@ class Model:
 
     @classmethod
     def from_json(cls, name: str, entry: Mapping[str, Any]) -> Model:
-        """What `to_json` gave, read back."""
+        """Reads the form that `to_json` returns."""
         versions = {number: Version(name, number, **facts) for number, facts in entry["versions"].items()}
         aliases = {alias: Alias.from_json(value) for alias, value in entry["aliases"].items()}
         return cls(name, versions, aliases, entry.get("rollout", {}))
 
 
 class Entries(Mapping[str, Model]):
-    """Models of a registry that may hold very many: each is its JSON until somebody asks for it. `content`
-    is not changed any more. Models of `before` that are the same are not made anew."""
+    """The models of a registry, which may be very many: each stays JSON until it is first read. `content`
+    must not change. Unchanged models are taken over from `before`."""
 
     def __init__(self, content: Mapping[str, bytes], before: Entries | None = None) -> None:
         self.content = content
         self._made: dict[str, Model] = {}
         if before is not None:
-            made = list(before._made.items())  # one step, whoever else reads
+            made = list(before._made.items())  # one atomic step: other threads may read
             self._made = {n: model for n, model in made if content.get(n) is before.content.get(n)}
 
     def __getitem__(self, name: str) -> Model:

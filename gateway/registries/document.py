@@ -284,7 +284,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_Pairs, parse_int=str, parse_float
 
 
 def _as_text(value: Any, place: str, problems: list[tuple[str, str]]) -> Any:
-    """What the decoder gave with every scalar as its text, null as None."""
+    """Returns the decoded value with every scalar as its text, and null as None."""
     if isinstance(value, _Pairs):
         mapping: dict[str, Any] = {}
         for key, item in value:
@@ -436,7 +436,7 @@ class _Checker:
 
 
 def unknown_key(key: str, known: tuple[str, ...]) -> str:
-    """What to say of a key that is not known here."""
+    """Returns the message for an unknown key."""
     near = did_you_mean(key, known)
     if near is not None:
         return f"unknown key, {near}"

@@ -3,7 +3,7 @@
 Looking opens the file each time, so an editor's rename, a write in place and the symlink swap of a
 ConfigMap are all seen; the content is read only where the file's size, times or number are others, or are
 too young to be trusted. Writing changes only the entries that it must and keeps comments and order (JSON:
-order and indentation). Model directories are copied to `models/NAME/VERSION` beside the file.
+order and indentation). Model directories are copied to `models/NAME/VERSION` next to the file.
 """
 
 from __future__ import annotations
@@ -217,7 +217,7 @@ class FileRegistry(Whole):
     ) -> Collected:
         """What in the store no version refers to and has not changed for `older_than` seconds; `delete`
         removes it. Raises RegistryError."""
-        # Whatever is set aside is removed when the lock has been given back: nobody waits for it.
+        # Directories set aside are removed after the lock is released, so that no writer waits for it.
         with contextlib.ExitStack() as aside, self._writing():
             models = self._snapshot(self._content()).models
             store = self._real().parent / STORE
@@ -287,7 +287,7 @@ class FileRegistry(Whole):
         return next((v for v in model.versions.values() if v.digest == digest), None) if model else None
 
     def _beside(self) -> list[str]:
-        """The documents beside the registry, which may be registries that share its store."""
+        """Returns the documents next to the registry, which may be registries that share its store."""
         real = self._real()
         found = []
         for path in real.parent.iterdir():
@@ -309,7 +309,7 @@ class FileRegistry(Whole):
     @contextlib.contextmanager
     def _opened(self) -> Iterator[BinaryIO]:
         try:
-            # Not blocking: a pipe, or a device that never ends, must not hold whoever looks.
+            # Open without blocking: a pipe or an endless device must not block the reader.
             descriptor = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             with open(descriptor, "rb") as file:
                 if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -361,7 +361,7 @@ class FileRegistry(Whole):
 
     def _real(self) -> Path:
         """The file that the path leads to. The links of a ConfigMap's mount are not followed: they change
-        with every update, and what is beside the file stays where the mount is."""
+        with every update, and the files next to it stay where the mount is."""
         path = self._path
         for _ in range(40):
             try:
@@ -387,7 +387,7 @@ class FileRegistry(Whole):
             return None if os.access(parent, os.W_OK) else f"{parent} cannot be written by this user"
         except OSError as error:
             return f"{self.target}: {error.strerror or error}"
-        # The superuser may write everything; a file that nobody may write is meant to stay as it is.
+        # root may write every file; a file without any write permission is meant to stay unchanged.
         if not mode & 0o222 or not os.access(real, os.W_OK):
             return f"{self.target} is read-only here: change it where it comes from, or make it writable"
         if not os.access(real.parent, os.W_OK):

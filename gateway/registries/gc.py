@@ -71,7 +71,7 @@ def set_aside(store: Path, found: Iterable[Leftover]) -> Iterator[Staging]:
     """
     for leftover in found:
         staged = Staging(store)
-        yield staged  # first, so that whoever closes them has this one too if the next line fails
+        yield staged  # first, so that this one is closed too if the next line fails
         try:
             os.rename(leftover.path, staged.path / "leftover")
         except FileNotFoundError:

@@ -33,7 +33,7 @@ class ListedModels(Whole, ReadOnly):
     """A registry of model directories (paths or URLs). Raises RegistryError for one that cannot be meant."""
 
     poll_interval = 3600.0
-    lasting = False  # whoever names a directory may save another model there, and serve again
+    lasting = False  # the user may save another model in the same directory and serve it again
     why_not = "the models were named on the command line; a registry can be moved: gateway push"
 
     def __init__(self, sources: Sequence[str]) -> None:
@@ -58,8 +58,7 @@ class ListedModels(Whole, ReadOnly):
 
 
 class Subset:
-    """Some names of another registry, which is the one that is written to. Other names are asked for in
-    vain."""
+    """A subset of the names of another registry. Writes go to that registry; other names are not found."""
 
     def __init__(self, registry: Registry, names: Sequence[str]) -> None:
         self._registry = registry

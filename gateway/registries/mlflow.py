@@ -1,8 +1,8 @@
 """The registry of an MLflow tracking server, asked only for the names that are in use.
 
-A snapshot holds the models that somebody asked for here; `read` asks for each of those again, one call a
-model, because that call names every alias of it. Versions are immutable: each is asked for once. What an
-alias was before, and whether it was forced, MLflow does not keep: that is written beside it, as tags of the
+A snapshot holds the models that were requested here; `read` queries each of them again, one call per
+model, because that call returns all its aliases. Versions are immutable: each is queried once. MLflow does
+not keep an alias's previous version and whether a move was forced: both are written as tags of the
 registered model. Knows the REST interface through `mlflow_client`, and no running gateway.
 """
 
@@ -52,7 +52,7 @@ DIGEST_TAG: Final = "gateway.digest"
 ALIAS_TAG: Final = "gateway.alias."
 STATUS_TAG: Final = "gateway.status."
 VERDICT_TAG: Final = "gateway.verdict."
-#: How many models are asked for at once when all in use are.
+#: How many models are queried at once when all models in use are read.
 AT_ONCE: Final = 4
 LISTED: Final = 1000
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
@@ -82,9 +82,9 @@ class MLflowRegistry:
     """A tracking server: `http(s)://HOST[:PORT][/PATH]` or `mlflow+http(s)://…`.
 
     See `Registry`. Where MLFLOW_REGISTRY_URI names it and MLFLOW_TRACKING_URI another
-    server, runs, logged models and proxied files are asked for there. `stages`: MLflow's stages answer as
+    server, runs, logged models and proxied files are read there. `stages`: MLflow's stages answer as
     aliases of their name. `tagging`: digests of first fetches are written back. `digests`: versions without
-    one are asked for again and again. Raises RegistryError.
+    one are queried at every read. Raises RegistryError.
     """
 
     poll_interval = 5.0
@@ -232,7 +232,7 @@ class MLflowRegistry:
             needed.add(max(latest, key=int))
         for alias, entry in before.aliases.items():
             if alias not in aliases and self._gone(name, entry.version):
-                # MLflow removes the aliases of a version that is deleted: nobody ended this one.
+                # MLflow removes the aliases of a deleted version: no user removed this one.
                 versions.pop(entry.version, None)
                 aliases[alias] = entry
         for number in sorted((needed - versions.keys()) | again, key=int):
@@ -264,7 +264,7 @@ class MLflowRegistry:
         return aliases
 
     def _gone(self, name: str, number: str) -> bool:
-        """Whether the server says that a version is deleted."""
+        """Returns whether the server reports the version as deleted."""
         try:
             self._call("GET", "model-versions/get", {"name": name, "version": number})
         except MLflowError as error:

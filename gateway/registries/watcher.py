@@ -1,7 +1,7 @@
 """The registry, read at intervals: its content goes to the aliases.
 
 A registry that cannot be read, or that is not valid, changes nothing: the last valid snapshot stays, and the
-reads become rarer until one succeeds. Only the watcher knows that some registries are asked name by name.
+reads become rarer until one succeeds. Only the watcher knows that some registries are queried name by name.
 Knows no member of the registry family and nothing of what the snapshot is used for.
 """
 
@@ -24,17 +24,17 @@ from gateway.events import Emit, RegistryFailed, RegistryRead
 from gateway.names import Reference
 from gateway.registries.base import NotInRegistry, Registry, RegistryError, Snapshot, key, resolve
 
-#: What was not there, or could not be asked for, is not asked for again for so many seconds.
+#: Seconds before a name that was absent, or could not be queried, is queried again.
 FORGET_ABSENT = 2.0
-#: After so many failed reads in a row, what a request needs is not asked for until the next read.
+#: After this many failed reads in a row, requests trigger no query until the next read.
 SILENT_AFTER = 3
 #: The longest pause between reads of a registry that fails, in seconds, unless it asks for a longer one.
 LONGEST_PAUSE = 60.0
 log = logging.getLogger("gateway.watch")
 
-#: A name that was not used for so many seconds, and of which nothing is loaded, is no longer polled: else a
-#: client that once asked for every model of a large server would cost a call for each at every poll.
-#: An hour is longer than the pauses of most traffic; a later request asks again, which a cold load hides.
+#: Seconds without use after which a name is no longer polled if none of its versions is loaded. Otherwise a
+#: client that once requested every model of a large server would cost one call per model at every poll.
+#: An hour is longer than most pauses in traffic; a later request queries the name again.
 FORGET_UNUSED = 3600.0
 
 #: Questions for single names that are under way at once, and that may wait.
@@ -49,8 +49,8 @@ T = TypeVar("T")
 class Watch:
     """`apply` is given every changed snapshot and who moved it; `remember` saves it for a restart.
 
-    Of a registry that is asked name by name, `in_use` says which names are used without being asked for, and
-    `forget` is told those that were not used for `FORGET_UNUSED`, before a snapshot comes without them.
+    For a registry that is queried name by name, `in_use` returns the names in use without recent requests;
+    `forget` receives the names unused for `FORGET_UNUSED` before a snapshot comes without them.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Watch:
 
     @property
     def seen(self) -> bool:
-        """Whether there is a snapshot to serve from, fresh or remembered."""
+        """Returns whether there is a snapshot to serve from, fresh or remembered."""
         return self._stamp is not None
 
     def age(self) -> float | None:
@@ -235,14 +235,14 @@ class Watch:
         if remembered is None and not (known and reference.version is not None):
             return False
         if (pause := self._silent_until - self._clock()) > 0:
-            # It asked to be left alone, or does not answer: more questions would not help it.
+            # It asked for a pause, or does not answer: more queries would make it worse.
             raise Problem("REGISTRY_UNAVAILABLE", "the registry cannot be asked now", retry_after=pause)
         try:
             await self._ask(reference)
         except Problem as problem:
             self._absent[what] = problem
             raise
-        # If it is there now, nobody asks for it this way again.
+        # Once the name exists, this path is not taken again.
         self._absent[what] = None
         return True
 
@@ -279,7 +279,7 @@ class Watch:
         self.take(snapshot, "registry")
 
     async def _blocking(self, function: Callable[..., T], *args: object) -> T:
-        """Calls in a thread, with the context of the caller: what is asked because of a request carries its
+        """Calls `function` in a thread with the caller's context, so that queries of a request carry its
         trace."""
         run = copy_context().run
         return await asyncio.get_running_loop().run_in_executor(self._io, run, function, *args)
