@@ -7,7 +7,9 @@ has no form for is an error that names its place. Knows no signature and no fram
 from __future__ import annotations
 
 import base64
+import dataclasses
 import datetime
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,6 +49,26 @@ def plain(value: Any, place: str) -> Any:
     if hasattr(value, "model_dump"):
         return plain(value.model_dump(), place)
     raise NotPlain(f"{place} holds a {type(value).__name__}, for which JSON has no form{_advice(value)}")
+
+
+def opened(value: Any) -> Any:
+    """One step from an object of a library to what JSON makes of it: a UUID is text, a dataclass or pydantic
+    model a dict, a frame a list of records, anything with `tolist` or `toarray` its result. Returns `value`
+    itself, the same object, if it has no such form."""
+    if isinstance(value, uuid.UUID):
+        return str(value)
+    if isinstance(value, type):
+        return value
+    if dataclasses.is_dataclass(value):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if hasattr(value, "model_dump"):
+        return value.model_dump()
+    if hasattr(value, "columns") and hasattr(value, "to_dict"):
+        return value.to_dict("records")
+    for method in ("tolist", "toarray"):
+        if hasattr(value, method):
+            return getattr(value, method)()
+    return value
 
 
 def _scalar(value: np.generic, place: str) -> Any:

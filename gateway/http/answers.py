@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import dataclasses
 import datetime
 import decimal
 import enum
-import uuid
 from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any, Final
 
@@ -24,6 +22,7 @@ import orjson
 from gateway.errors import Problem
 from loaders.batch import Array, Batch, Columns, Opaque, Tensors, nbytes
 from loaders.output import least_json
+from loaders.plain import opened
 
 #: An answer above this size, in bytes of its arrays or as values, is encoded in a thread, in pieces.
 OFF_LOOP_BYTES: Final = 256 * 1024
@@ -342,22 +341,11 @@ def _plain_leaf(value: Any, depth: int) -> Any:
         return value.isoformat()
     if isinstance(value, decimal.Decimal):
         return orjson.Fragment(str(value).encode()) if value.is_finite() else None
-    if isinstance(value, uuid.UUID):
-        return str(value)
     if isinstance(value, Opaque):
         raise _not_json(f"a value of type {kind}")
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-        return _plain(fields, depth - 1)
-    # What stands inside a larger answer says itself how to become lists: pydantic models, frames, series,
-    # sparse matrices, tensors.
-    if hasattr(value, "model_dump"):
-        return _plain(value.model_dump(), depth - 1)
-    if hasattr(value, "columns") and hasattr(value, "to_dict"):
-        return _plain(value.to_dict("records"), depth - 1)
-    for method in ("tolist", "toarray"):
-        if hasattr(value, method):
-            return _plain(getattr(value, method)(), depth - 1)
+    inside = opened(value)
+    if inside is not value:
+        return _plain(inside, depth - 1)
     raise _not_json(f"a value of type {kind}")
 
 

@@ -20,13 +20,11 @@ Sockets are an argument; blocking and non-blocking ones both work.
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import json
 import math
 import re
 import struct
-import uuid
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence, Set
 from datetime import date, datetime, time, timedelta
@@ -38,6 +36,7 @@ import numpy as np
 
 from loaders.batch import Columns, Opaque, Tensors, Value
 from loaders.compat.pythons import dataclass, zipped
+from loaders.plain import opened
 from loaders.weight import counted
 
 if TYPE_CHECKING:
@@ -286,18 +285,9 @@ def _pack_foreign(value: Any, body: _Body) -> Any:
         return _pack(value.value, body)
     if isinstance(value, (Set, Sequence)):
         return [_pack(item, body) for item in value]
-    if isinstance(value, uuid.UUID):
-        return str(value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _pack({field.name: getattr(value, field.name) for field in dataclasses.fields(value)}, body)
-    if not isinstance(value, type):
-        if hasattr(value, "model_dump"):
-            return _pack(value.model_dump(), body)
-        if hasattr(value, "columns") and hasattr(value, "to_dict"):
-            return _pack(value.to_dict("records"), body)
-        for method in ("tolist", "toarray"):
-            if hasattr(value, method):
-                return _pack(getattr(value, method)(), body)
+    inside = opened(value)
+    if inside is not value:
+        return _pack(inside, body)
     return {_TAG: ["opaque", type(value).__name__]}
 
 
