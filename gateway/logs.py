@@ -1,7 +1,7 @@
 """The log: one line for each load, swap, refusal, crash and failure, as text for people or JSON for machines.
 
-Turns events into lines. No key and no token ever stands in an event, so none reaches a line. What a model
-says when it raises stands there whole, and may quote the rows it was given.
+Turns events into lines. Events never contain a key or a token, so no line does. A model's error text
+is logged whole, and may quote its input rows.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ _LEVELS: dict[type, int] = {
     events.Stuck: logging.ERROR,
     events.Warned: logging.WARNING,
 }
-#: What a line may have beside its event, in JSON.
+#: The fields that a JSON line may have in addition to its event.
 _ABOUT = ("model", "version", "request_id", "trace_id", "span_id")
-#: Refused inputs and requests of one model are said once in so many seconds, with their number.
+#: Refused inputs and requests of one model are logged once in this many seconds, with their number.
 BURST_SECONDS = 10.0
 #: Of so many versions the last traceback is remembered, so that one that comes again is counted, not printed.
 KEPT_TRACES = 1000
@@ -104,7 +104,7 @@ class EventLog:
 
 
 def sentence(event: Event) -> str:
-    """What happened, in words."""
+    """Describes the event in words."""
     match event:
         case events.Loaded():
             return (

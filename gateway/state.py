@@ -83,9 +83,9 @@ class _Newer(Exception):
 class State:
     """The durable state under `directory`.
 
-    A file that is damaged is set aside and begun anew. One that a newer gateway writes is left to it, and
-    another one used. Where nothing can be written, what the file says still counts, and what is new is kept
-    until the process ends. Each is said in the log. Raises OSError where `directory` is none, and where
+    A damaged file is set aside and a new one created. A file of a newer gateway is left unchanged, and
+    another file used. Where nothing can be written, the file is still read, and changes are kept in memory
+    until the process ends. Each case is logged. Raises OSError where `directory` is none, and where
     others hold the file for longer than `LOCKED_SECONDS`.
     """
 
@@ -110,7 +110,7 @@ class State:
             self._db = self._opened()
 
     def _opened(self) -> sqlite3.Connection:
-        """The file, or what stands in for it. Raises OSError and _Newer."""
+        """Opens the file, or its replacement. Raises OSError and _Newer."""
         try:
             return self._open()
         except sqlite3.OperationalError as error:
@@ -148,7 +148,7 @@ class State:
                     file.backup(db)
                 return _prepared(db)
             except (sqlite3.Error, _Newer):
-                db.close()  # there is no file, or nothing to be had of it
+                db.close()  # the file is missing or not readable
         return _prepared(sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None))
 
     def _open(self) -> sqlite3.Connection:
@@ -240,7 +240,7 @@ class State:
             )
 
     def histories(self, registry: str) -> dict[tuple[str, str], list[Served]]:
-        """What served, by (name, alias), oldest first."""
+        """Returns what served, by (name, alias), oldest first."""
         rows = self._query(
             "SELECT name, alias, version, started, moved_by, ended, reason FROM history"
             " WHERE registry = ? ORDER BY id",
@@ -366,7 +366,7 @@ class AliasMemory:
         return list(self._histories.get((name, alias), ()))
 
     def served(self, name: str, version: str) -> bool:
-        """Whether a version has served here, under whatever alias."""
+        """Returns whether a version has served here, under any alias."""
         return any(
             entry.version == version
             for (of, _), history in self._histories.items()

@@ -1,7 +1,7 @@
 """YAML as people write it: read strictly into plain data, and changed in place so that the rest of the
 text stays as it is, comments and order included.
 
-Reading refuses what YAML leaves to luck: the same key twice, keys that are no scalars, text nested deeper
+Reading refuses ambiguous YAML: the same key twice, keys that are not scalars, text nested deeper
 than `MAX_DEPTH`, anchors that repeat into more than `MAX_REPEATED` nodes. It builds its tree from parser
 events because the library's own composer recurses, and a megabyte of `[` ends the process.
 
@@ -102,7 +102,7 @@ def _tree(events: Iterator[Any]) -> Node:
     root: Node | None = None
     anchors: dict[str, Node] = {}
     open_: list[Node] = []
-    keys: list[Node | None] = []  # beside `open_`: the key that waits for its value
+    keys: list[Node | None] = []  # parallel to `open_`: the key that waits for its value
 
     def place(node: Node, line: int) -> None:
         nonlocal root
@@ -293,7 +293,7 @@ def data(root: Node, *, typed: bool, problems: list[tuple[str, str]] | None = No
             return _scalar(node, typed)
         if id(node) in path:
             raise InvalidText([(place, "an anchor that holds itself")])
-        # What stands below an anchor is counted each time it is repeated.
+        # Nodes below an anchor count again at each repetition.
         repeated += sum(1 for _ in (node.entries or node.items)) + 1 if id(node) in seen else 0
         if repeated > MAX_REPEATED:
             raise InvalidText([(place, f"anchors repeat into more than {MAX_REPEATED:,} values")])
@@ -355,7 +355,7 @@ def changed(text: str, changes: Sequence[tuple[Sequence[str], Any]]) -> tuple[st
     """The text with each (path, value) put in, None meaning removed, and whether all else of it was kept.
 
     Where the text cannot be edited so that it reads as wanted (anchors are the usual reason), it is
-    written anew and its comments are lost. Values are dicts, lists and strings; all are read back as text.
+    rewritten without its comments. Values are dicts, lists and strings; all are read back as text.
     """
     tree = parse(text)
     wanted = data(tree, typed=False)

@@ -25,8 +25,8 @@ log = logging.getLogger("gateway.access")
 
 @dataclass(slots=True)
 class Answered:
-    """A request and its answer. `path` as it came, without its query, escaped and cut; `status` None: nobody
-    was there to answer any more. `seconds` until the answer was given; bytes of bodies as they were sent."""
+    """A request and its answer. `path` as it came, without its query, escaped and cut; `status` None: the
+    client had left. `seconds` until the answer was given; bytes of bodies as they were sent."""
 
     method: str
     path: str

@@ -35,7 +35,7 @@ _UNREAD: Final = ("run_end_encoded", "list_view", "large_list_view", "string_vie
 
 @cache
 def available() -> bool:
-    """Whether pyarrow is installed."""
+    """Returns whether pyarrow is installed."""
     try:
         import pyarrow  # noqa: F401
     except ImportError:

@@ -28,7 +28,7 @@ _log = logging.getLogger("gateway.http")
 
 class Access:
     """Admits who presents the key in `key_file`, surrounding whitespace aside. The file is read again when it
-    changes; one that is missing or empty admits nobody. None: control is closed."""
+    changes; a missing or empty file admits no request. None: control is closed."""
 
     def __init__(self, key_file: Path | None) -> None:
         self._file = key_file
@@ -53,7 +53,7 @@ class Access:
             )
 
     def admits(self, scope: Scope) -> bool:
-        """Whether the request presents the key."""
+        """Returns whether the request presents the key."""
         if self._file is None:
             return False
         given = [value for name, value in scope["headers"] if name == b"authorization"]
@@ -108,7 +108,7 @@ def control_key(state_dir: Path) -> Path | None:
 
 
 def _private(file: Path) -> bool:
-    """Whether this user alone can read the key, and it holds one."""
+    """Returns whether the file holds a key that only this user can read."""
     try:
         status = file.lstat()
     except FileNotFoundError:

@@ -48,7 +48,7 @@ _QUOTED_NOTHING: Final = "\0"
 
 
 class ClientLeft(Exception):
-    """The connection ended before the body did; there is nobody to answer."""
+    """The connection ended before the body was complete; no answer can be sent."""
 
 
 class Parsed(NamedTuple):

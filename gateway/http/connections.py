@@ -41,11 +41,11 @@ class Connections:
 
     @property
     def crowded(self) -> bool:
-        """Whether there are more than are served."""
+        """Returns whether more connections are open than are served."""
         return self.open > self.most
 
     def opened(self, connection: Closable) -> None:
-        """A new connection, idle until its first request. It is closed again where there is no room."""
+        """Adds a connection, idle until its first request. Closes it when the limit is reached."""
         self.open += 1
         if self.open > self.most:
             if self._idle:

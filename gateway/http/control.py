@@ -240,7 +240,7 @@ class Control:
         return Response(content, headers=headers)
 
     async def _webhook(self, request: Request) -> Result:
-        """Answered at once; what it is about is asked for behind the answer."""
+        """Answers at once; queries the registry after the answer."""
         body = await self._bodies.read(request.receive, dict(request.scope["headers"]))
         try:
             head = request.headers

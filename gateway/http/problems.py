@@ -44,7 +44,7 @@ def request_id(headers: Mapping[bytes, bytes]) -> bytes:
 
 
 def unexpected(error: Exception, identity: bytes) -> Problem:
-    """What a client is told of a failure that nobody foresaw; all of it goes to the log."""
+    """Returns what a client sees of an unexpected failure; the details go to the log."""
     said = identity.decode()
     _log.error("request %s failed unexpectedly", said, exc_info=error, extra={"request_id": said})
     return Problem("INTERNAL", "the gateway failed; its log has the reason under this request_id")
