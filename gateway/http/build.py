@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.http import access_log, invocations
+from gateway.http import access_log, invocations, lookalikes
 from gateway.http.control import Control
 from gateway.http.invocations import Invocations
+from gateway.http.lookalikes import Lookalikes
 from gateway.http.predict import Prediction
 from gateway.http.problems import CLOSE, RECORD, request_id
 from gateway.http.tracing import traced
@@ -31,6 +32,7 @@ def build(parts: Parts) -> ASGIApp:
     prediction = Prediction(parts)
     mlflow = Invocations(prediction)
     inference = OpenInference(parts, prediction)
+    others = Lookalikes(parts, prediction)
     control = Control(parts)
     logged = parts.settings.access_log
     if logged:
@@ -65,6 +67,8 @@ def build(parts: Parts) -> ASGIApp:
             await prediction.serve(scope, receive, send, None)
         elif path.startswith(b"/v2") and path[3:4] in (b"", b"/"):
             await inference.serve(scope, receive, send, path)
+        elif lookalikes.is_here(path):
+            await others.serve(scope, receive, send, path)
         elif path in invocations.PATHS:
             await mlflow.serve(scope, receive, send, path)
         else:

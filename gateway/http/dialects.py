@@ -34,7 +34,7 @@ class Dialect:
     `media`: the form of a body, from its headers. `document`: a problem as a body. `encode`: None for
     `{"predictions": …}`. `bare`: nothing but the predictions in the answer, and input errors are 400.
     `lenient`: without the setting `enforcement` inputs are cast as MLflow does. `positional`: rows without
-    names are taken by position.
+    names are taken by position, and the answer says so.
     """
 
     media: Callable[[Mapping[bytes, bytes]], Media] = declared

@@ -106,7 +106,8 @@ class Served:
         carry the gateway's own key unless they bring an `authorization`."""
         data = body if isinstance(body, bytes | str | None) else json.dumps(body)
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
-        if method not in ("GET", "HEAD") and not path.startswith(("/predict", "/invocations")) and self.key:
+        predicts = path.startswith(("/predict", "/invocations", "/v1/", "/endpoints/"))
+        if method not in ("GET", "HEAD") and not predicts and self.key:
             sent.setdefault("authorization", f"Bearer {self.key}")
         if data is not None and content_type is not None:
             sent["content-type"] = content_type
