@@ -10,7 +10,6 @@ import asyncio
 import csv
 import difflib
 import io
-import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -43,8 +42,13 @@ csv.field_size_limit(2**31 - 1)  # what a body may hold, one cell of it may
 #: Among how many members a misspelt one is looked for, and how long it may be.
 _NEAR_NAMES: Final = 20
 _NEAR_LENGTH: Final = 40
-_QUOTED_CELL: Final = re.compile(r'"[^"]*(?:""[^"]*)*"')
-_QUOTED_NOTHING: Final = "\0"
+_CSV_NULLS: Final = frozenset(
+    {
+        *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN"),
+        *("<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"),
+    }
+)
+"""The cells that pandas reads as missing (`na_values` in the documentation of `pandas.read_csv`)."""
 
 
 class ClientLeft(Exception):
@@ -308,18 +312,15 @@ def _nearest(document: Mapping[str, Any], known: tuple[str, ...]) -> str | None:
 
 
 def parse_csv(body: bytes) -> Parsed:
-    """A table of text with a header row. An empty cell without quotes is null, `""` is empty text; blank
-    lines are skipped. In a table of one column `""` is null: writers put it there for a gap, because an empty
-    line is no row. Raises MALFORMED_BODY with the number of the row, counted from 1 after the header."""
+    """A table of text with a header row. Reads a cell as null where `pandas.read_csv` does by default: an
+    empty one, quoted or not, and words such as `NA`, because models were trained on that. Skips blank lines.
+    Raises MALFORMED_BODY with the number of the row, counted from 1 after the header."""
     try:
         text = body.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise Problem("MALFORMED_BODY", f"the body is not UTF-8 at byte {error.start}") from None
-    if _QUOTED_NOTHING in text:
+    if "\0" in text:
         raise Problem("MALFORMED_BODY", "the body holds a zero byte, which CSV cannot")
-    if '""' in text:
-        # The csv module of Python 3.11 does not tell an empty quoted cell from an empty one; a mark does.
-        text = _QUOTED_CELL.sub(lambda cell: _QUOTED_NOTHING if cell[0] == '""' else cell[0], text)
     rows: list[list[str]] = []
     try:
         for row in csv.reader(io.StringIO(text, newline=""), strict=True):
@@ -333,14 +334,15 @@ def parse_csv(body: bytes) -> Parsed:
         raise Problem("MALFORMED_BODY", f"row {len(rows)} is not valid CSV: {error}") from None
     if not rows:
         raise Problem("MALFORMED_BODY", "the body has no header row", hint="begin with a row of column names")
-    columns = ["" if name == _QUOTED_NOTHING else name for name in rows[0]]
+    columns = rows[0]
     if len(set(columns)) < len(columns):
         twice = sorted(name for name, times in Counter(columns).items() if times > 1)
         raise Problem(
             "MALFORMED_BODY", f"the header names a column twice: {', '.join(map(repr, twice[:10]))}"
         )
-    nulls = {"": None, _QUOTED_NOTHING: "" if len(columns) > 1 else None}
-    cells = [[nulls.get(cell, cell) for cell in column] for column in zip(*rows[1:], strict=True)]
+    cells = [
+        [None if cell in _CSV_NULLS else cell for cell in column] for column in zip(*rows[1:], strict=True)
+    ]
     return Parsed(RawInput("csv", CsvTable(columns, cells or [[] for _ in columns])), None, ABSENT)
 
 

@@ -261,8 +261,29 @@ def test_csv_with_a_byte_order_mark() -> None:
     assert table(b"\xef\xbb\xbfa\n1") == (["a"], [["1"]])
 
 
-def test_an_empty_cell_is_null_and_an_empty_text_is_not() -> None:
-    assert table('a,b,c\n,"",x\n"",,"y""z"\n') == (["a", "b", "c"], [[None, ""], ["", None], ["x", 'y"z']])
+def test_cells_are_null_where_pandas_reads_them_as_missing() -> None:
+    words = [
+        "",
+        '""',
+        "NA",
+        '"NA"',
+        "n/a",
+        "nan",
+        "NULL",
+        "None",
+        "<NA>",
+        "#N/A",
+        "-",
+        "na",
+        " NA",
+        "none",
+        "x",
+        '"y""z"',
+    ]
+    body = "a,b\n" + "".join(f"{word},1\n" for word in words)
+    read = pd.read_csv(io.StringIO(body))["a"]
+    assert table(body)[1][0] == [None if pd.isna(cell) else cell for cell in read]
+    assert None in table(body)[1][0]
 
 
 def test_the_gap_that_writers_put_into_a_table_of_one_column() -> None:
@@ -306,6 +327,7 @@ def test_malformed_csv(body: bytes, word: str) -> None:
     assert word in refused.message
 
 
+MISSING = ["", "NA", "N/A", "nan", "NaN", "null", "NULL", "None", "n/a"]
 cells = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=6)
 
 
@@ -315,4 +337,5 @@ def test_what_pythons_writer_quotes_is_read_back(rows: Sequence[tuple[str, str]]
     writer = csv.writer(out, quoting=csv.QUOTE_ALL, lineterminator=end)
     writer.writerow(["a", "b"])
     writer.writerows(rows)
-    assert table(out.getvalue()) == (["a", "b"], [[row[0] for row in rows], [row[1] for row in rows]])
+    shown = [[None if cell in MISSING else cell for cell in column] for column in zip(*rows, strict=True)]
+    assert table(out.getvalue()) == (["a", "b"], shown or [[], []])
