@@ -138,7 +138,7 @@ def test_csv(server: Served, body: str) -> None:
         ("/predictions", (404, "NOT_FOUND")),
         ("/", (404, "NOT_FOUND")),
         ("//predict/iris", (404, "NOT_FOUND")),
-        ("/v2/models/iris/infer", (404, "NOT_FOUND")),
+        ("/v2/models/iris/infer", (400, "MALFORMED_BODY")),
     ],
 )
 def test_paths(server: Served, path: str, answer: tuple[int, str]) -> None:
