@@ -78,6 +78,7 @@ def call(service: Any, *incoming: dict[str, Any], **scope: Any) -> list[dict[str
         draining=lambda: False,
         large_bodies=None,
         access=Access(None),
+        feed=None,
     )
     sent: list[dict[str, Any]] = []
     messages = list(incoming)

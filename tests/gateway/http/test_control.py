@@ -145,7 +145,6 @@ def test_metrics_in_both_forms(server: Served) -> None:
         ("/rollouts/nobody@champion", (404, "MODEL_NOT_FOUND")),
         ("/docs", (404, "NOT_FOUND")),
         ("/openapi.json", (404, "NOT_FOUND")),
-        ("/v2/health/live", (404, "NOT_FOUND")),
         ("/registry.yaml/x", (404, "NOT_FOUND")),
     ],
 )
