@@ -15,7 +15,16 @@ from typing import Annotated
 import typer
 
 from gateway import __version__
-from gateway.commands import moving, operating, prediction, registry, rollouts, serving
+from gateway.commands import (
+    checking,
+    environments,
+    moving,
+    operating,
+    prediction,
+    registry,
+    rollouts,
+    serving,
+)
 from gateway.commands.terminal import REFUSED, WRONG_USAGE, Failure, complain, note
 
 INTERRUPTED = 130
@@ -45,9 +54,11 @@ for command in (
     operating.load,
     operating.unload,
     prediction.predict,
+    checking.check,
     serving.config,
 ):
     app.command()(command)
+app.add_typer(environments.app, name="env")
 
 
 @app.callback()

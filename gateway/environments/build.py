@@ -209,10 +209,7 @@ class Store:
             pylock = making / _PYLOCK
             pylock.write_text(lock.text, encoding="utf-8")
             progress(f"installing {len(lock.packages)} packages")
-            self._uv.run(
-                "pip", "sync", "--quiet", "--python", str(making / "bin" / "python"),
-                "--link-mode", "hardlink", "--no-build", str(pylock),
-            )  # fmt: skip
+            self._install(making, pylock)
             pylock.chmod(0o600)  # its URLs may be the operator's
             progress("compiling byte code")
             self._compile(making, interpreter)
@@ -227,6 +224,17 @@ class Store:
         except BaseException:
             shutil.rmtree(making, ignore_errors=True)
             raise
+
+    def _install(self, making: Path, pylock: Path) -> None:
+        """From the cache alone where all is there: an index that is away or slow does not count then."""
+        python = str(making / "bin" / "python")
+        command = ["pip", "sync", "--quiet", "--python", python, "--link-mode", "hardlink", "--no-build"]
+        try:
+            self._uv.run(*command, "--offline", str(pylock), indexed=False)
+        except UvError as error:
+            if error.kind in ("disk full", "wrong hash"):
+                raise
+            self._uv.run(*command, str(pylock))
 
     def _compile(self, making: Path, interpreter: Interpreter) -> None:
         """By the interpreter alone, so that nothing of what was installed runs. What was compiled for another

@@ -62,11 +62,11 @@ _COMPILED: Final = re.compile(r"(?:\.cpython-(\d)(\d+)[^/]*\.so|\.pyc)\Z")
 @dataclass(frozen=True, slots=True)
 class Facts:
     """`python`: the full version, "" where the package does not say. `requirements`: its lines, as `lock`
-    takes them, empty where they are refused (`refused` says why). `frameworks`: versions by distribution,
-    from the flavor's own fields. `byte_code`: the files that hold some. `modules`: what its code and pickles
-    import. `custom`: it runs code of its own. `mlflow`: why the real mlflow is needed, None where it is not.
-    `text`: it is given frames that may hold text. `old_xgboost`: XGBoost's binary format.
-    `estimator`: a class of another framework that needs scikit-learn to be there."""
+    takes them; `refused`: why they may not be installed, None where they may. `frameworks`: versions by
+    distribution, from the flavor's own fields. `byte_code`: the files that hold some. `modules`: what its
+    code and pickles import. `custom`: it runs code of its own. `mlflow`: why the real mlflow is needed,
+    None where it is not. `text`: it is given frames that may hold text. `old_xgboost`: XGBoost's binary
+    format. `estimator`: a class of another framework that needs scikit-learn to be there."""
 
     flavor: str
     python: str
@@ -144,6 +144,7 @@ def read(package: Package) -> Facts:
         constraints += versions
     except lock.LockError as error:
         refused = str(error)
+        requirements = lock.readable(environments.read(package).requirements)
     try:
         flavor = flavors.find(package).name
     except PackageError:

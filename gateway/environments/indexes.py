@@ -19,14 +19,7 @@ from typing import Any, Final
 
 _LOGIN: Final = re.compile(r"(?<=://)[^\s/@'\"]+@")
 _SECRET: Final = re.compile(r"(?i)\b(token|password|passwd|secret|api[-_]?key)([=:]\s*)[^\s&'\"]+")
-_UV_INDEX: Final = (
-    "UV_DEFAULT_INDEX",
-    "UV_INDEX",
-    "UV_INDEX_URL",
-    "UV_EXTRA_INDEX_URL",
-    "UV_FIND_LINKS",
-    "UV_NO_INDEX",
-)
+OF_UV: Final = ("UV_DEFAULT_INDEX", "UV_INDEX", "UV_INDEX_URL", "UV_EXTRA_INDEX_URL", "UV_FIND_LINKS")
 _PASSED: Final = re.compile(
     r"(UV_.*|HOME|PATH|TMPDIR|LANG|LC_.*|NETRC|SSL_CERT_FILE|SSL_CERT_DIR|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE"
     r"|https?_proxy|no_proxy|all_proxy|XDG_CONFIG_HOME|XDG_CONFIG_DIRS|XDG_DATA_HOME)\Z",
@@ -64,7 +57,7 @@ def variables(environ: Mapping[str, str], cache: Path) -> dict[str, str]:
 
 def arguments(environ: Mapping[str, str]) -> list[str]:
     """pip's index settings as arguments of uv; none where uv has its own."""
-    if any(environ.get(name) for name in _UV_INDEX) or _in_uv_files(environ):
+    if any(environ.get(name) for name in OF_UV) or _in_uv_files(environ):
         return []
     pip = _pip(environ)
     found: list[str] = []

@@ -143,6 +143,17 @@ def lines(text: str, place: str) -> tuple[list[str], bool]:
     return found, constrained
 
 
+def readable(found: Iterable[str]) -> list[str]:
+    """Those lines that name a library: enough to compare versions, whatever else may not be installed."""
+    kept = []
+    for line in found:
+        try:
+            kept.append(_line(line, ""))
+        except LockError:
+            continue
+    return kept
+
+
 def _line(bare: str, place: str) -> str:
     for pattern, what in _FORMS:
         if re.match(pattern, bare, re.IGNORECASE):

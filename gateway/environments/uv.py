@@ -96,16 +96,19 @@ class Uv:
         self._timeout = timeout
 
     def run(self, *arguments: str, indexed: bool = True) -> str:
-        """What it printed. `indexed`: it looks at indexes. Raises UvError."""
+        """What it printed. `indexed`: it may ask indexes. Raises UvError."""
         self._scratch.mkdir(parents=True, exist_ok=True)
         command = [binary(), *arguments]
+        variables = indexes.variables(self._environ, self._cache)
         if indexed:
             command += indexes.arguments(self._environ)
+        else:
+            variables = {name: value for name, value in variables.items() if name not in indexes.OF_UV}
         try:
             done = subprocess.run(
                 command,
                 cwd=self._scratch,
-                env=indexes.variables(self._environ, self._cache),
+                env=variables,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gateway import environments
@@ -32,16 +33,30 @@ from gateway.serving.servable import Options, Servable
 from gateway.state import AliasMemory, Served, State
 
 if TYPE_CHECKING:
+    from gateway.artifacts.packages import Prepared
+    from gateway.environments.build import Store
     from gateway.registries.base import Registry, Version
     from gateway.settings import Settings
 
 
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """The parts of a gateway that serve nothing: packages are read, environments built, models loaded and let
+    go. `settle` finds where a package runs."""
+
+    packages: Packages
+    chooser: Chooser
+    store: Store
+    settle: Callable[..., Awaitable[Prepared]]
+    manager: Manager
+    gates: Gates
+    io: ThreadPoolExecutor
+    state: State | None
+
+
 @asynccontextmanager
-async def offline(
-    settings: Settings, registry: Registry, told: Callable[[str, float], None] = lambda check, seconds: None
-) -> AsyncIterator[Promotions]:
-    """Promotions that run their gates in this process; `told` hears of each check that ends, with its
-    seconds. Raises what the registry raises."""
+async def workshop(settings: Settings, registry: Registry) -> AsyncIterator[Workshop]:
+    """Put together for a single command."""
     with ThreadPoolExecutor(4) as io:
         state = State(settings.state_dir) if (settings.state_dir / "state.db").is_file() else None
         sources = sources_for(registry.target, settings.artifact_sources, [settings.registry])
@@ -57,7 +72,8 @@ async def offline(
                 state.save_digest(registry.identity, name, number, version.source, digest)
             registry.record_digest(version, digest)
 
-        chooser = Chooser(settings, environments.store(settings), io)
+        store = environments.store(settings)
+        chooser = Chooser(settings, store, io)
         packages = Packages(
             Artifacts(settings.cache_dir, settings.disk_limit, sources),
             io,
@@ -71,36 +87,50 @@ async def offline(
         zygotes = Zygotes()
         placement = Placement(settings, zygotes, lambda prepared, what, reason: None)
         ledger: Ledger[Servable] = Ledger(settings.memory_limit)
+        settle = Preparation(chooser).settle
         manager = Manager(
             ledger,
             prepare=packages.get,
             open_runner=placement.open,
-            settle=Preparation(chooser).settle,
+            settle=settle,
             options=lambda name: Options.of(settings, name),
             clock=time.monotonic,
         )
         gates = Gates(manager, prepare=packages.get, policy=lambda model: policy_of(settings, model))
-        aliases = Aliases(
-            manager,
-            gates,
-            memory=_Nothing() if state is None else AliasMemory(state, registry.identity, lambda write: None),
-            default_alias=settings.default_alias,
-        )
-
-        async def ask(reference: Reference) -> None:
-            aliases.apply(await asyncio.get_running_loop().run_in_executor(io, registry.find, reference))
-
         try:
-            yield Promotions(
-                aliases, manager, registry, io, ask=ask, take=lambda snapshot, moved_by: None,
-                quiet=lambda version: packages.get(version, remember=False), told=told,
-            )  # fmt: skip
+            yield Workshop(packages, chooser, store, settle, manager, gates, io, state)
         finally:
-            await aliases.close()
             await manager.close()
             await zygotes.close()
             if state is not None:
                 state.close()
+
+
+@asynccontextmanager
+async def offline(
+    settings: Settings, registry: Registry, told: Callable[[str, float], None] = lambda check, seconds: None
+) -> AsyncIterator[Promotions]:
+    """Promotions that run their gates in this process; `told` hears of each check that ends, with its
+    seconds. Raises what the registry raises."""
+    async with workshop(settings, registry) as parts:
+        memory = (
+            _Nothing()
+            if parts.state is None
+            else AliasMemory(parts.state, registry.identity, lambda write: None)
+        )
+        aliases = Aliases(parts.manager, parts.gates, memory=memory, default_alias=settings.default_alias)
+
+        async def ask(reference: Reference) -> None:
+            loop = asyncio.get_running_loop()
+            aliases.apply(await loop.run_in_executor(parts.io, registry.find, reference))
+
+        try:
+            yield Promotions(
+                aliases, parts.manager, registry, parts.io, ask=ask, take=lambda snapshot, moved_by: None,
+                quiet=lambda version: parts.packages.get(version, remember=False), told=told,
+            )  # fmt: skip
+        finally:
+            await aliases.close()
 
 
 class _Nothing:

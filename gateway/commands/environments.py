@@ -1,0 +1,242 @@
+"""`env`: plan, build, list and remove the environments of models, ahead of time or afterwards.
+
+Needs no running gateway; a running one finds what is built here. Knows no step of a build.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gateway.commands.options import ConfigOption, OutputOption, RegistryOption, settings_of, target_of
+from gateway.commands.terminal import Failure, Output, note, result, size, table, working
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gateway.environments.build import Store
+    from gateway.environments.choose import Chooser
+    from gateway.environments.lock import Lock
+    from gateway.environments.plan import Group
+    from gateway.registries.base import Version
+    from gateway.settings import Settings
+
+app = typer.Typer(no_args_is_help=True, help="The environments that models run in.")
+DAY = 86_400.0
+
+
+@app.command()
+def plan(
+    registry: RegistryOption = None, config: ConfigOption = None, output: OutputOption = Output.text
+) -> None:
+    """Say how many environments a registry needs, and which packages share one.
+
+    Looks at every version that an alias points to. Resolves what was not resolved yet; builds nothing.
+
+    Example: gateway env plan --registry registry.yaml
+    """
+    found = _planned(registry, config, None)
+    value = {
+        "environments": [_group(group, found.store) for group in found.groups],
+        "here": sorted(found.here),
+        "refused": found.refused,
+    }
+    result(output, value, lambda: _show_plan(found))
+
+
+@app.command()
+def build(
+    reference: Annotated[
+        str | None, typer.Argument(metavar="[REF]", help="A model directory or a models:/ URI.")
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Of every version that an alias points to.")
+    ] = False,
+    registry: RegistryOption = None,
+    config: ConfigOption = None,
+    output: OutputOption = Output.text,
+) -> None:
+    """Build environments ahead of time: in CI, in an image, before a promotion.
+
+    With --all, packages that can share an environment do. Exit code 1 if one cannot be built.
+
+    Example: gateway env build models:/iris/3 --registry registry.yaml
+    """
+    if (reference is None) is not everything:
+        raise typer.BadParameter("give either REF or --all")
+    found = _planned(registry, config, reference)
+    built = []
+    for group in found.groups:
+        with working(f"building for {', '.join(group.members)}") as say:
+            built.append((group, found.store.build(group.lock, say)))
+    value = [{"environment": b.key, "members": list(g.members), "bytes": b.bytes} for g, b in built]
+    lines = [
+        f"{b.key}: {', '.join(g.members)} ({size(b.apparent)}, {size(b.bytes)} of its own)" for g, b in built
+    ]
+    lines += [f"this interpreter fits: {', '.join(sorted(found.here))}"] if found.here else []
+    result(output, {"built": value, "here": sorted(found.here), "refused": found.refused}, "\n".join(lines))
+    if found.refused:
+        for name, reason in found.refused.items():
+            note(f"{name}: {reason}")
+        raise Failure(f"{len(found.refused)} cannot have an environment of their own here")
+
+
+@app.command(name="list")
+def listed(config: ConfigOption = None, output: OutputOption = Output.text) -> None:
+    """List the environments that are built, the last used one first."""
+    from gateway import environments
+
+    store = environments.store(settings_of(config))
+    rows = [
+        {
+            "environment": built.key,
+            "python": ".".join(map(str, built.lock.python)),
+            "packages": dict(built.lock.packages),
+            "bytes": built.bytes,
+            "apparent_bytes": built.apparent,
+            "last_used": built.used,
+        }
+        for built in store.all()
+    ]
+    total = store.bytes()
+    result(output, {"environments": rows, "bytes": total}, lambda: _show_list(rows, total))
+
+
+@app.command()
+def gc(
+    delete: Annotated[bool, typer.Option("--delete", help="Remove them.")] = False,
+    days: Annotated[float, typer.Option(metavar="D", min=0, help="Not used for so many days.")] = 30.0,
+    config: ConfigOption = None,
+    output: OutputOption = Output.text,
+) -> None:
+    """List, and with --delete remove, environments that were not used for a while.
+
+    What a running gateway uses stays. They are built again when a model needs them.
+    """
+    from gateway import environments
+
+    store = environments.store(settings_of(config))
+    old = [built.key for built in store.all() if time.time() - built.used >= days * DAY]
+    removed = [key for key in old if store.remove(key)] if delete else []
+    verb = "removed" if delete else "not used"
+    shown = removed if delete else old
+    text = "\n".join([f"{verb}: {key}" for key in shown] or ["nothing"])
+    result(output, {"unused": old, "removed": removed}, text)
+
+
+class _Found:
+    """What a registry needs. `here`: this interpreter fits; `refused`: why there is no lock."""
+
+    def __init__(self, store: Store, here: set[str], locks: dict[str, Lock], refused: dict[str, str]) -> None:
+        from gateway.environments.plan import grouped
+
+        self.store = store
+        self.here = here
+        self.locks = locks
+        self.refused = refused
+        self.groups = grouped(locks)
+
+
+def _planned(registry: str | None, config: Any, reference: str | None) -> _Found:
+    local = reference is not None and not reference.startswith("models:")
+    target = None if local else target_of(registry)
+    settings = settings_of(config, registry=target)
+    with working(f"reading {reference or target}") as say:
+        return asyncio.run(_read(target, settings, reference, say))
+
+
+async def _read(
+    target: str | None, settings: Settings, reference: str | None, say: Callable[[str], None]
+) -> _Found:
+    from gateway.commands.checking import _versions
+    from gateway.errors import Problem
+    from gateway.registries import open_registry
+    from gateway.registries.base import Registry
+    from gateway.registries.listed import ListedModels
+    from gateway.rollouts.offline import workshop
+
+    opened: Registry = ListedModels([reference or ""]) if target is None else open_registry(target)
+    try:
+        versions: list[tuple[Version, str]] = await asyncio.to_thread(
+            _versions, opened, None if target is None else reference
+        )
+        here: set[str] = set()
+        locks: dict[str, Lock] = {}
+        refused: dict[str, str] = {}
+        async with workshop(settings, opened) as parts:
+            for version, _ in versions:
+                name = str(version)
+                say(f"resolving {name}")
+                policy = settings.for_model(version.name).environment
+                try:
+                    prepared = await parts.packages.get(version, remember=False)
+                except Problem as problem:
+                    refused[name] = problem.message
+                    continue
+                assert prepared.needs is not None
+                if policy not in ("auto", "own") or (policy == "auto" and prepared.needs.check.satisfied):
+                    here.add(name)
+                    continue
+                try:
+                    locks[name] = await asyncio.to_thread(_lock, parts.chooser, parts.store, prepared.needs)
+                except _no_lock() as error:
+                    refused[name] = str(error)
+            return _Found(parts.store, here, locks, refused)
+    finally:
+        opened.close()
+
+
+def _no_lock() -> tuple[type[Exception], ...]:
+    from gateway.environments.lock import LockError
+    from gateway.environments.uv import UvError
+
+    return LockError, UvError
+
+
+def _lock(chooser: Chooser, store: Store, needs: Any) -> Lock:
+    return store.resolve(chooser.wanted(needs.facts))
+
+
+def _group(group: Group, store: Store) -> dict[str, Any]:
+    built = store.find(group.lock)
+    return {
+        "members": list(group.members),
+        "python": ".".join(map(str, group.lock.python)),
+        "packages": dict(group.lock.packages),
+        "lock": group.lock.key,
+        "built": built is not None,
+        "bytes": None if built is None else built.bytes,
+    }
+
+
+def _show_plan(found: _Found) -> None:
+    rows = []
+    for group in found.groups:
+        built = found.store.find(group.lock)
+        python = ".".join(map(str, group.lock.python))
+        rows.append(
+            [python, str(len(group.members)), str(len(group.lock.packages)),
+             size(None if built is None else built.apparent), ", ".join(group.members)]
+        )  # fmt: skip
+    if rows:
+        table(["Python", "models", "packages", "size", "members"], rows, right=["models", "packages", "size"])
+    typer.echo(
+        f"{len(found.locks)} packages need {len(found.groups)} environments;"
+        f" {len(found.here)} run in this interpreter; {len(found.refused)} are refused"
+    )
+    for name, reason in found.refused.items():
+        typer.echo(f"  {name}: {reason}")
+
+
+def _show_list(rows: list[dict[str, Any]], total: float) -> None:
+    shown = [
+        [row["environment"], row["python"], str(len(row["packages"])), size(row["apparent_bytes"]),
+         time.strftime("%Y-%m-%d %H:%M", time.gmtime(row["last_used"]))]
+        for row in rows
+    ]  # fmt: skip
+    if shown:
+        table(["environment", "Python", "packages", "size", "last used"], shown, right=["packages", "size"])
+    typer.echo(f"{len(rows)} environments take {size(total)} with their cache")

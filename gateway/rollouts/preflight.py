@@ -1,0 +1,114 @@
+"""Preflight: would a version load and serve in this place, and may it replace the one in service?
+
+Everything is looked at, so that one report names every reason: files and digest, format, environment, load
+in a throw-away process, the answer to its example, its output, its signature against the version in service.
+Uses the parts of `offline`; writes nothing. Knows no command line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from gateway.environments.check import Verdict
+from gateway.errors import Problem
+from gateway.rollouts.gates import refusals
+from loaders import flavors
+
+if TYPE_CHECKING:
+    from gateway.artifacts.packages import Prepared
+    from gateway.policy import Rollout
+    from gateway.registries.base import Version
+    from gateway.rollouts.offline import Workshop
+    from loaders.signature import Signature
+
+
+@dataclass(slots=True)
+class Report:
+    """What was found. `reasons`: why it would not serve, or not replace the one in service; `hints`: what
+    helps; `warnings`: what an operator should know all the same."""
+
+    subject: str
+    reasons: list[str] = field(default_factory=list)
+    hints: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    executes_code: bool | None = None
+    signature: bool | None = None
+    example: bool | None = None
+    environment: dict[str, Any] | None = None
+    runs_in: str | None = None
+
+    @property
+    def serves(self) -> bool:
+        return not self.reasons
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "subject": self.subject,
+            "serves": self.serves,
+            "reasons": self.reasons,
+            "hints": self.hints,
+            "warnings": self.warnings,
+            "executes_code": self.executes_code,
+            "signature": self.signature,
+            "example": self.example,
+            "environment": self.environment,
+            "runs_in": self.runs_in,
+        }
+
+
+async def examined(
+    parts: Workshop,
+    version: Version,
+    subject: str,
+    *,
+    against: Signature | None = None,
+    replaced: str | None = None,
+    policy: Rollout | None = None,
+) -> Report:
+    """A version, looked at from all sides. `replaced` names the version whose signature `against` is."""
+    report = Report(subject)
+    try:
+        prepared = await parts.packages.get(version, remember=False)
+    except Problem as problem:
+        _refused(report, problem)
+        return report
+    _facts(report, prepared)
+    if replaced is not None and policy is not None:
+        reasons = refusals(policy, against, prepared.package.signature)
+        report.reasons += [f"it may not replace {replaced}: {reason}" for reason in reasons]
+    lease = parts.manager.lease(version, prepared)
+    try:
+        servable = await parts.manager.ready(lease)
+        report.warnings += servable.warnings
+        if servable.prepared is not None and servable.prepared.runtime is not None:
+            report.runs_in = servable.prepared.runtime.kind
+            if report.environment is not None:
+                report.environment |= servable.prepared.runtime.to_json()
+    except Problem as problem:
+        _refused(report, problem)
+    finally:
+        lease.release()
+    return report
+
+
+def _facts(report: Report, prepared: Prepared) -> None:
+    package = prepared.package
+    report.executes_code = flavors.get(prepared.flavor).trust == "code"
+    report.signature = package.signature is not None
+    report.example = package.example is not None
+    if not report.example:
+        report.warnings.append("it has no input example: a load proves less than an answer")
+    needs = prepared.needs
+    if needs is not None:
+        report.environment = {"python_version": needs.facts.python or None, **needs.check.to_json()}
+        if needs.check.verdict >= Verdict.DIFFERS:
+            report.warnings += [
+                f"this interpreter is not its own: {reason}" for reason in needs.check.reasons
+            ]
+
+
+def _refused(report: Report, problem: Problem) -> None:
+    report.reasons.append(problem.message)
+    if problem.hint:
+        report.hints.append(problem.hint)

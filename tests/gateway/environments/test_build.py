@@ -1,0 +1,238 @@
+"""Environments on disk, made by the real uv from small wheels: once, whole or not at all, shared."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from gateway.environments.build import Built, Store
+from gateway.environments.interpreters import Interpreters
+from gateway.environments.lock import LockError, Wanted, parsed
+from gateway.environments.resolve import Resolver
+from gateway.environments.uv import Uv, UvError
+from tests.support import wheels
+
+ACME = Wanted(("acme==1.0",))
+
+
+def store(root: Path, environ: Mapping[str, str]) -> Store:
+    uv = Uv(root / "uv", root / "scratch", environ)
+    interpreters = Interpreters({}, environ)
+    return Store(root, uv, Resolver(uv, interpreters, gpu=False), interpreters)
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Iterator[wheels.Index]:
+    with wheels.index(tmp_path / "index") as served:
+        served.wheel("acme", "1.0")
+        served.wheel("acme", "2.0")
+        served.wheel("tools", "1.0", requires="acme==1.0")
+        yield served
+
+
+def imported(built: Built, module: str = "acme") -> str:
+    code = f"import {module}; print({module}.VERSION)"
+    done = subprocess.run([built.python, "-I", "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_an_environment_holds_what_its_lock_says(tmp_path: Path, index: wheels.Index) -> None:
+    steps: list[str] = []
+    here = store(tmp_path / "e", index.environ)
+    lock = here.resolve(ACME, steps.append)
+    built = here.build(lock, steps.append)
+    assert imported(built) == "1.0"
+    assert dict(lock.packages) == {"acme": "1.0"}
+    assert [step.partition(" ")[0] for step in steps] == ["resolving", "making", "installing", "compiling"]
+    assert list(built.path.rglob("acme/__pycache__/*.pyc")), "byte code is compiled ahead"
+
+
+def test_a_lock_is_built_once_and_found_by_all(tmp_path: Path, index: wheels.Index) -> None:
+    first, second = store(tmp_path / "e", index.environ), store(tmp_path / "e", index.environ)
+    lock = first.resolve(ACME)
+    built = first.build(lock)
+    steps: list[str] = []
+    assert second.resolve(ACME, steps.append).key == lock.key
+    assert second.build(lock, steps.append).path == built.path
+    assert steps == []
+
+
+def test_a_lock_that_another_satisfies_needs_no_build(tmp_path: Path, index: wheels.Index) -> None:
+    here = store(tmp_path / "e", index.environ)
+    both = here.build(here.resolve(Wanted(("tools==1.0",))))
+    alone = here.find(here.resolve(ACME))
+    assert alone is not None
+    assert alone.key == both.key
+
+
+def test_two_that_build_the_same_lock_at_once_build_it_once(tmp_path: Path, index: wheels.Index) -> None:
+    lock = store(tmp_path / "e", index.environ).resolve(ACME)
+    steps: list[list[str]] = [[], []]
+    built: list[str] = []
+
+    def build(which: int) -> None:
+        # Each with its own store: what keeps them apart is the file system's lock, as between processes.
+        built.append(store(tmp_path / "e", index.environ).build(lock, steps[which].append).key)
+
+    threads = [threading.Thread(target=build, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert built == [lock.key, lock.key]
+    assert sum(step.startswith("installing") for each in steps for step in each) == 1
+
+
+def test_an_environment_is_rebuilt_without_the_index(tmp_path: Path, index: wheels.Index) -> None:
+    here = store(tmp_path / "e", index.environ)
+    lock = here.resolve(ACME)
+    key = here.build(lock).key
+    assert here.remove(key)
+    index.stop()
+    assert imported(store(tmp_path / "e", index.environ).build(lock)) == "1.0"
+
+
+def test_an_environment_in_use_is_not_removed(tmp_path: Path, index: wheels.Index) -> None:
+    here = store(tmp_path / "e", index.environ)
+    held = here.build(here.resolve(ACME))
+    assert not store(tmp_path / "e", index.environ).remove(held.key)
+    key = held.key
+    del held
+    assert store(tmp_path / "e", index.environ).remove(key)
+    assert here.keys() == []
+
+
+def test_what_was_used_longest_ago_goes_first(tmp_path: Path, index: wheels.Index) -> None:
+    here = store(tmp_path / "e", index.environ)
+    old = here.build(here.resolve(ACME)).key
+    new = here.build(here.resolve(Wanted(("acme==2.0",)))).key
+    os.utime(tmp_path / "e" / f"{old}.lock", (1, 1))
+    assert here.trim(here.bytes() - 1)[0] == old
+    assert new in set(here.keys()) or here.bytes() == 0
+
+
+def test_what_a_killed_builder_left_is_invisible_and_swept_away(tmp_path: Path, index: wheels.Index) -> None:
+    here = store(tmp_path / "e", index.environ)
+    lock = here.resolve(ACME)
+    code = (
+        "import json, os, sys, signal\n"
+        "from pathlib import Path\n"
+        "from tests.gateway.environments.test_build import ACME, store\n"
+        "here = store(Path(sys.argv[1]), json.loads(sys.argv[2]))\n"
+        "def say(step):\n"
+        "    if step.startswith('compiling'): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "here.build(here.resolve(ACME), say)\n"
+    )
+    root = Path(__file__).parents[3]
+    killed = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "e"), json.dumps(index.environ)], cwd=root, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert here.find(lock) is None
+    assert list((tmp_path / "e").glob(".making-*")), "the test needs something left behind"
+    assert imported(here.build(lock)) == "1.0"
+    assert not list((tmp_path / "e").glob(".making-*"))
+
+
+def test_a_wheel_that_is_none_is_said(tmp_path: Path, index: wheels.Index) -> None:
+    here = store(tmp_path / "e", index.environ)
+    lock = here.resolve(ACME)
+    shutil.rmtree(tmp_path / "e" / "uv")
+    (index.directory / "acme-1.0-py3-none-any.whl").write_bytes(b"no zip at all")
+    with pytest.raises(UvError) as failed:
+        store(tmp_path / "e", index.environ).build(lock)
+    assert failed.value.kind in ("broken wheel", "wrong hash")
+    assert store(tmp_path / "e", index.environ).find(lock) is None
+
+
+def test_a_file_with_another_hash_is_said(tmp_path: Path, index: wheels.Index) -> None:
+    here = store(tmp_path / "e", index.environ)
+    lock = here.resolve(ACME)
+    shutil.rmtree(tmp_path / "e" / "uv")
+    digest = next(iter(lock.hashes["acme"]))
+    other = parsed(lock.text.replace(digest, "0" * 64), lock.python, lock.platform, dated=True)
+    with pytest.raises(UvError, match="does not have the hash") as failed:
+        store(tmp_path / "e", index.environ).build(other)
+    assert failed.value.kind == "wrong hash"
+
+
+def test_requirements_that_cannot_be_met_are_said(tmp_path: Path, index: wheels.Index) -> None:
+    with pytest.raises(LockError, match="acme"):
+        store(tmp_path / "e", index.environ).resolve(Wanted(("acme==3.0",)))
+
+
+def test_a_missing_interpreter_names_what_installs_it(tmp_path: Path, index: wheels.Index) -> None:
+    with pytest.raises(LockError, match=r"uv python install 3\.7"):
+        store(tmp_path / "e", index.environ).resolve(Wanted(("acme",), python=(3, 7), exact=True))
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, index: wheels.Index) -> None:
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        pytest.skip("a small file system can be mounted by root alone")
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "none", small], check=False).returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        index.wheel("large", "1.0", body="X = '" + "x" * 2_000_000 + "'\n")
+        lock = store(tmp_path / "e", index.environ).resolve(Wanted(("large==1.0",)))
+        with pytest.raises(UvError, match="the disk is full"):
+            store(small, index.environ).build(lock)
+        assert store(small, index.environ).keys() == []
+    finally:
+        subprocess.run(["umount", small], check=False)
+
+
+@contextmanager
+def server(delay: float) -> Iterator[str]:
+    """An index that answers nothing for so many seconds."""
+    stopped = threading.Event()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            stopped.wait(delay)
+
+        def log_message(self, *_: object) -> None: ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        try:
+            yield f"http://joe:hunter2@127.0.0.1:{httpd.server_port}/simple"
+        finally:
+            stopped.set()
+            httpd.shutdown()
+
+
+def test_an_index_that_is_away_is_said_without_its_password(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://joe:hunter2@127.0.0.1:{taken.getsockname()[1]}/simple"
+        uv = Uv(tmp_path / "uv", tmp_path / "s", {"UV_DEFAULT_INDEX": url, "UV_HTTP_RETRIES": "0"})
+        interpreters = Interpreters({}, {})
+        with pytest.raises((UvError, LockError), match="does not answer") as failed:
+            Resolver(uv, interpreters).resolve(ACME)
+        assert "hunter2" not in str(failed.value)
+
+
+def test_a_slow_index_is_given_up(tmp_path: Path) -> None:
+    with server(30) as url:
+        environ = {"UV_DEFAULT_INDEX": url, "UV_HTTP_TIMEOUT": "1", "UV_HTTP_RETRIES": "0"}
+        uv = Uv(tmp_path / "uv", tmp_path / "s", environ)
+        began = time.monotonic()
+        with pytest.raises(UvError, match="does not answer") as failed:
+            Resolver(uv, Interpreters({}, {})).resolve(ACME)
+        assert time.monotonic() - began < 25
+        assert "hunter2" not in str(failed.value)

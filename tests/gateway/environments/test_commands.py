@@ -1,0 +1,128 @@
+"""`gateway env` and `gateway check` as a person types them, with a small index and packages that need it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gateway
+from gateway import cli
+from tests.support import wheels
+from tests.support.packages import described
+
+
+@pytest.fixture
+def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Two packages that can share an environment, and one whose requirements are refused."""
+    with wheels.index(tmp_path / "index") as index:
+        for name, version in {
+            "scikit_learn": "1.0.2", "cloudpickle": "2.2.0", "numpy": "1.23.4", "pandas": "1.5.1",
+            "setuptools": "65.5.0", "acme": "1.0",
+        }.items():  # fmt: skip
+            index.wheel(name, version)
+        for name in list(os.environ):
+            if name.startswith(("UV_", "PIP_", "GATEWAY_", "MLFLOW_")):
+                monkeypatch.delenv(name)
+        for name in ("PIP_NO_INDEX", "PIP_FIND_LINKS", "UV_HTTP_RETRIES"):
+            monkeypatch.setenv(name, index.environ[name])
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.setenv("GATEWAY_CACHE_DIR", str(tmp_path / "cache"))
+        monkeypatch.setenv("GATEWAY_STATE_DIR", str(tmp_path / "state"))
+        monkeypatch.chdir(tmp_path)
+        lines = "scikit-learn==1.0.2\ncloudpickle==2.2.0\n"
+        described(tmp_path / "m" / "a", requirements=lines, python=None)
+        described(tmp_path / "m" / "b", requirements=f"{lines}acme==1.0\n", python=None)
+        described(tmp_path / "m" / "c", requirements=f"{lines}-i https://elsewhere.example\n", python=None)
+        models = {
+            name: {"versions": {"1": {"source": f"m/{name}"}}, "aliases": {"champion": "1"}} for name in "abc"
+        }
+        file = tmp_path / "registry.yaml"
+        file.write_text(json.dumps({"version": 1, "models": models}))
+        yield file
+
+
+def ran(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, Any]:
+    code = cli.run([*arguments, "--output", "json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_environments_are_planned_built_listed_and_removed(
+    registry: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, plan = ran(capsys, "env", "plan", "--registry", str(registry))
+    assert code == 0
+    [shared] = plan["environments"]
+    assert shared["members"] == ["a/1", "b/1"]
+    assert not shared["built"]
+    assert "is an index option" in plan["refused"]["c/1"]
+
+    code, built = ran(capsys, "env", "build", "--all", "--registry", str(registry))
+    assert code == 1, "one cannot be built, and CI must see it"
+    assert [each["members"] for each in built["built"]] == [["a/1", "b/1"]]
+
+    _, plan = ran(capsys, "env", "plan", "--registry", str(registry))
+    assert plan["environments"][0]["built"]
+    _, listed = ran(capsys, "env", "list")
+    [environment] = listed["environments"]
+    assert environment["packages"]["scikit-learn"] == "1.0.2"
+    assert listed["bytes"] > 0
+
+    assert ran(capsys, "env", "gc")[1] == {"unused": [], "removed": []}
+    key = environment["environment"]
+    assert ran(capsys, "env", "gc", "--days", "0", "--delete")[1] == {"unused": [key], "removed": [key]}
+    assert ran(capsys, "env", "list")[1]["environments"] == []
+
+
+def test_one_package_is_built_by_its_reference(registry: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, built = ran(capsys, "env", "build", "models:/a@champion", "--registry", str(registry))
+    assert code == 0
+    assert built["built"][0]["members"] == ["a/1"]
+    assert cli.run(["env", "build"]) == 2
+
+
+def test_check_says_every_reason_and_the_way_out(
+    registry: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GATEWAY_ENVIRONMENTS__BUILD", "never")
+    code, found = ran(capsys, "check", "--registry", str(registry))
+    assert code == 1
+    assert not found["serves"]
+    for report in found["reports"]:
+        assert report["executes_code"]
+        assert "1.0.2" in report["reasons"][0]
+        assert "gateway env build" in report["hints"][0]
+        assert report["environment"]["verdict"] in ("differs", "missing")
+
+
+def test_check_of_a_package_that_fits_and_of_one_that_may_not_replace_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GATEWAY_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("GATEWAY_STATE_DIR", str(tmp_path / "state"))
+    registry = tmp_path / "registry.yaml"
+    rows = {"x": np.arange(3.0)}
+
+    def fitted(columns: list[str]) -> Any:
+        import pandas as pd
+        from sklearn.linear_model import LinearRegression
+
+        frame = pd.DataFrame(dict.fromkeys(columns, rows["x"]))
+        return LinearRegression().fit(frame, rows["x"]), frame
+
+    for columns, alias in ((["x"], "champion"), (["x", "y"], "challenger")):
+        model, example = fitted(columns)
+        gateway.log_model(model, name="line", registry=registry, input_example=example, alias=alias)
+    code, found = ran(capsys, "check", str(tmp_path / "models" / "line" / "1"))
+    assert (code, found["serves"]) == (0, True)
+    assert found["reports"][0]["runs_in"] == "same"
+    code, found = ran(
+        capsys, "check", "models:/line@challenger", "--against", "line@champion", "--registry", str(registry)
+    )
+    assert code == 1
+    assert "it may not replace line/1" in found["reports"][0]["reasons"][0]

@@ -1,0 +1,162 @@
+"""What a package may have installed: one form of line, every other refused by name."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from gateway.environments import lock
+from gateway.environments.lock import Lock, LockError
+from tests.support.packages import described
+
+PYLOCK = """
+lock-version = "1.0"
+[[packages]]
+name = "NumPy"
+version = "1.23.4"
+wheels = [{ url = "https://index/numpy.whl", hashes = { sha256 = "aa" }, upload-time = 2022-10-12T14:47:50Z }]
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ("-i https://index.example/simple", "an index option"),
+        ("--index-url https://index.example/simple", "an index option"),
+        ("--extra-index-url=https://index.example/simple", "an index option"),
+        ("--find-links /wheels", "an index option"),
+        ("--trusted-host index.example", "an index option"),
+        ("--no-index", "an index option"),
+        ("--pre", "an index option"),
+        ("--no-binary :all:", "an index option"),
+        ("-e .", "an editable install"),
+        ("--editable ./model", "an editable install"),
+        ("-r more.txt", "another file of requirements"),
+        ("-c elsewhere.txt", "an option"),
+        ("https://files.example/acme-1.0-py3-none-any.whl", "a URL"),
+        ("acme @ https://files.example/acme-1.0.tar.gz", "a URL"),
+        ("file:///srv/acme.whl", "a URL"),
+        ("git+https://git.example/acme.git", "a version control reference"),
+        ("acme @ git+ssh://git@git.example/acme.git@main", "a version control reference"),
+        ("hg+https://hg.example/acme", "a version control reference"),
+        ("./acme", "a path"),
+        ("../acme", "a path"),
+        ("/srv/acme-1.0.tar.gz", "a path"),
+        ("~/acme", "a path"),
+        ("C:\\wheels\\acme.whl", "a path"),
+        ("acme-1.0-py3-none-any.whl", "a path"),
+        ("acme==1.0 --hash=sha256:aa", "a requirement with an option"),
+        ("acme==1.0 --config-settings x=y", "a requirement with an option"),
+        ("acme==", "no requirement"),
+        ("$(touch /tmp/x)", "no requirement"),
+    ],
+)
+def test_a_line_of_any_other_form_is_refused_by_name(line: str, what: str) -> None:
+    with pytest.raises(LockError) as refused:
+        lock.lines(f"numpy==1.0\n{line}\n", "requirements.txt")
+    shown = line if "@git.example" not in line else "acme @ git+ssh://…@git.example/acme.git@main"
+    assert shown in str(refused.value).replace("\\\\", "\\")
+    assert f"is {what};" in str(refused.value)
+
+
+def test_a_password_in_a_refused_line_is_not_shown() -> None:
+    with pytest.raises(LockError) as refused:
+        lock.lines("--index-url https://joe:hunter2@index.example/simple", "requirements.txt")
+    assert "hunter2" not in str(refused.value)
+
+
+def test_requirements_comments_and_continued_lines_are_read() -> None:
+    text = "# made by hand\nnumpy [x] >=1.2,\\\n <2 ; python_version < '3.12'  # why\n\npandas\n"
+    found, constrained = lock.lines(text, "requirements.txt")
+    assert found == ['numpy[x]<2,>=1.2; python_version < "3.12"', "pandas"]
+    assert not constrained
+
+
+def test_the_constraints_that_mlflow_writes_are_read_by_the_same_rules(tmp_path: Path) -> None:
+    fine = described(
+        tmp_path / "a", requirements="acme\n-c constraints.txt\n", files={"constraints.txt": "numpy<2"}
+    )
+    assert lock.required(fine) == (["acme"], ["numpy<2"])
+    wrong = described(
+        tmp_path / "b", requirements="acme\n-c constraints.txt\n", files={"constraints.txt": "-i http://x"}
+    )
+    with pytest.raises(LockError, match=r"constraints\.txt is an index option"):
+        lock.required(wrong)
+
+
+def test_the_pip_part_of_conda_is_held_to_the_same_form(tmp_path: Path) -> None:
+    conda = "dependencies:\n- python=3.8\n- pip:\n  - numpy==1.2\n  - git+https://x/y\n"
+    package = described(tmp_path, requirements=None, files={"conda.yaml": conda})
+    with pytest.raises(LockError, match=r"conda\.yaml \(pip\) is a version control reference"):
+        lock.required(package)
+
+
+def test_a_shipped_lock_gives_versions_and_hashes(tmp_path: Path) -> None:
+    content = """
+[[package]]
+name = "model"
+version = "0"
+source = { virtual = "." }
+[[package]]
+name = "numpy"
+version = "1.23.4"
+source = { registry = "https://elsewhere.example/simple" }
+wheels = [{ url = "https://elsewhere.example/numpy.whl", hash = "sha256:aa" }]
+"""
+    package = described(tmp_path, files={"uv.lock": content})
+    assert lock.shipped_lock(package) == (["numpy==1.23.4"], {"numpy==1.23.4": frozenset({"aa"})})
+
+
+@pytest.mark.parametrize("source", ['git = "https://x/y"', 'url = "https://x/y.whl"', 'path = "../y"'])
+def test_a_shipped_lock_with_a_source_of_its_own_is_refused(source: str, tmp_path: Path) -> None:
+    content = f'[[package]]\nname = "acme"\nversion = "1"\nsource = {{ {source} }}\n'
+    package = described(tmp_path, files={"uv.lock": content})
+    with pytest.raises(LockError, match=r"takes acme from .*never sources"):
+        lock.shipped_lock(package)
+
+
+def test_a_wheel_that_the_shipped_lock_does_not_know_is_found() -> None:
+    resolved = lock.parsed(PYLOCK, (3, 8), "linux-x86_64", dated=True)
+    assert lock.wrong_hash(resolved, {"numpy==1.23.4": frozenset({"aa"})}) is None
+    assert lock.wrong_hash(resolved, {"numpy==1.23.4": frozenset({"bb"})}) == "numpy==1.23.4"
+    assert lock.wrong_hash(resolved, {}) is None
+
+
+def test_the_key_of_a_lock_is_its_content() -> None:
+    one = lock.parsed(PYLOCK, (3, 8), "linux-x86_64", dated=True)
+    same = lock.parsed(f"# made elsewhere\n{PYLOCK}", (3, 8), "linux-x86_64", dated=True)
+    assert one.key == same.key
+    assert one.key != lock.parsed(PYLOCK, (3, 9), "linux-x86_64", dated=True).key
+    assert one.key != lock.parsed(PYLOCK.replace('"aa"', '"bb"'), (3, 8), "linux-x86_64", dated=True).key
+
+
+def made(python: tuple[int, int] = (3, 8), **packages: str) -> Lock:
+    entries = "".join(
+        f'[[packages]]\nname = "{name}"\nversion = "{version}"\n'
+        f'wheels = [{{ url = "u", hashes = {{ sha256 = "{name}{version}" }} }}]\n'
+        for name, version in packages.items()
+    )
+    return lock.parsed(f'lock-version = "1.0"\n{entries}', python, "linux-x86_64", dated=True)
+
+
+def test_a_lock_satisfies_those_that_it_holds() -> None:
+    whole = made(numpy="1", pandas="2")
+    assert whole.satisfies(made(numpy="1"))
+    assert not made(numpy="1").satisfies(whole)
+    assert not whole.satisfies(made(numpy="2"))
+    assert not whole.satisfies(made((3, 9), numpy="1"))
+
+
+def test_locks_that_agree_are_merged_into_one_that_satisfies_both() -> None:
+    one, other = made(numpy="1", pandas="2"), made(numpy="1", xgboost="3")
+    union = lock.merged([one, other])
+    assert union.satisfies(one)
+    assert union.satisfies(other)
+    assert dict(union.packages) == {"numpy": "1", "pandas": "2", "xgboost": "3"}
+
+
+def test_the_day_of_a_package_is_utc(tmp_path: Path) -> None:
+    assert lock.created(described(tmp_path)) == datetime(2022, 11, 1, 12, tzinfo=UTC)
+    assert lock.created(described(tmp_path, created="yesterday")) is None
