@@ -71,7 +71,7 @@ def check_size(result: Any, limit: int) -> None:
         shape = getattr(part, "shape", None)
         if isinstance(shape, tuple) and all(isinstance(length, int) for length in shape):
             least += max(least_json(shape), _LIST * shape[0] if len(shape) > 1 else 0)
-        elif isinstance(part, list | tuple | range):
+        elif isinstance(part, (list, tuple, range)):
             least += _VALUE * len(part)
         if least <= limit:
             least += _text_length(part)
@@ -81,7 +81,7 @@ def check_size(result: Any, limit: int) -> None:
 
 def _text_length(part: Any) -> int:
     """The characters of a list of texts, and of categories as often as they occur."""
-    if isinstance(part, list | tuple):
+    if isinstance(part, (list, tuple)):
         return sum(map(len, filter(_is_text, part))) if part and _is_text(part[0]) else 0
     if getattr(part, "ndim", 0) == 2 and hasattr(part, "iloc"):
         # Only columns of categories: to read each column of a wide frame costs more than the answer.
@@ -98,7 +98,7 @@ def _text_length(part: Any) -> int:
 
 
 def _is_text(item: Any) -> bool:
-    return isinstance(item, str | bytes)
+    return isinstance(item, (str, bytes))
 
 
 def mismatches(signature: Signature, answer: Batch) -> list[str]:
