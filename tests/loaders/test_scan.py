@@ -62,7 +62,11 @@ def test_what_scikit_learn_fits_is_harmless(name: str, protocol: int) -> None:
 
 
 def test_what_holds_texts_and_tables_is_harmless() -> None:
-    table = pd.DataFrame({"a": pd.Categorical(["x", "y"]), "b": [1, 2], "c": ["t", None]}).set_index("b")
+    text = pd.Series(["t", None], dtype=object)
+    table = pd.DataFrame(
+        {"a": pd.Categorical(pd.Series(["x", "y"], dtype=object)), "b": [1, 2], "c": text}
+    ).set_index("b")
+    table.columns = pd.Index(table.columns, dtype=object)
     for value in (TfidfVectorizer().fit(["aa bb", "bb cc"]), OneHotEncoder().fit([["a"], ["b"]]), table):
         assert [str(found) for found in scan.names(pickle.dumps(value)) if not found.listed] == []
 
