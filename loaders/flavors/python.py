@@ -149,6 +149,7 @@ class MLflow:
     trust: Trust = "code"
     memory_factor = 2.0
     mlflow_names = False
+    stateless = False
     options: tuple[str, ...] = ()
 
     def accepts(self, model: object) -> bool:

@@ -9,9 +9,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
@@ -114,7 +116,24 @@ def assert_same(left: Any, right: Any) -> None:
 
 
 def test_every_flavor_has_a_sample() -> None:
-    assert {sample.flavor for sample in SAMPLES} == set(NAMES)
+    """But for the last resort, which saves nothing: mlflow itself does."""
+    assert {sample.flavor for sample in SAMPLES} == set(NAMES) - {"mlflow"}
+
+
+@pytest.mark.all
+def test_the_last_resort_loads_through_mlflow_s_own_loader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loader of mlflow's that no flavor here knows: mlflow finds and runs it, as its own servers do."""
+    mlflow = pytest.importorskip("mlflow")
+    loader = ModuleType("mlflow.unheard_of")
+    vars(loader)["_load_pyfunc"] = lambda path: SimpleNamespace(predict=lambda data: data["x"] * 2)
+    monkeypatch.setitem(sys.modules, "mlflow.unheard_of", loader)
+    assert mlflow.__version__
+    content = {"flavors": {"python_function": {"loader_module": "mlflow.unheard_of"}}}
+    (tmp_path / "MLmodel").write_text(json.dumps(content), encoding="utf-8")
+    assert flavors.find(package.read(tmp_path)).name == "mlflow"
+    assert list(loaders.load_model(tmp_path).predict(pd.DataFrame({"x": [1, 2]}))) == [2, 4]
 
 
 @pytest.mark.parametrize("name", NAMES)
