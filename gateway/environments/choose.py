@@ -161,6 +161,7 @@ class Chooser:
         if found is None:
             self._may_build(lock)
             found = self._store.build(lock, say)
+            self._store.trim(self._settings.disk_limit)  # what is in use, this one too, stays
         return own(needs.facts, lock, found)
 
     def _may_build(self, lock: Lock | None) -> None:
