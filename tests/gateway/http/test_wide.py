@@ -9,13 +9,13 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import pyarrow as pa
 import pytest
 
 from gateway.errors import Problem
 from gateway.http import arrow, bodies
 from loaders.enforcement.enforce import InvalidInput, Mode, enforce
 from loaders.signature import ColSpec, Signature, TensorSpec
+from tests.conftest import needs
 
 _WALKS = frozenset({"count", "index", "remove", "insert", "pop", "extend", "copy"})
 NARROW, TIMES = 500, 4
@@ -48,6 +48,7 @@ def work(function: Callable[[], object]) -> int:
 
 
 def in_arrow(names: list[str]) -> bytes:
+    pa: Any = needs("pyarrow")
     sink = io.BytesIO()
     table = pa.table({name: [1.5] for name in names})
     with pa.ipc.new_stream(sink, table.schema) as writer:

@@ -111,7 +111,7 @@ def test_a_failed_load_is_an_answer(tmp_path: Path) -> None:
 
 def test_a_package_that_names_an_unknown_loader_is_an_answer(tmp_path: Path) -> None:
     package = write_package(tmp_path / "p")
-    raw = {"flavors": {"python_function": {"loader_module": "mlflow.unheard_of"}}}
+    raw = {"flavors": {"python_function": {"loader_module": "unheard_of"}}}
     with worker(tmp_path) as w:
         answer = w.load(package, package=raw)
         assert answer["type"] == "UnknownFlavor"
