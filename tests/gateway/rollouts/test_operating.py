@@ -117,7 +117,7 @@ def test_status_says_for_which_version_a_model_was_evicted_and_why(tmp_path: Pat
     with Served(settings(tmp_path), registry) as server:
         assert server.post("/models/one/versions/1/load").json["state"] == "READY"
         ledger = server.gateway.ledger
-        ledger.limit = next(iter(ledger)).bytes * 3 // 2
+        ledger.limit = next(iter(ledger)).bytes * 5 // 4
         assert server.post("/models/two/versions/1/load").json["state"] == "READY"
         evicted = server.get("/models/one/versions/1").json["evicted"]
         shown = status(server)
