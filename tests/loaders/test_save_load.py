@@ -248,7 +248,7 @@ def test_run_answers_a_batch_with_a_batch(tmp_path: Path, classifier: LogisticRe
 @pytest.mark.parametrize(
     ("flavor", "key", "value"),
     [
-        ("python_function", "loader_module", "mlflow.invented"),
+        ("python_function", "loader_module", "invented.loader"),
         ("python_function", "loader_module", "os"),
         ("python_function", "predict_fn", "__class__"),
         ("python_function", "predict_fn", "fit"),
