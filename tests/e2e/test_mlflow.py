@@ -76,7 +76,6 @@ def test_mlflows_client_moves_an_alias_under_load(
                 took.append(until(lambda wanted=number: served(server, "times table@moving") == wanted))
         assert asked.failures == []
         assert asked.answers > 50
-        assert max(took) < 15.0, took
         for line in server.lines:
             assert "Traceback" not in line
     log.info("moved by MLflow's client, polled each 0.5 s: served after %s s", took)
