@@ -86,7 +86,7 @@ def test_reading_a_pickle_executes_nothing(tmp_path: Path) -> None:
 
     (tmp_path / "trap.pkl").write_bytes(pickle.dumps(Trap()))
     named = pickles.read(tmp_path / "trap.pkl")
-    assert ("pathlib", "Path.touch") in named.globals or any(m == "pathlib" for m, _ in named.globals)
+    assert any(module.startswith("pathlib") for module, _ in named.globals)
     assert not (tmp_path / "touched").exists()
 
 
