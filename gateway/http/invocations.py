@@ -14,12 +14,11 @@ from gateway import __version__
 from gateway.errors import Problem
 from gateway.http import problems
 from gateway.http.dialects import MLFLOW
-from gateway.http.predict import Prediction
+from gateway.http.predict import TARGET_MODEL, Prediction
 from gateway.record import RequestRecord
 
 PATHS: Final = frozenset({b"/invocations", b"/ping", b"/health", b"/version"})
 
-_TARGET: Final = b"x-amzn-sagemaker-target-model"
 _ARCHIVE: Final = b".tar.gz"
 _TEXT: Final = (b"content-type", b"text/plain; charset=utf-8")
 
@@ -52,7 +51,7 @@ def _target(record: RequestRecord, scope: Scope) -> None:
     """Takes SageMaker's target model for X-Model: NAME, NAME@ALIAS or NAME/VERSION, with or without
     `.tar.gz`. Never the default model where another one is named. Raises INVALID_REFERENCE where the two
     headers disagree."""
-    named = {value.removesuffix(_ARCHIVE) for name, value in scope["headers"] if name == _TARGET}
+    named = {value.removesuffix(_ARCHIVE) for name, value in scope["headers"] if name == TARGET_MODEL}
     if not named:
         return
     named |= {value for name, value in scope["headers"] if name == b"x-model"}
@@ -62,4 +61,5 @@ def _target(record: RequestRecord, scope: Scope) -> None:
             "X-Amzn-SageMaker-Target-Model and X-Model name different models",
             hint="send one of the two headers",
         )
-    record.headers = {**record.headers, b"x-model": named.pop()}
+    others = {name: value for name, value in record.headers.items() if name != TARGET_MODEL}
+    record.headers = {**others, b"x-model": named.pop()}

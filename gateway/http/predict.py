@@ -36,6 +36,8 @@ WATCH_AFTER_SECONDS: Final = 0.1
 #: requests that are queued.
 REFUSAL_SECONDS: Final = 0.05
 
+TARGET_MODEL: Final = b"x-amzn-sagemaker-target-model"
+
 _PLAIN: Final = "".join(c for c in string.printable if c.isprintable() and c != "%")
 _SERVER_TIMING: Final = b"parse;dur=%.3f, queue;dur=%.3f, predict;dur=%.3f, encode;dur=%.3f"
 _MODEL_CODES: Final = frozenset({"PREDICTION_FAILED", "WORKER_CRASHED"})
@@ -299,7 +301,14 @@ def _deadline(headers: Mapping[bytes, bytes]) -> float | None:
 
 
 def _reference(target: bytes | Reference | None, headers: Mapping[bytes, bytes]) -> Reference | None:
-    """What the path names, else the header X-Model; None where neither does. Raises INVALID_REFERENCE."""
+    """The model that the path names, else the header X-Model, else None. Raises INVALID_REFERENCE,
+    also for SageMaker's target model: another model must never answer for it."""
+    if TARGET_MODEL in headers:
+        raise Problem(
+            "INVALID_REFERENCE",
+            "X-Amzn-SageMaker-Target-Model selects a model on /invocations only",
+            hint="name the model in the path, and leave the header out",
+        )
     try:
         if isinstance(target, Reference):
             return target

@@ -336,6 +336,13 @@ def test_another_model_than_the_target_never_answers(
     assert (reply.status, reply.code) == answer
 
 
+@pytest.mark.parametrize("path", ["/predict/iris", "/predict", "/endpoints/iris/invocations"])
+def test_a_target_model_is_refused_where_the_path_names_the_model(server: Served, path: str) -> None:
+    reply = server.post(path, SPLIT, x_amzn_sagemaker_target_model="tensor")
+    assert (reply.status, reply.code) == (400, "INVALID_REFERENCE")
+    assert "/invocations" in reply.json["message"]
+
+
 def test_invocations_say_400_of_the_input(server: Served) -> None:
     refused = server.post("/invocations", {"dataframe_split": {"columns": ["sl"], "data": [["x"]]}})
     assert (refused.status, refused.code) == (400, "INVALID_INPUT")
