@@ -28,7 +28,8 @@ def needs(module: str) -> ModuleType:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves out what passed in the run whose JUnit file TESTS_PASSED_BEFORE names: `.ci/run` runs the same
-    tests in the same versions twice, with few frameworks and with all. What meets them runs in both."""
+    tests in the same versions twice, with few frameworks and with all. The contracts of each framework run in
+    both."""
     earlier = os.environ.get("TESTS_PASSED_BEFORE")
     if not earlier:
         return
@@ -37,7 +38,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     repeated = [
         item
         for item in items
-        if not item.nodeid.startswith(("tests/contracts/", "tests/e2e/"))
+        if not item.nodeid.startswith("tests/contracts/")
         and (item.nodeid.partition(".py::")[0].replace("/", "."), item.name) in passed
     ]
     config.hook.pytest_deselected(items=repeated)
