@@ -87,7 +87,7 @@ def test_a_model_runs_in_a_process_of_its_own_and_comes_back(start: Callable[[],
     assert container.predict().status_code == 200
     processes = container.processes()
     assert {process["user"] for process in processes} == {"gateway"}
-    zygote, model = (process for process in processes if "private.py zygote" in process["args"])
+    zygote, model = (process for process in processes if "bootstrap.py zygote" in process["args"])
     os.kill(int(model["hpid"]), signal.SIGKILL)
     deadline = time.monotonic() + 30
     while (answer := container.predict()).status_code != 200:
@@ -151,8 +151,12 @@ def test_what_a_model_attempts_against_others_fails(
     assert wrong == {}
     assert container.execute("python3", "-c", LOOK, VICTIM) == before
     there = {process["hpid"] for process in container.processes()}
-    assert {process["hpid"] for process in processes if "private.py" in process["args"]} <= there
-    held = httpx.get(f"{container.url}/models/attacker/versions/1").json()["runner"]["confinement"]
+    assert {process["hpid"] for process in processes if "bootstrap.py" in process["args"]} <= there
+    key = container.execute("cat", "/var/lib/gateway/state/model-gateway/control.key").strip()
+    view = httpx.get(
+        f"{container.url}/models/attacker/versions/1", headers={"Authorization": f"Bearer {key}"}
+    )
+    held = view.json()["runner"]["confinement"]
     if options:
         assert held["user"].isdigit(), held
         assert int(held["user"]) != 10001
