@@ -115,6 +115,12 @@ class Zygote:
             socket.send_fds(self._control, [message], [connection.fileno(), log])
             child: Child = await answer
             return child
+        except asyncio.CancelledError:
+            if answer.done() and not answer.cancelled() and answer.exception() is None:
+                # The process came in the same turn of the loop in which the caller left: end it here.
+                answer.result().kill()
+                answer.result().close()
+            raise
         except (BrokenPipeError, ConnectionError, BlockingIOError):
             raise ZygoteGone("the zygote does not listen") from None
         finally:

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -208,3 +209,28 @@ def test_each_framework_has_its_preload_and_threaded_ones_none() -> None:
     assert "sklearn.ensemble" in preload_for("mlflow.sklearn")
     assert preload_for("mlflow.pyfunc.model") == preload_for("somebody.loader") == ("numpy", "pandas")
     assert preload_for("mlflow.onnx") == ("numpy",)
+
+
+def test_a_process_that_comes_as_its_caller_leaves_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = write_package(tmp_path / "p")
+
+    async def work(h: House) -> None:
+        await h.started(package)
+        (zygote,) = h.zygotes.alive
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            leaving = asyncio.ensure_future(zygote.make(theirs, theirs.fileno()))
+            told = zygote._told
+
+            def tell(message: dict[str, Any], descriptors: list[int]) -> None:
+                told(message, descriptors)
+                leaving.cancel()
+
+            monkeypatch.setattr(zygote, "_told", tell)
+            with pytest.raises(asyncio.CancelledError):
+                await leaving
+        await until(lambda: len(zygote.children) == 1)
+
+    run(tmp_path / "tmp", work)  # nothing is left open
