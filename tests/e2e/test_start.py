@@ -78,7 +78,6 @@ def test_a_registry_that_is_away_at_the_start_is_asked_again(tmp_path: Path) -> 
     assert float(count) == 4  # each failure, though the reason is the same
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_registry_file_that_does_not_exist_ends_the_start(tmp_path: Path) -> None:
     server = Served(settings(tmp_path), str(tmp_path / "nowhere.yaml"))
     with pytest.raises(AssertionError) as error, server:

@@ -24,6 +24,7 @@ import gateway
 from gateway.app import Gateway
 from gateway.http.build import build
 from gateway.registries import open_registry
+from gateway.registries.base import RegistryMissing
 from gateway.settings import Settings
 
 KEY = "the-admin-key"
@@ -60,7 +61,12 @@ class Served:
     async def _serve(self, settings: Settings, registry: str) -> None:
         try:
             self.gateway = Gateway(settings, open_registry(registry))
-            await self.gateway.start()
+            try:
+                await self.gateway.start()
+            except RegistryMissing as error:
+                await self.gateway.stop()
+                self._failure = error
+                return
             fixed = {"lifespan": "off", "ws": "none", "log_config": None, "proxy_headers": False}
             config = uvicorn.Config(build(self.gateway.parts), **fixed, **self._options)
             self._server = uvicorn.Server(config)
@@ -79,6 +85,8 @@ class Served:
     def __enter__(self) -> Served:
         self._thread.start()
         self._ready.wait()
+        if not self.port:
+            self._thread.join()
         assert self.port, self._failure
         return self
 
