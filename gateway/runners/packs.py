@@ -476,22 +476,6 @@ class Packs:
         for pack in list(self._packs.values()):
             pack.tend()
 
-    def view(self) -> list[dict[str, Any]]:
-        """What an operator sees, JSON-ready."""
-        return [
-            {
-                "pack": str(pack.conditions),
-                "pid": process.worker.pid,
-                "models": len(process.places),
-                "bytes": process.private,
-                "model_bytes": process.models,
-                "left_behind_bytes": process.waste,
-                "stuck": process.worker.pulse.stuck,
-            }
-            for pack in self
-            for process in pack.processes
-        ]
-
     async def close(self) -> None:
         self.closed = True
         await asyncio.gather(*(pack.close() for pack in self))
