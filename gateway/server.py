@@ -14,6 +14,7 @@ import os
 import resource
 import signal
 import socket
+import struct
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -52,13 +53,24 @@ BACKLOG: Final = 2048
 #: answer carries `Connection: close`, so a busy client leaves without a failed request.
 LINGER: Final = 1.0
 LINGER_STEP: Final = 0.02
+#: From refusing new connections to closing the port, in seconds: handshakes under way end, and the loop
+#: accepts what waits in the kernel's queue.
+HANDSHAKE: Final = 0.1
+_SO_ATTACH_FILTER: Final = 26
+#: A socket filter of the kernel over the TCP header: byte 13 holds the flags. Segments with ACK pass; the
+#: first segment of a handshake has none and is dropped.
+_ONLY_OPEN: Final = b"".join(
+    struct.pack("HBBI", *step)
+    for step in ((0x30, 0, 0, 13), (0x45, 0, 1, 0x10), (0x06, 0, 0, 0xFFFFFFFF), (0x06, 0, 0, 0))
+)
 
 
 class Server(uvicorn.Server):
     """uvicorn, stopped in the gateway's order by SIGTERM or SIGINT:
 
     1. `/readyz` says 503, every answer carries `Connection: close`; requests are accepted for `drain_delay`.
-    2. The port is closed. Requests on connections that are open are still answered, for `LINGER` at most.
+    2. New connections are refused, then the port is closed. Requests on connections that are open are still
+       answered, for `LINGER` at most.
     3. New requests are refused, idle connections closed; requests in flight end within `drain_timeout`.
 
     A second signal ends at once.
@@ -68,11 +80,13 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._gateway = gateway
         self._lingers_until = 0.0
+        self._bound: list[socket.socket] = []
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        self._bound = sockets or []
         # Only now: who reads this line may send requests and signals.
-        for bound in sockets or []:
+        for bound in self._bound:
             url = url_of(*bound.getsockname()[:2])
             log.info("serving %s on %s", self._gateway.registry.target, url)
             registry = self._gateway.registry
@@ -88,8 +102,12 @@ class Server(uvicorn.Server):
         asyncio.get_running_loop().call_later(self._gateway.settings.drain_delay, self._close_port)
 
     def _close_port(self) -> None:
-        # One more turn of the loop: connections that the kernel has already accepted would be reset.
-        asyncio.get_running_loop().call_later(LINGER_STEP, self._closed)
+        # Closing the port resets the connections that the kernel has accepted and the loop has not: their
+        # callers would lose requests. So the kernel first stops accepting new ones, and the loop takes those
+        # that wait.
+        for bound in self._bound:
+            _start_no_connection(bound)
+        asyncio.get_running_loop().call_later(HANDSHAKE, self._closed)
 
     def _closed(self) -> None:
         for server in self.servers:
@@ -206,6 +224,17 @@ async def _reload(gateway: Gateway, reload: Callable[[], Settings] | None) -> No
         log.warning("SIGHUP: the registry could not be read: %s", problem)
     else:
         log.info("SIGHUP: the registry was read")
+
+
+def _start_no_connection(bound: socket.socket) -> None:
+    """Makes the kernel drop what starts a connection to this port. Callers try again after a second and are
+    refused then, because the port is closed. On systems without such filters the port is simply closed."""
+    steps = ctypes.create_string_buffer(_ONLY_OPEN)
+    program = struct.pack("HP", len(_ONLY_OPEN) // 8, ctypes.addressof(steps))
+    if sys.platform != "linux":
+        return
+    with contextlib.suppress(OSError):  # a sandbox may forbid filters
+        bound.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
 
 def url_of(host: str, port: int) -> str:
