@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 from gateway import cgroup, environments, events, logs
 from gateway.artifacts.cache import Artifacts
@@ -27,20 +26,19 @@ from gateway.http.parts import Parts
 from gateway.metrics import Metrics, count
 from gateway.names import parse_short
 from gateway.persistence import Persistence
+from gateway.pools import Pools, large
 from gateway.registries.base import Registry
 from gateway.registries.feedback import Feedback
 from gateway.registries.first_read import first_read
 from gateway.registries.watcher import Watch
 from gateway.rollouts.aliases import Aliases
 from gateway.rollouts.gates import Gates
-from gateway.rollouts.operations import Operations
 from gateway.rollouts.policy import policy_of
 from gateway.rollouts.preload import Preload
 from gateway.rollouts.promotions import Promotions
-from gateway.runners.heap import Heap
+from gateway.rollouts.residency import Residency
 from gateway.runners.packs import Packs
 from gateway.runners.placement import Placement
-from gateway.runners.unconfined import Unconfined
 from gateway.runners.zygote import Zygotes
 from gateway.service import Service
 from gateway.serving.eviction import POLICIES
@@ -49,6 +47,8 @@ from gateway.serving.ledger import Ledger
 from gateway.serving.manager import Manager
 from gateway.serving.preparation import Preparation
 from gateway.serving.servable import Options, Servable
+from gateway.upkeep import Upkeep, kept_going, report
+from gateway.views import Views
 
 if TYPE_CHECKING:
     from gateway.settings import Settings
@@ -57,15 +57,8 @@ log = logging.getLogger("gateway")
 
 #: Seconds after its load in which a model is not evicted: an immediate reload would only cost time.
 MIN_RESIDENCY = 0.1
+#: Seconds for which a load waits for room at most.
 CAPACITY_WAIT = 5.0
-IO_THREADS = 8
-FETCH_THREADS = 4
-DISK_THREADS = 4
-BUILD_THREADS = 4
-IO_THREAD = "io"
-MEASURE_INTERVAL = 1.0
-#: The size of the cache is measured once per this many intervals.
-DISK_INTERVAL = 10
 
 
 class Gateway:
@@ -76,33 +69,25 @@ class Gateway:
         self.registry = registry
         self.draining = False
         self._refusing = False
-        self._disk_bytes = 0
-        self._heap = Heap()
-        self._unconfined = Unconfined()
         self.access = Access(settings.admin_key_file or control_key(settings.state_dir))
         self.metrics = Metrics()
         self.feed = Feed()
-        self._say = logs.EventLog()
-        self._io = ThreadPoolExecutor(IO_THREADS, thread_name_prefix=IO_THREAD)
-        # Downloads may be slow or hang: they must not block registry reads or files that are already here.
-        self._fetches = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix=IO_THREAD)
-        self._disk = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix=IO_THREAD)
+        self._pools = Pools()
         self._persistence = Persistence(settings.state_dir, registry, pack_bytes=settings.pack_bytes)
         self._feedback = Feedback(
             registry,
-            self._io,
+            self._pools.registry,
             take=lambda snapshot: self.watch.take(snapshot, "registry"),
             status=settings.mlflow_status,
         )
         sources = sources_for(registry.target, settings.artifact_sources, [settings.registry])
         self._artifacts = Artifacts(settings.cache_dir, settings.disk_limit, sources)
-        self._builds = ThreadPoolExecutor(BUILD_THREADS, thread_name_prefix=IO_THREAD)
         self.environments = environments.store(settings)
-        chooser = Chooser(settings, self.environments, self._builds)
+        chooser = Chooser(settings, self.environments, self._pools.builds)
         self._packages = Packages(
             self._artifacts,
-            self._fetches,
-            self._disk,
+            self._pools.fetches,
+            self._pools.disk,
             policy=formats(settings),
             measured=self._persistence.measurement,
             scanned=self._persistence.scanned,
@@ -148,7 +133,7 @@ class Gateway:
         )
         self.watch = Watch(
             registry,
-            self._io,
+            self._pools.registry,
             interval=settings.poll_interval or registry.poll_interval,
             apply=self.aliases.apply,
             remember=self._persistence.save_snapshot,
@@ -170,21 +155,25 @@ class Gateway:
             self.aliases,
             self.manager,
             registry,
-            self._io,
+            self._pools.registry,
             ask=self.watch.ask,
             take=self.watch.take,
             quiet=lambda version: self._packages.get(version, remember=False),
         )
-        self.operations = Operations(
+        preload = Preload.parsed(settings.preload, settings.default_alias)
+        self.residency = Residency(
+            self.aliases, self.manager, self.watch, registry, self._pools.registry, pending=preload
+        )
+        self.views = Views(
             self.aliases,
             self.manager,
-            self.promotions,
             self.watch,
             registry,
-            self._io,
+            self._pools.registry,
+            trials=self.promotions.trials,
             prepare=self._packages.get,
             fetching=self._packages.fetching,
-            preload=Preload.parsed(settings.preload, settings.default_alias),
+            preload=preload,
         )
         self.connections = Connections(settings.max_connections)
         self.large_bodies = LargeBodies(settings.max_inflight_bytes)
@@ -194,15 +183,23 @@ class Gateway:
             self.manager.stop,
             report=lambda text: self._emit(events.MemoryShort(text)),
         )
-        self._tasks: list[asyncio.Task[Any]] = []
+        self._upkeep = Upkeep(self.manager, self._zygotes, self._packs, self._artifacts, self._pools.registry)
+        self._listeners: tuple[events.Emit, ...] = (
+            partial(count, self.metrics),
+            self.feed.publish,
+            self._feedback.notice,
+            logs.EventLog(),
+            self._upkeep.notice,
+        )
+        self._tasks: list[asyncio.Task[None]] = []
         expose(
             self.metrics,
             self.manager,
             self.ledger,
-            self.operations,
+            self.views,
             self.watch,
             self.connections,
-            lambda: self._disk_bytes,
+            lambda: self._upkeep.disk_bytes,
         )
 
     @property
@@ -210,7 +207,10 @@ class Gateway:
         """The parts that the HTTP layer receives."""
         return Parts(
             self.service,
-            self.operations,
+            self.views,
+            self.promotions,
+            self.residency,
+            self.watch,
             self.access,
             self.metrics,
             self.settings,
@@ -222,19 +222,18 @@ class Gateway:
     async def start(self) -> None:
         """Reads the registry, or its remembered content, and starts the background work. Raises RegistryError
         as `first_read` does."""
-        await first_read(self.registry, self.watch, lambda: self._blocking(self._persistence.last_snapshot))
         loop = asyncio.get_running_loop()
-        # Large bodies are parsed, enforced and encoded in a thread, one at a time: each holds the interpreter
-        # for long, and several together would leave the loop no turn.
-        loop.set_default_executor(ThreadPoolExecutor(1, thread_name_prefix="large"))
+        remembered = partial(loop.run_in_executor, self._pools.registry, self._persistence.last_snapshot)
+        await first_read(self.registry, self.watch, remembered)
+        loop.set_default_executor(large())
         self.metrics.lag.start(loop)
         for name, work in {
             "watch": self.watch.run,
-            "preload": self.operations.preloading,
-            "measure": self._measure,
+            "preload": self.residency.preload,
+            "upkeep": self._upkeep.run,
             "governor": self._governor.run,
         }.items():
-            self._tasks.append(loop.create_task(_kept_going(name, work), name=name))
+            self._tasks.append(loop.create_task(kept_going(name, work), name=name))
 
     def refuse(self) -> None:
         """No new work from now on."""
@@ -244,7 +243,7 @@ class Gateway:
     async def stop(self) -> None:
         """Ends everything; requests in flight should have ended."""
         self.refuse()
-        self._heap.close()
+        self._upkeep.close()
         self.metrics.lag.stop()
         for task in self._tasks:
             task.cancel()
@@ -256,35 +255,17 @@ class Gateway:
         await self._zygotes.close()
         await self._persistence.close()
         self.registry.close()
-        self._io.shutdown(wait=False, cancel_futures=True)
-        self._fetches.shutdown(wait=False, cancel_futures=True)
-        self._disk.shutdown(wait=False, cancel_futures=True)
-        self._builds.shutdown(wait=False, cancel_futures=True)
-
-    # How a version becomes something that runs.
-
-    async def _measure(self) -> None:
-        while True:
-            self._disk_bytes = await self._blocking(self._artifacts.bytes)
-            for _ in range(DISK_INTERVAL):
-                await asyncio.sleep(MEASURE_INTERVAL)
-                self._packs.tend()
-                self.manager.remeasure(self._zygotes.bytes + self._packs.overhead)
-                self.manager.retire_idle()
-                self.manager.tend()
-                self._zygotes.tend_orphans()
+        self._pools.close()
 
     def _observe(self, prepared: Prepared, what: str, reason: str) -> None:
-        """Turns news about a version's processes into events."""
-        version = prepared.version
-        if what in ("stuck", "moving"):
-            self._emit(events.Stuck(version.name, version.version, reason))
-        elif what == "restarted":
-            self._emit(events.Restarted(version.name, version.version))
-        else:
-            self._emit(events.Crashed(version.name, version.version, what, reason))
+        report(self._emit, prepared, what, reason)
         if what == "quarantined":
-            self.manager.quarantine(version, reason)
+            self.manager.quarantine(prepared.version, reason)
+
+    def _emit(self, event: events.Event) -> None:
+        """Passes an event to metrics, event stream, registry, log and upkeep."""
+        for listener in self._listeners:
+            listener(event)
 
     def _in_use(self) -> set[str]:
         return {servable.version.name for servable in self.manager} | self.aliases.busy()
@@ -292,31 +273,3 @@ class Gateway:
     def _forget(self, names: set[str]) -> None:
         self.aliases.forget(names)
         self._feedback.forget(names)
-
-    async def _blocking(self, function: Callable[[], Any]) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._io, function)
-
-    def _emit(self, event: events.Event) -> None:
-        """Passes an event to metrics, registry and log."""
-        count(self.metrics, event)
-        self.feed.publish(event)
-        self._feedback.notice(event)
-        self._say(event)
-        if isinstance(event, events.Loaded):
-            self._heap.settle_soon()
-            for servable in self.manager:
-                loaded = (servable.version.name, servable.version.version) == (event.model, event.version)
-                if loaded and servable.runner is not None:
-                    self._unconfined.check(servable.runner.status().get("confinement", {}))
-
-
-async def _kept_going(name: str, work: Callable[[], Awaitable[None]]) -> None:
-    """Runs background work; logs an unexpected failure and starts the work again."""
-    while True:
-        try:
-            await work()
-        except Exception:
-            log.exception("%s failed; it goes on", name)
-            await asyncio.sleep(MEASURE_INTERVAL)
-        else:
-            return

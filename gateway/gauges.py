@@ -7,17 +7,17 @@ from collections.abc import Callable
 from gateway.http.connections import Connections, descriptors
 from gateway.metrics import Metrics
 from gateway.registries.watcher import Watch
-from gateway.rollouts.operations import Operations
 from gateway.serving.ledger import Ledger
 from gateway.serving.manager import Manager
 from gateway.serving.servable import Servable
+from gateway.views import Views
 
 
 def expose(
     metrics: Metrics,
     manager: Manager,
     ledger: Ledger[Servable],
-    operations: Operations,
+    views: Views,
     watch: Watch,
     connections: Connections,
     disk: Callable[[], float],
@@ -33,14 +33,14 @@ def expose(
         return found
 
     metrics.watch(
-        memory=operations.memory,
+        memory=views.memory,
         models=lambda: {(s.version.name, s.version.version): ledger[s].bytes for s in manager if s in ledger},
         mismatches=lambda: [
             (s.version.name, s.version.version) for s in manager if s.mismatch is not None and s in ledger
         ],
         queue=queues,
-        aliases=operations.alias_states,
-        rollouts=operations.rollout_phases,
+        aliases=views.alias_states,
+        rollouts=views.rollout_phases,
         stuck=manager.stuck,
         disk=disk,
         registry_age=watch.age,

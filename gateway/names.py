@@ -152,10 +152,16 @@ def check_version(version: str) -> str:
     return version
 
 
+def near(word: str, known: Iterable[str]) -> str | None:
+    """The known name that is most like a word; None where none is like it."""
+    found = difflib.get_close_matches(word, known, n=1)
+    return found[0] if found else None
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:
     """A hint at the names that are most like a word that is not known; None where none is."""
-    near = difflib.get_close_matches(word, known, n=3)
-    return f"did you mean {' or '.join(near)}?" if near else None
+    found = difflib.get_close_matches(word, known, n=3)
+    return f"did you mean {' or '.join(found)}?" if found else None
 
 
 def _decoded(raw: bytes) -> str:

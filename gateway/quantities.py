@@ -1,4 +1,5 @@
-"""Durations, sizes and lists as people write them in settings and policies: `5s`, `20GB`, `a,b`.
+"""Durations, sizes, lists and times as people write and read them: `5s`, `20GB`, `a,b`,
+`2026-01-31T09:00:00Z`.
 
 Knows no setting.
 """
@@ -6,6 +7,7 @@ Knows no setting.
 from __future__ import annotations
 
 import re
+import time
 from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
@@ -53,6 +55,11 @@ def listed(value: object) -> object:
     if isinstance(value, str):
         return [item.strip() for item in value.split(",") if item.strip()]
     return value
+
+
+def utc(moment: float) -> str:
+    """Unix seconds as a UTC time: `2026-01-31T09:00:00Z`."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(moment))
 
 
 def _quantity(pattern: str, what: str) -> WithJsonSchema:

@@ -23,11 +23,12 @@ from typing import TYPE_CHECKING, Any, Final
 import uvicorn
 
 from gateway import logs
-from gateway.app import IO_THREAD, Gateway
+from gateway.app import Gateway
 from gateway.errors import Problem
 from gateway.http.build import build
 from gateway.http.protocol import protocol
 from gateway.names import Reference, parse_uri, url_path
+from gateway.pools import IO_THREAD
 from gateway.registries import default_target, open_registry
 from gateway.registries.base import Registry, RegistryError
 from gateway.registries.listed import ListedModels, Subset

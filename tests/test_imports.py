@@ -75,18 +75,25 @@ LAYERS: dict[str, Layer] = {
     "service": Layer(SERVICE, CORE_LIBRARIES, loaders=True),
     "logs": Layer(LEAVES, frozenset({"orjson"})),
     "http": Layer(
-        SERVICE | {"http", "metrics"},
-        frozenset({"starlette", "uvicorn", "httptools", "orjson", "numpy", "pyarrow"}),
+        SERVICE | {"http", "metrics", "views"},
+        frozenset(
+            {"pydantic", "pydantic_core", "starlette", "uvicorn", "httptools", "orjson", "numpy", "pyarrow"}
+        ),
         loaders=True,
     ),
     "metrics": Layer(
         SERVICE | {"metrics"}, frozenset({"prometheus_client", "orjson", "numpy"}), loaders=True
     ),
-    "gauges": Layer(SERVICE | {"http", "metrics"}, NO_LIBRARY),
+    "views": Layer(SERVICE | {"views"}, NO_LIBRARY, loaders=True),
+    "gauges": Layer(SERVICE | {"views", "http", "metrics"}, NO_LIBRARY),
+    "pools": Layer(NO_LIBRARY, NO_LIBRARY),
+    "upkeep": Layer(SERVICE, NO_LIBRARY),
     "persistence": Layer(LEAVES | PARTS, NO_LIBRARY, loaders=True),
     "api": Layer(LEAVES | PARTS | {"api"}, frozenset({"numpy", "pandas"}), loaders=True),
 }
-EVERYTHING = frozenset({"app", "server", "cli", "__main__", "__init__", "demo", "commands"})
+EVERYTHING = frozenset(
+    {"app", "upkeep", "views", "pools", "server", "cli", "__main__", "__init__", "demo", "commands"}
+)
 
 
 @dataclass(frozen=True)

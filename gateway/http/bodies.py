@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import csv
-import difflib
 import io
 import zlib
 from collections import Counter
@@ -306,8 +305,8 @@ def _nearest(document: Mapping[str, Any], known: tuple[str, ...]) -> str | None:
     """The member that was most likely meant; looked for among a few short ones:
     a caller chose them."""
     for key in islice(document, _NEAR_NAMES):
-        if len(key) <= _NEAR_LENGTH and (near := difflib.get_close_matches(key.lower(), known, n=1)):
-            return f"did you mean {near[0]}?"
+        if len(key) <= _NEAR_LENGTH and (found := names.near(key.lower(), known)):
+            return f"did you mean {found}?"
     return None
 
 

@@ -1,15 +1,17 @@
-"""Views and verbs over HTTP (CONTRACT §8): a table of paths in front of `Operations`.
+"""Views and verbs over HTTP (CONTRACT §8): a table of paths in front of `Views`,
+`Promotions` and `Residency`.
 
-Knows paths, queries and the fields of bodies; what they mean is `Operations`' affair. Paths are matched as
+Knows paths, queries, bodies (`schemas`) and status codes; decides nothing about a model. Paths are matched as
 they came, still percent-encoded, so that `%40` and `%2F` belong to a name.
 """
 
 from __future__ import annotations
 
 import asyncio
-import difflib
+import contextlib
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from starlette.exceptions import HTTPException
@@ -20,16 +22,21 @@ from starlette.types import Receive, Scope, Send
 
 from gateway import names
 from gateway.errors import Detail, Problem
-from gateway.http import answers, bodies, problems
+from gateway.http import answers, bodies, problems, schemas
+from gateway.http.schemas import AnyBody
 from gateway.names import Reference
 from gateway.registries.webhooks import Deliveries, concerned
+from gateway.rollouts.residency import LONGEST_WAIT
+from gateway.views import View
 from loaders.batch import Value
 
 if TYPE_CHECKING:
     from gateway.http.parts import Parts
     from gateway.record import RequestRecord
+    from gateway.rollouts.promotions import Moved
 
-Result: TypeAlias = "dict[str, Any] | tuple[int, dict[str, Any]] | Response"
+Content: TypeAlias = "View | dict[str, Any]"
+Result: TypeAlias = "Content | tuple[int, Content] | Response"
 Handler: TypeAlias = "Callable[[Request], Result | Awaitable[Result]]"
 
 MAX_BODY_BYTES: Final = 64 * 1024
@@ -51,7 +58,10 @@ class Control:
     """Everything that is not a prediction. GET is open to all; other methods need control access."""
 
     def __init__(self, parts: Parts) -> None:
-        self._operations = parts.operations
+        self._views = parts.views
+        self._promotions = parts.promotions
+        self._residency = parts.residency
+        self._watch = parts.watch
         self._access = parts.access
         self._draining = parts.draining
         self._feed = parts.feed
@@ -119,6 +129,7 @@ class Control:
                 result = await result
             if not isinstance(result, Response):
                 status, content = result if isinstance(result, tuple) else (200, result)
+                content = content.to_json() if isinstance(content, View) else content
                 result = Response(
                     answers.encode_now(Value(content)) + b"\n", status, media_type="application/json"
                 )
@@ -130,44 +141,39 @@ class Control:
     # Views ---------------------------------------------------------------------------------------
 
     def _models(self, request: Request) -> Result:
-        return self._operations.models()
+        return self._views.models()
 
     async def _model(self, request: Request) -> Result:
-        return await self._operations.model(_name(request))
+        return await self._views.model(_name(request))
 
     async def _version(self, request: Request) -> Result:
         reference = _reference(request)
         assert reference.version is not None
         admitted = self._access.admits(request.scope)
-        return await self._operations.version(
-            reference.name,
-            reference.version,
-            example=admitted,
-            runner=admitted,
-        )
+        return await self._views.version(reference.name, reference.version, in_full=admitted)
 
     def _rollouts(self, request: Request) -> Result:
-        return self._operations.rollouts()
+        return self._views.rollouts()
 
     def _rollout(self, request: Request) -> Result:
         reference = _reference(request)
         if reference.alias is None:
             raise Problem("INVALID_REFERENCE", "the path names no alias", hint="GET /rollouts/NAME@ALIAS")
-        return self._operations.rollout_in_full(reference.name, reference.alias)
+        return self._views.rollout_in_full(reference.name, reference.alias)
 
     def _livez(self, request: Request) -> Result:
         return {"alive": True}
 
     def _readyz(self, request: Request) -> Result:
-        ready, detail = self._operations.ready()
+        view = self._views.ready()
         if not self._access.admits(request.scope):
             # Probes come from elsewhere, and need not know where the registry lies.
-            registry = detail["registry"]
+            registry = view.registry
             reason = "it cannot be read now; the log says why" if registry["error"] else None
-            detail = {**detail, "registry": {"age_seconds": registry["age_seconds"], "error": reason}}
+            view = replace(view, registry={"age_seconds": registry["age_seconds"], "error": reason})
         if self._draining():
-            ready, detail = False, {**detail, "ready": False, "draining": True}
-        return (200 if ready else 503), detail
+            view = view.stopping()
+        return (200 if view.ready else 503), view
 
     def _metrics(self, request: Request) -> Result:
         text, content_type = self._rendered(request.headers.get("accept", ""))
@@ -178,38 +184,60 @@ class Control:
     async def _promote(self, request: Request) -> Result:
         name, alias = _alias(request)
         flags = _flags(request, "wait", "dry_run")
-        allowed = {"version": (str,), "expect": (str, None), "force": (bool,), "canary": (list, None)}
-        body = await self._fields(request, allowed)
-        if "version" not in body:
-            raise _invalid("version", "is missing", "string")
-        _check_version(body, "version")
-        _check_version(body, "expect")
-        return await self._operations.promote(
-            name, alias, wait=flags.get("wait", False), dry_run=flags.get("dry_run", False), **body
+        body = await self._body(request, schemas.Promotion)
+        moving = self._promotions.promote(
+            name,
+            alias,
+            body.version,
+            expect=body.expect,
+            force=body.force,
+            dry_run=flags.get("dry_run", False),
+            steps=None if body.canary is None else tuple(body.canary),
         )
-
-    async def _delete_alias(self, request: Request) -> Result:
-        name, alias = _alias(request)
-        _flags(request)
-        await self._fields(request, {})
-        return await self._operations.delete_alias(name, alias)
+        async with moving as moved:
+            return await self._moved(moved, flags)
 
     async def _rollback(self, request: Request) -> Result:
         name, alias = _alias(request)
         flags = _flags(request, "wait")
-        body = await self._fields(request, {"to": (str, None)})
-        _check_version(body, "to")
-        return await self._operations.rollback(name, alias, body.get("to"), wait=flags.get("wait", False))
+        body = await self._body(request, schemas.Rollback)
+        async with self._promotions.rollback(name, alias, body.to) as moved:
+            return await self._moved(moved, flags)
+
+    async def _moved(self, moved: Moved, flags: Mapping[str, bool]) -> Result:
+        """200 for a dry run, and with `wait` once the version serves here; else 202, also when its first step
+        begins."""
+        if not moved.written:
+            return self._views.moved(moved)
+        wait = LONGEST_WAIT if flags.get("wait", False) else None
+        serves = await self._promotions.take_effect(moved, wait=wait)
+        return (200 if serves else 202), self._views.moved(moved)
+
+    async def _delete_alias(self, request: Request) -> Result:
+        name, alias = _alias(request)
+        _flags(request)
+        await self._body(request, schemas.Body)
+        await self._promotions.delete_alias(name, alias)
+        return {"name": name, "alias": alias, "deleted": True}
 
     async def _load(self, request: Request) -> Result:
         reference, flags = _reference(request), _flags(request, "wait")
-        await self._fields(request, {})
-        return await self._operations.load(reference, wait=flags.get("wait", True))
+        await self._body(request, schemas.Body)
+        wait = flags.get("wait", True)
+        found = await self._residency.load(reference, wait=wait)
+        if isinstance(found, tuple):
+            view = replace(self._views.state(*found), name=found[0].name)
+            return (200 if wait else 202), view
+        return 202, self._views.rollout(found.name, found.alias)
 
     async def _unload(self, request: Request) -> Result:
         reference, flags = _reference(request), _flags(request, "wait")
-        await self._fields(request, {})
-        return await self._operations.unload(reference, wait=flags.get("wait", True))
+        await self._body(request, schemas.Body)
+        wait = flags.get("wait", True)
+        version, servable = await self._residency.unload(reference, wait=wait)
+        if version is None:
+            return {"name": reference.name, "state": "UNLOADED"}
+        return (200 if wait else 202), replace(self._views.state(version, servable), name=version.name)
 
     def _events(self, request: Request) -> Result:
         self._access.check(request.scope)
@@ -220,20 +248,22 @@ class Control:
     async def _direct(self, request: Request) -> Result:
         reference = _reference(request)
         _flags(request)
-        await self._fields(request, {})
+        await self._body(request, schemas.Body)
         if reference.alias is None:
             hint = "POST /rollouts/NAME@ALIAS/VERB"
             raise Problem("INVALID_REFERENCE", "the path names no alias", hint=hint)
         verb = request.scope["path"].rpartition("/")[2]
-        return self._operations.direct(reference.name, reference.alias, verb)
+        self._promotions.direct(reference.name, reference.alias, verb)
+        return self._views.rollout_in_full(reference.name, reference.alias)
 
     async def _refresh(self, request: Request) -> Result:
         _flags(request)
-        await self._fields(request, {})
-        return await self._operations.refresh()
+        await self._body(request, schemas.Body)
+        await self._watch.look()
+        return self._watch.status()
 
     async def _document(self, request: Request) -> Result:
-        content, stamp = await self._operations.document()
+        content, stamp = await self._views.document()
         headers = {"etag": f'"{stamp}"', "content-type": "application/yaml"}
         if headers["etag"] in request.headers.get("if-none-match", ""):
             return Response(status_code=304, headers=headers)
@@ -254,54 +284,28 @@ class Control:
         finally:
             self._bodies.release(len(body))
         if reference is not None:
-            task = asyncio.get_running_loop().create_task(self._operations.hint(reference))
+            task = asyncio.get_running_loop().create_task(self._look_again(reference))
             self._hints.add(task)
             task.add_done_callback(self._hints.discard)
         return {"accepted": True, "repeated": not fresh}
 
-    async def _fields(
-        self, request: Request, allowed: Mapping[str, tuple[type | None, ...]]
-    ) -> dict[str, Any]:
-        """The body's members, each of one of its types (None: null); an empty body has none."""
+    async def _look_again(self, reference: Reference) -> None:
+        """Something happened to a model: if it is in use, the registry is asked now."""
+        if self._views.follows(reference.name):
+            with contextlib.suppress(Problem):  # the next poll asks again
+                await self._watch.ask(reference)
+
+    async def _body(self, request: Request, kind: type[AnyBody]) -> AnyBody:
+        """The body of a call; an empty one has no members."""
         body = await self._bodies.read(request.receive, dict(request.scope["headers"]))
         try:
-            return {} if not body.strip() else fields(bodies.decode_object(body), allowed)
+            return schemas.parsed(kind, bodies.decode_object(body) if body.strip() else {})
         finally:
             self._bodies.release(len(body))
 
 
-def fields(document: dict[str, Any], allowed: Mapping[str, tuple[type | None, ...]]) -> dict[str, Any]:
-    """The document, if it has no other member and no value of another type. Raises MALFORMED_BODY for an
-    unknown member, naming the nearest, and INVALID_INPUT for a type, with its path."""
-    for key in document:
-        if key not in allowed:
-            shown = key if len(key) <= 64 else f"{key[:61]}..."
-            known = f"known fields: {', '.join(allowed)}" if allowed else "this takes no fields"
-            near = difflib.get_close_matches(key, allowed, n=1)
-            raise Problem(
-                "MALFORMED_BODY",
-                f"the field {shown!r} is not known",
-                details=[Detail(shown, "is not known")],
-                hint=f"did you mean {near[0]}?" if near else known,
-            )
-    for key, value in document.items():
-        if (None if value is None else type(value)) not in allowed[key]:
-            kinds = {str: "string", bool: "boolean", list: "array", None: "null"}
-            expected = " or ".join(kinds[kind] for kind in allowed[key])  # type: ignore[index]
-            raise _invalid(key, "has the wrong type", expected, bodies.json_kind(value))
-    return document
-
-
 def _invalid(path: str, problem: str, expected: str, got: str | None = None) -> Problem:
     return Problem("INVALID_INPUT", f"{path} {problem}", details=[Detail(path, problem, expected, got)])
-
-
-def _check_version(body: Mapping[str, Any], field: str) -> None:
-    if body.get(field) is not None:
-        try:
-            names.check_version(body[field])
-        except names.InvalidReference:
-            raise _invalid(field, "is not a version", "a positive whole number, as a string") from None
 
 
 def _flags(request: Request, *allowed: str) -> dict[str, bool]:

@@ -52,7 +52,7 @@ class Lookalikes:
     """Answers every path for which `is_here` holds."""
 
     def __init__(self, parts: Parts, prediction: Prediction) -> None:
-        self._operations = parts.operations
+        self._views = parts.views
         self._prediction = prediction
 
     async def serve(self, scope: Scope, receive: Receive, send: Send, path: bytes) -> None:
@@ -82,21 +82,21 @@ class Lookalikes:
 
     async def _view(self, path: bytes) -> dict[str, Any]:
         if path == V1_MODELS:
-            return {"models": [model["name"] for model in self._operations.models()["models"]]}
+            return {"models": [model.name for model in self._views.models().models]}
         if path.startswith(V1_MODELS + b"/"):
             return await self._status(_v1_reference(path[len(V1_MODELS) + 1 :]))
         if path in (LISTED, LISTED + b"/"):
-            models = self._operations.models()["models"]
-            return {"endpoints": [_endpoint(model["name"]) for model in models], "next_page_token": None}
+            endpoints = [_endpoint(model.name) for model in self._views.models().models]
+            return {"endpoints": endpoints, "next_page_token": None}
         if path.startswith(LISTED + b"/"):
             reference = names.parse_path(path[len(LISTED) + 1 :])
-            await self._operations.readiness(reference)
+            await self._views.readiness(reference)
             return _endpoint(reference.name)
         raise problems.not_found()
 
     async def _status(self, reference: Reference) -> dict[str, Any]:
         """What KServe says of a model (`name`, `ready`) and what TensorFlow Serving does."""
-        version, reason = await self._operations.readiness(reference)
+        version, reason = await self._views.readiness(reference)
         status = {"error_code": "OK", "error_message": ""}
         if reason is not None:
             status = {"error_code": "UNAVAILABLE", "error_message": reason}

@@ -11,9 +11,12 @@ if TYPE_CHECKING:
     from gateway.http.feed import Feed
     from gateway.http.large import LargeBodies
     from gateway.metrics import Metrics
-    from gateway.rollouts.operations import Operations
+    from gateway.registries.watcher import Watch
+    from gateway.rollouts.promotions import Promotions
+    from gateway.rollouts.residency import Residency
     from gateway.service import Service
     from gateway.settings import Settings
+    from gateway.views import Views
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +24,10 @@ class Parts:
     """`draining`: whether the gateway is stopping and clients should go elsewhere."""
 
     service: Service
-    operations: Operations
+    views: Views
+    promotions: Promotions
+    residency: Residency
+    watch: Watch
     access: Access
     metrics: Metrics
     settings: Settings

@@ -88,7 +88,8 @@ class OpenInference:
     """Answers every path that begins with `/v2`."""
 
     def __init__(self, parts: Parts, prediction: Prediction) -> None:
-        self._operations = parts.operations
+        self._views = parts.views
+        self._residency = parts.residency
         self._access = parts.access
         self._draining = parts.draining
         self._prediction = prediction
@@ -125,7 +126,7 @@ class OpenInference:
             return _get(scope, lambda: {"live": True})
         if path == b"/v2/health/ready":
             _get(scope, dict)
-            ready = self._operations.ready()[0] and not self._draining()
+            ready = self._views.ready().ready and not self._draining()
             return (200 if ready else 503), {"ready": ready}
         if not path.startswith(b"/v2/models/"):
             raise problems.not_found()
@@ -137,22 +138,22 @@ class OpenInference:
     async def _ready(self, reference: Reference, scope: Scope) -> tuple[int, Any]:
         query = parse_qs(scope.get("query_string", b"").decode("latin-1"))
         if query.get("load") == ["true"]:
-            await self._operations.load(reference)
-        version, reason = await self._operations.readiness(reference)
+            await self._residency.load(reference)
+        version, reason = await self._views.readiness(reference)
         about = {"name": version.name, "version": version.version, "ready": reason is None}
         if reason is None:
             return 200, about
         raise Problem("MODEL_UNAVAILABLE", reason, retry_after=1.0)
 
     async def _metadata(self, reference: Reference) -> dict[str, Any]:
-        described = await self._operations.described(reference)
+        described = await self._views.described(reference)
         package = described.prepared.package
         signature = package.signature
-        model = await self._operations.model(described.version.name)
+        model = await self._views.model(described.version.name)
         flavors = sorted(set(package.flavors) - {"python_function"})
         return {
             "name": described.version.name,
-            "versions": [version["version"] for version in model["versions"]],
+            "versions": [version.version for version in model.versions],
             "platform": f"mlflow_{flavors[0] if flavors else 'pyfunc'}",
             "inputs": [] if signature is None else tensors(signature.inputs or (), "input"),
             "outputs": [] if signature is None else tensors(signature.outputs or (), v2_tensors.UNNAMED),
@@ -168,7 +169,7 @@ class OpenInference:
             target, _, verb = rest[7:].rpartition(b"/")
             if target and verb in (b"load", b"unload"):
                 self._access.check(scope)
-                act = self._operations.load if verb == b"load" else self._operations.unload
+                act = self._residency.load if verb == b"load" else self._residency.unload
                 await act(_reference(target))
                 return 200, {}
         raise problems.not_found()
@@ -182,14 +183,14 @@ class OpenInference:
 
     def _index(self, only_ready: bool) -> list[dict[str, Any]]:
         found = []
-        for model in self._operations.models()["models"]:
-            for version in model["versions"]:
-                state = _STATES.get(version["state"], "UNAVAILABLE")
-                reason = version["reason"] or ""
-                if version["state"] == "UNLOADED":
+        for model in self._views.models().models:
+            for version in model.versions:
+                state = _STATES.get(version.state, "UNAVAILABLE")
+                reason = version.reason or ""
+                if version.state == "UNLOADED":
                     reason = "not loaded; the first request loads it"
                 if state == "READY" or not only_ready:
-                    one = {"name": model["name"], "version": version["version"]}
+                    one = {"name": model.name, "version": version.version}
                     found.append({**one, "state": state, "reason": reason})
         return found
 

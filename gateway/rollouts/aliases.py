@@ -36,6 +36,7 @@ from gateway import backoff
 from gateway.errors import Problem
 from gateway.events import AliasDeleted, Emit, Swapped, SwapRefused
 from gateway.names import Reference
+from gateway.quantities import utc
 from gateway.registries import base
 from gateway.registries.base import Finding, Snapshot, Version, find_alias, resolve
 from gateway.rollouts import records
@@ -166,6 +167,11 @@ class Aliases:
         if serving is not None and (serving is found.desired or self._manager.is_ready(serving)):
             return Target(serving, found)
         return Target(None, found)
+
+    def meant(self, reference: Reference) -> tuple[Version | None, Alias | None]:
+        """The version that a reference stands for, loaded or not, and its alias. Raises Problem 404."""
+        version, found = self.target(reference)
+        return version or (None if found is None else found.serving or found.desired), found
 
     async def settle(self, found: Alias, timeout: float | None) -> Version:
         """The version that answers for an alias whose model is not loaded: desired if it passes its gates,
@@ -569,7 +575,7 @@ class Aliases:
         good = _number(found.serving or found.last_good)
         verdict = None
         if problem.code == "ROLLOUT_REFUSED" and found.verdict is None:
-            at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._wall()))
+            at = utc(self._wall())
             verdict = base.Verdict(target.version, outcome, reason or problem.message, at)
         if verdict is not None or good is not None:
             self._found_out(Finding(found.name, found.alias, target.version, good, verdict))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from gateway.errors import Problem
 from gateway.events import Emit, RolloutChanged
+from gateway.quantities import utc
 from gateway.registries import base
 from gateway.registries.base import Verdict
 from gateway.rollouts.phases import TAKEN_BACK, UNDER_WAY, Phase
@@ -108,7 +109,7 @@ class Conductor:
             self._memory.save_rollout(name, alias, None)
             return None
         outcome = "refused" if course.phase is Phase.REFUSED else "rolled_back"
-        at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(course.since))
+        at = utc(course.since)
         return Verdict(course.version, outcome, course.reason or "no reason is given", at)
 
     # What is done.

@@ -7,11 +7,11 @@ models; decides nothing about a version.
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import BaseModel, ValidationError
 
+from gateway.names import near
 from gateway.policy import Canary, Guards, Rollout, laid_over, unknown
 from gateway.registries.base import UNREADABLE
 
@@ -59,5 +59,5 @@ def _told(error: Any) -> str:
         return f"{place} {said}"
     parts: dict[str, type[BaseModel]] = {"canary": Canary, "guards": Guards}
     part = parts.get(above[0], Rollout) if above else Rollout
-    near = difflib.get_close_matches(key, part.model_fields, n=1)
-    return f"{place}: unknown key" + (f", did you mean {near[0]}?" if near else "")
+    meant = near(key, part.model_fields)
+    return f"{place}: unknown key" + (f", did you mean {meant}?" if meant else "")

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+#: Seconds in which a version that is loaded begins to serve: a caller who does not wait sees it do so.
+A_MOMENT = 1.0
+
 
 @dataclass(frozen=True, slots=True)
 class Moved:
@@ -138,6 +141,26 @@ class Promotions:
         move = Move(name, alias, to, entry.version, back=True)
         async with self._moved(move, target, force=True, moved_by=ROLLBACK) as moved:
             yield moved
+
+    async def take_effect(self, moved: Moved, *, wait: float | None) -> bool:
+        """Follows a move here until its version serves, or gets its first step. Returns whether the alias
+        serves it. The version is loaded, so that it takes a moment; `wait`: seconds for which the caller
+        waits for it, and then hears of a refusal as a Problem. None: the caller does not wait."""
+        move = moved.move
+        found = self._aliases.open(move.name, move.alias, PROMOTE)
+        if moved.unchanged:
+            self._aliases.clear_error(found)
+        try:
+            await self._aliases.served(found, moved.target, A_MOMENT if wait is None else wait)
+        except Problem:
+            if wait is not None:
+                raise
+        return wait is not None and not found.in_steps
+
+    def direct(self, name: str, alias: str, verb: str) -> None:
+        """`pause`, `resume`, `finish` or `abort` a rollout under way, at once. Raises Problem."""
+        find_alias(self._aliases.snapshot, name, alias)
+        self._aliases.conductor.say(self._aliases.open(name, alias), verb)
 
     async def delete_alias(self, name: str, alias: str) -> None:
         await self._must_be_writable()

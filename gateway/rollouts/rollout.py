@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from gateway.quantities import utc
 from gateway.rollouts.canary import assigned
 from gateway.rollouts.guards import Guards, Limits, Outcome
 from gateway.rollouts.phases import FOLLOWS, Next, Phase, Seen, next_step
@@ -67,7 +68,7 @@ class Course:
         have."""
         if phase not in FOLLOWS[self.phase]:
             raise ValueError(f"a rollout does not go from {self.phase} to {phase}")
-        at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
+        at = utc(now)
         change = {"at": at, "phase": phase.value, **({"reason": reason} if reason else {}), **said}
         kept = (*self.changes, change)[-CHANGES_KEPT:]
         return replace(self, phase=phase, step=step, reason=reason, since=now, paused=False, changes=kept)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gateway.errors import Problem, pathless
 from gateway.events import Dispatched, Emit, Loaded, LoadFailed, Unloaded, Warned
@@ -138,42 +138,19 @@ class Manager:
         servable = self._servables.get(version)
         return servable is not None and servable.status is Status.READY
 
-    @property
-    def evictions(self) -> list[Eviction]:
-        """The last one of each version, oldest first; at most `EVICTIONS_KEPT`."""
-        return list(self._evictions.values())
-
     def failure(self, version: Version) -> Problem | None:
         return self._failures.find(version)
 
-    def view(self, version: Version) -> dict[str, Any]:
-        """What an operator sees of a version here, JSON-ready: the bytes of all that is held of it, where it
-        runs and why, whether a process of it is stuck, its last minute and its last failed request. Of one
-        that is not held: why it was evicted."""
+    def held(self, version: Version) -> list[Servable]:
+        """What holds memory for a version: the servables that leave, and the present one last."""
         held = [servable for servable in self._leaving if servable.version == version]
         if version in self._servables:
             held.append(self._servables[version])
-        view: dict[str, Any] = {"stuck": None, "placement": None, "recent": None, "last_error": None}
-        if not held:
-            gone = self._evictions.get(version)
-            if gone is not None:
-                ago = round(self._clock() - gone.at, 1)
-                view["evicted"] = {"seconds_ago": ago, "for": gone.asking, "why": gone.why}
-            return view
-        servable = held[-1]
-        accounts = [self.ledger[one] for one in held if one in self.ledger]
-        view["bytes"] = sum(account.bytes for account in accounts)
-        view["recent"] = servable.recent.view()
-        if servable.recent.last_error is not None:
-            at, kind = servable.recent.last_error
-            view["last_error"] = {"at": at, "kind": kind, "total": servable.recent.total_errors}
-        if servable.runner is not None:
-            view["stuck"] = servable.runner.stuck
-            view["placement"] = {
-                "isolation": servable.runner.isolation,
-                "reason": servable.runner.placement,
-            }
-        return view
+        return held
+
+    def eviction(self, version: Version) -> Eviction | None:
+        """Why a version was evicted, the last time."""
+        return self._evictions.get(version)
 
     # Leases.
 

@@ -73,7 +73,10 @@ def call(service: Any, *incoming: dict[str, Any], **scope: Any) -> list[dict[str
     app: Any = SimpleNamespace(
         settings=limits,
         service=service,
-        operations=service,
+        views=service,
+        promotions=service,
+        residency=service,
+        watch=service,
         metrics=Metrics(),
         draining=lambda: False,
         large_bodies=None,

@@ -396,7 +396,9 @@ def test_a_busy_model_drains_for_one_that_waits_and_comes_back(tmp_path: Path) -
         await other
         await again
         assert bench.behaviour(version(1)).starts == 2
-        assert bench.manager.evictions[0].why.startswith("it was busy for")
+        gone = bench.manager.eviction(version(1))
+        assert gone is not None
+        assert gone.why.startswith("it was busy for")
         bench.ledger.check()
 
     run(main)
@@ -424,7 +426,9 @@ def test_an_eviction_says_for_whom_and_why(tmp_path: Path) -> None:
         bench = Bench(tmp_path, limit=15 * MB)
         await use(bench, 1)
         await use(bench, 2)
-        (eviction,) = bench.manager.evictions
+        eviction = bench.manager.eviction(version(1))
+        assert eviction is not None
+        assert bench.manager.eviction(version(2)) is None
         assert (eviction.version, eviction.asking) == (version(1), "iris/2")
         assert "least valuable of 1 idle" in eviction.why
         await turns()

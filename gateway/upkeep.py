@@ -1,0 +1,94 @@
+"""What a gateway does about once a second, and after each load: measures what is held, looks after model
+processes, unloads idle models, and turns news about processes into events.
+
+Knows the parts that it looks after. Which model must go is decided by the ledger.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+from typing import TYPE_CHECKING
+
+from gateway import events
+from gateway.runners.heap import Heap
+from gateway.runners.unconfined import Unconfined
+
+if TYPE_CHECKING:
+    from gateway.artifacts.cache import Artifacts
+    from gateway.artifacts.packages import Prepared
+    from gateway.runners.packs import Packs
+    from gateway.runners.zygote import Zygotes
+    from gateway.serving.manager import Manager
+
+log = logging.getLogger("gateway")
+
+MEASURE_INTERVAL = 1.0
+#: The size of the cache is measured once per this many intervals.
+DISK_INTERVAL = 10
+
+
+class Upkeep:
+    """`disk_bytes`: the size of the artifact cache when it was measured last."""
+
+    def __init__(
+        self, manager: Manager, zygotes: Zygotes, packs: Packs, artifacts: Artifacts, io: Executor
+    ) -> None:
+        self._manager = manager
+        self._zygotes = zygotes
+        self._packs = packs
+        self._artifacts = artifacts
+        self._io = io
+        self._heap = Heap()
+        self._unconfined = Unconfined()
+        self.disk_bytes = 0
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            self.disk_bytes = await loop.run_in_executor(self._io, self._artifacts.bytes)
+            for _ in range(DISK_INTERVAL):
+                await asyncio.sleep(MEASURE_INTERVAL)
+                self._packs.tend()
+                self._manager.remeasure(self._zygotes.bytes + self._packs.overhead)
+                self._manager.retire_idle()
+                self._manager.tend()
+                self._zygotes.tend_orphans()
+
+    def notice(self, event: events.Event) -> None:
+        """After a load: settles the heap soon, and says what confinement the model lacks."""
+        if not isinstance(event, events.Loaded):
+            return
+        self._heap.settle_soon()
+        for servable in self._manager:
+            loaded = (servable.version.name, servable.version.version) == (event.model, event.version)
+            if loaded and servable.runner is not None:
+                self._unconfined.check(servable.runner.status().get("confinement", {}))
+
+    def close(self) -> None:
+        self._heap.close()
+
+
+def report(emit: events.Emit, prepared: Prepared, what: str, reason: str) -> None:
+    """Turns news about a version's processes into an event."""
+    version = prepared.version
+    if what in ("stuck", "moving"):
+        emit(events.Stuck(version.name, version.version, reason))
+    elif what == "restarted":
+        emit(events.Restarted(version.name, version.version))
+    else:
+        emit(events.Crashed(version.name, version.version, what, reason))
+
+
+async def kept_going(name: str, work: Callable[[], Awaitable[None]]) -> None:
+    """Runs background work; logs an unexpected failure and starts the work again."""
+    while True:
+        try:
+            await work()
+        except Exception:
+            log.exception("%s failed; it goes on", name)
+            await asyncio.sleep(MEASURE_INTERVAL)
+        else:
+            return

@@ -1,0 +1,58 @@
+"""What the verified files of a version say: flavor, signature, environment and example.
+
+Knows packages. An example may be real data, so it is read only where a caller may see it.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from loaders import recorded
+from loaders.package import Package, PackageError
+
+if TYPE_CHECKING:
+    from gateway.artifacts.packages import Prepared
+    from gateway.registries.base import Version
+
+
+class Described(NamedTuple):
+    """A version under the alias that named it, and its verified files."""
+
+    version: Version
+    alias: str | None
+    prepared: Prepared
+
+
+def environment(prepared: Prepared) -> dict[str, Any]:
+    """What the package was made with, how this interpreter differs, and where it runs once it is loaded."""
+    view: dict[str, Any] = {"python_version": prepared.package.python_function.get("python_version")}
+    if prepared.needs is not None:
+        view["python_version"] = prepared.needs.facts.python or None
+        view |= prepared.needs.check.to_json()
+    if prepared.runtime is not None:
+        view |= prepared.runtime.to_json()
+    return view
+
+
+def example(package: Package) -> dict[str, Any] | None:
+    try:
+        given, params = package.example_input()
+    except PackageError:
+        return None  # the version's warnings say so once it is loaded
+    return None if given is None else {given.form: given.data, "params": params}
+
+
+def example_answer(package: Package) -> Any | None:
+    try:
+        return recorded.read(package)
+    except recorded.Unreadable:
+        return None  # the version's warnings say so once it is loaded
+
+
+def signature(package: Package) -> dict[str, Any] | None:
+    """MLflow keeps the parts of a signature as JSON within JSON; here they are what they say."""
+    if package.signature is None:
+        return None
+    document = package.signature.to_json()
+    return {key: json.loads(part) if isinstance(part, str) else part for key, part in document.items()}

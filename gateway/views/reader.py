@@ -1,0 +1,386 @@
+"""Reads the views from the live parts: aliases, manager, registry watcher. Changes nothing.
+
+`Views` is what the control routes, the V1 and V2 routes and the gauges are given. It knows no protocol.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import Executor
+from dataclasses import replace
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from gateway.errors import Problem
+from gateway.names import Reference, check_version
+from gateway.quantities import utc
+from gateway.registries.base import Model, Registry, Version, find_alias, resolve
+from gateway.registries.document import dump
+from gateway.serving.ledger import State
+from gateway.serving.servable import Phase, Servable, Status
+from gateway.views import contents
+from gateway.views.contents import Described
+from gateway.views.shapes import (
+    ABSENT,
+    Absent,
+    CourseView,
+    DryRunView,
+    ModelsView,
+    ModelView,
+    ReadinessView,
+    RolloutsView,
+    RolloutView,
+    VersionView,
+    number,
+)
+
+if TYPE_CHECKING:
+    from gateway.artifacts.packages import Fetched, Prepared
+    from gateway.registries.watcher import Watch
+    from gateway.rollouts.alias import Alias
+    from gateway.rollouts.aliases import Aliases
+    from gateway.rollouts.gates import Trial
+    from gateway.rollouts.preload import Preload
+    from gateway.rollouts.promotions import Moved
+    from gateway.serving.manager import Manager
+
+T = TypeVar("T")
+
+#: So many aliases have series before they are used.
+SHOWN_ALIASES = 1000
+
+
+class Views:
+    """`trials` are the promotions that are being checked now, by model and alias; `prepare` gets a version's
+    verified files without loading it; `fetching` is the progress of downloads; `preload` is what readiness
+    waits for. Every method runs on the event loop; what blocks goes through `io`. Raises Problem."""
+
+    def __init__(
+        self,
+        aliases: Aliases,
+        manager: Manager,
+        watch: Watch,
+        registry: Registry,
+        io: Executor,
+        *,
+        trials: Mapping[tuple[str, str], Trial],
+        prepare: Callable[[Version], Awaitable[Prepared]],
+        fetching: Mapping[Version, Fetched],
+        preload: Preload,
+        wall: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._aliases = aliases
+        self._manager = manager
+        self._watch = watch
+        self._registry = registry
+        self._io = io
+        self._trials = trials
+        self._prepare = prepare
+        self._fetching = fetching
+        self._preload = preload
+        self._wall = wall
+        self._clock = clock
+        self._document: tuple[bytes, str] | None = None
+
+    # Models and versions.
+
+    def models(self) -> ModelsView:
+        held = {servable.version: servable for servable in self._manager}
+        models = self._aliases.snapshot.models.values()
+        return ModelsView(tuple(self._model(model, held) for model in models), self._registry.writable)
+
+    async def model(self, name: str) -> ModelView:
+        """A model with the rollouts of its aliases."""
+        await self._ask_for(Reference(name))
+        model = self._registered(name)
+        held = {servable.version: servable for servable in self._manager}
+        return replace(
+            self._model(model, held),
+            rollouts={alias: self.rollout(name, alias) for alias in model.aliases},
+            writable=self._registry.writable,
+        )
+
+    async def version(self, name: str, number: str, *, in_full: bool = False) -> VersionView:
+        """One version, with what its verified files say. `in_full`: with its processes, and with its saved
+        example, which may be real data."""
+        await self._ask_for(Reference(name, version=check_version(number)))
+        version = resolve(self._aliases.snapshot, Reference(name, version=number))
+        aliases = self._registered(name).aliases
+        servable = self._manager.find(version)
+        view = replace(
+            self.state(version, servable),
+            name=name,
+            writable=self._registry.writable,
+            aliases=[alias for alias, entry in aliases.items() if entry.version == number],
+            signature=None,
+            environment=None,
+        )
+        prepared = await self._verified(version, servable)
+        if prepared is None:
+            return view
+        package = prepared.package
+        view = replace(
+            view,
+            signature=contents.signature(package),
+            environment=contents.environment(prepared),
+            flavor=sorted(package.flavors),
+            metadata=package.metadata,
+        )
+        if not in_full:
+            return view
+        runner = None if servable is None else servable.runner
+        return replace(
+            view,
+            runner=ABSENT if runner is None else runner.status(),
+            input_example=await self._blocking(contents.example, package),
+            example_answer=await self._blocking(contents.example_answer, package),
+        )
+
+    def state(self, version: Version, servable: Servable | None) -> VersionView:
+        """A version as it stands here. `servable`: what holds it, None if nothing does."""
+        failure = self._manager.failure(version)
+        state, reason, last_used = Status.UNLOADED, None, None
+        load: Mapping[str, Any] | Absent = ABSENT
+        fetched = self._fetching.get(version) if self._fetching else None
+        if servable is None and failure is not None:
+            state, reason = Status.FAILED, failure.message
+        elif servable is not None:
+            account = self._manager.ledger.find(servable)
+            state = servable.status
+            if state is Status.LOADING:
+                reason, load = self._loading(servable, fetched)
+            if account is not None:
+                last_used = utc(self._wall() - (self._clock() - account.last_used))
+        elif fetched is not None:  # for an alias's gates, before there is anything to load
+            state, reason = Status.LOADING, _fetching(fetched)
+        return VersionView(
+            version=version.version,
+            state=state.value,
+            reason=reason,
+            last_used=last_used,
+            warnings=ABSENT if servable is None else list(servable.warnings),
+            load=load,
+            fetch=ABSENT if fetched is None else {"bytes": fetched.bytes, "total": fetched.total},
+            digest=version.digest,
+            created=version.created,
+            tags=dict(version.tags),
+            **self._held(version),
+        )
+
+    def _held(self, version: Version) -> dict[str, Any]:
+        """What of a version is in memory: the bytes of all that is held of it, where it runs and why,
+        whether a process of it is stuck, its last minute and its last failed request. Of one that is not
+        held: why it was evicted."""
+        held = self._manager.held(version)
+        if not held:
+            gone = self._manager.eviction(version)
+            if gone is None:
+                return {}
+            ago = round(self._clock() - gone.at, 1)
+            return {"evicted": {"seconds_ago": ago, "for": gone.asking, "why": gone.why}}
+        servable, ledger = held[-1], self._manager.ledger
+        found: dict[str, Any] = {
+            "bytes": sum(ledger[one].bytes for one in held if one in ledger),
+            "recent": servable.recent.view(),
+        }
+        if servable.recent.last_error is not None:
+            at, kind = servable.recent.last_error
+            found["last_error"] = {"at": at, "kind": kind, "total": servable.recent.total_errors}
+        if (runner := servable.runner) is not None:
+            found["stuck"] = runner.stuck
+            found["placement"] = {"isolation": runner.isolation, "reason": runner.placement}
+        return found
+
+    def _loading(self, servable: Servable, fetched: Fetched | None) -> tuple[str, Mapping[str, Any] | Absent]:
+        """How far a load is, in words and numbers. `expected_seconds`: how long these files took last time,
+        None for new ones."""
+        if fetched is not None:
+            return _fetching(fetched), ABSENT
+        if servable.began is None:
+            if servable.building is not None and servable.phase is Phase.BUILDING:
+                return f"building its environment: {servable.building}", ABSENT
+            return servable.phase.value, ABSENT
+        seconds = round(self._clock() - servable.began, 1)
+        before = None if servable.prepared is None else servable.prepared.load_seconds
+        known = "" if before is None else f" of about {before:.1f} s"
+        load = {"phase": servable.phase.value, "seconds": seconds, "expected_seconds": before}
+        return f"{servable.phase.value} {seconds} s{known}", load
+
+    def _model(self, model: Model, held: Mapping[Version, Servable]) -> ModelView:
+        versions = sorted(model.versions.values(), key=lambda version: int(version.version))
+        return ModelView(
+            model.name,
+            {alias: entry.version for alias, entry in model.aliases.items()},
+            tuple(self.state(version, held.get(version)) for version in versions),
+        )
+
+    async def described(self, reference: Reference) -> Described:
+        """The version that answers for a reference now, with what its files say: they are fetched if they
+        are not here."""
+        await self._ask_for(reference)
+        version, found = self._meant(reference)
+        servable = self._manager.find(version)
+        prepared = None if servable is None else servable.prepared
+        alias = None if found is None else found.alias
+        return Described(version, alias, prepared or await self._prepare(version))
+
+    async def _verified(self, version: Version, servable: Servable | None) -> Prepared | None:
+        """What is known of a version's files once they are verified; a remote one that is not loaded is not
+        fetched for a view."""
+        if servable is not None and servable.prepared is not None:
+            return servable.prepared
+        if "://" in version.source:
+            return None
+        try:
+            return await self._prepare(version)  # of a refused version too: its facts say what would help
+        except Problem as problem:
+            if self._manager.failure(version) is None:
+                self._manager.failed(version, problem)
+            return None
+
+    # Rollouts.
+
+    def rollouts(self) -> RolloutsView:
+        """Every alias of the registry, and what was tried with aliases that do not exist (any more)."""
+        models = self._aliases.snapshot.models.values()
+        views = [self.rollout(model.name, alias) for model in models for alias in model.aliases]
+        gone = [self.rollout(found.name, found.alias) for found in self._aliases if found.phase == "deleted"]
+        tried = [RolloutView.of_attempt(attempt) for attempt in self._aliases.attempts()]
+        return RolloutsView((*views, *gone, *tried))
+
+    def rollout(self, name: str, alias: str) -> RolloutView:
+        found = self._aliases.view(name, alias)
+        if found is not None:
+            return RolloutView.of(found, self._trials.get((name, alias)))
+        attempt = self._aliases.attempt(name, alias)
+        if attempt is None:
+            find_alias(self._aliases.snapshot, name, alias)  # raises: there is no such alias
+            raise Problem("ALIAS_NOT_FOUND", f"{name} has no alias {alias}")
+        return RolloutView.of_attempt(attempt)
+
+    def rollout_in_full(self, name: str, alias: str) -> RolloutView:
+        """One alias with its policy, and with its present or last rollout."""
+        view = self.rollout(name, alias)
+        model = self._aliases.snapshot.models.get(name)
+        policy: Mapping[str, Any] | Absent = ABSENT
+        if model is not None:
+            policy = self._aliases.gates.policy(model).model_dump(exclude_none=True)
+        found = self._aliases.find(name, alias)
+        live = None if found is None else found.rollout
+        course = self._aliases.conductor.course(name, alias) if live is None else live.course
+        shown: CourseView | Absent = ABSENT
+        if course is not None and course.changes:
+            shown = CourseView(
+                course.version,
+                course.service,
+                course.phase.value if live is None else live.shown,
+                course.reason,
+                None if live is None else live.step_view(),
+                course.changes[-1].get("evidence") if live is None else live.evidence(),
+                list(course.changes),
+            )
+        return replace(view, policy=policy, rollout=shown)
+
+    def moved(self, moved: Moved) -> RolloutView | DryRunView:
+        """What came of a promotion or rollback: the alias as it stands now."""
+        move = moved.move
+        checks = [{"check": check, "seconds": seconds} for check, seconds in moved.checks]
+        overruled = list(moved.overruled) or ABSENT
+        if not moved.written:
+            return DryRunView(move.name, move.alias, move.version, moved.previous, checks, overruled)
+        found = self._aliases.find(move.name, move.alias)
+        in_steps = found is not None and found.in_steps
+        view = (self.rollout_in_full if in_steps else self.rollout)(move.name, move.alias)
+        return replace(view, forced_past=overruled, checks=checks)
+
+    def rollout_phases(self) -> dict[tuple[str, str], str]:
+        """The rollouts under way, by model and alias."""
+        return {
+            (found.name, found.alias): found.rollout.course.phase.value
+            for found in self._aliases
+            if found.rollout is not None
+        }
+
+    def alias_states(self) -> dict[tuple[str, str], tuple[str | None, bool]]:
+        """(version in service, whether it differs from the desired one), by model and alias: of every alias
+        in use here, and of others up to `SHOWN_ALIASES`."""
+        shown = {(found.name, found.alias): found for found in self._aliases}
+        for model in islice(self._aliases.snapshot.models.values(), SHOWN_ALIASES):
+            for alias in model.aliases:
+                found = self._aliases.view(model.name, alias)
+                if found is not None and len(shown) < SHOWN_ALIASES:
+                    shown.setdefault((model.name, alias), found)
+        return {key: (number(found.serving), found.diverged) for key, found in shown.items()}
+
+    # The gateway.
+
+    def ready(self) -> ReadinessView:
+        failed = {text: reason for text, reason in self._preload.pending.items() if reason}
+        return ReadinessView(
+            self._watch.seen and self._preload.done,
+            self._watch.status(),
+            list(self._preload.pending),
+            failed,
+            self.memory(),
+        )
+
+    async def readiness(self, reference: Reference) -> tuple[Version, str | None]:
+        """Whether the next request for a reference can be answered: its version, and None, or why it cannot.
+        What is not loaded can be, unless its load failed. Raises Problem for what does not exist."""
+        await self._ask_for(reference)
+        version, found = self._meant(reference)
+        refusal = None if found is None or found.serving is not None else found.refusal
+        if refusal is not None and found is not None and found.last_good in (None, found.desired):
+            return version, refusal.message
+        failure = self._manager.failure(version)
+        return version, None if failure is None or self._manager.is_ready(version) else failure.message
+
+    def memory(self) -> dict[str, float | None]:
+        ledger = self._manager.ledger
+        shared = {"shared": ledger.shared}  # part of what is resident
+        return {
+            "limit_bytes": ledger.limit,
+            **shared,
+            **{state.value: ledger.bytes_in(state) for state in State},
+        }
+
+    def follows(self, name: str) -> bool:
+        """Whether the registry's content here has a model of this name."""
+        return name in self._aliases.snapshot.models
+
+    async def document(self) -> tuple[bytes, str]:
+        """This registry as a document, with absolute sources, and its entity tag: JSON, which is YAML."""
+        snapshot = self._aliases.snapshot
+        if self._document is None or self._document[1] != snapshot.stamp:
+            self._document = (await self._blocking(dump, snapshot.models.values()), snapshot.stamp)
+        return self._document
+
+    # Parts of the above.
+
+    async def _ask_for(self, reference: Reference) -> None:
+        """Asks the registry for what the last snapshot lacks."""
+        await self._watch.ensure(reference, self._aliases.snapshot)
+
+    def _meant(self, reference: Reference) -> tuple[Version, Alias | None]:
+        version, found = self._aliases.meant(reference)
+        if version is None:
+            raise Problem("ALIAS_NOT_FOUND", f"{reference} points to no version")
+        return version, found
+
+    def _registered(self, name: str) -> Model:
+        model = self._aliases.snapshot.models.get(name)
+        if model is None:
+            resolve(self._aliases.snapshot, Reference(name))
+            raise Problem("MODEL_NOT_FOUND", f"there is no model {name!r} in the registry")
+        return model
+
+    async def _blocking(self, function: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._io, function, *args)
+
+
+def _fetching(fetched: Fetched) -> str:
+    total = "" if fetched.total is None else f"/{fetched.total / 1e6:.1f}"
+    return f"fetching {fetched.bytes / 1e6:.1f}{total} MB"

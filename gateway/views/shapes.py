@@ -1,0 +1,228 @@
+"""The views themselves: frozen, typed, with the fields of CONTRACT §8 in the order in which JSON shows them.
+
+Knows the facts that a view is made from and nothing of where they are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Final
+
+from gateway.quantities import utc
+
+if TYPE_CHECKING:
+    from gateway.registries.base import Version
+    from gateway.rollouts.alias import Alias, Attempt
+    from gateway.rollouts.gates import Trial
+    from gateway.state import Served
+
+#: So many stretches of an alias's history are shown.
+SHOWN_HISTORY = 20
+
+
+class Absent(Enum):
+    """The value of a member that a view does not have: its JSON leaves it out."""
+
+    ABSENT = "absent"
+
+
+ABSENT: Final = Absent.ABSENT
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The base of all views."""
+
+    def to_json(self) -> dict[str, Any]:
+        members = {member.name.rstrip("_"): getattr(self, member.name) for member in fields(self)}
+        return {name: _plain(value) for name, value in members.items() if value is not ABSENT}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, View):
+        return value.to_json()
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+# Versions and models.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionView(View):
+    """A version as it stands here. `bytes`: all that is held of it; `evicted`: why it went; `load` and
+    `fetch`: how far they are. From `writable` on: what a view of this version alone says, `flavor` and
+    `metadata` once its files are verified, the rest where the caller may see what may be real data."""
+
+    name: str | Absent = ABSENT
+    version: str
+    state: str
+    reason: str | None
+    bytes: int | None = None
+    last_used: str | None
+    stuck: str | None = None
+    placement: Mapping[str, Any] | None = None
+    recent: Mapping[str, Any] | None = None
+    last_error: Mapping[str, Any] | None = None
+    evicted: Mapping[str, Any] | Absent = ABSENT
+    warnings: list[str] | Absent = ABSENT
+    load: Mapping[str, Any] | Absent = ABSENT
+    fetch: Mapping[str, Any] | Absent = ABSENT
+    digest: str | None
+    created: str | None
+    tags: Mapping[str, str]
+    writable: bool | Absent = ABSENT
+    aliases: list[str] | Absent = ABSENT
+    signature: Mapping[str, Any] | Absent | None = ABSENT
+    environment: Mapping[str, Any] | Absent | None = ABSENT
+    flavor: list[str] | Absent = ABSENT
+    metadata: Mapping[str, Any] | Absent | None = ABSENT
+    runner: Mapping[str, Any] | Absent = ABSENT
+    input_example: Mapping[str, Any] | Absent | None = ABSENT
+    example_answer: Any = ABSENT
+
+
+@dataclass(frozen=True, slots=True)
+class ModelView(View):
+    """A model of the registry with its versions, in the order of their numbers. `rollouts`, by alias, and
+    `writable` are there where one model was asked for."""
+
+    name: str
+    aliases: Mapping[str, str]
+    versions: tuple[VersionView, ...]
+    rollouts: Mapping[str, RolloutView] | Absent = ABSENT
+    writable: bool | Absent = ABSENT
+
+
+@dataclass(frozen=True, slots=True)
+class ModelsView(View):
+    models: tuple[ModelView, ...]
+    writable: bool
+
+
+# Rollouts.
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch(View):
+    """One stretch of serving. `from_` and `until` are UTC times."""
+
+    version: str
+    from_: str
+    until: str | None
+    moved_by: str
+    ended_because: str | None
+
+    @classmethod
+    def of(cls, served: Served) -> Stretch:
+        ended = None if served.ended is None else utc(served.ended)
+        return cls(served.version, utc(served.started), ended, served.moved_by, served.reason)
+
+
+@dataclass(frozen=True, slots=True)
+class CourseView(View):
+    """A rollout: the step, what the guards have seen, and what happened so far."""
+
+    version: str
+    compared_with: str | None
+    phase: str
+    reason: str | None
+    step: Mapping[str, Any] | None
+    evidence: Mapping[str, Any] | None
+    changes: list[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutView(View):
+    """An alias: desired, serving and last good version side by side, and what is under way. Also what was
+    tried with an alias that does not exist (any more).
+
+    `policy` and `rollout` are there in full views; `forced_past` and `checks` after a promotion.
+    """
+
+    name: str
+    alias: str
+    phase: str
+    error: str | None
+    since: str | None
+    desired: str | None = None
+    serving: str | None = None
+    last_good: str | None = None
+    diverged: bool = False
+    unproven: bool = False
+    verdict: Mapping[str, Any] | None = None
+    trial: Mapping[str, Any] | None = None
+    history: tuple[Stretch, ...] = ()
+    policy: Mapping[str, Any] | Absent = ABSENT
+    rollout: CourseView | Absent = ABSENT
+    forced_past: list[str] | Absent = ABSENT
+    checks: list[dict[str, Any]] | Absent = ABSENT
+
+    @classmethod
+    def of(cls, found: Alias, trial: Trial | None) -> RolloutView:
+        return cls(
+            found.name,
+            found.alias,
+            found.phase,
+            found.error,
+            None if found.phase == "unloaded" else utc(found.since),
+            desired=number(found.desired),
+            serving=number(found.serving),
+            last_good=number(found.last_good),
+            diverged=found.diverged,
+            unproven=found.unproven,
+            verdict=None if found.verdict is None else found.verdict.to_json(),
+            trial=None if trial is None else trial.to_json(),
+            history=tuple(Stretch.of(served) for served in found.history[-SHOWN_HISTORY:]),
+        )
+
+    @classmethod
+    def of_attempt(cls, attempt: Attempt) -> RolloutView:
+        return cls(attempt.name, attempt.alias, attempt.phase, attempt.error, utc(attempt.since))
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutsView(View):
+    rollouts: tuple[RolloutView, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DryRunView(View):
+    """A promotion that passed its checks and was not made."""
+
+    name: str
+    alias: str
+    version: str
+    previous: str | None
+    checks: list[dict[str, Any]]
+    forced_past: list[str] | Absent = ABSENT
+    dry_run: bool = True
+    accepted: bool = True
+
+
+# The gateway.
+
+
+@dataclass(frozen=True, slots=True)
+class ReadinessView(View):
+    """Whether the gateway may take traffic: a snapshot was seen, and what must be preloaded is loaded.
+    `draining`: it is stopping."""
+
+    ready: bool
+    registry: Mapping[str, Any]
+    preload_pending: list[str]
+    preload_errors: Mapping[str, str]
+    memory: Mapping[str, float | None]
+    draining: bool | Absent = ABSENT
+
+    def stopping(self) -> ReadinessView:
+        return replace(self, ready=False, draining=True)
+
+
+def number(version: Version | None) -> str | None:
+    return None if version is None else version.version
