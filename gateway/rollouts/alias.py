@@ -92,6 +92,26 @@ class Alias:
         """Whether no version is known to have answered under this alias, here or elsewhere."""
         return self.last_good is None
 
+    @property
+    def stopped(self) -> str:
+        """The phase of an alias whose version is not to serve."""
+        return "refused" if self.verdict is None else self.verdict.outcome
+
+    def show(self, now: float, phase: str, error: str | None = None) -> None:
+        """The alias is in this phase from `now` on, in unix seconds."""
+        if phase != self.phase:
+            self.since = now
+        self.phase, self.error = phase, error
+
+    def renew_attempt(self) -> None:
+        """Whoever waits from now on waits for the end of a new attempt."""
+        if self.attempt is None or self.attempt.done():
+            self.attempt = asyncio.get_running_loop().create_future()
+
+    def end_attempt(self) -> None:
+        if self.attempt is not None and not self.attempt.done():
+            self.attempt.set_result(None)
+
     def __repr__(self) -> str:
         numbers = [None if v is None else v.version for v in (self.desired, self.serving)]
         return f"<Alias {self.name}@{self.alias} desired {numbers[0]}, serving {numbers[1]}, {self.phase}>"
@@ -108,3 +128,8 @@ class Attempt:
     phase: str
     error: str
     since: float
+
+
+def number(version: Version | None) -> str | None:
+    """The number of a version, None for none."""
+    return None if version is None else version.version

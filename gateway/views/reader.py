@@ -18,6 +18,7 @@ from gateway.names import Reference, check_version
 from gateway.quantities import utc
 from gateway.registries.base import Model, Registry, Version, find_alias, resolve
 from gateway.registries.document import dump
+from gateway.rollouts.alias import number
 from gateway.serving.ledger import State
 from gateway.serving.servable import Phase, Servable, Status
 from gateway.views import contents
@@ -33,7 +34,6 @@ from gateway.views.shapes import (
     RolloutsView,
     RolloutView,
     VersionView,
-    number,
 )
 
 if TYPE_CHECKING:

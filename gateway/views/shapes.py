@@ -11,9 +11,9 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway.quantities import utc
+from gateway.rollouts.alias import number
 
 if TYPE_CHECKING:
-    from gateway.registries.base import Version
     from gateway.rollouts.alias import Alias, Attempt
     from gateway.rollouts.gates import Trial
     from gateway.state import Served
@@ -222,7 +222,3 @@ class ReadinessView(View):
 
     def stopping(self) -> ReadinessView:
         return replace(self, ready=False, draining=True)
-
-
-def number(version: Version | None) -> str | None:
-    return None if version is None else version.version

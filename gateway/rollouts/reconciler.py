@@ -1,0 +1,309 @@
+"""The reconciler: moves the serving version of an alias towards the desired one.
+
+    desired moves ──► generation + 1 ──► gates (fetch, digest, format, signature, load, warm-up)
+                                           │ refused: serving stays, error shown, try again later
+                                           ▼
+                         steps of a canary, if the policy has some
+                                           │ worse than the version in service: taken back
+                                           ▼
+                         generation unchanged? ──no──► drop what was loaded, start over
+                                           │ yes
+                                           ▼
+                                   serving = desired        (one assignment)
+
+One task per alias; it ends when the two agree. `rollouts.aliases` starts it and says what is desired. Runs on
+the event loop. Knows versions, gates and leases; no HTTP, processes or files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable, Iterable
+
+from gateway import backoff
+from gateway.errors import Problem
+from gateway.events import Emit, Swapped, SwapRefused
+from gateway.quantities import utc
+from gateway.registries import base
+from gateway.registries.base import Finding, Version
+from gateway.rollouts.alias import Alias, Memory, number
+from gateway.rollouts.conductor import Conductor, TakenBack
+from gateway.rollouts.gates import Gates, Passed
+from gateway.rollouts.lingering import Lingering
+from gateway.rollouts.records import Record
+from gateway.serving.manager import Lease, Manager
+from gateway.state import HISTORY_KEPT, Served
+
+log = logging.getLogger("gateway.aliases")
+
+#: A load that ended so was stopped from outside: the version was not refused.
+INTERRUPTED = frozenset({"MODEL_LOADING", "SHUTTING_DOWN"})
+
+
+class Reconciler:
+    """`gates` decide about versions and `conductor` takes them through their steps. `all_aliases`: those that
+    are followed here; `model`: as the registry has it now; `record`: what is known of an alias for its gates.
+    `found_out` passes on what every gateway should know."""
+
+    def __init__(
+        self,
+        manager: Manager,
+        gates: Gates,
+        conductor: Conductor,
+        memory: Memory,
+        *,
+        all_aliases: Callable[[], Iterable[Alias]],
+        model: Callable[[str], base.Model | None],
+        record: Callable[[str, str], Record],
+        emit: Emit,
+        found_out: Callable[[Finding], None],
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._manager = manager
+        self._gates = gates
+        self._conductor = conductor
+        self._memory = memory
+        self._all = all_aliases
+        self._model = model
+        self._record = record
+        self._emit = emit
+        self._found_out = found_out
+        self._wall = wall
+        self._lingering = Lingering(manager, self.in_use)
+        self._chance = random.Random()
+
+    def start(self, found: Alias) -> asyncio.Future[None]:
+        """Makes sure the reconciler runs. Returns the end of its present attempt (done while it pauses)."""
+        if found.task is None:
+            found.renew_attempt()
+            loop = asyncio.get_running_loop()
+            found.task = loop.create_task(
+                self._reconcile(found), name=f"reconcile {found.name}@{found.alias}"
+            )
+        assert found.attempt is not None
+        return found.attempt
+
+    async def _reconcile(self, found: Alias) -> None:
+        """Moves serving towards desired until they agree, or nothing is loaded that a refusal could spare."""
+        refusals_in_a_row = 0
+        try:
+            while (target := found.goal) is not None and found.serving != target:
+                generation = found.generation
+                found.moved.clear()
+                found.renew_attempt()
+                refusal = await self._attempt(found, target, generation)
+                if generation != found.generation:
+                    refusals_in_a_row = 0
+                    continue  # overtaken: whoever waits, waits for the newer move
+                found.end_attempt()
+                if refusal is None:
+                    continue
+                interrupted = refusal.code in INTERRUPTED
+                if found.serving is None and (found.last_good is None or interrupted):
+                    return  # nothing answers meanwhile: the next request tries again
+                refusals_in_a_row += 1
+                await self._pause(found, refusal, refusals_in_a_row)
+            if found.serving is not None and found.serving == found.desired and found.phase != "deleted":
+                found.show(self._wall(), "serving")
+        finally:
+            found.task = None
+            found.end_attempt()
+
+    async def _attempt(self, found: Alias, target: Version, generation: int) -> Problem | None:
+        """One try to make `target` the serving version. Returns the refusal, None if it was not refused."""
+        found.show(self._wall(), "loading", found.error)
+        # The version in service is held until its replacement serves.
+        held = await self._held(found, target)
+        if generation != found.generation:
+            if held is not None:
+                held.release()
+            return None
+        try:
+            passed = await self._checked_unless_moved(found, target)
+        except Problem as problem:
+            if generation == found.generation:
+                if problem.code in INTERRUPTED:
+                    found.refusal = problem  # for those who wait; nothing is wrong with the version
+                    found.show(self._wall(), "unloaded" if found.serving is None else "serving")
+                else:
+                    self._refused(found, target, problem)
+            return problem
+        except Exception:
+            # A bug must not end the reconciler: what serves goes on serving, and it is tried again.
+            log.exception("%s could not be tried", target)
+            unforeseen = Problem("MODEL_UNAVAILABLE", f"{target} cannot be loaded: the gateway failed")
+            if generation == found.generation:
+                self._refused(found, target, unforeseen)
+            return unforeseen
+        else:
+            if passed is None:
+                return None  # overtaken
+            try:
+                if held is not None and self._in_steps(found, target):
+                    taken_back = await self._conducted(found, target)
+                    if taken_back is not None:
+                        return taken_back
+                if generation == found.generation:
+                    self.serve(found, target, moved_by=found.moved_by)
+                else:
+                    self.let_linger(target)
+            finally:
+                passed.lease.release()
+            return None
+        finally:
+            if held is not None:
+                held.release()
+
+    def _in_steps(self, found: Alias, target: Version) -> bool:
+        model = self._model(found.name)
+        return model is not None and self._conductor.wanted(found, model, target)
+
+    async def _held(self, found: Alias, target: Version) -> Lease | None:
+        """A lease that keeps the version in service, None where there is none. Before steps it must be there
+        to be compared with, and to answer: after a restart it is loaded first, and serves."""
+        serving = found.serving
+        if serving is not None and self._manager.is_ready(serving):
+            return self._manager.lease(serving, pin=True)
+        service = serving or found.last_good
+        if service is None or not self._in_steps(found, target):
+            return None
+        try:
+            held = self._manager.lease(service, pin=True)
+        except Problem:
+            return None  # it cannot be loaded: nothing is left to compare with
+        try:
+            await self._manager.ready(held)
+        except BaseException as error:
+            held.release()
+            if isinstance(error, Problem):
+                return None
+            raise
+        if found.serving is None and target == found.desired:
+            self.serve(found, service, moved_by="fallback")
+            found.show(self._wall(), "loading")
+            found.end_attempt()
+        return held
+
+    async def _conducted(self, found: Alias, target: Version) -> TakenBack | None:
+        """Takes a version that passed its gates through its steps. Requests are answered meanwhile."""
+        found.end_attempt()
+        taken_back = await self._conductor.run(
+            found,
+            lambda: self._model(found.name),
+            target,
+            lambda phase: found.show(self._wall(), phase),
+        )
+        if taken_back is not None:
+            self._refused(found, target, taken_back, taken_back.outcome, taken_back.reason)
+            if not any(target == other.serving for other in self._all()):
+                self._manager.retire(target, "rolled back")
+        return taken_back
+
+    async def _checked_unless_moved(self, found: Alias, target: Version) -> Passed | None:
+        """Runs the gates; gives up as soon as the alias moves: None then. The load ends
+        too, unless it is still wanted."""
+        record = self._record(found.name, found.alias)
+        checking = asyncio.ensure_future(self._gates.check(target, record, force=found.forced))
+        moving = asyncio.ensure_future(found.moved.wait())
+        try:
+            await asyncio.wait({checking, moving}, return_when=asyncio.FIRST_COMPLETED)
+            if not checking.done():
+                checking.cancel()
+                await asyncio.wait({checking})
+                if checking.cancelled() or checking.exception() is not None:
+                    if not any(target in (other.desired, other.serving) for other in self._all()):
+                        self._manager.abandon(target)
+                    return None
+            return checking.result()
+        finally:
+            moving.cancel()
+            if not checking.done():
+                checking.cancel()
+
+    def serve(self, found: Alias, version: Version, moved_by: str) -> None:
+        """The swap."""
+        previous, found.serving = found.serving, version
+        if version == found.desired:
+            found.desired = version
+        found.refusal = None if version is found.desired else found.refusal
+        now = self._wall()
+        if version is found.desired:
+            found.show(self._wall(), "serving")
+        else:
+            found.show(self._wall(), found.stopped, found.error)
+        if not (
+            found.history and found.history[-1].version == version.version and found.history[-1].ended is None
+        ):
+            self._end_history(found, now, f"replaced by {version.version}")
+            served = Served(version.version, now, moved_by)
+            found.history.append(served)
+            del found.history[:-HISTORY_KEPT]
+            self._memory.begin_serving(found.name, found.alias, served)
+        self._lingering.end(version)
+        self._manager.serves(version, True)
+        if previous is not None:
+            self.let_linger(previous)
+        if found.unproven:
+            log.info(
+                "%s@%s serves version %s unproven: no version is known to have served before it",
+                found.name,
+                found.alias,
+                version.version,
+            )
+        number = None if previous is None else previous.version
+        self._emit(Swapped(found.name, found.alias, version.version, number, moved_by))
+
+    def _end_history(self, found: Alias, now: float, reason: str) -> None:
+        if found.history and found.history[-1].ended is None:
+            last = found.history[-1]
+            found.history[-1] = Served(last.version, last.started, last.moved_by, now, reason)
+            self._memory.end_serving(found.name, found.alias, now, reason)
+
+    def _refused(
+        self,
+        found: Alias,
+        target: Version,
+        problem: Problem,
+        outcome: str = "refused",
+        reason: str | None = None,
+    ) -> None:
+        """The version that the registry wants was refused here, or rolled back: other gateways should know.
+        `reason`: without the version, None where the problem's message is all there is."""
+        found.refusal = problem
+        if outcome == "refused":
+            self._emit(SwapRefused(found.name, found.alias, target.version, problem.message))
+        found.show(self._wall(), outcome, problem.message)
+        good = number(found.serving or found.last_good)
+        verdict = None
+        if problem.code == "ROLLOUT_REFUSED" and found.verdict is None:
+            at = utc(self._wall())
+            verdict = base.Verdict(target.version, outcome, reason or problem.message, at)
+        if verdict is not None or good is not None:
+            self._found_out(Finding(found.name, found.alias, target.version, good, verdict))
+
+    async def _pause(self, found: Alias, refusal: Problem, refusals_in_a_row: int) -> None:
+        """Waits until it is worth trying again, or the alias moves. A signature refuses every time."""
+        pause = max(backoff.pause(refusals_in_a_row, chance=self._chance), refusal.retry_after or 0.0)
+        final = refusal.code == "ROLLOUT_REFUSED"
+        waiter = asyncio.ensure_future(found.moved.wait())
+        await asyncio.wait({waiter}, timeout=None if final else pause)
+        waiter.cancel()
+
+    def let_linger(self, version: Version) -> None:
+        if not any(version == found.serving for found in self._all()):
+            self._manager.serves(version, False)
+        self._lingering.begin(version)
+
+    def in_use(self, version: Version) -> bool:
+        return any(version in (found.serving, found.desired) for found in self._all())
+
+    async def close(self) -> None:
+        self._lingering.close()
+        tasks = [found.task for found in self._all() if found.task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
