@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from gateway.http import bodies, v2_tensors
+from gateway.http import bodies, v2_inputs
 from gateway.http.bodies import Parsed
 
 #: A body above either of these, in bytes as sent or as it will be in memory, is parsed elsewhere.
@@ -27,7 +27,7 @@ class Media(NamedTuple):
 def cost(media: Media) -> Callable[[bytes], int]:
     """What tells the memory of such a body once it is parsed, in bytes. It raises Problem."""
     if media.form == "v2":
-        return lambda body: v2_tensors.memory(body, media.parameter)
+        return lambda body: v2_inputs.memory(body, media.parameter)
     return bodies.COSTS[media.form]
 
 
@@ -44,5 +44,5 @@ def is_large(media: Media, body: bytes, becomes: int) -> bool:
 def parse(media: Media, body: bytes) -> Parsed:
     """The body as untyped raw input. Raises Problem."""
     if media.form == "v2":
-        return v2_tensors.parse(body, media.parameter)
+        return v2_inputs.parse(body, media.parameter)
     return bodies.PARSERS[media.form](body)

@@ -1,7 +1,7 @@
 """The Open Inference Protocol (V2) over HTTP, below `/v2`: server, models, inference, model repository.
 
-Knows the protocol's paths and documents; tensors are `v2_tensors`' affair, a prediction is
-`predict.Prediction`'s, and what a model's state means is `Operations`'.
+Knows the protocol's paths and documents; tensors are read by `v2_inputs` and written by `v2_outputs`, a
+prediction is `predict.Prediction`'s, and what a model's state means is `Views`'.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from gateway import __version__, names
 from gateway.errors import Problem
-from gateway.http import answers, bodies, problems, v2_tensors
+from gateway.http import answers, bodies, problems, v2_inputs, v2_outputs
 from gateway.http.dialects import Dialect
 from gateway.http.media import Media
 from gateway.http.problems import JSON, Header
@@ -51,7 +51,7 @@ _STATES: Final = {"READY": "READY", "LOADING": "LOADING", "DRAINING": "UNLOADING
 
 def _media(headers: Mapping[bytes, bytes]) -> Media:
     """V2 clients send JSON with any content type or none, and say by a header where binary data begins."""
-    return Media("v2", v2_tensors.header_length(headers))
+    return Media("v2", v2_inputs.header_length(headers))
 
 
 async def _encode(
@@ -68,7 +68,7 @@ async def _encode(
     said = [None if spec.name is None else str(spec.name) for spec in outputs]
 
     def whole() -> tuple[list[bytes], int | None]:
-        return v2_tensors.encode(about, v2_tensors.outputs(answer.result, said), asks, limit)
+        return v2_outputs.encode(about, v2_outputs.outputs(answer.result, said), asks, limit)
 
     if answers.weight(answer.result) > answers.OFF_LOOP_BYTES:
         if isinstance(answer.result, Columns | Tensors) and not asks["binary"] and asks["outputs"] is None:
@@ -156,7 +156,7 @@ class OpenInference:
             "versions": [version.version for version in model.versions],
             "platform": f"mlflow_{flavors[0] if flavors else 'pyfunc'}",
             "inputs": [] if signature is None else tensors(signature.inputs or (), "input"),
-            "outputs": [] if signature is None else tensors(signature.outputs or (), v2_tensors.UNNAMED),
+            "outputs": [] if signature is None else tensors(signature.outputs or (), v2_outputs.UNNAMED),
             "parameters": {"version": described.version.version, "alias": described.alias or ""},
         }
 
@@ -203,7 +203,7 @@ def tensors(specs: Sequence[ColSpec | TensorSpec], unnamed: str) -> list[dict[st
         name = str(place) if len(specs) > 1 else unnamed
         name = name if spec.name is None else str(spec.name)
         if isinstance(spec, TensorSpec):
-            datatype = v2_tensors.DATATYPES.get(spec.dtype.str.lstrip("<|=>"), "BYTES")
+            datatype = v2_outputs.DATATYPES.get(spec.dtype.str.lstrip("<|=>"), "BYTES")
             found.append({"name": name, "datatype": datatype, "shape": list(spec.shape)})
         else:
             datatype, shape = _of_column(spec.type)

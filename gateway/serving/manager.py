@@ -19,6 +19,7 @@ from gateway.runners.base import FAILURES, Runner
 from gateway.serving.failures import Failures
 from gateway.serving.governor import Reading
 from gateway.serving.ledger import Ledger
+from gateway.serving.room import Eviction, Room
 from gateway.serving.servable import Options, Phase, Servable, Settle, Status, Step
 from gateway.serving.spares import Spares
 
@@ -30,20 +31,8 @@ if TYPE_CHECKING:
 LONGEST_SLOT = 10.0
 #: How long, in seconds, a load may go on after the gateway was told to stop.
 STOP_GRACE = 5.0
-#: How many evictions are kept for `status`.
-EVICTIONS_KEPT = 50
 #: The exceptions of a model whose libraries are missing here.
 _NOT_INSTALLED = ("MissingFramework", "ModuleNotFoundError")
-
-
-@dataclass(frozen=True, slots=True)
-class Eviction:
-    """What went for which version, and why this one. `at`: the manager's time, in seconds."""
-
-    at: float
-    version: Version
-    asking: str
-    why: str
 
 
 class _Slot:
@@ -109,19 +98,23 @@ class Manager:
         self._emit = emit
         self._clock = clock
         self._slots = asyncio.Semaphore(max_concurrent_loads)
-        self._capacity_wait = capacity_wait
         self._servables: dict[Version, Servable] = {}
         self._leaving: set[Servable] = set()
         self._served: set[Version] = set()
         self._loads: dict[Servable, asyncio.Task[None]] = {}
-        self._grants: dict[Servable, asyncio.Future[None]] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._failures = Failures(clock)
-        self._spares = Spares(ledger, self._carry_out_plan)
+        self._room = Room(
+            ledger,
+            clock=clock,
+            capacity_wait=capacity_wait,
+            evict=lambda servable, why: self._close(servable, "evicted", why),
+            drain=lambda version: self.retire(version, "evicted"),
+            give_up_spares=lambda: self._spares.give_up(self._servables.values()),
+        )
+        self._spares = Spares(ledger, self._room.carry_out_plan)
         self._load_seconds = 1.0
-        self._replan_timer: asyncio.TimerHandle | None = None
         self._stop_timer: asyncio.TimerHandle | None = None
-        self._evictions: dict[Version, Eviction] = {}
 
     def __repr__(self) -> str:
         return f"<Manager {len(self._servables)} servables, {len(self._leaving)} leaving, {self.ledger!r}>"
@@ -150,7 +143,7 @@ class Manager:
 
     def eviction(self, version: Version) -> Eviction | None:
         """Why a version was evicted, the last time."""
-        return self._evictions.get(version)
+        return self._room.eviction(version)
 
     # Leases.
 
@@ -207,7 +200,7 @@ class Manager:
         elif servable.abandoned:
             self._cancel_if_unwanted(servable)
         elif self.ledger.waiting:
-            self._carry_out_plan()
+            self._room.carry_out_plan()
 
     # Loading.
 
@@ -242,7 +235,7 @@ class Manager:
             message = f"{version} was {why} while it was loading; the next request loads it"
             self._drop(servable, Problem("MODEL_LOADING", message, retry_after=1))
             self._emit(Unloaded(version.name, version.version, why))
-        self._carry_out_plan()
+        self._room.carry_out_plan()
 
     async def _load(self, servable: Servable, prepared: Prepared | None) -> None:
         version = servable.version
@@ -252,7 +245,7 @@ class Manager:
             self._emit(Dispatched(version.name, version.version, requests, rows))
 
         def reserve(wanted: int) -> Awaitable[None]:
-            return self._reserve(servable, wanted)
+            return self._room.reserve(servable, wanted)
 
         try:
             await servable.prepare(self._prepare, prepared, self._settle)
@@ -293,14 +286,14 @@ class Manager:
             self._emit(Warned(version.name, version.version, warning))
         if servable.retiring is not None:
             self._close_if_unused(servable, servable.retiring)
-        self._carry_out_plan()
+        self._room.carry_out_plan()
 
     def _fail(self, servable: Servable, problem: Problem, seconds: float, trace: str = "") -> None:
         version = servable.version
         self.failed(version, problem)
         self._drop(servable, problem)
         self._emit(LoadFailed(version.name, version.version, seconds, problem.code, problem.message, trace))
-        self._carry_out_plan()
+        self._room.carry_out_plan()
 
     def _drop(self, servable: Servable, problem: Problem) -> None:
         """Ends a servable that never served. Those who lease it wake to `problem`."""
@@ -311,75 +304,7 @@ class Manager:
         self.ledger.drop(servable)
         servable.gone.set()
 
-    # Room.
-
-    async def _reserve(self, servable: Servable, wanted: int) -> None:
-        if self.ledger.ask(servable, wanted):
-            return
-        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._grants[servable] = granted
-        self._carry_out_plan()
-        try:
-            await asyncio.wait({granted}, timeout=self._capacity_wait)
-            if not granted.done():
-                raise Problem(
-                    "CAPACITY_EXCEEDED",
-                    f"{servable.version} needs {_mega(wanted)} MB of memory, and everything loaded is in use",
-                    retry_after=self._capacity_wait,
-                )
-            granted.result()
-        finally:
-            self._grants.pop(servable, None)
-            if not granted.done() or granted.cancelled() or granted.exception() is not None:
-                self.ledger.withdraw(servable)
-
-    def _carry_out_plan(self) -> None:
-        """Does what the ledger decides, until it decides nothing more."""
-        while self.ledger.waiting:
-            plan = self.ledger.plan(self._clock())
-            for key in plan.grant:
-                self.ledger.grant(key)
-                self._answer_grant(key, None)
-            for key in plan.refuse:
-                wanted = self.ledger[key].wanted
-                self.ledger.withdraw(key)
-                limit = f"the limit of all models is {_mega(self.ledger.limit)} MB"
-                message = f"{key.version} needs {_mega(wanted)} MB of memory; {limit}"
-                self._answer_grant(key, Problem("CAPACITY_EXCEEDED", message, retry_after=60))
-            if (plan.evict or plan.drain) and self._spares.give_up(self._servables.values()):
-                return  # what they hold comes first; it is planned again when they are gone
-            leaving = plan.evict + plan.drain
-            asking = (
-                "the processes that models are forked from" if plan.asking is None else plan.asking.version
-            )
-            for key, why in zip(leaving, plan.why, strict=True):
-                self._evictions.pop(key.version, None)
-                self._evictions[key.version] = Eviction(self._clock(), key.version, str(asking), why)
-            while len(self._evictions) > EVICTIONS_KEPT:
-                del self._evictions[next(iter(self._evictions))]
-            for key, why in zip(plan.evict, plan.why, strict=False):
-                self._close(key, "evicted", f"for {asking}: {why}")
-            for key in plan.drain:
-                self.retire(key.version, "evicted")
-            if plan.retry_at is not None:
-                self._plan_again(plan.retry_at)
-            if not (plan.grant or plan.refuse):
-                return
-
-    def _answer_grant(self, servable: Servable, problem: Problem | None) -> None:
-        granted = self._grants.get(servable)
-        if granted is None or granted.done():
-            return
-        if problem is None:
-            granted.set_result(None)
-        else:
-            granted.set_exception(problem)
-
-    def _plan_again(self, at: float) -> None:
-        if self._replan_timer is not None:
-            self._replan_timer.cancel()
-        delay = max(0.0, at - self._clock())
-        self._replan_timer = asyncio.get_running_loop().call_later(delay, self._carry_out_plan)
+    # Processes.
 
     def remeasure(self, shared: int) -> None:
         """Takes what the kernel says now: of every model that can be measured, and of what belongs to none.
@@ -393,16 +318,14 @@ class Manager:
             measured = (
                 None if runner is None or servable.status is not Status.READY else runner.measured_bytes
             )
-            if measured is None or servable in self._grants:
+            if measured is None or self._room.waits(servable):
                 continue
             self.ledger.shrink(servable, measured)
             if not self.ledger.ask(servable, min(measured, self.ledger.limit)):
-                self._carry_out_plan()
+                self._room.carry_out_plan()
                 if servable in self.ledger and self.ledger.waits(servable):
                     self.ledger.withdraw(servable)
-        self._carry_out_plan()
-
-    # Processes.
+        self._room.carry_out_plan()
 
     def tend(self) -> None:
         """Looks after the processes of all models; to be called about once a second."""
@@ -528,7 +451,7 @@ class Manager:
             self.ledger.closed(servable)
             servable.gone.set()
             self._emit(Unloaded(servable.version.name, servable.version.version, reason, why))
-            self._carry_out_plan()
+            self._room.carry_out_plan()
 
     def stop_loading(self) -> None:
         """The gateway stops: loads that go on for more than `STOP_GRACE` seconds are cancelled, and whoever
@@ -542,9 +465,9 @@ class Manager:
 
     async def close(self) -> None:
         """Cancels loads and closes everything; requests in flight should have ended."""
-        for timer in (self._replan_timer, self._stop_timer):
-            if timer is not None:
-                timer.cancel()
+        self._room.close()
+        if self._stop_timer is not None:
+            self._stop_timer.cancel()
         for task in list(self._loads.values()):
             task.cancel()
         if self._loads:
@@ -555,7 +478,3 @@ class Manager:
         await self._spares.close()
         if self._closing:
             await asyncio.wait(set(self._closing))
-
-
-def _mega(size: int) -> int:
-    return -(-size // 1_000_000)

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from gateway.errors import Problem
-from gateway.http import bodies, v2, v2_tensors
+from gateway.http import bodies, v2, v2_inputs
 from loaders.batch import Columns
 from loaders.enforcement.enforce import RawInput, enforce
 from loaders.schema import ColSpec, Scalar
@@ -41,7 +41,7 @@ def test_json_tensors_get_the_verdicts_of_json_columns(kind: Scalar, case: Case,
     sound = COLUMNS[kind][0]
     expected = ours(signature, RawInput("inputs", {"k": [0.5, 0.5], "x": [sound.value, case.value]}))
     try:
-        found = ours(signature, v2_tensors.parse(request(kind, sound, case), "").raw)
+        found = ours(signature, v2_inputs.parse(request(kind, sound, case), "").raw)
     except Problem as problem:
         found = REFUSED if problem.code == "INVALID_INPUT" else repr(problem)
     assert found == expected
@@ -75,7 +75,7 @@ def as_v2() -> RawInput:
         {"name": name, "datatype": datatype, "shape": [ROWS], "data": values(name)}
         for name, datatype in zip(FRAME, DATATYPES, strict=True)
     ]
-    return v2_tensors.parse(json.dumps({"inputs": inputs}).encode(), "").raw
+    return v2_inputs.parse(json.dumps({"inputs": inputs}).encode(), "").raw
 
 
 def as_binary() -> RawInput:
@@ -90,7 +90,7 @@ def as_binary() -> RawInput:
         inputs.append({"name": name, "datatype": datatype, "shape": [ROWS], "parameters": about})
         raw += part
     text = json.dumps({"inputs": inputs}).encode()
-    return v2_tensors.parse(text + raw, str(len(text))).raw
+    return v2_inputs.parse(text + raw, str(len(text))).raw
 
 
 def as_json() -> RawInput:

@@ -1,7 +1,8 @@
-"""The tensors of the Open Inference Protocol (V2): requests read into arrays by name, answers written.
+"""Requests of the Open Inference Protocol (V2), read into arrays by name: JSON and the binary tensor
+extension.
 
-Knows the protocol's datatypes, its JSON and its binary tensor extension; nothing of routes, models or
-signatures. A request becomes raw input of the form `tensors`; whether it fits a model is for enforcement.
+Knows the protocol's datatypes; nothing of routes, models or signatures. A request becomes raw input of the
+form `tensors`; whether it fits a model is for enforcement.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import binascii
 import math
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import Any, Final, TypeAlias
@@ -20,9 +20,8 @@ import numpy as np
 import orjson
 
 from gateway.errors import Detail, Problem
-from gateway.http import answers, bodies, cost, jsonbody
+from gateway.http import bodies, cost, jsonbody
 from gateway.http.bodies import ABSENT, Parsed
-from loaders.batch import Batch, Columns, Tensors, Value
 from loaders.enforcement import violations as v
 from loaders.enforcement.enforce import InvalidInput, RawInput
 from loaders.enforcement.scalars import kind_of, objects
@@ -47,13 +46,8 @@ DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
     "BF16": np.dtype("<f4"),
     "BYTES": np.dtype(object),
 }
-DATATYPES: Final[Mapping[str, str]] = {
-    dtype.str.lstrip("<|="): name for name, dtype in DTYPES.items() if name not in ("BF16", "BYTES")
-}
 
-#: What an output is called that neither the model nor its signature names.
-UNNAMED: Final = "predictions"
-_BINARY_SIZE: Final = "binary_data_size"
+BINARY_SIZE: Final = "binary_data_size"
 _ELEMENT_BYTES: Final = 120
 #: The longest dimension of a tensor that has no values: a model may answer for each of them.
 _LONGEST_EMPTY: Final = 65_536
@@ -63,9 +57,6 @@ _PROTOCOL: Final = frozenset(
     {"binary_data_output", "content_type", "headers", "priority", "timeout"}
     | {"sequence_id", "sequence_start", "sequence_end"}
 )
-
-
-# ---- requests
 
 
 def header_length(headers: Mapping[bytes, bytes]) -> str:
@@ -187,7 +178,7 @@ def _arrays(inputs: list[Any], binary: memoryview, faults: Faults) -> dict[str, 
             raise Problem("MALFORMED_BODY", f"inputs[{place}] must be an object with a name")
         root = f"inputs.{shown(name)}"
         parameters = _parameters(one, root)
-        size = parameters.get(_BINARY_SIZE)
+        size = parameters.get(BINARY_SIZE)
         if size is not None:
             if type(size) is not int or size < 0:
                 raise Problem("MALFORMED_BODY", f"binary_data_size of {root} must be a whole number")
@@ -362,163 +353,3 @@ def _decoded(array: Array, root: str, faults: Faults) -> Array:
             faults.add(f"{root}.data[{i}]", v.BAD_BASE64, "base64", "string")
             values.append(b"")
     return objects(values)
-
-
-# ---- answers
-
-
-@dataclass(frozen=True, slots=True)
-class Output:
-    """One tensor of an answer. `nulls`: the rows that hold null. Of BYTES the array holds `bytes`."""
-
-    name: str
-    datatype: str
-    array: Array
-    nulls: tuple[int, ...] = ()
-    content_type: str | None = None
-
-
-def outputs(result: Batch, names: Sequence[str | None] = ()) -> list[Output]:
-    """An answer as tensors. `names`: the outputs of the signature, for an answer without a name."""
-    if isinstance(result, Tensors):
-        only = names[0] if len(names) == 1 and names[0] else UNNAMED
-        return [_output(name or only, array) for name, array in result.arrays.items()]
-    if isinstance(result, Columns):
-        return [_output(str(name), array) for name, array in result.arrays.items()]
-    return _of_value(result, names[0] if len(names) == 1 and names[0] else UNNAMED)
-
-
-def _of_value(result: Value, name: str) -> list[Output]:
-    value = result.value
-    if isinstance(value, dict) and value and all(isinstance(one, np.ndarray) for one in value.values()):
-        return [_output(str(key), one) for key, one in value.items()]
-    if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
-        keys = list(value[0])
-        if keys and all(list(row) == keys for row in value):
-            return [_output(str(key), _inferred([row[key] for row in value])) for key in keys]
-    return [_output(name, _inferred(value if isinstance(value, list) else [value]))]
-
-
-def _inferred(values: list[Any]) -> Array:
-    """A list as an array where all its values are of one kind; else as objects."""
-    for kinds, dtype in (((bool,), np.bool_), ((int,), np.int64), ((int, float), np.float64)):
-        if values and all(type(value) in kinds for value in values):
-            try:
-                return np.array(values, dtype)
-            except OverflowError:
-                break
-    return objects(values)
-
-
-def _output(name: str, array: Array) -> Output:
-    nulls: tuple[int, ...] = ()
-    if isinstance(array, np.ma.MaskedArray):
-        mask = np.ma.getmaskarray(array)
-        nulls = tuple(np.flatnonzero(mask if mask.ndim < 2 else mask.any(axis=tuple(range(1, mask.ndim)))))
-        array = array.filled(0) if array.dtype.kind != "O" else array.filled(None)
-        nulls = tuple(map(int, nulls))
-    kind = array.dtype.kind
-    if kind in "biuf":
-        if array.dtype.itemsize > 8:
-            array = array.astype(np.float64)
-        array = array.astype(array.dtype.newbyteorder("<"), copy=False)
-        return Output(name, DATATYPES[array.dtype.str.lstrip("<|=")], array, nulls)
-    if kind in "mc":
-        message = f"the model's answer cannot be written as a tensor: an array of {array.dtype.name}"
-        raise Problem("PREDICTION_FAILED", message)
-    if kind == "M":
-        values = orjson.loads(answers.encode_now(Tensors({"": array.reshape(-1)}, array.size)))
-    else:
-        values = array.reshape(-1).tolist()
-    if not nulls and array.ndim == 1:
-        nulls = tuple(i for i, value in enumerate(values) if value is None)
-    content_type = None
-    if any(not isinstance(value, str | bytes | None) for value in values):
-        content_type = "application/json"
-    cells = [_bytes(value, content_type is not None) for value in values]
-    return Output(name, "BYTES", objects(cells).reshape(array.shape), nulls, content_type)
-
-
-def _bytes(value: Any, as_json: bool) -> bytes:
-    if as_json:
-        return answers.encode_now(Value(value))
-    if isinstance(value, str):
-        return value.encode("utf-8", "surrogatepass")
-    return b"" if value is None else bytes(value)
-
-
-def encode(
-    about: Mapping[str, Any], found: Sequence[Output], asked: Mapping[str, Any], limit: int
-) -> tuple[list[bytes], int | None]:
-    """The answer's body in parts, and the length of its JSON part where binary data follows. `about`: the
-    members in front of `outputs`. Raises Problem."""
-    chosen = _chosen(found, asked)
-    parts: list[bytes] = [orjson.dumps(about)[:-1] + b',"outputs":[']
-    binary: list[bytes] = []
-    for place, (output, as_binary) in enumerate(chosen):
-        head: dict[str, Any] = {
-            "name": output.name,
-            "datatype": output.datatype,
-            "shape": list(output.array.shape),
-        }
-        parameters: dict[str, Any] = {"nulls": output.nulls} if output.nulls else {}
-        if output.content_type:
-            parameters["content_type"] = output.content_type
-        data: list[bytes] = []
-        if as_binary:
-            raw = _raw(output)
-            binary.append(raw)
-            parameters[_BINARY_SIZE] = len(raw)
-        else:
-            data, is_base64 = _json(output, limit)
-            if is_base64:
-                parameters["content_type"] = "base64"
-        if parameters:
-            head["parameters"] = parameters
-        start = orjson.dumps(head)
-        parts.append((b"," if place else b"") + (start if as_binary else start[:-1] + b',"data":'))
-        if not as_binary:
-            parts += [*data, b"}"]
-        if sum(map(len, parts)) + sum(map(len, binary)) > limit:
-            raise Problem(
-                "PREDICTION_FAILED",
-                f"the model's answer takes more than {limit} bytes",
-                hint="send fewer rows a request; the operator's limit is the setting max_answer_bytes",
-            )
-    parts.append(b"]}")
-    if not binary:
-        return parts, None
-    text = b"".join(parts)
-    return [text, *binary], len(text)
-
-
-def _chosen(found: Sequence[Output], asked: Mapping[str, Any]) -> list[tuple[Output, bool]]:
-    by_name = {output.name: output for output in found}
-    wanted = asked["outputs"]
-    if wanted is None:
-        return [(output, asked["binary"]) for output in found]
-    unknown = [name for name, _ in wanted if name not in by_name]
-    if unknown:
-        details = [Detail(f"outputs.{shown(name)}", "is no output of the model") for name in unknown]
-        hint = f"the model's outputs: {', '.join(by_name)}"
-        raise Problem("INVALID_INPUT", "the model has not all of these outputs", details=details, hint=hint)
-    return [(by_name[name], asked["binary"] if binary is None else binary) for name, binary in wanted]
-
-
-def _raw(output: Output) -> bytes:
-    if output.datatype != "BYTES":
-        return output.array.tobytes()
-    return b"".join(
-        part for value in output.array.reshape(-1) for part in (struct.pack("<I", len(value)), value)
-    )
-
-
-def _json(output: Output, limit: int) -> tuple[list[bytes], bool]:
-    """The values as a flat JSON array, in parts; and whether they had to be written as base64."""
-    flat = output.array.reshape(-1)
-    if output.datatype != "BYTES":
-        return answers.encode_large(Tensors({"": flat}, len(flat)), limit), False
-    try:
-        return answers.encode_large(Value([value.decode() for value in flat]), limit), False
-    except UnicodeDecodeError:
-        return answers.encode_large(Value(flat.tolist()), limit), True  # bytes are written as base64

@@ -1,0 +1,142 @@
+"""Room for loads: who waits for bytes, and what goes to make room, as `Ledger.plan` decides.
+
+The ledger decides, this carries it out: grants wake the loads that wait, and servables are closed or drained
+by their manager. Runs on the event loop. Knows no alias and no process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gateway.errors import Problem
+from gateway.serving.ledger import Ledger
+from gateway.serving.servable import Servable
+
+if TYPE_CHECKING:
+    from gateway.registries.base import Version
+
+#: How many evictions are kept for `status`.
+EVICTIONS_KEPT = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Eviction:
+    """What went for which version, and why this one. `at`: the manager's time, in seconds."""
+
+    at: float
+    version: Version
+    asking: str
+    why: str
+
+
+class Room:
+    """`capacity_wait`: seconds for which a load waits for room before it is refused. `evict` closes an idle
+    servable and is told for whom and why; `drain` lets a busy one go when its leases have ended;
+    `give_up_spares` ends spare processes and returns whether there were any."""
+
+    def __init__(
+        self,
+        ledger: Ledger[Servable],
+        *,
+        clock: Callable[[], float],
+        capacity_wait: float,
+        evict: Callable[[Servable, str], None],
+        drain: Callable[[Version], object],
+        give_up_spares: Callable[[], bool],
+    ) -> None:
+        self._ledger = ledger
+        self._clock = clock
+        self._capacity_wait = capacity_wait
+        self._evict = evict
+        self._drain = drain
+        self._give_up_spares = give_up_spares
+        self._grants: dict[Servable, asyncio.Future[None]] = {}
+        self._evictions: dict[Version, Eviction] = {}
+        self._replan_timer: asyncio.TimerHandle | None = None
+
+    def eviction(self, version: Version) -> Eviction | None:
+        """Why a version was evicted, the last time."""
+        return self._evictions.get(version)
+
+    def waits(self, servable: Servable) -> bool:
+        """Whether a load waits for room."""
+        return servable in self._grants
+
+    async def reserve(self, servable: Servable, wanted: int) -> None:
+        if self._ledger.ask(servable, wanted):
+            return
+        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._grants[servable] = granted
+        self.carry_out_plan()
+        try:
+            await asyncio.wait({granted}, timeout=self._capacity_wait)
+            if not granted.done():
+                raise Problem(
+                    "CAPACITY_EXCEEDED",
+                    f"{servable.version} needs {_mega(wanted)} MB of memory, and everything loaded is in use",
+                    retry_after=self._capacity_wait,
+                )
+            granted.result()
+        finally:
+            self._grants.pop(servable, None)
+            if not granted.done() or granted.cancelled() or granted.exception() is not None:
+                self._ledger.withdraw(servable)
+
+    def carry_out_plan(self) -> None:
+        """Does what the ledger decides, until it decides nothing more."""
+        while self._ledger.waiting:
+            plan = self._ledger.plan(self._clock())
+            for key in plan.grant:
+                self._ledger.grant(key)
+                self._answer_grant(key, None)
+            for key in plan.refuse:
+                wanted = self._ledger[key].wanted
+                self._ledger.withdraw(key)
+                limit = f"the limit of all models is {_mega(self._ledger.limit)} MB"
+                message = f"{key.version} needs {_mega(wanted)} MB of memory; {limit}"
+                self._answer_grant(key, Problem("CAPACITY_EXCEEDED", message, retry_after=60))
+            if (plan.evict or plan.drain) and self._give_up_spares():
+                return  # what they hold comes first; it is planned again when they are gone
+            leaving = plan.evict + plan.drain
+            asking = (
+                "the processes that models are forked from" if plan.asking is None else plan.asking.version
+            )
+            for key, why in zip(leaving, plan.why, strict=True):
+                self._evictions.pop(key.version, None)
+                self._evictions[key.version] = Eviction(self._clock(), key.version, str(asking), why)
+            while len(self._evictions) > EVICTIONS_KEPT:
+                del self._evictions[next(iter(self._evictions))]
+            for key, why in zip(plan.evict, plan.why, strict=False):
+                self._evict(key, f"for {asking}: {why}")
+            for key in plan.drain:
+                self._drain(key.version)
+            if plan.retry_at is not None:
+                self._plan_again(plan.retry_at)
+            if not (plan.grant or plan.refuse):
+                return
+
+    def _answer_grant(self, servable: Servable, problem: Problem | None) -> None:
+        granted = self._grants.get(servable)
+        if granted is None or granted.done():
+            return
+        if problem is None:
+            granted.set_result(None)
+        else:
+            granted.set_exception(problem)
+
+    def _plan_again(self, at: float) -> None:
+        if self._replan_timer is not None:
+            self._replan_timer.cancel()
+        delay = max(0.0, at - self._clock())
+        self._replan_timer = asyncio.get_running_loop().call_later(delay, self.carry_out_plan)
+
+    def close(self) -> None:
+        if self._replan_timer is not None:
+            self._replan_timer.cancel()
+
+
+def _mega(size: int) -> int:
+    return -(-size // 1_000_000)
