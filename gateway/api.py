@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import loaders
-from gateway import settings
+from gateway import configuration
 from gateway.artifacts.cache import Artifacts, Local
 from gateway.artifacts.sources import Sources, sources_for
 from gateway.names import InvalidReference, Reference, check_alias, check_name, parse_reference, parse_short
@@ -156,7 +156,7 @@ def load_model(
     RegistryError, ArtifactError, InvalidReference, and what `loaders.load_model` raises.
     """
     text = os.fspath(uri)
-    chosen = settings.load({}, os.environ)
+    chosen = configuration.load({}, os.environ)
     reference = None if os.path.isdir(text) else _reference(text)
     if reference is None and not _SCHEME.match(text):
         return loaders.load_model(text, model_config, chosen.enforcement or "strict")

@@ -31,6 +31,7 @@ LEAVES = frozenset(
         "tracing",
         "record",
         "settings",
+        "configuration",
         "quantities",
         "policy",
         "plugins",
@@ -63,6 +64,7 @@ FAMILY_LIBRARIES = frozenset(
 
 LAYERS: dict[str, Layer] = {
     **dict.fromkeys(("names", "errors", "events", "tracing", "record"), Layer(LEAVES, NO_LIBRARY)),
+    "configuration": Layer(LEAVES, frozenset({"pydantic"})),
     "settings": Layer(LEAVES, frozenset({"pydantic", "pydantic_core", "yaml", "platformdirs"})),
     **dict.fromkeys(("quantities", "policy"), Layer(LEAVES, frozenset({"pydantic"}))),
     **dict.fromkeys(("cgroup", "backoff"), Layer(NO_LIBRARY, NO_LIBRARY)),

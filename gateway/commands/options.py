@@ -143,7 +143,7 @@ def version_of(text: str) -> str:
 
 def settings_of(config: Path | None = None, **flags: Any) -> Settings:
     """The effective settings; flags that are None were not given. Raises SettingsError."""
-    from gateway import settings
+    from gateway import configuration
 
     given = {name: value for name, value in flags.items() if value is not None}
-    return settings.load(given, os.environ, config)
+    return configuration.load(given, os.environ, config)

@@ -15,7 +15,7 @@ import httpx
 import pytest
 import yaml
 
-from gateway import quantities, settings
+from gateway import configuration, quantities, settings
 from gateway.registries import document
 from tests.conftest import needs
 from tests.support.containers import IMAGE, ROOT, Contained, Containers, log_iris
@@ -55,7 +55,7 @@ def gateway_settings(directory: Path) -> settings.Settings:
     """The settings of settings.yaml as a gateway reads them."""
     file = directory / "gateway.yaml"
     file.write_text(manifest("settings.yaml")["data"]["gateway.yaml"], encoding="utf-8")
-    return settings.load({}, {}, file)
+    return configuration.load({}, {}, file)
 
 
 def validated(file: Path) -> int:

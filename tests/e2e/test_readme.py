@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway import cli, errors, settings
+from gateway import cli, configuration, errors, settings
 from tests.support.shell import SCRIPT, Shell, free_port
 
 ROOT = Path(__file__).parents[2]
@@ -116,7 +116,7 @@ def test_settings_and_their_defaults() -> None:
         environment = {
             f"GATEWAY_{name.upper()}": value for name, value in zip(documented, values, strict=True)
         }
-        given, plain = settings.load({}, environment), settings.load({}, {})
+        given, plain = configuration.load({}, environment), configuration.load({}, {})
         for name in documented:
             assert getattr(given, name) == (getattr(plain, name) or getattr(given, name)), name
 

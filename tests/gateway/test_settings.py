@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from gateway import settings
 from gateway.cgroup import memory_total
+from gateway.configuration import load
 from gateway.policy import Rollout
-from gateway.settings import ModelSettings, Settings, SettingsError, load
+from gateway.settings import ModelSettings, Settings, SettingsError
 
 GIB = 1024**3
 

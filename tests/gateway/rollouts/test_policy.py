@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from gateway.configuration import load
 from gateway.policy import Rollout
 from gateway.registries import mlflow_answers
 from gateway.registries.base import Model
 from gateway.rollouts.policy import policy_of
-from gateway.settings import ModelSettings, Settings, SettingsError, load
+from gateway.settings import ModelSettings, Settings, SettingsError
 
 
 def held(registry: dict[str, Any], own: dict[str, Any] | None = None, **models: Any) -> Rollout:

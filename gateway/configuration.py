@@ -1,0 +1,198 @@
+"""Reads the settings from flags, environment variables and `gateway.yaml`.
+
+A flag wins over the environment (`GATEWAY_…`, nested with `__`), the environment over the file, that over the
+default. All problems are reported at once, each with its place. What a setting means is `gateway.settings`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import BaseModel, ValidationError
+
+from gateway import cgroup, yamltext
+from gateway.names import near
+from gateway.policy import Canary, Guards, Rollout, unknown
+from gateway.settings import Batch, ModelSettings, Settings, SettingsError
+
+PREFIX: Final = "GATEWAY_"
+FILE: Final = "gateway.yaml"
+
+# Of the commands, not of the server; and what the tests are told by.
+_NOT_SETTINGS = frozenset({"GATEWAY_CONFIG", "GATEWAY_URL", "GATEWAY_ADMIN_KEY", "GATEWAY_TEST_ALL"})
+# What Kubernetes puts into every container for a Service named gateway, or gateway-something.
+_INJECTED_NAME = re.compile(
+    r"GATEWAY_(.*_)?(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)\Z"
+)
+_INJECTED_VALUE = re.compile(r"(tcp|udp|sctp)://")
+
+
+def load(
+    flags: Mapping[str, Any],
+    environ: Mapping[str, str],
+    config: Path | None = None,
+    *,
+    directory: Path = Path(),
+    cgroup_root: Path = cgroup.ROOT,
+) -> Settings:
+    """The effective settings. `flags` by the settings' names; None as a value: not given. `config`: the
+    file; else the one that GATEWAY_CONFIG names, else `gateway.yaml` in `directory` if there is one.
+
+    Raises SettingsError with all problems.
+    """
+    problems: list[tuple[str, str]] = []
+    sources: dict[str, str] = {}
+    merged: dict[str, Any] = {}
+    file = config or (Path(environ["GATEWAY_CONFIG"]) if environ.get("GATEWAY_CONFIG") else None)
+    if file is None and (directory / FILE).is_file():
+        file = directory / FILE
+    if file is not None:
+        _merge(merged, _from_file(file, problems), str(file), sources)
+    foreign: list[str] = []
+    for name in sorted(environ):
+        path = _variable_path(name, environ[name])
+        if path is None or not environ[name]:
+            continue
+        if path[0] not in Settings.model_fields and not _almost_a_setting(path[0]):
+            foreign.append(name)
+            continue
+        try:
+            _merge(merged, _nested(path, _from_text(environ[name])), name, sources)
+        except ValueError as error:
+            problems.append((name, f"not JSON, though it begins like it: {error}"))
+    for name, value in flags.items():
+        if value is not None:
+            _merge(merged, {name: value}, f"flag --{name.replace('_', '-')}", sources)
+    try:
+        settings = Settings.model_validate(merged, context={"memory_total": cgroup.memory_total(cgroup_root)})
+    except ValidationError as error:
+        problems += [_told(item, sources) for item in error.errors(include_url=False, include_input=False)]
+    if problems:
+        raise SettingsError(problems)
+    return settings.read_from({name: source for name, source in sources.items() if name}, foreign)
+
+
+def _from_file(file: Path, problems: list[tuple[str, str]]) -> dict[str, Any]:
+    try:
+        twice: list[tuple[str, str]] = []
+        value = yamltext.data(
+            yamltext.parse(file.read_text(encoding="utf-8-sig")), typed=True, problems=twice
+        )
+        problems += [(f"{file}: {place}", what) for place, what in twice]
+    except OSError as error:
+        problems.append((str(file), f"cannot be read: {error.strerror or error}"))
+        return {}
+    except UnicodeDecodeError:
+        problems.append((str(file), "not UTF-8"))
+        return {}
+    except yamltext.InvalidText as error:
+        if error.problems != [("", "it is empty")]:
+            problems += [(f"{file}: {place}" if place else str(file), what) for place, what in error.problems]
+        return {}
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        problems.append((str(file), "must be a mapping of settings"))
+        return {}
+    return {key: item for key, item in value.items() if not key.startswith("x-")}
+
+
+def _variable_path(name: str, value: str) -> tuple[str, ...] | None:
+    """GATEWAY_MODELS__iris__TIMEOUT → (models, iris, timeout); None for what is no setting."""
+    if not name.startswith(PREFIX) or name in _NOT_SETTINGS or _INJECTED_NAME.match(name):
+        return None
+    if name.endswith("_PORT") and _INJECTED_VALUE.match(value):
+        return None
+    parts = name.removeprefix(PREFIX).split("__")
+    named = len(parts) > 1 and parts[0].lower() == "models"
+    # A model's name and what is in its config keep their case.
+    kept = {1} if named else set()
+    if named and len(parts) > 3:
+        kept |= set(range(3, len(parts))) if parts[2].lower() == "model_config" else set()
+    return tuple(part if i in kept else part.lower() for i, part in enumerate(parts))
+
+
+def _almost_a_setting(name: str) -> bool:
+    """Whether a setting's name is at most two letters away: then that one was meant."""
+    return any(_letters_apart(name, known) <= 2 for known in Settings.model_fields)
+
+
+def _letters_apart(one: str, other: str) -> int:
+    """How many letters must be added, left out, replaced or swapped with the next one."""
+    if abs(len(one) - len(other)) > 2:
+        return 3
+    before: list[int] = []
+    row = list(range(len(other) + 1))
+    for i, letter in enumerate(one, 1):
+        before, last, row = row, before, [i]
+        for j, wanted in enumerate(other, 1):
+            cost = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (letter != wanted))
+            if i > 1 and j > 1 and letter == other[j - 2] and one[i - 2] == wanted:
+                cost = min(cost, last[j - 2] + 1)
+            row.append(cost)
+    return row[-1]
+
+
+def _from_text(text: str) -> Any:
+    """A variable's value: JSON where it is an object or a list, else its text."""
+    return json.loads(text) if text.lstrip()[:1] in ("{", "[") else text
+
+
+def _nested(path: tuple[str, ...], value: Any) -> dict[str, Any]:
+    for name in reversed(path):
+        value = {name: value}
+    assert isinstance(value, dict)
+    return value
+
+
+def _merge(
+    into: dict[str, Any], new: Mapping[str, Any], source: str, sources: dict[str, str], at: str = ""
+) -> None:
+    """Lays `new` over `into`, mappings key by key, and notes for each leaf where it came from."""
+    for key, value in new.items():
+        place = f"{at}.{key}" if at else key
+        if isinstance(value, Mapping) and value:
+            if not isinstance(into.get(key), dict):
+                into[key] = {}
+            _merge(into[key], value, source, sources, place)
+        else:
+            into[key] = value
+            sources[place] = source
+
+
+def _told(error: Any, sources: Mapping[str, str]) -> tuple[str, str]:
+    """One of pydantic's errors as (place, problem)."""
+    parts = [str(part) for part in error["loc"]]
+    key = ".".join(parts)
+    source = next((s for place, s in sources.items() if place == key or place.startswith(f"{key}.")), None)
+    above = list(parts)
+    while source is None and above:
+        above.pop()
+        source = sources.get(".".join(above))
+    place = key if source is None else source if source.startswith(("flag", PREFIX)) else f"{source}: {key}"
+    if error["type"] == "extra_forbidden":
+        if len(parts) > 1 and parts[-2] == "rollout" and (said := unknown(parts[-1])) is not None:
+            return place, said
+        meant = near(parts[-1], _known_beside(parts))
+        if meant and place.startswith(PREFIX):
+            meant = place[: len(place) - len(parts[-1])] + meant.upper()
+        return place, f"unknown setting, did you mean {meant}?" if meant else "unknown setting"
+    return place, str(error["msg"]).removeprefix("Value error, ")
+
+
+def _known_beside(parts: list[str]) -> list[str]:
+    """The settings that stand beside the one at this path."""
+    if len(parts) == 1:
+        return list(Settings.model_fields)
+    models: dict[str, type[BaseModel]] = {
+        "rollout": Rollout,
+        "batch": Batch,
+        "canary": Canary,
+        "guards": Guards,
+    }
+    model = models.get(parts[-2], ModelSettings)
+    return [field.alias or name for name, field in model.model_fields.items()]
