@@ -138,7 +138,7 @@ def _expected(error: Exception) -> Failure | None:
     """An error that a command may meet, as a failure; None for one that nobody foresaw."""
     if isinstance(error, Failure):
         return error
-    from gateway.artifacts.cache import ArtifactError
+    from gateway.artifacts.base import ArtifactError
     from gateway.errors import Problem
     from gateway.names import InvalidReference
     from gateway.registries.base import NoRegistry, RegistryError

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gateway.artifacts.cache import ArtifactError
+from gateway.artifacts.base import ArtifactError
 from gateway.state import AliasMemory, LastSnapshot, State
 from loaders import scan
 

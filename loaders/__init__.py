@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from loaders.inferred import infer_signature
     from loaders.model import Model, load_model, open_model, save_model
     from loaders.package import Package, PackageError
-    from loaders.signature import Signature, infer_signature
+    from loaders.signature import Signature
 
 __all__ = [
     "Model",
@@ -31,7 +32,7 @@ _HOMES = {
     "Package": "package",
     "PackageError": "package",
     "Signature": "signature",
-    "infer_signature": "signature",
+    "infer_signature": "inferred",
 }
 
 

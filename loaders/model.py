@@ -309,7 +309,8 @@ def _answered(
     """The signature of a saved model, from an example and the answer it gives once loaded again, and the
     example as the model is given it."""
     from loaders.enforcement.enforce import RawInput, enforce
-    from loaders.signature import Signature, TensorSpec, infer_signature
+    from loaders.inferred import infer_signature
+    from loaders.signature import Signature, TensorSpec
 
     if signature is None and declared is not None and (fitting := _as_declared(declared, data)) is not None:
         signature, data = declared, fitting
@@ -388,7 +389,8 @@ def _rows(answer: Any) -> int | None:
 
 
 def _with_params(signature: Signature | None, params: Mapping[str, Any]) -> Signature:
-    from loaders.signature import Signature, infer_signature
+    from loaders.inferred import infer_signature
+    from loaders.signature import Signature
 
     declared = infer_signature(None, None, params).params
     return (

@@ -29,10 +29,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from gateway.artifacts.sources import ArtifactError as ArtifactError
-from gateway.artifacts.sources import DigestMismatch as DigestMismatch
-from gateway.artifacts.sources import Meter, Progress, Sources
-from gateway.artifacts.sources import Unreachable as Unreachable
+from gateway.artifacts.base import ArtifactError, DigestMismatch, Meter, Progress, Unreachable
+from gateway.artifacts.sources import Sources
 from gateway.artifacts.staging import Staging, notes, sweep
 from gateway.registries.base import Version
 from loaders import package as packages

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Literal
 
 from cachetools import LRUCache
 
-from gateway.artifacts.cache import ArtifactError, Artifacts, DigestMismatch, Local, Unreachable
+from gateway.artifacts.base import ArtifactError, DigestMismatch, Unreachable
+from gateway.artifacts.cache import Artifacts, Local
 from gateway.artifacts.formats import Refused, judged
 from gateway.errors import Problem
 from loaders import flavors, recorded, scan

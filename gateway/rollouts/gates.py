@@ -21,7 +21,7 @@ from gateway.errors import Problem
 from gateway.policy import Rollout
 from gateway.registries.base import Model, Version
 from gateway.rollouts.records import Record, not_registered
-from loaders.signature import compatible
+from loaders.compatibility import compatible
 
 if TYPE_CHECKING:
     from gateway.artifacts.packages import Prepared

@@ -546,7 +546,7 @@ def test_the_signature_is_the_one_that_mlflow_infers(tmp_path: Path, kind: str) 
     from sklearn.linear_model import LinearRegression, LogisticRegression
 
     from loaders import package
-    from loaders.signature import compatible
+    from loaders.compatibility import compatible
 
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     example = FEW.to_numpy() if kind == "array" else FEW
@@ -571,7 +571,8 @@ def test_the_signature_is_the_one_that_mlflow_infers(tmp_path: Path, kind: str) 
 
 
 def test_what_earlier_versions_declared_of_one_value_a_row_is_the_same() -> None:
-    from loaders.signature import ColSpec, Scalar, Signature, TensorSpec, compatible
+    from loaders.compatibility import compatible
+    from loaders.signature import ColSpec, Scalar, Signature, TensorSpec
 
     column = Signature(outputs=(ColSpec(Scalar.long),))
     tensor = Signature(outputs=(TensorSpec(np.dtype("int64"), (-1,)),))

@@ -16,7 +16,8 @@ from sklearn.linear_model import LogisticRegression
 
 import gateway
 import loaders
-from gateway.artifacts.cache import ArtifactError, Artifacts
+from gateway.artifacts.base import ArtifactError
+from gateway.artifacts.cache import Artifacts
 from gateway.names import InvalidReference
 from gateway.registries import open_registry
 from gateway.registries.base import Move, NotInRegistry, RegistryError

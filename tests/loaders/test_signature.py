@@ -13,6 +13,8 @@ import scipy.sparse
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loaders.compatibility import compatible
+from loaders.inferred import infer_signature
 from loaders.signature import (
     AnyType,
     Array,
@@ -25,8 +27,6 @@ from loaders.signature import (
     Signature,
     SignatureError,
     TensorSpec,
-    compatible,
-    infer_signature,
 )
 from tests.conftest import needs
 

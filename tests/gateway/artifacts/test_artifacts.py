@@ -19,7 +19,8 @@ from typing import Any
 import fsspec
 import pytest
 
-from gateway.artifacts.cache import ArtifactError, Artifacts, Local
+from gateway.artifacts.base import ArtifactError
+from gateway.artifacts.cache import Artifacts, Local
 from gateway.artifacts.staging import PREFIX
 from gateway.registries.base import Version
 from loaders.package import digest, files_bytes

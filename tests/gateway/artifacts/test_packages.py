@@ -47,7 +47,7 @@ class Halting(fsspec.AbstractFileSystem):  # type: ignore[misc]
 def test_how_far_a_fetch_is_can_be_seen(
     reference: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.artifacts.sources._TOLD_EACH", 0.0)
+    monkeypatch.setattr("gateway.artifacts.base._TOLD_EACH", 0.0)
     Halting.halted.clear()
     Halting.go_on.clear()
     fsspec.register_implementation("halting", Halting, clobber=True)

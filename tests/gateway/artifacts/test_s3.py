@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from gateway.artifacts.cache import ArtifactError, Artifacts
-from gateway.artifacts.sources import Meter, Sources, sources_for
-from gateway.artifacts.stores import asked
+from gateway.artifacts.base import ArtifactError, Meter
+from gateway.artifacts.cache import Artifacts
+from gateway.artifacts.remote import asked
+from gateway.artifacts.sources import Sources, sources_for
 from gateway.registries import open_registry
 from gateway.registries.base import RegistryUnavailable, Version
 from loaders.package import digest
@@ -33,8 +34,8 @@ def files(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_a_registry_in_a_bucket(files: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.artifacts.sources.RANGED", 1_000_000)
-    monkeypatch.setattr("gateway.artifacts.sources.RANGE", 500_000)
+    monkeypatch.setattr("gateway.artifacts.ranges.RANGED", 1_000_000)
+    monkeypatch.setattr("gateway.artifacts.ranges.RANGE", 500_000)
     package = tmp_path / "package"
     package.mkdir()
     (package / "MLmodel").write_text("flavors: {python_function: {loader_module: mine}}\n")
@@ -71,8 +72,8 @@ def test_a_registry_in_a_bucket(files: Any, tmp_path: Path, monkeypatch: pytest.
 def test_a_break_in_a_download_is_made_good(
     fault: str, object_store: ObjectStore, files: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.artifacts.sources.RANGED", 100_000)
-    monkeypatch.setattr("gateway.artifacts.sources.RANGE", 100_000)
+    monkeypatch.setattr("gateway.artifacts.ranges.RANGED", 100_000)
+    monkeypatch.setattr("gateway.artifacts.ranges.RANGE", 100_000)
     content = os.urandom(350_000)
     files.pipe({"models/broken/MLmodel": b"flavors: {}", "models/broken/weights": content})
     with proxy(object_store.port) as between:

@@ -13,8 +13,9 @@ from typing import Any
 import fsspec
 import pytest
 
-from gateway.artifacts.cache import ArtifactError, Artifacts
-from gateway.artifacts.sources import Meter, Sources, sources_for
+from gateway.artifacts.base import ArtifactError, Meter
+from gateway.artifacts.cache import Artifacts
+from gateway.artifacts.sources import Sources, sources_for
 from gateway.registries.base import Version
 from loaders.package import digest
 from tests.conftest import needs
@@ -203,8 +204,8 @@ def memory() -> Iterator[Any]:
 def test_a_large_file_of_a_store_comes_in_ranges(
     memory: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.artifacts.sources.RANGED", 1000)
-    monkeypatch.setattr("gateway.artifacts.sources.RANGE", 777)
+    monkeypatch.setattr("gateway.artifacts.ranges.RANGED", 1000)
+    monkeypatch.setattr("gateway.artifacts.ranges.RANGE", 777)
     content = bytes(range(256)) * 40
     memory.pipe({"/m/MLmodel": b"flavors: {}", "/m/data/weights": content})
     ranges: list[tuple[int, int]] = []
@@ -288,7 +289,7 @@ def test_progress_is_told_now_and_then_and_at_the_end() -> None:
 def test_progress_of_every_kind_of_source(
     kind: str, memory: Any, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.artifacts.sources._TOLD_EACH", 0.0)
+    monkeypatch.setattr("gateway.artifacts.base._TOLD_EACH", 0.0)
     package = tmp_path / "package"
     package.mkdir()
     (package / "MLmodel").write_bytes(b"flavors: {}")
@@ -298,8 +299,8 @@ def test_progress_of_every_kind_of_source(
         source = "memory://m"
         memory.pipe({f"/m/{file.name}": file.read_bytes() for file in package.iterdir()})
     if kind == "ranges":
-        monkeypatch.setattr("gateway.artifacts.sources.RANGED", 1000)
-        monkeypatch.setattr("gateway.artifacts.sources.RANGE", 1000)
+        monkeypatch.setattr("gateway.artifacts.ranges.RANGED", 1000)
+        monkeypatch.setattr("gateway.artifacts.ranges.RANGE", 1000)
         fewest = 12
     if kind == "proxied":
         source, total = server.source, 10_000

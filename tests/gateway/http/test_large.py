@@ -20,7 +20,8 @@ from gateway.http import bodies, large
 from gateway.http.media import RAW_BYTES, Media
 from loaders.batch import Columns
 from loaders.enforcement.enforce import InvalidInput, enforce
-from loaders.signature import Signature, infer_signature
+from loaders.inferred import infer_signature
+from loaders.signature import Signature
 from tests.conftest import needs
 from tests.support.served import Served, settings
 

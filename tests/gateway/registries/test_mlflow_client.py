@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.artifacts.cache import ArtifactError, Artifacts
+from gateway.artifacts.base import ArtifactError
+from gateway.artifacts.cache import Artifacts
 from gateway.artifacts.sources import sources_for
 from gateway.names import Reference
 from gateway.registries.base import Move, RegistryUnavailable, Version

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.artifacts.cache import ArtifactError, Artifacts
+from gateway.artifacts.base import ArtifactError
+from gateway.artifacts.cache import Artifacts
 from gateway.artifacts.sources import sources_for
 from gateway.names import Reference
 from gateway.registries.base import Move, NotInRegistry, RegistryError, RegistryReadOnly, RegistryUnavailable
@@ -131,8 +132,8 @@ def test_a_call_has_a_deadline(fault: str, mlflow_server: Server) -> None:
 def test_large_files_come_in_ranges(
     mlflow_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.artifacts.sources.RANGED", 100_000)
-    monkeypatch.setattr("gateway.artifacts.sources.RANGE", 64_000)
+    monkeypatch.setattr("gateway.artifacts.ranges.RANGED", 100_000)
+    monkeypatch.setattr("gateway.artifacts.ranges.RANGE", 64_000)
     package = make_package(tmp_path / "package", bytes(range(256)) * 4000)
     registry = MLflowRegistry(mlflow_server.url, environ={})
     version = registry.add_version("ranged", package, digest(package))

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from loaders.batch import Columns, Tensors, Value
 from loaders.enforcement.enforce import CsvTable, InvalidInput, RawInput, enforce
+from loaders.inferred import infer_signature
 from loaders.signature import (
     AnyType,
     Array,
@@ -31,7 +32,6 @@ from loaders.signature import (
     Signature,
     SignatureError,
     TensorSpec,
-    infer_signature,
 )
 from tests.conftest import needs
 

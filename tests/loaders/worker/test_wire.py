@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from loaders.batch import Batch, Columns, Tensors, Value
-from loaders.worker import wire
+from loaders.worker import unpacking, wire
 
 # ---- helpers of this file: equality to the bit, and a round trip through a real socket ----
 
@@ -420,7 +420,7 @@ json_values = st.recursive(
         st.lists(inner, max_size=4)
         | st.dictionaries(st.text(max_size=3), inner, max_size=3)
         | st.lists(inner, max_size=3).flatmap(
-            lambda rest: st.sampled_from(sorted(wire._KINDS)).map(lambda kind: {"~": [kind, *rest]})
+            lambda rest: st.sampled_from(sorted(unpacking.KINDS)).map(lambda kind: {"~": [kind, *rest]})
         )
     ),
     max_leaves=10,

@@ -1,0 +1,114 @@
+"""What a source of a version's files is: its errors, the list of its files, and how it copies them.
+
+The members are plain classes that satisfy `Source`: a directory here, what fsspec reaches, an MLflow server's
+proxy. Knows nothing of digests, and nothing of where the files go.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, Protocol, TypeAlias
+
+from gateway.artifacts.staging import MAX_FILES
+from gateway.registries.base import Version
+
+File: TypeAlias = "tuple[str, str, int | None]"
+"""(path within the package, the source's own name of it, bytes; None: not announced)."""
+
+Progress: TypeAlias = Callable[[int, int | None], None]
+"""Called with the bytes received and the total (None: unknown), from any thread."""
+
+#: Seconds within which a store says what a version's files are.
+LISTING_SECONDS: Final = 15.0
+#: Seconds between two words of a download's progress.
+_TOLD_EACH: Final = 0.1
+#: How deep the directories of a source may lie in each other.
+MAX_DEPTH: Final = 32
+
+
+class ArtifactError(Exception):
+    """A version's files cannot be had. `public` is fit for clients: it names no path and no address; the
+    exception's own text is for operators and the log."""
+
+    def __init__(self, public: str, detail: str | None = None) -> None:
+        super().__init__(f"{public}: {detail}" if detail else public)
+        self.public = public
+
+
+class DigestMismatch(ArtifactError):
+    """The files are not those that the digest stands for. `found`: their digest."""
+
+    def __init__(self, public: str, found: str) -> None:
+        super().__init__(public)
+        self.found = found
+
+
+class Unreachable(ArtifactError):
+    """The source did not answer: nothing may be concluded from it about the files."""
+
+
+class Source(Protocol):
+    def files(self, version: Version) -> list[File]:
+        """All files of the package. Raises ArtifactError, OSError."""
+
+    def copy(
+        self, version: Version, files: list[File], to: Path, *, limit: int, meter: Meter
+    ) -> dict[str, str]:
+        """Puts them into the directory `to`; never more than `limit` bytes in all. What comes is added to
+        `meter`. Returns the SHA-256 of files that were read through meanwhile, by their paths within the
+        package. Raises ArtifactError, OSError."""
+
+
+class Meter:
+    """Adds up what comes, in any thread, and tells `progress` now and then: first of nothing, and last of
+    all of it."""
+
+    def __init__(
+        self,
+        files: list[File],
+        progress: Progress | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        sizes = [size for _, _, size in files]
+        self._total = None if None in sizes else sum(size or 0 for size in sizes)
+        self._progress = progress
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._bytes = 0
+        self._told = -_TOLD_EACH
+        self.add(0)
+
+    def add(self, count: int) -> None:
+        """So many bytes came; fewer than none where they have to come once more."""
+        if self._progress is None:
+            return
+        with self._lock:
+            self._bytes += count
+            now = self._clock()
+            if now - self._told < _TOLD_EACH and self._bytes != self._total:
+                return
+            self._told = now
+            # A library may repeat a part by itself: never report more than the total.
+            so_far = self._bytes if self._total is None else min(self._bytes, self._total)
+            self._progress(so_far, self._total)
+
+
+def checked_list(version: Version, found: list[File]) -> list[File]:
+    if not found:
+        raise ArtifactError(f"the source of {version} holds no files", version.source)
+    if len(found) > MAX_FILES:
+        raise ArtifactError(f"the source of {version} holds more than {MAX_FILES:,} files")
+    return sorted(found, key=lambda file: file[0])
+
+
+def stays_inside(relative: str) -> bool:
+    return not any(part in ("", ".", "..") or "\0" in part for part in relative.split("/"))
+
+
+def target_of(to: Path, relative: str) -> Path:
+    target = to / relative
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target

@@ -1,0 +1,197 @@
+"""A version's files in what fsspec reaches: object stores, web servers, archives.
+
+What a source lists is not trusted: a name must stay inside, a file has the size that was announced. The
+libraries behind fsspec try again for minutes by themselves; `asked` gives each call a time limit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import unquote
+
+import fsspec
+import fsspec.asyn
+import fsspec.callbacks
+
+from gateway.artifacts import ranges
+from gateway.artifacts.base import (
+    LISTING_SECONDS,
+    MAX_DEPTH,
+    ArtifactError,
+    File,
+    Meter,
+    Unreachable,
+    checked_list,
+    stays_inside,
+    target_of,
+)
+from gateway.artifacts.ranges import CHUNK, in_ranges
+from gateway.artifacts.staging import MAX_FILES, is_part
+from gateway.registries.base import Version
+from gateway.registries.mlflow_client import download_seconds
+
+_BATCH: Final = 64
+
+
+def asked(files: Any, verb: str, seconds: float, *args: Any, **options: Any) -> Any:
+    """`files.VERB(*args, **options)` of a file system, abandoned after `seconds`. One without a loop,
+    which as a rule reaches no network, cannot be given up. Raises TimeoutError, and what the file system's
+    library raises."""
+    if not getattr(files, "async_impl", False):
+        return getattr(files, verb)(*args, **options)
+    try:
+        return fsspec.asyn.sync(files.loop, getattr(files, f"_{verb}"), *args, timeout=seconds, **options)
+    except fsspec.asyn.FSTimeoutError as error:
+        raise TimeoutError(errno.ETIMEDOUT, f"no answer came within {seconds:.0f} s") from error
+
+
+class Remote:
+    """A source that fsspec reaches."""
+
+    def __init__(self, version: Version, scheme: str) -> None:
+        problem = f"the source of {version} cannot be reached from here"
+        if "://" not in version.source:  # fsspec would take it for the name of a directory here
+            raise ArtifactError(f"{problem}: {scheme}:/ is not supported", version.source)
+        # A server that is allowed must not send us on to one that is not.
+        self._web = scheme in ("http", "https")
+        options: dict[str, Any] = {"allow_redirects": False} if self._web else {}
+        if scheme == "chain":
+            options = {kind: {"allow_redirects": False} for kind in ("http", "https")}
+        try:
+            self._files, self._path = fsspec.core.url_to_fs(version.source, **options)
+        except ImportError as error:
+            raise ArtifactError(f"{problem}: {error}") from error  # fsspec says what to install
+        except ValueError as error:
+            raise ArtifactError(f"{problem}: {scheme}:// is not supported", str(error)) from error
+        except OSError as error:  # a library that is there, and lacks something itself
+            raise ArtifactError(f"{problem}: {scheme}:// does not work here", str(error)) from error
+
+    def files(self, version: Version) -> list[File]:
+        self._files.invalidate_cache()
+        root = self._path.rstrip("/") + "/"
+        listed: dict[str, Any]
+        if self._web:
+            links = list(itertools.islice(self._linked(version, root, 0), MAX_FILES + 1))
+            if len(links) > MAX_FILES:
+                raise ArtifactError(f"the source of {version} lists more than {MAX_FILES:,} files")
+            listed = dict(links)
+        else:
+            listed = self._asked(version, "find", LISTING_SECONDS, self._path, detail=True)
+        found: list[File] = []
+        for name, info in listed.items():
+            if info.get("type") == "directory" or name.endswith("/"):
+                continue
+            relative = name.removeprefix(root)
+            if self._web:
+                relative = unquote(relative)
+            if relative == name or not stays_inside(relative):
+                raise ArtifactError(f"the source of {version} lists a file outside of it", name)
+            if is_part(relative):
+                size = info.get("size")
+                found.append((relative, name, None if size is None else int(size)))
+        return checked_list(version, found)
+
+    def _linked(self, version: Version, place: str, depth: int) -> Iterator[tuple[str, dict[str, Any]]]:
+        """What a web server's pages of directories lead to below `place`, which ends with a slash: without it
+        a server sends us on, and we do not go. Links to elsewhere are common, and not followed."""
+        if depth > MAX_DEPTH:
+            raise ArtifactError(f"the source of {version} lists directories without end", place)
+        for info in self._asked(version, "ls", LISTING_SECONDS, place, detail=True):
+            name: str = info["name"]
+            below = name.removeprefix(place)
+            if below in (name, "", "/") or "?" in below or "#" in below:
+                continue
+            yield name, info  # directories too: the caller's limit must count them
+            if name.endswith("/"):
+                yield from self._linked(version, name, depth + 1)
+
+    def copy(
+        self, version: Version, files: list[File], to: Path, *, limit: int, meter: Meter
+    ) -> dict[str, str]:
+        small = [file for file in files if file[2] is not None and file[2] < ranges.RANGED]
+        for i in range(0, len(small), _BATCH):
+            part = small[i : i + _BATCH]
+            targets = [target_of(to, relative) for relative, _, _ in part]
+            remote = [name for _, name, _ in part]
+            local = [str(target) for target in targets]
+            total = sum(size or 0 for _, _, size in part)
+            counted = _Counted(meter)
+            self._asked(version, "get", download_seconds(total), remote, local, callback=counted)
+            for (relative, _, size), target in zip(part, targets, strict=True):
+                got = target.stat().st_size
+                if got != size:
+                    problem = f"a file of {version} came incomplete: {relative}, {got} of {size} bytes"
+                    raise ArtifactError(problem)
+            meter.add(total - counted.bytes)  # not every library says all that comes
+        hashed = {}
+        left = limit - sum(size or 0 for _, _, size in files)
+        for relative, name, size in files:
+            if size is None:
+                with self._failing(version):
+                    left -= self._stream(version, name, target_of(to, relative), left, meter)
+            elif size >= ranges.RANGED:
+                read = self._range_of(version, name)
+                with self._failing(version):
+                    hashed[relative] = in_ranges(read, size, target_of(to, relative), meter)
+        return hashed
+
+    def _stream(self, version: Version, name: str, target: Path, limit: int, meter: Meter) -> int:
+        """A file whose size was not announced; returns it."""
+        size = 0
+        with self._files.open(name, "rb", block_size=0) as from_, target.open("xb") as file:
+            while chunk := from_.read(CHUNK):
+                size += len(chunk)
+                if size > limit:
+                    raise ArtifactError(f"the files of {version} are larger than the cache")
+                file.write(chunk)
+                meter.add(len(chunk))
+        return size
+
+    def _range_of(self, version: Version, name: str) -> Callable[[int, int], bytes]:
+        def read(start: int, end: int) -> bytes:
+            seconds = download_seconds(end - start)
+            content: bytes = asked(self._files, "cat_file", seconds, name, start=start, end=end)
+            if len(content) != end - start:
+                got = f"{len(content)} bytes for {end - start}"
+                raise ArtifactError(f"a file of {version} came incomplete: {got}", name)
+            return content
+
+        return read
+
+    def _asked(self, version: Version, verb: str, seconds: float, *args: Any, **options: Any) -> Any:
+        with self._failing(version):
+            return asked(self._files, verb, seconds, *args, **options)
+
+    @contextlib.contextmanager
+    def _failing(self, version: Version) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ArtifactError):
+            raise
+        except Exception as error:  # each file system raises what its own library raises
+            problem = f"the files of {version} cannot be read from their source: {type(error).__name__}"
+            raise Unreachable(problem, f"{version.source}: {error}") from error
+
+
+class _Counted(fsspec.callbacks.Callback):  # type: ignore[misc]
+    """What fsspec calls while it gets files: each file's bytes are added, and not the files' number. `bytes`
+    is what was said of all of them."""
+
+    def __init__(self, meter: Meter, whole: _Counted | None = None) -> None:
+        super().__init__()
+        self.bytes = 0
+        self._meter = meter
+        self._whole = whole
+
+    def branched(self, path_1: str, path_2: str, **options: Any) -> _Counted:
+        return _Counted(self._meter, self)
+
+    def relative_update(self, inc: int = 1) -> None:
+        if self._whole is not None:
+            self._whole.bytes += inc
+            self._meter.add(inc)

@@ -1,0 +1,180 @@
+"""Values out of a JSON header and raw buffers: the reading half of a frame's content (format: see `wire`).
+
+The buffers are taken in the order in which the header refers to them, and all of them: a header cannot claim
+the same bytes twice. Nothing executes. Knows no frames and no sockets.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from functools import lru_cache
+from typing import Any, Final
+
+import numpy as np
+
+from loaders.batch import Columns, Opaque, Tensors, Value
+from loaders.compat.pythons import zipped
+from loaders.weight import counted
+from loaders.worker.packing import ALIGN, MAX_FRAME, PLAIN, TAG, Array, TooLarge, WireError
+
+_RAW_DTYPE: Final = re.compile(r"[<>|=][biufcSUMm][1-9]\d{0,9}(\[\d*[A-Za-z]{1,2}\])?\Z")
+
+
+class Cursor:
+    """The body of a frame, taken in order."""
+
+    def __init__(self, body: Array, budget: int | None = None) -> None:
+        self._body = body
+        self._at = 0
+        self._budget = budget
+
+    def json(self, text: Array, unweighed: int = 0) -> Any:
+        """The values of JSON text of more than `unweighed` bytes. Raises TooLarge before they are built."""
+        if self._budget is not None and len(text) > unweighed:
+            self._budget -= counted(text.data)
+            if self._budget < 0:
+                raise TooLarge("the values of the frame take more memory than they may")
+        return json.loads(text.tobytes())
+
+    def take(self, size: int) -> Array:
+        start = self._at + -self._at % ALIGN
+        if size < 0 or start + size > len(self._body):
+            raise WireError("a buffer reaches past the frame")
+        self._at = start + size
+        return self._body[start : self._at]
+
+    def close(self) -> None:
+        if self._at != len(self._body):
+            raise WireError("the frame holds bytes that nothing refers to")
+
+
+def unpack(value: Any, cursor: Cursor) -> Any:
+    if isinstance(value, list):
+        return value if PLAIN.issuperset(map(type, value)) else [unpack(item, cursor) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if TAG not in value:
+        return {key: unpack(item, cursor) for key, item in value.items()}
+    kind, *rest = value[TAG]
+    return KINDS[kind](cursor, *rest)
+
+
+def _array(cursor: Cursor, dtype: str, shape: list[int]) -> Array:
+    kind = _dtype(dtype)
+    _check_shape(shape)
+    raw = cursor.take(kind.itemsize * math.prod(shape))
+    if not raw.size:
+        return np.empty(shape, kind)
+    return np.ndarray(tuple(shape), kind, buffer=raw.data)
+
+
+@lru_cache(maxsize=256)
+def _dtype(text: str) -> np.dtype[Any]:
+    if not _RAW_DTYPE.match(text):
+        raise WireError("an array of an unknown type")
+    return np.dtype(text)
+
+
+def _check_shape(shape: list[int]) -> None:
+    """An empty array takes no bytes whatever its other axes say: they must stay sane too."""
+    if any(type(n) is not int or n < 0 for n in shape) or math.prod(n for n in shape if n) > MAX_FRAME:
+        raise WireError("an array of an impossible shape")
+
+
+def _pieces(cursor: Cursor, parts: list[Any]) -> list[Any]:
+    items: list[Any] = []
+    for part in parts:
+        piece = cursor.json(cursor.take(part)) if type(part) is int else part
+        items += unpack(piece, cursor)
+    return items
+
+
+def _masked(cursor: Cursor, data: Any, mask: Any) -> Array:
+    values, gaps = unpack(data, cursor), unpack(mask, cursor)
+    if gaps.dtype.kind != "b" or gaps.shape != values.shape:
+        raise WireError("a mask that does not fit its array")
+    return np.ma.MaskedArray(values, mask=gaps)
+
+
+def _objects(cursor: Cursor, shape: list[int], items: list[Any]) -> Array:
+    _check_shape(shape)
+    values = unpack(items, cursor)
+    if len(values) != math.prod(shape):
+        raise WireError("an array whose items do not fill it")
+    array = np.empty(len(values), dtype=object)
+    for i, item in enumerate(values):
+        array[i] = item
+    return array.reshape(shape)
+
+
+def _columns(cursor: Cursor, rows: int, runs: list[Any], index: Any, texts: list[Any]) -> Columns:
+    if type(rows) is not int or not 0 <= rows <= MAX_FRAME:
+        raise WireError("a table without rows")
+    table: dict[str | int, Array] = {}
+    for dtype, names, *array in runs:
+        if dtype is None:
+            table[_name(names, (str, int))] = _column(unpack(array[0], cursor), rows)
+            continue
+        kind = _dtype(dtype)
+        raw = cursor.take(kind.itemsize * rows * len(names))
+        shape = (len(names), rows)
+        block: Array = np.ndarray(shape, kind, buffer=raw.data) if raw.size else np.empty(shape, kind)
+        for name, column in zipped(names, block):
+            table[_name(name, (str, int))] = column
+    labels = None if index is None else _column(unpack(index, cursor), rows)
+    return Columns(table, rows, labels, frozenset(_name(name, (str, int)) for name in texts))
+
+
+def _column(array: Any, rows: int) -> Array:
+    if not isinstance(array, np.ndarray) or array.shape != (rows,):
+        raise WireError("a table whose columns differ in length")
+    return array
+
+
+def _tensors(cursor: Cursor, rows: int | None, arrays: list[Any]) -> Tensors:
+    tensors = {_name(name, str): unpack(array, cursor) for name, array in arrays}
+    if rows is not None and any(array.shape[:1] != (rows,) for array in tensors.values()):
+        raise WireError("tensors without a shared first axis")
+    if not all(isinstance(array, np.ndarray) for array in tensors.values()):
+        raise WireError("tensors that are not arrays")
+    return Tensors(tensors, rows)
+
+
+def _value(cursor: Cursor, rows: int | None, value: Any) -> Value:
+    inner = unpack(value, cursor)
+    if rows is not None and (not isinstance(inner, list) or type(rows) is not int or len(inner) != rows):
+        raise WireError("a value that does not have its rows")
+    return Value(inner, rows)
+
+
+def _name(name: Any, kinds: Any) -> Any:
+    if not isinstance(name, kinds) or isinstance(name, bool):
+        raise WireError("a column with an impossible name")
+    return name
+
+
+KINDS: Final[dict[str, Callable[..., Any]]] = {
+    "array": _array,
+    "objects": _objects,
+    "pieces": _pieces,
+    "masked": _masked,
+    "columns": _columns,
+    "tensors": _tensors,
+    "value": _value,
+    "scalar": lambda cursor, dtype: _array(cursor, dtype, [])[()],
+    "bytes": lambda cursor, size: cursor.take(size).tobytes(),
+    "tuple": lambda cursor, items: tuple(unpack(items, cursor)),
+    "dict": lambda cursor, pairs: {unpack(key, cursor): unpack(item, cursor) for key, item in pairs},
+    "datetime": lambda cursor, text: datetime.fromisoformat(text),
+    "date": lambda cursor, text: date.fromisoformat(text),
+    "time": lambda cursor, text: time.fromisoformat(text),
+    "timedelta": lambda cursor, days, seconds, micros: timedelta(days, seconds, micros),
+    "decimal": lambda cursor, text: Decimal(text),
+    "opaque": lambda cursor, kind: Opaque(_name(kind, str)),
+    "complex": lambda cursor, real, imag: complex(real, imag),
+}
