@@ -18,14 +18,12 @@ import orjson
 
 from gateway import yamltext
 from gateway.names import InvalidReference, check_alias, check_name, check_version, did_you_mean
-from gateway.registries import jsontext
+from gateway.registries import jsontext, yamledit
 from gateway.registries.base import MAX_PREVIOUS, Alias, Entries, Model, RegistryInvalid, Verdict, Version
 
 Form = Literal["yaml", "json"]
 #: Where in a document (`models`, a name, and on), and what is to stand there; None: nothing.
 Change = tuple[Sequence[str], Any]
-
-_PLACEHOLDER = b"all-models"
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
@@ -37,11 +35,11 @@ def parse(content: bytes, form: Form, *, target: str, base: str) -> Mapping[str,
 
 
 class Reader:
-    """Reads a document again and again: what did not change since is neither parsed nor checked again. Not
-    for two threads at once. `target` is what the document is called in errors.
+    """Reads a document again and again, in JSON without parsing again what did not change since. Not for two
+    threads at once. `target` is what the document is called in errors.
 
-    Meant for a thread beside the event loop's: no single step of it is long. With 40,000 models all changed,
-    the loop waited 34 ms at most, and no less while another process did the parsing.
+    Meant for a thread next to the event loop's: no single step of it is long, because each model is checked
+    and written to its entry as soon as it is read.
     """
 
     def __init__(self, form: Form, target: str) -> None:
@@ -49,8 +47,6 @@ class Reader:
         self._target = target
         self._base: str | None = None
         self._entries = Entries({})
-        #: YAML: by the digest of a model's piece of the text, its name and entry.
-        self._pieces: dict[bytes, tuple[str, bytes]] = {}
         #: JSON: by name, the length and the digest of the text of its value, and its entry.
         self._values: dict[str, tuple[int, bytes, bytes]] = {}
 
@@ -61,7 +57,7 @@ class Reader:
         keeps what it has and says so.
         """
         if base != self._base:
-            self._pieces, self._values, self._base = {}, {}, base
+            self._values, self._base = {}, base
         problems: list[tuple[str, str]] = []
         try:
             entries = (self._json if self._form == "json" else self._yaml)(content, _Checker(problems, base))
@@ -71,49 +67,29 @@ class Reader:
             raise RegistryInvalid(self._target, error.problems) from None
         if problems:
             raise RegistryInvalid(self._target, problems)
-        self._entries = Entries(entries, self._entries)
+        before = self._entries.content
+        kept = {name: old if (old := before.get(name)) == new else new for name, new in entries.items()}
+        self._entries = Entries(kept, self._entries)
         return self._entries
 
     def _yaml(self, content: bytes, checker: _Checker) -> dict[str, bytes]:
-        pieces = yamltext.split(content, "models")
-        if pieces is not None:
-            try:
-                return self._in_pieces(pieces, checker)
-            except yamltext.NotPlain:
-                checker.problems.clear()
-                # Before a tree is made of all of it, which takes much room: is it valid at all?
-                yamltext.check(content.decode("utf-8-sig"))
         text = content.decode("utf-8-sig")
-        try:
-            value = yamltext.plain(text)
-        except yamltext.NotPlain:
-            value = yamltext.data(yamltext.parse(text), typed=False, problems=checker.problems)
-        return checker.document(value)
+        entries: dict[str, bytes] = {}
 
-    def _in_pieces(self, pieces: yamltext.Pieces, checker: _Checker) -> dict[str, bytes]:
-        """Raises NotPlain where the text cannot be read in pieces."""
-        rest = yamltext.plain(pieces.without(_PLACEHOLDER + b":").removeprefix(codecs.BOM_UTF8))
-        if not isinstance(rest, dict) or rest.get("models") != {_PLACEHOLDER.decode(): None}:
-            raise yamltext.NotPlain([("models", "it is not where it seems to be")])
-        checker.document(rest | {"models": None})
-        entries: dict[str, bytes | None] = {}
-        known: dict[bytes, tuple[str, bytes]] = {}
-        for piece in pieces:
-            digest = _digest(piece)
-            found = self._pieces.get(digest)
-            if found is None:
-                name, item = _member_of(piece)
-            else:
-                name = found[0]
-            if name in entries:
-                checker.problem(f"models.{name}", "comes twice")
-                continue
-            entry = found[1] if found is not None else checker.entry(name, item)
-            entries[name] = entry
+        def take(name: str, item: Any) -> None:
+            entry = checker.entry(name, item)
             if entry is not None:
-                known[digest] = (name, entry)
-        self._pieces = known
-        return {name: entry for name, entry in entries.items() if entry is not None}
+                entries[name] = entry
+
+        try:
+            top = yamltext.plain(text, "models", take)
+        except yamltext.NotPlain:
+            checker.problems.clear()
+            top = yamltext.data(yamltext.parse(text), typed=False, problems=checker.problems)
+            return checker.document(top)
+        if entries or checker.problems:
+            top["models"] = None
+        return checker.document(top) | entries
 
     def _json(self, content: bytes, checker: _Checker) -> dict[str, bytes]:
         text = content.decode("utf-8-sig")
@@ -177,30 +153,10 @@ class Reader:
     def changed(self, content: bytes | None, base: str, changes: Sequence[Change]) -> tuple[bytes, bool]:
         """A valid document (None: one that does not exist yet) with changes of one model put in, and whether
         what else is in it was kept. Where it can be, only that model's part of the text is looked at."""
-        if content is None:
-            return _changed_whole(None, changes, self._form)
-        local = self._changed_json if self._form == "json" else self._changed_yaml
-        edited = local(content, base, changes)
+        edited = None
+        if content is not None and self._form == "json":
+            edited = self._changed_json(content, base, changes)
         return edited if edited is not None else _changed_whole(content, changes, self._form)
-
-    def _changed_yaml(
-        self, content: bytes, base: str, changes: Sequence[Change]
-    ) -> tuple[bytes, bool] | None:
-        pieces = yamltext.split(content, "models")
-        if pieces is None or base != self._base:
-            return None
-        name = changes[0][0][1]
-        names = [found[0] for found in map(self._pieces.get, map(_digest, pieces)) if found is not None]
-        if len(names) != len(pieces.starts) - 1:
-            return None
-        i = names.index(name) if name in names else len(names) - 1  # a new one goes behind the last
-        start, end = pieces.starts[i], pieces.starts[i + 1]
-        lead = content[pieces.head : pieces.starts[0]]
-        text, kept = yamltext.changed((lead + content[start:end]).decode(), changes)
-        new = text.encode()
-        if not kept or not new.startswith(lead) or (end < len(content) and not new.endswith(b"\n")):
-            return None
-        return content[:start] + new[len(lead) :] + content[end:], True
 
     def _changed_json(
         self, content: bytes, base: str, changes: Sequence[Change]
@@ -236,7 +192,7 @@ class Reader:
 def _spliced(text: str, start: int, end: int, before: str, value: Any, changes: Sequence[Change]) -> bytes:
     """The text with a model's value, changed, from `start` to `end`, and `before` before it."""
     for path, item in changes:
-        value = yamltext.put(value, path[2:], item)
+        value = yamledit.put(value, path[2:], item)
     indent = _indent(text)
     written = json.dumps(value, indent=indent, ensure_ascii=False)
     if indent is not None:
@@ -249,27 +205,18 @@ def _changed_whole(content: bytes | None, changes: Sequence[Change], form: Form)
         text = "" if content is None else content.decode("utf-8-sig")
         value: Any = {"version": 1} if content is None else json.loads(text)
         for path, item in changes:
-            value = yamltext.put(value, path, item)
+            value = yamledit.put(value, path, item)
         indent = "  " if content is None else _indent(text)
         return (json.dumps(value, indent=indent, ensure_ascii=False) + "\n").encode(), True
-    text = "version: 1\n" if content is None else content.decode("utf-8-sig")
-    new, kept = yamltext.changed(text, changes)
-    return new.encode(), kept
+    content = b"version: 1\n" if content is None else content
+    new, kept = yamledit.changed(content.decode("utf-8-sig"), changes)
+    return (codecs.BOM_UTF8 if content.startswith(codecs.BOM_UTF8) else b"") + new.encode(), kept
 
 
 def _indent(text: str) -> str | None:
     """What a level of a JSON text is indented by; None where it is all in one line."""
     found = re.match(r"\s*\{[^\S\n]*\n([ \t]+)", text)
     return found[1] if found else None
-
-
-def _member_of(piece: bytes) -> tuple[str, Any]:
-    """The name and the value of the one entry that a piece of YAML is. Raises NotPlain."""
-    value = yamltext.plain(piece)
-    if not isinstance(value, dict) or len(value) != 1:
-        raise yamltext.NotPlain([("models", "a piece of it is no entry")])
-    [member] = value.items()
-    return member
 
 
 def _digest(piece: bytes) -> bytes:

@@ -1,8 +1,9 @@
-"""A document read again and again, in pieces: what that may never change, and what it must not do again."""
+"""A document read again and again, and edited in place: what that may never change, and what it costs."""
 
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from gateway import yamltext
 from gateway.registries import file as file_registry
+from gateway.registries import yamledit
 from gateway.registries.base import Entries, Model, RegistryInvalid
 from gateway.registries.document import Form, Reader, _changed_whole, _Checker
 from gateway.registries.file import FileRegistry
@@ -42,7 +44,7 @@ def read(content: bytes, form: Form, reader: Reader | None = None) -> Any:
 
 
 def read_whole(text: str) -> Any:
-    """The same of YAML, of which nothing is cut."""
+    """The same of YAML, through a tree."""
     problems: list[tuple[str, str]] = []
     try:
         value = yamltext.data(yamltext.parse(text), typed=False, problems=problems)
@@ -65,7 +67,7 @@ def read_whole(text: str) -> Any:
 @example(["  a: {}", " i: {}"], [])
 @example(["  a: {}", "x-a: [1,", "  2]"], ["  b: {}"])
 @given(st.lists(st.sampled_from(LINES), max_size=9), st.lists(st.sampled_from(LINES), max_size=9))
-def test_pieces_read_as_the_whole_does(lines: list[str], others: list[str]) -> None:
+def test_the_fast_way_reads_as_the_slow_way_does(lines: list[str], others: list[str]) -> None:
     reader = Reader("yaml", "t")
     for text in ("\n".join([*start, *lines]) for start in (["models:"], [], ["models:", *others])):
         found, expected = read(text.encode(), "yaml", reader), read_whole(text)
@@ -137,10 +139,10 @@ changes = st.sampled_from(
 def edges(content: bytes, form: Form, name: str) -> tuple[bytes, bytes]:
     """What stands before and behind one model that is there."""
     if form == "yaml":
-        pieces = yamltext.split(content, "models")
-        assert pieces is not None
-        i = [piece.startswith(f"  {name}:".encode()) for piece in pieces].index(True)
-        return content[: pieces.starts[i]], content[pieces.starts[i + 1] :]
+        start = re.search(rb"(?m)^  %b:" % name.encode(), content)
+        assert start is not None
+        end = re.search(rb"(?m)^(?=  m\d:|# end|x-z)", content[start.end() :])
+        return content[: start.start()], b"" if end is None else content[start.end() + end.start() :]
     text = content.decode()
     start = text.index(f'"{name}": ') + len(name) + 4
     end = json.JSONDecoder().raw_decode(text, start)[1]
@@ -192,14 +194,14 @@ def test_an_edit_means_what_writing_all_anew_means_and_keeps_every_other_byte(
 def read_anew(before: Mapping[str, Model], whole: Any, moves: list[Any]) -> dict[str, Model]:
     """What a document with the changes says, through plain data."""
     for path, value in moves:
-        whole = yamltext.put(whole, path, yamltext._as_read(value))
+        whole = yamledit.put(whole, path, yamledit._as_read(value))
     return dict(Reader("json", "t").read(json.dumps(whole).encode(), BASE))
 
 
 @pytest.mark.parametrize("form", ["yaml", "json"])
 def test_what_did_not_change_is_not_made_again(form: Form) -> None:
     models = {f"m{i}": {"versions": {"1": {"source": "a"}}, "aliases": {"c": "1"}} for i in range(50)}
-    text = json.dumps({"models": models}) if form == "json" else yamltext.block({"models": models})
+    text = json.dumps({"models": models}) if form == "json" else yamledit.block({"models": models})
     reader = Reader(form, "t")
     before = reader.read(text.encode(), BASE)
     first = before["m1"]
@@ -207,7 +209,7 @@ def test_what_did_not_change_is_not_made_again(form: Form) -> None:
     after = reader.read(text.replace("a", "b").replace("b", "a", 10_000).encode(), BASE)
     assert all(after.content[name] is before.content[name] for name in before)
     models["m2"]["aliases"]["c"] = "2"
-    text = json.dumps({"models": models}) if form == "json" else yamltext.block({"models": models})
+    text = json.dumps({"models": models}) if form == "json" else yamledit.block({"models": models})
     last = reader.read(text.encode(), BASE)
     assert [name for name in before if last.content[name] is not before.content[name]] == ["m2"]
     assert last["m1"] is first
@@ -282,7 +284,7 @@ def test_what_is_not_valid_is_read_once(tmp_path: Path) -> None:
 def test_a_subset_makes_no_models_of_the_others() -> None:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "registry.yaml")
-        path.write_text(yamltext.block({"models": {f"m{i}": {"aliases": {"c": "1"}} for i in range(100)}}))
+        path.write_text(yamledit.block({"models": {f"m{i}": {"aliases": {"c": "1"}} for i in range(100)}}))
         registry = FileRegistry(str(path))
         some = Subset(registry, ["m1", "m7", "absent"]).read()
         assert set(some.models) == {"m1", "m7"}
