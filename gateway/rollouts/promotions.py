@@ -34,7 +34,7 @@ from gateway.rollouts.records import PROMOTE, ROLLBACK
 if TYPE_CHECKING:
     from gateway.artifacts.packages import Prepared
     from gateway.rollouts.aliases import Aliases
-    from gateway.serving.manager import Manager
+    from gateway.serving.manager import Lease, Manager
 
 T = TypeVar("T")
 
@@ -186,6 +186,7 @@ class Promotions:
         failed = self._manager.failure(target)
         self._manager.retry(target)
         trial = self.trials[name, alias] = Trial(target.version, told=self._told)
+        held = self._held(name, alias)
         try:
             passed = await self._aliases.gates.check(
                 target, record, force=force, prepare=self._quiet if dry_run else None, trial=trial
@@ -199,6 +200,8 @@ class Promotions:
         finally:
             if self.trials.get((name, alias)) is trial:
                 del self.trials[name, alias]
+            if held is not None:
+                held.release()
         move = Move(
             name, alias, move.version, move.expect,
             forced=bool(passed.overruled), back=move.back, last_good=record.good,
@@ -219,6 +222,15 @@ class Promotions:
             passed.lease.release()
             if dry_run and not loaded:
                 self._manager.retire_unused(target, "unloaded")
+
+    def _held(self, name: str, alias: str) -> Lease | None:
+        """A lease that keeps the version in service while another one is tried: the room for the trial is
+        not taken from it. None where nothing is loaded."""
+        found = self._aliases.find(name, alias)
+        serving = None if found is None else found.serving
+        if serving is None or not self._manager.is_ready(serving):
+            return None
+        return self._manager.lease(serving, pin=True)
 
     def _nothing_before(self, name: str, alias: str, current: str) -> Problem:
         others = sorted(self._aliases.record(name, alias).served - {current}, key=int)

@@ -306,9 +306,8 @@ class ProcessRunner:
             await asyncio.wait({self._spare_starting})
         worker, self._spare = self._spare, None
         if worker is not None and worker in self._workers:
+            self._workers.remove(worker)  # first: its end is no crash
             await worker.close()
-            if worker in self._workers:
-                self._workers.remove(worker)
         self._measured = None
 
     async def close(self) -> None:

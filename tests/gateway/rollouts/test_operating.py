@@ -127,3 +127,22 @@ def test_status_says_for_which_version_a_model_was_evicted_and_why(tmp_path: Pat
     assert evicted["why"].startswith("least valuable of 1 idle")
     assert "evicted: one/1, " in shown
     assert "for two/1: least valuable of 1 idle" in shown
+
+
+def test_a_promotion_takes_the_room_for_its_trial_from_others_than_the_version_in_service(
+    tmp_path: Path,
+) -> None:
+    registry = str(tmp_path / "registry.yaml")
+    for version in ("one", "two"):
+        write_package(tmp_path / version, at_load=f"version = {version!r}")
+        gateway.push(tmp_path / version, name="same", registry=registry)
+    chosen = settings(tmp_path, models={"*": {"isolation": "process"}})
+    with Served(chosen, registry) as server:
+        alias = "/models/same/aliases/champion"
+        assert server.request("PUT", f"{alias}?wait=true", {"version": "1"}).status == 200
+        assert server.post("/predict/same", {"instances": [1]}).status == 200
+        ledger = server.gateway.ledger
+        ledger.limit = ledger.accounted + 1
+        server.gateway.manager._capacity_wait = 0.1
+        server.request("PUT", f"{alias}?dry_run=true", {"version": "2"})
+        assert server.get("/models/same/versions/1").json["state"] == "READY"

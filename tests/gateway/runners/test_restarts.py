@@ -182,10 +182,15 @@ def test_a_spare_process_takes_over_at_once(tmp_path: Path) -> None:
         assert len(runner.pids) == 1
         assert not runner.spare
         runner.start_spare()
+        await runner.drop_spare()  # while it starts
+        assert len(runner.pids) == 1
+        runner.start_spare()
+        await until(lambda: any(p["spare"] for p in runner.status()["processes"]))
         await runner.drop_spare()
         assert len(runner.pids) == 1
         assert before is not None
         os.kill(runner.pids[0], 0)
+        assert [what for what, _ in h.observed].count("crashed") == 2, "a spare that is given up is no crash"
 
     run(tmp_path / "tmp", work)
 
