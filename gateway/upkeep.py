@@ -55,7 +55,7 @@ class Upkeep:
                 self._manager.remeasure(self._zygotes.bytes + self._packs.overhead)
                 self._manager.retire_idle()
                 self._manager.tend()
-                self._zygotes.tend_orphans()
+                self._zygotes.tend()
 
     def notice(self, event: events.Event) -> None:
         """After a load: settles the heap soon, and says what confinement the model lacks."""

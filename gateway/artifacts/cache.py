@@ -100,8 +100,10 @@ class Artifacts:
             raise _failed(version, error, self._root) from error
 
     def bytes(self) -> int:
-        """The size of all packages in the cache."""
-        return sum(size for _, size, _ in self._entries())
+        """The size of all packages in the cache; 0 where it cannot be read."""
+        with contextlib.suppress(OSError):
+            return sum(size for _, size, _ in self._entries())
+        return 0
 
     # -- what is there
 

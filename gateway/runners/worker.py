@@ -153,7 +153,11 @@ class Worker:
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER)
             self._output = Output(self._sink)
             with theirs:
-                self._child = await self._zygotes.make(self._environment, theirs, self._output.write_end)
+                async with asyncio.timeout(timeout):
+                    self._child = await self._zygotes.make(self._environment, theirs, self._output.write_end)
+        except TimeoutError:
+            self._close()
+            raise RunnerTimeout(f"no process was made for it within {timeout:g} s") from None
         except (ZygoteGone, OSError, RuntimeError) as error:
             self._close()
             raise RunnerCrashed(f"no process could be started: {error}") from None

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import logging
 import os
 import socket
 import subprocess
 import tempfile
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from importlib.util import find_spec
@@ -25,10 +27,12 @@ from gateway.runners.environments import Environment
 from gateway.runners.memory import Footprint
 from gateway.runners.orphans import Orphans
 from gateway.runners.output import Output, Sink
+from gateway.runners.pulse import Pulse, read
 from loaders.worker import temporary
 
 _MAX_MESSAGE: Final = 1 << 16
 _TRIES: Final = 3
+_LOG: Final = logging.getLogger("gateway.models")
 
 
 class ZygoteGone(Exception):
@@ -44,6 +48,7 @@ class Zygote:
         self.missing: tuple[str, ...] = ()
         self.children: dict[int, Child] = {}
         self.last_used = 0.0
+        self._pulse = Pulse()
         self._scratch = scratch
         self._sink = sink
         self._orphans = orphans
@@ -129,6 +134,13 @@ class Zygote:
     def kill(self) -> None:
         if self._process is not None:
             self._process.kill()
+
+    def tend(self) -> None:
+        """Ends it where it stands still for good: nothing can be loaded while it does."""
+        sign = None if self.pid is None or not self.alive else read(self.pid)
+        if sign is not None and self._pulse.look(self._loop.time(), sign, None, lambda: 0):
+            _LOG.warning("the process that makes model processes is ended: %s", self._pulse.stuck)
+            self.kill()
 
     async def close(self, grace: float = 5.0) -> None:
         """Ends it and every process it made. Returns when it is gone, killed after `grace` seconds."""
@@ -224,6 +236,8 @@ class Zygotes:
         self._idle = idle
         self._sink = sink
         self._zygotes: dict[Environment, asyncio.Task[Zygote]] = {}
+        #: Those that are starting or run.
+        self._made: weakref.WeakSet[Zygote] = weakref.WeakSet()
         self._retiring: set[asyncio.Task[int]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
@@ -273,9 +287,11 @@ class Zygotes:
         # Empty but for what the models of a killed zygote left.
         temporary.remove(self._scratch)
 
-    def tend_orphans(self) -> None:
-        """Looks after what killed zygotes left; to be called now and then."""
+    def tend(self) -> None:
+        """Looks after zygotes and after what killed ones left; to be called about once a second."""
         self._orphans.tend()
+        for zygote in list(self._made):
+            zygote.tend()
 
     async def retire_idle(self, now: float | None = None) -> int:
         """Ends the zygotes that have no model processes and were not asked for `idle` seconds."""
@@ -305,6 +321,7 @@ class Zygotes:
 
     async def _started(self, environment: Environment) -> Zygote:
         zygote = Zygote(environment, self._scratch, self._sink, self._orphans)
+        self._made.add(zygote)
         try:
             await zygote.start()
         except BaseException:

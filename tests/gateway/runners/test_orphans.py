@@ -42,7 +42,7 @@ def exists(pid: int) -> bool:
 
 def gone(house: House, *pids: int) -> bool:
     """Whether they are no more in the process table, after one more look."""
-    house.zygotes.tend_orphans()
+    house.zygotes.tend()
     return not any(map(exists, pids))
 
 
@@ -68,7 +68,7 @@ def test_what_a_killed_zygote_leaves_is_used_on_and_buried(tmp_path: Path) -> No
         zygote = kill_zygote(h)
         await until(lambda: gone(h, zygote))
         for _ in range(5):
-            h.zygotes.tend_orphans()
+            h.zygotes.tend()
         for runner in (first, second):
             await runner.predict(ONE, {})
         (crashed,) = first.pids
@@ -93,7 +93,7 @@ def test_what_a_model_left_behind_ends_without_its_zygote_too(tmp_path: Path) ->
         kill_zygote(h)
         await until(lambda: not h.zygotes.alive)
         for _ in range(3):
-            h.zygotes.tend_orphans()
+            h.zygotes.tend()
         assert all(map(alive, (child, orphan)))  # the model still has them
         await runner.close()
         await until(lambda: gone(h, child, orphan))

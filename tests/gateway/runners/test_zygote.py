@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 
+from gateway.runners.base import RunnerTimeout
 from gateway.runners.environments import Environment, allowed, preload_for
 from gateway.runners.process import ProcessRunner
+from gateway.runners.pulse import Sign, read
 from gateway.runners.zygote import ZygoteGone, Zygotes
 from loaders.worker import bootstrap
 from tests.support.hostile import alive, eventually, write_package
@@ -74,6 +76,41 @@ def test_a_zygote_killed_while_it_makes_a_process_is_replaced(tmp_path: Path) ->
         await until(lambda: zygote.waiting)
         os.kill(zygote.pid, signal.SIGKILL)
         await (await starting).predict(ONE, {})
+
+    run(tmp_path / "tmp", work)
+
+
+def test_a_stopped_zygote_is_ended_and_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = write_package(tmp_path / "p")
+
+    async def work(h: House) -> None:
+        runner = await h.started(package)
+        (zygote,) = h.zygotes.alive
+        assert zygote.pid is not None
+        os.kill(zygote.pid, signal.SIGSTOP)
+        starting = asyncio.ensure_future(h.started(package))
+        await until(lambda: zygote.waiting and (read(zygote.pid or 0) or Sign("", 0)).state == "T")
+        h.zygotes.tend()
+        assert zygote.alive, "it may go on in a moment"
+        monkeypatch.setattr("gateway.runners.pulse.STOPPED", 0.0)
+        h.zygotes.tend()
+        await (await starting).predict(ONE, {})
+        await runner.predict(ONE, {})
+
+    run(tmp_path / "tmp", work)
+
+
+def test_a_process_that_is_never_made_counts_as_a_load_that_takes_too_long(tmp_path: Path) -> None:
+    package = write_package(tmp_path / "p")
+
+    async def work(h: House) -> None:
+        await h.started(package)
+        (zygote,) = h.zygotes.alive
+        assert zygote.pid is not None
+        os.kill(zygote.pid, signal.SIGSTOP)
+        with pytest.raises(RunnerTimeout, match=r"within 0\.1 s"):
+            await h.started(package, load_timeout=0.1)
+        os.kill(zygote.pid, signal.SIGCONT)
 
     run(tmp_path / "tmp", work)
 
