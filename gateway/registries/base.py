@@ -22,6 +22,10 @@ UNREADABLE: Final = "x-unreadable"
 MADE_KEPT = 10_000
 
 
+#: The longest pause between reads of a server that fails, in seconds, unless it asks for a longer one.
+LONGEST_PAUSE: Final = 60.0
+
+
 class RegistryError(Exception):
     """A registry cannot be used as asked; the message is fit for an operator."""
 
@@ -329,7 +333,8 @@ class Registry(Protocol):
     or a command.
 
     `identity` keys durable state (stable over restarts, equal for equal registries); `target` is what
-    users are shown; `poll_interval` is the default, in seconds; `writable` may change over its life.
+    users are shown; `poll_interval` is the default, in seconds; `longest_pause` the longest one between reads
+    while it does not answer; `writable` may change over its life.
     `partial`: it is too large to be read whole, so its snapshots hold only the names in use, and `read` asks
     for those again. `lasting`: its versions never change, so one without a digest must match its first fetch.
     """
@@ -337,6 +342,7 @@ class Registry(Protocol):
     identity: str
     target: str
     poll_interval: float
+    longest_pause: float
     partial: bool
     lasting: bool
 
@@ -403,6 +409,7 @@ class Registry(Protocol):
 class Whole:
     """The reading half of a registry whose every snapshot holds all of it."""
 
+    longest_pause = LONGEST_PAUSE
     partial = False
     lasting = True
 

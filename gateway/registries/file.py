@@ -92,6 +92,7 @@ class FileRegistry(Whole):
     """
 
     poll_interval = 1.0
+    longest_pause = 2.0  # a look at a file costs nothing
 
     def __init__(
         self,

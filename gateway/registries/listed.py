@@ -67,6 +67,7 @@ class Subset:
         self.identity = registry.identity
         self.target = registry.target
         self.poll_interval = registry.poll_interval
+        self.longest_pause = registry.longest_pause
         self.partial = registry.partial
         self.lasting = registry.lasting
         self.forget = registry.forget

@@ -28,6 +28,7 @@ from gateway.artifacts.staging import UnfitPackage, package_files
 from gateway.names import InvalidReference, Reference, check_alias, check_name, check_version
 from gateway.registries import mlflow_answers as answers
 from gateway.registries.base import (
+    LONGEST_PAUSE,
     Alias,
     Finding,
     Model,
@@ -88,6 +89,7 @@ class MLflowRegistry:
     """
 
     poll_interval = 5.0
+    longest_pause = LONGEST_PAUSE
     writable = True
     partial = True
     lasting = True

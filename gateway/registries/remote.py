@@ -76,7 +76,11 @@ class RemoteRegistry(Whole, ReadOnly):
         assert content is not None
         stamp = hashlib.sha256(content).hexdigest()
         if self._last is None or self._last.stamp != stamp:
-            self._last = Snapshot(self._models(content), stamp)
+            try:
+                self._last = Snapshot(self._models(content), stamp)
+            except RegistryInvalid:
+                self._etag = None  # that this document has not changed says nothing of the last valid one
+                raise
         return self._last
 
     def _models(self, content: bytes) -> Mapping[str, Any]:

@@ -22,14 +22,20 @@ from gateway import backoff
 from gateway.errors import Problem, pathless
 from gateway.events import Emit, RegistryFailed, RegistryRead
 from gateway.names import Reference
-from gateway.registries.base import NotInRegistry, Registry, RegistryError, Snapshot, key, resolve
+from gateway.registries.base import (
+    NotInRegistry,
+    Registry,
+    RegistryError,
+    RegistryInvalid,
+    Snapshot,
+    key,
+    resolve,
+)
 
 #: Seconds before a name that was absent, or could not be queried, is queried again.
 FORGET_ABSENT = 2.0
 #: After this many failed reads in a row, requests trigger no query until the next read.
 SILENT_AFTER = 3
-#: The longest pause between reads of a registry that fails, in seconds, unless it asks for a longer one.
-LONGEST_PAUSE = 60.0
 log = logging.getLogger("gateway.watch")
 
 #: Seconds without use after which a name is no longer polled if none of its versions is loaded. Otherwise a
@@ -175,17 +181,19 @@ class Watch:
             self._looking = None
 
     def _failed(self, error: RegistryError, *, quiet: bool = False) -> None:
-        """Counts a failure, and decides how long the registry is left alone."""
+        """Counts a failure, and decides how long the registry is left alone: one whose content is wrong
+        answers, so it is read at its interval, and seen as soon as it is corrected."""
         self._failures += 1
         asked: float | None = getattr(error, "retry_after", None)
-        pause = backoff.pause(
-            self._failures,
-            first=self._interval,
-            longest=max(LONGEST_PAUSE, self._interval),
-            asked=asked,
-            chance=self._chance,
-        )
-        self._paused_until = max(self._paused_until, self._clock() + pause)
+        if not isinstance(error, RegistryInvalid):
+            pause = backoff.pause(
+                self._failures,
+                first=self._interval,
+                longest=max(self._registry.longest_pause, self._interval),
+                asked=asked,
+                chance=self._chance,
+            )
+            self._paused_until = max(self._paused_until, self._clock() + pause)
         if asked is not None or self._failures >= SILENT_AFTER:
             self._silent_until = self._paused_until
         self._emit(RegistryFailed(str(error), repeated=quiet or str(error) == self._error))

@@ -77,6 +77,18 @@ def test_a_document_is_sent_again_only_when_it_changed(documents: Documents) -> 
     registry.close()
 
 
+def test_a_document_that_is_wrong_stays_wrong_until_it_changes(documents: Documents) -> None:
+    registry = open_registry(f"{documents.url}/a/registry.yaml")
+    registry.read()
+    documents.content = b"models: [a typo]\n"
+    for _ in range(3):
+        with pytest.raises(RegistryInvalid):
+            registry.read()
+    documents.content = DOCUMENT
+    assert "iris" in registry.read().models
+    registry.close()
+
+
 def test_json_is_read_as_what_it_is(documents: Documents) -> None:
     models = parse(DOCUMENT, "yaml", target="x", base="/base")
     documents.content = dump(models.values())

@@ -11,7 +11,16 @@ import pytest
 from gateway.errors import Problem
 from gateway.events import Event, RegistryFailed, RegistryRead
 from gateway.names import Reference
-from gateway.registries.base import Alias, Model, ReadOnly, RegistryUnavailable, Snapshot, Version
+from gateway.registries.base import (
+    LONGEST_PAUSE,
+    Alias,
+    Model,
+    ReadOnly,
+    RegistryInvalid,
+    RegistryUnavailable,
+    Snapshot,
+    Version,
+)
 from gateway.registries.watcher import FORGET_UNUSED, SILENT_AFTER, Watch
 from tests.support.controlled import Clock
 
@@ -21,6 +30,7 @@ class Names(ReadOnly):
 
     identity = target = "names"
     poll_interval = 5.0
+    longest_pause = LONGEST_PAUSE
     partial = True
     lasting = True
     why_not = "nothing is written here"
@@ -144,5 +154,29 @@ def test_a_registry_that_fails_is_left_alone_and_its_recovery_is_said(
         failed = [event for event in said if isinstance(event, RegistryFailed)]
         assert [event.repeated for event in failed] == [n > 0 for n in range(failures)]
         assert any(isinstance(event, RegistryRead) and event.recovered for event in said)
+
+    asyncio.run(main())
+
+
+class Wrong(Names):
+    """A registry that answers, with a document that is not valid."""
+
+    def read(self) -> Snapshot:
+        raise RegistryInvalid("names", [("models", "a typo")])
+
+
+@pytest.mark.parametrize(("registry", "pause"), [(Wrong(), 5.0), (Failing(), LONGEST_PAUSE)])
+def test_only_a_registry_that_does_not_answer_is_read_more_rarely(registry: Names, pause: float) -> None:
+    async def main() -> None:
+        with ThreadPoolExecutor(1) as io:
+            watch = Watch(
+                registry, io, interval=5.0, clock=Clock(),
+                apply=lambda snapshot, moved_by: None, remember=lambda snapshot: None,
+            )  # fmt: skip
+            for _ in range(10):
+                with pytest.raises(Problem) as error:
+                    await watch.look()
+        assert error.value.retry_after is not None
+        assert 0.8 * pause <= error.value.retry_after <= pause
 
     asyncio.run(main())
