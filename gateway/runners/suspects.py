@@ -3,8 +3,9 @@
 A process that ends in a call makes that call's inputs suspects. A suspect runs once more, alone. One that is
 answered is innocent and forgotten: it was there when somebody killed the process. One that ends a second
 process without an answer in between is poison and is refused for a while, so that one caller cannot take the
-model away from the others. Where the processes were killed with SIGKILL, the input may be innocent: its
-refusal is short, and its caller may try again. Pure: the time is an argument. Knows digests, no rows.
+model away from the others. Where the processes were killed with SIGKILL, the input may be innocent: it is
+poison only after a third one, its refusal is short, and its caller may try again. Pure: the
+time is an argument. Knows digests, no rows.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from loaders.worker import wire
 if TYPE_CHECKING:
     from loaders.batch import Batch
 
-#: An input that ended so many processes without an answer in between is poison.
-ENDS: Final = 2
+#: An input that ended so many processes without an answer in between is poison; more where the last one was
+#: killed with SIGKILL, because somebody may kill a process and its spare in one stroke.
+ENDS, ENDS_BY_SIGKILL = 2, 3
 #: How long poison is refused without a trial, in seconds; shorter where the process was killed with SIGKILL,
 #: which may have come from outside (an operator, the kernel) and not from the input.
 REFUSED, REFUSED_AFTER_SIGKILL = 60.0, 5.0
@@ -66,7 +68,7 @@ class Suspects:
         """A process ended in a call of these inputs; `outside`: somebody may have killed it."""
         for told in set(digests):
             count = self._ends.pop(told, (0, 0.0, False))[0] + 1
-            kept = FORGOTTEN if count < ENDS else REFUSED_AFTER_SIGKILL if outside else REFUSED
+            kept = FORGOTTEN if count < _enough(outside) else REFUSED_AFTER_SIGKILL if outside else REFUSED
             self._ends[told] = count, now + kept, outside
         while len(self._ends) > KEPT:
             del self._ends[next(iter(self._ends))]
@@ -78,12 +80,16 @@ class Suspects:
 
     def is_poison(self, told: bytes, now: float) -> bool:
         """Whether this input is refused now. One whose time is over gets another trial."""
-        count, until, _ = self._ends.get(told, (0, 0.0, False))
+        count, until, outside = self._ends.get(told, (0, 0.0, False))
         if now >= until:
             self._ends.pop(told, None)
             return False
-        return count >= ENDS
+        return count >= _enough(outside)
 
     def was_killed(self, told: bytes) -> bool:
         """Whether somebody may have killed the last process that ended under this input."""
         return self._ends.get(told, (0, 0.0, False))[2]
+
+
+def _enough(outside: bool) -> int:
+    return ENDS_BY_SIGKILL if outside else ENDS

@@ -40,6 +40,8 @@ def test_what_may_have_been_killed_from_outside_is_refused_for_a_short_time() ->
     suspects = Suspects()
     for _ in range(2):
         suspects.ended([b"a"], 0.0, outside=True)
+        assert not suspects.is_poison(b"a", 0.1), "a process and its spare may be killed in one stroke"
+    suspects.ended([b"a"], 0.0, outside=True)
     assert suspects.is_poison(b"a", 0.1)
     assert suspects.was_killed(b"a")
     assert not suspects.is_poison(b"a", REFUSED_AFTER_SIGKILL)
