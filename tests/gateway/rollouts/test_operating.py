@@ -143,6 +143,5 @@ def test_a_promotion_takes_the_room_for_its_trial_from_others_than_the_version_i
         assert server.post("/predict/same", {"instances": [1]}).status == 200
         ledger = server.gateway.ledger
         ledger.limit = ledger.accounted + 1
-        server.gateway.manager._capacity_wait = 0.1
         server.request("PUT", f"{alias}?dry_run=true", {"version": "2"})
         assert server.get("/models/same/versions/1").json["state"] == "READY"
