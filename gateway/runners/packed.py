@@ -16,7 +16,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway.runners.base import FAILURES, ModelError, NoProcess, RunnerCrashed, RunnerTimeout
-from gateway.runners.packs import Conditions, Pack, Packs, Place
+from gateway.runners.packs import Pack, Packs
+from gateway.runners.places import Conditions, Place
 from gateway.runners.worker import NotReached, model_error
 from loaders.batch import Columns, Tensors, Value
 from loaders.worker import wire

@@ -20,7 +20,8 @@ from gateway.runners.confinement import Confinement
 from gateway.runners.environments import Environment, allowed, elsewhere, preload_for
 from gateway.runners.inline import InlineRunner
 from gateway.runners.packed import PackedRunner, Record
-from gateway.runners.packs import Conditions, Packs
+from gateway.runners.packs import Packs
+from gateway.runners.places import Conditions
 from gateway.runners.process import ProcessRunner
 from gateway.runners.zygote import Zygotes
 from gateway.settings import Settings, SettingsError

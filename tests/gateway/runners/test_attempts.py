@@ -20,7 +20,8 @@ from gateway.runners.base import Runner
 from gateway.runners.confinement import Confinement, hide
 from gateway.runners.environments import Environment
 from gateway.runners.packed import PackedRunner, Record
-from gateway.runners.packs import Conditions, Packs
+from gateway.runners.packs import Packs
+from gateway.runners.places import Conditions
 from loaders.package import Package
 from loaders.worker import wire
 from tests.support.attempts import ATTEMPTS, Victims, asked, is_as_it_must, write_attempts

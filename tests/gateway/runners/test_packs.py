@@ -18,7 +18,8 @@ from gateway.runners.base import ModelError, RunnerCrashed, RunnerTimeout
 from gateway.runners.confinement import Confinement
 from gateway.runners.environments import Environment
 from gateway.runners.packed import PackedRunner, Record
-from gateway.runners.packs import Conditions, Pack, Packs
+from gateway.runners.packs import Pack, Packs
+from gateway.runners.places import Conditions
 from loaders.batch import Tensors
 from loaders.package import Package
 from loaders.worker import wire
