@@ -62,6 +62,8 @@ LEAVES = frozenset(
         "backoff",
         "logs",
         "pools",
+        "staging",
+        "filesystems",
     }
 )
 PARTS = frozenset({"registries", "artifacts", "environments", "runners"})
@@ -75,26 +77,30 @@ TABLE: dict[str, Row] = {
     "__init__": row("api"),
     "__main__": row("cli"),
     # Leaves know leaves, and only those below them: circles are counted.
-    **dict.fromkeys(("names", "errors", "events", "tracing", "backoff", "cgroup", "pools"), row(LEAVES)),
+    **dict.fromkeys(("names", "errors", "events", "tracing"), row(LEAVES)),
+    **dict.fromkeys(("backoff", "cgroup", "pools", "staging"), row()),
     **dict.fromkeys(("quantities", "policy", "plugins"), row(LEAVES, libraries="pydantic")),
     "settings": row(LEAVES, libraries="pydantic platformdirs"),
     "configuration": row(LEAVES, libraries="pydantic"),
     "yamltext": row(libraries="yaml"),
+    "filesystems": row(libraries="fsspec"),
     "state": row(LEAVES, libraries="platformdirs"),
     "logs": row(LEAVES, libraries="orjson"),
     # Parts. None knows another, with these exceptions.
-    "registries": row(LEAVES, libraries="httpx fsspec yaml orjson pydantic cachetools", loaders=True),
+    "registries": row(
+        LEAVES, libraries="httpx fsspec yaml orjson pydantic cachetools filelock", loaders=True
+    ),
     # Files are those of a registered version; an MLflow server's own artifacts come through its client.
     "artifacts": row(
         LEAVES, VERSION, "registries.mlflow_client",
         libraries="httpx fsspec filelock platformdirs cachetools", loaders=True,
     ),
     # `Prepared` carries what the environments have found out about its package.
-    "artifacts.packages": row(LEAVES, VERSION, "environments.choose", loaders=True),
+    "artifacts.packages": row(LEAVES, VERSION, "environments.choose", libraries="cachetools", loaders=True),
     "environments": row(LEAVES, libraries="packaging httpx filelock uv", loaders=True),
     "runners": row(LEAVES, libraries="numpy", loaders=True),
     # Placement reads a package's facts to say where it runs.
-    "runners.placement": row(LEAVES, PREPARED, loaders=True),
+    "runners.placement": row(LEAVES, PREPARED, libraries="cachetools", loaders=True),
     # Lives of versions: no alias, and no registry.
     "serving": row(
         LEAVES, VERSION, PREPARED, RUNNER, "environments.choose", libraries="cachetools numpy", loaders=True
@@ -109,7 +115,7 @@ TABLE: dict[str, Row] = {
     "record": row(VERSION),
     "service": row(ROLLOUTS, RUNNER, "record", loaders=True),
     "views": row(ROLLOUTS, "registries.watcher", "registries.document", loaders=True),
-    "metrics": row(LEAVES, "record", libraries="prometheus_client", loaders=True),
+    "metrics": row(LEAVES, "record", libraries="prometheus_client numpy", loaders=True),
     # HTTP receives parts and never the application: what `views` read, and who carries out the verbs.
     "http": row(
         LEAVES, VERSION, "record", "service", "views", "metrics", "__version__",
@@ -117,14 +123,14 @@ TABLE: dict[str, Row] = {
         libraries="starlette uvicorn httptools orjson numpy pyarrow pydantic pydantic_core", loaders=True,
     ),
     # Around the composition root: what remembers, measures and looks after the parts.
-    "persistence": row(LEAVES, VERSION, PREPARED, "artifacts.cache", loaders=True),
+    "persistence": row(LEAVES, VERSION, PREPARED, "artifacts.base", loaders=True),
     "gauges": row("serving", "views", "metrics", "http.connections", "registries.watcher"),
     "upkeep": row(LEAVES, PREPARED, "artifacts.cache", "runners", "serving"),
     "app": row(
         LEAVES, PARTS, "serving", "rollouts", "service", "views", "http", "metrics", "gauges", "persistence",
         "upkeep",
     ),
-    "server": row(LEAVES, PARTS, "app", "http", libraries="uvicorn"),
+    "server": row(LEAVES, PARTS, "app", "http", libraries="uvicorn uvloop"),
     # Python's interface: registry and artifacts, without a server.
     "api": row(LEAVES, "registries", "artifacts", libraries="numpy pandas", loaders=True),
     "demo": row("api", "registries", "commands.terminal", loaders=True, libraries="numpy"),
@@ -132,7 +138,7 @@ TABLE: dict[str, Row] = {
         LEAVES, PARTS, "rollouts", "server", "api", "demo", "http.bodies", "http.answers",
         libraries="typer rich httpx orjson numpy", loaders=True,
     ),
-    "cli": row(LEAVES, PARTS, "commands", "__version__", libraries="typer click"),
+    "cli": row(LEAVES, PARTS, "commands", "__version__", libraries="typer click", loaders=True),
 }  # fmt: skip
 
 

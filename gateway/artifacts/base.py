@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Protocol, TypeAlias
 
-from gateway.artifacts.staging import MAX_FILES
 from gateway.registries.base import Version
+from gateway.staging import MAX_FILES
 
 File: TypeAlias = "tuple[str, str, int | None]"
 """(path within the package, the source's own name of it, bytes; None: not announced)."""

@@ -6,7 +6,7 @@ Layout of the cache directory, which several gateways may share:
                         while it is removed; its time of change is the package's last use
     .fetch-<2 hex>.lock held by the one who fetches a source, so that others find it fetched
     .room.lock          held while room is made, and while a package appears
-    .incoming-…         what is being fetched; `gateway.artifacts.staging` sweeps away what the dead left
+    .incoming-…         what is being fetched; `gateway.staging` sweeps away what the dead left
 
 A package is found without waiting for anybody. Knows versions and digests; executes nothing, and reads
 none of a package's files but to hash them.
@@ -31,8 +31,8 @@ from typing import TypeAlias
 
 from gateway.artifacts.base import ArtifactError, DigestMismatch, Meter, Progress, Unreachable
 from gateway.artifacts.sources import Sources
-from gateway.artifacts.staging import Staging, notes, sweep
 from gateway.registries.base import Version
+from gateway.staging import Staging, notes, sweep
 from loaders import package as packages
 
 log = logging.getLogger("gateway.artifacts")

@@ -1,13 +1,12 @@
 """A version's files in what fsspec reaches: object stores, web servers, archives.
 
 What a source lists is not trusted: a name must stay inside, a file has the size that was announced. The
-libraries behind fsspec try again for minutes by themselves; `asked` gives each call a time limit.
+libraries behind fsspec try again for minutes by themselves; each call has a time limit.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,23 +30,12 @@ from gateway.artifacts.base import (
     target_of,
 )
 from gateway.artifacts.ranges import CHUNK, in_ranges
-from gateway.artifacts.staging import MAX_FILES, is_part
+from gateway.filesystems import asked
 from gateway.registries.base import Version
 from gateway.registries.mlflow_client import download_seconds
+from gateway.staging import MAX_FILES, is_part
 
 _BATCH: Final = 64
-
-
-def asked(files: Any, verb: str, seconds: float, *args: Any, **options: Any) -> Any:
-    """`files.VERB(*args, **options)` of a file system, abandoned after `seconds`. One without a loop,
-    which as a rule reaches no network, cannot be given up. Raises TimeoutError, and what the file system's
-    library raises."""
-    if not getattr(files, "async_impl", False):
-        return getattr(files, verb)(*args, **options)
-    try:
-        return fsspec.asyn.sync(files.loop, getattr(files, f"_{verb}"), *args, timeout=seconds, **options)
-    except fsspec.asyn.FSTimeoutError as error:
-        raise TimeoutError(errno.ETIMEDOUT, f"no answer came within {seconds:.0f} s") from error
 
 
 class Remote:

@@ -15,8 +15,8 @@ from gateway.artifacts.allowed import SCHEME, Allowed, is_here, links, path_of
 from gateway.artifacts.base import ArtifactError, File, Meter, Source, target_of
 from gateway.artifacts.proxied import PROXY, Proxied
 from gateway.artifacts.remote import Remote
-from gateway.artifacts.staging import UnfitPackage, copy_file, package_files
 from gateway.registries.base import Version
+from gateway.staging import UnfitPackage, copy_file, package_files
 
 
 class Sources:

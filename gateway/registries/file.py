@@ -27,15 +27,6 @@ from urllib.parse import quote, unquote
 
 from filelock import FileLock, Timeout
 
-from gateway.artifacts.staging import (
-    Staging,
-    UnfitPackage,
-    copy_file,
-    package_files,
-    sweep,
-    sync_directory,
-    sync_tree,
-)
 from gateway.names import Reference, check_alias, check_name
 from gateway.registries import document, gc
 from gateway.registries.base import (
@@ -53,6 +44,15 @@ from gateway.registries.base import (
     Whole,
     find_alias,
     resolve,
+)
+from gateway.staging import (
+    Staging,
+    UnfitPackage,
+    copy_file,
+    package_files,
+    sweep,
+    sync_directory,
+    sync_tree,
 )
 from loaders import package as packages
 

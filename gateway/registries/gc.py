@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
-from gateway.artifacts.staging import PREFIX, Staging, changed, is_held
+from gateway.staging import PREFIX, Staging, changed, is_held
 
 _NUMBER = re.compile(r"[1-9][0-9]{0,17}")
 #: `file:` URLs are read with any number of slashes.

@@ -24,7 +24,6 @@ from urllib.parse import urlsplit
 
 import fsspec
 
-from gateway.artifacts.staging import UnfitPackage, package_files
 from gateway.names import InvalidReference, Reference, check_alias, check_name, check_version
 from gateway.registries import mlflow_answers as answers
 from gateway.registries.base import (
@@ -45,6 +44,7 @@ from gateway.registries.base import (
     resolve,
 )
 from gateway.registries.mlflow_client import MLflowClient, MLflowError, MLflowUnavailable
+from gateway.staging import UnfitPackage, package_files
 from loaders import package as packages
 
 log = logging.getLogger("gateway.registries.mlflow")

@@ -16,7 +16,7 @@ import fsspec
 import httpx
 
 from gateway import backoff, tracing
-from gateway.artifacts.remote import asked
+from gateway.filesystems import asked
 from gateway.registries import document
 from gateway.registries.base import (
     ReadOnly,

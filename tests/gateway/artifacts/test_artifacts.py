@@ -21,8 +21,8 @@ import pytest
 
 from gateway.artifacts.base import ArtifactError
 from gateway.artifacts.cache import Artifacts, Local
-from gateway.artifacts.staging import PREFIX
 from gateway.registries.base import Version
+from gateway.staging import PREFIX
 from loaders.package import digest, files_bytes
 
 MB = 10**6

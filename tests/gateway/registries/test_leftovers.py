@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from gateway.artifacts.staging import PREFIX, Staging
 from gateway.registries.base import RegistryError, RegistryReadOnly
 from gateway.registries.file import Collected, FileRegistry
+from gateway.staging import PREFIX, Staging
 from loaders.package import digest
 
 WEEK = 7 * 86400.0

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from gateway.artifacts.staging import PREFIX
 from gateway.registries.base import (
     Alias,
     Move,
@@ -28,6 +27,7 @@ from gateway.registries.base import (
     Version,
 )
 from gateway.registries.file import FileRegistry
+from gateway.staging import PREFIX
 from loaders.package import digest
 
 THREE = """\
@@ -497,7 +497,7 @@ FileRegistry(sys.argv[1], now=now).add_version("iris", sys.argv[2], digest(sys.a
 WHILE_COPYING = """
 import signal, sys
 from pathlib import Path
-from gateway.artifacts.staging import Staging
+from gateway.staging import Staging
 
 staged = Staging(Path(sys.argv[1]))
 (staged.path / "half").write_text("half")
