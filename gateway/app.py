@@ -30,6 +30,7 @@ from gateway.pools import Pools, large
 from gateway.registries.base import Registry
 from gateway.registries.feedback import Feedback
 from gateway.registries.first_read import first_read
+from gateway.registries.listed import ListedModels
 from gateway.registries.watcher import Watch
 from gateway.rollouts.aliases import Aliases
 from gateway.rollouts.gates import Gates
@@ -97,7 +98,9 @@ class Gateway:
             examine=chooser.examine,
         )
         self._preparation = Preparation(
-            chooser, lambda version: self._persistence.served_before(version, self.aliases.snapshot)
+            chooser,
+            lambda version: self._persistence.served_before(version, self.aliases.snapshot),
+            listed=isinstance(registry, ListedModels),
         )
         self._zygotes = Zygotes(sink=lambda line: log.info("zygote: %s", line))
         self._packs = Packs(self._zygotes)

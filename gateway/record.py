@@ -21,7 +21,8 @@ class RequestRecord:
     are what the request's reference resolved to, None as long as that is not known. `code` is `2xx`, or the
     error code of the answer; empty before there is one. `began` is in the time of `perf_counter`, `parse`,
     `queue`, `predict` and `encode` are in seconds. `predicts`: it asked for a prediction. `lenient`:
-    strict enforcement would have refused its input.
+    strict enforcement would have refused its input. `elsewhere`: the model that is asked runs in another
+    environment than its own.
     """
 
     id: bytes = b""
@@ -36,6 +37,7 @@ class RequestRecord:
     predict: float = 0.0
     encode: float = 0.0
     lenient: bool = False
+    elsewhere: bool = False
 
     @property
     def shown_id(self) -> str:

@@ -155,8 +155,9 @@ class Service:
             if servable.status is Status.LOADING or servable.problem is not None:
                 self._check_crowd(servable)
                 await self._manager.ready(lease, self._patience(inference))
-            outcome, warnings = await self._run(servable, inference)
             mismatch = servable.mismatch
+            record.elsewhere = mismatch is not None
+            outcome, warnings = await self._run(servable, inference)
             if found is not None:
                 self._aliases.answered(found, version)
         except Problem as error:

@@ -15,7 +15,7 @@ from contextvars import copy_context
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from cachetools import LRUCache
 
@@ -77,6 +77,17 @@ class Prepared:
     runtime: Runtime | None = None
     forced: bool = False
     verdict: scan.Verdict = NOT_SCANNED
+
+    def environment(self) -> dict[str, Any]:
+        """What the package was made with, how this interpreter differs, and where it runs once that was
+        found, JSON-ready."""
+        view: dict[str, Any] = {"python_version": self.package.python_function.get("python_version")}
+        if self.needs is not None:
+            view["python_version"] = self.needs.facts.python or None
+            view |= self.needs.check.to_json()
+        if self.runtime is not None:
+            view |= self.runtime.to_json()
+        return view
 
     def check_output(self, answer: Batch) -> list[str]:
         """How an answer differs from the output schema; a warning, never a refusal."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gateway.commands.environments import said
 from gateway.commands.options import (
     ConfigOption,
     OutputOption,
@@ -133,6 +134,8 @@ def _show(reports: list[Report]) -> None:
         ]
         if any(facts):
             typer.echo(f"  {', '.join(fact for fact in facts if fact)}")
+        for line in said(report.environment):
+            typer.echo(f"  {line}")
         for line in report.reasons:
             typer.echo(f"  refused: {line}")
         for line in report.hints:

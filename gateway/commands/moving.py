@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 import typer
 
+from gateway.commands.environments import said
 from gateway.commands.options import (
     AliasArgument,
     ConfigOption,
@@ -120,6 +121,8 @@ def promote(
             )
             if wait:
                 note("no gateway was named: there is nothing to wait for")
+    for line in said(done.get("environment")):
+        note(line)
     result(output, {**done, "target": target}, _told(reference, done, target, dry_run=dry_run))
 
 
@@ -159,6 +162,8 @@ def rollback(
                 settings_of(config, registry=target),
                 lambda here: here.rollback(name, alias, wanted),
             )
+    for line in said(done.get("environment")):
+        note(line)
     result(output, {**done, "target": target}, _told(reference, done, target, dry_run=False))
 
 
@@ -256,6 +261,7 @@ def _here(
     move = moved.move
     done: dict[str, Any] = {"name": move.name, "alias": move.alias, "version": move.version}
     done["previous"] = moved.previous
+    done["environment"] = moved.environment
     return {**done, "forced_past": list(moved.overruled)} if moved.overruled else done
 
 

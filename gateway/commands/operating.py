@@ -142,6 +142,8 @@ def _rows(
                     "p99_seconds": recent.get("p99_seconds"),
                     "last_error": failed or errors.get(key) or _failed(version["last_error"]),
                     "evicted": version.get("evicted"),
+                    "hint": version.get("hint"),
+                    "environment": version.get("environment"),
                     "warnings": version.get("warnings", []),
                 }
             )
@@ -208,6 +210,12 @@ def _show(view: Mapping[str, Any]) -> None:
             f"{gone['why']}"
         )
     for row in view["versions"]:
+        name = f"{row['model']}/{row['version']}"
+        if (environment := row["environment"]) is not None and environment["runs_in"] != "same":
+            typer.echo(f"{name}: it runs in {environment['place']}")
+        helps = row["hint"] if row["state"] == "FAILED" else (environment or {}).get("help")
+        if helps:
+            typer.echo(f"{name}: help: {helps}")
         for warning in row["warnings"][:_WARNINGS]:
             typer.echo(f"{row['model']}/{row['version']}: {warning}")
         if len(row["warnings"]) > _WARNINGS:

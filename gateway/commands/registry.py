@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gateway.commands.environments import said
 from gateway.commands.options import OutputOption, RegistryOption, target_of
 from gateway.commands.terminal import Failure, Output, note, result, size, table, working
 
@@ -47,15 +48,29 @@ def push(
     with working(f"pushing {directory} to {target}"), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         pushed = api.push(directory, name, alias=alias, registry=target)
-    said = [str(one.message) for one in caught if one.category is UserWarning]
-    for text in said:
+    told = [str(one.message) for one in caught if one.category is UserWarning]
+    for text in told:
         note(f"warning: {text}")
     pointing = f"; {name}@{alias} points to it" if alias else ""
+    environment = _environment(directory)
+    for line in said(environment):
+        note(line)
+        note(f"gateway env build models:/{name}/{pushed.version} builds its own environment ahead of time")
     text = f"{pushed.name}/{pushed.version} is in {target}{pointing} ({pushed.digest})"
-    result(output, {**dataclasses.asdict(pushed), "registry": target, "warnings": said}, text)
+    value = {**dataclasses.asdict(pushed), "registry": target, "warnings": told, "environment": environment}
+    result(output, value, text)
     if alias is None and output is Output.text:
         command = ["gateway", "promote", f"{name}@champion", pushed.version]
         note(f"next: {shlex.join(command + (['--registry', registry] if registry else []))}")
+
+
+def _environment(directory: Path) -> dict[str, Any]:
+    """How this interpreter differs from the one that a package was made in."""
+    from gateway.environments import check, facts
+    from loaders import package
+
+    found = facts.read(package.read(directory))
+    return {"python_version": found.python or None, **check.check(found, check.here()).to_json()}
 
 
 def models(

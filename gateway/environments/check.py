@@ -142,8 +142,14 @@ class Check:
         """The sentences of what is wrong; empty where it is satisfied."""
         return [f.sentence for f in self.findings if f.verdict > Verdict.COMPATIBLE]
 
+    @property
+    def sentence(self) -> str | None:
+        """What is wrong, in one sentence with both versions; None where it is satisfied."""
+        return "; ".join(self.reasons) or None
+
     def to_json(self) -> dict[str, object]:
-        return {"verdict": str(self.verdict), "findings": [finding.to_json() for finding in self.findings]}
+        findings = [finding.to_json() for finding in self.findings]
+        return {"verdict": str(self.verdict), "sentence": self.sentence, "findings": findings}
 
 
 def here() -> Installed:

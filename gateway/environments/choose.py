@@ -20,7 +20,7 @@ from packaging.utils import canonicalize_name
 
 from gateway.environments import check as checks
 from gateway.environments import facts as facts_
-from gateway.environments.build import Built, Store
+from gateway.environments.build import Built, Store, described
 from gateway.environments.check import Check, Installed
 from gateway.environments.facts import Facts
 from gateway.environments.interpreters import named
@@ -58,20 +58,38 @@ class Needs:
 class Runtime:
     """Where a package runs. `kind`: same, own or named; `python`: the interpreter, None for this one;
     `check`: against this place; `mismatch`: why it is not its own environment, None where it is as good as
-    that; `distributions`: what is installed there; `lock`: its key; `dated`: whether its versions are as of
-    the package's day; `built`: keeps the environment from being removed."""
+    that; `help`: the commands that help then; `distributions`: what is installed there; `lock`: its key;
+    `dated`: whether its versions are as of the package's day; `built`: keeps the environment from being
+    removed."""
 
     kind: str
     python: str | None
     check: Check
     mismatch: str | None = None
+    help: str | None = None
     distributions: frozenset[str] = frozenset()
     lock: str | None = None
     dated: bool = True
     built: Built | None = None
 
+    @property
+    def warning(self) -> str | None:
+        """What each answer says of a model that is not in its own environment."""
+        if self.mismatch is None:
+            return None
+        return f"the model runs in another environment than its own: {self.mismatch}"
+
+    @property
+    def place(self) -> str:
+        """Where it runs, for a person."""
+        if self.built is not None:
+            return f"its own environment ({described(self.built.lock)})"
+        return "this interpreter" if self.kind == "same" else "the named environment"
+
     def to_json(self) -> dict[str, object]:
-        view: dict[str, object] = {"runs_in": self.kind, "mismatch": self.mismatch}
+        view: dict[str, object] = {"runs_in": self.kind, "place": self.place, "mismatch": self.mismatch}
+        if self.help is not None:
+            view["help"] = self.help
         if self.lock is not None:
             view |= {"lock": self.lock, "as_of_creation": self.dated}
         return view
@@ -118,23 +136,22 @@ class Chooser:
         build, by the thread that builds. Raises Refused."""
         policy = self._settings.for_model(name).environment or "auto"
         if policy == "same" or (policy == "auto" and needs.check.satisfied):
-            return self._same(needs, reference, chosen=policy == "same")
+            return self._same(needs, name, reference)
         if policy not in ("auto", "own"):
-            return await self._run(self._at, policy, needs, reference)
+            return await self._run(self._at, policy, needs, name, reference)
         try:
             return await self._run(self._in_own, needs, say)
         except (LockError, UvError) as error:
-            return self._instead(policy, needs, reference, str(error), served, forced)
+            return self._instead(policy, needs, name, reference, str(error), served, forced)
 
     # Each of the places.
 
-    def _same(self, needs: Needs, reference: str, *, chosen: bool) -> Runtime:
+    def _same(self, needs: Needs, name: str, reference: str) -> Runtime:
         if needs.check.byte_code:
-            raise self._refused(needs, reference, "byte code of another Python is never executed")
-        mismatch = None if needs.check.satisfied else _because(needs.check)
-        return Runtime("same", None, needs.check, mismatch)
+            raise self._refused(needs, name, reference, "byte code of another Python is never executed")
+        return self._here_all_the_same(needs, name, reference)
 
-    def _at(self, policy: str, needs: Needs, reference: str) -> Runtime:
+    def _at(self, policy: str, needs: Needs, name: str, reference: str) -> Runtime:
         entry = self._own.named[policy]
         python = str(entry.python)
         try:
@@ -145,10 +162,12 @@ class Chooser:
         check = checks.check(needs.facts, installed)
         if check.byte_code:
             raise self._refused(
-                Needs(needs.facts, check), reference, "byte code of another Python is never executed"
+                Needs(needs.facts, check), name, reference, "byte code of another Python is never executed"
             )
-        mismatch = None if check.satisfied else _because(check)
-        return Runtime("named", python, check, mismatch, frozenset(installed.versions))
+        helps = None
+        if not check.satisfied:
+            helps = f"install what it needs there, or look at environments.named.{policy} in the settings"
+        return Runtime("named", python, check, check.sentence, helps, frozenset(installed.versions))
 
     def _in_own(self, needs: Needs, say: Callable[[str], None]) -> Runtime:
         """Raises LockError and UvError."""
@@ -176,21 +195,32 @@ class Chooser:
                 raise LockError(f"its lock {lock.key} is not listed in environments.allowed")
 
     def _instead(
-        self, policy: str, needs: Needs, reference: str, reason: str, served: bool, forced: bool
+        self,
+        policy: str,
+        needs: Needs,
+        name: str,
+        reference: str,
+        reason: str,
+        served: bool,
+        forced: bool,
     ) -> Runtime:
         """The right environment is not to be had."""
         fallback = self._own.fallback
         may = forced or (policy == "auto" and (fallback == "same" or (fallback == "served" and served)))
         if not may or needs.check.byte_code:
-            raise self._refused(needs, reference, reason)
-        return Runtime("same", None, needs.check, _because(needs.check))
+            raise self._refused(needs, name, reference, reason)
+        return self._here_all_the_same(needs, name, reference)
 
-    def _refused(self, needs: Needs, reference: str, reason: str) -> Refused:
-        wrong = "; ".join(needs.check.reasons) or f"Python: the package was made with {needs.facts.python}"
-        return Refused(f"{wrong}. {reason[:1].upper()}{reason[1:]}", self._help(needs, reference))
+    def _here_all_the_same(self, needs: Needs, name: str, reference: str) -> Runtime:
+        helps = None if needs.check.satisfied else self._help(needs, name, reference, served=True)
+        return Runtime("same", None, needs.check, needs.check.sentence, helps)
 
-    def _help(self, needs: Needs, reference: str) -> str:
-        """The commands that help, the best first."""
+    def _refused(self, needs: Needs, name: str, reference: str, reason: str) -> Refused:
+        wrong = needs.check.sentence or f"Python: the package was made with {needs.facts.python}"
+        return Refused(f"{wrong}. {reason[:1].upper()}{reason[1:]}", self._help(needs, name, reference))
+
+    def _help(self, needs: Needs, name: str, reference: str, *, served: bool = False) -> str:
+        """The commands that help, the best first. `served`: it runs here meanwhile."""
         helps = []
         minor = needs.facts.minor
         if self._own.build == "never":
@@ -210,8 +240,9 @@ class Chooser:
             )
             if pins:
                 helps.append(f"pip install {pins} changes this interpreter for all models")
+        if not served and not needs.check.byte_code:
             helps.append(
-                f"models: {{{_model_of(reference)}: {{environment: same}}}} in the settings serves it"
+                f"models: {{{name}: {{environment: same}}}} in the settings serves it"
                 " here all the same, with a warning in each answer"
             )
         return "; ".join(helps)
@@ -249,11 +280,3 @@ def own(facts: Facts, lock: Lock, built: Built) -> Runtime:
         dated=lock.dated,
         built=built,
     )
-
-
-def _model_of(reference: str) -> str:
-    return reference.removeprefix("models:/").partition("/")[0]
-
-
-def _because(check: Check) -> str:
-    return "; ".join(check.reasons)

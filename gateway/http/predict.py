@@ -25,7 +25,7 @@ from gateway.http.dialects import PREDICT, Dialect
 from gateway.http.problems import JSON, Header
 from gateway.http.protocol import SPARE
 from gateway.names import Reference
-from gateway.service import Answer, Inference
+from gateway.service import MISMATCH, Answer, Inference
 
 if TYPE_CHECKING:
     from gateway.http.parts import Parts
@@ -205,6 +205,8 @@ def _failure(
     if record.version is not None:
         _, name, number = _resolved(record.version.name, record.version.version, record.alias)
         head += (name, number, _timing(record))
+    if record.elsewhere:
+        head.append((b"x-model-warnings", ", ".join(MISMATCH).encode()))
     status = 400 if dialect.bare and problem.code == "INVALID_INPUT" else problem.status
     return status, head, [dialect.document(problem, record.id)]
 

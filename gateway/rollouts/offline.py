@@ -20,6 +20,7 @@ from gateway.artifacts.packages import Packages, formats
 from gateway.artifacts.sources import sources_for
 from gateway.environments.choose import Chooser
 from gateway.names import Reference
+from gateway.registries.listed import ListedModels
 from gateway.rollouts.aliases import Aliases
 from gateway.rollouts.gates import Gates
 from gateway.rollouts.policy import policy_of
@@ -87,7 +88,7 @@ async def workshop(settings: Settings, registry: Registry) -> AsyncIterator[Work
         zygotes = Zygotes()
         placement = Placement(settings, zygotes, lambda prepared, what, reason: None)
         ledger: Ledger[Servable] = Ledger(settings.memory_limit)
-        settle = Preparation(chooser).settle
+        settle = Preparation(chooser, listed=isinstance(registry, ListedModels)).settle
         manager = Manager(
             ledger,
             prepare=packages.get,

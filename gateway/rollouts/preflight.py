@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from gateway.environments.check import Verdict
 from gateway.errors import Problem
 from gateway.rollouts.gates import refusals
 from loaders import flavors
@@ -83,8 +82,7 @@ async def examined(
         report.warnings += servable.warnings
         if servable.prepared is not None and servable.prepared.runtime is not None:
             report.runs_in = servable.prepared.runtime.kind
-            if report.environment is not None:
-                report.environment |= servable.prepared.runtime.to_json()
+            report.environment = servable.prepared.environment()
     except Problem as problem:
         _refused(report, problem)
     finally:
@@ -99,13 +97,8 @@ def _facts(report: Report, prepared: Prepared) -> None:
     report.example = package.example is not None
     if not report.example:
         report.warnings.append("it has no input example: a load proves less than an answer")
-    needs = prepared.needs
-    if needs is not None:
-        report.environment = {"python_version": needs.facts.python or None, **needs.check.to_json()}
-        if needs.check.verdict >= Verdict.DIFFERS:
-            report.warnings += [
-                f"this interpreter is not its own: {reason}" for reason in needs.check.reasons
-            ]
+    if prepared.needs is not None:
+        report.environment = prepared.environment()
 
 
 def _refused(report: Report, problem: Problem) -> None:

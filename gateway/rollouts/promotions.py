@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gateway.errors import Problem, pathless
 from gateway.names import Reference, check_alias, check_name, check_version
@@ -46,6 +46,7 @@ A_MOMENT = 1.0
 class Moved:
     """A move that passed its gates. `previous`: the version the alias pointed to before (None: it did not
     exist). `overruled`: reasons against it that the operator overruled. `checks`: each with its seconds.
+    `environment`: what the version was made with and where it runs here, None where it was not looked at.
     `unchanged`: it points there already. `written` False: a dry run."""
 
     move: Move
@@ -53,6 +54,7 @@ class Moved:
     previous: str | None
     overruled: tuple[str, ...] = ()
     checks: tuple[tuple[str, float], ...] = ()
+    environment: dict[str, Any] | None = None
     unchanged: bool = False
     written: bool = True
 
@@ -115,7 +117,10 @@ class Promotions:
             found = self._aliases.find(name, alias)
             if not dry_run and (found is None or found.rollout is None):
                 self._aliases.conductor.plan(name, alias, version, steps)
-            yield Moved(move, target, version, unchanged=True, written=not dry_run)
+            held = self._manager.find(target)
+            prepared = None if held is None else held.prepared
+            environment = None if prepared is None else prepared.environment()
+            yield Moved(move, target, version, environment=environment, unchanged=True, written=not dry_run)
             return
         moving = self._moved(move, target, force=force, moved_by=PROMOTE, dry_run=dry_run, steps=steps)
         async with moving as moved:
@@ -216,8 +221,10 @@ class Promotions:
                     raise
                 self._take(snapshot, moved_by)
             previous = None if entry is None else entry.version
+            prepared = passed.lease.servable.prepared
+            environment = None if prepared is None else prepared.environment()
             checks = tuple(trial.checks)
-            yield Moved(move, target, previous, passed.overruled, checks, written=not dry_run)
+            yield Moved(move, target, previous, passed.overruled, checks, environment, written=not dry_run)
         finally:
             passed.lease.release()
             if dry_run and not loaded:

@@ -260,11 +260,12 @@ class Manager:
             phase = "on its own example" if servable.phase is Phase.WARMING else "when it was loaded"
             # What is not installed is not there the next time either, whatever the client does.
             hopeless = str(error).startswith(_NOT_INSTALLED)
-            failed = Problem(
-                "MODEL_UNAVAILABLE",
-                f"{version} failed {phase}: {pathless(str(error))}",
-                retryable=False if hopeless else None,
-            )
+            message, helps = f"{version} failed {phase}: {pathless(str(error))}", None
+            runtime = None if servable.prepared is None else servable.prepared.runtime
+            if runtime is not None and runtime.warning is not None:
+                # Most likely that is why, and trying again does not change it.
+                message, helps, hopeless = f"{message}; {runtime.warning}", runtime.help, True
+            failed = Problem("MODEL_UNAVAILABLE", message, hint=helps, retryable=False if hopeless else None)
             self._fail(servable, failed, self._clock() - started, getattr(error, "trace", ""))
             return
         except Exception as error:

@@ -23,11 +23,19 @@ _UNDATED = "its environment was resolved without its day: the index does not say
 
 
 class Preparation:
-    """`served`: whether a version was served here before, or its registry says that it was good."""
+    """`served`: whether a version was served here before, or its registry says that it was good. `listed`:
+    the models are directories that the command line named, in no registry that a command could be given."""
 
-    def __init__(self, chooser: Chooser, served: Callable[[Version], bool] = lambda version: False) -> None:
+    def __init__(
+        self,
+        chooser: Chooser,
+        served: Callable[[Version], bool] = lambda version: False,
+        *,
+        listed: bool = False,
+    ) -> None:
         self._chooser = chooser
         self._served = served
+        self._listed = listed
 
     async def settle(self, prepared: Prepared, say: Callable[[str], None] = lambda step: None) -> Prepared:
         """The same package with its runtime; `say` is told each step of a build, by the thread that builds.
@@ -39,7 +47,8 @@ class Preparation:
         try:
             runtime = await self._chooser.runtime(
                 version.name,
-                f"models:/{version.name}/{version.version}",
+                # The hint reaches clients, who see no path of this machine.
+                "DIRECTORY" if self._listed else f"models:/{version.name}/{version.version}",
                 needs,
                 served=self._served(version),
                 forced=prepared.forced,
@@ -48,6 +57,6 @@ class Preparation:
         except Refused as refused:
             message = f"{version} cannot be loaded: {pathless(str(refused))}"
             raise Problem("MODEL_UNAVAILABLE", message, hint=refused.hint, retryable=False) from None
-        findings = () if runtime.mismatch is None else tuple(runtime.check.reasons)
+        findings: tuple[str, ...] = () if runtime.warning is None else (runtime.warning,)
         findings += () if runtime.dated else (_UNDATED,)
         return replace(prepared, runtime=runtime, findings=findings)

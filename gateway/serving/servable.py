@@ -404,7 +404,5 @@ class Servable:
 
 
 def _mismatch(prepared: Prepared) -> tuple[str, ...] | None:
-    runtime = prepared.runtime
-    if runtime is None or runtime.mismatch is None:
-        return None
-    return (f"the model runs in another environment than its own: {runtime.mismatch}",)
+    warning = None if prepared.runtime is None else prepared.runtime.warning
+    return None if warning is None else (warning,)

@@ -24,17 +24,6 @@ class Described(NamedTuple):
     prepared: Prepared
 
 
-def environment(prepared: Prepared) -> dict[str, Any]:
-    """What the package was made with, how this interpreter differs, and where it runs once it is loaded."""
-    view: dict[str, Any] = {"python_version": prepared.package.python_function.get("python_version")}
-    if prepared.needs is not None:
-        view["python_version"] = prepared.needs.facts.python or None
-        view |= prepared.needs.check.to_json()
-    if prepared.runtime is not None:
-        view |= prepared.runtime.to_json()
-    return view
-
-
 def example(package: Package) -> dict[str, Any] | None:
     try:
         given, params = package.example_input()

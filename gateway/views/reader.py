@@ -125,7 +125,7 @@ class Views:
         view = replace(
             view,
             signature=contents.signature(package),
-            environment=contents.environment(prepared),
+            environment=prepared.environment(),
             flavor=sorted(package.flavors),
             metadata=package.metadata,
         )
@@ -143,10 +143,11 @@ class Views:
         """A version as it stands here. `servable`: what holds it, None if nothing does."""
         failure = self._manager.failure(version)
         state, reason, last_used = Status.UNLOADED, None, None
+        hint: str | Absent | None = ABSENT
         load: Mapping[str, Any] | Absent = ABSENT
         fetched = self._fetching.get(version) if self._fetching else None
         if servable is None and failure is not None:
-            state, reason = Status.FAILED, failure.message
+            state, reason, hint = Status.FAILED, failure.message, failure.hint
         elif servable is not None:
             account = self._manager.ledger.find(servable)
             state = servable.status
@@ -160,7 +161,9 @@ class Views:
             version=version.version,
             state=state.value,
             reason=reason,
+            hint=hint,
             last_used=last_used,
+            environment=_runtime(servable),
             warnings=ABSENT if servable is None else list(servable.warnings),
             load=load,
             fetch=ABSENT if fetched is None else {"bytes": fetched.bytes, "total": fetched.total},
@@ -290,11 +293,13 @@ class Views:
         checks = [{"check": check, "seconds": seconds} for check, seconds in moved.checks]
         overruled = list(moved.overruled) or ABSENT
         if not moved.written:
-            return DryRunView(move.name, move.alias, move.version, moved.previous, checks, overruled)
+            return DryRunView(
+                move.name, move.alias, move.version, moved.previous, checks, moved.environment, overruled
+            )
         found = self._aliases.find(move.name, move.alias)
         in_steps = found is not None and found.in_steps
         view = (self.rollout_in_full if in_steps else self.rollout)(move.name, move.alias)
-        return replace(view, forced_past=overruled, checks=checks)
+        return replace(view, forced_past=overruled, checks=checks, environment=moved.environment)
 
     def rollout_phases(self) -> dict[tuple[str, str], str]:
         """The rollouts under way, by model and alias."""
@@ -379,6 +384,12 @@ class Views:
 
     async def _blocking(self, function: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._io, function, *args)
+
+
+def _runtime(servable: Servable | None) -> Mapping[str, Any] | Absent:
+    """Where it runs, once that was found."""
+    prepared = None if servable is None else servable.prepared
+    return ABSENT if prepared is None or prepared.runtime is None else prepared.runtime.to_json()
 
 
 def _fetching(fetched: Fetched) -> str:

@@ -55,14 +55,16 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VersionView(View):
-    """A version as it stands here. `bytes`: all that is held of it; `evicted`: why it went; `load` and
-    `fetch`: how far they are. From `writable` on: what a view of this version alone says, `flavor` and
+    """A version as it stands here. `hint`: what helps where it failed; `bytes`: all that is held of it;
+    `evicted`: why it went; `environment`: where it runs, in the view of this version alone also what it was
+    made with; `load` and `fetch`: how far they are. From `writable` on: what a view of this version alone says, `flavor` and
     `metadata` once its files are verified, the rest where the caller may see what may be real data."""
 
     name: str | Absent = ABSENT
     version: str
     state: str
     reason: str | None
+    hint: str | Absent | None = ABSENT
     bytes: int | None = None
     last_used: str | None
     stuck: str | None = None
@@ -142,7 +144,7 @@ class RolloutView(View):
     """An alias: desired, serving and last good version side by side, and what is under way. Also what was
     tried with an alias that does not exist (any more).
 
-    `policy` and `rollout` are there in full views; `forced_past` and `checks` after a promotion.
+    `policy` and `rollout` are there in full views; `forced_past`, `checks` and `environment` after a promotion.
     """
 
     name: str
@@ -162,6 +164,7 @@ class RolloutView(View):
     rollout: CourseView | Absent = ABSENT
     forced_past: list[str] | Absent = ABSENT
     checks: list[dict[str, Any]] | Absent = ABSENT
+    environment: Mapping[str, Any] | Absent | None = ABSENT
 
     @classmethod
     def of(cls, found: Alias, trial: Trial | None) -> RolloutView:
@@ -200,6 +203,7 @@ class DryRunView(View):
     version: str
     previous: str | None
     checks: list[dict[str, Any]]
+    environment: Mapping[str, Any] | None
     forced_past: list[str] | Absent = ABSENT
     dry_run: bool = True
     accepted: bool = True

@@ -48,7 +48,9 @@ class MissingFramework(ImportError):
     """The library that a flavor needs is not installed here."""
 
     def __init__(self, flavor: str, distribution: str) -> None:
-        super().__init__(f"a {flavor} model needs the package {distribution}: pip install {distribution}")
+        super().__init__(
+            f"models of the flavor {flavor} need the package {distribution}: pip install {distribution}"
+        )
         self.flavor = flavor
         self.distribution = distribution
 

@@ -30,7 +30,10 @@ class Running:
             "GATEWAY_CACHE_DIR": str(directory / "cache"),
             "GATEWAY_STATE_DIR": str(directory / "state"),
             "GATEWAY_LOG_FORMAT": "json",
+            # A test whose models do not fit must not start builds from the network.
+            "GATEWAY_ENVIRONMENTS__BUILD": "never",
         }
+        self.directory = directory
         self._state = Path({**settings, **environ}["GATEWAY_STATE_DIR"])
         self.lines: list[str] = []
         self._found = threading.Event()
