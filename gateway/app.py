@@ -82,9 +82,9 @@ class Gateway:
             status=settings.mlflow_status,
         )
         sources = sources_for(registry.target, settings.artifact_sources, [settings.registry])
-        self._artifacts = Artifacts(settings.cache_dir, settings.disk_limit, sources)
         self.environments = environments.store(settings)
-        chooser = Chooser(settings, self.environments, self._pools.builds)
+        self._artifacts = Artifacts(settings.cache_dir, settings.disk_limit, sources, self.environments)
+        chooser = Chooser(settings, self.environments, self._pools.builds, trim=self._artifacts.trim)
         self._packages = Packages(
             self._artifacts,
             self._pools.fetches,

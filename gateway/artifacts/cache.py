@@ -27,7 +27,7 @@ import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from gateway.artifacts.base import ArtifactError, DigestMismatch, Meter, Progress, Unreachable
 from gateway.artifacts.sources import Sources
@@ -53,13 +53,38 @@ class Local:
     bytes: int
 
 
-class Artifacts:
-    """The cache under `cache_dir`, at most `disk_limit` bytes large; least recently used goes first."""
+class Beside(Protocol):
+    """What else takes part of the disk limit: environments."""
 
-    def __init__(self, cache_dir: Path, disk_limit: int, sources: Sources | None = None) -> None:
+    def bytes(self) -> int: ...
+    def idle(self) -> list[tuple[float, str]]:
+        """(last use, key) of what may go, unless somebody uses it."""
+        ...
+
+    def free(self, key: str) -> bool:
+        """Removes one that nobody uses, and what it alone kept. False where somebody does."""
+        ...
+
+    def tidy(self) -> None:
+        """Lets go of all that nothing needs now."""
+        ...
+
+
+class Artifacts:
+    """The cache under `cache_dir`. It and what is `beside` it take at most `disk_limit` bytes together; what
+    was used longest ago goes first, whichever it is."""
+
+    def __init__(
+        self,
+        cache_dir: Path,
+        disk_limit: int,
+        sources: Sources | None = None,
+        beside: Beside | None = None,
+    ) -> None:
         self._sources = sources or Sources()
         self._root = Path(os.path.abspath(cache_dir))
         self._limit = disk_limit
+        self._beside = beside
         #: By digest: what the files were (inode, size, times) when they were last hashed.
         self._verified: dict[str, Fingerprint] = {}
         self._lock = threading.Lock()
@@ -100,10 +125,16 @@ class Artifacts:
             raise _failed(version, error, self._root) from error
 
     def bytes(self) -> int:
-        """The size of all packages in the cache; 0 where it cannot be read."""
+        """The size of all packages in the cache, and of what is beside it; 0 where it cannot be read."""
         with contextlib.suppress(OSError):
-            return sum(size for _, size, _ in self._entries())
+            beside = 0 if self._beside is None else self._beside.bytes()
+            return sum(size for _, size, _ in self._entries()) + beside
         return 0
+
+    def trim(self) -> None:
+        """Keeps to the limit after something grew beside the cache. What is in use stays."""
+        with _alone(self._root / ".room.lock"):
+            self._make_room(0)
 
     # -- what is there
 
@@ -225,14 +256,7 @@ class Artifacts:
         progress count with the size in their directories' names."""
         with _alone(self._root / ".room.lock"):
             sweep(self._root)
-            entries = self._entries()
-            used = sum(size for _, size, _ in entries)
-            used += sum(int(note) for note in notes(self._root) if note.isdecimal())
-            for _, size, name in entries:
-                if used + needed <= self._limit:
-                    break
-                if self._remove(name):
-                    used -= size
+            used = self._make_room(needed)
             if used + needed > self._limit:
                 what = f"{needed / 1e6:.0f} MB are needed and {used / 1e6:.0f} MB in use"
                 raise ArtifactError(
@@ -241,6 +265,28 @@ class Artifacts:
             staged = Staging(self._root, str(needed))
         with staged:
             yield staged
+
+    def _make_room(self, needed: int) -> int:
+        """Removes what was used longest ago until `needed` bytes fit, and returns the bytes that are in use
+        then. For the holder of `.room.lock`."""
+        entries = self._entries()
+        own = sum(size for _, size, _ in entries)
+        own += sum(int(note) for note in notes(self._root) if note.isdecimal())
+        beside = 0 if self._beside is None else self._beside.bytes()
+        going = [(used, name, size) for used, size, name in entries]
+        if self._beside is not None and own + beside + needed > self._limit:
+            going += [(used, key, None) for used, key in self._beside.idle()]
+        for _, name, size in sorted(going, key=lambda one: one[:2]):
+            if own + beside + needed <= self._limit:
+                return own + beside
+            if size is not None:
+                own -= size if self._remove(name) else 0
+            elif self._beside is not None and self._beside.free(name):
+                beside = self._beside.bytes()
+        if self._beside is not None and own + beside + needed > self._limit:
+            self._beside.tidy()
+            beside = self._beside.bytes()
+        return own + beside
 
     def _remove(self, name: str) -> bool:
         """Removes an entry unless somebody uses it; whether it did."""

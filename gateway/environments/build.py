@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 import re
 import shutil
@@ -42,6 +43,7 @@ _FACTS: Final = "gateway.json"
 _PYLOCK: Final = "pylock.toml"
 _SKIPPED: Final = r"[/\\]tests[/\\]"
 _COMPILE_TIMEOUT: Final = 900.0
+_MEASURE_AGAIN: Final = 60.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +73,7 @@ class Store:
         self._interpreters = interpreters
         self._known: dict[str, tuple[Lock, int, int]] = {}
         self._mutex = threading.Lock()
+        self._measured = (-math.inf, 0)
 
     def __repr__(self) -> str:
         return f"<Store {len(self.keys())} environments in {self._root}>"
@@ -157,24 +160,32 @@ class Store:
         return sorted(found, key=lambda built: -built.used)
 
     def bytes(self) -> int:
-        """What all of it takes on the disk, each file counted once."""
-        return _occupied(self._root)
+        """What all of it takes on the disk, each file counted once. Measured again after each change here,
+        and once a minute for what others change."""
+        with self._mutex:
+            at, measured = self._measured
+        if time.monotonic() - at > _MEASURE_AGAIN:
+            measured = _occupied(self._root)
+            with self._mutex:
+                self._measured = (time.monotonic(), measured)
+        return measured
 
-    def trim(self, limit: int) -> list[str]:
-        """Removes what was used longest ago and is not in use, until at most `limit` bytes are taken; at last
-        the cache too. Returns the keys."""
-        removed: list[str] = []
-        if self.bytes() <= limit:
-            return removed
-        for built in reversed(self.all()):
-            if self.remove(built.key):
-                removed.append(built.key)
-                self._clean(set(built.lock.packages))
-                if self.bytes() <= limit:
-                    return removed
-        kept = {name for built in self.all() for name in built.lock.packages}
-        self._clean({entry.name for entry in self._cached()} - kept)
-        return removed
+    def idle(self) -> list[tuple[float, str]]:
+        """(last use, key) of every environment; those in use are not removed."""
+        return [(self._last_use(key), key) for key in self.keys()]
+
+    def free(self, key: str) -> bool:
+        """Removes an environment that nobody uses, and what no other has of its packages in the cache: then
+        the index is needed to build it again. False where somebody does."""
+        facts = self._facts(key)
+        if not self.remove(key):
+            return False
+        self._clean(set() if facts is None else set(facts[0].packages))
+        return True
+
+    def tidy(self) -> None:
+        """Takes what no environment has out of the cache."""
+        self._clean({entry.name for entry in self._cached()})
 
     def remove(self, key: str) -> bool:
         """Removes an environment that nobody uses. False where somebody does."""
@@ -188,6 +199,7 @@ class Store:
             (self._root / key).rename(doomed)
             self._known.pop(key, None)
             shutil.rmtree(doomed, ignore_errors=True)
+            self._changed()
             return True
         except OSError:
             return False
@@ -221,6 +233,7 @@ class Store:
             (making / _FACTS).write_text(json.dumps(facts), encoding="utf-8")
             making.chmod(0o755)
             making.rename(self._root / lock.key)
+            self._changed()
         except BaseException:
             shutil.rmtree(making, ignore_errors=True)
             raise
@@ -295,6 +308,11 @@ class Store:
             with contextlib.suppress(OSError):
                 if file.is_file() and file.stat().st_nlink == 1:
                     file.unlink()
+        self._changed()
+
+    def _changed(self) -> None:
+        with self._mutex:
+            self._measured = (-math.inf, 0)
 
     def _cached(self) -> list[Path]:
         """The directories of uv's cache that are named by packages."""

@@ -96,15 +96,22 @@ class Runtime:
 
 
 class Chooser:
-    """`builds` is where environments are resolved and built; `here` is this interpreter."""
+    """`builds` is where environments are resolved and built; `here` is this interpreter; `trim` is called
+    after a build, so that the disk limit holds."""
 
     def __init__(
-        self, settings: Settings, store: Store, builds: Executor, here: Callable[[], Installed] = checks.here
+        self,
+        settings: Settings,
+        store: Store,
+        builds: Executor,
+        here: Callable[[], Installed] = checks.here,
+        trim: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings = settings
         self._store = store
         self._builds = builds
         self._here = here
+        self._trim = trim
         self._named: dict[str, Installed] = {}
         self._mutex = threading.Lock()
 
@@ -180,7 +187,7 @@ class Chooser:
         if found is None:
             self._may_build(lock)
             found = self._store.build(lock, say)
-            self._store.trim(self._settings.disk_limit)  # what is in use, this one too, stays
+            self._trim()  # what is in use, this one too, stays
         return own(needs.facts, lock, found)
 
     def _may_build(self, lock: Lock | None) -> None:

@@ -74,9 +74,10 @@ async def workshop(settings: Settings, registry: Registry) -> AsyncIterator[Work
             registry.record_digest(version, digest)
 
         store = environments.store(settings)
-        chooser = Chooser(settings, store, io)
+        artifacts = Artifacts(settings.cache_dir, settings.disk_limit, sources, store)
+        chooser = Chooser(settings, store, io, trim=artifacts.trim)
         packages = Packages(
-            Artifacts(settings.cache_dir, settings.disk_limit, sources),
+            artifacts,
             io,
             io,
             policy=formats(settings),

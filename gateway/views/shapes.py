@@ -57,8 +57,9 @@ def _plain(value: Any) -> Any:
 class VersionView(View):
     """A version as it stands here. `hint`: what helps where it failed; `bytes`: all that is held of it;
     `evicted`: why it went; `environment`: where it runs, in the view of this version alone also what it was
-    made with; `load` and `fetch`: how far they are. From `writable` on: what a view of this version alone says, `flavor` and
-    `metadata` once its files are verified, the rest where the caller may see what may be real data."""
+    made with; `load` and `fetch`: how far they are. From `writable` on: what a view of this version alone
+    says, `flavor` and `metadata` once its files are verified, the rest where the caller may see what may be
+    real data."""
 
     name: str | Absent = ABSENT
     version: str
@@ -144,7 +145,8 @@ class RolloutView(View):
     """An alias: desired, serving and last good version side by side, and what is under way. Also what was
     tried with an alias that does not exist (any more).
 
-    `policy` and `rollout` are there in full views; `forced_past`, `checks` and `environment` after a promotion.
+    `policy` and `rollout` are there in full views; `forced_past`, `checks` and `environment` after a
+    promotion.
     """
 
     name: str

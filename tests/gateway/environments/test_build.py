@@ -18,12 +18,15 @@ from pathlib import Path
 
 import pytest
 
+from gateway.artifacts.cache import ArtifactError, Artifacts
 from gateway.environments.build import Built, Store
 from gateway.environments.interpreters import Interpreters
 from gateway.environments.lock import LockError, Wanted, parsed
 from gateway.environments.resolve import Resolver
 from gateway.environments.uv import Uv, UvError
+from gateway.registries.base import Version
 from tests.support import wheels
+from tests.support.hostile import write_package
 
 ACME = Wanted(("acme==1.0",))
 
@@ -115,13 +118,45 @@ def test_an_environment_in_use_is_not_removed(tmp_path: Path, index: wheels.Inde
     assert here.keys() == []
 
 
-def test_what_was_used_longest_ago_goes_first(tmp_path: Path, index: wheels.Index) -> None:
-    here = store(tmp_path / "e", index.environ)
+def test_packages_and_environments_share_one_limit_and_what_was_used_longest_ago_goes(
+    tmp_path: Path, index: wheels.Index
+) -> None:
+    here = store(tmp_path / "c" / "environments", index.environ)
     old = here.build(here.resolve(ACME)).key
     new = here.build(here.resolve(Wanted(("acme==2.0",)))).key
-    os.utime(tmp_path / "e" / f"{old}.lock", (1, 1))
-    assert here.trim(here.bytes() - 1)[0] == old
-    assert new in set(here.keys()) or here.bytes() == 0
+    package = write_package(tmp_path / "p", extra={"ballast.bin": "x" * 200_000})
+    version = Version("iris", "1", str(package.path))
+    roomy = Artifacts(tmp_path / "c", 10**9, beside=here)
+    local = roomy.fetch(version)
+    digest, size = local.digest, local.bytes
+    assert roomy.bytes() == size + here.bytes()
+    del local
+    os.utime(tmp_path / "c" / "environments" / f"{old}.lock", (1, 1))
+    os.utime(next((tmp_path / "c").glob("sha256-*.lock")), (2, 2))
+
+    tight = Artifacts(tmp_path / "c", roomy.bytes() - 1, beside=here)
+    tight.trim()
+    assert here.keys() == [new], "the environment was used longest ago"
+    assert list((tmp_path / "c").glob(f"{digest.replace(':', '-')}/MLmodel"))
+
+    Artifacts(tmp_path / "c", here.bytes() + size - 1, beside=here).trim()
+    assert not list((tmp_path / "c").glob("sha256-*/MLmodel")), "then the package"
+    assert here.keys() == [new]
+    other = write_package(tmp_path / "q", extra={"ballast.bin": "y" * 100_000})
+    small = Artifacts(tmp_path / "c", 150_000, beside=here)
+    assert small.fetch(Version("iris", "2", str(other.path))).bytes > 100_000
+    assert here.keys() == [], "a package that comes makes room among environments"
+
+
+def test_an_environment_in_use_outlasts_the_limit(tmp_path: Path, index: wheels.Index) -> None:
+    here = store(tmp_path / "c" / "environments", index.environ)
+    held = here.build(here.resolve(ACME))
+    artifacts = Artifacts(tmp_path / "c", 1, beside=here)
+    artifacts.trim()
+    assert imported(held) == "1.0"
+    package = write_package(tmp_path / "p")
+    with pytest.raises(ArtifactError, match="no room"):
+        Artifacts(tmp_path / "c", 2000, beside=here).fetch(Version("iris", "1", str(package.path)))
 
 
 def test_what_a_killed_builder_left_is_invisible_and_swept_away(tmp_path: Path, index: wheels.Index) -> None:

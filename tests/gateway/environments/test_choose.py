@@ -43,10 +43,6 @@ class Shelf:
         say("installing 1 packages")
         return self.built
 
-    def trim(self, limit: int) -> list[str]:
-        self.limit = limit
-        return []
-
 
 class Whole:
     key, python, path = "k" * 32, "/environments/k/bin/python", Path("/environments/k")
@@ -98,12 +94,6 @@ def test_auto_takes_this_interpreter_where_it_fits(fitting: Any) -> None:
 def test_auto_takes_the_package_s_own_where_it_does_not(old: Any) -> None:
     runtime = chosen(old)
     assert (runtime.kind, runtime.python, runtime.mismatch) == ("own", Whole.python, None)
-
-
-def test_a_build_makes_room_within_the_disk_limit(old: Any) -> None:
-    shelf = Shelf(Whole())
-    chosen(old, shelf, disk_limit="1GB")
-    assert shelf.limit == 10**9
 
 
 def test_own_takes_its_own_even_where_this_one_fits(fitting: Any) -> None:
