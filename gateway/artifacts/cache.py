@@ -273,7 +273,7 @@ class Artifacts:
         own = sum(size for _, size, _ in entries)
         own += sum(int(note) for note in notes(self._root) if note.isdecimal())
         beside = 0 if self._beside is None else self._beside.bytes()
-        going = [(used, name, size) for used, size, name in entries]
+        going: list[tuple[float, str, int | None]] = [(used, name, size) for used, size, name in entries]
         if self._beside is not None and own + beside + needed > self._limit:
             going += [(used, key, None) for used, key in self._beside.idle()]
         for _, name, size in sorted(going, key=lambda one: one[:2]):
