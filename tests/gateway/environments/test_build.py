@@ -18,7 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.artifacts.cache import ArtifactError, Artifacts
+from gateway.artifacts.base import ArtifactError
+from gateway.artifacts.cache import Artifacts
 from gateway.environments.build import Built, Store
 from gateway.environments.interpreters import Interpreters
 from gateway.environments.lock import LockError, Wanted, parsed
