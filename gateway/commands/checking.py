@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gateway.commands.environments import said
 from gateway.commands.options import (
     ConfigOption,
     OutputOption,
@@ -22,6 +21,8 @@ from gateway.commands.options import (
 from gateway.commands.terminal import Failure, Output, result, working
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from gateway.registries.base import Registry, Version
     from gateway.rollouts.preflight import Report
     from gateway.settings import Settings
@@ -122,6 +123,18 @@ def _versions(registry: Registry, uri: str | None) -> list[tuple[Version, str]]:
             if (version := model.versions.get(entry.version)) is not None:
                 found.setdefault(version, []).append(alias)
     return [(version, f"{version} ({', '.join(sorted(names))})") for version, names in found.items()]
+
+
+def said(view: Mapping[str, Any] | None) -> list[str]:
+    """What a person should know of a version's environment, as its view says it: nothing where it fits this
+    interpreter; where else it runs and why; what helps where it is not its own."""
+    if view is None or view.get("sentence") is None:
+        return []
+    if view.get("mismatch") is not None:
+        lines = [f"warning: the model runs in another environment than its own: {view['mismatch']}"]
+        return lines + ([f"help: {view['help']}"] if view.get("help") else [])
+    place = f"it runs in {view['place']}" if "place" in view else "this interpreter is not its own"
+    return [f"environment: {place}: {view['sentence']}"]
 
 
 def _show(reports: list[Report]) -> None:

@@ -15,7 +15,7 @@ from gateway.commands.options import ConfigOption, OutputOption, RegistryOption,
 from gateway.commands.terminal import Failure, Output, note, result, size, table, working
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from gateway.environments.build import Store
     from gateway.environments.choose import Chooser
@@ -125,18 +125,6 @@ def gc(
     shown = removed if delete else old
     text = "\n".join([f"{verb}: {key}" for key in shown] or ["nothing"])
     result(output, {"unused": old, "removed": removed}, text)
-
-
-def said(view: Mapping[str, Any] | None) -> list[str]:
-    """What a person should know of a version's environment, as its view says it: nothing where it fits this
-    interpreter; where else it runs and why; what helps where it is not its own."""
-    if view is None or view.get("sentence") is None:
-        return []
-    if view.get("mismatch") is not None:
-        lines = [f"warning: the model runs in another environment than its own: {view['mismatch']}"]
-        return lines + ([f"help: {view['help']}"] if view.get("help") else [])
-    place = f"it runs in {view['place']}" if "place" in view else "this interpreter is not its own"
-    return [f"environment: {place}: {view['sentence']}"]
 
 
 class _Found:

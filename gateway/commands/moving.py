@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import typer
 
-from gateway.commands.environments import said
+from gateway.commands.checking import said
 from gateway.commands.options import (
     AliasArgument,
     ConfigOption,

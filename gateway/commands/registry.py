@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gateway.commands.environments import said
+from gateway.commands.checking import said
 from gateway.commands.options import OutputOption, RegistryOption, target_of
 from gateway.commands.terminal import Failure, Output, note, result, size, table, working
 
