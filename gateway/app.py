@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from gateway import cgroup, environments, events, logs
 from gateway.artifacts.cache import Artifacts
-from gateway.artifacts.packages import Packages, Prepared, formats
+from gateway.artifacts.packages import Packages, formats
 from gateway.artifacts.sources import sources_for
 from gateway.environments.choose import Chooser
 from gateway.gauges import expose
@@ -42,24 +42,19 @@ from gateway.runners.packs import Packs
 from gateway.runners.placement import Placement
 from gateway.runners.zygote import Zygotes
 from gateway.service import Service
-from gateway.serving.eviction import POLICIES
+from gateway.serving.eviction import MIN_RESIDENCY, POLICIES
 from gateway.serving.governor import Governor
 from gateway.serving.ledger import Ledger
-from gateway.serving.manager import Manager
+from gateway.serving.manager import CAPACITY_WAIT, Manager
 from gateway.serving.preparation import Preparation
 from gateway.serving.servable import Options, Servable
-from gateway.upkeep import Upkeep, kept_going, report
+from gateway.upkeep import Background, Upkeep
 from gateway.views import Views
 
 if TYPE_CHECKING:
     from gateway.settings import Settings
 
 log = logging.getLogger("gateway")
-
-#: Seconds after its load in which a model is not evicted: an immediate reload would only cost time.
-MIN_RESIDENCY = 0.1
-#: Seconds for which a load waits for room at most.
-CAPACITY_WAIT = 5.0
 
 
 class Gateway:
@@ -74,10 +69,11 @@ class Gateway:
         self.metrics = Metrics()
         self.feed = Feed()
         self._pools = Pools()
+        io = self._pools.registry
         self._persistence = Persistence(settings.state_dir, registry, pack_bytes=settings.pack_bytes)
         self._feedback = Feedback(
             registry,
-            self._pools.registry,
+            io,
             take=lambda snapshot: self.watch.take(snapshot, "registry"),
             status=settings.mlflow_status,
         )
@@ -104,7 +100,9 @@ class Gateway:
         )
         self._zygotes = Zygotes(sink=lambda line: log.info("zygote: %s", line))
         self._packs = Packs(self._zygotes)
-        self._placement = Placement(settings, self._zygotes, self._observe, packs=self._packs)
+        self._placement = Placement(
+            settings, self._zygotes, lambda *news: self._upkeep.observe(*news), packs=self._packs
+        )
         self.ledger: Ledger[Servable] = Ledger(
             settings.memory_limit, policy=POLICIES[settings.eviction], min_residency=MIN_RESIDENCY
         )
@@ -136,11 +134,11 @@ class Gateway:
         )
         self.watch = Watch(
             registry,
-            self._pools.registry,
+            io,
             interval=settings.poll_interval or registry.poll_interval,
             apply=self.aliases.apply,
             remember=self._persistence.save_snapshot,
-            in_use=self._in_use,
+            in_use=self.aliases.names_in_use,
             forget=self._forget,
             emit=self._emit,
         )
@@ -158,21 +156,19 @@ class Gateway:
             self.aliases,
             self.manager,
             registry,
-            self._pools.registry,
+            io,
             ask=self.watch.ask,
             take=self.watch.take,
             quiet=lambda version: self._packages.get(version, remember=False),
         )
         preload = Preload.parsed(settings.preload, settings.default_alias)
-        self.residency = Residency(
-            self.aliases, self.manager, self.watch, registry, self._pools.registry, pending=preload
-        )
+        self.residency = Residency(self.aliases, self.manager, self.watch, registry, io, pending=preload)
         self.views = Views(
             self.aliases,
             self.manager,
             self.watch,
             registry,
-            self._pools.registry,
+            io,
             trials=self.promotions.trials,
             prepare=self._packages.get,
             fetching=self._packages.fetching,
@@ -186,7 +182,7 @@ class Gateway:
             self.manager.stop,
             report=lambda text: self._emit(events.MemoryShort(text)),
         )
-        self._upkeep = Upkeep(self.manager, self._zygotes, self._packs, self._artifacts, self._pools.registry)
+        self._upkeep = Upkeep(self.manager, self._zygotes, self._packs, self._artifacts, io, self._emit)
         self._listeners: tuple[events.Emit, ...] = (
             partial(count, self.metrics),
             self.feed.publish,
@@ -194,16 +190,8 @@ class Gateway:
             logs.EventLog(),
             self._upkeep.notice,
         )
-        self._tasks: list[asyncio.Task[None]] = []
-        expose(
-            self.metrics,
-            self.manager,
-            self.ledger,
-            self.views,
-            self.watch,
-            self.connections,
-            lambda: self._upkeep.disk_bytes,
-        )
+        self._background = Background()
+        expose(self.metrics, self.manager, self.views, self.watch, self.connections, self._upkeep)
 
     @property
     def parts(self) -> Parts:
@@ -230,13 +218,12 @@ class Gateway:
         await first_read(self.registry, self.watch, remembered)
         loop.set_default_executor(large())
         self.metrics.lag.start(loop)
-        for name, work in {
-            "watch": self.watch.run,
-            "preload": self.residency.preload,
-            "upkeep": self._upkeep.run,
-            "governor": self._governor.run,
-        }.items():
-            self._tasks.append(loop.create_task(kept_going(name, work), name=name))
+        self._background.start(
+            watch=self.watch.run,
+            preload=self.residency.preload,
+            upkeep=self._upkeep.run,
+            governor=self._governor.run,
+        )
 
     def refuse(self) -> None:
         """No new work from now on."""
@@ -248,9 +235,7 @@ class Gateway:
         self.refuse()
         self._upkeep.close()
         self.metrics.lag.stop()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._background.stop()
         await self.large_bodies.close()
         await self.aliases.close()
         await self.manager.close()
@@ -260,18 +245,10 @@ class Gateway:
         self.registry.close()
         self._pools.close()
 
-    def _observe(self, prepared: Prepared, what: str, reason: str) -> None:
-        report(self._emit, prepared, what, reason)
-        if what == "quarantined":
-            self.manager.quarantine(prepared.version, reason)
-
     def _emit(self, event: events.Event) -> None:
         """Passes an event to metrics, event stream, registry, log and upkeep."""
         for listener in self._listeners:
             listener(event)
-
-    def _in_use(self) -> set[str]:
-        return {servable.version.name for servable in self.manager} | self.aliases.busy()
 
     def _forget(self, names: set[str]) -> None:
         self.aliases.forget(names)

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from gateway.http.connections import Connections, descriptors
 from gateway.metrics import Metrics
 from gateway.registries.watcher import Watch
-from gateway.serving.ledger import Ledger
 from gateway.serving.manager import Manager
-from gateway.serving.servable import Servable
+from gateway.upkeep import Upkeep
 from gateway.views import Views
 
 
 def expose(
     metrics: Metrics,
     manager: Manager,
-    ledger: Ledger[Servable],
     views: Views,
     watch: Watch,
     connections: Connections,
-    disk: Callable[[], float],
+    upkeep: Upkeep,
 ) -> None:
-    """Connects every gauge to its source. `disk`: bytes of the artifact cache."""
+    """Connects every gauge to its source."""
+    ledger = manager.ledger
 
     def queues() -> dict[str, tuple[int, int]]:
         found: dict[str, tuple[int, int]] = {}
@@ -42,7 +39,7 @@ def expose(
         aliases=views.alias_states,
         rollouts=views.rollout_phases,
         stuck=manager.stuck,
-        disk=disk,
+        disk=lambda: upkeep.disk_bytes,
         registry_age=watch.age,
         connections=lambda: (connections.open, connections.most),
         descriptors=descriptors,

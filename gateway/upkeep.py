@@ -34,8 +34,15 @@ class Upkeep:
     """`disk_bytes`: the size of the artifact cache when it was measured last."""
 
     def __init__(
-        self, manager: Manager, zygotes: Zygotes, packs: Packs, artifacts: Artifacts, io: Executor
+        self,
+        manager: Manager,
+        zygotes: Zygotes,
+        packs: Packs,
+        artifacts: Artifacts,
+        io: Executor,
+        emit: events.Emit,
     ) -> None:
+        self._emit = emit
         self._manager = manager
         self._zygotes = zygotes
         self._packs = packs
@@ -67,22 +74,40 @@ class Upkeep:
             if loaded and servable.runner is not None:
                 self._unconfined.check(servable.runner.status().get("confinement", {}))
 
+    def observe(self, prepared: Prepared, what: str, reason: str) -> None:
+        """Turns news about a version's processes into an event. A version whose processes end again and again
+        goes into quarantine."""
+        version = prepared.version
+        if what in ("stuck", "moving"):
+            self._emit(events.Stuck(version.name, version.version, reason))
+        elif what == "restarted":
+            self._emit(events.Restarted(version.name, version.version))
+        else:
+            self._emit(events.Crashed(version.name, version.version, what, reason))
+        if what == "quarantined":
+            self._manager.quarantine(version, reason)
+
     def close(self) -> None:
         self._heap.close()
 
 
-def report(emit: events.Emit, prepared: Prepared, what: str, reason: str) -> None:
-    """Turns news about a version's processes into an event."""
-    version = prepared.version
-    if what in ("stuck", "moving"):
-        emit(events.Stuck(version.name, version.version, reason))
-    elif what == "restarted":
-        emit(events.Restarted(version.name, version.version))
-    else:
-        emit(events.Crashed(version.name, version.version, what, reason))
+class Background:
+    """Work that goes on as long as the gateway runs, one task each."""
+
+    def __init__(self) -> None:
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self, **work: Callable[[], Awaitable[None]]) -> None:
+        loop = asyncio.get_running_loop()
+        self._tasks += [loop.create_task(_kept_going(name, one), name=name) for name, one in work.items()]
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
-async def kept_going(name: str, work: Callable[[], Awaitable[None]]) -> None:
+async def _kept_going(name: str, work: Callable[[], Awaitable[None]]) -> None:
     """Runs background work; logs an unexpected failure and starts the work again."""
     while True:
         try:

@@ -302,6 +302,10 @@ class Aliases:
         """The names of which a version is on its way, be it loaded yet or not."""
         return {found.name for found in self if found.attempt is not None and not found.attempt.done()}
 
+    def names_in_use(self) -> set[str]:
+        """The names of which a version is loaded, or on its way."""
+        return {servable.version.name for servable in self._manager} | self.busy()
+
     def forget(self, names: Collection[str]) -> None:
         """Stops following these names until they are used again. Nothing of them is loaded, and nothing has
         happened to them: their history continues."""

@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
+#: Seconds after its load in which a model is not evicted: an immediate reload would only cost time.
+MIN_RESIDENCY: Final = 0.1
 #: After so many seconds a request counts half.
 HALF_LIFE: Final = 120.0
 #: A load that took less than this, in seconds, is not worth telling apart.

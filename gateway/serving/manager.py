@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from gateway.artifacts.packages import Prepared
     from gateway.registries.base import Version
 
+#: Seconds for which a load waits for room at most.
+CAPACITY_WAIT = 5.0
 #: How long, in seconds, a load counts among those that may run at once.
 LONGEST_SLOT = 10.0
 #: How long, in seconds, a load may go on after the gateway was told to stop.
