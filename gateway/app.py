@@ -10,7 +10,6 @@ import asyncio
 import logging
 import time
 from functools import partial
-from typing import TYPE_CHECKING
 
 from gateway import cgroup, environments, events, logs
 from gateway.artifacts.cache import Artifacts
@@ -48,11 +47,9 @@ from gateway.serving.ledger import Ledger
 from gateway.serving.manager import CAPACITY_WAIT, Manager
 from gateway.serving.preparation import Preparation
 from gateway.serving.servable import Options, Servable
+from gateway.settings import Settings
 from gateway.upkeep import Background, Upkeep
 from gateway.views import Views
-
-if TYPE_CHECKING:
-    from gateway.settings import Settings
 
 log = logging.getLogger("gateway")
 
@@ -63,8 +60,7 @@ class Gateway:
     def __init__(self, settings: Settings, registry: Registry) -> None:
         self.settings = settings
         self.registry = registry
-        self.draining = False
-        self._refusing = False
+        self.draining = self._refusing = False
         self.access = Access(settings.admin_key_file or control_key(settings.state_dir))
         self.metrics = Metrics()
         self.feed = Feed()

@@ -42,6 +42,18 @@ _ONE_FOR_ALL: Final = (
     "the model gave one answer for several rows of text: it may take a list of texts, and not a table"
 )
 
+_FULL: Final = "its queue is full (max_queue)"
+#: Why a request that a model was asked has no answer.
+_UNANSWERED: Final = (
+    Refused,
+    TimeoutError,
+    RunnerTimeout,
+    NoProcess,
+    Poisoned,
+    RunnerCrashed,
+    ModelError,
+)
+
 
 class Unparsed(Protocol):
     """A body too large to be parsed here."""
@@ -212,11 +224,12 @@ class Service:
         return prepared is not None and bool(prepared.check_output(answer.result))
 
     async def _run(self, servable: Servable, inference: Inference) -> tuple[Outcome, tuple[str, ...]]:
-        version = servable.version
+        """Enforces the signature, waits for a turn in the queue, and asks the model. Returns what it answered
+        and the warnings. Raises Problem."""
+        enforced: Enforced | ElsewhereEnforced
+        params: dict[str, Any] = {}
+        signature, mode, type_hints, positional = servable.rules(inference.lenient, inference.positional)
         try:
-            enforced: Enforced | ElsewhereEnforced
-            params: dict[str, Any] = {}
-            signature, mode, type_hints, positional = servable.rules(inference.lenient, inference.positional)
             if inference.raw is not None:
                 enforced = enforce(
                     signature,
@@ -233,10 +246,7 @@ class Service:
                 enforced = await inference.unparsed.enforce(signature, mode, type_hints, positional)
                 inference.unparsed = None
         except InvalidInput as error:
-            kinds = tuple(v.problem for v in error.violations)
-            identity = inference.record.shown_id
-            self._emit(InputRefused(version.name, version.version, kinds, identity))
-            raise _invalid_input(version, error) from None
+            raise self._misfit(servable.version, inference, error) from None
         try:
             answer = servable.batcher.submit(enforced.batch, params, inference.deadline)
             if inference.deadline is None:
@@ -244,72 +254,88 @@ class Service:
             else:
                 async with asyncio.timeout_at(inference.deadline):
                     outcome = await answer
-        except Refused as refused:
-            why = (
-                "its turn would come after its deadline" if refused.late else "its queue is full (max_queue)"
-            )
-            message = f"{version.name} is overloaded: {why}"
-            identity = inference.record.shown_id
-            self._emit(RequestRefused(version.name, version.version, why, identity))
-            raise Problem("OVERLOADED", message, retry_after=refused.retry_after) from None
-        except TimeoutError:
-            raise Problem(
-                "DEADLINE_EXCEEDED", "the caller's deadline passed before the answer came"
-            ) from None
-        except RunnerTimeout as error:
-            servable.recent.failed("no answer within the operator's timeout")
-            raise Problem("DEADLINE_EXCEEDED", str(error)) from None
-        except NoProcess as error:
-            servable.recent.failed(str(error))
-            message = f"{version} cannot answer now: {error}"
-            raise Problem("MODEL_UNAVAILABLE", message, retry_after=error.retry_after) from None
-        except Poisoned as error:
-            servable.recent.failed(str(error))
-            identity = inference.record.shown_id
-            self._emit(PredictionFailed(version.name, version.version, str(error), "", identity))
-            raise Problem(
-                "PREDICTION_FAILED",
-                f"{version} cannot take this input: it ended the model's process each time it ran",
-                hint="do not send it again; the model answers other inputs",
-            ) from None
-        except RunnerCrashed:
-            servable.recent.failed("its process ended in the call")
-            message = f"the process of {version} ended while it worked on the request"
-            raise Problem("WORKER_CRASHED", message, retry_after=1) from None
-        except ModelError as error:
-            identity = inference.record.shown_id
-            if error.unsuitable:
-                self._emit(InputRefused(version.name, version.version, (_UNSUITABLE,), identity))
-                raise Problem(
-                    "INVALID_INPUT",
-                    f"the input does not suit {version}: {error.shown}",
-                    details=[Detail("body", _UNSUITABLE)],
-                ) from None
-            servable.recent.failed(str(error).partition(":")[0])
-            self._emit(PredictionFailed(version.name, version.version, str(error), error.trace, identity))
-            kind = str(error).partition(":")[0]
-            if kind == AnswerTooLarge.__name__:
-                raise Problem(
-                    "PREDICTION_FAILED",
-                    f"the answer of {version} is larger than an answer may be",
-                    hint="send fewer rows a request; the operator's limit is the setting max_answer_bytes",
-                ) from None
-            raise Problem(
-                "PREDICTION_FAILED",
-                f"{version} raised {kind}" + (f": {error.shown}" if error.shown else ""),
-                hint="the gateway's log has the text and the traceback, under this request's id",
-            ) from None
+        except _UNANSWERED as error:
+            raise self._unanswered(servable, inference, error) from None
         servable.recent.answered(outcome.queue_seconds + outcome.predict_seconds)
-        share = servable.options.check_output
-        if share and self._chance.random() < share and servable.prepared is not None:
-            for problem in servable.prepared.check_output(outcome.result)[:1]:
-                self._emit(OutputDiffers(version.name, version.version, problem))
+        self._check_output(servable, outcome.result)
         warnings = enforced.warnings
         if enforced.lenient:
             inference.record.lenient = True
         if _is_one_for_all(enforced.batch, outcome.result):
             warnings = (*warnings, _ONE_FOR_ALL)
         return outcome, warnings
+
+    def _check_output(self, servable: Servable, result: Batch) -> None:
+        """Compares a share of the answers with the output schema, and says so where one differs."""
+        share = servable.options.check_output
+        if share and self._chance.random() < share and servable.prepared is not None:
+            version = servable.version
+            for problem in servable.prepared.check_output(result)[:1]:
+                self._emit(OutputDiffers(version.name, version.version, problem))
+
+    # Why a request has no answer.
+
+    def _misfit(self, version: Version, inference: Inference, error: InvalidInput) -> Problem:
+        """The input does not fit the signature: 422, with each place."""
+        kinds = tuple(v.problem for v in error.violations)
+        self._emit(InputRefused(version.name, version.version, kinds, inference.record.shown_id))
+        details = [Detail(v.path, v.problem, v.expected, v.got) for v in error.violations]
+        message = f"the input does not fit the signature of {version}: {error.count_text}"
+        return Problem("INVALID_INPUT", message, details=details)
+
+    def _unanswered(self, servable: Servable, inference: Inference, error: Exception) -> Problem:
+        """What a client hears of a queue that is full (429), a deadline (504), a process that ended (502,
+        503) or a model that failed (500). What the model is to blame for is noted in its last minute."""
+        version, recent = servable.version, servable.recent
+        match error:
+            case Refused():
+                why = "its turn would come after its deadline" if error.late else _FULL
+                self._emit(RequestRefused(version.name, version.version, why, inference.record.shown_id))
+                message = f"{version.name} is overloaded: {why}"
+                return Problem("OVERLOADED", message, retry_after=error.retry_after)
+            case RunnerTimeout():
+                recent.failed("no answer within the operator's timeout")
+                return Problem("DEADLINE_EXCEEDED", str(error))
+            case TimeoutError():
+                return Problem("DEADLINE_EXCEEDED", "the caller's deadline passed before the answer came")
+            case NoProcess():
+                recent.failed(str(error))
+                message = f"{version} cannot answer now: {error}"
+                return Problem("MODEL_UNAVAILABLE", message, retry_after=error.retry_after)
+            case Poisoned():
+                recent.failed(str(error))
+                self._failed(version, inference, str(error))
+                message = f"{version} cannot take this input: it ended the model's process each time it ran"
+                hint = "do not send it again; the model answers other inputs"
+                return Problem("PREDICTION_FAILED", message, hint=hint)
+            case ModelError():
+                return self._model_failed(servable, inference, error)
+        recent.failed("its process ended in the call")
+        message = f"the process of {version} ended while it worked on the request"
+        return Problem("WORKER_CRASHED", message, retry_after=1)
+
+    def _model_failed(self, servable: Servable, inference: Inference, error: ModelError) -> Problem:
+        """The model raised an exception: 500, or 422 for one of those that say that the input is wrong."""
+        version = servable.version
+        if error.unsuitable:
+            identity = inference.record.shown_id
+            self._emit(InputRefused(version.name, version.version, (_UNSUITABLE,), identity))
+            message = f"the input does not suit {version}: {error.shown}"
+            return Problem("INVALID_INPUT", message, details=[Detail("body", _UNSUITABLE)])
+        kind = str(error).partition(":")[0]
+        servable.recent.failed(kind)
+        self._failed(version, inference, str(error), error.trace)
+        if kind == AnswerTooLarge.__name__:
+            message = f"the answer of {version} is larger than an answer may be"
+            hint = "send fewer rows a request; the operator's limit is the setting max_answer_bytes"
+        else:
+            message = f"{version} raised {kind}" + (f": {error.shown}" if error.shown else "")
+            hint = "the gateway's log has the text and the traceback, under this request's id"
+        return Problem("PREDICTION_FAILED", message, hint=hint)
+
+    def _failed(self, version: Version, inference: Inference, why: str, trace: str = "") -> None:
+        identity = inference.record.shown_id
+        self._emit(PredictionFailed(version.name, version.version, why, trace, identity))
 
     def _check_crowd(self, servable: Servable) -> None:
         """Those who wait for a load are a queue too."""
@@ -343,11 +369,3 @@ def _is_one_for_all(batch: Batch | Framed, answer: Batch) -> bool:
     if answer.rows is None and isinstance(answer, Value):
         return not isinstance(answer.value, list) or len(answer.value) == 1
     return answer.rows == 1
-
-
-def _invalid_input(version: Version, error: InvalidInput) -> Problem:
-    details = [Detail(v.path, v.problem, v.expected, v.got) for v in error.violations]
-    what = error.count_text
-    return Problem(
-        "INVALID_INPUT", f"the input does not fit the signature of {version}: {what}", details=details
-    )

@@ -64,8 +64,8 @@ class Prediction:
         target: bytes | Reference | None,
         dialect: Dialect = PREDICT,
     ) -> None:
-        """Answers one request. `target` is the model: a reference, or the raw path behind `/predict/`; None
-        where the path names no model."""
+        """Answers one request: read and parse, ask the model, encode, send. `target` is the model: a
+        reference, or the raw path behind `/predict/`; None where the path names no model."""
         record: RequestRecord = scope[problems.RECORD]
         if scope["method"] != "POST":
             await problems.respond_not_allowed(send, record, scope["method"], "POST", dialect.document)
@@ -94,11 +94,8 @@ class Prediction:
                     held.add(sum(map(len, parts)))  # until they are sent
                 watcher.end()
                 status, record.code = 200, "2xx"
-            except bodies.ClientLeft:
-                record.code = "CLIENT_LEFT"
-                return
-            except asyncio.CancelledError:
-                if watcher is None or not watcher.left:
+            except (bodies.ClientLeft, asyncio.CancelledError) as error:
+                if isinstance(error, asyncio.CancelledError) and not (watcher and watcher.left):
                     raise
                 record.code = "CLIENT_LEFT"
                 return
