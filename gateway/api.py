@@ -21,7 +21,8 @@ from gateway.artifacts.cache import Artifacts, Local
 from gateway.artifacts.sources import Sources, sources_for
 from gateway.names import InvalidReference, Reference, check_alias, check_name, parse_reference, parse_short
 from gateway.registries import default_target, open_registry
-from gateway.registries.base import Version, resolve
+from gateway.registries.base import Version
+from gateway.registries.resolution import resolve
 from loaders import package as packages
 from loaders import proof
 

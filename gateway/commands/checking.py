@@ -69,8 +69,8 @@ async def _reports(
 ) -> list[Report]:
     from gateway.names import Reference
     from gateway.registries import open_registry
-    from gateway.registries.base import resolve
     from gateway.registries.listed import ListedModels
+    from gateway.registries.resolution import resolve
     from gateway.rollouts.offline import workshop
     from gateway.rollouts.policy import policy_of
     from gateway.rollouts.preflight import examined
@@ -112,7 +112,7 @@ async def _reports(
 def _versions(registry: Registry, uri: str | None) -> list[tuple[Version, str]]:
     """The one that a URI names, else each that an alias points to, with what it is called."""
     from gateway.names import parse_uri
-    from gateway.registries.base import resolve
+    from gateway.registries.resolution import resolve
 
     if uri is not None:
         reference = parse_uri(uri)

@@ -308,7 +308,7 @@ def _opened(target: str | None) -> Iterator[tuple[Registry, str]]:
 def _alias_here(opened: Registry, name: str, alias: str) -> str:
     """Where an alias points, as the registry says. Raises NotInRegistry."""
     from gateway.names import Reference
-    from gateway.registries.base import find_alias
+    from gateway.registries.resolution import find_alias
 
     return find_alias(opened.find(Reference(name)), name, alias).version
 

@@ -20,7 +20,7 @@ from gateway.commands.terminal import Failure, Output, note, result, size, table
 
 if TYPE_CHECKING:
     from gateway.registries.base import Model, Version
-    from gateway.registries.file import Collected
+    from gateway.registries.store import Collected
 
 #: So many names are listed where one is not known.
 SHOWN = 20

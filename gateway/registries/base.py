@@ -7,13 +7,12 @@ Knows no file, no server and no cache. The members of this family are plain clas
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from typing import Any, Final, Protocol
 
 from gateway.errors import Problem
-from gateway.names import Reference, did_you_mean
+from gateway.names import Reference
 
 MAX_PREVIOUS = 10
 UNREADABLE: Final = "x-unreadable"
@@ -466,65 +465,3 @@ class ReadOnly:
         alias: str | None = None,
     ) -> Version:
         raise RegistryReadOnly(self.why_not)
-
-
-def resolve(
-    snapshot: Snapshot, reference: Reference, default_alias: Sequence[str] = ("champion",)
-) -> Version:
-    """The version that a `models:/` reference means now. A bare name means its first alias of
-    `default_alias` that exists. Raises NotInRegistry, with the contract's code and what there is instead."""
-    model = snapshot.models.get(key(reference))
-    if model is None and not reference.name:
-        message = f"{reference} is not there: it means something in an MLflow registry only"
-        raise NotInRegistry("MODEL_NOT_FOUND", message)
-    if model is None:
-        # Anybody may ask for any name: what is compared is bounded, however large the registry.
-        looked_at = islice(snapshot.models, 5000)
-        alike = (name for name in looked_at if name[:1].lower() == reference.name[:1].lower())
-        hint = did_you_mean(reference.name, islice(alike, 200))
-        raise NotInRegistry("MODEL_NOT_FOUND", f"there is no model {reference.name!r} in the registry", hint)
-    if reference.version is not None:
-        return _version(model, reference.version, f"{model.name} has no version {reference.version}")
-    if reference.latest or not reference.name:
-        latest = model.latest()
-        if latest is None:
-            raise NotInRegistry("VERSION_NOT_FOUND", f"{model.name} has no versions")
-        return latest
-    wanted = [reference.alias] if reference.alias is not None else list(default_alias)
-    for alias in wanted:
-        if alias in model.aliases:
-            version = model.aliases[alias].version
-            missing = f"the alias {alias} of {model.name} points to version {version}, which is not there"
-            return _version(model, version, missing)
-    raise NotInRegistry(
-        "ALIAS_NOT_FOUND",
-        f"{model.name} has no alias {' or '.join(wanted)}",
-        f"aliases of {model.name}: {_some(sorted(model.aliases))}",
-    )
-
-
-def find_alias(snapshot: Snapshot, name: str, alias: str) -> Alias:
-    """Where an alias points, be that version there or not. Raises NotInRegistry, with what there is."""
-    model = snapshot.models.get(name)
-    if model is None or alias not in model.aliases:
-        resolve(snapshot, Reference(name, alias=alias))
-    assert model is not None
-    return model.aliases[alias]
-
-
-def key(reference: Reference) -> str:
-    """Under what a snapshot has a reference's model: its name, or a model id or a run's path as they are
-    written, which no name can be."""
-    return reference.name or str(reference)
-
-
-def _version(model: Model, version: str, otherwise: str) -> Version:
-    if version in model.versions:
-        return model.versions[version]
-    known = _some(sorted(model.versions, key=int, reverse=True))
-    raise NotInRegistry("VERSION_NOT_FOUND", otherwise, f"versions of {model.name}: {known}")
-
-
-def _some(names: Sequence[str]) -> str:
-    """At most twenty of them, for a hint."""
-    return ", ".join(names[:20]) + (", …" if len(names) > 20 else "") if names else "none"

@@ -13,22 +13,20 @@ import errno
 import hashlib
 import logging
 import os
-import re
 import stat
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Final
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 from filelock import FileLock, Timeout
 
 from gateway.names import Reference, check_alias, check_name
-from gateway.registries import document, gc
+from gateway.registries import document
 from gateway.registries.base import (
     Alias,
     Finding,
@@ -42,26 +40,26 @@ from gateway.registries.base import (
     Snapshot,
     Version,
     Whole,
-    find_alias,
-    resolve,
+)
+from gateway.registries.resolution import find_alias, resolve
+from gateway.registries.store import (
+    MAX_BYTES,
+    STORE,
+    Collected,
+    collect,
+    copy_package,
+    directory_of,
+    next_number,
 )
 from gateway.staging import (
     Staging,
-    UnfitPackage,
-    copy_file,
-    package_files,
     sweep,
     sync_directory,
-    sync_tree,
 )
-from loaders import package as packages
 
 log = logging.getLogger("gateway.registries.file")
 
-STORE: Final = "models"
-_DOCUMENTS: Final = (".yaml", ".yml", ".json")
 LOCK_SECONDS: Final = 30.0
-MAX_BYTES: Final = 1 << 28
 # A file younger than this may still be being written in place: half of a document can be a valid one.
 SETTLE_SECONDS: Final = 0.05
 _SETTLE_READS: Final = 40
@@ -72,16 +70,6 @@ STALE_SECONDS: Final = 3600.0
 TRUSTED_SECONDS: Final = 3.0
 # Read all the same after this long: for file systems whose times cannot be relied on at all.
 REREAD_SECONDS: Final = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class Collected:
-    """What was `found` in `store` and, if `deleted`, is gone; `younger` others have not the age yet."""
-
-    store: Path
-    found: tuple[gc.Leftover, ...]
-    younger: int
-    deleted: bool
 
 
 class FileRegistry(Whole):
@@ -207,7 +195,7 @@ class FileRegistry(Whole):
                 # Copied before the lock is taken: a large model must not keep a promotion waiting.
                 known = self._with_digest(name, digest)
                 if known is None:
-                    _copy(package, staged.path, digest)
+                    copy_package(package, staged.path, digest)
                 with self._writing():
                     return self._enter(name, staged, store, digest, tags or {}, alias, package)
         except OSError as error:
@@ -221,19 +209,8 @@ class FileRegistry(Whole):
         # Directories set aside are removed after the lock is released, so that no writer waits for it.
         with contextlib.ExitStack() as aside, self._writing():
             models = self._snapshot(self._content()).models
-            store = self._real().parent / STORE
-            if store.is_symlink():
-                raise RegistryError(f"{store} is a link: nothing is removed through one")
-            if not store.is_dir():
-                return Collected(store, (), 0, delete)
-            try:
-                found = gc.find(store, _sources(models), self._beside(), now())
-                old = [leftover for leftover in found if leftover.age >= older_than]
-                for staged in gc.set_aside(store, old) if delete else ():
-                    aside.enter_context(staged)
-            except OSError as error:
-                raise RegistryUnavailable(f"{error.filename or store}: {error.strerror}") from error
-        return Collected(store, tuple(old), len(found) - len(old), delete)
+            real = self._real()
+            return collect(real, models.values(), aside if delete else None, older_than, now())
 
     def close(self) -> None:
         """Nothing is held between calls."""
@@ -255,11 +232,12 @@ class FileRegistry(Whole):
         version = next((v for v in model.versions.values() if v.digest == digest), None)
         changes: list[tuple[Sequence[str], Any]] = []
         if version is None:
-            directory = store / _directory(name)
+            directory = store / directory_of(name)
             directory.mkdir(exist_ok=True)
-            number = str(_next_number(model, directory))
+            number = str(next_number(model, directory))
             if not any(staged.path.iterdir()):
-                _copy(package, staged.path, digest)  # the version it was equal to was removed meanwhile
+                # The version it was equal to was removed meanwhile.
+                copy_package(package, staged.path, digest)
             # The files first, then the entry: a crash between the two leaves a directory without an
             # entry, whose number is not used again, and never an entry without its files.
             staged.publish(directory / number)
@@ -286,17 +264,6 @@ class FileRegistry(Whole):
             return None
         model = self._snapshot(self._content()).models.get(name)
         return next((v for v in model.versions.values() if v.digest == digest), None) if model else None
-
-    def _beside(self) -> list[str]:
-        """Returns the documents next to the registry, which may be registries that share its store."""
-        real = self._real()
-        found = []
-        for path in real.parent.iterdir():
-            if path.suffix.lower() not in _DOCUMENTS or path == real or not path.is_file():
-                continue
-            if path.stat().st_size <= MAX_BYTES:  # what is larger is no registry
-                found.append(path.read_text("utf-8", "replace"))
-        return found
 
     # -- reading
 
@@ -435,8 +402,8 @@ class FileRegistry(Whole):
 
     def _replace(self, content: bytes) -> None:
         real = self._real()
-        for leftover in real.parent.glob(f".{real.name}.*.tmp"):
-            leftover.unlink(missing_ok=True)  # of a writer that died: the lock is ours
+        for garbage in real.parent.glob(f".{real.name}.*.tmp"):
+            garbage.unlink(missing_ok=True)  # of a writer that died: the lock is ours
         temporary = real.parent / f".{real.name}.{uuid.uuid4().hex}.tmp"
         try:
             handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
@@ -457,12 +424,6 @@ class FileRegistry(Whole):
                 reason = f"{error.strerror}; mount its directory, not the file alone"
                 raise RegistryReadOnly(f"{self.target} cannot be replaced: {reason}") from error
             raise RegistryUnavailable(f"{self.target} cannot be written: {error.strerror}") from error
-
-
-def _sources(models: Mapping[str, Model]) -> Iterator[str]:
-    for model in models.values():
-        for version in model.versions.values():
-            yield version.source
 
 
 def _alias_changes(
@@ -489,33 +450,3 @@ def _keep_owner_and_mode(handle: int, like: os.stat_result) -> None:
         with contextlib.suppress(PermissionError):
             os.fchown(handle, like.st_uid, like.st_gid)
     os.fchmod(handle, like.st_mode & 0o7777)
-
-
-def _copy(package: str, to: Path, digest: str) -> None:
-    """Copies a model directory and makes sure that it is the one the digest stands for."""
-    try:
-        for relative, file, _ in package_files(Path(package)):
-            target = to / relative
-            target.parent.mkdir(parents=True, exist_ok=True)
-            copy_file(file, target)
-    except UnfitPackage as error:
-        raise RegistryError(f"{package}: {error}") from None
-    except FileNotFoundError as error:
-        raise RegistryError(f"{package}: {error.strerror}: {error.filename}") from error
-    if (found := packages.digest(to)) != digest:
-        raise RegistryError(f"{package} changed while it was copied: {digest} became {found}")
-    sync_tree(to)
-
-
-def _next_number(model: Model, directory: Path) -> int:
-    """One more than any version ever entered or stored: a number is never used twice."""
-    stored = [int(name) for name in os.listdir(directory) if re.fullmatch(r"[1-9][0-9]{0,17}", name)]
-    return max([0, *stored, *(int(version) for version in model.versions)]) + 1
-
-
-def _directory(name: str) -> str:
-    """A model's name as one directory's name: percent-encoded, never hidden, short enough for any disk."""
-    encoded = re.sub(r"\A\.", "%2E", quote(name, safe=" @+,=()"))
-    if len(encoded) <= 200:
-        return encoded
-    return f"{encoded[:150]}-{hashlib.sha256(name.encode()).hexdigest()[:32]}"

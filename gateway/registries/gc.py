@@ -27,7 +27,7 @@ UNREFERRED = "no version refers to it"
 
 
 @dataclass(frozen=True, slots=True)
-class Leftover:
+class Garbage:
     """A directory of the store: the `bytes` of its files, its `age` in seconds since anything in it changed,
     and why it is one."""
 
@@ -37,8 +37,8 @@ class Leftover:
     reason: str
 
 
-def find(store: Path, sources: Iterable[str], texts: Sequence[str], now: float) -> list[Leftover]:
-    """The leftovers of `store`, sorted by path.
+def find(store: Path, sources: Iterable[str], texts: Sequence[str], now: float) -> list[Garbage]:
+    """The garbage of `store`, sorted by path.
 
     What one of `sources` (paths or URIs) names, lies in, or lies above, is none; nor is what is named in one
     of `texts`, the other documents that may refer to this store; nor what a living push holds.
@@ -48,7 +48,7 @@ def find(store: Path, sources: Iterable[str], texts: Sequence[str], now: float) 
     for name in sorted(_directories(store)):
         if name.startswith(PREFIX):
             if not is_held(store / name):
-                found.append(_leftover(store / name, INTERRUPTED, now))
+                found.append(_garbage(store / name, INTERRUPTED, now))
             continue
         numbers = [number for number in _directories(store / name) if _NUMBER.fullmatch(number)]
         for number in sorted(numbers, key=int):
@@ -60,27 +60,27 @@ def find(store: Path, sources: Iterable[str], texts: Sequence[str], now: float) 
             # Also as `NAME//1`, `NAME/./1` and, in JSON, `NAME\/1`: rather too much is kept than too little.
             named = re.compile(rf"{re.escape(name)}[\\/.]+{number}(?![0-9])")
             if not any(named.search(text) for text in texts):
-                found.append(_leftover(path, UNREFERRED, now))
+                found.append(_garbage(path, UNREFERRED, now))
     return found
 
 
-def set_aside(store: Path, found: Iterable[Leftover]) -> Iterator[Staging]:
-    """Takes leftovers out of sight one by one; closing what is yielded removes it, which may take long.
+def set_aside(store: Path, found: Iterable[Garbage]) -> Iterator[Staging]:
+    """Takes garbage out of sight one by one; closing what is yielded removes it, which may take long.
 
     A number is never used twice: the directory of a model's highest one stays, empty.
     """
-    for leftover in found:
+    for garbage in found:
         staged = Staging(store)
         yield staged  # first, so that this one is closed too if the next line fails
         try:
-            os.rename(leftover.path, staged.path / "leftover")
+            os.rename(garbage.path, staged.path / "garbage")
         except FileNotFoundError:
             continue  # a push swept it away meanwhile
-        if leftover.reason == UNREFERRED:
-            above = leftover.path.parent
+        if garbage.reason == UNREFERRED:
+            above = garbage.path.parent
             others = [int(number) for number in os.listdir(above) if _NUMBER.fullmatch(number)]
-            if int(leftover.path.name) > max(others, default=0):
-                os.mkdir(leftover.path)
+            if int(garbage.path.name) > max(others, default=0):
+                os.mkdir(garbage.path)
 
 
 def _kept(store: Path, sources: Iterable[str]) -> set[tuple[str, ...]]:
@@ -104,11 +104,11 @@ def _directories(path: Path) -> list[str]:
         return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
 
 
-def _leftover(path: Path, reason: str, now: float) -> Leftover:
+def _garbage(path: Path, reason: str, now: float) -> Garbage:
     size = 0
     for directory, _, files in os.walk(path):
         for name in files:
             with contextlib.suppress(FileNotFoundError):  # it is being swept away
                 status = os.lstat(os.path.join(directory, name))
                 size += status.st_size if stat.S_ISREG(status.st_mode) else 0
-    return Leftover(path, size, max(0.0, now - changed(path)), reason)
+    return Garbage(path, size, max(0.0, now - changed(path)), reason)

@@ -18,11 +18,7 @@ import uuid
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
 from typing import Any, Final
-from urllib.parse import urlsplit
-
-import fsspec
 
 from gateway.names import InvalidReference, Reference, check_alias, check_name, check_version
 from gateway.registries import mlflow_answers as answers
@@ -39,13 +35,11 @@ from gateway.registries.base import (
     RegistryUnavailable,
     Snapshot,
     Version,
-    find_alias,
-    key,
-    resolve,
 )
-from gateway.registries.mlflow_client import MLflowClient, MLflowError, MLflowUnavailable
-from gateway.staging import UnfitPackage, package_files
-from loaders import package as packages
+from gateway.registries.mlflow_artifacts import MLflowArtifacts
+from gateway.registries.mlflow_calls import Calls, Unavailable, not_mlflow, refused
+from gateway.registries.mlflow_client import MLflowClient, MLflowError
+from gateway.registries.resolution import find_alias, key, resolve
 
 log = logging.getLogger("gateway.registries.mlflow")
 
@@ -55,18 +49,7 @@ STATUS_TAG: Final = "gateway.status."
 VERDICT_TAG: Final = "gateway.verdict."
 #: How many models are queried at once when all models in use are read.
 AT_ONCE: Final = 4
-LISTED: Final = 1000
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
-_PROXIED = re.compile(r"mlflow-artifacts:(?://([^/]*))?/(.*)\Z")
-_PROXY_PATH: Final = "/api/2.0/mlflow-artifacts/artifacts/"
-
-
-class _Unavailable(RegistryUnavailable):
-    """`reached`: somebody answered, so that another question may fare better."""
-
-    def __init__(self, error: MLflowUnavailable) -> None:
-        super().__init__(str(error), error.retry_after)
-        self.reached = error.reached
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +91,13 @@ class MLflowRegistry:
         tracking = environ.get("MLFLOW_TRACKING_URI", "")
         apart = target == environ.get("MLFLOW_REGISTRY_URI") and re.match(r"(mlflow\+)?https?://", tracking)
         try:
-            self._client = MLflowClient(target, environ)
-            self._tracking = MLflowClient(tracking, environ) if apart else self._client
+            self._calls = Calls(MLflowClient(target, environ))
+            self._tracking = Calls(MLflowClient(tracking, environ)) if apart else self._calls
         except ValueError as error:
             raise RegistryError(str(error)) from error
-        self.target = self._client.base
-        self.identity = f"mlflow:{self._client.base}"
-        self._experiment = environ.get("MLFLOW_EXPERIMENT_ID") or "0"
+        self.target = self._calls.base
+        self.identity = f"mlflow:{self._calls.base}"
+        self._artifacts = MLflowArtifacts(self._tracking, environ.get("MLFLOW_EXPERIMENT_ID") or "0")
         self._stages, self._tagging, self._needs_digests = stages, tagging, digests
         self._orders = itertools.count(1)
         self._lock = threading.Lock()
@@ -135,9 +118,9 @@ class MLflowRegistry:
     def read(self) -> Snapshot:
         names = list(self._names)
         if not names:  # nothing to ask for: is it there, and does it let us in?
-            self._asked("registered-models/search", {"max_results": 1}, retries=0)
+            self._calls.read("registered-models/search", {"max_results": 1}, retries=0)
             return self.known()
-        failed: list[_Unavailable] = []
+        failed: list[Unavailable] = []
         with ThreadPoolExecutor(min(AT_ONCE, len(names))) as pool:
             for i in range(0, len(names), AT_ONCE):
                 came = pool.map(self._refreshed, names[i : i + AT_ONCE])
@@ -150,10 +133,10 @@ class MLflowRegistry:
             log.warning("a model keeps what the registry said of it before: %s", error)
         return self.known()
 
-    def _refreshed(self, name: str) -> _Unavailable | None:
+    def _refreshed(self, name: str) -> Unavailable | None:
         try:
             self._refresh(name, retries=0)
-        except _Unavailable as error:
+        except Unavailable as error:
             return error
         return None
 
@@ -161,7 +144,7 @@ class MLflowRegistry:
         if reference.name:
             self._refresh(reference.name, reference.version)
         elif key(reference) not in self._fixed:
-            found = self._logged_model(reference) if reference.model_id else self._run_model(reference)
+            found = self._artifacts.found(reference)
             if found is not None:
                 with self._lock:
                     self._fixed[found.name] = Model(found.name, {found.version: found}, {})
@@ -191,7 +174,7 @@ class MLflowRegistry:
     def listing(self, name: str | None = None) -> Snapshot:
         """With `name`: that model, with up to a thousand of its versions."""
         if name is None:
-            found = self._pages("registered-models/search", "registered_models", {"max_results": 100})
+            found = self._calls.pages("registered-models/search", "registered_models", {"max_results": 100})
             return Snapshot({str(item.get("name")): self._listed(item) for item in found}, "")
         self._refresh(name)
         known = self._names.get(name)
@@ -210,17 +193,15 @@ class MLflowRegistry:
         order = next(self._orders)
         known = self._names.get(name)
         try:
-            answer = self._call("GET", "registered-models/get", {"name": name}, retries=retries)
+            answer = self._calls.call("GET", "registered-models/get", {"name": name}, retries=retries)
         except MLflowError as error:
             if not error.absent:
-                raise _refused(error) from error
+                raise refused(error) from error
             self._keep(name, None, order)
             return
         registered = answer.get("registered_model")
         if not isinstance(registered, dict) or registered.get("name") != name:
-            raise _Unavailable(
-                MLflowUnavailable(f"{self.target} gave an answer that is not MLflow's", reached=True)
-            )
+            raise not_mlflow(self.target)
         created = answers.whole(registered.get("creation_timestamp"))
         if known is not None and known.created not in (None, created):
             known = None  # another model of the same name
@@ -268,30 +249,30 @@ class MLflowRegistry:
     def _gone(self, name: str, number: str) -> bool:
         """Returns whether the server reports the version as deleted."""
         try:
-            self._call("GET", "model-versions/get", {"name": name, "version": number})
+            self._calls.call("GET", "model-versions/get", {"name": name, "version": number})
         except MLflowError as error:
             if error.absent:
                 return True
-            raise _refused(error) from error
+            raise refused(error) from error
         return False
 
     def _version(self, name: str, number: str) -> Version | None:
         """A version that may be served; None where there is none (yet)."""
         values = {"name": name, "version": number}
         try:
-            item = self._call("GET", "model-versions/get", values).get("model_version")
+            item = self._calls.call("GET", "model-versions/get", values).get("model_version")
             if not isinstance(item, dict) or str(item.get("version")) != number:
-                raise _not_mlflow(self.target)
+                raise not_mlflow(self.target)
             if item.get("status", "READY") != "READY":
                 return None
-            place = self._call("GET", "model-versions/get-download-uri", values).get("artifact_uri")
+            place = self._calls.call("GET", "model-versions/get-download-uri", values).get("artifact_uri")
         except MLflowError as error:
             if error.absent:
                 return None
-            raise _refused(error) from error
+            raise refused(error) from error
         if not isinstance(place, str) or not place:
-            raise _not_mlflow(self.target)
-        return self._version_of(name, item, self._located(place))
+            raise not_mlflow(self.target)
+        return self._version_of(name, item, self._artifacts.located(place))
 
     def _version_of(self, name: str, item: Mapping[str, Any], source: str) -> Version:
         tags = answers.tags(item)
@@ -317,63 +298,6 @@ class MLflowRegistry:
             self._names[name] = answer
             self._changes += known is None or known.model != answer.model
 
-    # Logged models and what runs left.
-
-    def _logged_model(self, reference: Reference) -> Version | None:
-        try:
-            answer = self._call("GET", f"logged-models/{reference.model_id}", on=self._tracking)
-        except MLflowError as error:
-            if error.absent:
-                return None
-            raise _refused(error) from error
-        return self._fixed_version(reference, answers.info(answer.get("model")), "")
-
-    def _run_model(self, reference: Reference) -> Version | None:
-        """`runs:/RUN/PATH`: the run's own artifacts, else the model that the run logged under that name."""
-        path = reference.path or ""
-        parts = path.split("/")
-        if any(part in ("", ".", "..") or re.search(r"[\x00-\x1f\x7f'\"`]", part) for part in parts):
-            return None
-        try:
-            found = self._call("GET", "runs/get", {"run_id": reference.run_id}, on=self._tracking)
-            run = answers.info(found.get("run"))
-            values = {"run_id": reference.run_id, "path": path}
-            listed = self._call("GET", "artifacts/list", values, on=self._tracking)
-            if any(str(item.get("path", "")) != path for item in answers.objects(listed.get("files"))):
-                return self._fixed_version(reference, run, f"/{path}")
-            asked = {"experiment_ids": [run.get("experiment_id")], "filter": f"name = '{parts[0]}'"}
-            logged = self._call("POST", "logged-models/search", asked, on=self._tracking)
-        except MLflowError as error:
-            if error.absent or error.code == "INVALID_PARAMETER_VALUE":
-                return None
-            raise _refused(error) from error
-        for item in answers.objects(logged.get("models")):
-            if answers.info(item).get("source_run_id") == reference.run_id:
-                return self._fixed_version(
-                    reference, answers.info(item), "".join(f"/{part}" for part in parts[1:])
-                )
-        return None
-
-    def _fixed_version(self, reference: Reference, info: Mapping[str, Any], below: str) -> Version | None:
-        place = info.get("artifact_uri")
-        if not isinstance(place, str) or not place:
-            raise _not_mlflow(self._tracking.base)
-        if info.get("status", "LOGGED_MODEL_READY") not in ("LOGGED_MODEL_READY", "FINISHED", "RUNNING"):
-            return None
-        created = answers.moment(info.get("creation_timestamp_ms") or info.get("start_time"))
-        source = self._located(place.rstrip("/") + below)
-        return Version(key(reference), "1", source, created=created)
-
-    def _located(self, place: str) -> str:
-        """A place as the server names it, as a source that says where the server is."""
-        proxied = _PROXIED.match(place)
-        if proxied is None:
-            return place
-        base = self._tracking.base
-        if proxied[1] and proxied[1] != urlsplit(base).netloc:
-            return place  # another server's: not asked, for it would be sent this one's credentials
-        return f"mlflow+{base}{_PROXY_PATH}{proxied[2]}"
-
     # Writing.
 
     def move(self, move: Move) -> Snapshot:
@@ -385,12 +309,12 @@ class MLflowRegistry:
         if new == current:
             return self.known()
         self._write_past(name, alias, new)
-        self._write(
+        self._calls.write(
             "POST", "registered-models/alias", {"name": name, "alias": alias, "version": move.version}
         )
         if current is not None and current.verdict is not None:
             values = {"name": name, "version": current.version, "key": VERDICT_TAG + alias}
-            self._tried("DELETE", "model-versions/delete-tag", values)
+            self._calls.attempt("DELETE", "model-versions/delete-tag", values)
         self._refresh(name)
         stands = self._model(name).aliases.get(alias)
         if stands is None or stands.version != move.version:
@@ -417,14 +341,16 @@ class MLflowRegistry:
     def delete_alias(self, name: str, alias: str) -> Snapshot:
         self._refresh(name)
         find_alias(self.known(), name, alias)
-        self._write("DELETE", "registered-models/alias", {"name": name, "alias": alias})
+        self._calls.write("DELETE", "registered-models/alias", {"name": name, "alias": alias})
         with self._lock:  # also one that was kept because its version is gone
             known = self._names[name]
             left = {a: entry for a, entry in known.model.aliases.items() if a != alias}
             kept = Model(name, known.model.versions, left, known.model.rollout)
             self._names[name] = _Known(kept, known.created, known.order)
             self._changes += 1
-        self._tried("DELETE", "registered-models/delete-tag", {"name": name, "key": ALIAS_TAG + alias})
+        self._calls.attempt(
+            "DELETE", "registered-models/delete-tag", {"name": name, "key": ALIAS_TAG + alias}
+        )
         self._refresh(name)
         return self.known()
 
@@ -443,9 +369,9 @@ class MLflowRegistry:
         self._registered(name)
         number = next((n for n, found in self._digests(name) if found == digest), None)
         if number is None:
-            origin = self._stored(package, digest)
+            origin = self._artifacts.stored(package, digest)
             told = [{"key": k, "value": v} for k, v in {**(tags or {}), DIGEST_TAG: digest}.items()]
-            made = self._write("POST", "model-versions/create", {"name": name, "tags": told, **origin})
+            made = self._calls.write("POST", "model-versions/create", {"name": name, "tags": told, **origin})
             number = str((made.get("model_version") or {}).get("version"))
         self._refresh(name, number)
         if number not in self._model(name).versions:
@@ -464,19 +390,12 @@ class MLflowRegistry:
             self._tag(name, version, STATUS_TAG + alias, status[:5000])
 
     def close(self) -> None:
-        self._client.close()
+        self._calls.close()
         self._tracking.close()
 
     def _tag(self, name: str, version: str, tag: str, value: str) -> None:
         values = {"name": name, "version": version, "key": tag, "value": value}
-        self._tried("POST", "model-versions/set-tag", values)
-
-    def _tried(self, method: str, path: str, values: Mapping[str, Any]) -> None:
-        """A write that nothing depends on: a failure goes to the log."""
-        try:
-            self._call(method, path, values)
-        except (MLflowError, RegistryUnavailable) as error:
-            log.info("the tag %s of %s is not written: %s", values["key"], values["name"], error)
+        self._calls.attempt("POST", "model-versions/set-tag", values)
 
     def _model(self, name: str) -> Model:
         known = self._names.get(name)
@@ -486,57 +405,11 @@ class MLflowRegistry:
 
     def _registered(self, name: str) -> None:
         try:
-            self._write("POST", "registered-models/create", {"name": name})
+            self._calls.write("POST", "registered-models/create", {"name": name})
         except RegistryError as error:
             cause = error.__cause__
             if not isinstance(cause, MLflowError) or cause.code != "RESOURCE_ALREADY_EXISTS":
                 raise
-
-    def _stored(self, package: str, digest: str) -> dict[str, Any]:
-        """Uploads a model directory; what the new version is to say of its origin. A logged model of its own,
-        or, where the server does not know those (MLflow 2), the artifacts of a run."""
-        tracking = self._tracking
-        try:
-            asked = {"experiment_id": self._experiment, "name": "model"}
-            model = answers.info(self._write("POST", "logged-models", asked, on=tracking).get("model"))
-        except RegistryUnavailable as error:
-            cause = error.__cause__
-            if not isinstance(cause, MLflowUnavailable) or cause.status != 404:
-                raise
-            made = self._write("POST", "runs/create", {"experiment_id": self._experiment}, on=tracking)
-            run = answers.info(made.get("run"))
-            place = f"{run['artifact_uri']}/model"
-            self._upload(package, place, digest)
-            ended = {"run_id": run["run_id"], "status": "FINISHED"}
-            self._write("POST", "runs/update", ended, on=tracking)
-            return {"source": place, "run_id": run["run_id"]}
-        self._upload(package, str(model["artifact_uri"]), digest)
-        identity = model["model_id"]
-        values = {"model_id": identity, "status": "LOGGED_MODEL_READY"}
-        self._write("PATCH", f"logged-models/{identity}", values, on=tracking)
-        return {"source": f"models:/{identity}", "model_id": identity}
-
-    def _upload(self, package: str, place: str, digest: str) -> None:
-        source = self._located(place)
-        try:
-            files = package_files(Path(package))
-            if source.startswith("mlflow+"):
-                below = source.partition(_PROXY_PATH)[2]
-                for relative, file, _ in files:
-                    self._tracking.upload(str(PurePosixPath(below, relative)), file)
-            else:
-                store, root = fsspec.core.url_to_fs(source)
-                for relative, file, _ in files:
-                    store.put_file(str(file), f"{root}/{relative}")
-        except UnfitPackage as error:
-            raise RegistryError(f"{package}: {error}") from None
-        except MLflowError as error:
-            raise _refused(error) from error
-        except Exception as error:  # each file system raises what its own library raises
-            problem = f"{package} cannot be stored at {place}: {type(error).__name__}: {error}"
-            raise RegistryUnavailable(problem) from error
-        if (found := packages.digest(package)) != digest:
-            raise RegistryError(f"{package} changed while it was copied: {digest} became {found}")
 
     def _write_past(self, name: str, alias: str, new: Alias) -> None:
         value: dict[str, Any] = {"version": new.version, "previous": list(new.previous), "forced": new.forced}
@@ -544,76 +417,22 @@ class MLflowRegistry:
         value["verdict"] = None if new.verdict is None else new.verdict.to_json()
         tag = {"name": name, "key": ALIAS_TAG + alias, "value": json.dumps(value)}
         try:
-            self._write("POST", "registered-models/set-tag", tag)
+            self._calls.write("POST", "registered-models/set-tag", tag)
         except RegistryReadOnly as error:
             log.warning("the way back of %s@%s is not written down: %s", name, alias, error)
-
-    def _write(
-        self, method: str, path: str, values: Mapping[str, Any], *, on: MLflowClient | None = None
-    ) -> dict[str, Any]:
-        try:
-            return (on or self._client).call(method, path, values)
-        except MLflowUnavailable as error:
-            if error.status == 403:
-                raise RegistryReadOnly(f"these credentials may not write to {self.target}") from error
-            raise _Unavailable(error) from error
-        except MLflowError as error:
-            raise _refused(error) from error
-
-    # Calls.
-
-    def _call(
-        self,
-        method: str,
-        path: str,
-        values: Mapping[str, Any] | None = None,
-        *,
-        on: MLflowClient | None = None,
-        retries: int | None = None,
-    ) -> dict[str, Any]:
-        try:
-            return (on or self._client).call(method, path, values, retries=retries)
-        except MLflowUnavailable as error:
-            raise _Unavailable(error) from error
 
     def _versions(self, name: str) -> Iterable[dict[str, Any]]:
         quoted = name.replace("'", "''") if "'" in name and '"' in name else name
         mark = '"' if "'" in name else "'"
         values = {"filter": f"name={mark}{quoted}{mark}", "max_results": 200}
-        return self._pages("model-versions/search", "model_versions", values)
+        return self._calls.pages("model-versions/search", "model_versions", values)
 
     def _digests(self, name: str) -> list[tuple[str, str | None]]:
         items = self._versions(name)
         return [(str(item.get("version")), answers.tags(item).get(DIGEST_TAG)) for item in items]
-
-    def _asked(self, path: str, values: dict[str, Any], retries: int | None = None) -> dict[str, Any]:
-        try:
-            return self._call("GET", path, values, retries=retries)
-        except MLflowError as error:
-            raise _refused(error) from error
-
-    def _pages(self, path: str, field: str, values: dict[str, Any]) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = []
-        while len(found) < LISTED:
-            answer = self._asked(path, values)
-            found += answers.objects(answer.get(field))
-            if not answer.get("next_page_token"):
-                break
-            values = {**values, "page_token": answer["next_page_token"]}
-        return found[:LISTED]
 
     def _listed(self, registered: Mapping[str, Any]) -> Model:
         name = str(registered.get("name"))
         items = answers.listed_versions(registered).items()
         versions = {n: self._version_of(name, item, str(item.get("source", ""))) for n, item in items}
         return Model(name, versions, self._aliases(registered))
-
-
-def _refused(error: MLflowError) -> RegistryError:
-    if isinstance(error, MLflowUnavailable):
-        return _Unavailable(error)
-    return RegistryError(f"the MLflow server refuses: {error}")
-
-
-def _not_mlflow(target: str) -> _Unavailable:
-    return _Unavailable(MLflowUnavailable(f"{target} gave an answer that is not MLflow's", reached=True))

@@ -22,15 +22,8 @@ from gateway import backoff
 from gateway.errors import Problem, pathless
 from gateway.events import Emit, RegistryFailed, RegistryRead
 from gateway.names import Reference
-from gateway.registries.base import (
-    NotInRegistry,
-    Registry,
-    RegistryError,
-    RegistryInvalid,
-    Snapshot,
-    key,
-    resolve,
-)
+from gateway.registries.base import NotInRegistry, Registry, RegistryError, RegistryInvalid, Snapshot
+from gateway.registries.resolution import key, resolve
 
 #: Seconds before a name that was absent, or could not be queried, is queried again.
 FORGET_ABSENT = 2.0

@@ -29,7 +29,8 @@ from gateway.errors import Problem
 from gateway.events import AliasDeleted, Emit, SwapRefused
 from gateway.names import Reference
 from gateway.registries import base
-from gateway.registries.base import Finding, Snapshot, Version, find_alias, resolve
+from gateway.registries.base import Finding, Snapshot, Version
+from gateway.registries.resolution import find_alias, resolve
 from gateway.rollouts import records
 from gateway.rollouts.alias import STOPPED, Alias, Attempt, Memory, number
 from gateway.rollouts.conductor import Conductor

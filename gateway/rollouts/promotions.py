@@ -25,9 +25,8 @@ from gateway.registries.base import (
     RegistryReadOnly,
     Snapshot,
     Version,
-    find_alias,
-    resolve,
 )
+from gateway.registries.resolution import find_alias, resolve
 from gateway.rollouts.gates import Trial
 from gateway.rollouts.records import PROMOTE, ROLLBACK
 

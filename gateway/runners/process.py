@@ -12,14 +12,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway.runners import environments
-from gateway.runners.base import ModelError, NoProcess, RunnerCrashed
+from gateway.runners.base import ModelError, RunnerCrashed
 from gateway.runners.confinement import Confinement
 from gateway.runners.environments import Environment
+from gateway.runners.pool import Pool
 from gateway.runners.restarts import Policy, Restarts
 from gateway.runners.suspects import digest
 from gateway.runners.worker import Worker, model_error
@@ -42,8 +42,6 @@ _MEMORY_INTERVAL: Final = 0.2
 _FAR_OVER: Final = 1.5
 _MEASURE_INTERVAL: Final = 1.0
 _WARMING: Final = 16
-#: How long a call waits for a process, in seconds, before its caller is told to come back.
-_PATIENCE: Final = 30.0
 
 _LOG: Final = logging.getLogger("gateway.models")
 
@@ -108,8 +106,7 @@ class ProcessRunner:
             "confinement": confinement or Confinement(),
         }
         self._workers: list[Worker] = []
-        self._idle: deque[Worker] = deque()
-        self._waiting: deque[asyncio.Future[Worker]] = deque()
+        self._pool = Pool(self._why_none_comes, self._until_restart, self._release)
         self._starting: set[asyncio.Task[None]] = set()
         self._started = False
         self._closed = False
@@ -227,8 +224,7 @@ class ProcessRunner:
         for worker in list(self._workers) if rehearsed else []:
             if worker.loaded["rehearses"] == LOADED_AGAIN:
                 self._workers.remove(worker)
-                if worker in self._idle:
-                    self._idle.remove(worker)
+                self._pool.drop(worker)
                 await worker.close()
                 await self._start_worker()
 
@@ -243,9 +239,9 @@ class ProcessRunner:
                 pieces = wire.encode(message)
         except wire.WireError as error:
             raise ModelError(f"the input cannot be sent to the model: {error}") from None
-        while self._idle and self._idle[0].gone:
-            self._idle.popleft()  # it ended a moment ago and is not buried yet
-        worker = self._idle.popleft() if self._idle else await self._free_worker()
+        worker = self._pool.take()
+        if worker is None:
+            worker = await self._pool.wait()
         worker.call = message
         try:
             reply = await worker.ask(pieces, self._timeout)
@@ -316,58 +312,29 @@ class ProcessRunner:
             self._watch.cancel()
         for task in self._starting:
             task.cancel()
-        self._refuse_waiting(NoProcess("the model was unloaded"))
+        self._pool.refuse("the model was unloaded")
         workers, self._workers = self._workers, []
-        self._idle.clear()
+        self._pool.clear()
         await asyncio.gather(*self._starting, return_exceptions=True)
         await asyncio.gather(*(worker.close() for worker in workers))
 
     # ---- the pool
 
-    async def _free_worker(self) -> Worker:
-        self._refuse_if_none_comes()
-        waiter: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
-        self._waiting.append(waiter)
-        patience = asyncio.get_running_loop().call_later(_PATIENCE, self._lose_patience, waiter)
-        try:
-            return await waiter
-        except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-                self._release(waiter.result())  # it was given one in the same moment
-            raise
-        finally:
-            patience.cancel()
+    def _why_none_comes(self) -> str | None:
+        return "the model was unloaded" if self._closed else self._quarantine
 
-    def _refuse_if_none_comes(self) -> None:
-        if self._closed:
-            raise NoProcess("the model was unloaded")
-        if self._quarantine is not None:
-            raise NoProcess(self._quarantine)
-
-    def _lose_patience(self, waiter: asyncio.Future[Worker]) -> None:
-        """Only where no process is there to come back from a call: those are under the operator's timeout."""
-        if not waiter.done() and not any(worker.loaded for worker in self._workers):
-            wait = max(1.0, self._retry_at - asyncio.get_running_loop().time())
-            waiter.set_exception(NoProcess("its process ended and is being started again", retry_after=wait))
+    def _until_restart(self) -> float | None:
+        if any(worker.loaded for worker in self._workers):
+            return None
+        return self._retry_at - asyncio.get_running_loop().time()
 
     def _release(self, worker: Worker) -> None:
         if worker.gone or self._closed:
             return
         if worker.retiring:
             self._replace(worker)
-            return
-        while self._waiting:
-            waiter = self._waiting.popleft()
-            if not waiter.done():
-                waiter.set_result(worker)
-                return
-        self._idle.append(worker)
-
-    def _refuse_waiting(self, error: NoProcess) -> None:
-        while self._waiting:
-            waiter = self._waiting.popleft()
-            if not waiter.done():
-                waiter.set_exception(error)
+        else:
+            self._pool.give(worker)
 
     async def _start_worker(self, *, spare: bool = False) -> Worker:
         worker = Worker(
@@ -398,8 +365,7 @@ class ProcessRunner:
 
     def _lost(self, worker: Worker, reason: str) -> None:
         """A process is gone that had loaded; one that had not is the affair of whoever starts it."""
-        if worker in self._idle:
-            self._idle.remove(worker)
+        self._pool.drop(worker)
         if worker not in self._workers or not worker.loaded:
             return
         self._workers.remove(worker)
@@ -423,7 +389,7 @@ class ProcessRunner:
                 f"the model is in quarantine, its process ended too often; the last time: {reason}"
             )
             self._observe("quarantined", reason)
-            self._refuse_waiting(NoProcess(self._quarantine))
+            self._pool.refuse(self._quarantine)
             return
         spare, self._spare = self._spare, None
         if spare is not None and not spare.gone:
@@ -455,8 +421,7 @@ class ProcessRunner:
     def _replace(self, worker: Worker) -> None:
         """Ends a worker that has nothing to do and starts another: calls wait meanwhile, none fails."""
         self._workers.remove(worker)
-        if worker in self._idle:
-            self._idle.remove(worker)
+        self._pool.drop(worker)
         self._observe("recycled", "it had grown over its memory limit")
 
         async def replace() -> None:

@@ -1,5 +1,5 @@
 """When a process that ended may be started again, and when it must not be. A pure decision: the time and the
-chance are arguments.
+source of chance are arguments.
 
 Counts the ends since the model last answered. A model that answers between its ends is not broken: somebody
 kills it, or single inputs do, and it starts again at once. One that ends again and again without an answer
@@ -15,19 +15,20 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from gateway import backoff
+
 
 @dataclass(frozen=True, slots=True)
 class Policy:
     """The first restart is immediate; the second waits `base` seconds, each further one twice as long, at
-    most `longest`. Quarantine: `crashes` ends within `window` seconds, of at least `suspects` different
-    inputs; an end outside a call counts as an input of its own."""
+    most `longest` (see `backoff`). Quarantine: `crashes` ends within `window` seconds, of at least `suspects`
+    different inputs; an end outside a call counts as an input of its own."""
 
     window: float = 60.0
     base: float = 0.5
     longest: float = 30.0
     crashes: int = 5
     suspects: int = 3
-    jitter: float = 0.2
 
 
 class _End(NamedTuple):
@@ -41,7 +42,7 @@ class Restarts:
 
     def __init__(self, policy: Policy | None = None, chance: random.Random | None = None) -> None:
         self._policy = policy or Policy()
-        self._chance = chance or random.Random()
+        self._chance = chance
         self._ends: deque[_End] = deque()
         self.crashes = 0
 
@@ -65,5 +66,6 @@ class Restarts:
             return None
         if len(self._ends) == 1:
             return 0.0
-        delay = min(policy.longest, policy.base * 2.0 ** (len(self._ends) - 2))
-        return delay * self._chance.uniform(1 - policy.jitter, 1 + policy.jitter)
+        return backoff.pause(
+            len(self._ends) - 1, first=policy.base, longest=policy.longest, chance=self._chance
+        )

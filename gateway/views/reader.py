@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from gateway.errors import Problem
 from gateway.names import Reference, check_version
 from gateway.quantities import utc
-from gateway.registries.base import Model, Registry, Version, find_alias, resolve
+from gateway.registries.base import Model, Registry, Version
 from gateway.registries.document import dump
+from gateway.registries.resolution import find_alias, resolve
 from gateway.rollouts.alias import number
 from gateway.serving.ledger import State
 from gateway.serving.servable import Phase, Servable, Status

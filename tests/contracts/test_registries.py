@@ -23,8 +23,8 @@ from gateway.registries.base import (
     Snapshot,
     Verdict,
     Version,
-    resolve,
 )
+from gateway.registries.resolution import resolve
 from loaders.package import digest
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from gateway.registries.base import RegistryError, RegistryReadOnly
-from gateway.registries.file import Collected, FileRegistry
+from gateway.registries.file import FileRegistry
+from gateway.registries.store import Collected
 from gateway.staging import PREFIX, Staging
 from loaders.package import digest
 

@@ -1,0 +1,110 @@
+"""The store of a registry file: model directories next to it, at `models/NAME/VERSION`.
+
+Knows directories and package files; the registry holds its lock and says what the document refers to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote
+
+from gateway.registries import gc
+from gateway.registries.base import (
+    Model,
+    RegistryError,
+    RegistryUnavailable,
+)
+from gateway.staging import (
+    UnfitPackage,
+    copy_file,
+    package_files,
+    sync_tree,
+)
+from loaders import package as packages
+
+STORE: Final = "models"
+_DOCUMENTS: Final = (".yaml", ".yml", ".json")
+MAX_BYTES: Final = 1 << 28
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What was `found` in `store` and, if `deleted`, is gone; `younger` others have not the age yet."""
+
+    store: Path
+    found: tuple[gc.Garbage, ...]
+    younger: int
+    deleted: bool
+
+
+def collect(
+    document: Path, models: Iterable[Model], aside: ExitStack | None, older_than: float, now: float
+) -> Collected:
+    """What in the store of `document` none of `models` refers to, and has not changed for `older_than`
+    seconds. With `aside` it is taken out of the store, and removed when `aside` is closed.
+
+    Raises RegistryError.
+    """
+    store = document.parent / STORE
+    if store.is_symlink():
+        raise RegistryError(f"{store} is a link: nothing is removed through one")
+    if not store.is_dir():
+        return Collected(store, (), 0, aside is not None)
+    sources = (version.source for model in models for version in model.versions.values())
+    try:
+        found = gc.find(store, sources, _beside(document), now)
+        old = [garbage for garbage in found if garbage.age >= older_than]
+        if aside is not None:
+            for staged in gc.set_aside(store, old):
+                aside.enter_context(staged)
+    except OSError as error:
+        raise RegistryUnavailable(f"{error.filename or store}: {error.strerror}") from error
+    return Collected(store, tuple(old), len(found) - len(old), aside is not None)
+
+
+def _beside(document: Path) -> list[str]:
+    """The documents next to the registry, which may be registries that share its store."""
+    found = []
+    for path in document.parent.iterdir():
+        if path.suffix.lower() not in _DOCUMENTS or path == document or not path.is_file():
+            continue
+        if path.stat().st_size <= MAX_BYTES:  # what is larger is not a registry
+            found.append(path.read_text("utf-8", "replace"))
+    return found
+
+
+def copy_package(package: str, to: Path, digest: str) -> None:
+    """Copies a model directory and makes sure that it is the one the digest stands for."""
+    try:
+        for relative, file, _ in package_files(Path(package)):
+            target = to / relative
+            target.parent.mkdir(parents=True, exist_ok=True)
+            copy_file(file, target)
+    except UnfitPackage as error:
+        raise RegistryError(f"{package}: {error}") from None
+    except FileNotFoundError as error:
+        raise RegistryError(f"{package}: {error.strerror}: {error.filename}") from error
+    if (found := packages.digest(to)) != digest:
+        raise RegistryError(f"{package} changed while it was copied: {digest} became {found}")
+    sync_tree(to)
+
+
+def next_number(model: Model, directory: Path) -> int:
+    """One more than any version ever entered or stored: a number is never used twice."""
+    stored = [int(name) for name in os.listdir(directory) if re.fullmatch(r"[1-9][0-9]{0,17}", name)]
+    return max([0, *stored, *(int(version) for version in model.versions)]) + 1
+
+
+def directory_of(name: str) -> str:
+    """A model's name as one directory's name: percent-encoded, never hidden, short enough for any disk."""
+    encoded = re.sub(r"\A\.", "%2E", quote(name, safe=" @+,=()"))
+    if len(encoded) <= 200:
+        return encoded
+    return f"{encoded[:150]}-{hashlib.sha256(name.encode()).hexdigest()[:32]}"
