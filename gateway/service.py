@@ -23,7 +23,7 @@ from gateway.serving.admission import Refused
 from gateway.serving.batching import Outcome
 from gateway.serving.servable import Servable, Status
 from loaders.batch import Columns, Value
-from loaders.enforcement.enforce import InvalidInput, RawInput, enforce
+from loaders.enforcement import InvalidInput, RawInput, enforce
 from loaders.output import AnswerTooLarge
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from gateway.rollouts.rollout import Rollout
     from gateway.serving.manager import Lease, Manager
     from loaders.batch import Batch
-    from loaders.enforcement.enforce import Enforced, Mode
+    from loaders.enforcement import Enforced, Mode
     from loaders.signature import Signature
     from loaders.worker.wire import Framed
 

@@ -17,7 +17,7 @@ from loaders.compat.pythons import dataclass, zipped
 from loaders.plain import NotPlain, plain
 
 if TYPE_CHECKING:
-    from loaders.enforcement.enforce import RawInput
+    from loaders.enforcement import RawInput
 
 FILE: Final = "input_example.json"
 SERVING_FILE: Final = "serving_input_example.json"
@@ -72,7 +72,7 @@ class ExampleInfo:
 def read(info: ExampleInfo, file: Path) -> tuple[RawInput, dict[str, Any] | None]:
     """The example in `file` as the payload a request would bring, and its params if it has any.
     Raises InvalidExample."""
-    from loaders.enforcement.enforce import RawInput
+    from loaders.enforcement import RawInput
 
     try:
         content = json.loads(file.read_bytes())

@@ -28,7 +28,7 @@ from loaders.worker.imports import Imports
 
 if TYPE_CHECKING:
     from loaders.batch import Batch
-    from loaders.enforcement.enforce import Enforced
+    from loaders.enforcement import Enforced
     from loaders.environment import Finding
     from loaders.flavors.base import Flavor, Predictor
     from loaders.package import Package
@@ -80,7 +80,7 @@ class Model:
         raw, _ = self.package.example_input()
         if raw is None:
             return None
-        from loaders.enforcement.enforce import enforce
+        from loaders.enforcement import enforce
 
         enforced = enforce(self.signature, raw, None, self._enforcement, type_hints=self.package.type_hints)
         return batches.native(enforced.batch)
@@ -91,7 +91,7 @@ class Model:
         `data`: a frame, series, array, dict of arrays, sparse matrix, or JSON value. Ignored columns and
         unknown params are warnings. Raises InvalidInput, and whatever the model raises.
         """
-        from loaders.enforcement.enforce import RawInput, enforce
+        from loaders.enforcement import RawInput, enforce
 
         raw = RawInput("python", data)
         enforced = enforce(self.signature, raw, params, self._enforcement, type_hints=self.package.type_hints)
@@ -114,7 +114,7 @@ class Model:
             known = recorded.read(self.package)
             if known is None or example is None:
                 return []
-            from loaders.enforcement.enforce import enforce
+            from loaders.enforcement import enforce
 
             enforced = enforce(self.signature, example, params, type_hints=self.package.type_hints)
             differing = recorded.differences(known, self.run(enforced.batch, enforced.params))
@@ -308,7 +308,7 @@ def _answered(
 ) -> tuple[Signature, Enforced]:
     """The signature of a saved model, from an example and the answer it gives once loaded again, and the
     example as the model is given it."""
-    from loaders.enforcement.enforce import RawInput, enforce
+    from loaders.enforcement import RawInput, enforce
     from loaders.inferred import infer_signature
     from loaders.signature import Signature, TensorSpec
 

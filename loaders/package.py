@@ -22,7 +22,7 @@ from loaders import example as examples
 from loaders.compat.pythons import is_below
 
 if TYPE_CHECKING:
-    from loaders.enforcement.enforce import RawInput
+    from loaders.enforcement import RawInput
     from loaders.example import ExampleInfo
     from loaders.signature import Signature
 

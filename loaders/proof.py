@@ -18,7 +18,7 @@ from loaders import original, recorded, trial
 from loaders.plain import NotPlain
 
 if TYPE_CHECKING:
-    from loaders.enforcement.enforce import Enforced
+    from loaders.enforcement import Enforced
     from loaders.package import Package
 
 

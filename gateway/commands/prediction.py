@@ -17,7 +17,7 @@ from gateway.commands.options import ConfigOption, OutputOption, RegistryOption,
 from gateway.commands.terminal import Failure, Output, note, result, working
 
 if TYPE_CHECKING:
-    from loaders.enforcement.violations import InvalidInput
+    from loaders.enforcement import InvalidInput
 
 SHOWN_VIOLATIONS = 10
 
@@ -51,7 +51,7 @@ def predict(
     """
     from gateway import api
     from gateway.http import answers, bodies
-    from loaders.enforcement.enforce import InvalidInput, enforce
+    from loaders.enforcement import InvalidInput, enforce
 
     content = _read(source)
     chosen = form or _form(source, content)

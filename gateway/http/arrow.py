@@ -16,7 +16,7 @@ import numpy as np
 
 from gateway.errors import Problem
 from loaders.batch import Batch, Columns, Tensors
-from loaders.enforcement.enforce import RawInput
+from loaders.enforcement import RawInput
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -21,7 +21,7 @@ import orjson
 from gateway import names
 from gateway.errors import Detail, Problem
 from gateway.http import arrow, cost, jsonbody
-from loaders.enforcement.enforce import CsvTable, RawInput
+from loaders.enforcement import CsvTable, RawInput
 
 if TYPE_CHECKING:
     from starlette.types import Message, Receive

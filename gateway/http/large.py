@@ -31,13 +31,13 @@ import numpy as np
 from gateway.errors import Detail, Problem
 from gateway.http import bodies
 from gateway.http.media import Media, parse
-from loaders.enforcement.enforce import InvalidInput, Violation, enforce
+from loaders.enforcement import InvalidInput, Violation, enforce
 from loaders.signature import Signature
 from loaders.worker import wire
 
 if TYPE_CHECKING:
     from gateway.names import Reference
-    from loaders.enforcement.enforce import Mode
+    from loaders.enforcement import Mode
 
 #: How long the process stays without work, and how long one body may take, in seconds.
 IDLE_SECONDS: Final = 30.0

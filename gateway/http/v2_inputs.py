@@ -22,8 +22,8 @@ import orjson
 from gateway.errors import Detail, Problem
 from gateway.http import bodies, cost, jsonbody
 from gateway.http.bodies import ABSENT, Parsed
+from loaders.enforcement import InvalidInput, RawInput
 from loaders.enforcement import violations as v
-from loaders.enforcement.enforce import InvalidInput, RawInput
 from loaders.enforcement.scalars import kind_of, objects
 from loaders.enforcement.tensors import cast_leaves
 from loaders.enforcement.violations import Faults, shown

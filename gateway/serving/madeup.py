@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from loaders.enforcement.enforce import RawInput
+from loaders.enforcement import RawInput
 from loaders.schema import AnyType, Array, ColSpec, Map, Object, Scalar, TensorSpec
 
 if TYPE_CHECKING:

@@ -38,7 +38,7 @@ from gateway.serving import madeup
 from gateway.serving.admission import Admission
 from gateway.serving.batching import Batcher, agree, repeated
 from gateway.serving.recent import Recent
-from loaders.enforcement.enforce import Enforced, InvalidInput, RawInput, enforce
+from loaders.enforcement import Enforced, InvalidInput, RawInput, enforce
 from loaders.package import PackageError
 
 if TYPE_CHECKING:

@@ -1,1 +1,210 @@
-"""From untyped input to a typed batch: `enforce` and the rules of each mode."""
+"""The narrow waist, and the one door to enforcement: raw input and a signature become a batch or all violations.
+
+One rule set serves all forms of MLflow's scoring protocol: the same data gets the same verdict and the same
+model input in every form. `strict` refuses casts that change a value; `mlflow` casts and refuses as MLflow 3
+does; `warn` answers as `mlflow` does and warns of the values that `strict` refuses.
+
+Each mode is a module: `strict`, `mlflow`, and for models without a schema of their own `untyped` and
+`type_hints`; this one chooses the mode and limits nesting. It knows neither HTTP nor JSON text nor the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+from loaders.batch import Batch, Columns, Tensors
+from loaders.enforcement import named
+from loaders.enforcement import violations as v
+from loaders.enforcement.mlflow import lenient
+from loaders.enforcement.params import enforce_params
+from loaders.enforcement.strict import plan_of, quick_doubles, strict
+from loaders.enforcement.tables import CsvTable
+from loaders.enforcement.type_hints import hinted
+from loaders.enforcement.untyped import untyped
+from loaders.enforcement.violations import Faults, InvalidInput, Violation, shown
+from loaders.signature import Signature
+
+__all__ = ["CsvTable", "Enforced", "InvalidInput", "Mode", "RawInput", "Violation", "enforce"]
+
+Form = Literal[
+    "dataframe_split", "dataframe_records", "inputs", "instances", "csv", "arrow", "tensors", "python"
+]
+Mode = Literal["strict", "warn", "mlflow"]
+
+BY_POSITION = "rows without column names were taken by position"
+
+_SHOWN_NAMES = 20
+_SCALARS = frozenset((bool, int, float, str, type(None)))
+#: Maximum nesting of lists and objects where the signature sets no limit.
+_MAX_DEPTH = 100
+
+
+class RawInput(NamedTuple):
+    """Input as it was read, untyped.
+
+    `data` is the parsed JSON value of the key named by `form`; for csv a `CsvTable`; for arrow a pyarrow
+    table or record batch; for tensors a dict of arrays by name (see `named`); for python whatever a caller
+    gave: a frame, series, array, sparse matrix, dict, list or scalar.
+    """
+
+    form: Form
+    data: Any
+
+
+class Enforced(NamedTuple):
+    """What the model is called with. `warnings` name ignored columns and params, and in the mode `warn`
+    what `strict` would have refused. `lenient`: `strict` would have refused the input."""
+
+    batch: Batch
+    params: dict[str, Any]
+    warnings: tuple[str, ...] = ()
+    lenient: bool = False
+
+
+def enforce(
+    signature: Signature | None,
+    raw: RawInput,
+    params: object = None,
+    mode: Mode = "strict",
+    *,
+    type_hints: bool = False,
+    positional: bool = False,
+) -> Enforced:
+    """The batch and the params that a model may be called with. Raises InvalidInput with all violations.
+
+    `type_hints`: the signature was made from Python type hints (MLflow's `is_signature_from_type_hint`);
+    the model is then given the list of `inputs` itself. `positional`: `instances` that are rows without
+    names are taken by position, where each has as many values as the signature has columns.
+    """
+    faults = Faults()
+    specs = None if signature is None else signature.params
+    checked: dict[str, Any] = {}
+    warnings: tuple[str, ...] = ()
+    if specs or params is not None:
+        checked, ignored = enforce_params(specs, params, faults)
+        if ignored:
+            warnings = (_ignored("params", ignored),)
+    if positional and signature is not None and (rows := _by_position(signature, raw)) is not None:
+        raw = RawInput("instances", rows)
+        warnings = (BY_POSITION, *warnings)
+    extras: list[Any] = []
+    batch: Batch | None
+    is_lenient = False
+    if signature is None or signature.inputs is None:
+        batch = named.untyped(raw.data) if raw.form == "tensors" else untyped(raw.form, raw.data, faults)
+    elif type_hints:
+        batch = hinted(signature.inputs[0], raw.form, raw.data, faults)
+    elif mode == "mlflow":
+        batch, is_lenient = _as_mlflow(signature, raw, faults, extras)
+    elif mode == "warn" and not faults.total:
+        batch, refused = _warned(signature, raw, extras)
+        is_lenient = bool(refused)
+        warnings = (*refused, *warnings)
+    else:
+        batch = strict(signature, raw.form, raw.data, faults, extras)
+    if faults.total or batch is None:
+        raise InvalidInput(faults.kept, faults.total)
+    free = signature is None or signature.inputs is None or type_hints or plan_of(signature).open
+    if free and _is_too_deep(_free(batch)):
+        raise InvalidInput([Violation("data" if raw.form == "python" else raw.form, v.TOO_DEEP)])
+    if checked and not _SCALARS.issuperset(map(type, checked.values())) and _is_too_deep(checked):
+        raise InvalidInput([Violation("params", v.TOO_DEEP)])
+    if extras:
+        warnings = (_ignored("columns" if isinstance(batch, Columns) else "inputs", extras), *warnings)
+    return Enforced(batch, checked, warnings, is_lenient)
+
+
+def _by_position(signature: Signature, raw: RawInput) -> list[dict[Any, Any]] | None:
+    """The rows with the signature's names, where they have none and fit."""
+    plan, rows = plan_of(signature), raw.data
+    if raw.form != "instances" or not plan.named or not plan.columns or not isinstance(rows, list):
+        return None
+    if not rows or not all(type(row) is list and len(row) == len(plan.names) for row in rows):
+        return None
+    return [dict(zip(plan.names, row, strict=True)) for row in rows]
+
+
+def _free(batch: Batch) -> Any:
+    """Returns the parts of a batch whose nesting the signature does not limit."""
+    if isinstance(batch, Columns):
+        free = [a for name, a in batch.arrays.items() if a.dtype.kind == "O" and name not in batch.texts]
+        return [array.tolist() for array in free]
+    if isinstance(batch, Tensors):
+        return [array.tolist() for array in batch.arrays.values() if array.dtype.kind == "O"]
+    return batch.value
+
+
+def _is_too_deep(value: Any) -> bool:
+    """Returns True if lists and objects are nested deeper than the wire and most models support.
+    Walks level by level without recursion, so that code that runs later may recurse."""
+    level = [value]
+    for _ in range(_MAX_DEPTH):
+        inside: dict[int, Any] = {}
+        for part in level:
+            if isinstance(part, list | tuple | dict):
+                for child in part.values() if isinstance(part, dict) else part:
+                    if isinstance(child, list | tuple | dict):
+                        inside[id(child)] = child
+        if not inside:
+            return False
+        level = list(inside.values())
+    return True
+
+
+def _warned(signature: Signature, raw: RawInput, extras: list[Any]) -> tuple[Batch, list[str]]:
+    """Returns the batch of mode `strict`, or that of mode `mlflow` with strict's violations as warnings.
+
+    Raises strict's InvalidInput if both modes refuse.
+    """
+    faults = Faults()
+    try:
+        batch = strict(signature, raw.form, raw.data, faults, extras)
+        if batch is None or faults.total:
+            raise InvalidInput(faults.kept, faults.total)
+        return batch, []
+    except InvalidInput as refused:
+        extras.clear()
+        batch = _lenient(signature, raw, Faults(), extras)
+        if batch is None:
+            raise
+        return batch, [f"strict would refuse: {violation}" for violation in refused.violations]
+
+
+def _as_mlflow(
+    signature: Signature, raw: RawInput, faults: Faults, extras: list[Any]
+) -> tuple[Batch | None, bool]:
+    """What MLflow gives, and whether strict would have refused the input."""
+    plan = plan_of(signature)
+    if plan.doubles and (quick := quick_doubles(plan, raw.form, raw.data)) is not None:
+        return quick, False  # numbers under the right names: both modes make the same of them
+    batch = _lenient(signature, raw, faults, extras)
+    if batch is None or faults.total:
+        return batch, False
+    try:
+        found = Faults()
+        return batch, strict(signature, raw.form, raw.data, found, []) is None or found.total > 0
+    except InvalidInput:
+        return batch, True
+
+
+def _lenient(signature: Signature, raw: RawInput, faults: Faults, extras: list[Any]) -> Batch | None:
+    specs = signature.inputs or ()
+    if raw.form != "tensors":
+        return lenient(specs, raw.form, raw.data, faults, extras)
+    plan = plan_of(signature)
+    if plan.tensors:
+        data: Any = named.inputs(raw.data, plan.tensors, faults)
+        data = data if plan.named else data.get("")
+    else:
+        table = named.table(raw.data, plan.columns, faults)
+        data = None if table is None else named.frame(table)
+    return None if faults.total else lenient(specs, "python", data, faults, extras)
+
+
+def _ignored(what: str, names: Sequence[object]) -> str:
+    listed = ", ".join(shown(name) for name in names[:_SHOWN_NAMES])
+    rest = len(names) - _SHOWN_NAMES
+    return f"ignored {what} that are not in the signature: {listed}" + (
+        f" and {rest} more" if rest > 0 else ""
+    )

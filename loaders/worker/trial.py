@@ -34,7 +34,7 @@ def main(options: Mapping[str, Any]) -> None:
 
 
 def _tried(options: Mapping[str, Any]) -> dict[str, Any]:
-    from loaders.enforcement.enforce import enforce
+    from loaders.enforcement import enforce
     from loaders.model import open_model
     from loaders.package import Package
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from loaders.enforcement.enforce import CsvTable, RawInput, enforce
+from loaders.enforcement import CsvTable, RawInput, enforce
 from loaders.signature import ColSpec, ParamSpec, Scalar, Signature, TensorSpec
 
 

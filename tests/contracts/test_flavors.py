@@ -20,7 +20,7 @@ import yaml
 import loaders
 from loaders import batch as batches
 from loaders import flavors, package
-from loaders.enforcement.enforce import RawInput, enforce
+from loaders.enforcement import RawInput, enforce
 from loaders.flavors.base import Flavor
 from tests.conftest import needs
 from tests.support import blocked

@@ -12,7 +12,7 @@ import pytest
 
 import loaders
 from loaders.batch import Tensors
-from loaders.enforcement.enforce import RawInput, enforce
+from loaders.enforcement import RawInput, enforce
 from tests.conftest import needs
 
 pytestmark = pytest.mark.all

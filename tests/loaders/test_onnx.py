@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import loaders
 from loaders.batch import Columns, Tensors, Value
-from loaders.enforcement.enforce import InvalidInput, RawInput, enforce
+from loaders.enforcement import InvalidInput, RawInput, enforce
 from loaders.flavors.failures import Unsuitable
 from loaders.package import PackageError
 from loaders.signature import Signature, TensorSpec

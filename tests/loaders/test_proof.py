@@ -148,7 +148,7 @@ def test_every_framework_can_be_asked_by_itself(tmp_path: Path, name: str) -> No
     for sample in SAMPLES:
         if name in sample.needs or sample.flavor == name:
             live = sample.make(tmp_path)
-            from loaders.enforcement.enforce import RawInput, enforce
+            from loaders.enforcement import RawInput, enforce
 
             data = sample.data[:3]
             found = proof.ask(live, sample.flavor, {}, data, enforce(None, RawInput("python", data)))

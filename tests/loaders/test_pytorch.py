@@ -10,7 +10,7 @@ import pytest
 
 import loaders
 from loaders.batch import Columns, Tensors
-from loaders.enforcement.enforce import RawInput, enforce
+from loaders.enforcement import RawInput, enforce
 from loaders.flavors.failures import Unsuitable
 from tests.conftest import needs
 

@@ -18,7 +18,7 @@ from sklearn.linear_model import LogisticRegression
 import loaders
 from loaders import batch as batches
 from loaders import model, package
-from loaders.enforcement.enforce import InvalidInput
+from loaders.enforcement import InvalidInput
 from loaders.flavors import UnknownFlavor
 from tests.contracts.test_flavors import in_blocked, python
 

@@ -57,7 +57,7 @@ def plain(value: Any) -> Any:
 
 def asked(job: dict[str, Any]) -> Any:
     from loaders import model, package
-    from loaders.enforcement import enforce
+    from loaders import enforcement
 
     try:
         found = package.read(job["package"])
@@ -68,10 +68,10 @@ def asked(job: dict[str, Any]) -> Any:
     for request in job["requests"]:
         data = request["data"]
         if request["form"] == "csv":
-            data = enforce.CsvTable(**data)
-        raw = enforce.RawInput(request["form"], data)
+            data = enforcement.CsvTable(**data)
+        raw = enforcement.RawInput(request["form"], data)
         try:
-            given = enforce.enforce(
+            given = enforcement.enforce(
                 found.signature, raw, request.get("params"), "strict", type_hints=found.type_hints
             )
             answers.append(plain(loaded.run(given.batch, given.params)))

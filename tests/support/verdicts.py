@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from loaders.batch import Columns, Tensors
-from loaders.enforcement.enforce import CsvTable, InvalidInput, Mode, RawInput, enforce
+from loaders.enforcement import CsvTable, InvalidInput, Mode, RawInput, enforce
 from loaders.enforcement.scalars import is_null
 from loaders.signature import (
     AnyType,

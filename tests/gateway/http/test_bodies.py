@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from gateway.errors import Problem
 from gateway.http import bodies
 from gateway.http.bodies import ABSENT, BodyReader, ClientLeft, Parsed
-from loaders.enforcement.enforce import CsvTable
+from loaders.enforcement import CsvTable
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 

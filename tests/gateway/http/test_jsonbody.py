@@ -14,7 +14,7 @@ import pytest
 from gateway.errors import Problem
 from gateway.http import bodies, jsonbody
 from loaders import batch as batches
-from loaders.enforcement.enforce import InvalidInput, enforce
+from loaders.enforcement import InvalidInput, enforce
 from loaders.schema import AnyType, Array
 from loaders.signature import ColSpec, ParamSpec, Scalar, Signature, TensorSpec
 from loaders.worker import wire

@@ -19,7 +19,7 @@ from gateway.errors import Problem
 from gateway.http import bodies, large
 from gateway.http.media import RAW_BYTES, Media
 from loaders.batch import Columns
-from loaders.enforcement.enforce import InvalidInput, enforce
+from loaders.enforcement import InvalidInput, enforce
 from loaders.inferred import infer_signature
 from loaders.signature import Signature
 from tests.conftest import needs

@@ -13,7 +13,7 @@ import pytest
 from gateway.errors import Problem
 from gateway.http import bodies, v2, v2_inputs
 from loaders.batch import Columns
-from loaders.enforcement.enforce import RawInput, enforce
+from loaders.enforcement import RawInput, enforce
 from loaders.schema import ColSpec, Scalar
 from loaders.signature import Signature
 from tests.support.verdicts import COLUMNS, REFUSED, Case, column_signature, ours

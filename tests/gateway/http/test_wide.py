@@ -13,7 +13,7 @@ import pytest
 
 from gateway.errors import Problem
 from gateway.http import arrow, bodies
-from loaders.enforcement.enforce import InvalidInput, Mode, enforce
+from loaders.enforcement import InvalidInput, Mode, enforce
 from loaders.signature import ColSpec, Signature, TensorSpec
 from tests.conftest import needs
 

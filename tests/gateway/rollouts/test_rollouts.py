@@ -22,7 +22,7 @@ from gateway.rollouts.rollout import Rollout
 from gateway.service import Inference, Service
 from gateway.serving.servable import Status
 from gateway.state import AliasMemory, State
-from loaders.enforcement.enforce import RawInput
+from loaders.enforcement import RawInput
 from tests.support.controlled import MB, Bench, run, turns, version
 
 CHAMPION = Reference("iris", alias="champion")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from loaders.batch import Columns, frame
-from loaders.enforcement.enforce import InvalidInput, RawInput, enforce
+from loaders.enforcement import InvalidInput, RawInput, enforce
 from loaders.signature import (
     AnyType,
     Array,

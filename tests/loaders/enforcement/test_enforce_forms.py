@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loaders.batch import Columns, Tensors, Value
-from loaders.enforcement.enforce import CsvTable, InvalidInput, RawInput, enforce
+from loaders.enforcement import CsvTable, InvalidInput, RawInput, enforce
 from loaders.inferred import infer_signature
 from loaders.signature import (
     AnyType,

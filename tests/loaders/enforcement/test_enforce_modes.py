@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from loaders.batch import Columns
-from loaders.enforcement.enforce import CsvTable, InvalidInput, RawInput, enforce
+from loaders.enforcement import CsvTable, InvalidInput, RawInput, enforce
 from loaders.signature import (
     Array,
     ColSpec,

@@ -10,7 +10,7 @@ import pytest
 import scipy.sparse
 
 from loaders.batch import Columns
-from loaders.enforcement.enforce import CsvTable, InvalidInput, RawInput, enforce
+from loaders.enforcement import CsvTable, InvalidInput, RawInput, enforce
 from loaders.signature import (
     Array,
     ColSpec,

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from loaders.enforcement.enforce import CsvTable
+from loaders.enforcement import CsvTable
 from loaders.signature import (
     AnyType,
     Array,

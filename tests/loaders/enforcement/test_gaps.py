@@ -26,7 +26,7 @@ from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder
 import loaders
 from gateway.http import bodies
 from loaders import batch as batches
-from loaders.enforcement.enforce import RawInput, enforce
+from loaders.enforcement import RawInput, enforce
 from loaders.schema import Array, Type
 from loaders.signature import AnyType, ColSpec, Scalar, Signature
 from loaders.worker import wire

@@ -7,7 +7,7 @@ import datetime
 import pandas as pd
 
 from loaders.batch import Value
-from loaders.enforcement.enforce import CsvTable
+from loaders.enforcement import CsvTable
 from loaders.signature import (
     ColSpec,
     Object,

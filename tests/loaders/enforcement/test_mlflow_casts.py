@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from loaders.batch import Batch, Columns, Tensors
-from loaders.enforcement.enforce import CsvTable, InvalidInput, RawInput, enforce
+from loaders.enforcement import CsvTable, InvalidInput, RawInput, enforce
 from loaders.enforcement.scalars import is_null
 from loaders.signature import AnyType, Array, ColSpec, Map, Object, Property, Scalar, Signature, TensorSpec
 from tests.conftest import needs

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loaders.enforcement.enforce import Enforced, RawInput, enforce
+from loaders.enforcement import Enforced, RawInput, enforce
 from loaders.signature import (
     Object,
     ParamSpec,

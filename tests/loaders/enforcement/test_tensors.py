@@ -10,7 +10,7 @@ import pytest
 import scipy.sparse
 
 from loaders.batch import Tensors
-from loaders.enforcement.enforce import CsvTable, RawInput, enforce
+from loaders.enforcement import CsvTable, RawInput, enforce
 from loaders.signature import (
     Signature,
     TensorSpec,

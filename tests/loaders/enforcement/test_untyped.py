@@ -9,7 +9,7 @@ import pandas as pd
 import scipy.sparse
 
 from loaders.batch import Value
-from loaders.enforcement.enforce import CsvTable
+from loaders.enforcement import CsvTable
 from tests.support.asking import cast, places
 
 
