@@ -71,7 +71,7 @@ PARTS = frozenset({"registries", "artifacts", "environments", "runners"})
 VERSION = frozenset({"registries.base"})
 PREPARED = frozenset({"artifacts.packages"})
 RUNNER = frozenset({"runners.base", "runners.suspects"})
-ROLLOUTS = LEAVES | VERSION | PREPARED | {"serving", "rollouts"}
+ROLLOUTS = LEAVES | VERSION | {"registries.resolution"} | PREPARED | {"serving", "rollouts"}
 
 TABLE: dict[str, Row] = {
     "__init__": row("api"),

@@ -1,4 +1,4 @@
-"""The narrow waist, and the one door to enforcement: raw input and a signature become a batch or all violations.
+"""The narrow waist, the one door to enforcement: raw input and a signature become a batch, or all violations.
 
 One rule set serves all forms of MLflow's scoring protocol: the same data gets the same verdict and the same
 model input in every form. `strict` refuses casts that change a value; `mlflow` casts and refuses as MLflow 3

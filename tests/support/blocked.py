@@ -56,8 +56,7 @@ def plain(value: Any) -> Any:
 
 
 def asked(job: dict[str, Any]) -> Any:
-    from loaders import model, package
-    from loaders import enforcement
+    from loaders import enforcement, model, package
 
     try:
         found = package.read(job["package"])
