@@ -1,7 +1,7 @@
 """A directory that is being filled: invisible until it is whole, and swept away if its maker dies.
 
-Used where model directories are kept: the store of a file registry and the artifact cache. Knows which
-files of a directory make up a package and how to copy them, and nothing of registries or digests.
+Used where model directories are kept: the store of a file registry and the artifact cache. Knows how to copy
+files, and nothing of packages, registries or digests.
 """
 
 from __future__ import annotations
@@ -10,24 +10,13 @@ import errno
 import fcntl
 import os
 import shutil
-import stat
 import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 PREFIX = ".incoming-"
-MAX_FILES = 100_000
-
-# Not covered by a package's digest, so never copied: their content is not verified.
-_SKIPPED_DIRECTORIES = frozenset({"__pycache__"})
-_SKIPPED_AT_ROOT = frozenset({"registered_model_meta"})
 
 _CANNOT_CLONE = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
-
-
-class UnfitPackage(Exception):
-    """A directory holds what a package must not. The message names files within it, never its own path."""
 
 
 class Staging:
@@ -120,52 +109,6 @@ def changed(path: Path) -> float:
                 continue
             latest = max(latest, status.st_mtime, status.st_ctime)
     return latest
-
-
-def package_files(root: Path) -> list[tuple[str, Path, int]]:
-    """(path within the package, file, bytes) of all files that belong to a package, sorted.
-
-    A link to a file inside counts as that file. Links that leave the directory, links to directories and
-    anything that is neither file nor directory raise UnfitPackage, as do more than `MAX_FILES` files.
-    """
-    root = root.resolve()
-    found = []
-    for relative, entry in _walk(root, ""):
-        path = Path(entry.path)
-        if entry.is_symlink():
-            try:
-                target = path.resolve(strict=True)
-            except (OSError, RuntimeError):
-                raise UnfitPackage(f"{relative} is a link that leads nowhere") from None
-            if not target.is_relative_to(root):
-                raise UnfitPackage(f"{relative} is a link that leaves the package")
-            if target.is_dir():
-                raise UnfitPackage(f"{relative} is a link to a directory")
-            path = target
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise UnfitPackage(f"{relative} is no regular file")
-        found.append((relative, path, status.st_size))
-        if len(found) > MAX_FILES:
-            raise UnfitPackage(f"it holds more than {MAX_FILES:,} files")
-    return sorted(found)
-
-
-def _walk(directory: Path, above: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    with os.scandir(directory) as entries:
-        for entry in entries:
-            relative = f"{above}{entry.name}"
-            if entry.is_dir(follow_symlinks=False):
-                if entry.name not in _SKIPPED_DIRECTORIES:
-                    yield from _walk(Path(entry.path), f"{relative}/")
-            elif is_part(relative):
-                yield relative, entry
-
-
-def is_part(relative: str) -> bool:
-    """Returns whether a file at this path in a package belongs to the package."""
-    parts = relative.split("/")
-    return relative not in _SKIPPED_AT_ROOT and not _SKIPPED_DIRECTORIES.intersection(parts[:-1])
 
 
 def copy_file(source: Path, target: Path) -> int:

@@ -19,8 +19,9 @@ from typing import Any
 
 import yaml
 
-MAX_DEPTH = 50
-MAX_REPEATED = 100_000
+# The same as those of `loaders.yamltext`, which reads the YAML in packages.
+MAX_DEPTH = 64
+MAX_REPEATED = 500_000
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 

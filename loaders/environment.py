@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from loaders.compat.pythons import dataclass
-from loaders.package import PackageError, parse_yaml
+from loaders.package import PackageError
+from loaders.yamltext import parse_yaml
 
 if TYPE_CHECKING:
     from loaders.package import Package

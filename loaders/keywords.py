@@ -96,7 +96,7 @@ def of_conda(value: str | Path | Mapping[str, Any]) -> list[str]:
     """The pip requirements of a conda environment: a mapping, or the path of its YAML file. Raises OSError,
     PackageError, and ValueError if it has no pip part: conda packages are not pip requirements."""
     from loaders.environment import pip_part
-    from loaders.package import parse_yaml
+    from loaders.yamltext import parse_yaml
 
     content: Any = (
         parse_yaml(Path(value).read_bytes(), "conda_env") if isinstance(value, (str, Path)) else value

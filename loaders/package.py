@@ -1,9 +1,8 @@
 """The MLmodel directory as data: read, checked, written, weighed and hashed.
 
-A package is untrusted. `MLmodel` is parsed within bounds of size, depth and expansion, only mappings,
-lists and plain scalars are taken from it, and every path it names is confined to its directory. Nothing
-here imports a framework or runs a line of the package, and nothing knows a flavor. Only the process that
-reads packages needs PyYAML; a worker is handed the parsed mapping (`to_json`, `from_json`).
+A package is untrusted. `yamltext` reads `MLmodel` within bounds, and every path that it names is confined to
+its directory. Nothing here imports a framework or runs a line of the package, and nothing knows a flavor.
+Only the process that reads packages needs PyYAML; a worker gets the parsed mapping (`to_json`, `from_json`).
 
 Source of the format: MLflow's `MLmodel` file, versions 1 to 3.
 """
@@ -12,14 +11,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any, Final
 
 from loaders import example as examples
 from loaders.compat.pythons import is_below
+from loaders.files import PackageError as PackageError
+from loaders.files import package_files
+from loaders.yamltext import kind_of, parse_yaml
 
 if TYPE_CHECKING:
     from loaders.enforcement import RawInput
@@ -30,21 +31,6 @@ FILE: Final = "MLmodel"
 PYTHON_FUNCTION: Final = "python_function"
 
 _MAX_BYTES: Final = 16 << 20
-_MAX_DEPTH: Final = 64
-_MAX_NODES: Final = 500_000
-# MLflow writes the file into downloaded copies, Python writes the directory: not part of the artifact.
-_IGNORED_AT_ROOT: Final = frozenset({"registered_model_meta"})
-_IGNORED_DIRECTORIES: Final = frozenset({"__pycache__"})
-
-
-class PackageError(Exception):
-    """A directory is not a model package that can be used. `place` is a key of `MLmodel` or a file's path
-    within the package; the message shows no path of the machine and may be shown to clients."""
-
-    def __init__(self, place: str, problem: str) -> None:
-        super().__init__(f"{place}: {problem}")
-        self.place = place
-        self.problem = problem
 
 
 @dataclass(frozen=True)
@@ -110,7 +96,7 @@ class Package:
         value = self.python_function.get(key)
         if value is None or isinstance(value, str):
             return value or None
-        raise PackageError(f"{PYTHON_FUNCTION}.{key}", f"must be text, not {_kind(value)}")
+        raise PackageError(f"{PYTHON_FUNCTION}.{key}", f"must be text, not {kind_of(value)}")
 
     def inside(self, relative: str) -> Path:
         """The absolute path of a file or directory of the package, which exists. An absolute path, one
@@ -160,7 +146,7 @@ class Package:
         python_function = flavors.get(PYTHON_FUNCTION)
         metadata = raw.get("metadata") or {}
         if not isinstance(metadata, dict):
-            raise PackageError("metadata", f"must be a mapping, not {_kind(metadata)}")
+            raise PackageError("metadata", f"must be a mapping, not {kind_of(metadata)}")
         if metadata.get("mlflow.model.isExternal") is True:
             raise PackageError(
                 "metadata",
@@ -177,7 +163,7 @@ class Package:
         signature = None
         if (entry := raw.get("signature")) is not None:
             if not isinstance(entry, dict):
-                raise PackageError("signature", f"must be a mapping, not {_kind(entry)}")
+                raise PackageError("signature", f"must be a mapping, not {kind_of(entry)}")
             try:
                 signature = Signature.from_json(entry)
             except SignatureError as error:
@@ -211,7 +197,7 @@ class Package:
         if value is None:
             return {}
         if not isinstance(value, dict):
-            raise PackageError(f"{PYTHON_FUNCTION}.{key}", f"must be a mapping, not {_kind(value)}")
+            raise PackageError(f"{PYTHON_FUNCTION}.{key}", f"must be a mapping, not {kind_of(value)}")
         return value
 
     def __repr__(self) -> str:
@@ -243,7 +229,7 @@ def read(path: str | Path) -> Package:
         ) from None
     raw = parse_yaml(text, FILE)
     if not isinstance(raw, dict):
-        raise PackageError(FILE, f"must be a mapping, not {_kind(raw)}")
+        raise PackageError(FILE, f"must be a mapping, not {kind_of(raw)}")
     return Package.from_json(raw, root)
 
 
@@ -288,7 +274,7 @@ def digest(path: str | Path, hashed: Mapping[str, str] | None = None) -> str:
     hexadecimal, of files that the caller has read through already, by their paths within the package.
     """
     lines = []
-    for relative, file in _files(Path(path)):
+    for relative, file, _ in package_files(Path(path)):
         if hashed is not None and relative in hashed:
             line = f"{hashed[relative]} {file.stat().st_size} "
             lines.append(line.encode() + os.fsencode(relative) + b"\n")
@@ -305,128 +291,9 @@ def digest(path: str | Path, hashed: Mapping[str, str] | None = None) -> str:
 
 def files_bytes(path: str | Path) -> int:
     """The bytes of the files that `digest` covers."""
-    return sum(file.stat().st_size for _, file in _files(Path(path)))
-
-
-def parse_yaml(text: bytes, place: str) -> Any:
-    """Hostile YAML as plain data: mappings with string keys, lists, text, numbers, booleans, null.
-
-    Times stay text. More than 500,000 nodes with aliases expanded, more than 64 levels, aliases that
-    contain themselves and any other tag raise PackageError.
-    """
-    import yaml
-
-    base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    timestamp = "tag:yaml.org,2002:timestamp"
-    resolvers = {
-        first: [(tag, pattern) for tag, pattern in entries if tag != timestamp]
-        for first, entries in base.yaml_implicit_resolvers.items()
-    }
-    loader = type("_Loader", (base,), {"yaml_implicit_resolvers": resolvers})
-    try:
-        depth = 0
-        # The events come from an iterative parser: the depth is known before anything recurses into it.
-        for nodes, event in enumerate(yaml.parse(text, Loader=loader)):
-            if isinstance(event, yaml.CollectionStartEvent):
-                depth += 1
-            elif isinstance(event, yaml.CollectionEndEvent):
-                depth -= 1
-            if depth > _MAX_DEPTH or nodes > _MAX_NODES:
-                raise PackageError(place, "is nested too deeply" if depth > _MAX_DEPTH else "is too large")
-        instance = loader(text)
-        try:
-            node = instance.get_single_node()
-            if node is None:
-                return None
-            if _expanded(node, {}, place) > _MAX_NODES:
-                raise PackageError(place, "is too large once its aliases are expanded")
-            return _plain(instance.construct_document(node), place)
-        finally:
-            instance.dispose()
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" in line {mark.line + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "not YAML"
-        raise PackageError(place, f"is not valid YAML{where}: {problem}") from None
-    except (ValueError, RecursionError, OverflowError) as error:
-        raise PackageError(place, f"holds a value that cannot be read: {error}") from None
-
-
-def _expanded(node: Any, known: dict[int, int | None], place: str) -> int:
-    """How many nodes there are below one, aliases counted each time they are used."""
-    if id(node) in known:
-        count = known[id(node)]
-        if count is None:
-            raise PackageError(place, "holds an alias that contains itself")
-        return count
-    known[id(node)] = None
-    count = 1
-    if not isinstance(node.value, str):
-        for child in node.value:
-            pair = child if isinstance(child, tuple) else (child,)
-            count += sum(_expanded(part, known, place) for part in pair)
-    known[id(node)] = min(count, _MAX_NODES + 1)
-    return count
-
-
-def _plain(value: Any, place: str) -> Any:
-    if value is None or isinstance(value, (str, int, float)):
-        return value
-    if isinstance(value, list):
-        return [_plain(item, place) for item in value]
-    if isinstance(value, dict):
-        plain = {}
-        for key, item in value.items():
-            if not isinstance(key, (str, int, float)):
-                raise PackageError(place, f"has {_kind(key)} as a key")
-            plain[key if isinstance(key, str) else str(key)] = _plain(item, place)
-        return plain
-    raise PackageError(place, f"holds {_kind(value)}, which has no place in it")
-
-
-def _files(root: Path) -> Iterator[tuple[str, Path]]:
-    """The regular files below `root` with their path relative to it, in no certain order."""
-    root = root.resolve()
-    pending = [root]
-    while pending:
-        with os.scandir(pending.pop()) as entries:
-            for entry in entries:
-                relative = Path(entry.path).relative_to(root).as_posix()
-                if any(ord(character) < 32 for character in relative):
-                    raise PackageError(repr(relative), "a file's name must hold no control characters")
-                if entry.is_dir(follow_symlinks=False):
-                    if entry.name not in _IGNORED_DIRECTORIES:
-                        pending.append(Path(entry.path))
-                    continue
-                if relative in _IGNORED_AT_ROOT:
-                    continue
-                if entry.is_symlink():
-                    try:
-                        target = Path(entry.path).resolve(strict=True)
-                    except (OSError, RuntimeError):
-                        raise PackageError(relative, "is a link that leads nowhere") from None
-                    if not is_below(target, root):
-                        raise PackageError(relative, "is a link that leaves the package")
-                    if target.is_dir():
-                        raise PackageError(relative, "is a link to a directory")
-                if stat.S_ISREG(entry.stat().st_mode):
-                    yield relative, Path(entry.path)
+    return sum(size for _, _, size in package_files(Path(path)))
 
 
 def _text(raw: Mapping[str, Any], key: str) -> str | None:
     value = raw.get(key)
     return None if value is None else str(value)
-
-
-def _kind(value: object) -> str:
-    if value is None:
-        return "null"
-    kinds = {
-        dict: "a mapping",
-        list: "a list",
-        str: "text",
-        bool: "a boolean",
-        int: "a number",
-        float: "a number",
-    }
-    return kinds.get(type(value), f"a {type(value).__name__}")

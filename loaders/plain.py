@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import datetime
+import enum
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -46,15 +47,18 @@ def plain(value: Any, place: str) -> Any:
         return value.isoformat()
     if isinstance(value, (bool, int, str)):  # a subclass, an enumeration for example
         return next(kind(value) for kind in (bool, int, str) if isinstance(value, kind))
-    if hasattr(value, "model_dump"):
-        return plain(value.model_dump(), place)
+    inside = opened(value)
+    if inside is not value:
+        return plain(inside, place)
     raise NotPlain(f"{place} holds a {type(value).__name__}, for which JSON has no form{_advice(value)}")
 
 
 def opened(value: Any) -> Any:
-    """One step from an object of a library to what JSON makes of it: a UUID is text, a dataclass or pydantic
-    model a dict, a frame a list of records, anything with `tolist` or `toarray` its result. Returns `value`
-    itself, the same object, if it has no such form."""
+    """One step from an object of a library to what JSON makes of it: an enumeration is its value, a UUID is
+    text, a dataclass or pydantic model a dict, a frame a list of records, anything with `tolist` or `toarray`
+    its result. Returns `value` itself, the same object, if it has no such form."""
+    if isinstance(value, enum.Enum):
+        return value.value
     if isinstance(value, uuid.UUID):
         return str(value)
     if isinstance(value, type):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, Protocol, TypeAlias
 
 from gateway.registries.base import Version
-from gateway.staging import MAX_FILES
+from loaders.files import MAX_FILES
 
 File: TypeAlias = "tuple[str, str, int | None]"
 """(path within the package, the source's own name of it, bytes; None: not announced)."""

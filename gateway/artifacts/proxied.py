@@ -25,7 +25,7 @@ from gateway.artifacts.base import (
 from gateway.artifacts.ranges import AT_ONCE, again, in_ranges
 from gateway.registries.base import Version
 from gateway.registries.mlflow_client import MLflowClient, MLflowError
-from gateway.staging import is_part
+from loaders.files import is_part
 
 PROXY: Final = "/api/2.0/mlflow-artifacts/artifacts/"
 

@@ -33,7 +33,7 @@ from gateway.artifacts.ranges import CHUNK, in_ranges
 from gateway.filesystems import asked
 from gateway.registries.base import Version
 from gateway.registries.mlflow_client import download_seconds
-from gateway.staging import MAX_FILES, is_part
+from loaders.files import MAX_FILES, is_part
 
 _BATCH: Final = 64
 

@@ -16,7 +16,8 @@ from gateway.artifacts.base import ArtifactError, File, Meter, Source, target_of
 from gateway.artifacts.proxied import PROXY, Proxied
 from gateway.artifacts.remote import Remote
 from gateway.registries.base import Version
-from gateway.staging import UnfitPackage, copy_file, package_files
+from gateway.staging import copy_file
+from loaders.files import PackageError, package_files
 
 
 class Sources:
@@ -88,7 +89,7 @@ class _Directory:
             raise ArtifactError(f"the directory of {version} is not there", str(self._path))
         try:
             return [(relative, str(file), size) for relative, file, size in package_files(self._path)]
-        except UnfitPackage as error:
+        except PackageError as error:
             raise ArtifactError(f"the files of {version} cannot be used: {error}", str(self._path)) from None
 
     def copy(

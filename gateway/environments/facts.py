@@ -19,8 +19,9 @@ from gateway.environments.interpreters import Minor, minor_of
 from loaders import environment as environments
 from loaders import flavors
 from loaders.compat import standin
-from loaders.package import PackageError, parse_yaml
+from loaders.package import PackageError
 from loaders.schema import ColSpec
+from loaders.yamltext import parse_yaml
 
 if TYPE_CHECKING:
     from loaders.package import Package

@@ -21,7 +21,8 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from loaders import environment as environments
-from loaders.package import PackageError, parse_yaml
+from loaders.package import PackageError
+from loaders.yamltext import parse_yaml
 
 if TYPE_CHECKING:
     from gateway.environments.interpreters import Minor

@@ -23,8 +23,8 @@ from gateway.registries.base import (
 from gateway.registries.mlflow_calls import Calls, not_mlflow, refused
 from gateway.registries.mlflow_client import MLflowError, MLflowUnavailable
 from gateway.registries.resolution import key
-from gateway.staging import UnfitPackage, package_files
 from loaders import package as packages
+from loaders.files import PackageError, package_files
 
 _PROXIED = re.compile(r"mlflow-artifacts:(?://([^/]*))?/(.*)\Z")
 _PROXY_PATH: Final = "/api/2.0/mlflow-artifacts/artifacts/"
@@ -132,7 +132,7 @@ class MLflowArtifacts:
                 store, root = fsspec.core.url_to_fs(source)
                 for relative, file, _ in files:
                     store.put_file(str(file), f"{root}/{relative}")
-        except UnfitPackage as error:
+        except PackageError as error:
             raise RegistryError(f"{package}: {error}") from None
         except MLflowError as error:
             raise refused(error) from error

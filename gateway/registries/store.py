@@ -21,13 +21,9 @@ from gateway.registries.base import (
     RegistryError,
     RegistryUnavailable,
 )
-from gateway.staging import (
-    UnfitPackage,
-    copy_file,
-    package_files,
-    sync_tree,
-)
+from gateway.staging import copy_file, sync_tree
 from loaders import package as packages
+from loaders.files import PackageError, package_files
 
 STORE: Final = "models"
 _DOCUMENTS: Final = (".yaml", ".yml", ".json")
@@ -87,7 +83,7 @@ def copy_package(package: str, to: Path, digest: str) -> None:
             target = to / relative
             target.parent.mkdir(parents=True, exist_ok=True)
             copy_file(file, target)
-    except UnfitPackage as error:
+    except PackageError as error:
         raise RegistryError(f"{package}: {error}") from None
     except FileNotFoundError as error:
         raise RegistryError(f"{package}: {error.strerror}: {error.filename}") from error

@@ -157,7 +157,7 @@ def modules() -> dict[str, ModuleType]:
             if not config:
                 raise FileNotFoundError("the model's code reads a configuration, and the package has none")
             if isinstance(config, (str, Path)):
-                from loaders.package import parse_yaml
+                from loaders.yamltext import parse_yaml
 
                 config = parse_yaml(Path(config).read_bytes(), Path(config).name)
             self.config: dict[str, Any] = config

@@ -6,7 +6,6 @@ header refers to them. Knows no frames and no sockets.
 
 from __future__ import annotations
 
-import enum
 import json
 from collections.abc import Mapping, Sequence, Set
 from datetime import date, datetime, time, timedelta
@@ -186,8 +185,6 @@ def _pack_piece(piece: list[Any], body: Body, *, plain: bool) -> Any:
 
 def _pack_foreign(value: Any, body: Body) -> Any:
     """Packs a value that only answers may contain in the form that JSON gives it."""
-    if isinstance(value, enum.Enum):
-        return pack(value.value, body)
     if isinstance(value, (Set, Sequence)):
         return [pack(item, body) for item in value]
     inside = opened(value)

@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway import yamltext
 from gateway.yamltext import InvalidText, data, parse
+from loaders import yamltext as in_packages
 
 
 def read(text: str, *, typed: bool = False) -> Any:
@@ -35,8 +37,8 @@ def test_scalars_are_text_or_typed() -> None:
         ("a: &x [*x]", "a[0]", "itself"),
         ("a: *x", "line 1", "not defined"),
         ("? [1]\n: 2", "line 1", "not a scalar"),
-        ("[" * 60 + "]" * 60, "line 1", "deeper"),
-        ("- " * 60 + "a", "line 1", "deeper"),
+        ("[" * 70 + "]" * 70, "line 1", "deeper"),
+        ("- " * 70 + "a", "line 1", "deeper"),
         ("a: {b: 1, b: 2}", "a.b", "twice"),
         ("1: a\n'1': b", "1", "twice"),
         ("a: \x00", "", "not YAML"),
@@ -48,6 +50,10 @@ def test_what_is_refused(text: str, place: str, problem: str) -> None:
     assert any(place in where and problem in what for where, what in error.value.problems), (
         error.value.problems
     )
+
+
+def test_both_readers_of_yaml_have_the_same_limits() -> None:
+    assert (yamltext.MAX_DEPTH, yamltext.MAX_REPEATED) == (in_packages.MAX_DEPTH, in_packages.MAX_NODES)
 
 
 def test_nesting_without_end_is_refused() -> None:

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loaders import example, package
-from loaders.package import Package, PackageError, parse_yaml
+from loaders.package import Package, PackageError
+from loaders.yamltext import parse_yaml
 from tests.support.hostile import write_package
 
 MINIMAL: dict[str, Any] = {"flavors": {"python_function": {"loader_module": "mlflow.sklearn"}}}

@@ -140,11 +140,10 @@ def test_a_link_inside_is_copied_as_its_file(cache: Artifacts, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("make", "problem"),
     [
-        (lambda p: (p / "x").symlink_to("/etc/passwd"), "x is a link that leaves the package"),
-        (lambda p: (p / "x").symlink_to("nowhere"), "x is a link that leads nowhere"),
-        (lambda p: (p / "x").symlink_to("x"), "x is a link that leads nowhere"),
-        (lambda p: (p / "x").symlink_to("data"), "x is a link to a directory"),
-        (lambda p: os.mkfifo(p / "data" / "x"), "data/x is no regular file"),
+        (lambda p: (p / "x").symlink_to("/etc/passwd"), "x: is a link that leaves the package"),
+        (lambda p: (p / "x").symlink_to("nowhere"), "x: is a link that leads nowhere"),
+        (lambda p: (p / "x").symlink_to("x"), "x: is a link that leads nowhere"),
+        (lambda p: (p / "x").symlink_to("data"), "x: is a link to a directory"),
     ],
 )
 def test_what_a_package_must_not_hold(make: Any, problem: str, cache: Artifacts, tmp_path: Path) -> None:
@@ -154,6 +153,16 @@ def test_what_a_package_must_not_hold(make: Any, problem: str, cache: Artifacts,
         cache.fetch(Version("iris", "1", str(package)))
     assert error.value.public == f"the files of iris/1 cannot be used: {problem}"
     assert entries(tmp_path / "cache") == []
+
+
+def test_a_pipe_is_not_part_of_a_package_for_the_digest_and_for_the_copy(
+    cache: Artifacts, tmp_path: Path
+) -> None:
+    package = make_package(tmp_path / "package")
+    wanted = version(package)
+    os.mkfifo(package / "data" / "x")
+    assert digest(package) == wanted.digest
+    assert not (cache.fetch(wanted).path / "data" / "x").exists()
 
 
 def test_what_is_larger_than_the_cache(tmp_path: Path) -> None:

@@ -418,7 +418,7 @@ def test_a_link_that_leaves_the_package_is_refused(tmp_path: Path) -> None:
     package = make_package(tmp_path / "package")
     was = digest(package)
     (package / "data" / "secret").symlink_to("/etc/passwd")
-    with pytest.raises(RegistryError, match="data/secret is a link that leaves the package"):
+    with pytest.raises(RegistryError, match="data/secret: is a link that leaves the package"):
         FileRegistry(str(tmp_path / "registry.yaml"), create=True).add_version("iris", str(package), was)
 
 

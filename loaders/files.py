@@ -1,0 +1,77 @@
+"""The files of a package: which of the files in a directory they are.
+
+One rule for the digest, for copies and for uploads: regular files, and links to regular files inside, without
+`__pycache__` and MLflow's `registered_model_meta`. Other links are refused, pipes and devices passed over.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from loaders.compat.pythons import is_below
+
+MAX_FILES: Final = 100_000
+# MLflow writes the file into downloaded copies, Python writes the directory: not part of the artifact.
+_IGNORED_AT_ROOT: Final = frozenset({"registered_model_meta"})
+_IGNORED_DIRECTORIES: Final = frozenset({"__pycache__"})
+
+
+class PackageError(Exception):
+    """A directory is not a model package that can be used. `place` is a key of `MLmodel` or a file's path
+    within the package; the message shows no path of the machine and may be shown to clients."""
+
+    def __init__(self, place: str, problem: str) -> None:
+        super().__init__(f"{place}: {problem}")
+        self.place = place
+        self.problem = problem
+
+
+def package_files(root: Path) -> list[tuple[str, Path, int]]:
+    """(path within the package, file, bytes) of all its files, sorted. Raises PackageError with the place."""
+    found = []
+    for relative, entry in _entries(root.resolve()):
+        if any(ord(character) < 32 for character in relative):
+            raise PackageError(repr(relative), "a file's name must hold no control characters")
+        if entry.is_symlink():
+            _check_link(relative, entry, root.resolve())
+        status = entry.stat()
+        if stat.S_ISREG(status.st_mode):
+            found.append((relative, Path(entry.path), status.st_size))
+        if len(found) > MAX_FILES:
+            raise PackageError("the package", f"holds more than {MAX_FILES:,} files")
+    return sorted(found)
+
+
+def is_part(relative: str) -> bool:
+    """Whether a file at this path in a package belongs to the package."""
+    parts = relative.split("/")
+    return relative not in _IGNORED_AT_ROOT and not _IGNORED_DIRECTORIES.intersection(parts[:-1])
+
+
+def _entries(root: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    pending = [("", str(root))]
+    while pending:
+        above, directory = pending.pop()
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                relative = above + entry.name
+                if entry.is_dir(follow_symlinks=False):
+                    if entry.name not in _IGNORED_DIRECTORIES:
+                        pending.append((f"{relative}/", entry.path))
+                elif is_part(relative):
+                    yield relative, entry
+
+
+def _check_link(relative: str, entry: os.DirEntry[str], root: Path) -> None:
+    try:
+        target = Path(entry.path).resolve(strict=True)
+    except (OSError, RuntimeError):
+        raise PackageError(relative, "is a link that leads nowhere") from None
+    if not is_below(target, root):
+        raise PackageError(relative, "is a link that leaves the package")
+    if target.is_dir():
+        raise PackageError(relative, "is a link to a directory")
