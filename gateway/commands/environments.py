@@ -6,7 +6,9 @@ Needs no running gateway; a running one finds what is built here. Knows no step 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,8 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gateway.environments.build import Store
-    from gateway.environments.choose import Chooser
-    from gateway.environments.lock import Lock
+    from gateway.environments.lock import Lock, Wanted
     from gateway.environments.plan import Group
     from gateway.registries.base import Version
     from gateway.settings import Settings
@@ -34,7 +35,8 @@ def plan(
 ) -> None:
     """Say how many environments a registry needs, and which packages share one.
 
-    Looks at every version that an alias points to. Resolves what was not resolved yet; builds nothing.
+    Looks at every version that an alias points to. Packages of one Python and of about the same time share
+    one where all that they pin can be had together. Resolves what was not resolved yet; builds nothing.
 
     Example: gateway env plan --registry registry.yaml
     """
@@ -61,7 +63,8 @@ def build(
 ) -> None:
     """Build environments ahead of time: in CI, in an image, before a promotion.
 
-    With --all, packages that can share an environment do. Exit code 1 if one cannot be built.
+    With --all, packages that can share an environment do, as `gateway env plan` shows them: they run there
+    from then on. Exit code 1 if one cannot be built.
 
     Example: gateway env build models:/iris/3 --registry registry.yaml
     """
@@ -72,6 +75,9 @@ def build(
     for group in found.groups:
         with working(f"building for {', '.join(group.members)}") as say:
             built.append((group, found.store.build(group.lock, say)))
+        for name in group.members:
+            if not group.lock.satisfies(found.locks[name]):
+                found.store.keep(found.wishes[name], group.lock)  # it is run there from now on
     value = [{"environment": b.key, "members": list(g.members), "bytes": b.bytes} for g, b in built]
     lines = [
         f"{b.key}: {', '.join(g.members)} ({size(b.apparent)}, {size(b.bytes)} of its own)" for g, b in built
@@ -130,14 +136,23 @@ def gc(
 class _Found:
     """What a registry needs. `here`: this interpreter fits; `refused`: why there is no lock."""
 
-    def __init__(self, store: Store, here: set[str], locks: dict[str, Lock], refused: dict[str, str]) -> None:
-        from gateway.environments.plan import grouped
-
+    def __init__(self, store: Store) -> None:
         self.store = store
-        self.here = here
-        self.locks = locks
-        self.refused = refused
-        self.groups = grouped(locks)
+        self.here: set[str] = set()
+        self.wishes: dict[str, Wanted] = {}
+        self.locks: dict[str, Lock] = {}
+        self.refused: dict[str, str] = {}
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        from gateway.environments.plan import grouped, united
+
+        return united(grouped(self.locks), self.wishes, self._together)
+
+    def _together(self, wanted: Wanted) -> Lock | None:
+        with contextlib.suppress(*_no_lock()):
+            return self.store.resolve(wanted)
+        return None
 
 
 def _planned(registry: str | None, config: Any, reference: str | None) -> _Found:
@@ -163,10 +178,8 @@ async def _read(
         versions: list[tuple[Version, str]] = await asyncio.to_thread(
             _versions, opened, None if target is None else reference
         )
-        here: set[str] = set()
-        locks: dict[str, Lock] = {}
-        refused: dict[str, str] = {}
         async with workshop(settings, opened) as parts:
+            found = _Found(parts.store)
             for version, _ in versions:
                 name = str(version)
                 say(f"resolving {name}")
@@ -174,17 +187,20 @@ async def _read(
                 try:
                     prepared = await parts.packages.get(version, remember=False)
                 except Problem as problem:
-                    refused[name] = problem.message
+                    found.refused[name] = problem.message
                     continue
                 assert prepared.needs is not None
                 if policy not in ("auto", "own") or (policy == "auto" and prepared.needs.check.satisfied):
-                    here.add(name)
+                    found.here.add(name)
                     continue
                 try:
-                    locks[name] = await asyncio.to_thread(_lock, parts.chooser, parts.store, prepared.needs)
+                    found.wishes[name] = parts.chooser.wanted(prepared.needs.facts)
+                    found.locks[name] = await asyncio.to_thread(parts.store.resolve, found.wishes[name])
                 except _no_lock() as error:
-                    refused[name] = str(error)
-            return _Found(parts.store, here, locks, refused)
+                    found.refused[name] = str(error)
+            say("looking for packages that can share an environment")
+            await asyncio.to_thread(lambda: found.groups)
+            return found
     finally:
         opened.close()
 
@@ -196,10 +212,6 @@ def _no_lock() -> tuple[type[Exception], ...]:
     return LockError, UvError
 
 
-def _lock(chooser: Chooser, store: Store, needs: Any) -> Lock:
-    return store.resolve(chooser.wanted(needs.facts))
-
-
 def _group(group: Group, store: Store) -> dict[str, Any]:
     built = store.find(group.lock)
     return {
@@ -207,6 +219,7 @@ def _group(group: Group, store: Store) -> dict[str, Any]:
         "python": ".".join(map(str, group.lock.python)),
         "packages": dict(group.lock.packages),
         "lock": group.lock.key,
+        "apart": list(group.apart),
         "built": built is not None,
         "bytes": None if built is None else built.bytes,
     }
@@ -227,6 +240,9 @@ def _show_plan(found: _Found) -> None:
         f"{len(found.locks)} packages need {len(found.groups)} environments;"
         f" {len(found.here)} run in this interpreter; {len(found.refused)} are refused"
     )
+    for group in found.groups:
+        for line in group.apart:
+            typer.echo(f"  {group.members[0]} {line}")
     for name, reason in found.refused.items():
         typer.echo(f"  {name}: {reason}")
 

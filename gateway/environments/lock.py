@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 from loaders import environment as environments
 from loaders.package import PackageError
@@ -93,6 +94,37 @@ class Wanted:
             self.python, self.exact, self.mlflow, self.keeps_mlflow,
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def union(wishes: Sequence[Wanted], python: Minor) -> Wanted | None:
+    """What meets several wishes at once on a Python: all their requirements, as of the latest day. None where
+    two of them pin a package to different versions."""
+    pinned: dict[str, str] = {}
+    hashes: dict[str, frozenset[str]] = {}
+    for wanted in wishes:
+        for name, specifier in pins(wanted.requirements).items():
+            exact = _exact(specifier)
+            if exact is not None and pinned.setdefault(name, exact) != exact:
+                return None
+        for name, allowed in wanted.hashes.items():
+            hashes[name] = hashes.get(name, allowed) & allowed
+    days = [wanted.created for wanted in wishes if wanted.created is not None]
+    writers = [wanted.mlflow for wanted in wishes if wanted.mlflow is not None]
+    return Wanted(
+        tuple(dict.fromkeys(line for wanted in wishes for line in wanted.requirements)),
+        tuple(dict.fromkeys(line for wanted in wishes for line in wanted.constraints)),
+        hashes,
+        max(days) if len(days) == len(wishes) else None,
+        python,
+        any(wanted.exact for wanted in wishes),
+        max(writers, key=Version) if writers else None,
+        any(wanted.keeps_mlflow for wanted in wishes),
+    )
+
+
+def _exact(specifier: SpecifierSet) -> str | None:
+    exact = [part.version for part in specifier if part.operator in ("==", "===")]
+    return exact[0] if len(exact) == 1 and not exact[0].endswith("*") else None
 
 
 @dataclass(frozen=True, slots=True)

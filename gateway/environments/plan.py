@@ -1,24 +1,34 @@
-"""How few environments a set of packages needs, and which packages share one. Pure.
+"""How few environments a set of packages needs, and which packages share one.
 
 Two packages share an environment where one lock satisfies both: they run on the same Python, and no package
-is in two versions. Locks that agree are merged; what was pinned stays pinned, so each model gets exactly what
-its own lock says.
+is in two versions. Locks that agree are merged; what was pinned stays pinned. Where locks differ only in what
+the packages left open, and the packages are of about the same time, their requirements are resolved together.
+Pure: resolving is passed in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Final
 
-from gateway.environments.lock import Lock, merged
+from gateway.environments.lock import Lock, Wanted, merged, pins, union
+
+WINDOW = timedelta(days=31)
+"""How far the days of packages may lie apart that are resolved together."""
+
+_SHOWN: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The members that share an environment, by name, and its lock."""
+    """The members that share an environment, by name, and its lock. `apart`: why it is not one with the
+    others, a line each."""
 
     members: tuple[str, ...]
     lock: Lock
+    apart: tuple[str, ...] = ()
 
 
 def grouped(locks: Mapping[str, Lock]) -> list[Group]:
@@ -34,8 +44,50 @@ def grouped(locks: Mapping[str, Lock]) -> list[Group]:
                 break
         else:
             groups.append(([name], [lock], dict(lock.packages)))
-    made = [Group(tuple(sorted(members)), _merged(parts)) for members, parts, _ in groups]
-    return sorted(made, key=lambda group: (-len(group.members), group.members))
+    return _ordered(Group(tuple(sorted(members)), _merged(parts)) for members, parts, _ in groups)
+
+
+def united(
+    groups: Sequence[Group],
+    wishes: Mapping[str, Wanted],
+    resolve: Callable[[Wanted], Lock | None],
+    window: timedelta = WINDOW,
+) -> list[Group]:
+    """Fewer groups where members' wishes can be met together. `resolve` gives None where they cannot."""
+    found: list[Group] = []
+    for group in groups:
+        for place, other in enumerate(found):
+            both = _together(other, group, wishes, resolve, window)
+            if both is not None:
+                found[place] = both
+                break
+        else:
+            found.append(group)
+    ordered = _ordered(found)
+    return [
+        replace(group, apart=_apart(group, ordered[:place], wishes)) for place, group in enumerate(ordered)
+    ]
+
+
+def _together(
+    one: Group,
+    other: Group,
+    wishes: Mapping[str, Wanted],
+    resolve: Callable[[Wanted], Lock | None],
+    window: timedelta,
+) -> Group | None:
+    if (one.lock.python, one.lock.platform) != (other.lock.python, other.lock.platform):
+        return None
+    members = (*one.members, *other.members)
+    days = [wishes[name].created for name in members]
+    known = [day for day in days if day is not None]
+    if known and (len(known) < len(days) or max(known) - min(known) > window):
+        return None
+    wanted = union([wishes[name] for name in members], one.lock.python)
+    lock = None if wanted is None else resolve(wanted)
+    if lock is None or lock.python != one.lock.python:
+        return None
+    return Group(tuple(sorted(members)), lock)
 
 
 def agree(first: Lock, packages: Mapping[str, str], other: Lock) -> bool:
@@ -54,6 +106,25 @@ def conflicts(one: Lock, other: Lock) -> list[str]:
         for name, version in sorted(one.packages.items())
         if other.packages.get(name, version) != version
     ]
+
+
+def _apart(group: Group, others: Sequence[Group], wishes: Mapping[str, Wanted]) -> tuple[str, ...]:
+    """Against each larger group of the same Python, what the packages name first; against none of another
+    one, where that is the reason."""
+    lines = []
+    for other in others:
+        if other.lock.python != group.lock.python:
+            continue
+        found = conflicts(other.lock, group.lock)
+        named = {name for member in group.members for name in pins(wishes[member].requirements)}
+        found.sort(key=lambda conflict: conflict.partition(" ")[0] not in named)
+        more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        lines.append(f"apart from {other.members[0]}: {', '.join(found[:_SHOWN])}{more}")
+    return tuple(lines)
+
+
+def _ordered(groups: Iterable[Group]) -> list[Group]:
+    return sorted(groups, key=lambda group: (-len(group.members), group.members))
 
 
 def _merged(parts: Sequence[Lock]) -> Lock:

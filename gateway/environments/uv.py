@@ -39,7 +39,7 @@ _SAID: Final = (
         "the index does not say when its files were uploaded",
     ),
     (
-        r"network connectivity is disabled|needed data was not found|--offline",
+        r"network connectivity is disabled|needed data was not found|not found in the cache|--offline",
         "offline",
         "what it needs is not in the cache, and the index was not asked",
     ),

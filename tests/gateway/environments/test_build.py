@@ -263,6 +263,12 @@ def test_an_index_that_is_away_is_said_without_its_password(tmp_path: Path) -> N
         assert "hunter2" not in str(failed.value)
 
 
+def test_a_test_that_forgets_its_index_asks_none(tmp_path: Path) -> None:
+    with server(30) as url, pytest.raises(UvError) as failed:
+        store(tmp_path / "e", {**os.environ, "UV_DEFAULT_INDEX": url}).resolve(ACME)
+    assert failed.value.kind == "offline"
+
+
 def test_a_slow_index_is_given_up(tmp_path: Path) -> None:
     with server(30) as url:
         environ = {"UV_DEFAULT_INDEX": url, "UV_HTTP_TIMEOUT": "1", "UV_HTTP_RETRIES": "0"}

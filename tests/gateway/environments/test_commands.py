@@ -79,6 +79,28 @@ def test_environments_are_planned_built_listed_and_removed(
     assert ran(capsys, "env", "list")[1]["environments"] == []
 
 
+def test_packages_that_pin_different_things_share_what_meets_both(
+    registry: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`d` pins an older pandas than `a` would get alone; `a` runs with it from then on."""
+    wheels.wheel(tmp_path / "index", "pandas", "1.4.4")
+    lines = "scikit-learn==1.0.2\ncloudpickle==2.2.0\npandas==1.4.4\n"
+    described(tmp_path / "m" / "d", requirements=lines, python=None)
+    model = {"versions": {"1": {"source": "m/d"}}, "aliases": {"champion": "1"}}
+    content = json.loads(registry.read_text())
+    content["models"] = {"a": content["models"]["a"], "d": model}
+    registry.write_text(json.dumps(content))
+    assert ran(capsys, "env", "build", "models:/a/1", "--registry", str(registry))[0] == 0
+    assert ran(capsys, "env", "list")[1]["environments"][0]["packages"]["pandas"] == "1.5.1"
+
+    _, plan = ran(capsys, "env", "plan", "--registry", str(registry))
+    [shared] = plan["environments"]
+    assert (shared["members"], shared["packages"]["pandas"]) == (["a/1", "d/1"], "1.4.4")
+    assert ran(capsys, "env", "build", "--all", "--registry", str(registry))[0] == 0
+    _, built = ran(capsys, "env", "build", "models:/a/1", "--registry", str(registry))
+    assert built["built"][0]["environment"] == shared["lock"]
+
+
 def test_one_package_is_built_by_its_reference(registry: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, built = ran(capsys, "env", "build", "models:/a@champion", "--registry", str(registry))
     assert code == 0
