@@ -18,6 +18,7 @@ from gateway.artifacts.sources import sources_for
 from gateway.environments.choose import Chooser
 from gateway.gauges import expose
 from gateway.http.auth import Access, control_key
+from gateway.http.bodies import BodyReader
 from gateway.http.connections import Connections
 from gateway.http.feed import Feed
 from gateway.http.large import LargeBodies
@@ -171,6 +172,7 @@ class Gateway:
             preload=preload,
         )
         self.connections = Connections(settings.max_connections)
+        self.bodies = BodyReader(settings.max_body_bytes, settings.max_inflight_bytes)
         self.large_bodies = LargeBodies(settings.max_inflight_bytes)
         self._governor = Governor(
             cgroup.memory_usage,
@@ -201,6 +203,7 @@ class Gateway:
             self.access,
             self.metrics,
             self.settings,
+            self.bodies,
             self.large_bodies,
             lambda: self.draining,
             self.feed,

@@ -86,13 +86,17 @@ class Line:
         return received, sent
 
     def write(self) -> None:
-        answered, record = self._answered, self._record
-        answered.seconds = answered.seconds or perf_counter() - record.began
-        answered.error_code = None if record.code in ("", "2xx") else record.code
-        answered.request_id = record.shown_id
-        if record.version is not None:
-            answered.model, answered.version = record.version.name, record.version.version
-        log.info("%s", answered, extra={"event": answered})
+        write(self._answered, self._record)
+
+
+def write(answered: Answered, record: RequestRecord) -> None:
+    """Writes the line of a request that has ended."""
+    answered.seconds = answered.seconds or perf_counter() - record.began
+    answered.error_code = None if record.code in ("", "2xx") else record.code
+    answered.request_id = record.shown_id
+    if record.version is not None:
+        answered.model, answered.version = record.version.name, record.version.version
+    log.info("%s", answered, extra={"event": answered})
 
 
 def _shown(raw: bytes) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gateway.http.auth import Access
+    from gateway.http.bodies import BodyReader
     from gateway.http.feed import Feed
     from gateway.http.large import LargeBodies
     from gateway.metrics import Metrics
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """`draining`: whether the gateway is stopping and clients should go elsewhere."""
+    """`bodies` counts the bodies of predictions, by whatever protocol they come; `draining`: whether the
+    gateway is stopping and clients should go elsewhere."""
 
     service: Service
     views: Views
@@ -31,6 +33,7 @@ class Parts:
     access: Access
     metrics: Metrics
     settings: Settings
+    bodies: BodyReader
     large_bodies: LargeBodies
     draining: Callable[[], bool]
     feed: Feed

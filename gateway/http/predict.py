@@ -51,7 +51,7 @@ class Prediction:
     def __init__(self, parts: Parts) -> None:
         settings = parts.settings
         self._service = parts.service
-        self._bodies = bodies.BodyReader(settings.max_body_bytes, settings.max_inflight_bytes)
+        self._bodies = parts.bodies
         self._large = parts.large_bodies
         self._max_answer = settings.max_answer_bytes
         self._watchers = _DisconnectWatchers()
@@ -169,7 +169,7 @@ class Prediction:
             predictions = await answers.encode(answer.result, self._max_answer)
         record.encode = perf_counter() - began
         assert record.version is not None
-        model, name, number = _resolved(record.version.name, record.version.version, record.alias)
+        model, name, number = resolved(record.version.name, record.version.version, record.alias)
         head = [name, number, (b"x-request-id", record.id), _timing(record)]
         if answer.marks:
             head.append((b"x-model-warnings", ", ".join(answer.marks).encode()))
@@ -200,7 +200,7 @@ def _failure(
         record.predict, record.queue = (spent, 0.0) if problem.code in _MODEL_CODES else (0.0, spent)
     head = problems.header_list(problem, record.id)
     if record.version is not None:
-        _, name, number = _resolved(record.version.name, record.version.version, record.alias)
+        _, name, number = resolved(record.version.name, record.version.version, record.alias)
         head += (name, number, _timing(record))
     if record.elsewhere:
         head.append((b"x-model-warnings", ", ".join(MISMATCH).encode()))
@@ -278,7 +278,7 @@ def _timing(record: RequestRecord) -> Header:
 
 
 @lru_cache(maxsize=1024)
-def _resolved(name: str, version: str, alias: str | None) -> tuple[bytes, Header, Header]:
+def resolved(name: str, version: str, alias: str | None) -> tuple[bytes, Header, Header]:
     """What every answer of a resolved model says of it: the body's member and the two headers. A header
     holds Latin-1 at most, so what is not printable ASCII is percent-encoded, and `%` with it."""
     model = b',"model":' + orjson.dumps({"name": name, "version": version, "alias": alias})

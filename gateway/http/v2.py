@@ -7,21 +7,20 @@ prediction is `predict.Prediction`'s, and what a model's state means is `Views`'
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs
 
 import orjson
 from starlette.types import Receive, Scope, Send
 
-from gateway import __version__, names
+from gateway import names
 from gateway.errors import Problem
-from gateway.http import answers, bodies, problems, v2_inputs, v2_outputs
+from gateway.http import answers, bodies, problems, v2_inputs, v2_models, v2_outputs
 from gateway.http.dialects import Dialect
 from gateway.http.media import Media
 from gateway.http.problems import JSON, Header
 from loaders.batch import Columns, Tensors
-from loaders.schema import AnyType, Array, ColSpec, Scalar, TensorSpec, Type
 
 if TYPE_CHECKING:
     from gateway.http.parts import Parts
@@ -30,23 +29,8 @@ if TYPE_CHECKING:
     from gateway.record import RequestRecord
     from gateway.service import Answer
 
-NAME: Final = "model-gateway"
-EXTENSIONS: Final = ("binary_tensor_data", "model_repository")
-
 _BINARY: Final[Header] = (b"content-type", b"application/octet-stream")
 _MAX_BODY: Final = 64 * 1024
-_SCALARS: Final[Mapping[Scalar, str]] = {
-    Scalar.boolean: "BOOL",
-    Scalar.integer: "INT32",
-    Scalar.long: "INT64",
-    Scalar.float: "FP32",
-    Scalar.double: "FP64",
-    Scalar.string: "BYTES",
-    Scalar.binary: "BYTES",
-    Scalar.datetime: "BYTES",
-}
-#: What the repository index calls our states.
-_STATES: Final = {"READY": "READY", "LOADING": "LOADING", "DRAINING": "UNLOADING"}
 
 
 def _media(headers: Mapping[bytes, bytes]) -> Media:
@@ -63,9 +47,7 @@ async def _encode(
         about["id"] = asks["id"]
     if answer.warnings:
         about["parameters"] = {"warnings": "; ".join(answer.warnings)}
-    signature = answer.signature
-    outputs = () if signature is None or signature.outputs is None else signature.outputs
-    said = [None if spec.name is None else str(spec.name) for spec in outputs]
+    said = v2_models.output_names(answer.signature)
 
     def whole() -> tuple[list[bytes], int | None]:
         return v2_outputs.encode(about, v2_outputs.outputs(answer.result, said), asks, limit)
@@ -121,7 +103,7 @@ class OpenInference:
         if path.startswith(b"/v2/repository/"):
             return await self._repository(scope, receive, path[15:])
         if path in (b"/v2", b"/v2/"):
-            return _get(scope, lambda: {"name": NAME, "version": __version__, "extensions": EXTENSIONS})
+            return _get(scope, lambda: v2_models.SERVER)
         if path == b"/v2/health/live":
             return _get(scope, lambda: {"live": True})
         if path == b"/v2/health/ready":
@@ -133,7 +115,7 @@ class OpenInference:
         _get(scope, dict)
         if path.endswith(b"/ready"):
             return await self._ready(_reference(path[11:-6]), scope)
-        return 200, await self._metadata(_reference(path[11:]))
+        return 200, await v2_models.metadata(self._views, _reference(path[11:]))
 
     async def _ready(self, reference: Reference, scope: Scope) -> tuple[int, Any]:
         query = parse_qs(scope.get("query_string", b"").decode("latin-1"))
@@ -145,26 +127,11 @@ class OpenInference:
             return 200, about
         raise Problem("MODEL_UNAVAILABLE", reason, retry_after=1.0)
 
-    async def _metadata(self, reference: Reference) -> dict[str, Any]:
-        described = await self._views.described(reference)
-        package = described.prepared.package
-        signature = package.signature
-        model = await self._views.model(described.version.name)
-        flavors = sorted(set(package.flavors) - {"python_function"})
-        return {
-            "name": described.version.name,
-            "versions": [version.version for version in model.versions],
-            "platform": f"mlflow_{flavors[0] if flavors else 'pyfunc'}",
-            "inputs": [] if signature is None else tensors(signature.inputs or (), "input"),
-            "outputs": [] if signature is None else tensors(signature.outputs or (), v2_outputs.UNNAMED),
-            "parameters": {"version": described.version.version, "alias": described.alias or ""},
-        }
-
     async def _repository(self, scope: Scope, receive: Receive, rest: bytes) -> tuple[int, Any]:
         if scope["method"] != "POST":
             raise _NotAllowed("POST")
         if rest == b"index":
-            return 200, self._index(await self._flag(scope, receive, "ready"))
+            return 200, v2_models.index(self._views, await self._flag(scope, receive, "ready"))
         if rest.startswith(b"models/"):
             target, _, verb = rest[7:].rpartition(b"/")
             if target and verb in (b"load", b"unload"):
@@ -180,46 +147,6 @@ class OpenInference:
             return bool(body.strip()) and bodies.decode_object(body).get(name) is True
         finally:
             self._bodies.release(len(body))
-
-    def _index(self, only_ready: bool) -> list[dict[str, Any]]:
-        found = []
-        for model in self._views.models().models:
-            for version in model.versions:
-                state = _STATES.get(version.state, "UNAVAILABLE")
-                reason = version.reason or ""
-                if version.state == "UNLOADED":
-                    reason = "not loaded; the first request loads it"
-                if state == "READY" or not only_ready:
-                    one = {"name": model.name, "version": version.version}
-                    found.append({**one, "state": state, "reason": reason})
-        return found
-
-
-def tensors(specs: Sequence[ColSpec | TensorSpec], unnamed: str) -> list[dict[str, Any]]:
-    """Inputs or outputs of a signature as the protocol describes tensors. `unnamed`: what a single one
-    without a name is called; columns without names have their numbers."""
-    found = []
-    for place, spec in enumerate(specs):
-        name = str(place) if len(specs) > 1 else unnamed
-        name = name if spec.name is None else str(spec.name)
-        if isinstance(spec, TensorSpec):
-            datatype = v2_outputs.DATATYPES.get(spec.dtype.str.lstrip("<|=>"), "BYTES")
-            found.append({"name": name, "datatype": datatype, "shape": list(spec.shape)})
-        else:
-            datatype, shape = _of_column(spec.type)
-            one: dict[str, Any] = {"name": name, "datatype": datatype, "shape": shape}
-            if not spec.required:
-                one["parameters"] = {"required": False}
-            found.append(one)
-    return found
-
-
-def _of_column(kind: Type) -> tuple[str, list[int]]:
-    if isinstance(kind, Scalar):
-        return _SCALARS[kind], [-1]
-    if isinstance(kind, Array) and isinstance(kind.items, Scalar | AnyType):
-        return _of_column(kind.items)[0], [-1, -1]
-    return "BYTES", [-1]
 
 
 class _NotAllowed(Exception):

@@ -11,7 +11,7 @@ import base64
 import binascii
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any, Final, TypeAlias
@@ -29,6 +29,9 @@ from loaders.enforcement.tensors import cast_leaves
 from loaders.enforcement.violations import Faults, shown
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
+#: What gives an input's values as little-endian bytes, by its place, its parameters and its path in messages;
+#: None where they are in its `data`.
+Share: TypeAlias = "Callable[[int, Mapping[str, Any], str], memoryview | None]"
 
 DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
     "BOOL": np.dtype(np.bool_),
@@ -106,10 +109,36 @@ def _elements(text: bytes, size: int) -> int:
 
 
 def parse(body: bytes, length: str) -> Parsed:
-    """An inference request. `asked` of the result is what the answer needs: `id`, `outputs` as pairs of a
-    name and whether it is wanted as binary data, `binary` where that is not said. Raises Problem."""
+    """An inference request in JSON, with binary data behind it. Raises Problem."""
     text, binary = split(body, length)
     document = bodies.decode_object(text, jsonbody.loads)
+    at = 0
+
+    def share(place: int, parameters: Mapping[str, Any], root: str) -> memoryview | None:
+        nonlocal at
+        size = parameters.get(BINARY_SIZE)
+        if size is None:
+            return None
+        if type(size) is not int or size < 0:
+            raise Problem("MALFORMED_BODY", f"binary_data_size of {root} must be a whole number")
+        if at + size > len(binary):
+            message = f"binary_data_size of {root} goes beyond the body"
+            hint = "Inference-Header-Content-Length is the length of the JSON part alone"
+            raise Problem("MALFORMED_BODY", message, hint=hint)
+        at += size
+        return binary[at - size : at]
+
+    parsed = read(document, share)
+    if at != len(binary):
+        message = f"{len(binary) - at} bytes of binary data belong to no input"
+        raise Problem("MALFORMED_BODY", message, hint="each binary input says its binary_data_size")
+    return parsed
+
+
+def read(document: Mapping[str, Any], share: Share) -> Parsed:
+    """An inference request of any transport. `asked` of the result is what the answer needs: `id`, `outputs`
+    as pairs of a name and whether it is wanted as binary data, `binary` where that is not said.
+    Raises Problem."""
     inputs = document.get("inputs")
     if not isinstance(inputs, list) or not inputs:
         hint = 'send {"inputs": [{"name": …, "shape": […], "datatype": …, "data": […]}]}'
@@ -117,7 +146,7 @@ def parse(body: bytes, length: str) -> Parsed:
     parameters = _parameters(document, "the request")
     faults = Faults()
     try:
-        arrays = _arrays(inputs, binary, faults)
+        arrays = _arrays(inputs, share, faults)
     except InvalidInput as error:
         raise refused(error.violations, error.count_text) from None
     if faults.total:
@@ -169,43 +198,34 @@ def _outputs(document: Mapping[str, Any]) -> list[list[Any]] | None:
     return wanted
 
 
-def _arrays(inputs: list[Any], binary: memoryview, faults: Faults) -> dict[str, Array]:
+def _arrays(inputs: list[Any], share: Share, faults: Faults) -> dict[str, Array]:
     arrays: dict[str, Array] = {}
-    at = 0
     for place, one in enumerate(inputs):
         name = one.get("name") if isinstance(one, dict) else None
         if not isinstance(name, str) or not name:
             raise Problem("MALFORMED_BODY", f"inputs[{place}] must be an object with a name")
         root = f"inputs.{shown(name)}"
         parameters = _parameters(one, root)
-        size = parameters.get(BINARY_SIZE)
-        if size is not None:
-            if type(size) is not int or size < 0:
-                raise Problem("MALFORMED_BODY", f"binary_data_size of {root} must be a whole number")
-            if at + size > len(binary):
-                message = f"binary_data_size of {root} goes beyond the body"
-                hint = "Inference-Header-Content-Length is the length of the JSON part alone"
-                raise Problem("MALFORMED_BODY", message, hint=hint)
-            at += size
+        raw = share(place, parameters, root)
         if name in arrays:
             faults.add(root, v.DUPLICATE)
             continue
         datatype, shape = one.get("datatype"), one.get("shape")
-        if datatype not in DTYPES:
+        if not isinstance(datatype, str) or datatype not in DTYPES:
             faults.add(f"{root}.datatype", v.WRONG_TYPE, ", ".join(DTYPES))
             continue
         if not _is_shape(shape):
             faults.add(f"{root}.shape", v.WRONG_SHAPE, "a list of lengths, each 0 or more")
             continue
-        if (size is None) == ("data" not in one):
-            faults.add(root, v.WRONG_FORM, "either data or binary_data_size")
+        if (raw is None) == ("data" not in one):
+            faults.add(root, v.WRONG_FORM, "either data or binary data")
             continue
         before = faults.total
         nulls = _nulls(parameters.get("nulls"), shape, root, faults)
-        if size is None:
+        if raw is None:
             array = _from_json(one["data"], datatype, shape, nulls, root, faults)
         else:
-            array = _from_binary(binary[at - size : at], datatype, shape, root, faults)
+            array = _from_binary(raw, datatype, shape, root, faults)
         is_base64 = parameters.get("content_type") == "base64" and datatype == "BYTES"
         if array is not None and is_base64 and faults.total == before:
             array = _decoded(array, root, faults)
@@ -216,9 +236,6 @@ def _arrays(inputs: list[Any], binary: memoryview, faults: Faults) -> dict[str, 
             arrays[name] = _with_nulls(array.reshape(shape), nulls)
         except ValueError:
             faults.add(f"{root}.shape", v.WRONG_SHAPE)
-    if at != len(binary):
-        message = f"{len(binary) - at} bytes of binary data belong to no input"
-        raise Problem("MALFORMED_BODY", message, hint="each binary input says its binary_data_size")
     return arrays
 
 

@@ -116,10 +116,10 @@ def encode(
 ) -> tuple[list[bytes], int | None]:
     """The answer's body in parts, and the length of its JSON part where binary data follows. `about`: the
     members in front of `outputs`. Raises Problem."""
-    chosen = _chosen(found, asked)
+    selected = chosen(found, asked)
     parts: list[bytes] = [orjson.dumps(about)[:-1] + b',"outputs":[']
     binary: list[bytes] = []
-    for place, (output, as_binary) in enumerate(chosen):
+    for place, (output, as_binary) in enumerate(selected):
         head: dict[str, Any] = {
             "name": output.name,
             "datatype": output.datatype,
@@ -130,7 +130,7 @@ def encode(
             parameters["content_type"] = output.content_type
         data: list[bytes] = []
         if as_binary:
-            raw = _raw(output)
+            raw = little_endian(output)
             binary.append(raw)
             parameters[BINARY_SIZE] = len(raw)
         else:
@@ -144,11 +144,7 @@ def encode(
         if not as_binary:
             parts += [*data, b"}"]
         if sum(map(len, parts)) + sum(map(len, binary)) > limit:
-            raise Problem(
-                "PREDICTION_FAILED",
-                f"the model's answer takes more than {limit} bytes",
-                hint="send fewer rows a request; the operator's limit is the setting max_answer_bytes",
-            )
+            raise too_large(limit)
     parts.append(b"]}")
     if not binary:
         return parts, None
@@ -156,7 +152,18 @@ def encode(
     return [text, *binary], len(text)
 
 
-def _chosen(found: Sequence[Output], asked: Mapping[str, Any]) -> list[tuple[Output, bool]]:
+def too_large(limit: int) -> Problem:
+    """An answer of more than `limit` bytes."""
+    return Problem(
+        "PREDICTION_FAILED",
+        f"the model's answer takes more than {limit} bytes",
+        hint="send fewer rows a request; the operator's limit is the setting max_answer_bytes",
+    )
+
+
+def chosen(found: Sequence[Output], asked: Mapping[str, Any]) -> list[tuple[Output, bool]]:
+    """The outputs that are asked for, in their order, and whether each is wanted as binary data.
+    Raises INVALID_INPUT."""
     by_name = {output.name: output for output in found}
     wanted = asked["outputs"]
     if wanted is None:
@@ -169,7 +176,8 @@ def _chosen(found: Sequence[Output], asked: Mapping[str, Any]) -> list[tuple[Out
     return [(by_name[name], asked["binary"] if binary is None else binary) for name, binary in wanted]
 
 
-def _raw(output: Output) -> bytes:
+def little_endian(output: Output) -> bytes:
+    """The values as the protocol has them in binary; of BYTES each with its length in four bytes in front."""
     if output.datatype != "BYTES":
         return output.array.tobytes()
     return b"".join(

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from gateway.errors import Problem
-from gateway.http import bodies, v2, v2_inputs
+from gateway.http import bodies, v2_inputs, v2_models
 from loaders.batch import Columns
 from loaders.enforcement import RawInput, enforce
 from loaders.schema import ColSpec, Scalar
@@ -24,7 +24,7 @@ CASES = [(kind, case) for kind in SCALARS for case in COLUMNS[kind]]
 
 def request(kind: Scalar, sound: Case, case: Case) -> bytes:
     """Two columns, as the model's metadata says: `k` and the one that is looked at."""
-    datatype = v2.tensors((ColSpec(kind, "x"),), "")[0]["datatype"]
+    datatype = v2_models.tensors((ColSpec(kind, "x"),), "")[0]["datatype"]
     parameters: dict[str, Any] = {"nulls": [1]} if case.value is None else {}
     if kind is Scalar.binary:
         parameters["content_type"] = "base64"
@@ -62,7 +62,7 @@ FRAME = pd.DataFrame(
 )
 TYPES = ("boolean", "integer", "long", "float", "double", "string", "datetime")
 SIGNATURE = Signature(inputs=tuple(ColSpec(kind, name) for name, kind in zip(FRAME, TYPES, strict=True)))
-DATATYPES = [one["datatype"] for one in v2.tensors(SIGNATURE.inputs or (), "")]
+DATATYPES = [one["datatype"] for one in v2_models.tensors(SIGNATURE.inputs or (), "")]
 
 
 def values(name: str) -> list[Any]:
