@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import uvicorn
 
-from gateway import logs
+from gateway import grpc, logs
 from gateway.app import Gateway
 from gateway.errors import Problem
 from gateway.http.build import build
@@ -38,6 +38,7 @@ from gateway.runners.orphans import adopt
 from gateway.settings import SettingsError
 
 if TYPE_CHECKING:
+    from gateway.grpc.server import RpcServer
     from gateway.settings import Settings
 
 log = logging.getLogger("gateway")
@@ -77,9 +78,10 @@ class Server(uvicorn.Server):
     A second signal ends at once.
     """
 
-    def __init__(self, config: uvicorn.Config, gateway: Gateway) -> None:
+    def __init__(self, config: uvicorn.Config, gateway: Gateway, rpc: RpcServer | None = None) -> None:
         super().__init__(config)
         self._gateway = gateway
+        self._rpc = rpc
         self._lingers_until = 0.0
         self._bound: list[socket.socket] = []
 
@@ -113,6 +115,8 @@ class Server(uvicorn.Server):
     def _closed(self) -> None:
         for server in self.servers:
             server.close()
+        if self._rpc is not None:
+            self._rpc.drain(self._gateway.settings.drain_timeout)
         self._lingers_until = asyncio.get_running_loop().time() + LINGER
         self._linger()
 
@@ -160,9 +164,13 @@ async def _serve(
     settings: Settings, registry: Registry, bound: socket.socket, reload: Callable[[], Settings] | None
 ) -> int:
     gateway = Gateway(settings, registry)
+    parts = gateway.parts
+    rpc = None
     try:
+        if settings.grpc_port is not None:
+            rpc = grpc.server(parts)
         config = uvicorn.Config(
-            build(gateway.parts),
+            build(parts),
             http=protocol(settings.max_connection_age, gateway.connections),
             lifespan="off",
             ws="none",
@@ -173,12 +181,18 @@ async def _serve(
             timeout_keep_alive=settings.keep_alive,  # type: ignore[arg-type] # seconds for call_later
             timeout_graceful_shutdown=max(1, int(settings.drain_timeout)),
         )
-        server = Server(config, gateway)
+        server = Server(config, gateway, rpc)
         _on_hangup(server, gateway, reload)
         await gateway.start()
         bound.listen(BACKLOG)
+        if rpc is not None:
+            log.info("serving V2 over gRPC on %s", await rpc.start())
         await server.serve(sockets=[bound])
+        if rpc is not None and not server.force_exit:
+            await rpc.close(settings.drain_timeout)
     finally:
+        if rpc is not None:
+            await rpc.close()
         await gateway.stop()
     return 0
 

@@ -167,6 +167,8 @@ class Settings(Part):
     """The address to listen on."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
     """The port to listen on; 0: a free one."""
+    grpc_port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    """The port of the V2 protocol over gRPC; 0: a free one. Not set: none. Needs the extra `grpc`."""
     registry: str | None = None
     """A registry file (.yaml, .yml, .json), its URL, or an MLflow server."""
     cache_dir: Path = Field(default_factory=lambda: Path(platformdirs.user_cache_dir("model-gateway")))

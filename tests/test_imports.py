@@ -122,6 +122,12 @@ TABLE: dict[str, Row] = {
         "rollouts.promotions", "rollouts.residency", "registries.watcher", "registries.webhooks",
         libraries="starlette uvicorn httptools orjson numpy pyarrow pydantic pydantic_core", loaders=True,
     ),
+    # The same service over another transport; bodies, tensors and problems are shared with HTTP. `google`:
+    # protobuf.
+    "grpc": row(
+        LEAVES, "record", "service", "http", "__version__",
+        libraries="grpc grpc_health google orjson numpy starlette", loaders=True,
+    ),
     # Around the composition root: what remembers, measures and looks after the parts.
     "persistence": row(LEAVES, VERSION, PREPARED, "artifacts.base", loaders=True),
     "gauges": row("serving", "views", "metrics", "upkeep", "http.connections", "registries.watcher"),
@@ -130,7 +136,7 @@ TABLE: dict[str, Row] = {
         LEAVES, PARTS, "serving", "rollouts", "service", "views", "http", "metrics", "gauges", "persistence",
         "upkeep",
     ),
-    "server": row(LEAVES, PARTS, "app", "http", libraries="uvicorn uvloop"),
+    "server": row(LEAVES, PARTS, "app", "http", "grpc", libraries="uvicorn uvloop"),
     # Python's interface: registry and artifacts, without a server.
     "api": row(LEAVES, "registries", "artifacts", libraries="numpy pandas", loaders=True),
     "demo": row("api", "registries", "commands.terminal", loaders=True, libraries="numpy"),

@@ -129,7 +129,7 @@ class Prediction:
         answer needs. Raises Problem."""
         headers = record.headers
         form = dialect.media(headers)
-        deadline = _deadline(headers)
+        deadline = deadline_of(headers)
         reference = _reference(target, headers)
         body = await self._bodies.read(receive, headers)
         held.size += len(body)
@@ -195,9 +195,7 @@ def _failure(
     # The frames of a traceback hold the body, and a refusal may take seconds to be sent.
     problem.__traceback__ = problem.__context__ = None
     record.code = problem.code
-    if asked and not record.predict:
-        spent = perf_counter() - asked
-        record.predict, record.queue = (spent, 0.0) if problem.code in _MODEL_CODES else (0.0, spent)
+    attribute(record, asked)
     head = problems.header_list(problem, record.id)
     if record.version is not None:
         _, name, number = resolved(record.version.name, record.version.version, record.alias)
@@ -206,6 +204,14 @@ def _failure(
         head.append((b"x-model-warnings", ", ".join(MISMATCH).encode()))
     status = 400 if dialect.bare and problem.code == "INVALID_INPUT" else problem.status
     return status, head, [dialect.document(problem, record.id)]
+
+
+def attribute(record: RequestRecord, asked: float) -> None:
+    """Says where the time of a failed request went: into the model, or into waiting for it. `asked`: when the
+    model was asked, 0 if it was not."""
+    if asked and not record.predict:
+        spent = perf_counter() - asked
+        record.predict, record.queue = (spent, 0.0) if record.code in _MODEL_CODES else (0.0, spent)
 
 
 def _too_many_connections() -> Problem:
@@ -285,7 +291,7 @@ def resolved(name: str, version: str, alias: str | None) -> tuple[bytes, Header,
     return model, (b"x-model-name", quote(name, safe=_PLAIN).encode()), (b"x-model-version", version.encode())
 
 
-def _deadline(headers: Mapping[bytes, bytes]) -> float | None:
+def deadline_of(headers: Mapping[bytes, bytes]) -> float | None:
     """The caller's X-Request-Timeout-Ms as a moment of the loop's clock."""
     given = headers.get(b"x-request-timeout-ms")
     if given is None:

@@ -14,7 +14,7 @@ from loaders.schema import AnyType, Array, ColSpec, Scalar, TensorSpec, Type
 
 if TYPE_CHECKING:
     from gateway.names import Reference
-    from gateway.rollouts.operations import Operations
+    from gateway.views import Views
     from loaders.signature import Signature
 
 SERVER: Final[Mapping[str, Any]] = {

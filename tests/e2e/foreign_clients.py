@@ -1,5 +1,6 @@
-"""Asks a gateway with other projects' own clients. Runs in an environment of its own, with the gateway's URL
-and its control key as arguments; it imports nothing of the gateway. Says which clients were used.
+"""Asks a gateway with one of other projects' own clients. Runs in an environment of its own, with the client's
+name, the gateway's URL, its control key and its address for gRPC as arguments; it imports nothing of the
+gateway. A client has a process of its own: two that bring the same protocol's messages exclude each other.
 """
 
 from __future__ import annotations
@@ -75,6 +76,81 @@ async def kserve(url: str, key: str) -> None:
     assert answer["predictions"] == WANTED
 
 
+def triton_grpc(address: str, key: str) -> None:
+    import queue
+
+    import tritonclient.grpc as client
+    from tritonclient.utils import InferenceServerException
+
+    server = client.InferenceServerClient(address)
+    assert server.is_server_live()
+    assert server.is_server_ready()
+    assert server.get_server_metadata().name == "model-gateway"
+    metadata = server.get_model_metadata("iris")
+    assert [one.name for one in metadata.inputs] == list(NAMES)
+    assert list(metadata.versions) == ["1", "2"]
+    assert server.is_model_ready("iris")
+    assert server.is_model_ready("iris", "2")
+    inputs = []
+    for name, column in zip(NAMES, ROWS.T, strict=True):
+        inputs.append(client.InferInput(name, [2], "FP64"))
+        inputs[-1].set_data_from_numpy(np.ascontiguousarray(column))
+    outputs = [client.InferRequestedOutput("predictions")]
+    for options in ({}, {"outputs": outputs}, {"model_version": "1"}, {"request_id": "7"}):
+        answer = server.infer("iris", inputs, client_timeout=30, **options)
+        assert answer.as_numpy("predictions").tolist() == WANTED
+        assert answer.get_response().id == options.get("request_id", "")
+    for name, wanted in (("iris", "INVALID_INPUT"), ("nothing", "MODEL_NOT_FOUND")):
+        wrong = client.InferInput("sl", [1], "INT64")
+        wrong.set_data_from_numpy(np.array([1]))
+        refused = None
+        try:
+            server.infer(name, [wrong])
+        except InferenceServerException as error:
+            refused = error
+        assert refused is not None
+        assert wanted in refused.message()
+    refused = None
+    try:
+        server.unload_model("iris")
+    except InferenceServerException as error:
+        refused = error
+    assert refused is not None
+    assert "UNAUTHENTICATED" in refused.status()
+    control = {"authorization": f"Bearer {key}"}
+    server.unload_model("iris", headers=control)
+    server.load_model("iris", headers=control)
+    index = server.get_model_repository_index()
+    assert {(one.name, one.version): one.state for one in index.models}["iris", "1"] == "READY"
+    came: queue.Queue[tuple[Any, Any]] = queue.Queue()
+    server.start_stream(lambda result, error: came.put((result, error)))
+    server.async_stream_infer("iris", inputs)
+    server.async_stream_infer("nothing", inputs)
+    server.async_stream_infer("iris", inputs)
+    for wanted_error in (False, True, False):
+        result, failed = came.get(timeout=30)
+        assert (failed is not None) == wanted_error
+        assert wanted_error or result.as_numpy("predictions").tolist() == WANTED
+    server.stop_stream()
+
+
+async def kserve_grpc(address: str, key: str) -> None:
+    from kserve import InferenceGRPCClient, InferInput, InferRequest
+
+    client = InferenceGRPCClient(address)
+    assert await client.is_server_live()
+    assert await client.is_server_ready()
+    assert await client.is_model_ready("iris")
+    for raw in (True, False):
+        inputs = []
+        for name, column in zip(NAMES, ROWS.T, strict=True):
+            inputs.append(InferInput(name, [2], "FP64"))
+            inputs[-1].set_data_from_numpy(np.ascontiguousarray(column), binary_data=raw)
+        answer = await client.infer(InferRequest("iris", inputs))
+        assert list(answer.outputs[0].as_numpy()) == WANTED
+    await client.close()
+
+
 def sagemaker(url: str, key: str) -> None:
     import boto3
 
@@ -85,8 +161,17 @@ def sagemaker(url: str, key: str) -> None:
     assert json.loads(answer["Body"].read())["predictions"] == WANTED
 
 
+def main(client: str, url: str, key: str, address: str) -> None:
+    if client == "tritonclient":
+        triton(url, key)
+        triton_grpc(address, key)
+    elif client == "kserve":
+        asyncio.run(kserve(url, key))
+        asyncio.run(kserve_grpc(address, key))
+    else:
+        sagemaker(url, key)
+    sys.stdout.write(f"{client} answered\n")
+
+
 if __name__ == "__main__":
-    triton(*sys.argv[1:3])
-    asyncio.run(kserve(*sys.argv[1:3]))
-    sagemaker(*sys.argv[1:3])
-    sys.stdout.write("tritonclient kserve boto3\n")
+    main(*sys.argv[1:])

@@ -1,0 +1,160 @@
+"""What holds for every call: its record with its id, its trace, metrics, the access log, errors as statuses.
+
+Knows metadata and statuses; nothing of the methods that it wraps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from gateway import tracing
+from gateway.errors import Problem
+from gateway.grpc import statuses
+from gateway.http import access_log, problems
+from gateway.http.predict import resolved
+from gateway.record import RequestRecord
+
+if TYPE_CHECKING:
+    from starlette.types import Scope
+
+    from gateway.http.parts import Parts
+
+#: Calls that come every few seconds and say nothing have no line in the access log.
+QUIET: Final = frozenset({"ServerLive", "ServerReady"})
+
+Work: TypeAlias = "Callable[[bytes, Call], Awaitable[bytes]]"
+
+
+class Call:
+    """One call, or one message of a stream. `marks`: what the trailing metadata says of its answer."""
+
+    __slots__ = ("_context", "marks", "record", "scope")
+
+    def __init__(self, context: Any) -> None:
+        headers = [
+            (name.encode(), value.encode("latin-1", "replace"))
+            for name, value in context.invocation_metadata() or ()
+            if isinstance(value, str)
+        ]
+        by_name = dict(headers)
+        self._context = context
+        self.record = RequestRecord(problems.request_id(by_name), by_name)
+        #: What access looks at.
+        self.scope: Scope = {"type": "grpc", "headers": headers, problems.RECORD: self.record}
+        self.marks: tuple[str, ...] = ()
+
+    @property
+    def deadline(self) -> float | None:
+        """The caller's deadline in the event loop's time."""
+        left = self._context.time_remaining()
+        return None if left is None else asyncio.get_running_loop().time() + left
+
+    def metadata(self) -> list[tuple[str, str]]:
+        """The trailing metadata that every call has: the headers of an HTTP answer."""
+        record = self.record
+        pairs = [("x-request-id", record.shown_id)]
+        if record.version is not None:
+            _, *headers = resolved(record.version.name, record.version.version, record.alias)
+            pairs += [(name.decode(), value.decode("latin-1")) for name, value in headers]
+        if self.marks:
+            pairs.append(("x-model-warnings", ", ".join(self.marks)))
+        if (trace := tracing.current()) is not None:
+            pairs.append(("traceresponse", trace.parent))
+        return pairs
+
+
+class Calls:
+    """Makes handlers of methods. `service`: the full name of the service whose methods they are."""
+
+    def __init__(self, parts: Parts, service: str, drained: asyncio.Event) -> None:
+        self._metrics = parts.metrics
+        self._logged = parts.settings.access_log
+        self._service = service
+        self._drained = drained
+
+    def unary(self, method: str, work: Work) -> Callable[[bytes, Any], Awaitable[bytes | None]]:
+        """A handler for one message and one answer."""
+
+        async def handle(body: bytes, context: Any) -> bytes | None:
+            call = self._begun(context)
+            answer = await self._answered(method, work, body, call)
+            if isinstance(answer, Problem):
+                trailing = [*call.metadata(), *statuses.metadata(answer)]
+                await context.abort(statuses.code(answer), statuses.text(answer), tuple(trailing))
+                return None
+            context.set_trailing_metadata(tuple(call.metadata()))
+            return answer
+
+        return handle
+
+    def stream(
+        self, method: str, work: Work, refused: Callable[[str], bytes]
+    ) -> Callable[[AsyncIterator[bytes], Any], AsyncIterator[bytes]]:
+        """A handler for a stream of messages that are answered one after the other. `refused` makes the
+        answer to one that failed: the stream goes on. It ends when the caller ends it, or when the gateway
+        stops, after the answer under way."""
+
+        async def handle(bodies: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+            drained = asyncio.ensure_future(self._drained.wait())
+            try:
+                while True:
+                    coming = asyncio.ensure_future(anext(bodies, None))
+                    await asyncio.wait({coming, drained}, return_when=asyncio.FIRST_COMPLETED)
+                    if not coming.done():
+                        coming.cancel()
+                        stopping = Problem("SHUTTING_DOWN", "the gateway is stopping", retry_after=1)
+                        await context.abort(statuses.code(stopping), statuses.text(stopping))
+                    body = coming.result()
+                    if body is None:
+                        return
+                    answer = await self._answered(method, work, body, self._begun(context))
+                    yield refused(statuses.text(answer)) if isinstance(answer, Problem) else answer
+            finally:
+                drained.cancel()
+
+        return handle
+
+    def _begun(self, context: Any) -> Call:
+        call = Call(context)
+        headers = call.record.headers
+        if b"traceparent" in headers:
+            tracing.begin(headers[b"traceparent"], headers.get(b"tracestate", b""))
+        return call
+
+    async def _answered(self, method: str, work: Work, body: bytes, call: Call) -> bytes | Problem:
+        """The answer, or what became of the call instead; both counted and logged."""
+        record = call.record
+        answer: bytes | Problem | None = None
+        try:
+            answer = await work(body, call)
+            record.code = "2xx"
+        except asyncio.CancelledError:
+            deadline = call.deadline
+            late = deadline is not None and asyncio.get_running_loop().time() >= deadline
+            record.code = "DEADLINE_EXCEEDED" if late else "CLIENT_LEFT"
+            raise
+        except Problem as problem:
+            answer = problem
+        except Exception as error:  # noqa: BLE001 - nothing may reach the server without an answer
+            answer = problems.unexpected(error, record.id)
+        finally:
+            if isinstance(answer, Problem):
+                record.code = answer.code
+                # The frames of a traceback hold the message.
+                answer.__traceback__ = answer.__context__ = None
+            if record.predicts and record.code:
+                self._metrics.record(record)
+            if self._logged and method not in QUIET:
+                self._log(method, body, answer, record)
+        return answer
+
+    def _log(self, method: str, body: bytes, answer: bytes | Problem | None, record: RequestRecord) -> None:
+        line = access_log.Answered("gRPC", f"/{self._service}/{method}")
+        line.bytes_in = len(body)
+        if isinstance(answer, Problem):
+            line.status = answer.status
+        elif answer is not None:
+            line.status, line.bytes_out = 200, len(answer)
+        access_log.write(line, record)

@@ -1,0 +1,68 @@
+"""`grpc.health.v1`: whether the gateway may take traffic, for balancers and probes.
+
+Source: https://grpc.io/docs/guides/health-checking/. Knows readiness, and no model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Final
+
+import grpc
+from grpc_health.v1 import health_pb2
+
+#: How often a watched status is looked at, in seconds.
+INTERVAL: Final = 1.0
+
+_SERVING: Final = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
+_UNKNOWN: Final = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+
+
+class Health:
+    """`services`: the names that it knows, the empty one for all; `drained`: set when the gateway stops."""
+
+    def __init__(self, ready: Callable[[], bool], services: frozenset[str], drained: asyncio.Event) -> None:
+        self._ready = ready
+        self._services = services
+        self._drained = drained
+
+    @property
+    def handler(self) -> grpc.GenericRpcHandler:
+        """The service, to be added to a server."""
+        serialized = {
+            "request_deserializer": health_pb2.HealthCheckRequest.FromString,
+            "response_serializer": health_pb2.HealthCheckResponse.SerializeToString,
+        }
+        methods = {
+            "Check": grpc.unary_unary_rpc_method_handler(self._check, **serialized),
+            "Watch": grpc.unary_stream_rpc_method_handler(self._watch, **serialized),
+        }
+        return grpc.method_handlers_generic_handler("grpc.health.v1.Health", methods)
+
+    async def _check(self, request: Any, context: Any) -> Any:
+        if request.service not in self._services:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "no service of this name is here")
+        return health_pb2.HealthCheckResponse(status=self._status(request.service))
+
+    async def _watch(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        """The status now, and each time it changes; ends when the gateway stops."""
+        said = None
+        while True:
+            status = self._status(request.service)
+            if status != said:
+                yield health_pb2.HealthCheckResponse(status=status)
+                said = status
+            if self._drained.is_set():
+                return
+            try:
+                async with asyncio.timeout(INTERVAL):
+                    await self._drained.wait()
+            except TimeoutError:
+                continue
+
+    def _status(self, service: str) -> Any:
+        if service not in self._services:
+            return _UNKNOWN
+        return _SERVING if self._ready() else _NOT_SERVING

@@ -1,0 +1,205 @@
+"""The methods of `inference.GRPCInferenceService`: the rules of V2 over HTTP, for messages.
+
+Knows the protocol's methods; tensors are `v2_tensors`' affair, a prediction is `Service`'s, and what a
+model's state means is `Operations`'.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from functools import partial
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Final
+
+from gateway import names
+from gateway.errors import Problem
+from gateway.grpc import cost
+from gateway.grpc import inference_pb2 as pb
+from gateway.grpc.messages import Request, parsed, response
+from gateway.http import answers, bodies, large, media, v2_models, v2_tensors
+from gateway.http.predict import REFUSAL_SECONDS, attribute, deadline_of
+from gateway.names import Reference
+from gateway.service import Inference
+
+if TYPE_CHECKING:
+    from gateway.grpc.calls import Call, Work
+    from gateway.http.parts import Parts
+
+SERVICE: Final = "inference.GRPCInferenceService"
+
+#: A message above this many bytes is parsed in a thread.
+PARSED_ON_LOOP: Final = 256 << 10
+#: What a value of type BYTES takes once it is a value of its own, in bytes.
+_TEXT_BYTES: Final = 120
+
+
+class OpenInference:
+    """Answers the calls. `methods`: by name, what makes an answer of a message; `stream` does for the one
+    that is a stream."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._service = parts.service
+        self._operations = parts.operations
+        self._access = parts.access
+        self._draining = parts.draining
+        self._bodies = parts.bodies
+        self._large = parts.large_bodies
+        self._max_answer = parts.settings.max_answer_bytes
+        self.methods: Mapping[str, Work] = {
+            "ServerLive": self._live,
+            "ServerReady": self._ready,
+            "ServerMetadata": self._server,
+            "ModelReady": self._model_ready,
+            "ModelMetadata": self._model,
+            "ModelInfer": self.infer,
+            "RepositoryIndex": self._index,
+            "RepositoryModelLoad": self._load,
+            "RepositoryModelUnload": self._unload,
+        }
+
+    async def infer(self, body: bytes, call: Call) -> bytes:
+        """A prediction. Raises Problem."""
+        record = call.record
+        record.predicts = True
+        held = bodies.Held(self._bodies)
+        asked = 0.0
+        try:
+            held.add(len(body))
+            held.complete = True
+            started = perf_counter()
+            held.size += await self._bodies.charge(body, cost.memory)
+            request, asks, inference = await self._inference(body, call, held)
+            record.parse = perf_counter() - started
+            asked = perf_counter()
+            elsewhere = inference.unparsed
+            answer = await self._service.predict(inference)
+            if isinstance(elsewhere, large.LargeBody):
+                asks = elsewhere.asked
+            call.marks = answer.marks
+            began = perf_counter()
+            assert record.version is not None
+            about: dict[str, Any] = {
+                "model_name": record.version.name,
+                "model_version": record.version.version,
+                "id": request.document["id"] or "",
+            }
+            if answer.warnings:
+                about["parameters"] = {"warnings": "; ".join(answer.warnings)}
+
+            def encode() -> bytes:
+                outputs = v2_tensors.outputs(answer.result, v2_models.output_names(answer.signature))
+                typed = request.typed
+                return response(about, outputs, asks, typed=typed, limit=self._max_answer)
+
+            heavy = answers.weight(answer.result) > answers.OFF_LOOP_BYTES
+            encoded = await asyncio.to_thread(encode) if heavy else encode()
+            record.encode = perf_counter() - began
+            return encoded
+        except Problem as problem:
+            record.code = problem.code
+            attribute(record, asked)
+            if problem.code == "OVERLOADED" and asked:
+                held.release()
+                await asyncio.sleep(REFUSAL_SECONDS)
+            raise
+        finally:
+            held.release()
+
+    async def _inference(self, body: bytes, call: Call, held: bodies.Held) -> tuple[Request, Any, Inference]:
+        """What the message asks, and what its answer needs; None where that is found out elsewhere.
+        Raises Problem."""
+        heavy = len(body) > PARSED_ON_LOOP
+        request = await asyncio.to_thread(Request, body) if heavy else Request(body)
+        reference = _reference(request.model, request.version)
+        texts = _TEXT_BYTES * request.texts
+        held.size += await self._bodies.charge(b"", lambda _: texts)
+        deadlines = [one for one in (call.deadline, deadline_of(call.record.headers)) if one is not None]
+        about = partial(Inference, reference, deadline=min(deadlines, default=None), record=call.record)
+        if texts > media.PARSED_BYTES:
+            whole, length = request.as_body()
+            unparsed = large.LargeBody(whole, media.Media("v2", length), reference, self._large)
+            return request, None, about(None, None, unparsed=unparsed)
+        found = await asyncio.to_thread(request.read) if heavy else request.read()
+        return request, found.asked, about(found.raw, found.params)
+
+    async def _live(self, body: bytes, call: Call) -> bytes:
+        return _bytes(pb.ServerLiveResponse(live=True))
+
+    async def _ready(self, body: bytes, call: Call) -> bytes:
+        ready = self._operations.ready()[0] and not self._draining()
+        return _bytes(pb.ServerReadyResponse(ready=ready))
+
+    async def _server(self, body: bytes, call: Call) -> bytes:
+        return _bytes(pb.ServerMetadataResponse(**v2_models.SERVER))
+
+    async def _model_ready(self, body: bytes, call: Call) -> bytes:
+        request = parsed(pb.ModelReadyRequest, body)
+        _, reason = await self._operations.readiness(_named(request.name, request.version))
+        return _bytes(pb.ModelReadyResponse(ready=reason is None))
+
+    async def _model(self, body: bytes, call: Call) -> bytes:
+        request = parsed(pb.ModelMetadataRequest, body)
+        found = await v2_models.metadata(self._operations, _named(request.name, request.version))
+        answer = pb.ModelMetadataResponse(
+            name=found["name"], versions=found["versions"], platform=found["platform"]
+        )
+        for tensors, said in ((answer.inputs, found["inputs"]), (answer.outputs, found["outputs"])):
+            for one in said:
+                tensors.add(name=one["name"], datatype=one["datatype"], shape=one["shape"])
+        return _bytes(answer)
+
+    async def _index(self, body: bytes, call: Call) -> bytes:
+        request = parsed(pb.RepositoryIndexRequest, body)
+        answer = pb.RepositoryIndexResponse()
+        for one in v2_models.index(self._operations, request.ready):
+            answer.models.add(**one)
+        return _bytes(answer)
+
+    async def _load(self, body: bytes, call: Call) -> bytes:
+        request = parsed(pb.RepositoryModelLoadRequest, body)
+        name = request.model_name or request.repository_name
+        self._access.check(call.scope)
+        await self._operations.load(_named(name, ""))
+        return _bytes(pb.RepositoryModelLoadResponse(model_name=name, is_loaded=True))
+
+    async def _unload(self, body: bytes, call: Call) -> bytes:
+        request = parsed(pb.RepositoryModelUnloadRequest, body)
+        name = request.model_name or request.repository_name
+        self._access.check(call.scope)
+        await self._operations.unload(_named(name, ""))
+        return _bytes(pb.RepositoryModelUnloadResponse(model_name=name, is_unloaded=True))
+
+
+def streamed(answer: bytes) -> bytes:
+    """An answer as a message of the stream: its field 2, whose content it is."""
+    return _bytes(pb.ModelStreamInferResponse(infer_response=pb.ModelInferResponse.FromString(answer)))
+
+
+def refused(text: str) -> bytes:
+    """A failure as a message of the stream."""
+    return _bytes(pb.ModelStreamInferResponse(error_message=text))
+
+
+def _bytes(message: Any) -> bytes:
+    return bytes(message.SerializeToString())
+
+
+def _named(name: str, version: str) -> Reference:
+    reference = _reference(name, version)
+    if reference is None:
+        raise names.InvalidReference("the request names no model")
+    return reference
+
+
+def _reference(name: str, version: str) -> Reference | None:
+    """NAME, NAME@ALIAS or NAME/VERSION, and a version apart; None where no model is named.
+    Raises InvalidReference."""
+    if not name:
+        return None
+    reference = names.parse_short(name)
+    if not version:
+        return reference
+    if reference != Reference(reference.name):
+        raise names.InvalidReference("the request names a version besides the one in the model's name")
+    return Reference(reference.name, version=names.check_version(version))

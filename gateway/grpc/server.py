@@ -1,0 +1,104 @@
+"""The gRPC server: its port, its limits, its end.
+
+Knows sockets and channel options; what it serves is given. Models must not be called from here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING, Any, Final
+
+# The gateway never forks, it starts programs: without this, gRPC's own handlers would look after each start.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
+import grpc
+import grpc.aio
+
+from gateway.grpc.calls import Call, Calls
+from gateway.grpc.health import Health
+from gateway.grpc.inference import SERVICE, OpenInference, refused, streamed
+
+if TYPE_CHECKING:
+    from gateway.http.parts import Parts
+
+_STREAM: Final = "ModelStreamInfer"
+#: A connection without traffic is asked for a sign of life after this, in seconds, and closed without one.
+PING_AFTER: Final = 60
+PING_TIMEOUT: Final = 20
+#: A client may ask for a sign of life this often, in seconds.
+PING_ALLOWED: Final = 10
+#: A compressed message could unpack to any size before its length is checked: none is taken.
+_IDENTITY_ONLY: Final = 1
+
+
+class RpcServer:
+    """Made on the event loop that it serves on. `most_calls` is how many calls are served at once."""
+
+    def __init__(self, parts: Parts) -> None:
+        settings = parts.settings
+        self._drained = asyncio.Event()
+        self._stopping: asyncio.Task[None] | None = None
+        self._host = settings.host
+        self._port = settings.grpc_port or 0
+        options: list[tuple[str, int]] = [
+            ("grpc.max_receive_message_length", settings.max_body_bytes),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.compression_enabled_algorithms_bitset", _IDENTITY_ONLY),
+            ("grpc.so_reuseport", 0),  # a port that is taken is an error
+            ("grpc.keepalive_time_ms", PING_AFTER * 1000),
+            ("grpc.keepalive_timeout_ms", PING_TIMEOUT * 1000),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", PING_ALLOWED * 1000),
+            ("grpc.max_connection_idle_ms", int(settings.keep_alive * 1000)),
+        ]
+        if settings.max_connection_age is not None:
+            options.append(("grpc.max_connection_age_ms", int(settings.max_connection_age * 1000)))
+            options.append(("grpc.max_connection_age_grace_ms", int(settings.drain_timeout * 1000)))
+        self._server: Any = grpc.aio.server(options=options)
+        inference = OpenInference(parts)
+        calls = Calls(parts, SERVICE, self._drained)
+        methods: dict[str, Any] = {
+            name: grpc.unary_unary_rpc_method_handler(calls.unary(name, work))
+            for name, work in inference.methods.items()
+        }
+
+        async def in_stream(body: bytes, call: Call) -> bytes:
+            return streamed(await inference.infer(body, call))
+
+        methods[_STREAM] = grpc.stream_stream_rpc_method_handler(calls.stream(_STREAM, in_stream, refused))
+
+        def ready() -> bool:
+            return parts.operations.ready()[0] and not parts.draining()
+
+        health = Health(ready, frozenset({"", SERVICE}), self._drained)
+        self._server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(SERVICE, methods), health.handler)
+        )
+
+    async def start(self) -> str:
+        """Listens; returns the address. Raises OSError where the port cannot be had."""
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        try:
+            port = self._server.add_insecure_port(f"{host}:{self._port}")
+        except RuntimeError:
+            raise OSError(f"cannot listen on {host}:{self._port} (grpc_port)") from None
+        await self._server.start()
+        return f"{host}:{port}"
+
+    def drain(self, patience: float) -> None:
+        """Takes no new call from now on; those in flight have `patience` seconds to end, counted from the
+        first time."""
+        self._drained.set()
+        if self._stopping is None:
+            self._stopping = asyncio.get_running_loop().create_task(self._server.stop(patience))
+
+    async def close(self, patience: float | None = None) -> None:
+        """Ends, after the calls in flight have ended or their time is over. None: now."""
+        if patience is None:
+            self._drained.set()
+            await self._server.stop(None)
+            return
+        self.drain(patience)
+        assert self._stopping is not None
+        await self._stopping
