@@ -1,5 +1,5 @@
-"""Asks a gateway with one of other projects' own clients. Runs in an environment of its own, with the client's
-name, the gateway's URL, its control key and its address for gRPC as arguments; it imports nothing of the
+"""Asks a gateway with one of other projects' own clients. Runs in an environment of its own. Its arguments
+are the client's name, the gateway's URL, its control key and its address for gRPC; it imports nothing of the
 gateway. A client has a process of its own: two that bring the same protocol's messages exclude each other.
 """
 

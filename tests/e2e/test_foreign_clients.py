@@ -19,27 +19,38 @@ from tests.support.served import Served, make_registry, settings
 mlflow_deployments = pytest.importorskip("mlflow.deployments")
 
 SCRIPT = Path(__file__).with_name("foreign_clients.py")
-PACKAGES = ("tritonclient[http]", "kserve", "boto3")
+PACKAGES = ("tritonclient[grpc,http]", "kserve", "boto3")
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     directory = tmp_path_factory.mktemp("clients")
-    with Served(settings(directory), make_registry(directory)) as running:
+    with Served(settings(directory, grpc_port=0), make_registry(directory)) as running:
         yield running
 
 
-def test_triton_kserve_and_sagemaker_clients(served: Served, tmp_path: Path) -> None:
-    uv = Uv(Path(platformdirs.user_cache_dir("uv")), tmp_path / "scratch")
-    uv.run("venv", "--python", sys.executable, str(tmp_path / "env"), indexed=False)
-    python = str(tmp_path / "env/bin/python")
-    uv.run("pip", "install", "--only-binary", ":all:", "--python", python, *PACKAGES)
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The interpreter of an environment with the clients."""
+    place = tmp_path_factory.mktemp("environment")
+    uv = Uv(Path(platformdirs.user_cache_dir("uv")), place / "scratch")
+    uv.run("venv", "--python", sys.executable, str(place / "env"), indexed=False)
+    made = str(place / "env/bin/python")
+    uv.run("pip", "install", "--only-binary", ":all:", "--python", made, *PACKAGES)
+    return made
+
+
+@pytest.mark.parametrize("client", ["tritonclient", "kserve", "boto3"])
+def test_clients_of_triton_kserve_and_sagemaker(served: Served, python: str, client: str) -> None:
     url = f"http://127.0.0.1:{served.port}"
     asked = subprocess.run(
-        [python, str(SCRIPT), url, served.key or ""], capture_output=True, text=True, check=False
+        [python, str(SCRIPT), client, url, served.key or "", served.grpc],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert asked.returncode == 0, asked.stderr[-4000:]
-    assert asked.stdout.split() == ["tritonclient", "kserve", "boto3"]
+    assert asked.stdout == f"{client} answered\n"
 
 
 def test_mlflows_client_for_deployments(served: Served) -> None:

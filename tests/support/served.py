@@ -21,6 +21,7 @@ from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
 
 import gateway
+from gateway import grpc
 from gateway.app import Gateway
 from gateway.http.build import build
 from gateway.registries import open_registry
@@ -57,6 +58,8 @@ class Served:
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(settings, registry)))
         self._failure: BaseException | None = None
         self.port = 0
+        #: Where it answers over gRPC, with the setting `grpc_port`.
+        self.grpc = ""
 
     async def _serve(self, settings: Settings, registry: str) -> None:
         try:
@@ -73,8 +76,14 @@ class Served:
             with socket.create_server(("127.0.0.1", 0)) as bound:
                 self.port = bound.getsockname()[1]
                 bound.listen()
+                rpc = None
+                if settings.grpc_port is not None:
+                    rpc = grpc.server(self.gateway.parts)
+                    self.grpc = await rpc.start()
                 self._ready.set()
                 await self._server.serve(sockets=[bound])
+                if rpc is not None:
+                    await rpc.close(settings.drain_timeout)
             await self.gateway.stop()
         except BaseException as error:
             self._failure = error
