@@ -1,7 +1,7 @@
 """The methods of `inference.GRPCInferenceService`: the rules of V2 over HTTP, for messages.
 
-Knows the protocol's methods; tensors are `v2_tensors`' affair, a prediction is `Service`'s, and what a
-model's state means is `Operations`'.
+Knows the protocol's methods; tensors are read by `v2_inputs` and written by `v2_outputs`, a prediction is
+`Service`'s, and what a model's state means is `Views`'.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gateway.errors import Problem
 from gateway.grpc import cost
 from gateway.grpc import inference_pb2 as pb
 from gateway.grpc.messages import Request, parsed, response
-from gateway.http import answers, bodies, large, media, v2_models, v2_tensors
+from gateway.http import answers, bodies, large, media, v2_models, v2_outputs
 from gateway.http.predict import REFUSAL_SECONDS, attribute, deadline_of
 from gateway.names import Reference
 from gateway.service import Inference
@@ -40,7 +40,8 @@ class OpenInference:
 
     def __init__(self, parts: Parts) -> None:
         self._service = parts.service
-        self._operations = parts.operations
+        self._views = parts.views
+        self._residency = parts.residency
         self._access = parts.access
         self._draining = parts.draining
         self._bodies = parts.bodies
@@ -88,7 +89,7 @@ class OpenInference:
                 about["parameters"] = {"warnings": "; ".join(answer.warnings)}
 
             def encode() -> bytes:
-                outputs = v2_tensors.outputs(answer.result, v2_models.output_names(answer.signature))
+                outputs = v2_outputs.outputs(answer.result, v2_models.output_names(answer.signature))
                 typed = request.typed
                 return response(about, outputs, asks, typed=typed, limit=self._max_answer)
 
@@ -127,7 +128,7 @@ class OpenInference:
         return _bytes(pb.ServerLiveResponse(live=True))
 
     async def _ready(self, body: bytes, call: Call) -> bytes:
-        ready = self._operations.ready()[0] and not self._draining()
+        ready = self._views.ready().ready and not self._draining()
         return _bytes(pb.ServerReadyResponse(ready=ready))
 
     async def _server(self, body: bytes, call: Call) -> bytes:
@@ -135,12 +136,12 @@ class OpenInference:
 
     async def _model_ready(self, body: bytes, call: Call) -> bytes:
         request = parsed(pb.ModelReadyRequest, body)
-        _, reason = await self._operations.readiness(_named(request.name, request.version))
+        _, reason = await self._views.readiness(_named(request.name, request.version))
         return _bytes(pb.ModelReadyResponse(ready=reason is None))
 
     async def _model(self, body: bytes, call: Call) -> bytes:
         request = parsed(pb.ModelMetadataRequest, body)
-        found = await v2_models.metadata(self._operations, _named(request.name, request.version))
+        found = await v2_models.metadata(self._views, _named(request.name, request.version))
         answer = pb.ModelMetadataResponse(
             name=found["name"], versions=found["versions"], platform=found["platform"]
         )
@@ -152,7 +153,7 @@ class OpenInference:
     async def _index(self, body: bytes, call: Call) -> bytes:
         request = parsed(pb.RepositoryIndexRequest, body)
         answer = pb.RepositoryIndexResponse()
-        for one in v2_models.index(self._operations, request.ready):
+        for one in v2_models.index(self._views, request.ready):
             answer.models.add(**one)
         return _bytes(answer)
 
@@ -160,14 +161,14 @@ class OpenInference:
         request = parsed(pb.RepositoryModelLoadRequest, body)
         name = request.model_name or request.repository_name
         self._access.check(call.scope)
-        await self._operations.load(_named(name, ""))
+        await self._residency.load(_named(name, ""))
         return _bytes(pb.RepositoryModelLoadResponse(model_name=name, is_loaded=True))
 
     async def _unload(self, body: bytes, call: Call) -> bytes:
         request = parsed(pb.RepositoryModelUnloadRequest, body)
         name = request.model_name or request.repository_name
         self._access.check(call.scope)
-        await self._operations.unload(_named(name, ""))
+        await self._residency.unload(_named(name, ""))
         return _bytes(pb.RepositoryModelUnloadResponse(model_name=name, is_unloaded=True))
 
 

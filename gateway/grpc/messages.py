@@ -1,8 +1,8 @@
-"""Messages of the protocol, and the documents that `v2_tensors` reads and writes.
+"""Messages of the protocol, and the documents that `v2_inputs` reads and `v2_outputs` writes.
 
 A request becomes the document that the same request is in JSON, with the values of each input as
 little-endian bytes: those of `raw_input_contents` as they came, typed contents written so. What they mean,
-and whether they fit their shape, is `v2_tensors`' affair. Knows nothing of calls and models.
+and whether they fit their shape, `v2_inputs` decides. Knows nothing of calls and models.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 
 from gateway.errors import Problem
 from gateway.grpc import inference_pb2 as pb
-from gateway.http import v2_tensors
+from gateway.http import v2_inputs, v2_outputs
 from gateway.http.bodies import Parsed
 from loaders.enforcement import violations as v
 from loaders.enforcement.scalars import objects
@@ -81,7 +81,7 @@ class Request:
 
     def read(self) -> Parsed:
         """It as untyped raw input. Raises Problem."""
-        return v2_tensors.read(self.document, lambda place, parameters, root: self.raws[place])
+        return v2_inputs.read(self.document, lambda place, parameters, root: self.raws[place])
 
     def as_body(self) -> tuple[bytes, str]:
         """The same request as a body of V2 over HTTP with binary data, and the length of its JSON part."""
@@ -149,23 +149,23 @@ def _typed(inputs: Sequence[Any]) -> list[memoryview | None]:
             faults.append(Violation(root, v.WRONG_FORM, field, others[0]))
         values = getattr(one.contents, field)
         if one.datatype == "BYTES":
-            output = v2_tensors.Output("", "BYTES", objects(list(values)))
-            raws.append(memoryview(v2_tensors.little_endian(output)))
+            output = v2_outputs.Output("", "BYTES", objects(list(values)))
+            raws.append(memoryview(v2_outputs.little_endian(output)))
             continue
         array = np.fromiter(values, wire, len(values))
-        dtype = v2_tensors.DTYPES[one.datatype]
+        dtype = v2_inputs.DTYPES[one.datatype]
         narrow = array.astype(dtype, copy=False)
         if dtype.itemsize < array.itemsize and not np.array_equal(narrow, array):
             faults.append(Violation(root, v.OUT_OF_RANGE, one.datatype))
         raws.append(memoryview(narrow.tobytes()))
     if faults:
-        raise v2_tensors.refused(faults, v.InvalidInput(faults).count_text)
+        raise v2_inputs.refused(faults, v.InvalidInput(faults).count_text)
     return raws
 
 
 def response(
     about: Mapping[str, Any],
-    found: Sequence[v2_tensors.Output],
+    found: Sequence[v2_outputs.Output],
     asked: Mapping[str, Any],
     *,
     typed: bool,
@@ -173,7 +173,7 @@ def response(
 ) -> bytes:
     """A ModelInferResponse. `about`: model, version, id and parameters; `typed`: in typed contents where each
     output has a field for them. Raises Problem."""
-    chosen = [output for output, _ in v2_tensors.chosen(found, asked)]
+    chosen = [output for output, _ in v2_outputs.chosen(found, asked)]
     typed = typed and all(output.datatype in _FIELDS for output in chosen)
     message = pb.ModelInferResponse(
         model_name=about["model_name"], model_version=about["model_version"], id=about.get("id", "")
@@ -186,10 +186,10 @@ def response(
             _set(one.parameters, {"nulls": orjson.dumps(output.nulls).decode()})
         if output.content_type:
             _set(one.parameters, {"content_type": output.content_type})
-        raw = v2_tensors.little_endian(output)
+        raw = v2_outputs.little_endian(output)
         size += len(raw)
         if size > limit:
-            raise v2_tensors.too_large(limit)
+            raise v2_outputs.too_large(limit)
         if typed:
             field, _ = _FIELDS[output.datatype]
             getattr(one.contents, field).extend(output.array.reshape(-1).tolist())

@@ -69,7 +69,7 @@ class RpcServer:
         methods[_STREAM] = grpc.stream_stream_rpc_method_handler(calls.stream(_STREAM, in_stream, refused))
 
         def ready() -> bool:
-            return parts.operations.ready()[0] and not parts.draining()
+            return parts.views.ready().ready and not parts.draining()
 
         health = Health(ready, frozenset({"", SERVICE}), self._drained)
         self._server.add_generic_rpc_handlers(

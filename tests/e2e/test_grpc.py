@@ -1,0 +1,154 @@
+"""A gateway process with a port for gRPC: how it starts, and how it stops."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import gateway
+from tests.support.running import Running, log_scaled, running
+
+grpc = pytest.importorskip("grpc", reason="the extra grpc is not installed")
+pytest.importorskip("grpc_health", reason="the extra grpc is not installed")
+
+from tests.support import rpc  # noqa: E402
+
+X = {"x": ("FP64", np.array([1.0]))}
+
+
+def address(server: Running) -> str:
+    lines = "".join(server.lines)
+    found = re.search(r"serving V2 over gRPC on ([\d.:]+)", lines)
+    assert found, lines
+    return found[1]
+
+
+def held() -> Any:
+    """A model that answers once the listener that `port` names closes the model's connection."""
+
+    class Held:
+        def predict(self, model_input: Any) -> Any:
+            import socket
+
+            if port := int(model_input["port"].iloc[0]):
+                with socket.create_connection(("127.0.0.1", port)) as listener:
+                    listener.recv(1)
+            return model_input["port"].to_numpy()
+
+    return Held()
+
+
+def test_promise_8_a_call_in_flight_ends_an_idle_stream_too_and_the_exit_is_0(tmp_path: Path) -> None:
+    import socket
+
+    registry = str(tmp_path / "registry.yaml")
+    example = pd.DataFrame({"port": [0]})
+    gateway.log_model(held(), "held", registry, input_example=example, alias="champion", verify=False)
+    with (
+        running(tmp_path, GATEWAY_GRPC_PORT="0", GATEWAY_ISOLATION="inline") as server,
+        rpc.caller(address(server)) as called,
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        port = listener.getsockname()[1]
+        asked = rpc.request("held", {"port": ("INT64", np.array([port]))})
+        waits = threading.Event()
+        quick = rpc.request("held", {"port": ("INT64", np.array([0]))})
+
+        def one_then_nothing() -> Any:
+            yield quick
+            waits.wait(60)
+
+        stream = called.stream(one_then_nothing())
+        assert not next(stream).error_message
+        in_flight = pool.submit(called.infer, asked)
+        connection, _ = listener.accept()
+        server.process.send_signal(signal.SIGTERM)
+        with pytest.raises(grpc.RpcError) as ended:  # it does not wait for a message that may never come
+            next(stream)
+        assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+        connection.close()
+        assert rpc.outputs(in_flight.result(30))["predictions"] == [port]
+        waits.set()
+        assert server.process.wait(30) == 0
+
+
+def test_promise_8_callers_that_follow_health_see_no_failure(tmp_path: Path) -> None:
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    log_scaled(tmp_path / "registry.yaml", "scaled", 2.0, alias="champion")
+    in_rotation = threading.Event()
+    in_rotation.set()
+    failures: list[str] = []
+    answered: list[float] = []
+
+    def call(place: str) -> None:
+        with rpc.caller(place, grpc__use_local_subchannel_pool=1) as called:
+            while in_rotation.is_set():
+                try:
+                    answered.extend(rpc.outputs(called.infer(rpc.request("scaled", X)))["predictions"])
+                except grpc.RpcError as error:
+                    failures.append(str(error))
+                    return
+
+    environ = {"GATEWAY_GRPC_PORT": "0", "GATEWAY_DRAIN_DELAY": "4s"}
+    with running(tmp_path, **environ) as server, ThreadPoolExecutor(4) as pool:
+        place = address(server)
+        callers = [pool.submit(call, place) for _ in range(4)]
+        while len(answered) < 20:
+            assert not failures, failures
+        with grpc.insecure_channel(place) as channel:
+            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+            assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+            server.process.send_signal(signal.SIGTERM)
+            assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        before = len(answered)
+        while len(answered) < before + 20:
+            assert not failures, failures
+        in_rotation.clear()
+        for caller in callers:
+            caller.result(30)
+        assert server.process.wait(30) == 0
+    assert failures == []
+    assert set(answered) == {2.0}
+
+
+def test_a_port_that_is_taken_is_said(tmp_path: Path) -> None:
+    import socket
+
+    log_scaled(tmp_path / "registry.yaml", "scaled", 2.0, alias="champion")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with (
+            pytest.raises(AssertionError, match=f"cannot listen on 127.0.0.1:{port} \\(grpc_port\\)"),
+            running(tmp_path, GATEWAY_GRPC_PORT=str(port)),
+        ):
+            pass
+
+
+def test_without_the_extra_the_setting_names_what_to_install(tmp_path: Path) -> None:
+    log_scaled(tmp_path / "registry.yaml", "scaled", 2.0, alias="champion")
+    without = "import sys; sys.modules['grpc'] = None; from gateway.cli import main; main()"
+    environ = {"GATEWAY_GRPC_PORT": "0", "GATEWAY_STATE_DIR": str(tmp_path / "state")}
+    asked = subprocess.run(
+        [sys.executable, "-c", without, "serve", "--port", "0"],
+        cwd=tmp_path,
+        env={"PATH": "/usr/bin:/bin", "GATEWAY_CACHE_DIR": str(tmp_path / "cache"), **environ},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert asked.returncode == 2
+    assert "pip install 'model-gateway[grpc]'" in asked.stderr
+    assert "GATEWAY_GRPC_PORT" in asked.stderr
+    assert "Traceback" not in asked.stderr
