@@ -35,7 +35,7 @@ from gateway.registries.watcher import Watch
 from gateway.rollouts.aliases import Aliases
 from gateway.rollouts.gates import Gates
 from gateway.rollouts.policy import policy_of
-from gateway.rollouts.preload import Preload
+from gateway.rollouts.preload import LISTING_INTERVAL, LOOK_AGAIN, Preload
 from gateway.rollouts.promotions import Promotions
 from gateway.rollouts.residency import Residency
 from gateway.runners.packs import Packs
@@ -158,7 +158,8 @@ class Gateway:
             take=self.watch.take,
             quiet=lambda version: self._packages.get(version, remember=False),
         )
-        preload = Preload.parsed(settings.preload, settings.default_alias)
+        again = LISTING_INTERVAL if registry.partial else LOOK_AGAIN
+        preload = Preload.parsed(settings.preload, settings.default_alias, again=again)
         self.residency = Residency(self.aliases, self.manager, self.watch, registry, io, pending=preload)
         self.views = Views(
             self.aliases,

@@ -17,6 +17,7 @@ import typer
 from gateway import __version__
 from gateway.commands import (
     checking,
+    configuration,
     environments,
     moving,
     operating,
@@ -55,7 +56,7 @@ for command in (
     operating.unload,
     prediction.predict,
     checking.check,
-    serving.config,
+    configuration.config,
 ):
     app.command()(command)
 app.add_typer(environments.app, name="env")

@@ -36,6 +36,19 @@ _LEVELS: dict[type, int] = {
     events.Warned: logging.WARNING,
 }
 #: The fields that a JSON line may have in addition to its event.
+_UNLOADED = {
+    "unloaded": "somebody asked for it",
+    "evicted": "to make room,",
+    "replaced": "another version serves",
+    "removed": "it is not in the registry any more",
+    "idle": "it had no request for its idle_ttl",
+    "quarantined": "its processes ended again and again",
+    "superseded": "no alias wants it any more",
+    "rolled back": "its rollout was taken back",
+    "shutdown": "the gateway stops",
+}
+"""Why a version left, in words."""
+
 _ABOUT = ("model", "version", "request_id", "trace_id", "span_id")
 #: Refused inputs and requests of one model are logged once in this many seconds, with their number.
 BURST_SECONDS = 10.0
@@ -114,7 +127,8 @@ def sentence(event: Event) -> str:
             return f"could not load {event.model}/{event.version}: {event.reason}{_indented(event.trace)}"
         case events.Unloaded():
             why = f" {event.why}" if event.why else ""
-            return f"unloaded {event.model}/{event.version}: {event.reason}{why}"
+            reason = _UNLOADED.get(event.reason, event.reason)
+            return f"unloaded {event.model}/{event.version}: {reason}{why}"
         case events.Swapped():
             before = "" if event.previous is None else f", before {event.previous}"
             return f"{event.model}@{event.alias} serves version {event.version}{before} ({event.moved_by})"

@@ -77,8 +77,9 @@ class Persistence:
             log.exception("the state could not be read")
             return None
 
-    def scanned(self, digest: str, package: Package) -> scan.Verdict:
-        """Returns what loading the files executes; scans files that were not scanned before."""
+    def scanned(self, digest: str, package: Package, remember: bool) -> scan.Verdict:
+        """Returns what loading the files executes; scans files that were not scanned before.
+        `remember`: what it finds is kept."""
         try:
             known = self._state.scan(digest, scan.EDITION)
         except sqlite3.Error:
@@ -87,7 +88,10 @@ class Persistence:
         if known is not None:
             return scan.Verdict(*known)
         found = scan.package(package, self._pack_bytes)
-        self._write_behind(lambda: self._state.save_scan(digest, scan.EDITION, found.harmless, found.reason))
+        if remember:
+            self._write_behind(
+                lambda: self._state.save_scan(digest, scan.EDITION, found.harmless, found.reason)
+            )
         return found
 
     def save_measurement(self, prepared: Prepared, size: int | None, seconds: float) -> None:

@@ -50,6 +50,32 @@ def size(value: object, total: int | None = None) -> object:
     return int(float(number) * _BYTES[unit.lower()])
 
 
+def shown_size(count: int) -> str:
+    """Bytes as people write them in settings: `256 MiB` or `20 GB` where that is exact, else rounded."""
+    exact = [
+        (count // base**power, unit)
+        for base, units in ((1024, ("KiB", "MiB", "GiB", "TiB")), (1000, ("KB", "MB", "GB", "TB")))
+        for power, unit in enumerate(units, 1)
+        if count >= base**power and count % base**power == 0
+    ]
+    if exact and min(exact)[0] < 10_000:
+        return "{} {}".format(*min(exact))
+    for power, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
+        if count >= 1024**power:
+            return f"{count / 1024**power:.1f} {unit}"
+    return f"{count} B"
+
+
+def shown_seconds(count: float) -> str:
+    """Seconds as people write them in settings: `30s`, `10m`, `250ms`."""
+    if 0 < count < 1:
+        return f"{count * 1000:g}ms"
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if count >= length and count % length == 0:
+            return f"{count / length:g}{unit}"
+    return f"{count:g}s"
+
+
 def listed(value: object) -> object:
     """A list, or text with commas: what a flag or variable can say."""
     if isinstance(value, str):

@@ -310,7 +310,7 @@ class Service:
                 return Problem("PREDICTION_FAILED", message, hint=hint)
             case ModelError():
                 return self._model_failed(servable, inference, error)
-        recent.failed("its process ended in the call")
+        recent.failed(f"its process ended in the call: {error}")
         message = f"the process of {version} ended while it worked on the request"
         return Problem("WORKER_CRASHED", message, retry_after=1)
 

@@ -131,6 +131,8 @@ class ModelSettings(Part):
     """A load that takes longer fails."""
     memory: Memory | None = None
     """The model is ended above this. Not set: only `memory_limit` holds."""
+    disk: Size | None = None
+    """Temporary files of a process: it is ended above this. Not set: 4 GiB, at most a quarter of the disk."""
     pin: bool = False
     """Loaded at start and never evicted."""
     idle_ttl: Duration | None = None

@@ -84,6 +84,7 @@ class Upkeep:
             self._emit(events.Restarted(version.name, version.version))
         else:
             self._emit(events.Crashed(version.name, version.version, what, reason))
+            self._manager.ended(version, reason)
         if what == "quarantined":
             self._manager.quarantine(version, reason)
 

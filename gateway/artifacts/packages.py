@@ -116,7 +116,7 @@ class Fetched:
 class Packages:
     """`fetches` is where files are fetched, `disk` where those that are here are looked at: a download that
     hangs must not stand in their way. `policy` gives a version's policy (by name and digest); `measured`
-    (bytes, load seconds) by digest; `scanned` what the files of a digest execute, None where nobody asks.
+    (bytes, load seconds) by digest; `scanned` what the files of a digest execute (True: recorded).
 
     `remembered` and `remember`, called in these two, are what the files of a version without a digest were at
     an earlier fetch. Where versions never change (`lasting`) it is the first, and it must be so again;
@@ -131,7 +131,7 @@ class Packages:
         *,
         policy: Callable[[str, str], Policy] = lambda name, digest: Policy(),
         measured: Callable[[str], tuple[int | None, float] | None] = lambda digest: None,
-        scanned: Callable[[str, Package], scan.Verdict] = lambda digest, package: NOT_SCANNED,
+        scanned: Callable[[str, Package, bool], scan.Verdict] = lambda digest, package, remember: NOT_SCANNED,
         remembered: Callable[[Version], str | None] = lambda version: None,
         remember: Callable[[Version, str], None] = lambda version, digest: None,
         lasting: bool = False,
@@ -154,19 +154,23 @@ class Packages:
         self.fetching: dict[Version, Fetched] = {}
 
     async def get(self, version: Version, *, remember: bool = True) -> Prepared:
-        """`remember`: whether the digest of a first fetch is recorded. Raises Problem MODEL_UNAVAILABLE with
-        the reason."""
+        """`remember`: whether what the files are is recorded. Raises Problem MODEL_UNAVAILABLE with the
+        reason."""
         # Run in the caller's context, so that downloads carry its trace.
         run = copy_context().run
         loop = asyncio.get_running_loop()
-        prepared = await loop.run_in_executor(self._disk, run, self._prepared, version, self._find)
+        prepared = await loop.run_in_executor(self._disk, run, self._prepared, version, self._find, remember)
         if prepared is None:
             fetch = partial(self._fetch, remember=remember)
-            prepared = await loop.run_in_executor(self._fetches, run, self._prepared, version, fetch)
+            prepared = await loop.run_in_executor(
+                self._fetches, run, self._prepared, version, fetch, remember
+            )
         assert prepared is not None
         return prepared
 
-    def _prepared(self, version: Version, here: Callable[[Version], Local | None]) -> Prepared | None:
+    def _prepared(
+        self, version: Version, here: Callable[[Version], Local | None], remember: bool
+    ) -> Prepared | None:
         try:
             self._check_digest(version)
             local = here(version)
@@ -182,7 +186,7 @@ class Packages:
         measured, seconds = self._measured(local.digest) or (None, None)
         estimate = OVERHEAD + int(local.bytes * flavor.memory_factor) if measured is None else measured
         try:
-            verdict = self._scanned(local.digest, as_read)
+            verdict = self._scanned(local.digest, as_read, remember)
         except OSError as error:
             raise _unavailable(version, f"its files cannot be read: {error.strerror}") from error
         return Prepared(

@@ -97,7 +97,7 @@ def promote(
     if expect is not None and expect != ABSENT:
         version_of(expect)
     if url is not None or (registry is None and url_given(url)):
-        with connect(url, admin_key_file) as client:
+        with connect(url, admin_key_file, config) as client:
             wanted = wanted or _points_to(client, name, source or "")
             body = _body(wanted, expect, force=force, steps=None if canary is None else _steps(canary))
             done = _promote_there(client, name, alias, body, dry_run=dry_run, wait=wait)
@@ -149,7 +149,7 @@ def rollback(
     name, alias = alias_of(reference)
     wanted = None if to is None else version_of(to)
     if url is not None or (registry is None and url_given(url)):
-        with connect(url, admin_key_file) as client, working(f"{reference} goes back"):
+        with connect(url, admin_key_file, config) as client, working(f"{reference} goes back"):
             path = f"{_alias_path(name, alias)}/rollback"
             body = {} if wanted is None else {"to": wanted}
             done = client.call("POST", path, body, timeout=0, wait=wait)

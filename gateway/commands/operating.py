@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
 
 import typer
 
 from gateway.commands.options import (
+    ConfigOption,
     KeyOption,
     OutputOption,
     ReferenceArgument,
@@ -20,9 +22,6 @@ from gateway.commands.options import (
     reference_of,
 )
 from gateway.commands.terminal import Output, result, size, table, working
-
-if TYPE_CHECKING:
-    pass
 
 Key: TypeAlias = tuple[str, str]
 """A model's name and a version."""
@@ -36,6 +35,7 @@ WaitOption = Annotated[bool, typer.Option("--wait/--no-wait", help="Until it is 
 def status(
     url: UrlOption = None,
     admin_key_file: KeyOption = None,
+    config: ConfigOption = None,
     every: Annotated[bool, typer.Option("--all", help="Versions that are not loaded as well.")] = False,
     output: OutputOption = Output.text,
 ) -> None:
@@ -46,7 +46,7 @@ def status(
     moment a request stands in the model's queue, so a cold start does not show. P99 needs twenty requests.
     LAST ERROR is why it is not loaded, why an alias did not move, or how its last failed request ended.
     """
-    with connect(url, admin_key_file) as client:
+    with connect(url, admin_key_file, config) as client:
         ready = client.call("GET", "/readyz", accept=(503,))
         models, rollouts = client.call("GET", "/models"), client.call("GET", "/rollouts")
         rows = _rows(models["models"], rollouts["rollouts"])
@@ -70,13 +70,14 @@ def load(
     wait: WaitOption = True,
     url: UrlOption = None,
     admin_key_file: KeyOption = None,
+    config: ConfigOption = None,
     output: OutputOption = Output.text,
 ) -> None:
     """Load a version into the running gateway now.
 
     Instead of on its first request. A version that failed before is tried again at once.
     """
-    _verb("load", reference, wait, url, admin_key_file, output)
+    _verb("load", reference, wait, url, admin_key_file, config, output)
 
 
 def unload(
@@ -84,22 +85,31 @@ def unload(
     wait: WaitOption = True,
     url: UrlOption = None,
     admin_key_file: KeyOption = None,
+    config: ConfigOption = None,
     output: OutputOption = Output.text,
 ) -> None:
     """Unload a version from the running gateway.
 
     Once its requests are answered. The next request for it loads it again.
     """
-    _verb("unload", reference, wait, url, admin_key_file, output)
+    _verb("unload", reference, wait, url, admin_key_file, config, output)
 
 
-def _verb(verb: str, text: str, wait: bool, url: str | None, admin_key_file: Any, output: Output) -> None:
+def _verb(
+    verb: str,
+    text: str,
+    wait: bool,
+    url: str | None,
+    admin_key_file: Path | None,
+    config: Path | None,
+    output: Output,
+) -> None:
     from gateway.names import url_path
 
     reference = reference_of(text)
     if not reference.name or reference.latest:
         raise typer.BadParameter(f"{text!r}: write NAME, NAME@ALIAS or NAME/VERSION")
-    with connect(url, admin_key_file) as client, working(f"{verb} {text} at {client.url}"):
+    with connect(url, admin_key_file, config) as client, working(f"{verb} {text} at {client.url}"):
         done = client.call("POST", f"/models/{url_path(reference)}/{verb}", timeout=0, wait=wait)
     version = f"{done['name']}/{done['version']}" if "version" in done else done["name"]
     result(output, {**done, "target": client.url}, f"{version} is {done['state']} at {client.url}")
@@ -151,11 +161,12 @@ def _rows(
 
 
 def _failed(error: Mapping[str, Any] | None) -> str | None:
-    """How the last failed request of a loaded version ended."""
+    """How the last failed request of a loaded version ended, or why its process did."""
     if error is None:
         return None
     ago = max(0.0, time.time() - error["at"])
-    return f"{error['kind']} ({ago:.0f} s ago, {error['total']} failed since it was loaded)"
+    failed = f", {error['total']} failed since it was loaded" if error["total"] else ""
+    return f"{error['kind']} ({ago:.0f} s ago{failed})"
 
 
 def _differences(rollouts: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -185,6 +196,8 @@ def _show(view: Mapping[str, Any]) -> None:
         typer.echo(f"registry error: {registry['error']}")
     for line in view["differences"]:
         typer.echo(line)
+    for sentence in view.get("preload_unmatched", {}).values():
+        typer.echo(f"preload: {sentence}")
     for text in view["preload_pending"]:
         reason = view["preload_errors"].get(text)
         typer.echo(f"preload: {text} is not loaded" + (f": {reason}" if reason else " yet"))

@@ -67,8 +67,9 @@ def url_given(url: str | None) -> str | None:
     return url or os.environ.get("GATEWAY_URL") or None
 
 
-def connect(url: str | None, admin_key_file: Path | None) -> Client:
-    """A client of the running gateway: of `url`, $GATEWAY_URL, or the host and port of the settings in force.
+def connect(url: str | None, admin_key_file: Path | None, config: Path | None = None) -> Client:
+    """A client of the running gateway: of `url`, $GATEWAY_URL, or the host and port of the settings in force
+    (`config`: their file).
 
     Its key is that of `admin_key_file`, of $GATEWAY_ADMIN_KEY, of the setting `admin_key_file`; else, for a
     gateway on this machine, the one that it wrote to `state_dir`. Raises Failure for a key file that is named
@@ -76,7 +77,7 @@ def connect(url: str | None, admin_key_file: Path | None) -> Client:
     """
     from gateway.commands.client import Client
 
-    settings = settings_of()
+    settings = settings_of(config)
     target = url_given(url) or _url_of(settings.host, settings.port)
     key = os.environ.get("GATEWAY_ADMIN_KEY") if admin_key_file is None else None
     file = admin_key_file or settings.admin_key_file

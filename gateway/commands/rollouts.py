@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import typer
 
-from gateway.commands.options import KeyOption, OutputOption, UrlOption, alias_of, connect
+from gateway.commands.options import ConfigOption, KeyOption, OutputOption, UrlOption, alias_of, connect
 from gateway.commands.terminal import REFUSED, Failure, Output, note, result
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def rollout(
     ] = False,
     url: UrlOption = None,
     admin_key_file: KeyOption = None,
+    config: ConfigOption = None,
     output: OutputOption = Output.text,
 ) -> None:
     """Show rollouts of the running gateway, or say how one goes on.
@@ -52,7 +53,7 @@ def rollout(
         raise typer.BadParameter(f"{first!r} is none of {', '.join(VERBS)}")
     if (verb is not None or watch) and reference is None:
         raise typer.BadParameter("name the alias: NAME@ALIAS")
-    with connect(url, admin_key_file) as client:
+    with connect(url, admin_key_file, config) as client:
         if reference is None:
             views = client.call("GET", "/rollouts")["rollouts"]
             lines = [_line(view) for view in views]

@@ -1,22 +1,20 @@
-"""`demo`, `serve` and `config`: the server itself, and what it would run with.
+"""`demo` and `serve`: the server itself.
 
 Knows how to start a gateway and that its port must be free; nothing of how it serves.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import socket
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gateway.commands.options import ConfigOption, OutputOption, RegistryOption, settings_of
-from gateway.commands.terminal import Failure, Output, note, result, table, working
+from gateway.commands.terminal import Failure, Output, result, working
 
 if TYPE_CHECKING:
     from gateway.settings import Settings
@@ -113,68 +111,3 @@ def _serve(
     from gateway.server import serve as run
 
     raise typer.Exit(run(settings, models, reload))
-
-
-def config(
-    schema: Annotated[
-        bool, typer.Option("--schema", help="Print the JSON schema of gateway.yaml instead.")
-    ] = False,
-    file: ConfigOption = None,
-    output: OutputOption = Output.text,
-) -> None:
-    """Show the settings in force and where each came from.
-
-    A flag wins over the environment (GATEWAY_…, nested with __: GATEWAY_MODELS__iris__TIMEOUT), that over the
-    settings file, that over the default. --schema is for editors and for checking a file before it is used.
-    """
-    from gateway import settings
-
-    if schema:
-        typer.echo(json.dumps(settings.schema(), indent=2))
-        return
-    effective = settings_of(file)
-    sources = effective.sources()
-    values = effective.model_dump(mode="json", by_alias=True, exclude={"models"})
-    view = {name: {"value": value, "source": _source(name, value, sources)} for name, value in values.items()}
-    # Of a model only what was written: the rest is the default, which `--schema` shows.
-    for pattern, part in effective.models.items():
-        written = part.model_dump(mode="json", by_alias=True, exclude_unset=True)
-        for key, value in written.items():
-            name = f"models.{pattern}.{key}"
-            view[name] = {"value": value, "source": _source(name, value, sources)}
-    view |= _found(effective)
-    rows = [[name, _shown(entry["value"]), entry["source"]] for name, entry in view.items()]
-    for name in effective.foreign_variables():
-        note(f"{name} is not a setting of the gateway and is ignored")
-    result(output, {"settings": view}, lambda: table(["SETTING", "VALUE", "FROM"], rows))
-
-
-def _found(effective: Settings) -> dict[str, dict[str, Any]]:
-    """The registry that `serve` would take, and how often it would look, where no setting says so. Nothing
-    where there is none: that `serve` says."""
-    from gateway.registries import default_target, open_registry
-    from gateway.registries.base import RegistryError
-
-    try:
-        target = default_target(os.environ, effective.registry)
-        opened = open_registry(target)
-    except RegistryError:
-        return {}
-    opened.close()
-    found: dict[str, dict[str, Any]] = {}
-    if effective.registry is None:
-        named = [name for name in ("MLFLOW_REGISTRY_URI", "MLFLOW_TRACKING_URI") if os.environ.get(name)]
-        found["registry"] = {"value": target, "source": named[0] if named else "default"}
-    if effective.poll_interval is None:
-        found["poll_interval"] = {"value": opened.poll_interval, "source": "default"}
-    return found
-
-
-def _source(name: str, value: Any, sources: Mapping[str, str]) -> str:
-    """Where a value came from; of a mapping, each place that gave a part of it."""
-    parts = {source for place, source in sources.items() if place.startswith(f"{name}.")}
-    return ", ".join(sorted(parts)) or sources.get(name, "default")
-
-
-def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else "-" if value is None else json.dumps(value)

@@ -93,10 +93,11 @@ class Gates:
         force: bool = False,
         prepare: Callable[[Version], Awaitable[Prepared]] | None = None,
         trial: Trial | None = None,
+        dry_run: bool = False,
     ) -> Passed:
         """Takes a version through the gates; it is loaded and warm afterwards. `force` overrules what callers
         would notice, and an environment that cannot be had; nothing else. `prepare`: get the package in this
-        way. `trial` is kept up to date. Raises Problem."""
+        way. `trial` is kept up to date. `dry_run`: its load is not recorded. Raises Problem."""
         trial = trial or Trial(target.version)
         if not target.source:
             raise not_registered(target)
@@ -120,7 +121,7 @@ class Gates:
         if force or self.policy(record.model).environment == "warn":
             prepared = replace(prepared, forced=True)
         with trial.check("load, warm-up and example"):
-            lease = self._manager.lease(target, prepared)
+            lease = self._manager.lease(target, prepared, trial=dry_run)
             try:
                 await self._manager.ready(lease)
             except BaseException:

@@ -2,7 +2,8 @@
 
 `iris`, `iris@champion`, `iris/3`: that one. `fraud-*`: the default alias of every model whose name matches.
 `@champion`, `fraud-*@champion`: that alias of every (matching) model that has it. `*`: the default alias of
-every model. A pattern that matches nothing asks for nothing.
+every model. A pattern that matches nothing is named, because it may be mistyped. It does not delay readiness;
+what it matches later is loaded then.
 
 Knows references and what a snapshot says; how a version is loaded is the caller's.
 """
@@ -25,6 +26,9 @@ log = logging.getLogger("gateway.preload")
 #: So many loads are under way at once.
 AT_ONCE = 4
 LONGEST_PAUSE = 30.0
+#: Seconds between two looks at patterns that match nothing; of a registry that must be listed for it.
+LOOK_AGAIN = 2.0
+LISTING_INTERVAL = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,30 +67,44 @@ class Entry:
 
 
 class Preload:
-    """`pending`: what is not loaded yet, by its text, with the reason of its last failure ("" before one)."""
+    """`pending`: what is not loaded yet, by its text, with the reason of its last failure ("" before one).
+    `unmatched`: patterns that match nothing, with the sentence that says so. `done`: everything was loaded
+    once; it stays true. `again`: seconds between two looks at patterns that match nothing."""
 
-    def __init__(self, entries: Sequence[Entry], default_alias: Sequence[str] = ("champion",)) -> None:
+    def __init__(
+        self,
+        entries: Sequence[Entry],
+        default_alias: Sequence[str] = ("champion",),
+        *,
+        again: float = LOOK_AGAIN,
+    ) -> None:
         self._entries = tuple(entries)
         self._default_alias = tuple(default_alias)
+        self._again = again
         self.pending: dict[str, str] = {entry.text: "" for entry in self._entries}
+        self.unmatched: dict[str, str] = {}
+        self.done = not self.pending
 
     @classmethod
-    def parsed(cls, texts: Sequence[str], default_alias: Sequence[str] = ("champion",)) -> Preload:
+    def parsed(
+        cls,
+        texts: Sequence[str],
+        default_alias: Sequence[str] = ("champion",),
+        *,
+        again: float = LOOK_AGAIN,
+    ) -> Preload:
         """Raises InvalidReference."""
-        return cls([Entry.parsed(text) for text in texts], default_alias)
-
-    @property
-    def done(self) -> bool:
-        return not self.pending
+        return cls([Entry.parsed(text) for text in texts], default_alias, again=again)
 
     async def run(
         self, snapshot: Callable[[], Awaitable[Snapshot]], load: Callable[[Reference], Awaitable[object]]
     ) -> None:
-        """Loads everything; what fails is tried again until it loads, or its registry has it no more."""
+        """Loads everything; what fails is tried again until it loads, or its registry has it no more. Ends
+        when every entry has matched something and is loaded."""
         loaded: set[Reference] = set()
         turns = asyncio.Semaphore(AT_ONCE)
         rounds = 0
-        while self.pending:
+        while self.pending or self.unmatched:
             try:
                 wanted = await self._wanted(snapshot)
             except Problem as problem:
@@ -100,9 +118,12 @@ class Preload:
                             loaded.add(reference)
 
                 await asyncio.gather(*(one(reference) for reference in wanted if reference not in loaded))
+                self.done = self.done or not self.pending
             if self.pending:
                 rounds += 1
                 await asyncio.sleep(backoff.pause(rounds, longest=LONGEST_PAUSE))
+            elif self.unmatched:
+                await asyncio.sleep(self._again)
 
     async def _wanted(self, snapshot: Callable[[], Awaitable[Snapshot]]) -> list[Reference]:
         if all(entry.pattern is None for entry in self._entries):
@@ -111,10 +132,17 @@ class Preload:
         found: dict[Reference, None] = {}
         for entry in self._entries:
             meant = list(entry.references(now, self._default_alias))
-            if not meant and entry.text in self.pending:
-                log.warning("preload: %s matches no model with that alias", entry.text)
             found.update(dict.fromkeys(meant))
+            if meant:
+                self.unmatched.pop(entry.text, None)
+            elif entry.text not in self.unmatched:
+                self.unmatched[entry.text] = self._nothing(entry)
+                log.warning("preload: %s", self.unmatched[entry.text])
         return list(found)
+
+    def _nothing(self, entry: Entry) -> str:
+        aliases = self._default_alias if entry.alias is None else (entry.alias,)
+        return f"{entry.text} matches no model that has the alias {' or '.join(aliases)}"
 
     def _keep(self, wanted: dict[str, Reference]) -> None:
         self.pending = {text: self.pending.get(text, "") for text in wanted}

@@ -193,7 +193,12 @@ class Promotions:
         held = self._held(name, alias)
         try:
             passed = await self._aliases.gates.check(
-                target, record, force=force, prepare=self._quiet if dry_run else None, trial=trial
+                target,
+                record,
+                force=force,
+                prepare=self._quiet if dry_run else None,
+                trial=trial,
+                dry_run=dry_run,
             )
         except Problem as problem:
             if dry_run and failed is None:

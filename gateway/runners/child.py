@@ -19,11 +19,12 @@ _F_SETSIG: Final = 10
 
 
 class Child:
-    """A model process, which leads a process group. `ended` gets its exit code (negative: the signal), None
-    if it cannot be known. Raises OSError where it has ended already."""
+    """A model process, which leads a process group. `temporary`: its directory. `ended` gets its exit code
+    (negative: the signal), None if it cannot be known. Raises OSError where it has ended already."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, temporary: str = "") -> None:
         self.pid = pid
+        self.temporary = temporary
         self.ended: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
         self.handle = os.pidfd_open(pid)
         try:

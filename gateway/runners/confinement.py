@@ -23,8 +23,9 @@ class Confinement:
     """`user`: `auto` gives each process a user of its own where the gateway is root, `same` does not, a
     number names one. `files`, `processes`, `cpu_seconds`: limits, None for none (`processes` holds only for
     another user). `filesystem`: only the package, the environment and the system can be read, and
-    `readable`. `syscalls`: none that reach other processes or the kernel. `network`: whether it may use it.
-    `required`: measures (user, filesystem, syscalls, …) without which nothing is loaded."""
+    `readable`. `disk`: bytes of temporary files above which a process is ended, None for no limit.
+    `syscalls`: none that reach other processes or the kernel. `network`: whether it may use it. `required`:
+    measures (user, filesystem, syscalls, …) without which nothing is loaded."""
 
     user: Literal["auto", "same"] | int = "auto"
     files: int | None = 4096
@@ -34,6 +35,7 @@ class Confinement:
     syscalls: bool = True
     network: bool = True
     readable: tuple[str, ...] = ()
+    disk: int | None = None
     required: tuple[str, ...] = ()
 
     def to_json(self, user: int) -> dict[str, Any]:

@@ -151,6 +151,7 @@ class Pack:
         now = self.packs.now()
         for process in list(self.processes):
             worker = process.worker
+            worker.look_at_files()
             if worker.gone or not worker.pid or not worker.loaded:
                 continue
             if worker.feel(now):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from cachetools import LRUCache
 
 from gateway import cgroup
+from gateway.runners import files
 from gateway.runners.confinement import Confinement
 from gateway.runners.environments import Environment, allowed, elsewhere, preload_for
 from gateway.runners.inline import InlineRunner
@@ -146,7 +147,12 @@ class Placement:
 
     def _confinement(self, prepared: Prepared) -> Confinement:
         own = self._settings.for_model(prepared.version.name)
-        return Confinement(user=self._settings.model_user, network=own.network, readable=tuple(own.readable))
+        return Confinement(
+            user=self._settings.model_user,
+            network=own.network,
+            readable=tuple(own.readable),
+            disk=own.disk or files.default_limit(),
+        )
 
     def place(self, prepared: Prepared) -> Place:
         """Where a version runs."""

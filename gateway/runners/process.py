@@ -189,6 +189,7 @@ class ProcessRunner:
                     "pid": w.pid,
                     "busy": w.busy,
                     "bytes": w.memory().private,
+                    "temporary_bytes": w.files,
                     "spare": w is self._spare,
                     "stuck": w.pulse.stuck,
                 }
@@ -268,6 +269,7 @@ class ProcessRunner:
         for worker in self._workers:
             if worker.gone or not worker.pid:
                 continue
+            worker.look_at_files()
             if worker.feel(now):
                 worker.kill(RunnerCrashed(f"{worker.pulse.stuck}, and was ended"))
             found = found or (worker.pulse.stuck and f"process {worker.pid}: {worker.pulse.stuck}")

@@ -92,6 +92,10 @@ class Worker:
         self.loaded: dict[str, Any] = {}
         self.load_peak = 0
         self.retiring = False
+        #: Bytes of its temporary files, as they were measured last.
+        self.files = 0
+        self._disk: int | None = None
+        self._measuring: asyncio.Future[int] | None = None
         self.answers = 0
         #: Since when it has been working on the first of its calls, in the loop's time.
         self.working_since = 0.0
@@ -138,6 +142,22 @@ class Worker:
         call = self.answers if self.busy else None
         return self.pulse.look(now, sign, call, lambda: of_group(self.pid))
 
+    def look_at_files(self) -> None:
+        """Has its temporary files measured, one look at a time. Above its limit the process is ended."""
+        if self._disk is None or self._measuring is not None or self.gone or self._child is None:
+            return
+        self._measuring = asyncio.wrap_future(self._zygotes.measure(self._child, self._disk))
+        self._measuring.add_done_callback(self._measured)
+
+    def _measured(self, measuring: asyncio.Future[int]) -> None:
+        self._measuring = None
+        if measuring.cancelled() or measuring.exception() is not None:
+            return
+        self.files = measuring.result()
+        if self._disk is not None and self.files > self._disk:
+            said = f"the model's temporary files take more than {self._disk} bytes, its limit (disk)"
+            self.kill(RunnerCrashed(said))
+
     def memory_bound(self) -> int:
         """Never less than the private bytes of `memory`, and cheap."""
         return 0 if self._footprint is None else self._footprint.upper_bound()
@@ -167,6 +187,7 @@ class Worker:
         self._output.close_write_end()
         self._loop.add_reader(self._child.handle, self._process_ended)
         self._loop.add_reader(self._sock, self._receive)
+        self._disk = load["confinement"].disk
         message = {
             "op": "load",
             **load,

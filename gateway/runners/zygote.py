@@ -16,11 +16,13 @@ import subprocess
 import tempfile
 import weakref
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
+from gateway.runners import files
 from gateway.runners.child import Child
 from gateway.runners.confinement import Users
 from gateway.runners.environments import Environment
@@ -180,7 +182,7 @@ class Zygote:
             case "started":
                 answer = self._asked.get(message["token"])
                 try:
-                    child = self.children[message["pid"]] = Child(message["pid"])
+                    child = self.children[message["pid"]] = Child(message["pid"], message["temporary"])
                 except OSError as error:  # it has ended already
                     if answer is not None and not answer.done():
                         answer.set_exception(error)
@@ -242,6 +244,7 @@ class Zygotes:
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
         self._orphans = Orphans()
+        self._files = ThreadPoolExecutor(1, thread_name_prefix="files")
         self.users = Users()
 
     def __repr__(self) -> str:
@@ -272,9 +275,14 @@ class Zygotes:
                     raise
         raise AssertionError("not reached")
 
+    def measure(self, child: Child, enough: int) -> Future[int]:
+        """The bytes of a process's temporary files; the count ends above `enough`."""
+        return self._files.submit(files.used, child.pid, child.temporary, enough)
+
     async def close(self) -> None:
         """Ends all zygotes, and with them every process they made."""
         self._closed = True
+        self._files.shutdown(wait=False, cancel_futures=True)
         if self._timer is not None:
             self._timer.cancel()
         tasks = list(self._zygotes.values())

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gateway.errors import Problem, pathless
-from gateway.events import Dispatched, Emit, Loaded, LoadFailed, Unloaded, Warned
+from gateway.events import Dispatched, Emit, Event, Loaded, LoadFailed, Unloaded, Warned
 from gateway.runners.base import FAILURES, Runner
 from gateway.serving.failures import Failures
 from gateway.serving.governor import Reading
@@ -149,13 +149,21 @@ class Manager:
 
     # Leases.
 
-    def lease(self, version: Version, prepared: Prepared | None = None, *, pin: bool = False) -> Lease:
+    def lease(
+        self, version: Version, prepared: Prepared | None = None, *, pin: bool = False, trial: bool = False
+    ) -> Lease:
         """Counts the caller in, at once. Starts the load if none is under way, from `prepared` where the
-        caller has it already. `pin`: see `Lease`. Raises the Problem of a version that failed
-        and may not be tried again yet."""
+        caller has it already. `pin`: see `Lease`. `trial`: for a dry run; a load that only dry runs want is
+        neither counted nor measured nor said. Raises the Problem of a version that failed and may not be
+        tried again yet."""
         servable = self._servables.get(version)
         if servable is None:
             servable = self._begin(version, prepared)
+            servable.on_trial = trial
+        elif servable.on_trial and not trial:
+            servable.on_trial = False
+            if servable.announce is not None:
+                servable.announce()
         servable.abandoned = False
         self.ledger.lease(servable)
         if pin:
@@ -236,8 +244,13 @@ class Manager:
         else:
             message = f"{version} was {why} while it was loading; the next request loads it"
             self._drop(servable, Problem("MODEL_LOADING", message, retry_after=1))
-            self._emit(Unloaded(version.name, version.version, why))
+            self._say(servable, Unloaded(version.name, version.version, why))
         self._room.carry_out_plan()
+
+    def _say(self, servable: Servable, event: Event) -> None:
+        """Of what was loaded for a dry run alone, nothing is said."""
+        if not servable.on_trial:
+            self._emit(event)
 
     async def _load(self, servable: Servable, prepared: Prepared | None) -> None:
         version = servable.version
@@ -280,13 +293,21 @@ class Manager:
         if servable.options.pin:
             self.ledger.pin(servable)
         self._failures.forget(version)
-        self._load_seconds += 0.3 * (seconds - self._load_seconds)
-        if servable.prepared is not None:
-            peak = 0 if servable.runner is None else servable.runner.load_peak
-            self._measured(servable.prepared, None if measured is None else max(measured, peak), seconds)
-        self._emit(Loaded(version.name, version.version, seconds, self.ledger[servable].bytes))
-        for warning in servable.warnings:
-            self._emit(Warned(version.name, version.version, warning))
+
+        def announce() -> None:
+            servable.announce = None
+            self._load_seconds += 0.3 * (seconds - self._load_seconds)
+            if servable.prepared is not None:
+                peak = 0 if servable.runner is None else servable.runner.load_peak
+                self._measured(servable.prepared, None if measured is None else max(measured, peak), seconds)
+            self._emit(Loaded(version.name, version.version, seconds, self.ledger[servable].bytes))
+            for warning in servable.warnings:
+                self._emit(Warned(version.name, version.version, warning))
+
+        if servable.on_trial:
+            servable.announce = announce
+        else:
+            announce()
         if servable.retiring is not None:
             self._close_if_unused(servable, servable.retiring)
         self._room.carry_out_plan()
@@ -295,7 +316,8 @@ class Manager:
         version = servable.version
         self.failed(version, problem)
         self._drop(servable, problem)
-        self._emit(LoadFailed(version.name, version.version, seconds, problem.code, problem.message, trace))
+        failed = LoadFailed(version.name, version.version, seconds, problem.code, problem.message, trace)
+        self._say(servable, failed)
         self._room.carry_out_plan()
 
     def _drop(self, servable: Servable, problem: Problem) -> None:
@@ -336,6 +358,12 @@ class Manager:
             if servable.runner is not None:
                 servable.runner.tend()
         self._spares.tend(list(self._servables.values()))
+
+    def ended(self, version: Version, reason: str) -> None:
+        """A process of a version ended: its view says why until something else goes wrong."""
+        servable = self._servables.get(version)
+        if servable is not None:
+            servable.recent.ended(reason)
 
     def stuck(self) -> dict[str, int]:
         """By model: how many of its versions have a process that does not work, zeros included."""
@@ -453,7 +481,7 @@ class Manager:
             self._leaving.discard(servable)
             self.ledger.closed(servable)
             servable.gone.set()
-            self._emit(Unloaded(servable.version.name, servable.version.version, reason, why))
+            self._say(servable, Unloaded(servable.version.name, servable.version.version, reason, why))
             self._room.carry_out_plan()
 
     def stop_loading(self) -> None:

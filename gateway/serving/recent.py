@@ -42,7 +42,7 @@ class Recent:
         self._slots: list[_Slot] = []
         #: When the next slot begins.
         self._next = 0.0
-        #: (unix time, what the model raised or did), of the last request that failed.
+        #: (unix time, what the model raised or did), of the last request that failed or process that ended.
         self.last_error: tuple[float, str] | None = None
         #: Failed requests since it was loaded.
         self.total_errors = 0
@@ -60,6 +60,10 @@ class Recent:
         slot.errors += 1
         self.total_errors += 1
         self.last_error = self._wall(), kind
+
+    def ended(self, reason: str) -> None:
+        """A process of it ended, be it in a request or not. `reason` holds no rows."""
+        self.last_error = self._wall(), reason
 
     def rate(self) -> float:
         """Requests per second over the last full slot and the present one."""

@@ -200,6 +200,9 @@ class Servable:
         self.mismatch: tuple[str, ...] | None = None
         #: Why it leaves, from `Manager.retire` on.
         self.retiring: str | None = None
+        #: Loaded for a dry run alone: nothing is recorded of it. `announce` records its load after all.
+        self.on_trial = False
+        self.announce: Callable[[], None] | None = None
         #: No alias wants its load any more: it ends as soon as no request waits for it.
         self.abandoned = False
         self.gone = asyncio.Event()

@@ -209,7 +209,12 @@ class Views:
             return servable.phase.value, ABSENT
         seconds = round(self._clock() - servable.began, 1)
         before = None if servable.prepared is None else servable.prepared.load_seconds
-        known = "" if before is None else f" of about {before:.1f} s"
+        if before is None:
+            known = ""
+        elif seconds <= before:
+            known = f" of about {before:.1f} s"
+        else:
+            known = f", longer than usual ({before:.1f} s)"
         load = {"phase": servable.phase.value, "seconds": seconds, "expected_seconds": before}
         return f"{servable.phase.value} {seconds} s{known}", load
 
@@ -330,6 +335,7 @@ class Views:
             self._watch.status(),
             list(self._preload.pending),
             failed,
+            dict(self._preload.unmatched),
             self.memory(),
         )
 

@@ -223,6 +223,7 @@ class ReadinessView(View):
     registry: Mapping[str, Any]
     preload_pending: list[str]
     preload_errors: Mapping[str, str]
+    preload_unmatched: Mapping[str, str]
     memory: Mapping[str, float | None]
     draining: bool | Absent = ABSENT
 

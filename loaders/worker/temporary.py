@@ -1,13 +1,14 @@
-"""Temporary directories of model processes, and their removal when a model left them in any state.
+"""Temporary directories of model processes: how much they hold, and their removal in whatever state they are.
 
-A model may leave directories nested thousands deep, without permissions, or with links to elsewhere. Removal
-takes neither recursion nor long paths, holds two descriptors, and never follows a link. Standard library
-only.
+A model may leave directories nested thousands deep, without permissions, or with links to elsewhere. Neither
+measuring nor removal takes recursion or long paths; both hold a few descriptors and never follow a link.
+Standard library only.
 """
 
 from __future__ import annotations
 
 import os
+import random
 import stat
 import tempfile
 from contextlib import suppress
@@ -17,6 +18,10 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PATH = getattr(os, "O_PATH", os.O_RDONLY)
 
 
+#: An entry counts with at least so many bytes: empty files and directories take room too.
+ENTRY: Final = 4096
+
+
 #: Where the gateway links what its packs may read.
 PACKS: Final = "packs"
 
@@ -24,6 +29,75 @@ PACKS: Final = "packs"
 def make(scratch: str) -> str:
     """A new directory for one model process."""
     return tempfile.mkdtemp(prefix="model-", dir=scratch)
+
+
+def used(path: str, enough: int) -> int:
+    """Bytes on the disk of all that is below a directory; the count ends above `enough`. A model may move
+    directories while they are counted: what is missed then is found the next time, in another order."""
+    try:
+        root = _open(path, None)
+    except OSError:
+        return 0
+    seen: set[tuple[int, int]] = set()
+    here = os.dup(root)
+    total, names = _measured(here, seen, enough)
+    above = [(_identity(here), names)]
+    try:
+        while total <= enough:
+            names = above[-1][1]
+            if names:
+                try:
+                    below = _open(names.pop(), here)
+                except OSError:
+                    continue
+                os.close(here)
+                here = below
+                more, names = _measured(here, seen, enough - total)
+                total += more
+                above.append((_identity(here), names))
+                continue
+            above.pop()
+            if not above:
+                break
+            try:
+                up = os.open("..", _DIRECTORY, dir_fd=here)
+            except OSError:
+                up = os.dup(root)
+            os.close(here)
+            here = up
+            if _identity(here) != above[-1][0]:  # it was moved
+                os.close(here)
+                here = os.dup(root)
+                del above[1:]
+    finally:
+        os.close(here)
+        os.close(root)
+    return total
+
+
+def _measured(directory: int, seen: set[tuple[int, int]], enough: int) -> tuple[int, list[str]]:
+    """The bytes of what stands in a directory, and its directories in any order."""
+    total, names = 0, []
+    with suppress(OSError), os.scandir(directory) as entries:
+        for entry in entries:
+            with suppress(OSError):
+                found = entry.stat(follow_symlinks=False)
+                if stat.S_ISDIR(found.st_mode):
+                    names.append(entry.name)
+                elif found.st_nlink > 1:
+                    if (found.st_dev, found.st_ino) in seen:
+                        continue
+                    seen.add((found.st_dev, found.st_ino))
+                total += max(ENTRY, found.st_blocks * 512)
+            if total > enough:
+                break
+    random.shuffle(names)
+    return total, names
+
+
+def _identity(descriptor: int) -> tuple[int, int]:
+    found = os.fstat(descriptor)
+    return found.st_dev, found.st_ino
 
 
 def remove(path: str) -> bool:

@@ -151,17 +151,17 @@ class _Nursery:
             return False
         message = json.loads(data)
         try:
-            pid = self._make(*descriptors)
+            pid, own = self._make(*descriptors)
         except OSError as error:
             self._tell({"op": "failed", "token": message["token"], "reason": os.strerror(error.errno or 0)})
         else:
-            self._tell({"op": "started", "token": message["token"], "pid": pid})
+            self._tell({"op": "started", "token": message["token"], "pid": pid, "temporary": own})
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
         return True
 
-    def _make(self, connection: int, log: int) -> int:
+    def _make(self, connection: int, log: int) -> tuple[int, str]:
         own = temporary.make(self._scratch)
         options = {"connection": connection, "log": log, "temporary": own}
         try:
@@ -182,7 +182,7 @@ class _Nursery:
             temporary.remove(own)
             raise
         self._children[pid] = own
-        return pid
+        return pid, own
 
     def _spawn(self, options: Mapping[str, Any]) -> int:
         needed = [options["connection"], options["log"]]

@@ -336,6 +336,15 @@ def test_config_shows_the_settings_of_models_one_by_one(shell: Shell) -> None:
     assert view["models.iris.pin"] == {"value": True, "source": "gateway.yaml"}
     assert view["models.iris.timeout"] == {"value": 2.0, "source": "GATEWAY_MODELS__iris__TIMEOUT"}
     assert view["rollout"]["source"] == "gateway.yaml"
+    told = shell.called("config", GATEWAY_MODELS__iris__TIMEOUT="2s", GATEWAY_MAX_BODY_BYTES="8MB").out
+    rows = {line.split()[0]: line.split(maxsplit=1)[1] for line in told.splitlines()}
+    assert rows["models.fraud-*.timeout"].split() == ["5s", "gateway.yaml"]
+    assert rows["models.iris.timeout"].split() == ["2s", "GATEWAY_MODELS__iris__TIMEOUT"]
+    assert rows["rollout.gate"].split() == ["none", "gateway.yaml"]
+    assert rows["rollout.canary.every"].split() == ["2m", "default"]
+    assert rows["max_inflight_bytes"].split() == ["256", "MiB", "default"]
+    assert rows["max_body_bytes"].split() == ["8", "MB", "GATEWAY_MAX_BODY_BYTES"]
+    assert rows["disk_limit"].split() == ["20", "GB", "default"]
     assert "models" not in view
     foreign = shell.called("config", GATEWAY_TOKEN="x")
     assert (foreign.code, "GATEWAY_TOKEN is not a setting" in foreign.err) == (0, True)

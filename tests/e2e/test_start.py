@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -110,12 +111,13 @@ def test_status_has_a_line_for_each_difference(tmp_path: Path) -> None:
     push(registry, "a", alias="champion")
     file = Path(registry)
     file.write_text(re.sub(r"champion: ['\"]?1['\"]?", "champion: 9", file.read_text()))
-    with Served(settings(tmp_path, preload=["line@champion", "nobody"]), registry) as server:
+    with Served(settings(tmp_path, preload=["line@champion", "nobody", "fraud-*"]), registry) as server:
         assert eventually(lambda: len(server.get("/readyz").json["preload_errors"]) == 2)
         command = [sys.executable, "-m", "gateway", "status", "--url", f"http://127.0.0.1:{server.port}"]
         told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     assert "line@champion should serve version 9, nothing is served: " in told
     assert "preload: models:/nobody is not loaded: there is no model 'nobody'" in told
+    assert "preload: fraud-* matches no model that has the alias champion" in told
 
 
 def test_a_dry_run_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -130,10 +132,18 @@ def test_a_dry_run_leaves_nothing_behind(tmp_path: Path) -> None:
         sent = {"authorization": f"Bearer {KEY}"}
         path = "/models/line/aliases/champion?dry_run=true"
         before = server.get("/rollouts/line@champion").json
+        state = sqlite3.connect(tmp_path / "state" / "state.db")
+        tables = ("measurement", "scan", "first_digest", "history", "rollout", "alias")
+        kept = [state.execute(f"SELECT * FROM {table}").fetchall() for table in tables]
         refused = server.request("PUT", path, {"version": "2"}, **sent)
         forced = server.request("PUT", path, {"version": "2", "force": True}, **sent)
         assert server.get("/rollouts/line@champion").json == before
         assert "gateway_swaps_total{" not in server.get("/metrics").body.decode()
+        metrics = server.get("/metrics").body.decode()
+        assert not re.search(r"^gateway_(loads|unloads)_total", metrics, re.MULTILINE)
+        assert "gateway_load_seconds_count{" not in metrics
+        assert kept == [state.execute(f"SELECT * FROM {table}").fetchall() for table in tables]
+        state.close()
         assert server.get("/models/line/versions/2").json["state"] == "UNLOADED"
         wet = server.request("PUT", path.partition("?")[0], {"version": "2"}, **sent)
     assert (refused.status, refused.code) == (409, "ROLLOUT_REFUSED")

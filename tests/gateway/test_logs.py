@@ -24,11 +24,15 @@ def test_every_event_has_words(lines: pytest.LogCaptureFixture) -> None:
     say(events.Swapped("iris", "champion", "2", "1", "promote"))
     say(events.PredictionFailed("iris", "2", "ValueError: no", "Traceback …\nValueError: no", "r-1"))
     say(events.Dispatched("iris", "2", 3, 3))
+    say(events.Unloaded("iris", "2", "unloaded"))
+    say(events.Unloaded("iris", "2", "evicted", "for wine/1: its value is least"))
     said = [record.getMessage() for record in lines.records]
     assert said == [
         "loaded iris/2 in 0.250 s, 3.0 MB",
         "iris@champion serves version 2, before 1 (promote)",
         "iris/2 raised ValueError: no (request r-1)\n    Traceback …\n    ValueError: no",
+        "unloaded iris/2: somebody asked for it",
+        "unloaded iris/2: to make room, for wine/1: its value is least",
     ]
 
 

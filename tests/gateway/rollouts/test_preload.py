@@ -79,3 +79,41 @@ def test_what_fails_is_named_at_once_and_tried_again(
     assert len([line for line in said if "the weights are gone" in line]) == 1
     assert len([line for line in said if "nobody" in line]) == 1
     assert any(pending.get("models:/fraud_a@champion") == "the weights are gone" for pending in seen)
+
+
+def test_a_pattern_that_matches_nothing_is_named_until_a_model_comes(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    empty, full = snapshot(iris=("champion",)), snapshot(iris=("champion",), zz_a=("champion",))
+    loads: list[str] = []
+
+    async def main() -> None:
+        preload = Preload.parsed(["iris", "zz_*", "@prod"], again=0.0)
+        states: list[tuple[bool, list[str]]] = []
+        snapshots = iter([empty, empty, full])
+
+        async def now() -> Snapshot:
+            states.append((preload.done, list(preload.unmatched)))
+            return next(snapshots, snapshot(zz_a=("champion", "prod"), iris=("champion",)))
+
+        async def load(reference: Reference) -> None:
+            loads.append(str(reference))
+
+        await preload.run(now, load)
+        assert states == [
+            (False, []),
+            (True, ["zz_*", "@prod"]),
+            (True, ["zz_*", "@prod"]),
+            (True, ["@prod"]),
+        ], "readiness is not taken back, and does not wait for what may never come"
+        assert preload.done
+        assert not preload.unmatched
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(main())
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [
+        "preload: zz_* matches no model that has the alias champion",
+        "preload: @prod matches no model that has the alias prod",
+    ]
+    assert loads == ["models:/iris", "models:/zz_a@champion", "models:/zz_a@prod"]

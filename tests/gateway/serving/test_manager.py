@@ -150,6 +150,34 @@ def test_a_broken_version_costs_one_load_per_pause(tmp_path: Path) -> None:
     run(main)
 
 
+def test_a_load_for_a_dry_run_is_recorded_only_if_somebody_else_wants_it(tmp_path: Path) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path)
+        for _ in range(2):
+            lease = bench.manager.lease(version(), trial=True)
+            await bench.manager.ready(lease)
+            lease.release()
+            assert bench.events == []
+            gone = bench.manager.retire(version(), "unloaded")
+            assert gone is not None
+            await gone.gone.wait()
+        assert bench.events == []
+        bench.on[version(2)] = Behaviour(fails="OSError: not yet")
+        lease = bench.manager.lease(version(2), trial=True)
+        with pytest.raises(Problem):
+            await bench.manager.ready(lease)
+        assert bench.events == []
+
+        lease = bench.manager.lease(version(3), trial=True)
+        await bench.manager.ready(lease)
+        await use(bench, 3)
+        await use(bench, 3)
+        lease.release()
+        assert len(bench.of(Loaded)) == 1
+
+    run(main)
+
+
 def test_the_operator_may_retry_at_once(tmp_path: Path) -> None:
     async def main() -> None:
         bench = Bench(tmp_path)

@@ -1,0 +1,48 @@
+"""What the temporary files of a model's processes take on the disk.
+
+Knows directories and process ids, and nothing of models. Blocks: to be called by a thread.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import tempfile
+from contextlib import suppress
+from typing import Final
+
+from gateway.runners.memory import PROC, descendants
+from loaders.worker import temporary
+
+#: What a model may keep where the operator says nothing: so many bytes, and at most this share of the disk.
+MOST, SHARE = 4 << 30, 0.25
+_OPEN_FILES: Final = 4096
+
+
+def default_limit() -> int:
+    """The bytes that a model process may keep where the settings do not say."""
+    return min(MOST, int(shutil.disk_usage(tempfile.gettempdir()).total * SHARE))
+
+
+def used(pid: int, directory: str, enough: int) -> int:
+    """Bytes of a directory, and of files of that file system that the process and its children hold open
+    although they are deleted: those of other users only where the gateway is root. The count ends above
+    `enough`."""
+    total = temporary.used(directory, enough)
+    return total if total > enough else total + _deleted(pid, directory)
+
+
+def _deleted(pid: int, directory: str) -> int:
+    found: dict[int, int] = {}
+    with suppress(OSError):
+        device = os.stat(directory).st_dev
+        for process in (pid, *descendants(pid)):
+            with suppress(OSError):
+                place = PROC / str(process) / "fd"
+                for name in os.listdir(place)[:_OPEN_FILES]:
+                    with suppress(OSError):
+                        seen = os.stat(place / name)
+                        if not seen.st_nlink and seen.st_dev == device and stat.S_ISREG(seen.st_mode):
+                            found[seen.st_ino] = seen.st_blocks * 512
+    return sum(found.values())
