@@ -1,4 +1,4 @@
-"""Reads the settings from flags, environment variables and `gateway.yaml`.
+"""Reads the settings from flags, environment variables and `gateway.yaml`, and writes them for people.
 
 A flag wins over the environment (`GATEWAY_…`, nested with `__`), the environment over the file, that over the
 default. All problems are reported at once, each with its place. What a setting means is `gateway.settings`.
@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from gateway import cgroup, yamltext
 from gateway.names import near
 from gateway.policy import Canary, Guards, Rollout, unknown
+from gateway.quantities import DURATION_SCHEMA, SIZE_SCHEMA, shown_seconds, shown_size
 from gateway.settings import Batch, ModelSettings, Settings, SettingsError
 
 PREFIX: Final = "GATEWAY_"
@@ -74,6 +76,53 @@ def load(
     if problems:
         raise SettingsError(problems)
     return settings.read_from({name: source for name, source in sources.items() if name}, foreign)
+
+
+def shown(part: BaseModel, above: str = "", *, written: bool = False) -> Iterator[tuple[str, str]]:
+    """Every key below a mapping of settings with its value as text; `written`: only those that somebody
+    wrote."""
+    for field_name, field in type(part).model_fields.items():
+        if written and field_name not in part.model_fields_set:
+            continue
+        value = getattr(part, field_name)
+        name = f"{above}{field.alias or field_name}"
+        if isinstance(value, BaseModel):
+            yield from shown(value, f"{name}.", written=written)
+        elif isinstance(value, dict) and any(isinstance(item, BaseModel) for item in value.values()):
+            for key, item in value.items():
+                yield from shown(item, f"{name}.{key}.", written=True)
+        elif name != "models":
+            yield name, _value(value, field)
+
+
+def shown_value(name: str, value: Any) -> str:
+    """A value of the setting `name`, as people write it."""
+    return _value(value, Settings.model_fields[name])
+
+
+def _value(value: Any, field: FieldInfo) -> str:
+    if value is None or value in ([], {}):
+        return "-"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float) and _has(field, SIZE_SCHEMA):
+        return shown_size(int(value))
+    if isinstance(value, int | float) and _has(field, DURATION_SCHEMA):
+        return shown_seconds(value)
+    if isinstance(value, list) and all(isinstance(item, str | int | float) for item in value):
+        return ", ".join(item if isinstance(item, str) else f"{item:g}" for item in value)
+    return json.dumps(value, default=str) if isinstance(value, dict | list) else str(value)
+
+
+def _has(field: FieldInfo, mark: object) -> bool:
+    """Whether a field's type is marked as a size, or as a duration."""
+
+    def marked(annotation: object) -> bool:
+        if mark in getattr(annotation, "__metadata__", ()):
+            return True
+        return any(marked(argument) for argument in get_args(annotation))
+
+    return mark in field.metadata or marked(field.annotation)
 
 
 def _from_file(file: Path, problems: list[tuple[str, str]]) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,9 +16,6 @@ from gateway.commands.options import ConfigOption, OutputOption, settings_of
 from gateway.commands.terminal import Output, note, result, table
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
-    from pydantic.fields import FieldInfo
-
     from gateway.settings import Settings
 
 
@@ -58,61 +55,17 @@ def config(
 
 def _show(effective: Settings, found: Mapping[str, Mapping[str, Any]]) -> None:
     """A line for each key, nested ones by their dotted names."""
+    from gateway import configuration
+
     sources = effective.sources()
     rows = []
-    for name, shown in _leaves(effective):
+    for name, shown in configuration.shown(effective):
         source = _nearest(name, sources)
         if name in found:
             given = found[name]
-            shown, source = _value(given["value"], type(effective).model_fields[name]), given["source"]
+            shown, source = configuration.shown_value(name, given["value"]), given["source"]
         rows.append([name, shown, source])
     table(["SETTING", "VALUE", "FROM"], rows)
-
-
-def _leaves(part: BaseModel, above: str = "", *, written: bool = False) -> Iterator[tuple[str, str]]:
-    """Every key below a mapping of settings with its value as text; `written`: only those that somebody
-    wrote."""
-    from pydantic import BaseModel
-
-    for field_name, field in type(part).model_fields.items():
-        if written and field_name not in part.model_fields_set:
-            continue
-        value = getattr(part, field_name)
-        name = f"{above}{field.alias or field_name}"
-        if isinstance(value, BaseModel):
-            yield from _leaves(value, f"{name}.", written=written)
-        elif isinstance(value, dict) and any(isinstance(item, BaseModel) for item in value.values()):
-            for key, item in value.items():
-                yield from _leaves(item, f"{name}.{key}.", written=True)
-        elif name != "models":
-            yield name, _value(value, field)
-
-
-def _value(value: Any, field: FieldInfo) -> str:
-    from gateway.quantities import DURATION_SCHEMA, SIZE_SCHEMA, shown_seconds, shown_size
-
-    if value is None or value in ([], {}):
-        return "-"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float) and _has(field, SIZE_SCHEMA):
-        return shown_size(int(value))
-    if isinstance(value, int | float) and _has(field, DURATION_SCHEMA):
-        return shown_seconds(value)
-    if isinstance(value, list) and all(isinstance(item, str | int | float) for item in value):
-        return ", ".join(item if isinstance(item, str) else f"{item:g}" for item in value)
-    return json.dumps(value, default=str) if isinstance(value, dict | list) else str(value)
-
-
-def _has(field: FieldInfo, mark: object) -> bool:
-    """Whether a field's type is marked as a size, or as a duration."""
-
-    def marked(annotation: object) -> bool:
-        if mark in getattr(annotation, "__metadata__", ()):
-            return True
-        return any(marked(argument) for argument in get_args(annotation))
-
-    return mark in field.metadata or marked(field.annotation)
 
 
 def _found(effective: Settings) -> dict[str, dict[str, Any]]:
