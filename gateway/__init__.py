@@ -1,6 +1,6 @@
-"""A model registry as a prediction service. For Python users: `log_model`, `load_model`, `push`.
+"""Serves the models of a registry over HTTP. For Python users: `log_model`, `load_model`, `push`.
 
-Importing this costs nothing: what is asked for is imported then.
+Importing this package is cheap: each name is imported on first use.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The gateway in Python: put a model into a registry, take one out. The command line uses the same.
+"""The Python API: log a model to a registry, push a model directory, load a model. The command line uses it.
 
-Knows registries, the artifact cache and `loaders`; no running gateway.
+Knows registries, the artifact cache and `loaders`; must not know a running gateway.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 @dataclass(frozen=True, slots=True)
 class ModelVersion:
-    """A version in a registry. `source` is where its files are, `digest` what they are; `alias` the one
-    that was pointed to it, None if none was."""
+    """A version in a registry. `source` is the place of its files, `digest` their SHA-256. `alias` is the
+    alias that was moved to it, or None."""
 
     name: str
     version: str
@@ -58,14 +58,14 @@ def log_model(
     verify: bool = True,
     **options: Any,
 ) -> ModelVersion:
-    """Saves a live model as the next version of `name`; `alias`, where given, is moved to it.
+    """Saves a live model as the next version of `name`, and moves `alias` to it if one is given.
 
     Flavor and signature are inferred when they are not given; `options` go to the flavor. MLflow's keywords
-    are taken by their names (`registered_model_name`, `pip_requirements`, `conda_env`, …); an unknown one is
-    an error. Before anything reaches the registry the saved package is loaded in a fresh process, and its
-    answer to the example is compared with that of `model` and recorded (`verify`; see `loaders.save_model`).
-    A registry file that does not exist is created, with its store `models/` next to it. Raises what
-    `loaders.save_model` raises, RegistryError and InvalidReference.
+    (`registered_model_name`, `pip_requirements`, `conda_env`, …) are accepted; an unknown keyword is an
+    error. With `verify`, a new process loads the saved package before the registry is written. Its answer to
+    the example is compared with the answer of `model`, and recorded (see `loaders.save_model`). A registry
+    file that does not exist is created, with its store `models/` next to it. Raises what `loaders.save_model`
+    raises, RegistryError and InvalidReference.
     """
     name = _registered_name(name, options)
     check_name(name)
@@ -89,7 +89,7 @@ def log_model(
         package = packages.read(path)
         if package.signature is None:
             warnings.warn(
-                f"{name} has no signature: whatever comes is handed to the model unchecked. Give an "
+                f"{name} has no signature: the gateway passes inputs to the model unchecked. Give an "
                 "input_example or a signature",
                 stacklevel=2,
             )
@@ -97,13 +97,13 @@ def log_model(
 
 
 def _registered_name(name: str | None, options: dict[str, Any]) -> str:
-    """The model's name by any of MLflow's words for it, which are taken out of `options`. There `name`
-    (earlier `artifact_path`) is the name in the run where `registered_model_name` is given too. Raises
-    TypeError."""
+    """Returns the model's name, given by any of MLflow's keywords for it, and removes these from `options`.
+    In MLflow, `name` (earlier `artifact_path`) is the name within the run if `registered_model_name` is given
+    too. Raises TypeError."""
     registered, path = options.pop("registered_model_name", None), options.pop("artifact_path", None)
     chosen = next((word for word in (registered, name, path) if word is not None), None)
     if not isinstance(chosen, str):
-        raise TypeError("log_model needs a name: the model's in the registry")
+        raise TypeError("log_model needs name: the name of the model in the registry")
     return chosen
 
 
@@ -115,12 +115,12 @@ def push(
     *,
     tags: Mapping[str, str] | None = None,
 ) -> ModelVersion:
-    """Copies a model directory into the registry's store as the next version of `name`. A directory with
-    the digest of an existing version is that version, unchanged. `alias` is moved without any gate.
+    """Copies a model directory into the registry's store as the next version of `name`. If a version with the
+    same digest exists, returns that version and adds nothing. `alias` is moved without any gate.
 
-    A package that records its answer to its own example is asked it here, in a fresh process (which executes
-    what it holds); another answer is a warning. Raises PackageError for what is no package, RegistryError and
-    InvalidReference.
+    If the package records its answer to its own example, a new process loads it (this executes its code) and
+    answers the example again; a different answer is a warning. Raises PackageError if `directory` is not a
+    package, RegistryError and InvalidReference.
     """
     package = packages.read(os.fspath(directory))
     for text in proof.changed(package):
@@ -149,12 +149,12 @@ def load_model(
     registry: str | os.PathLike[str] | None = None,
     model_config: Mapping[str, Any] | None = None,
 ) -> loaders.Model:
-    """Loads a model here: from a registry (`models:/NAME@ALIAS`, `/VERSION`, `/latest`, `models:/NAME` for
-    the default alias; NAME@ALIAS and NAME/VERSION for short), from a directory, or from any URL that
-    fsspec reads. A directory of that name wins over a model.
+    """Loads a model into this process: from a registry (`models:/NAME@ALIAS`, `models:/NAME/VERSION`,
+    `models:/NAME/latest`, `models:/NAME` for the default alias; NAME@ALIAS and NAME/VERSION for short), from
+    a directory, or from any URL that fsspec reads. An existing directory of that name is preferred.
 
-    A digest is verified before a byte is deserialised. Executes what the package holds. Raises
-    RegistryError, ArtifactError, InvalidReference, and what `loaders.load_model` raises.
+    A digest is verified before any byte is deserialised. Executes the package's code. Raises RegistryError,
+    ArtifactError, InvalidReference, and what `loaders.load_model` raises.
     """
     text = os.fspath(uri)
     chosen = configuration.load({}, os.environ)
@@ -168,13 +168,13 @@ def load_model(
     named = Sources() if reference is None else sources_for(_target(registry), chosen.artifact_sources)
     local = Artifacts(chosen.cache_dir, chosen.disk_limit, named).fetch(version)
     model = loaders.load_model(local.path, model_config, chosen.enforcement or "strict")
-    # The files stay in the cache for as long as the model is there to read them.
+    # The model may read its files later: they stay in the cache until the model is freed.
     weakref.finalize(model, _let_go, local)
     return model
 
 
 def _reference(text: str) -> Reference | None:
-    """What is named in a registry; None for the place of a directory."""
+    """The reference to a model in a registry; None if the text is a URL of a directory."""
     if text.startswith(("models:/", "runs:/")):
         return parse_reference(text)
     if _SCHEME.match(text):
@@ -182,7 +182,7 @@ def _reference(text: str) -> Reference | None:
     try:
         return parse_short(text)
     except InvalidReference as error:
-        raise InvalidReference(f"there is no directory {text}, and it names no model: {error}") from None
+        raise InvalidReference(f"{text} is neither a directory nor a model reference: {error}") from None
 
 
 def _resolved(reference: Reference, target: str, default_alias: list[str]) -> Version:
@@ -198,4 +198,4 @@ def _target(registry: str | os.PathLike[str] | None) -> str:
 
 
 def _let_go(local: Local) -> None:
-    """Holds the package until it is called, which is when the model is gone."""
+    """Keeps a reference to the package until the model is freed, which calls this."""

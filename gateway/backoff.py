@@ -1,7 +1,7 @@
-"""Pauses between attempts that keep failing: exponential, with jitter so that many gateways do not retry in
-step, and never shorter than the other side asked for (Retry-After).
+"""Pauses between retries: exponential, with jitter so that many gateways do not retry at the same time, and
+never shorter than the server's Retry-After.
 
-Knows numbers; waits for nothing.
+Computes numbers; must not wait.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import email.utils
 import random
 import time
 
-#: Seconds: the first pause and the longest one, where the caller has no reason for others.
+#: The default first pause and longest pause, in seconds.
 FIRST = 1.0
 LONGEST = 60.0
 #: A pause is at most this share shorter than its nominal length.
@@ -25,8 +25,8 @@ def pause(
     asked: float | None = None,
     chance: random.Random | None = None,
 ) -> float:
-    """Seconds to wait after `failures` failures in a row (at least 1). `asked`: what the other side asked
-    for; the pause is that or a little longer, up to ten times `longest`."""
+    """Seconds to wait after `failures` failures in a row (at least 1). `asked`: the seconds that the server
+    asked for; the pause is that or a little longer, up to ten times `longest`."""
     share = (chance or _CHANCE).random()
     nominal = min(longest, first * 2.0 ** min(max(failures, 1) - 1, 30))
     found = nominal * (1 - JITTER * share)
@@ -36,8 +36,8 @@ def pause(
 
 
 def retry_after(header: str | None, now: float | None = None) -> float | None:
-    """Seconds that a Retry-After header asks for (RFC 9110 10.2.3: seconds, or a date); None: for nothing
-    that can be understood. `now`: unix seconds."""
+    """The seconds in a Retry-After header (RFC 9110 10.2.3: seconds or a date); None if it is missing or
+    invalid. `now`: unix seconds."""
     text = (header or "").strip()
     if text.isascii() and text.isdigit():
         return float(text[:9])

@@ -1,8 +1,8 @@
-"""How much memory and how many processors this process may use: what its control group allows, or what
-the machine has.
+"""How much memory and how many processors this process may use: the limits of its control group, or those of
+the machine.
 
-Reads the kernel's files, of control groups version 1 and 2. The roots are arguments, for containers that
-mount them elsewhere and for tests.
+Reads the kernel's files, for control groups version 1 and 2. The roots are arguments, for tests and for
+containers that mount them elsewhere. Must not know models.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ _PRESENT = {"memory.max": "memory.current", "memory.limit_in_bytes": "memory.usa
 
 
 def memory_total(root: Path = ROOT, proc: Path = PROC) -> int:
-    """Bytes: the tightest limit of this process's control group and those above it, at most what the
-    machine has."""
+    """The lowest limit, in bytes, of this process's control group and of its parents; at most the machine's
+    memory."""
     machine = _machine_memory(proc)
     return min([machine, *(limit for limit in _limits(root, proc) if limit > 0)])
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Bytes that cannot be taken back (no file cache), and how many there may be at most."""
+    """Used bytes that cannot be reclaimed (without the file cache), and their limit."""
 
     used: int
     limit: int
@@ -39,8 +39,8 @@ class Usage:
 
 
 def memory_usage(root: Path = ROOT, proc: Path = PROC) -> Usage:
-    """The present usage of what is nearest to its limit: this process's control group, one above it, or
-    the machine. Costs some tens of microseconds."""
+    """The current usage of whichever is nearest to its limit: this process's control group, a parent group,
+    or the machine. Takes some tens of microseconds."""
     found = [_machine_usage(proc)]
     for mount, name, group in _groups(root, proc):
         for place in (group, *group.parents):
@@ -52,8 +52,8 @@ def memory_usage(root: Path = ROOT, proc: Path = PROC) -> Usage:
 
 
 def cpus(root: Path = ROOT, proc: Path = PROC) -> int:
-    """How many processors this process may keep busy: its control group's quota, at most those it may run
-    on, at least 1."""
+    """How many processors this process may use: its control group's quota, at most the processors that it may
+    run on, at least 1."""
     if sys.platform == "linux":
         usable = len(os.sched_getaffinity(0))
     else:
@@ -63,7 +63,7 @@ def cpus(root: Path = ROOT, proc: Path = PROC) -> int:
 
 
 def _quotas(root: Path, proc: Path) -> list[float]:
-    """Processors by each quota that holds for this process, of either version."""
+    """The processors that each quota for this process allows, of both versions."""
     found = []
     for mount, _, group in _groups(root, proc):
         for place in (group, *group.parents):
@@ -93,7 +93,7 @@ def _machine_usage(proc: Path) -> Usage:
 
 
 def _file_cache(stat: Path) -> int:
-    """Bytes of files that the kernel drops before it runs out: of the group and those below it."""
+    """The bytes of cached files that the kernel can drop, in the group and its children."""
     fields = {}
     try:
         for line in stat.read_text().splitlines():
@@ -147,7 +147,7 @@ def _groups(root: Path, proc: Path) -> list[tuple[Path, str, PurePosixPath]]:
 
 
 def _number(file: Path) -> int | None:
-    """The number in a file; None for `max` and for a file that is not there."""
+    """The number in a file; None for `max` and for a missing file."""
     try:
         return int(file.read_text())
     except (OSError, ValueError):

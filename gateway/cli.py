@@ -1,7 +1,7 @@
-"""The command `gateway`: puts its commands together, and turns what they raise into lines and exit codes.
+"""The command `gateway`: collects its subcommands, and turns their exceptions into messages and exit codes.
 
-Knows which failures are expected; what a command does stands in `gateway.commands`. Imports little, so
-that `gateway --help` is there at once.
+Knows which failures are expected; `gateway.commands` holds what each command does. Imports little, so that
+`gateway --help` is fast.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from gateway.commands.terminal import REFUSED, WRONG_USAGE, Failure, complain, n
 INTERRUPTED = 130
 _LISTING = re.compile(r"GET /models(/NAME)?(?![\w/])")
 
-# Typer carries its own copy of click, or uses the one that is installed, and exports just this exception of
-# it; the class above is what every wrong usage is.
+# Typer uses its own copy of click or the installed one, and exports only this exception. Its base class is
+# the class of every usage error.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
@@ -64,17 +64,18 @@ app.add_typer(environments.app, name="env")
 
 @app.callback()
 def entry(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="With an unexpected error, print its traceback.")
+        bool, typer.Option("--verbose", "-v", help="Print the traceback of an unexpected error.")
     ] = False,
 ) -> None:
-    """A model registry as a prediction service.
+    """Serve the models of a registry over HTTP.
 
-    `gateway demo` shows it. A registry is a file of names, versions and aliases; `push` writes to it, and
-    `serve` answers predictions for all of it and follows every move of an alias while it runs.
+    Start with `gateway demo`. A registry is a file with names, versions and aliases of models, or an MLflow
+    server. `push` adds a version. `serve` answers predictions for every model, and follows each move of an
+    alias while it runs.
 
-    Exit codes: 0 done, 1 refused or failed, 2 wrong usage. Results go to stdout, all else to stderr.
+    Exit codes: 0 done, 1 refused or failed, 2 wrong usage. Results go to stdout, messages to stderr.
     """
 
 
@@ -95,19 +96,19 @@ def run(arguments: Sequence[str]) -> int:
         return _wrong_usage(error)
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
-    except Exception as error:  # noqa: BLE001 - the last place: whatever it is becomes a line and an exit code
+    except Exception as error:  # noqa: BLE001 - the outermost place: every error becomes a message and an exit code
         failure = _expected(error)
         if failure is None:
             if {"--verbose", "-v"} & set(arguments[:1]):
                 note("".join(traceback.format_exception(error)).rstrip())
             kind = type(error).__name__
-            failure = Failure(f"unexpected {kind}: {error}", "gateway --verbose … prints where it came from")
+            failure = Failure(f"unexpected {kind}: {error}", "gateway --verbose … prints the traceback")
         complain(failure.message, _in_commands(failure.hint))
         return failure.code
 
 
 def _wrong_usage(error: Exception) -> int:
-    """Prints what was wrong with the command line, and which help to read."""
+    """Prints what is wrong with the command line, and which help to read."""
     context = getattr(error, "ctx", None)
     path = "gateway" if context is None else context.command_path
     message = error.format_message() if hasattr(error, "format_message") else str(error)
@@ -119,7 +120,7 @@ def _wrong_usage(error: Exception) -> int:
 
 
 def _setting_meant(error: Exception, path: str) -> str | None:
-    """What to write instead of an option of the server that is no flag but a setting."""
+    """The hint for an unknown option that is the name of a setting."""
     name = str(getattr(error, "option_name", "")).lstrip("-").replace("-", "_")
     if not name or path not in ("gateway serve", "gateway demo"):
         return None
@@ -127,16 +128,16 @@ def _setting_meant(error: Exception, path: str) -> str | None:
 
     if name not in Settings.model_fields:
         return None
-    return f"a setting without a flag: set GATEWAY_{name.upper()}, or {name} in gateway.yaml"
+    return f"{name} is a setting without a flag: set GATEWAY_{name.upper()}, or {name} in gateway.yaml"
 
 
 def _in_commands(hint: str | None) -> str | None:
-    """A hint that was written for callers over HTTP, for somebody at a terminal."""
+    """A hint for HTTP clients as one for the command line: `GET /models` becomes `gateway models`."""
     return hint and _LISTING.sub(lambda found: f"`gateway models{' NAME' if found[1] else ''}`", hint)
 
 
 def _expected(error: Exception) -> Failure | None:
-    """An error that a command may meet, as a failure; None for one that nobody foresaw."""
+    """An expected error as a failure; None for an unexpected one."""
     if isinstance(error, Failure):
         return error
     from gateway.artifacts.base import ArtifactError

@@ -1,7 +1,7 @@
-"""The demo: a registry with three real models in a directory, and the lines to try.
+"""The demo: a directory with a registry of three real models, and the commands to try.
 
-Knows what the demo shows. Training runs in a process of its own (`loaders.samples`), so that the gateway
-that serves afterwards carries no framework it does not need.
+Knows what the demo shows. Training runs in a separate process (`loaders.samples`), so that the gateway that
+serves afterwards does not import the frameworks. Must not know how the server works.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ ALIASES = {"1": "champion", "2": "challenger"}
 FLOWER = {"sepal_length": 5.9, "sepal_width": 3.2, "petal_length": 4.8, "petal_width": 1.8}
 PATIENT = [59, 2, 32.1, 101, 157, 93.2, 38, 4, 4.86, 87]
 TICKET = "My parcel has not arrived and my card was charged"
-"""Inputs on which the two versions of each model disagree, so that a promotion is seen."""
+"""Inputs for which the two versions of each model give different answers, so that a promotion is visible."""
 
 
 def prepare(directory: Path) -> Path:
-    """Makes what is missing of the demo's registry and returns the file; what is there stays as it is.
+    """Adds what is missing to the demo's registry, and returns its file. Existing versions stay unchanged.
 
-    Raises Failure where a framework for training is not installed or training failed.
+    Raises Failure if a framework for training is not installed or training failed.
     """
     registry = directory / "registry.yaml"
     missing = _missing(registry)
@@ -40,7 +40,7 @@ def prepare(directory: Path) -> Path:
     lacking = [name for name in ("sklearn", "onnx") if importlib.util.find_spec(name) is None]
     if lacking:
         raise Failure(
-            f"the demo trains its models and needs {' and '.join(lacking)}", "pip install '.[demo]'"
+            f"the demo trains its models and needs {' and '.join(lacking)}", "run pip install '.[demo]'"
         )
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory, prefix=".training-") as scratch:
@@ -48,7 +48,7 @@ def prepare(directory: Path) -> Path:
         trained = subprocess.run(train, capture_output=True, text=True, check=False)
         if trained.returncode:
             last = trained.stderr.strip().splitlines()[-1:] or [f"exit {trained.returncode}"]
-            raise Failure(f"the demo's models could not be trained: {last[0]}")
+            raise Failure(f"training the demo's models failed: {last[0]}")
         for name, version in missing:
             api.push(Path(scratch, name, version), name, alias=ALIASES[version], registry=str(registry))
     return registry
@@ -64,8 +64,8 @@ def champion(registry: Path, name: str) -> str:
 
 
 def lines_to_try(url: str, standing: str, key: Path) -> str:
-    """What the demo prints. `standing` is the version that iris@champion points to, `key` the file with the
-    key for control calls."""
+    """The text that the demo prints. `standing` is the version that iris@champion points to, `key` the file
+    with the key for control calls."""
     control = f"--url {url} --admin-key-file {shlex.quote(str(key))}"
     target = "2" if standing == "1" else "1"
     iris = _predict(url, "iris", {"dataframe_records": [FLOWER]})
@@ -78,16 +78,16 @@ Predict; the first request loads the model:
 
 {iris}
 
-Promote in another terminal (same environment); then predict again, and version {target} answers:
+Promote in another terminal (same environment). Then predict again: version {target} answers.
 
   gateway promote iris@champion {target} {control}
 
-What the gateway holds, and back again:
+Show what the gateway holds, and move the alias back:
 
   gateway status --url {url}
   gateway rollback iris@champion {control}
 
-The other two, an ONNX graph and a Python class with a param; and a version by its alias:
+Predict with the other two models (an ONNX graph, a Python class with a param), and with another alias:
 
 {diabetes}
 {tickets}

@@ -1,7 +1,7 @@
-"""What can be answered instead of a prediction: one exception, one table of codes.
+"""The errors that a client sees: the exception `Problem`, and the table of error codes.
 
-Knows the codes of the HTTP contract and nothing of HTTP libraries. A `Problem` is safe to show to a
-client: no row data, no traceback, no path of the server.
+Knows the codes of the HTTP contract, but no HTTP library. A `Problem` is safe to show to a client: it
+holds no row data, no traceback and no path of the server.
 """
 
 from __future__ import annotations
@@ -46,48 +46,49 @@ HINTS: Final[dict[str, str]] = {
     "inputs; a CSV body begins with a row of column names",
     "INVALID_REFERENCE": "write models:/NAME@ALIAS or models:/NAME/VERSION, in a path NAME, NAME@ALIAS or "
     "NAME/versions/VERSION",
-    "UNAUTHENTICATED": "control calls need Authorization: Bearer KEY, webhooks the secret they were given",
+    "UNAUTHENTICATED": "send Authorization: Bearer KEY with a control call; sign a webhook with its secret",
     "FORBIDDEN": "control needs admin_key_file or a writable state_dir, webhooks need webhook_secret_file",
-    "MODEL_NOT_FOUND": "GET /models lists the models there are",
-    "VERSION_NOT_FOUND": "GET /models/NAME lists the versions there are",
-    "ALIAS_NOT_FOUND": "GET /models/NAME lists the aliases there are",
+    "MODEL_NOT_FOUND": "GET /models lists the models",
+    "VERSION_NOT_FOUND": "GET /models/NAME lists the versions",
+    "ALIAS_NOT_FOUND": "GET /models/NAME lists the aliases",
     "NOT_FOUND": "predictions: POST /predict/NAME; models: GET /models",
     "METHOD_NOT_ALLOWED": "the header Allow lists the methods of this path",
     "ROLLOUT_REFUSED": "the alias stays where it is; promote a version that passes",
     "REGISTRY_READ_ONLY": "change the registry at its source; the gateway follows it",
-    "PRECONDITION_FAILED": "GET /models/NAME shows where the alias points now: look, and decide again",
+    "PRECONDITION_FAILED": "look where the alias points now (GET /models/NAME), then decide again",
     "BODY_TOO_LARGE": "send fewer rows in one request",
     "UNSUPPORTED_MEDIA_TYPE": "send application/json or text/csv",
     "INVALID_INPUT": "details names each field; GET /models/NAME/versions/VERSION shows the signature",
-    "OVERLOADED": "wait as long as Retry-After says, and send fewer requests at once",
+    "OVERLOADED": "wait for the time in Retry-After, and send fewer requests at once",
     "PREDICTION_FAILED": "the model failed, not the gateway: give this request_id to the owner of the model",
     "INTERNAL": "give this request_id to the operator of the gateway",
-    "WORKER_CRASHED": "try again after Retry-After; rows that end it each time, the model cannot take",
-    "MODEL_LOADING": "try again after Retry-After, the load goes on; preload has it done before the first",
-    "MODEL_UNAVAILABLE": "it is tried again by itself; gateway load REF tries it at once",
-    "CAPACITY_EXCEEDED": "unload what is not needed, or raise memory_limit",
-    "REGISTRY_UNAVAILABLE": "loaded models go on answering; try again after Retry-After",
-    "SHUTTING_DOWN": "send it to another gateway, or again after Retry-After",
+    "WORKER_CRASHED": "try again after Retry-After; if the same rows crash it again, leave them out",
+    "MODEL_LOADING": "try again after Retry-After: the load continues; the setting preload loads it at start",
+    "MODEL_UNAVAILABLE": "the gateway tries again by itself; `gateway load REF` tries at once",
+    "CAPACITY_EXCEEDED": "unload models that are not needed, or raise memory_limit",
+    "REGISTRY_UNAVAILABLE": "loaded models continue to answer; try again after Retry-After",
+    "SHUTTING_DOWN": "send the request to another gateway, or again after Retry-After",
     "DEADLINE_EXCEEDED": "allow more time (X-Request-Timeout-Ms, the model's timeout), or send fewer rows",
 }
-"""What a client may do about a code where the place that raised it knows nothing better."""
+"""The hint for each code, used where the place that raises a problem gives none of its own."""
 
 MAX_DETAILS: Final = 100
 
-#: What looks like a place on this machine in the words of a library; what follows a URL's scheme is none.
+#: Matches what looks like a path on this machine in a library's message. The part after a URL's scheme does
+#: not match.
 _LOGIN: Final = re.compile(r"(?<=://)[^\s/@]{1,200}@")
 _PATH: Final = re.compile(r"(?:file://|(?<![\w./])(?!(?<=\w:)//))/+(?:[^\s'\":,;()\[\]/]+/+)+")
 
 
 def pathless(text: str) -> str:
-    """Without the server's paths: a client sees the names of files, not where they lie. And without the
-    names and passwords in URLs."""
+    """Returns the text without directories and without logins in URLs: a client sees the names of files, not
+    where they are."""
     return _PATH.sub("…/", _LOGIN.sub("…@", text))
 
 
 @dataclass(frozen=True, slots=True)
 class Detail:
-    """One thing wrong with a request: where, what, what was wanted, what kind of thing came."""
+    """One fault of a request: where it is, what it is, what was expected, what kind of value came."""
 
     path: str
     problem: str
@@ -100,7 +101,7 @@ class Detail:
 
 
 class Problem(Exception):
-    """An answer that is not a prediction. `code` is one of `STATUS`; `retry_after` is in seconds."""
+    """An error that a client sees. `code` is a key of `STATUS`; `retry_after` is in seconds."""
 
     def __init__(
         self,
@@ -126,11 +127,11 @@ class Problem(Exception):
 
     @property
     def retryable(self) -> bool:
-        """Whether the same request may succeed later; what only the operator can change does not count."""
+        """Returns whether the same request may succeed later without a change by the operator."""
         return self.code in RETRYABLE if self._retryable is None else self._retryable
 
     def again(self, retry_after: float | None = None) -> Problem:
-        """The same problem for another caller: an exception is raised once, never shared."""
+        """Returns a copy for another caller: an exception object is raised once, never shared."""
         wait = self.retry_after if retry_after is None else retry_after
         return Problem(
             self.code,

@@ -1,6 +1,6 @@
-"""What happened, as data: the core says it once, metrics and the log each make of it what they want.
+"""Events as data: the core emits each once; metrics, the log and the feed use them.
 
-Knows nothing of who listens. Names and versions are plain strings; times are seconds, sizes bytes.
+Must not know its listeners. Names and versions are plain strings; times are in seconds, sizes in bytes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class LoadFailed:
-    """`reason` is fit for clients; `trace` is for the log."""
+    """`reason` is safe to show to clients; `trace` is for the log."""
 
     model: str
     version: str
@@ -32,8 +32,8 @@ class LoadFailed:
 
 @dataclass(frozen=True, slots=True)
 class Unloaded:
-    """`reason`: evicted, unloaded, replaced, removed, idle, quarantined, shutdown. `why`: of an eviction, for
-    which version, and why this one."""
+    """`reason`: evicted, unloaded, replaced, removed, idle, quarantined, shutdown. `why`: for an eviction,
+    the version that needed the memory, and why this one was chosen."""
 
     model: str
     version: str
@@ -60,8 +60,8 @@ class SwapRefused:
 
 @dataclass(frozen=True, slots=True)
 class RolloutChanged:
-    """A rollout of `version` reached a phase or a step; `previous` answers meanwhile. `evidence`: counts,
-    rates, bounds and the test, JSON-ready."""
+    """A rollout of `version` reached a phase or a step; `previous` is the version in service. `evidence`:
+    counts, rates, bounds and the test, JSON-ready."""
 
     model: str
     alias: str
@@ -74,7 +74,7 @@ class RolloutChanged:
 
 @dataclass(frozen=True, slots=True)
 class AliasDeleted:
-    """An alias that was in use is no longer in the registry; `version` served until now, and goes on for
+    """An alias that was in use is no longer in the registry. `version` served until now, and continues for
     `grace` seconds."""
 
     model: str
@@ -86,7 +86,7 @@ class AliasDeleted:
 
 @dataclass(frozen=True, slots=True)
 class Dispatched:
-    """One call of a model: `requests` of them were merged."""
+    """One call of a model, which merged `requests` requests."""
 
     model: str
     version: str
@@ -121,7 +121,7 @@ class Restarted:
 
 @dataclass(frozen=True, slots=True)
 class Stuck:
-    """A process of a version lives and does not work; an empty `reason`: it works again."""
+    """A process of a version is alive but does not work. An empty `reason` means that it works again."""
 
     model: str
     version: str
@@ -130,7 +130,7 @@ class Stuck:
 
 @dataclass(frozen=True, slots=True)
 class InputRefused:
-    """One request whose input did not fit. `problems`: kinds, not texts that hold data."""
+    """A request whose input did not fit the signature. `problems`: kinds of violations, without data."""
 
     model: str
     version: str
@@ -140,7 +140,7 @@ class InputRefused:
 
 @dataclass(frozen=True, slots=True)
 class OutputDiffers:
-    """An answer did not look as the output schema says; it was given all the same."""
+    """An answer did not match the output schema; the client got it anyway."""
 
     model: str
     version: str
@@ -149,7 +149,7 @@ class OutputDiffers:
 
 @dataclass(frozen=True, slots=True)
 class RequestRefused:
-    """A request was turned away at the door."""
+    """A request was refused before its model was called."""
 
     model: str
     version: str
@@ -168,7 +168,7 @@ class RegistryRead:
 
 @dataclass(frozen=True, slots=True)
 class RegistryFailed:
-    """One failed read or question. `repeated`: for the same reason as the one before."""
+    """One failed read or query. `repeated`: for the same reason as the one before."""
 
     reason: str
     repeated: bool = False
@@ -176,14 +176,14 @@ class RegistryFailed:
 
 @dataclass(frozen=True, slots=True)
 class MemoryShort:
-    """The machine or the container is short of memory, and no model is the cause."""
+    """The machine or the container is short of memory, but no model is the cause."""
 
     message: str
 
 
 @dataclass(frozen=True, slots=True)
 class Warned:
-    """Something an operator should know of a version that serves all the same."""
+    """A fact about a version that serves, which its operator should know."""
 
     model: str
     version: str

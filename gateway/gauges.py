@@ -1,4 +1,4 @@
-"""Where the gauges of `gateway.metrics` read their values: one callable per gauge, called at scrape time."""
+"""Connects the gauges of `gateway.metrics` to their values: one callable per gauge, called at each scrape."""
 
 from __future__ import annotations
 

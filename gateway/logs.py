@@ -1,7 +1,7 @@
 """The log: one line for each load, swap, refusal, crash and failure, as text for people or JSON for machines.
 
-Turns events into lines. Events never contain a key or a token, so no line does. A model's error text
-is logged whole, and may quote its input rows.
+Turns events into lines. Events contain no keys and no tokens, so no line does. A model's error text is logged
+whole, and may quote its input rows. Must not know who emits events.
 """
 
 from __future__ import annotations
@@ -50,14 +50,15 @@ _UNLOADED = {
 """Why a version left, in words."""
 
 _ABOUT = ("model", "version", "request_id", "trace_id", "span_id")
-#: Refused inputs and requests of one model are logged once in this many seconds, with their number.
+#: Refused inputs and requests of one model are logged at most once in this time, in seconds, with their
+#: count.
 BURST_SECONDS = 10.0
-#: Of so many versions the last traceback is remembered, so that one that comes again is counted, not printed.
+#: For this many versions the last traceback is remembered, so that a repeated one is counted, not printed.
 KEPT_TRACES = 1000
-#: What anybody who can connect makes the server say, as often as he likes.
+#: Log lines that any client can cause, as often as it wants.
 _OF_STRANGERS = ("Invalid HTTP request received", "Unsupported upgrade request")
-#: Characters that would move the cursor, colour or reorder a terminal's text, or begin a line: controls of
-#: both sets, separators of lines and paragraphs, marks of writing direction.
+#: Characters that would move the cursor, change colours, reorder a terminal's text or begin a line: control
+#: characters, separators of lines and paragraphs, marks of writing direction.
 _UNPRINTABLE = {
     code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
     for code in (
@@ -66,22 +67,22 @@ _UNPRINTABLE = {
     )
     if chr(code) != "\t"
 }  # fmt: skip
-#: Advice to install what the gateway has no use for.
+#: Advice to install a library that the gateway does not need.
 _OF_NO_USE = "No supported WebSocket library"
 
 
 class EventLog:
-    """Writes the line of each event that has one. Used by the event loop alone."""
+    """Writes a line for each event that has one. Only the event loop uses it."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._bursts: dict[tuple[str, str], tuple[float, int]] = {}
-        #: By version and kind of event: the last traceback, and how often it came again.
+        #: By version and kind of event: the last traceback, and how often it was repeated.
         self._traces: dict[tuple[str, str, str], tuple[str, int]] = {}
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, events.Dispatched):
-            return  # one for each call of a model: metrics count them
+            return  # there is one per call of a model: metrics count them
         if isinstance(event, events.RegistryRead) and not (event.changed or event.recovered):
             return
         if isinstance(event, events.RegistryFailed) and event.repeated:
@@ -93,7 +94,7 @@ class EventLog:
                 self._bursts[event.model, type(event).__name__] = since, count + 1
                 return
             self._bursts[event.model, type(event).__name__] = self._clock(), 0
-            more = f" (and {count} before, since the last such line)" if count else ""
+            more = f" (and {count} more since the last such line)" if count else ""
         if isinstance(event, events.PredictionFailed | events.LoadFailed):
             repeats = self._repeats(event)
             if repeats:
@@ -104,8 +105,8 @@ class EventLog:
             log.log(level, sentence(event) + more, extra={"event": event})
 
     def _repeats(self, event: events.PredictionFailed | events.LoadFailed) -> int:
-        """How often the same failure of this version came before; 0: its traceback has not been printed. The
-        same means the same places in the code: the message may quote rows."""
+        """How often the same failure of this version happened before; 0: its traceback was not printed yet.
+        Two failures are the same if their tracebacks have the same lines of code: messages may quote rows."""
         key = (event.model, event.version, type(event).__name__)
         places = "\n".join(line for line in event.trace.splitlines() if line.startswith("  File "))
         told = places or event.reason
@@ -130,15 +131,15 @@ def sentence(event: Event) -> str:
             reason = _UNLOADED.get(event.reason, event.reason)
             return f"unloaded {event.model}/{event.version}: {reason}{why}"
         case events.Swapped():
-            before = "" if event.previous is None else f", before {event.previous}"
+            before = "" if event.previous is None else f", previously {event.previous}"
             return f"{event.model}@{event.alias} serves version {event.version}{before} ({event.moved_by})"
         case events.SwapRefused():
-            return f"{event.model}@{event.alias} does not go to version {event.version}: {event.reason}"
+            return f"{event.model}@{event.alias} did not move to version {event.version}: {event.reason}"
         case events.RolloutChanged():
             why = f": {event.reason}" if event.reason else ""
-            return f"{event.model}@{event.alias} to version {event.version}: {event.phase}{why}"
+            return f"rollout of {event.model}@{event.alias} to version {event.version}: {event.phase}{why}"
         case events.AliasDeleted():
-            left = "not served any more" if not event.grace else f"served for up to {event.grace:.0f} s more"
+            left = "it is no longer served" if not event.grace else f"served for {event.grace:.0f} s more"
             if event.version is None:
                 left = "it was not served"
             return f"{event.model}@{event.alias} was deleted: {event.reason}; {left}"
@@ -148,7 +149,7 @@ def sentence(event: Event) -> str:
         case events.InputRefused():
             return f"refused the input of a request for {event.model}/{event.version}: {event.problems[0]}"
         case events.OutputDiffers():
-            return f"an answer of {event.model}/{event.version} is not as declared: {event.problem}"
+            return f"an answer of {event.model}/{event.version} does not match its schema: {event.problem}"
         case events.RequestRefused():
             return f"refused a request for {event.model}: {event.reason}"
         case events.Crashed():
@@ -163,7 +164,7 @@ def sentence(event: Event) -> str:
             again = " again, after failures" if event.recovered else ""
             return f"read the registry{again}: {event.models} models"
         case events.RegistryFailed():
-            return f"the registry cannot be read, what it said last stays: {event.reason}"
+            return f"cannot read the registry, the last valid content stays in use: {event.reason}"
         case events.MemoryShort():
             return event.message
         case events.Warned():
@@ -173,12 +174,12 @@ def sentence(event: Event) -> str:
 
 
 def printable(text: str) -> str:
-    """Text for a terminal or a log of lines: control characters as escapes, `\\n` included."""
+    """Text for a terminal or a log of lines: control characters, `\\n` included, become escapes."""
     return text.translate(_UNPRINTABLE)
 
 
 class OnceInAWhile(logging.Filter):
-    """Lets what strangers can make the server say pass once in `BURST_SECONDS`, with its number."""
+    """Passes each line that any client can cause once in `BURST_SECONDS`, with its count."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
@@ -197,7 +198,7 @@ class OnceInAWhile(logging.Filter):
             return False
         self._bursts[said] = self._clock(), 0
         if count:
-            record.msg = f"{said} (and {count} before, since the last such line)"
+            record.msg = f"{said} (and {count} more since the last such line)"
         return True
 
 
@@ -211,13 +212,13 @@ def configure(form: Literal["auto", "json", "text"], level: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    # They say at every request what the metrics say better.
+    # These loggers write a line per request; the metrics cover that.
     for name in ("httpx", "httpcore", "uvicorn.access"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _with_trace(record: logging.LogRecord) -> bool:
-    """Gives a line the trace of the request that it is about, where there is one."""
+    """Adds the trace of the current request to a line, if there is one."""
     trace = tracing.current()
     if trace is not None:
         record.trace_id, record.span_id = trace.trace_id, trace.span_id
@@ -225,9 +226,9 @@ def _with_trace(record: logging.LogRecord) -> bool:
 
 
 class TextFormatter(logging.Formatter):
-    """A line for people: what a model printed begins with its name, what belongs to a trace ends with its
-    id. Control characters are escaped; further lines, of a trace for example, are indented, so that no text
-    of a model or a caller looks like a line of the log."""
+    """A line for people. A model's output begins with the model's name; a line of a trace ends with its id.
+    Control characters are escaped and further lines are indented, so that text from a model or a client
+    cannot look like a line of the log."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s")
@@ -245,7 +246,8 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, message, the fields of the event, and whom it is about."""
+    """One JSON object per line: time, level, message, the event's fields, and the model, version and
+    trace."""
 
     def format(self, record: logging.LogRecord) -> str:
         moment = datetime.datetime.fromtimestamp(record.created, datetime.UTC)

@@ -1,8 +1,8 @@
-"""What the gateway counts, as Prometheus series with bounded labels.
+"""The gateway's metrics, as Prometheus series with bounded labels.
 
-A name that no registry holds never makes a series: such requests count once, under an empty model.
-Gauges are not kept here; they are read when somebody scrapes, through callables that the core hands in
-with `watch`. This module must not know about HTTP, models or the ledger: it is given names and numbers.
+A name that is not in the registry never makes a series: such requests count once, under an empty model.
+Gauges are not stored here: each scrape reads them through the callables given to `watch`. This module must
+not know HTTP, models or the ledger: it receives names and numbers.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ _LAG_WINDOW: Final = 15.0
 
 
 class Sources(TypedDict, total=False):
-    """Where the gauges come from. Each is called at scrape time, on the event loop, and must be cheap.
+    """The callables that give the gauges. Each scrape calls them on the event loop, so they must be cheap.
 
     memory          bytes by state: `reserved`, `resident`, `closing`, and the limit as `limit_bytes`
-    models          (model, version) -> bytes, of every version that is held here
+    models          (model, version) -> bytes, of every version that is held
     queue           model -> (requests waiting, requests in flight)
-    mismatches      (model, version) of those that run in another environment than their own
+    mismatches      (model, version) of each version that runs in another environment than its own
     stuck           model -> how many of its versions have a process that does not work
     aliases         (model, alias) -> (version in service or None, whether it differs from the desired one)
-    rollouts        (model, alias) -> phase, of each rollout under way
+    rollouts        (model, alias) -> phase, of each rollout in progress
     disk            bytes of the artifact cache
-    registry_age    seconds since the registry was last read, None before the first time
-    connections     client connections that are open, and how many may be
-    descriptors     the same of this process's file descriptors
+    registry_age    seconds since the registry was last read, None before the first read
+    connections     open client connections, and the most that may be open
+    descriptors     the same for this process's file descriptors
     """
 
     memory: Callable[[], Mapping[str, float | None]]
@@ -70,9 +70,9 @@ class Sources(TypedDict, total=False):
 
 
 class Metrics:
-    """The gateway's metrics in a registry of their own. Used by the event loop alone.
+    """The gateway's metrics in a Prometheus registry of their own. Only the event loop uses it.
 
-    `clock` gives seconds that never go back; it decides when the series of a version that left go too.
+    `clock` gives monotonic seconds; it decides when the series of a removed version end.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -87,20 +87,20 @@ class Metrics:
         self._unresolved: dict[str, int] = {}
         self._batches = Histogram(
             "gateway_batch_rows",
-            "Rows in one call of a model.",
+            "Rows per call of a model.",
             ("model",),
             buckets=_ROW_BUCKETS,
             registry=own,
         )
-        self._loads = Counter("gateway_loads", "Loads, by how they ended.", ("model", "result"), registry=own)
+        self._loads = Counter("gateway_loads", "Loads by result.", ("model", "result"), registry=own)
         self._load_seconds = Histogram(
             "gateway_load_seconds",
-            "Time of a load, fetch to warm-up.",
+            "Time of a load, from fetch to warm-up.",
             ("model",),
             buckets=_LOAD_BUCKETS,
             registry=own,
         )
-        self._unloads = Counter("gateway_unloads", "Unloads, by why.", ("model", "reason"), registry=own)
+        self._unloads = Counter("gateway_unloads", "Unloads by reason.", ("model", "reason"), registry=own)
         self._lenient = Counter(
             "gateway_lenient_casts",
             "Answers to inputs that strict enforcement would have refused.",
@@ -112,13 +112,13 @@ class Metrics:
         )
         self._swaps = Counter(
             "gateway_swaps",
-            "Moves of an alias, by how they ended.",
+            "Moves of an alias by result.",
             ("model", "alias", "result"),
             registry=own,
         )
         self._rollout_requests = Counter(
             "gateway_rollout_requests",
-            "Requests during rollouts, by who answered them: candidate or service.",
+            "Requests during rollouts by the version that answered: candidate or service.",
             ("model", "alias", "arm"),
             registry=own,
         )
@@ -127,12 +127,12 @@ class Metrics:
         )
         self._memory_short = Counter(
             "gateway_memory_short",
-            "Times that memory was short and no model was the cause.",
+            "How often memory was short and no model was the cause.",
             registry=own,
         )
         self._rejections = Counter(
             "gateway_input_rejections",
-            "Fields refused by a signature, by what was wrong.",
+            "Fields refused by a signature, by problem.",
             ("problem",),
             registry=own,
         )
@@ -148,9 +148,9 @@ class Metrics:
         seconds: float = 0.0,
         phases: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0),
     ) -> None:
-        """An answer. `code` is "2xx" or an error code; `phases` are seconds in the order of `PHASES`.
+        """Counts an answer. `code` is "2xx" or an error code; `phases` are seconds in the order of `PHASES`.
 
-        A request that was not resolved gives an empty model; it is counted and nothing else.
+        A request whose model was not resolved has an empty `model`: only the request counter includes it.
         """
         if not model:
             self._unresolved[code] = self._unresolved.get(code, 0) + 1
@@ -209,7 +209,7 @@ class Metrics:
         self._rejections.labels(problem).inc(count)
 
     def forget(self, model: str, version: str) -> None:
-        """The version left: its series go in five minutes, unless it is held or asked again."""
+        """The version was removed: its series end in five minutes, unless it is loaded or called again."""
         served = self._served.get((model, version))
         if served is not None:
             served.seen = self._clock()
@@ -217,11 +217,12 @@ class Metrics:
     # What is so now ------------------------------------------------------------------------------
 
     def watch(self, **sources: Unpack[Sources]) -> None:
-        """Hands in where gauges come from; see `Sources`. A later one of the same name replaces it."""
+        """Sets the callables that give the gauges; see `Sources`. A later one replaces one of the same
+        name."""
         self._sources.update(sources)
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
-        """The text that Prometheus reads and its content type: OpenMetrics where `accept` asks for it."""
+        """The text that Prometheus reads and its content type; OpenMetrics if `accept` names it."""
         self._sweep()
         encode, content_type = choose_encoder(accept)
         return encode(self.registry), content_type
@@ -238,7 +239,7 @@ class Metrics:
 
     def _served_series(self) -> Iterator[Metric]:
         by_version = ["model", "version"]
-        requests = CounterMetricFamily("gateway_requests", "Answers given.", labels=[*by_version, "code"])
+        requests = CounterMetricFamily("gateway_requests", "Answers sent.", labels=[*by_version, "code"])
         seconds = HistogramMetricFamily(
             "gateway_request_seconds", "Time from the head of a request to its answer.", labels=by_version
         )
@@ -267,13 +268,13 @@ class Metrics:
                 family.add_metric([state], memory.get(state) or 0)
             yield family
             if limit is not None:
-                yield GaugeMetricFamily("gateway_memory_limit_bytes", "Bytes that models may take.", limit)
+                yield GaugeMetricFamily("gateway_memory_limit_bytes", "Bytes that models may use.", limit)
         if "models" in sources:
             total: dict[str, float] = {}
             for (model, _), size in sources["models"]().items():
                 total[model] = total.get(model, 0) + size
             family = GaugeMetricFamily(
-                "gateway_model_bytes", "Bytes of a model's versions.", labels=["model"]
+                "gateway_model_bytes", "Bytes held by a model's versions.", labels=["model"]
             )
             for model, size in total.items():
                 family.add_metric([model], size)
@@ -299,7 +300,7 @@ class Metrics:
             yield family
         if "stuck" in sources:
             family = GaugeMetricFamily(
-                "gateway_stuck", "Versions with a process that lives and does not work.", labels=["model"]
+                "gateway_stuck", "Versions with a process that is alive but does not work.", labels=["model"]
             )
             for model, count in sources["stuck"]().items():
                 family.add_metric([model], count)
@@ -309,7 +310,7 @@ class Metrics:
                 "gateway_alias_info", "The version an alias serves.", labels=["model", "alias", "version"]
             )
             apart = GaugeMetricFamily(
-                "gateway_alias_diverged", "1 where an alias serves another version than desired.",
+                "gateway_alias_diverged", "1 if an alias serves another version than the desired one.",
                 labels=["model", "alias"],
             )  # fmt: skip
             for (model, alias), (version, diverged) in sources["aliases"]().items():
@@ -320,7 +321,7 @@ class Metrics:
             yield apart
         if "rollouts" in sources:
             family = GaugeMetricFamily(
-                "gateway_rollout_phase", "1 for the phase of a rollout that is under way.",
+                "gateway_rollout_phase", "1 for the current phase of a rollout.",
                 labels=["model", "alias", "phase"],
             )  # fmt: skip
             for (model, alias), phase in sources["rollouts"]().items():
@@ -334,22 +335,22 @@ class Metrics:
             yield GaugeMetricFamily("gateway_registry_age_seconds", "Time since the registry was read.", age)
         if "connections" in sources:
             now, most = sources["connections"]()
-            yield GaugeMetricFamily("gateway_open_connections", "Client connections that are open.", now)
-            yield GaugeMetricFamily("gateway_max_connections", "Client connections that are served.", most)
+            yield GaugeMetricFamily("gateway_open_connections", "Open client connections.", now)
+            yield GaugeMetricFamily("gateway_max_connections", "Client connections that may be open.", most)
         if "descriptors" in sources:
             now, most = sources["descriptors"]()
-            yield GaugeMetricFamily("gateway_open_descriptors", "File descriptors that are open.", now)
+            yield GaugeMetricFamily("gateway_open_descriptors", "Open file descriptors.", now)
             yield GaugeMetricFamily("gateway_max_descriptors", "File descriptors that may be open.", most)
         yield GaugeMetricFamily(
             "gateway_loop_lag_seconds",
-            "Worst lateness of the event loop in the last half minute.",
+            "The longest delay of the event loop in the last half minute.",
             self.lag.worst,
         )
 
 
 class _Tally:
-    """A histogram that takes many values at once: the observations of `Histogram`, each with a lock, cost a
-    request more than all that it counts."""
+    """A histogram that takes many values at once. `Histogram` locks for each observation, which would cost a
+    request more than all other counting."""
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self._bounds = bounds
@@ -362,13 +363,13 @@ class _Tally:
         self.sum += sum(values)
 
     def buckets(self) -> list[tuple[str, float]]:
-        """(upper bound, how many are not above it), up to infinity."""
+        """Pairs of an upper bound and the number of values not above it, up to infinity."""
         bounds = [*map(floatToGoString, self._bounds), "+Inf"]
         return list(zip(bounds, np.cumsum(self._counts).tolist(), strict=True))
 
 
 class _Served:
-    """What was counted of one version. Used by the event loop alone."""
+    """The counts of one version. Only the event loop uses it."""
 
     def __init__(self) -> None:
         self.seen = 0.0
@@ -378,7 +379,7 @@ class _Served:
         self._waiting: list[tuple[float, ...]] = []
 
     def observe(self, times: tuple[float, ...]) -> None:
-        """The seconds of a request and of its phases; they are counted later, many together."""
+        """Keeps the seconds of a request and of its phases; `count` counts many of them together."""
         self._waiting.append(times)
         if len(self._waiting) >= _COUNT_AT_ONCE:
             self.count()
@@ -391,7 +392,7 @@ class _Served:
 
 
 class _Gauges(Collector):
-    """prometheus_client's way to ask for gauges at scrape time."""
+    """The collector through which prometheus_client reads the gauges at a scrape."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -400,12 +401,12 @@ class _Gauges(Collector):
         return self._metrics.gauges()
 
     def describe(self) -> list[Metric]:
-        """Nothing ahead of time: the sources come after the registry."""
+        """Empty, because the sources are set after the registration."""
         return []
 
 
 class LoopLag:
-    """How late the event loop runs what was due, in seconds: the worst of the last 15 to 30 s."""
+    """How late the event loop runs a due timer, in seconds: the maximum of the last 15 to 30 s."""
 
     def __init__(self) -> None:
         self._current = self._previous = 0.0
@@ -442,7 +443,7 @@ class LoopLag:
 
 
 def count(metrics: Metrics, event: events.Event) -> None:
-    """Gives an event to the metric that counts it."""
+    """Counts an event in its metric."""
     match event:
         case events.Dispatched():
             metrics.batch(event.model, event.rows)

@@ -1,7 +1,7 @@
-"""Model references: the ways a user names a model, parsed once, here.
+"""Model references: parses every form in which a user names a model.
 
-Knows the grammar and nothing of what exists. Source of the grammar: MLflow's `models:/` and `runs:/`
-URIs (split at the last `@`; one segment `m-<32 hex>` is a model id; `latest` in any case).
+Knows the grammar; must not know which models exist. Source of the grammar: MLflow's `models:/` and `runs:/`
+URIs (split at the last `@`; one segment `m-<32 hex>` is a model id; `latest` in upper or lower case).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 
 
 class InvalidReference(Problem, ValueError):
-    """The text names no model; the message says what is wrong with it. To a client it is a 400."""
+    """The text is not a model reference; the message says why. A client gets status 400."""
 
     def __init__(self, message: str) -> None:
         Problem.__init__(self, "INVALID_REFERENCE", message)
@@ -29,10 +29,10 @@ class InvalidReference(Problem, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What a user named.
+    """A parsed reference.
 
-    Exactly one of these forms: `name` alone (the default alias), `name` with `alias`, with `version` or
-    with `latest`; `model_id`; `run_id` with `path`; `uri`, the place of a model directory.
+    It has exactly one of these forms: `name` alone (the default alias), `name` with `alias`, `version` or
+    `latest`; `model_id`; `run_id` with `path`; `uri`, the place of a model directory.
     """
 
     name: str = ""
@@ -59,7 +59,7 @@ class Reference:
 
 
 def parse_reference(text: str) -> Reference:
-    """A `models:/` or `runs:/` URI as clients may use it. Raises InvalidReference."""
+    """Parses a `models:/` or `runs:/` URI, the forms that clients may use. Raises InvalidReference."""
     if text.startswith("models:/"):
         rest = text.removeprefix("models:/")
         if rest.startswith("/"):
@@ -86,26 +86,26 @@ def parse_reference(text: str) -> Reference:
 
 
 def parse_uri(text: str) -> Reference:
-    """Any form, the place of a directory included: for the command line and Python, never for clients."""
+    """Parses any form, also the place of a directory. For the command line and Python, never for clients."""
     if text.startswith(("models:/", "runs:/")):
         return parse_reference(text)
     if not text:
-        raise InvalidReference("an empty reference names no model")
+        raise InvalidReference("the reference is empty; write models:/NAME@ALIAS or a directory")
     return Reference(uri=text)
 
 
 def parse_short(text: str) -> Reference:
-    """The command line's form: NAME, NAME@ALIAS, NAME/VERSION, or a `models:/` URI."""
+    """Parses the command line's forms: NAME, NAME@ALIAS, NAME/VERSION, or a `models:/` URI."""
     if text.startswith("/"):
         raise InvalidReference(f"{_shown(text)} is not a model reference; write NAME@ALIAS or NAME/VERSION")
     return parse_reference(text if _SCHEME.match(text) else f"models:/{text}")
 
 
 def parse_path(raw: bytes) -> Reference:
-    """What follows `/predict/` in a raw URL path: NAME, NAME@ALIAS or NAME/versions/VERSION.
+    """Parses what follows `/predict/` in a raw URL path: NAME, NAME@ALIAS or NAME/versions/VERSION.
 
-    The raw path is split on the last literal `@` and only then percent-decoded, so that `%40` belongs to
-    the name. Raises InvalidReference.
+    Splits the raw path on the last literal `@` and then percent-decodes, so that `%40` belongs to the name.
+    Raises InvalidReference.
     """
     name, marker, version = raw.partition(b"/versions/")
     if marker:
@@ -125,30 +125,36 @@ def url_path(reference: Reference) -> str:
 
 
 def check_name(name: str) -> str:
-    """A model's name: anything without `/`, `:` and control characters. Raises InvalidReference."""
+    """Returns a valid model name: text without `/`, `:` and control characters. Raises InvalidReference."""
     if not name:
         raise InvalidReference("the model's name is empty")
     if len(name) > 255:
         raise InvalidReference("the model's name is longer than 255 characters")
     for character in name:
         if character in "/:" or ord(character) < 32 or ord(character) == 127:
-            raise InvalidReference(f"the model's name {_shown(name)} holds {character!r}, which no name may")
+            raise InvalidReference(f"the model's name {_shown(name)} contains {character!r}: not allowed")
     return name
 
 
 def check_alias(alias: str) -> str:
-    """An alias: letters, digits, `_` and `-`; `latest` and `v1`, `v2`, … are reserved, as in MLflow."""
+    """Returns a valid alias: letters, digits, `_` and `-`. As in MLflow, `latest`, `v1`, `v2`, … are
+    reserved. Raises InvalidReference."""
     if not _ALIAS.match(alias):
-        raise InvalidReference(f"{_shown(alias)} is not an alias: letters, digits, _ and -, at most 255")
+        raise InvalidReference(
+            f"{_shown(alias)} is not an alias: use letters, digits, _ and -, at most 255 characters"
+        )
     if alias.lower() == "latest" or re.fullmatch(r"[vV]\d+", alias):
-        raise InvalidReference(f"the alias {_shown(alias)} is reserved")
+        raise InvalidReference(f"the alias {_shown(alias)} is reserved: latest and v1, v2, … name versions")
     return alias
 
 
 def check_version(version: str) -> str:
-    """A version: a positive integer in decimal, without sign or leading zero. Raises InvalidReference."""
+    """Returns a valid version: a positive decimal integer without sign or leading zero. Raises
+    InvalidReference."""
     if not version.isascii() or not _VERSION.match(version):
-        raise InvalidReference(f"{_shown(version)} is not a version: a positive whole number, such as 3")
+        raise InvalidReference(
+            f"{_shown(version)} is not a version: write a positive whole number, such as 3"
+        )
     return version
 
 
@@ -159,7 +165,7 @@ def near(word: str, known: Iterable[str]) -> str | None:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:
-    """A hint at the names that are most like a word that is not known; None where none is."""
+    """A hint with the known names that are most similar to an unknown word; None if none is similar."""
     found = difflib.get_close_matches(word, known, n=3)
     return f"did you mean {' or '.join(found)}?" if found else None
 

@@ -1,6 +1,6 @@
-"""What one gateway remembers across restarts: connects the registry's content, digests and measurements to
-the tables of `gateway.state`. Writes run on a thread of their own, in order, so that the event loop never
-waits for the disk. Knows no model process, no alias rule and no HTTP."""
+"""The facts that a gateway remembers across restarts: connects the registry's content, digests and
+measurements to the tables of `gateway.state`. Writes run in order on their own thread, so that the event loop
+never waits for the disk. Must not know model processes, rules of aliases or HTTP."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ log = logging.getLogger("gateway")
 
 
 class Persistence:
-    """The state under `directory`, as far as it belongs to `registry`. `pack_bytes`: the largest package that
-    is scanned for a pack. Raises OSError as `State` does."""
+    """The part of the state under `directory` that belongs to `registry`. `pack_bytes`: the largest package
+    that is scanned for a pack. Raises OSError as `State` does."""
 
     def __init__(self, directory: Path, registry: Registry, *, pack_bytes: int) -> None:
         self._pack_bytes = pack_bytes
@@ -36,7 +36,7 @@ class Persistence:
         self.aliases = AliasMemory(self._state, registry.identity, self._write_behind)
 
     def last_snapshot(self) -> LastSnapshot | None:
-        """What the registry said last. Blocks."""
+        """The registry's last valid content. Blocks."""
         return self._state.snapshot(self._registry.identity)
 
     def save_snapshot(self, snapshot: Snapshot) -> None:
@@ -57,7 +57,7 @@ class Persistence:
             return self._state.digest(self._registry.identity, version.name, version.version, version.source)
         except sqlite3.Error as error:
             # Do not ignore this: later downloads must match the first one.
-            raise ArtifactError("the gateway's state could not be read", str(error)) from error
+            raise ArtifactError("the gateway cannot read its state", str(error)) from error
 
     def save_digest(self, version: Version, digest: str) -> None:
         """Keeps the digest here, and in the registry where that stores digests."""
@@ -74,7 +74,7 @@ class Persistence:
         try:
             return self._state.measurement(digest)
         except sqlite3.Error:
-            log.exception("the state could not be read")
+            log.exception("cannot read the state")
             return None
 
     def scanned(self, digest: str, package: Package, remember: bool) -> scan.Verdict:
@@ -83,7 +83,7 @@ class Persistence:
         try:
             known = self._state.scan(digest, scan.EDITION)
         except sqlite3.Error:
-            log.exception("the state could not be read")
+            log.exception("cannot read the state")
             known = None
         if known is not None:
             return scan.Verdict(*known)
@@ -107,9 +107,9 @@ class Persistence:
             try:
                 write()
             except sqlite3.Error as error:
-                # The state only makes a restart better: a full disk must not stop serving.
-                log.error("the state could not be written: %s", error)
+                # The state only speeds up a restart: a full disk must not stop serving.
+                log.error("cannot write the state: %s", error)
             except Exception:
-                log.exception("the state could not be written")
+                log.exception("cannot write the state")
 
         self._writer.submit(attempt)

@@ -1,7 +1,7 @@
-"""Tables of interchangeable parts: a name, where the part lies, and what to install for it.
+"""Tables of interchangeable parts: a name, the import path of the part, and the package that it needs.
 
-A part is imported when it is first asked for, so that a table costs nothing. Other distributions add
-parts through entry points; a name in the table wins over one of theirs. Knows no part.
+A part is imported on first use, so that a table costs nothing. Other distributions add parts through entry
+points; a name in the table is preferred to an entry point. Must not know any part.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from typing import Any
 
 
 class PluginError(Exception):
-    """A part is not known, or cannot be imported here; the message says what to do."""
+    """A part is unknown, or cannot be imported here; the message says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plugin:
-    """`path` is `package.module:attribute`; `install` the distribution that it needs beyond our own."""
+    """`path` is `package.module:attribute`; `install` is the distribution that it needs in addition to
+    ours."""
 
     path: str
     install: str | None = None
@@ -41,8 +42,8 @@ def find(group: str, table: Mapping[str, Plugin], name: str) -> Any:
         try:
             return entry.load()
         except (ImportError, AttributeError) as error:
-            raise PluginError(f"{name}, {entry.value}, cannot be imported: {error}") from error
-    raise PluginError(f"there is no {name} in {group}; known: {', '.join(sorted(known(group, table)))}")
+            raise PluginError(f"cannot import {name} ({entry.value}): {error}") from error
+    raise PluginError(f"{group} has no {name}; known: {', '.join(sorted(known(group, table)))}")
 
 
 def known(group: str, table: Mapping[str, Plugin]) -> set[str]:

@@ -1,7 +1,7 @@
-"""The grammar of a rollout policy: what may be written under `rollout` in the settings, in a registry file
-and in MLflow's tag `gateway.rollout`.
+"""The grammar of a rollout policy: the keys allowed under `rollout` in the settings, in a registry file and
+in MLflow's tag `gateway.rollout`.
 
-Knows values and their bounds. Which policy holds for a model is decided in `gateway.rollouts.policy`.
+Knows values and their bounds. `gateway.rollouts.policy` decides which policy holds for a model.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from gateway.quantities import Duration, Part, listed
 
-#: Keys that other releases may know. They are refused: a check that is only written down protects nobody.
+#: Keys that other releases may support. They are refused, because a check that does not run must not look
+#: configured.
 UNAVAILABLE: Final = frozenset({"replay", "shadow", "watch"})
 
 OFF: Final = ("off", "none", False)
@@ -33,21 +34,22 @@ Excess = Annotated[Annotated[float, Field(ge=0, lt=1)] | None, BeforeValidator(_
 
 
 class Canary(Part):
-    """The steps in which a new version gets requests before it replaces the version in service."""
+    """The steps in which a new version gets a share of the requests before it replaces the version in
+    service."""
 
     steps: Annotated[list[Annotated[float, Field(gt=0, lt=100)]], BeforeValidator(listed)] = []
-    """Percentages of the callers, rising: `[5, 25, 50]`. The swap follows the last one. Empty: none."""
+    """Rising percentages of callers: `[5, 25, 50]`. The swap follows the last step. Empty: no steps."""
     every: Duration = 120.0
-    """How long a step lasts at least."""
+    """The shortest duration of a step."""
     requests: Annotated[int, Field(ge=1)] = 100
-    """How many requests of a step the new version answers at least."""
+    """The fewest requests that the new version answers in a step."""
     within: Duration = 6 * 3600.0
-    """After this time a step with fewer requests has too little traffic: `thin` decides."""
+    """The time after which a step with fewer requests has too little traffic; then `thin` decides."""
     key: str | None = None
     """The header that names a caller, so that one caller always gets the same version. Not set: the id of
     each request."""
     retry: bool = True
-    """Whether a request that fails on the new version is answered by the version in service."""
+    """Whether the version in service answers a request that fails on the new version."""
 
     @field_validator("steps")
     @classmethod
@@ -60,7 +62,7 @@ class Canary(Part):
     @classmethod
     def _header(cls, value: str | None) -> str | None:
         if value == "principal":
-            raise ValueError("principal is not available in this version: name a header")
+            raise ValueError("principal is not available in this version: write the name of a header")
         if value is not None and not re.fullmatch(r"[A-Za-z0-9_-]+", value):
             raise ValueError("write the name of a header, such as X-User-Id")
         return value
@@ -70,45 +72,46 @@ class Guards(Part):
     """How much worse than the version in service a new version may be. `off` switches a guard off."""
 
     errors: Excess = 0.01
-    """The allowed excess of the error rate: 0.01 is one more failure in a hundred requests."""
+    """The allowed excess of the error rate: 0.01 means one more failure per hundred requests."""
     latency: Annotated[Annotated[float, Field(ge=1)] | None, BeforeValidator(_limit)] = 1.25
-    """The allowed ratio of the median times of a call."""
+    """The allowed ratio of the median times of a call: 1.25 means 25 % slower."""
     output: Excess = 0.01
-    """The allowed excess of answers that are not as the output schema says."""
+    """The allowed excess of answers that do not match the output schema."""
 
 
 class Rollout(Part):
-    """How an alias moves."""
+    """The policy for a move of an alias."""
 
     gate: Literal["compatible", "none"] = "compatible"
-    """`compatible`: a new version must accept what present callers send; `none`: not compared."""
+    """`compatible`: a new version must accept the inputs of the version in service; `none`: no comparison."""
     environment: Literal["refuse", "warn"] = "refuse"
-    """A version whose environment cannot be had is refused, or runs in this interpreter with a warning."""
+    """For a version whose environment is not available: `refuse` it, or `warn` and run it in this
+    interpreter."""
     canary: Annotated[Canary, BeforeValidator(_canary)] = Canary()
-    """The steps before the swap. `off`: the swap follows the checks at once."""
+    """The steps before the swap. `off`: the swap follows directly after the checks."""
     guards: Guards = Guards()
-    """What ends a canary."""
+    """The limits that end a canary."""
     thin: Literal["hold", "refuse"] = "hold"
-    """With too little traffic: `hold` until a person says `finish` or `abort`, or `refuse` the version."""
+    """With too little traffic: `hold` until a person runs `finish` or `abort`, or `refuse` the version."""
     lock: bool = False
-    """Whether policies in registries are ignored. It counts in the settings alone."""
+    """Whether to ignore policies in registries. It has an effect only in the settings."""
     deleted: Literal["end", "keep"] = "end"
-    """A deleted alias ends at once (`end`), or answers for `deleted_grace` more (`keep`)."""
+    """A deleted alias stops at once (`end`), or continues to answer for `deleted_grace` (`keep`)."""
     deleted_grace: Duration = 3600.0
-    """How long a deleted alias goes on answering with `deleted: keep`."""
+    """How long a deleted alias continues to answer with `deleted: keep`."""
 
     @property
     def grace(self) -> float:
-        """Seconds for which a deleted alias goes on answering."""
+        """Seconds for which a deleted alias continues to answer."""
         return self.deleted_grace if self.deleted == "keep" else 0.0
 
     def written(self) -> dict[str, Any]:
-        """The keys that somebody wrote, without defaults."""
+        """The keys that were written, without defaults."""
         return self.model_dump(exclude_unset=True)
 
 
 def laid_over(weaker: Mapping[str, Any], stronger: Mapping[str, Any]) -> dict[str, Any]:
-    """Two policies as plain mappings, merged key by key; `stronger` wins. Pure."""
+    """Merges two policies, given as plain mappings, key by key; `stronger` wins. Pure."""
     merged = dict(weaker)
     for key, value in stronger.items():
         below = merged.get(key)
@@ -119,7 +122,7 @@ def laid_over(weaker: Mapping[str, Any], stronger: Mapping[str, Any]) -> dict[st
 
 
 def unknown(key: str) -> str | None:
-    """What to say of a key that the grammar does not have, None for nothing special."""
+    """A special message for an unknown key; None if there is none."""
     if key in UNAVAILABLE:
         return "is not available in this version of the gateway"
     return None

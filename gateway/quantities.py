@@ -1,7 +1,7 @@
-"""Durations, sizes, lists and times as people write and read them: `5s`, `20GB`, `a,b`,
+"""Parses and formats durations, sizes, lists and times: `5s`, `20GB`, `a,b`,
 `2026-01-31T09:00:00Z`.
 
-Knows no setting.
+Must not know any setting.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z%]*)\s*\Z")
 
 
 def seconds(value: object) -> object:
-    """`5s`, `2m`, `250ms`, `1h` or a number, as seconds."""
+    """Seconds from a number or from text such as `5s`, `2m`, `250ms` or `1h`. Raises ValueError."""
     match = _QUANTITY.match(value) if isinstance(value, str) else None
     if match is None:
         if isinstance(value, str | bool):
@@ -32,7 +32,8 @@ def seconds(value: object) -> object:
 
 
 def size(value: object, total: int | None = None) -> object:
-    """`20GB` (powers of 1000), `16Gi` (of 1024), a share of `total` such as `70%`, or a number, as bytes."""
+    """Bytes from a number, `20GB` (powers of 1000), `16Gi` (of 1024) or a share of `total` such as `70%`.
+    Raises ValueError."""
     if not isinstance(value, str | bool):
         return value
     match = None if isinstance(value, bool) else _QUANTITY.match(value)
@@ -41,9 +42,9 @@ def size(value: object, total: int | None = None) -> object:
     number, unit = match.groups()
     if unit == "%":
         if total is None:
-            raise ValueError("a share means nothing here; write a size such as 32MiB")
+            raise ValueError("a percentage is not possible here; write a size such as 32MiB")
         if not 0 < float(number) <= 100:
-            raise ValueError("a share must be more than 0% and at most 100%")
+            raise ValueError("a percentage must be more than 0% and at most 100%")
         return int(total * float(number) / 100)
     if unit.lower() not in _BYTES:
         raise ValueError(f"{unit} is not a unit of size; write KB, MB, GB, TB, Ki, Mi, Gi, Ti or %")
@@ -77,7 +78,7 @@ def shown_seconds(count: float) -> str:
 
 
 def listed(value: object) -> object:
-    """A list, or text with commas: what a flag or variable can say."""
+    """A list from a list or from text with commas, which is what a flag or variable can hold."""
     if isinstance(value, str):
         return [item.strip() for item in value.split(",") if item.strip()]
     return value
@@ -89,7 +90,7 @@ def utc(moment: float) -> str:
 
 
 def _quantity(pattern: str, what: str) -> WithJsonSchema:
-    """How a duration or size is described: what may be written, not what it is read as."""
+    """The JSON schema of a duration or size: it describes the text, not the parsed value."""
     text = {"type": "string", "pattern": pattern}
     return WithJsonSchema({"anyOf": [{"type": "number", "minimum": 0}, text], "description": what})
 
@@ -102,7 +103,7 @@ Size = Annotated[int, BeforeValidator(size), Field(gt=0), SIZE_SCHEMA]
 
 
 class Part(BaseModel):
-    """A mapping of settings: frozen, and a key that it does not know is an error."""
+    """A mapping of settings. It is frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, populate_by_name=True, use_attribute_docstrings=True

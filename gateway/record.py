@@ -1,5 +1,5 @@
-"""What is known of one request. It is made when the request comes and filled as facts become known; answers,
-metrics and the access log read it. Knows no protocol.
+"""The record of one request. It is created when the request arrives, and filled as facts become known.
+Answers, metrics and the access log read it. Must not know a protocol.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ if TYPE_CHECKING:
 class RequestRecord:
     """One request.
 
-    `id` is the caller's, or a new one. `headers` by lower-case name, the last of each. `version` and `alias`
-    are what the request's reference resolved to, None as long as that is not known. `code` is `2xx`, or the
-    error code of the answer; empty before there is one. `began` is in the time of `perf_counter`, `parse`,
-    `queue`, `predict` and `encode` are in seconds. `predicts`: it asked for a prediction. `lenient`:
-    strict enforcement would have refused its input. `elsewhere`: the model that is asked runs in another
-    environment than its own.
+    `id` is the client's, or a new one. `headers` are by lower-case name, the last one of each. `version` and
+    `alias` are the result of resolving the reference, None before that. `code` is `2xx` or the error code of
+    the answer, empty before the answer. `began` is a time of `perf_counter`; `parse`, `queue`, `predict` and
+    `encode` are in seconds. `predicts`: the request is for a prediction. `lenient`: strict enforcement would
+    have refused its input. `elsewhere`: the model runs in another environment than its own.
     """
 
     id: bytes = b""

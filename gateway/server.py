@@ -1,6 +1,6 @@
-"""The server process: uvicorn around a gateway's application, signals, and the tuning of the process.
+"""The server process: uvicorn around the gateway's application, signals, and process tuning.
 
-Knows sockets, signals and process limits; nothing of models, registries or requests.
+Knows sockets, signals and process limits; must not know models or requests.
 """
 
 from __future__ import annotations
@@ -43,20 +43,21 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("gateway")
 
-#: How long, in seconds, a busy thread may keep the loop waiting for its turn (Python's default is 5 ms).
+#: The longest time, in seconds, that a busy thread may delay the loop (Python's default is 5 ms).
 SWITCH_INTERVAL: Final = 0.0005
-#: A request makes many short-lived objects and no cycles: the collector's default would run far too often.
+#: A request creates many short-lived objects and no cycles: with the defaults the collector runs far too
+#: often.
 GC_THRESHOLDS: Final = (20_000, 20, 20)
-#: Allocations from this size on, in bytes, are mapped each by itself.
+#: Each allocation of at least this size, in bytes, gets its own memory mapping.
 MAPPED_BYTES: Final = 1 << 20
 _M_MMAP_THRESHOLD: Final = -3
 BACKLOG: Final = 2048
-#: After the port is closed, connections that are kept open are still answered for so long, in seconds: each
+#: After the port is closed, open connections are still answered for this time, in seconds: each
 #: answer carries `Connection: close`, so a busy client leaves without a failed request.
 LINGER: Final = 1.0
 LINGER_STEP: Final = 0.02
-#: From refusing new connections to closing the port, in seconds: handshakes under way end, and the loop
-#: accepts what waits in the kernel's queue.
+#: The time from refusing new connections to closing the port, in seconds: current handshakes end, and the
+#: loop accepts the connections in the kernel's queue.
 HANDSHAKE: Final = 0.1
 _SO_ATTACH_FILTER: Final = 26
 #: A socket filter of the kernel over the TCP header: byte 13 holds the flags. Segments with ACK pass; the
@@ -70,12 +71,13 @@ _ONLY_OPEN: Final = b"".join(
 class Server(uvicorn.Server):
     """uvicorn, stopped in the gateway's order by SIGTERM or SIGINT:
 
-    1. `/readyz` says 503, every answer carries `Connection: close`; requests are accepted for `drain_delay`.
-    2. New connections are refused, then the port is closed. Requests on connections that are open are still
-       answered, for `LINGER` at most.
-    3. New requests are refused, idle connections closed; requests in flight end within `drain_timeout`.
+    1. `/readyz` answers 503, and every answer carries `Connection: close`. Requests are accepted for
+       `drain_delay`.
+    2. New connections are refused, then the port is closed. Requests on open connections are still answered,
+       for `LINGER` at most.
+    3. New requests are refused, idle connections are closed; requests in flight end within `drain_timeout`.
 
-    A second signal ends at once.
+    A second signal ends the process at once.
     """
 
     def __init__(self, config: uvicorn.Config, gateway: Gateway, rpc: RpcServer | None = None) -> None:
@@ -88,7 +90,7 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._bound = sockets or []
-        # Only now: who reads this line may send requests and signals.
+        # Log this only now: whoever reads the line may send requests and signals.
         for bound in self._bound:
             url = url_of(*bound.getsockname()[:2])
             log.info("serving %s on %s", self._gateway.registry.target, url)
@@ -105,9 +107,9 @@ class Server(uvicorn.Server):
         asyncio.get_running_loop().call_later(self._gateway.settings.drain_delay, self._close_port)
 
     def _close_port(self) -> None:
-        # Closing the port resets the connections that the kernel has accepted and the loop has not: their
-        # callers would lose requests. So the kernel first stops accepting new ones, and the loop takes those
-        # that wait.
+        # Closing the port resets the connections that the kernel has accepted but the loop has not: their
+        # clients would lose requests. So the kernel first stops accepting new ones, and the loop takes the
+        # waiting ones.
         for bound in self._bound:
             _start_no_connection(bound)
         asyncio.get_running_loop().call_later(HANDSHAKE, self._closed)
@@ -132,10 +134,10 @@ class Server(uvicorn.Server):
 def serve(
     settings: Settings, models: Sequence[str] = (), reload: Callable[[], Settings] | None = None
 ) -> int:
-    """Serves a registry, or just `models` (directories or URIs), until SIGTERM or SIGINT.
+    """Serves a registry, or only `models` (directories or URIs), until SIGTERM or SIGINT.
 
-    `reload` reads the settings again; SIGHUP calls it. Returns the exit code. Raises RegistryError where
-    there is nothing to serve, OSError where the port cannot be had.
+    `reload` reads the settings again; SIGHUP calls it. Returns the exit code. Raises RegistryError if there
+    is nothing to serve, OSError if the port cannot be bound.
     """
     registry, settings = _opened(settings, models)
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
@@ -154,7 +156,7 @@ def serve(
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             code = runner.run(_serve(settings, registry, bound, reload))
     if any(thread.name.startswith((THREAD, IO_THREAD)) for thread in threading.enumerate()):
-        # A model in this process or a download never ended, and Python would wait for its thread forever.
+        # A model in this process or a download has not ended: Python would wait for its thread forever.
         logging.shutdown()
         os._exit(code)
     return code
@@ -177,7 +179,7 @@ async def _serve(
             access_log=False,
             log_config=None,
             server_header=False,
-            proxy_headers=False,  # the client's address is that of the connection
+            proxy_headers=False,  # the client's address is the connection's address
             timeout_keep_alive=settings.keep_alive,  # type: ignore[arg-type] # seconds for call_later
             timeout_graceful_shutdown=max(1, int(settings.drain_timeout)),
         )
@@ -198,7 +200,7 @@ async def _serve(
 
 
 def _on_hangup(server: Server, gateway: Gateway, reload: Callable[[], Settings] | None) -> None:
-    """SIGHUP reloads; where it says that the terminal is gone, it stops the server as SIGTERM does."""
+    """SIGHUP reloads. If it means that the terminal was closed, it stops the server as SIGTERM does."""
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # nohup
         return
     if sys.stdin is not None and sys.stdin.isatty():
@@ -217,13 +219,13 @@ def _on_hangup(server: Server, gateway: Gateway, reload: Callable[[], Settings] 
 
 
 async def _reload(gateway: Gateway, reload: Callable[[], Settings] | None) -> None:
-    """Reads the settings and the registry again. Key and secret files are read again by themselves when they
-    change; a setting other than `log_level` needs a restart, which the log says."""
+    """Reads the settings and the registry again. Only `log_level` takes effect; the log names other changed
+    settings, which need a restart. Key and secret files are read again whenever they change."""
     if reload is not None:
         try:
             new = await asyncio.to_thread(reload)
         except SettingsError as error:
-            log.error("SIGHUP: the settings are wrong and not taken: %s", error)
+            log.error("SIGHUP: the new settings are not valid and were ignored: %s", error)
         else:
             old = gateway.settings
             changed = [name for name in type(new).model_fields if getattr(new, name) != getattr(old, name)]
@@ -236,14 +238,14 @@ async def _reload(gateway: Gateway, reload: Callable[[], Settings] | None) -> No
     try:
         await gateway.watch.look()
     except Problem as problem:
-        log.warning("SIGHUP: the registry could not be read: %s", problem)
+        log.warning("SIGHUP: cannot read the registry: %s", problem)
     else:
         log.info("SIGHUP: the registry was read")
 
 
 def _start_no_connection(bound: socket.socket) -> None:
-    """Makes the kernel drop what starts a connection to this port. Callers try again after a second and are
-    refused then, because the port is closed. On systems without such filters the port is simply closed."""
+    """Makes the kernel drop new connections to this port. Their clients try again after a second and are then
+    refused, because the port is closed. On systems without such filters the port is simply closed."""
     steps = ctypes.create_string_buffer(_ONLY_OPEN)
     program = struct.pack("HP", len(_ONLY_OPEN) // 8, ctypes.addressof(steps))
     if sys.platform != "linux":
@@ -253,27 +255,27 @@ def _start_no_connection(bound: socket.socket) -> None:
 
 
 def url_of(host: str, port: int) -> str:
-    """Where a server that listens on this address is found."""
+    """The URL of a server that listens on this address."""
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _raise_file_limit() -> None:
-    """As many open files as the hard limit allows: each model process takes some of ours."""
+    """Raises the limit on open files to the hard limit, because each model process needs some of ours."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
-        with contextlib.suppress(ValueError, OSError):  # some systems name a hard limit they do not grant
+        with contextlib.suppress(ValueError, OSError):  # some systems do not grant their own hard limit
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _return_large_memory() -> None:
-    """Large allocations are given back to the system when they are freed. Left to itself, glibc keeps as much
-    in its heap as the largest body that came."""
+    """Returns large allocations to the system when they are freed. By default glibc keeps as much in its heap
+    as the largest body that came."""
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, MAPPED_BYTES)
 
 
 def _opened(settings: Settings, models: Sequence[str]) -> tuple[Registry, Settings]:
-    """The registry that is meant. With models named, MLflow's own endpoints answer for the first."""
+    """The registry to serve. If models are given, MLflow's own endpoints answer for the first one."""
     if not models:
         return _registry(settings), settings
     references = [parse_uri(text) for text in models]
@@ -284,7 +286,7 @@ def _opened(settings: Settings, models: Sequence[str]) -> tuple[Registry, Settin
     settings = settings.model_copy(update={"default_model": settings.default_model or str(references[0])})
     if any(reference.uri is not None or not reference.name for reference in references):
         raise RegistryError(
-            "serve directories, or models of a registry (models:/NAME@ALIAS), not both at once"
+            "cannot serve directories and models of a registry (models:/NAME@ALIAS) at once: give one kind"
         )
     registry = _registry(settings)
     names = [reference.name for reference in references]
@@ -299,9 +301,9 @@ def _registry(settings: Settings) -> Registry:
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """What makes the event loop; None: asyncio's own."""
+    """The factory of the event loop; None means asyncio's own loop."""
     try:
         import uvloop
     except ImportError:
-        return None  # not made for this platform; asyncio's own loop does
+        return None  # not available on this platform: use asyncio's own loop
     return uvloop.new_event_loop

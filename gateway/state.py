@@ -1,9 +1,9 @@
-"""What must survive a restart, in one SQLite file: the last valid snapshot, last good versions, history,
-measured sizes and load times. Losing it costs a slower start, never an answer.
+"""The durable state, in one SQLite file: the last valid snapshot, last good versions, history, measured sizes
+and load times. Without it the next start is slower, but no answer changes.
 
-Knows tables and plain values, nothing of registries or models. Every method blocks for one small
-transaction; the event loop calls them through the I/O pool. Several gateways may share the file: rows
-that belong to a registry carry its identity.
+Knows tables and plain values; must not know registries or models. Every method blocks for one short
+transaction; the event loop calls it through the I/O pool. Several gateways may share the file: the rows of a
+registry carry its identity.
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ CREATE TABLE IF NOT EXISTS last_model (
 CREATE TABLE IF NOT EXISTS rollout (
     registry TEXT, name TEXT, alias TEXT, course TEXT NOT NULL, PRIMARY KEY (registry, name, alias))
 """
-_FORGETFUL = "the state in %s cannot be written (%s): what is new is forgotten when this gateway ends"
+_FORGETFUL = "cannot write the state in %s (%s): changes are lost when this gateway ends"
 HISTORY_KEPT = 100
-#: How long another gateway's transaction is waited for.
+#: How long to wait for another gateway's transaction.
 LOCKED_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """One stretch of serving: `version` answered from `started` until `ended` (None: it still does), in
-    unix seconds; `moved_by` began it, `reason` says why it ended."""
+    """One period of serving: `version` answered from `started` to `ended` (None: it still answers), in unix
+    seconds. `moved_by` says what started it, `reason` why it ended."""
 
     version: str
     started: float
@@ -68,8 +68,8 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class LastSnapshot:
-    """What a registry said last: its content's stamp, each model as the caller's JSON, and when it was seen
-    (unix seconds)."""
+    """The last valid content of a registry: its stamp, each model as the caller's JSON, and the time when it
+    was read (unix seconds)."""
 
     stamp: str
     entries: dict[str, bytes]
@@ -77,16 +77,16 @@ class LastSnapshot:
 
 
 class _Newer(Exception):
-    """The file was written by a later version of the gateway."""
+    """A later version of the gateway has written the file."""
 
 
 class State:
     """The durable state under `directory`.
 
-    A damaged file is set aside and a new one created. A file of a newer gateway is left unchanged, and
-    another file used. Where nothing can be written, the file is still read, and changes are kept in memory
-    until the process ends. Each case is logged. Raises OSError where `directory` is none, and where
-    others hold the file for longer than `LOCKED_SECONDS`.
+    A damaged file is renamed, and a new one is created. The file of a newer gateway stays unchanged, and
+    another file is used. If nothing can be written, the file is read and changes stay in memory until the
+    process ends. Each case is logged. Raises OSError if `directory` is not a directory, and if other
+    processes hold the file for longer than `LOCKED_SECONDS`.
     """
 
     def __init__(self, directory: Path, *, clock: Callable[[], float] = time.time) -> None:
@@ -106,7 +106,9 @@ class State:
             self._db = self._opened()
         except _Newer as error:
             self._path = directory / f"state-{SCHEMA}.db"
-            log.warning("the state file in %s is left to a newer gateway: %s", directory, error)
+            log.warning(
+                "the state file in %s belongs to a newer gateway, using another: %s", directory, error
+            )
             self._db = self._opened()
 
     def _opened(self) -> sqlite3.Connection:
@@ -116,7 +118,7 @@ class State:
         except sqlite3.OperationalError as error:
             # The file itself may be sound, and others may be using it.
             if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-                raise OSError(f"the state in {self._path} cannot be used now: {error}") from error
+                raise OSError(f"cannot use the state in {self._path} now: {error}") from error
             log.error(_FORGETFUL, self._path, error)
             return self._in_memory()
         except sqlite3.DatabaseError as error:
@@ -129,9 +131,7 @@ class State:
             except OSError as refused:
                 log.error(_FORGETFUL, self._path, f"{error}; {refused.strerror}")
                 return self._in_memory()
-            log.warning(
-                "the state file %s cannot be used (%s): set aside as %s", self._path, error, aside.name
-            )
+            log.warning("cannot use the state file %s (%s): renamed it to %s", self._path, error, aside.name)
             try:
                 return self._open()
             except sqlite3.Error as again:
@@ -139,8 +139,8 @@ class State:
                 return self._in_memory()
 
     def _in_memory(self) -> sqlite3.Connection:
-        """A database that ends with this process, holding what the file does as far as it can be read."""
-        for how in ("mode=ro", "immutable=1"):  # the second also where not even a lock can be written
+        """A database in memory, with the content of the file if that can be read."""
+        for how in ("mode=ro", "immutable=1"):  # the second works where even a lock cannot be written
             db = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
             try:
                 url = f"{self._path.absolute().as_uri()}?{how}"
@@ -171,10 +171,10 @@ class State:
         with self._lock:
             return self._db.execute(sql, values).fetchall()
 
-    # The last valid snapshot of a registry, model by model: one that moved is one row.
+    # The last valid snapshot of a registry, one row per model, so that a move writes one row.
 
     def save_snapshot(self, registry: str, stamp: str, entries: Mapping[str, bytes]) -> None:
-        """Writes what differs from what was saved before. `entries` must not change any more."""
+        """Writes the differences to the saved snapshot. The caller must not change `entries` afterwards."""
         with self._transaction() as db:
             row = db.execute("SELECT stamp FROM last_snapshot WHERE registry = ?", (registry,)).fetchone()
             before: Mapping[str, bytes]
@@ -193,7 +193,7 @@ class State:
 
     def snapshot(self, registry: str) -> LastSnapshot | None:
         with self._lock:
-            self._db.execute("BEGIN")  # one moment for both
+            self._db.execute("BEGIN")  # both queries see the same state
             try:
                 row = self._db.execute(
                     "SELECT stamp, seen FROM last_snapshot WHERE registry = ?", (registry,)
@@ -206,7 +206,7 @@ class State:
     def _last_entries(db: sqlite3.Connection, registry: str) -> dict[str, bytes]:
         return dict(db.execute("SELECT name, entry FROM last_model WHERE registry = ?", (registry,)))
 
-    # Aliases: what has proved itself, and what served when.
+    # Aliases: the last good version, and the history of serving.
 
     def save_last_good(self, registry: str, name: str, alias: str, version: str) -> None:
         with self._transaction() as db:
@@ -217,7 +217,7 @@ class State:
         return {(name, alias): version for name, alias, version in rows}
 
     def begin_serving(self, registry: str, name: str, alias: str, served: Served) -> None:
-        """Starts a stretch; the one before should have ended. Old ones beyond `HISTORY_KEPT` go."""
+        """Starts a period; the previous one should have ended. Deletes old ones beyond `HISTORY_KEPT`."""
         with self._transaction() as db:
             db.execute(
                 "INSERT INTO history (registry, name, alias, version, started, moved_by)"
@@ -240,7 +240,7 @@ class State:
             )
 
     def histories(self, registry: str) -> dict[tuple[str, str], list[Served]]:
-        """Returns what served, by (name, alias), oldest first."""
+        """The periods of serving by (name, alias), oldest first."""
         rows = self._query(
             "SELECT name, alias, version, started, moved_by, ended, reason FROM history"
             " WHERE registry = ? ORDER BY id",
@@ -254,7 +254,7 @@ class State:
     # How far the last rollout of an alias is, as the caller's JSON.
 
     def save_rollout(self, registry: str, name: str, alias: str, course: str | None) -> None:
-        """None: forget it."""
+        """`course` None deletes it."""
         with self._transaction() as db:
             if course is None:
                 db.execute(
@@ -268,12 +268,12 @@ class State:
         rows = self._query("SELECT name, alias, course FROM rollout WHERE registry = ?", registry)
         return {(name, alias): course for name, alias, course in rows}
 
-    # What the files of a version were when they were fetched, where its registry does not say.
+    # The digests of downloaded versions for which the registry has none.
 
     def save_digest(
         self, registry: str, name: str, version: str, source: str, digest: str, *, first: bool = True
     ) -> None:
-        """`first`: the first one stays; else the last one."""
+        """`first`: keep the first digest; else keep the last one."""
         with self._transaction() as db:
             db.execute(
                 f"INSERT OR {'IGNORE' if first else 'REPLACE'} INTO first_digest VALUES (?, ?, ?, ?, ?)",
@@ -290,7 +290,7 @@ class State:
         )
         return rows[0][0] if rows else None
 
-    # Measurements by digest: the same files need the same room, wherever they are registered.
+    # Measurements by digest: the same files need the same memory under any name.
 
     def save_measurement(self, digest: str, size: int | None, load_seconds: float) -> None:
         with self._transaction() as db:
@@ -305,14 +305,14 @@ class State:
         rows = self._query("SELECT bytes, load_seconds FROM measurement WHERE digest = ?", digest)
         return (rows[0][0], rows[0][1]) if rows else None
 
-    # What the files of a digest execute, as one edition of the scan found it.
+    # What the files of a digest execute, as found by one edition of the scan.
 
     def save_scan(self, digest: str, edition: int, harmless: bool, reason: str) -> None:
         with self._transaction() as db:
             db.execute("REPLACE INTO scan VALUES (?, ?, ?, ?)", (digest, edition, harmless, reason))
 
     def scan(self, digest: str, edition: int) -> tuple[bool, str] | None:
-        """(harmless, reason), or None where it was not scanned."""
+        """(harmless, reason), or None if it was not scanned."""
         rows = self._query(
             "SELECT harmless, reason FROM scan WHERE digest = ? AND edition = ?", digest, edition
         )
@@ -324,7 +324,7 @@ class State:
 
 
 def _prepared(db: sqlite3.Connection) -> sqlite3.Connection:
-    """The connection, with all tables there; closed where they cannot be. Raises sqlite3.Error and _Newer."""
+    """The connection with all tables. Closes it if that fails. Raises sqlite3.Error and _Newer."""
     try:
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=NORMAL")
@@ -348,8 +348,8 @@ def _prepared(db: sqlite3.Connection) -> sqlite3.Connection:
 
 
 class AliasMemory:
-    """One registry's part of the state, read once and written behind: calls return at once, `write` runs
-    the transaction elsewhere and in order."""
+    """One registry's part of the state. It is read once. Writes return at once: `write` runs their
+    transactions elsewhere, in order."""
 
     def __init__(self, state: State, registry: str, write: Callable[[Callable[[], None]], object]) -> None:
         self._state = state

@@ -1,10 +1,9 @@
 """The trace that a request belongs to: W3C Trace Context, read, carried and passed on.
 
-The caller's `traceparent` names a trace; the gateway's part in it gets an id of its own, which is what those
-are told whom the gateway asks because of the request. It is carried by the request's context, so that tasks
-which work for the request have it, and ends with the request's task: a load or a process that the request
-started lives on without it. Knows nothing of HTTP and of logs.
-Source of the form: https://www.w3.org/TR/trace-context-1/, section 3.2.
+The client's `traceparent` names a trace. The gateway's part in it has its own id, which it sends with every
+call that it makes for the request. The request's context carries the trace, so that its tasks have it too.
+The trace ends with the request's task: a load or a process that the request started continues without it.
+Must not know HTTP or logs. Source of the form: https://www.w3.org/TR/trace-context-1/, section 3.2.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from typing import Any, Final
 _HEX: Final = b"0123456789abcdef"
 _LENGTH: Final = len("00-") + 32 + 1 + 16 + len("-00")
 _SAMPLED: Final = 1
-#: More than the standard asks to be passed on is not.
+#: The standard requires to pass on this much; more is dropped.
 _MAX_STATE: Final = 512
 _IDS: Final = Random()
 
@@ -37,7 +36,7 @@ class Trace:
 
     @property
     def parent(self) -> str:
-        """The `traceparent` of what is done because of this request."""
+        """The `traceparent` for calls made for this request."""
         return f"00-{self.trace_id}-{self.span_id}-{self.flags:02x}"
 
     @property
@@ -46,7 +45,7 @@ class Trace:
         return task is not None and not task.done()
 
     def headers(self) -> dict[str, str]:
-        """What a call to another server carries."""
+        """The headers for a call to another server."""
         return {"traceparent": self.parent} | ({"tracestate": self._state} if self._state else {})
 
 
@@ -54,8 +53,8 @@ _current: ContextVar[Trace | None] = ContextVar("trace", default=None)
 
 
 def begin(traceparent: bytes, tracestate: bytes = b"") -> Trace | None:
-    """Lets the running task be part of the trace that the caller names; None for a header that is not valid,
-    which is ignored."""
+    """Makes the running task a part of the trace that the client names. Ignores an invalid header and returns
+    None."""
     named = parse(traceparent)
     task = asyncio.current_task()
     if named is None or task is None:
@@ -69,21 +68,21 @@ def begin(traceparent: bytes, tracestate: bytes = b"") -> Trace | None:
 
 
 def current() -> Trace | None:
-    """The trace of the request that this is done for, as long as the request goes on."""
+    """The trace of the current request, until the request ends; None if there is none."""
     trace = _current.get()
     return trace if trace is not None and trace.goes_on else None
 
 
 def headers() -> dict[str, str]:
-    """What a call that is made now carries: nothing, where no trace is."""
+    """The headers for a call that is made now; empty without a trace."""
     trace = current()
     return {} if trace is None else trace.headers()
 
 
 def parse(traceparent: bytes) -> tuple[str, int] | None:
-    """The trace's id and its flags, of which only "sampled" has a meaning; None where it is not valid.
+    """The trace's id and its flags, of which only "sampled" has a meaning; None if the header is not valid.
 
-    Of a later version, the first four fields are read as those of this one; what follows them is ignored.
+    In a later version of the header, the first four fields are read as in this one; the rest is ignored.
     """
     fields, rest = traceparent[:_LENGTH], traceparent[_LENGTH:]
     if len(fields) < _LENGTH or fields.translate(None, _HEX) != b"---":

@@ -1,6 +1,6 @@
-"""What a logged model is: saved, loaded, enforced, asked. Works without the gateway and without mlflow.
+"""Logged models: save, load, enforce the signature, predict. Works without the gateway and without mlflow.
 
-Importing this package costs next to nothing: what it offers is imported on first use.
+Importing this package is cheap: each name is imported on first use.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""What a model is given and what it answers: three shapes of data, and nothing else.
+"""The input and the answer of a model: a batch, which has one of three forms.
 
-`Columns` is a table (a frame without pandas), `Tensors` is one or more arrays, `Value` is anything a
-JSON body can hold. Enforcement makes them, the micro-batcher joins and splits them, the wire carries
-them, flavors turn them into what their framework wants and their answers back into one of the three.
+`Columns` is a table (a frame without pandas), `Tensors` is one or more arrays, `Value` is anything that a
+JSON body can hold. Enforcement creates batches, the micro-batcher joins and splits them, the wire carries
+them. Flavors convert them for their framework, and convert the framework's answers back.
 
-Nobody changes one that is made. They are not frozen only because making a frozen one costs three times as
-much, several times in each request.
+No code may change a batch after its creation. The classes are not frozen, because creating a frozen object
+takes three times as long, several times per request.
 
-This module must not know about signatures, frameworks, HTTP or JSON. It needs numpy alone.
+This module must not know signatures, frameworks, HTTP or JSON. It needs only numpy.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ if TYPE_CHECKING:
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 
-_EXACT: Final = 2**53  # the integers up to here are told apart by doubles
+_EXACT: Final = 2**53  # a double represents every integer up to here exactly
 
 
 @dataclass(slots=True, eq=False)
 class Columns:
     """A table.
 
-    `arrays` maps a column's name to a 1-D array; all have `rows` items. A name is a string, or an
-    integer where the columns are unnamed (0, 1, …: what pandas calls them). Text, bytes, dates without
-    a time and nested values (lists, dicts) are in object arrays, where null is None. Dates with a
-    time are `datetime64[ns]`, null is NaT. Integers and booleans with gaps are `numpy.ma.MaskedArray`,
-    so that neither the gap nor a large integer is lost.
+    `arrays` maps a column's name to a 1-D array; all have `rows` items. A name is a string, or an integer
+    if the columns are unnamed (0, 1, …, as in pandas). Text, bytes, dates without a time and nested values
+    (lists, dicts) are in object arrays, where null is None. Dates with a time are `datetime64[ns]`, null is
+    NaT. Integers and booleans with missing values are `numpy.ma.MaskedArray`, so that neither a missing value
+    nor a large integer is lost.
     `index` is the caller's row index (frames only), None for 0..rows-1.
-    `texts` names the columns of text (it may name columns that are absent): which type text has in a
-    frame, and which value a gap in it has, is the business of the pandas that makes the frame.
+    `texts` names the text columns (it may name absent columns). The pandas that makes the frame decides the
+    type of text and the value of missing text.
     """
 
     arrays: dict[str | int, Array]
@@ -53,10 +53,10 @@ class Columns:
 
 @dataclass(slots=True, eq=False)
 class Tensors:
-    """One or more arrays. The one without a name stands under the empty string.
+    """One or more arrays. The name of an unnamed array is the empty string.
 
-    `rows` is the length of the shared first axis; None where there is none, or where the arrays must
-    not be merged with those of another request.
+    `rows` is the length of the shared first axis; None if there is none, or if the arrays must not be merged
+    with those of another request.
     """
 
     arrays: dict[str, Array]
@@ -65,16 +65,16 @@ class Tensors:
 
 @dataclass(slots=True, eq=False)
 class Value:
-    """Anything else: a list, a dict, a scalar, text, bytes; made of what JSON holds, plus bytes,
-    datetimes and numpy arrays. With `rows` set it is a list of that many answers, one a row."""
+    """Any other value: a list, a dict, a scalar, text, bytes. It consists of JSON's types, bytes, datetimes
+    and numpy arrays. If `rows` is set, it is a list with one answer per row."""
 
     value: Any
     rows: int | None = None
 
 
 class Opaque:
-    """Stands in an answer where the model put something that cannot leave its process. `kind` is the name of
-    that thing's type. No dataclass: those are written as JSON unasked."""
+    """Replaces an object in an answer that cannot leave the model's process. `kind` is the name of its type.
+    Not a dataclass, because JSON encoders write dataclasses by themselves."""
 
     __slots__ = ("kind",)
 
@@ -86,7 +86,8 @@ Batch: TypeAlias = "Columns | Tensors | Value"
 
 
 def layout(batch: Batch) -> Hashable | None:
-    """What two batches must share to be merged (kind, names, dtypes, trailing shapes); None: never merge."""
+    """The properties that two batches must share to be merged (kind, names, dtypes, trailing shapes). None:
+    never merge this batch."""
     if batch.rows is None:
         return None
     if isinstance(batch, Columns):
@@ -95,10 +96,11 @@ def layout(batch: Batch) -> Hashable | None:
         arrays = batch.arrays
         kinds: list[Hashable] = [*map(type, arrays.values())]
         if np.ma.MaskedArray in kinds:
-            # Integers that need pandas' nullable type must not give it to those that do not.
+            # Integers that need pandas' nullable type must not be merged with those that do not.
             masked = [a for a in arrays.values() if isinstance(a, np.ma.MaskedArray)]
             kinds += [a.dtype.kind == "b" or _is_exact(a) for a in masked]
-        # Flat, and the arrays' own objects: this is made for each request. The type tells a masked array.
+        # Flat, and with the arrays' own objects, because each request makes one. The type marks masked
+        # arrays.
         return (Columns, batch.texts, *arrays, *[a.dtype for a in arrays.values()], *kinds)
     if isinstance(batch, Tensors):
         arrays_ = batch.arrays.values()
@@ -107,7 +109,7 @@ def layout(batch: Batch) -> Hashable | None:
 
 
 def concat(batches: Sequence[Batch]) -> Batch:
-    """Joins batches of one `layout`, in order, along their rows."""
+    """Joins batches of the same `layout`, in order, along their rows."""
     first = batches[0]
     if len(batches) == 1:
         return first
@@ -150,20 +152,21 @@ def nbytes(batch: Batch) -> int:
 
 
 def is_text(values: Sequence[Any] | Array) -> bool:
-    """Returns True if a column holds text only; gaps (None) are allowed."""
+    """Returns True if a column holds only text; missing values (None) are allowed."""
     kinds = set(map(type, values))
     return str in kinds and kinds <= {str, type(None)}
 
 
 def frame(table: Columns, *, gap: float | None = math.nan) -> pd.DataFrame:
-    """The table as this pandas makes it of the same data with `pd.read_csv` and `pd.DataFrame`.
+    """The table as a frame, with the types that this pandas gives the same data in `pd.read_csv` and
+    `pd.DataFrame`.
 
-    Text has the type that this pandas gives it: objects in pandas 2, `str` from pandas 3; a gap is NaN.
-    Booleans with gaps are objects, a gap is NaN. Integers with gaps are float64; only those that a double
-    cannot hold exactly are pandas' nullable type. (What was fitted on nullable types takes all of these;
-    what was fitted on these does not take nullable types.) A date is `datetime64[ns]`, its gap NaT; a gap in
-    bytes or nested values is None.
-    With `gap=None` text stays objects, and a gap in text and booleans is None: for what was fitted so.
+    Text has the type of this pandas: objects in pandas 2, `str` from pandas 3; a missing value is NaN.
+    Booleans with missing values are objects with NaN. Integers with missing values are float64; only those
+    that a double cannot hold exactly have pandas' nullable type. (A model fitted on nullable types accepts
+    all of these; a model fitted on these does not accept nullable types.) A date is `datetime64[ns]`, a
+    missing date NaT. A missing value in bytes or nested values is None. With `gap=None` text stays objects,
+    and missing text and booleans are None, for models fitted that way.
     """
     import pandas as pd
 
@@ -177,7 +180,7 @@ def frame(table: Columns, *, gap: float | None = math.nan) -> pd.DataFrame:
         elif name in table.texts and gap is not None:
             columns[name] = _text_series(array, index)
         elif array.dtype.kind == "O":
-            # Left to itself pandas would guess again: equal numbers become an integer column.
+            # Otherwise pandas would infer the type again, and turn whole numbers into an integer column.
             columns[name] = pd.Series(array, index=index, dtype=object)
         else:
             columns[name] = array
@@ -185,7 +188,7 @@ def frame(table: Columns, *, gap: float | None = math.nan) -> pd.DataFrame:
 
 
 def _with_gaps(array: Any, index: Any, gap: float | None) -> Any:
-    """Integers or booleans with gaps as pandas makes them."""
+    """Integers or booleans with missing values, in the types that pandas uses."""
     import pandas as pd
 
     gaps = np.ma.getmaskarray(array)
@@ -219,15 +222,15 @@ def _text_series(array: Array, index: Any) -> Any:
 
 @lru_cache(maxsize=None)
 def _text_dtype() -> Any:
-    """The type that this pandas, with its options, gives a column of text."""
+    """The type of a text column in this pandas with its current options."""
     import pandas as pd
 
     return pd.Series(["text"]).dtype
 
 
 def native(batch: Batch, *, gap: float | None = math.nan) -> Any:
-    """The batch as models are given it: a pandas frame, an array, a dict of arrays by name, or the value.
-    `gap` as in `frame`."""
+    """The batch in the form that models receive: a pandas frame, an array, a dict of arrays by name, or the
+    value. `gap` as in `frame`."""
     if isinstance(batch, Columns):
         return frame(batch, gap=gap)
     if isinstance(batch, Tensors):
@@ -239,8 +242,8 @@ def from_result(result: Any, rows: int | None) -> Batch:
     """Converts a model's answer to a batch. `rows`: the number of input rows (None: unknown).
 
     Frames and series become columns (an unnamed series is column 0, as MLflow shows it), arrays and
-    dicts of arrays tensors, a list with one item a row a value that can be split, all else a value.
-    Frames, series and sparse matrices are recognised by their methods, so that numpy alone is needed.
+    dicts of arrays tensors. A list with one item per row becomes a value that can be split, everything else a
+    value. Frames, series and sparse matrices are recognised by their methods, so that only numpy is needed.
     """
     if isinstance(result, np.ndarray):
         if result.ndim and result.dtype.kind not in "OV":
@@ -283,7 +286,8 @@ def _from_pandas(result: Any) -> Columns:
 
 
 def column_array(column: Any) -> Array:
-    """One pandas series as the 1-D array that `Columns` holds (nullable types keep their gaps)."""
+    """One pandas series as a 1-D array in the form of `Columns` (nullable types keep their missing
+    values)."""
     if hasattr(column, "sparse"):
         column = column.sparse.to_dense()
     dtype = column.dtype
@@ -294,7 +298,7 @@ def column_array(column: Any) -> Array:
         stamps = to_nanoseconds(moments)
         if np.array_equal(np.isnat(stamps), np.isnat(moments)):
             return stamps
-        # A date beyond the year 2262: as Python's own dates, below.
+        # A date after the year 2262: below, as Python's own dates.
     kind = getattr(dtype, "kind", "O")
     if kind in "biuf" and not isinstance(dtype, np.dtype):
         mask = np.asarray(column.isna().to_numpy(), dtype=bool)
@@ -313,9 +317,10 @@ def column_array(column: Any) -> Array:
 
 
 def to_nanoseconds(values: Array) -> Array:
-    """Dates in nanoseconds; NaT where that unit cannot hold them.
+    """Dates in nanoseconds; NaT for a date outside the range of that unit.
 
-    numpy before 2.5 wraps such a date silently and raises OverflowError since, so the range is checked first.
+    For such a date numpy before 2.5 wraps silently, and later versions raise OverflowError. So this checks
+    the range first.
     """
     unit, step = np.datetime_data(values.dtype)
     gap = np.datetime64("NaT", "ns")
@@ -323,7 +328,7 @@ def to_nanoseconds(values: Array) -> Array:
         return np.full(values.shape, gap)
     if unit in _MOST:
         most, counts = _MOST[unit] // step, values.astype(np.int64)
-        # NaT is the smallest integer, so it becomes NaT here as well.
+        # NaT is the smallest integer, so it is out of range and becomes NaT here too.
         values = np.where((-most <= counts) & (counts <= most), values, np.array("NaT", values.dtype))
     result = values.astype("datetime64[ns]")
     return np.where(result.astype(values.dtype) == values, result, gap)
@@ -345,7 +350,7 @@ _MOST: Final[Mapping[str, int]] = {
         }.items()
     },
 }
-"""By unit: how far from 1970, in both directions, a moment may lie for nanoseconds to hold it."""
+"""By unit: the largest distance from 1970, in both directions, that nanoseconds can represent."""
 
 
 def _join(arrays: list[Array]) -> Array:

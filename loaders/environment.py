@@ -1,8 +1,8 @@
-"""The environment of a model: captured when it is saved, compared with this one before it is loaded.
+"""The environment of a model: recorded when it is saved, compared with this one before it is loaded.
 
-Files and their form are MLflow's (`requirements.txt`, `python_env.yaml`, `conda.yaml`). Comparing reads
-metadata of installed distributions and imports nothing of them. What differs is a finding, never an error:
-only loading can tell whether it matters.
+The files and their format are MLflow's (`requirements.txt`, `python_env.yaml`, `conda.yaml`). The comparison
+reads the metadata of installed distributions and imports none of them. A difference is a finding, never an
+error, because only loading shows whether it matters. Must not know models.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _IMPORTS_MLFLOW: Final = re.compile(rb"^\s*(?:import|from)\s+mlflow\b", re.MULTI
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """The Python version and the pip requirements of a model, one a line."""
+    """The Python version and the pip requirements of a model."""
 
     python: str
     requirements: tuple[str, ...]
@@ -40,7 +40,7 @@ class Environment:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One difference between what a model was saved with and what is here. `found` None: not installed."""
+    """One difference between the environment of a model and this one. `found` None: not installed here."""
 
     subject: str
     wanted: str
@@ -51,8 +51,8 @@ class Finding:
 
 
 def capture(requirements: Iterable[str]) -> Environment:
-    """This environment, as far as a model needs it. Bare names are pinned to the version installed here;
-    lines that say more, and names not installed, are taken as they are."""
+    """The part of this environment that a model needs. Bare names are pinned to the version installed here.
+    Other lines, and names that are not installed, stay as they are."""
     lines: dict[str, None] = {}
     for requirement in requirements:
         line = requirement.strip()
@@ -86,7 +86,7 @@ def write(directory: Path, environment: Environment) -> dict[str, str]:
 
 
 def read(package: Package) -> Environment:
-    """What a package says it needs: `requirements.txt`, else the pip part of `conda.yaml` (MLflow 1 wrote
+    """The requirements of a package: `requirements.txt`, else the pip part of `conda.yaml` (MLflow 1 wrote
     only that). Options such as `-c constraints.txt` are left out. Raises PackageError."""
     python = package.text("python_version") or ""
     if (package.path / REQUIREMENTS).exists():
@@ -99,11 +99,11 @@ def read(package: Package) -> Environment:
 
 
 def check(package: Package) -> list[Finding]:
-    """How this environment differs from the package's: Python's major.minor, and every requirement that
-    applies here. Never raises: what cannot be compared is a finding too.
+    """The differences between this environment and the package's: Python's major.minor, and every requirement
+    that applies here. Never raises: a requirement that cannot be compared is a finding too.
 
-    The requirement `mlflow`, which MLflow adds to every package, counts only where the package brings code
-    of its own that imports it.
+    The requirement `mlflow`, which MLflow adds to every package, counts only if the package contains code
+    that imports it.
     """
     try:
         wanted = read(package)
@@ -148,7 +148,7 @@ def _compared(requirements: Sequence[str], *, counts_mlflow: bool) -> list[Findi
 
 
 def pip_part(conda: object) -> list[str] | None:
-    """The pip requirements of a parsed `conda.yaml`; None where it has none."""
+    """The pip requirements of a parsed `conda.yaml`; None if it has none."""
     dependencies = conda.get("dependencies") if isinstance(conda, Mapping) else None
     for item in dependencies if isinstance(dependencies, list) else []:
         if isinstance(item, Mapping) and isinstance(item.get("pip"), list):
@@ -169,7 +169,7 @@ def requirement_lines(text: str) -> list[str]:
 
 @lru_cache(maxsize=4096)
 def _installed(name: str, _places: tuple[str, ...]) -> str | None:
-    """The version of a distribution. Looking is dear (files are parsed), and every load asks."""
+    """The version of a distribution. Cached, because it parses files and every load calls it."""
     try:
         return metadata.version(name)
     except (metadata.PackageNotFoundError, ValueError):
@@ -177,8 +177,8 @@ def _installed(name: str, _places: tuple[str, ...]) -> str | None:
 
 
 def _imports_mlflow(package: Package) -> bool:
-    """Whether a source file that the package brings imports mlflow (a model saved as code always does, and
-    what it imports is known)."""
+    """Whether a source file in the package imports mlflow. A model saved as code does not count: it always
+    imports mlflow, with known names."""
     code = package.code
     return code is not None and any(
         _IMPORTS_MLFLOW.search(file.read_bytes()) for file in code.rglob("*.py") if file.is_file()

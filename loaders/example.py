@@ -1,7 +1,7 @@
-"""The input example of a package: MLflow's files for it, read as a request and written from live data.
+"""The input example of a package: reads MLflow's files for it as a request, and writes them from live data.
 
-Knows MLflow's forms (versions 1 to 3) of `input_example.json` and `serving_input_example.json`. It must
-not know signatures: enforcement turns what `read` returns into what a model is given.
+Knows MLflow's forms (versions 1 to 3) of `input_example.json` and `serving_input_example.json`. Must not know
+signatures: enforcement turns the result of `read` into a model's input.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ _MAX_CELLS: Final = 10_000_000
 
 
 class InvalidExample(ValueError):
-    """An input example cannot be read or written; the message says why and shows no data."""
+    """An input example cannot be read or written. The message says why, and shows no data."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExampleInfo:
-    """What `MLmodel` says about the example (`saved_input_example_info`). `type` is one of dataframe,
-    ndarray, json_object, sparse_matrix_csr, sparse_matrix_csc; `orient` is pandas' word for how a frame was
-    written; `params`: the file holds inference params next to the input; `serving_path`: a request body."""
+    """The entry for the example in `MLmodel` (`saved_input_example_info`). `type` is one of dataframe,
+    ndarray, json_object, sparse_matrix_csr, sparse_matrix_csc. `orient`: pandas' name for the form of a
+    frame. `params`: the file holds inference params next to the input. `serving_path`: the file with the
+    request body."""
 
     artifact_path: str
     type: str
@@ -49,16 +50,16 @@ class ExampleInfo:
             raise InvalidExample("must name the example's file")
         kind = info.get("type", "dataframe")
         if kind not in _TYPES:
-            raise InvalidExample(f"the type {kind!r} is not known; known: {', '.join(_TYPES)}")
+            raise InvalidExample(f"the type {kind!r} is unknown; known: {', '.join(_TYPES)}")
         orient = info.get("pandas_orient")
         if kind == "dataframe" and orient not in (None, "split", "values", "records"):
-            raise InvalidExample(f"the orient {orient!r} is not known; known: split, values, records")
+            raise InvalidExample(f"the orient {orient!r} is unknown; known: split, values, records")
         serving = info.get("serving_input_path")
         params = info.get("params") not in (None, False, "false")
         return cls(info["artifact_path"], kind, orient, params, serving if isinstance(serving, str) else None)
 
     def to_json(self) -> dict[str, str]:
-        """MLflow's form of it."""
+        """The entry in MLflow's form."""
         info = {"artifact_path": self.artifact_path, "type": self.type}
         if self.orient is not None:
             info["pandas_orient"] = self.orient
@@ -70,8 +71,7 @@ class ExampleInfo:
 
 
 def read(info: ExampleInfo, file: Path) -> tuple[RawInput, dict[str, Any] | None]:
-    """The example in `file` as the payload a request would bring, and its params if it has any.
-    Raises InvalidExample."""
+    """The example in `file` as the payload of a request, and its params or None. Raises InvalidExample."""
     from loaders.enforcement import RawInput
 
     try:
@@ -81,7 +81,7 @@ def read(info: ExampleInfo, file: Path) -> tuple[RawInput, dict[str, Any] | None
     params = None
     if info.params:
         if not isinstance(content, dict) or "inputs" not in content:
-            raise InvalidExample(f"{info.artifact_path} should hold inputs and params")
+            raise InvalidExample(f"{info.artifact_path} must hold inputs and params")
         params = content.get("params")
         if params is not None and not isinstance(params, dict):
             raise InvalidExample(f"{info.artifact_path}: params must be an object")
@@ -107,8 +107,8 @@ def read(info: ExampleInfo, file: Path) -> tuple[RawInput, dict[str, Any] | None
 
 
 def write(directory: Path, data: Any, params: Mapping[str, Any] | None = None) -> ExampleInfo:
-    """Writes live data (a frame, series, array, dict of arrays, sparse matrix, or JSON value) as an example,
-    both files, and returns the entry for `MLmodel`. Raises InvalidExample."""
+    """Writes live data (a frame, series, array, dict of arrays, sparse matrix, or JSON value) as an example.
+    Writes both files and returns the entry for `MLmodel`. Raises InvalidExample."""
     orient = None
     if hasattr(data, "iloc"):
         frame = data if hasattr(data, "columns") else data.to_frame()
@@ -140,13 +140,13 @@ def write(directory: Path, data: Any, params: Mapping[str, Any] | None = None) -
 
 
 def _split(frame: Any) -> dict[str, Any]:
-    """pandas' split form, made column by column, so that an error names the column."""
+    """pandas' split form, built column by column, so that an error names the column."""
     columns = list(frame.columns)
     cells = []
     for position, name in enumerate(columns):
         column = frame.iloc[:, position]
         if hasattr(column, "sparse"):
-            column = column.sparse.to_dense()  # a request has no other form of it
+            column = column.sparse.to_dense()  # a request can hold only the dense form
         try:
             cells.append(plain(column.tolist(), f"column {name!r}"))
         except NotPlain as error:
@@ -157,7 +157,7 @@ def _split(frame: Any) -> dict[str, Any]:
 
 
 def _dense(content: Any, info: ExampleInfo) -> list[Any]:
-    """A sparse matrix, read without scipy."""
+    """Reads a sparse matrix without scipy."""
     try:
         rows, columns = (int(size) for size in content["shape"])
         if rows < 0 or columns < 0 or rows * columns > _MAX_CELLS:

@@ -1,4 +1,4 @@
-"""The keywords of `save_model` and `log_model`: MLflow's names for them, and what is said of unknown ones.
+"""The keywords of `save_model` and `log_model`: MLflow's names for them, and the errors for unknown ones.
 
 Knows names only; `save_model` and the flavors define what each keyword means.
 """
@@ -32,7 +32,7 @@ IGNORED: Final = frozenset(
         "auth_policy",
     }
 )
-"""MLflow's keywords that mean something to its tracking server alone."""
+"""MLflow's keywords that have a meaning only for its tracking server."""
 
 OWN: Final = (
     "signature",
@@ -49,14 +49,14 @@ OWN: Final = (
 
 
 def ours(options: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """`options` by our names, without those that mean nothing here, which are warned of. `given` are the
-    keywords that were taken already: None there is not given. Raises TypeError for one that is given by both
-    names."""
+    """`options` under our names, without those that have no meaning here, for which it warns. `given`: the
+    keywords that the caller has already read; None counts as not given. Raises TypeError for one that is
+    given under both names."""
     found: dict[str, Any] = {}
     for name, value in options.items():
         if name in IGNORED:
             if value is not None:
-                warnings.warn(f"{name} means nothing here and is ignored", stacklevel=4)
+                warnings.warn(f"{name} has no meaning here and is ignored", stacklevel=4)
             continue
         own = SYNONYMS.get(name, name)
         if own in found or given.get(own) is not None:
@@ -66,15 +66,13 @@ def ours(options: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
 
 
 def check(options: Mapping[str, Any], flavor: str, taken: Iterable[str]) -> None:
-    """Raises TypeError for an option that a flavor does not take, with the nearest that there is."""
+    """Raises TypeError for an option that a flavor does not accept; it names the most similar one."""
     known = tuple(taken)
     for name in options:
         if name in known:
             continue
         near = difflib.get_close_matches(name, [*known, *OWN, *SYNONYMS], n=1)
-        takes = (
-            f"{flavor} models take {', '.join(known)}" if known else f"{flavor} models take no further ones"
-        )
+        takes = f"{flavor} models accept {', '.join(known)}" if known else f"{flavor} models accept no others"
         meant = f"did you mean {near[0]}? " if near else ""
         raise TypeError(f"unknown keyword {name}: {meant}{takes}")
 
@@ -103,5 +101,5 @@ def of_conda(value: str | Path | Mapping[str, Any]) -> list[str]:
     )
     found = pip_part(content)
     if found is None:
-        raise ValueError("conda_env has no pip part: name its packages for pip, with requirements")
+        raise ValueError("conda_env has no pip part: give its packages as pip requirements in requirements")
     return found

@@ -1,7 +1,7 @@
 """A loaded model, and the three verbs around it: save, load, open.
 
-`save_model` and `load_model` are what Python users call. `open_model` is what runners call: the package is
-read and verified already, and enforcement happened elsewhere.
+Python users call `save_model` and `load_model`. Runners call `open_model`: they have already read and
+verified the package, and the gateway enforces inputs. Must not know the gateway.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Enforcement = Literal["strict", "warn", "mlflow"]
 
 
 class Model:
-    """A model in memory. One thread at a time may ask it."""
+    """A model in memory. Only one thread at a time may call it."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Model:
 
     @property
     def environment(self) -> list[Finding]:
-        """How this environment differs from the one the model was saved in."""
+        """The differences between this environment and the one in which the model was saved."""
         return environments.check(self.package)
 
     @property
@@ -75,8 +75,8 @@ class Model:
 
     @property
     def input_example(self) -> Any:
-        """The saved input example as the model is given it (a frame, array, dict or value), None without
-        one. Raises InvalidInput if it does not fit the signature."""
+        """The saved input example in the form that the model receives (a frame, array, dict or value); None
+        without one. Raises InvalidInput if it does not fit the signature."""
         raw, _ = self.package.example_input()
         if raw is None:
             return None
@@ -86,10 +86,10 @@ class Model:
         return batches.native(enforced.batch)
 
     def predict(self, data: Any, params: Mapping[str, Any] | None = None) -> Any:
-        """Enforces the signature as the server does, then answers with the framework's own result.
+        """Enforces the signature as the server does, then returns the framework's own result.
 
         `data`: a frame, series, array, dict of arrays, sparse matrix, or JSON value. Ignored columns and
-        unknown params are warnings. Raises InvalidInput, and whatever the model raises.
+        unknown params are warnings. Raises InvalidInput, and the exceptions of the model.
         """
         from loaders.enforcement import RawInput, enforce
 
@@ -100,15 +100,15 @@ class Model:
         return self._ask(enforced.batch, enforced.params)
 
     def run(self, batch: Batch, params: Mapping[str, Any]) -> Batch:
-        """Answers an enforced batch with a batch. Raises whatever the model raises, and AnswerTooLarge."""
+        """Answers an enforced batch with a batch. Raises the exceptions of the model, and AnswerTooLarge."""
         answer = self._ask(batch, params)
         if self.max_answer is not None:
             check_size(answer, self.max_answer)
         return batches.from_result(answer, batch.rows)
 
     def changed_answer(self) -> list[str]:
-        """Where it answers its own example otherwise than its package records; empty where it answers so, or
-        nothing is recorded. Asks the model."""
+        """The places where its answer to its own example differs from the recorded one. Empty if they agree
+        or nothing is recorded. Calls the model."""
         example, params = self.package.example_input()
         try:
             known = recorded.read(self.package)
@@ -123,7 +123,7 @@ class Model:
         return [recorded.told(differing)] if differing else []
 
     def close(self) -> None:
-        """Forgets the modules that the package brought. Asking a closed model is an error of the caller."""
+        """Forgets the modules of the package. A closed model must not be called."""
         self._imports.close()
 
     def _ask(self, batch: Batch, params: Mapping[str, Any]) -> Any:
@@ -142,23 +142,25 @@ def open_model(
     private: bool = False,
     enforcement: Enforcement = "strict",
 ) -> Model:
-    """Loads the model of a package that was read and verified.
+    """Loads the model of a package that has been read and verified.
 
-    `config` overrides entries of the package's model config, as `configured` says. `threads`: how many one
-    prediction may use where a framework fixes it at load. `private`: this process serves nothing else, so
-    the package's modules may stay importable. Raises PackageError, MissingFramework, and whatever the
-    framework or the package's code raises.
+    `config` overrides entries of the package's model config (see `configured`). `threads`: how many threads
+    one prediction may use, for frameworks that fix this at load. `private`: this process serves nothing else,
+    so the package's modules may stay importable. Raises PackageError, MissingFramework, and the exceptions of
+    the framework and of the package's code.
     """
     flavor = flavors.find(package)
     merged, dropped = configured(package, config)
     if dropped:
-        warnings.warn(f"the model declares no such configuration: {', '.join(dropped)}", stacklevel=2)
+        warnings.warn(
+            f"ignored model_config keys that the model does not declare: {', '.join(dropped)}", stacklevel=2
+        )
     stand_ins = None
     if flavor.mlflow_names:
         from loaders.compat import standin
 
         stand_ins = standin.modules if standin.absent() else None
-    # Where data alone is trusted, a module that the package ships must not replace the framework's.
+    # If only data is trusted, a module in the package must not replace a module of the framework.
     code = package.code if flavor.trust == "code" else None
     imports = Imports(code, stand_ins, private=private)
     with imports.turn():
@@ -171,14 +173,13 @@ def load_model(
 ) -> Model:
     """Loads a model directory written by `save_model` or by MLflow 1 to 3, without mlflow.
 
-    `model_config` goes over what MLflow's environment variables say. Executes what the package holds, as
-    unpickling does: load only what you trust. Raises PackageError, MissingFramework, and whatever the
-    framework raises. Warns where a model that keeps nothing of a call answers its own example otherwise than
-    its package records.
+    `model_config` overrides MLflow's environment variables. Executes the package's code, as unpickling does:
+    load only packages that you trust. Raises PackageError, MissingFramework, and the exceptions of the
+    framework. Warns if a stateless model's answer to its own example differs from the recorded answer.
     """
     config = {**environment_config(os.environ), **(model_config or {})}
     model = open_model(packages.read(path), config, enforcement=enforcement)
-    # Where asking leaves nothing behind, and the model is configured as it was when it answered.
+    # Only if a call leaves no state behind, and the model has the config with which it answered.
     if model.flavor.stateless and not config:
         for text in model.changed_answer():
             warnings.warn(text, stacklevel=2)
@@ -186,15 +187,15 @@ def load_model(
 
 
 def configured(package: Package, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The package's model config with overrides, and the names of those it does not declare, which are
-    dropped. The merge is shallow, as MLflow's."""
+    """The package's model config with overrides, and the names of the overrides that were dropped because the
+    package does not declare them. The merge is shallow, as in MLflow."""
     declared = package.config
     taken = {key: value for key, value in overrides.items() if key in declared}
     return {**declared, **taken}, sorted(key for key in overrides if key not in declared)
 
 
 def environment_config(environ: Mapping[str, str]) -> dict[str, Any]:
-    """The model config that MLflow's users set outside: `MLFLOW_PYFUNC_INFERENCE_CONFIG`, and over it
+    """The model config in MLflow's environment variables: `MLFLOW_PYFUNC_INFERENCE_CONFIG`, overridden by
     `SERVING_MODEL_CONFIG`, each a JSON object. Raises ValueError."""
     merged: dict[str, Any] = {}
     for name in ("MLFLOW_PYFUNC_INFERENCE_CONFIG", "SERVING_MODEL_CONFIG"):
@@ -224,26 +225,28 @@ def save_model(
 ) -> Package:
     """Saves a live model as a directory that loads here and in MLflow, and returns its package.
 
-    `input_example`: data the model answers, kept with it; the signature is inferred from it and from the
-    answer unless given. Without both it is what the model itself declares, as ONNX graphs do. A tuple
-    (data, params) is an example with params. `params`: the inference params the model takes, with their
-    defaults. `requirements`: pip requirements instead of the inferred ones. `code_paths`: modules and
-    directories it imports, shipped in `code/`. `options` are the flavor's; MLflow's names for any of these
-    are taken too (`keywords`).
+    `input_example`: data that the model can predict, saved with it. The signature is inferred from the
+    example and the answer to it, unless given. Without both it is the signature that the model itself
+    declares, as ONNX graphs do. A tuple (data, params) is an example with params. `params`: the inference
+    params that the model accepts, with their defaults. `requirements`: pip requirements in place of the
+    inferred ones. `code_paths`: modules and directories that the model imports, copied to `code/`. `options`
+    belong to the flavor. MLflow's names for all of these work too (`keywords`).
 
-    `verify`: the saved package is loaded once in a fresh process, and its answer to the example is compared
-    with that of `model` itself, which predicts twice. The answer is recorded in the package. With
-    `verify=False`, for models that do not fit into memory twice, none of this is done.
+    `verify`: a new process loads the saved package once, and its answer to the example is compared with that
+    of `model` itself, which predicts twice. The answer is recorded in the package. `verify=False` skips this,
+    for models that do not fit into memory twice.
 
-    The directory appears complete or not at all. Raises FileExistsError where it exists and is not empty,
-    InvalidInput if the example does not fit a given signature, ValueError from what the model raised if it
+    The directory appears complete or not at all. Raises FileExistsError if it exists and is not empty,
+    InvalidInput if the example does not fit a given signature, ValueError with the model's exception if it
     does not answer the example, AnswersDiffer and TrialFailed (both ValueError) from the verification,
-    TypeError for an unknown option, and whatever saving raises. Warns where it answers several rows with more
-    or fewer, which for most models is a mistake in the example.
+    TypeError for an unknown option, and what saving raises. Warns if the number of answers differs from the
+    number of rows, which for most models is a mistake in the example.
     """
     target = Path(path)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise FileExistsError(f"{target} exists already and is not an empty directory")
+        raise FileExistsError(
+            f"{target} already exists and is not an empty directory: give another path, or remove it"
+        )
     chosen = flavors.for_model(model) if flavor is None else flavors.get(flavor)
     taken = {"requirements": requirements, "code_paths": code_paths}
     options = keywords.ours(options, taken)
@@ -251,7 +254,7 @@ def save_model(
     code_paths = options.pop("code_paths", code_paths)
     if (conda := options.pop("conda_env", None)) is not None:
         if requirements is not None:
-            raise TypeError("conda_env and requirements say the same twice: give one of them")
+            raise TypeError("conda_env and requirements are both given: give only one of them")
         requirements = keywords.of_conda(conda)
     extra = keywords.requirements(options.pop("extra_pip_requirements", None)) or []
     keywords.check(options, chosen.name, chosen.options)
@@ -306,8 +309,8 @@ def _answered(
     params: Mapping[str, Any] | None,
     declared: Signature | None,
 ) -> tuple[Signature, Enforced]:
-    """The signature of a saved model, from an example and the answer it gives once loaded again, and the
-    example as the model is given it."""
+    """The signature of a saved model, from an example and the answer of the reloaded model; and the example
+    in the form that the model receives."""
     from loaders.enforcement import RawInput, enforce
     from loaders.inferred import infer_signature
     from loaders.signature import Signature, TensorSpec
@@ -315,7 +318,7 @@ def _answered(
     if signature is None and declared is not None and (fitting := _as_declared(declared, data)) is not None:
         signature, data = declared, fitting
         if not isinstance(data, Mapping):
-            # An array without a name is described as one, as ever.
+            # An array without a name stays an array in the signature.
             (only,) = (spec for spec in declared.inputs or () if isinstance(spec, TensorSpec))
             signature = Signature((replace(only, name=None),), declared.outputs, declared.params)
     known = infer_signature(data, None, params) if signature is None else signature
@@ -325,10 +328,10 @@ def _answered(
     model = open_model(draft, {})
     try:
         answer = model._ask(enforced.batch, enforced.params)
-    except Exception as error:  # whatever a model raises, with what the caller can do about it
+    except Exception as error:  # any exception of the model, with advice for the caller
         raise ValueError(
             f"the model does not answer its input_example: {type(error).__name__}: {error} "
-            "(the example must be what the model takes, with as many columns or dimensions; "
+            "(the example must have the columns or dimensions that the model expects; "
             "for a list of texts or numbers try numpy.array(...))"
         ) from error
     finally:
@@ -336,8 +339,9 @@ def _answered(
     asked, answered = enforced.batch.rows, _rows(answer)
     if asked is not None and asked > 1 and answered is not None and answered != asked:
         warnings.warn(
-            f"the model answers its input_example of {asked} rows with {answered}: does it take what it is "
-            "given? A frame of one column, for example, is not a list of texts (try numpy.array(...))",
+            f"the model answers its input_example of {asked} rows with {answered} rows: check that the "
+            "example has the form that the model expects. A frame with one column, for example, is not a "
+            "list of texts (try numpy.array(...))",
             stacklevel=3,
         )
     if signature is not None:
@@ -346,8 +350,8 @@ def _answered(
 
 
 def _as_column(answer: Any, signature: Signature) -> Any:
-    """As MLflow declares it: where the input has columns, an array with one value a row is a column too. So
-    the same model can replace itself, with either library."""
+    """The answer in the form that MLflow declares: if the input has columns, an array with one value per row
+    is a column too. So a version logged with one library can replace one logged with the other."""
     from loaders.signature import TensorSpec
 
     columns = signature.inputs is not None and not isinstance(signature.inputs[0], TensorSpec)
@@ -361,8 +365,8 @@ def _as_column(answer: Any, signature: Signature) -> Any:
 
 
 def _as_declared(declared: Signature, data: Any) -> Any:
-    """An example of arrays with the dtypes that the model itself declares; None where the example is of
-    another kind: a table is described by its own columns. Raises Unsuitable where it does not fit."""
+    """An example of arrays, with the dtypes that the model itself declares. None for an example of another
+    kind: a table is described by its own columns. Raises Unsuitable if it does not fit."""
     from loaders.flavors import tensors
     from loaders.signature import TensorSpec
 

@@ -1,9 +1,8 @@
-"""The live object that was given to `save_model`, called as its framework documents: without this
-package's own conversions, so that their faults show as differences between the original and the saved
-package.
+"""Calls the live object given to `save_model` as its framework documents, without the conversions of this
+package. So a fault of these conversions shows as a difference between the original and the saved package.
 
-Knows how each flavor's objects predict. Must not know packages. Frameworks are not imported here: an object
-of a framework that is not imported cannot exist.
+Knows how each flavor's objects predict. Must not know packages, and must not import frameworks: an object of
+a framework that is not imported cannot exist.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
 Ask: TypeAlias = "Callable[[Any, Mapping[str, Any]], Any]"
-"""Asks the original about data, with params; the framework's own result. Raises what the model raises."""
+"""Calls the original with data and params; gives the framework's own result. Raises what the model raises."""
 
 
 def asker(model: Any, flavor: str, options: Mapping[str, Any]) -> Ask | None:
-    """Returns a function that predicts with a live object. `options` are those it was saved with. None: there
-    are files only (a `.py` file, a loader's data, an ONNX graph with external weights)."""
+    """Returns a function that predicts with a live object. `options`: the options with which it is saved.
+    None if there are only files (a `.py` file, a loader's data, an ONNX graph with external weights)."""
     if isinstance(model, (str, Path)):
         return None
     if flavor in _ASKERS:
@@ -37,8 +36,8 @@ def asker(model: Any, flavor: str, options: Mapping[str, Any]) -> Ask | None:
 
 
 def same_kind(given: Any, model_input: Any) -> bool:
-    """Whether the model is given data of the kind that the caller gave: where it is not (a dict that becomes
-    a frame), the original gets the model's input."""
+    """Whether the model's input has the same kind as the caller's data. If not (a dict that becomes a frame),
+    the original gets the model's input."""
     return _kind(given) == _kind(model_input)
 
 
@@ -122,7 +121,7 @@ def _onnx(model: Any, options: Mapping[str, Any]) -> Ask | None:
         if isinstance(data, np.ndarray) and len(inputs) == 1:
             data = dict.fromkeys(inputs, data)
         if not isinstance(data, Mapping):
-            raise TypeError("a graph by itself takes arrays")
+            raise TypeError("an ONNX graph takes arrays")
         feeds = {name: np.asarray(data[name]) for name in inputs}
         for name, array in feeds.items():
             if inputs[name] == "tensor(float)" and array.dtype == np.float64:
@@ -142,13 +141,14 @@ def _python(model: Any, options: Mapping[str, Any]) -> Ask:
 
 
 def _twin(model: Any) -> Any:
-    """An object with the same attributes: what `load_context` sets must not appear in the original. Not by
-    `copy`, which takes what a pickle would hold. The object itself where none can be made."""
+    """An object with the same attributes, so that the attributes set by `load_context` do not appear in the
+    original. Not made with `copy`, which copies only what a pickle would hold. Returns the object itself if
+    that is not possible."""
     try:
         twin = object.__new__(type(model))
         vars(twin).update(vars(model))
     except TypeError:
-        return model  # a function, or a class that is not written in Python
+        return model  # a function, or a class not written in Python
     return twin
 
 

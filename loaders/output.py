@@ -1,8 +1,8 @@
-"""What a model answered: whether it looks as the signature's output schema says, and whether it is too large.
+"""Checks a model's answer: does it match the output schema, and is it too large?
 
-Differences from the schema are named and nothing is refused for them.
-Only kinds are compared (a float32 answer fits a double output), because what a framework returns and what
-was once inferred from an example differ in width more often than in meaning. Knows batches and schemas.
+Names the differences from the schema, but refuses nothing for them. Compares only kinds (a float32 answer
+fits a double output), because the width of a framework's result often differs from the example's without a
+change in meaning. Knows batches and schemas; must not know frameworks.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _KINDS: dict[Scalar, str] = {
 }
 
 
-#: What may stand for a type where an answer is made of Python's own values. A whole number is a number.
+#: The Python types that are accepted for a type in an answer of plain Python values. An int is also a number.
 _PYTHON: dict[Scalar, tuple[type, ...]] = {
     Scalar.boolean: (bool,),
     Scalar.integer: (int,),
@@ -45,26 +45,26 @@ _PYTHON: dict[Scalar, tuple[type, ...]] = {
     Scalar.datetime: (datetime.date, str),
 }
 
-#: The fewest bytes of JSON that a value takes with its comma, and a list or an object.
+#: The fewest bytes of JSON that a value with its comma, a list or an object takes.
 _VALUE, _LIST = 2, 3
 
 
 class AnswerTooLarge(ValueError):
-    """The model answered more than an answer may hold."""
+    """The model's answer is larger than the limit."""
 
 
 def least_json(shape: tuple[int, ...]) -> int:
-    """The fewest bytes of JSON that an array of this shape takes: lists without items count too."""
+    """The fewest bytes of JSON that an array of this shape takes; lists without items count too."""
     if 0 in shape:
         return _LIST * math.prod(shape[: shape.index(0)])
     return _VALUE * math.prod(shape)
 
 
 def check_size(result: Any, limit: int) -> None:
-    """Looks at what a model returned, before anything is made of it: its rows times its columns, however few
-    bytes it takes (a frame with an index alone, an array with an empty axis, a sparse matrix, a range), and
-    its texts, of which a few may stand for many (categories, a list that repeats one). Raises AnswerTooLarge
-    where its JSON must have more than `limit` bytes."""
+    """Checks a model's result before anything is made of it. Counts its rows times its columns, because few
+    bytes can stand for many rows (a frame with only an index, an array with an empty axis, a sparse matrix, a
+    range), and its texts, because one text can stand for many (categories, a list that repeats one). Raises
+    AnswerTooLarge if its JSON must have more than `limit` bytes."""
     parts = list(result.values()) if isinstance(result, dict) else [result]
     least = 0
     for part in parts:
@@ -76,15 +76,15 @@ def check_size(result: Any, limit: int) -> None:
         if least <= limit:
             least += _text_length(part)
     if least > limit:
-        raise AnswerTooLarge(f"the answer takes at least {least} bytes, more than the {limit} allowed")
+        raise AnswerTooLarge(f"the answer takes at least {least} bytes, more than the limit of {limit} bytes")
 
 
 def _text_length(part: Any) -> int:
-    """The characters of a list of texts, and of categories as often as they occur."""
+    """The characters in a list of texts; each category counts as often as it occurs."""
     if isinstance(part, (list, tuple)):
         return sum(map(len, filter(_is_text, part))) if part and _is_text(part[0]) else 0
     if getattr(part, "ndim", 0) == 2 and hasattr(part, "iloc"):
-        # Only columns of categories: to read each column of a wide frame costs more than the answer.
+        # Only categorical columns: reading every column of a wide frame costs more than the answer.
         places = [at for at, dtype in enumerate(part.dtypes) if hasattr(dtype, "categories")]
         return sum(_text_length(part.iloc[:, at]) for at in places)
     column = getattr(part, "cat", part)
@@ -102,7 +102,7 @@ def _is_text(item: Any) -> bool:
 
 
 def mismatches(signature: Signature, answer: Batch) -> list[str]:
-    """How `answer` differs from the declared outputs; empty where it fits or nothing is declared."""
+    """The differences between `answer` and the declared outputs; empty if it fits or nothing is declared."""
     outputs = signature.outputs
     if not outputs:
         return []
@@ -116,7 +116,7 @@ def _tensor_mismatches(specs: list[TensorSpec], answer: Batch) -> list[str]:
     if isinstance(answer, Value):
         answer = _as_tensors(specs, answer.value)
     if not isinstance(answer, Tensors):
-        return ["the output is a table, declared as tensors"] if isinstance(answer, Columns) else []
+        return ["the output is a table, but declared as tensors"] if isinstance(answer, Columns) else []
     found = []
     for spec in specs:
         array = answer.arrays.get(spec.name or "")
@@ -160,7 +160,7 @@ def _column_mismatches(specs: list[ColSpec], answer: Batch) -> list[str]:
 
 
 def _as_tensors(specs: list[TensorSpec], value: Any) -> Tensors:
-    """A list (or an object of lists) as the arrays that it stands for; a ragged one as an array of lists."""
+    """A list (or an object of lists) as arrays; a ragged list becomes an array of lists."""
     listed = value if isinstance(value, dict) else {specs[0].name or "": value}
     arrays = {}
     for name, item in listed.items():
@@ -170,15 +170,15 @@ def _as_tensors(specs: list[TensorSpec], value: Any) -> Tensors:
             arrays[str(name)] = np.empty((len(item),), dtype=object)
     for spec in specs:
         array = arrays.get(spec.name or "")
-        # JSON has one kind of whole number and one of others: no width, and text is text.
+        # JSON's numbers have no width, only whole numbers and others; its text has no length.
         if array is not None and (array.dtype.kind, spec.dtype.kind) in (("i", "u"), ("i", "f"), ("U", "O")):
             arrays[spec.name or ""] = array.astype(spec.dtype)
     return Tensors(arrays, None)
 
 
 def _listed_mismatches(specs: list[ColSpec], value: Any) -> list[str]:
-    """A list with one item a row, or one answer alone. An item is an object by the columns' names, a list of
-    their values, or the value of the one column."""
+    """For a list with one item per row, or a single answer. An item is an object by the columns' names, a
+    list of their values, or the value of the only column."""
     rows = value if isinstance(value, list) else [value]
     found: dict[str, str] = {}
     for row in rows:
@@ -210,7 +210,7 @@ def _row_mismatches(specs: list[ColSpec], row: Any) -> Iterator[tuple[str, str]]
 
 
 def _value_mismatch(kind: Type, value: Any, label: str, required: bool = True) -> Iterator[tuple[str, str]]:
-    """Where a value of plain Python is of another kind than its type; a null says nothing of its kind."""
+    """The places where a plain Python value has another kind than its type; a null fits every kind."""
     if value is None or isinstance(kind, AnyType):
         return
     if isinstance(value, (np.ndarray, np.generic)):

@@ -1,7 +1,8 @@
-"""Pickles of live models: written so that they load elsewhere, what they need there, and read again.
+"""Pickles of live models: writes them so that they load elsewhere, finds the modules they need, reads them.
 
-Classes and functions of modules that are neither installed nor shipped (`__main__`, a notebook, a script's
-neighbour, a test) are pickled by value: the place where they load does not have those modules.
+Pickles classes and functions by value if their module is neither installed nor shipped (`__main__`, a
+notebook, a module next to a script, a test), because that module does not exist where the pickle is loaded.
+Must not know registries or the gateway.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def dump(model: Any, file: Path, shipped: Iterable[str] = ()) -> set[str]:
 
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         def persistent_id(self, value: Any) -> None:
-            # Asked about every object before it is pickled: a place to look, nothing is made persistent.
+            # Called for every object before it is pickled: only inspects it, makes nothing persistent.
             if isinstance(value, (ModuleType, type, FunctionType)):
                 seen.add(_module(value).partition(".")[0])
                 local.add(value)
@@ -52,7 +53,7 @@ def load(package: Package, flavor: str, file: Path, default: str) -> Any:
     form = entry.get("serialization_format", default)
     if form not in FORMATS:
         known = ", ".join(FORMATS)
-        raise PackageError(f"{flavor}.serialization_format", f"{form!r} is not known; known: {known}")
+        raise PackageError(f"{flavor}.serialization_format", f"{form!r} is unknown; known: {known}")
     if form == "skops":
         trusted = entry.get("skops_trusted_types") or []
         return skops(flavor).load(file, trusted=[str(name) for name in trusted])
@@ -75,7 +76,8 @@ def skops(flavor: str) -> Any:
 
 
 class Local:
-    """Within it, cloudpickle writes by value what belongs to local modules, once `add` was told of it."""
+    """A context in which cloudpickle pickles the objects of local modules by value, after `add` of a
+    value."""
 
     def __init__(self, shipped: Iterable[str] = ()) -> None:
         self._elsewhere = {*shipped, _OURS, "__main__", *standard_library()}
@@ -96,7 +98,7 @@ class Local:
         module = sys.modules[name]
         file = getattr(module, "__file__", None)
         if file is None:
-            return  # built in, or a directory without code of its own
+            return  # built in, or a directory without its own code
         if _is_installed(root, Path(file).resolve()):
             self._elsewhere.add(root)
         else:

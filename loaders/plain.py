@@ -1,7 +1,7 @@
-"""Any value of a live model as JSON's kinds: what examples and recorded answers are written with.
+"""Converts any value of a live model to JSON's types, for examples and recorded answers.
 
-numpy's numbers become Python's, times ISO text, bytes base64, every kind of missing value null. What JSON
-has no form for is an error that names its place. Knows no signature and no framework.
+numpy's numbers become Python's, times become ISO text, bytes base64, every kind of missing value null. A
+value that JSON cannot represent is an error, which names its place. Must not know signatures or frameworks.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 
 class NotPlain(ValueError):
-    """A value has no form in JSON. The message names its place and its type, and shows no data."""
+    """JSON cannot represent a value. The message names its place and its type, and shows no data."""
 
 
 def plain(value: Any, place: str) -> Any:
@@ -29,7 +29,7 @@ def plain(value: Any, place: str) -> Any:
     if isinstance(value, float):  # np.float64 is one too
         number = float(value)
         if number in (float("inf"), float("-inf")):
-            raise NotPlain(f"{place} holds an infinite number, for which JSON has no form")
+            raise NotPlain(f"{place} holds an infinite number, which JSON cannot represent")
         return number if number == number else None
     if isinstance(value, np.ndarray):
         return [plain(item, place) for item in value] if value.ndim else plain(value.item(), place)
@@ -45,18 +45,18 @@ def plain(value: Any, place: str) -> Any:
         return None
     if isinstance(value, datetime.date):
         return value.isoformat()
-    if isinstance(value, (bool, int, str)):  # a subclass, an enumeration for example
+    if isinstance(value, (bool, int, str)):  # a subclass, such as an enumeration
         return next(kind(value) for kind in (bool, int, str) if isinstance(value, kind))
     inside = opened(value)
     if inside is not value:
         return plain(inside, place)
-    raise NotPlain(f"{place} holds a {type(value).__name__}, for which JSON has no form{_advice(value)}")
+    raise NotPlain(f"{place} holds a {type(value).__name__}, which JSON cannot represent{_advice(value)}")
 
 
 def opened(value: Any) -> Any:
-    """One step from an object of a library to what JSON makes of it: an enumeration is its value, a UUID is
-    text, a dataclass or pydantic model a dict, a frame a list of records, anything with `tolist` or `toarray`
-    its result. Returns `value` itself, the same object, if it has no such form."""
+    """Converts an object of a library one step towards JSON: an enumeration to its value, a UUID to text, a
+    dataclass or pydantic model to a dict, a frame to a list of records, anything with `tolist` or `toarray`
+    to the result of that. Returns `value` itself, the same object, if no conversion applies."""
     if isinstance(value, enum.Enum):
         return value.value
     if isinstance(value, uuid.UUID):
@@ -79,14 +79,14 @@ def _scalar(value: np.generic, place: str) -> Any:
     if isinstance(value, np.datetime64):
         return None if np.isnat(value) else plain(value.astype("datetime64[us]").item(), place)
     if isinstance(value, (np.timedelta64, np.complexfloating)):
-        raise NotPlain(f"{place} holds a {type(value).__name__}, for which JSON has no form{_advice(value)}")
+        raise NotPlain(f"{place} holds a {type(value).__name__}, which JSON cannot represent{_advice(value)}")
     return plain(value.item(), place)
 
 
 def _advice(value: object) -> str:
     kind = type(value).__name__
     if kind == "Decimal":
-        return ": make it a float or text"
+        return ": convert it to a float or text"
     if kind in ("timedelta", "Timedelta", "timedelta64"):
-        return ": make it a number, such as its seconds"
+        return ": convert it to a number, such as its seconds"
     return ""

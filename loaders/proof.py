@@ -1,8 +1,8 @@
-"""Does a saved package answer as the object it was saved from? Asked when a model is logged.
+"""The verification of a saved package: does it answer as the object from which it was saved?
 
-The original answers the input example twice: one that differs from itself cannot be compared. The package
-answers once, in a fresh process and through the JSON form of the example. Where both agree, the answer is
-recorded in the package. Knows originals, trials and recorded answers; must not know how they come about.
+The original answers the input example twice: if these answers differ, they cannot be compared with others.
+The package answers in a new process, from the JSON form of the example. If both agree, the answer is recorded
+in the package. Knows originals, trials and recorded answers; must not know how they work.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class AnswersDiffer(ValueError):
-    """The saved package does not answer its example as the original does. `fields` are the places."""
+    """The saved package answers its example differently from the original. `fields` are the places."""
 
     def __init__(self, message: str, fields: list[str]) -> None:
         super().__init__(message)
@@ -32,16 +32,16 @@ class AnswersDiffer(ValueError):
 
 @dataclass(frozen=True)
 class Originals:
-    """What the original answered to its example. `answer`: in the form of `recorded`, None where there is
-    none to compare with. `steady`: it does not differ from itself, so that an answer may be recorded."""
+    """The original's answer to its example. `answer`: in the form of `recorded`, None if there is nothing to
+    compare. `steady`: its two answers are equal, so that an answer may be recorded."""
 
     answer: Any = None
     steady: bool = True
 
 
 def ask(model: Any, flavor: str, options: Mapping[str, Any], data: Any, enforced: Enforced) -> Originals:
-    """Asks the object itself twice about the example `data`, or about what the model is given where that is
-    of another kind. Warns where it differs from itself, and where it does not take the example."""
+    """Calls the object itself twice with the example `data`, or with the model's input if that has another
+    kind. Warns if its answers differ from each other, or if it does not accept the example."""
     ask_once = original.asker(model, flavor, options)
     if ask_once is None:
         return Originals()
@@ -64,20 +64,20 @@ def ask(model: Any, flavor: str, options: Mapping[str, Any], data: Any, enforced
             return Originals(steady=False)
         if changed := recorded.differences(answer, second):
             _warn(
-                "the model answers its input_example differently the second time, "
+                "the model's two answers to its input_example differ, "
                 f"at {changed[0]}: the saved package was not compared with it, and no answer is recorded"
             )
             return Originals(steady=False)
         return Originals(answer)
     _warn(
-        "the model object itself does not take the input_example "
+        "the model object itself does not accept the input_example "
         f"({type(failed).__name__}: {failed}): the saved package was not compared with it"
     )
     return Originals()
 
 
 def verify(package: Package, originals: Originals) -> None:
-    """Loads the package in a fresh process, compares its answer and records it in the package's directory.
+    """Loads the package in a new process, compares its answer, and records it in the package's directory.
     Raises AnswersDiffer and TrialFailed."""
     compared = originals.answer is not None
     try:
@@ -87,7 +87,7 @@ def verify(package: Package, originals: Originals) -> None:
             _warn(f"the input example, once it is JSON, does not fit the model's signature: {error}")
             return
         raise trial.TrialFailed(
-            f"the saved package does not work in a fresh process: {error}", error.kind, error.trace
+            f"the saved package does not work in a new process: {error}", error.kind, error.trace
         ) from None
     if not answers or not originals.steady:
         return
@@ -100,15 +100,15 @@ def verify(package: Package, originals: Originals) -> None:
     if differing and compared:
         raise AnswersDiffer(_told(differing), [difference.place for difference in differing])
     if differing:
-        _warn(f"the saved package answers differently the second time, at {differing[0]}")
+        _warn(f"the saved package's two answers to the input_example differ, at {differing[0]}")
     elif not recorded.write(package.path, answer):
-        _warn(f"the answer to the input_example is longer than {recorded.MAX_BYTES >> 20} MiB: not recorded")
+        _warn(f"the answer to the input_example is larger than {recorded.MAX_BYTES >> 20} MiB: not recorded")
 
 
 def changed(package: Package) -> list[str]:
-    """What to warn of a package that records its answer: the places where this machine answers differently,
-    or why that cannot be told. Empty: it answers as recorded, or records nothing. Loads the package in a
-    fresh process only where there is an answer to compare with."""
+    """The warnings for a package that records its answer: the places where the answer on this machine
+    differs, or why it cannot be compared. Empty if the answer is equal or nothing is recorded. Loads the
+    package in a new process only if there is a recorded answer."""
     try:
         known = recorded.read(package)
     except recorded.Unreadable as error:
@@ -125,10 +125,10 @@ def changed(package: Package) -> list[str]:
 def _told(differing: list[recorded.Difference]) -> str:
     rest = f", and at {len(differing) - 1} more fields" if len(differing) > 1 else ""
     return (
-        f"the saved package does not answer the input_example as the model itself does, at "
+        f"the saved package and the model itself answer the input_example differently, at "
         f"{differing[0].place}: the model answers {differing[0].shown_recorded}, the package "
-        f"{differing[0].shown_answered}{rest}. Nothing was saved. Either the example loses something on its "
-        "way through JSON, or the model depends on something that is not in the package"
+        f"{differing[0].shown_answered}{rest}. Nothing was saved. Either the example loses information as "
+        "JSON, or the model depends on something outside the package"
     )
 
 

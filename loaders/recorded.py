@@ -1,8 +1,8 @@
-"""The recorded answer of a package: what it said to its own input example when it was logged.
+"""The recorded answer of a package: its answer to its own input example when it was logged.
 
-It lies in the package as `example_answer.json`, in the form that a server answers with, so that every
-machine that loads the package can tell whether it answers there what it answered then. Knows batches and
-JSON; must not know how a model predicts.
+The package holds it as `example_answer.json`, in the form of a server's answer. So every machine that loads
+the package can check whether the answer there is the same. Knows batches and JSON; must not know how a model
+predicts.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 
 FILE: Final = "example_answer.json"
 MAX_BYTES: Final = 1 << 20
-"""A longer answer is not recorded, and a longer file is not read."""
+"""A larger answer is not recorded, and a larger file is not read."""
 
 _KEY: Final = "predictions"
 _MAX_LEAVES: Final = 1_000_000
-# Relative tolerance of numbers: what another processor or another build of the same library may change.
+# Relative tolerance of numbers: another processor or build of the same library may cause such differences.
 _WIDE: Final = 1e-6
 _NARROW: Final = 1e-4
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A place where two answers differ, such as `predictions[1].price`, and both values. Only
-    the place may be shown to callers: the values are data."""
+    """A place where two answers differ, such as `predictions[1].price`, and both values. Clients may see only
+    the place, because the values are data."""
 
     place: str
     recorded: Any
@@ -56,12 +56,12 @@ class Difference:
 
 
 class Unreadable(ValueError):
-    """The file is there and holds no recorded answer. The message shows no data and no path."""
+    """The file exists but holds no recorded answer. The message shows no data and no path."""
 
 
 def form(answer: Batch) -> Any:
-    """An answer as a server writes it: a frame as records, one array as a nested list, several as an object
-    of them, anything else as it is. Raises NotPlain for what JSON cannot hold."""
+    """An answer in the server's form: a frame as records, one array as a nested list, several arrays as an
+    object, any other value as itself. Raises NotPlain for a value that JSON cannot represent."""
     if isinstance(answer, Columns):
         columns = {str(name): plain(array.tolist(), f"{_KEY}.{name}") for name, array in _items(answer)}
         return [dict(zip(columns, row)) for row in zip(*columns.values())]
@@ -77,7 +77,7 @@ def _items(answer: Columns | Tensors) -> Iterator[tuple[Any, Any]]:
 
 
 def write(directory: Path, answer: Any) -> bool:
-    """Writes an answer in the form that `form` gives. False: it is longer than `MAX_BYTES` and was not."""
+    """Writes an answer in the form of `form`. Returns False, and writes nothing, above `MAX_BYTES`."""
     text = json.dumps({_KEY: answer}, allow_nan=False)
     if len(text) > MAX_BYTES:
         return False
@@ -86,7 +86,7 @@ def write(directory: Path, answer: Any) -> bool:
 
 
 def read(package: Package) -> Any | None:
-    """The recorded answer; None where there is none. Raises Unreadable."""
+    """The recorded answer; None if there is none. Raises Unreadable."""
     from loaders.package import PackageError
 
     if not (package.path / FILE).exists():
@@ -99,17 +99,17 @@ def read(package: Package) -> Any | None:
     except (OSError, ValueError, RecursionError, PackageError) as error:
         if isinstance(error, Unreadable):
             raise
-        raise Unreadable(f"{FILE} cannot be read") from None
+        raise Unreadable(f"{FILE} is not readable JSON") from None
     if not isinstance(content, dict) or _KEY not in content:
         raise Unreadable(f"{FILE} holds no predictions")
     return content[_KEY]
 
 
 def differences(recorded: Any, answer: Batch) -> list[Difference]:
-    """Where `answer` differs from a recorded one (`form`): the first place of each field. Empty: it is the
-    same within the tolerance of its numbers.
+    """The places where `answer` differs from a recorded one (`form`): the first place of each field. Empty if
+    they are equal within the tolerance for numbers.
 
-    The answer may come from a hostile model: one that is much larger is never written out.
+    The answer may come from a hostile model: a much larger one is never converted.
     """
     leaves = _count(recorded, _MAX_LEAVES)
     if isinstance(answer, (Columns, Tensors)):
@@ -133,10 +133,10 @@ def differences(recorded: Any, answer: Batch) -> list[Difference]:
 
 
 def told(differing: list[Difference]) -> str:
-    """The warning of a machine that answers differently: names fields, shows no data."""
+    """The warning about a different answer: names fields, shows no data."""
     places = ", ".join(difference.place for difference in differing[:3])
     rest = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-    return f"the answer to the input example is not the recorded one, at {places}{rest}"
+    return f"the answer to the input example differs from the recorded one, at {places}{rest}"
 
 
 def _differing(
@@ -181,7 +181,7 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 
 def _count(value: Any, limit: int) -> int:
-    """How many values an answer holds; it stops a little above `limit`."""
+    """How many values an answer holds; stops counting a little above `limit`."""
     count, pending = 0, [value]
     while pending and count <= limit:
         item = pending.pop()

@@ -1,11 +1,11 @@
-"""Three small models to try things with, two versions of each, trained here on data that is at hand.
+"""Three small sample models, two versions of each, trained here on data that scikit-learn contains.
 
     python -m loaders.samples DIRECTORY      writes DIRECTORY/NAME/VERSION, six packages
 
 `iris` is scikit-learn with a table as input, `diabetes` is ONNX with a tensor, `tickets` is a plain Python
-class with an artifact and a param. Run as a program, so that the frameworks stay in its own process and
-the class of `tickets` is pickled by value, as everything of `__main__` is.
-Needs scikit-learn (it ships both data sets) and onnx. Knows nothing of registries and servers.
+class with an artifact and a param. Runs as a program, so that the frameworks stay in its own process and the
+class of `tickets` is pickled by value, as are all classes of `__main__`.
+Needs scikit-learn (it ships both data sets) and onnx. Must not know registries and servers.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ KEYWORDS: dict[str, dict[str, dict[str, float]]] = {
         "shipping": {"parcel": 2.0, "delivery": 2.0, "arrived": 1.5, "address": 1.0},
     },
 }
-"""What `tickets` knows, by version: the weight of each word for each team. It travels as an artifact."""
+"""The weights of `tickets` by version: the weight of each word for each team. Saved as an artifact."""
 
 
 class TicketRouter:
-    """Names the team for a text by weighted keywords; below `threshold` (0 to 1) it answers `unsure`."""
+    """Chooses the team for a text by weighted keywords; below `threshold` (0 to 1) the answer is `unsure`."""
 
     def load_context(self, context: Any) -> None:
         with open(context.artifacts["keywords"], encoding="utf-8") as file:
@@ -116,8 +116,8 @@ def diabetes(version: str) -> tuple[Any, Any]:
 
 
 def write(directory: Path) -> None:
-    """Writes the six packages. Raises what training or saving raises. They are tested here, so that somebody
-    who tries the product does not wait for six more processes."""
+    """Writes the six packages. Raises what training or saving raises. Saves without verification, so that a
+    person who tries the product does not wait for six more processes."""
     import pandas as pd
 
     from loaders import save_model

@@ -1,11 +1,12 @@
-"""What loading a package's files executes, told without executing any of it.
+"""Finds what loading a package's files executes, without executing any of it.
 
-A file in a framework's own form executes nothing. A pickle calls what it names: it is read here operation by
-operation, as a machine whose stack holds only names, texts and unknowns. It is proved harmless when each name
-is on the list below and each call is a call of such a name. Whatever cannot be followed to the file's last
-byte is not proved: a call of something made on the way, a name put together on the way, a persistent id, the
-registry of extensions, bytes behind the end, compressed files. The proof is about pickles alone; what a
-framework's own code does with hostile values is the sandbox's affair.
+A file in a framework's own format executes nothing. A pickle calls what it names. This module reads it
+operation by operation, as a machine whose stack holds only names, texts and unknowns. A pickle is proved
+harmless if each name is on the list below and each call is a call of such a name. A pickle that cannot be
+followed to its last byte is not proved: if it calls an object made during loading, builds a name during
+loading, has a persistent id, uses the registry of extensions, has bytes after its end, or is compressed. The
+proof covers only pickles; the sandbox protects from a framework's own code with hostile values. Must not know
+the gateway.
 """
 
 from __future__ import annotations
@@ -24,14 +25,15 @@ if TYPE_CHECKING:
 
     from loaders.package import Package
 
-#: A result that another list or machine found is not one of this: raise it with any change here.
+#: The edition of this scan. Raise it with any change here, so that results of an earlier edition are not
+#: used.
 EDITION: Final = 2
-#: A longer pickle would hold the interpreter for too long.
+#: A longer pickle would hold the interpreter's lock for too long.
 MOST_OPERATIONS: Final = 300_000
 MOST_BYTES: Final = 256 << 20
 
 _CLASS: Final = r"_?[A-Z]\w*"
-#: What may be named: modules (a pattern for the whole name) and names in them.
+#: The allowed names: modules (a pattern for the whole name) and names in them.
 _LISTED: Final = tuple(
     (re.compile(modules + r"\Z"), re.compile(f"(?:{names})\\Z"))
     for modules, names in (
@@ -107,7 +109,7 @@ _MARK: Final = object()
 
 @dataclass(frozen=True)
 class Name:
-    """What a pickle looks up: a name in a module."""
+    """A name in a module, which a pickle looks up."""
 
     module: str
     name: str
@@ -117,29 +119,29 @@ class Name:
 
     @property
     def listed(self) -> bool:
-        """Whether it is a class of a framework, or a function that does no more than make one."""
+        """Whether it is a class of a framework, or a function that only creates one."""
         return any(m.match(self.module) and n.match(self.name) for m, n in _LISTED)
 
 
 class NotProved(Exception):
-    """The reading stopped: what the file executes is not known. The message says why."""
+    """It is unknown what the file executes. The message says why."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`harmless`: loading the package executes framework classes at most. `reason` is for an operator."""
+    """`harmless`: loading the package executes only framework classes. `reason`: for an operator."""
 
     harmless: bool
     reason: str
 
 
 def package(read: Package, most_bytes: int = MOST_BYTES) -> Verdict:
-    """Whether loading a package executes nothing but framework classes. Blocks; reads at most `most_bytes` of
-    each pickle. Raises OSError where a file cannot be read."""
+    """Whether loading a package executes only framework classes. Blocks. Scans no pickle larger than
+    `most_bytes`. Raises OSError if a file cannot be read."""
     try:
         return _package(read, most_bytes)
     except PackageError as error:
-        return Verdict(False, f"its files cannot be told: {error}")
+        return Verdict(False, f"its files cannot be scanned: {error}")
     except NotProved as error:
         return Verdict(False, str(error))
 
@@ -155,7 +157,7 @@ def _package(read: Package, most_bytes: int) -> Verdict:
         form = entry.get("serialization_format", "pickle")
         if form == "skops":
             if entry.get("skops_trusted_types"):
-                return Verdict(False, "its skops file wants types to be trusted")
+                return Verdict(False, "its skops file needs types that skops does not trust by itself")
             return Verdict(True, "its skops file names trusted types alone")
         if form not in _PICKLES:
             return Verdict(False, f"the serialization format {form!r} is not known")
@@ -177,11 +179,11 @@ def _pickle(file: Path, most_bytes: int) -> Verdict:
     for name in names(file.read_bytes()):
         if not name.listed:
             return Verdict(False, f"its pickle names {str(name)[:200]}")
-    return Verdict(True, "its pickle names framework classes alone")
+    return Verdict(True, "its pickle names only framework classes")
 
 
 def names(pickled: bytes) -> Iterator[Name]:
-    """Every name that a pickle looks up, in order, nothing executed. Raises NotProved."""
+    """Every name that a pickle looks up, in order, without executing anything. Raises NotProved."""
     machine = _Machine()
     end = 0
     try:
@@ -199,7 +201,7 @@ def names(pickled: bytes) -> Iterator[Name]:
         text = f"{type(error).__name__}: {error}"[:200]
         raise NotProved(f"its pickle cannot be scanned to its end ({text})") from None
     if end + 1 != len(pickled):
-        raise NotProved("its pickle cannot be scanned to its end: there are bytes behind it")
+        raise NotProved("its pickle cannot be scanned to its end: the file has bytes after it")
 
 
 class _Machine:
@@ -210,7 +212,8 @@ class _Machine:
         self._memo: dict[int, Any] = {}
 
     def step(self, code: Any, argument: Any) -> Name | None:
-        """One operation; the name it looks up, if it does. Raises NotProved, LookupError."""
+        """Performs one operation. Returns the name that it looks up, or None. Raises NotProved,
+        LookupError."""
         name = code.name
         stack = self._stack
         if name in _TEXTS:
@@ -230,21 +233,21 @@ class _Machine:
         elif name == "STACK_GLOBAL":
             attribute, module = stack.pop(), stack.pop()
             if not (isinstance(module, str) and isinstance(attribute, str)):
-                raise NotProved("its pickle puts a name together while it is loaded")
+                raise NotProved("its pickle builds a name while it is loaded")
             return self._push(module, attribute)
         elif name in ("EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID", "NEXT_BUFFER", "READONLY_BUFFER"):
-            raise NotProved(f"its pickle refers to what is not in it ({name})")
+            raise NotProved(f"its pickle refers to an object outside the file ({name})")
         elif name == "OBJ":
             values = self._to_mark()
             if not values or not isinstance(values[0], Name):
-                raise NotProved("its pickle calls what is made while it is loaded")
+                raise NotProved("its pickle calls an object that is made while it is loaded")
             stack.append(_UNKNOWN)
         elif name in ("REDUCE", "NEWOBJ", "NEWOBJ_EX"):
             taken = 3 if name == "NEWOBJ_EX" else 2
             called = stack[-taken]
             del stack[-taken:]
             if not isinstance(called, Name):
-                raise NotProved("its pickle calls what is made while it is loaded")
+                raise NotProved("its pickle calls an object that is made while it is loaded")
             stack.append(_UNKNOWN)
         elif name == "BUILD":
             stack.pop()
@@ -279,7 +282,7 @@ class _Machine:
         return values
 
     def _other(self, code: Any) -> None:
-        """Any other operation takes and gives what its description says."""
+        """Any other operation: pops and pushes as its description says."""
         before = [kind.name for kind in code.stack_before]
         if "mark" in before:
             self._to_mark()

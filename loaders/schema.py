@@ -1,7 +1,7 @@
-"""The types a signature is made of: scalars, nested types, columns, tensors, parameters; and their JSON.
+"""The parts of a signature: scalars, nested types, columns, tensors, parameters; and their JSON.
 
-The JSON form is MLflow's (`mlflow.types.schema`, MLflow 1 to 3), so that what is read here was written
-there and the other way round. This module knows names, types and shapes; never data, packages or files.
+The JSON form is MLflow's (`mlflow.types.schema`, MLflow 1 to 3), so that each side reads what the other
+writes. Knows names, types and shapes; must not know data, packages or files.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MAX_DEPTH: Final = 32
 
 
 class SignatureError(ValueError):
-    """A signature is not one. `place` says where (`inputs[2].type`), `problem` what is wrong."""
+    """A signature is not valid. `place` says where (`inputs[2].type`), `problem` what is wrong."""
 
     def __init__(self, place: str, problem: str) -> None:
         super().__init__(f"{place}: {problem}")
@@ -112,7 +112,7 @@ class Map:
 
 @dataclass(frozen=True, slots=True)
 class AnyType:
-    """Anything, null included: nothing is checked."""
+    """Any value, also null: nothing is checked."""
 
     def __str__(self) -> str:
         return "any"
@@ -142,7 +142,7 @@ class ColSpec:
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """A tensor. -1 in `shape` stands for any length; text and bytes dtypes carry no size."""
+    """A tensor. -1 in `shape` means any length; dtypes of text and bytes have no size."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
@@ -186,7 +186,7 @@ Schema: TypeAlias = "tuple[ColSpec, ...] | tuple[TensorSpec, ...]"
 
 
 def unsized(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """The dtype without the length that text and bytes carry in numpy."""
+    """The dtype without the length that text and bytes have in numpy."""
     return np.dtype(dtype.kind) if dtype.kind in "US" else dtype
 
 
@@ -205,7 +205,7 @@ def type_to_json(kind: Type) -> dict[str, Any]:
 
 
 def type_from_json(data: object, place: str, depth: int = 0) -> Type:
-    """The type that MLflow's JSON says. Raises SignatureError."""
+    """The type in MLflow's JSON. Raises SignatureError."""
     if not isinstance(data, dict):
         raise SignatureError(place, "is not an object with a type")
     if depth > _MAX_DEPTH:
@@ -265,8 +265,8 @@ def schema_from_json(data: object, place: str) -> Schema:
 
 
 def check_schema(schema: Schema, place: str, mixed: bool = False) -> Schema:
-    """Returns a schema that keeps MLflow's rules: columns or tensors, all named or one unnamed tensor
-    or only unnamed columns, names unique, optional only if named. Raises SignatureError."""
+    """Returns the schema if it follows MLflow's rules: columns or tensors; all named, or one unnamed tensor,
+    or only unnamed columns; unique names; optional only if named. Raises SignatureError."""
     if mixed:
         raise SignatureError(place, "mixes columns and tensors")
     if not schema:
@@ -293,7 +293,7 @@ def param_to_json(spec: ParamSpec) -> dict[str, Any]:
 
 
 def param_from_json(data: object, place: str) -> ParamSpec:
-    """A parameter from MLflow's JSON (old files say `dtype` for `type`). Raises SignatureError."""
+    """A parameter from MLflow's JSON (old files have `dtype` in place of `type`). Raises SignatureError."""
     if not isinstance(data, dict) or "name" not in data or "default" not in data:
         raise SignatureError(place, "is not an object with name, type and default")
     name = data.get("type") or data.get("dtype")
@@ -329,7 +329,7 @@ def _dates(value: Any, place: str) -> Any:
 
 
 def _named(kind: object) -> object:
-    """A scalar given by its name, all else as it is."""
+    """A scalar from its name; any other type unchanged."""
     return _scalar(kind, "type") if type(kind) is str else kind
 
 
@@ -338,11 +338,11 @@ def _scalar(name: object, place: str) -> Scalar:
         return Scalar(name)
     except ValueError:
         known = ", ".join(kind.value for kind in Scalar)
-        raise SignatureError(place, f"is none of {known}, array, object, map, any, tensor") from None
+        raise SignatureError(place, f"is not one of {known}, array, object, map, any, tensor") from None
 
 
 def _required(data: Mapping[str, Any], place: str) -> bool:
-    # Files written before columns could be optional have no `required`; some later ones have null.
+    # Files from before optional columns have no `required`; some later files have null.
     required = data.get("required")
     if not isinstance(required, (bool, type(None))):
         raise SignatureError(f"{place}.required", "is neither true nor false")

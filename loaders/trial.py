@@ -1,7 +1,7 @@
-"""Tries a saved package out as a stranger would: loaded in a fresh process, asked its own input example.
+"""Tries out a saved package as another user would: loads it in a new process and predicts its input example.
 
-Knows the process and its answers; what they are compared with is the caller's affair. The environment is
-this one, without the places that only the author has on `sys.path`.
+Knows the process and its answers; the caller compares them. The environment is this one, without the
+directories that only the author has on `sys.path`. Must not know recorded answers.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 
 class TrialFailed(ValueError):
-    """The package does not load, or does not answer its example, in a fresh process. `kind`: the class of
-    the exception there; `trace`: its traceback."""
+    """The package does not load, or does not answer its example, in a new process. `kind`: the class of the
+    exception there. `trace`: its traceback."""
 
     def __init__(self, message: str, kind: str = "", trace: str = "") -> None:
         super().__init__(message)
@@ -34,8 +34,8 @@ class TrialFailed(ValueError):
 
 
 def answers(package: Package, times: int = 1, enforcement: str = "strict") -> list[Batch]:
-    """Loads the package in a fresh process, which executes what it holds, and asks its example `times` over.
-    Empty: it has no example. Raises TrialFailed."""
+    """Loads the package in a new process, which executes its code, and predicts its example `times` times.
+    Empty if it has no example. Raises TrialFailed."""
     with tempfile.TemporaryDirectory(prefix="trial-") as directory:
         request, reply = Path(directory, "request.json"), Path(directory, "reply")
         request.write_text(json.dumps(package.to_json()), encoding="utf-8")
@@ -47,7 +47,7 @@ def answers(package: Package, times: int = 1, enforcement: str = "strict") -> li
             "enforcement": enforcement,
         }
         command = [sys.executable, bootstrap.__file__, "trial", json.dumps(options)]
-        # What the model prints is of no interest here, and an example is data.
+        # Discard the model's output: it is not needed, and may hold data of the example.
         done = subprocess.run(
             command,
             cwd=directory,
@@ -71,7 +71,7 @@ def answers(package: Package, times: int = 1, enforcement: str = "strict") -> li
 
 
 class _Stream:
-    """A file where a socket is expected."""
+    """A file with the interface of a socket."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -81,11 +81,11 @@ class _Stream:
 
 
 def _environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """Of the places that this process imports from, those that hold installed distributions: modules that
-    lie elsewhere are the author's, and the machines that serve the model do not have them."""
+    """The environment variables for the new process: of this process's import path it gets only directories
+    with installed distributions. Other modules are the author's, and the serving machines lack them."""
     kept = {**environ}
     kept.pop("PYTHONPATH", None)
-    own = {"", *site.getsitepackages(), site.getusersitepackages()}  # which the new process finds by itself
+    own = {"", *site.getsitepackages(), site.getusersitepackages()}  # the new process finds these by itself
     more = [place for place in sys.path if place not in own and any(Path(place).glob("*.dist-info"))]
     if more:
         kept["PYTHONPATH"] = os.pathsep.join(more)
@@ -95,5 +95,5 @@ def _environment(environ: Mapping[str, str]) -> dict[str, str]:
 def _explained(message: Mapping[str, Any]) -> str:
     text = f"{message['type']}: {message['message']}" if message["message"] else message["type"]
     if message["type"] == "ModuleNotFoundError":
-        text += " (ship modules of your own with code_paths, name libraries in requirements)"
+        text += " (ship your own modules with code_paths; list libraries in requirements)"
     return text

@@ -1,8 +1,8 @@
-"""How much memory JSON text takes as Python's values, told before anything is built.
+"""The memory that JSON text takes as Python values, computed before anything is built.
 
-Python's values are far larger than their text: 32 MB of `[],[],…` become 1.5 GB of empty lists. Each value
-has a byte that announces it, so the bytes that announce values are counted: an upper bound, within a factor
-of five for real data. Knows bytes. Needs numpy alone.
+Python values are far larger than their text: 32 MB of `[],[],…` become 1.5 GB of empty lists. Each value has
+a byte that announces it, so this counts these bytes. The result is an upper bound, within a factor of five
+for real data. Knows bytes. Needs only numpy.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import numpy as np
 
 #: What each byte announces, in bytes of CPython on 64 bits.
 JSON: Final[Mapping[bytes, int]] = {
-    b",": 40,  # the value behind it: a float (24), its place in a list (8) and in a column (8)
-    b"[": 104,  # a list (56), the collector's head (16), the places it keeps free (32)
+    b",": 40,  # the value after it: a float (24), its place in a list (8) and in a column (8)
+    b"[": 104,  # a list (56), the collector's header (16), its spare places (32)
     b"{": 232,  # an object with its table of up to five members
     b'"': 24,  # one of the two that a text has: 49 bytes without its characters
 }

@@ -1,3 +1,3 @@
-"""Bytes on disk, verified: from a source to a directory that may be loaded.
+"""Artifacts: downloads the files of a version, verifies them, and keeps them on disk.
 
-Knows no live state, no process."""
+Must not know live state or processes."""

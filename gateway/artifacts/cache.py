@@ -1,15 +1,15 @@
-"""Model directories on the local disk: fetched, verified, kept under the digest of their content.
+"""The artifact cache: model directories on the local disk, stored under the digest of their content.
 
 Layout of the cache directory, which several gateways may share:
-    sha256-<hex>/       a package, read-only, complete from the moment it can be seen
-    sha256-<hex>.lock   its size in bytes; held shared while the package is in use, exclusively
-                        while it is removed; its time of change is the package's last use
-    .fetch-<2 hex>.lock held by the one who fetches a source, so that others find it fetched
-    .room.lock          held while room is made, and while a package appears
-    .incoming-…         what is being fetched; `gateway.staging` sweeps away what the dead left
+    sha256-<hex>/       a package, read-only, complete as soon as it is visible
+    sha256-<hex>.lock   its size in bytes; held shared while the package is in use, exclusively while it is
+                        removed; its modification time is the package's last use
+    .fetch-<2 hex>.lock held while a process fetches a source, so that the others find it fetched
+    .room.lock          held while space is made, and while a package is published
+    .incoming-…         a fetch in progress; `gateway.staging` removes what killed processes left
 
-A package is found without waiting for anybody. Knows versions and digests; executes nothing, and reads
-none of a package's files but to hash them.
+Finding a package waits for no other process. Knows versions and digests. Executes nothing, and reads a
+package's files only to hash them.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from loaders import package as packages
 log = logging.getLogger("gateway.artifacts")
 
 Fingerprint: TypeAlias = "tuple[tuple[str, int, int, int, int], ...]"
-"""(path, inode, bytes, time of modification, time of change) of each file of an entry; times in ns."""
+"""(path, inode, bytes, modification time, change time) of each file of an entry; times in ns."""
 
 _ENTRY = re.compile(r"sha256-[0-9a-f]{64}\Z")
 
 
 @dataclass(frozen=True, eq=False)
 class Local:
-    """A package in the cache. As long as this object lives, the package is in use and stays.
-    `digest` is that of the files, `bytes` their size."""
+    """A package in the cache. While this object exists, the package is in use and cannot be removed. `digest`
+    is the digest of its files, `bytes` their size."""
 
     path: Path
     digest: str
@@ -54,7 +54,7 @@ class Local:
 
 
 class Beside(Protocol):
-    """What else takes part of the disk limit: environments."""
+    """Other files that count towards the disk limit: environments."""
 
     def bytes(self) -> int: ...
     def idle(self) -> list[tuple[float, str]]:
@@ -85,19 +85,19 @@ class Artifacts:
         self._root = Path(os.path.abspath(cache_dir))
         self._limit = disk_limit
         self._beside = beside
-        #: By digest: what the files were (inode, size, times) when they were last hashed.
+        #: By digest: the inode, size and times of the files when they were last hashed.
         self._verified: dict[str, Fingerprint] = {}
         self._lock = threading.Lock()
         self._root.mkdir(parents=True, exist_ok=True)
         if not os.access(self._root, os.W_OK):
-            log.error("the cache in %s cannot be written: what is not there cannot be loaded", self._root)
+            log.error("cannot write the cache in %s: only models that it holds can be loaded", self._root)
         sweep(self._root)
 
     def __repr__(self) -> str:
         return f"<Artifacts {self.bytes() / 1e6:.0f}/{self._limit / 1e6:.0f} MB in {self._root}>"
 
     def find(self, version: Version) -> Local | None:
-        """What `fetch` would find here already. Raises ArtifactError; waits for the disk and no source."""
+        """The package if it is in the cache, else None. Reads only the disk. Raises ArtifactError."""
         self._sources.check(version)
         try:
             return None if version.digest is None else self._found(version.digest)
@@ -105,11 +105,12 @@ class Artifacts:
             raise _failed(version, error, self._root) from error
 
     def fetch(self, version: Version, progress: Progress | None = None) -> Local:
-        """The files of a version, verified against its digest where it has one. Blocks. Raises ArtifactError.
-        `progress` is told what has come, ten times a second at most; not where all is here already.
+        """The files of a version, verified against its digest if it has one. Blocks. Raises ArtifactError.
+        Calls `progress` with the bytes received, at most ten times a second; never if the cache has the
+        files.
 
-        A version without a digest is fetched each time, because nothing says that its source is still
-        the same; what is found then decides which entry of the cache it is.
+        Fetches a version without a digest each time, because its source may have changed; the digest of the
+        fetched files then gives the entry of the cache.
         """
         self._sources.check(version)
         try:
@@ -136,18 +137,18 @@ class Artifacts:
         with _alone(self._root / ".room.lock"):
             self._make_room(0)
 
-    # -- what is there
+    # -- Entries
 
     def _found(self, digest: str) -> Local | None:
-        """The entry, in use from now on; None if it is not there. It is hashed when this process sees it
-        first, and whenever a file in it is another one than then (inode, size, times)."""
+        """The entry, in use from now on; None if it does not exist. Hashes it the first time that this
+        process uses it, and again when a file has another inode, size or time."""
         name = _name(digest)
         path = self._root / name
         if not path.is_dir():
             return None
         held = self._hold(name)
         try:
-            if not path.is_dir():  # removed before it was held
+            if not path.is_dir():  # removed before this process held the lock
                 os.close(held)
                 return None
             now = _fingerprint(path)
@@ -156,7 +157,7 @@ class Artifacts:
             if verified != now:
                 found = _digest_or_none(path)
                 if found != digest:
-                    log.warning("the cached package %s is damaged (%s): fetched again", path, found)
+                    log.warning("the cached package %s is damaged (%s): fetching it again", path, found)
                     os.close(held)
                     self._remove(name)
                     return None
@@ -173,7 +174,7 @@ class Artifacts:
         return local
 
     def _hold(self, name: str) -> int:
-        """A descriptor that holds the entry's lock shared, on the file that is there now."""
+        """A descriptor that holds the entry's lock shared, on the current lock file."""
         return _locked(self._root / f"{name}.lock", fcntl.LOCK_SH)
 
     def _size(self, name: str, held: int) -> int:
@@ -195,12 +196,12 @@ class Artifacts:
             try:
                 with open(self._root / f"{name}.lock", "rb") as mark:
                     found.append((os.fstat(mark.fileno()).st_mtime, int(mark.read(32) or b"0"), name))
-            except (OSError, ValueError):  # its mark is lost, or just being written
+            except (OSError, ValueError):  # its lock file is lost, or is being written
                 with contextlib.suppress(OSError, packages.PackageError):
                     found.append((0.0, packages.files_bytes(self._root / name), name))
         return sorted(found)
 
-    # -- what comes
+    # -- Fetching
 
     def _fetch(self, version: Version, progress: Progress | None) -> Local:
         source = self._sources.open(version)
@@ -208,7 +209,7 @@ class Artifacts:
         total = sum(size or 0 for _, _, size in files)
         if total > self._limit:
             sizes = f"{total / 1e6:.0f} MB, the disk limit is {self._limit / 1e6:.0f} MB"
-            raise ArtifactError(f"the files of {version} are larger than the cache: {sizes}")
+            raise ArtifactError(f"the files of {version} do not fit in the cache: {sizes}")
         with self._room(version, total) as staged:
             meter = Meter(files, progress)
             hashed = source.copy(version, files, staged.path, limit=self._limit, meter=meter)
@@ -217,13 +218,13 @@ class Artifacts:
             except packages.PackageError as error:
                 raise ArtifactError(f"the files of {version} cannot be used: {error}") from error
             if version.digest is not None and digest != version.digest:
-                told = f"the registry says {version.digest}, the files are {digest}"
+                told = f"the registry has {version.digest}, the files have {digest}"
                 raise DigestMismatch(f"digest mismatch of {version}: {told}", digest)
             _read_only(staged.path)
             return self._published(version, staged, digest)
 
     def _published(self, version: Version, staged: Staging, digest: str) -> Local:
-        """The entry with this content: what was staged, or what somebody else had put there before."""
+        """The entry with this content: the staged files, or those that another process published before."""
         name = _name(digest)
         size = str(packages.files_bytes(staged.path)).encode()
         for _ in range(3):
@@ -233,7 +234,7 @@ class Artifacts:
             try:
                 os.ftruncate(held, 0)
                 os.pwrite(held, size, 0)
-                # Not while somebody counts: what moves then is found neither under way nor in its place.
+                # Hold the lock: a count in between would find the package in neither place.
                 with _alone(self._root / ".room.lock"):
                     staged.publish(self._root / name)
             except OSError as error:
@@ -252,15 +253,15 @@ class Artifacts:
 
     @contextlib.contextmanager
     def _room(self, version: Version, needed: int) -> Iterator[Staging]:
-        """Yields a directory to fetch into once `needed` bytes fit in the cache. Other fetches in
-        progress count with the size in their directories' names."""
+        """Yields a directory to fetch into when `needed` bytes fit in the cache. Other fetches in progress
+        count with the size in their directories' names."""
         with _alone(self._root / ".room.lock"):
             sweep(self._root)
             used = self._make_room(needed)
             if used + needed > self._limit:
                 what = f"{needed / 1e6:.0f} MB are needed and {used / 1e6:.0f} MB in use"
                 raise ArtifactError(
-                    f"no room for {version} in the cache: {what} of {self._limit / 1e6:.0f} MB"
+                    f"the cache has no space for {version}: {what} of {self._limit / 1e6:.0f} MB"
                 )
             staged = Staging(self._root, str(needed))
         with staged:
@@ -289,7 +290,7 @@ class Artifacts:
         return own + beside
 
     def _remove(self, name: str) -> bool:
-        """Removes an entry unless somebody uses it; whether it did."""
+        """Removes an entry. Returns False if it is in use."""
         mark = self._root / f"{name}.lock"
         try:
             held = _locked(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -314,7 +315,7 @@ class Artifacts:
 
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """One at a time, over all processes."""
+    """Holds a lock that only one process at a time can hold."""
     held = _locked(path, fcntl.LOCK_EX)
     try:
         yield
@@ -324,7 +325,7 @@ def _alone(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _unless_read_only() -> Iterator[None]:
-    """For notes about what is there: where none can be written it is used all the same."""
+    """Ignores errors of a read-only disk, for writes that the cache can do without."""
     try:
         yield
     except OSError as error:
@@ -333,9 +334,9 @@ def _unless_read_only() -> Iterator[None]:
 
 
 def _locked(path: Path, how: int) -> int:
-    """A descriptor with a lock on the file that has this name now; a removed one is not it.
+    """A descriptor with a lock on the current file of this name, never on a removed one.
 
-    Raises OSError, with LOCK_NB also where somebody else holds it.
+    Raises OSError; with LOCK_NB also if another process holds the lock.
     """
     while True:
         try:
@@ -343,7 +344,7 @@ def _locked(path: Path, how: int) -> int:
         except OSError as error:
             if error.errno != errno.EROFS or how & fcntl.LOCK_EX:
                 raise
-            held = os.open(path, os.O_RDONLY)  # what is there can be used where nothing can be written
+            held = os.open(path, os.O_RDONLY)  # on a read-only disk existing entries can be used
         try:
             fcntl.flock(held, how)
             with contextlib.suppress(FileNotFoundError):
@@ -360,13 +361,13 @@ def _read_only(path: Path) -> None:
         for name in files:
             file = os.path.join(directory, name)
             os.chmod(file, stat.S_IMODE(os.stat(file).st_mode) & 0o555 | 0o400)
-        if directory != str(path):  # the package's own directory is closed last, below
+        if directory != str(path):  # the package's own directory becomes read-only last, below
             os.chmod(directory, 0o555)
     os.chmod(path, 0o555)
 
 
 def _fingerprint(path: Path) -> Fingerprint:
-    """What changes whenever a file of an entry does: cheap, one `stat` a file."""
+    """The values that change whenever a file of an entry changes: cheap, one `stat` per file."""
     found = []
     for directory, below, files in os.walk(path):
         for name in (*files, *(name for name in below if os.path.islink(os.path.join(directory, name)))):
@@ -387,10 +388,10 @@ def _failed(version: Version, error: OSError, cache: Path) -> ArtifactError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ArtifactError(f"the files of {version} do not fit on the disk of cache_dir", str(error))
     if error.errno in (errno.EROFS, errno.EACCES) and str(error.filename).startswith(f"{cache}{os.sep}"):
-        return ArtifactError(f"the files of {version} cannot be written to cache_dir", str(error))
-    problem = f"the files of {version} cannot be read"
+        return ArtifactError(f"cannot write the files of {version} to cache_dir", str(error))
+    problem = f"cannot read the files of {version}"
     if isinstance(error, FileNotFoundError):
-        return ArtifactError(f"{problem}: they are not there", f"{version.source}: {error}")
+        return ArtifactError(f"{problem}: they do not exist", f"{version.source}: {error}")
     kind = ArtifactError if isinstance(error, PermissionError) else Unreachable
     return kind(f"{problem}: {error.strerror or type(error).__name__}", f"{version.source}: {error}")
 

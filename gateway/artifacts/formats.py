@@ -1,9 +1,9 @@
-"""What a package's model file executes when it is loaded, judged by the file and the operator's list.
+"""Judges what a package's model file executes when it is loaded, by the file and the operator's list.
 
-Where `unsafe_formats` refuses code, a format is not refused for its name: a skops file is data as long as it
-holds types that skops itself trusts or the operator names; an exported PyTorch program loads if the operator
-accepts the format and the file brings no pickles and no compiled code. Nothing is deserialised here but JSON.
-Knows no policy of a version.
+If `unsafe_formats` refuses code, the name of a format does not decide. A skops file counts as data if it
+holds only types that skops itself trusts or the operator names. An exported PyTorch program loads if the
+operator accepts the format and the file holds no pickles and no compiled code. Deserialises only JSON. Must
+not know the policy of a version.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PT2: Final = "pt2"
 SKOPS: Final = "skops:"
 
 _MAX_JSON: Final = 64 << 20
-# Which of their members skops trusts, it decides itself when it loads with no more than the operator's list.
+# skops itself decides which of their members it trusts, when it loads with only the operator's list.
 _TRUSTED_ROOTS: Final = frozenset({"builtins", "collections", "numpy", "scipy", "sklearn", "datetime"})
 _PT2_MEMBERS: Final = re.compile(
     r"(models/[\w.-]+\.json|data/weights/(weight_\d+|[\w.-]+_config\.json)|data/constants/(tensor_\d+|[\w.-]+"
@@ -35,13 +35,14 @@ _PT2_MEMBERS: Final = re.compile(
 
 
 class Refused(Exception):
-    """A file executes code when it is loaded, or may. The message names its format and what it holds; it may
-    be shown to clients."""
+    """Loading a file executes code, or may execute code. The message names its format and its content; it is
+    safe to show to clients."""
 
 
 def judged(package: Package, flavor: Flavor, accepted: Sequence[str]) -> Package:
-    """The package as it may be loaded where code is refused. `accepted`: the operator's list, `pt2` or
-    `skops:` with the pattern of a type. Raises Refused, and PackageError for a file that cannot be read."""
+    """The package in the form that may be loaded when code is refused. `accepted`: the operator's list, with
+    `pt2` or `skops:` and the pattern of a type. Raises Refused, and PackageError for a file that cannot be
+    read."""
     if flavor.trust == "data":
         return package
     entry = package.flavors.get(flavor.name, {})
@@ -64,10 +65,10 @@ def _judged_skops(package: Package, flavor: str, accepted: Sequence[str]) -> Pac
     if unknown:
         shown = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
         raise Refused(
-            f"its format ({flavor}, skops) holds types that are not trusted: {shown}; unsafe_formats refuses "
-            f"that until accepted_formats names them, as {SKOPS}{unknown[0]}"
+            f"its format ({flavor}, skops) holds untrusted types: {shown}; unsafe_formats refuses "
+            f"them unless accepted_formats names them, such as {SKOPS}{unknown[0]}"
         )
-    # The package's own list of what it trusts says nothing: the operator's takes its place.
+    # The operator's list replaces the package's own list of trusted types.
     raw = json.loads(json.dumps(package.to_json()))
     raw["flavors"][flavor]["skops_trusted_types"] = trusted
     return Package.from_json(raw, package.path)
@@ -93,8 +94,8 @@ def _skops_types(file: Path) -> Iterator[str]:
 def _judge_pt2(file: Path, accepted: Sequence[str]) -> None:
     if PT2 not in accepted:
         raise Refused(
-            f"its format (pytorch, {PT2}) is an exported program; unsafe_formats refuses it until "
-            f"accepted_formats names {PT2}"
+            f"its format (pytorch, {PT2}) is an exported program; unsafe_formats refuses it unless "
+            f"accepted_formats contains {PT2}"
         )
     with _archive(file, PT2) as archive:
         names = archive.namelist()
@@ -102,7 +103,7 @@ def _judge_pt2(file: Path, accepted: Sequence[str]) -> None:
             inner = name.partition("/")[2]
             if not _PT2_MEMBERS.match(inner) or names.count(name) > 1:
                 raise Refused(
-                    f"its format (pytorch, {PT2}) may hold no {name[:80]!r}: it executes or is not known"
+                    f"its format (pytorch, {PT2}) holds {name[:80]!r}, which executes code or is unknown"
                 )
             configured = inner.startswith("data/") and name.endswith(".json")
             if configured and any(node.get("use_pickle") for node in _objects(_json(archive, name))):
@@ -114,7 +115,7 @@ def _judge_pt2(file: Path, accepted: Sequence[str]) -> None:
 
 
 def _judge_program(program: Any) -> None:
-    """What torch evaluates as Python: sizes as expressions, guards, and the names it makes code of."""
+    """Checks everything that torch evaluates as Python: size expressions, guards, and names in its code."""
     for node in _objects(program):
         for key, value in node.items():
             texts = value if key == "guards_code" and isinstance(value, list) else [value]
@@ -124,21 +125,22 @@ def _judge_program(program: Any) -> None:
                         raise Refused(f"its format (pytorch, {PT2}) holds an expression that executes code")
             elif key == "target" and isinstance(value, str) and not _TARGET.match(value):
                 raise Refused(
-                    f"its format (pytorch, {PT2}) calls {value[:80]!r}, which is no operator of torch"
+                    f"its format (pytorch, {PT2}) calls {value[:80]!r}, which is not an operator of torch"
                 )
             elif key == "name" and isinstance(value, str) and not _NAME.match(value):
-                raise Refused(f"its format (pytorch, {PT2}) holds the name {value[:80]!r}, which is none")
+                raise Refused(f"its format (pytorch, {PT2}) holds {value[:80]!r}, which is not a valid name")
 
 
 def _judge_tensors(archive: zipfile.ZipFile, name: str) -> None:
-    """The example inputs of a program: a pickle of tensors, whose globals are looked at and not resolved."""
+    """Checks the example inputs of a program, a pickle of tensors: reads its globals without resolving
+    them."""
     import io
     import pickletools
 
     if not archive.getinfo(name).file_size:
         return
     if archive.getinfo(name).file_size > _MAX_JSON:
-        raise Refused(f"its format (pytorch, {PT2}) holds example inputs that are too large to be judged")
+        raise Refused(f"its format (pytorch, {PT2}) holds example inputs that are too large to check")
     content = archive.read(name)
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as inner:
@@ -155,7 +157,7 @@ def _judge_tensors(archive: zipfile.ZipFile, name: str) -> None:
         plain = False
     if not plain:
         raise Refused(
-            f"its format (pytorch, {PT2}) holds example inputs ({name[:80]!r}) that are not tensors alone"
+            f"its format (pytorch, {PT2}) holds example inputs ({name[:80]!r}) that are not only tensors"
         )
 
 
@@ -181,7 +183,7 @@ def _archive(file: Path, form: str) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(file)
     except (OSError, zipfile.BadZipFile, ValueError):
-        raise PackageError(file.name, f"is no {form} file") from None
+        raise PackageError(file.name, f"is not a {form} file") from None
 
 
 def _json(archive: zipfile.ZipFile, name: str) -> Any:

@@ -1,7 +1,7 @@
-"""Verified packages on the local disk: from a registered version to something that may be loaded.
+"""Verified packages on the local disk: from a registered version to a package that may be loaded.
 
-Fetch, verify the digest, read `MLmodel`, ask the operator's policy about its format, compare its
-environment. Nothing of a package is executed or deserialised here, and nothing is loaded.
+Fetches the files, verifies the digest, reads `MLmodel`, applies the operator's policy to the format, and
+compares the environment. Must not execute, deserialise or load anything of a package.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ OVERHEAD = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What the operator lets in. `unsafe` are formats whose loading executes code (`trust = "code"`);
-    `accepted`: what of them may load all the same (`formats`)."""
+    """The operator's policy for formats. `unsafe`: whether formats whose loading executes code (`trust =
+    "code"`) are allowed; `accepted`: exceptions that are allowed anyway (`formats`)."""
 
     unsafe: Literal["allow", "refuse"] = "allow"
     require_signature: bool = False
@@ -58,11 +58,10 @@ NOT_SCANNED = scan.Verdict(False, "its files were not scanned")
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A package that was accepted. `size` is its files' bytes, `estimate` what it will take in memory:
-    the last measurement of this digest, else size × the flavor's factor. `findings` are warnings.
-    `needs`: the facts of its environment; `runtime`: where it runs, once that was found; `forced`: somebody
-    answers for it where its own environment is not to be had. `verdict`: whether its files execute framework
-    classes at most."""
+    """An accepted package. `size`: the bytes of its files. `estimate`: the memory that it will take, from the
+    last measurement of this digest, else size × the flavor's factor. `findings`: warnings. `needs`: the facts
+    of its environment. `runtime`: where it runs, once chosen. `forced`: the operator accepts that its own
+    environment is not available. `verdict`: whether its files execute only framework classes."""
 
     version: Version
     package: Package
@@ -118,10 +117,10 @@ class Packages:
     hangs must not stand in their way. `policy` gives a version's policy (by name and digest); `measured`
     (bytes, load seconds) by digest; `scanned` what the files of a digest execute (True: recorded).
 
-    `remembered` and `remember`, called in these two, are what the files of a version without a digest were at
-    an earlier fetch. Where versions never change (`lasting`) it is the first, and it must be so again;
-    elsewhere it is the last, and it serves where the source does not answer. `examine` reads the facts of a
-    package's environment."""
+    `remembered` and `remember` read and write the digest of an earlier fetch, for a version without one in
+    the registry. If versions never change (`lasting`), it is the digest of the first fetch, and every later
+    fetch must match it. Otherwise it is the digest of the last fetch, which serves when the source does not
+    answer. Both are called in these executors."""
 
     def __init__(
         self,
@@ -148,15 +147,15 @@ class Packages:
         self._lasting = lasting
         self._examine = examine
         self._examined: LRUCache[str, Needs] = LRUCache(1000)
-        #: Until when (monotonic seconds) a store is taken to be away.
+        #: The time (monotonic seconds) until which a store counts as unavailable.
         self._away: dict[str, float] = {}
-        #: What is being fetched just now: written by the threads that fetch, read by anybody.
+        #: The fetches in progress: the fetching threads write it, any thread may read it.
         self.fetching: dict[Version, Fetched] = {}
 
     async def get(self, version: Version, *, remember: bool = True) -> Prepared:
         """`remember`: whether what the files are is recorded. Raises Problem MODEL_UNAVAILABLE with the
         reason."""
-        # Run in the caller's context, so that downloads carry its trace.
+        # Run in the caller's context, so that downloads carry the trace of its request.
         run = copy_context().run
         loop = asyncio.get_running_loop()
         prepared = await loop.run_in_executor(self._disk, run, self._prepared, version, self._find, remember)
@@ -188,7 +187,7 @@ class Packages:
         try:
             verdict = self._scanned(local.digest, as_read, remember)
         except OSError as error:
-            raise _unavailable(version, f"its files cannot be read: {error.strerror}") from error
+            raise _unavailable(version, f"cannot read its files: {error.strerror}") from error
         return Prepared(
             version,
             package,
@@ -203,7 +202,7 @@ class Packages:
         )
 
     def _needs(self, version: Version, package: Package, digest: str) -> Needs | None:
-        """The same files say the same: they are read once."""
+        """The facts of the files with this digest; each digest is read once."""
         if self._examine is None:
             return None
         if (known := self._examined.get(digest)) is None:
@@ -212,22 +211,22 @@ class Packages:
             except PackageError as error:
                 raise _unavailable(version, str(error)) from error
             except OSError as error:
-                raise _unavailable(version, f"its files cannot be read: {error.strerror}") from error
+                raise _unavailable(version, f"cannot read its files: {error.strerror}") from error
             self._examined[digest] = known
         return known
 
     def _check_digest(self, version: Version) -> None:
-        """Before anything is fetched: what came first would be remembered, and would then be its own proof.
-        What was remembered while no digest was required holds."""
+        """Refuses a version without a digest before anything is fetched: a remembered first fetch would
+        otherwise count as its own proof. A digest remembered before `require_digest` was set is accepted."""
         if self._policy(version.name, "").require_digest and self._held_to(version).digest is None:
             raise _unavailable(
                 version,
-                "the registry gives no digest for it, and require_digest is set; write it beside the version:"
-                " in a registry file as its digest, in MLflow as its tag gateway.digest (gateway push does)",
+                "the registry has no digest for it, and require_digest is set; add it to the version, in a"
+                " registry file as digest, in MLflow as the tag gateway.digest (gateway push writes it)",
             )
 
     def _held_to(self, version: Version) -> Version:
-        """The version with the digest that its files must have, if there is one."""
+        """The version with the digest that its files must have, if one is known."""
         if version.digest is None and self._lasting:
             return replace(version, digest=self._remembered(version))
         return version
@@ -252,7 +251,7 @@ class Packages:
                 raise
             problem = (
                 f"the files of {version} changed since they were first loaded: {wanted.digest} became"
-                f" {error.found}; a version never changes, so push them as a new version"
+                f" {error.found}; a version must never change: push the new files as a new version"
             )
             raise DigestMismatch(problem, error.found) from error
         except Unreachable as error:
@@ -260,7 +259,7 @@ class Packages:
             last = self._last(wanted)
             if last is None:
                 raise
-            log.warning("%s is taken as it was at its last fetch: %s", version, error)
+            log.warning("using the files of the last fetch of %s: %s", version, error)
             return last
         finally:
             self.fetching.pop(version, None)
@@ -269,7 +268,7 @@ class Packages:
         return local
 
     def _last(self, version: Version) -> Local | None:
-        """What was fetched last of a version without a digest, if it is here yet."""
+        """The last fetched files of a version without a digest, if the cache still holds them."""
         last = self._remembered(version) if version.digest is None else None
         return None if last is None else self._artifacts.find(replace(version, digest=last))
 
@@ -288,7 +287,7 @@ class Packages:
 
 
 def formats(settings: Settings) -> Callable[[str, str], Policy]:
-    """What the operator's settings let in, by a version's name and digest."""
+    """The policy of the settings, as a function of a version's name and digest."""
 
     def policy(name: str, digest: str) -> Policy:
         listed = any(fnmatchcase(name, entry) or entry == digest for entry in settings.unsafe_allowlist)
@@ -304,7 +303,7 @@ def formats(settings: Settings) -> Callable[[str, str], Policy]:
 
 
 def _store(version: Version) -> str:
-    """What is away if this source is: its host or bucket; of a place here, which has none, it alone."""
+    """The store that is unavailable if this source is: its host or bucket. A local path is its own store."""
     scheme, _, rest = version.source.partition("://")
     host = rest.partition("/")[0]
     return f"{scheme}://{host}" if host else version.source

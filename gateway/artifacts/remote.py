@@ -161,7 +161,7 @@ class Remote:
             yield
         except (OSError, ArtifactError):
             raise
-        except Exception as error:  # each file system raises what its own library raises
+        except Exception as error:  # each file system raises the errors of its own library
             problem = f"the files of {version} cannot be read from their source: {type(error).__name__}"
             raise Unreachable(problem, f"{version.source}: {error}") from error
 

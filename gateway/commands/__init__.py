@@ -1,4 +1,4 @@
-"""The commands of `gateway`, by what they are about; `gateway.cli` puts them together.
+"""The commands of `gateway`, one module per subject; `gateway.cli` collects them.
 
-Every module here is imported at each start: what a command needs beyond typer it imports when it runs.
+Every start imports every module here. So a command imports what it needs, except typer, when it runs.
 """

@@ -1,6 +1,6 @@
-"""`check`: would a package load and serve here, and may it replace the version in service? For CI as well.
+"""`check`: reports whether a package would load and serve here, and may replace the version in service.
 
-Needs no running gateway. What is looked at, `gateway.rollouts.preflight` decides.
+Needs no running gateway. `gateway.rollouts.preflight` decides what is checked.
 """
 
 from __future__ import annotations
@@ -33,24 +33,29 @@ def check(
         str | None, typer.Argument(metavar="[URI]", help="A model directory or a models:/ URI.")
     ] = None,
     against: Annotated[
-        str | None, typer.Option(metavar="NAME@ALIAS", help="May it replace what this alias serves?")
+        str | None,
+        typer.Option(metavar="NAME@ALIAS", help="Also check that it may replace the version of this alias."),
     ] = None,
     environment: Annotated[
-        str | None, typer.Option(metavar="E", help="Else the setting: auto, same, own, or a NAME.")
+        str | None,
+        typer.Option(
+            metavar="E", help="auto, same, own or a name from environments.named.  [default: the setting]"
+        ),
     ] = None,
     registry: RegistryOption = None,
     config: ConfigOption = None,
     output: OutputOption = Output.text,
 ) -> None:
-    """Say whether a model would load and serve here, with every reason.
+    """Report whether a model would load and serve here, with every reason.
 
-    It is read, verified, compared with its environment, loaded in a throw-away process and asked its example.
-    Without URI: every version that an alias of the registry points to. Exit code 1 if one would not serve.
+    The command reads and verifies the package, checks its environment, loads it in a temporary process and
+    predicts its input example. Without URI it checks every version that an alias of the registry points to.
+    Exit code 1 if one would not serve.
 
     Example: gateway check ./my-model --against iris@champion --registry registry.yaml
     """
     if uri is None and against is not None:
-        raise typer.BadParameter("--against compares one URI")
+        raise typer.BadParameter("--against needs URI: it compares one model with the version of an alias")
     target = target_of(registry) if uri is None or against or uri.startswith("models:") else None
     settings = settings_of(config, registry=target)
     if environment is not None:
@@ -61,7 +66,7 @@ def check(
     result(output, text, lambda: _show(reports))
     refused = sum(not report.serves for report in reports)
     if refused:
-        raise Failure(f"{refused} of {len(reports)} would not serve here")
+        raise Failure(f"{refused} of {len(reports)} checked versions would not serve here")
 
 
 async def _reports(
@@ -110,7 +115,7 @@ async def _reports(
 
 
 def _versions(registry: Registry, uri: str | None) -> list[tuple[Version, str]]:
-    """The one that a URI names, else each that an alias points to, with what it is called."""
+    """The version that `uri` names, else each version that an alias points to; each with a name to show."""
     from gateway.names import parse_uri
     from gateway.registries.resolution import resolve
 

@@ -1,7 +1,7 @@
-"""A running gateway, seen from outside: the control calls that the command line makes over HTTP.
+"""The HTTP client of the command line: makes control calls to a running gateway.
 
-Knows the control routes and the form of an error; nothing of what a gateway does inside. Everything that
-goes wrong is a `Failure`.
+Knows how to send a call and the JSON form of an error; must not know what a gateway does inside. Raises
+`Failure` for every error.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import httpx
 from gateway.commands.terminal import Failure
 
 DEFAULT_URL = "http://127.0.0.1:8080"
+_NOT_A_GATEWAY = "check that --url or GATEWAY_URL is the URL of a gateway"
 
 
 class Client:
-    """`url` is the gateway's base URL, `key` the admin key if it wants one. Use as a context manager."""
+    """`url` is the gateway's base URL, `key` its admin key or None. Use it as a context manager."""
 
     def __init__(self, url: str, key: str | None = None, timeout: float | None = 30.0) -> None:
         self.url = url.rstrip("/")
@@ -45,9 +46,9 @@ class Client:
         accept: tuple[int, ...] = (),
         **query: bool,
     ) -> dict[str, Any]:
-        """The JSON answer of a call that succeeded, or answered one of `accept`.
+        """Returns the JSON answer if its status is a success or one of `accept`. Raises Failure otherwise.
 
-        `timeout` in seconds; None: the client's own, 0: none. Raises Failure.
+        `timeout` is in seconds. None means the client's own timeout, 0 means no timeout.
         """
         options: dict[str, Any] = {"params": {name: "true" if on else "false" for name, on in query.items()}}
         if timeout is not None:
@@ -60,7 +61,7 @@ class Client:
         except ValueError:
             found = None
         if not isinstance(found, dict):
-            raise Failure(f"{self.url} answered {path} with something else than JSON", "is that a gateway?")
+            raise Failure(f"{self.url} answered {path} without a JSON object", _NOT_A_GATEWAY)
         return found
 
     def _send(self, method: str, path: str, accept: tuple[int, ...] = (), **options: Any) -> httpx.Response:
@@ -69,10 +70,12 @@ class Client:
         except httpx.UnsupportedProtocol:
             raise Failure(f"{self.url} is not a URL", f"write it like {DEFAULT_URL}", code=2) from None
         except httpx.TimeoutException:
-            raise Failure(f"{self.url} did not answer {path} in time", "try again, or see its log") from None
+            raise Failure(
+                f"{self.url} did not answer {path} in time", "try again, or read the gateway's log"
+            ) from None
         except httpx.TransportError as error:
             reason = str(error) or type(error).__name__
-            hint = "start one with `gateway serve`, or name another with --url"
+            hint = "start one with `gateway serve`, or give its URL with --url"
             raise Failure(f"no gateway answers at {self.url}: {reason}", hint) from None
         if answer.is_success or answer.status_code in accept:
             return answer
@@ -80,16 +83,16 @@ class Client:
 
 
 def _refusal(answer: httpx.Response) -> Failure:
-    """An error answer as a failure: its message and hint where it has the gateway's form."""
+    """An error answer as a failure: with the answer's message and hint if it has the gateway's form."""
     try:
         body = answer.json()
         message, code = str(body["message"]), str(body["error_code"])
     except (ValueError, KeyError, TypeError):
-        return Failure(f"{answer.request.url} answered {answer.status_code}", "is that a gateway?")
+        return Failure(f"{answer.request.url} answered {answer.status_code}", _NOT_A_GATEWAY)
     hint = body.get("hint")
-    if code == "UNAUTHENTICATED":  # the server's hint is for callers of its routes
+    if code == "UNAUTHENTICATED":  # the server's hint is for HTTP clients
         hint = (
-            "give its key: --admin-key-file FILE, or GATEWAY_ADMIN_KEY; the gateway keeps the key in "
-            "its admin_key_file, else in control.key in its state_dir"
+            "give the gateway's key with --admin-key-file FILE or GATEWAY_ADMIN_KEY; it is in the gateway's "
+            "admin_key_file, else in the file control.key in its state_dir"
         )
     return Failure(f"{message} ({code})", str(hint) if hint else None)

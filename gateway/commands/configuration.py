@@ -26,10 +26,11 @@ def config(
     file: ConfigOption = None,
     output: OutputOption = Output.text,
 ) -> None:
-    """Show the settings in force and where each came from.
+    """Show the effective settings and where each came from.
 
-    A flag wins over the environment (GATEWAY_…, nested with __: GATEWAY_MODELS__iris__TIMEOUT), that over the
-    settings file, that over the default. --schema is for editors and for checking a file before it is used.
+    Order: a flag, then an environment variable (GATEWAY_…, nested with __ as in
+    GATEWAY_MODELS__iris__TIMEOUT), then the settings file, then the default. Editors use the schema of
+    --schema to check a settings file.
     """
     from gateway import settings
 
@@ -40,7 +41,7 @@ def config(
     sources = effective.sources()
     values = effective.model_dump(mode="json", by_alias=True, exclude={"models"})
     view = {name: {"value": value, "source": _source(name, value, sources)} for name, value in values.items()}
-    # Of a model only what was written: the rest is the default, which `--schema` shows.
+    # Show only the written keys of a model: `--schema` shows the defaults of the others.
     for pattern, part in effective.models.items():
         written = part.model_dump(mode="json", by_alias=True, exclude_unset=True)
         for key, value in written.items():
@@ -69,8 +70,8 @@ def _show(effective: Settings, found: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _found(effective: Settings) -> dict[str, dict[str, Any]]:
-    """The registry that `serve` would take, and how often it would look, where no setting says so. Nothing
-    where there is none: that `serve` says."""
+    """The registry and the poll interval that `serve` would use where the settings name none. Empty if there
+    is no registry: `serve` reports that."""
     from gateway.registries import default_target, open_registry
     from gateway.registries.base import RegistryError
 
@@ -90,7 +91,7 @@ def _found(effective: Settings) -> dict[str, dict[str, Any]]:
 
 
 def _source(name: str, value: Any, sources: Mapping[str, str]) -> str:
-    """Where a value came from; of a mapping, each place that gave a part of it."""
+    """Where a value came from; for a mapping, each place that set a part of it."""
     parts = {source for place, source in sources.items() if place.startswith(f"{name}.")}
     return ", ".join(sorted(parts)) or sources.get(name, "default")
 

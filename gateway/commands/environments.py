@@ -1,6 +1,6 @@
-"""`env`: plan, build, list and remove the environments of models, ahead of time or afterwards.
+"""`env`: plans, builds, lists and removes the environments of models.
 
-Needs no running gateway; a running one finds what is built here. Knows no step of a build.
+Needs no running gateway; a running one finds the environments built here. Must not know how a build works.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gateway.registries.base import Version
     from gateway.settings import Settings
 
-app = typer.Typer(no_args_is_help=True, help="The environments that models run in.")
+app = typer.Typer(no_args_is_help=True, help="Manage the environments that models run in.")
 DAY = 86_400.0
 
 
@@ -33,10 +33,11 @@ DAY = 86_400.0
 def plan(
     registry: RegistryOption = None, config: ConfigOption = None, output: OutputOption = Output.text
 ) -> None:
-    """Say how many environments a registry needs, and which packages share one.
+    """Show how many environments a registry needs, and which packages share one.
 
-    Looks at every version that an alias points to. Packages of one Python and of about the same time share
-    one where all that they pin can be had together. Resolves what was not resolved yet; builds nothing.
+    Looks at every version that an alias points to. Packages with the same Python and of about the same time
+    share an environment if one environment can satisfy all their pins. Resolves requirements that have no
+    lock yet; builds nothing.
 
     Example: gateway env plan --registry registry.yaml
     """
@@ -55,7 +56,7 @@ def build(
         str | None, typer.Argument(metavar="[REF]", help="A model directory or a models:/ URI.")
     ] = None,
     everything: Annotated[
-        bool, typer.Option("--all", help="Of every version that an alias points to.")
+        bool, typer.Option("--all", help="Build for every version that an alias points to.")
     ] = False,
     registry: RegistryOption = None,
     config: ConfigOption = None,
@@ -63,8 +64,8 @@ def build(
 ) -> None:
     """Build environments ahead of time: in CI, in an image, before a promotion.
 
-    With --all, packages that can share an environment do, as `gateway env plan` shows them: they run there
-    from then on. Exit code 1 if one cannot be built.
+    With --all, packages share environments as `gateway env plan` shows; from then on they run there. Exit
+    code 1 if one cannot be built.
 
     Example: gateway env build models:/iris/3 --registry registry.yaml
     """
@@ -82,17 +83,17 @@ def build(
     lines = [
         f"{b.key}: {', '.join(g.members)} ({size(b.apparent)}, {size(b.bytes)} of its own)" for g, b in built
     ]
-    lines += [f"this interpreter fits: {', '.join(sorted(found.here))}"] if found.here else []
+    lines += [f"run in this interpreter: {', '.join(sorted(found.here))}"] if found.here else []
     result(output, {"built": value, "here": sorted(found.here), "refused": found.refused}, "\n".join(lines))
     if found.refused:
         for name, reason in found.refused.items():
             note(f"{name}: {reason}")
-        raise Failure(f"{len(found.refused)} cannot have an environment of their own here")
+        raise Failure(f"{len(found.refused)} packages cannot have an environment of their own here")
 
 
 @app.command(name="list")
 def listed(config: ConfigOption = None, output: OutputOption = Output.text) -> None:
-    """List the environments that are built, the last used one first."""
+    """List the environments that exist, the last used one first."""
     from gateway import environments
 
     store = environments.store(settings_of(config))
@@ -114,13 +115,14 @@ def listed(config: ConfigOption = None, output: OutputOption = Output.text) -> N
 @app.command()
 def gc(
     delete: Annotated[bool, typer.Option("--delete", help="Remove them.")] = False,
-    days: Annotated[float, typer.Option(metavar="D", min=0, help="Not used for so many days.")] = 30.0,
+    days: Annotated[float, typer.Option(metavar="D", min=0, help="Only those not used for D days.")] = 30.0,
     config: ConfigOption = None,
     output: OutputOption = Output.text,
 ) -> None:
-    """List, and with --delete remove, environments that were not used for a while.
+    """List environments that were not used for some days; --delete removes them.
 
-    What a running gateway uses stays. They are built again when a model needs them.
+    Environments that a running gateway uses are kept. The gateway builds a removed one again when a model
+    needs it.
     """
     from gateway import environments
 
@@ -134,7 +136,8 @@ def gc(
 
 
 class _Found:
-    """What a registry needs. `here`: this interpreter fits; `refused`: why there is no lock."""
+    """The environments that a registry needs. `here`: versions that run in this interpreter. `refused`: why a
+    version has no lock."""
 
     def __init__(self, store: Store) -> None:
         self.store = store

@@ -1,7 +1,7 @@
 """`promote` and `rollback`: move an alias through a running gateway, or directly in the registry.
 
-Both ways are the same `Promotions`: in the gateway, or put together in this process
-(`gateway.rollouts.offline`). Knows nothing of how a move is carried out.
+Both ways use the same `Promotions`: the gateway's, or one built in this process
+(`gateway.rollouts.offline`). Must not know how a move is carried out.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ if TYPE_CHECKING:
     from gateway.settings import Settings
 
 ABSENT = "none"
-"""What `--expect` calls an alias that does not exist."""
+"""The value of `--expect` for an alias that does not exist."""
 CHECK_EVERY = 0.25
-"""Seconds between two looks at what a gateway has checked so far."""
+"""Seconds between two requests for the checks that a gateway has made so far."""
 
 
 def promote(
@@ -54,22 +54,23 @@ def promote(
     ] = None,
     source: Annotated[
         str | None,
-        typer.Option("--from", metavar="ALIAS", help="Move it to where this alias of the model points."),
+        typer.Option("--from", metavar="ALIAS", help="Move it to the version of this alias of the model."),
     ] = None,
     expect: Annotated[
         str | None,
         typer.Option(metavar="V", help="Only if it points to V now; `none`: only if it does not exist."),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Move it although the signatures are not compatible.")
+        bool, typer.Option("--force", help="Move it even if the signatures are not compatible.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Run the gates, move nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Run the gates, but move nothing.")] = False,
     wait: Annotated[
-        bool, typer.Option("--wait", help="Through a gateway: until it is served there, or refused.")
+        bool,
+        typer.Option("--wait", help="Wait until the gateway serves it or refuses it (needs a gateway)."),
     ] = False,
     canary: Annotated[
         str | None,
-        typer.Option(metavar="STEPS", help="Through a gateway: percentages of the callers, such as 5,25,50."),
+        typer.Option(metavar="STEPS", help="Percentages of callers, such as 5,25,50 (needs a gateway)."),
     ] = None,
     registry: RegistryOption = None,
     url: UrlOption = None,
@@ -79,14 +80,14 @@ def promote(
 ) -> None:
     """Move an alias to a version that passes the gates.
 
-    The gates: its files and digest are right, it takes what the present version takes, it loads and answers
-    its saved example. A refused promotion changes nothing and exits with 1.
+    The gates check that its files match its digest, that it accepts the inputs of the current version, and
+    that it loads and answers its saved example. A refused promotion changes nothing and exits with 1.
 
-    With --url or $GATEWAY_URL the running gateway runs the gates and writes its registry. Else they run here
-    and the registry is written directly; gateways that follow it move by themselves.
+    With --url or $GATEWAY_URL the running gateway runs the gates and writes its registry. Otherwise this
+    command runs the gates and writes the registry; gateways that follow the registry then move by themselves.
 
-    With --canary, or a `canary` in the rollout policy, the new version gets a growing share of the callers
-    first. --wait follows it to its end; Ctrl-C leaves it running.
+    With --canary, or with `canary` in the rollout policy, the new version first gets a growing share of the
+    callers. --wait follows the rollout to its end; Ctrl-C leaves it running.
 
     Example: gateway promote iris@champion 2 --url http://127.0.0.1:8080 --wait
     """
@@ -113,14 +114,14 @@ def promote(
             goal = wanted or _alias_here(opened, name, source or "")
             stands = _expectation(expect)
             done = _here(
-                f"{name}@{alias} to {goal}",
+                f"promoting {name}@{alias} to {goal}",
                 opened,
                 settings_of(config, registry=target),
                 lambda here: here.promote(name, alias, goal, expect=stands, force=force, dry_run=dry_run),
                 shown=wait or dry_run,
             )
             if wait:
-                note("no gateway was named: there is nothing to wait for")
+                note("--wait has no effect without a gateway: name one with --url or GATEWAY_URL")
     for line in said(done.get("environment")):
         note(line)
     result(output, {**done, "target": target}, _told(reference, done, target, dry_run=dry_run))
@@ -130,7 +131,8 @@ def rollback(
     reference: AliasArgument,
     to: Annotated[str | None, typer.Option("--to", metavar="V", help="Back to this version.")] = None,
     wait: Annotated[
-        bool, typer.Option("--wait", help="Through a gateway: until it is served there, or refused.")
+        bool,
+        typer.Option("--wait", help="Wait until the gateway serves it or refuses it (needs a gateway)."),
     ] = False,
     registry: RegistryOption = None,
     url: UrlOption = None,
@@ -138,18 +140,18 @@ def rollback(
     config: ConfigOption = None,
     output: OutputOption = Output.text,
 ) -> None:
-    """Move an alias back to the version before.
+    """Move an alias back to its previous version.
 
-    Again: further back. With --url or $GATEWAY_URL that is the version last served before the present one,
-    as the running gateway remembers it. Else it is where the registry says the alias pointed before, after
-    a look here whether that version still loads.
+    A second rollback goes one version further back. With --url or $GATEWAY_URL the running gateway knows
+    which version it served before. Otherwise the previous version is the one that the registry records, and
+    this command checks first that it still loads.
 
     Example: gateway rollback iris@champion --url http://127.0.0.1:8080
     """
     name, alias = alias_of(reference)
     wanted = None if to is None else version_of(to)
     if url is not None or (registry is None and url_given(url)):
-        with connect(url, admin_key_file, config) as client, working(f"{reference} goes back"):
+        with connect(url, admin_key_file, config) as client, working(f"rolling back {reference}"):
             path = f"{_alias_path(name, alias)}/rollback"
             body = {} if wanted is None else {"to": wanted}
             done = client.call("POST", path, body, timeout=0, wait=wait)
@@ -157,7 +159,7 @@ def rollback(
     else:
         with _opened(registry) as (opened, target):
             done = _here(
-                f"{name}@{alias} back",
+                f"rolling back {name}@{alias}",
                 opened,
                 settings_of(config, registry=target),
                 lambda here: here.rollback(name, alias, wanted),
@@ -177,10 +179,10 @@ def _promote_there(
     wait: bool,
 ) -> dict[str, Any]:
     version = body["version"]
-    with working(f"{name}@{alias} to {version}: the gates of {client.url}"):
+    with working(f"promoting {name}@{alias} to {version}: running the gates at {client.url}"):
         path = _alias_path(name, alias)
         with _checks_shown(client, name, alias, version, follow=wait or dry_run) as show:
-            # A large model may load for long: the answer comes when the gates have decided.
+            # The answer comes when the gates have decided. A large model may take long to load.
             done = client.call("PUT", path, body, timeout=0, wait=wait, dry_run=dry_run)
             for check in done.get("checks", ()):
                 show(check["check"], check["seconds"])
@@ -198,15 +200,15 @@ def _steps(text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is no list of percentages, such as 5,25,50") from None
+        raise typer.BadParameter(f"{text!r} is not a list of percentages, such as 5,25,50") from None
 
 
 @contextmanager
 def _checks_shown(
     client: Client, name: str, alias: str, version: str, *, follow: bool
 ) -> Iterator[Callable[[str, float], None]]:
-    """While the gateway runs its gates: a line for each check that ended, with its seconds. Yields what shows
-    one that the answer names; none is shown twice."""
+    """While the gateway runs its gates, prints a line for each finished check, with its seconds. Yields the
+    function that prints a check; it prints each check once."""
     seen: set[str] = set()
     over = threading.Event()
 
@@ -221,7 +223,7 @@ def _checks_shown(
             try:
                 trial = client.call("GET", path).get("trial")
             except Failure:
-                continue  # the alias is new: there is nothing to see before it exists
+                continue  # a new alias has no rollout before it exists
             for check in trial["checks"] if trial and trial["version"] == version else ():
                 if not over.is_set():
                     show(check["check"], check["seconds"])
@@ -245,7 +247,7 @@ def _here(
     *,
     shown: bool = False,
 ) -> dict[str, Any]:
-    """Runs a move in this process; `shown`: with a line for each check."""
+    """Runs a move in this process. With `shown` it prints a line for each check."""
     from gateway.rollouts.offline import offline
 
     async def run() -> Moved:
@@ -256,7 +258,7 @@ def _here(
         async with offline(settings, opened, told) as here, begin(here) as moved:
             return moved
 
-    with working(f"{what}: the gates"):
+    with working(f"{what}: running the gates"):
         moved = asyncio.run(run())
     move = moved.move
     done: dict[str, Any] = {"name": move.name, "alias": move.alias, "version": move.version}
@@ -266,7 +268,7 @@ def _here(
 
 
 def _expectation(expect: str | None) -> str | None:
-    """What `--expect` says, as a move has it."""
+    """The value of `--expect` in the form that `Move.expect` has."""
     from gateway.registries.base import ANYWHERE
 
     if expect is None:
@@ -275,9 +277,9 @@ def _expectation(expect: str | None) -> str | None:
 
 
 def _told(reference: str, done: dict[str, Any], target: str, *, dry_run: bool) -> str:
-    """One line for a person: what points where now, and where that was written."""
+    """The text output: where the alias points now, and which registry or gateway was changed."""
     if dry_run:
-        return f"{reference} may move to {done['version']} in {target}: all checks passed"
+        return f"{reference} may move to version {done['version']} in {target}: all checks passed"
     if "serving" in done:  # a gateway's answer: its rollout
         if done["serving"] == done["desired"]:
             return f"{reference} is {done['desired']} and served at {target}"
@@ -306,7 +308,7 @@ def _opened(target: str | None) -> Iterator[tuple[Registry, str]]:
 
 
 def _alias_here(opened: Registry, name: str, alias: str) -> str:
-    """Where an alias points, as the registry says. Raises NotInRegistry."""
+    """The version that an alias points to in the registry. Raises NotInRegistry."""
     from gateway.names import Reference
     from gateway.registries.resolution import find_alias
 
@@ -318,7 +320,7 @@ def _alias_path(name: str, alias: str) -> str:
 
 
 def _points_to(client: Client, name: str, alias: str) -> str:
-    """Where an alias points, as the running gateway's registry says."""
+    """The version that an alias points to in the registry of the running gateway. Raises Failure."""
     aliases = client.call("GET", f"/models/{quote(name, safe='')}")["aliases"]
     if alias not in aliases:
         known = ", ".join(sorted(aliases)) or "none"

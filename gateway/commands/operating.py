@@ -1,6 +1,6 @@
-"""`status`, `load` and `unload`: what a running gateway holds and why, and the operator's verbs.
+"""`status`, `load` and `unload`: show what a running gateway holds and why, load and unload versions.
 
-Knows the control routes and the views that they give; no registry and no model.
+Knows the control routes and the views that they return; must not know a registry or a model.
 """
 
 from __future__ import annotations
@@ -29,22 +29,25 @@ Key: TypeAlias = tuple[str, str]
 _EVICTIONS_SHOWN = 5
 _WARNINGS = 5
 
-WaitOption = Annotated[bool, typer.Option("--wait/--no-wait", help="Until it is done, or only ask for it.")]
+WaitOption = Annotated[
+    bool, typer.Option("--wait/--no-wait", help="Wait until it is done, or return at once.")
+]
 
 
 def status(
     url: UrlOption = None,
     admin_key_file: KeyOption = None,
     config: ConfigOption = None,
-    every: Annotated[bool, typer.Option("--all", help="Versions that are not loaded as well.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Show versions that are not loaded, too.")] = False,
     output: OutputOption = Output.text,
 ) -> None:
     """Show what the running gateway holds, and why.
 
-    One line for every version that is loaded, loading or failed, and for every alias that is not where the
-    registry wants it. REQ/S, ERR % and P99 are over the last minute of a loaded version; they count from the
-    moment a request stands in the model's queue, so a cold start does not show. P99 needs twenty requests.
-    LAST ERROR is why it is not loaded, why an alias did not move, or how its last failed request ended.
+    Prints one line for every version that is loaded, loading or failed, and for every alias that does not
+    serve the version in the registry. REQ/S, ERR % and P99 MS cover the last minute of a loaded version. They
+    start when a request enters the model's queue, so they do not include a cold start. P99 MS needs twenty
+    requests. LAST ERROR says why the version is not loaded, why the alias did not move, or how the last
+    failed request ended.
     """
     with connect(url, admin_key_file, config) as client:
         ready = client.call("GET", "/readyz", accept=(503,))
@@ -73,9 +76,9 @@ def load(
     config: ConfigOption = None,
     output: OutputOption = Output.text,
 ) -> None:
-    """Load a version into the running gateway now.
+    """Load a version into the running gateway now, before its first request.
 
-    Instead of on its first request. A version that failed before is tried again at once.
+    A version that failed before is tried again at once.
     """
     _verb("load", reference, wait, url, admin_key_file, config, output)
 
@@ -88,9 +91,9 @@ def unload(
     config: ConfigOption = None,
     output: OutputOption = Output.text,
 ) -> None:
-    """Unload a version from the running gateway.
+    """Unload a version from the running gateway, after its requests are answered.
 
-    Once its requests are answered. The next request for it loads it again.
+    The next request for it loads it again.
     """
     _verb("unload", reference, wait, url, admin_key_file, config, output)
 
@@ -119,7 +122,7 @@ def _rows(
     models: Sequence[Mapping[str, Any]],
     rollouts: Sequence[Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
-    """What the table shows, a version each: of the loaded and of those that an alias serves or wants."""
+    """The rows of the table, one per version, with the aliases that serve it or should serve it."""
     aliases: dict[Key, list[str]] = {}
     errors: dict[Key, str] = {}
     for rollout in rollouts:
@@ -161,7 +164,7 @@ def _rows(
 
 
 def _failed(error: Mapping[str, Any] | None) -> str | None:
-    """How the last failed request of a loaded version ended, or why its process did."""
+    """Describes how the last failed request of a loaded version ended, or why its process ended."""
     if error is None:
         return None
     ago = max(0.0, time.time() - error["at"])
@@ -170,15 +173,15 @@ def _failed(error: Mapping[str, Any] | None) -> str | None:
 
 
 def _differences(rollouts: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A line for each alias that does not serve what the registry wants."""
+    """A line for each alias that does not serve the version in the registry."""
     lines = []
     for rollout in rollouts:
         if not rollout["diverged"] and rollout["phase"] != "deleted":
             continue
         wanted = "is deleted" if rollout["desired"] is None else f"should serve version {rollout['desired']}"
-        served = "nothing is served" if rollout["serving"] is None else f"version {rollout['serving']} serves"
+        served = "serves no version" if rollout["serving"] is None else f"serves version {rollout['serving']}"
         reason = f": {rollout['error']}" if rollout["error"] else ""
-        lines.append(f"{rollout['name']}@{rollout['alias']} {wanted}, {served}{reason}")
+        lines.append(f"{rollout['name']}@{rollout['alias']} {wanted}, but {served}{reason}")
     return lines
 
 
@@ -189,7 +192,7 @@ def _show(view: Mapping[str, Any]) -> None:
     facts = [f"{view['url']} {'ready' if view['ready'] else 'NOT ready'}"]
     facts.append(f"memory {size(held)} of {size(limit)}")
     age = registry.get("age_seconds")
-    target = f" {registry['target']}" if "target" in registry else ""  # said to holders of the key
+    target = f" {registry['target']}" if "target" in registry else ""  # only with control access
     facts.append(f"registry{target} read {'never' if age is None else f'{age:.1f} s ago'}")
     typer.echo(" · ".join(facts))
     if registry.get("error"):
@@ -209,9 +212,9 @@ def _show(view: Mapping[str, Any]) -> None:
     if shared:
         models = sum(row["bytes"] or 0 for row in view["versions"])
         rest = held - shared - models
-        others = f" + {size(rest)} of versions that are not listed" if rest > 0 else ""
+        others = f" + {size(rest)} for versions that are not listed" if rest > 0 else ""
         typer.echo(
-            f"memory: {size(models)} of the models above + {size(shared)} shared by their processes{others}"
+            f"memory: {size(models)} for the models above + {size(shared)} shared by their processes{others}"
         )
     inline = [f"{row['model']}/{row['version']}" for row in view["versions"] if _is_inline(row)]
     if inline:

@@ -1,6 +1,6 @@
-"""The options that several commands share, and what they stand for once the environment has been asked.
+"""The options that several commands share, and how their values are found.
 
-Knows precedence (option, then environment, then default) and nothing of what a command does.
+Knows precedence (option, then environment variable, then default). Must not know what a command does.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from gateway.names import Reference
     from gateway.settings import Settings
 
-OutputOption = Annotated[Output, typer.Option("--output", "-o", help="The form of the result on stdout.")]
+OutputOption = Annotated[Output, typer.Option("--output", "-o", help="The format of the result on stdout.")]
 RegistryOption = Annotated[
     str | None,
     typer.Option(
         "--registry",
         "-r",
         metavar="R",
-        help="A registry file (.yaml, .yml, .json), its URL, or an MLflow server. Else $GATEWAY_REGISTRY, "
-        "$MLFLOW_REGISTRY_URI, $MLFLOW_TRACKING_URI, ./registry.yaml.",
+        help="A registry file (.yaml, .yml, .json), its URL, or the URL of an MLflow server.  [default: "
+        "$GATEWAY_REGISTRY, $MLFLOW_REGISTRY_URI, $MLFLOW_TRACKING_URI or ./registry.yaml]",
     ),
 ]
 UrlOption = Annotated[
@@ -37,7 +37,7 @@ UrlOption = Annotated[
     typer.Option(
         "--url",
         metavar="URL",
-        help="The running gateway. Else $GATEWAY_URL, else the settings host and port.",
+        help="The running gateway.  [default: $GATEWAY_URL, else the settings host and port]",
     ),
 ]
 KeyOption = Annotated[
@@ -46,13 +46,13 @@ KeyOption = Annotated[
         "--admin-key-file",
         metavar="FILE",
         envvar="GATEWAY_ADMIN_KEY_FILE",
-        help="The file with the gateway's admin key. Else the key itself in $GATEWAY_ADMIN_KEY, or the one "
-        "that a gateway on this machine wrote to its state_dir.",
+        help="The file with the gateway's admin key.  [default: the key in $GATEWAY_ADMIN_KEY, else the key "
+        "that a gateway on this machine wrote to its state_dir]",
     ),
 ]
 ConfigOption = Annotated[
     Path | None,
-    typer.Option("--config", "-c", metavar="FILE", help="The settings file; else ./gateway.yaml."),
+    typer.Option("--config", "-c", metavar="FILE", help="The settings file.  [default: ./gateway.yaml]"),
 ]
 AliasArgument = Annotated[
     str, typer.Argument(metavar="NAME@ALIAS", help="The alias to move, such as iris@champion.")
@@ -63,17 +63,17 @@ ReferenceArgument = Annotated[
 
 
 def url_given(url: str | None) -> str | None:
-    """The gateway to go through, None where nothing names one."""
+    """The URL of the gateway from the option or $GATEWAY_URL; None if neither is set."""
     return url or os.environ.get("GATEWAY_URL") or None
 
 
 def connect(url: str | None, admin_key_file: Path | None, config: Path | None = None) -> Client:
-    """A client of the running gateway: of `url`, $GATEWAY_URL, or the host and port of the settings in force
+    """A client of the running gateway at `url`, else $GATEWAY_URL, else the host and port of the settings
     (`config`: their file).
 
-    Its key is that of `admin_key_file`, of $GATEWAY_ADMIN_KEY, of the setting `admin_key_file`; else, for a
-    gateway on this machine, the one that it wrote to `state_dir`. Raises Failure for a key file that is named
-    and cannot be read, SettingsError.
+    Takes the key from the file `admin_key_file`, else from $GATEWAY_ADMIN_KEY, else from the file that the
+    setting `admin_key_file` names, else, for a gateway on this machine, from `state_dir`. Raises Failure if a
+    named key file cannot be read, and SettingsError.
     """
     from gateway.commands.client import Client
 
@@ -85,16 +85,16 @@ def connect(url: str | None, admin_key_file: Path | None, config: Path | None = 
         try:
             key = file.read_text(encoding="utf-8")
         except OSError as error:
-            raise Failure(f"the admin key file {file} cannot be read: {error.strerror}") from None
+            raise Failure(f"cannot read the admin key file {file}: {error.strerror}") from None
     if not key and _on_this_machine(target):
-        # Not sent to other machines: it opens the gateway here.
+        # Never send this key to another machine: it gives control over the gateway here.
         with contextlib.suppress(OSError):
             key = (settings.state_dir / "control.key").read_text(encoding="utf-8")
     return Client(target, key.strip() if key else None)
 
 
 def _url_of(host: str, port: int) -> str:
-    """Where a gateway that listens on this address is reached from this machine."""
+    """The URL at which this machine reaches a gateway that listens on this address."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
@@ -108,7 +108,7 @@ def _on_this_machine(url: str) -> bool:
 
 
 def target_of(registry: str | None) -> str:
-    """The registry that is meant. Raises NoRegistry, naming all the ways to say it, where none is."""
+    """The registry to use. Raises NoRegistry, which names the five ways to set one, if none is set."""
     from gateway.registries import default_target
 
     return default_target(os.environ, registry)
@@ -118,12 +118,12 @@ def alias_of(text: str) -> tuple[str, str]:
     """NAME@ALIAS as a pair. Raises typer.BadParameter."""
     reference = reference_of(text)
     if reference.alias is None:
-        raise typer.BadParameter(f"{text!r} names no alias; write NAME@ALIAS, such as iris@champion")
+        raise typer.BadParameter(f"{text!r} has no alias; write NAME@ALIAS, such as iris@champion")
     return reference.name, reference.alias
 
 
 def reference_of(text: str) -> Reference:
-    """A model reference as people write it. Raises typer.BadParameter."""
+    """A model reference from its short form or its models:/ URI. Raises typer.BadParameter."""
     from gateway.names import InvalidReference, parse_short
 
     try:
@@ -143,7 +143,7 @@ def version_of(text: str) -> str:
 
 
 def settings_of(config: Path | None = None, **flags: Any) -> Settings:
-    """The effective settings; flags that are None were not given. Raises SettingsError."""
+    """The effective settings; a flag that is None was not given. Raises SettingsError."""
     from gateway import configuration
 
     given = {name: value for name, value in flags.items() if value is not None}

@@ -1,6 +1,6 @@
-"""`predict`: one prediction without a server, with the enforcement and the answer that a server gives.
+"""`predict`: makes one prediction without a server, with the same enforcement and the same answer.
 
-Knows the bodies of the protocol and models; no running gateway.
+Knows request bodies and models; must not know a running gateway.
 """
 
 from __future__ import annotations
@@ -32,20 +32,23 @@ class Format(StrEnum):
 def predict(
     uri: Annotated[str, typer.Argument(metavar="URI", help="A model directory or a models:/ URI.")],
     source: Annotated[
-        str, typer.Option("--input", "-i", metavar="FILE|-", help="The input, `-` for stdin: JSON or CSV.")
+        str, typer.Option("--input", "-i", metavar="FILE|-", help="The input, JSON or CSV; `-` is stdin.")
     ],
     form: Annotated[
-        Format | None, typer.Option("--format", help="Else by the file's ending, or by the first character.")
+        Format | None,
+        typer.Option(
+            "--format", help="The format of the input.  [default: by the file's suffix, else its first byte]"
+        ),
     ] = None,
     registry: RegistryOption = None,
     config: ConfigOption = None,
     output: OutputOption = Output.text,
 ) -> None:
-    """Predict offline, without a server. Prints {"predictions": …}.
+    """Predict offline, without a server, and print {"predictions": …}.
 
-    The input is what a server takes: a JSON object with one of dataframe_split, dataframe_records, instances
-    and inputs (and params), or CSV with a header row. It must fit the model's signature just the same.
-    The model's code runs in this process: only for models that you trust.
+    The input has the format of a request body: a JSON object with one of dataframe_split, dataframe_records,
+    instances and inputs (and optionally params), or CSV with a header row. It must fit the model's signature.
+    This process runs the model's code: use it only with models that you trust.
 
     Example: gateway predict models:/iris@champion -i rows.csv --registry registry.yaml
     """
@@ -88,7 +91,7 @@ def _form(source: str, content: bytes) -> Format:
 
 
 def _unfit(uri: str, error: InvalidInput) -> Failure:
-    """All that does not fit, in one line."""
+    """Every violation in one line."""
     found = [f"{violation.path}: {violation.problem}" for violation in error.violations[:SHOWN_VIOLATIONS]]
     all_shown = error.total <= len(found)
     listed = "; ".join(found) + ("" if all_shown else f"; {error.count_text} in all")

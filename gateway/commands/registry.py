@@ -1,6 +1,6 @@
-"""`push`, `models`, `gc`: what goes into a registry, what stands in it, what its store no longer needs.
+"""`push`, `models`, `gc`: add a version to a registry, show its content, clean up its store.
 
-Knows registries; no running gateway.
+Knows registries; must not know a running gateway.
 """
 
 from __future__ import annotations
@@ -22,23 +22,28 @@ if TYPE_CHECKING:
     from gateway.registries.base import Model, Version
     from gateway.registries.store import Collected
 
-#: So many names are listed where one is not known.
+#: The most names that the hint for an unknown name lists.
 SHOWN = 20
 
 
 def push(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A model directory: it holds MLmodel.")],
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A model directory: it has an MLmodel file.")
+    ],
     name: Annotated[str, typer.Option(metavar="NAME", help="The model's name in the registry.")],
-    alias: Annotated[str | None, typer.Option(metavar="A", help="Point this alias to it as well.")] = None,
+    alias: Annotated[
+        str | None, typer.Option(metavar="A", help="Move this alias to the new version.")
+    ] = None,
     registry: RegistryOption = None,
     output: OutputOption = Output.text,
 ) -> None:
     """Add a model directory to the registry as the next version.
 
-    It is copied into the registry's store. A directory with the digest of an existing version is that one,
-    unchanged. A registry file that does not exist is created, with its store models/ next to it. --alias
-    moves the alias without any gate; use promote to move one that is being served. A package that records its
-    answer to its own example is asked it here, in a fresh process; another answer is a warning.
+    The command copies the directory into the registry's store. If a version with the same digest exists, it
+    adds nothing and prints that version. It creates a registry file that does not exist, with its store
+    models/ next to it. --alias moves the alias without any gate; use promote to move one that is served. If
+    the package records its answer to its own example, a new process answers the example again; a different
+    answer is a warning.
 
     Example: gateway push ./my-model --name iris --alias challenger
     """
@@ -75,12 +80,12 @@ def _environment(directory: Path) -> dict[str, Any]:
 
 def models(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="Only this one, version by version.")
+        str | None, typer.Argument(metavar="[NAME]", help="Show only this model, with its versions.")
     ] = None,
     registry: RegistryOption = None,
     output: OutputOption = Output.text,
 ) -> None:
-    """Show what the registry says: models, their versions and aliases."""
+    """Show the models in the registry, with their versions and aliases."""
     from gateway.registries import open_registry
 
     target = target_of(registry)
@@ -104,18 +109,18 @@ def models(
 def gc(
     registry: RegistryOption = None,
     older_than: Annotated[
-        str, typer.Option(metavar="AGE", help="Only what has not changed for so long, such as 12h or 30d.")
+        str, typer.Option(metavar="AGE", help="Only files unchanged for this time, such as 12h or 30d.")
     ] = "7d",
     delete: Annotated[
-        bool, typer.Option("--delete/--dry-run", help="Remove it, or only say what would be removed.")
+        bool, typer.Option("--delete/--dry-run", help="Remove them, or only list them.")
     ] = False,
     output: OutputOption = Output.text,
 ) -> None:
-    """Say what the store beside a registry file holds that no version refers to, or remove it.
+    """List or remove files in the store of a registry file that no version uses.
 
-    That is what interrupted pushes left, and versions whose entries were taken out of the file. What another
-    document beside the registry names is kept, and all that a push cannot have made. Nothing is removed
-    without --delete, for it does not come back.
+    Interrupted pushes leave such files, and so do versions whose entries were deleted from the file. The
+    command keeps files that another document next to the registry names, and files that a push cannot have
+    made. It removes nothing without --delete: removed files cannot be restored.
 
     Example: gateway gc --older-than 30d --delete
     """
@@ -130,8 +135,8 @@ def gc(
         raise typer.BadParameter(str(error), param_hint="'--older-than'") from None
     opened = open_registry(target)
     if not isinstance(opened, FileRegistry):
-        raise Failure(f"{target} keeps no store here", "only a registry file has its models beside it")
-    with working(f"looking through the store of {target}"):
+        raise Failure(f"{target} has no store here", "gc works on a registry file with its store next to it")
+    with working(f"searching the store of {target}"):
         collected = opened.collect(age, delete=delete)
     found = [
         {"path": str(one.path.relative_to(collected.store)), "bytes": one.bytes, "reason": one.reason}
@@ -145,7 +150,7 @@ def gc(
     if found and not delete and output is Output.text:
         command = ["gateway", "gc", "--older-than", older_than, "--delete"]
         command += ["--registry", registry] if registry else []
-        note(f"nothing was removed; to do so: {shlex.join(command)}")
+        note(f"nothing was removed; to remove: {shlex.join(command)}")
 
 
 def _show_collected(collected: Collected, total: int) -> None:
@@ -162,7 +167,7 @@ def _show_collected(collected: Collected, total: int) -> None:
         table(["DIRECTORY", "SIZE", "AGE", "WHY"], rows, right=["SIZE", "AGE"])
     count = f"{len(collected.found)} director{'y' if len(collected.found) == 1 else 'ies'}"
     what = "removed" if collected.deleted else "could be removed"
-    younger = f"; {collected.younger} more are younger" if collected.younger else ""
+    younger = f"; {collected.younger} more changed too recently" if collected.younger else ""
     typer.echo(f"{count} of {collected.store} {what}, {size(total)}{younger}")
 
 

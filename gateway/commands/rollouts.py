@@ -1,6 +1,6 @@
-"""`rollout`: see how an alias moves, and say how it goes on.
+"""`rollout`: shows the rollouts of a running gateway; pauses, resumes, aborts or finishes one.
 
-Knows the control routes and how to show what they answer.
+Knows the control routes and how to show their answers; must not know how a rollout decides.
 """
 
 from __future__ import annotations
@@ -19,40 +19,42 @@ if TYPE_CHECKING:
     from gateway.commands.client import Client
 
 VERBS: Final = ("pause", "resume", "abort", "finish")
-#: Phases that a rollout does not leave by itself, and those in which the version did not get to serve.
+#: The final phases in which the version does not serve.
 FAILED: Final = frozenset({"refused", "rolled_back", "aborted", "superseded"})
 LOOK_EVERY: Final = 0.5
-"""Seconds between two looks at a rollout that is followed."""
+"""Seconds between two requests for the state of a rollout that is followed."""
 
 
 def rollout(
     first: Annotated[
         str | None,
-        typer.Argument(metavar="[VERB]", help="pause, resume, abort or finish; nothing: show it."),
+        typer.Argument(
+            metavar="[VERB]", help="pause, resume, abort or finish; without it: show the rollout."
+        ),
     ] = None,
     second: Annotated[
         str | None, typer.Argument(metavar="[NAME@ALIAS]", help="The alias, such as iris@champion.")
     ] = None,
     watch: Annotated[
-        bool, typer.Option("--watch", "-w", help="A line for each step, until the rollout ends.")
+        bool, typer.Option("--watch", "-w", help="Print a line for each change until the rollout ends.")
     ] = False,
     url: UrlOption = None,
     admin_key_file: KeyOption = None,
     config: ConfigOption = None,
     output: OutputOption = Output.text,
 ) -> None:
-    """Show rollouts of the running gateway, or say how one goes on.
+    """Show the rollouts of the running gateway, or control one.
 
-    pause stops its clock, resume goes on (also after too little traffic), abort takes the new version back,
-    finish lets it serve at once.
+    pause stops its clock. resume continues it, also after too little traffic. abort takes the new version
+    out. finish lets the new version serve all callers at once.
 
     Example: gateway rollout iris@champion --watch
     """
     verb, reference = (first, second) if first in VERBS else (None, first)
     if verb is None and second is not None:
-        raise typer.BadParameter(f"{first!r} is none of {', '.join(VERBS)}")
+        raise typer.BadParameter(f"{first!r} is not one of {', '.join(VERBS)}")
     if (verb is not None or watch) and reference is None:
-        raise typer.BadParameter("name the alias: NAME@ALIAS")
+        raise typer.BadParameter("give the alias as NAME@ALIAS, such as iris@champion")
     with connect(url, admin_key_file, config) as client:
         if reference is None:
             views = client.call("GET", "/rollouts")["rollouts"]
@@ -77,8 +79,8 @@ def path_of(name: str, alias: str) -> str:
 
 
 def follow(client: Client, name: str, alias: str) -> dict[str, Any]:
-    """Shows each change of a rollout until it ends, and returns the last view. Ctrl-C leaves the rollout
-    running."""
+    """Prints each change of a rollout until it ends, and returns the last view. Ctrl-C ends this command, not
+    the rollout."""
     shown = 0
     while True:
         view = client.call("GET", path_of(name, alias))
@@ -90,25 +92,31 @@ def follow(client: Client, name: str, alias: str) -> dict[str, Any]:
         if known.get("step") is None:
             return view
         if known["phase"] == "held":
-            note(f"held: gateway rollout finish {name}@{alias}, or abort")
+            note(
+                f"held: run `gateway rollout finish {name}@{alias}` or `gateway rollout abort {name}@{alias}`"
+            )
             return view
         time.sleep(LOOK_EVERY)
 
 
 def failure(view: Mapping[str, Any]) -> Failure | None:
-    """Why a followed move did not end with its version in service, None where it did or is held."""
+    """Why a followed move ended without its version in service; None if the version serves or is held."""
     known = view.get("rollout") or {}
     if known.get("phase") not in FAILED:
         return None
     said = str(known["phase"]).replace("_", " ")
     message = f"version {known['version']} was {said}: {known['reason']}"
-    return Failure(message, f"version {view['serving']} serves")
+    return Failure(message, f"{name_of(view)} serves version {view['serving']}")
+
+
+def name_of(view: Mapping[str, Any]) -> str:
+    return f"{view['name']}@{view['alias']}"
 
 
 def _line(view: Mapping[str, Any]) -> str:
     wanted = "" if view["desired"] == view["serving"] else f", wanted {view['desired']}"
     error = f": {view['error']}" if view["error"] else ""
-    return f"{view['name']}@{view['alias']}  {view['phase']}  serves {view['serving']}{wanted}{error}"
+    return f"{name_of(view)}  {view['phase']}  serves {view['serving']}{wanted}{error}"
 
 
 def _changed(change: Mapping[str, Any], known: Mapping[str, Any]) -> str:

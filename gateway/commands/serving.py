@@ -1,6 +1,6 @@
-"""`demo` and `serve`: the server itself.
+"""`demo` and `serve`: start the server.
 
-Knows how to start a gateway and that its port must be free; nothing of how it serves.
+Knows how to start a gateway and that its port must be free; must not know how it serves.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def demo(
     directory: Annotated[
-        Path, typer.Option("--dir", metavar="D", help="Where the demo lives. What is there is kept.")
+        Path, typer.Option("--dir", metavar="D", help="The directory of the demo. Existing files are kept.")
     ] = Path("gateway-demo"),
     port: Annotated[
         int | None,
@@ -30,11 +30,11 @@ def demo(
     ] = None,
     output: OutputOption = Output.text,
 ) -> None:
-    """Serve three small real models and print the lines to try.
+    """Serve three small real models, and print commands to try.
 
-    iris (scikit-learn), diabetes (ONNX) and tickets (a Python class with an artifact and a param), each in
-    two versions: champion is 1, challenger is 2. Training takes some seconds, once: the directory (registry,
-    models, cache, state) is kept, and the next demo there goes on where this one ended.
+    The models are iris (scikit-learn), diabetes (ONNX) and tickets (a Python class with an artifact and a
+    param). Each has two versions: champion is 1, challenger is 2. The first start trains them, which takes
+    some seconds. The directory (registry, models, cache, state) is kept, and the next demo continues with it.
     """
     from gateway import demo as show
 
@@ -51,7 +51,7 @@ def demo(
     url = f"http://{settings.host}:{settings.port}"
     key = directory / "state" / "control.key"
     view = {"url": url, "directory": str(directory), "registry": str(registry)}
-    where = f"The demo is in {directory}. Ctrl-C stops it; `gateway demo --dir {directory}` goes on.\n"
+    where = f"The demo is in {directory}. Ctrl-C stops it; `gateway demo --dir {directory}` continues it.\n"
     result(output, view, f"{where}\n{show.lines_to_try(url, show.champion(registry, 'iris'), key)}")
     _serve(settings)
 
@@ -60,7 +60,7 @@ def serve(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[MODEL]...", help="Serve just these: directories or URIs, NAME=DIR to give the name."
+            metavar="[MODEL]...", help="Serve only these: directories or URIs; NAME=DIR sets the name."
         ),
     ] = None,
     registry: RegistryOption = None,
@@ -73,15 +73,17 @@ def serve(
     config: ConfigOption = None,
     output: Annotated[
         Output | None,
-        typer.Option("--output", "-o", help="The form of the log; else the setting log_format."),
+        typer.Option("--output", "-o", help="The format of the log.  [default: the setting log_format]"),
     ] = None,
 ) -> None:
-    """Serve predictions for a registry, or for models named here.
+    """Serve predictions for a registry, or only for the given models.
 
-    Until SIGTERM or Ctrl-C. Without MODEL all of the registry is served: a model loads on its first request,
-    and aliases are followed while it runs. With MODEL, a directory or a URI, no registry is needed. The name
-    of the directory is the model's; where that is only a number (models/iris/1), the one above it; NAME=DIR
-    names it. Every setting is an environment variable too (GATEWAY_PORT=9000); `gateway config` shows them.
+    The server runs until SIGTERM or Ctrl-C. Without MODEL it serves every model of the registry: a model
+    loads on its first request, and the server follows the aliases while it runs. With MODEL, a directory or
+    a URI, it needs no registry. The model's name is the name of its directory. If that is a number, as in
+    models/iris/1, it is the name of the parent directory. NAME=DIR sets the name.
+
+    Every setting is an environment variable too, such as GATEWAY_PORT=9000; `gateway config` lists them.
     """
 
     def read() -> Settings:
@@ -93,7 +95,7 @@ def serve(
 
 
 def _must_be_free(host: str, port: int) -> None:
-    """Raises Failure where the server could not listen: better now than after minutes of work."""
+    """Raises Failure if the server cannot listen there. Called first, because the start may take minutes."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
@@ -102,7 +104,7 @@ def _must_be_free(host: str, port: int) -> None:
             probe.bind(address)
     except OSError as error:
         message = f"cannot listen on {host}:{port}: {error.strerror or error}"
-        raise Failure(message, "choose another port with --port, or stop what uses this one") from None
+        raise Failure(message, "choose another port with --port, or stop the program that uses it") from None
 
 
 def _serve(

@@ -1,6 +1,6 @@
-"""How the command line speaks: results on stdout as text or JSON, everything else on stderr.
+"""Output of the command line: results on stdout as text or JSON, everything else on stderr.
 
-Knows nothing of models, registries or servers. What goes wrong is a `Failure`: a line, a hint, an exit code.
+Must not know models, registries or servers. Every error is a `Failure`: a message, a hint, an exit code.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ WRONG_USAGE = 2
 
 
 class Output(StrEnum):
-    """The two forms of a result."""
+    """The formats of a result."""
 
     text = "text"
     json = "json"
 
 
 class Failure(Exception):
-    """Ends a command: what is wrong, what to do about it, the exit code."""
+    """Ends a command. `message` says what is wrong, `hint` what to do about it."""
 
     def __init__(self, message: str, hint: str | None = None, code: int = REFUSED) -> None:
         super().__init__(message)
@@ -38,7 +38,7 @@ class Failure(Exception):
 
 
 def result(output: Output, value: Any, text: str | Callable[[], None]) -> None:
-    """Prints a result: `value` as JSON, or `text`, which is the text or prints it."""
+    """Prints a result: `value` as JSON, or `text`. If `text` is a function, calls it to print the text."""
     if output is Output.json:
         typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
     elif isinstance(text, str):
@@ -48,19 +48,19 @@ def result(output: Output, value: Any, text: str | Callable[[], None]) -> None:
 
 
 def note(text: str) -> None:
-    """One line for the person, not for the pipe."""
+    """Prints a line to stderr: people see it, a pipe does not."""
     typer.echo(text, err=True)
 
 
 def complain(message: str, hint: str | None) -> None:
-    """What went wrong, in one line or two."""
+    """Prints an error and its hint, one line each."""
     note(f"gateway: {_one_line(message)}")
     if hint:
         note(f"hint: {_one_line(hint)}")
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
-    """A table on stdout; columns named in `right` are numbers. Piped, nothing is cut to a width."""
+    """Prints a table to stdout; columns named in `right` are aligned right. In a pipe no cell is cut."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -69,7 +69,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Seque
     for column in columns:
         grid.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:
-        grid.add_row(*(Text(printable(cell)) for cell in row))  # a cell may hold what a model said
+        grid.add_row(*(Text(printable(cell)) for cell in row))  # a cell may hold text from a model
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = max(console.width, 1000)
@@ -80,9 +80,9 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Seque
 
 @contextmanager
 def working(what: str) -> Iterator[Callable[[str], None]]:
-    """While something takes long: a spinner on a terminal, one line elsewhere.
+    """Shows that work is in progress: a spinner on a terminal, one line elsewhere.
 
-    Yields a function that replaces what the spinner says; any thread may call it.
+    Yields a function that replaces the text of the spinner; any thread may call it.
     """
     if not sys.stderr.isatty():
         note(f"{what} …")
@@ -96,7 +96,7 @@ def working(what: str) -> Iterator[Callable[[str], None]]:
 
 
 def size(count: float | None) -> str:
-    """Bytes as people read them: `12.3 MB`."""
+    """Formats a number of bytes, such as `12.3 MB`."""
     if count is None:
         return "-"
     for unit in ("B", "kB", "MB"):

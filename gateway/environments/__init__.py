@@ -1,6 +1,7 @@
-"""Which Python a model runs in: the check against one, the lock of a package, the built environment.
+"""The environments of models: the check against an interpreter, the lock of a package, the built environment.
 
-`store` is the door: the environments of a gateway, made from its settings.
+The entry point is `store`: the environments of a gateway, made from its settings. Must not know registries,
+aliases or running models.
 """
 
 from __future__ import annotations

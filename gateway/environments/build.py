@@ -1,18 +1,17 @@
-"""Environments on disk: resolved once, built once by whoever comes first, shared by all, removed when room is
-needed.
+"""Environments on disk: each is resolved once, built once, shared by all, and removed when space is needed.
 
 Layout of the directory, which several gateways may share:
-    uv/                 uv's cache: what was downloaded, unpacked; environments are hard links into it
-    bytecode/           compiled modules by source file, hard-linked as well
-    locks/KEY.json      what a package's wishes were resolved to
-    KEY/                an environment, complete from the moment it can be seen (made aside, then renamed)
-    KEY.lock            held shared while a gateway uses the environment, alone by the one that removes it;
-                        its time of change is the last use
-    .KEY.build          held by the one that resolves or builds, so that others find it done
-    .making-KEY-…       what is being built; what the dead left is swept away by the next builder
+    uv/                 uv's cache: unpacked downloads; environments are hard links into it
+    bytecode/           compiled modules by source file, hard-linked too
+    locks/KEY.json      the lock that the requirements of a package were resolved to
+    KEY/                an environment, complete as soon as it is visible (made aside, then renamed)
+    KEY.lock            held shared while a gateway uses the environment, exclusively to remove it; its
+                        modification time is the last use
+    .KEY.build          held while a process resolves or builds, so that the others find it done
+    .making-KEY-…       an environment that is being built; the next builder removes what a killed one left
 
-A process that is killed at any point leaves nothing that another takes for whole: locks are the kernel's.
-Everything here blocks. Knows no policy, and no model.
+A process that is killed at any point leaves no environment that looks complete, because locks are the
+kernel's. Everything here blocks. Must not know a policy or a model.
 """
 
 from __future__ import annotations
@@ -48,8 +47,9 @@ _MEASURE_AGAIN: Final = 60.0
 
 @dataclass(frozen=True, eq=False)
 class Built:
-    """An environment on disk. As long as this object lives it is in use and stays. `python`: its executable;
-    `bytes`: what it takes beyond what it shares with the cache; `apparent`: with it."""
+    """An environment on disk. While this object exists, the environment is in use and cannot be removed.
+    `python`: its executable. `bytes`: its size without the files that it shares with the cache; `apparent`:
+    its size with them."""
 
     key: str
     path: Path
@@ -64,7 +64,7 @@ class Built:
 
 
 class Store:
-    """The environments under `root`. `resolver` is asked for locks that are not here."""
+    """The environments under `root`. `resolver` makes the locks that do not exist here."""
 
     def __init__(self, root: Path, uv: Uv, resolver: Resolver, interpreters: Interpreters) -> None:
         self._root = root
@@ -81,7 +81,7 @@ class Store:
     # Locks.
 
     def resolved(self, wanted: Wanted) -> Lock | None:
-        """What was resolved for these wishes before."""
+        """The lock that these requirements were resolved to before; None if they were not."""
         try:
             content = json.loads((self._root / "locks" / f"{wanted.key}.json").read_text("utf-8"))
             major, minor = content["python"]
@@ -90,7 +90,7 @@ class Store:
             return None
 
     def resolve(self, wanted: Wanted, progress: Progress = lambda step: None) -> Lock:
-        """The lock of these wishes; the same for ever, once it is made. Raises LockError and UvError."""
+        """The lock of these requirements. Once made, it never changes. Raises LockError and UvError."""
         if (known := self.resolved(wanted)) is not None:
             return known
         with self._alone(wanted.key[:32], progress):
@@ -101,7 +101,7 @@ class Store:
             return lock
 
     def keep(self, wanted: Wanted, lock: Lock) -> None:
-        """Says that these wishes are met by a lock."""
+        """Records that a lock meets these requirements."""
         content = {
             "python": list(lock.python), "platform": lock.platform, "dated": lock.dated, "text": lock.text,
         }  # fmt: skip
@@ -114,14 +114,14 @@ class Store:
     # Environments.
 
     def keys(self) -> list[str]:
-        """Of the environments that are whole."""
+        """The keys of the complete environments."""
         try:
             return sorted(entry.name for entry in self._root.iterdir() if _KEY.match(entry.name))
         except OSError:
             return []
 
     def find(self, lock: Lock) -> Built | None:
-        """An environment that is equal to a lock or satisfies it, in use from now on."""
+        """An environment that equals a lock or satisfies it, or None. It is in use from now on."""
         for key in [lock.key, *self.keys()]:
             facts = self._facts(key)
             if facts is not None and (key == lock.key or facts[0].satisfies(lock)):
@@ -131,7 +131,8 @@ class Store:
         return None
 
     def build(self, lock: Lock, progress: Progress = lambda step: None) -> Built:
-        """Finds or builds it: one build per lock, whoever asks. Raises LockError and UvError."""
+        """Finds or builds the environment; simultaneous callers share one build. Raises LockError and
+        UvError."""
         if (built := self.find(lock)) is not None:
             return built
         with self._alone(lock.key, progress):
@@ -147,11 +148,11 @@ class Store:
                 raise UvError("disk full" if error.errno == 28 else "failed", what) from None
             found = self._use(lock.key)
         if found is None:
-            raise UvError("failed", "the environment was removed the moment it was built")
+            raise UvError("failed", "another process removed the environment right after it was built")
         return found
 
     def all(self) -> list[Built]:
-        """Every environment, the one that was used last first. None of them is held."""
+        """Every environment, the last used one first. They are not marked as in use."""
         found = []
         for key in self.keys():
             facts = self._facts(key)
@@ -160,8 +161,8 @@ class Store:
         return sorted(found, key=lambda built: -built.used)
 
     def bytes(self) -> int:
-        """What all of it takes on the disk, each file counted once. Measured again after each change here,
-        and once a minute for what others change."""
+        """The bytes of everything on the disk; each file counts once. Measured after each change made here,
+        and once a minute for the changes of other processes."""
         with self._mutex:
             at, measured = self._measured
         if time.monotonic() - at > _MEASURE_AGAIN:
@@ -171,12 +172,12 @@ class Store:
         return measured
 
     def idle(self) -> list[tuple[float, str]]:
-        """(last use, key) of every environment; those in use are not removed."""
+        """(last use, key) of every environment; `free` does not remove those in use."""
         return [(self._last_use(key), key) for key in self.keys()]
 
     def free(self, key: str) -> bool:
-        """Removes an environment that nobody uses, and what no other has of its packages in the cache: then
-        the index is needed to build it again. False where somebody does."""
+        """Removes an unused environment, and its packages from the cache that no other environment has.
+        Building it again then needs the index. Returns False if it is in use."""
         facts = self._facts(key)
         if not self.remove(key):
             return False
@@ -184,11 +185,11 @@ class Store:
         return True
 
     def tidy(self) -> None:
-        """Takes what no environment has out of the cache."""
+        """Removes packages from the cache that no environment has."""
         self._clean({entry.name for entry in self._cached()})
 
     def remove(self, key: str) -> bool:
-        """Removes an environment that nobody uses. False where somebody does."""
+        """Removes an environment. Returns False if it is in use."""
         try:
             descriptor = os.open(self._root / f"{key}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError:
@@ -210,11 +211,11 @@ class Store:
 
     def _make(self, lock: Lock, interpreter: Interpreter, progress: Progress) -> None:
         self._root.mkdir(parents=True, exist_ok=True)
-        self._root.chmod(0o755)  # models of other users read what is below
+        self._root.chmod(0o755)  # model processes of other users read the environments below
         self._sweep(lock.key)
         making = self._root / f".making-{lock.key}-{os.getpid()}-{time.monotonic_ns()}"
         try:
-            progress(f"making an environment of Python {interpreter.version}")
+            progress(f"creating an environment for Python {interpreter.version}")
             self._uv.run(
                 "venv", "--quiet", "--relocatable", "--no-project", "--python", interpreter.path, str(making)
             )
@@ -222,7 +223,7 @@ class Store:
             pylock.write_text(lock.text, encoding="utf-8")
             progress(f"installing {len(lock.packages)} packages")
             self._install(making, pylock)
-            pylock.chmod(0o600)  # its URLs may be the operator's
+            pylock.chmod(0o600)  # its URLs may hold the operator's credentials
             progress("compiling byte code")
             self._compile(making, interpreter)
             own, apparent = _sizes(making)
@@ -239,7 +240,8 @@ class Store:
             raise
 
     def _install(self, making: Path, pylock: Path) -> None:
-        """From the cache alone where all is there: an index that is away or slow does not count then."""
+        """Installs from the cache alone if that has all files, so that a slow or absent index has no
+        effect."""
         python = str(making / "bin" / "python")
         command = ["pip", "sync", "--quiet", "--python", python, "--link-mode", "hardlink", "--no-build"]
         try:
@@ -250,8 +252,8 @@ class Store:
             self._uv.run(*command, str(pylock))
 
     def _compile(self, making: Path, interpreter: Interpreter) -> None:
-        """By the interpreter alone, so that nothing of what was installed runs. What was compiled for another
-        environment is linked."""
+        """Compiles with the interpreter alone, so that no installed code runs. Links modules that were
+        compiled for another environment."""
         site = next(making.glob("lib/python*/site-packages"))
         tag = f"cpython-{interpreter.minor[0]}{interpreter.minor[1]}"
         pool = self._root / "bytecode" / tag
@@ -293,12 +295,12 @@ class Store:
                     os.link(compiled, pool / _identity(file))
 
     def _sweep(self, key: str) -> None:
-        """What a builder of this lock left behind: whoever holds its lock may remove it."""
+        """Removes what a killed builder of this lock left. The caller must hold the build lock."""
         for left in self._root.glob(f".making-{key}-*"):
             shutil.rmtree(left, ignore_errors=True)
 
     def _clean(self, names: set[str]) -> None:
-        """Takes packages that no environment has out of the cache, and compiled modules that none shares."""
+        """Removes packages from the cache that no environment has, and compiled modules that none shares."""
         kept = {name for built in self.all() for name in built.lock.packages}
         doomed = sorted(names - kept)
         if doomed:
@@ -315,7 +317,7 @@ class Store:
             self._measured = (-math.inf, 0)
 
     def _cached(self) -> list[Path]:
-        """The directories of uv's cache that are named by packages."""
+        """The directories of uv's cache that are named after packages."""
         return [entry for entry in (self._root / "uv").glob("wheels-v*/*/*") if entry.is_dir()]
 
     # What is there.
@@ -341,7 +343,8 @@ class Store:
         return built
 
     def _unheld(self, key: str) -> Built | None:
-        """On a read-only disk, as in an image with environments built ahead: nobody removes anything."""
+        """For a read-only disk, as in an image with environments built ahead: nothing can be removed
+        there."""
         facts = self._facts(key)
         return None if facts is None else Built(key, self._root / key, facts[0], facts[1], facts[2], 0.0)
 
@@ -380,7 +383,7 @@ class Store:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                progress("waiting for the one that builds it already")
+                progress("waiting for another process that already builds it")
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
         finally:
@@ -398,7 +401,7 @@ def _identity(source: Path) -> str:
 
 
 def _sizes(root: Path) -> tuple[int, int]:
-    """(what it alone occupies, what it would without hard links), in bytes."""
+    """(bytes that only this directory uses, bytes that it would use without hard links)."""
     own = apparent = 0
     for status in _stats(root):
         apparent += status.st_blocks * 512

@@ -1,9 +1,9 @@
-"""The check of a package against an interpreter: would it be in the environment that it was made in?
+"""The check of a package against an interpreter: does it match the environment in which the package was made?
 
-Four verdicts, from best to worst: `same` (equal where it matters), `compatible` (it differs where that does
-not matter), `differs`, `missing`. Each finding has both versions and a sentence. Pure: facts and installed
-versions in, findings out. The table of units says, per library, up to which part versions must be equal, and
-why; the README shows it.
+Four verdicts, from best to worst: `same` (equal in every important part), `compatible` (different only in
+unimportant parts), `differs`, `missing`. Each finding has both versions and a sentence. Pure: takes facts and
+installed versions, returns findings. The table of units says, per library, up to which part versions must be
+equal, and why; the README shows it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from gateway.environments.lock import MLFLOW
 
 
 class Verdict(enum.IntEnum):
-    """The worst of its findings is a package's verdict."""
+    """The result of one comparison. The verdict on a package is the worst one of its findings."""
 
     SAME = 0
     COMPATIBLE = 1
@@ -41,7 +41,7 @@ class Verdict(enum.IntEnum):
 
 
 class Unit(enum.Enum):
-    """Up to which part two versions must be equal."""
+    """The part of a version up to which two versions must be equal."""
 
     MAJOR = "major"
     MINOR = "major.minor"
@@ -58,20 +58,20 @@ UNITS: Final[dict[str, tuple[Unit, str]]] = {
     "torch": (Unit.MINOR, "whole modules are pickled with the private state of their classes"),
     "tensorflow": (Unit.MINOR, "saved graphs name operations of their release"),
     "keras": (Unit.MINOR, "saved layers hold the arguments of their release"),
-    "prophet": (Unit.MINOR, "its JSON is that of its release"),
+    "prophet": (Unit.MINOR, "the form of its JSON depends on the release"),
     "spacy": (Unit.MINOR, "pipelines name the minor release they need"),
-    "transformers": (Unit.MINOR, "pipelines shape their answers differently with minor releases"),
+    "transformers": (Unit.MINOR, "the form of a pipeline's answers changes with minor releases"),
     "sentence-transformers": (Unit.MAJOR, "saved modules are read across minor releases"),
     "onnxruntime": (Unit.NEWER, "a graph names its operator set; later runtimes read earlier ones"),
     "pandas": (Unit.MAJOR, "text columns and missing values change with major releases"),
     "numpy": (Unit.MAJOR, "scalars, promotion and pickled names change with major releases"),
     "scipy": (Unit.ANY, "estimators use it through their own framework"),
-    "cloudpickle": (Unit.ANY, "what it writes, each release reads"),
+    "cloudpickle": (Unit.ANY, "each release reads what the others write"),
     "typing-extensions": (Unit.ANY, "it only adds names"),
     "setuptools": (Unit.ANY, "models do not use it"),
 }
-"""Per distribution: the unit in which versions must be equal, and why. Others that the model's code imports:
-the major version, of 0.x releases the minor one."""
+"""Per distribution: the unit in which versions must be equal, and why. For other distributions that the
+model's code imports: the major version, or for 0.x releases the minor version."""
 
 OTHER: Final = "interfaces change with major releases"
 _NAMES: Final[dict[str, tuple[str, ...]]] = {
@@ -87,12 +87,12 @@ _FRAMEWORK: Final = {
 _LAST_PANDAS_2: Final = Version("3.11")
 _PANDAS: Final = ((datetime(2026, 1, 21, tzinfo=UTC), 3), (datetime(2023, 4, 3, tzinfo=UTC), 2))
 _NUMPY: Final = ((datetime(2024, 6, 16, tzinfo=UTC), 2),)
-"""The day of a major release; before the last of them it was the one before."""
+"""The days of major releases, the newest first. Before each day the previous major version was current."""
 
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """A place to run in: Python's full version, and the versions of its distributions by canonical name."""
+    """An interpreter: Python's full version, and the versions of its distributions by canonical name."""
 
     python: str
     versions: Mapping[str, str]
@@ -105,7 +105,7 @@ class Installed:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing compared: what the package was made with, and what is there (None: nothing)."""
+    """One comparison: the version that the package was made with, and the version here (None: missing)."""
 
     subject: str
     verdict: Verdict
@@ -125,8 +125,8 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What a package finds in a place. `byte_code`: it holds byte code of another Python, which must never be
-    executed there."""
+    """The result of checking a package against an interpreter. `byte_code`: the package holds byte code of
+    another Python, which must never be executed there."""
 
     verdict: Verdict
     findings: tuple[Finding, ...]
@@ -134,12 +134,12 @@ class Check:
 
     @property
     def satisfied(self) -> bool:
-        """Whether the package may run there as in its own environment."""
+        """Whether the package may run there as if it were in its own environment."""
         return self.verdict <= Verdict.COMPATIBLE
 
     @property
     def reasons(self) -> list[str]:
-        """The sentences of what is wrong; empty where it is satisfied."""
+        """The sentences about what differs or is missing; empty if the check is satisfied."""
         return [f.sentence for f in self.findings if f.verdict > Verdict.COMPATIBLE]
 
     @property
@@ -168,11 +168,11 @@ def _here(_path: tuple[str, ...]) -> Installed:
 
 
 def check(facts: Facts, place: Installed) -> Check:
-    """Compares what a package says with a place."""
+    """Compares the facts of a package with an interpreter."""
     findings = [_python(facts, place), *_requirements(facts, place)]
     if facts.old_xgboost and (found := _version("xgboost", place)) and Version(found) >= Version("3.1"):
         wanted = facts.frameworks.get("xgboost", "an XGBoost before 3.1")
-        sentence = f"xgboost: its file is in the binary format of {wanted}; here is {found}, which reads none"
+        sentence = f"xgboost: its file has the binary format of {wanted}; {found} here does not read it"
         findings.append(Finding("xgboost format", Verdict.DIFFERS, wanted, found, sentence))
     byte_code = bool(facts.byte_code) and facts.minor != place.minor
     return Check(max(f.verdict for f in findings), tuple(findings), byte_code)
@@ -224,7 +224,7 @@ def _requirements(facts: Facts, place: Installed) -> list[Finding]:
 
 
 def _counts(name: str, facts: Facts) -> bool:
-    """Whether a requirement that is not the flavor's framework takes part."""
+    """Whether a requirement other than the flavor's framework is compared."""
     if name == "pandas":
         return facts.text and facts.frames
     if name == "numpy":
@@ -235,7 +235,8 @@ def _counts(name: str, facts: Facts) -> bool:
 
 
 def _unnamed(facts: Facts, place: Installed, counted: Mapping[str, object]) -> list[Finding]:
-    """pandas and numpy of packages that do not name them: what they were on the package's day."""
+    """Compares pandas and numpy for packages that do not name them: with the versions of the package's
+    day."""
     findings = []
     wanted = {}
     if facts.created is not None and facts.text and facts.frames and "pandas" not in counted:
@@ -247,7 +248,7 @@ def _unnamed(facts: Facts, place: Installed, counted: Mapping[str, object]) -> l
         wanted["numpy"] = next((number for day, number in _NUMPY if facts.created >= day), 1)
     for name, major in wanted.items():
         found = _version(name, place)
-        said = f"{name}: the package does not name it; on its day it was {major}.x"
+        said = f"{name}: the package does not name it; when the package was made it was {major}.x"
         if found is None:
             sentence = f"{said}, and it is not installed here"
             findings.append(Finding(name, Verdict.MISSING, f"{major}.x", None, sentence))
@@ -300,7 +301,7 @@ def _in_unit(unit: Unit, wanted: str, found: str) -> Verdict:
 
 
 def _pin(specifier: SpecifierSet) -> str | None:
-    """The version that a specifier pins, if it does."""
+    """The version that a specifier pins; None if it pins none."""
     exact = [part.version for part in specifier if part.operator in ("==", "===")]
     return exact[0] if len(exact) == 1 and not exact[0].endswith("*") else None
 

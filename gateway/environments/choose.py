@@ -1,8 +1,8 @@
-"""Where a package runs: this interpreter, its own environment, or one that the operator named.
+"""Chooses where a package runs: this interpreter, its own environment, or one that the operator named.
 
-The policy `auto | same | own | NAME`, and what happens where the right environment is not to be had. Facts
-and the check are read once per package; building is done by threads of its own, so that no model waits for
-the environment of another. Must not know of registries, aliases or runners.
+Applies the policy `auto | same | own | NAME`, and decides what happens when the right environment is not
+available. Reads facts and the check once per package. Separate threads build, so that no model waits for the
+environment of another. Must not know registries, aliases or runners.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _LIST: Final = (
 
 
 class Refused(Exception):
-    """A package cannot run here as the policy wants. `hint` names the commands that help."""
+    """A package cannot run here under the policy. `hint` names the commands that help."""
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)
@@ -48,7 +48,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What a package needs, and what it would find in this interpreter."""
+    """What a package needs, and its check against this interpreter."""
 
     facts: Facts
     check: Check
@@ -56,11 +56,11 @@ class Needs:
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """Where a package runs. `kind`: same, own or named; `python`: the interpreter, None for this one;
-    `check`: against this place; `mismatch`: why it is not its own environment, None where it is as good as
-    that; `help`: the commands that help then; `distributions`: what is installed there; `lock`: its key;
-    `dated`: whether its versions are as of the package's day; `built`: keeps the environment from being
-    removed."""
+    """The place where a package runs. `kind`: same, own or named. `python`: the interpreter, None for this
+    one. `check`: the check against it. `mismatch`: how it differs from the package's own environment, None if
+    it is equivalent. `help`: the commands that help then. `distributions`: what is installed there. `lock`:
+    its key. `dated`: whether its versions are as of the package's day. `built`: keeps the environment from
+    being removed."""
 
     kind: str
     python: str | None
@@ -96,8 +96,8 @@ class Runtime:
 
 
 class Chooser:
-    """`builds` is where environments are resolved and built; `here` is this interpreter; `trim` is called
-    after a build, so that the disk limit holds."""
+    """`builds` is the executor that resolves and builds environments; `here` is this interpreter. `trim` is
+    called after a build, to keep the disk limit."""
 
     def __init__(
         self,
@@ -138,9 +138,9 @@ class Chooser:
         forced: bool,
         say: Callable[[str], None],
     ) -> Runtime:
-        """Where a version runs, its environment built if need be. `reference`: as commands name it; `served`:
-        it was served before; `forced`: somebody answers for it all the same; `say` is told each step of a
-        build, by the thread that builds. Raises Refused."""
+        """Returns where a version runs, and builds its environment if necessary. `reference`: its name in
+        commands. `served`: it was served before. `forced`: the operator accepts a mismatch. `say` receives
+        each step of a build, from the thread that builds. Raises Refused."""
         policy = self._settings.for_model(name).environment or "auto"
         if policy == "same" or (policy == "auto" and needs.check.satisfied):
             return self._same(needs, name, reference)
@@ -164,8 +164,8 @@ class Chooser:
         try:
             installed = self._installed(python)
         except (OSError, ValueError, subprocess.SubprocessError):
-            message = f"the interpreter of the environment {policy} does not answer"
-            raise Refused(message, f"look at environments.named.{policy}.python in the settings") from None
+            message = f"the interpreter of the environment {policy} does not run"
+            raise Refused(message, f"check environments.named.{policy}.python in the settings") from None
         check = checks.check(needs.facts, installed)
         if check.byte_code:
             raise self._refused(
@@ -187,12 +187,12 @@ class Chooser:
         if found is None:
             self._may_build(lock)
             found = self._store.build(lock, say)
-            self._trim()  # what is in use, this one too, stays
+            self._trim()  # keeps what is in use, also this one
         return own(needs.facts, lock, found)
 
     def _may_build(self, lock: Lock | None) -> None:
         if self._own.build == "never":
-            raise LockError("its own environment is not built, and environments.build is never")
+            raise LockError("its own environment does not exist, and environments.build is never")
         if self._settings.unsafe_formats != "allow":
             if not self._own.allowed:
                 raise LockError(
@@ -211,7 +211,7 @@ class Chooser:
         served: bool,
         forced: bool,
     ) -> Runtime:
-        """The right environment is not to be had."""
+        """Decides when the right environment is not available. Raises Refused."""
         fallback = self._own.fallback
         may = forced or (policy == "auto" and (fallback == "same" or (fallback == "served" and served)))
         if not may or needs.check.byte_code:
@@ -233,7 +233,7 @@ class Chooser:
         if self._own.build == "never":
             helps.append(f"gateway env build {reference} builds its own environment ahead of time")
         else:
-            helps.append(f"gateway env build {reference} tries it and shows each step")
+            helps.append(f"gateway env build {reference} tries to build it and shows each step")
         if needs.facts.byte_code and minor is not None:
             helps.append(f"uv python install {named(minor)} installs the Python that it needs")
         else:
@@ -250,7 +250,7 @@ class Chooser:
         if not served and not needs.check.byte_code:
             helps.append(
                 f"models: {{{name}: {{environment: same}}}} in the settings serves it"
-                " here all the same, with a warning in each answer"
+                " in this interpreter, with a warning in each answer"
             )
         return "; ".join(helps)
 
@@ -276,7 +276,7 @@ class Chooser:
 
 
 def own(facts: Facts, lock: Lock, built: Built) -> Runtime:
-    """A package in an environment that was built for it."""
+    """The runtime of a package in an environment that was built for it."""
     installed = Installed(f"{named(built.lock.python)}.0", built.lock.packages)
     return Runtime(
         "own",

@@ -1,7 +1,7 @@
-"""What a package says of the environment it was made in: facts from its files alone, nothing executed.
+"""Facts about the environment in which a package was made, read from its files without executing anything.
 
 Python's version, requirements, the flavor's own version fields, byte code in pickles, the modules that its
-code imports, whether its loader needs the real mlflow. What it means in a place is `check`'s affair.
+code imports, and whether its loader needs the real mlflow. `check` compares them with an interpreter.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from loaders.yamltext import parse_yaml
 if TYPE_CHECKING:
     from loaders.package import Package
 
-#: Flavor in MLmodel -> (its distribution, its own field for the version).
+#: Flavor in MLmodel -> (its distribution, its field for the version).
 VERSION_FIELDS: Final = {
     "sklearn": ("scikit-learn", "sklearn_version"),
     "xgboost": ("xgboost", "xgb_version"),
@@ -53,7 +53,7 @@ _DISTRIBUTIONS: Final = {
     "sklearn": "scikit-learn", "xgboost": "xgboost", "lightgbm": "lightgbm", "catboost": "catboost",
     "statsmodels": "statsmodels", "pytorch": "torch", "onnx": "onnxruntime", "python": "cloudpickle",
 }  # fmt: skip
-"""What a flavor's loader imports."""
+"""The modules that a flavor's loader imports."""
 _CODE_MODULES: Final = frozenset({"_make_function", "subimport", "_make_skel_func"})
 _SOURCE_BYTES: Final = 4 << 20
 _IMPORT: Final = re.compile(r"^\s*(?:import|from)\s+([A-Za-z_][\w.]*)", re.MULTILINE)
@@ -62,12 +62,12 @@ _COMPILED: Final = re.compile(r"(?:\.cpython-(\d)(\d+)[^/]*\.so|\.pyc)\Z")
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """`python`: the full version, "" where the package does not say. `requirements`: its lines, as `lock`
-    takes them; `refused`: why they may not be installed, None where they may. `frameworks`: versions by
-    distribution, from the flavor's own fields. `byte_code`: the files that hold some. `modules`: what its
-    code and pickles import. `custom`: it runs code of its own. `mlflow`: why the real mlflow is needed,
-    None where it is not. `text`: it is given frames that may hold text. `old_xgboost`: XGBoost's binary
-    format. `estimator`: a class of another framework that needs scikit-learn to be there."""
+    """`python`: the full version, "" if unknown. `requirements`: its lines, in the form that `lock` reads.
+    `refused`: why they may not be installed, or None. `frameworks`: versions by distribution, from the
+    flavor's own fields. `byte_code`: the files with byte code. `modules`: what its code and pickles import.
+    `custom`: it runs its own code. `mlflow`: why it needs the real mlflow, or None. `text`: its model gets
+    frames that may hold text. `old_xgboost`: it has XGBoost's binary format. `estimator`: a class of another
+    framework that needs scikit-learn."""
 
     flavor: str
     python: str
@@ -92,14 +92,14 @@ class Facts:
         return minor_of(self.python)
 
     def imports(self, distribution: str) -> bool:
-        """Whether its code or its pickles name a module of a distribution."""
+        """Whether its code or its pickles import a module of a distribution."""
         module = MODULES.get(distribution, distribution.replace("-", "_"))
         return module in self.modules or module.partition(".")[0] in self.modules
 
 
 def wanted(facts: Facts, *, as_of: datetime | None) -> lock.Wanted:
-    """What the package's own environment must hold: its requirements without mlflow (unless its loader needs
-    it), and what it relied on without naming it. Raises LockError with the line that may not be installed."""
+    """The requirements of the package's own environment: its own without mlflow (unless its loader needs it),
+    and those that it uses without naming them. Raises LockError with the line that may not be installed."""
     if facts.refused is not None:
         raise lock.LockError(facts.refused)
     named = lock.pins(facts.requirements)
@@ -115,7 +115,7 @@ def wanted(facts: Facts, *, as_of: datetime | None) -> lock.Wanted:
     if facts.mlflow is not None:
         exact = f"mlflow=={facts.mlflow_version}" if facts.mlflow_version else "mlflow"
         given = [line for line in facts.requirements if _is_mlflow(line)]
-        # A bare `mlflow` would be the newest of that day, not the one that wrote the package.
+        # A bare `mlflow` would be the newest version of that day, not the one that wrote the package.
         lines += [line for line in given if str(*lock.pins([line]).values())] or [exact]
     return lock.Wanted(
         requirements=tuple(lines),
@@ -158,7 +158,7 @@ def read(package: Package) -> Facts:
     modules = {module.partition(".")[0] for module, _ in globals_}
     modules |= {module for source in sources for module in _imported(source)}
     if any(name in _CODE_MODULES for _, name in globals_):
-        # Functions by value name what they import as plain text.
+        # Functions pickled by value name their imports as plain text.
         modules |= {text.partition(".")[0] for text in texts if re.fullmatch(r"[A-Za-z_][\w.]*", text)}
     custom = flavor in ("python", "loader", "mlflow") or bool(byte_code)
     frames, text = _frames(package, flavor)
@@ -223,7 +223,7 @@ def _pickles(package: Package) -> Iterator[str]:
 
 
 def _compiled(package: Package) -> Iterator[str]:
-    """Modules in `code/` that come without their source."""
+    """Compiled modules in `code/` without their source."""
     code = package.code
     for file in sorted(code.rglob("*")) if code is not None else ():
         if file.parent.name != "__pycache__" and _COMPILED.search(file.name):
@@ -231,7 +231,7 @@ def _compiled(package: Package) -> Iterator[str]:
 
 
 def _sources(package: Package) -> Iterator[str]:
-    """The source files that its loader imports: what it ships, and a model saved as code."""
+    """The source files that its loader imports: its own code, and a model saved as code."""
     places: list[Path] = []
     if package.code is not None:
         places += sorted(package.code.rglob("*.py"))
@@ -248,7 +248,7 @@ def _imported(source: str) -> set[str]:
 
 
 def _frames(package: Package, flavor: str) -> tuple[bool, bool]:
-    """Whether its model is given frames, and whether these may hold text."""
+    """Whether its model gets frames, and whether these may hold text."""
     inputs = None if package.signature is None else package.signature.inputs
     if inputs is None:
         return flavor != "onnx", flavor != "onnx"
@@ -258,7 +258,7 @@ def _frames(package: Package, flavor: str) -> tuple[bool, bool]:
 
 
 def _old_xgboost(package: Package, flavor: str) -> bool:
-    """XGBoost's own format before JSON and UBJSON: what 3.1 and later do not read."""
+    """Whether it has XGBoost's format before JSON and UBJSON, which 3.1 and later do not read."""
     if flavor != "xgboost":
         return False
     data = package.native_data("xgboost")
@@ -269,7 +269,7 @@ def _old_xgboost(package: Package, flavor: str) -> bool:
 
 
 def _plain_version(text: str | None) -> str | None:
-    """A release that an index has: no development version."""
+    """The version if an index can have it; None for a development version."""
     return text if text and re.fullmatch(r"\d+(\.\d+)+", text) else None
 
 
@@ -294,7 +294,7 @@ def _mlflow(
 
 
 def _beyond(source: str, known: dict[str, frozenset[str]]) -> str | None:
-    """The first name of mlflow in a source that the stand-in does not have."""
+    """The first name of mlflow in a source file that the stand-in for mlflow does not have."""
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError):
@@ -330,7 +330,7 @@ def _beyond(source: str, known: dict[str, frozenset[str]]) -> str | None:
 
 
 def _chain(node: ast.AST) -> list[str]:
-    """`a.b.c` as its names."""
+    """The names of an expression such as `a.b.c`."""
     names: list[str] = []
     while isinstance(node, ast.Attribute):
         names.append(node.attr)

@@ -1,9 +1,9 @@
-"""Where packages come from: the index settings that this machine's pip and uv have, as arguments for uv.
+"""The package indexes: the index settings of this machine's pip and uv, as arguments for uv.
 
-uv reads its own variables and files by itself and does not read pip's. Where uv is told of no index, pip's
-settings are handed over. Several indexes of pip are searched in the order uv gives them, and the first that
-has a fitting version wins: pip itself would take the highest version of any. Credentials stay in the child's
-environment and in URLs; `hidden` takes them out of whatever is shown.
+uv reads its own variables and files, but not pip's. If uv has no index, it gets pip's settings. uv searches
+several indexes in order, and takes the first that has a matching version; pip itself would take the highest
+version of any. Credentials stay in the child's environment and in URLs; `hidden` removes them from any text
+that is shown. Must not know packages.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _PASSED: Final = re.compile(
 
 
 def hidden(text: str) -> str:
-    """Without user names, passwords and tokens."""
+    """The text without user names, passwords and tokens."""
     return _SECRET.sub(r"\1\2…", _LOGIN.sub("…@", text))
 
 
 def variables(environ: Mapping[str, str], cache: Path) -> dict[str, str]:
-    """What uv may know: where to look and how to connect, and nothing of the gateway's own. `cache` is its
-    cache directory."""
+    """The environment variables for uv: indexes and connections, but none of the gateway's own. `cache` is
+    uv's cache directory."""
     given = {name: value for name, value in environ.items() if _PASSED.match(name)}
     bundle = (
         given.pop("REQUESTS_CA_BUNDLE", None)
@@ -56,7 +56,7 @@ def variables(environ: Mapping[str, str], cache: Path) -> dict[str, str]:
 
 
 def arguments(environ: Mapping[str, str]) -> list[str]:
-    """pip's index settings as arguments of uv; none where uv has its own."""
+    """pip's index settings as arguments of uv; empty if uv has its own."""
     if any(environ.get(name) for name in OF_UV) or _in_uv_files(environ):
         return []
     pip = _pip(environ)
@@ -78,7 +78,7 @@ def arguments(environ: Mapping[str, str]) -> list[str]:
 
 
 def _pip(environ: Mapping[str, str]) -> dict[str, str]:
-    """pip's settings by their long names: files from the least particular to the most, then variables."""
+    """pip's settings by their long names: from files, the most general first, then from variables."""
     merged: dict[str, str] = {}
     for file in _pip_files(environ):
         parser = configparser.RawConfigParser()

@@ -1,7 +1,7 @@
 """The Python interpreters of this machine: from the settings, PATH, pyenv and uv's own directory.
 
-An interpreter is looked at (started once, in isolated mode) only when its minor version is wanted; the answer
-is kept while its file does not change. Nothing is ever downloaded. Must not know of packages or of models.
+An interpreter is started once, in isolated mode, when its minor version is needed. The result is kept while
+its file does not change. Nothing is ever downloaded. Must not know packages or models.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 SUPPORTED: Final = ((3, 8), (3, 13))
-"""The minors that a model's process may have, the first and the last one."""
+"""The first and the last minor version that a model process supports."""
 
 _ASK: Final = (
     "import json, sys, sysconfig; "
@@ -32,12 +32,12 @@ Minor = tuple[int, int]
 
 
 class NoInterpreter(Exception):
-    """No interpreter of a wanted version is here; the message names the commands that install one."""
+    """This machine has no interpreter of a version; the message names the commands that install one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Interpreter:
-    """`path`: its executable, outside of any virtual environment; `version`: all three numbers; `platform`:
+    """`path`: its executable, outside of any virtual environment. `version`: all three numbers. `platform`:
     as sysconfig names it."""
 
     path: str
@@ -51,7 +51,7 @@ class Interpreter:
 
 
 def minor_of(version: str | None) -> Minor | None:
-    """(3, 9) of `3.9.18`; None of what is no version."""
+    """(3, 9) for `3.9.18`; None if the text is not a version."""
     match = re.match(r"(\d+)\.(\d+)", version or "")
     return None if match is None else (int(match[1]), int(match[2]))
 
@@ -62,12 +62,12 @@ def named(minor: Minor) -> str:
 
 
 def supported(minor: Minor) -> bool:
-    """Whether the code of a model's process runs on that version."""
+    """Whether model processes support that version."""
     return SUPPORTED[0] <= minor <= SUPPORTED[1]
 
 
 class Interpreters:
-    """`paths` are the operator's: by minor version (`3.9`), the executable. `environ` as os.environ."""
+    """`paths`: the operator's executables by minor version (`3.9`). `environ`: as os.environ."""
 
     def __init__(
         self, paths: Mapping[str, Path | str] | None = None, environ: Mapping[str, str] = os.environ
@@ -78,8 +78,8 @@ class Interpreters:
         self._lock = threading.Lock()
 
     def find(self, minor: Minor) -> Interpreter | None:
-        """The interpreter of that version: the operator's, else the gateway's own, else the newest found on
-        PATH, in pyenv and in uv's directory. Blocks for the first look at each."""
+        """The interpreter of that version: the operator's, else the gateway's own, else the newest one on
+        PATH, in pyenv or in uv's directory. Blocks when it starts one for the first time."""
         if (chosen := self._paths.get(named(minor))) is not None:
             return self._look(Path(chosen))
         if minor == sys.version_info[:2]:
@@ -93,7 +93,7 @@ class Interpreters:
         return None
 
     def need(self, minor: Minor) -> Interpreter:
-        """`find`, or NoInterpreter with what to do."""
+        """As `find`, but raises NoInterpreter, which says what to do."""
         found = self.find(minor)
         if found is None:
             raise NoInterpreter(missing(minor))
@@ -140,18 +140,18 @@ class Interpreters:
 
 
 def missing(minor: Minor) -> str:
-    """What to do where an interpreter is missing."""
+    """The message for a missing interpreter, with what to do."""
     version = named(minor)
     return (
-        f"no Python {version} is on this machine; install it (uv python install {version}, or"
-        f" pyenv install {version}), or name one in the settings (environments.python)"
+        f"this machine has no Python {version}; install it (uv python install {version}, or"
+        f" pyenv install {version}), or give its path in the setting environments.python"
     )
 
 
 def _asked(file: Path) -> Interpreter | None:
-    """What an executable says it is; None for what is no CPython that answers."""
+    """Asks an executable what it is; None if it is not a CPython or does not answer."""
     try:
-        answer = subprocess.run(  # `-I`: nothing of the caller's variables or directories takes part
+        answer = subprocess.run(  # `-I`: the caller's variables and directories have no effect
             [str(file), "-I", "-S", "-c", _ASK], capture_output=True, timeout=_TIMEOUT, check=True, env={}
         )
         version, implementation, platform, base = json.loads(answer.stdout)
@@ -159,7 +159,7 @@ def _asked(file: Path) -> Interpreter | None:
         return None
     if implementation != "cpython":
         return None
-    # Of a virtual environment, the Python that it was made from.
+    # For a virtual environment, the Python that it was made from.
     path = base if Path(base).is_file() else str(file)
     return Interpreter(path, ".".join(map(str, version)), platform)
 

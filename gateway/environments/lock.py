@@ -1,8 +1,8 @@
-"""What a package may have installed: its requirement lines, read strictly, and the lock made of them.
+"""The requirement lines of a package, read strictly, and the lock made from them.
 
-Only lines of the form `name[extras] specifier; marker` are taken. Everything that says where to install from
-(index options, URLs, paths, version control, editable installs) is refused, naming the line: a package comes
-from a stranger, an index from the operator. Pure: resolving is done by `build`.
+Accepts only lines of the form `name[extras] specifier; marker`. Refuses everything that says where to install
+from (index options, URLs, paths, version control, editable installs), and names the line: only the operator
+chooses an index, because a package may come from a stranger. Pure: `resolve` does the resolving.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ CONSTRAINTS: Final = "constraints.txt"
 MLFLOW: Final = frozenset({"mlflow", "mlflow-skinny", "mlflow-tracing"})
 _MAX_BYTES: Final = 4 << 20
 
-#: What mlflow needs and models do not: left out while versions are looked for, so that only mlflow's bounds
-#: on what models do need are kept.
+#: Distributions that mlflow needs but models do not. They are left out of the resolution, so that only
+#: mlflow's bounds on the models' own distributions remain.
 MLFLOW_ONLY: Final = (
     "aiohttp", "alembic", "azure-storage-file-datalake", "boto3", "cachetools", "click", "databricks-cli",
     "databricks-sdk", "docker", "entrypoints", "fastapi", "flask", "flask-cors", "gitpython",
@@ -63,17 +63,18 @@ _FORMS: Final = (
 
 
 class LockError(Exception):
-    """A package's requirements cannot be taken as they are. The message names the line and the reason."""
+    """A package's requirements cannot be used. The message names the line and the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What an environment of a package must hold, before it is resolved.
+    """The requirements of a package's environment, before they are resolved.
 
-    `requirements`: lines; `constraints`: lines that bound versions; `hashes`: by `name==version`, what the
-    package's own lock allows; `created`: the moment as of which versions are looked for, None for now;
-    `python`: the version the package was made with, None where it does not say; `exact`: byte code needs
-    that minor; `mlflow`: the mlflow it was written by, whose bounds count; `keeps_mlflow`: it is installed.
+    `requirements`: lines. `constraints`: lines that bound versions. `hashes`: by `name==version`, the hashes
+    that the package's own lock allows. `created`: the time as of which versions are resolved, None for now.
+    `python`: the version that the package was made with, None if unknown. `exact`: byte code needs exactly
+    that minor version. `mlflow`: the mlflow version that wrote the package, whose bounds apply.
+    `keeps_mlflow`: mlflow is installed.
     """
 
     requirements: tuple[str, ...]
@@ -87,7 +88,7 @@ class Wanted:
 
     @property
     def key(self) -> str:
-        """The same for packages that want the same: what was resolved for one counts for the other."""
+        """Equal for packages with equal requirements: they share one resolution."""
         parts = [
             sorted(self.requirements), sorted(self.constraints), sorted(self.hashes),
             None if self.created is None else self.created.isoformat(),
@@ -129,8 +130,8 @@ def _exact(specifier: SpecifierSet) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Lock:
-    """A resolved environment: `packages` by canonical name, `python` the minor it is for, `platform`,
-    `hashes` the wheels' sha256 by name, `text` the `pylock.toml`, `dated` whether versions are as of the
+    """A resolved environment. `packages`: versions by canonical name. `python`: its minor version. `hashes`:
+    the SHA-256 of the wheels by name. `text`: the `pylock.toml`. `dated`: whether the versions are as of the
     package's day."""
 
     python: Minor
@@ -142,14 +143,15 @@ class Lock:
 
     @property
     def key(self) -> str:
-        """What an environment's directory is named by: its content, whatever the file's wording."""
+        """The name of the environment's directory. It depends on the content, not on the file's
+        formatting."""
         content = [list(self.python), self.platform, sorted(self.packages.items())]
         content.append(sorted((name, sorted(hashes)) for name, hashes in self.hashes.items()))
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 
     def satisfies(self, other: Lock) -> bool:
-        """Whether what runs in `other` runs here: the same Python, and every package of it, in that version
-        and of one of the same files."""
+        """Whether everything that runs in `other` runs here: the same Python, and every package of `other` in
+        the same version with at least one file in common."""
         return (
             (self.python, self.platform) == (other.python, other.platform)
             and all(self.packages.get(name) == version for name, version in other.packages.items())
@@ -161,8 +163,8 @@ class Lock:
 
 
 def lines(text: str, place: str) -> tuple[list[str], bool]:
-    """The requirements of a file in pip's format, and whether it names `constraints.txt`, which MLflow writes
-    with it. Raises LockError naming the line and what it may not be."""
+    """The requirements in a file in pip's format, and whether it names `constraints.txt`, which MLflow writes
+    next to it. Raises LockError, which names the line and why it is refused."""
     found: list[str] = []
     constrained = False
     for line in re.sub(r"\\\r?\n", " ", text).splitlines():
@@ -177,7 +179,7 @@ def lines(text: str, place: str) -> tuple[list[str], bool]:
 
 
 def readable(found: Iterable[str]) -> list[str]:
-    """Those lines that name a library: enough to compare versions, whatever else may not be installed."""
+    """The lines that name a library. They suffice to compare versions, even if other lines are refused."""
     kept = []
     for line in found:
         try:
@@ -196,7 +198,7 @@ def _line(bare: str, place: str) -> str:
     try:
         requirement = Requirement(bare)
     except InvalidRequirement:
-        raise LockError(_refused(bare, place, "no requirement")) from None
+        raise LockError(_refused(bare, place, "not a requirement")) from None
     if requirement.url is not None:
         what = "a version control reference" if "+" in requirement.url.partition(":")[0] else "a URL"
         raise LockError(_refused(bare, place, what))
@@ -207,8 +209,8 @@ def _refused(line: str, place: str, what: str) -> str:
     shown = re.sub(r"(?<=://)[^\s/@]+@", "…@", line)
     shown = shown if len(shown) <= 120 else shown[:117] + "…"
     return (
-        f"the line {shown!r} of its {place} is {what}; only lines of the form"
-        " name[extras] specifier; marker are installed"
+        f"the line {shown!r} of its {place} is {what}; the gateway installs only lines of the form"
+        " name[extras] specifier; marker"
     )
 
 
@@ -233,8 +235,8 @@ def required(package: Package) -> tuple[list[str], list[str]]:
 
 
 def shipped_lock(package: Package) -> tuple[list[str], dict[str, frozenset[str]]]:
-    """What a shipped `uv.lock` gives: versions as constraints, and hashes. Raises LockError where a package
-    in it has a source of its own: only the operator says where things come from."""
+    """The content of a shipped `uv.lock`: versions as constraints, and hashes. Raises LockError if a package
+    in it has its own source: only the operator chooses sources."""
     if not (package.path / PYPROJECT_LOCK).exists():
         return [], {}
     try:
@@ -249,16 +251,16 @@ def shipped_lock(package: Package) -> tuple[list[str], dict[str, frozenset[str]]
         if "registry" not in source:
             if source.keys() & {"virtual", "editable"} and source.get(next(iter(source))) == ".":
                 continue  # the project itself
-            kind = next(iter(source), "no source")
+            kind = next(iter(source), "an empty source")
             raise LockError(
                 f"its {PYPROJECT_LOCK} takes {name} from {kind}, not from an index;"
-                " a lock gives versions and hashes, never sources"
+                " a lock in a package may give versions and hashes only"
             )
         versions.setdefault(name, set()).add(version)
         files = entry.get("wheels", [])
         found = {str(f.get("hash", "")).removeprefix("sha256:") for f in files if isinstance(f, dict)}
         hashes[f"{name}=={version}"] = frozenset(found - {""})
-    # A lock with two versions of a package, for two platforms, says nothing of ours.
+    # A lock with two versions of a package (for two platforms) does not say which is ours.
     pinned = [f"{name}=={next(iter(found))}" for name, found in versions.items() if len(found) == 1]
     return sorted(pinned), hashes
 
@@ -286,12 +288,12 @@ def parsed(text: str, python: Minor, platform: str, *, dated: bool) -> Lock:
                 if (digest := wheel.get("hashes", {}).get("sha256"))
             )
     except (tomllib.TOMLDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise LockError(f"the lock cannot be read: {error!r}") from None
+        raise LockError(f"cannot read the lock: {error!r}") from None
     return Lock(python, platform, packages, hashes, text, dated)
 
 
 def merged(locks: Sequence[Lock]) -> Lock:
-    """One lock that satisfies all of them, which have no two versions of a package (`plan` sees to it)."""
+    """One lock that satisfies all of them. They must not disagree about a version (`plan` ensures that)."""
     first = locks[0]
     entries: dict[str, dict[str, Any]] = {}
     for lock in locks:
@@ -303,7 +305,7 @@ def merged(locks: Sequence[Lock]) -> Lock:
 
 
 def wrong_hash(lock: Lock, hashes: Mapping[str, frozenset[str]]) -> str | None:
-    """The first package whose wheel is none that the package's own lock allows; None where all are."""
+    """The first package whose wheel the model package's own lock does not allow; None if it allows all."""
     for name, version in lock.packages.items():
         allowed = hashes.get(f"{name}=={version}")
         if allowed and not lock.hashes.get(name, frozenset()) & allowed:
@@ -312,7 +314,7 @@ def wrong_hash(lock: Lock, hashes: Mapping[str, frozenset[str]]) -> str | None:
 
 
 def created(package: Package) -> datetime | None:
-    """When the package was written, UTC; None where it does not say."""
+    """When the package was written, in UTC; None if unknown."""
     text = (package.utc_time_created or "").strip()
     try:
         return datetime.fromisoformat(text).replace(tzinfo=UTC)
@@ -321,7 +323,7 @@ def created(package: Package) -> datetime | None:
 
 
 def pins(requirements: Iterable[str]) -> dict[str, SpecifierSet]:
-    """The specifiers by canonical name, of lines that were read by `lines`."""
+    """The specifiers by canonical name, from lines that `lines` has read."""
     return {canonicalize_name(r.name): r.specifier for r in map(Requirement, requirements)}
 
 
@@ -333,7 +335,7 @@ def _text(package: Package, name: str) -> str:
 
 
 def _toml(value: Mapping[str, Any]) -> str:
-    """TOML of the few kinds that a pylock holds."""
+    """The value as TOML; supports only the types that a pylock contains."""
     out = [f"{key} = {_inline(item)}" for key, item in value.items() if key != "packages"]
     for entry in value["packages"]:
         out.append("\n[[packages]]")

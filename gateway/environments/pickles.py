@@ -1,8 +1,8 @@
-"""What a pickle names, read without executing anything: its globals, its short texts, its byte code.
+"""Scans a pickle without executing anything: its globals, its short texts, its byte code.
 
-`pickletools` lists the instructions of a pickle; none of them is carried out. Byte code is what cloudpickle
-and dill write for functions and classes that they keep by value: it runs on the Python minor that wrote it
-and on no other. Knows no flavor.
+`pickletools` lists the instructions of a pickle and executes none. cloudpickle and dill write byte code for
+functions and classes that they store by value; it runs only on the minor version of Python that wrote it.
+Must not know flavors.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ _MAKERS: Final = frozenset(
         "_make_cell_set_template_code",
     }
 )  # fmt: skip
-"""What cloudpickle and dill call to make a function from its code."""
+"""The functions that cloudpickle and dill call to make a function from its code."""
 _MARKS: Final = tuple(name.encode() for name in ("CodeType", *sorted(_MAKERS)))
 
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """`globals`: (module, name) of what unpickling would import; `texts`: short texts in it; `byte_code`:
-    whether it holds code by value; `whole`: it was read to its end and nothing was left out."""
+    """`globals`: (module, name) of everything that unpickling would import. `texts`: its short texts.
+    `byte_code`: whether it holds code by value. `whole`: it was read to its end without a gap."""
 
     globals: frozenset[tuple[str, str]]
     texts: frozenset[str]
@@ -52,7 +52,7 @@ class Named:
 
 
 def is_pickle(name: str) -> bool:
-    """Whether a file of that name is one that loaders unpickle."""
+    """Whether loaders unpickle a file of that name."""
     suffixes = Path(name).suffixes
     while suffixes and suffixes[-1] in _COMPRESSED:
         suffixes.pop()
@@ -60,7 +60,7 @@ def is_pickle(name: str) -> bool:
 
 
 def read(file: Path) -> Named:
-    """What a file names; of a zip archive (torch writes them), all pickles in it. Raises OSError."""
+    """Scans a file; in a zip archive (as torch writes), scans all its pickles. Raises OSError."""
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
             parts = []
@@ -82,7 +82,7 @@ def _scanned(handle: IO[bytes]) -> Named:
     texts: set[str] = set()
     memo: dict[int, str | None] = {}
     last: str | None = None  # the text on top of the stack, if it is one
-    recent: list[str | None] = [None, None]  # the last two things pushed
+    recent: list[str | None] = [None, None]  # the last two pushed values
     whole = True
     try:
         for step, (op, argument, _) in enumerate(_operations(handle)):
@@ -123,12 +123,12 @@ def _scanned(handle: IO[bytes]) -> Named:
         MemoryError,
         OverflowError,
     ):
-        whole = False  # no pickle, or one with raw data in it, as joblib writes
+        whole = False  # not a pickle, or one with raw data in it, as joblib writes
     return Named(frozenset(found), frozenset(texts), _holds_code(found, texts), whole)
 
 
 def _operations(handle: IO[bytes]) -> Iterator[tuple[Any, Any, int | None]]:
-    """The instructions of the pickles that follow each other in a file."""
+    """The instructions of all pickles in a file, one after the other."""
     yield from pickletools.genops(handle)
     rest: Any
     while True:
@@ -140,7 +140,7 @@ def _operations(handle: IO[bytes]) -> Iterator[tuple[Any, Any, int | None]]:
 
 
 class _Rest:
-    """A file whose first byte was read already."""
+    """A file whose first byte has been read already."""
 
     def __init__(self, first: bytes, handle: IO[bytes]) -> None:
         self._first = first
@@ -163,7 +163,7 @@ def _holds_code(found: Iterable[tuple[str, str]], texts: set[str]) -> bool:
 
 
 def _marked(file: Path, opened: Any) -> bool:
-    """Whether the words of byte code stand anywhere in a file that could not be read to its end."""
+    """Whether a file that could not be read to its end contains a mark of byte code."""
     if opened is open:
         with file.open("rb") as handle:
             if not file.stat().st_size:
@@ -179,7 +179,7 @@ def _marked(file: Path, opened: Any) -> bool:
             if any(mark in tail + block for mark in _MARKS):
                 return True
             tail = block[-64:]
-    return True  # too large to look through: taken for the worse
+    return True  # too large to search: assume that it does
 
 
 def _together(parts: list[Named]) -> Named:

@@ -1,9 +1,9 @@
-"""How few environments a set of packages needs, and which packages share one.
+"""The plan: how many environments a set of packages needs, and which packages share one.
 
-Two packages share an environment where one lock satisfies both: they run on the same Python, and no package
-is in two versions. Locks that agree are merged; what was pinned stays pinned. Where locks differ only in what
-the packages left open, and the packages are of about the same time, their requirements are resolved together.
-Pure: resolving is passed in.
+Two packages share an environment if one lock satisfies both: they run on the same Python, and do not need two
+versions of a distribution. Locks that agree are merged; pinned versions stay pinned. If locks differ only in
+requirements that the packages left open, and the packages are of about the same time, their requirements are
+resolved together. Pure: the caller passes in the resolver.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _SHOWN: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The members that share an environment, by name, and its lock. `apart`: why it is not one with the
-    others, a line each."""
+    """The names of the members that share an environment, and its lock. `apart`: why it is not merged with
+    the others, one line each."""
 
     members: tuple[str, ...]
     lock: Lock
@@ -32,8 +32,8 @@ class Group:
 
 
 def grouped(locks: Mapping[str, Lock]) -> list[Group]:
-    """The groups, the one with most members first. Greedy: the largest lock first, and each into the first
-    group that it agrees with."""
+    """The groups, the one with the most members first. Greedy: takes the largest lock first, and adds each to
+    the first group that it agrees with."""
     groups: list[tuple[list[str], list[Lock], dict[str, str]]] = []
     for name, lock in sorted(locks.items(), key=lambda item: (-len(item[1].packages), item[0])):
         for members, parts, packages in groups:
@@ -91,14 +91,14 @@ def _together(
 
 
 def agree(first: Lock, packages: Mapping[str, str], other: Lock) -> bool:
-    """Whether a lock can join a group that has these packages."""
+    """Whether a lock can join a group with these packages."""
     if (first.python, first.platform) != (other.python, other.platform):
         return False
     return all(packages.get(name, version) == version for name, version in other.packages.items())
 
 
 def conflicts(one: Lock, other: Lock) -> list[str]:
-    """Why two locks cannot share an environment; empty: they can."""
+    """The reasons why two locks cannot share an environment; empty if they can."""
     if one.python != other.python:
         return [f"Python {one.python[0]}.{one.python[1]} and {other.python[0]}.{other.python[1]}"]
     return [
@@ -128,7 +128,7 @@ def _ordered(groups: Iterable[Group]) -> list[Group]:
 
 
 def _merged(parts: Sequence[Lock]) -> Lock:
-    """The one that satisfies all the others if there is one, else their union."""
+    """The lock that satisfies all others if there is one, else their union."""
     for lock in parts:
         if all(lock.satisfies(other) for other in parts):
             return lock

@@ -1,8 +1,8 @@
-"""From what a package wants to a lock: which interpreter, and which versions as of the package's day.
+"""Resolves the requirements of a package to a lock: chooses the interpreter and the versions.
 
-Only direct requirements are pinned in packages. The rest is resolved as of the day the package was written,
-within the bounds of the mlflow that wrote it, because that is what the package was tested with. An index
-without upload times is asked without the day, and the lock says so.
+Packages pin only their direct requirements. The others are resolved as of the day when the package was
+written, within the bounds of the mlflow that wrote it, because the package was tested with those versions.
+For an index without upload times the day is left out, and the lock says so. Must not know models or policies.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from gateway.environments.uv import Uv, UvError
 Progress = Callable[[str], None]
 
 _EXCLUDED: Final = ("nvidia-nccl-cu11", "nvidia-nccl-cu12", "nvidia-nccl-cu13")
-"""XGBoost and LightGBM draw them (up to a gigabyte) for training on several accelerators."""
+"""XGBoost and LightGBM install these (up to a gigabyte) for training on several accelerators."""
 _TRIES: Final = 4
 _NEXT: Final = frozenset({"no wheels", "unsatisfiable"})
-"""What another interpreter may mend."""
+"""The kinds of failure that another interpreter may avoid."""
 
 
 class Resolver:
-    """`wheels_only`: nothing is compiled; `gpu`: builds for accelerators may be installed."""
+    """`wheels_only`: nothing is compiled. `gpu`: builds for accelerators may be installed."""
 
     def __init__(
         self, uv: Uv, interpreters: Interpreters, *, wheels_only: bool = True, gpu: bool | None = None
@@ -41,7 +41,7 @@ class Resolver:
         self._gpu = Path("/dev/nvidiactl").exists() if gpu is None else gpu
 
     def resolve(self, wanted: Wanted, progress: Progress = lambda step: None) -> Lock:
-        """Blocks. Raises LockError with what can be done, UvError where uv or the index failed."""
+        """Blocks. Raises LockError, which says what can be done, and UvError if uv or the index failed."""
         failures: list[tuple[Interpreter, UvError]] = []
         for interpreter in self.interpreters(wanted)[:_TRIES]:
             progress(f"resolving for Python {named(interpreter.minor)}")
@@ -58,10 +58,10 @@ class Resolver:
         raise LockError(f"its requirements cannot be installed for Python {tried}: {failures[0][1]}")
 
     def interpreters(self, wanted: Wanted) -> Sequence[Interpreter]:
-        """Those it may run on, the best first. Raises LockError where there is none."""
+        """The interpreters that it may run on, the best first. Raises LockError if there is none."""
         if wanted.exact:
             if wanted.python is None:
-                raise LockError("it holds byte code and does not say of which Python")
+                raise LockError("it holds byte code, but does not record the Python version that wrote it")
             found = self._interpreters.find(wanted.python)
             if found is None:
                 raise LockError(
@@ -77,7 +77,7 @@ class Resolver:
         try:
             return self._as_of(wanted, interpreter, wanted.created)
         except UvError as error:
-            # An index that does not say when its files came, or has none from before that day.
+            # The index gives no upload times, or has no files from before that day.
             if wanted.created is None or error.kind not in ("no upload times", "unsatisfiable", "no wheels"):
                 raise
             try:
@@ -109,8 +109,8 @@ class Resolver:
         return locks.parsed(text, interpreter.minor, interpreter.platform, dated=day is not None)
 
     def _bounds(self, wanted: Wanted, common: list[str], scratch: Path) -> list[str]:
-        """The versions that there are if the mlflow that wrote the package is there too: it bounds what it
-        and the model share. Nothing where that cannot be told."""
+        """The versions of a resolution that includes the mlflow that wrote the package: it bounds what mlflow
+        and the model share. Empty if that resolution fails."""
         asked = [*wanted.requirements, f"mlflow=={wanted.mlflow}"]
         direct = locks.pins(wanted.requirements)
         excluded = [name for name in (*locks.MLFLOW_ONLY, *_EXCLUDED) if name not in direct]
@@ -129,7 +129,7 @@ class Resolver:
     def _accept(self, lock: Lock, wanted: Wanted) -> None:
         if (wrong := locks.wrong_hash(lock, wanted.hashes)) is not None:
             raise LockError(
-                f"{wrong}: the index has other files than the package's {locks.PYPROJECT_LOCK} names"
+                f"{wrong}: the files of the index differ from those in the package's {locks.PYPROJECT_LOCK}"
             )
         heavy = [name for name in lock.packages if name.startswith("nvidia-c")]
         if heavy and not self._gpu:

@@ -1,5 +1,5 @@
-"""uv, run as a program: with the index settings of this machine, without the gateway's secrets, with what it
-says turned into sentences. Blocks; knows no package and no lock.
+"""Runs the program uv: with the index settings of this machine, without the gateway's secrets. Turns its
+error output into sentences. Blocks. Must not know packages or locks.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ _LONGEST: Final = 600
 
 
 class UvError(Exception):
-    """uv failed. `kind` says how; the message may be shown: it holds no credentials and no path."""
+    """uv failed. `kind` says how. The message is safe to show: it holds no credentials and no path."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
         self.kind = kind
 
 
-#: What uv says, in a few words of it -> (kind, our sentence). The first that is found counts.
+#: Pattern of uv's error output -> (kind, our sentence). The first pattern that matches counts.
 _SAID: Final = (
     (r"no space left on device|disk quota exceeded|os error 28", "disk full", "the disk is full"),
     (
         r"hash mismatch|hashes? (?:do(?:es)? not|didn't) match",
         "wrong hash",
-        "a file that the index gave does not have the hash that the lock names",
+        "a file from the index does not have the hash in the lock",
     ),
     (
         r"upload.(?:date|time)",
@@ -41,19 +41,19 @@ _SAID: Final = (
     (
         r"network connectivity is disabled|needed data was not found|not found in the cache|--offline",
         "offline",
-        "what it needs is not in the cache, and the index was not asked",
+        "files that it needs are not in the cache, and the index was not queried",
     ),
     (
         r"no usable wheels|has no wheels|no `?wheels|no wheels are usable|building .* is disabled"
         r"|source distributions? .*disabled|only-binary",
         "no wheels",
-        "there are no usable wheels for this Python and machine, and nothing is compiled",
+        "the index has no wheels for this Python and machine, and the gateway does not compile packages",
     ),
     (
         r"failed to (?:read|unzip|extract)|invalid (?:zip|wheel)|corrupt|not a valid (?:zip|wheel)|deflate|"
         r"missing .*\.dist-info|bad.*(?:zip|crc)|metadata field .* not found",
         "broken wheel",
-        "a file that the index gave is no wheel that can be installed",
+        "a file from the index is not a valid wheel",
     ),
     (
         r"error sending request|connection (?:refused|reset)|timed? ?out|dns error|failed to fetch|"
@@ -64,24 +64,24 @@ _SAID: Final = (
     (
         r"no solution found|unsatisfiable|not found in the package registry|no version of|was not found",
         "unsatisfiable",
-        "its requirements cannot be met from the configured index",
+        "the configured index cannot satisfy its requirements",
     ),
 )
 
 
 def binary() -> str:
-    """The path of uv: the one that came as a dependency, else one on PATH. Raises UvError."""
+    """The path of uv: the one installed as a dependency, else the one on PATH. Raises UvError."""
     try:
         from uv import find_uv_bin
 
         return str(find_uv_bin())
     except (ImportError, FileNotFoundError):
-        raise UvError("no uv", "the program uv is not installed: pip install uv") from None
+        raise UvError("no uv", "the program uv is not installed: run pip install uv") from None
 
 
 class Uv:
-    """`cache`: its cache directory; `scratch`: an empty directory that it is started in, so that no project's
-    settings take part; `environ`: as os.environ; `timeout`: seconds that one run may take."""
+    """`cache`: its cache directory. `scratch`: an empty directory to start it in, so that it reads no
+    project's settings. `environ`: as os.environ. `timeout`: the seconds that one run may take."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class Uv:
         self._timeout = timeout
 
     def run(self, *arguments: str, indexed: bool = True) -> str:
-        """What it printed. `indexed`: it may ask indexes. Raises UvError."""
+        """Runs uv and returns its output. `indexed`: it may query indexes. Raises UvError."""
         self._scratch.mkdir(parents=True, exist_ok=True)
         command = [binary(), *arguments]
         variables = indexes.variables(self._environ, self._cache)
@@ -118,7 +118,7 @@ class Uv:
         except subprocess.TimeoutExpired:
             raise UvError("index away", f"the package index took longer than {self._timeout:g} s") from None
         except OSError as error:
-            raise UvError("no uv", f"uv could not be started: {error.strerror}") from None
+            raise UvError("no uv", f"cannot start uv: {error.strerror}") from None
         if done.returncode != 0:
             raise _told(done.stderr or done.stdout)
         return done.stdout
@@ -133,7 +133,7 @@ def _told(output: str) -> UvError:
 
 
 def _detail(output: str) -> str:
-    """What uv said, on one line, without places of this machine and credentials."""
+    """uv's message on one line, without paths of this machine and credentials."""
     lines: Sequence[str] = [
         re.sub(r"^[\s×╰─▶├│]+|^(error|Caused by):\s*", "", line).strip()
         for line in output.splitlines()

@@ -1,8 +1,8 @@
-"""The access log: a line for each request, where the operator wants it (the setting `access_log`).
+"""The access log: one line per request, if the setting `access_log` is on.
 
-What it says of a request is in the request's record; sizes and the status it counts as they pass. Of a query,
-a body and a caller's headers no line holds more than the request's id. What is no HTTP never becomes a
-request, and has no line.
+Reads the request's record, and counts sizes and the status as they pass. From the query, the body and the
+client's headers a line holds only the request's id. Bytes that are not valid HTTP never become a request, so
+they have no line.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from gateway.record import RequestRecord
 
-#: Probes and scrapes come every few seconds and say nothing: they have no line.
+#: Probes and scrapes come every few seconds and carry no information: they have no line.
 QUIET: Final = frozenset({"/livez", "/readyz", "/metrics", "/ping", "/health"})
 _MAX_PATH: Final = 256
 
@@ -25,8 +25,9 @@ log = logging.getLogger("gateway.access")
 
 @dataclass(slots=True)
 class Answered:
-    """A request and its answer. `path` as it came, without its query, escaped and cut; `status` None: the
-    client had left. `seconds` until the answer was given; bytes of bodies as they were sent."""
+    """A request and its answer. `path`: as received, without its query, escaped and cut. `status`: None if
+    the client left before the answer. `seconds`: until the answer was sent. Sizes are bytes of bodies as
+    sent."""
 
     method: str
     path: str
@@ -49,17 +50,17 @@ class Answered:
 
 
 def enable() -> None:
-    """Writes the lines at any `log_level`: the operator asked for them."""
+    """Writes the lines at any `log_level`, because the operator switched them on."""
     log.setLevel(logging.INFO)
 
 
 def line(scope: Scope, record: RequestRecord) -> Line | None:
-    """The line of a request that begins; None for a probe or scrape."""
+    """The line of a new request; None for a probe or scrape."""
     return None if scope["path"] in QUIET else Line(scope, record)
 
 
 class Line:
-    """Counts what passes, and is written when the request has ended."""
+    """Counts what passes, and writes the line when the request has ended."""
 
     def __init__(self, scope: Scope, record: RequestRecord) -> None:
         raw: bytes = scope.get("raw_path") or scope["path"].encode()
@@ -67,7 +68,7 @@ class Line:
         self._answered = Answered(_shown(scope["method"].encode()), _shown(raw.partition(b"?")[0]))
 
     def counting(self, receive: Receive, send: Send) -> tuple[Receive, Send]:
-        """The same two, counted."""
+        """Wraps both, so that they count."""
         answered = self._answered
 
         async def received() -> Message:
@@ -100,7 +101,7 @@ def write(answered: Answered, record: RequestRecord) -> None:
 
 
 def _shown(raw: bytes) -> str:
-    """What a client chose, for one line: printable ASCII as it is, the rest escaped, and cut."""
+    """Text chosen by a client, safe for one line: other than printable ASCII is escaped; long text is cut."""
     cut = raw[:_MAX_PATH].decode("latin-1")
     shown = "".join(c if c.isascii() and c.isprintable() else f"\\x{ord(c):02x}" for c in cut)
     return shown if len(raw) <= _MAX_PATH else f"{shown}…"

@@ -1,9 +1,9 @@
 """A model's answer as JSON bytes, in the forms MLflow's scoring server gives them.
 
-Knows batches and JSON, nothing of requests. An answer that JSON cannot hold is the model's failure: a
-`Problem` PREDICTION_FAILED that says what is in the way, never invalid JSON. Not-a-number and the
-infinities become null. A large answer is written in a thread, in pieces, because each piece holds the
-interpreter; one that cannot be small enough is refused before anything is built.
+Knows batches and JSON; must not know requests. An answer that JSON cannot hold is the model's failure: it
+raises `Problem` PREDICTION_FAILED with the reason, and never gives invalid JSON. NaN and the infinities
+become null. A thread encodes a large answer in pieces, because each piece holds the interpreter's lock. An
+answer that must exceed the limit is refused before anything is built.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from loaders.plain import opened
 
 #: An answer above this size, in bytes of its arrays or as values, is encoded in a thread, in pieces.
 OFF_LOOP_BYTES: Final = 256 * 1024
-#: What one piece takes at most, in bytes of arrays, and how many values it has.
+#: The most bytes of arrays and the most values in one piece.
 PIECE_BYTES: Final = 256 * 1024
 _PIECE_VALUES: Final = 16 * 1024
 _VALUE_BYTES: Final = 16
@@ -35,9 +35,9 @@ _NATIVE: Final = frozenset(np.dtype(code) for code in "?bhilqBHILQd")
 
 
 async def encode(batch: Batch, limit: int) -> list[bytes]:
-    """`predictions` as JSON, in pieces to be sent one after the other: a frame as records, arrays as nested
-    lists, several as an object of them, anything else as it is. Raises PREDICTION_FAILED, also for more than
-    `limit` bytes."""
+    """`predictions` as JSON, in pieces to send one after the other: a table as records, an array as nested
+    lists, several arrays as an object, any other value as itself. Raises PREDICTION_FAILED, also for more
+    than `limit` bytes."""
     if weight(batch) > OFF_LOOP_BYTES:
         return await asyncio.to_thread(encode_large, batch, limit)
     return [encode_now(batch)]
@@ -80,7 +80,7 @@ def check(batch: Batch, limit: int) -> None:
 
 
 def least(batch: Batch) -> int:
-    """The fewest bytes of JSON that a table or arrays can have, rows without a value included."""
+    """The fewest bytes of JSON that a table or arrays can have; rows without a value count too."""
     if isinstance(batch, Columns):
         return batch.rows * (3 + sum(len(str(name)) + 4 for name in batch.arrays))
     if isinstance(batch, Tensors):
@@ -89,7 +89,7 @@ def least(batch: Batch) -> int:
 
 
 def weight(batch: Batch) -> int:
-    """About how many bytes an answer takes; of values only as many are counted as make it large."""
+    """About how many bytes an answer takes. Stops counting values when the answer is known to be large."""
     if isinstance(batch, Columns):
         return nbytes(batch) + 3 * batch.rows
     if isinstance(batch, Tensors):
@@ -101,7 +101,7 @@ def weight(batch: Batch) -> int:
 
 
 def _count(value: object, enough: int) -> int:
-    """How many values an answer is made of, long text and arrays by their length; stops at `enough`."""
+    """How many values an answer has; long text and arrays count by their length. Stops at `enough`."""
     total, left = 0, [value]
     while left and total < enough:
         one = left.pop()
@@ -202,13 +202,13 @@ def _too_large(limit: int) -> Problem:
     return Problem(
         "PREDICTION_FAILED",
         f"the model's answer takes more than {limit} bytes as JSON",
-        hint="send fewer rows a request; the operator's limit is the setting max_answer_bytes",
+        hint="send fewer rows in one request; the operator's limit is the setting max_answer_bytes",
     )
 
 
 def _array(array: Array) -> bytes:
-    """An array as a nested list. Narrow floats are widened first, so that a reader gets exactly the
-    number that the model gave (what `tolist` gives), not a shorter text for it."""
+    """An array as a nested list. Narrow floats are widened first, so that a reader gets exactly the model's
+    number (as `tolist` gives it), not a shorter text for it."""
     kind = array.dtype.kind
     if kind == "f" and array.dtype.itemsize < 8 and not np.ma.isMaskedArray(array):
         array = array.astype(np.float64)
@@ -218,13 +218,13 @@ def _array(array: Array) -> bytes:
 
 
 def _items(array: Array) -> Any:
-    """The array as nested lists of Python values (a scalar where it has no axis); a gap is None."""
+    """The array as nested lists of Python values (a scalar if it has no axis); a missing value is None."""
     kind = array.dtype.kind
     if kind == "M":
         unit = _SHOWN.get(np.datetime_data(array.dtype)[0])
         return _map(_moment, np.datetime_as_string(array if unit is None else array.astype(unit)).tolist())
     if kind in "mc":
-        raise _not_json(f"an array of {array.dtype.name}")
+        raise _not_json(f"it has an array of type {array.dtype.name}")
     return array.tolist()
 
 
@@ -253,7 +253,7 @@ def _moment(text: str) -> str | None:
 def _records(table: Columns) -> list[dict[str, Any]]:
     names = [str(name) for name in table.arrays]
     if len(set(names)) < len(names):
-        raise _not_json("a frame with two columns of one name")
+        raise _not_json("it has two columns with the same name")
     if not names:
         return [{} for _ in range(table.rows)]
     columns = [_items(array) for array in table.arrays.values()]
@@ -261,7 +261,7 @@ def _records(table: Columns) -> list[dict[str, Any]]:
 
 
 def _dumps(value: Any) -> bytes:
-    """JSON of Python values. orjson alone where it can; where it cannot, a walk that makes plain values."""
+    """JSON of Python values: by orjson alone if it can; otherwise the values are made plain first."""
     try:
         return orjson.dumps(value)
     except orjson.JSONEncodeError:
@@ -269,11 +269,12 @@ def _dumps(value: Any) -> bytes:
 
 
 def _plain(value: Any, depth: int) -> Any:
-    """The value made of what orjson writes. Raises PREDICTION_FAILED, naming the type that cannot be."""
+    """The value, made of types that orjson writes. Raises PREDICTION_FAILED, naming the type that it
+    cannot."""
     if value is None or type(value) in (bool, float, str):
         return value
     if depth == 0:
-        raise _not_json("an answer nested too deeply, or one that holds itself")
+        raise _not_json("it is nested too deeply, or contains itself")
     if isinstance(value, enum.Enum):
         return _plain(value.value, depth - 1)
     if isinstance(value, str | float):
@@ -298,7 +299,7 @@ def _plain_object(value: Mapping[Any, Any], depth: int) -> dict[str, Any]:
     for key, item in value.items():
         name = _plain_key(key)
         if name in result:
-            raise _not_json(f"an object with the key {name[:80]!r} twice")
+            raise _not_json(f"an object has the key {name[:80]!r} twice")
         result[name] = _plain(item, depth - 1)
     return result
 
@@ -314,7 +315,7 @@ def _plain_key(key: Any) -> str:
         return key.isoformat()
     if isinstance(key, int | float | np.integer | np.floating):
         return str(key)
-    raise _not_json(f"an object with a key of type {_kind(key)}")
+    raise _not_json(f"an object has a key of type {_kind(key)}")
 
 
 def _kind(value: object) -> str:
@@ -325,7 +326,7 @@ def _plain_scalar(value: np.generic, depth: int) -> Any:
     if isinstance(value, np.datetime64):
         return _items(np.asarray(value))
     if isinstance(value, np.timedelta64 | np.complexfloating):
-        raise _not_json(f"a value of type {type(value).__name__}")
+        raise _not_json(f"it has a value of type {type(value).__name__}")
     if isinstance(value, np.longdouble):
         return float(value)
     return _plain(value.item(), depth - 1)
@@ -342,11 +343,11 @@ def _plain_leaf(value: Any, depth: int) -> Any:
     if isinstance(value, decimal.Decimal):
         return orjson.Fragment(str(value).encode()) if value.is_finite() else None
     if isinstance(value, Opaque):
-        raise _not_json(f"a value of type {kind}")
+        raise _not_json(f"it has a value of type {kind}")
     inside = opened(value)
     if inside is not value:
         return _plain(inside, depth - 1)
-    raise _not_json(f"a value of type {kind}")
+    raise _not_json(f"it has a value of type {kind}")
 
 
 def _not_json(what: str) -> Problem:

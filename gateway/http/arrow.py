@@ -1,7 +1,7 @@
 """Arrow streams as bodies and as answers (`application/vnd.apache.arrow.stream`), with the extra `arrow`.
 
-Knows batches and pyarrow, which is imported when the first such request comes. Without it, requests of
-this type are 415 and answers are JSON.
+Knows batches and pyarrow, which it imports at the first such request. Without pyarrow, requests of this type
+are 415 and answers are JSON. Must not know models or routes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _PLAIN: Final = frozenset(
     {"bool", "halffloat", "float", "double"}
     | {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 )
-#: Types whose items may share one long value: each would become an object of its own.
+#: Types whose items may share one long value: here each item would become an object of its own.
 _UNREAD: Final = ("run_end_encoded", "list_view", "large_list_view", "string_view", "binary_view")
 
 
@@ -44,14 +44,14 @@ def available() -> bool:
 
 
 def wanted(accept: bytes) -> bool:
-    """Whether the caller asks for an Arrow stream (an Accept header that names it)."""
+    """Whether the client accepts an Arrow stream (an Accept header that names it)."""
     return MEDIA.encode() in accept.lower() and available()
 
 
 def cost(body: bytes) -> int:
-    """The memory that the stream takes as a table and as columns, in bytes, told from the heads of its
-    messages: what is compressed counts unpacked, and rows without a value count too. Raises
-    MALFORMED_BODY."""
+    """The memory that the stream takes as a table and as columns, in bytes. It is computed from the heads of
+    its messages: compressed data counts unpacked, and rows without a value count too. Raises MALFORMED_BODY.
+    """
     import pyarrow as pa
 
     try:
@@ -68,11 +68,11 @@ def cost(body: bytes) -> int:
 
 
 def _weights(kind: Any) -> list[int]:
-    """The bytes that each item of a column takes here, then those of the columns inside it: the order in
-    which a record batch lists them."""
+    """The bytes that each item of a column takes here, then those of its inner columns, in the order in which
+    a record batch lists them."""
     name = str(kind)
     if name.startswith(_UNREAD):
-        message = f"columns of the Arrow type {name[:40]} are not read"
+        message = f"columns of the Arrow type {name[:40]} are not supported"
         raise Problem("MALFORMED_BODY", message, hint="send strings, lists or plain numbers")
     plain = name in _PLAIN or name.startswith("timestamp")
     inner = [] if name.startswith("dictionary") else [kind.field(i).type for i in range(kind.num_fields)]
@@ -80,8 +80,8 @@ def _weights(kind: Any) -> list[int]:
 
 
 def _message_bytes(message: Any, weights: list[int]) -> int:
-    """What one record batch takes. Its head is a flatbuffer (Message.fbs of the Arrow format), which pyarrow
-    has verified."""
+    """The bytes that one record batch takes. Its head is a flatbuffer (Message.fbs of the Arrow format),
+    which pyarrow has verified."""
     head = memoryview(message.metadata)
     batch = _table_at(head, 0, 2)
     if message.type == "dictionary":
@@ -99,7 +99,7 @@ def _message_bytes(message: Any, weights: list[int]) -> int:
 
 
 def _field(head: memoryview, table: int, number: int) -> int:
-    """Where a field of a flatbuffer's table stands; 0 where it is left out."""
+    """The offset of a field of a flatbuffer's table; 0 if the field is left out."""
     vtable = table - struct.unpack_from("<i", head, table)[0]
     if 4 + 2 * number >= struct.unpack_from("<H", head, vtable)[0]:
         return 0
@@ -118,7 +118,7 @@ def _table_at(head: memoryview, table: int, number: int, *, root: bool = True) -
 
 
 def _pairs(head: memoryview, table: int, number: int) -> Iterator[tuple[int, int]]:
-    """The structs of two 64-bit numbers in a field that is a vector of them."""
+    """The pairs of 64-bit numbers in a field that is a vector of such structs."""
     at = _field(head, table, number)
     if at:
         at += struct.unpack_from("<I", head, at)[0]
@@ -144,9 +144,9 @@ def read(body: bytes) -> RawInput:
 
 
 async def encode(batch: Batch, about: Mapping[str, Any]) -> bytes:
-    """An answer as a stream; `about` (the model, warnings) stands as JSON in the schema's metadata under
-    `gateway`. One array without a name is the column `predictions`. Raises PREDICTION_FAILED for an
-    answer that is no table."""
+    """An answer as a stream. `about` (the model, warnings) is JSON in the schema's metadata, under `gateway`.
+    One array without a name becomes the column `predictions`. Raises PREDICTION_FAILED for an answer that is
+    not a table."""
     return await asyncio.to_thread(_encode, batch, about)
 
 
@@ -162,11 +162,11 @@ def _encode(batch: Batch, about: Mapping[str, Any]) -> bytes:
         columns = {"predictions": batch.value}
     try:
         if not columns:
-            raise ValueError("it is no table")
+            raise ValueError("it is not a table")
         table = pa.table({name: pa.array(values, from_pandas=False) for name, values in columns.items()})
     except (pa.ArrowException, ValueError, TypeError) as error:
         message = f"the model's answer cannot be written as Arrow: {error}"
-        raise Problem("PREDICTION_FAILED", message, hint="ask for application/json") from None
+        raise Problem("PREDICTION_FAILED", message, hint="send Accept: application/json") from None
     table = table.replace_schema_metadata({"gateway": json.dumps(about)})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:

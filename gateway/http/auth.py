@@ -1,8 +1,8 @@
 """Control access: who may use the control verbs (CONTRACT §8).
 
-The admin key admits, and nothing else: no address and no header replaces it, because a proxy on the same
-machine looks like a local client. Where the operator configured no key, `control_key` makes one. Knows ASGI
-scopes and the key's file; nothing of verbs.
+Only the admin key gives access. No address and no other header replaces it, because a proxy on the same
+machine looks like a local client. If the operator configured no key, `control_key` makes one. Knows ASGI
+scopes and the key's file; must not know verbs.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _log = logging.getLogger("gateway.http")
 
 
 class Access:
-    """Admits who presents the key in `key_file`, surrounding whitespace aside. The file is read again when it
-    changes; a missing or empty file admits no request. None: control is closed."""
+    """Admits requests with the key in `key_file`, without surrounding whitespace. Reads the file again when
+    it changes; a missing or empty file admits no request. `key_file` None: control is closed."""
 
     def __init__(self, key_file: Path | None) -> None:
         self._file = key_file
@@ -36,24 +36,24 @@ class Access:
         self._key = b""
 
     def check(self, scope: Scope) -> None:
-        """Raises UNAUTHENTICATED where the key is not presented, FORBIDDEN where control is closed."""
+        """Raises UNAUTHENTICATED if the request has not the key, FORBIDDEN if control is closed."""
         if self._file is None:
             raise Problem(
                 "FORBIDDEN",
-                "control is closed: there is no admin key, and the gateway could not write one",
-                hint="set admin_key_file, or make state_dir writable, and start the gateway again",
+                "control calls are closed: there is no admin key, and the gateway could not write one",
+                hint="set admin_key_file or make state_dir writable, then restart the gateway",
             )
         if not self.admits(scope):
             place = f"{KEY_FILE} in its state_dir" if self._file.name == KEY_FILE else "its admin_key_file"
             raise Problem(
                 "UNAUTHENTICATED",
-                "this needs the gateway's admin key",
-                hint=f"send Authorization: Bearer KEY; the key is in the file {place}, which the command "
-                "line of the gateway's user reads by itself",
+                "this call needs the gateway's admin key",
+                hint=f"send Authorization: Bearer KEY; the key is in the file {place}, and the command line "
+                "reads it if it runs as the gateway's user",
             )
 
     def admits(self, scope: Scope) -> bool:
-        """Returns whether the request presents the key."""
+        """Returns whether the request has the key."""
         if self._file is None:
             return False
         given = [value for name, value in scope["headers"] if name == b"authorization"]
@@ -72,17 +72,17 @@ class Access:
                 self._key = self._file.read_bytes().strip()
                 self._stamp = stamp
         except OSError as error:
-            _log.error("the admin key cannot be read: %s", error)
+            _log.error("cannot read the admin key: %s", error)
             self._key, self._stamp = b"", None
         return self._key
 
 
 def control_key(state_dir: Path) -> Path | None:
-    """The file with the key for control calls, made where it does not exist; None where that is not possible,
-    which is logged.
+    """Returns the file with the key for control calls; creates it if it does not exist. Returns None if that
+    fails, and logs the reason.
 
-    A key that is there stays: several gateways may share `state_dir`, and clients may hold it. One that
-    others could read or that belongs to another user is replaced, or refused where it cannot be.
+    An existing key stays, because several gateways may share `state_dir` and clients may hold the key. A key
+    that other users can read, or that belongs to another user, is replaced; if that fails it is not used.
     """
     file = state_dir / KEY_FILE
     try:
@@ -96,13 +96,13 @@ def control_key(state_dir: Path) -> Path | None:
                 if file.is_symlink() or file.exists():
                     os.replace(fresh, file)
                 else:
-                    # Of several gateways that start at once, the first one's key holds.
+                    # If several gateways start at once, the key of the first one counts.
                     with contextlib.suppress(FileExistsError):
                         os.link(fresh, file)
             finally:
                 fresh.unlink(missing_ok=True)
     except OSError as error:
-        _log.error("control calls are closed: the key %s cannot be written: %s", file, error.strerror)
+        _log.error("control calls are closed: cannot write the key %s: %s", file, error.strerror)
         return None
     return file
 

@@ -1,6 +1,7 @@
-"""The gateway over HTTP: one ASGI application, made of predictions, MLflow's endpoints and control.
+"""The ASGI application: predictions, the look-alike protocols and control calls in one.
 
-This file alone decides which of them a request goes to, by its raw path, before any router.
+Only this module decides which part answers a request: by the raw path, before any router. Must not know how a
+part answers.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ if TYPE_CHECKING:
 
 
 def build(parts: Parts) -> ASGIApp:
-    """The ASGI application. It starts and stops nothing: `lifespan` is answered and no more.
+    """The ASGI application. It starts and stops nothing: it only answers `lifespan`.
 
-    What holds for every request is done here, once and outermost: its record with its id, the trace it
-    belongs to, `Connection: close` while the gateway stops, metrics and the access log.
+    Does once, outermost, what every request needs: its record with its id, its trace, `Connection: close`
+    while the gateway stops, metrics and the access log.
     """
     prediction = Prediction(parts)
     mlflow = Invocations(prediction)
@@ -86,7 +87,7 @@ async def _other(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def _closing(send: Send) -> Send:
-    """Tells clients with every answer to go elsewhere."""
+    """Adds `Connection: close` to every answer, so that clients go to another gateway."""
 
     async def closing(message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -98,8 +99,8 @@ def _closing(send: Send) -> Send:
 
 
 def _raw_path(scope: Scope) -> bytes:
-    """The path as the client wrote it, without the query and the mount point. Servers that do not give it
-    (ASGI has it optional) have decoded it already: then `%40` cannot be told from `@`."""
+    """The path as the client wrote it, without the query and the mount point. It is optional in ASGI: a
+    server that does not give it has decoded the path already, and then `%40` cannot be told from `@`."""
     raw: bytes = scope.get("raw_path") or scope["path"].encode()
     raw = raw.partition(b"?")[0]
     root = scope.get("root_path", "")

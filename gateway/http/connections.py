@@ -1,9 +1,9 @@
-"""How many connections are open, and which of them go when there are too many.
+"""Counts open connections, and decides which one to close when there are too many.
 
-Each connection takes a file descriptor, and without one nothing works: no prediction, no probe, no model
-process. So at most `most` connections are served. The next one takes the place of the connection that is idle
-for the longest time. While all are busy, `SPARE` more are accepted for probes and control calls alone; a
-prediction on one of those is refused. Knows connections that can be closed, and no protocol.
+Each connection takes a file descriptor. Without descriptors nothing works: no prediction, no probe, no model
+process. So at most `most` connections are served. A new one replaces the connection that is idle for the
+longest time. While all are busy, `SPARE` more are accepted for probes and control calls only; a prediction on
+one of those is refused. Must not know a protocol.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 #: Connections above the limit that are kept for probes and control calls.
 SPARE: Final = 32
-#: Descriptors that are not for connections: models, their processes, the registry, files under way.
+#: Descriptors kept for other uses: models, their processes, the registry, open files.
 _OTHERS: Final = 64
 _LEAST: Final = 16
 
@@ -27,8 +27,8 @@ class Closable(Protocol):
 
 
 class Connections:
-    """Counts connections and closes the one that is idle for the longest time. `most`: None takes it from the
-    limit on descriptors. Used by the event loop alone."""
+    """Counts connections and closes the one that is idle for the longest time. `most`: None derives it from
+    the limit on descriptors. Only the event loop uses it."""
 
     def __init__(self, most: int | None = None) -> None:
         self.most = most or default_most()
@@ -56,14 +56,14 @@ class Connections:
         self._idle[connection] = None
 
     def _close(self, connection: Closable) -> None:
-        # It counts as gone at once: more may come before the loop has closed it.
+        # Count it as closed at once: others may connect before the loop has closed it.
         self._idle.pop(connection, None)
         self._closing.add(connection)
         self.open -= 1
         connection.close()
 
     def busy(self, connection: Closable) -> None:
-        """A request came."""
+        """A request has arrived on it."""
         self._idle.pop(connection, None)
 
     def idle(self, connection: Closable) -> None:
@@ -72,7 +72,7 @@ class Connections:
             self._idle[connection] = None
 
     def closed(self, connection: Closable) -> None:
-        """It is gone."""
+        """It has been closed."""
         if connection in self._closing:
             self._closing.remove(connection)
         else:
@@ -81,7 +81,7 @@ class Connections:
 
 
 def default_most() -> int:
-    """Three quarters of the descriptors that this process may have, less what others need."""
+    """Three quarters of the descriptors that this process may have, minus those kept for other uses."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(_LEAST, soft * 3 // 4 - _OTHERS)
 

@@ -1,5 +1,7 @@
-"""How a family of routes reads requests and writes answers, as a value: what differs between protocols that
-share one way to the model. Knows forms and flags; nothing of sockets, models or paths.
+"""A dialect: how a family of routes reads requests and writes answers.
+
+Holds the differences between protocols that share one way to the model. Must not know sockets, models or
+paths.
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ if TYPE_CHECKING:
     from gateway.record import RequestRecord
     from gateway.service import Answer
 
-#: Headers and the body in parts, from the request's record, the answer, what the request asked for, and the
-#: most bytes that an answer may have.
+#: Makes the headers and the body in parts from the request's record, the answer, the request's own wishes,
+#: and the most bytes that an answer may have.
 Encode: TypeAlias = "Callable[[RequestRecord, Answer, Any, int], Awaitable[tuple[list[Header], list[bytes]]]]"
 
 
@@ -31,10 +33,10 @@ def declared(headers: Mapping[bytes, bytes]) -> Media:
 class Dialect:
     """One protocol.
 
-    `media`: the form of a body, from its headers. `document`: a problem as a body. `encode`: None for
-    `{"predictions": …}`. `bare`: nothing but the predictions in the answer, and input errors are 400.
-    `lenient`: without the setting `enforcement` inputs are cast as MLflow does. `positional`: rows without
-    names are taken by position, and the answer says so.
+    `media`: gives the form of a body from its headers. `document`: writes a problem as a body. `encode`: None
+    means `{"predictions": …}`. `bare`: the answer holds only the predictions, and input errors are 400.
+    `lenient`: if the setting `enforcement` is not set, inputs are cast as MLflow casts them. `positional`:
+    rows without names are read by position, and the answer carries a warning.
     """
 
     media: Callable[[Mapping[bytes, bytes]], Media] = declared

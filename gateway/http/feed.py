@@ -1,7 +1,7 @@
-"""What happens to aliases, as it happens: server-sent events for dashboards and deployment tools.
+"""The stream of `GET /events`: server-sent events about aliases, for dashboards and deployment tools.
 
-A subscriber that reads slowly loses the oldest events, never memory of the gateway. Knows events and the form
-of the stream; not who emits.
+A slow subscriber loses the oldest events, so that it cannot fill the gateway's memory. Knows events and the
+format of the stream; must not know who emits them.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ import orjson
 from gateway.errors import Problem
 from gateway.events import AliasDeleted, Event, RolloutChanged, Swapped, SwapRefused
 
-#: How each kind of event is called in the stream.
+#: The name of each kind of event in the stream.
 KINDS: Final = {
     RolloutChanged: "rollout",
     Swapped: "swapped",
     SwapRefused: "refused",
     AliasDeleted: "deleted",
 }
-#: Events that wait for one subscriber at most.
+#: The most events that wait for one subscriber.
 KEPT: Final = 256
 MAX_SUBSCRIBERS: Final = 32
-#: A comment goes out this often, in seconds, so that proxies keep the stream open.
+#: The seconds between two comments, which make proxies keep the stream open.
 HEARTBEAT: Final = 15.0
 #: A stream notices after this time, in seconds, that the gateway stops.
 LOOK_EVERY: Final = 1.0
 
 
 class Feed:
-    """Passes events on to whoever subscribes. Used by the event loop alone."""
+    """Passes events to all subscribers. Only the event loop uses it."""
 
     def __init__(self) -> None:
         self._number = 0
@@ -54,7 +54,7 @@ class Feed:
     def subscribe(self, ended: Callable[[], bool]) -> AsyncIterator[bytes]:
         """The stream from now on, until `ended`. Raises OVERLOADED beyond `MAX_SUBSCRIBERS`."""
         if len(self._subscribers) >= MAX_SUBSCRIBERS:
-            raise Problem("OVERLOADED", f"{MAX_SUBSCRIBERS} callers follow /events already", retry_after=60)
+            raise Problem("OVERLOADED", f"/events already has {MAX_SUBSCRIBERS} subscribers", retry_after=60)
         subscriber = _Subscriber()
         self._subscribers.add(subscriber)
         return self._stream(subscriber, ended)
@@ -75,7 +75,7 @@ class Feed:
 
 
 class _Subscriber:
-    """What waits for one reader."""
+    """The events that wait for one subscriber."""
 
     def __init__(self) -> None:
         self._texts: deque[bytes] = deque(maxlen=KEPT)
@@ -86,7 +86,7 @@ class _Subscriber:
         self._some.set()
 
     async def take(self, timeout: float) -> list[bytes]:
-        """What came, oldest first; nothing after `timeout` seconds without."""
+        """The events that have arrived, oldest first; an empty list after `timeout` seconds without one."""
         try:
             async with asyncio.timeout(timeout):
                 await self._some.wait()

@@ -1,7 +1,7 @@
-"""The endpoints of MLflow's scoring server, for its clients and SageMaker's, unchanged (MLFLOW's protocol:
-POST /invocations, GET /ping, /health, /version).
+"""The endpoints of MLflow's scoring server, for unchanged clients of MLflow and SageMaker: POST /invocations,
+GET /ping, /health and /version.
 
-Knows those four paths; a prediction itself is `gateway.http.predict`'s affair.
+Knows those four paths; `gateway.http.predict` answers predictions.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _TEXT: Final = (b"content-type", b"text/plain; charset=utf-8")
 
 
 class Invocations:
-    """Answers the paths of `PATHS`. The model is that of the header X-Model, or of SageMaker's
-    X-Amzn-SageMaker-Target-Model, else the setting `default_model`."""
+    """Answers the paths of `PATHS`. The header X-Model or SageMaker's X-Amzn-SageMaker-Target-Model names the
+    model, else the setting `default_model`."""
 
     def __init__(self, prediction: Prediction) -> None:
         self._prediction = prediction
@@ -48,9 +48,9 @@ class Invocations:
 
 
 def _target(record: RequestRecord, scope: Scope) -> None:
-    """Takes SageMaker's target model for X-Model: NAME, NAME@ALIAS or NAME/VERSION, with or without
-    `.tar.gz`. Never the default model where another one is named. Raises INVALID_REFERENCE where the two
-    headers disagree."""
+    """Uses SageMaker's target model as X-Model: NAME, NAME@ALIAS or NAME/VERSION, with or without `.tar.gz`.
+    The default model must never answer if the request names another one. Raises INVALID_REFERENCE if the two
+    headers name different models."""
     named = {value.removesuffix(_ARCHIVE) for name, value in scope["headers"] if name == TARGET_MODEL}
     if not named:
         return

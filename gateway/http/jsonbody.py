@@ -1,8 +1,8 @@
-"""JSON of prediction bodies: strict, but for what Python's own clients write.
+"""The JSON parser for prediction bodies: strict, except for two things that Python clients write.
 
-Those write NaN, Infinity and -Infinity as bare words, and sometimes a byte order mark; whole numbers of any
-length are read exactly. Knows bytes and values, and nothing of what the values mean: enforcement makes a NaN
-null where a type has no NaN. Ordinary bodies are read by orjson alone.
+These are the bare words NaN, Infinity and -Infinity, and a byte order mark. Whole numbers of any length are
+read exactly. orjson alone reads ordinary bodies. Must not know what the values mean: enforcement turns NaN
+into null for types without NaN.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import orjson
 
-#: Every digit as 0, so that a run of them is found by a plain search.
+#: Maps every digit to 0, so that a plain search finds a run of digits.
 _DIGITS: Final = bytes.maketrans(b"123456789", b"000000000")
 #: The fewest digits of a whole number beyond 64 bits, which orjson reads as a float.
 _LONG: Final = b"0" * 19
@@ -22,7 +22,7 @@ _WHOLE: Final = re.compile(rb"[\[,:\s]-?\d{19,}\s*[,\]}]")
 
 
 def loads(body: bytes) -> Any:
-    """The value of a JSON text. Raises ValueError with the reason, which repeats nothing of the body."""
+    """The value of a JSON text. Raises ValueError with the reason, which quotes nothing from the body."""
     if body.startswith(codecs.BOM_UTF8):
         body = body[len(codecs.BOM_UTF8) :]
     try:
@@ -37,12 +37,12 @@ def loads(body: bytes) -> Any:
 
 
 def _loads(body: bytes) -> Any:
-    """The same by the standard library, which knows the bare words and has no longest integer."""
+    """The same with the standard library, which reads the bare words and integers of any length."""
     try:
         text = body.decode("utf-8")
         value = json.loads(text)
         if "\\u" in text:
-            # Half of a surrogate pair is no text: what comes later cannot write it.
+            # Half of a surrogate pair is not text: later code could not write it.
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 at byte {error.start}") from None

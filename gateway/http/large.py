@@ -1,12 +1,12 @@
-"""Large bodies: parsed and enforced in a process of their own, one at a time.
+"""Large bodies: a separate process parses and enforces them, one at a time.
 
-Parsing a large body holds the interpreter for as long as it takes, and Python keeps much of the memory. In
-another process neither touches the other requests: the gateway gets back one frame that it forwards to the
-model's process unread. The process starts with the first large body, ends when none has come for a while,
-and ends after a body that made it grow, so that its memory returns to the system.
+Parsing a large body holds the interpreter's lock for its whole duration, and Python keeps much of the memory.
+In another process neither affects other requests. The gateway gets back one frame, and forwards it unread to
+the model's process. The process starts with the first large body. It ends when none has come for a while, and
+after a body that made it grow, so that the system gets the memory back.
 
-This file is both ends: `LargeBodies` in the gateway, `main` in the process. It knows bodies, signatures and
-frames; nothing of models.
+This module holds both ends: `LargeBodies` in the gateway, `main` in the process. It knows bodies, signatures
+and frames; must not know models.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ if TYPE_CHECKING:
     from gateway.names import Reference
     from loaders.enforcement import Mode
 
-#: How long the process stays without work, and how long one body may take, in seconds.
+#: How long the process waits for work, and how long one body may take, in seconds.
 IDLE_SECONDS: Final = 30.0
 BODY_SECONDS: Final = 120.0
-#: The process ends after a body that left it this much larger, in bytes, than it was.
+#: The process ends after a body that made it grow by more than this, in bytes.
 _GROWN: Final = 64 << 20
-#: What the limit on its memory allows on top of the parsed body: its own code, and copies under way.
+#: What the limit on its memory allows in addition to the parsed body: its own code, and temporary copies.
 _HEADROOM: Final = 512 << 20
 
 _log = logging.getLogger("gateway.http")
 
 
 class Enforced(NamedTuple):
-    """A body as its model takes it, params included."""
+    """A body after enforcement, with its params."""
 
     batch: wire.Framed
     warnings: tuple[str, ...]
@@ -60,8 +60,8 @@ class Enforced(NamedTuple):
 
 @dataclass(slots=True)
 class LargeBody:
-    """A body that was read and not parsed. `reference`: the model that path or header name. `asked`: as in
-    `Parsed`, once it is enforced."""
+    """A body that was received but not parsed. `reference`: the model that the path or the header names.
+    `asked`: as in `Parsed`, set by `enforce`."""
 
     body: bytes
     media: Media
@@ -70,14 +70,14 @@ class LargeBody:
     asked: Any = None
 
     async def model(self) -> object:
-        """The member `model`, for a request that names its model nowhere else. Raises Problem."""
+        """The body's member `model`, for a request that names its model nowhere else. Raises Problem."""
         reply, _ = await self.place.ask({"op": "model", "media": list(self.media), "body": _array(self.body)})
         return _model(reply)
 
     async def enforce(
         self, signature: Signature | None, mode: Mode, type_hints: bool, positional: bool
     ) -> Enforced:
-        """What `enforce` makes of it. Raises InvalidInput, and Problem for a body that cannot be parsed."""
+        """The result of `enforce`. Raises InvalidInput, and Problem for a body that cannot be parsed."""
         message = {
             "op": "enforce",
             "media": list(self.media),
@@ -96,7 +96,7 @@ class LargeBody:
 
 
 class LargeBodies:
-    """The process, seen from the gateway. `budget`: the most bytes that one parsed body may take."""
+    """The gateway's end of the process. `budget`: the most bytes that one parsed body may take."""
 
     def __init__(self, budget: int) -> None:
         self._budget = budget
@@ -108,12 +108,12 @@ class LargeBodies:
 
     @property
     def pid(self) -> int | None:
-        """The id of the process, None where there is none."""
+        """The id of the process; None if there is none."""
         process = self._process
         return None if process is None else process.pid
 
     async def ask(self, message: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[wire.Array, int] | None]:
-        """One message, its reply, and the frame that follows the reply to `enforce`."""
+        """Sends one message. Returns the reply, and the frame that follows the reply to `enforce`."""
         loop = asyncio.get_running_loop()
         if self._idle is not None:
             self._idle.cancel()
@@ -134,12 +134,12 @@ class LargeBodies:
         return reply, frame
 
     async def close(self) -> None:
-        """Ends the process. No body is parsed afterwards."""
+        """Ends the process. Later bodies are refused."""
         if self._idle is not None:
             self._idle.cancel()
         process = self._process
         if process is not None and self._waiting:
-            process.kill()  # nobody waits any more
+            process.kill()  # no caller waits for it
         await asyncio.get_running_loop().run_in_executor(self._thread, self._end)
         self._thread.shutdown(wait=False)
 
@@ -168,7 +168,9 @@ class LargeBodies:
             _log.error("the process for large bodies failed (%s)", type(error).__name__)
             if ended is not None and isinstance(error, EOFError | BrokenPipeError):
                 raise too_large(self._budget) from None
-            raise Problem("INTERNAL", "the body could not be parsed; the gateway's log has more") from None
+            raise Problem(
+                "INTERNAL", "the body could not be parsed; the gateway's log has the reason"
+            ) from None
         return reply, frame
 
     def _start(self) -> None:
@@ -201,11 +203,11 @@ class LargeBodies:
 
 
 def too_large(budget: int) -> Problem:
-    """A body that does not fit in memory once it is parsed."""
+    """The problem of a body that would take too much memory once it is parsed."""
     return Problem(
         "BODY_TOO_LARGE",
         f"the body would take more than {budget} bytes of memory when it is parsed",
-        hint="send fewer rows a request; the limit is the setting max_inflight_bytes",
+        hint="send fewer rows in one request; the limit is the setting max_inflight_bytes",
     )
 
 
@@ -223,7 +225,7 @@ def _model(reply: Mapping[str, Any]) -> object:
 def main(descriptor: int, budget: int) -> None:
     """Answers until the gateway closes the socket."""
     for ignored in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(ignored, signal.SIG_IGN)  # of the terminal or the group: the gateway decides
+        signal.signal(ignored, signal.SIG_IGN)  # from the terminal: the gateway decides when it ends
     with suppress(ValueError, OSError):
         limit = budget * 3 + _HEADROOM
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
@@ -283,7 +285,7 @@ def _problem(error: Problem) -> dict[str, Any]:
 
 
 def _peak() -> int:
-    """The most memory that this process took, in bytes. `getrusage` counts what it was forked from too."""
+    """The peak memory of this process, in bytes. (`getrusage` would count its parent's memory too.)"""
     try:
         status = Path("/proc/self/status").read_text("ascii", "replace")
     except OSError:

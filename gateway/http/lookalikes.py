@@ -1,7 +1,8 @@
-"""Routes that other model servers have, for their clients: KServe's and TensorFlow Serving's V1 protocol
-below `/v1/models`, MLflow's and SageMaker's endpoints (`/endpoints/NAME/invocations`, `/api/2.0/endpoints/`).
+"""Routes of other model servers, for their clients: the V1 protocol of KServe and TensorFlow Serving below
+`/v1/models`, and the endpoints of MLflow and SageMaker (`/endpoints/NAME/invocations`,
+`/api/2.0/endpoints/`).
 
-Knows their paths and documents. A prediction is `predict.Prediction`'s affair.
+Knows their paths and documents; `predict.Prediction` answers predictions.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _INVOCATIONS: Final = b"/invocations"
 
 
 def _json(headers: Mapping[bytes, bytes]) -> Media:
-    """V1 clients send JSON with any content type or none."""
+    """JSON, because V1 clients send it with any content type or none."""
     return Media("json")
 
 
@@ -49,7 +50,7 @@ def is_here(path: bytes) -> bool:
 
 
 class Lookalikes:
-    """Answers every path for which `is_here` holds."""
+    """Answers every path for which `is_here` is true."""
 
     def __init__(self, parts: Parts, prediction: Prediction) -> None:
         self._views = parts.views
@@ -95,7 +96,7 @@ class Lookalikes:
         raise problems.not_found()
 
     async def _status(self, reference: Reference) -> dict[str, Any]:
-        """What KServe says of a model (`name`, `ready`) and what TensorFlow Serving does."""
+        """The state of a model in KServe's form (`name`, `ready`) and in TensorFlow Serving's."""
         version, reason = await self._views.readiness(reference)
         status = {"error_code": "OK", "error_message": ""}
         if reason is not None:
@@ -119,12 +120,12 @@ def _v1_reference(raw: bytes) -> Reference:
         raise names.InvalidReference("the label in the path is not UTF-8") from None
     reference = names.parse_path(name)
     if reference.alias is not None or reference.version is not None:
-        raise names.InvalidReference("the path names a version or an alias, and a label")
+        raise names.InvalidReference("the path names a label and also a version or an alias: give only one")
     return Reference(reference.name, alias=names.check_alias(alias))
 
 
 def _endpoint(name: str) -> dict[str, Any]:
-    """A model as MLflow's client for deployments reads it."""
+    """A model in the form that MLflow's deployments client reads."""
     return {
         "name": name,
         "endpoint_type": "model",

@@ -1,7 +1,6 @@
-"""The forms that bodies come in: what each costs in memory, which bodies are large, how each is parsed.
+"""The forms of a body: what each costs in memory, which bodies are large, how each is parsed.
 
-One table for the gateway and for the process that parses large bodies. Knows parsers and sizes; nothing of
-routes or headers.
+The gateway and the process for large bodies share this table. Must not know routes or headers.
 """
 
 from __future__ import annotations
@@ -12,28 +11,28 @@ from typing import Final, NamedTuple
 from gateway.http import bodies, v2_inputs
 from gateway.http.bodies import Parsed
 
-#: A body above either of these, in bytes as sent or as it will be in memory, is parsed elsewhere.
+#: A body above either limit, in bytes as sent or in memory once parsed, is parsed in another process.
 RAW_BYTES: Final = 256 << 10
 PARSED_BYTES: Final = 8 << 20
 
 
 class Media(NamedTuple):
-    """The form of a body, and what its parser needs besides the bytes (`v2`: the length of the JSON)."""
+    """The form of a body, and what its parser needs in addition (for `v2` the length of the JSON part)."""
 
     form: str
     parameter: str = ""
 
 
 def cost(media: Media) -> Callable[[bytes], int]:
-    """What tells the memory of such a body once it is parsed, in bytes. It raises Problem."""
+    """The function that computes the memory of such a body once it is parsed, in bytes. It raises Problem."""
     if media.form == "v2":
         return lambda body: v2_inputs.memory(body, media.parameter)
     return bodies.COSTS[media.form]
 
 
 def is_large(media: Media, body: bytes, becomes: int) -> bool:
-    """Whether a body that becomes so many bytes should be parsed in another process. Raw binary data costs
-    nothing to read: only the JSON in front of it counts."""
+    """Whether to parse a body in another process. `becomes`: its bytes in memory. Raw binary data costs
+    nothing to read, so only the JSON in front of it counts."""
     size = len(body)
     if media.form == "v2" and media.parameter:
         size = int(media.parameter)

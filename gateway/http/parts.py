@@ -1,4 +1,4 @@
-"""What the HTTP layer is given: parts of the gateway, never the whole application."""
+"""The parts of the gateway that the HTTP layer receives. It never gets the whole application."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Predictions over HTTP: from an ASGI scope to the service and back, before any router.
 
-This is the hot path: no pydantic, no regular expression, no log line and no request object. It knows the
-contract's URLs and headers (CONTRACT §5) and nothing of how a model is found, loaded or asked.
+This is the hot path: no pydantic, no regular expression, no log line and no request object. Knows the
+contract's URLs and headers (CONTRACT §5); must not know how a model is found, loaded or called.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ class Prediction:
         target: bytes | Reference | None,
         dialect: Dialect = PREDICT,
     ) -> None:
-        """Answers one request: read and parse, ask the model, encode, send. `target` is the model: a
-        reference, or the raw path behind `/predict/`; None where the path names no model."""
+        """Answers one request: reads and parses, calls the model, encodes, sends. `target` is the model: a
+        reference, or the raw path after `/predict/`; None if the path names no model."""
         record: RequestRecord = scope[problems.RECORD]
         if scope["method"] != "POST":
             await problems.respond_not_allowed(send, record, scope["method"], "POST", dialect.document)
@@ -91,7 +91,7 @@ class Prediction:
                 head, parts = await self._success(record, answer, asks, dialect)
                 held.release()
                 if len(parts) > 1:
-                    held.add(sum(map(len, parts)))  # until they are sent
+                    held.add(sum(map(len, parts)))  # counted until they are sent
                 watcher.end()
                 status, record.code = 200, "2xx"
             except (bodies.ClientLeft, asyncio.CancelledError) as error:
@@ -125,8 +125,8 @@ class Prediction:
         held: bodies.Held,
         dialect: Dialect,
     ) -> tuple[Inference, Any]:
-        """What the request asks: head, body, and the model that they name together; and what its protocol's
-        answer needs. Raises Problem."""
+        """Reads the request: its head, its body, and the model that they name. Returns also what the answer's
+        protocol needs. Raises Problem."""
         headers = record.headers
         form = dialect.media(headers)
         deadline = deadline_of(headers)
@@ -155,7 +155,7 @@ class Prediction:
     async def _success(
         self, record: RequestRecord, answer: Answer, asks: Any, dialect: Dialect
     ) -> tuple[list[Header], list[bytes]]:
-        """The headers, and the body: whole, or in parts where the answer is large. Raises Problem."""
+        """The headers and the body: whole, or in parts if the answer is large. Raises Problem."""
         began = perf_counter()
         headers = record.headers
         as_table = dialect.encode is None and b"accept" in headers and arrow.wanted(headers[b"accept"])
@@ -190,7 +190,7 @@ class Prediction:
 def _failure(
     record: RequestRecord, error: Exception, asked: float, dialect: Dialect
 ) -> tuple[int, list[Header], list[bytes]]:
-    """Status, headers and body. `asked`: when the model was asked, 0 if it was not."""
+    """Status, headers and body. `asked`: when the model was called, 0 if it was not."""
     problem = error if isinstance(error, Problem) else problems.unexpected(error, record.id)
     # The frames of a traceback hold the body, and a refusal may take seconds to be sent.
     problem.__traceback__ = problem.__context__ = None
@@ -215,20 +215,20 @@ def attribute(record: RequestRecord, asked: float) -> None:
 
 
 def _too_many_connections() -> Problem:
-    message = "the gateway is overloaded: too many connections (max_connections)"
+    message = "the gateway is overloaded: all connections are in use (max_connections)"
     return Problem("OVERLOADED", message, retry_after=1.0)
 
 
 def _about(record: RequestRecord, answer: Answer) -> dict[str, object]:
-    """What the JSON form says next to the predictions."""
+    """The members of the JSON answer next to the predictions."""
     assert record.version is not None
     model = {"name": record.version.name, "version": record.version.version, "alias": record.alias}
     return {"model": model, "warnings": list(answer.warnings)}
 
 
 class _DisconnectWatchers:
-    """Looks after the requests that take longer than `WATCH_AFTER_SECONDS`, with one timer for all: a timer
-    for each request would cost every quick one something."""
+    """Watches the requests that take longer than `WATCH_AFTER_SECONDS`. One timer serves all of them: a timer
+    per request would slow down the short ones."""
 
     def __init__(self) -> None:
         self._young: deque[tuple[float, _DisconnectWatcher]] = deque()
@@ -250,7 +250,7 @@ class _DisconnectWatchers:
 
 
 class _DisconnectWatcher:
-    """Cancels the work for a client that leaves while it waits, so that its place in a queue is free."""
+    """Cancels the work for a client that leaves while it waits, so that its place in the queue is free."""
 
     __slots__ = ("_receive", "_request", "_watch", "left")
 
@@ -265,7 +265,7 @@ class _DisconnectWatcher:
             self._watch = asyncio.get_running_loop().create_task(self._look(self._receive))
 
     def end(self) -> None:
-        self._receive = self._request = None  # an ended one may stand in the queue for a moment yet
+        self._receive = self._request = None  # it may stay in the queue for a moment after its end
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None
@@ -285,14 +285,14 @@ def _timing(record: RequestRecord) -> Header:
 
 @lru_cache(maxsize=1024)
 def resolved(name: str, version: str, alias: str | None) -> tuple[bytes, Header, Header]:
-    """What every answer of a resolved model says of it: the body's member and the two headers. A header
-    holds Latin-1 at most, so what is not printable ASCII is percent-encoded, and `%` with it."""
+    """How every answer names its resolved model: the body's member and the two headers. A header can hold
+    Latin-1 only, so other characters than printable ASCII are percent-encoded, and so is `%`."""
     model = b',"model":' + orjson.dumps({"name": name, "version": version, "alias": alias})
     return model, (b"x-model-name", quote(name, safe=_PLAIN).encode()), (b"x-model-version", version.encode())
 
 
 def deadline_of(headers: Mapping[bytes, bytes]) -> float | None:
-    """The caller's X-Request-Timeout-Ms as a moment of the loop's clock."""
+    """The client's X-Request-Timeout-Ms as a time on the loop's clock."""
     given = headers.get(b"x-request-timeout-ms")
     if given is None:
         return None
@@ -306,13 +306,13 @@ def deadline_of(headers: Mapping[bytes, bytes]) -> float | None:
 
 
 def _reference(target: bytes | Reference | None, headers: Mapping[bytes, bytes]) -> Reference | None:
-    """The model that the path names, else the header X-Model, else None. Raises INVALID_REFERENCE,
-    also for SageMaker's target model: another model must never answer for it."""
+    """The model that the path names, else the header X-Model, else None. Raises INVALID_REFERENCE, also for
+    SageMaker's target model: another model must never answer in its place."""
     if TARGET_MODEL in headers:
         raise Problem(
             "INVALID_REFERENCE",
             "X-Amzn-SageMaker-Target-Model selects a model on /invocations only",
-            hint="name the model in the path, and leave the header out",
+            hint="name the model in the path and leave out the header",
         )
     try:
         if isinstance(target, Reference):

@@ -1,6 +1,6 @@
-"""What goes wrong, as HTTP answers: the error form of CONTRACT §6 and how any answer is sent.
+"""Problems as HTTP answers: the error form of CONTRACT §6; also, how any answer is sent.
 
-Knows status codes and headers, nothing of routes or models. No answer made here holds a traceback, a row
+Knows status codes and headers; must not know routes or models. No answer made here holds a traceback, a row
 of data or a path of the server.
 """
 
@@ -36,7 +36,7 @@ _log = logging.getLogger("gateway.http")
 
 
 def request_id(headers: Mapping[bytes, bytes]) -> bytes:
-    """The caller's X-Request-Id where it is up to 128 printable ASCII characters, else a new one."""
+    """The client's X-Request-Id if it is 1 to 128 printable ASCII characters, else a new one."""
     given = headers.get(b"x-request-id", b"")
     if 0 < len(given) <= _MAX_REQUEST_ID and given.isascii() and given.decode().isprintable():
         return given
@@ -88,7 +88,7 @@ def header_list(problem: Problem, identity: bytes) -> list[Header]:
 
 
 def error_document(problem: Problem, identity: bytes) -> bytes:
-    """The same with the member `error` in front, as the V1 and V2 protocols have it."""
+    """The same with the member `error` in front, as the V1 and V2 protocols require."""
     message = orjson.dumps(problem.message.encode(errors="replace").decode())
     return b'{"error":' + message + b"," + document(problem, identity)[1:]
 
@@ -124,23 +124,23 @@ async def respond(send: Send, status: int, head: Iterable[Header], body: bytes) 
 
 
 async def respond_in_parts(send: Send, status: int, head: Iterable[Header], parts: list[bytes]) -> None:
-    """Sends a large answer part by part, as fast as the client takes it; a part that went is forgotten."""
+    """Sends a large answer part by part, as fast as the client reads it; frees each part once it is sent."""
     length = (b"content-length", b"%d" % sum(map(len, parts)))
     await send({"type": "http.response.start", "status": status, "headers": [*head, length]})
     parts.reverse()
     while parts:
         await send({"type": "http.response.body", "body": parts.pop(), "more_body": True})
-        await asyncio.sleep(0)  # a client that is fast enough would otherwise keep the loop
+        await asyncio.sleep(0)  # otherwise a fast client would occupy the loop
     await send({"type": "http.response.body", "body": b""})
 
 
 async def refuse_unread(
     send: Send, receive: Receive, status: int, head: Iterable[Header], body: bytes
 ) -> None:
-    """Answers a request whose body is not wanted, so that a client which is still sending gets the answer.
+    """Answers a request without reading its body, so that a client which is still sending gets the answer.
 
-    Closing at once would reset the connection under it. So the answer goes out complete, then what still
-    comes is thrown away for a moment, then the connection is closed (what web servers call lingering).
+    Closing at once would reset the connection. So this sends the whole answer, discards for a moment what the
+    client still sends, then closes the connection (web servers call this lingering close).
     """
     length = (b"content-length", b"%d" % len(body))
     await send({"type": "http.response.start", "status": status, "headers": [*head, CLOSE, length]})
@@ -155,5 +155,5 @@ async def refuse_unread(
                     break
                 patience.reschedule(min(end, loop.time() + LINGER_IDLE_SECONDS))
     except TimeoutError:
-        pass  # it goes on sending: it had its moment
+        pass  # the client continues to send: close anyway
     await send({"type": "http.response.body", "body": b""})

@@ -1,8 +1,8 @@
 """HTTP on one connection, before there is a request: limits for the head, and errors in the contract's form.
 
-uvicorn's own protocol waits for the end of a head however long and large it becomes, and answers what it
-cannot parse in plain text. Nothing here is done once a head is complete, so a request pays for a comparison.
-Knows nothing of paths or models.
+uvicorn's own protocol sets no limit on the size and duration of a head, and answers invalid HTTP in plain
+text. Here nothing runs once a head is complete, so a request costs one comparison. Must not know paths or
+models.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _BODY: Final = -1
 _OFFER: Final = frozenset({b"upgrade", b"http2-settings"})
 _PER_HEADER: Final = len(": \r\n")
 
-#: The age at which connections end differs by this share, so that clients do not all come back at once.
+#: The age at which connections end varies by this share, so that clients do not all reconnect at once.
 AGE_JITTER: Final = 0.1
 
 try:
@@ -36,7 +36,7 @@ except ImportError:
     def protocol(
         max_age: float | None = None, connections: Connections | None = None
     ) -> type[asyncio.Protocol] | Literal["auto"]:
-        """What uvicorn's `http` is to be; without httptools, uvicorn's own choice."""
+        """The value for uvicorn's option `http`; without httptools, uvicorn's own choice."""
         return "auto"
 
 else:
@@ -44,12 +44,12 @@ else:
     class Protocol(HttpToolsProtocol):
         """A request's head has at most `MAX_HEAD_BYTES` and is complete after `head_seconds`.
 
-        What is wrong with a head is answered with 400 MALFORMED_BODY, then the connection is closed; one on
-        which nothing ever came is closed without a word.
+        A head with a fault is answered with 400 MALFORMED_BODY, then the connection is closed. A connection
+        on which nothing came is closed without an answer.
 
-        An offer to upgrade (`Upgrade: h2c` of curl --http2 and of the JDK) is ignored, as RFC 9110, 7.8
-        allows: the request is answered over HTTP/1.1. The parser stops at such a head and takes the body for
-        the new protocol, so the head is given to a new parser without the offer.
+        An offer to upgrade (`Upgrade: h2c` from curl --http2 and the JDK) is ignored, as RFC 9110, 7.8
+        allows: the request is answered over HTTP/1.1. The parser stops at such a head and treats the body as
+        the new protocol, so a new parser gets the head without the offer.
 
         A connection older than `max_age` seconds (with jitter) ends after its next answer, which carries
         `Connection: close`.
@@ -62,14 +62,14 @@ else:
         _spare = False
         _ends = float("inf")
         _offered = False
-        _head = 0  # the bytes that came for a head which is not complete, `_BODY` behind it
+        _head = 0  # the bytes received for an incomplete head; `_BODY` after the head
         _late: asyncio.TimerHandle | None = None
         _fault = "the request is not valid HTTP"
         _refused = False
 
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(transport)  # type: ignore[arg-type]
-            self._earlier: deque[Any] = deque()  # cycles with another behind them
+            self._earlier: deque[Any] = deque()  # cycles that another cycle follows
             if self.limiter is not None:
                 self.limiter.opened(self)
                 self._spare = self.limiter.crowded
@@ -82,8 +82,8 @@ else:
             if self.limiter is not None:
                 self.limiter.closed(self)
             super().connection_lost(exc)
-            # uvicorn tells the last request alone that nobody is there, and the one being answered may be
-            # an earlier one: it would write to a closed transport.
+            # uvicorn tells only the last request that the client is gone. The request that is being answered
+            # may be an earlier one: it would write to a closed transport.
             for cycle in self._earlier:
                 cycle.disconnected = True
                 cycle.message_event.set()
@@ -106,10 +106,10 @@ else:
                     self._late = self.loop.call_later(self.head_seconds, self._expire)
 
         def on_headers_complete(self) -> None:
-            # What came may have been body as well: only then is it worth counting.
+            # The data may include a part of the body: only then count the head exactly.
             if self._head > MAX_HEAD_BYTES and self._head_bytes() > MAX_HEAD_BYTES:
                 self._fault = _too_large()
-                raise ValueError(self._fault)  # out of the parser, which gives up, into `send_400_response`
+                raise ValueError(self._fault)  # stops the parser; uvicorn then calls `send_400_response`
             if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
                 self._offered = True
                 return
@@ -144,7 +144,7 @@ else:
             self.transport.close()
 
         def send_400_response(self, msg: str) -> None:
-            """uvicorn's way to answer what the parser refused."""
+            """Called by uvicorn to answer a request that the parser refused."""
             self._refuse(self._fault)
 
         def _feed(self, data: bytes) -> None:
@@ -155,7 +155,7 @@ else:
                     data = self._declined() + data[offer.args[0] :]
 
         def _declined(self) -> bytes:
-            """The head that was read last, without its offer, for a new parser."""
+            """The last head without its offer to upgrade, for a new parser."""
             method, version = self.parser.get_method(), self.parser.get_http_version()
             lines = [b"%s %s HTTP/%s" % (method, self.url, version.encode())]
             for name, value in self.headers:
@@ -184,15 +184,15 @@ else:
                 self._refuse(f"the request's head was not complete after {self.head_seconds:g} s")
 
         def _refuse(self, fault: str) -> None:
-            """Answers and closes; what the client still sends is thrown away for a moment, because closing at
-            once would reset the connection under the answer."""
+            """Answers, discards for a moment what the client still sends, then closes: closing at once would
+            reset the connection before the client has read the answer."""
             self._refused = True
             self._in_time()
             if self.transport.is_closing():
                 return
             if self.cycle is not None and not self.cycle.response_complete:
                 if not self.cycle.more_body:
-                    # A request before this one waits for its answer, which nothing may overtake.
+                    # An earlier request still waits for its answer, which must be sent first.
                     self.cycle.keep_alive = False
                     return
                 if self.cycle.response_started:
@@ -209,17 +209,17 @@ else:
     def protocol(
         max_age: float | None = None, connections: Connections | None = None
     ) -> type[asyncio.Protocol] | Literal["auto"]:
-        """What uvicorn's `http` is to be; connections end at the age of `max_age` seconds, None: never.
-        `connections` counts them and closes idle ones where there are too many."""
+        """The value for uvicorn's option `http`. Connections end at the age of `max_age` seconds; None:
+        never. `connections` counts them, and closes idle ones if there are too many."""
         return type("Protocol", (Protocol,), {"max_age": max_age, "limiter": connections})
 
 
 def _too_large() -> str:
-    return f"the request's head has more than {MAX_HEAD_BYTES // 1024} KiB"
+    return f"the request's head is larger than {MAX_HEAD_BYTES // 1024} KiB"
 
 
 def _answer(fault: str) -> bytes:
-    hint = f"send HTTP/1.1, with a head of at most {MAX_HEAD_BYTES // 1024} KiB, at once"
+    hint = f"send HTTP/1.1, with a head of at most {MAX_HEAD_BYTES // 1024} KiB and without a pause in it"
     problem = Problem("MALFORMED_BODY", fault, hint=hint)
     identity = problems.request_id({})
     body = problems.document(problem, identity)

@@ -1,8 +1,8 @@
 """The headers of W3C Trace Context on a request and its answer.
 
-The answer says under which id the gateway took part in the caller's trace: `traceresponse`, in the form of
-the working group's draft. Who does not know the header ignores it, and only who sent a trace gets it. Knows
-headers, and nothing of what a trace is used for.
+The answer's header `traceresponse` gives the id of the gateway's part in the client's trace, in the form of
+the working group's draft. Only clients that sent a trace get it; others ignore it. Knows headers; must not
+know what a trace is used for.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from gateway.http.problems import Header
 
 
 def traced(headers: Sequence[Header], send: Send) -> Send:
-    """Begins the request's part in the trace that its headers name, for a request that has `traceparent`. Two
-    of them name none."""
+    """Begins the request's part in the trace that its header `traceparent` names. A request with two such
+    headers has no trace."""
     parents = [value for name, value in headers if name == b"traceparent"]
     state = b",".join(value for name, value in headers if name == b"tracestate")
     trace = tracing.begin(parents[0], state) if len(parents) == 1 else None

@@ -1,7 +1,7 @@
 """The Open Inference Protocol (V2) over HTTP, below `/v2`: server, models, inference, model repository.
 
-Knows the protocol's paths and documents; tensors are read by `v2_inputs` and written by `v2_outputs`, a
-prediction is `predict.Prediction`'s, and what a model's state means is `Views`'.
+Knows the protocol's paths and documents. `v2_inputs` reads tensors, `v2_outputs` writes them,
+`predict.Prediction` answers predictions, and `Views` decides what a model's state means.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _MAX_BODY: Final = 64 * 1024
 
 
 def _media(headers: Mapping[bytes, bytes]) -> Media:
-    """V2 clients send JSON with any content type or none, and say by a header where binary data begins."""
+    """JSON with any content type or none, as V2 clients send it. A header says where binary data begins."""
     return Media("v2", v2_inputs.header_length(headers))
 
 

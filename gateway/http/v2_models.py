@@ -33,7 +33,7 @@ _SCALARS: Final[Mapping[Scalar, str]] = {
     Scalar.binary: "BYTES",
     Scalar.datetime: "BYTES",
 }
-#: What the repository index calls our states.
+#: The names of our states in the repository index.
 _STATES: Final = {"READY": "READY", "LOADING": "LOADING", "DRAINING": "UNLOADING"}
 
 
@@ -76,8 +76,8 @@ def output_names(signature: Signature | None) -> list[str | None]:
 
 
 def tensors(specs: Sequence[ColSpec | TensorSpec], unnamed: str) -> list[dict[str, Any]]:
-    """Inputs or outputs of a signature as the protocol describes tensors. `unnamed`: what a single one
-    without a name is called; columns without names have their numbers."""
+    """Inputs or outputs of a signature in the protocol's form. `unnamed`: the name of a single tensor without
+    a name. Columns without names have their numbers as names."""
     found = []
     for place, spec in enumerate(specs):
         name = str(place) if len(specs) > 1 else unnamed

@@ -157,7 +157,7 @@ def too_large(limit: int) -> Problem:
     return Problem(
         "PREDICTION_FAILED",
         f"the model's answer takes more than {limit} bytes",
-        hint="send fewer rows a request; the operator's limit is the setting max_answer_bytes",
+        hint="send fewer rows in one request; the operator's limit is the setting max_answer_bytes",
     )
 
 

@@ -1,7 +1,7 @@
-"""Registries: who says which versions exist and where aliases point.
+"""Registries: they say which versions exist and where aliases point.
 
-`open_registry` picks the member by the form of its target; `default_target` says which target is meant
-where none was given.
+`open_registry` chooses the kind by the form of the target. `default_target` gives the target if none is
+named. Must not know running models.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ REGISTRIES: Final[dict[str, Plugin]] = {
     "mlflow": Plugin("gateway.registries.mlflow:MLflowRegistry"),
     "remote": Plugin("gateway.registries.remote:RemoteRegistry"),
 }
-"""A kind of registry → its member. A factory is called as `factory(target, create=…)`. A kind that another
-distribution adds is meant by the scheme of its name."""
+"""Kind of registry → its class. A factory is called as `factory(target, create=…)`. A kind that another
+distribution adds is chosen by a URL with the kind as its scheme."""
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
 _DOCUMENTS: Final = (".yaml", ".yml", ".json")
@@ -36,9 +36,9 @@ def open_registry(
     """The registry at `target`: a file's path, `file://…`, the URL of a registry document (it ends in .yaml,
     .yml or .json), an MLflow server, or a URL whose scheme names a registered part.
 
-    `create`: writing a first version may make a registry that does not exist. Of an MLflow server `stages`
-    are aliases, `tagging` writes back the digests of first fetches, and `digests` asks again for versions
-    that have none. Nothing is read yet. Raises RegistryError.
+    `create`: adding a first version may create a registry that does not exist. For an MLflow server: `stages`
+    shows stages as aliases, `tagging` writes back the digests of first fetches, and `digests` queries again
+    for versions that have none. Reads nothing yet. Raises RegistryError.
     """
     kind = _kind(target)
     try:
@@ -51,11 +51,13 @@ def open_registry(
 
 
 def _kind(target: str) -> str:
-    """What kind of registry a target means, by its form alone. Raises RegistryError."""
+    """The kind of registry that a target names, by its form alone. Raises RegistryError."""
     match = _SCHEME.match(target)
     scheme = match[1].lower() if match else target if target.startswith("databricks") else "file"
     if scheme.startswith(("databricks", "uc")):
-        raise RegistryError(f"{target}: Databricks is not supported; an MLflow server or a registry file is")
+        raise RegistryError(
+            f"{target}: Databricks is not supported; give an MLflow server or a registry file"
+        )
     if scheme in ("mlflow+http", "mlflow+https"):
         return "mlflow"
     if scheme == "file" or scheme in plugins.known(GROUP, REGISTRIES) - REGISTRIES.keys():
@@ -66,15 +68,15 @@ def _kind(target: str) -> str:
         return "remote"
     if scheme in ("http", "https"):
         return "mlflow"
-    kinds = "a file, the URL of a document (.yaml, .yml, .json), or http(s)://HOST of an MLflow server"
+    kinds = "a file, the URL of a document (.yaml, .yml, .json), or the http(s)://HOST of an MLflow server"
     raise RegistryError(f"{target} is not a registry: give {kinds}")
 
 
 def default_target(
     environ: Mapping[str, str] | None = None, flag: str | None = None, directory: Path = Path()
 ) -> str:
-    """The registry that is meant: the flag (or setting) if given, else what the environment says (None:
-    this process's), else `registry.yaml` in `directory`. Raises NoRegistry, naming all five."""
+    """The registry to use: the flag (or setting) if given, else the environment's (None: this process's),
+    else `registry.yaml` in `directory`. Raises NoRegistry, which names all five ways."""
     environ = os.environ if environ is None else environ
     for target in (
         flag,

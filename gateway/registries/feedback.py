@@ -1,6 +1,6 @@
-"""What the gateway writes back to the registry: findings that every gateway should know, and the status of
-versions for their owners. Runs in the I/O pool; a registry that cannot be written never stops serving.
-Knows no promotion rule."""
+"""Writes back to the registry: findings that every gateway should know, and the status of versions for their
+owners. Runs in the I/O pool. A registry that cannot be written never stops serving. Must not know the rules
+of promotions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Feedback:
             try:
                 snapshot = self._registry.record(finding)
             except RegistryError as error:
-                log.warning("%s@%s: not written to the registry: %s", finding.name, finding.alias, error)
+                log.warning("%s@%s: cannot write to the registry: %s", finding.name, finding.alias, error)
             else:
                 if snapshot is not None:
                     loop.call_soon_threadsafe(self._take, snapshot)
@@ -68,5 +68,5 @@ class Feedback:
                 pass
 
     def forget(self, names: set[str]) -> None:
-        """Drops what was written about these models."""
+        """Forgets what was written about these models."""
         self._refusals = {key: refused for key, refused in self._refusals.items() if key[0] not in names}

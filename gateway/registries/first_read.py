@@ -1,5 +1,5 @@
-"""The first read of a registry: how a gateway starts when the registry answers, is late, or is away. Knows
-what was remembered, nothing of models or HTTP."""
+"""The first read of a registry: how a gateway starts when the registry answers, is slow, or is unavailable.
+Knows the remembered content; must not know models or HTTP."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ async def first_read(
     why = failure or f"no answer within {FIRST_READ:.0f} s"
     if last is not None:
         age = time.time() - last.seen
-        log.warning("the registry cannot be read (%s): using its content of %.0f s ago", why, age)
+        log.warning("cannot read the registry (%s): using its content of %.0f s ago", why, age)
         watch.take(Snapshot(Entries(last.entries), last.stamp), "registry", age=age)
     elif failure is not None and (
         isinstance(failure, RegistryMissing) or not isinstance(failure, RegistryUnavailable)
     ):
         raise failure
     else:
-        log.error("the registry cannot be read (%s): not ready until it can; asking again", why)
+        log.error("cannot read the registry (%s): not ready until a read succeeds; trying again", why)

@@ -1,9 +1,10 @@
-"""What lies in the store of a registry file and belongs to no version: found, and set aside to be removed.
+"""Garbage collection in the store of a registry file: finds directories that no version uses, and removes
+them.
 
-A push copies into `.incoming-…`, gives the copy its place `NAME/NUMBER`, and then writes the entry. One that
-dies in between leaves a directory, and so does an entry that somebody takes out. Knows directories and times;
-the registry says what is referred to, and holds its lock meanwhile. Nothing is done through a link, and
-nothing is touched that a push cannot have made.
+A push copies into `.incoming-…`, renames the copy to `NAME/NUMBER`, and then writes the entry. A push that is
+killed in between leaves a directory, and so does a deleted entry. Knows directories and times. The registry
+says what its versions use, and holds its lock meanwhile. Never follows a link, and never touches a directory
+that a push cannot have made.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ from urllib.parse import unquote
 from gateway.staging import PREFIX, Staging, changed, is_held
 
 _NUMBER = re.compile(r"[1-9][0-9]{0,17}")
-#: `file:` URLs are read with any number of slashes.
+#: Matches `file:` URLs with any number of slashes.
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/*(?=/)")
-INTERRUPTED = "a push that was interrupted"
-UNREFERRED = "no version refers to it"
+INTERRUPTED = "an interrupted push"
+UNREFERRED = "no version uses it"
 
 
 @dataclass(frozen=True, slots=True)
 class Garbage:
-    """A directory of the store: the `bytes` of its files, its `age` in seconds since anything in it changed,
-    and why it is one."""
+    """A directory that no version uses. `bytes`: the size of its files. `age`: the seconds since its last
+    change. `reason`: why it is not used."""
 
     path: Path
     bytes: int
@@ -40,8 +41,8 @@ class Garbage:
 def find(store: Path, sources: Iterable[str], texts: Sequence[str], now: float) -> list[Garbage]:
     """The garbage of `store`, sorted by path.
 
-    What one of `sources` (paths or URIs) names, lies in, or lies above, is none; nor is what is named in one
-    of `texts`, the other documents that may refer to this store; nor what a living push holds.
+    Keeps a directory that one of `sources` (paths or URIs) names, contains, or is in; one that is named in
+    `texts`, the other documents that may use this store; and one that a running push holds.
     """
     kept = _kept(store, sources)
     found = []
@@ -56,8 +57,8 @@ def find(store: Path, sources: Iterable[str], texts: Sequence[str], now: float) 
             if not kept.isdisjoint({(), (name,), (name, number)}):
                 continue
             if number == max(numbers, key=int) and not any(path.iterdir()):
-                continue  # what `set_aside` left, so that the number is not given again
-            # Also as `NAME//1`, `NAME/./1` and, in JSON, `NAME\/1`: rather too much is kept than too little.
+                continue  # left by `set_aside`, so that the number is not used again
+            # Also as `NAME//1`, `NAME/./1` and, in JSON, `NAME\/1`: it is safer to keep too much.
             named = re.compile(rf"{re.escape(name)}[\\/.]+{number}(?![0-9])")
             if not any(named.search(text) for text in texts):
                 found.append(_garbage(path, UNREFERRED, now))
@@ -65,17 +66,17 @@ def find(store: Path, sources: Iterable[str], texts: Sequence[str], now: float) 
 
 
 def set_aside(store: Path, found: Iterable[Garbage]) -> Iterator[Staging]:
-    """Takes garbage out of sight one by one; closing what is yielded removes it, which may take long.
+    """Renames garbage one by one. Closing a yielded directory removes it, which may take long.
 
-    A number is never used twice: the directory of a model's highest one stays, empty.
+    A number is never used twice: the directory of a model's highest number stays, empty.
     """
     for garbage in found:
         staged = Staging(store)
-        yield staged  # first, so that this one is closed too if the next line fails
+        yield staged  # before the next line, so that this one is closed too if that fails
         try:
             os.rename(garbage.path, staged.path / "garbage")
         except FileNotFoundError:
-            continue  # a push swept it away meanwhile
+            continue  # a push has removed it meanwhile
         if garbage.reason == UNREFERRED:
             above = garbage.path.parent
             others = [int(number) for number in os.listdir(above) if _NUMBER.fullmatch(number)]
@@ -84,7 +85,7 @@ def set_aside(store: Path, found: Iterable[Garbage]) -> Iterator[Staging]:
 
 
 def _kept(store: Path, sources: Iterable[str]) -> set[tuple[str, ...]]:
-    """Where sources lie in the store: at most NAME and NUMBER of each."""
+    """The places of the sources in the store: at most NAME and NUMBER of each."""
     roots = {str(store), os.path.realpath(store)}
     kept = set()
     for source in sources:
@@ -108,7 +109,7 @@ def _garbage(path: Path, reason: str, now: float) -> Garbage:
     size = 0
     for directory, _, files in os.walk(path):
         for name in files:
-            with contextlib.suppress(FileNotFoundError):  # it is being swept away
+            with contextlib.suppress(FileNotFoundError):  # another process is removing it
                 status = os.lstat(os.path.join(directory, name))
                 size += status.st_size if stat.S_ISREG(status.st_mode) else 0
     return Garbage(path, size, max(0.0, now - changed(path)), reason)

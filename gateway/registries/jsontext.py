@@ -1,8 +1,8 @@
-"""JSON as text: an object's members one after the other, each where it stands, so that what has not changed
-need not be read, and what changes can be changed in place.
+"""Reads JSON text member by member, with the position of each. So unchanged members need not be read, and a
+change can be written in place.
 
-The library's decoder reads the values; between two of them the interpreter's lock is free for others, which
-it is not while a document of many megabytes is read in one go. Knows nothing of registries.
+The library's decoder reads the values. Between two values other threads can take the interpreter's lock,
+which they cannot while a document of many megabytes is read at once. Must not know registries.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 
 
 class Scanner:
-    """A place in a text, moved along it. `decode` gives a value and where it ends, as
+    """A position that moves along a text. `decode` gives a value and its end, as
     `json.JSONDecoder.raw_decode` does. Raises json.JSONDecodeError."""
 
     def __init__(self, text: str, decode: Callable[[str, int], tuple[Any, int]]) -> None:
@@ -29,8 +29,8 @@ class Scanner:
         return self.text.startswith(character, self.at)
 
     def members(self) -> Iterator[str]:
-        """The keys of the object that begins here. Whoever takes a key moves past its value, with `value`, or
-        otherwise, before taking the next. Ends behind the object."""
+        """The keys of the object that begins here. After each key the caller must move past its value, with
+        `value` or otherwise. Ends after the object."""
         self._take("{", "Expecting value")
         if self.begins("}"):
             self._take("}", "")
@@ -46,12 +46,12 @@ class Scanner:
             self._take(",", "Expecting ',' delimiter")
 
     def value(self) -> Any:
-        """The value that begins here; ends behind it."""
+        """The value that begins here; moves to its end."""
         value, self.at = self._decode(self.text, self.at)
         return value
 
     def end(self) -> None:
-        """Makes sure that nothing follows."""
+        """Raises an error if anything follows."""
         self._skip_space()
         if self.at < len(self.text):
             raise self._error("Extra data")

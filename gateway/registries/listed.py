@@ -1,8 +1,7 @@
-"""Models named one by one on the command line, as a registry: nothing is written down, nothing moves.
+"""The models named on the command line, as a registry. It stores nothing, and its aliases do not move.
 
-Each is version 1 of a model with its directory's name, or with the one given as NAME=DIR, and with the alias
-`champion`. `Subset` narrows a
-real registry to some of its names instead. Knows no files beyond their place.
+Each is version 1 of a model, with the alias `champion`. Its name is the directory's, or the one in NAME=DIR.
+`Subset` narrows a real registry to some of its names. Knows the places of files, not their content.
 """
 
 from __future__ import annotations
@@ -30,11 +29,13 @@ ALIAS = "champion"
 
 
 class ListedModels(Whole, ReadOnly):
-    """A registry of model directories (paths or URLs). Raises RegistryError for one that cannot be meant."""
+    """A registry of model directories (paths or URLs). Raises RegistryError for one that is not valid."""
 
     poll_interval = 3600.0
     lasting = False  # the user may save another model in the same directory and serve it again
-    why_not = "the models were named on the command line; a registry can be moved: gateway push"
+    why_not = (
+        "models named on the command line have fixed aliases; use a registry (gateway push) to move them"
+    )
 
     def __init__(self, sources: Sequence[str]) -> None:
         self.target = ", ".join(sources)
@@ -42,7 +43,7 @@ class ListedModels(Whole, ReadOnly):
         for source in sources:
             name, place = _located(source)
             if name in models:
-                raise RegistryError(f"two of the models are called {name}: serve them from a registry")
+                raise RegistryError(f"two models have the name {name}: give one another name with NAME=DIR")
             versions = {"1": Version(name, "1", place)}
             models[name] = Model(name, versions, {ALIAS: Alias("1")})
         self.names = list(models)
@@ -111,15 +112,15 @@ class Subset:
         return None if recorded is None else self._narrowed(recorded)
 
     def _narrowed(self, snapshot: Snapshot) -> Snapshot:
-        # Asked by name: a large registry makes a model of what is looked at, and of nothing else.
+        # Look up each name: a large registry parses only the models that are looked up.
         models = {name: snapshot.models[name] for name in self._names if name in snapshot.models}
-        # Not the whole one's: what is saved of one must not be taken for what is saved of the other.
+        # Not the registry's own stamp: the saved content of one must not count as that of the other.
         return Snapshot(models, f"{snapshot.stamp} of {self._names_stamp}")
 
 
 def _located(text: str) -> tuple[str, str]:
-    """The name and the place of DIR or NAME=DIR. A directory that is only a version's number, as in a
-    registry's store, has the name of the one above it."""
+    """The name and the place in DIR or NAME=DIR. If the directory's name is only a version number, as in a
+    registry's store, the name is that of its parent directory."""
     given, equals, source = text.partition("=")
     if not equals or "/" in given or ":" in given or Path(text, "MLmodel").is_file():
         given, source = "", text
@@ -129,7 +130,7 @@ def _located(text: str) -> tuple[str, str]:
     if not source:
         raise RegistryError(f"{text}: write NAME=DIR, or DIR alone")
     if local and not Path(place).exists():
-        raise RegistryError(f"{source}: there is no such directory")
+        raise RegistryError(f"{source} does not exist: give a model directory or a models:/ URI")
     if local and not Path(place, "MLmodel").is_file():
         raise RegistryError(f"{source} is not a model directory: it has no MLmodel file")
     above, _, last = place.rstrip("/").rpartition("/")

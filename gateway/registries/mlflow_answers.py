@@ -1,6 +1,6 @@
-"""What the answers of an MLflow server say, read without trust in their form.
+"""Reads the answers of an MLflow server, without trust in their form.
 
-Pure: from parsed JSON to the registry's own values. Knows no server.
+Pure: turns parsed JSON into the registry's own values. Must not know a server.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ ROLLOUT_TAG: Final = "gateway.rollout"
 
 
 def with_past(version: str, tag: str | None) -> Alias:
-    """An alias with what the gateway wrote in its tag, as far as that still applies: MLflow's own clients
-    move aliases and do not change the tag."""
+    """An alias with the content of its tag that the gateway wrote, as far as that still applies: MLflow's own
+    clients move aliases without changing the tag."""
     past = _past(tag)
     try:
         stood = check_version(str(past["version"]))
@@ -33,14 +33,14 @@ def with_past(version: str, tag: str | None) -> Alias:
         return Alias(version, previous, last_good, past.get("forced") is True)
     if version in previous:
         return Alias(version, previous[previous.index(version) + 1 :], last_good)
-    if Verdict.from_json(past.get("verdict")) is None:  # a version that was refused has not served
+    if Verdict.from_json(past.get("verdict")) is None:  # a refused version has not served
         previous = (stood, *previous)
     return Alias(version, previous[:MAX_PREVIOUS], last_good)
 
 
 def with_verdict(alias: Alias, tag: str | None, told: str | None) -> Alias:
-    """The alias with the verdict on its version. Its tag decides where it is about that version: it is read
-    at every poll. Else `told`, the version's own tag, which is read once."""
+    """The alias with the verdict on its version. The alias's tag, which is read at every poll, decides if it
+    is about that version. Otherwise `told` decides, the version's own tag, which is read once."""
     past = _past(tag)
     if str(past.get("version")) == alias.version and "verdict" in past:
         return replace(alias, verdict=Verdict.from_json(past["verdict"]))
@@ -56,7 +56,7 @@ def _past(tag: str | None) -> dict[str, Any]:
 
 
 def rollout(tags: Mapping[str, str]) -> Mapping[str, Any]:
-    """The rollout policy in a registered model's tag: YAML, which JSON is too."""
+    """The rollout policy in a registered model's tag: YAML or JSON."""
     if ROLLOUT_TAG not in tags:
         return {}
     try:
@@ -69,7 +69,7 @@ def rollout(tags: Mapping[str, str]) -> Mapping[str, Any]:
 
 
 def listed_versions(registered: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The newest version of each stage, by number: the newest of all is among them."""
+    """The newest version of each stage, by number. The newest of all versions is among them."""
     items = objects(registered.get("latest_versions"))
     return {str(i.get("version")): i for i in items if re.fullmatch(r"[1-9]\d{0,17}", str(i.get("version")))}
 
@@ -79,7 +79,7 @@ def objects(value: object) -> Sequence[dict[str, Any]]:
 
 
 def info(value: object) -> dict[str, Any]:
-    """The `info` of a run or logged model; what lacks it is not MLflow's."""
+    """The `info` of a run or logged model. An answer without it is not MLflow's."""
     found = value.get("info") if isinstance(value, dict) else None
     return found if isinstance(found, dict) else {}
 

@@ -136,7 +136,7 @@ class MLflowArtifacts:
             raise RegistryError(f"{package}: {error}") from None
         except MLflowError as error:
             raise refused(error) from error
-        except Exception as error:  # each file system raises what its own library raises
+        except Exception as error:  # each file system raises the errors of its own library
             problem = f"{package} cannot be stored at {place}: {type(error).__name__}: {error}"
             raise RegistryUnavailable(problem) from error
         if (found := packages.digest(package)) != digest:

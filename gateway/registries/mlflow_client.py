@@ -1,8 +1,8 @@
-"""The few REST calls to an MLflow server that the registry and the artifact cache share.
+"""The REST calls to an MLflow server that the registry and the artifact cache share.
 
-Credentials and TLS come from the variables MLflow's own client reads. Every call ends: it has a deadline, a
-limit on what it reads, and a bounded number of retries. An answer that is not MLflow's own (a proxy's page,
-half a document) is taken for no answer. Knows URLs and JSON, and nothing of models.
+Credentials and TLS come from the variables that MLflow's own client reads. Every call ends: it has a
+deadline, a limit on the bytes that it reads, and a bounded number of retries. An answer that is not MLflow's
+own (a proxy's page, half a document) counts as no answer. Knows URLs and JSON; must not know models.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ import httpx
 
 from gateway import backoff, tracing
 
-#: Of one call, retries included, in seconds; MLFLOW_HTTP_REQUEST_TIMEOUT sets another.
+#: The deadline of one call with its retries, in seconds; MLFLOW_HTTP_REQUEST_TIMEOUT replaces it.
 DEADLINE: Final = 10.0
-#: MLFLOW_HTTP_REQUEST_MAX_RETRIES sets another, up to `MOST_RETRIES`.
+#: MLFLOW_HTTP_REQUEST_MAX_RETRIES replaces it, up to `MOST_RETRIES`.
 RETRIES: Final = 2
 MOST_RETRIES: Final = 10
 MAX_ANSWER: Final = 32 * 1024**2
 _CHUNK: Final = 1 << 18
 _RETRIED: Final = frozenset({408, 429, 500, 502, 503, 504})
-#: What a write may be sent again after: the server has not begun to work on it.
+#: The failures after which a write may be sent again, because the server has not begun to process it.
 _RETRIED_WRITES: Final = frozenset({429, 503})
 _FALSE: Final = ("", "false", "0")
 _API: Final = "api/2.0/mlflow/"
@@ -53,13 +53,13 @@ class MLflowError(Exception):
 
     @property
     def absent(self) -> bool:
-        """The server itself says that what was asked for does not exist."""
+        """Whether the server itself answered that the requested object does not exist."""
         return self.status == 404 and self.code == "RESOURCE_DOES_NOT_EXIST"
 
 
 class MLflowUnavailable(MLflowError):
-    """No answer, or none that MLflow gives: nothing may be concluded from it. `reached`: somebody did answer,
-    so that another question may fare better."""
+    """No answer, or an answer that is not MLflow's: it allows no conclusion. `reached`: a server did answer,
+    so another call may succeed."""
 
     def __init__(
         self, message: str, *, status: int = 0, reached: bool = False, retry_after: float | None = None
@@ -72,7 +72,7 @@ class MLflowClient:
     """`target` is `http(s)://[USER:PASSWORD@]HOST[:PORT][/PATH]`, with or without `mlflow+` before it.
 
     `base` is the same without credentials and ending. All methods block and may be called from any thread.
-    Raises ValueError for a target or a variable that cannot be meant.
+    Raises ValueError for an invalid target or environment variable.
     """
 
     def __init__(
@@ -115,8 +115,8 @@ class MLflowClient:
         *,
         retries: int | None = None,
     ) -> dict[str, Any]:
-        """One call of the REST interface, below `api/2.0/mlflow/`. `values` are the query of a GET, else the
-        body. Returns the answer's object. Raises MLflowError, MLflowUnavailable."""
+        """Makes one call of the REST interface, below `api/2.0/mlflow/`. `values` are the query of a GET,
+        else the body. Returns the answer's object. Raises MLflowError, MLflowUnavailable."""
         until = self._clock() + self._deadline
         left = self._retries if retries is None else retries
         tried = 0
@@ -150,7 +150,7 @@ class MLflowClient:
     # Files, through the server's artifact proxy. A place is a path below the proxy's root.
 
     def files(self, place: str) -> list[tuple[str, bool, int]]:
-        """(name, whether it is a directory, bytes) of what a directory holds, as the server says it."""
+        """(name, whether it is a directory, bytes) of each entry of a directory, as the server lists it."""
         until = self._clock() + self._deadline
         with self._sent("GET", _ARTIFACTS, until, params={"path": place}) as response:
             content = b"".join(self._chunks(response, MAX_ANSWER))
@@ -164,10 +164,10 @@ class MLflowClient:
         try:
             return [(str(f["path"]), bool(f.get("is_dir")), int(f.get("file_size") or 0)) for f in listed]
         except (TypeError, KeyError, ValueError, AttributeError):
-            raise MLflowUnavailable(f"{self.base} lists files in a form MLflow does not") from None
+            raise MLflowUnavailable(f"{self.base} lists files in a form that is not MLflow's") from None
 
     def download(self, place: str, size: int) -> Iterator[bytes]:
-        """A file's bytes, exactly `size` of them. Raises MLflowUnavailable where there are fewer or more."""
+        """A file's bytes, exactly `size` of them. Raises MLflowUnavailable for fewer or more bytes."""
         until = self._clock() + download_seconds(size)
         got = 0
         with self._sent("GET", f"{_ARTIFACTS}/{quote(place)}", until) as response:
@@ -180,8 +180,8 @@ class MLflowClient:
             raise MLflowUnavailable(f"{self.base} sent {got} of {size} bytes", reached=True)
 
     def read_range(self, place: str, start: int, end: int) -> bytes:
-        """The bytes from `start` up to `end` of a file. Raises MLflowUnavailable, also for a server that
-        sends something else."""
+        """The bytes of a file from `start` to `end`. Raises MLflowUnavailable, also if the server sends
+        something else."""
         wanted = end - start
         until = self._clock() + download_seconds(wanted)
         headers = {"Range": f"bytes={start}-{end - 1}"}
@@ -195,7 +195,7 @@ class MLflowClient:
         return content
 
     def upload(self, place: str, file: Path) -> None:
-        """Puts one file there."""
+        """Uploads one file."""
         until = self._clock() + download_seconds(file.stat().st_size)
         with file.open("rb") as content:
             chunks = iter(lambda: content.read(_CHUNK), b"")
@@ -224,7 +224,7 @@ class MLflowClient:
                 streams.append(info["return_value"])
 
         def end() -> None:
-            """A server may not drip for ever: each read is in time, and the answer never is."""
+            """Ends the call at its deadline: a server may send so slowly that no single read times out."""
             with contextlib.suppress(OSError, IndexError):
                 streams[-1].get_extra_info("socket").shutdown(socket.SHUT_RDWR)
 
@@ -246,12 +246,12 @@ class MLflowClient:
             reason = str(error) or type(error).__name__
             if not timer.is_alive():
                 reason = f"its answer did not come within {left:.0f} s"
-            raise MLflowUnavailable(f"{self.base} cannot be reached: {reason}") from error
+            raise MLflowUnavailable(f"cannot reach {self.base}: {reason}") from error
         finally:
             timer.cancel()
 
     def _chunks(self, response: httpx.Response, limit: int) -> Iterator[bytes]:
-        """The body, as far as the limit lets it come."""
+        """The body. Raises MLflowUnavailable beyond the limit."""
         got = 0
         for chunk in response.iter_raw():
             got += len(chunk)
@@ -267,7 +267,7 @@ class MLflowClient:
         status = response.status_code
         if status in (401, 403):
             hint = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
-            message = f"{self.base} does not let this gateway in ({status}): {hint}"
+            message = f"{self.base} refuses this gateway's credentials ({status}): {hint}"
             return MLflowUnavailable(message, status=status, reached=True)
         code = answer.get("error_code") if isinstance(answer, dict) else None
         if isinstance(code, str) and 400 <= status < 500 and status not in _RETRIED:
@@ -284,16 +284,16 @@ class MLflowClient:
                     headers=self._headers,
                     verify=self._verify,
                     follow_redirects=False,
-                    # A connection for each call, so that a call which does not end can be cut by itself.
+                    # Each call has its own connection, so that a call which does not end can be cut alone.
                     limits=httpx.Limits(max_connections=32, max_keepalive_connections=0),
                 )
             return self._client
 
     def _sign_in(self, environ: Mapping[str, str]) -> None:
-        """As MLflow's client does it: user and password, else those of its credentials file, else a token."""
+        """Signs in as MLflow's client does: user and password, else its credentials file, else a token."""
         for name in ("MLFLOW_TRACKING_AUTH", "MLFLOW_TRACKING_AWS_SIGV4"):
             if environ.get(name, "").lower() not in _FALSE:
-                raise ValueError(f"{name} is set, and this gateway signs in with a password or a token only")
+                raise ValueError(f"{name} is not supported: this gateway signs in with a password or a token")
         user, password = environ.get("MLFLOW_TRACKING_USERNAME"), environ.get("MLFLOW_TRACKING_PASSWORD")
         if not (user and password):
             found = _credentials_file(environ)
@@ -305,7 +305,7 @@ class MLflowClient:
 
 
 def download_seconds(size: int) -> float:
-    """How long so many bytes may take, at the slowest speed that is worth waiting for."""
+    """The seconds that a download of `size` bytes may take, at the lowest accepted speed."""
     return 60.0 + size / 50_000
 
 
@@ -318,13 +318,13 @@ def _credentials_file(environ: Mapping[str, str]) -> tuple[str | None, str | Non
     try:
         parser.read_string(file.read_text(encoding="utf-8"))
     except (configparser.Error, OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
+        raise ValueError(f"cannot read {file}: {error}") from error
     section = parser["mlflow"] if parser.has_section("mlflow") else {}
     return section.get("mlflow_tracking_username"), section.get("mlflow_tracking_password")
 
 
 def _tls(environ: Mapping[str, str]) -> ssl.SSLContext:
-    """Whom to trust: everybody, the operator's own authority, or the usual ones."""
+    """The TLS context: trusts any certificate, the operator's own authority, or the usual authorities."""
     if environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() not in _FALSE:
         context = ssl.create_default_context()
         context.check_hostname = False
@@ -341,12 +341,12 @@ def _tls(environ: Mapping[str, str]) -> ssl.SSLContext:
                     cafile=None if directory else place, capath=place if directory else None
                 )
             except OSError as error:  # ssl.SSLError is one
-                raise ValueError(f"{name}={place} cannot be used: {error}") from error
+                raise ValueError(f"cannot use {name}={place}: {error}") from error
     if client := environ.get("MLFLOW_TRACKING_CLIENT_CERT_PATH"):
         try:
             context.load_cert_chain(client)
         except OSError as error:
-            raise ValueError(f"MLFLOW_TRACKING_CLIENT_CERT_PATH={client} cannot be used: {error}") from error
+            raise ValueError(f"cannot use MLFLOW_TRACKING_CLIENT_CERT_PATH={client}: {error}") from error
     return context
 
 
@@ -359,5 +359,5 @@ def _number(environ: Mapping[str, str], name: str, default: float) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value < 1e6:
-        raise ValueError(f"{name}={text} is not a number that can be used here")
+        raise ValueError(f"{name}={text} is not a valid number here")
     return value

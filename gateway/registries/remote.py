@@ -1,7 +1,7 @@
-"""A registry document that lies elsewhere: at a URL, in an object store, or at another gateway.
+"""A registry document elsewhere: at a URL, in an object store, or at another gateway.
 
-It is read and never written. An unchanged document is not sent again where its place knows entity tags (HTTP,
-object stores); all but HTTP is read through fsspec. Knows how to get bytes; what they mean is `document`'s.
+It is read, never written. Servers with entity tags (HTTP, object stores) do not send an unchanged document
+again. fsspec reads everything except HTTP. Knows how to get bytes; `document` parses them.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ MAX_BYTES: Final = 512 * 1024**2
 
 
 class RemoteRegistry(Whole, ReadOnly):
-    """The document at a URL. Credentials in the URL of an HTTP server are used and not shown. Raises
-    RegistryError for a scheme that cannot be read here."""
+    """The document at a URL. Credentials in the URL of an HTTP server are used but never shown. Raises
+    RegistryError for a scheme that is not supported here."""
 
     poll_interval = 5.0
 
@@ -64,7 +64,7 @@ class RemoteRegistry(Whole, ReadOnly):
         self._json = document.Reader("json", self.target)
         self._reader = self._json if form == "json" else document.Reader("yaml", self.target)
         self.identity = f"remote:{self.target}"
-        self.why_not = f"{self.target} is read only from here: write it where it is made"
+        self.why_not = f"{self.target} cannot be written from here: change the document at its source"
 
     def __repr__(self) -> str:
         return f"<RemoteRegistry {self.target}>"
@@ -92,7 +92,7 @@ class RemoteRegistry(Whole, ReadOnly):
         return self._reader.read(content, self._base)
 
     def _over_http(self) -> bytes | None:
-        """The document; None where it has not changed since."""
+        """The document; None if it has not changed."""
         until = self._clock() + DEADLINE
         headers = {"If-None-Match": self._etag} if self._etag and self._last is not None else {}
         sent = headers | tracing.headers()
@@ -108,7 +108,7 @@ class RemoteRegistry(Whole, ReadOnly):
                     chunks.append(chunk)
                     size += len(chunk)
                     if size > MAX_BYTES or self._clock() > until:
-                        raise RegistryUnavailable(f"{self.target} is too large, or comes too slowly")
+                        raise RegistryUnavailable(f"{self.target} is too large, or the download is too slow")
         except httpx.HTTPError as error:
             reason = str(error) or type(error).__name__
             raise RegistryUnavailable(f"{self.target} cannot be read: {reason}") from error
@@ -116,7 +116,7 @@ class RemoteRegistry(Whole, ReadOnly):
         return b"".join(chunks)
 
     def _through_fsspec(self) -> bytes | None:
-        """The document; None where the store says by its entity tag that it has not changed since."""
+        """The document; None if its entity tag in the store has not changed."""
         try:
             self._files.invalidate_cache()
             info = asked(self._files, "info", TIMEOUT, self._path)
@@ -126,10 +126,10 @@ class RemoteRegistry(Whole, ReadOnly):
             content: bytes = asked(self._files, "cat_file", DEADLINE, self._path)
         except FileNotFoundError:
             raise RegistryUnavailable(f"{self.target} does not exist") from None
-        except Exception as error:  # each file system raises what its own library raises
+        except Exception as error:  # each file system raises the errors of its own library
             problem = f"{self.target} cannot be read: {type(error).__name__}: {error}"
             raise RegistryUnavailable(problem) from error
-        self._etag = etag  # of what was there before it was read: what came later is read once more
+        self._etag = etag  # of the document before the read: a later change is read again
         return content
 
     def close(self) -> None:

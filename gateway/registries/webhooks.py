@@ -1,7 +1,8 @@
-"""What an MLflow server says unasked: deliveries, verified and taken as hints to look again.
+"""Webhook deliveries of an MLflow server: verifies them, and uses them as hints to read the registry again.
 
-A delivery proves nothing about the registry: it may be late, lost, doubled or forged. Verified, it makes the
-gateway ask at once what polling would ask a little later. Knows signatures and events, and no HTTP library.
+A delivery proves nothing about the registry: it may be late, lost, repeated or forged. A verified delivery
+makes the gateway query at once what the next poll would query. Knows signatures and events; must not know an
+HTTP library.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ from gateway.names import InvalidReference, Reference, check_name
 
 log = logging.getLogger("gateway.webhooks")
 
-#: A delivery older (or newer) than this is refused, in seconds; ids are remembered for longer.
+#: A delivery older (or newer) than this, in seconds, is refused; ids are remembered for longer.
 STALE_AFTER: Final = 300.0
 _REMEMBERED: Final = 10_000
 _ALIAS_EVENTS: Final = ("model_version_alias", "registered_model", "model_version", "model_version_tag")
 
 
 class Deliveries:
-    """`secret_file` holds the secret that the webhook was registered with (surrounding whitespace does not
-    count); it is read for each delivery, so that it may be changed. `wall` is unix time."""
+    """`secret_file` holds the secret with which the webhook was registered; surrounding whitespace is
+    ignored. It is read for each delivery, so that it can be changed. `wall` is unix time."""
 
     def __init__(self, secret_file: Path | None, *, wall: Callable[[], float] = time.time) -> None:
         self._file = secret_file
@@ -39,8 +40,8 @@ class Deliveries:
         self._seen: TTLCache[str, None] = TTLCache(_REMEMBERED, 2 * STALE_AFTER, wall)
 
     def accept(self, delivery: str | None, timestamp: str | None, signature: str | None, body: bytes) -> bool:
-        """Whether this is a delivery that was not seen before. Raises UNAUTHENTICATED for one that this
-        gateway's secret did not sign, or that is stale, and FORBIDDEN where no secret is set."""
+        """Whether this delivery is new. Raises UNAUTHENTICATED for one that is stale or not signed with this
+        gateway's secret, and FORBIDDEN if no secret is set."""
         secret = self._secret()
         if not (delivery and timestamp and signature):
             raise Problem("UNAUTHENTICATED", "the delivery is not signed", hint="give the webhook a secret")
@@ -48,7 +49,7 @@ class Deliveries:
         expected = base64.b64encode(hmac.digest(secret, signed, hashlib.sha256))
         offered = [part.strip() for part in signature.split(" ")]
         if not any(hmac.compare_digest(b"v1," + expected, part.encode()) for part in offered):
-            raise Problem("UNAUTHENTICATED", "the delivery's signature does not fit it")
+            raise Problem("UNAUTHENTICATED", "the delivery's signature is wrong")
         try:
             age = self._wall() - float(timestamp)
         except ValueError:
@@ -63,11 +64,11 @@ class Deliveries:
     def _secret(self) -> bytes:
         if self._file is None:
             hint = "set webhook_secret_file to a file with the webhook's secret"
-            raise Problem("FORBIDDEN", "this gateway takes no webhooks", hint=hint)
+            raise Problem("FORBIDDEN", "this gateway does not accept webhooks", hint=hint)
         try:
             secret = self._file.read_bytes().strip()
         except OSError as error:
-            log.error("the webhook secret cannot be read: %s", error)
+            log.error("cannot read the webhook secret: %s", error)
             secret = b""
         if not secret:
             raise Problem("FORBIDDEN", "the webhook's secret cannot be read here")
@@ -75,7 +76,7 @@ class Deliveries:
 
 
 def concerned(body: bytes) -> Reference | None:
-    """The model that a delivery is about; None where it is about none, or is not understood."""
+    """The model that a delivery is about; None if it is about none or cannot be read."""
     try:
         event = json.loads(body)
         if event.get("entity") not in _ALIAS_EVENTS:

@@ -1,7 +1,7 @@
-"""What Python 3.8 to 3.10 lack of what this package uses: each name does what the newer Python's does.
+"""Functions that this package uses and that Python 3.8 to 3.10 lack. Each does what the newer Python's does.
 
-A model's process runs on the Python that the model was made with. Everything that such a process imports is
-written for Python 3.8 (`X | Y` in annotations only), and takes from here what came later.
+A model's process runs on the Python with which the model was made. Every module that such a process imports
+is written for Python 3.8 (`X | Y` only in annotations), and imports newer functions from here.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ else:
     import dataclasses
 
     def dataclass(cls: Any = None, *, slots: bool = False, **options: Any) -> Any:
-        """`dataclasses.dataclass`; `slots` saves memory, and is left out where it is not known."""
+        """`dataclasses.dataclass`, without `slots` (which only saves memory) where Python lacks it."""
         return dataclasses.dataclass(cls, **options)
 
 
 if sys.version_info >= (3, 10):
 
     def zipped(*columns: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
-        """`zip(…, strict=True)`. Raises ValueError where lengths differ."""
+        """`zip(…, strict=True)`. Raises ValueError if the lengths differ."""
         return zip(*columns, strict=True)
 
     def standard_library() -> frozenset[str]:
@@ -42,7 +42,7 @@ if sys.version_info >= (3, 10):
 else:
 
     def zipped(*columns: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
-        """`zip(…, strict=True)`. Raises ValueError where lengths differ."""
+        """`zip(…, strict=True)`. Raises ValueError if the lengths differ."""
         lists = [list(column) for column in columns]
         if len({len(items) for items in lists}) > 1:
             raise ValueError("zip() arguments differ in length")
@@ -85,13 +85,13 @@ def union_types() -> tuple[Any, ...]:
 
 
 def send_descriptors(sock: socket.socket, data: bytes, descriptors: list[int]) -> None:
-    """`socket.send_fds`, of all data at once."""
+    """`socket.send_fds`, which sends all data at once."""
     packed = array.array("i", descriptors)
     sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, packed)])
 
 
 def receive_descriptors(sock: socket.socket, size: int, most: int) -> tuple[bytes, list[int]]:
-    """`socket.recv_fds`: the data and the descriptors, which are not inherited."""
+    """`socket.recv_fds`: the data and the descriptors; child processes do not inherit these."""
     space = socket.CMSG_LEN(most * array.array("i").itemsize)
     data, ancillary, _, _ = sock.recvmsg(size, space, socket.MSG_CMSG_CLOEXEC)
     found = array.array("i")

@@ -1,8 +1,8 @@
 """Loads a Python model saved by model-gateway, for any server that follows MLflow's `python_function`.
 
-A copy of this file travels in the package (`code/model_gateway_python.py`), so it needs nothing but the
-standard library and cloudpickle (PyYAML where a server calls `_load_pyfunc`). What it does with a model
-must not change from one release to the next: packages of every age stand side by side in one process.
+A package contains a copy of this file (`code/model_gateway_python.py`). So it needs only the standard library
+and cloudpickle, and PyYAML if a server calls `_load_pyfunc`. Its behaviour must not change between releases,
+because packages of any age can be in one process.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ COMPRESSIONS: dict[str | None, Any] = {None: open, "gzip": gzip.open, "bzip2": b
 
 
 class Context:
-    """What a model's `load_context` and `predict` are given: its files by name, and its configuration."""
+    """The context that a model's `load_context` and `predict` receive: its files by name, its
+    configuration."""
 
     def __init__(self, artifacts: dict[str, str], model_config: dict[str, Any] | None) -> None:
         self.artifacts = artifacts
@@ -27,9 +28,9 @@ class Context:
 
 
 class Adapter:
-    """Calls a model (an object with `predict`, or a function) as its signature asks: with a context where
-    there is an argument for it, with params where one is named `params`, with a list where a type hint
-    says list and the data is a frame."""
+    """Calls a model (an object with `predict`, or a function) according to its Python signature: passes a
+    context if there is an argument for it, params if an argument is named `params`, and a list if its type
+    hint is a list and the data is a frame."""
 
     def __init__(self, model: Any, context: Context) -> None:
         self.model = model
@@ -56,7 +57,7 @@ def unpickled(path: str, compression: str | None) -> Any:
 
 
 def adapted(model: Any, artifacts: dict[str, str], config: dict[str, Any] | None) -> Adapter:
-    """The model, ready: its `load_context` was called if it has one."""
+    """The model, ready to predict: calls its `load_context` if it has one."""
     context = Context(artifacts, config)
     if hasattr(model, "load_context"):
         model.load_context(context)
@@ -79,12 +80,12 @@ def _input_hint(call: Any, names: list[str], takes_context: bool) -> Any:
     try:
         return typing.get_type_hints(target).get(names[position]) if len(names) > position else None
     except (NameError, TypeError, AttributeError):
-        return None  # a hint that names something out of reach says nothing
+        return None  # a hint that cannot be resolved counts as no hint
 
 
 def listed(frame: Any, item: Any) -> list[Any]:
-    """A frame as the list that a model with the hint `list[item]` expects: its rows as dicts where an item
-    is a mapping or a class of its own, else the values of its (first textual, for text) column."""
+    """A frame as the list that a model with the hint `list[item]` expects: its rows as dicts if `item` is a
+    mapping or a class, else the values of its first column (for text: of its first text column)."""
     if item is dict or typing.get_origin(item) is dict or hasattr(item, "model_fields"):
         if list(frame.columns) == [0]:
             return list(frame.iloc[:, 0])

@@ -1,9 +1,9 @@
-"""The names of mlflow that saved Python models refer to, for places where mlflow is not installed.
+"""The stand-in for mlflow: the names that saved Python models use, for environments without mlflow.
 
-A pickled `PythonModel` holds its base class and a few helpers by name; a model saved as code imports
-`mlflow.pyfunc.PythonModel`, `mlflow.models.set_model` and `ModelConfig`. These are enough to load and ask
-them. What a model wants beyond that needs the real mlflow, and the error says so. Which names: seen in
-packages written by MLflow 1 to 3 (pickletools), nothing is copied.
+A pickled `PythonModel` refers to its base class and a few helpers by name. A model saved as code imports
+`mlflow.pyfunc.PythonModel`, `mlflow.models.set_model` and `ModelConfig`. These names are enough to load such
+a model and to predict. Other names need the real mlflow, and the error says so. The list of names comes from
+packages written by MLflow 1 to 3 (read with pickletools); no code is copied.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class MlflowNeeded(ImportError):
 
 
 class MlflowException(Exception):
-    """`mlflow.exceptions.MlflowException`, as far as models raise it."""
+    """`mlflow.exceptions.MlflowException`, with the arguments that models use."""
 
     def __init__(self, message: object = "", error_code: object = None, **_: object) -> None:
         super().__init__(str(message))
@@ -54,7 +54,7 @@ class TypeHints:
 
 
 class Opaque:
-    """A class whose instances pickles carry along and loading does not use (signatures, schema types)."""
+    """A class whose instances are in pickles but not used by loading (signatures, schema types)."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
@@ -69,7 +69,7 @@ class PythonModel:
             cls.predict = pyfunc(cls.__dict__["predict"])  # type: ignore[method-assign]
 
     def load_context(self, context: Any) -> None:
-        """Overridden by models that open their files once."""
+        """Models override it to open their files once."""
 
     def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
         raise MlflowException(f"{type(self).__name__} has no predict method")
@@ -83,7 +83,7 @@ def pyfunc(function: Callable[..., Any]) -> Callable[..., Any]:
     try:
         hint = typing.get_type_hints(function).get(names[-1])
     except (NameError, TypeError):
-        return function  # MLflow too leaves a hint that it cannot resolve unchecked
+        return function  # as MLflow: a hint that cannot be resolved is not checked
     if not type_hints.supported(hint):
         return function
 
@@ -108,7 +108,7 @@ class FunctionModel(PythonModel):
 def validate_model_input(
     args: tuple[Any, ...], kwargs: dict[str, Any], position: int, hint: Any, name: str
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What a `predict` wrapped by MLflow calls first: its arguments with the input checked."""
+    """A `predict` that MLflow has wrapped calls this first. Returns its arguments with the checked input."""
     from loaders.compat.shipped import listed
 
     def valid(data: Any) -> Any:
@@ -150,12 +150,12 @@ def modules() -> dict[str, ModuleType]:
         code["model"] = model
 
     class ModelConfig:
-        """`mlflow.models.ModelConfig`: what code reads its configuration from."""
+        """`mlflow.models.ModelConfig`: from it a model's code reads its configuration."""
 
         def __init__(self, *, development_config: Any = None) -> None:
             config = code.get("config") or development_config
             if not config:
-                raise FileNotFoundError("the model's code reads a configuration, and the package has none")
+                raise FileNotFoundError("the model's code reads a model config, but the package has none")
             if isinstance(config, (str, Path)):
                 from loaders.yamltext import parse_yaml
 
@@ -208,14 +208,14 @@ def names() -> dict[str, frozenset[str]]:
 
 
 def run(file: Path, name: str, config: dict[str, Any] | None) -> Any:
-    """Executes a model saved as code, as the module `name`, and returns what it gave to `set_model`.
-    The stand-in must be in force."""
+    """Executes a model saved as code, as the module `name`, and returns the object that it passed to
+    `set_model`. The stand-in must be active."""
     code = sys.modules["mlflow.models.model"]._code
     code.clear()
     code["config"] = config
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
-        raise ImportError(f"{file.name} is no Python file")
+        raise ImportError(f"{file.name} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -231,7 +231,7 @@ def run(file: Path, name: str, config: dict[str, Any] | None) -> Any:
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Turns the failure of a model that wants more of mlflow than there is into MlflowNeeded."""
+    """Converts the failure of a model that needs more of mlflow than the stand-in has into MlflowNeeded."""
     try:
         yield
     except ImportError as error:
@@ -239,14 +239,14 @@ def explained() -> Iterator[None]:
             raise _needed(error.name or "mlflow", error) from error
         raise
     except AttributeError as error:
-        place = getattr(error, "obj", None)  # what lacks it; Python 3.10 and later say so
+        place = getattr(error, "obj", None)  # the object that lacks it, from Python 3.10 on
         if isinstance(place, ModuleType) and hasattr(place, _MARK):
             raise _needed(f"{place.__name__}.{getattr(error, 'name', '')}", error) from error
         raise
 
 
 def _needed(what: str, error: Exception) -> MlflowNeeded:
-    return MlflowNeeded(f"the model uses {what}, which needs mlflow itself: pip install mlflow ({error})")
+    return MlflowNeeded(f"the model uses {what}: install mlflow with pip install mlflow ({error})")
 
 
 def _module(name: str, names: dict[str, Any]) -> ModuleType:

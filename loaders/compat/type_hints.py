@@ -1,8 +1,8 @@
-"""The check of a model's input against the type hint of its `predict`, as MLflow does it for PythonModels.
+"""Checks a model's input against the type hint of its `predict`, as MLflow does for PythonModels.
 
-Rules (MLflow 2.20 and later): scalars by `isinstance`, except that text stands for bytes (base64) and for
-times (ISO) as over HTTP; pydantic models strictly; lists and dicts item by item; Optional and Union let
-None and anything through. A hint outside of these is not checked.
+Rules (MLflow 2.20 and later): scalars by `isinstance`, but text is also accepted for bytes (base64) and for
+times (ISO), as over HTTP; pydantic models strictly; lists and dicts item by item; Optional accepts None, and
+Union accepts anything. Other hints are not checked. Must not know packages or signatures.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ SCALARS: Final = (int, str, bool, float, bytes, datetime)
 
 
 class Mismatch(ValueError):
-    """The data does not fit the hint. The message names places and kinds, never values."""
+    """The data does not match the hint. The message names places and types, never values."""
 
 
 def supported(hint: Any) -> bool:
-    """Whether `checked` checks anything: MLflow wants `list[...]` at the top."""
+    """Whether `checked` checks this hint: MLflow requires `list[...]` at the top."""
     return typing.get_origin(hint) is list and _known(typing.get_args(hint)[0])
 
 
 def checked(data: Any, hint: Any, place: str = "input") -> Any:
-    """The data, with dicts made into pydantic models where the hint says so. Raises Mismatch."""
+    """The data, with dicts converted to the pydantic models of the hint. Raises Mismatch."""
     if hint is Any:
         return data
     if _is_model(hint):
@@ -68,7 +68,7 @@ def _scalar(data: Any, hint: Any, place: str) -> Any:
         try:
             if hint is datetime:
                 return datetime.fromisoformat(data)
-            # MLflow writes base64 in lines; anything else in it is not skipped but refused.
+            # MLflow breaks base64 into lines; any other foreign character is refused.
             return base64.b64decode("".join(data.split()), validate=True)
         except (binascii.Error, ValueError):
             raise Mismatch(f"{place}: expected {hint.__name__}, got other text") from None

@@ -35,7 +35,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     directory = tmp_path_factory.mktemp("answers")
     registry = directory / "registry.yaml"
     gateway.log_model(Doubling(), "doubling", registry, input_example=EXAMPLE, alias="champion")
-    with pytest.warns(UserWarning, match="differently the second time"):
+    with pytest.warns(UserWarning, match="two answers to its input_example differ"):
         gateway.log_model(Counting(), "counting", registry, input_example=EXAMPLE, alias="champion")
     gateway.log_model(Counting(), "waived", registry, input_example=EXAMPLE, alias="champion", verify=False)
     with pytest.warns(UserWarning, match="unsigned has no signature"):

@@ -115,7 +115,7 @@ def test_status_has_a_line_for_each_difference(tmp_path: Path) -> None:
         assert eventually(lambda: len(server.get("/readyz").json["preload_errors"]) == 2)
         command = [sys.executable, "-m", "gateway", "status", "--url", f"http://127.0.0.1:{server.port}"]
         told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
-    assert "line@champion should serve version 9, nothing is served: " in told
+    assert "line@champion should serve version 9, but serves no version: " in told
     assert "preload: models:/nobody is not loaded: there is no model 'nobody'" in told
     assert "preload: fraud-* matches no model that has the alias champion" in told
 

@@ -173,7 +173,11 @@ def test_push_refuses_what_is_no_package(tmp_path: Path) -> None:
         ("models:/iris@", InvalidReference, "is not an alias"),
         ("models:/m-" + "0" * 32, RegistryError, "MLflow registry"),
         ("runs:/abc/model", RegistryError, "MLflow registry"),
-        ("no/such/directory", InvalidReference, "there is no directory no/such/directory"),
+        (
+            "no/such/directory",
+            InvalidReference,
+            "no/such/directory is neither a directory nor a model reference",
+        ),
         ("", InvalidReference, "empty"),
     ],
 )

@@ -29,7 +29,7 @@ def test_every_event_has_words(lines: pytest.LogCaptureFixture) -> None:
     said = [record.getMessage() for record in lines.records]
     assert said == [
         "loaded iris/2 in 0.250 s, 3.0 MB",
-        "iris@champion serves version 2, before 1 (promote)",
+        "iris@champion serves version 2, previously 1 (promote)",
         "iris/2 raised ValueError: no (request r-1)\n    Traceback …\n    ValueError: no",
         "unloaded iris/2: somebody asked for it",
         "unloaded iris/2: to make room, for wine/1: its value is least",
@@ -63,7 +63,7 @@ def test_a_burst_of_refusals_is_one_line_with_their_number(lines: pytest.LogCapt
     assert said == [
         "refused the input of a request for iris/1: is missing",
         "refused the input of a request for wine/1: is missing",
-        "refused the input of a request for iris/1: is null (and 49 before, since the last such line)",
+        "refused the input of a request for iris/1: is null (and 49 more since the last such line)",
     ]
 
 

@@ -139,7 +139,7 @@ models:
         "GATEWAY_POLL_INTERVL": "did you mean GATEWAY_POLL_INTERVAL?",
         "GATEWAY_MODELS__a__PROCESES": "did you mean GATEWAY_MODELS__a__PROCESSES?",
         "GATEWAY_DEFAULT_ALIAS": "reserved",
-        "GATEWAY_MAX_BODY_BYTES": "a share means nothing here",
+        "GATEWAY_MAX_BODY_BYTES": "a percentage is not possible here",
         "GATEWAY_PRELOAD": "not JSON",
         "GATEWAY_ROLLOUT__GATES": "did you mean GATEWAY_ROLLOUT__GATE?",
         "flag --port": "less than or equal to 65535",

@@ -92,7 +92,7 @@ def test_a_file_that_somebody_writes_is_not_taken_for_a_damaged_one(
     monkeypatch.setattr("gateway.state.LOCKED_SECONDS", 0.05)
     other = sqlite3.connect(tmp_path / "state.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    with pytest.raises(OSError, match="cannot be used now"):
+    with pytest.raises(OSError, match="cannot use the state"):
         State(tmp_path)
     other.execute("ROLLBACK")
     other.close()
@@ -109,7 +109,7 @@ def test_what_a_newer_gateway_wrote_is_left_to_it(tmp_path: Path, caplog: pytest
         state = State(tmp_path)
         state.save_last_good("r", "iris", "champion", "1")
         state.close()
-    assert "left to a newer gateway" in caplog.text
+    assert "belongs to a newer gateway" in caplog.text
     assert (tmp_path / "state.db").read_bytes() == content
     state = State(tmp_path)
     assert state.last_good("r") == {("iris", "champion"): "1"}
@@ -126,7 +126,7 @@ def test_where_nothing_can_be_written_what_is_there_still_counts(
     (tmp_path / "state.db-wal").mkdir()  # where the log of writes would be
     content = (tmp_path / "state.db").read_bytes()
     state = State(tmp_path)
-    assert "forgotten when this gateway ends" in caplog.text
+    assert "lost when this gateway ends" in caplog.text
     assert state.last_good("r") == {("iris", "champion"): "1"}
     state.save_last_good("r", "iris", "champion", "2")
     assert state.last_good("r") == {("iris", "champion"): "2"}
@@ -137,7 +137,7 @@ def test_where_nothing_can_be_written_what_is_there_still_counts(
 def test_without_a_file_it_remembers_until_it_ends(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "state.db").mkdir()
     state = State(tmp_path)
-    assert "forgotten when this gateway ends" in caplog.text
+    assert "lost when this gateway ends" in caplog.text
     state.save_last_good("r", "iris", "champion", "1")
     assert state.last_good("r") == {("iris", "champion"): "1"}
     state.close()

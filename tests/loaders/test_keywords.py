@@ -49,9 +49,9 @@ def test_extra_requirements_are_added(tmp_path: Path) -> None:
         ({"input_exmple": X}, "unknown keyword input_exmple: did you mean input_example"),
         ({"pip_requirement": []}, "did you mean pip_requirements"),
         ({"predict_func": "predict"}, "did you mean .*predict_fn"),
-        ({"artifacts": {}}, "sklearn models take serialization_format, predict_fn"),
+        ({"artifacts": {}}, "sklearn models accept serialization_format, predict_fn"),
         ({"requirements": [], "pip_requirements": []}, "pip_requirements is another name of requirements"),
-        ({"requirements": [], "conda_env": {"dependencies": [{"pip": ["a"]}]}}, "give one of them"),
+        ({"requirements": [], "conda_env": {"dependencies": [{"pip": ["a"]}]}}, "give (only )?one of them"),
     ],
 )
 def test_what_is_unknown_or_given_twice_is_an_error(tmp_path: Path, options: Any, message: str) -> None:
@@ -66,7 +66,7 @@ def test_a_conda_env_without_pip_is_an_error(tmp_path: Path) -> None:
 
 
 def test_what_means_nothing_here_is_warned_of(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="await_registration_for means nothing here"):
+    with pytest.warns(UserWarning, match="await_registration_for has no meaning here"):
         save(tmp_path, await_registration_for=300)
 
 
@@ -92,7 +92,7 @@ def test_mlflows_words_for_the_name(tmp_path: Path, names: dict[str, str]) -> No
     )
     assert (logged.name, logged.version) == ("iris", "1")
     assert gateway.load_model("iris/1", tmp_path / "registry.yaml").predict(X).shape == (4, 2)
-    with pytest.raises(TypeError, match="needs a name"):
+    with pytest.raises(TypeError, match="needs name"):
         gateway.log_model(model, registry=tmp_path / "registry.yaml")
 
 

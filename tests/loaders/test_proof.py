@@ -65,7 +65,7 @@ def test_a_package_that_answers_otherwise_is_refused_with_the_field(
 
 
 def test_an_original_that_differs_from_itself_is_not_compared(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="differently the second time"):
+    with pytest.warns(UserWarning, match="two answers to its input_example differ"):
         loaders.save_model(counting, tmp_path / "m", input_example=FRAME)
     assert not (tmp_path / "m" / recorded.FILE).exists()
 
@@ -134,7 +134,7 @@ def test_a_load_that_answers_otherwise_warns_with_the_field(tmp_path: Path) -> N
     file = tmp_path / "m" / recorded.FILE
     answer = json.loads(file.read_text())["predictions"]
     file.write_text(json.dumps({"predictions": [answer[0], answer[1] + 1, answer[2]]}))
-    with pytest.warns(UserWarning, match=r"not the recorded one, at predictions\[1\]"):
+    with pytest.warns(UserWarning, match=r"differs from the recorded one, at predictions\[1\]"):
         loaders.load_model(tmp_path / "m")
     assert len(proof.changed(loaders.package.read(tmp_path / "m"))) == 1
 

@@ -463,7 +463,7 @@ def test_what_needs_more_of_mlflow_says_so(tmp_path: Path) -> None:
         errors[:5], ["sklearn", "mlflow", "set_experiment", "tracking", "start_run"], strict=True
     ):
         assert error["error"] == "MlflowNeeded"
-        assert "needs mlflow itself: pip install mlflow" in error["message"]
+        assert "install mlflow with pip install mlflow" in error["message"]
         assert name in error["message"]
     assert errors[5]["error"] == "ModuleNotFoundError"
 

@@ -108,7 +108,7 @@ def test_a_wrong_digest_is_refused_and_nothing_is_kept(cache: Artifacts, tmp_pat
     with pytest.raises(ArtifactError) as error:
         cache.fetch(wanted)
     expected = (
-        f"digest mismatch of iris/3: the registry says {wanted.digest}, the files are {digest(package)}"
+        f"digest mismatch of iris/3: the registry has {wanted.digest}, the files have {digest(package)}"
     )
     assert error.value.public == expected
     assert entries(tmp_path / "cache") == []
@@ -167,7 +167,7 @@ def test_a_pipe_is_not_part_of_a_package_for_the_digest_and_for_the_copy(
 
 def test_what_is_larger_than_the_cache(tmp_path: Path) -> None:
     cache = Artifacts(tmp_path / "cache", disk_limit=MB)
-    with pytest.raises(ArtifactError, match=r"larger than the cache: 2 MB, the disk limit is 1 MB"):
+    with pytest.raises(ArtifactError, match=r"do not fit in the cache: 2 MB, the disk limit is 1 MB"):
         cache.fetch(version(make_package(tmp_path / "package", b"x" * 2 * MB)))
 
 
@@ -195,7 +195,7 @@ def test_what_is_in_use_stays(tmp_path: Path) -> None:
     one, two, three = (version(make_package(tmp_path / name, name.encode() * MB), name) for name in "123")
     held: list[Local] = [cache.fetch(one), cache.fetch(two)]
     with pytest.raises(
-        ArtifactError, match="no room for iris/3 in the cache: 1 MB are needed and 2 MB in use of 2 MB"
+        ArtifactError, match="the cache has no space for iris/3: 1 MB are needed and 2 MB in use of 2 MB"
     ):
         cache.fetch(three)
     assert all(local.path.exists() for local in held)
@@ -222,7 +222,7 @@ def test_what_another_process_uses_stays(tmp_path: Path) -> None:
     assert ready.wait(60)
     cache = Artifacts(tmp_path / "cache", disk_limit=MB + 1000)
     second = version(make_package(tmp_path / "b", b"y" * MB), "2")
-    with pytest.raises(ArtifactError, match="no room"):
+    with pytest.raises(ArtifactError, match="no space"):
         cache.fetch(second)
     done.set()
     other.join(60)
@@ -475,7 +475,7 @@ def test_a_small_disk_that_is_full_and_then_read_only(tmp_path: Path) -> None:
             Artifacts(disk / "cache", disk_limit=100 * MB).fetch(
                 version(make_package(tmp_path / "other", b"y" * 1000))
             )
-        assert refused.value.public == "the files of iris/1 cannot be written to cache_dir"
+        assert refused.value.public == "cannot write the files of iris/1 to cache_dir"
         assert Artifacts(disk / "cache", disk_limit=100 * MB).fetch(small).bytes > 1000, "what is there"
     finally:
         subprocess.run(["umount", "--lazy", disk], check=True)

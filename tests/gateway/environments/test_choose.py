@@ -188,5 +188,5 @@ def test_a_named_environment_is_compared_too(old: Any) -> None:
     assert (runtime.kind, runtime.python) == ("named", sys.executable)
     assert runtime.mismatch
     values["environments"]["named"]["mine"]["python"] = "/nowhere/python"  # type: ignore[index]
-    with pytest.raises(Refused, match="does not answer"):
+    with pytest.raises(Refused, match="does not run"):
         chosen(old, **values)

@@ -49,8 +49,8 @@ wheels = [{ url = "https://index/numpy.whl", hashes = { sha256 = "aa" }, upload-
         ("acme-1.0-py3-none-any.whl", "a path"),
         ("acme==1.0 --hash=sha256:aa", "a requirement with an option"),
         ("acme==1.0 --config-settings x=y", "a requirement with an option"),
-        ("acme==", "no requirement"),
-        ("$(touch /tmp/x)", "no requirement"),
+        ("acme==", "not a requirement"),
+        ("$(touch /tmp/x)", "not a requirement"),
     ],
 )
 def test_a_line_of_any_other_form_is_refused_by_name(line: str, what: str) -> None:
@@ -113,7 +113,7 @@ wheels = [{ url = "https://elsewhere.example/numpy.whl", hash = "sha256:aa" }]
 def test_a_shipped_lock_with_a_source_of_its_own_is_refused(source: str, tmp_path: Path) -> None:
     content = f'[[package]]\nname = "acme"\nversion = "1"\nsource = {{ {source} }}\n'
     package = described(tmp_path, files={"uv.lock": content})
-    with pytest.raises(LockError, match=r"takes acme from .*never sources"):
+    with pytest.raises(LockError, match=r"takes acme from .*versions and hashes only"):
         lock.shipped_lock(package)
 
 

@@ -375,9 +375,9 @@ def test_an_answer_from_another_process_is_written_as_one_from_this(result: Any)
 
 
 def test_what_cannot_leave_a_process_is_named() -> None:
-    assert refused(Value([Opaque("generator")])).endswith("written as JSON: a value of type generator")
-    assert refused(Value({Opaque("frozenset"): 1})).endswith("an object with a key of type frozenset")
+    assert refused(Value([Opaque("generator")])).endswith("written as JSON: it has a value of type generator")
+    assert refused(Value({Opaque("frozenset"): 1})).endswith("an object has a key of type frozenset")
 
 
 def test_a_class_in_an_answer_is_named() -> None:
-    assert refused(Value([np.ndarray])).endswith("written as JSON: a value of type type")
+    assert refused(Value([np.ndarray])).endswith("written as JSON: it has a value of type type")

@@ -171,7 +171,7 @@ def test_a_head_that_does_not_end_is_cut_off(server: Running) -> None:
     with server.connect() as client:
         client.sendall(b"GET / HTTP/1.1\r\nx-long: ")
         client.sendall(b"y" * OVER)
-        refused(everything(client), "the request's head has more than 64 KiB")
+        refused(everything(client), "the request's head is larger than 64 KiB")
 
 
 def test_many_small_headers_count_too(server: Running) -> None:

@@ -89,7 +89,7 @@ def test_what_is_absent_is_empty(text: str) -> None:
         ("[]", "", "a list, where a mapping belongs"),
         ("version: 2", "version", "reads version 1"),
         ("modles: {}", "modles", "did you mean models?"),
-        ("models: {a/b: {}}", "models.a/b", "no name may"),
+        ("models: {a/b: {}}", "models.a/b", "not allowed"),
         ("models: {a: {verions: {}}}", "models.a.verions", "did you mean versions?"),
         (
             "models: {iris: {versions: {2: {sourc: x}}}}",

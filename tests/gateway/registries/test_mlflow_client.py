@@ -71,7 +71,7 @@ def test_a_token(mlflow_server: Server, guarded: str, package: Path, tmp_path: P
         for wrong in ({}, {"MLFLOW_TRACKING_TOKEN": "another"}):
             with pytest.raises(RegistryUnavailable, match="MLFLOW_TRACKING_TOKEN"):
                 found(before, wrong, guarded)
-            with pytest.raises(ArtifactError, match="does not let this gateway in"):
+            with pytest.raises(ArtifactError, match="refuses this gateway's credentials"):
                 fetched(before, wrong, version, tmp_path / "other")
         before.authorizations.clear()
         both = signed | {"MLFLOW_TRACKING_USERNAME": "u", "MLFLOW_TRACKING_PASSWORD": "p"}

@@ -93,13 +93,13 @@ def test_small_models_share_a_process_and_say_so(tmp_path: Path) -> None:
     assert len(set(pids.values())) == 3
     assert views["two"]["placement"] == {
         "isolation": "pack",
-        "reason": "isolation: auto; its pickle names framework classes alone, and it is small",
+        "reason": "isolation: auto; its pickle names only framework classes, and it is small",
     }
     assert views["alone"]["placement"] == {"isolation": "process", "reason": "isolation: process"}
     assert views["team"]["placement"] == {"isolation": "pack", "reason": "pack: a"}
     with contextlib.closing(State(tmp_path / "state")) as state:
         known = state.scan(views["two"]["digest"], scan.EDITION)
-    assert known == (True, "its pickle names framework classes alone")
+    assert known == (True, "its pickle names only framework classes")
 
 
 @pytest.mark.skipif(not LINUX, reason="model processes need Linux")
