@@ -1,7 +1,6 @@
 """The composition root: builds every part of a gateway from its settings, starts and stops them in order.
 
-`Gateway` is everything that lives on one event loop. Sockets, signals and the process are the
-responsibility of `gateway.server`.
+`Gateway` is all that lives on one event loop; sockets, signals and the process are `gateway.server`.
 """
 
 from __future__ import annotations

@@ -20,6 +20,12 @@ settings.load_profile("patient")
 os.environ["UV_OFFLINE"] = "1"
 
 
+@pytest.fixture
+def anyio_backend() -> str:
+    """Tests marked `anyio` run on asyncio, as the gateway does."""
+    return "asyncio"
+
+
 def needs(module: str) -> ModuleType:
     """The module, or a skip that says what to install; where GATEWAY_TEST_ALL is set, a failure."""
     try:

@@ -1,0 +1,131 @@
+"""The one set of gates: what each refuses, in which order, and what force overrules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gateway.errors import Problem
+from gateway.policy import Rollout
+from gateway.registries.base import Model, Verdict, Version
+from gateway.rollouts.gates import Gates, Trial, refusals
+from gateway.rollouts.records import Record
+from loaders.schema import Scalar
+from loaders.signature import ColSpec, Signature
+from tests.support.controlled import Bench, version
+
+pytestmark = pytest.mark.anyio
+
+NARROW = Signature(inputs=(ColSpec(Scalar.long, "a"),))
+WIDE = Signature(inputs=(ColSpec(Scalar.long, "a"), ColSpec(Scalar.long, "b")))
+
+
+def record(against: Version | None = None, **more: object) -> Record:
+    model = Model("iris", {str(n): version(n) for n in (1, 2)}, {})
+    return replace(Record(model, against), **more)  # type: ignore[arg-type]
+
+
+def bench(tmp_path: Path) -> tuple[Bench, Gates]:
+    made = Bench(tmp_path)
+    return made, Gates(made.manager, prepare=made.prepare)
+
+
+async def refused(gates: Gates, target: Version, known: Record, *, force: bool = False) -> Problem:
+    with pytest.raises(Problem) as caught:
+        await gates.check(target, known, force=force)
+    return caught.value
+
+
+async def test_a_version_that_passes_is_loaded_and_held(tmp_path: Path) -> None:
+    made, gates = bench(tmp_path)
+    trial = Trial("2")
+    passed = await gates.check(version(2), record(), trial=trial)
+    assert made.manager.is_ready(version(2))
+    assert made.ledger[passed.lease.servable].leases == 1
+    names = [name for name, _ in trial.checks]
+    assert [name.partition(",")[0] for name in names] == ["files", "signature", "load"]
+    passed.lease.release()
+
+
+Setup = Callable[[Bench], Record]
+
+
+def broken_files(made: Bench) -> Record:
+    made.behaviour(version(2)).unavailable = "the digest of iris/2 is another one"
+    return record(version(1))
+
+
+def broken_load(made: Bench) -> Record:
+    made.behaviour(version(2)).fails = "ValueError: bad weights"
+    return record(version(1))
+
+
+def other_signature(made: Bench) -> Record:
+    made.behaviour(version(1)).signature, made.behaviour(version(2)).signature = NARROW, WIDE
+    return record(version(1))
+
+
+def found_wanting(made: Bench) -> Record:
+    return record(version(1), verdict=Verdict("2", "refused", "it answers nonsense"))
+
+
+@pytest.mark.parametrize(
+    ("setup", "code", "says", "overruled"),
+    [
+        (broken_files, "MODEL_UNAVAILABLE", "digest", False),
+        (broken_load, "MODEL_UNAVAILABLE", "bad weights", False),
+        (other_signature, "ROLLOUT_REFUSED", "may not replace iris/1", True),
+        (found_wanting, "ROLLOUT_REFUSED", "by another gateway: it answers nonsense", True),
+    ],
+    ids=["files", "load", "signature", "verdict"],
+)
+async def test_what_a_gate_refuses(
+    setup: Setup, code: str, says: str, overruled: bool, tmp_path: Path
+) -> None:
+    made, gates = bench(tmp_path)
+    known = setup(made)
+    problem = await refused(gates, version(2), known)
+    assert problem.code == code
+    assert says in problem.message
+    made.manager.retry(version(2))
+    if overruled:
+        passed = await gates.check(version(2), known, force=True)
+        passed.lease.release()
+    else:
+        assert (await refused(gates, version(2), known, force=True)).code == code
+
+
+async def test_a_version_that_is_not_registered_is_not_fetched(tmp_path: Path) -> None:
+    made, gates = bench(tmp_path)
+    problem = await refused(gates, Version("iris", "9", source=""), record())
+    assert problem.code == "VERSION_NOT_FOUND"
+    assert made.prepared == {}
+
+
+async def test_the_way_back_to_a_version_that_has_served_is_open(tmp_path: Path) -> None:
+    made, gates = bench(tmp_path)
+    known = replace(other_signature(made), served=frozenset({"2"}))
+    passed = await gates.check(version(2), known)
+    assert passed.overruled == ()
+    passed.lease.release()
+
+
+def test_signatures_are_compared_unless_the_policy_says_otherwise() -> None:
+    assert refusals(Rollout(), NARROW, NARROW) == []
+    assert refusals(Rollout(), NARROW, WIDE) != []
+    assert refusals(Rollout(gate="none"), NARROW, WIDE) == []
+
+
+async def test_a_wrong_policy_in_the_registry_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = Bench(tmp_path)
+    gates = Gates(made.manager, prepare=made.prepare, policy=lambda model: (Rollout(), "gate: unknown"))
+    model = Model("iris", {}, {})
+    for _ in range(3):
+        gates.policy(model)
+    assert [one.message for one in caplog.records] == ["gate: unknown; the gateway's own policy is used"]
+    assert gates.policy_error(model) == "gate: unknown"

@@ -1,0 +1,143 @@
+"""Promote, roll back, delete: checked before the registry is written, and what the registry then says."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from gateway.errors import Problem
+from gateway.events import SwapRefused
+from gateway.rollouts.promotions import Moved, Promotions
+from tests.support.composed import Composed, composed
+from tests.support.house import until
+
+pytestmark = pytest.mark.anyio
+
+
+async def promote(promotions: Promotions, number: str, **more: object) -> Moved:
+    async with promotions.promote("iris", "champion", number, **more) as moved:  # type: ignore[arg-type]
+        await promotions.take_effect(moved, wait=10)
+        return moved
+
+
+async def refusal(parts: Composed, number: str, **more: object) -> Problem:
+    with pytest.raises(Problem) as caught:
+        await promote(parts.promotions, number, **more)
+    return caught.value
+
+
+async def test_a_promotion_loads_then_writes_then_serves(tmp_path: Path) -> None:
+    async with composed(tmp_path) as parts:
+        assert await parts.answers() == "1"
+        hold = parts.of(2).hold = asyncio.Event()
+        moving = asyncio.create_task(promote(parts.promotions, "2"))
+        await until(lambda: parts.of(2).starts == 1)
+        assert (parts.written(), await parts.answers()) == ("1", "1")
+        assert parts.promotions.trials["iris", "champion"].now == "load, warm-up and example"
+        hold.set()
+        moved = await moving
+        assert (moved.previous, moved.overruled, moved.unchanged) == ("1", (), False)
+        assert (parts.written(), await parts.answers()) == ("2", "2")
+        assert parts.promotions.trials == {}
+
+
+async def test_a_version_that_fails_leaves_the_registry_as_it_is(tmp_path: Path) -> None:
+    async with composed(tmp_path) as parts:
+        await parts.answers()
+        parts.of(2).fails = "ValueError: bad weights"
+        problem = await refusal(parts, "2")
+        assert (problem.code, "bad weights" in problem.message) == ("ROLLOUT_REFUSED", True)
+        assert (parts.written(), await parts.answers()) == ("1", "1")
+        assert [event.version for event in parts.bench.of(SwapRefused)] == ["2"]
+
+
+@pytest.mark.parametrize(
+    ("number", "more", "code"),
+    [
+        ("9", {}, "VERSION_NOT_FOUND"),
+        ("two", {}, "INVALID_REFERENCE"),
+        ("2", {"expect": "3"}, "PRECONDITION_FAILED"),
+        ("2", {"expect": None}, "PRECONDITION_FAILED"),
+    ],
+)
+async def test_a_promotion_that_cannot_be_loads_nothing(
+    number: str, more: dict[str, object], code: str, tmp_path: Path
+) -> None:
+    async with composed(tmp_path) as parts:
+        assert (await refusal(parts, number, **more)).code == code
+        assert parts.written() == "1"
+        assert parts.bench.prepared == {}
+
+
+async def test_an_alias_that_moved_while_it_was_checked_stays_there(tmp_path: Path) -> None:
+    async with composed(tmp_path) as parts:
+        hold = parts.of(2).hold = asyncio.Event()
+        moving = asyncio.create_task(promote(parts.promotions, "2", expect="1"))
+        await until(lambda: parts.of(2).starts == 1)
+        parts.file.write_text(parts.file.read_text().replace("champion: 1", "champion: 3"))
+        hold.set()
+        with pytest.raises(Problem) as caught:
+            await moving
+        assert caught.value.code == "PRECONDITION_FAILED"
+        assert parts.written() == "3"
+
+
+async def test_a_dry_run_writes_nothing_and_keeps_nothing_loaded(tmp_path: Path) -> None:
+    async with composed(tmp_path) as parts:
+        async with parts.promotions.promote("iris", "champion", "2", dry_run=True) as moved:
+            assert not moved.written
+            assert parts.bench.manager.is_ready(parts.version(2))
+        assert parts.written() == "1"
+        await until(lambda: parts.bench.manager.find(parts.version(2)) is None)
+
+
+async def test_rollbacks_go_further_back_each_time(tmp_path: Path) -> None:
+    async with composed(tmp_path) as parts:
+        await parts.answers()
+        for number in "23":
+            await promote(parts.promotions, number)
+        went = []
+        for _ in range(2):
+            async with parts.promotions.rollback("iris", "champion") as moved:
+                await parts.promotions.take_effect(moved, wait=10)
+            went.append((parts.written(), await parts.answers()))
+        assert went == [("2", "2"), ("1", "1")]
+
+
+async def test_nothing_before_is_no_place_to_go_back_to(tmp_path: Path) -> None:
+    async with composed(tmp_path) as parts:
+        await parts.answers()
+        with pytest.raises(Problem) as caught:
+            async with parts.promotions.rollback("iris", "champion"):
+                pass
+        assert caught.value.code == "ROLLOUT_REFUSED"
+        assert parts.written() == "1"
+
+
+async def test_a_file_that_cannot_be_written_is_said_before_anything_is_loaded(tmp_path: Path) -> None:
+    async with composed(tmp_path) as parts:
+        parts.registry.why_not_writable = lambda: "it is on read-only media"  # type: ignore[method-assign]
+        problem = await refusal(parts, "2")
+        assert (problem.code, problem.hint) == ("REGISTRY_READ_ONLY", "it is on read-only media")
+        assert parts.bench.prepared == {}
+
+
+async def test_a_deleted_alias_answers_no_more(tmp_path: Path) -> None:
+    async with composed(tmp_path) as parts:
+        await parts.answers()
+        await parts.promotions.delete_alias("iris", "champion")
+        with pytest.raises(Problem) as caught:
+            await parts.ask()
+        assert caught.value.code == "ALIAS_NOT_FOUND"
+
+
+async def test_only_a_rollout_under_way_takes_orders(tmp_path: Path) -> None:
+    async with composed(tmp_path) as parts:
+        with pytest.raises(Problem) as caught:
+            parts.promotions.direct("iris", "champion", "pause")
+        assert caught.value.code == "ROLLOUT_REFUSED"
+        with pytest.raises(Problem) as caught:
+            parts.promotions.direct("iris", "nobody", "pause")
+        assert caught.value.code == "ALIAS_NOT_FOUND"
