@@ -16,11 +16,7 @@ from gateway.artifacts.packages import Packages, formats
 from gateway.artifacts.sources import sources_for
 from gateway.environments.choose import Chooser
 from gateway.gauges import expose
-from gateway.http.auth import Access, control_key
-from gateway.http.bodies import BodyReader
 from gateway.http.connections import Connections
-from gateway.http.feed import Feed
-from gateway.http.large import LargeBodies
 from gateway.http.parts import Parts
 from gateway.metrics import Metrics, count
 from gateway.names import parse_short
@@ -61,9 +57,7 @@ class Gateway:
         self.settings = settings
         self.registry = registry
         self.draining = self._refusing = False
-        self.access = Access(settings.admin_key_file or control_key(settings.state_dir))
         self.metrics = Metrics()
-        self.feed = Feed()
         self._pools = Pools()
         io = self._pools.registry
         self._persistence = Persistence(settings.state_dir, registry, pack_bytes=settings.pack_bytes)
@@ -172,8 +166,10 @@ class Gateway:
             preload=preload,
         )
         self.connections = Connections(settings.max_connections)
-        self.bodies = BodyReader(settings.max_body_bytes, settings.max_inflight_bytes)
-        self.large_bodies = LargeBodies(settings.max_inflight_bytes)
+        self.parts = Parts.of(
+            settings, self.service, self.views, self.promotions, self.residency, self.watch, self.metrics,
+            draining=lambda: self.draining,
+        )  # fmt: skip
         self._governor = Governor(
             cgroup.memory_usage,
             self.manager.readings,
@@ -183,31 +179,13 @@ class Gateway:
         self._upkeep = Upkeep(self.manager, self._zygotes, self._packs, self._artifacts, io, self._emit)
         self._listeners: tuple[events.Emit, ...] = (
             partial(count, self.metrics),
-            self.feed.publish,
+            self.parts.feed.publish,
             self._feedback.notice,
             logs.EventLog(),
             self._upkeep.notice,
         )
         self._background = Background()
         expose(self.metrics, self.manager, self.views, self.watch, self.connections, self._upkeep)
-
-    @property
-    def parts(self) -> Parts:
-        """The parts that the HTTP layer receives."""
-        return Parts(
-            self.service,
-            self.views,
-            self.promotions,
-            self.residency,
-            self.watch,
-            self.access,
-            self.metrics,
-            self.settings,
-            self.bodies,
-            self.large_bodies,
-            lambda: self.draining,
-            self.feed,
-        )
 
     async def start(self) -> None:
         """Reads the registry, or its remembered content, and starts the background work. Raises RegistryError
@@ -235,7 +213,7 @@ class Gateway:
         self._upkeep.close()
         self.metrics.lag.stop()
         await self._background.stop()
-        await self.large_bodies.close()
+        await self.parts.large_bodies.close()
         await self.aliases.close()
         await self.manager.close()
         await self._packs.close()

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from gateway.http.auth import Access, control_key
+from gateway.http.bodies import BodyReader
+from gateway.http.feed import Feed
+from gateway.http.large import LargeBodies
+
 if TYPE_CHECKING:
-    from gateway.http.auth import Access
-    from gateway.http.bodies import BodyReader
-    from gateway.http.feed import Feed
-    from gateway.http.large import LargeBodies
     from gateway.metrics import Metrics
     from gateway.registries.watcher import Watch
     from gateway.rollouts.promotions import Promotions
@@ -22,18 +23,47 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """`bodies` counts the bodies of predictions, by whatever protocol they come; `draining`: whether the
-    gateway is stopping and clients should go elsewhere."""
+    """`draining`: whether the gateway is stopping and clients should go elsewhere. The last four belong to
+    HTTP itself: who may control, bodies of predictions by whatever protocol they come, the event stream."""
 
     service: Service
     views: Views
     promotions: Promotions
     residency: Residency
     watch: Watch
-    access: Access
     metrics: Metrics
     settings: Settings
+    draining: Callable[[], bool]
+    access: Access
     bodies: BodyReader
     large_bodies: LargeBodies
-    draining: Callable[[], bool]
     feed: Feed
+
+    @classmethod
+    def of(
+        cls,
+        settings: Settings,
+        service: Service,
+        views: Views,
+        promotions: Promotions,
+        residency: Residency,
+        watch: Watch,
+        metrics: Metrics,
+        *,
+        draining: Callable[[], bool],
+    ) -> Parts:
+        """These parts of the gateway, with what HTTP itself needs as the settings say."""
+        return cls(
+            service,
+            views,
+            promotions,
+            residency,
+            watch,
+            metrics,
+            settings,
+            draining,
+            access=Access(settings.admin_key_file or control_key(settings.state_dir)),
+            bodies=BodyReader(settings.max_body_bytes, settings.max_inflight_bytes),
+            large_bodies=LargeBodies(settings.max_inflight_bytes),
+            feed=Feed(),
+        )

@@ -14,7 +14,7 @@ from gateway.names import Reference
 from gateway.pools import IO_THREAD
 from gateway.registries import open_registry
 from gateway.service import Inference
-from loaders.enforcement.enforce import RawInput
+from loaders.enforcement import RawInput
 from tests.support.hostile import eventually, write_package
 from tests.support.served import settings
 

@@ -22,7 +22,7 @@ from gateway.rollouts.residency import Residency
 from gateway.service import Answer, Inference, Service
 from gateway.state import AliasMemory, State
 from gateway.views import Views
-from loaders.enforcement.enforce import RawInput
+from loaders.enforcement import RawInput
 from tests.support.controlled import Behaviour, Bench
 
 CHAMPION = Reference("iris", alias="champion")

@@ -419,7 +419,7 @@ def test_45_a_large_tensor_needs_no_process_of_its_own(served: Served) -> None:
     inputs = [raw_tensor("x", "FP64", [600_000], x.nbytes)]
     _, raw = parted(binary(served, "floats", inputs, x.tobytes(), parameters={"binary_data_output": True}))
     assert raw == x.tobytes()
-    assert served.gateway.large_bodies.pid is None
+    assert served.gateway.parts.large_bodies.pid is None
 
 
 def test_46_large_json_is_parsed_elsewhere_and_keeps_id_and_outputs(served: Served) -> None:
