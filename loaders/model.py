@@ -74,6 +74,12 @@ class Model:
         return self._predictor.merges
 
     @property
+    def known(self) -> dict[str, Any]:
+        """Values that the model knows, by column, for those that take no others: what a made-up row needs.
+        Empty where the flavor does not tell."""
+        return dict(getattr(self._predictor, "known", {}))
+
+    @property
     def input_example(self) -> Any:
         """The saved input example in the form that the model receives (a frame, array, dict or value); None
         without one. Raises InvalidInput if it does not fit the signature."""

@@ -121,13 +121,17 @@ class Store:
             return []
 
     def find(self, lock: Lock) -> Built | None:
-        """An environment that equals a lock or satisfies it, or None. It is in use from now on."""
-        for key in [lock.key, *self.keys()]:
+        """An environment that equals a lock or satisfies it, or None. It is in use from now on. Of several,
+        the one with most packages: then most models share one environment and one zygote."""
+        fitting = []
+        for key in self.keys():
             facts = self._facts(key)
             if facts is not None and (key == lock.key or facts[0].satisfies(lock)):
-                built = self._use(key)
-                if built is not None:
-                    return built
+                fitting.append((-len(facts[0].packages), key))
+        for _, key in sorted(fitting):
+            built = self._use(key)
+            if built is not None:
+                return built
         return None
 
     def build(self, lock: Lock, progress: Progress = lambda step: None) -> Built:

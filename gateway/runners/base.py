@@ -61,6 +61,10 @@ class Runner(Protocol):
         """Whether the flavor lets rows of several requests share a call. Known after `start`."""
 
     @property
+    def known(self) -> Mapping[str, Any]:
+        """Values that the model knows, by column: for a made-up row. Known after `start`."""
+
+    @property
     def slots(self) -> int:
         """How many calls can really run at once. Known after `start`."""
 

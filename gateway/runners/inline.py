@@ -71,6 +71,10 @@ class InlineRunner:
         return self._model is not None and self._model.merges
 
     @property
+    def known(self) -> Mapping[str, Any]:
+        return {} if self._model is None else self._model.known
+
+    @property
     def measured_bytes(self) -> int | None:
         """What the gateway grew by; None where the kernel does not say."""
         return self._measured

@@ -95,6 +95,7 @@ class PackedRunner:
         self._background: set[asyncio.Task[None]] = set()
         self._closed = False
         self._merges = False
+        self._known: Mapping[str, Any] = {}
         self._rehearses = ""
         self._rehearsed = False
         self._confined: dict[str, str] = {}
@@ -108,6 +109,10 @@ class PackedRunner:
     @property
     def merges(self) -> bool:
         return self._merges if self._own is None else self._own.merges
+
+    @property
+    def known(self) -> Mapping[str, Any]:
+        return self._known if self._own is None else self._own.known
 
     @property
     def load_peak(self) -> int:
@@ -361,6 +366,7 @@ class PackedRunner:
             raise NoProcess("the model was unloaded")
         self._place = place
         self._merges = bool(place.loaded["merges"])
+        self._known = place.loaded["known"]
         self._rehearses = str(place.loaded["rehearses"])
         self._confined = place.process.worker.loaded["confinement"]
 

@@ -113,6 +113,7 @@ class ProcessRunner:
         self._quarantine: str | None = None
         self._retry_at = 0.0
         self._merges = False
+        self._known: Mapping[str, Any] = {}
         self._spare: Worker | None = None
         self._spare_starting: asyncio.Task[None] | None = None
         self._stuck: str | None = None
@@ -138,6 +139,10 @@ class ProcessRunner:
     @property
     def merges(self) -> bool:
         return self._merges
+
+    @property
+    def known(self) -> Mapping[str, Any]:
+        return self._known
 
     @property
     def pids(self) -> list[int]:
@@ -358,6 +363,7 @@ class ProcessRunner:
                 raise self._without_path(error) from None
             raise
         self._merges = bool(worker.loaded["merges"])
+        self._known = worker.loaded["known"]
         self._rehearses = str(worker.loaded["rehearses"])
         self._confined = worker.loaded["confinement"]
         self._load_peak = max(self._load_peak, worker.load_peak)

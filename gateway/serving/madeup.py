@@ -7,6 +7,8 @@ so that a model may refuse it. Pure; knows signatures and nothing of models.
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -29,22 +31,39 @@ _SCALARS: Final[dict[Scalar, Any]] = {
     Scalar.datetime: "2024-01-01T00:00:00",
 }
 _LARGEST: Final = 1 << 22
+_OF_SCALAR: Final[dict[Scalar, tuple[type, ...]]] = {
+    Scalar.boolean: (bool,),
+    Scalar.integer: (int,),
+    Scalar.long: (int,),
+    Scalar.float: (int, float),
+    Scalar.double: (int, float),
+    Scalar.string: (str,),
+}
 
 
-def row(signature: Signature | None) -> RawInput | None:
-    """None where the signature says too little, or wants more than a few megabytes."""
+def row(signature: Signature | None, known: Mapping[str, Any] = MappingProxyType({})) -> RawInput | None:
+    """None where the signature says too little, or wants more than a few megabytes. `known`: values that the
+    model knows, by column, as a process that may be hostile tells them."""
     inputs = [] if signature is None else list(signature.inputs or ())
     columns = [spec for spec in inputs if isinstance(spec, ColSpec)]
     tensors = [spec for spec in inputs if isinstance(spec, TensorSpec)]
     if columns and all(spec.name is not None for spec in columns):
         names = [spec.name for spec in columns]
-        return RawInput("dataframe_split", {"columns": names, "data": [[_value(s.type) for s in columns]]})
+        return RawInput("dataframe_split", {"columns": names, "data": [[_cell(s, known) for s in columns]]})
     if tensors:
         made = {spec.name or "": _tensor(spec) for spec in tensors}
         if any(value is None for value in made.values()):
             return None
         return RawInput("inputs", made[""] if set(made) == {""} else made)
     return None
+
+
+def _cell(spec: ColSpec, known: Mapping[str, Any]) -> Any:
+    if isinstance(spec.type, Scalar) and isinstance(known, Mapping):
+        value = known.get(str(spec.name))
+        if type(value) in _OF_SCALAR.get(spec.type, ()):
+            return value
+    return _value(spec.type)
 
 
 def _value(kind: Type) -> Any:

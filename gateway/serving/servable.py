@@ -369,7 +369,7 @@ class Servable:
         package's own may do anything with a row that nobody sent."""
         if prepared.needs is None or prepared.needs.facts.custom:
             return []
-        made = madeup.row(prepared.package.signature)
+        made = madeup.row(prepared.package.signature, runner.known)
         enforced = None if made is None else self._enforced_example(made, None)
         if enforced is None:
             return []

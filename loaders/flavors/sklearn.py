@@ -123,6 +123,10 @@ class Estimator:
             if self._same_of_arrays(names := list(model.feature_names_in_)):
                 self._names = names
 
+    @property
+    def known(self) -> dict[str, Any]:
+        return known_values(self.model)
+
     def predict(self, batch: Batch, params: Mapping[str, Any]) -> Any:
         # Of a mapping, too, such a model reads the names.
         if self._takes_texts and (isinstance(batch, Columns) or _is_named(batch)):
@@ -200,6 +204,31 @@ def _knows_none(model: Any) -> bool:
                     return False
                 found = found or type(None) in kinds
             left += [value for name, value in fitted.items() if not name.startswith("_")]
+    return found
+
+
+def known_values(model: Any) -> dict[str, Any]:
+    """By column, a category that an encoder inside was fitted on: it may refuse any other."""
+    found: dict[str, Any] = {}
+    left: list[tuple[Any, Any]] = [(model, None)]
+    for _ in range(_MAX_PARTS):
+        if not left:
+            break
+        part, columns = left.pop()
+        named = getattr(part, "feature_names_in_", None)
+        columns = columns if named is None else named
+        kept = getattr(part, "categories_", None)
+        if isinstance(kept, list) and columns is not None and len(kept) == len(columns):
+            for column, categories in zip(columns, kept):
+                first = np.asarray(categories)[:1].tolist()
+                if first and isinstance(first[0], (str, int, float)) and first[0] == first[0]:
+                    found[str(column)] = first[0]
+        for _, fitted, chosen in getattr(part, "transformers_", ()):
+            given = chosen if isinstance(chosen, (list, np.ndarray)) else [chosen]
+            left.append((fitted, given if all(isinstance(name, str) for name in given) else None))
+        left += [(step, columns) for _, step in getattr(part, "steps", ())]
+        best = getattr(part, "best_estimator_", None)
+        left += [] if best is None else [(best, columns)]
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -134,6 +135,24 @@ def ran(server: Running, *arguments: str) -> tuple[int, str]:
         cwd=server.directory, env=environ, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     return done.returncode, done.stdout + done.stderr
+
+
+def test_an_index_that_is_away_is_said_to_callers_with_what_helps(server: Running, tmp_path: Path) -> None:
+    """Where environments are built, and nothing answers: no wait for the timeout of each request."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        index = f"http://joe:hunter2@127.0.0.1:{taken.getsockname()[1]}/simple"
+        settings = {"GATEWAY_ENVIRONMENTS__BUILD": "auto", "UV_OFFLINE": "0", "UV_HTTP_RETRIES": "0"}
+        registry = str(server.directory / "registry.yaml")
+        with running(tmp_path, "--registry", registry, UV_DEFAULT_INDEX=index, **settings) as alone:
+            problem = alone.predict("strict", ROWS).json()
+            assert problem["error_code"] == "MODEL_UNAVAILABLE", problem
+            assert SAID in problem["message"]
+            assert "package index does not answer" in problem["message"]
+            assert "hunter2" not in str(problem)
+            assert problem["retryable"] is False
+            assert "gateway env build models:/strict/1 tries it and shows each step" in problem["hint"]
+            assert alone.predict("fits", ROWS).status_code == 200, "others are not concerned"
 
 
 def test_status_push_and_promote_say_it_too(server: Running, tmp_path: Path) -> None:

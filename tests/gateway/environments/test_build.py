@@ -82,6 +82,18 @@ def test_a_lock_that_another_satisfies_needs_no_build(tmp_path: Path, index: whe
     assert alone.key == both.key
 
 
+def test_of_several_that_fit_the_one_that_most_can_share_is_taken(
+    tmp_path: Path, index: wheels.Index
+) -> None:
+    here = store(tmp_path / "e", index.environ)
+    lock = here.resolve(ACME)
+    alone = here.build(lock)
+    both = here.build(here.resolve(Wanted(("tools==1.0",))))
+    found = here.find(lock)
+    assert found is not None
+    assert (alone.key, found.key) == (lock.key, both.key)
+
+
 def test_two_that_build_the_same_lock_at_once_build_it_once(tmp_path: Path, index: wheels.Index) -> None:
     lock = store(tmp_path / "e", index.environ).resolve(ACME)
     steps: list[list[str]] = [[], []]
@@ -98,6 +110,34 @@ def test_two_that_build_the_same_lock_at_once_build_it_once(tmp_path: Path, inde
         thread.join(120)
     assert built == [lock.key, lock.key]
     assert sum(step.startswith("installing") for each in steps for step in each) == 1
+
+
+def test_two_processes_that_build_the_same_lock_build_it_once(tmp_path: Path, index: wheels.Index) -> None:
+    code = (
+        "import json, sys\n"
+        "from pathlib import Path\n"
+        "from tests.gateway.environments.test_build import ACME, store\n"
+        "here = store(Path(sys.argv[1]), json.loads(sys.argv[2]))\n"
+        "sys.stdin.readline()\n"
+        "steps = []\n"
+        "built = here.build(here.resolve(ACME, steps.append), steps.append)\n"
+        "print(json.dumps([built.key, steps]))\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "e"), json.dumps(index.environ)]
+    both = [
+        subprocess.Popen(
+            command, cwd=Path(__file__).parents[3], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    for one in both:
+        assert one.stdin is not None
+        one.stdin.write("\n")
+        one.stdin.flush()
+    (key, steps), (same, others) = (json.loads(one.communicate(timeout=120)[0]) for one in both)
+    assert key == same
+    assert sum(step.startswith("resolving") for step in steps + others) == 1
+    assert sum(step.startswith("installing") for step in steps + others) == 1
 
 
 def test_an_environment_is_rebuilt_without_the_index(tmp_path: Path, index: wheels.Index) -> None:
