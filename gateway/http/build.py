@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.http import access_log, invocations, lookalikes
+from gateway.http import access_log, documents, invocations, lookalikes
 from gateway.http.control import Control
+from gateway.http.documents import Documents
 from gateway.http.invocations import Invocations
 from gateway.http.lookalikes import Lookalikes
 from gateway.http.predict import Prediction
@@ -34,6 +35,7 @@ def build(parts: Parts) -> ASGIApp:
     mlflow = Invocations(prediction)
     inference = OpenInference(parts, prediction)
     others = Lookalikes(parts, prediction)
+    described = Documents(parts)
     control = Control(parts)
     logged = parts.settings.access_log
     if logged:
@@ -70,6 +72,8 @@ def build(parts: Parts) -> ASGIApp:
             await inference.serve(scope, receive, send, path)
         elif lookalikes.is_here(path):
             await others.serve(scope, receive, send, path)
+        elif documents.is_here(path):
+            await described.serve(scope, receive, send, path)
         elif path in invocations.PATHS:
             await mlflow.serve(scope, receive, send, path)
         else:

@@ -34,10 +34,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from gateway.runners.base import ModelError
-from gateway.serving import madeup
 from gateway.serving.admission import Admission
 from gateway.serving.batching import Batcher, agree, repeated
 from gateway.serving.recent import Recent
+from loaders import madeup
 from loaders.enforcement import Enforced, InvalidInput, RawInput, enforce
 from loaders.package import PackageError
 

@@ -64,6 +64,7 @@ class Served:
     async def _serve(self, settings: Settings, registry: str) -> None:
         try:
             self.gateway = Gateway(settings, open_registry(registry))
+            self.loop = asyncio.get_running_loop()
             try:
                 await self.gateway.start()
             except RegistryMissing as error:

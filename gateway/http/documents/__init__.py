@@ -1,0 +1,158 @@
+"""What a person and a program can read about the gateway and its models: OpenAPI, and pages with a form.
+
+`/openapi.json` and `/docs` are about the service, `/models/REFERENCE/openapi.json` and `…/docs` about the
+model that answers for the reference now. A document is made once for each version. Everything that a page
+needs is served here, and nothing is asked elsewhere. Knows paths, headers and who may see the saved example.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import orjson
+from starlette.types import Receive, Scope, Send
+
+from gateway import __version__, names
+from gateway.errors import Problem
+from gateway.http import problems
+from gateway.http.documents import openapi, pages, service
+from gateway.http.problems import JSON, Header
+
+if TYPE_CHECKING:
+    from gateway.http.parts import Parts
+    from gateway.names import Reference
+    from gateway.record import RequestRecord
+    from gateway.views.contents import Described
+
+MODELS: Final = b"/models/"
+OPENAPI: Final = b"/openapi.json"
+DOCS: Final = b"/docs"
+ASSETS: Final = b"/docs/"
+
+#: So many documents of versions are kept.
+KEPT: Final = 256
+
+_HTML: Final[Header] = (b"content-type", b"text/html; charset=utf-8")
+_FILES: Final = {"page.css": b"text/css; charset=utf-8", "page.js": b"text/javascript; charset=utf-8"}
+_SAFE: Final[tuple[Header, ...]] = (
+    (
+        b"content-security-policy",
+        b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri 'none'; "
+        b"form-action 'none'; frame-ancestors 'none'",
+    ),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+)
+
+
+class Found(NamedTuple):
+    """A document, ready to be sent."""
+
+    body: bytes
+    etag: bytes
+    kind: Header
+    private: bool = False
+
+
+def is_here(path: bytes) -> bool:
+    """Whether a raw path is one of these."""
+    if path.startswith(MODELS):
+        return path[len(MODELS) :].endswith((OPENAPI, DOCS))
+    return path in (OPENAPI, DOCS) or path.startswith(ASSETS)
+
+
+class Documents:
+    """Answers every path for which `is_here` holds."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._views = parts.views
+        self._access = parts.access
+        self._files = {
+            name: _found((Path(__file__).parent / name).read_bytes(), (b"content-type", kind))
+            for name, kind in _FILES.items()
+        }
+        self._service: Found | None = None
+        self._kept: dict[tuple[Any, ...], Found] = {}
+
+    async def serve(self, scope: Scope, receive: Receive, send: Send, path: bytes) -> None:
+        """Answers one request. `path` is the raw path, without the mount point."""
+        record: RequestRecord = scope[problems.RECORD]
+        try:
+            if scope["method"] not in ("GET", "HEAD"):
+                await problems.respond_not_allowed(send, record, scope["method"], "GET, HEAD")
+                return
+            found = await self._find(scope, path)
+            head = [found.kind, *_SAFE, (b"etag", found.etag), (b"x-request-id", record.id)]
+            head.append((b"cache-control", b"private, no-cache" if found.private else b"no-cache"))
+            head.append((b"vary", b"authorization"))
+            asked = record.headers.get(b"if-none-match", b"")
+            if found.etag in [one.strip().removeprefix(b"W/") for one in asked.split(b",")]:
+                await send({"type": "http.response.start", "status": 304, "headers": head[1:]})
+                await send({"type": "http.response.body", "body": b""})
+                return
+            await problems.respond(send, 200, head, found.body)
+        except Exception as error:  # noqa: BLE001 - nothing may reach the server without an answer
+            problem = error if isinstance(error, Problem) else problems.unexpected(error, record.id)
+            await problems.respond_problem(send, problem, record)
+
+    async def _find(self, scope: Scope, path: bytes) -> Found:
+        if path.startswith(MODELS):
+            rest = path[len(MODELS) :]
+            ending = OPENAPI if rest.endswith(OPENAPI) else DOCS
+            return await self._of_model(scope, names.parse_path(rest.removesuffix(ending)), ending == DOCS)
+        if path == OPENAPI:
+            if self._service is None:
+                self._service = _found(orjson.dumps(service.document()), JSON)
+            return self._service
+        if path == DOCS:
+            return _found(pages.index(self._views.models(), service.routes()).encode(), _HTML)
+        file = self._files.get(path[len(ASSETS) :].decode("latin-1"))
+        if file is None:
+            raise problems.not_found()
+        return file
+
+    async def _of_model(self, scope: Scope, reference: Reference, page: bool) -> Found:
+        described = await self._views.described(reference)
+        in_full = self._access.admits(scope)
+        key = (reference, described.version, described.alias, in_full, page)
+        found = self._kept.get(key)
+        if found is None:
+            document = await self._document(reference, described, in_full)
+            if page:
+                body, kind = pages.model(document, reference, described).encode(), _HTML
+            else:
+                body, kind = orjson.dumps(document), JSON
+            found = _found(body, kind, private=in_full)
+            while len(self._kept) >= KEPT:
+                del self._kept[next(iter(self._kept))]
+            self._kept[key] = found
+        return found
+
+    async def _document(self, reference: Reference, described: Described, in_full: bool) -> dict[str, Any]:
+        version = described.version
+        example = None
+        if in_full:
+            view = await self._views.version(version.name, version.version, in_full=True)
+            example = view.input_example if isinstance(view.input_example, dict) else None
+        signature = described.prepared.package.signature
+        return openapi.model(
+            version.name,
+            version.version,
+            described.alias,
+            signature,
+            reference=reference,
+            up=up(reference),
+            example=None if example is None else {k: v for k, v in example.items() if v is not None},
+        )
+
+
+def up(reference: Reference) -> str:
+    """The gateway, as a relative URL from a document of the model."""
+    return "../../../.." if reference.version is not None else "../.."
+
+
+def _found(body: bytes, kind: Header, *, private: bool = False) -> Found:
+    tag = hashlib.sha256(body + __version__.encode()).hexdigest()[:32]
+    return Found(body, f'"{tag}"'.encode(), kind, private)
