@@ -107,7 +107,7 @@ class Documents:
                 self._service = _found(orjson.dumps(service.document()), JSON)
             return self._service
         if path == DOCS:
-            return _found(pages.index(self._views.models(), service.routes()).encode(), _HTML)
+            return _found(pages.index(self._views.models().models, service.routes()).encode(), _HTML)
         file = self._files.get(path[len(ASSETS) :].decode("latin-1"))
         if file is None:
             raise problems.not_found()

@@ -17,7 +17,7 @@ from gateway.names import Reference, url_path
 from loaders.schema import ColSpec, ParamSpec, TensorSpec
 
 if TYPE_CHECKING:
-    from gateway.views import ModelsView
+    from gateway.views import ModelView
     from gateway.views.contents import Described
 
 _FRAME = """<!doctype html>
@@ -55,10 +55,10 @@ _FORM = """<h2 id="try">Try it</h2>
 """
 
 
-def index(models: ModelsView, routes: Iterable[Route]) -> str:
+def index(models: Sequence[ModelView], routes: Iterable[Route]) -> str:
     """All models with their pages, and all routes."""
     rows = []
-    for model in models.models:
+    for model in models:
         page = f"models/{url_path(Reference(model.name))}/docs"
         aliases = ", ".join(f"{alias} → {version}" for alias, version in model.aliases.items())
         numbers = ", ".join(version.version for version in model.versions)
@@ -89,7 +89,7 @@ def model(document: Mapping[str, Any], reference: Reference, described: Describe
     if signature is None:
         parts.append("<p>It has no signature: it takes any input.</p>")
     else:
-        parts += ["<h2>Inputs</h2>", _specs(signature.inputs or ())]
+        parts += ["<h2>Inputs</h2>", _specs(signature.inputs or (), required=True)]
         if signature.params:
             parts += ["<h2>Params</h2>", _params(signature.params)]
         if signature.outputs:
@@ -118,7 +118,8 @@ def _option(name: str, text: str) -> str:
     return f'<option data-type="{kind}" data-body="{escape(text)}">{escape(name)}</option>'
 
 
-def _specs(specs: Sequence[ColSpec | TensorSpec]) -> str:
+def _specs(specs: Sequence[ColSpec | TensorSpec], *, required: bool = False) -> str:
+    """Inputs or outputs. `required`: with a column that says which must be there."""
     rows = []
     for place, spec in enumerate(specs):
         name = str(place) if spec.name is None else str(spec.name)
@@ -127,6 +128,8 @@ def _specs(specs: Sequence[ColSpec | TensorSpec]) -> str:
             rows.append([escape(name), escape(f"{spec.dtype.name} [{shape}]"), "yes"])
         else:
             rows.append([escape(name), escape(str(spec.type)), "yes" if spec.required else "no"])
+    if not required:
+        return _table(["Name", "Type"], [row[:2] for row in rows])
     return _table(["Name", "Type", "Required"], rows)
 
 
