@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import orjson
 
+from gateway.http.bodies import BodyReader
 from gateway.http.build import build
 from gateway.metrics import Metrics
 from gateway.registries.base import Version
@@ -63,6 +64,7 @@ async def measure(body: bytes, result: Batch, requests: int) -> float:
         watch=None,
         metrics=Metrics(),
         draining=lambda: False,
+        bodies=BodyReader(2**25, 2**28),
         large_bodies=None,
         access=None,
     )

@@ -13,6 +13,7 @@ import pytest
 
 from gateway.errors import Problem
 from gateway.http.auth import Access
+from gateway.http.bodies import BodyReader
 from gateway.http.build import build
 from gateway.metrics import Metrics
 from gateway.registries.base import Version
@@ -79,6 +80,7 @@ def call(service: Any, *incoming: dict[str, Any], **scope: Any) -> list[dict[str
         watch=service,
         metrics=Metrics(),
         draining=lambda: False,
+        bodies=BodyReader(limits.max_body_bytes, limits.max_inflight_bytes),
         large_bodies=None,
         access=Access(None),
         feed=None,
