@@ -1,7 +1,7 @@
-"""One made-up row for a model that was saved without an example: typed as its signature says, in range.
+"""One made-up row for a model that was saved without an example, with the types of its signature.
 
-It shows what a load alone does not: that the framework can answer at all here. It says nothing about values,
-so that a model may refuse it. Pure; knows signatures and nothing of models.
+It shows whether the framework can answer here at all, which a load does not show. Its values have no meaning,
+so a model may refuse it. Pure. Knows signatures; must not know models.
 """
 
 from __future__ import annotations

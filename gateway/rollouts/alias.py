@@ -1,6 +1,6 @@
-"""One alias here, as plain facts: desired, serving, last good, and the state of its reconciler.
+"""One alias in this gateway, as plain facts: desired, serving, last good, and the state of its reconciler.
 
-Knows versions. What changes these facts is `rollouts.aliases`.
+Knows versions. `rollouts.aliases` changes these facts.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from gateway.rollouts.rollout import Rollout
 from gateway.state import Served
 
 STOPPED: Final = frozenset({"refused", "rolled_back"})
-"""Phases in which the version that the registry wants was found wanting."""
+"""The phases in which the version in the registry was refused."""
 
 
 class Memory(Protocol):
-    """What of an alias survives a restart. Calls return at once; writing happens elsewhere."""
+    """The facts about an alias that survive a restart. Calls return at once; another thread writes."""
 
     def last_good(self, name: str, alias: str) -> str | None: ...
 
@@ -41,9 +41,8 @@ class Memory(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Alias:
-    """One alias here. `generation` counts the moves of `desired`; `since` is the unix time of `phase`;
-    `verdict` is what some gateway found out about `desired`,
-    and `fallback` what answers instead."""
+    """One alias in this gateway. `generation` counts the moves of `desired`. `since` is the unix time of
+    `phase`. `verdict` is any gateway's verdict on `desired`; `fallback` is the version that then answers."""
 
     name: str
     alias: str
@@ -70,12 +69,12 @@ class Alias:
 
     @property
     def goal(self) -> Version | None:
-        """What should serve here: what the registry wants, unless a verdict forbids it."""
+        """The version that should serve: the desired one, unless a verdict forbids it."""
         return self.desired if self.verdict is None or self.fallback is None else self.fallback
 
     @property
     def in_steps(self) -> bool:
-        """Whether a new version gets part of the requests now."""
+        """Whether a new version currently gets a part of the requests."""
         return self.rollout is not None
 
     @property
@@ -89,22 +88,22 @@ class Alias:
 
     @property
     def unproven(self) -> bool:
-        """Whether no version is known to have answered under this alias, here or elsewhere."""
+        """Whether no version is known to have answered under this alias, at any gateway."""
         return self.last_good is None
 
     @property
     def stopped(self) -> str:
-        """The phase of an alias whose version is not to serve."""
+        """The phase of an alias whose version must not serve."""
         return "refused" if self.verdict is None else self.verdict.outcome
 
     def show(self, now: float, phase: str, error: str | None = None) -> None:
-        """The alias is in this phase from `now` on, in unix seconds."""
+        """Sets the phase. `now`: unix seconds."""
         if phase != self.phase:
             self.since = now
         self.phase, self.error = phase, error
 
     def renew_attempt(self) -> None:
-        """Whoever waits from now on waits for the end of a new attempt."""
+        """Begins a new attempt: later callers wait for its end."""
         if self.attempt is None or self.attempt.done():
             self.attempt = asyncio.get_running_loop().create_future()
 
@@ -119,7 +118,7 @@ class Alias:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """What was done to an alias that does not exist (any more): there is nothing else to show it on.
+    """The last attempt on an alias that does not exist or no longer exists, so that `/rollouts` can show it.
     `phase`: refused or deleted."""
 
     name: str
@@ -131,5 +130,5 @@ class Attempt:
 
 
 def number(version: Version | None) -> str | None:
-    """The number of a version, None for none."""
+    """The number of a version; None without a version."""
     return None if version is None else version.version

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 #: A rollout is looked at this often, in seconds, although nothing happened.
 TICK: Final = 1.0
 ROLLED_BACK: Final = "rolled back: "
-"""How the end of a stretch of serving says that the version was taken back."""
+"""The prefix of the reason in the history when a version was rolled back."""
 
 
 class TakenBack(Problem):
@@ -45,8 +45,8 @@ class TakenBack(Problem):
 
 
 class Conductor:
-    """`policy` gives the policy that holds for a model; `counted` hears of the arm of each request, with
-    model and alias."""
+    """`policy` gives the policy that applies to a model. `counted` is called with the model, the alias and
+    the arm of each request."""
 
     def __init__(
         self,
@@ -67,10 +67,10 @@ class Conductor:
         self._wall = wall
         self._clock = clock
 
-    # What is remembered.
+    # Memory.
 
     def course(self, name: str, alias: str) -> Course | None:
-        """The last rollout of an alias, over or not."""
+        """The last rollout of an alias, also if it has ended."""
         saved = self._memory.rollout(name, alias)
         return None if saved is None else Course.from_json(saved)
 
@@ -78,15 +78,15 @@ class Conductor:
         self._memory.save_rollout(name, alias, course.to_json())
 
     def under_way(self) -> list[tuple[str, str]]:
-        """The aliases whose rollout had not ended when the gateway did."""
+        """The aliases whose rollout had not ended when the gateway last stopped."""
         return [key for key, saved in self._memory.rollouts().items() if Phase(saved["phase"]) in UNDER_WAY]
 
     def plan(
         self, name: str, alias: str, version: str, steps: tuple[float, ...] | None
     ) -> Callable[[], None]:
-        """Notes the steps that a promotion asks for, before the registry is written; None: those of the
-        policy. What was known of an earlier try of that version is forgotten: a person asks again. Returns
-        what takes the note back, for a registry that could not be written."""
+        """Records the steps of a promotion before the registry is written; None means the policy's steps.
+        Forgets an earlier try of that version, because a person asks for it again. Returns a function that
+        undoes the record if the registry cannot be written."""
         before = self._memory.rollout(name, alias)
         course = self.course(name, alias)
         if steps is not None:
@@ -96,8 +96,9 @@ class Conductor:
         return lambda: self._memory.save_rollout(name, alias, before)
 
     def verdict(self, name: str, alias: str, entry: base.Alias) -> Verdict | None:
-        """What this gateway found out about the version that an alias points to, where the registry could
-        not be told. Once it was told, its word counts: whoever takes a verdict out wants another try."""
+        """This gateway's verdict on the version that an alias points to, if the registry could not be
+        written. Once the registry holds a verdict, only the registry counts: removing it there means another
+        try."""
         course = self.course(name, alias)
         if course is None or course.version != entry.version or course.phase not in TAKEN_BACK:
             return None
@@ -112,11 +113,11 @@ class Conductor:
         at = utc(course.since)
         return Verdict(course.version, outcome, course.reason or "no reason is given", at)
 
-    # What is done.
+    # Actions.
 
     def wanted(self, found: Alias, model: Model, target: Version) -> bool:
-        """Whether `target` goes through steps before it serves: the policy has some, and another version can
-        answer meanwhile. The way back to a version that has served is always open at once."""
+        """Whether `target` goes through steps before it serves: the policy has steps, and another version can
+        answer meanwhile. A version that has served before needs no steps."""
         service = found.serving or found.last_good
         if service is None or service == target or target != found.desired or found.moved_by == ROLLBACK:
             return False
@@ -137,9 +138,8 @@ class Conductor:
     async def run(
         self, found: Alias, model: Callable[[], Model | None], target: Version, began: Callable[[str], None]
     ) -> TakenBack | None:
-        """Takes `target` through its steps: returns None when it shall serve, or when the alias moved
-        meanwhile. `model` gives the registered model as it is now, `began` is told the phase as it is shown.
-        """
+        """Takes `target` through its steps. Returns None when it should serve, or when the alias has moved.
+        `model` gives the current registered model; `began` is called with the phase to show."""
         generation, name, alias = found.generation, found.name, found.alias
         registered = model()
         assert registered is not None

@@ -1,11 +1,11 @@
 """The gates of a move: may this version answer for this alias?
 
-One set of gates, in this order: it is registered; no gateway has refused it for this alias; its files are
-here and match the digest; its format is allowed; callers of the version in service would still be understood;
-it loads, warms up and answers its example. The reconciler, promotions through a gateway and promotions on the
-command line all run `Gates.check`.
+There is one set of gates, in this order: the version is registered; no gateway has refused it for this alias;
+its files are available and match the digest; its format is allowed; it accepts the inputs of the version in
+service; it loads, warms up and answers its example. The reconciler, promotions through a gateway and
+promotions on the command line all run `Gates.check`.
 
-Knows versions, packages and the manager that loads them. Writes nothing, and moves no alias.
+Knows versions, packages and the manager that loads them. Must not write anything or move an alias.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ log = logging.getLogger("gateway.rollouts")
 
 @dataclass(slots=True)
 class Trial:
-    """One run of the gates. `checks`: those that ended, each with its seconds; `now`: the one that runs.
-    `told` is called whenever one ends."""
+    """One run of the gates. `checks`: the finished checks with their seconds. `now`: the running check.
+    `told` is called when a check ends."""
 
     version: str
     checks: list[tuple[str, float]] = field(default_factory=list)
@@ -62,16 +62,16 @@ class Trial:
 
 @dataclass(slots=True)
 class Passed:
-    """A version that passed. `lease` keeps it loaded until it is released; `overruled`: the reasons against
-    it that the operator overruled."""
+    """A version that passed the gates. `lease` keeps it loaded until it is released. `overruled`: the reasons
+    against it that the operator overruled."""
 
     lease: Lease
     overruled: tuple[str, ...] = ()
 
 
 class Gates:
-    """`prepare` gets a version's package without loading it; `policy` gives a model's rollout policy and what
-    is wrong with it."""
+    """`prepare` gets a version's package without loading it. `policy` gives a model's rollout policy and the
+    error in it, if any."""
 
     def __init__(
         self,
@@ -95,9 +95,9 @@ class Gates:
         trial: Trial | None = None,
         dry_run: bool = False,
     ) -> Passed:
-        """Takes a version through the gates; it is loaded and warm afterwards. `force` overrules what callers
-        would notice, and an environment that cannot be had; nothing else. `prepare`: get the package in this
-        way. `trial` is kept up to date. `dry_run`: its load is not recorded. Raises Problem."""
+        """Takes a version through the gates; afterwards it is loaded and warm. `force` overrules only an
+        incompatible signature and an unavailable environment. `prepare`: gets the package in another way.
+        `trial` is kept up to date. `dry_run`: its load is not recorded. Raises Problem."""
         trial = trial or Trial(target.version)
         if not target.source:
             raise not_registered(target)
@@ -116,7 +116,7 @@ class Gates:
         with trial.check(f"signature, compared with {record.against or 'nothing'}"):
             reasons = await self._compare(target, prepared, record, prepare)
             if reasons and not force:
-                message = f"{target} may not replace {record.against}: {'; '.join(reasons)}"
+                message = f"{target} cannot replace {record.against}: {'; '.join(reasons)}"
                 raise Problem("ROLLOUT_REFUSED", message, hint=FORCE)
         if force or self.policy(record.model).environment == "warn":
             prepared = replace(prepared, forced=True)
@@ -165,15 +165,15 @@ class Gates:
         return policy
 
     def policy_error(self, model: Model) -> str | None:
-        """What is wrong with the policy that the registry gives for a model."""
+        """The error in the registry's policy for a model; None if it is valid."""
         return self._policy(model)[1]
 
 
-FORCE = 'to move the alias all the same: --force, or {"force": true}'
+FORCE = 'to move the alias anyway: --force, or {"force": true}'
 
 
 def refusals(policy: Rollout, old: Signature | None, new: Signature | None) -> list[str]:
-    """Why `new` may not take over from `old`; empty: it may. Pure."""
+    """The reasons why `new` may not replace `old`; empty if it may. Pure."""
     if policy.gate == "none":
         return []
     return compatible(old, new)

@@ -34,19 +34,19 @@ STAKES: Final = (0.12, 0.35, 0.7, 0.98)
 large one a large excess fast; the average of all is never far from the best."""
 
 WEIGHTS: Final = {"errors": 5.0, "latency": 2.0, "output": 2.0, "disagreement": 1.0}
-"""How ALPHA is divided among the guards that are on: errors are what users feel."""
+"""How ALPHA is divided among the active guards. Errors get the largest part, because users notice them."""
 
 BLOCK: Final = 64
-"""Requests of both arms that are grouped at once, at least."""
+"""The fewest requests of both arms that are grouped at once."""
 
 KEYS: Final = 3
-"""Failures of fewer distinct callers do not roll a version back: with a canary by user, one caller who always
-sends what no version can answer would otherwise decide."""
+"""Failures of fewer distinct callers do not roll a version back. Otherwise, with a canary by user, one caller
+whose requests no version can answer would decide."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One finished request. `seconds`: of the model's call. `key`: the caller, as the canary assigns it."""
+    """One finished request. `seconds`: the duration of the model's call. `key`: the caller's canary key."""
 
     failed: bool
     seconds: float
@@ -57,8 +57,8 @@ class Outcome:
 class Bet:
     """An e-process against "the mean of the observations is at most 0".
 
-    Observations lie in [`-lowest`, …] and are given one by one. `evidence` is the e-value now, `peak` the
-    largest so far.
+    Observations are in [`-lowest`, …) and are given one by one. `evidence` is the current e-value, `peak` the
+    largest one so far.
     """
 
     __slots__ = ("_logs", "_stakes", "peak")
@@ -84,7 +84,7 @@ class Bet:
 
 @dataclass(slots=True)
 class Arm:
-    """Counts of one arm, for people: what a verdict names."""
+    """The counts of one arm that a verdict shows to people."""
 
     requests: int = 0
     failures: int = 0
@@ -96,7 +96,7 @@ class Arm:
         self.failures += outcome.failed
         self.violations += outcome.violated
         if not outcome.failed:
-            if len(self.seconds) == 512:  # the newest are enough for a median that is shown
+            if len(self.seconds) == 512:  # the newest suffice for the median that is shown
                 del self.seconds[:256]
             self.seconds.append(outcome.seconds)
 
@@ -113,8 +113,8 @@ class Arm:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`breached`: the guard that found the candidate worse, or None. `evidence` is JSON: it names counts,
-    rates, the bound, the test, and the reference."""
+    """`breached`: the guard that found the candidate worse, or None. `evidence` is JSON-ready: counts, rates,
+    the bound, the test, and the reference."""
 
     breached: str | None
     evidence: dict[str, Any]
@@ -128,10 +128,11 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the policy allows; None switches a guard off.
+    """The limits of the policy; None switches a guard off.
 
-    `errors`, `output`: allowed excess of the rate (0.01: one more failure in a hundred requests). `latency`:
-    allowed ratio of the median call times. `disagreement`: allowed rate at which a shadow differs.
+    `errors`, `output`: the allowed excess of the rate (0.01: one more failure per hundred requests).
+    `latency`: the allowed ratio of the median call times. `disagreement`: the allowed rate of differing
+    shadow answers.
     """
 
     errors: float | None = 0.01
@@ -150,8 +151,8 @@ class Limits:
 class Guards:
     """The guards of one step of a rollout.
 
-    `share`: the fraction of requests that the candidate gets, 0 < share < 1; it decides the size of a block.
-    `reference`: `same minutes` or `before`, named in the evidence.
+    `share`: the fraction of requests that the candidate gets, 0 < share < 1; it determines the size of a
+    block. `reference`: `same minutes` or `before`, named in the evidence.
     """
 
     def __init__(
@@ -185,7 +186,7 @@ class Guards:
                 self._bets[name] = Bet(1.0 + limit)
 
     def observe(self, outcome: Outcome, *, candidate: bool) -> None:
-        """A finished request of either arm, in the order in which they finished."""
+        """Adds a finished request of either arm, in the order in which the requests finished."""
         (self.candidate if candidate else self.service).add(outcome)
         if candidate:
             for name, bad in (("errors", outcome.failed), ("output", outcome.violated)):
@@ -196,7 +197,7 @@ class Guards:
             self.settle()
 
     def compare(self, agreed: bool) -> None:
-        """One request that both versions answered (a shadow, or a replay)."""
+        """Adds one request that both versions answered (a shadow or a replay)."""
         self._compared += 1
         self._agreed += agreed
         bet = self._bets.get("disagreement")
@@ -205,12 +206,13 @@ class Guards:
 
     @property
     def agreement(self) -> float | None:
-        """The share of compared requests that agreed; None: none was compared."""
+        """The share of compared requests whose answers agreed; None if none was compared."""
         return self._agreed / self._compared if self._compared else None
 
     @property
     def breached(self) -> str | None:
-        """The first guard whose evidence has ever reached its bound. Cheap enough for each request."""
+        """The first guard whose evidence has ever reached its bound, or None. Cheap enough for every
+        request."""
         for name, bet in self._bets.items():
             if bet.peak >= self._bounds[name] and self._enough_callers(name):
                 return name
@@ -243,7 +245,7 @@ class Guards:
         return name not in self._failing or len(self._failing[name]) >= KEYS
 
     def _measured(self, name: str) -> tuple[str, str]:
-        """What a person reads of both arms, for example `12 of 230` and `3 of 4410`."""
+        """Both arms as text for people, such as `12 of 230` and `3 of 4410`."""
         if name == "disagreement":
             return f"{self._compared - self._agreed} of {self._compared} differ", "0"
         if name == "latency":
@@ -257,8 +259,8 @@ class Guards:
     def settle(self) -> None:
         """Ends the block and bets on its groups: as many as the smaller arm has requests, drawn at random.
 
-        Called when a block is full. With little traffic the caller also calls it by the clock, never because
-        of what the requests answered.
+        Called when a block is full. With little traffic the caller also calls it by time, but never depending
+        on the answers.
         """
         block, self._block = self._block, []
         candidates = [outcome for candidate, outcome in block if candidate]
@@ -283,8 +285,8 @@ class Guards:
             fast = [one.seconds for one in service if not one.failed]
             slow = [one.seconds for one in candidates if not one.failed]
             if fast and slow:
-                # If the candidate is exactly as much slower as allowed, its rank in the group is uniform: it
-                # exceeds the upper median of k with probability (k - k // 2) / (k + 1).
+                # If the candidate is slower by exactly the allowed ratio, its rank in the group is uniform:
+                # it exceeds the upper median of k with probability (k - k // 2) / (k + 1).
                 expected = (len(fast) - len(fast) // 2) / (len(fast) + 1)
                 exceeds = slow[0] > limits.latency * median_high(fast)
                 bets["latency"].observe((1.0 if exceeds else 0.0) - expected)

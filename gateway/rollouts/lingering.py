@@ -1,6 +1,6 @@
-"""Versions that were replaced: each stays loaded for a while, so that the way back is one assignment.
+"""Replaced versions: each stays loaded for a while, so that a rollback is one assignment.
 
-Knows the manager and a clock.
+Knows the manager and a clock; must not know rollouts.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Lingering:
         self._closed = False
 
     def begin(self, version: Version) -> None:
-        """Keeps a version loaded for `LINGER`, unless an alias uses it; it is the first to go under
-        pressure."""
+        """Keeps a version loaded for `LINGER`, unless an alias uses it. When memory is short, it is evicted
+        first."""
         if self._in_use(version):
             return
         self._manager.linger(version, True)

@@ -1,7 +1,8 @@
-"""Promotions without a running gateway: the same parts as in one, put together for a single command.
+"""Promotions without a running gateway: the same parts, built for a single command.
 
-What is known of an alias comes from the registry, and from the durable state if this machine has one; nothing
-is served, and the state is only read. Knows settings and how the parts fit; no command line.
+The facts about an alias come from the registry, and from the durable state if this machine has one. Nothing
+is served, and the state is only read. Knows settings and how the parts fit together; must not know the
+command line.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ async def workshop(settings: Settings, registry: Registry) -> AsyncIterator[Work
 async def offline(
     settings: Settings, registry: Registry, told: Callable[[str, float], None] = lambda check, seconds: None
 ) -> AsyncIterator[Promotions]:
-    """Promotions that run their gates in this process; `told` hears of each check that ends, with its
+    """Promotions that run their gates in this process. `told` is called for each finished check, with its
     seconds. Raises what the registry raises."""
     async with workshop(settings, registry) as parts:
         memory = (
@@ -136,7 +137,7 @@ async def offline(
 
 
 class _Nothing:
-    """The memory of a machine that has no state."""
+    """The memory of a machine without a state."""
 
     def last_good(self, name: str, alias: str) -> None:
         return None

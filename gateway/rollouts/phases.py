@@ -1,9 +1,10 @@
-"""The phases of a rollout and what comes next: decisions over what was seen, and nothing else.
+"""The phases of a rollout, and the decision what comes next.
 
 A candidate gets a growing share of the callers, step by step, while the version in service answers the
-others. Time *and* evidence move it on; a breached guard takes it back; too little traffic is never a pass.
+others. It advances on time *and* evidence. A breached guard rolls it back. Too little traffic is never a
+pass.
 
-Pure: knows no clock, no registry and no request.
+Pure: must not know a clock, a registry or requests.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Phase(StrEnum):
-    """Where a rollout stands. The checks before the first step are the alias's own phase."""
+    """The phase of a rollout. During the checks before the first step, the alias has its own phase."""
 
     CHECKING = "checking"
     CANARY = "canary"
@@ -44,7 +45,7 @@ FOLLOWS: Final[dict[Phase, frozenset[Phase]]] = {
         (Phase.DONE, Phase.REFUSED, Phase.ROLLED_BACK, Phase.ABORTED, Phase.SUPERSEDED), frozenset()
     ),
 }  # fmt: skip
-"""The phases that may follow each phase; of those that nothing follows, the rollout is over."""
+"""The phases that may follow each phase. A phase without followers ends the rollout."""
 
 UNDER_WAY: Final = frozenset({Phase.CANARY, Phase.HELD})
 TAKEN_BACK: Final = frozenset({Phase.ROLLED_BACK, Phase.ABORTED, Phase.REFUSED})
@@ -52,9 +53,9 @@ TAKEN_BACK: Final = frozenset({Phase.ROLLED_BACK, Phase.ABORTED, Phase.REFUSED})
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a decision is made from. `step` counts from 0; `seconds` and `requests` (of the candidate) are
-    those of this step, without pauses. `breached`: what a guard found. `lost`: why the candidate cannot
-    answer any more. `order`: what a person said, `finish` or `abort`."""
+    """The facts for a decision. `step` counts from 0. `seconds` and `requests` (of the candidate) are those
+    of this step, without pauses. `breached`: a guard's finding. `lost`: why the candidate can no longer
+    answer. `order`: a person's command, `finish` or `abort`."""
 
     phase: Phase
     step: int
@@ -69,7 +70,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Next:
-    """`phase` None: nothing changes now. `step`: the step that begins, where the phase is `canary`."""
+    """`phase` None: nothing changes. `step`: the step that begins, if the phase is `canary`."""
 
     phase: Phase | None = None
     step: int = 0
@@ -80,8 +81,8 @@ WAIT: Final = Next()
 
 
 def next_step(policy: Policy, seen: Seen) -> Next:
-    """What a rollout does now. What speaks against the candidate comes first: whatever a person ordered, a
-    breach that is known wins."""
+    """Decides what a rollout does next. Findings against the candidate come first: a known breach overrides a
+    person's command."""
     canary = policy.canary
     if seen.lost is not None:
         return Next(Phase.ROLLED_BACK, reason=seen.lost)

@@ -24,8 +24,8 @@ STRICTER: Final = {"gate": ("none", "compatible"), "environment": ("warn", "refu
 
 
 def policy_of(settings: Settings, model: Model) -> tuple[Rollout, str | None]:
-    """A model's policy, and what is wrong with the registry's part of it (None: nothing). Where something is
-    wrong, the operator's part holds alone."""
+    """A model's policy, and the error in the registry's part of it (None if valid). With an error, only the
+    operator's part applies."""
     own = settings.for_model(model.name).rollout or settings.rollout
     if own.lock or not model.rollout:
         return own, None
@@ -34,7 +34,7 @@ def policy_of(settings: Settings, model: Model) -> tuple[Rollout, str | None]:
     said: dict[str, Any] = {key: value for key, value in model.rollout.items() if not key.startswith("x-")}
     wrong: list[str] = []
     if "lock" in said:
-        wrong.append("lock: it counts in the gateway's settings alone")
+        wrong.append("lock: it is allowed only in the gateway's settings")
     for key, values in STRICTER.items():
         mine, theirs = getattr(own, key), said.get(key)
         if theirs in values and values.index(theirs) < values.index(mine):
@@ -49,7 +49,7 @@ def policy_of(settings: Settings, model: Model) -> tuple[Rollout, str | None]:
 
 
 def _told(error: Any) -> str:
-    """One of pydantic's errors: its place, and what is wrong there."""
+    """One of pydantic's errors as text: its place, and what is wrong there."""
     *above, key = (str(part) for part in error["loc"])
     place = ".".join([*above, key])
     if error["type"] != "extra_forbidden":

@@ -1,8 +1,8 @@
-"""Preflight: would a version load and serve in this place, and may it replace the one in service?
+"""Preflight: would a version load and serve here, and may it replace the version in service?
 
-Everything is looked at, so that one report names every reason: files and digest, format, environment, load
-in a throw-away process, the answer to its example, its output, its signature against the version in service.
-Uses the parts of `offline`; writes nothing. Knows no command line.
+Checks everything, so that one report names every reason: files and digest, format, environment, load in a
+temporary process, the answer to its example, its output, its signature against the version in service. Uses
+the parts of `offline`. Must not write anything, and must not know the command line.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Report:
-    """What was found. `reasons`: why it would not serve, or not replace the one in service; `hints`: what
-    helps; `warnings`: what an operator should know all the same."""
+    """The findings. `reasons`: why it would not serve, or not replace the version in service. `hints`: what
+    helps. `warnings`: other facts for the operator."""
 
     subject: str
     reasons: list[str] = field(default_factory=list)
@@ -96,7 +96,7 @@ def _facts(report: Report, prepared: Prepared) -> None:
     report.signature = package.signature is not None
     report.example = package.example is not None
     if not report.example:
-        report.warnings.append("it has no input example: a load proves less than an answer")
+        report.warnings.append("it has no input example: only its load was tested, not an answer")
     if prepared.needs is not None:
         report.environment = prepared.environment()
 

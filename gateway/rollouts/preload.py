@@ -33,7 +33,8 @@ LISTING_INTERVAL = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One entry of the setting. `pattern`: of names; None for a reference. `alias`: None is the default."""
+    """One entry of the setting. `pattern`: a pattern of names, None for a reference. `alias`: None means the
+    default alias."""
 
     text: str
     reference: Reference | None = None
@@ -52,7 +53,7 @@ class Entry:
         return cls(text, reference=reference)
 
     def references(self, snapshot: Snapshot, default_alias: Sequence[str]) -> Iterator[Reference]:
-        """What the entry means now."""
+        """The references that the entry matches now."""
         if self.reference is not None:
             yield self.reference
             return
@@ -99,8 +100,8 @@ class Preload:
     async def run(
         self, snapshot: Callable[[], Awaitable[Snapshot]], load: Callable[[Reference], Awaitable[object]]
     ) -> None:
-        """Loads everything; what fails is tried again until it loads, or its registry has it no more. Ends
-        when every entry has matched something and is loaded."""
+        """Loads everything. Retries a failed load until it succeeds or the registry no longer has the
+        version. Ends when every entry has matched something and is loaded."""
         loaded: set[Reference] = set()
         turns = asyncio.Semaphore(AT_ONCE)
         rounds = 0

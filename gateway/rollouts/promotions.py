@@ -1,9 +1,9 @@
 """Moving an alias: promote and roll back, for a running gateway and for the command line without one.
 
-Both run the same gates, write the same `Move` and use the same texts. What differs is passed in: how the
-registry is asked, and what happens with the content that a write returns.
+Both run the same gates, write the same `Move` and use the same texts. The differences are arguments: how the
+registry is queried, and what happens with the content that a write returns.
 
-Knows references, gates and registries; no protocol and no terminal.
+Knows references, gates and registries; must not know a protocol or a terminal.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Seconds in which a version that is loaded begins to serve: a caller who does not wait sees it do so.
+#: A loaded version begins to serve within these seconds, so that a caller who does not wait sees the result.
 A_MOMENT = 1.0
 
 
@@ -59,10 +59,9 @@ class Moved:
 
 
 class Promotions:
-    """`ask` has the registry asked about a reference now, so that the aliases know its answer; `take` is
-    given the content that a write returned, and who wrote; `quiet` gets a package and leaves no record of it;
-    `told` hears of each check that ends, with its seconds. `trials`: what is being checked now, by model and
-    alias."""
+    """`ask` queries the registry about a reference now, so that the aliases know the answer. `take` receives
+    the content that a write returned, and the writer. `quiet` gets a package without recording it. `told` is
+    called for each finished check, with its seconds. `trials`: the running checks by model and alias."""
 
     def __init__(
         self,
@@ -99,7 +98,7 @@ class Promotions:
         steps: tuple[float, ...] | None = None,
     ) -> AsyncIterator[Moved]:
         """Runs the gates, then writes the registry. Inside the context the version is loaded and warm. A
-        refusal leaves the registry as it is. `steps`: of the canary, None: as the policy says. Raises
+        refusal leaves the registry unchanged. `steps`: the steps of the canary, None for the policy's. Raises
         Problem."""
         move = Move(check_name(name), check_alias(alias), check_version(version), expect)
         if not dry_run:
@@ -147,9 +146,9 @@ class Promotions:
             yield moved
 
     async def take_effect(self, moved: Moved, *, wait: float | None) -> bool:
-        """Follows a move here until its version serves, or gets its first step. Returns whether the alias
-        serves it. The version is loaded, so that it takes a moment; `wait`: seconds for which the caller
-        waits for it, and then hears of a refusal as a Problem. None: the caller does not wait."""
+        """Follows a move until its version serves, or gets its first step. Returns whether the alias serves
+        it. The version is loaded, so this is usually quick. `wait`: the seconds that the caller waits; a
+        refusal is then raised as a Problem. None: the caller does not wait."""
         move = moved.move
         found = self._aliases.open(move.name, move.alias, PROMOTE)
         if moved.unchanged:
@@ -162,7 +161,7 @@ class Promotions:
         return wait is not None and not found.in_steps
 
     def direct(self, name: str, alias: str, verb: str) -> None:
-        """`pause`, `resume`, `finish` or `abort` a rollout under way, at once. Raises Problem."""
+        """Runs `pause`, `resume`, `finish` or `abort` on the current rollout at once. Raises Problem."""
         find_alias(self._aliases.snapshot, name, alias)
         self._aliases.conductor.say(self._aliases.open(name, alias), verb)
 
@@ -235,8 +234,8 @@ class Promotions:
                 self._manager.retire_unused(target, "unloaded")
 
     def _held(self, name: str, alias: str) -> Lease | None:
-        """A lease that keeps the version in service while another one is tried: the room for the trial is
-        not taken from it. None where nothing is loaded."""
+        """A lease that keeps the version in service loaded while another one is tried, so that it is not
+        evicted for the trial. None if nothing is loaded."""
         found = self._aliases.find(name, alias)
         serving = None if found is None else found.serving
         if serving is None or not self._manager.is_ready(serving):
@@ -245,9 +244,9 @@ class Promotions:
 
     def _nothing_before(self, name: str, alias: str, current: str) -> Problem:
         others = sorted(self._aliases.record(name, alias).served - {current}, key=int)
-        message = f"nothing is known to have served at {name}@{alias} before version {current}"
+        message = f"no version is known to have served at {name}@{alias} before version {current}"
         if others:
-            message += f"; it has also served {', '.join(others)}, which came later"
+            message += f"; it has also served {', '.join(others)}, but later"
         return Problem("ROLLOUT_REFUSED", message, hint='name the version to go to: --to V, or {"to": "V"}')
 
     async def _must_be_writable(self) -> None:
@@ -268,8 +267,8 @@ class Promotions:
 
 
 def _refused(problem: Problem) -> Problem:
-    """A version that cannot be loaded is no outage of the alias: the move is refused, and what serves
-    stays."""
+    """Turns a failed load into a refusal of the move: the version in service stays, so the alias has no
+    outage."""
     if problem.code not in ("MODEL_UNAVAILABLE", "ROLLOUT_REFUSED"):
         return problem.again()
     return Problem("ROLLOUT_REFUSED", problem.message, details=problem.details, hint=problem.hint)

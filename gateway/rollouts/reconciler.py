@@ -4,15 +4,16 @@
                                            │ refused: serving stays, error shown, try again later
                                            ▼
                          steps of a canary, if the policy has some
-                                           │ worse than the version in service: taken back
+                                           │ worse than the version in service: rolled back
                                            ▼
                          generation unchanged? ──no──► drop what was loaded, start over
                                            │ yes
                                            ▼
                                    serving = desired        (one assignment)
 
-One task per alias; it ends when the two agree. `rollouts.aliases` starts it and says what is desired. Runs on
-the event loop. Knows versions, gates and leases; no HTTP, processes or files.
+There is one task per alias; it ends when both versions agree. `rollouts.aliases` starts it and sets the
+desired version. Runs on the event loop. Knows versions, gates and leases; must not know HTTP, processes or
+files.
 """
 
 from __future__ import annotations
@@ -39,14 +40,14 @@ from gateway.state import HISTORY_KEPT, Served
 
 log = logging.getLogger("gateway.aliases")
 
-#: A load that ended so was stopped from outside: the version was not refused.
+#: A load that ended with one of these codes was stopped from outside: the version was not refused.
 INTERRUPTED = frozenset({"MODEL_LOADING", "SHUTTING_DOWN"})
 
 
 class Reconciler:
-    """`gates` decide about versions and `conductor` takes them through their steps. `all_aliases`: those that
-    are followed here; `model`: as the registry has it now; `record`: what is known of an alias for its gates.
-    `found_out` passes on what every gateway should know."""
+    """`gates` decide about versions; `conductor` takes them through their steps. `all_aliases`: the aliases
+    in use here. `model`: gives the registry's current model. `record`: the facts about an alias for its
+    gates. `found_out` publishes findings that every gateway should know."""
 
     def __init__(
         self,
@@ -76,7 +77,8 @@ class Reconciler:
         self._chance = random.Random()
 
     def start(self, found: Alias) -> asyncio.Future[None]:
-        """Makes sure the reconciler runs. Returns the end of its present attempt (done while it pauses)."""
+        """Makes sure that the reconciler runs. Returns the end of its current attempt (done while it
+        pauses)."""
         if found.task is None:
             found.renew_attempt()
             loop = asyncio.get_running_loop()
@@ -87,7 +89,7 @@ class Reconciler:
         return found.attempt
 
     async def _reconcile(self, found: Alias) -> None:
-        """Moves serving towards desired until they agree, or nothing is loaded that a refusal could spare."""
+        """Moves serving towards desired until they agree, or until a refusal while no version is loaded."""
         refusals_in_a_row = 0
         try:
             while (target := found.goal) is not None and found.serving != target:
@@ -97,13 +99,13 @@ class Reconciler:
                 refusal = await self._attempt(found, target, generation)
                 if generation != found.generation:
                     refusals_in_a_row = 0
-                    continue  # overtaken: whoever waits, waits for the newer move
+                    continue  # superseded: callers wait for the newer move
                 found.end_attempt()
                 if refusal is None:
                     continue
                 interrupted = refusal.code in INTERRUPTED
                 if found.serving is None and (found.last_good is None or interrupted):
-                    return  # nothing answers meanwhile: the next request tries again
+                    return  # no version answers: the next request tries again
                 refusals_in_a_row += 1
                 await self._pause(found, refusal, refusals_in_a_row)
             if found.serving is not None and found.serving == found.desired and found.phase != "deleted":
@@ -113,7 +115,7 @@ class Reconciler:
             found.end_attempt()
 
     async def _attempt(self, found: Alias, target: Version, generation: int) -> Problem | None:
-        """One try to make `target` the serving version. Returns the refusal, None if it was not refused."""
+        """Tries once to make `target` the serving version. Returns the refusal, or None."""
         found.show(self._wall(), "loading", found.error)
         # The version in service is held until its replacement serves.
         held = await self._held(found, target)
@@ -188,7 +190,7 @@ class Reconciler:
         return held
 
     async def _conducted(self, found: Alias, target: Version) -> TakenBack | None:
-        """Takes a version that passed its gates through its steps. Requests are answered meanwhile."""
+        """Takes a version that passed its gates through its steps, while requests are answered."""
         found.end_attempt()
         taken_back = await self._conductor.run(
             found,
@@ -203,8 +205,8 @@ class Reconciler:
         return taken_back
 
     async def _checked_unless_moved(self, found: Alias, target: Version) -> Passed | None:
-        """Runs the gates; gives up as soon as the alias moves: None then. The load ends
-        too, unless it is still wanted."""
+        """Runs the gates. Returns None as soon as the alias moves; the load then ends too, unless another
+        alias or a request needs it."""
         record = self._record(found.name, found.alias)
         checking = asyncio.ensure_future(self._gates.check(target, record, force=found.forced))
         moving = asyncio.ensure_future(found.moved.wait())
@@ -270,8 +272,8 @@ class Reconciler:
         outcome: str = "refused",
         reason: str | None = None,
     ) -> None:
-        """The version that the registry wants was refused here, or rolled back: other gateways should know.
-        `reason`: without the version, None where the problem's message is all there is."""
+        """Records that the desired version was refused or rolled back here, so that other gateways know.
+        `reason`: without the version; None for the problem's message."""
         found.refusal = problem
         if outcome == "refused":
             self._emit(SwapRefused(found.name, found.alias, target.version, problem.message))
@@ -285,7 +287,7 @@ class Reconciler:
             self._found_out(Finding(found.name, found.alias, target.version, good, verdict))
 
     async def _pause(self, found: Alias, refusal: Problem, refusals_in_a_row: int) -> None:
-        """Waits until it is worth trying again, or the alias moves. A signature refuses every time."""
+        """Waits until a retry makes sense, or the alias moves. An incompatible signature is not retried."""
         pause = max(backoff.pause(refusals_in_a_row, chance=self._chance), refusal.retry_after or 0.0)
         final = refusal.code == "ROLLOUT_REFUSED"
         waiter = asyncio.ensure_future(found.moved.wait())

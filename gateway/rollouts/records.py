@@ -1,7 +1,7 @@
-"""What is known of an alias before anything is decided: from the registry, from the durable state, and from
-what serves here.
+"""The facts about an alias before a decision: from the registry, from the durable state, and from the serving
+version.
 
-Pure: facts in, facts out. Knows no manager and no loop.
+Pure: takes facts, returns facts. Must not know the manager or the event loop.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ PROMOTE, ROLLBACK = "promote", "rollback"
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What is known of an alias when a version is checked for it.
+    """The facts about an alias when a version is checked for it.
 
-    `model`: as the registry has it now. `against`: the version that callers of the alias talk to (None:
-    unknown). `good`: the number of the version that answered last. `served`: numbers of the versions that
-    have answered under the alias. `verdict`: what another gateway found out about the version the alias
-    points to.
+    `model`: the registry's current model. `against`: the version that callers of the alias use now (None:
+    unknown). `good`: the number of the last version that answered. `served`: the numbers of the versions that
+    have answered under the alias. `verdict`: another gateway's verdict on the version that the alias points
+    to.
     """
 
     model: Model
@@ -36,7 +36,7 @@ class Record:
 
 
 def seen(model: Model, alias: str, memory: Memory, now: float) -> Alias:
-    """An alias that was not used here yet, as the registry and the memory have it. `now`: unix seconds."""
+    """An alias that was not used here yet, made from the registry and the memory. `now`: unix seconds."""
     entry = model.aliases[alias]
     found = Alias(model.name, alias, since=now, history=memory.history(model.name, alias))
     good = memory.last_good(model.name, alias) or entry.last_good
@@ -45,8 +45,8 @@ def seen(model: Model, alias: str, memory: Memory, now: float) -> Alias:
 
 
 def want(found: Alias, model: Model, entry: base.Alias, own: Verdict | None = None) -> str | None:
-    """Takes over what the registry says the alias should be. `own`: what this gateway found out, where the
-    registry does not say it. Returns what speaks against it without a look at the version."""
+    """Sets the desired version from the registry. `own`: this gateway's verdict if the registry has none.
+    Returns a reason against the version that needs no look at its files, or None."""
     desired = model.versions.get(entry.version) or Version(found.name, entry.version, source="")
     found.desired, found.forced, found.verdict = desired, entry.forced, entry.refused or own
     if desired == found.serving:
@@ -64,8 +64,8 @@ def want(found: Alias, model: Model, entry: base.Alias, own: Verdict | None = No
 def record_of(
     model: Model, alias: str, found: Alias | None, history: Sequence[Served], *, again: bool = False
 ) -> Record:
-    """What is known of an alias, for its gates. `again`: the operator wants what was found out before to be
-    found out once more."""
+    """The facts about an alias for its gates. `again`: the operator wants the version checked again, so an
+    earlier verdict is ignored."""
     entry = model.aliases.get(alias)
     if entry is None or found is None:
         return Record(model)
@@ -79,7 +79,7 @@ def record_of(
 
 
 def earlier(entry: base.Alias, history: Sequence[Served]) -> str | None:
-    """Where a rollback goes: to what served before, here or (as the registry says it) elsewhere."""
+    """The target of a rollback: the version that served before, here or (from the registry) elsewhere."""
     back = rollback_target(history, entry.version)
     if back is not None and back != entry.version:
         return back

@@ -1,7 +1,7 @@
-"""Which versions are in memory because an operator wants it: load, unload and preload.
+"""Loads and unloads versions for an operator: load, unload and preload.
 
-A load takes the way of a request: the alias's gates, then a lease. Knows references, aliases and the manager;
-no protocol. Raises Problem.
+A load works like a request: the alias's gates, then a lease. Knows references, aliases and the manager; must
+not know a protocol. Raises Problem.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ LONGEST_WAIT = 600.0
 
 
 class Residency:
-    """`pending` is what must be loaded before the gateway is ready; patterns of it are matched against the
-    whole registry, which is read through `io`."""
+    """`pending`: what must be loaded before the gateway is ready. Its patterns are matched against the whole
+    registry, which is read through `io`."""
 
     def __init__(
         self,
@@ -51,9 +51,9 @@ class Residency:
         self._pending = pending
 
     async def load(self, reference: Reference, *, wait: bool = True) -> tuple[Version, Servable] | Alias:
-        """Loads what a reference means, as a request would; an earlier failure is forgotten. Returns the
-        version and what holds it. Without `wait` an alias that has no version in service yet is returned
-        itself: its gates have begun."""
+        """Loads the version of a reference, as a request would, and forgets an earlier failure. Returns the
+        version and its servable. Without `wait`, an alias without a version in service is returned itself:
+        its gates have begun."""
         await self._watch.ensure(reference, self._aliases.snapshot)
         version, found = self._aliases.target(reference)
         if version is None and found is not None:
@@ -76,8 +76,8 @@ class Residency:
     async def unload(
         self, reference: Reference, *, wait: bool = True
     ) -> tuple[Version | None, Servable | None]:
-        """Evicts what a reference means once its leases have ended; the next request loads it again. Returns
-        the version (None: the reference points to none) and what held it."""
+        """Evicts the version of a reference when its leases have ended; the next request loads it again.
+        Returns the version (None if the reference points to none) and its servable."""
         version, _ = self._aliases.meant(reference)
         if version is None:
             return None, None
@@ -91,14 +91,14 @@ class Residency:
         return version, servable
 
     async def preload(self) -> None:
-        """Loads what readiness waits for."""
+        """Loads the versions that readiness waits for."""
         await self._pending.run(self._for_patterns, self.load)
 
     async def _for_patterns(self) -> Snapshot:
-        """What patterns are matched against: all names of the registry."""
+        """The snapshot for matching patterns: all names of the registry."""
         if not self._registry.partial:
             if not self._watch.seen:
-                raise Problem("REGISTRY_UNAVAILABLE", "the registry was not read yet")
+                raise Problem("REGISTRY_UNAVAILABLE", "the registry has not been read yet")
             return self._aliases.snapshot
         try:
             return await self._blocking(self._registry.listing)

@@ -30,11 +30,11 @@ FELT_SECONDS: Final = 0.005
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """How far a rollout is. `version` is the candidate, `service` the version it is compared with.
+    """The durable state of a rollout. `version` is the candidate, `service` the version it is compared with.
 
-    `steps`: percentages that the promotion asked for, None where the policy's count. `since`: unix time of
-    the phase or step. `recorded`: the registry was seen to hold the verdict, so its word counts from then on.
-    `changes`: what happened, oldest first.
+    `steps`: the percentages of the promotion, None for the policy's. `since`: the unix time of the phase or
+    step. `recorded`: the registry has held the verdict, so only the registry counts from then on. `changes`:
+    the changes, oldest first.
     """
 
     version: str
@@ -53,7 +53,7 @@ class Course:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Course:
-        """What `to_json` gave, read back."""
+        """The inverse of `to_json`."""
         facts = dict(value)
         steps = facts.get("steps")
         facts["phase"] = Phase(facts["phase"])
@@ -75,8 +75,8 @@ class Course:
 
 
 class Rollout:
-    """A rollout under way. `changed` is set whenever there may be something to decide; `counted` hears of the
-    arm of each request: `candidate` or `service`."""
+    """A rollout in progress. `changed` is set when there may be something to decide. `counted` is called with
+    the arm of each request: `candidate` or `service`."""
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class Rollout:
         return f"<Rollout of {self.candidate}, {self.shown}>"
 
     def follow(self, policy: Policy) -> None:
-        """Takes over a policy; one that changes during a rollout counts from the next step."""
+        """Sets the policy. A change during a rollout applies from the next step."""
         self.policy = policy
         self._header = (policy.canary.key or "").lower().encode()
         self._steps = self.course.steps or tuple(policy.canary.steps) or self._steps
@@ -128,7 +128,7 @@ class Rollout:
 
     @property
     def shown(self) -> str:
-        """The phase as people read it: `canary 25 %`."""
+        """The phase as text for people, such as `canary 25 %`."""
         if self.course.phase is Phase.CANARY:
             return f"canary {self.percent:g} %"
         return self.course.phase.value
@@ -140,7 +140,7 @@ class Rollout:
     # Requests.
 
     def caller(self, headers: Mapping[bytes, bytes], request_id: str) -> str:
-        """Who asks, as the policy tells callers apart."""
+        """The key by which the policy identifies the caller."""
         named = headers.get(self._header) if self._header else None
         return request_id if named is None else named.decode("latin-1")
 
@@ -158,8 +158,8 @@ class Rollout:
         violated: bool = False,
         repeats: bool = False,
     ) -> None:
-        """A request that ended. `seconds`: of the model's call. `repeats`: it failed, and the version in
-        service answers it instead."""
+        """Records a finished request. `seconds`: the duration of the model's call. `repeats`: it failed, and
+        the version in service answers it."""
         self._counted("candidate" if candidate else "service")
         outcome = Outcome(failed, max(seconds, FELT_SECONDS), violated, caller)
         self.guards.observe(outcome, candidate=candidate)
@@ -190,12 +190,12 @@ class Rollout:
 
     @property
     def seconds(self) -> float:
-        """How long the step lasts so far, without pauses."""
+        """The duration of the step so far, without pauses."""
         return (self._paused_at if self._paused_at is not None else self._clock()) - self._began
 
     def decide(self, lost: str | None) -> Next:
-        """What happens now. Before a step ends, what was not compared yet is compared: when that happens
-        depends on time and numbers, never on what was answered."""
+        """Decides what happens next. Before a step ends, the remaining requests are compared; the moment
+        depends on time and counts, never on the answers."""
         decision = next_step(self.policy, self.seen(lost))
         if decision.phase in (Phase.CANARY, Phase.DONE, Phase.HELD) and self.order is None:
             self.guards.settle()
@@ -203,7 +203,7 @@ class Rollout:
         return decision
 
     def move(self, course: Course) -> None:
-        """Goes on as `course` says: the clock and the count of requests begin again."""
+        """Continues with `course`: the clock and the count of requests start again."""
         self.course = course
         self._began = self._clock()
         self._paused_at = None
@@ -221,8 +221,8 @@ class Rollout:
             self.course = replace(self.course, paused=False)
 
     def evidence(self) -> dict[str, Any]:
-        """What the guards have seen, JSON-ready. `retried`: failures that the version in service answered
-        instead; `felt`: failures of the candidate that callers saw."""
+        """The evidence of the guards, JSON-ready. `retried`: failed requests that the version in service then
+        answered. `felt`: failures of the candidate that callers saw."""
         return {**self.guards.verdict().evidence, "retried": self.retried, "felt": self.felt}
 
     def step_view(self) -> dict[str, Any]:

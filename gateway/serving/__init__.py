@@ -1,2 +1,2 @@
-"""Loaded models: bytes and lives. Who may load, who must go, what a servable does from load to close. Knows
-versions; no registry and no alias."""
+"""Loaded models: their memory and their life cycle. Decides which version may load and which is evicted.
+Knows versions; must not know a registry or an alias."""

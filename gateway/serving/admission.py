@@ -1,9 +1,9 @@
-"""Who may enter one model's queue, and how long the others should stay away. Pure: counts and seconds in,
-a decision out.
+"""Decides which requests may enter one model's queue, and when the others should try again. Pure: takes
+counts and seconds, returns a decision.
 
-A queue that is too long helps nobody: what waits in it is answered after its caller has gone. So a request
-is refused at the door when the queue is full, or when by the pace of the last calls its turn would come
-after its deadline. The same pace says when to come back.
+In a queue that is too long, requests are answered after their callers have left. So a request is refused at
+once if the queue is full, or if at the speed of the last calls its turn would come after its deadline. The
+same speed gives the time to try again.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ SHORTEST_WAIT, LONGEST_WAIT = 1.0, 60.0
 
 
 class Refused(Exception):
-    """The request may not enter; come back in `retry_after` seconds. `late`: its deadline is the reason."""
+    """The request is refused; try again in `retry_after` seconds. `late`: its deadline is the reason."""
 
     def __init__(self, retry_after: float, *, late: bool = False) -> None:
-        super().__init__(f"come back in {retry_after:.1f} s")
+        super().__init__(f"try again in {retry_after:.1f} s")
         self.retry_after = retry_after
         self.late = late
 
 
 class Admission:
-    """The door of one model. `slots` calls run at once; at most `max_queue` requests wait."""
+    """The admission control of one model. `slots` calls run at once; at most `max_queue` requests wait."""
 
     def __init__(self, max_queue: int, slots: int = 1) -> None:
         self.max_queue = max_queue
@@ -47,7 +47,7 @@ class Admission:
             raise Refused(min(LONGEST_WAIT, max(SHORTEST_WAIT, wait)), late=True)
 
     def finished(self, requests: int, seconds: float) -> None:
-        """A call that answered so many requests took so long."""
+        """Records a call: the number of its requests and its duration."""
         each = seconds / requests
         if self._seconds_per_request == 0.0:
             self._seconds_per_request = each

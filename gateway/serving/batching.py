@@ -1,12 +1,13 @@
-"""One servable's queue: joins what arrives together, hands every caller the answer to its own rows.
+"""One servable's queue: merges requests that arrive together, and gives every caller the answer to its own
+rows.
 
-*Batch while busy, and per tick.* An idle model runs at once; whatever else arrived in the same turn of
-the loop, or while the model was busy, goes together in the next call. There is no timer, so batching
-never adds latency. Requests merge only if their layouts and params are equal and the model allows it;
-a merged call that fails is run again request by request, so that a poisoned member fails alone. A call whose
-process ended runs again too: whether the input or something else ended it, `Suspects` finds out.
+*Batch while busy, and per tick.* An idle model runs at once. Requests that arrived in the same turn of the
+loop, or while the model was busy, share the next call. There is no timer, so batching never adds latency.
+Requests merge only if their layouts and params are equal and the model allows it. A merged call that fails
+runs again request by request, so that a poisoned member fails alone. A call whose process ended runs again
+too; `Suspects` finds out whether its input was the cause.
 
-Knows batches and futures; nothing of models, processes or protocols.
+Knows batches and futures; must not know models, processes or protocols.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from gateway.serving.admission import Admission
 from loaders.batch import Batch, Columns, Tensors, concat, layout, split
 from loaders.worker.wire import Framed
 
-#: What a request asks; a framed one is never merged.
+#: The input of a request; a framed one is never merged.
 Asked: TypeAlias = "Batch | Framed"
 Run = Callable[[Asked, Mapping[str, Any]], Awaitable[Batch]]
 DEFAULT_MAX_ROWS = 1024
@@ -52,7 +53,7 @@ class Member:
 
 
 class Batcher:
-    """`run` is called with at most `slots` calls under way. `dispatched(requests, rows)` is told of each."""
+    """Calls `run` at most `slots` times at once. `dispatched(requests, rows)` is called for each."""
 
     def __init__(
         self,
@@ -97,7 +98,7 @@ class Batcher:
         rows = 1 if batch.rows is None else batch.rows
         self._queue.append(Member(batch, params, key, rows, perf_counter(), deadline, future))
         if not self._scheduled and len(self._tasks) < self._slots:
-            # Not at once: what else arrives in this turn of the loop goes into the same call.
+            # Not at once: other requests of this turn of the loop share the call.
             self._scheduled = True
             self._loop.call_soon(self._pump)
         return future
@@ -137,9 +138,9 @@ class Batcher:
                 task.add_done_callback(self._finished)
 
     async def _work(self, members: list[Member]) -> None:
-        """A slot's calls. Where none are merged nothing is gained by waiting for more, so the next follows at
-        once: under overload each turn of the loop is long. Not after a failure, which may have come without
-        any wait: then a long queue would keep the loop from all else."""
+        """Runs the calls of one slot. Without merging, the next call follows at once: waiting for more
+        requests gains nothing, and under overload each turn of the loop is long. After a failure the loop
+        gets a turn first: a failure may come without any wait, and a long queue would then block the loop."""
         while await self._call(members) and not self.merges and (members := self._take()):
             pass
 
@@ -151,7 +152,7 @@ class Batcher:
             raise error
 
     def _take(self) -> list[Member]:
-        """The first request that still waits and all that may go with it, in order of arrival."""
+        """The first waiting request and all that may share its call, in order of arrival."""
         now = self._loop.time()
         queue = self._queue
         while queue:
@@ -220,7 +221,7 @@ class Batcher:
         return True
 
     def _without_poison(self, members: list[Member]) -> tuple[list[Member], list[bytes]]:
-        """Those that may run, with their digests; the others hear why they may not."""
+        """The members that may run, with their digests; refuses the others with the reason."""
         now = self._loop.time()
         healthy: list[Member] = []
         digests: list[bytes] = []
@@ -243,7 +244,7 @@ def _refuse(member: Member, error: Exception) -> None:
 
 
 def repeated(batch: Batch, times: int) -> Batch | None:
-    """The first row of a batch, `times` over; None if it has no rows to take one from."""
+    """The first row of a batch, repeated `times` times; None if it has no rows."""
     if layout(batch) is None or not batch.rows:
         return None
     parts = split(batch, [1, batch.rows - 1])
@@ -251,7 +252,7 @@ def repeated(batch: Batch, times: int) -> Batch | None:
 
 
 def agree(single: Batch, many: Batch, times: int) -> bool:
-    """Whether `many` is the answer `single`, `times` over, within the tolerance of its dtypes."""
+    """Whether `many` is the answer `single`, repeated `times` times, within the tolerance of its dtypes."""
     if single.rows != 1 or many.rows != times or type(single) is not type(many):
         return False
     if isinstance(single, Columns | Tensors) and isinstance(many, Columns | Tensors):

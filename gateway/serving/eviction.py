@@ -1,11 +1,11 @@
-"""The order in which idle models go when room is needed. Pure: sees accounts, changes nothing.
+"""The order in which idle models are evicted when memory is needed. Pure: reads accounts, changes nothing.
 
-A policy maps an account and the present time to a sort key; the smallest key goes first. A version that only
-lingers after a swap goes before all others under every policy.
+A policy maps an account and the current time to a sort key; the smallest key is evicted first. Under every
+policy, a version that only lingers after a swap is evicted before all others.
 
-`gdsf` (Greedy Dual Size Frequency, the default) keeps what is expensive to miss: requests per unit of time ×
-measured load seconds ÷ bytes. Requests are counted with a half-life, so a formerly hot model ages and a scan
-over many models does not push out the one that is asked all the time. `lru` looks at the last use alone.
+`gdsf` (Greedy Dual Size Frequency, the default) keeps models that are expensive to miss: requests per unit of
+time × measured load seconds ÷ bytes. Requests count with a half-life, so a formerly hot model ages, and a
+scan over many models does not evict a hot one. `lru` uses only the time of the last use.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-#: Seconds after its load in which a model is not evicted: an immediate reload would only cost time.
+#: A model is not evicted for this time after its load, in seconds: an immediate reload would only cost time.
 MIN_RESIDENCY: Final = 0.1
-#: After so many seconds a request counts half.
+#: The half-life of a request, in seconds.
 HALF_LIFE: Final = 120.0
-#: A load that took less than this, in seconds, is not worth telling apart.
+#: Shorter loads, in seconds, count as this long.
 SHORTEST_LOAD: Final = 0.01
 
 
 class Candidate(Protocol):
-    """What a policy may look at. `last_used` is in the clock's seconds, `uses` the requests with their
-    half-life as of `last_used`, `load_seconds` the measured time of the load."""
+    """The facts that a policy may use. `last_used`: in the clock's seconds. `uses`: the requests with their
+    half-life as of `last_used`. `load_seconds`: the measured time of the load."""
 
     @property
     def lingering(self) -> bool: ...
@@ -45,23 +45,23 @@ Policy = Callable[[Candidate, float], Any]
 
 
 def decayed(uses: float, seconds: float) -> float:
-    """What so many uses are worth after `seconds`."""
+    """The value of `uses` after `seconds`."""
     return float(uses * 0.5 ** (seconds / HALF_LIFE)) if seconds > 0 else uses
 
 
 def value(account: Candidate, now: float) -> float:
-    """What a byte of it is worth: load seconds that the requests of a half-life would have to wait for."""
+    """The value per byte: the load seconds that the requests of a half-life would have to wait."""
     uses = decayed(account.uses, now - account.last_used)
     return uses * max(account.load_seconds, SHORTEST_LOAD) / max(account.bytes, 1)
 
 
 def gdsf(account: Candidate, now: float) -> tuple[bool, float, float]:
-    """Lingering ones first, then by the value of a byte, then by the time of the last use."""
+    """Lingering versions first, then by the value per byte, then by the time of the last use."""
     return (not account.lingering, value(account, now), account.last_used)
 
 
 def lru(account: Candidate, now: float) -> tuple[bool, float]:
-    """Lingering ones first, then by the time of the last use."""
+    """Lingering versions first, then by the time of the last use."""
     return (not account.lingering, account.last_used)
 
 

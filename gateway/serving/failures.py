@@ -1,7 +1,7 @@
-"""Versions that did not load: why, and when they may be tried again. A broken version costs one load per
-pause, not one per request.
+"""Versions that failed to load: the reason, and when they may be tried again. A broken version costs one load
+per pause, not one per request.
 
-Pure: the time and the chance are arguments. Knows problems and versions, loads nothing.
+Pure: the clock and the random numbers are arguments. Knows problems and versions; must not load anything.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from gateway.errors import Problem
 if TYPE_CHECKING:
     from gateway.registries.base import Version
 
-#: How long a failure is remembered after its pause, in seconds, so that the pauses keep growing.
+#: A failure is remembered for this time after its pause, in seconds, so that the pauses grow.
 FORGET_AFTER = 600.0
-#: A quarantine counts as so many failed attempts.
+#: A quarantine counts as this many failed attempts.
 QUARANTINE_ATTEMPTS = 6
 
 
 @dataclass(slots=True)
 class Failure:
-    """A version that did not load: why, when it may be tried again, and how often it was tried."""
+    """A version that failed to load: the reason, when it may be tried again, and the number of attempts."""
 
     problem: Problem
     until: float
@@ -56,8 +56,8 @@ class Failures:
             raise failure.problem.again(failure.until - now)
 
     def remember(self, version: Version, problem: Problem) -> None:
-        """The version cannot be loaded. Sets `retry_after`. Problems that do not come from the version (no
-        room, a gateway that stops) are not remembered."""
+        """Records that the version cannot be loaded, and sets `retry_after`. Ignores problems that are not
+        the version's (no memory, a gateway that stops)."""
         if problem.code != "MODEL_UNAVAILABLE":
             return
         before = self._kept.get(version)
@@ -66,10 +66,10 @@ class Failures:
         self._kept[version] = Failure(problem, self._clock() + problem.retry_after, attempts)
 
     def quarantine(self, version: Version, problem: Problem) -> None:
-        """The version is not tried again before the longest pause is over."""
+        """Prevents another attempt until the longest pause is over."""
         problem.retry_after = backoff.LONGEST
         self._kept[version] = Failure(problem, self._clock() + backoff.LONGEST, QUARANTINE_ATTEMPTS)
 
     def forget(self, version: Version) -> None:
-        """It has loaded, or the operator wants it tried again now."""
+        """Forgets the failure: the version has loaded, or the operator wants another attempt now."""
         self._kept.pop(version, None)

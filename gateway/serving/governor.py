@@ -1,10 +1,10 @@
-"""The last line of defence for memory: a model that grows without end is stopped before the kernel would
-stop any process, which in a container may be all of them.
+"""The governor, the last defence against a lack of memory: it stops a growing model before the kernel stops a
+process, which in a container may be every process.
 
-The ledger plans; this watches what really is used, and decides from that alone. Only a model that grew is
-stopped: one that took more than it was granted, or that grew while memory became short. Where none did, the
-pressure comes from outside (a neighbour, another container): it is reported and nothing is stopped. The
-decision is pure. Reading, stopping and reporting are given as functions; knows nothing of models but their
+The ledger plans; the governor watches the real usage, and decides only from that. It stops only a model that
+grew: one that took more than it was granted, or that grew while memory became short. If no model grew, the
+pressure comes from outside (a neighbour, another container): the governor reports it and stops nothing. The
+decision is pure; reading, stopping and reporting are arguments. Must not know anything about models but their
 bytes.
 """
 
@@ -19,7 +19,7 @@ from gateway.cgroup import Usage
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One model: what it takes now, and what it was granted (bytes)."""
+    """One model: the bytes that it takes now, and the bytes that it was granted."""
 
     key: Hashable
     bytes: int
@@ -28,11 +28,12 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Above `high` of the limit the model that grew the most is stopped, if it grew by more than `tolerance`
-    of what it had and by more than `matters` of the limit: to end a small one would not help. `pressed`: from
-    this share on, with no model to stop, pressure is reported, once in `quiet` seconds. Seconds: `calm`
-    between two looks, `alert` from `watch` of the limit on, `settle` after a stop, while the kernel takes
-    back, `sample` between two readings of what models took while memory is watched."""
+    """Above `high` of the limit, the model that grew the most is stopped, if it grew by more than `tolerance`
+    of its size and by more than `matters` of the limit (stopping a small one would not help). `pressed`: from
+    this share of the limit on, if there is no model to stop, pressure is reported, once in `quiet` seconds.
+    The others are seconds: `calm` between two checks, `alert` between two checks from `watch` of the limit
+    on, `settle` after a stop, while the kernel reclaims memory, `sample` between two readings of the models'
+    bytes while memory is watched."""
 
     watch: float = 0.6
     high: float = 0.9
@@ -49,8 +50,8 @@ class Rule:
 def victim(
     usage: Usage, models: Sequence[Reading], rule: Rule, before: Mapping[Hashable, int]
 ) -> Reading | None:
-    """Whom to stop now; None: no model. `before`: the fewest bytes each model took since memory began to be
-    watched; a model that is not in it is compared with its grant alone."""
+    """The model to stop now, or None. `before`: the fewest bytes that each model took since memory is
+    watched; a model that is not in it is compared only with its grant."""
     if usage.share < rule.high:
         return None
 
@@ -65,8 +66,8 @@ def victim(
 
 
 class Governor:
-    """Looks again and again. `readings` is asked only when memory is short; `stop` must not block. `report`
-    is told of pressure that no model causes."""
+    """Checks memory repeatedly. `readings` is called only when memory is short; `stop` must not block;
+    `report` is called for pressure that no model causes."""
 
     def __init__(
         self,
@@ -87,7 +88,7 @@ class Governor:
         self._before: dict[Hashable, int] = {}
 
     def look(self, now: float) -> float:
-        """Looks once, stops one model at most, and returns after how many seconds to look again."""
+        """Checks once, stops at most one model, and returns the seconds until the next check."""
         rule = self._rule
         usage = self._usage()
         if usage.share < rule.watch:

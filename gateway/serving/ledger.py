@@ -1,24 +1,23 @@
-"""The bytes: who holds them, who waits for them, who must give them back. Pure and synchronous.
+"""The ledger of memory: which servables hold bytes, wait for bytes, or must give them back. Pure and
+synchronous.
 
 Theory of operation. Every servable has one account. It *asks* for bytes, is *granted* them (reserved),
-becomes *resident* when it has loaded, may ask for more when a measurement says so, and is *closing*
-until the memory is really free. Bytes count from the grant to the end of closing, because memory that
-is being freed is not free yet. So `accounted` = reserved + resident + closing, and it never passes the
-limit.
+becomes *resident* when it has loaded, may ask for more after a measurement, and is *closing* until the memory
+is really free. Bytes count from the grant to the end of closing, because memory that is being freed is not
+free yet. So `accounted` = reserved + resident + closing, and it never exceeds the limit.
 
-`plan` decides and does nothing: it says which waiting accounts may be granted, which idle ones must go,
-which busy ones should drain, and which requests cannot be met. The caller carries it out and asks again after
-every change. Waiting is first come, first served; nobody overtakes, so a large model is not starved by small
-ones.
+`plan` only decides: which waiting accounts may be granted, which idle ones are evicted, which busy ones
+drain, and which requests cannot be met. The caller carries the plan out, and asks again after every change.
+Waiting is first come, first served without overtaking, so small models cannot starve a large one.
 
-Who may go: an account that is not leased, not pinned and older than `min_residency`. What an alias serves
-never goes for a load that neither a request nor an alias wants. Busy models share the room by turns: when
-everything is leased, one that has had its turn (`Ledger.turn`) drains for a load that requests wait for.
+An account may be evicted if it is not leased, not pinned and older than `min_residency`. A version that an
+alias serves is never evicted for a load that neither a request nor an alias needs. Busy models take turns:
+when everything is leased, one that has had its turn (`Ledger.turn`) drains for a load that requests wait for.
 
-Some bytes belong to no model (what the zygotes hold). They are counted as resident, up to half of the
-limit, as far as there is room; where there is not, idle accounts must go for them.
+Some bytes belong to no model (those of the zygotes). They count as resident, up to half of the limit, as far
+as memory is free; otherwise idle accounts are evicted for them.
 
-This module knows no models, no clocks and no event loop; `now` is an argument, in seconds.
+This module must not know models, clocks or the event loop; `now` is an argument, in seconds.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ K = TypeVar("K", bound=Hashable)
 
 
 class State(enum.Enum):
-    """Where an account stands. RESERVED covers waiting (nothing granted yet) and loading."""
+    """The state of an account. RESERVED includes waiting (nothing granted yet) and loading."""
 
     RESERVED = "reserved"
     RESIDENT = "resident"
@@ -43,10 +42,10 @@ class State(enum.Enum):
 
 @dataclass(slots=True, eq=False)
 class Account(Generic[K]):
-    """One servable's bytes. `wanted` above `bytes` means it waits for the difference. `leases` are requests
-    that use it, `pins` keep it resident without one (a swap, an operator). `serving`: an alias serves it;
-    `draining`: it closes when its leases end. `uses` counts requests with a half-life, as of `last_used`;
-    `load_seconds` is measured."""
+    """One servable's bytes. If `wanted` is above `bytes`, it waits for the difference. `leases`: the requests
+    that use it. `pins`: keep it resident without a lease (a swap, an operator). `serving`: an alias serves
+    it. `draining`: it closes when its leases end. `uses`: its requests with a half-life, as of `last_used`.
+    `load_seconds`: the measured time of its load."""
 
     key: K
     wanted: int
@@ -64,9 +63,10 @@ class Account(Generic[K]):
 
 
 class Plan(NamedTuple, Generic[K]):
-    """What to do next. `evict`: idle ones that close now; `drain`: leased ones that take no new request and
-    close when they are idle. `asking`: for whom they go, None for the shared processes. `why` says for each
-    that goes why it is this one. `retry_at`: when waiting alone may make room (a model too young to go)."""
+    """What to do next. `evict`: idle accounts to close now. `drain`: leased accounts that take no new
+    requests and close when they are idle. `asking`: the account that needs the memory, None for the shared
+    processes. `why`: for each evicted account, why it was chosen. `retry_at`: when to plan again, because a
+    model is still too young to evict."""
 
     grant: tuple[K, ...] = ()
     evict: tuple[K, ...] = ()
@@ -78,7 +78,7 @@ class Plan(NamedTuple, Generic[K]):
 
 
 class _Room(NamedTuple, Generic[K]):
-    """Who must go for a need that free memory does not meet."""
+    """The accounts to evict or drain for a need that free memory does not meet."""
 
     evict: tuple[K, ...] = ()
     drain: tuple[K, ...] = ()
@@ -86,13 +86,13 @@ class _Room(NamedTuple, Generic[K]):
     retry_at: float | None = None
 
 
-#: A busy model keeps its room so many times as long as it took to load, and at least so many seconds.
+#: A busy model keeps its memory for this multiple of its load time, and at least for this many seconds.
 TURN_LOADS = 5.0
 SHORTEST_TURN = 2.0
 
 
 class Ledger(Generic[K]):
-    """Accounts under one limit, in bytes. Wrong use raises `ValueError`: it is the caller's bug."""
+    """Accounts under one limit, in bytes. Wrong use raises `ValueError`: it is a bug of the caller."""
 
     def __init__(
         self,
@@ -145,28 +145,29 @@ class Ledger(Generic[K]):
 
     @property
     def shared(self) -> int:
-        """The bytes counted that belong to no account."""
+        """The counted bytes that belong to no account."""
         return self._shared
 
     def bytes_in(self, state: State) -> int:
         return self._bytes[state] + (self._shared if state is State.RESIDENT else 0)
 
     def share(self, size: int) -> None:
-        """So many bytes belong to no account now."""
+        """Sets the bytes that belong to no account."""
         self._shared_wanted = min(size, self.limit // 2)
         self._count_shared()
 
     # The life of an account, in order.
 
     def open(self, key: K, now: float) -> Account[K]:
-        """A new account that asks for nothing yet (its size is not known before its files are)."""
+        """Opens a new account that asks for nothing yet (its size is unknown until its files are fetched)."""
         if key in self._accounts:
             raise ValueError(f"{key!r} has an account")
         account = self._accounts[key] = Account(key, 0, since=now, last_used=now)
         return account
 
     def ask(self, key: K, wanted: int) -> bool:
-        """Asks for `wanted` bytes in all. True if it has them already; else it waits for a grant."""
+        """Asks for `wanted` bytes in total. Returns True if it has them already; else it waits for a
+        grant."""
         account = self._accounts[key]
         if account.state is State.CLOSING:
             raise ValueError(f"{key!r} is closing")
@@ -181,7 +182,7 @@ class Ledger(Generic[K]):
         return key in self._waiting
 
     def grant(self, key: K) -> None:
-        """Gives a waiting account what it asks for. Only after a plan that says so."""
+        """Grants a waiting account its bytes. Call it only after a plan that allows it."""
         account = self._accounts[key]
         need = account.wanted - account.bytes
         if key not in self._waiting or self.accounted + need > self.limit:
@@ -190,7 +191,7 @@ class Ledger(Generic[K]):
         self._move(account, account.state, account.wanted)
 
     def withdraw(self, key: K) -> None:
-        """Stops waiting; what was granted before stays."""
+        """Stops waiting; earlier grants stay."""
         self._waiting.pop(key, None)
         account = self._accounts[key]
         account.wanted = account.bytes
@@ -198,8 +199,8 @@ class Ledger(Generic[K]):
     def settle(
         self, key: K, now: float, measured: int | None = None, load_seconds: float | None = None
     ) -> None:
-        """It has loaded. A measurement below the reservation gives the rest back. `load_seconds`: the cost of
-        another load."""
+        """Marks it as loaded. A measurement below the reservation returns the rest. `load_seconds`: the time
+        of its load."""
         account = self._accounts[key]
         if account.state is not State.RESERVED or key in self._waiting:
             raise ValueError(f"{key!r} is not loading")
@@ -212,7 +213,7 @@ class Ledger(Generic[K]):
         account.wanted = account.bytes
 
     def shrink(self, key: K, measured: int) -> None:
-        """A resident one measures less than before."""
+        """Lowers the bytes of a resident account after a measurement."""
         account = self._accounts[key]
         if account.state is State.RESIDENT and measured < account.bytes:
             self._move(account, State.RESIDENT, measured)
@@ -220,7 +221,7 @@ class Ledger(Generic[K]):
                 account.wanted = measured
 
     def begin_close(self, key: K) -> None:
-        """It no longer serves; its bytes count until `closed`. A leased one is never closed."""
+        """Begins to close it; its bytes count until `closed`. A leased account is never closed."""
         account = self._accounts[key]
         if account.leases:
             raise ValueError(f"{key!r} is leased")
@@ -238,7 +239,7 @@ class Ledger(Generic[K]):
         del self._accounts[key]
 
     def drop(self, key: K) -> None:
-        """It failed to load and holds nothing any more: its account ends, and the leases on it with it."""
+        """Ends the account of a servable that failed to load and holds no memory, with all its leases."""
         account = self._accounts[key]
         if account.state is not State.RESERVED:
             raise ValueError(f"{key!r} has loaded")
@@ -274,11 +275,13 @@ class Ledger(Generic[K]):
     # The decision.
 
     def turn(self, account: Account[K]) -> float:
-        """When a busy account has had its turn and may be drained for a load that requests wait for."""
+        """The time at which a busy account has had its turn and may drain for a load that requests wait
+        for."""
         return account.since + max(self.shortest_turn, TURN_LOADS * account.load_seconds)
 
     def plan(self, now: float) -> Plan[K]:
-        """Which waiting accounts to grant, who must go for the first that must wait, whom to refuse."""
+        """Decides which waiting accounts to grant, which to evict for the first one that must wait, and which
+        to refuse."""
         free = self.limit - self.accounted
         freeing = self._bytes[State.CLOSING]
         if self._shared < self._shared_wanted:
@@ -335,7 +338,7 @@ class Ledger(Generic[K]):
         return _Room(retry_at=min(later, default=None))
 
     def _cheapest(self, accounts: list[Account[K]], short: int, now: float) -> tuple[list[Account[K]], int]:
-        """The first ones by the policy that free `short` bytes, and how many bytes are still missing."""
+        """The first accounts by the policy that free `short` bytes, and how many bytes are still missing."""
         chosen: list[Account[K]] = []
         for account in sorted(accounts, key=lambda a: self._policy(a, now)):
             if short <= 0:

@@ -144,7 +144,7 @@ class Manager:
         return held
 
     def eviction(self, version: Version) -> Eviction | None:
-        """Why a version was evicted, the last time."""
+        """The last eviction of a version, or None."""
         return self._room.eviction(version)
 
     # Leases.

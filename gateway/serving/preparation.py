@@ -1,8 +1,8 @@
-"""Where a version runs: the last thing to find before it may be loaded.
+"""Finds where a version runs, the last step before it may be loaded.
 
-Gates and views need the facts of a package's environment alone. Only a load needs the environment itself: the
-interpreter is found then, and the package's own environment is built where it must be. Knows no alias and
-loads nothing.
+Gates and views need only the facts about a package's environment. Only a load needs the environment itself:
+then the interpreter is chosen, and the package's own environment is built if necessary. Must not know
+aliases, and must not load anything.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _UNDATED = "its environment was resolved without its day: the index does not say
 
 
 class Preparation:
-    """`served`: whether a version was served here before, or its registry says that it was good. `listed`:
-    the models are directories that the command line named, in no registry that a command could be given."""
+    """`served`: whether a version was served here before, or is a last good version in the registry.
+    `listed`: the models are directories from the command line, so no registry can be named in a command."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
-"""The last minute of one servable: how many requests, how fast, how many failed, and the last failure.
+"""Statistics of one servable over the last minute: requests, speed, failures, and the last failure.
 
-Counts only what the model itself did: a request enters after its load has ended, so a cold start never shows
-in the percentile. Knows numbers and the kind of an error, no requests and no rows.
+Counts only the model's own work: a request counts after the load has ended, so a cold start never appears in
+the percentile. Knows numbers and the kind of an error; must not know requests or rows.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-#: The window is so many slots of so many seconds; the oldest slot leaves as a whole.
+#: The window has this many slots of this many seconds; the oldest slot is dropped as a whole.
 SLOTS: Final = 6
 SLOT_SECONDS: Final = 10.0
-#: A percentile of fewer requests would only tell of the slowest one.
+#: With fewer requests, a percentile would only show the slowest one.
 FEWEST: Final = 20
 #: Upper bounds in seconds, each 1.25 times the one before: 0.1 ms to about 11 minutes.
 BOUNDS: Final = tuple(1e-4 * 1.25**n for n in range(71))
@@ -48,7 +48,7 @@ class Recent:
         self.total_errors = 0
 
     def answered(self, seconds: float) -> None:
-        """The model answered a request; it took so long in its queue and its call."""
+        """Counts an answered request. `seconds`: its time in the queue and in the call."""
         slot = self._slot()
         slot.requests += 1
         slot.counts[bisect_left(BOUNDS, seconds)] += 1
@@ -62,11 +62,11 @@ class Recent:
         self.last_error = self._wall(), kind
 
     def ended(self, reason: str) -> None:
-        """A process of it ended, be it in a request or not. `reason` holds no rows."""
+        """Records that a process of it ended, in a request or not. `reason` holds no rows."""
         self.last_error = self._wall(), reason
 
     def rate(self) -> float:
-        """Requests per second over the last full slot and the present one."""
+        """Requests per second over the last full slot and the current one."""
         number = int(self._clock() // SLOT_SECONDS)
         requests = sum(slot.requests for slot in self._slots[-2:] if slot.number >= number - 1)
         return requests / (SLOT_SECONDS + self._clock() % SLOT_SECONDS)
@@ -98,7 +98,7 @@ class Recent:
 
 
 def _percentile(counts: list[int], share: float) -> float | None:
-    """Interpolated within its bucket; beyond the last bound it is that bound."""
+    """The percentile, interpolated within its bucket; beyond the last bound it is that bound."""
     total = sum(counts)
     if total < FEWEST:
         return None

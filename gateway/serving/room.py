@@ -1,7 +1,7 @@
-"""Room for loads: who waits for bytes, and what goes to make room, as `Ledger.plan` decides.
+"""Memory for loads: carries out the decisions of `Ledger.plan`.
 
-The ledger decides, this carries it out: grants wake the loads that wait, and servables are closed or drained
-by their manager. Runs on the event loop. Knows no alias and no process.
+Grants wake the waiting loads; the manager closes or drains servables. Runs on the event loop. Must not know
+aliases or processes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ EVICTIONS_KEPT = 50
 
 @dataclass(frozen=True, slots=True)
 class Eviction:
-    """What went for which version, and why this one. `at`: the manager's time, in seconds."""
+    """An eviction: the version that needed the memory, and why this one was chosen. `at`: the manager's time,
+    in seconds."""
 
     at: float
     version: Version
@@ -33,9 +34,9 @@ class Eviction:
 
 
 class Room:
-    """`capacity_wait`: seconds for which a load waits for room before it is refused. `evict` closes an idle
-    servable and is told for whom and why; `drain` lets a busy one go when its leases have ended;
-    `give_up_spares` ends spare processes and returns whether there were any."""
+    """`capacity_wait`: the seconds that a load waits for memory before it is refused. `evict` closes an idle
+    servable, and receives the reason. `drain` closes a busy one when its leases have ended. `give_up_spares`
+    ends spare processes, and returns whether there were any."""
 
     def __init__(
         self,
@@ -58,11 +59,11 @@ class Room:
         self._replan_timer: asyncio.TimerHandle | None = None
 
     def eviction(self, version: Version) -> Eviction | None:
-        """Why a version was evicted, the last time."""
+        """The last eviction of a version, or None."""
         return self._evictions.get(version)
 
     def waits(self, servable: Servable) -> bool:
-        """Whether a load waits for room."""
+        """Whether a load waits for memory."""
         return servable in self._grants
 
     async def reserve(self, servable: Servable, wanted: int) -> None:
@@ -86,7 +87,7 @@ class Room:
                 self._ledger.withdraw(servable)
 
     def carry_out_plan(self) -> None:
-        """Does what the ledger decides, until it decides nothing more."""
+        """Carries out the ledger's plans until there is nothing left to do."""
         while self._ledger.waiting:
             plan = self._ledger.plan(self._clock())
             for key in plan.grant:
@@ -99,7 +100,7 @@ class Room:
                 message = f"{key.version} needs {_mega(wanted)} MB of memory; {limit}"
                 self._answer_grant(key, Problem("CAPACITY_EXCEEDED", message, retry_after=60))
             if (plan.evict or plan.drain) and self._give_up_spares():
-                return  # what they hold comes first; it is planned again when they are gone
+                return  # spare processes end first; plan again when they are gone
             leaving = plan.evict + plan.drain
             asking = (
                 "the processes that models are forked from" if plan.asking is None else plan.asking.version

@@ -1,11 +1,11 @@
 """One version's life, top to bottom: fetch → build → reserve → load → warm up → serve → drain → close.
 
-A servable knows its own version and nothing of aliases, caches or other servables. The manager decides about
-room and about who may start; what happens here is in a straight line.
+A servable knows its own version; it must not know aliases, caches or other servables. The manager decides
+about memory and about the order of loads; the code here is a straight line.
 
 Theory of operation. A servable is always in one `Phase`. Only `move` changes it, and only along
-`TRANSITIONS`: any other step raises `IllegalTransition`, because it would be a bug of the caller. `status`,
-what `/models` shows, follows from the phase. This is the whole table, as `diagram()` prints it:
+`TRANSITIONS`: any other step raises `IllegalTransition`, because it is a bug of the caller. `status`, which
+`/models` shows, follows from the phase. This is the whole table, as `diagram()` prints it:
 
     fetching ──fetched──► building
     fetching ──fail──► failed
@@ -55,8 +55,8 @@ if TYPE_CHECKING:
 Mode = Literal["strict", "warn", "mlflow"]
 Settle = Callable[["Prepared", Callable[[str], None]], Awaitable["Prepared"]]
 
-#: What `status` says of a version, until its owner or the operator changes it.
-NO_SIGNATURE: Final = "it has no signature: the model is given whatever comes"
+#: Warnings about a version in `status`, until its owner or the operator changes it.
+NO_SIGNATURE: Final = "it has no signature: the model gets inputs unchecked"
 NO_WARM_UP: Final = "warm_up is off: the model serves without having answered its own example"
 
 
@@ -71,7 +71,7 @@ class Status(enum.Enum):
 
 
 class Phase(enum.Enum):
-    """Where a servable stands; the value is what an operator reads."""
+    """The phase of a servable; operators see the value."""
 
     FETCHING = "fetching"
     BUILDING = "building"
@@ -87,7 +87,7 @@ class Phase(enum.Enum):
 
 
 class Step(enum.Enum):
-    """What can happen to a servable."""
+    """The steps that a servable can take."""
 
     FETCHED = "fetched"
     BUILT = "built"
@@ -135,11 +135,11 @@ _NEVER: Final = ("AttributeError", "ImportError", "ModuleNotFoundError")
 
 
 class IllegalTransition(RuntimeError):
-    """A servable was told to do what its phase does not allow: a bug of the caller."""
+    """The phase of a servable does not allow the step: a bug of the caller."""
 
 
 def diagram() -> str:
-    """`TRANSITIONS` as text, one line for each step. The docstring of this module shows it."""
+    """`TRANSITIONS` as text, one line per step. The docstring of this module shows it."""
     return "\n".join(
         f"{phase.value} ──{step.value}──► {after.value}"
         for phase, steps in TRANSITIONS.items()
@@ -149,10 +149,10 @@ def diagram() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The operator's settings for one model, as the core needs them. `enforcement`: None where each protocol
-    has its own; `positional`: rows without names are taken by position; `pin`: never evicted; `idle_ttl`:
-    after so many seconds without a request it is unloaded; `check_output`: the share of answers that are
-    compared with the output schema; `warm_up`: it answers its own example before it serves."""
+    """The operator's settings for one model. `enforcement`: None means each protocol's own. `positional`:
+    rows without names are read by position. `pin`: the model is never evicted. `idle_ttl`: it is unloaded
+    after this many seconds without a request. `check_output`: the share of answers compared with the output
+    schema. `warm_up`: it answers its own example before it serves."""
 
     enforcement: Mode | None = None
     positional: bool = False
@@ -166,7 +166,7 @@ class Options:
 
     @classmethod
     def of(cls, settings: Settings, name: str) -> Options:
-        """What the settings say of the model `name`."""
+        """The settings for the model `name`."""
         own = settings.for_model(name)
         return cls(
             enforcement=own.enforcement,
@@ -182,28 +182,28 @@ class Options:
 
 
 class Servable:
-    """One version, loaded or on its way. Only the event loop touches it; only `move` changes its phase."""
+    """One version, loaded or loading. Only the event loop uses it; only `move` changes its phase."""
 
     def __init__(self, version: Version, options: Options) -> None:
         self.version = version
         self.options = options
         self.phase = Phase.FETCHING
         self.status = STATUS[self.phase]
-        #: When its load got its turn, in the manager's time; the time of the fetch does not count.
+        #: When its load began, in the manager's time, without the time of the fetch.
         self.began: float | None = None
         self.problem: Problem | None = None
         self.prepared: Prepared | None = None
         self.warnings: tuple[str, ...] = ()
-        #: The step of a build that is under way.
+        #: The current step of a build.
         self.building: str | None = None
-        #: Why it runs in another environment than its own: what each answer must say, None where it does not.
+        #: Why it runs in another environment than its own, which each answer must say; None if it does not.
         self.mismatch: tuple[str, ...] | None = None
-        #: Why it leaves, from `Manager.retire` on.
+        #: Why it is unloaded, from `Manager.retire` on.
         self.retiring: str | None = None
-        #: Loaded for a dry run alone: nothing is recorded of it. `announce` records its load after all.
+        #: Loaded only for a dry run: its load is not recorded, unless `announce` is called later.
         self.on_trial = False
         self.announce: Callable[[], None] | None = None
-        #: No alias wants its load any more: it ends as soon as no request waits for it.
+        #: No alias needs its load any more: it ends as soon as no request waits for it.
         self.abandoned = False
         self.gone = asyncio.Event()
         self.recent = Recent()
@@ -231,8 +231,8 @@ class Servable:
         prepared: Prepared | None = None,
         settle: Settle | None = None,
     ) -> None:
-        """Fetches, verifies and reads its files; takes `prepared` where the caller has them already. Then
-        `settle` finds where it runs, and builds its environment where there is none yet."""
+        """Fetches, verifies and reads its files, or uses `prepared` if the caller already has them. Then
+        `settle` finds where it runs, and builds its environment if there is none yet."""
         self.prepared = await prepare(self.version) if prepared is None else prepared
         self.move(Step.FETCHED)
         if settle is not None:
@@ -241,7 +241,7 @@ class Servable:
         self.move(Step.BUILT)
 
     def _building(self, step: str) -> None:
-        """The thread that builds calls it."""
+        """Called by the thread that builds."""
         self.building = step
 
     async def load(
@@ -303,9 +303,9 @@ class Servable:
     def rules(
         self, lenient: bool = False, positional: bool = False
     ) -> tuple[Signature | None, Mode, bool, bool]:
-        """What requests are enforced with: signature, mode, whether the signature stands for type hints,
-        whether rows without names are taken by position. `lenient` and `positional`: what the request's
-        protocol does where the settings do not say."""
+        """The rules for enforcing requests: signature, mode, whether the signature was made from type hints,
+        whether rows without names are read by position. `lenient` and `positional`: the defaults of the
+        request's protocol, used where the settings say nothing."""
         if self.prepared is None:
             raise RuntimeError(f"{self!r} was asked before it was ready")
         package = self.prepared.package
@@ -324,10 +324,10 @@ class Servable:
             self.move(Step.CLOSED)
 
     async def _warm_up(self, runner: Runner, prepared: Prepared) -> tuple[bool, tuple[str, ...]]:
-        """Asks the model its own saved example: whether requests may be merged, and what to warn of.
+        """Predicts the model's own saved example. Returns whether requests may be merged, and warnings.
 
-        A model that raises on its example is refused (ModelError). An example that does not fit the
-        model's own signature says nothing of the model: it is passed over with a warning.
+        A model that raises on its example is refused (ModelError). An example that does not fit the model's
+        own signature shows nothing about the model: it is skipped with a warning.
         """
         warnings = list(prepared.findings)
         if prepared.package.signature is None:
@@ -363,10 +363,10 @@ class Servable:
         return merges, tuple(warnings)
 
     async def _asked_made_up(self, runner: Runner, prepared: Prepared) -> list[str]:
-        """Without an example a load shows little: a made-up row shows whether the framework can answer.
-        It may not suit the model, so a failure is a warning; but where the framework itself does not fit
-        (AttributeError, ImportError), no row can work: ModelError. Only frameworks are asked: code of the
-        package's own may do anything with a row that nobody sent."""
+        """For a model without an example: predicts a made-up row, which shows whether the framework can
+        answer. The row may not suit the model, so a failure is a warning. If the framework itself does not
+        match (AttributeError, ImportError), no row can work: raises ModelError. Only frameworks get such a
+        row: a package's own code may do anything with it."""
         if prepared.needs is None or prepared.needs.facts.custom:
             return []
         made = madeup.row(prepared.package.signature, runner.known)

@@ -1,7 +1,7 @@
-"""Spare processes of hot models: made ahead where memory is free, given up as soon as a load needs the room.
+"""Spare processes of hot models: made in advance if memory is free, ended as soon as a load needs the memory.
 
-A model that is asked all the time would make its callers wait for a fork and a load when its process ends. A
-spare has loaded already and takes over at once. It never costs another model its room.
+Without a spare, the callers of a hot model wait for a fork and a load when its process ends. A spare has
+already loaded and takes over at once. It never takes memory from another model. Must not know aliases.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gateway.runners.base import Runner
     from gateway.serving.ledger import Ledger
 
-#: A model with so many requests per second is hot.
+#: A model with this many requests per second is hot.
 HOT = 10.0
 
 
@@ -29,7 +29,7 @@ class Spares:
         self._going: dict[Servable, asyncio.Task[None]] = {}
 
     def tend(self, servables: Iterable[Servable]) -> None:
-        """Makes and gives up spares by how much the models are asked; to be called about once a second."""
+        """Makes and ends spares by the models' request rates. Call it about once a second."""
         for servable in servables:
             runner = servable.runner
             if servable.status is not Status.READY or runner is None or runner.spare is None:
@@ -41,7 +41,9 @@ class Spares:
                 self._drop(servable, runner)
 
     def give_up(self, servables: Iterable[Servable]) -> bool:
-        """Gives up every spare: a load needs the room. False where there is none, and none is just going."""
+        """Ends every spare, because a load needs the memory. Returns False if there is none, and none is
+        ending.
+        """
         for servable in servables:
             runner = servable.runner
             if servable.status is Status.READY and runner is not None and runner.spare:
@@ -49,12 +51,12 @@ class Spares:
         return bool(self._going)
 
     async def close(self) -> None:
-        """Returns when no spare is going any more."""
+        """Returns when all spares have ended."""
         if self._going:
             await asyncio.wait(set(self._going.values()))
 
     def _has_room(self, servable: Servable, runner: Runner) -> bool:
-        """Reserves the memory of one process more where twice as much is free and no load waits."""
+        """Reserves the memory of one more process if twice as much is free and no load waits."""
         ledger, account = self._ledger, self._ledger[servable]
         more = account.bytes // runner.slots
         if ledger.waiting or servable in self._going or ledger.limit - ledger.accounted < 2 * more:

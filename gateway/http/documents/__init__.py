@@ -64,7 +64,7 @@ def is_here(path: bytes) -> bool:
 
 
 class Documents:
-    """Answers every path for which `is_here` holds."""
+    """Answers every path for which `is_here` is true."""
 
     def __init__(self, parts: Parts) -> None:
         self._views = parts.views
