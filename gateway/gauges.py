@@ -42,5 +42,6 @@ def expose(
         disk=lambda: upkeep.disk_bytes,
         registry_age=watch.age,
         connections=lambda: (connections.open, connections.most),
+        stalled=lambda: connections.stalled,
         descriptors=descriptors,
     )

@@ -53,6 +53,7 @@ class Sources(TypedDict, total=False):
     disk            bytes of the artifact cache
     registry_age    seconds since the registry was last read, None before the first read
     connections     open client connections, and the most that may be open
+    stalled         how many ended because the client took nothing of its answer
     descriptors     the same for this process's file descriptors
     """
 
@@ -66,6 +67,7 @@ class Sources(TypedDict, total=False):
     disk: Callable[[], float]
     registry_age: Callable[[], float | None]
     connections: Callable[[], tuple[int, int]]
+    stalled: Callable[[], int]
     descriptors: Callable[[], tuple[int, int]]
 
 
@@ -337,6 +339,12 @@ class Metrics:
             now, most = sources["connections"]()
             yield GaugeMetricFamily("gateway_open_connections", "Open client connections.", now)
             yield GaugeMetricFamily("gateway_max_connections", "Client connections that may be open.", most)
+        if "stalled" in sources:
+            yield CounterMetricFamily(
+                "gateway_stalled_connections",
+                "Connections that ended because the client took nothing of its answer for send_timeout.",
+                sources["stalled"](),
+            )
         if "descriptors" in sources:
             now, most = sources["descriptors"]()
             yield GaugeMetricFamily("gateway_open_descriptors", "Open file descriptors.", now)

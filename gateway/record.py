@@ -17,15 +17,17 @@ if TYPE_CHECKING:
 class RequestRecord:
     """One request.
 
-    `id` is the client's, or a new one. `headers` are by lower-case name, the last one of each. `version` and
-    `alias` are the result of resolving the reference, None before that. `code` is `2xx` or the error code of
-    the answer, empty before the answer. `began` is a time of `perf_counter`; `parse`, `queue`, `predict` and
-    `encode` are in seconds. `predicts`: the request is for a prediction. `lenient`: strict enforcement would
-    have refused its input. `elsewhere`: the model runs in another environment than its own.
+    `id` is the client's, or a new one. `headers` are by lower-case name, the last one of each. `twice`: the
+    name of a header that came with two values, empty if none did. `version` and `alias` are the result of
+    resolving the reference, None before that. `code` is `2xx` or the error code of the answer, empty before
+    the answer. `began` is a time of `perf_counter`; `parse`, `queue`, `predict` and `encode` are in seconds.
+    `predicts`: the request is for a prediction. `lenient`: strict enforcement would have refused its input.
+    `elsewhere`: the model runs in another environment than its own.
     """
 
     id: bytes = b""
     headers: Mapping[bytes, bytes] = field(default_factory=dict)
+    twice: str = ""
     began: float = field(default_factory=perf_counter)
     predicts: bool = False
     version: Version | None = None

@@ -144,6 +144,7 @@ def serve(
     with socket.socket(family, socket.SOCK_STREAM) as bound:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((settings.host, settings.port))
+        _end_stalled(bound, settings.send_timeout)
         _raise_file_limit()
         sys.setswitchinterval(SWITCH_INTERVAL)
         gc.set_threshold(*GC_THRESHOLDS)
@@ -252,6 +253,14 @@ def _start_no_connection(bound: socket.socket) -> None:
         return
     with contextlib.suppress(OSError):  # a sandbox may forbid filters
         bound.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+
+
+def _end_stalled(bound: socket.socket, seconds: float) -> None:
+    """Makes the kernel end each connection whose client takes nothing of what was sent for so long, whether
+    the answer still waits here, in the kernel, or behind a closed transport. Connections inherit it from
+    the port. Systems other than Linux have no such option."""
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, round(1e3 * seconds)))
 
 
 def url_of(host: str, port: int) -> str:

@@ -220,7 +220,8 @@ class Settings(Part):
     max_body_bytes: Size = 32 * 1024**2
     """Size of one request, as sent and unpacked."""
     max_inflight_bytes: Size = 256 * 1024**2
-    """Size of all requests in work, as sent and as parsed."""
+    """Size of all requests in work, as sent and as parsed. A large body, which is parsed in a process of its
+    own, may take more where memory has room."""
     max_answer_bytes: Size = 256 * 1024**2
     """Size of one answer."""
     max_queue: Annotated[int, Field(ge=1)] = 1000
@@ -233,6 +234,8 @@ class Settings(Part):
     """After `drain_delay`: how long requests in flight may take."""
     keep_alive: Annotated[Duration, Field(gt=0)] = 75.0
     """An idle connection is closed after this."""
+    send_timeout: Annotated[Duration, Field(gt=0)] = 60.0
+    """A connection ends when its client takes nothing of an answer for this long."""
     max_connection_age: Annotated[Duration, Field(gt=0)] | None = None
     """A connection older than this ends after its next answer. Not set: never."""
     admin_key_file: Path | None = None

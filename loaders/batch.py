@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 Array: TypeAlias = "np.ndarray[Any, Any]"
 
 _EXACT: Final = 2**53  # a double represents every integer up to here exactly
+#: An array of text may take this many characters, or this many times those of the texts themselves.
+_PADDED: Final = 1 << 18
+_PADDING: Final = 4
 
 
 @dataclass(slots=True, eq=False)
@@ -149,6 +152,21 @@ def nbytes(batch: Batch) -> int:
     if isinstance(batch, Value):
         return 0
     return sum(a.nbytes for a in batch.arrays.values())
+
+
+def is_wide(values: Sequence[Any] | Array) -> bool:
+    """Returns True if a numpy array of text or bytes, made of these values, would be padding for the most
+    part: numpy gives each of them the room of the longest. One long text among many short ones would fill
+    the memory, and so would a number of many digits that becomes text."""
+    lengths = [_characters(value) for value in values]
+    padded = len(values) * max(lengths, default=0)
+    return padded > _PADDED and padded > _PADDING * sum(lengths)
+
+
+def _characters(value: Any) -> int:
+    if isinstance(value, (str, bytes)):
+        return len(value)
+    return value.bit_length() // 3 if isinstance(value, int) else 1
 
 
 def is_text(values: Sequence[Any] | Array) -> bool:

@@ -278,6 +278,8 @@ def save_model(
         if input_example is not None:
             has_params = isinstance(input_example, tuple) and len(input_example) == 2
             data, given = input_example if has_params else (input_example, None)
+            if chosen.lists_are_arrays and not _takes_frames(signature):
+                data = _as_array(data)
             example = examples.write(directory, data, given)
             draft = packages.write(directory, entries, metadata=metadata)
             signature, enforced = _answered(draft, signature, data, given, params, saved.signature)
@@ -338,7 +340,7 @@ def _answered(
         raise ValueError(
             f"the model does not answer its input_example: {type(error).__name__}: {error} "
             "(the example must have the columns or dimensions that the model expects; "
-            "for a list of texts or numbers try numpy.array(...))"
+            "for lists of texts or numbers try numpy.array(...))"
         ) from error
     finally:
         model.close()
@@ -353,6 +355,14 @@ def _answered(
     if signature is not None:
         return known, enforced
     return infer_signature(data, _as_column(answer, known), params), enforced
+
+
+def _as_array(data: Any) -> Any:
+    """A list of numbers or of texts, and of such lists, as an array; everything else as it is."""
+    from loaders.enforcement.untyped import regular
+
+    array = regular(data) if isinstance(data, (list, tuple)) and len(data) else None
+    return data if array is None else array
 
 
 def _as_column(answer: Any, signature: Signature) -> Any:

@@ -69,7 +69,7 @@ class OpenInference:
             held.add(len(body))
             held.complete = True
             started = perf_counter()
-            held.size += await self._bodies.charge(body, cost.memory)
+            held.size += self._bodies.charge(len(body), await bodies.weighed(body, cost.memory))
             request, asks, inference = await self._inference(body, call, held)
             record.parse = perf_counter() - started
             asked = perf_counter()
@@ -114,13 +114,14 @@ class OpenInference:
         request = await asyncio.to_thread(Request, body) if heavy else Request(body)
         reference = _reference(request.model, request.version)
         texts = _TEXT_BYTES * request.texts
-        held.size += await self._bodies.charge(b"", lambda _: texts)
         deadlines = [one for one in (call.deadline, deadline_of(call.record.headers)) if one is not None]
         about = partial(Inference, reference, deadline=min(deadlines, default=None), record=call.record)
         if texts > media.PARSED_BYTES:
             whole, length = request.as_body()
-            unparsed = large.LargeBody(whole, media.Media("v2", length), reference, self._large)
+            form = media.Media("v2", length)
+            unparsed = large.LargeBody(whole, form, reference, self._large, texts, held.add)
             return request, None, about(None, None, unparsed=unparsed)
+        held.size += self._bodies.charge(0, texts)
         found = await asyncio.to_thread(request.read) if heavy else request.read()
         return request, found.asked, about(found.raw, found.params)
 

@@ -91,7 +91,7 @@ def media_type(header: bytes) -> Media:
 
 class BodyReader:
     """Reads bodies. `limit` is in bytes of one body, sent and unpacked; `total` of all that are held at once,
-    as they came and as they will be in memory once they are parsed.
+    as they came and as they are in this process's memory.
 
     `idle_seconds` is how long a client may send nothing in the middle of a body. One that sends only the
     head of a request holds no bytes and may take its time, as on any idle connection.
@@ -159,23 +159,18 @@ class BodyReader:
         self.hold(len(body))
         return body, message.get("more_body", False)
 
-    async def charge(self, body: bytes, cost: Callable[[bytes], int]) -> int:
-        """Counts the memory that the body takes once it is parsed as held too, until `release` is given the
-        returned number. Raises BODY_TOO_LARGE where the body alone takes too much, OVERLOADED where all
-        bodies together do, MALFORMED_BODY. `cost` tells its size."""
-        if len(body) > COUNT_ON_LOOP:
-            parsed = await asyncio.to_thread(cost, body)
-        else:
-            parsed = cost(body)
-        if len(body) + parsed > self.total:
+    def charge(self, size: int, parsed: int) -> int:
+        """Counts the memory that a body of `size` bytes takes once it is parsed as held too, until `release`
+        is given the returned number. Raises BODY_TOO_LARGE where the body alone takes too much, OVERLOADED
+        where all bodies together do."""
+        if size + parsed > self.total:
             raise Problem(
                 "BODY_TOO_LARGE",
                 f"the body would take about {parsed} bytes of memory when it is parsed, and all requests "
                 f"together may take {self.total}",
                 hint="send fewer rows a request, or Arrow; the limit is the setting max_inflight_bytes",
             )
-        self.hold(parsed)
-        return parsed
+        return self.hold(parsed)
 
     def release(self, size: int) -> None:
         self.held -= size
@@ -197,6 +192,11 @@ class BodyReader:
             f"the body is larger than {self.limit} bytes",
             hint="send fewer rows a request; the limit is the setting max_body_bytes",
         )
+
+
+async def weighed(body: bytes, cost: Callable[[bytes], int]) -> int:
+    """The memory that a body takes once it is parsed, in bytes. Raises MALFORMED_BODY."""
+    return await asyncio.to_thread(cost, body) if len(body) > COUNT_ON_LOOP else cost(body)
 
 
 class Held:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.http import access_log, documents, invocations, lookalikes
+from gateway.http import access_log, documents, invocations, lookalikes, problems
 from gateway.http.control import Control
 from gateway.http.documents import Documents
 from gateway.http.invocations import Invocations
@@ -47,6 +47,8 @@ def build(parts: Parts) -> ASGIApp:
             return
         headers = dict(scope["headers"])
         record = scope[RECORD] = RequestRecord(request_id(headers), headers)
+        if len(headers) < len(scope["headers"]):
+            record.twice = problems.contradiction(scope["headers"])
         if b"traceparent" in headers:
             send = traced(scope["headers"], send)
         if parts.draining():

@@ -28,11 +28,13 @@ class Closable(Protocol):
 
 class Connections:
     """Counts connections and closes the one that is idle for the longest time. `most`: None derives it from
-    the limit on descriptors. Only the event loop uses it."""
+    the limit on descriptors. `stalled`: how many ended because the client took nothing of its answer. Only
+    the event loop uses it."""
 
     def __init__(self, most: int | None = None) -> None:
         self.most = most or default_most()
         self.open = 0
+        self.stalled = 0
         self._idle: dict[Closable, None] = {}
         self._closing: set[Closable] = set()
 

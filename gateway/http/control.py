@@ -120,6 +120,7 @@ class Control:
     def _endpoint(self, handlers: Mapping[str, Handler]) -> Callable[[Request], Awaitable[Response]]:
         async def endpoint(request: Request) -> Response:
             method = request.method
+            problems.check_headers(request.scope[problems.RECORD])
             if (
                 method not in _SAFE_METHODS and request.scope["path"] != WEBHOOK
             ):  # which has its own signature
@@ -304,8 +305,11 @@ class Control:
             self._bodies.release(len(body))
 
 
-def _invalid(path: str, problem: str, expected: str, got: str | None = None) -> Problem:
-    return Problem("INVALID_INPUT", f"{path} {problem}", details=[Detail(path, problem, expected, got)])
+def _invalid(
+    path: str, problem: str, expected: str, got: str | None = None, hint: str | None = None
+) -> Problem:
+    detail = Detail(path, problem, expected, got)
+    return Problem("INVALID_INPUT", f"{path} {problem}", details=[detail], hint=hint)
 
 
 def _flags(request: Request, *allowed: str) -> dict[str, bool]:
@@ -313,9 +317,11 @@ def _flags(request: Request, *allowed: str) -> dict[str, bool]:
     flags: dict[str, bool] = {}
     for name, value in request.query_params.multi_items():
         if name not in allowed:
-            raise _invalid(f"?{name[:64]}", "is not known", " or ".join(allowed) or "no query")
+            hint = f"known here: {', '.join(f'?{flag}' for flag in allowed)}" if allowed else "leave it out"
+            raise _invalid(f"?{name[:64]}", "is not known", " or ".join(allowed) or "no query", hint=hint)
         if value.lower() not in ("", "true", "false"):
-            raise _invalid(f"?{name}", "has the wrong type", "true or false")
+            hint = f"write ?{name}=true or ?{name}=false"
+            raise _invalid(f"?{name}", "has the wrong type", "true or false", hint=hint)
         flags[name] = value.lower() != "false"
     return flags
 

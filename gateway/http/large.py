@@ -5,6 +5,9 @@ In another process neither affects other requests. The gateway gets back one fra
 the model's process. The process starts with the first large body. It ends when none has come for a while, and
 after a body that made it grow, so that the system gets the memory back.
 
+Because one body is parsed at a time, its parsed form does not count with the other requests. Up to the budget
+a body is always parsed; above it only if the machine, or the container, has enough free memory.
+
 This module holds both ends: `LargeBodies` in the gateway, `main` in the process. It knows bodies, signatures
 and frames; must not know models.
 """
@@ -19,7 +22,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,6 +31,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
+from gateway.cgroup import Usage, memory_usage
 from gateway.errors import Detail, Problem
 from gateway.http import bodies
 from gateway.http.media import Media, parse
@@ -46,6 +50,10 @@ BODY_SECONDS: Final = 120.0
 _GROWN: Final = 64 << 20
 #: What the limit on its memory allows in addition to the parsed body: its own code, and temporary copies.
 _HEADROOM: Final = 512 << 20
+#: A parsed body may stand in memory twice: MLflow's casts begin with a copy.
+_COPIES: Final = 2
+#: Which part of all memory may be in use while a body above the budget is parsed.
+_SHARE: Final = 0.7
 
 _log = logging.getLogger("gateway.http")
 
@@ -61,17 +69,21 @@ class Enforced(NamedTuple):
 @dataclass(slots=True)
 class LargeBody:
     """A body that was received but not parsed. `reference`: the model that the path or the header names.
-    `asked`: as in `Parsed`, set by `enforce`."""
+    `becomes`: the bytes that it takes when it is parsed. `hold` is called with the bytes of the frame that
+    comes back; it raises OVERLOADED. `asked`: as in `Parsed`, set by `enforce`."""
 
     body: bytes
     media: Media
     reference: Reference | None
     place: LargeBodies
+    becomes: int = 0
+    hold: Callable[[int], None] = lambda size: None
     asked: Any = None
 
     async def model(self) -> object:
         """The body's member `model`, for a request that names its model nowhere else. Raises Problem."""
-        reply, _ = await self.place.ask({"op": "model", "media": list(self.media), "body": _array(self.body)})
+        message = {"op": "model", "media": list(self.media), "body": _array(self.body)}
+        reply, _ = await self.place.ask(message, self.becomes)
         return _model(reply)
 
     async def enforce(
@@ -87,8 +99,9 @@ class LargeBody:
             "type_hints": type_hints,
             "positional": positional,
         }
-        reply, frame = await self.place.ask(message)
+        reply, frame = await self.place.ask(message, self.becomes)
         assert frame is not None
+        self.hold(frame[0].nbytes)
         if self.reference is not None:
             bodies.agreed(self.reference, _model(reply))
         self.asked = reply["asked"]
@@ -96,10 +109,12 @@ class LargeBody:
 
 
 class LargeBodies:
-    """The gateway's end of the process. `budget`: the most bytes that one parsed body may take."""
+    """The gateway's end of the process. `budget`: the bytes that one parsed body may always take. `usage`
+    reads how much memory is in use, and how much there is."""
 
-    def __init__(self, budget: int) -> None:
+    def __init__(self, budget: int, usage: Callable[[], Usage] = memory_usage) -> None:
         self._budget = budget
+        self._usage = usage
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="io-large")
         self._process: subprocess.Popen[bytes] | None = None
         self._sock: socket.socket | None = None
@@ -112,15 +127,19 @@ class LargeBodies:
         process = self._process
         return None if process is None else process.pid
 
-    async def ask(self, message: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[wire.Array, int] | None]:
-        """Sends one message. Returns the reply, and the frame that follows the reply to `enforce`."""
+    async def ask(
+        self, message: Mapping[str, Any], becomes: int
+    ) -> tuple[dict[str, Any], tuple[wire.Array, int] | None]:
+        """Sends one message. Returns the reply, and the frame that follows the reply to `enforce`. `becomes`:
+        the bytes of the parsed body. Raises BODY_TOO_LARGE if it can never be parsed here, OVERLOADED if it
+        cannot be parsed now."""
         loop = asyncio.get_running_loop()
         if self._idle is not None:
             self._idle.cancel()
             self._idle = None
         self._waiting += 1
         try:
-            reply, frame = await loop.run_in_executor(self._thread, self._ask, message)
+            reply, frame = await loop.run_in_executor(self._thread, self._ask, message, becomes)
         finally:
             self._waiting -= 1
             if not self._waiting:
@@ -145,13 +164,18 @@ class LargeBodies:
 
     # ---- in the thread
 
-    def _ask(self, message: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[wire.Array, int] | None]:
+    def _ask(
+        self, message: Mapping[str, Any], becomes: int
+    ) -> tuple[dict[str, Any], tuple[wire.Array, int] | None]:
+        if becomes > self._budget:
+            self._check_room(_COPIES * becomes)
+        most = max(self._budget, becomes)
         try:
             if self._process is None or self._process.poll() is not None:
                 self._start()
             sock, reader = self._sock, wire.Reader()
             assert sock is not None
-            wire.transmit(sock, wire.encode(message))
+            wire.transmit(sock, wire.encode({**message, "most": most}))
             reply = wire.receive(sock, reader)
             if reply is None:
                 raise EOFError
@@ -167,11 +191,29 @@ class LargeBodies:
             self._end()
             _log.error("the process for large bodies failed (%s)", type(error).__name__)
             if ended is not None and isinstance(error, EOFError | BrokenPipeError):
-                raise too_large(self._budget) from None
+                raise too_large(most) from None
             raise Problem(
                 "INTERNAL", "the body could not be parsed; the gateway's log has the reason"
             ) from None
         return reply, frame
+
+    def _check_room(self, size: int) -> None:
+        usage = self._usage()
+        most = int(usage.limit * _SHARE)
+        if size > most - min(usage.used, usage.limit // 4):
+            raise Problem(
+                "BODY_TOO_LARGE",
+                f"the body would take about {size} bytes of memory when it is parsed, and there are "
+                f"{usage.limit} for everything",
+                hint="send fewer rows a request, or Arrow",
+            )
+        if size > most - usage.used:
+            raise Problem(
+                "OVERLOADED",
+                f"the body would take about {size} bytes of memory when it is parsed, which are not free now",
+                hint="send fewer rows a request, or Arrow, or wait as long as Retry-After says",
+                retry_after=5.0,
+            )
 
     def _start(self) -> None:
         self._end()
@@ -181,7 +223,7 @@ class LargeBodies:
         }
         environment |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         paths = os.pathsep.join(path for path in sys.path if path)
-        command = [sys.executable, "-m", "gateway.http.large", str(theirs.fileno()), str(self._budget)]
+        command = [sys.executable, "-m", "gateway.http.large", str(theirs.fileno())]
         with theirs:
             self._process = subprocess.Popen(
                 command,
@@ -207,7 +249,7 @@ def too_large(budget: int) -> Problem:
     return Problem(
         "BODY_TOO_LARGE",
         f"the body would take more than {budget} bytes of memory when it is parsed",
-        hint="send fewer rows in one request; the limit is the setting max_inflight_bytes",
+        hint="send fewer rows in one request, or Arrow",
     )
 
 
@@ -222,18 +264,20 @@ def _model(reply: Mapping[str, Any]) -> object:
 # ---- in the process
 
 
-def main(descriptor: int, budget: int) -> None:
+def main(descriptor: int) -> None:
     """Answers until the gateway closes the socket."""
     for ignored in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ignored, signal.SIG_IGN)  # from the terminal: the gateway decides when it ends
-    with suppress(ValueError, OSError):
-        limit = budget * 3 + _HEADROOM
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    with suppress(OSError):
+        # If memory runs out nevertheless, the kernel ends this process and not the gateway.
+        Path("/proc/self/oom_score_adj").write_text("1000")
     before = _peak()
     reader = wire.Reader()
     with socket.socket(fileno=descriptor) as sock:
         while (message := wire.receive(sock, reader)) is not None:
-            reply, batch = _answer(message, budget)
+            most = int(message.pop("most"))
+            _limit_memory(_COPIES * most + _HEADROOM)
+            reply, batch = _answer(message, most)
             del message
             reply["grown"] = _peak() - before > _GROWN
             pieces = wire.encode(reply)
@@ -243,7 +287,12 @@ def main(descriptor: int, budget: int) -> None:
             wire.transmit(sock, pieces)
 
 
-def _answer(message: dict[str, Any], budget: int) -> tuple[dict[str, Any], Any]:
+def _limit_memory(size: int) -> None:
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_DATA, (size, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+
+
+def _answer(message: dict[str, Any], most: int) -> tuple[dict[str, Any], Any]:
     try:
         parsed = parse(Media(*message["media"]), message.pop("body").tobytes())
         named = parsed.model is not bodies.ABSENT
@@ -273,7 +322,7 @@ def _answer(message: dict[str, Any], budget: int) -> tuple[dict[str, Any], Any]:
     except Problem as error:
         return _problem(error), None
     except MemoryError:
-        return _problem(too_large(budget)), None
+        return _problem(too_large(most)), None
     except wire.WireError:
         return _problem(Problem("INVALID_INPUT", "the input cannot be sent to the model")), None
 
@@ -294,4 +343,4 @@ def _peak() -> int:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    main(int(sys.argv[1]))

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, unquote_to_bytes
 
-import orjson
 from starlette.types import Receive, Scope, Send
 
 from gateway import names
@@ -76,7 +75,7 @@ class Lookalikes:
                 await problems.respond_not_allowed(send, record, scope["method"], "GET, HEAD", document)
                 return
             head = [JSON, (b"x-request-id", record.id)]
-            await problems.respond(send, 200, head, orjson.dumps(content))
+            await problems.respond(send, 200, head, problems.json_line(content))
         except Exception as error:  # noqa: BLE001 - nothing may reach the server without an answer
             problem = error if isinstance(error, Problem) else problems.unexpected(error, record.id)
             await problems.respond_problem(send, problem, record, document=document)

@@ -128,6 +128,7 @@ class Prediction:
         """Reads the request: its head, its body, and the model that they name. Returns also what the answer's
         protocol needs. Raises Problem."""
         headers = record.headers
+        problems.check_headers(record)
         form = dialect.media(headers)
         deadline = deadline_of(headers)
         reference = _reference(target, headers)
@@ -135,15 +136,15 @@ class Prediction:
         held.size += len(body)
         held.complete = True
         started = perf_counter()
-        becomes = await self._bodies.charge(body, media.cost(form))
-        held.size += becomes
+        becomes = await bodies.weighed(body, media.cost(form))
         asks: Any = None
         if media.is_large(form, body, becomes):
-            unparsed = large.LargeBody(body, form, reference, self._large)
+            unparsed = large.LargeBody(body, form, reference, self._large, becomes, held.add)
             if reference is None:
                 reference = bodies.agreed(None, await unparsed.model())
             inference = Inference(reference, None, None, deadline, record, unparsed)
         else:
+            held.size += self._bodies.charge(len(body), becomes)
             parsed = media.parse(form, body)
             asks = parsed.asked
             reference = bodies.agreed(reference, parsed.model)
@@ -183,7 +184,7 @@ class Prediction:
             parts.append(model)
         if answer.warnings and (dialect.positional or not dialect.bare):
             parts += (b',"warnings":', orjson.dumps(answer.warnings))
-        parts.append(b"}")
+        parts.append(b"}" if dialect.bare else b"}\n")
         return head, parts if len(predictions) > 1 else [b"".join(parts)]
 
 

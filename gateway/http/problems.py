@@ -32,6 +32,14 @@ _MAX_REQUEST_ID: Final = 128
 _IDENTITIES: Final = Random()
 _WAIT_CODES: Final = frozenset({429, 502, 503})
 
+_DECIDE: Final = {
+    name.lower().encode(): name
+    for name in (
+        *("Authorization", "Content-Encoding", "Content-Type", "Inference-Header-Content-Length"),
+        *("X-Amzn-SageMaker-Target-Model", "X-Model", "X-Request-Timeout-Ms"),
+    )
+}
+
 _log = logging.getLogger("gateway.http")
 
 
@@ -43,6 +51,24 @@ def request_id(headers: Mapping[bytes, bytes]) -> bytes:
     return b"%032x" % _IDENTITIES.getrandbits(128)  # unique, not secret: the system's randomness costs a call
 
 
+def contradiction(headers: Iterable[Header]) -> str:
+    """The name of a header that decides what is answered and that came with two values; empty: none did. What
+    reads the first and what reads the last of them would answer, or let pass, different requests."""
+    values: dict[bytes, bytes] = {}
+    for name, value in headers:
+        if name in _DECIDE and values.setdefault(name, value.strip()) != value.strip():
+            return _DECIDE[name]
+    return ""
+
+
+def check_headers(record: RequestRecord) -> None:
+    """Raises INVALID_REFERENCE, MALFORMED_BODY where a header contradicts itself."""
+    if record.twice:
+        code = "INVALID_REFERENCE" if "Model" in record.twice else "MALFORMED_BODY"
+        message = f"the header {record.twice} came twice, with different values"
+        raise Problem(code, message, hint="send it once")
+
+
 def unexpected(error: Exception, identity: bytes) -> Problem:
     """Returns what a client sees of an unexpected failure; the details go to the log."""
     said = identity.decode()
@@ -52,6 +78,11 @@ def unexpected(error: Exception, identity: bytes) -> Problem:
 
 def not_found() -> Problem:
     return Problem("NOT_FOUND", "there is nothing at this path")
+
+
+def json_line(content: object) -> bytes:
+    """JSON that ends its line: an answer on a terminal must not run into the prompt."""
+    return orjson.dumps(content, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def document(problem: Problem, identity: bytes) -> bytes:
@@ -68,13 +99,13 @@ def document(problem: Problem, identity: bytes) -> bytes:
         "request_id": identity.decode(),
     }
     try:
-        return orjson.dumps(content)
+        return json_line(content)
     except orjson.JSONEncodeError:
         # Messages may quote what cannot be written as UTF-8: a lone surrogate in a name.
         safe = {
             k: v.encode(errors="replace").decode() if isinstance(v, str) else v for k, v in content.items()
         }
-        return orjson.dumps(safe | {"details": []})
+        return json_line(safe | {"details": []})
 
 
 def header_list(problem: Problem, identity: bytes) -> list[Header]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import string
 from collections import deque
 from typing import Any, Final, Literal
 
@@ -24,6 +25,9 @@ SPARE: Final = "gateway.spare"
 _BODY: Final = -1
 _OFFER: Final = frozenset({b"upgrade", b"http2-settings"})
 _PER_HEADER: Final = len(": \r\n")
+_VERSIONS: Final = frozenset({"1.0", "1.1"})
+#: What the name of a host, with a port, is written with (RFC 3986, 3.2.2).
+_HOST: Final = (string.ascii_letters + string.digits + "-._~!$&'()*+,;=%:[]").encode()
 
 #: The age at which connections end varies by this share, so that clients do not all reconnect at once.
 AGE_JITTER: Final = 0.1
@@ -81,6 +85,9 @@ else:
             self._in_time()
             if self.limiter is not None:
                 self.limiter.closed(self)
+                self.limiter.stalled += isinstance(
+                    exc, TimeoutError
+                )  # what the kernel says of `send_timeout`
             super().connection_lost(exc)
             # uvicorn tells only the last request that the client is gone. The request that is being answered
             # may be an earlier one: it would write to a closed transport.
@@ -110,6 +117,9 @@ else:
             if self._head > MAX_HEAD_BYTES and self._head_bytes() > MAX_HEAD_BYTES:
                 self._fault = _too_large()
                 raise ValueError(self._fault)  # stops the parser; uvicorn then calls `send_400_response`
+            if (fault := _ambiguity(self.headers, self.parser.get_http_version())) is not None:
+                self._fault = fault
+                raise ValueError(fault)
             if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
                 self._offered = True
                 return
@@ -212,6 +222,25 @@ else:
         """The value for uvicorn's option `http`. Connections end at the age of `max_age` seconds; None:
         never. `connections` counts them, and closes idle ones if there are too many."""
         return type("Protocol", (Protocol,), {"max_age": max_age, "limiter": connections})
+
+
+def _ambiguity(headers: list[tuple[bytes, bytes]], version: str) -> str | None:
+    """Why a proxy in front may have understood the head differently, None where it cannot (RFC 9112, 3.2 and
+    6.1): two readings of one connection let one client's bytes pass for the request of another. What the
+    parser refuses by itself (two lengths, a length next to a coding) never comes here."""
+    if version not in _VERSIONS:
+        return f"HTTP/{version} is not spoken here"
+    names = [name for name, _ in headers]
+    hosts = names.count(b"host")
+    if hosts != 1 and (hosts or version == "1.1"):
+        return "the request has more than one Host header" if hosts else "the request has no Host header"
+    if hosts and headers[names.index(b"host")][1].translate(None, _HOST):
+        return "the Host header is not the name of a host"
+    if b"transfer-encoding" in names:
+        codings = [value for name, value in headers if name == b"transfer-encoding"]
+        if version == "1.0" or [coding.strip().lower() for coding in codings] != [b"chunked"]:
+            return "the only Transfer-Encoding is chunked, in HTTP/1.1"
+    return None
 
 
 def _too_large() -> str:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs
 
-import orjson
 from starlette.types import Receive, Scope, Send
 
 from gateway import names
@@ -59,6 +58,7 @@ async def _encode(
     else:
         parts, length = whole()
     if length is None:
+        parts.append(b"\n")
         return [JSON], parts if sum(map(len, parts)) > answers.PIECE_BYTES else [b"".join(parts)]
     return [_BINARY, (b"inference-header-content-length", b"%d" % length)], parts
 
@@ -86,7 +86,7 @@ class OpenInference:
                 await self._prediction.serve(scope, receive, send, reference, V2)
                 return
             status, content = await self._answer(scope, receive, path)
-            body = b"" if content is None else orjson.dumps(content)
+            body = b"" if content is None else problems.json_line(content)
             head = [JSON, (b"x-request-id", record.id)]
             await problems.respond(send, status, head, body)
         except bodies.ClientLeft:
@@ -100,6 +100,7 @@ class OpenInference:
             await problems.respond_problem(send, problem, record, document=problems.error_document)
 
     async def _answer(self, scope: Scope, receive: Receive, path: bytes) -> tuple[int, Any]:
+        problems.check_headers(scope[problems.RECORD])
         if path.startswith(b"/v2/repository/"):
             return await self._repository(scope, receive, path[15:])
         if path in (b"/v2", b"/v2/"):

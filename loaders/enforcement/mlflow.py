@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from loaders.batch import Batch, Columns, Tensors
+from loaders.batch import Batch, Columns, Tensors, is_wide
 from loaders.enforcement import violations as v
 from loaders.enforcement.scalars import NDArray, is_null, kind_of, objects
 from loaders.enforcement.tables import CsvTable, frame_index, is_sparse, series_array
@@ -133,7 +133,8 @@ def _cast_frame(specs: Specs, frame: Any, root: str) -> Any:
             if spec.dtype.kind == "S":
                 frame[name] = column.map(lambda text: bytes(text, "utf8"))
             elif not isinstance(column.iloc[0], list):
-                frame[name] = column.astype(spec.dtype)
+                wide = spec.dtype.kind == "U" and is_wide(column.tolist())
+                frame[name] = column.map(str) if wide else column.astype(spec.dtype)
         elif isinstance(spec.type, AnyType):
             continue
         elif not isinstance(spec.type, Scalar):
@@ -154,15 +155,26 @@ def _cast_frame(specs: Specs, frame: Any, root: str) -> Any:
 
 def _cast_value(data: Any, spec: ColSpec | TensorSpec | None, path: str) -> Any:
     if spec is None:
-        return np.array(data)
+        return _unpadded(data)
     if isinstance(spec, TensorSpec):
-        return np.array(data, dtype=spec.dtype)
+        return _unpadded(data, spec.dtype)
     if isinstance(spec.type, Scalar):
         dtype = _numpy_dtype(spec.type)
-        return np.array(data, dtype) if isinstance(data, list) else np.array([data], dtype)[0]
+        return _unpadded(data, dtype) if isinstance(data, list) else np.array([data], dtype)[0]
     if isinstance(spec.type, Array):
-        return np.array(_nested(data, spec.type, spec.required, path))
+        return _unpadded(_nested(data, spec.type, spec.required, path))
     return _nested(data, spec.type, spec.required, path)
+
+
+def _unpadded(data: Any, dtype: np.dtype[Any] | None = None) -> NDArray:
+    """numpy's array, as MLflow makes it; of objects where text would be padding for the most part."""
+    if dtype is None or dtype.kind in "US":
+        flat = data if isinstance(data, list) else [data]
+        while any(isinstance(part, list) for part in flat):
+            flat = [item for part in flat for item in (part if isinstance(part, list) else [part])]
+        if is_wide(flat) and (dtype is not None or any(isinstance(item, str) for item in flat)):
+            return np.array(data, dtype=object)
+    return np.array(data, dtype=dtype)
 
 
 def _cast_inputs(specs: Specs, data: Any, root: str) -> Any:
@@ -189,9 +201,18 @@ def _stacked(specs: Specs, rows: list[Any], root: str) -> dict[Any, Any]:
     for row in rows:
         for name, item in row.items():
             parts.setdefault(name, []).append(_cast_value(item, by_name.get(name), root))
-    result = {name: np.array(items) for name, items in parts.items()}
+    result = {name: _stack(items) for name, items in parts.items()}
     _check_lengths(specs, result, root)
     return result
+
+
+def _stack(items: list[Any]) -> NDArray:
+    texts = [
+        text for item in items if np.asarray(item).dtype.kind in "US" for text in np.ravel(item).tolist()
+    ]
+    if not is_wide(texts):
+        return np.array(items)
+    return np.array([item.tolist() if isinstance(item, np.ndarray) else item for item in items], dtype=object)
 
 
 def _check_lengths(specs: Specs, data: Mapping[Any, Any], root: str) -> None:
@@ -351,7 +372,10 @@ def _nested(value: Any, kind: Type, required: bool, path: str) -> Any:
             return [_nested(item, kind.items, required, path) for item in value]
         if not len(value):
             return value
-        return _column(pd.Series(value), kind.items, path).to_numpy(dtype=_numpy_dtype(kind.items)).tolist()
+        column, dtype = _column(pd.Series(value), kind.items, path), _numpy_dtype(kind.items)
+        if dtype.kind in "US" and is_wide(cells := column.tolist()):
+            return cells
+        return column.to_numpy(dtype=dtype).tolist()
     anything = isinstance(kind, Map) and isinstance(kind.values, AnyType)
     if (not required or anything) and (value is None or value == {}):
         return value
@@ -433,9 +457,11 @@ def _from_column(spec: TensorSpec, column: Any, path: str) -> NDArray:
     if np.isscalar(first):
         if spec.shape not in ((-1,), (-1, 1)):
             raise _Refused(path, v.WRONG_SHAPE, f"shape {list(spec.shape)}", f"shape {[len(column)]}")
-        return np.array(column, dtype=spec.dtype).reshape(spec.shape)
+        return _unpadded(column.tolist(), spec.dtype).reshape(spec.shape)
     if isinstance(first, list) and not np.isscalar(first[0]):
         raise _Refused(path, v.WRONG_TYPE, "scalars or flat lists", "array")
+    if isinstance(first, list) and is_wide([item for row in column for item in row]):
+        return np.vstack([np.array(row, dtype=object) for row in column]).reshape(spec.shape)
     rows = np.vstack(column.tolist()).reshape(spec.shape)
     if len(rows) != len(column):
         raise _Refused(path, v.WRONG_SHAPE, f"shape {list(spec.shape)}")
@@ -451,6 +477,7 @@ def _tensor(data: NDArray, spec: TensorSpec, path: str) -> NDArray:
         wanted not in (-1, found) for wanted, found in zip(spec.shape, data.shape, strict=True)
     ):
         raise _Refused(path, v.WRONG_SHAPE, f"shape {list(spec.shape)}", f"shape {list(data.shape)}")
-    if unsized(data.dtype) != spec.dtype:
+    padded = spec.dtype.kind in "US" and data.dtype.kind == "O" and is_wide(data.ravel().tolist())
+    if unsized(data.dtype) != spec.dtype and not padded:
         raise _Refused(path, v.WRONG_TYPE, spec.dtype.name, data.dtype.name)
     return data

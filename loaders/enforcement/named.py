@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from loaders.batch import Batch, Columns, Tensors
+from loaders.batch import Batch, Columns, Tensors, is_wide
 from loaders.enforcement import violations as v
 from loaders.enforcement.casts import cast_values
 from loaders.enforcement.scalars import NDArray, objects
@@ -175,7 +175,7 @@ def _plain(array: NDArray) -> NDArray:
     if array.dtype.kind != "O":
         return array
     flat = _cells(array.reshape(-1), AnyType(), False, ROOT, Faults())
-    if flat.size and all(isinstance(value, str) for value in flat):
+    if flat.size and all(isinstance(value, str) for value in flat) and not is_wide(flat):
         return np.array(flat.tolist()).reshape(array.shape)
     return flat.reshape(array.shape)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from loaders.batch import is_wide
 from loaders.enforcement import violations as v
 from loaders.enforcement.casts import cast_values, narrowed
 from loaders.enforcement.scalars import (
@@ -99,6 +100,8 @@ def cast_leaves(
         return np.zeros(len(values), dtype=dtype)
     if dtype.kind == "M":
         return np.array(leaves, dtype=np.int64).view("datetime64[ns]").astype(dtype)
+    if dtype.kind in "US" and is_wide(leaves):
+        return objects(leaves)
     return np.array(leaves, dtype=dtype)
 
 
@@ -290,7 +293,7 @@ def _from_columns(table: Table, spec: TensorSpec, faults: Faults) -> NDArray | N
     columns = [_scalars(table, i, flat_spec, faults) for i in range(len(table.columns))]
     if any(column is None for column in columns):
         return None
-    return np.stack([column for column in columns if column is not None], axis=1)
+    return _stacked([column for column in columns if column is not None], 1)
 
 
 def _scalars(table: Table, at: int, spec: TensorSpec, faults: Faults) -> NDArray | None:
@@ -336,4 +339,9 @@ def _from_column(table: Table, at: int, spec: TensorSpec, faults: Faults) -> NDA
             row = from_lists(cell, TensorSpec(spec.dtype, (size,)), table.origin, faults, path)
         if row is not None:
             rows.append(row)
-    return np.stack(rows).reshape(-1, *spec.shape[1:]) if len(rows) == len(cells) else None
+    return _stacked(rows, 0).reshape(-1, *spec.shape[1:]) if len(rows) == len(cells) else None
+
+
+def _stacked(arrays: Sequence[NDArray], axis: int) -> NDArray:
+    texts = [text for array in arrays if array.dtype.kind in "US" for text in array.ravel().tolist()]
+    return np.stack([a.astype(object) for a in arrays] if is_wide(texts) else arrays, axis=axis)

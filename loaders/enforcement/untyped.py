@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from loaders.batch import Batch, Columns, Tensors, Value, is_text, to_nanoseconds
+from loaders.batch import Batch, Columns, Tensors, Value, is_text, is_wide, to_nanoseconds
 from loaders.enforcement import violations as v
 from loaders.enforcement.scalars import NDArray, objects
 from loaders.enforcement.tables import (
@@ -112,7 +112,7 @@ def _boolean(text: str) -> bool:
     raise ValueError
 
 
-def _array(data: Any) -> NDArray | None:
+def regular(data: Any) -> NDArray | None:
     """A regular list of numbers, of booleans or of text as an array; None for anything else."""
     flat, level = [data], isinstance(data, list | tuple)
     while level:
@@ -122,6 +122,8 @@ def _array(data: Any) -> NDArray | None:
         level = any(isinstance(item, list | tuple) for item in flat)
     kinds = set(map(type, flat))
     if kinds and not (kinds <= {int, float} or kinds == {str} or kinds == {bool}):
+        return None
+    if kinds == {str} and is_wide(flat):
         return None
     try:
         array = np.array(data)
@@ -133,7 +135,7 @@ def _array(data: Any) -> NDArray | None:
 
 def _tensors(data: Any, root: str, faults: Faults) -> Batch | None:
     if isinstance(data, dict):
-        arrays = {name: _array(value) for name, value in data.items()}
+        arrays = {name: regular(value) for name, value in data.items()}
         if arrays and all(arrays) and all(array is not None for array in arrays.values()):
             found = {name: array for name, array in arrays.items() if array is not None}
             return Tensors(found, _shared(found))
@@ -141,7 +143,7 @@ def _tensors(data: Any, root: str, faults: Faults) -> Batch | None:
     if isinstance(data, list) and _is_ragged(data):
         faults.add(root, v.RAGGED)
         return None
-    array = _array(data)
+    array = regular(data)
     if array is not None:
         return Tensors({"": array}, len(array) if array.ndim else None)
     return Value(data, len(data) if isinstance(data, list) else None)

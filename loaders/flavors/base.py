@@ -22,6 +22,8 @@
 12. `stateless` is True only if no answer depends on earlier predictions: such a model answers its
     example in place before it serves, any other in a throw-away fork of its process.
 13. `options` names what `save` takes; it is given no others, but `shipped`: the modules in `code/`.
+14. `lists_are_arrays` is True if its models read a list as the array that numpy makes of it, so that a list
+    as the example of a package means that array.
 """
 
 from __future__ import annotations
@@ -84,6 +86,7 @@ class Flavor(Protocol):
     memory_factor: float
     mlflow_names: bool
     stateless: bool
+    lists_are_arrays: bool
     options: tuple[str, ...]
 
     def accepts(self, model: object) -> bool: ...

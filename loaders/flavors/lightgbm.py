@@ -27,6 +27,7 @@ class LightGBM:
     memory_factor = 4.0
     mlflow_names = False
     stateless = True
+    lists_are_arrays = True
     options: tuple[str, ...] = ()
 
     def accepts(self, model: object) -> bool:

@@ -54,6 +54,7 @@ class Onnx:
     memory_factor = 2.5
     mlflow_names = False
     stateless = True
+    lists_are_arrays = True
     options = (
         "providers",
         "session_options",

@@ -41,6 +41,7 @@ class Python:
     memory_factor = 2.0
     mlflow_names = True
     stateless = False
+    lists_are_arrays = False
     options = ("artifacts", "model_config")
 
     def accepts(self, model: object) -> bool:
@@ -106,6 +107,7 @@ class Loader:
     memory_factor = 2.0
     mlflow_names = True
     stateless = False
+    lists_are_arrays = False
     options = ("loader_module", "model_config")
 
     def accepts(self, model: object) -> bool:
@@ -150,6 +152,7 @@ class MLflow:
     memory_factor = 2.0
     mlflow_names = False
     stateless = False
+    lists_are_arrays = False
     options: tuple[str, ...] = ()
 
     def accepts(self, model: object) -> bool:

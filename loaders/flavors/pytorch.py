@@ -43,6 +43,7 @@ class PyTorch:
     memory_factor = 2.0
     mlflow_names = False
     stateless = False
+    lists_are_arrays = True
     options: tuple[str, ...] = ()
 
     def accepts(self, model: object) -> bool:

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from loaders.batch import Batch
     from loaders.package import Package
 
-_NO_TABLE: Final = 'the model takes a list of texts, not a table: send {"inputs": ["…", "…"]}'
+_TEXTS: Final = 'send {"inputs": ["…", "…"]}'
+_NO_TABLE: Final = f"the model takes a list of texts, not a table: {_TEXTS}"
+_NO_TEXTS: Final = f"the model takes a list of texts, and nothing else in it: {_TEXTS}"
 _LOG_AGAIN: Final = (
     "; its signature declares a table: log it again with numpy.array of texts as the input example"
 )
@@ -45,6 +47,7 @@ class Sklearn:
     memory_factor = 2.0
     mlflow_names = False
     stateless = True
+    lists_are_arrays = True
     options = (
         "serialization_format",
         "predict_fn",
@@ -128,9 +131,8 @@ class Estimator:
         return known_values(self.model)
 
     def predict(self, batch: Batch, params: Mapping[str, Any]) -> Any:
-        # Of a mapping, too, such a model reads the names.
-        if self._takes_texts and (isinstance(batch, Columns) or _is_named(batch)):
-            raise Unsuitable(_NO_TABLE + (_LOG_AGAIN if self._declares_table else ""))
+        if self._takes_texts:
+            return self._of_texts(batch)
         if self._names is not None and isinstance(batch, Columns) and list(batch.arrays) == self._names:
             arrays = list(batch.arrays.values())
             # Of one type: an encoder, say, reads column by column, and large integers that become floats
@@ -139,6 +141,19 @@ class Estimator:
             if len(kinds) == 1 and arrays[0].dtype.kind in "fi" and set(map(type, arrays)) == {np.ndarray}:
                 return self._predict_array(np.array(arrays).T)  # in memory as pandas has it
         return self._predict(batches.native(batch, gap=self._gap))
+
+    def _of_texts(self, batch: Batch) -> Any:
+        # Of a mapping, too, such a model reads the names.
+        if isinstance(batch, Columns) or _is_named(batch):
+            raise Unsuitable(_NO_TABLE + (_LOG_AGAIN if self._declares_table else ""))
+        data = batches.native(batch)
+        try:
+            return self._predict(data)
+        except Exception as error:
+            # A model of its own kind may take lists of words, too: what it answers is its affair.
+            if _are_texts(data):
+                raise
+            raise Unsuitable(_NO_TEXTS) from error
 
     def _iterates(self) -> bool:
         """Whether the model takes a list of texts, as a pipeline that begins with a vectorizer does. To such
@@ -170,6 +185,12 @@ class Estimator:
         if warned or type(of_frame) is not np.ndarray or type(of_array) is not np.ndarray:
             return False
         return of_frame.dtype == of_array.dtype and np.array_equal(of_frame, of_array)
+
+
+def _are_texts(data: Any) -> bool:
+    if isinstance(data, np.ndarray):
+        data = data.tolist()
+    return isinstance(data, list) and len(data) > 0 and all(isinstance(text, (str, bytes)) for text in data)
 
 
 def _is_named(batch: Batch) -> bool:

@@ -28,6 +28,7 @@ class Statsmodels:
     memory_factor = 2.0
     mlflow_names = False
     stateless = False
+    lists_are_arrays = False
     options: tuple[str, ...] = ()
 
     def accepts(self, model: object) -> bool:

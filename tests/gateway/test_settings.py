@@ -42,7 +42,7 @@ def test_the_defaults_are_the_contracts() -> None:
         "require_signature": False, "require_digest": False, "isolation": "auto", "disk_limit": 20 * 10**9,
         "max_concurrent_loads": 2, "cold_wait": 30, "max_body_bytes": 32 * 1024**2,
         "max_inflight_bytes": 256 * 1024**2, "max_queue": 1000, "drain_delay": 0, "drain_timeout": 30,
-        "keep_alive": 75, "max_connection_age": None,
+        "keep_alive": 75, "send_timeout": 60, "max_connection_age": None,
         "admin_key_file": None, "webhook_secret_file": None, "log_format": "auto", "log_level": "info",
         "models": {},
     }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from typing import Any
 
@@ -12,6 +13,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.compose import make_column_transformer
 from sklearn.datasets import load_iris
 from sklearn.ensemble import RandomForestClassifier, VotingClassifier
+from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.neighbors import KNeighborsClassifier
@@ -19,7 +21,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, MinMaxScaler, StandardScaler, TargetEncoder
 from sklearn.svm import SVC
 
+from loaders import load_model, save_model
 from loaders.batch import Columns
+from loaders.enforcement import RawInput, enforce
+from loaders.flavors.failures import Unsuitable
 from loaders.flavors.sklearn import Estimator
 
 FRAME, TARGET = load_iris(return_X_y=True, as_frame=True)
@@ -139,3 +144,55 @@ def test_an_encoder_tells_large_integers_apart_beside_a_column_of_floats() -> No
     model = make_pipeline(TargetEncoder(), LinearRegression()).fit(frame, (ids - 2**60) * 10.0)
     answer = Estimator(model, "predict").predict(table(frame.head(4)), {})
     np.testing.assert_allclose(answer, [0.0, 10.0, 20.0, 30.0], atol=1.0)
+
+
+def _texts() -> Any:
+    texts, labels = ["good day", "bad day", "good night", "bad night"], [1, 0, 1, 0]
+    return make_pipeline(TfidfVectorizer(), LogisticRegression()).fit(texts, labels)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        [1, 2],
+        None,
+        "hello",
+        True,
+        [],
+        [None, "a"],
+        [["a", "b"]],
+        [["a"], [1]],
+        [[[]]],
+        [{"a": "x"}],
+        {"a": 1},
+    ],
+)
+def test_what_is_no_list_of_texts_is_refused_with_the_form_that_works(sent: Any) -> None:
+    estimator = Estimator(_texts(), "predict")
+    batch = enforce(None, RawInput("inputs", sent)).batch
+    with pytest.raises(Unsuitable, match=r'takes a list of texts.*send \{"inputs": \["…", "…"\]\}'):
+        estimator.predict(batch, {})
+    assert estimator.predict(enforce(None, RawInput("inputs", ["good day"])).batch, {}).tolist() == [1]
+
+
+def test_a_model_of_lists_of_words_gets_them() -> None:
+    words = [["good", "day"], ["bad", "day"]]
+    model = make_pipeline(TfidfVectorizer(analyzer=list), LogisticRegression()).fit(words, [1, 0])
+    batch = enforce(None, RawInput("inputs", words)).batch
+    assert Estimator(model, "predict").predict(batch, {}).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("model", "example", "other"),
+    [
+        (_texts(), ["good day", "bad night"], ["bad", "a bad day", "good"]),
+        (LinearRegression().fit([[1.0, 2.0], [3.0, 5.0]], [1, 2]), [[1.0, 2.0], [3.0, 4.5]], [[7.25, 8.5]]),
+    ],
+)
+def test_a_list_as_example_is_the_array_it_makes(tmp_path: Any, model: Any, example: Any, other: Any) -> None:
+    package = save_model(model, tmp_path / "m", input_example=example)
+    assert json.loads((package.path / "serving_input_example.json").read_text()) == {"inputs": example}
+    loaded = load_model(package.path)
+    assert loaded.predict(example).tolist() == model.predict(example).tolist()
+    enforced = enforce(loaded.signature, RawInput("inputs", other))
+    assert loaded.run(enforced.batch, {}).arrays[""].tolist() == model.predict(other).tolist()

@@ -10,6 +10,7 @@ import pytest
 
 from gateway.http.connections import SPARE, Connections, default_most, descriptors
 from tests.support.running import log_scaled, running
+from tests.support.traffic import until
 
 
 class Connection:
@@ -100,3 +101,20 @@ def test_more_idle_connections_than_descriptors(tmp_path: Path) -> None:
         finally:
             for connection in idle + busy:
                 connection.close()
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="a socket option of Linux")
+def test_a_client_that_never_reads_its_answer_is_left(tmp_path: Path) -> None:
+    """Its answer used to stay in memory, and its connection open, for as long as it liked."""
+    log_scaled(tmp_path / "registry.yaml", "m", 3.0, "champion")
+    many = json.dumps({"dataframe_split": {"columns": ["x"], "data": [[2.0]] * 200_000}}).encode()
+    with running(tmp_path, GATEWAY_SEND_TIMEOUT="0.5s") as server:
+        port = int(server.url.rpartition(":")[2])
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.settimeout(60)
+            client.connect(("127.0.0.1", port))
+            client.sendall(HEAD % len(many) + many)
+            until(lambda: server.metric("gateway_stalled_connections_total") == 1)
+            assert server.metric("gateway_open_connections") == 1  # the one that asks
+        assert server.predict("m", [{"x": 1.0}]).status_code == 200

@@ -264,6 +264,9 @@ def test_a_refusal_names_the_field(server: Served) -> None:
     ]
     unknown = server.request("PUT", CHAMPION, {"version": "2", "forse": True}).json
     assert "force" in unknown["hint"]
+    flag = server.request("PUT", f"{CHAMPION}?wait=maybe", {"version": "2"}).json
+    assert flag["hint"] == "write ?wait=true or ?wait=false"
+    assert "?dry_run" in server.request("PUT", f"{CHAMPION}?drry_run=true", {"version": "2"}).json["hint"]
 
 
 @pytest.mark.parametrize("body", [{"version": "1"}, {"x": 1}])

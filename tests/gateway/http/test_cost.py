@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 from typing import Any
@@ -73,17 +72,15 @@ def test_a_small_body_is_taken_for_the_densest(body: bytes) -> None:
 
 
 def test_the_reader_refuses_what_alone_is_too_much_and_what_together_is() -> None:
-    async def charged() -> None:
-        reader = bodies.BodyReader(10_000_000, 40_000_000)
-        with pytest.raises(Problem) as alone:
-            await reader.charge(b"[]," * 1_000_000, cost.json_bytes)
-        assert alone.value.code == "BODY_TOO_LARGE"
-        assert reader.held == 0
-        held = await reader.charge(b"[]," * 200_000, cost.json_bytes)
-        with pytest.raises(Problem) as together:
-            await reader.charge(b"[]," * 200_000, cost.json_bytes)
-        assert together.value.code == "OVERLOADED"
-        reader.release(held)
-        assert reader.held == 0
-
-    asyncio.run(charged())
+    reader = bodies.BodyReader(10_000_000, 40_000_000)
+    many, some = b"[]," * 1_000_000, b"[]," * 200_000
+    with pytest.raises(Problem) as alone:
+        reader.charge(len(many), cost.json_bytes(many))
+    assert alone.value.code == "BODY_TOO_LARGE"
+    assert reader.held == 0
+    held = reader.charge(len(some), cost.json_bytes(some))
+    with pytest.raises(Problem) as together:
+        reader.charge(len(some), cost.json_bytes(some))
+    assert together.value.code == "OVERLOADED"
+    reader.release(held)
+    assert reader.held == 0

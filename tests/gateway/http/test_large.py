@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from gateway.cgroup import Usage
 from gateway.errors import Problem
-from gateway.http import bodies, large
+from gateway.http import bodies, cost, large
 from gateway.http.media import RAW_BYTES, Media
 from loaders.batch import Columns
 from loaders.enforcement import InvalidInput, enforce
@@ -161,9 +162,46 @@ def test_over_http(roomy: Served) -> None:
     assert echoed.json["predictions"] == [2**63 - 1]
 
 
-def test_a_body_that_becomes_too_much_is_413(roomy: Served) -> None:
+#: What takes 240 MB as Python's lists, of 8 MB.
+DENSE = b'{"inputs":[' + b"[1,2]," * 1_400_000 + b"[1,2]]}"
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("used", "limit", "answer"),
+    [
+        (0, 8 * GIB, None),
+        (GIB * 5 // 4, 2 * GIB, "OVERLOADED"),
+        (7 * GIB, 8 * GIB, "OVERLOADED"),
+        (0, GIB // 2, "BODY_TOO_LARGE"),
+    ],
+)
+def test_a_dense_body_above_the_budget_needs_room(used: int, limit: int, answer: str | None) -> None:
+    """A valid body is answered where memory permits, whatever the sum of all bodies may be."""
+    becomes = cost.json_bytes(DENSE)
+
+    async def ask() -> Any:
+        place = large.LargeBodies(16 << 20, lambda: Usage(used, limit))
+        try:
+            body = large.LargeBody(DENSE, Media("json"), None, place, becomes, held.append)
+            return (await body.enforce(None, "strict", False, False)).batch.rows
+        finally:
+            await place.close()
+
+    held: list[int] = []
+    if answer is None:
+        assert asyncio.run(ask()) == 1_400_001
+        assert held[0] >= 1_400_001 * 16  # the frame counts as long as it is here
+        return
+    with pytest.raises(Problem) as refused:
+        asyncio.run(ask())
+    assert (refused.value.code, held) == (answer, [])
+
+
+def test_a_body_that_becomes_too_much_is_413(roomy: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """31 KB on the wire, 1.5 GB as Python's lists."""
+    monkeypatch.setattr(roomy.gateway.large_bodies, "_usage", lambda: Usage(GIB // 4, GIB))
     bomb = gzip.compress(b'{"inputs":[' + b"[]," * 10_000_000 + b"[]]}")
     reply = roomy.post("/predict/iris", bomb, content_encoding="gzip")
     assert (reply.status, reply.code, reply.json["retryable"]) == (413, "BODY_TOO_LARGE", False)
-    assert "max_inflight_bytes" in reply.json["hint"]
+    assert "fewer rows" in reply.json["hint"]

@@ -367,3 +367,53 @@ def test_without_a_default_model_a_request_must_name_one(registry_file: str, tmp
             reply = served.post(path, SPLIT)
             assert (reply.status, reply.code) == (400, "INVALID_REFERENCE")
         assert served.post("/invocations", SPLIT, x_model="iris").status == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "first", "second", "code"),
+    [
+        ("/predict", "x-model: iris", "x-model: echo", "INVALID_REFERENCE"),
+        ("/invocations", "x-model: iris", "x-model: echo", "INVALID_REFERENCE"),
+        ("/predict/iris", "content-type: application/json", "content-type: text/csv", "MALFORMED_BODY"),
+        ("/predict/iris", "content-encoding: gzip", "content-encoding: identity", "MALFORMED_BODY"),
+        ("/predict/iris", "x-request-timeout-ms: 1", "x-request-timeout-ms: 2", "MALFORMED_BODY"),
+        (
+            "/v2/models/iris/infer",
+            "inference-header-content-length: 1",
+            "Inference-Header-Content-Length: 2",
+            "MALFORMED_BODY",
+        ),
+        ("/models/iris/load", "authorization: Bearer a", "authorization: Bearer b", "MALFORMED_BODY"),
+    ],
+)
+def test_a_header_with_two_values_is_refused(
+    server: Served, path: str, first: str, second: str, code: str
+) -> None:
+    reply = _raw(server, path, first, second)
+    assert (reply[0], reply[1]["error_code"]) == (400, code)
+    assert second.partition(":")[0] in reply[1]["message"].lower() or "Length" in reply[1]["message"]
+    once = _raw(server, path, first, first)
+    assert "came twice" not in once[1].get("message", "")
+
+
+def _raw(server: Served, path: str, *headers: str) -> tuple[int, Any]:
+    body = json.dumps(SPLIT)
+    lines = [f"POST {path} HTTP/1.1", "host: x", "connection: close", f"content-length: {len(body)}"]
+    kinds = [] if any("content-type" in header for header in headers) else ["content-type: application/json"]
+    with server.connect() as client:
+        client.sendall("\r\n".join([*lines, *kinds, *headers, "", body]).encode())
+        answer = b"".join(iter(lambda: client.recv(1 << 16), b""))
+    head, _, content = answer.partition(b"\r\n\r\n")
+    return int(head.split()[1]), json.loads(content)
+
+
+def test_answers_end_their_line_and_those_of_mlflows_route_do_not(server: Served) -> None:
+    assert server.post("/predict/iris", SPLIT).body.endswith(b"}}\n")
+    assert server.post("/predict/nowhere", SPLIT).body.endswith(b"}\n")
+    assert (
+        server.post("/invocations", SPLIT).body
+        == b'{"predictions":%s}'
+        % json.dumps(server.post("/predict/iris", SPLIT).json["predictions"], separators=(",", ":")).encode()
+    )
+    for path in ("/models", "/v2", "/v2/models/iris", "/livez", "/nowhere", "/v2/nowhere"):
+        assert server.get(path).body.endswith(b"\n"), path

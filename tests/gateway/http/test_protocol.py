@@ -153,7 +153,7 @@ def refused(answer: bytes, message: str) -> None:
         b"NONSENSE / HTTP/1.1\r\n\r\n",
         b"GET / HTTP/9.9\r\n\r\n",
         b"GET / HTTP/1.1\r\nbad header\r\n\r\n",
-        b"GET http://[ HTTP/1.1\r\n\r\n",
+        b"GET http://[ HTTP/1.1\r\nhost: x\r\n\r\n",
         b"POST / HTTP/1.1\r\ncontent-length: x\r\n\r\n",
         READY + b"and then this\r\n\r\n",
     ],
@@ -165,6 +165,66 @@ def test_what_is_no_http_is_told_so_in_json(server: Running, sent: bytes) -> Non
             assert answered(client) == b"1 headers, 0 bytes"
         client.sendall(sent.removeprefix(READY))
         refused(everything(client), "the request is not valid HTTP")
+
+
+LENGTH = b"content-length: 2\r\n"
+CODED = b"transfer-encoding: "
+CHUNKED = CODED + b"chunked\r\n"
+PIECE = b"2\r\n{}\r\n0\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("head", "body", "why"),
+    [
+        (b"1.1\r\n" + LENGTH, b"{}", "no Host header"),
+        (b"1.1\r\nhost: x\r\nhost: y\r\n" + LENGTH, b"{}", "more than one Host"),
+        (b"1.1\r\nhost: x\r\nHOST: x\r\n" + LENGTH, b"{}", "more than one Host"),
+        (b"1.0\r\nhost: x\r\nhost: y\r\n" + LENGTH, b"{}", "more than one Host"),
+        (b"1.1\r\nhost: x y\r\n" + LENGTH, b"{}", "not the name of a host"),
+        (b"1.1\r\nhost: x@y/\r\n" + LENGTH, b"{}", "not the name of a host"),
+        (b"1.1\r\nhost: x\r\n" + CODED + b"gzip, chunked\r\n", PIECE, "only Transfer-Encoding"),
+        (b"1.1\r\nhost: x\r\n" + CODED + b"gzip\r\n" + CHUNKED, PIECE, "only Transfer-Encoding"),
+        (b"1.0\r\nhost: x\r\n" + CHUNKED, PIECE, "only Transfer-Encoding"),
+        (b"2.0\r\nhost: x\r\n" + LENGTH, b"{}", "HTTP/2.0 is not spoken"),
+        (b"1.1\r\nhost: x\r\n" + CODED + b"gzip\r\n", PIECE, "only Transfer-Encoding"),
+        (b"1.1\r\nhost: x\r\n" + CODED + b"chunked, chunked\r\n", PIECE, "not valid HTTP"),
+        (b"1.1\r\nhost: x\r\n" + CODED + b"identity\r\n" + LENGTH, b"{}", "not valid HTTP"),
+        (b"1.1\r\nhost: x\r\n" + CODED + b"xchunked\r\n", PIECE, "only Transfer-Encoding"),
+        (b"1.1\r\nhost: x\r\n" + CODED + b"\x0bchunked\r\n", PIECE, "not valid HTTP"),
+        (b"1.1\r\nhost: x\r\n" + LENGTH + CHUNKED, PIECE, "not valid HTTP"),
+        (b"1.1\r\nhost: x\r\n" + CHUNKED + LENGTH, PIECE, "not valid HTTP"),
+        (b"1.1\r\nhost: x\r\n" + LENGTH + LENGTH, b"{}", "not valid HTTP"),
+        (b"1.1\r\nhost: x\r\n" + LENGTH + b"content-length: 3\r\n", b"{} ", "not valid HTTP"),
+        (b"1.1\r\nhost: x\r\ncontent-length: 2, 2\r\n", b"{}", "not valid HTTP"),
+        (b"1.1\r\nhost: x\r\ncontent-length: +2\r\n", b"{}", "not valid HTTP"),
+        (b"1.1\r\nhost: x\r\ncontent-length:\r\n 2\r\n", b"{}", "not valid HTTP"),
+        (b"1.1\r\nhost: x\r\ntransfer-encoding:\r\n chunked\r\n", PIECE, "not valid HTTP"),
+        (b"1.1\r\nhost: x\r\nx-a: b\r\n c\r\n" + LENGTH, b"{}", "not valid HTTP"),
+        (b"1.1\r\nhost: x\r\n" + CHUNKED, b"-2\r\n{}\r\n0\r\n\r\n", "not valid HTTP"),
+        (b"1.1\r\nhost: x\r\n" + CHUNKED, b"0x2\r\n{}\r\n0\r\n\r\n", "not valid HTTP"),
+        (b"1.1\r\nhost: x\r\n" + CHUNKED, b"ffffffffffffffffff\r\n{}\r\n", "not valid HTTP"),
+        (b"1.1\r\nhost: x\r\n" + CHUNKED, b"2\r\n{}x\r\n0\r\n\r\n", "not valid HTTP"),
+        (b"1.1\r\nhost: x\r\n" + CHUNKED, b"2;a\n{}\r\n0\r\n\r\n", "not valid HTTP"),
+        (b"1.1\r\nhost: x\r\nx: a\rcontent-length: 9\r\n" + LENGTH, b"{}", "not valid HTTP"),
+    ],
+)
+def test_what_a_proxy_may_read_differently_is_refused(
+    server: Running, head: bytes, body: bytes, why: str
+) -> None:
+    with server.connect() as client:
+        client.sendall(b"POST / HTTP/" + head + b"\r\n" + body + READY)
+        answers = everything(client)
+    assert answers.count(b"HTTP/1.1 ") == 1  # what follows is not read as a request
+    refused(answers, why)
+
+
+@pytest.mark.parametrize(
+    "head", [b"1.0\r\n", b"1.1\r\nhost:\r\n", b"1.1\r\nhost: [::1]:80\r\n", b"1.1\r\nHost: a.b_c-d:8\r\n"]
+)
+def test_hosts_that_are_none_of_its_business(server: Running, head: bytes) -> None:
+    with server.connect() as client:
+        client.sendall(b"POST / HTTP/" + head + LENGTH + b"\r\n{}")
+        assert answered(client).endswith(b"2 bytes")
 
 
 def test_a_head_that_does_not_end_is_cut_off(server: Running) -> None:
@@ -189,13 +249,16 @@ def test_a_long_path_counts_too(server: Running) -> None:
 @pytest.mark.parametrize("at_once", [True, False])
 def test_a_large_body_is_no_large_head(server: Running, at_once: bool) -> None:
     """Twice on one connection, so that the count begins anew."""
-    head = b"POST / HTTP/1.1\r\nx-half: %s\r\ncontent-length: %d\r\n\r\n" % (b"y" * (OVER // 2), OVER)
+    head = b"POST / HTTP/1.1\r\nhost: x\r\nx-half: %s\r\ncontent-length: %d\r\n\r\n" % (
+        b"y" * (OVER // 2),
+        OVER,
+    )
     with server.connect() as client:
         for _ in range(2):
             pieces = [head + b"z" * OVER] if at_once else [head, b"z" * OVER]
             for piece in pieces:
                 client.sendall(piece)
-            assert answered(client) == b"2 headers, 65537 bytes"
+            assert answered(client) == b"3 headers, 65537 bytes"
 
 
 @pytest.mark.parametrize("before", [b"", READY])
@@ -216,15 +279,15 @@ def test_a_connection_on_which_nothing_comes_is_closed_silently(hasty: Running) 
 def test_a_body_may_take_its_time(hasty: Running) -> None:
     """The head's time is over: another connection that began later has been closed."""
     with hasty.connect() as client, hasty.connect() as later:
-        client.sendall(b"POST / HTTP/1.1\r\ncontent-length: 2\r\n\r\nz")
+        client.sendall(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\nz")
         assert everything(later) == b""
         client.sendall(b"z")
-        assert answered(client) == b"1 headers, 2 bytes"
+        assert answered(client) == b"2 headers, 2 bytes"
 
 
 def test_a_body_that_breaks_off_in_nonsense(server: Running) -> None:
     with server.connect() as client:
-        client.sendall(b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n1\r\nz\r\n")
+        client.sendall(b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n1\r\nz\r\n")
         client.sendall(b"no number\r\n")
         refused(everything(client), "the request is not valid HTTP")
 
@@ -232,7 +295,7 @@ def test_a_body_that_breaks_off_in_nonsense(server: Running) -> None:
 def test_nonsense_behind_a_request_does_not_overtake_its_answer(server: Running) -> None:
     server.app.asked.clear()
     with server.connect() as client:
-        client.sendall(b"GET /later HTTP/1.1\r\n\r\n")
+        client.sendall(b"GET /later HTTP/1.1\r\nhost: x\r\n\r\n")
         server.app.asked.wait(20)
         client.sendall(b"\x00nonsense\r\n\r\n")
         with server.connect() as other:  # the loop has seen the nonsense once it has answered this
@@ -241,7 +304,7 @@ def test_nonsense_behind_a_request_does_not_overtake_its_answer(server: Running)
         server.loop.call_soon_threadsafe(server.app.go.set)
         answer = everything(client)
     assert answer.startswith(b"HTTP/1.1 200")
-    assert answer.endswith(b"0 headers, 0 bytes")
+    assert answer.endswith(b"1 headers, 0 bytes")
 
 
 def test_who_leaves_with_requests_behind_the_first_is_gone_for_all_of_them(
@@ -251,7 +314,7 @@ def test_who_leaves_with_requests_behind_the_first_is_gone_for_all_of_them(
     nowhere."""
     server.app.asked.clear()
     with server.connect() as client:
-        client.sendall(b"GET /left HTTP/1.1\r\n\r\n" + READY * 4)
+        client.sendall(b"GET /left HTTP/1.1\r\nhost: x\r\n\r\n" + READY * 4)
         assert server.app.asked.wait(20)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close is a reset
     assert server.app.left.wait(20)
@@ -317,13 +380,13 @@ def test_an_offer_to_upgrade_is_ignored_and_the_body_is_read(
 
 
 def test_offers_in_a_pipeline_are_ignored_one_by_one(server: Running) -> None:
-    request = b"POST / HTTP/1.1\r\ncontent-length: 2\r\n" + OFFERS["curl"] + b"\r\nzz"
-    last = b"GET / HTTP/1.1\r\nconnection: close\r\n\r\n"
+    request = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n" + OFFERS["curl"] + b"\r\nzz"
+    last = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
     with server.connect() as client:
         client.sendall(request * 3 + last)
         answer = everything(client)
-    assert answer.count(b"1 headers, 2 bytes") == 3
-    assert answer.endswith(b"1 headers, 0 bytes")
+    assert answer.count(b"2 headers, 2 bytes") == 3
+    assert answer.endswith(b"2 headers, 0 bytes")
 
 
 def test_a_head_with_an_offer_counts_like_any_other(server: Running) -> None:

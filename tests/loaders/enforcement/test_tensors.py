@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 import scipy.sparse
 
 from loaders.batch import Tensors
-from loaders.enforcement import CsvTable, RawInput, enforce
+from loaders.enforcement import CsvTable, InvalidInput, RawInput, enforce
+from loaders.schema import Array, ColSpec, Scalar
 from loaders.signature import (
     Signature,
     TensorSpec,
@@ -175,3 +177,44 @@ def test_ragged_arrays_pass_where_a_later_dimension_is_free() -> None:
 def test_extra_tensors_are_ignored_and_named() -> None:
     enforced = enforce(PAIR, RawInput("inputs", {"a": [[1, 2]], "b": [1], "z": "anything"}))
     assert enforced.warnings == ("ignored inputs that are not in the signature: z",)
+
+
+TEXTS = TensorSpec(np.dtype(str), (-1,))
+LONG = ["x" * 100_000, *["a"] * 5_000]
+
+
+@pytest.mark.parametrize(
+    ("specs", "form", "data"),
+    [
+        ((TEXTS,), "inputs", LONG),
+        ((TEXTS,), "dataframe_split", {"data": [[text] for text in LONG]}),
+        ((TensorSpec(np.dtype(str), (-1, 1)),), "inputs", [[text] for text in LONG]),
+        ((TensorSpec(np.dtype(str), (-1, 2)),), "dataframe_records", [{"p": text, "q": ""} for text in LONG]),
+        ((TensorSpec(np.dtype(str), (-1, 1), "t"),), "dataframe_records", [{"t": [text]} for text in LONG]),
+        ((TensorSpec(np.dtype(str), (-1,), "t"),), "instances", [{"t": text} for text in LONG]),
+        ((TensorSpec(np.dtype(bytes), (-1,)),), "inputs", LONG),
+        ((ColSpec(Array(Scalar.string), "t"),), "dataframe_records", [{"t": LONG}]),
+        ((ColSpec(Scalar.string, "t"),), "inputs", {"t": LONG}),
+        ((TEXTS,), "tensors", {"t": np.array(LONG, dtype=object)}),
+        (None, "inputs", LONG),
+        (None, "inputs", {"t": LONG, "u": LONG}),
+        (None, "instances", [{"t": text} for text in LONG]),
+        (None, "tensors", {"t": np.array(LONG, dtype=object)}),
+    ],
+)
+@pytest.mark.parametrize("mode", ["strict", "mlflow"])
+def test_one_long_text_makes_no_room_for_all(specs: Any, form: Any, data: Any, mode: Any) -> None:
+    """numpy gives each text of an array the room of the longest: 2 GB here, of 105 KB."""
+    tracemalloc.start()
+    try:
+        enforce(None if specs is None else Signature(specs), RawInput(form, data), None, mode)
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    except InvalidInput:  # a form that MLflow does not take
+        assert mode == "mlflow"
+    finally:
+        tracemalloc.stop()
+
+
+def test_texts_of_about_one_length_are_an_array_as_numpy_makes_it() -> None:
+    data = ["x" * 1_000, *["a" * 300] * 1_000]
+    assert cast(Signature((TEXTS,)), "inputs", data).arrays[""].dtype == np.dtype("<U1000")
