@@ -290,8 +290,10 @@ class Watch:
         interval (many gateways may have started at once), later and later while it fails."""
         share = self._chance.random()
         while True:
-            pause = max(self._interval * share, self._paused_until - self._clock())
-            await asyncio.sleep(pause)
+            due = self._clock() + self._interval * share
+            # In steps: a read that succeeds for somebody else ends the pause.
+            while (left := max(due, self._paused_until) - self._clock()) > 0:
+                await asyncio.sleep(min(left, self._interval))
             share = self._chance.uniform(1 - JITTER, 1.0)
             try:
                 await self.look()

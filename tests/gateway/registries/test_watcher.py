@@ -180,3 +180,26 @@ def test_only_a_registry_that_does_not_answer_is_read_more_rarely(registry: Name
         assert 0.8 * pause <= error.value.retry_after <= pause
 
     asyncio.run(main())
+
+
+def test_a_read_that_succeeds_ends_the_pause_that_the_server_asked_for() -> None:
+    async def main() -> None:
+        registry = Failing(retry_after=600.0)
+        registry.models["iris"] = Model("iris", {}, {})
+        with ThreadPoolExecutor(1) as io:
+            watch = Watch(
+                registry, io, interval=0.01,
+                apply=lambda snapshot, moved_by: None, remember=lambda snapshot: None,
+            )  # fmt: skip
+            polling = asyncio.ensure_future(watch.run())
+            async with asyncio.timeout(20):
+                while registry.asked != ["read"]:
+                    await asyncio.sleep(0.01)
+                registry.failing = False
+                await watch.look()  # an operator asks
+                while registry.asked.count("iris") < 3:
+                    await asyncio.sleep(0.01)
+            polling.cancel()
+            await asyncio.wait({polling})
+
+    asyncio.run(main())
