@@ -292,7 +292,7 @@ class Watch:
         while True:
             due = self._clock() + self._interval * share
             # In steps: a read that succeeds for somebody else ends the pause.
-            while (left := max(due, self._paused_until) - self._clock()) > 0:
+            while (left := max(due, self._paused_until) - self._clock()) > 0:  # noqa: ASYNC110
                 await asyncio.sleep(min(left, self._interval))
             share = self._chance.uniform(1 - JITTER, 1.0)
             try:

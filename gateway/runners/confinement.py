@@ -21,11 +21,12 @@ _USERS: Final = 4336
 @dataclass(frozen=True, slots=True)
 class Confinement:
     """`user`: `auto` gives each process a user of its own where the gateway is root, `same` does not, a
-    number names one. `files`, `processes`, `cpu_seconds`: limits, None for none (`processes` holds only for
-    another user). `filesystem`: only the package, the environment and the system can be read, and
-    `readable`. `disk`: bytes of temporary files above which a process is ended, None for no limit.
-    `syscalls`: none that reach other processes or the kernel. `network`: whether it may use it. `required`:
-    measures (user, filesystem, syscalls, …) without which nothing is loaded."""
+    number names one. `files`, `processes`, `cpu_seconds`: limits, None for none (`processes` counts threads
+    too; where the kernel has no such limit for one model, the gateway ends a model that has more).
+    `filesystem`: only the package, the environment and the system can be read, and `readable`. `disk`: bytes
+    of temporary files above which a process is ended, None for no limit. `syscalls`: none that reach other
+    processes or the kernel. `network`: whether it may use it. `required`: measures (user, filesystem,
+    syscalls, …) without which nothing is loaded."""
 
     user: Literal["auto", "same"] | int = "auto"
     files: int | None = 4096

@@ -10,13 +10,21 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
-_MOST_PROCESSES: Final = 4096
+#: So many processes and threads of one model are looked at, and so many processes exactly.
+_MOST_TASKS: Final = 4096
+_EXACTLY: Final = 64
+#: A look that took more than `_LONG` seconds of CPU time is not repeated for so many times as long: a model
+#: that makes it slow must not take the time of all others.
+_LONG: Final = 0.01
+_REST: Final = 20
 PROC: Final = Path("/proc")
 
 
@@ -34,39 +42,61 @@ class Memory:
 class Footprint:
     """The figures of a model process, of the processes that it started, and of its `/dev/shm`. Takes over the
     descriptors. `pid` None: of that one process alone; `shared_memory`: a directory of its own `/dev/shm`, -1
-    where it has none."""
+    where it has none. `tasks`: how many processes and threads it had when it was last looked at, as far as
+    they were counted."""
 
-    def __init__(self, descriptor: int, pid: int | None = None, shared_memory: int = -1) -> None:
+    def __init__(
+        self,
+        descriptor: int,
+        pid: int | None = None,
+        shared_memory: int = -1,
+        cost: Callable[[], float] = time.thread_time,
+    ) -> None:
         self._descriptor = descriptor
         self._pid = pid
         self._shared_memory = shared_memory
+        self._cost = cost
         self._last = Memory()
+        self._read_again = self._bound_again = float("-inf")
+        self._bound = 0
+        self.tasks = 0
 
     def read(self) -> Memory:
-        """The present figures (some microseconds per resident megabyte); the last ones once it has ended.
+        """The present figures (some microseconds per resident megabyte); the last ones once it has ended, and
+        for a while after a look that took long.
 
         Memory that a model shares with its children is counted by each one's share of it; a child that may
         not be looked into counts whole.
         """
-        if self._descriptor >= 0:
+        if self._descriptor >= 0 and time.monotonic() >= self._read_again:
+            began = self._cost()
             with suppress(ProcessLookupError):  # it has ended
                 own = parse(os.pread(self._descriptor, 4096, 0))
-                others = [_of_child(pid) for pid in self._children()]
+                others = _of_children(self._children())
                 shared = self._in_shared_memory()
                 self._last = Memory(
-                    private=(own.proportional if others else own.private) + sum(others) + shared,
+                    private=(own.private if others is None else own.proportional + others) + shared,
                     resident=own.resident,
                     anonymous=own.anonymous,
                     proportional=own.proportional,
                 )
+            self._read_again = self._after(began)
         return self._last
 
     def upper_bound(self) -> int:
         """Never less than `read().private`, in a few microseconds for each process; 0 once it has ended."""
         if self._pid is None or self._descriptor < 0:
             return 0
-        pids = (self._pid, *self._children())
-        return sum(resident(pid) for pid in pids) + self._in_shared_memory()
+        if time.monotonic() >= self._bound_again:
+            began = self._cost()
+            pids = (self._pid, *self._children())
+            self._bound = sum(resident(pid) for pid in pids) + self._in_shared_memory()
+            self._bound_again = self._after(began)
+        return self._bound
+
+    def _after(self, began: float) -> float:
+        spent = self._cost() - began
+        return time.monotonic() + (_REST * spent if spent > _LONG else 0.0)
 
     def close(self) -> None:
         for descriptor in (self._descriptor, self._shared_memory):
@@ -75,7 +105,10 @@ class Footprint:
         self._descriptor = self._shared_memory = -1
 
     def _children(self) -> list[int]:
-        return [] if self._pid is None else descendants(self._pid)
+        if self._pid is None:
+            return []
+        found, self.tasks = descendants(self._pid)
+        return found
 
     def _in_shared_memory(self) -> int:
         if self._shared_memory < 0:
@@ -110,28 +143,36 @@ def parse(rollup: bytes) -> Memory:
     return Memory(private, fields.get(b"Rss", 0), fields.get(b"Anonymous", 0), fields.get(b"Pss", 0))
 
 
-def descendants(pid: int, proc: Path = PROC) -> list[int]:
-    """The processes that a model process started and those that they started. Orphans among them come to the
-    model process, so that none leaves this tree."""
+def descendants(pid: int, proc: Path = PROC) -> tuple[list[int], int]:
+    """The processes that a model process started and those that they started, and how many tasks (threads of
+    all of them) were seen: all, or a few more than the most that are looked at. Orphans among them come to
+    the model process, so that none leaves this tree."""
     found: list[int] = []
-    above = [pid]
-    while above and len(found) < _MOST_PROCESSES:
-        above = [child for parent in above for child in _children_of(parent, proc)]
-        found += above
-    return found
+    seen, waiting = 0, [pid]
+    while waiting and seen <= _MOST_TASKS:
+        parent = waiting.pop()
+        try:
+            tasks = os.listdir(proc / str(parent) / "task")
+        except OSError:  # it has ended
+            continue
+        seen += len(tasks)
+        for task in tasks[:_MOST_TASKS]:
+            with suppress(OSError):
+                listed = (proc / str(parent) / "task" / task / "children").read_bytes()
+                waiting += [int(child) for child in listed.split()]
+                found += [int(child) for child in listed.split()]
+    return found[:_MOST_TASKS], seen
 
 
-def _children_of(pid: int, proc: Path) -> list[int]:
-    try:
-        tasks = os.listdir(proc / str(pid) / "task")
-    except OSError:  # it has ended
-        return []
-    found = []
-    for task in tasks:
-        with suppress(OSError):
-            listed = (proc / str(pid) / "task" / task / "children").read_bytes()
-            found += [int(child) for child in listed.split()]
-    return found
+def _of_children(pids: list[int]) -> int | None:
+    """What they take by their shares, None where there are none. Of many, the largest are looked into, and
+    each other one counts as the smallest of those."""
+    if not pids:
+        return None
+    if len(pids) > _EXACTLY:
+        pids = sorted(pids, key=resident, reverse=True)
+    exact = [_of_child(pid) for pid in pids[:_EXACTLY]]
+    return sum(exact) + min(exact) * max(0, len(pids) - _EXACTLY)
 
 
 def _of_child(pid: int, proc: Path = PROC) -> int:

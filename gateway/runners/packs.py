@@ -154,8 +154,8 @@ class Pack:
             worker.look_at_files()
             if worker.gone or not worker.pid or not worker.loaded:
                 continue
-            if worker.feel(now):
-                worker.kill(RunnerCrashed(f"{worker.pulse.stuck}, and was ended"))
+            if (why := worker.feel(now)) is not None:
+                worker.kill(RunnerCrashed(why))
                 continue
             if process.left:
                 continue

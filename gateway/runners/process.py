@@ -275,8 +275,8 @@ class ProcessRunner:
             if worker.gone or not worker.pid:
                 continue
             worker.look_at_files()
-            if worker.feel(now):
-                worker.kill(RunnerCrashed(f"{worker.pulse.stuck}, and was ended"))
+            if (why := worker.feel(now)) is not None:
+                worker.kill(RunnerCrashed(why))
             found = found or (worker.pulse.stuck and f"process {worker.pid}: {worker.pulse.stuck}")
         if (found is None) != (self._stuck is None):
             self._observe("moving" if found is None else "stuck", found or "")

@@ -78,6 +78,7 @@ class Worker:
         self._child: Child | None = None
         self._output: Output | None = None
         self._footprint: Footprint | None = None
+        self._most_tasks: int | None = None
         self._user: int | None = None
         self._pending: deque[wire.Segment] = deque()
         self._calls: deque[_Call] = deque()
@@ -134,13 +135,19 @@ class Worker:
         """What its processes take now; zeros before it could say."""
         return Memory() if self._footprint is None else self._footprint.read()
 
-    def feel(self, now: float) -> bool:
-        """Looks whether the process works; the result stands in `pulse`. True: it stands still for good."""
+    def feel(self, now: float) -> str | None:
+        """Looks whether the process works; the result stands in `pulse`. Why it must be ended, if so: it
+        stands still for good, or it started more processes and threads than it may."""
         sign = read(self.pid)
         if sign is None:
-            return False
+            return None
         call = self.answers if self.busy else None
-        return self.pulse.look(now, sign, call, lambda: of_group(self.pid))
+        if self.pulse.look(now, sign, call, lambda: of_group(self.pid)):
+            return f"{self.pulse.stuck}, and was ended"
+        tasks = 0 if self._footprint is None else self._footprint.tasks
+        if self._most_tasks is not None and tasks > self._most_tasks:
+            return f"it started more than {self._most_tasks} processes and threads, and was ended"
+        return None
 
     def look_at_files(self) -> None:
         """Has its temporary files measured, one look at a time. Above its limit the process is ended."""
@@ -188,6 +195,7 @@ class Worker:
         self._loop.add_reader(self._child.handle, self._process_ended)
         self._loop.add_reader(self._sock, self._receive)
         self._disk = load["confinement"].disk
+        self._most_tasks = load["confinement"].processes
         message = {
             "op": "load",
             **load,

@@ -84,6 +84,7 @@ def apply(policy: Mapping[str, Any], package: str, temporary: str) -> Applied:
         held["all"] = "not available on this system"
     else:
         libc = ctypes.CDLL(None, use_errno=True)
+        initial = _user_namespace()
         held["oom"] = _reported(lambda: _prefer_as_victim(libc))
         try:
             shared_memory = _own_shared_memory(libc, policy)
@@ -92,7 +93,7 @@ def apply(policy: Mapping[str, Any], package: str, temporary: str) -> Applied:
             refused = os.strerror(error.errno or 0)
         steps: dict[str, Callable[[], str]] = {
             "user": lambda: _become(libc, policy.get("uid"), package, temporary),
-            "limits": lambda: _limit(policy),
+            "limits": lambda: _limit(policy, _user_namespace() != initial),
             "capabilities": lambda: _drop_capabilities(libc),
             "new_privileges": lambda: _switch(libc, _PR_SET_NO_NEW_PRIVS, 1, "refused"),
             "filesystem": lambda: _landlock(libc, policy, package, temporary, shared_memory >= 0),
@@ -198,9 +199,10 @@ def _prefer_as_victim(libc: Any) -> str:
     return f"score {_OOM_SCORE}"
 
 
-def _limit(policy: Mapping[str, Any]) -> str:
-    # Processes are counted by user: that means something only for a user of one's own.
-    own_user = os.getuid() == policy.get("uid")
+def _limit(policy: Mapping[str, Any], own_namespace: bool) -> str:
+    # Processes are counted by user, and since Linux 5.14 by user namespace: that means something only for one
+    # of its own.
+    own_user = os.getuid() == policy.get("uid") or (own_namespace and _kernel() >= (5, 14))
     wanted = {
         "cores": (resource.RLIMIT_CORE, 0),
         "files": (resource.RLIMIT_NOFILE, policy.get("files")),
@@ -216,6 +218,17 @@ def _limit(policy: Mapping[str, Any]) -> str:
         resource.setrlimit(kind, (most, most))
         set_.append(f"{name} {most}")
     return ", ".join(set_)
+
+
+def _user_namespace() -> str:
+    with suppress(OSError):
+        return os.readlink("/proc/self/ns/user")
+    return ""
+
+
+def _kernel() -> tuple[int, ...]:
+    numbers = os.uname().release.split("-")[0].split(".")[:2]
+    return tuple(int(number) for number in numbers if number.isdigit())
 
 
 def _become(libc: Any, uid: int | None, package: str, temporary: str) -> str:

@@ -193,11 +193,11 @@ def test_a_read_that_succeeds_ends_the_pause_that_the_server_asked_for() -> None
             )  # fmt: skip
             polling = asyncio.ensure_future(watch.run())
             async with asyncio.timeout(20):
-                while registry.asked != ["read"]:
+                while registry.asked != ["read"]:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
                 registry.failing = False
                 await watch.look()  # an operator asks
-                while registry.asked.count("iris") < 3:
+                while registry.asked.count("iris") < 3:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
             polling.cancel()
             await asyncio.wait({polling})

@@ -6,13 +6,15 @@ import asyncio
 import gc
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
 from gateway.runners.base import RunnerCrashed
-from gateway.runners.memory import Memory, parse, resident
+from gateway.runners.confinement import Confinement
+from gateway.runners.memory import Footprint, Memory, parse, resident
 from tests.support.hostile import descendants, write_package
 from tests.support.house import ONE, House, descriptors, run, until
 
@@ -181,3 +183,62 @@ def test_children_and_shared_memory_are_limited(tmp_path: Path, lines: str) -> N
             await runner.predict(ONE, {})
 
     run(tmp_path / "tmp", work)
+
+
+THREADS = """
+import threading, time
+try:
+    for _ in range(300): threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
+except RuntimeError:
+    os._exit(3)
+"""
+FORKS = """
+import time
+try:
+    for _ in range(300):
+        if os.fork() == 0: time.sleep(1000)
+except OSError:
+    os._exit(3)
+"""
+
+
+@pytest.mark.parametrize("lines", [THREADS, FORKS], ids=["threads", "forks"])
+def test_a_model_has_so_many_processes_and_threads_and_no_more(tmp_path: Path, lines: str) -> None:
+    """Held by the kernel where it can, else ended by the gateway."""
+    package = write_package(
+        tmp_path / "p", at_predict=f"if params.get('many'):{lines}".replace("\n", "\n    ")
+    )
+
+    async def work(h: House) -> None:
+        runner = await h.started(package, confinement=Confinement(user="same", processes=100))
+        with suppress(RunnerCrashed):
+            await runner.predict(ONE, {"many": 1})
+        async with asyncio.timeout(60):
+            while "crashed" not in [what for what, _ in h.observed]:
+                runner.present_bytes()
+                runner.tend()
+                await asyncio.sleep(0.02)
+        await runner.predict(ONE, {})
+
+    run(tmp_path / "tmp", work)
+
+
+def test_a_look_that_took_long_is_not_repeated_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = []
+    pread = os.pread
+
+    def counted(*arguments: int) -> bytes:
+        looks.append(arguments)
+        return pread(*arguments)
+
+    monkeypatch.setattr(os, "pread", counted)
+    for seconds, expected in ((0.001, 100), (100.0, 1)):
+        looks.clear()
+        spent = iter(range(10**6))
+        footprint = Footprint(
+            os.open("/proc/self/smaps_rollup", os.O_RDONLY), cost=lambda t=spent, s=seconds: next(t) * s
+        )
+        for _ in range(100):
+            assert footprint.read().resident
+        assert len(looks) == expected
+        footprint.close()
