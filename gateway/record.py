@@ -22,7 +22,8 @@ class RequestRecord:
     resolving the reference, None before that. `code` is `2xx` or the error code of the answer, empty before
     the answer. `began` is a time of `perf_counter`; `parse`, `queue`, `predict` and `encode` are in seconds.
     `predicts`: the request is for a prediction. `lenient`: strict enforcement would have refused its input.
-    `elsewhere`: the model runs in another environment than its own.
+    `elsewhere`: the model runs in another environment than its own. `late`: it came when the gateway
+    refused new work.
     """
 
     id: bytes = b""
@@ -39,6 +40,7 @@ class RequestRecord:
     encode: float = 0.0
     lenient: bool = False
     elsewhere: bool = False
+    late: bool = False
 
     @property
     def shown_id(self) -> str:

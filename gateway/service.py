@@ -133,6 +133,11 @@ class Service:
         self._chance = random.Random()
         self._find = find
 
+    @property
+    def stopping(self) -> bool:
+        """Whether new work is refused."""
+        return self._stopping()
+
     async def predict(self, inference: Inference, given: Target | None = None) -> Answer:
         """Asks the model that is meant; `given`: who answers, where that is decided. Raises Problem."""
         record = inference.record
@@ -143,7 +148,7 @@ class Service:
                 "the request names no model, and no default_model is set",
                 hint="POST /predict/NAME, or send the header X-Model: models:/NAME@ALIAS",
             )
-        if self._stopping():
+        if record.late:
             raise Problem("SHUTTING_DOWN", "the gateway is stopping", retry_after=1)
         try:
             target = given or self._aliases.target(reference)

@@ -62,7 +62,7 @@ class OpenInference:
     async def infer(self, body: bytes, call: Call) -> bytes:
         """A prediction. Raises Problem."""
         record = call.record
-        record.predicts = True
+        record.predicts, record.late = True, self._service.stopping
         held = bodies.Held(self._bodies)
         asked = 0.0
         try:

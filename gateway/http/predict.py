@@ -71,6 +71,7 @@ class Prediction:
             await problems.respond_not_allowed(send, record, scope["method"], "POST", dialect.document)
             return
         record.predicts = True
+        record.late = self._service.stopping  # by its head: a body may come slowly
         if SPARE in scope:
             await problems.respond_problem(
                 send, _too_many_connections(), record, problems.CLOSE, document=dialect.document
@@ -95,10 +96,15 @@ class Prediction:
                 watcher.end()
                 status, record.code = 200, "2xx"
             except (bodies.ClientLeft, asyncio.CancelledError) as error:
-                if isinstance(error, asyncio.CancelledError) and not (watcher and watcher.left):
+                if isinstance(error, bodies.ClientLeft) or (watcher and watcher.left):
+                    record.code = "CLIENT_LEFT"
+                    return
+                if not self._service.stopping:
                     raise
-                record.code = "CLIENT_LEFT"
-                return
+                held.release()
+                message = "the gateway stopped before this request was answered"
+                stopped = Problem("SHUTTING_DOWN", message, retry_after=1)
+                status, head, parts = _failure(record, stopped, asked, dialect)
             except Exception as error:  # noqa: BLE001 - nothing may reach the server without an answer
                 held.release()
                 status, head, parts = _failure(record, error, asked, dialect)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -89,6 +90,53 @@ def test_promise_8_a_balancer_takes_it_out_without_a_failed_request(tmp_path: Pa
         assert server.process.wait(30) == 0
     assert failures == []
     assert "close" in answered[before:], "answers while draining ask the client to go elsewhere"
+
+
+def test_promise_8_a_request_whose_body_comes_slowly_is_in_flight(tmp_path: Path) -> None:
+    log_scaled(tmp_path / "registry.yaml", "scaled", 2.0, alias="champion")
+    body = b'{"dataframe_records": [{"x": 1.5}]}'
+    head = b"POST /predict/scaled HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+    head += b"Content-Length: %d\r\n\r\n" % len(body)
+    with running(tmp_path) as server:
+        assert server.predict("scaled", [{"x": 0.0}]).status_code == 200
+        address = ("127.0.0.1", int(server.url.rpartition(":")[2]))
+        with (
+            socket.create_connection(address, timeout=60) as idle,
+            socket.create_connection(address, timeout=60) as slow,
+        ):
+            idle.sendall(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert b"200 OK" in idle.recv(65536)
+            slow.sendall(head + body[:5])
+            assert httpx.get(f"{server.url}/livez").status_code == 200  # what came before it was read
+            server.process.send_signal(signal.SIGTERM)
+            while idle.recv(65536):
+                pass  # closed when new work is refused
+            slow.sendall(body[5:])
+            assert b'"predictions":[3.0]' in slow.makefile("rb").read()
+        assert server.stop() == 0
+
+
+class Endless:
+    """Does not come back from x > 0."""
+
+    def predict(self, model_input: Any) -> Any:
+        if float(model_input["x"].iloc[0]) > 0:
+            time.sleep(600)
+        return model_input["x"].to_numpy()
+
+
+def test_who_waits_when_the_time_is_over_is_told_to_go_elsewhere(tmp_path: Path) -> None:
+    registry = str(tmp_path / "registry.yaml")
+    example = pd.DataFrame({"x": [0.0]})
+    gateway.log_model(Endless(), "endless", registry, input_example=example, alias="champion")
+    with running(tmp_path, GATEWAY_DRAIN_TIMEOUT="1s") as server, ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(server.predict, "endless", [{"x": 1.0}])
+        end = time.monotonic() + 60
+        while not server.metric("gateway_inflight_requests", model="endless"):
+            assert time.monotonic() < end
+        assert server.stop() == 0
+        assert (answer.result().status_code, answer.result().json()["error_code"]) == (503, "SHUTTING_DOWN")
+        assert not [line for line in server.lines if "Traceback" in line]
 
 
 def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
