@@ -15,6 +15,10 @@ Sink = Callable[[str], None]
 
 _READ: Final = 1 << 16
 _MAX_LINE: Final = 2_000
+#: What a line costs beside its own bytes: a record of the log is made of it.
+_PER_LINE: Final = 128
+#: How much a pipe may hold: what is still in it at the end fits into so many reads.
+_LAST_READS: Final = 16
 _BURST: Final = 64 << 10
 _PER_SECOND: Final = 16 << 10
 _DRAINED_PER_SECOND: Final = 32 << 20
@@ -50,8 +54,9 @@ class Output:
         if self._pause is not None:
             self._pause.cancel()
         self._loop.remove_reader(self._read_end)
-        while self._take():
-            pass
+        for _ in range(_LAST_READS):
+            if not self._take():
+                break
         if self._line:
             self._emit(self._line)
         self._tell_dropped()
@@ -85,21 +90,32 @@ class Output:
             self._second, self._drained = now, 0
             self._tell_dropped()
         self._drained += len(data)
-        *lines, self._line = (self._line + data).split(b"\n")
-        for line in lines:
-            self._emit(line)
-            self._cut = False
+        self._take_lines(self._line + data)
+        return True
+
+    def _take_lines(self, data: bytes) -> None:
+        """Lines for the log as long as the budget lasts; what is more is not even taken apart."""
+        at = 0
+        while (end := data.find(b"\n", at)) >= 0:
+            if self._budget < _PER_LINE:
+                last = data.rfind(b"\n")
+                self._dropped += last - at
+                at, self._cut = last + 1, False
+                break
+            self._emit(data[at:end])
+            at, self._cut = end + 1, False
+        self._line = data[at:]
         if len(self._line) > _MAX_LINE:
             self._emit(self._line)
             self._line = b""
             self._cut = True  # what follows, up to the next end of a line, is more of the same
-        return True
 
     def _emit(self, line: bytes) -> None:
         shown = b"" if self._cut else line[:_MAX_LINE]
-        if self._budget < len(shown):
-            shown = b""
-        self._budget -= len(shown)
+        cost = len(shown) + _PER_LINE
+        if self._budget < cost:
+            shown, cost = b"", self._budget
+        self._budget -= cost
         self._dropped += len(line) - len(shown)
         if text := shown.decode("utf-8", "replace").rstrip("\r"):
             self._sink(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from pathlib import Path
 from typing import Literal
@@ -12,6 +13,7 @@ import pytest
 
 from gateway.runners.base import ModelError, NoProcess, RunnerCrashed, RunnerTimeout
 from gateway.runners.confinement import Confinement
+from gateway.runners.output import Output
 from gateway.runners.restarts import Policy
 from loaders.batch import Batch, Columns, Opaque, Tensors, Value
 from tests.support.hostile import alive, write_package
@@ -444,3 +446,22 @@ def test_close_while_a_restart_waits(tmp_path: Path) -> None:
         h.runners.clear()
 
     run(tmp_path / "tmp", work)
+
+
+@pytest.mark.parametrize("printed", [b"y\n" * 32768, b"\n" * 65536, b"some words in a line\n" * 3000])
+def test_output_in_short_lines_is_bounded_by_lines_too(printed: bytes) -> None:
+    """Each line becomes a record of the log: it costs more than its bytes."""
+
+    async def main() -> None:
+        lines: list[str] = []
+        output = Output(lines.append)
+        for _ in range(20):
+            for at in range(0, len(printed), 4096):
+                os.write(output.write_end, printed[at : at + 4096])
+                await asyncio.sleep(0)
+            assert len(output._line) <= 100
+        output.close()
+        assert len(lines) < 1_000
+        assert lines == [""] * len(lines) or "bytes of output were left out" in lines[-1]
+
+    asyncio.run(main())
