@@ -50,6 +50,7 @@ class Footprint:
         descriptor: int,
         pid: int | None = None,
         shared_memory: int = -1,
+        *,
         cost: Callable[[], float] = time.thread_time,
     ) -> None:
         self._descriptor = descriptor

@@ -112,7 +112,7 @@ class Output:
 
     def _emit(self, line: bytes) -> None:
         shown = b"" if self._cut else line[:_MAX_LINE]
-        cost = len(shown) + _PER_LINE
+        cost: float = len(shown) + _PER_LINE
         if self._budget < cost:
             shown, cost = b"", self._budget
         self._budget -= cost

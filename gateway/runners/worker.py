@@ -355,7 +355,8 @@ class Worker:
                 raise wire.WireError("it does not begin as it should")
             self._finish()
             return
-        self._footprint = Footprint(descriptors[0], self.pid, *descriptors[1:])
+        measured, *shared_memory = descriptors
+        self._footprint = Footprint(measured, self.pid, *shared_memory)
 
     def _decode(self, frame: wire.Array, header: int) -> dict[str, Any]:
         """The message. One that would take more memory than an answer may is an error of the model."""
