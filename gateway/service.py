@@ -24,6 +24,7 @@ from gateway.serving.batching import Outcome
 from gateway.serving.servable import Servable, Status
 from loaders.batch import Columns, Value
 from loaders.enforcement import InvalidInput, RawInput, enforce
+from loaders.enforcement.violations import NOT_WHOLE
 from loaders.output import AnswerTooLarge
 
 if TYPE_CHECKING:
@@ -281,10 +282,14 @@ class Service:
     # Why a request has no answer.
 
     def _misfit(self, version: Version, inference: Inference, error: InvalidInput) -> Problem:
-        """The input does not fit the signature: 422, with each place."""
+        """The input does not fit the signature: 422, with each place; 415 for a body that is one value where
+        the model takes none."""
         kinds = tuple(v.problem for v in error.violations)
         self._emit(InputRefused(version.name, version.version, kinds, inference.record.shown_id))
         details = [Detail(v.path, v.problem, v.expected, v.got) for v in error.violations]
+        if kinds == (NOT_WHOLE,):
+            message = f"{version} does not take a body of this content type: its input is not one such value"
+            return Problem("UNSUPPORTED_MEDIA_TYPE", message, details=details)
         message = f"the input does not fit the signature of {version}: {error.count_text}"
         return Problem("INVALID_INPUT", message, details=details)
 

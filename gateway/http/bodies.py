@@ -28,9 +28,18 @@ if TYPE_CHECKING:
 
     from gateway.names import Reference
 
-Media = Literal["json", "csv", "arrow"]
+Media = Literal["json", "csv", "arrow", "octets", "text", "npy", "file"]
 
-_MEDIA: Final[Mapping[str, Media]] = {"application/json": "json", "text/csv": "csv", arrow.MEDIA: "arrow"}
+#: The forms by media type. The last three, and `_FILES`, are one value: see `wholebodies`.
+_MEDIA: Final[Mapping[str, Media]] = {
+    "application/json": "json",
+    "text/csv": "csv",
+    arrow.MEDIA: "arrow",
+    "application/octet-stream": "octets",
+    "text/plain": "text",
+    "application/x-npy": "npy",
+}
+_FILES: Final = ("image/", "audio/")
 
 PAYLOADS: Final = ("dataframe_split", "dataframe_records", "instances", "inputs")
 #: Above this many bytes a body is counted in a thread.
@@ -69,7 +78,8 @@ def media_type(header: bytes) -> Media:
     """The form that a Content-Type announces. The only parameter allowed is `charset=utf-8`, in any case,
     quoted or not (CONTRACT §5). Raises UNSUPPORTED_MEDIA_TYPE."""
     kind, *parameters = header.decode("latin-1").split(";")
-    media = _MEDIA.get(kind.strip().lower())
+    kind = kind.strip().lower()
+    media = _MEDIA.get(kind) or ("file" if kind.startswith(_FILES) else None)
     hint = "send Content-Type: application/json or text/csv, with no parameter but charset=utf-8"
     for parameter in parameters:
         name, _, value = parameter.strip().partition("=")

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 from loaders.batch import Batch, Columns, Tensors
-from loaders.enforcement import named
+from loaders.enforcement import named, whole
 from loaders.enforcement import violations as v
 from loaders.enforcement.mlflow import lenient
 from loaders.enforcement.params import enforce_params
@@ -23,12 +23,21 @@ from loaders.enforcement.tables import CsvTable
 from loaders.enforcement.type_hints import hinted
 from loaders.enforcement.untyped import untyped
 from loaders.enforcement.violations import Faults, InvalidInput, Violation, shown
+from loaders.enforcement.whole import Whole
 from loaders.signature import Signature
 
-__all__ = ["CsvTable", "Enforced", "InvalidInput", "Mode", "RawInput", "Violation", "enforce"]
+__all__ = ["CsvTable", "Enforced", "InvalidInput", "Mode", "RawInput", "Violation", "Whole", "enforce"]
 
 Form = Literal[
-    "dataframe_split", "dataframe_records", "inputs", "instances", "csv", "arrow", "tensors", "python"
+    "dataframe_split",
+    "dataframe_records",
+    "inputs",
+    "instances",
+    "csv",
+    "arrow",
+    "tensors",
+    "whole",
+    "python",
 ]
 Mode = Literal["strict", "warn", "mlflow"]
 
@@ -44,8 +53,9 @@ class RawInput(NamedTuple):
     """Input as it was read, untyped.
 
     `data` is the parsed JSON value of the key named by `form`; for csv a `CsvTable`; for arrow a pyarrow
-    table or record batch; for tensors a dict of arrays by name (see `named`); for python whatever a caller
-    gave: a frame, series, array, sparse matrix, dict, list or scalar.
+    table or record batch; for tensors a dict of arrays by name (see `named`); for whole a `Whole`, a body
+    that is one value; for python whatever a caller gave: a frame, series, array, sparse matrix, dict, list
+    or scalar.
     """
 
     form: Form
@@ -78,6 +88,8 @@ def enforce(
     names are taken by position, where each has as many values as the signature has columns.
     """
     faults = Faults()
+    if raw.form == "whole":
+        raw = RawInput("tensors", whole.tensors(signature, raw.data))
     specs = None if signature is None else signature.params
     checked: dict[str, Any] = {}
     warnings: tuple[str, ...] = ()

@@ -32,6 +32,7 @@ RAGGED: Final = "has parts of different lengths"
 RAGGED_RECORDS: Final = "has too many names that most of its records lack"
 NO_COLUMNS: Final = "names no columns"
 WRONG_FORM: Final = "cannot be sent in this form"
+NOT_WHOLE: Final = "is one value, which the signature does not take"
 TOO_DEEP: Final = "is nested too deep"
 
 

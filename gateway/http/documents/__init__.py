@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from gateway import __version__, names
 from gateway.errors import Problem
-from gateway.http import problems
+from gateway.http import problems, wholebodies
 from gateway.http.documents import openapi, pages, service
 from gateway.http.problems import JSON, Header
 
@@ -144,6 +144,7 @@ class Documents:
             signature,
             reference=reference,
             up=up(reference),
+            raw=wholebodies.media_types(signature),
             example=None if example is None else {k: v for k, v in example.items() if v is not None},
         )
 

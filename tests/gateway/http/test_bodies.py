@@ -41,6 +41,11 @@ def problem(call: Callable[[], object]) -> Problem:
         (b"application/json;", "json"),
         (b"text/csv", "csv"),
         (b"TEXT/CSV; charset=utf-8", "csv"),
+        (b"text/plain; charset=utf-8", "text"),
+        (b"application/octet-stream", "octets"),
+        (b"application/x-npy", "npy"),
+        (b"image/png", "file"),
+        (b"Audio/wav", "file"),
     ],
 )
 def test_content_types(header: bytes, media: str) -> None:
@@ -49,7 +54,9 @@ def test_content_types(header: bytes, media: str) -> None:
 
 OTHER_TYPES = [
     b"",
-    b"text/plain",
+    b"text/html",
+    b"text/plain; charset=latin-1",
+    b"image",
     b"application/x-www-form-urlencoded",
     b"application/json; charset=latin-1",
     b"application/json; version=2",

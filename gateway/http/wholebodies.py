@@ -1,0 +1,109 @@
+"""Bodies that are one value: a file, a text or an array, for models whose signature is one input.
+
+Knows media types and numpy's file format; which model takes what is for enforcement (`Whole`).
+Source of the format: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import numpy as np
+
+from gateway.errors import Problem
+from gateway.http.bodies import ABSENT, Parsed
+from loaders.enforcement import RawInput, Whole
+from loaders.enforcement.whole import Kind, kinds
+from loaders.signature import Signature
+
+#: What an array may have along an axis while it has no values: a model may answer for each of them.
+_LONGEST_EMPTY: Final = 65_536
+_NUMBERS: Final = "biuf"
+
+
+def media_types(signature: Signature | None) -> tuple[str, ...]:
+    """The media types that a model takes as one value, as a document shows them."""
+    suitable = kinds(signature)
+    return tuple(shown for kind, shown in _SHOWN for one in suitable if one == kind)
+
+
+_SHOWN: Final[tuple[tuple[Kind, str], ...]] = (
+    ("octets", "application/octet-stream"),
+    ("file", "image/*"),
+    ("file", "audio/*"),
+    ("text", "text/plain"),
+    ("array", "application/x-npy"),
+)
+
+
+def _parsed(kind: Kind, value: object) -> Parsed:
+    return Parsed(RawInput("whole", Whole(kind, value)), None, ABSENT)
+
+
+def parse_file(body: bytes) -> Parsed:
+    return _parsed("file", body)
+
+
+def parse_octets(body: bytes) -> Parsed:
+    return _parsed("octets", body)
+
+
+def parse_text(body: bytes) -> Parsed:
+    """The text. Raises MALFORMED_BODY."""
+    try:
+        return _parsed("text", body.decode())
+    except UnicodeDecodeError as error:
+        raise Problem("MALFORMED_BODY", f"the body is not UTF-8 at byte {error.start}") from None
+
+
+def parse_npy(body: bytes) -> Parsed:
+    """The array of a file as `numpy.save` writes it, of numbers or booleans. Nothing is unpickled, and
+    nothing is made before the length is known to be right. Raises MALFORMED_BODY."""
+    file = io.BytesIO(body)
+    try:
+        version = np.lib.format.read_magic(file)
+        header = np.lib.format
+        read = header.read_array_header_1_0 if version == (1, 0) else header.read_array_header_2_0
+        shape, is_fortran, dtype = read(file)
+    except (ValueError, TypeError, SyntaxError, UnicodeDecodeError):
+        hint = "numpy.save writes it; send what it wrote"
+        raise Problem("MALFORMED_BODY", "the body is not a .npy file", hint=hint) from None
+    if dtype.kind not in _NUMBERS:
+        message = f"an array of {dtype.name} cannot be sent: only numbers and booleans"
+        raise Problem("MALFORMED_BODY", message)
+    at = file.tell()
+    count = math.prod(shape)
+    if len(body) - at != count * dtype.itemsize or (not count and max(shape, default=0) > _LONGEST_EMPTY):
+        message = f"the array is said to have the shape {list(shape)}, but has {len(body) - at} bytes"
+        raise Problem("MALFORMED_BODY", message)
+    array = np.frombuffer(body, dtype, count, at) if count else np.zeros(0, dtype)
+    array = array.reshape(shape, order="F" if is_fortran else "C")
+    return _parsed("array", np.ascontiguousarray(array, dtype.newbyteorder("=")))
+
+
+PARSERS: Final[Mapping[str, Callable[[bytes], Parsed]]] = {
+    "file": parse_file,
+    "octets": parse_octets,
+    "text": parse_text,
+    "npy": parse_npy,
+}
+
+
+def _copied(body: bytes) -> int:
+    return 2 * len(body)
+
+
+def _text(body: bytes) -> int:
+    """Characters outside of ASCII take up to four bytes each in a text that holds one of them."""
+    return len(body) if body.isascii() else 4 * len(body)
+
+
+COSTS: Final[Mapping[str, Callable[[bytes], int]]] = {
+    "file": _copied,
+    "octets": _copied,
+    "text": _text,
+    "npy": _copied,
+}
