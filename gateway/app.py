@@ -100,7 +100,7 @@ class Gateway:
             self.ledger,
             prepare=self._packages.get,
             open_runner=self._placement.open,
-            settle=self._preparation.settle,
+            with_runtime=self._preparation.with_runtime,
             options=lambda name: Options.of(settings, name),
             measured=self._persistence.save_measurement,
             emit=self._emit,

@@ -167,7 +167,9 @@ class Service:
         try:
             if version is None:
                 assert found is not None
-                version = record.version = await self._aliases.settle(found, self._patience(inference))
+                version = record.version = await self._aliases.wait_until_served(
+                    found, self._patience(inference)
+                )
             lease = self._manager.lease(version)
             servable = lease.servable
             if servable.status is Status.LOADING or servable.problem is not None:

@@ -65,10 +65,10 @@ class Upkeep:
                 self._zygotes.tend()
 
     def notice(self, event: events.Event) -> None:
-        """After a load: settles the heap soon, and says what confinement the model lacks."""
+        """After a load: freezes the heap soon, and says what confinement the model lacks."""
         if not isinstance(event, events.Loaded):
             return
-        self._heap.settle_soon()
+        self._heap.freeze_soon()
         for servable in self._manager:
             loaded = (servable.version.name, servable.version.version) == (event.model, event.version)
             if loaded and servable.runner is not None:

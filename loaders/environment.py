@@ -1,7 +1,7 @@
 """The environment of a model: recorded when it is saved, compared with this one before it is loaded.
 
 The files and their format are MLflow's (`requirements.txt`, `python_env.yaml`, `conda.yaml`). The comparison
-reads the metadata of installed distributions and imports none of them. A difference is a finding, never an
+reads the metadata of installed distributions and imports none of them. A difference is a mismatch, never an
 error, because only loading shows whether it matters. Must not know models.
 """
 
@@ -39,7 +39,7 @@ class Environment:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Mismatch:
     """One difference between the environment of a model and this one. `found` None: not installed here."""
 
     subject: str
@@ -98,9 +98,9 @@ def read(package: Package) -> Environment:
     return Environment(python, ())
 
 
-def check(package: Package) -> list[Finding]:
+def check(package: Package) -> list[Mismatch]:
     """The differences between this environment and the package's: Python's major.minor, and every requirement
-    that applies here. Never raises: a requirement that cannot be compared is a finding too.
+    that applies here. Never raises: a requirement that cannot be compared is a mismatch too.
 
     The requirement `mlflow`, which MLflow adds to every package, counts only if the package contains code
     that imports it.
@@ -108,12 +108,12 @@ def check(package: Package) -> list[Finding]:
     try:
         wanted = read(package)
     except (PackageError, OSError, ImportError) as error:
-        return [Finding("requirements", f"a list that cannot be read ({error})", None)]
-    findings = []
+        return [Mismatch("requirements", f"a list that cannot be read ({error})", None)]
+    mismatches = []
     here = platform.python_version()
     if wanted.python.split(".")[:2] != here.split(".")[:2]:
-        findings.append(Finding("Python", wanted.python or "an unknown version", here))
-    return findings + _compared(wanted.requirements, counts_mlflow=_imports_mlflow(package))
+        mismatches.append(Mismatch("Python", wanted.python or "an unknown version", here))
+    return mismatches + _compared(wanted.requirements, counts_mlflow=_imports_mlflow(package))
 
 
 def distributions(modules: Iterable[str]) -> tuple[str, ...]:
@@ -122,18 +122,18 @@ def distributions(modules: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted({name for module in modules for name in known.get(module, ())[:1]}))
 
 
-def _compared(requirements: Sequence[str], *, counts_mlflow: bool) -> list[Finding]:
+def _compared(requirements: Sequence[str], *, counts_mlflow: bool) -> list[Mismatch]:
     try:
         from packaging.requirements import InvalidRequirement, Requirement
         from packaging.utils import canonicalize_name
     except ImportError:
-        return [Finding("requirements", "a list that only the package 'packaging' can compare", None)]
-    findings = []
+        return [Mismatch("requirements", "a list that only the package 'packaging' can compare", None)]
+    mismatches = []
     for line in requirements:
         try:
             requirement = Requirement(line)
         except InvalidRequirement:
-            findings.append(Finding(line, "a requirement that cannot be compared", None))
+            mismatches.append(Mismatch(line, "a requirement that cannot be compared", None))
             continue
         if requirement.marker is not None and not requirement.marker.evaluate():
             continue
@@ -143,8 +143,8 @@ def _compared(requirements: Sequence[str], *, counts_mlflow: bool) -> list[Findi
         # An installed pre-release satisfies its pin: installing it was a deliberate choice.
         if found is None or not requirement.specifier.contains(found, prereleases=True):
             wanted = str(requirement.specifier) or "any version"
-            findings.append(Finding(requirement.name, wanted, found))
-    return findings
+            mismatches.append(Mismatch(requirement.name, wanted, found))
+    return mismatches
 
 
 def pip_part(conda: object) -> list[str] | None:

@@ -29,7 +29,7 @@ from loaders.worker.imports import Imports
 if TYPE_CHECKING:
     from loaders.batch import Batch
     from loaders.enforcement import Enforced
-    from loaders.environment import Finding
+    from loaders.environment import Mismatch
     from loaders.flavors.base import Flavor, Predictor
     from loaders.package import Package
     from loaders.signature import Signature
@@ -64,7 +64,7 @@ class Model:
         return self.package.metadata
 
     @property
-    def environment(self) -> list[Finding]:
+    def environment(self) -> list[Mismatch]:
         """The differences between this environment and the one in which the model was saved."""
         return environments.check(self.package)
 

@@ -59,7 +59,7 @@ NOT_SCANNED = scan.Verdict(False, "its files were not scanned")
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """An accepted package. `size`: the bytes of its files. `estimate`: the memory that it will take, from the
-    last measurement of this digest, else size × the flavor's factor. `findings`: warnings. `needs`: the facts
+    last measurement of this digest, else size × the flavor's factor. `warnings`: texts. `needs`: the facts
     of its environment. `runtime`: where it runs, once chosen. `forced`: the operator accepts that its own
     environment is not available. `verdict`: whether its files execute only framework classes."""
 
@@ -71,7 +71,7 @@ class Prepared:
     size: int
     estimate: int
     load_seconds: float | None
-    findings: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     needs: Needs | None = None
     runtime: Runtime | None = None
     forced: bool = False

@@ -1,9 +1,9 @@
 """The check of a package against an interpreter: does it match the environment in which the package was made?
 
 Four verdicts, from best to worst: `same` (equal in every important part), `compatible` (different only in
-unimportant parts), `differs`, `missing`. Each finding has both versions and a sentence. Pure: takes facts and
-installed versions, returns findings. The table of units says, per library, up to which part versions must be
-equal, and why; the README shows it.
+unimportant parts), `differs`, `missing`. Each comparison has both versions and a sentence. Pure: takes facts
+and installed versions, returns comparisons. The table of units says, per library, up to which part versions
+must be equal, and why; the README shows it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from gateway.environments.lock import MLFLOW
 
 
 class Verdict(enum.IntEnum):
-    """The result of one comparison. The verdict on a package is the worst one of its findings."""
+    """The result of one comparison. The verdict on a package is the worst one of its comparisons."""
 
     SAME = 0
     COMPATIBLE = 1
@@ -104,7 +104,7 @@ class Installed:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Comparison:
     """One comparison: the version that the package was made with, and the version here (None: missing)."""
 
     subject: str
@@ -129,7 +129,7 @@ class Check:
     another Python, which must never be executed there."""
 
     verdict: Verdict
-    findings: tuple[Finding, ...]
+    comparisons: tuple[Comparison, ...]
     byte_code: bool
 
     @property
@@ -140,7 +140,7 @@ class Check:
     @property
     def reasons(self) -> list[str]:
         """The sentences about what differs or is missing; empty if the check is satisfied."""
-        return [f.sentence for f in self.findings if f.verdict > Verdict.COMPATIBLE]
+        return [f.sentence for f in self.comparisons if f.verdict > Verdict.COMPATIBLE]
 
     @property
     def sentence(self) -> str | None:
@@ -148,8 +148,8 @@ class Check:
         return "; ".join(self.reasons) or None
 
     def to_json(self) -> dict[str, object]:
-        findings = [finding.to_json() for finding in self.findings]
-        return {"verdict": str(self.verdict), "sentence": self.sentence, "findings": findings}
+        comparisons = [comparison.to_json() for comparison in self.comparisons]
+        return {"verdict": str(self.verdict), "sentence": self.sentence, "findings": comparisons}
 
 
 def here() -> Installed:
@@ -169,31 +169,31 @@ def _here(_path: tuple[str, ...]) -> Installed:
 
 def check(facts: Facts, place: Installed) -> Check:
     """Compares the facts of a package with an interpreter."""
-    findings = [_python(facts, place), *_requirements(facts, place)]
+    comparisons = [_python(facts, place), *_requirements(facts, place)]
     if facts.old_xgboost and (found := _version("xgboost", place)) and Version(found) >= Version("3.1"):
         wanted = facts.frameworks.get("xgboost", "an XGBoost before 3.1")
         sentence = f"xgboost: its file has the binary format of {wanted}; {found} here does not read it"
-        findings.append(Finding("xgboost format", Verdict.DIFFERS, wanted, found, sentence))
+        comparisons.append(Comparison("xgboost format", Verdict.DIFFERS, wanted, found, sentence))
     byte_code = bool(facts.byte_code) and facts.minor != place.minor
-    return Check(max(f.verdict for f in findings), tuple(findings), byte_code)
+    return Check(max(f.verdict for f in comparisons), tuple(comparisons), byte_code)
 
 
-def _python(facts: Facts, place: Installed) -> Finding:
+def _python(facts: Facts, place: Installed) -> Comparison:
     wanted = facts.python or "an unknown version"
     said = f"Python: the package was made with {wanted}, here is {place.python}"
     if facts.minor == place.minor:
-        return Finding("Python", Verdict.SAME, wanted, place.python, said)
+        return Comparison("Python", Verdict.SAME, wanted, place.python, said)
     if facts.byte_code:
         why = f"{said}; it holds byte code ({facts.byte_code[0]}), which runs on its own minor version only"
-        return Finding("Python", Verdict.DIFFERS, wanted, place.python, why)
+        return Comparison("Python", Verdict.DIFFERS, wanted, place.python, why)
     if not supported(place.minor):
         why = f"{said}; model processes run on Python 3.8 to 3.13"
-        return Finding("Python", Verdict.DIFFERS, wanted, place.python, why)
+        return Comparison("Python", Verdict.DIFFERS, wanted, place.python, why)
     fine = f"{said}; it holds no byte code, so any supported version does"
-    return Finding("Python", Verdict.COMPATIBLE, wanted, place.python, fine)
+    return Comparison("Python", Verdict.COMPATIBLE, wanted, place.python, fine)
 
 
-def _requirements(facts: Facts, place: Installed) -> list[Finding]:
+def _requirements(facts: Facts, place: Installed) -> list[Comparison]:
     specifiers: dict[str, SpecifierSet] = {}
     for line in facts.requirements:
         requirement = Requirement(line)
@@ -210,17 +210,17 @@ def _requirements(facts: Facts, place: Installed) -> list[Finding]:
     for name, version in facts.frameworks.items():
         if name == framework or facts.imports(name) or facts.flavor == "mlflow":
             counted[name] = version
-    findings = [_compared(name, wanted, place) for name, wanted in sorted(counted.items())]
-    findings += _unnamed(facts, place, counted)
+    comparisons = [_compared(name, wanted, place) for name, wanted in sorted(counted.items())]
+    comparisons += _unnamed(facts, place, counted)
     if framework is not None and framework not in counted:
-        findings.append(_compared(framework, SpecifierSet(), place))
+        comparisons.append(_compared(framework, SpecifierSet(), place))
     if facts.estimator and "scikit-learn" not in counted and "scikit-learn" not in place.versions:
-        findings.append(_compared("scikit-learn", SpecifierSet(), place))
+        comparisons.append(_compared("scikit-learn", SpecifierSet(), place))
     if facts.mlflow is not None and not counted.keys() & MLFLOW and "mlflow" not in place.versions:
         sentence = f"mlflow: it is needed ({facts.mlflow}), and is not installed here"
         wanted = facts.mlflow_version or "any version"
-        findings.append(Finding("mlflow", Verdict.MISSING, wanted, None, sentence))
-    return findings
+        comparisons.append(Comparison("mlflow", Verdict.MISSING, wanted, None, sentence))
+    return comparisons
 
 
 def _counts(name: str, facts: Facts) -> bool:
@@ -234,10 +234,10 @@ def _counts(name: str, facts: Facts) -> bool:
     return facts.imports(name) or facts.flavor == "mlflow"
 
 
-def _unnamed(facts: Facts, place: Installed, counted: Mapping[str, object]) -> list[Finding]:
+def _unnamed(facts: Facts, place: Installed, counted: Mapping[str, object]) -> list[Comparison]:
     """Compares pandas and numpy for packages that do not name them: with the versions of the package's
     day."""
-    findings = []
+    comparisons = []
     wanted = {}
     if facts.created is not None and facts.text and facts.frames and "pandas" not in counted:
         major = next((number for day, number in _PANDAS if facts.created >= day), 1)
@@ -251,36 +251,36 @@ def _unnamed(facts: Facts, place: Installed, counted: Mapping[str, object]) -> l
         said = f"{name}: the package does not name it; when the package was made it was {major}.x"
         if found is None:
             sentence = f"{said}, and it is not installed here"
-            findings.append(Finding(name, Verdict.MISSING, f"{major}.x", None, sentence))
+            comparisons.append(Comparison(name, Verdict.MISSING, f"{major}.x", None, sentence))
         else:
             equal = Version(found).major == major
             verdict = Verdict.COMPATIBLE if equal else Verdict.DIFFERS
             because = "" if equal else f"; {UNITS[name][1]}"
             sentence = f"{said}, here is {found}{because}"
-            findings.append(Finding(name, verdict, f"{major}.x", found, sentence))
-    return findings
+            comparisons.append(Comparison(name, verdict, f"{major}.x", found, sentence))
+    return comparisons
 
 
-def _compared(name: str, wanted: str | SpecifierSet, place: Installed) -> Finding:
+def _compared(name: str, wanted: str | SpecifierSet, place: Installed) -> Comparison:
     found = _version(name, place)
     unit, why = UNITS.get(name, (Unit.MAJOR, OTHER))
     pinned = wanted if isinstance(wanted, str) else _pin(wanted)
     shown = pinned or str(wanted) or "any version"
     if found is None:
         sentence = f"{name}: the package needs {shown}, and it is not installed here"
-        return Finding(name, Verdict.MISSING, shown, None, sentence)
+        return Comparison(name, Verdict.MISSING, shown, None, sentence)
     said = f"{name}: the package was made with {shown}, here is {found}"
     if pinned is None:
         fits = isinstance(wanted, str) or wanted.contains(found, prereleases=True)
         verdict = Verdict.SAME if fits else Verdict.DIFFERS
-        return Finding(name, verdict, shown, found, said if fits else f"{said}; {why}")
+        return Comparison(name, verdict, shown, found, said if fits else f"{said}; {why}")
     if pinned == found or pinned.partition("+")[0] == found.partition("+")[0]:
-        return Finding(name, Verdict.SAME, shown, found, said)
+        return Comparison(name, Verdict.SAME, shown, found, said)
     verdict = _in_unit(unit, pinned, found)
     if verdict is Verdict.DIFFERS:
         rule = "" if unit is Unit.NEWER else f" ({unit.value} must be equal)"
-        return Finding(name, verdict, shown, found, f"{said}; {why}{rule}")
-    return Finding(name, verdict, shown, found, said)
+        return Comparison(name, verdict, shown, found, f"{said}; {why}{rule}")
+    return Comparison(name, verdict, shown, found, said)
 
 
 def _in_unit(unit: Unit, wanted: str, found: str) -> Verdict:

@@ -239,7 +239,7 @@ class Chooser:
         else:
             wrong = [
                 f
-                for f in needs.check.findings
+                for f in needs.check.comparisons
                 if f.verdict > checks.Verdict.COMPATIBLE and f.subject != "Python"
             ]
             pins = " ".join(

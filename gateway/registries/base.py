@@ -227,7 +227,7 @@ class Move:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Observation:
     """What a gateway writes down for all: of the version an alias points to, `verdict` (None: nothing against
     it), and `last_good`, the version that answers meanwhile. Void once the alias points elsewhere."""
 
@@ -377,9 +377,9 @@ class Registry(Protocol):
 
     def delete_alias(self, name: str, alias: str) -> Snapshot: ...
 
-    def record(self, finding: Finding) -> Snapshot | None:
-        """Writes a finding down for other gateways, where that is possible; returns the new content if it
-        was. Raises what `move` does, but PreconditionFailed."""
+    def record(self, observation: Observation) -> Snapshot | None:
+        """Writes an observation down for other gateways, where that is possible; returns the new content if
+        it was. Raises what `move` does, but PreconditionFailed."""
 
     def record_digest(self, version: Version, digest: str) -> None:
         """Writes down, where that is allowed, what the files of a version were at first."""
@@ -434,7 +434,7 @@ class Whole:
         """The owner writes digests."""
 
     def record_status(self, name: str, alias: str, version: str, status: str) -> None:
-        """The owner sees findings, and nothing else is written."""
+        """The owner sees observations, and nothing else is written."""
 
 
 class ReadOnly:
@@ -452,7 +452,7 @@ class ReadOnly:
     def delete_alias(self, name: str, alias: str) -> Snapshot:
         raise RegistryReadOnly(self.why_not)
 
-    def record(self, finding: Finding) -> Snapshot | None:
+    def record(self, observation: Observation) -> Snapshot | None:
         return None
 
     def add_version(

@@ -1,6 +1,6 @@
-"""Writes back to the registry: findings that every gateway should know, and the status of versions for their
-owners. Runs in the I/O pool. A registry that cannot be written never stops serving. Must not know the rules
-of promotions."""
+"""Writes back to the registry: observations that every gateway should know, and the status of versions for
+their owners. Runs in the I/O pool. A registry that cannot be written never stops serving. Must not know the
+rules of promotions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from concurrent.futures import Executor
 from contextvars import copy_context
 
 from gateway import events
-from gateway.registries.base import Finding, Registry, RegistryError, Snapshot
+from gateway.registries.base import Observation, Registry, RegistryError, Snapshot
 
 log = logging.getLogger("gateway")
 
@@ -28,14 +28,16 @@ class Feedback:
         self._status = status
         self._refusals: dict[tuple[str, str], tuple[str, str]] = {}
 
-    def record(self, finding: Finding) -> None:
-        """Writes a finding; logs a warning when the registry does not accept it."""
+    def record(self, observation: Observation) -> None:
+        """Writes an observation; logs a warning when the registry does not accept it."""
 
         def record() -> None:
             try:
-                snapshot = self._registry.record(finding)
+                snapshot = self._registry.record(observation)
             except RegistryError as error:
-                log.warning("%s@%s: cannot write to the registry: %s", finding.name, finding.alias, error)
+                log.warning(
+                    "%s@%s: cannot write to the registry: %s", observation.name, observation.alias, error
+                )
             else:
                 if snapshot is not None:
                     loop.call_soon_threadsafe(self._take, snapshot)

@@ -29,9 +29,9 @@ from gateway.names import Reference, check_alias, check_name
 from gateway.registries import document
 from gateway.registries.base import (
     Alias,
-    Finding,
     Model,
     Move,
+    Observation,
     RegistryError,
     RegistryInvalid,
     RegistryMissing,
@@ -61,8 +61,8 @@ log = logging.getLogger("gateway.registries.file")
 
 LOCK_SECONDS: Final = 30.0
 # A file younger than this may still be being written in place: half of a document can be a valid one.
-SETTLE_SECONDS: Final = 0.05
-_SETTLE_READS: Final = 40
+STABLE_SECONDS: Final = 0.05
+_STABLE_READS: Final = 40
 #: How long nothing was written to a push's copy before another push takes it for dead, if no lock says more.
 STALE_SECONDS: Final = 3600.0
 # The times of a file are as coarse as its file system makes them: 2 s at worst. What was written longer ago
@@ -121,7 +121,7 @@ class FileRegistry(Whole):
         if looked is not None and looked[0] == before and self._clock() < looked[2]:
             return looked[1]
         at = time.time()
-        snapshot = self._snapshot(self._settled())
+        snapshot = self._snapshot(self._stable())
         rested = all(abs(at - written) > TRUSTED_SECONDS for written in times)
         trusted = rested and self._state()[0] == before
         self._looked = (before, snapshot, self._clock() + REREAD_SECONDS) if trusted else None
@@ -145,18 +145,18 @@ class FileRegistry(Whole):
             current = snapshot.models[move.name].aliases.get(move.alias)
             return self._put_alias(content, snapshot, move.name, move.alias, current, move.applied(current))
 
-    def record(self, finding: Finding) -> Snapshot | None:
+    def record(self, observation: Observation) -> Snapshot | None:
         if self.why_not_writable() is not None:
             return None
         with self._writing():
             content = self._content()
             snapshot = self._snapshot(content)
-            model = snapshot.models.get(finding.name)
-            current = None if model is None else model.aliases.get(finding.alias)
-            new = finding.applied(current)
+            model = snapshot.models.get(observation.name)
+            current = None if model is None else model.aliases.get(observation.alias)
+            new = observation.applied(current)
             if new is None:
                 return snapshot
-            return self._put_alias(content, snapshot, finding.name, finding.alias, current, new)
+            return self._put_alias(content, snapshot, observation.name, observation.alias, current, new)
 
     def _put_alias(
         self, content: bytes, snapshot: Snapshot, name: str, alias: str, current: Alias | None, new: Alias
@@ -291,17 +291,17 @@ class FileRegistry(Whole):
         except OSError as error:
             raise RegistryUnavailable(f"{self.target} cannot be read: {error.strerror or error}") from error
 
-    def _settled(self) -> bytes:
+    def _stable(self) -> bytes:
         """The content, once two reads of a freshly changed file are equal."""
         content = self._content()
         last = self._last
         if last is not None and last.stamp == self._stamp(content):
             return content
-        for _ in range(_SETTLE_READS):
+        for _ in range(_STABLE_READS):
             with contextlib.suppress(OSError):  # gone between the two: the next read says so
-                if abs(time.time() - self._path.stat().st_mtime) > SETTLE_SECONDS:
+                if abs(time.time() - self._path.stat().st_mtime) > STABLE_SECONDS:
                     return content
-            self._pause(SETTLE_SECONDS)
+            self._pause(STABLE_SECONDS)
             again = self._content()
             if again == content:
                 return content

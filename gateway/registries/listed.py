@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 from gateway.names import InvalidReference, Reference, check_name
 from gateway.registries.base import (
     Alias,
-    Finding,
     Model,
     Move,
+    Observation,
     ReadOnly,
     Registry,
     RegistryError,
@@ -107,8 +107,8 @@ class Subset:
     def delete_alias(self, name: str, alias: str) -> Snapshot:
         return self._narrowed(self._registry.delete_alias(name, alias))
 
-    def record(self, finding: Finding) -> Snapshot | None:
-        recorded = self._registry.record(finding)
+    def record(self, observation: Observation) -> Snapshot | None:
+        recorded = self._registry.record(observation)
         return None if recorded is None else self._narrowed(recorded)
 
     def _narrowed(self, snapshot: Snapshot) -> Snapshot:

@@ -25,10 +25,10 @@ from gateway.registries import mlflow_answers as answers
 from gateway.registries.base import (
     LONGEST_PAUSE,
     Alias,
-    Finding,
     Model,
     Move,
     NotInRegistry,
+    Observation,
     PreconditionFailed,
     RegistryError,
     RegistryReadOnly,
@@ -322,19 +322,21 @@ class MLflowRegistry:
             raise PreconditionFailed(f"{move} was moved to {now} by another writer meanwhile", now)
         return self.known()
 
-    def record(self, finding: Finding) -> Snapshot | None:
-        name, alias = finding.name, finding.alias
+    def record(self, observation: Observation) -> Snapshot | None:
+        name, alias = observation.name, observation.alias
         if ":" in name:
             return None
         self._refresh(name)
         known = self._names.get(name)
         current = None if known is None else known.model.aliases.get(alias)
-        new = finding.applied(current)
+        new = observation.applied(current)
         if new is None or new == current:
             return self.known()
         self._write_past(name, alias, new)
         if new.verdict is not None and (current is None or new.verdict != current.verdict):
-            self._tag(name, finding.version, VERDICT_TAG + alias, json.dumps(new.verdict.to_json())[:5000])
+            self._tag(
+                name, observation.version, VERDICT_TAG + alias, json.dumps(new.verdict.to_json())[:5000]
+            )
         self._refresh(name)
         return self.known()
 

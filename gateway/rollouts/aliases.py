@@ -29,7 +29,7 @@ from gateway.errors import Problem
 from gateway.events import AliasDeleted, Emit, SwapRefused
 from gateway.names import Reference
 from gateway.registries import base
-from gateway.registries.base import Finding, Snapshot, Version
+from gateway.registries.base import Observation, Snapshot, Version
 from gateway.registries.resolution import find_alias, resolve
 from gateway.rollouts import records
 from gateway.rollouts.alias import STOPPED, Alias, Attempt, Memory, number
@@ -46,7 +46,7 @@ ATTEMPTS_KEPT = 1000
 
 
 class Target(NamedTuple):
-    """What a reference stands for now. `version` None: the alias must be settled first."""
+    """What a reference stands for now. `version` None: the alias must be served first."""
 
     version: Version | None
     alias: Alias | None
@@ -68,7 +68,7 @@ class Aliases:
         default_alias: Sequence[str] = ("champion",),
         max_waiting: int = 1000,
         emit: Emit = lambda event: None,
-        found_out: Callable[[Finding], None] = lambda finding: None,
+        found_out: Callable[[Observation], None] = lambda observation: None,
         grace: Callable[[str], float] = lambda name: 0.0,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -167,7 +167,7 @@ class Aliases:
         version, found = self.target(reference)
         return version or (None if found is None else found.serving or found.desired), found
 
-    async def settle(self, found: Alias, timeout: float | None) -> Version:
+    async def wait_until_served(self, found: Alias, timeout: float | None) -> Version:
         """The version that answers for an alias whose model is not loaded: desired if it passes its gates,
         else the one that served before. Raises Problem."""
         attempt = self._reconciler.start(found)
@@ -223,7 +223,7 @@ class Aliases:
             self._memory.save_last_good(found.name, found.alias, version.version)
             _, entry = self._entry(found.name, found.alias)
             if entry is not None and entry.last_good not in (None, version.version):
-                self._found_out(Finding(found.name, found.alias, version.version, version.version))
+                self._found_out(Observation(found.name, found.alias, version.version, version.version))
 
     # What the registry says.
 

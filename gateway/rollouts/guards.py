@@ -194,7 +194,7 @@ class Guards:
                     self._failing[name].add(outcome.key)
         self._block.append((candidate, outcome))
         if len(self._block) >= self._size:
-            self.settle()
+            self.end_block()
 
     def compare(self, agreed: bool) -> None:
         """Adds one request that both versions answered (a shadow or a replay)."""
@@ -256,7 +256,7 @@ class Guards:
         counted = "failures" if name == "errors" else "violations"
         return tuple(f"{getattr(arm, counted)} of {arm.requests}" for arm in (self.candidate, self.service))  # type: ignore[return-value]
 
-    def settle(self) -> None:
+    def end_block(self) -> None:
         """Ends the block and bets on its groups: as many as the smaller arm has requests, drawn at random.
 
         Called when a block is full. With little traffic the caller also calls it by time, but never depending

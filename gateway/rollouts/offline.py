@@ -44,12 +44,12 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class Workshop:
     """The parts of a gateway that serve nothing: packages are read, environments built, models loaded and let
-    go. `settle` finds where a package runs."""
+    go. `with_runtime` finds where a package runs."""
 
     packages: Packages
     chooser: Chooser
     store: Store
-    settle: Callable[..., Awaitable[Prepared]]
+    with_runtime: Callable[..., Awaitable[Prepared]]
     manager: Manager
     gates: Gates
     io: ThreadPoolExecutor
@@ -90,18 +90,18 @@ async def workshop(settings: Settings, registry: Registry) -> AsyncIterator[Work
         zygotes = Zygotes()
         placement = Placement(settings, zygotes, lambda prepared, what, reason: None)
         ledger: Ledger[Servable] = Ledger(settings.memory_limit)
-        settle = Preparation(chooser, listed=isinstance(registry, ListedModels)).settle
+        with_runtime = Preparation(chooser, listed=isinstance(registry, ListedModels)).with_runtime
         manager = Manager(
             ledger,
             prepare=packages.get,
             open_runner=placement.open,
-            settle=settle,
+            with_runtime=with_runtime,
             options=lambda name: Options.of(settings, name),
             clock=time.monotonic,
         )
         gates = Gates(manager, prepare=packages.get, policy=lambda model: policy_of(settings, model))
         try:
-            yield Workshop(packages, chooser, store, settle, manager, gates, io, state)
+            yield Workshop(packages, chooser, store, with_runtime, manager, gates, io, state)
         finally:
             await manager.close()
             await zygotes.close()

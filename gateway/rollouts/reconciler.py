@@ -29,7 +29,7 @@ from gateway.errors import Problem
 from gateway.events import Emit, Swapped, SwapRefused
 from gateway.quantities import utc
 from gateway.registries import base
-from gateway.registries.base import Finding, Version
+from gateway.registries.base import Observation, Version
 from gateway.rollouts.alias import Alias, Memory, number
 from gateway.rollouts.conductor import Conductor, TakenBack
 from gateway.rollouts.gates import Gates, Passed
@@ -60,7 +60,7 @@ class Reconciler:
         model: Callable[[str], base.Model | None],
         record: Callable[[str, str], Record],
         emit: Emit,
-        found_out: Callable[[Finding], None],
+        found_out: Callable[[Observation], None],
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._manager = manager
@@ -284,7 +284,7 @@ class Reconciler:
             at = utc(self._wall())
             verdict = base.Verdict(target.version, outcome, reason or problem.message, at)
         if verdict is not None or good is not None:
-            self._found_out(Finding(found.name, found.alias, target.version, good, verdict))
+            self._found_out(Observation(found.name, found.alias, target.version, good, verdict))
 
     async def _pause(self, found: Alias, refusal: Problem, refusals_in_a_row: int) -> None:
         """Waits until a retry makes sense, or the alias moves. An incompatible signature is not retried."""

@@ -62,7 +62,7 @@ class Residency:
             if not wait:
                 self._aliases.begin(found)
                 return found
-            version = await self._aliases.settle(found, LONGEST_WAIT)
+            version = await self._aliases.wait_until_served(found, LONGEST_WAIT)
         assert version is not None
         self._manager.retry(version)
         lease = self._manager.lease(version)

@@ -198,7 +198,7 @@ class Rollout:
         depends on time and counts, never on the answers."""
         decision = next_step(self.policy, self.seen(lost))
         if decision.phase in (Phase.CANARY, Phase.DONE, Phase.HELD) and self.order is None:
-            self.guards.settle()
+            self.guards.end_block()
             decision = next_step(self.policy, self.seen(lost))
         return decision
 

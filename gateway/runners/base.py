@@ -117,13 +117,13 @@ class Runner(Protocol):
         """Asks it. A framed batch holds its params. Several calls may be under way. Raises one of
         `FAILURES`."""
 
-    async def rehearse(self, batch: Batch, params: Mapping[str, Any]) -> Batch:
+    async def prewarm(self, batch: Batch, params: Mapping[str, Any]) -> Batch:
         """Asks it as `predict` does, before it serves: what it answers later must not depend on this call. A
         flavor that is `stateless` is asked in place, any other where it leaves nothing behind. Raises what
         `predict` raises."""
 
-    async def settle(self) -> None:
-        """Ends the rehearsal: a model that had to be asked in place is loaded again. Raises what `start`
+    async def finish_prewarm(self) -> None:
+        """Ends the prewarm: a model that had to be asked in place is loaded again. Raises what `start`
         raises."""
 
     async def close(self) -> None:

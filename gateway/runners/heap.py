@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 
-from gateway.runners.inline import settle_heap
+from gateway.runners.inline import freeze_heap
 
 #: Seconds between a load and the collection, and between two collections.
-SETTLE_AFTER, SETTLE_INTERVAL = 1.0, 60.0
+FREEZE_AFTER, FREEZE_INTERVAL = 1.0, 60.0
 
 
 class Heap:
@@ -17,18 +17,18 @@ class Heap:
 
     def __init__(self) -> None:
         self._timer: asyncio.TimerHandle | None = None
-        self._settled_at = -SETTLE_INTERVAL
+        self._frozen_at = -FREEZE_INTERVAL
 
-    def settle_soon(self) -> None:
+    def freeze_soon(self) -> None:
         if self._timer is None:
-            wait = max(SETTLE_AFTER, self._settled_at + SETTLE_INTERVAL - time.monotonic())
-            self._timer = asyncio.get_running_loop().call_later(wait, self._settle)
+            wait = max(FREEZE_AFTER, self._frozen_at + FREEZE_INTERVAL - time.monotonic())
+            self._timer = asyncio.get_running_loop().call_later(wait, self._freeze)
 
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
 
-    def _settle(self) -> None:
+    def _freeze(self) -> None:
         self._timer = None
-        self._settled_at = time.monotonic()
-        asyncio.get_running_loop().run_in_executor(None, settle_heap)
+        self._frozen_at = time.monotonic()
+        asyncio.get_running_loop().run_in_executor(None, freeze_heap)

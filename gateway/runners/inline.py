@@ -61,7 +61,7 @@ class InlineRunner:
         self._max_answer = max_answer
         self._pool = ThreadPoolExecutor(1, thread_name_prefix=THREAD + package.path.name[:24])
         self._model: Model | None = None
-        self._rehearsed = False
+        self._prewarmed = False
         self._before = 0
         self._measured: int | None = None
         self._answers = 0
@@ -121,16 +121,16 @@ class InlineRunner:
         except TimeoutError:
             raise RunnerTimeout(f"the model did not answer within {self._timeout:g} s") from None
 
-    async def rehearse(self, batch: Batch, params: Mapping[str, Any]) -> Batch:
-        self._rehearsed = True
+    async def prewarm(self, batch: Batch, params: Mapping[str, Any]) -> Batch:
+        self._prewarmed = True
         return await self.predict(batch, params)
 
-    async def settle(self) -> None:
+    async def finish_prewarm(self) -> None:
         """The gateway itself is never forked: a model that may keep something of a call is loaded again."""
-        if self._rehearsed and self._model is not None and not self._model.flavor.stateless:
+        if self._prewarmed and self._model is not None and not self._model.flavor.stateless:
             await self._unload()
             await self.start()
-        self._rehearsed = False
+        self._prewarmed = False
 
     async def close(self) -> None:
         await self._unload()
@@ -146,7 +146,7 @@ class InlineRunner:
             del model
             if freed() is not None and closing.done():
                 # A full collection stops the process for a tenth of a second: only where one is needed.
-                await self._in_thread(settle_heap)
+                await self._in_thread(freeze_heap)
             if closing.done():
                 await self._in_thread(memory.trim)
 
@@ -193,7 +193,7 @@ class InlineRunner:
         return await asyncio.get_running_loop().run_in_executor(self._pool, call)
 
 
-def settle_heap() -> None:
+def freeze_heap() -> None:
     """Collects everything, then tells the collector to pass over what is left, until the next time."""
     gc.unfreeze()
     gc.collect()

@@ -96,8 +96,8 @@ class PackedRunner:
         self._closed = False
         self._merges = False
         self._known: Mapping[str, Any] = {}
-        self._rehearses = ""
-        self._rehearsed = False
+        self._prewarms = ""
+        self._prewarmed = False
         self._confined: dict[str, str] = {}
         self._loop = asyncio.get_running_loop()
 
@@ -175,7 +175,7 @@ class PackedRunner:
             "quarantined": None,
             "load_peak_bytes": self.load_peak,
             "confinement": dict(self._confined),
-            "warm_up": self._rehearses,
+            "warm_up": self._prewarms,
         }
 
     def start_spare(self) -> None:
@@ -207,21 +207,21 @@ class PackedRunner:
     # ---- its life
 
     async def start(self) -> None:
-        await self._settled()
+        await self._placed()
 
-    async def settle(self) -> None:
-        rehearsed, self._rehearsed = self._rehearsed, False
+    async def finish_prewarm(self) -> None:
+        prewarmed, self._prewarmed = self._prewarmed, False
         if self._own is not None:
-            await self._own.settle()
-        elif rehearsed and self._rehearses == LOADED_AGAIN and self._place is not None:
+            await self._own.finish_prewarm()
+        elif prewarmed and self._prewarms == LOADED_AGAIN and self._place is not None:
             await self.take_place_again(self._place)
 
     def predict(self, batch: Batch | wire.Framed, params: Mapping[str, Any]) -> Coroutine[Any, Any, Batch]:
         return self._asked("predict", batch, params)
 
-    def rehearse(self, batch: Batch, params: Mapping[str, Any]) -> Coroutine[Any, Any, Batch]:
-        self._rehearsed = True
-        return self._asked("rehearse", batch, params)
+    def prewarm(self, batch: Batch, params: Mapping[str, Any]) -> Coroutine[Any, Any, Batch]:
+        self._prewarmed = True
+        return self._asked("prewarm", batch, params)
 
     async def _asked(self, op: str, batch: Batch | wire.Framed, params: Mapping[str, Any]) -> Batch:
         while True:
@@ -229,7 +229,7 @@ class PackedRunner:
             if self._own is not None:
                 return await self._ask_own(op, batch, params)
             if place is None or place.process.left or place.process.worker.gone:
-                await self._settled()
+                await self._placed()
                 continue
             try:
                 reply = await place.ask(_pieces(op, batch, params), self._timeout)
@@ -260,7 +260,7 @@ class PackedRunner:
         self._own_calls += 1
         self._own_idle.clear()
         try:
-            asked = own.rehearse(batch, params) if op == "rehearse" else own.predict(batch, params)  # type: ignore[arg-type]
+            asked = own.prewarm(batch, params) if op == "prewarm" else own.predict(batch, params)  # type: ignore[arg-type]
             answer = await asked
         except (RunnerCrashed, RunnerTimeout):
             self._answers = 0
@@ -325,7 +325,7 @@ class PackedRunner:
         if not task.cancelled() and (error := task.exception()) is not None:
             _LOG.debug("a model did not move: %s", error)
 
-    async def _settled(self) -> None:
+    async def _placed(self) -> None:
         """Returns when it has a place or a process. Raises what loading raises."""
         if self._closed:
             raise NoProcess("the model was unloaded")
@@ -367,7 +367,7 @@ class PackedRunner:
         self._place = place
         self._merges = bool(place.loaded["merges"])
         self._known = place.loaded["known"]
-        self._rehearses = str(place.loaded["rehearses"])
+        self._prewarms = str(place.loaded["prewarms"])
         self._confined = place.process.worker.loaded["confinement"]
 
     async def take_place_again(self, old: Place) -> None:

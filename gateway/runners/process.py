@@ -120,8 +120,8 @@ class ProcessRunner:
         #: Calls that came back, and how many of them had when a process last ended.
         self._replies = 0
         self._replies_at_end = 0
-        self._rehearsed = False
-        self._rehearses = ""
+        self._prewarmed = False
+        self._prewarms = ""
         self._confined: dict[str, str] = {}
         self._load_peak = 0
         self._measured: int | None = None
@@ -206,7 +206,7 @@ class ProcessRunner:
             "quarantined": self._quarantine,
             "load_peak_bytes": self._load_peak,
             "confinement": dict(self._confined),
-            "warm_up": self._rehearses,
+            "warm_up": self._prewarms,
         }
 
     async def start(self) -> None:
@@ -218,17 +218,17 @@ class ProcessRunner:
     def predict(self, batch: Batch | wire.Framed, params: Mapping[str, Any]) -> Coroutine[Any, Any, Batch]:
         return self._asked({"op": "predict", "batch": batch, "params": dict(params)})
 
-    def rehearse(self, batch: Batch, params: Mapping[str, Any]) -> Coroutine[Any, Any, Batch]:
-        self._rehearsed = True
-        return self._asked({"op": "rehearse", "batch": batch, "params": dict(params)})
+    def prewarm(self, batch: Batch, params: Mapping[str, Any]) -> Coroutine[Any, Any, Batch]:
+        self._prewarmed = True
+        return self._asked({"op": "prewarm", "batch": batch, "params": dict(params)})
 
-    async def settle(self) -> None:
+    async def finish_prewarm(self) -> None:
         """Where a process had to answer in place although its model may keep something of a call, a fresh
-        one takes over: the rehearsed one ends first, so that there is never memory for two."""
-        rehearsed, self._rehearsed = self._rehearsed, False
+        one takes over: the prewarmed one ends first, so that there is never memory for two."""
+        prewarmed, self._prewarmed = self._prewarmed, False
         self._measured = None
-        for worker in list(self._workers) if rehearsed else []:
-            if worker.loaded["rehearses"] == LOADED_AGAIN:
+        for worker in list(self._workers) if prewarmed else []:
+            if worker.loaded["prewarms"] == LOADED_AGAIN:
                 self._workers.remove(worker)
                 self._pool.drop(worker)
                 await worker.close()
@@ -364,7 +364,7 @@ class ProcessRunner:
             raise
         self._merges = bool(worker.loaded["merges"])
         self._known = worker.loaded["known"]
-        self._rehearses = str(worker.loaded["rehearses"])
+        self._prewarms = str(worker.loaded["prewarms"])
         self._confined = worker.loaded["confinement"]
         self._load_peak = max(self._load_peak, worker.load_peak)
         if not spare:

@@ -86,7 +86,7 @@ class Worker:
         self._writing = False
         self._deadline: asyncio.TimerHandle | None = None
         self._verdict: Exception | None = None
-        self._burial: asyncio.Task[None] | None = None
+        self._reaping: asyncio.Task[None] | None = None
         #: What it was asked, while somebody waits for it.
         self.call: dict[str, Any] | None = None
         self.pulse = Pulse()
@@ -125,7 +125,7 @@ class Worker:
 
     @property
     def gone(self) -> bool:
-        return self._burial is not None
+        return self._reaping is not None
 
     @property
     def timed_out(self) -> bool:
@@ -279,10 +279,10 @@ class Worker:
         await self.wait_gone()
 
     async def wait_gone(self) -> None:
-        if self._burial is not None:
-            await asyncio.shield(self._burial)
+        if self._reaping is not None:
+            await asyncio.shield(self._reaping)
 
-    # ---- the conversation
+    # ---- calls
 
     def _begin(self, call: _Call) -> None:
         self.working_since = self._loop.time()
@@ -427,10 +427,10 @@ class Worker:
         self._finish()
 
     def _finish(self) -> None:
-        if self._burial is None:
-            self._burial = asyncio.ensure_future(self._bury())
+        if self._reaping is None:
+            self._reaping = asyncio.ensure_future(self._reap())
 
-    async def _bury(self) -> None:
+    async def _reap(self) -> None:
         child = self._child
         if self._sock is not None:
             self._loop.remove_reader(self._sock)

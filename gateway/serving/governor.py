@@ -42,7 +42,7 @@ class Rule:
     matters: float = 0.01
     calm: float = 0.25
     alert: float = 0.03
-    settle: float = 0.5
+    recovery: float = 0.5
     sample: float = 0.25
     quiet: float = 60.0
 
@@ -82,7 +82,7 @@ class Governor:
         self._stop = stop
         self._report = report
         self._rule = rule or Rule()
-        self._settled_at = 0.0
+        self._recovered_at = 0.0
         self._sampled_at = float("-inf")
         self._reported_at = float("-inf")
         self._before: dict[Hashable, int] = {}
@@ -94,7 +94,7 @@ class Governor:
         if usage.share < rule.watch:
             self._before.clear()
             return rule.calm
-        short = usage.share >= rule.high and now >= self._settled_at
+        short = usage.share >= rule.high and now >= self._recovered_at
         if short or now - self._sampled_at >= rule.sample:
             models = self._readings()
             if short:
@@ -106,7 +106,7 @@ class Governor:
         rule = self._rule
         chosen = victim(usage, models, rule, self._before)
         if chosen is not None:
-            self._settled_at = now + rule.settle
+            self._recovered_at = now + rule.recovery
             self._before.pop(chosen.key, None)
             self._stop(
                 chosen.key,

@@ -196,7 +196,7 @@ class Ledger(Generic[K]):
         account = self._accounts[key]
         account.wanted = account.bytes
 
-    def settle(
+    def loaded(
         self, key: K, now: float, measured: int | None = None, load_seconds: float | None = None
     ) -> None:
         """Marks it as loaded. A measurement below the reservation returns the rest. `load_seconds`: the time

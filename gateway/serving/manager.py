@@ -20,7 +20,7 @@ from gateway.serving.failures import Failures
 from gateway.serving.governor import Reading
 from gateway.serving.ledger import Ledger
 from gateway.serving.room import Eviction, Room
-from gateway.serving.servable import Options, Phase, Servable, Settle, Status, Step
+from gateway.serving.servable import Options, Phase, Servable, Status, Step, WithRuntime
 from gateway.serving.spares import Spares
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Lease:
 
 
 class Manager:
-    """`prepare`, `settle`, `open_runner` and `options` are how a version becomes something that runs;
+    """`prepare`, `with_runtime`, `open_runner` and `options` are how a version becomes something that runs;
     `capacity_wait` is how long, in seconds, a load waits for room before it is refused."""
 
     def __init__(
@@ -83,7 +83,7 @@ class Manager:
         *,
         prepare: Callable[[Version], Awaitable[Prepared]],
         open_runner: Callable[[Prepared], Runner],
-        settle: Settle | None = None,
+        with_runtime: WithRuntime | None = None,
         options: Callable[[str], Options] = lambda name: Options(),
         measured: Callable[[Prepared, int | None, float], None] = lambda prepared, size, seconds: None,
         emit: Emit = lambda event: None,
@@ -94,7 +94,7 @@ class Manager:
         self.ledger = ledger
         self._prepare = prepare
         self._open_runner = open_runner
-        self._settle = settle
+        self._with_runtime = with_runtime
         self._options = options
         self._measured = measured
         self._emit = emit
@@ -263,7 +263,7 @@ class Manager:
             return self._room.reserve(servable, wanted)
 
         try:
-            await servable.prepare(self._prepare, prepared, self._settle)
+            await servable.prepare(self._prepare, prepared, self._with_runtime)
             # A slow store must not keep others from loading: only what costs this machine takes a slot.
             async with _Slot(self._slots):
                 started = servable.began = self._clock()
@@ -289,7 +289,7 @@ class Manager:
             self._fail(servable, unforeseen, self._clock() - started)
             raise
         seconds = self._clock() - started
-        self.ledger.settle(servable, self._clock(), measured, seconds)
+        self.ledger.loaded(servable, self._clock(), measured, seconds)
         if servable.options.pin:
             self.ledger.pin(servable)
         self._failures.forget(version)

@@ -37,7 +37,9 @@ class Preparation:
         self._served = served
         self._listed = listed
 
-    async def settle(self, prepared: Prepared, say: Callable[[str], None] = lambda step: None) -> Prepared:
+    async def with_runtime(
+        self, prepared: Prepared, say: Callable[[str], None] = lambda step: None
+    ) -> Prepared:
         """The same package with its runtime; `say` is told each step of a build, by the thread that builds.
         Raises Problem MODEL_UNAVAILABLE with both versions and the commands that help; trying again is no
         help, and the problem says so."""
@@ -57,6 +59,6 @@ class Preparation:
         except Refused as refused:
             message = f"{version} cannot be loaded: {pathless(str(refused))}"
             raise Problem("MODEL_UNAVAILABLE", message, hint=refused.hint, retryable=False) from None
-        findings: tuple[str, ...] = () if runtime.warning is None else (runtime.warning,)
-        findings += () if runtime.dated else (_UNDATED,)
-        return replace(prepared, runtime=runtime, findings=findings)
+        warnings: tuple[str, ...] = () if runtime.warning is None else (runtime.warning,)
+        warnings += () if runtime.dated else (_UNDATED,)
+        return replace(prepared, runtime=runtime, warnings=warnings)

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from loaders.signature import Signature
 
 Mode = Literal["strict", "warn", "mlflow"]
-Settle = Callable[["Prepared", Callable[[str], None]], Awaitable["Prepared"]]
+WithRuntime = Callable[["Prepared", Callable[[str], None]], Awaitable["Prepared"]]
 
 #: Warnings about a version in `status`, until its owner or the operator changes it.
 NO_SIGNATURE: Final = "it has no signature: the model gets inputs unchecked"
@@ -229,14 +229,14 @@ class Servable:
         self,
         prepare: Callable[[Version], Awaitable[Prepared]],
         prepared: Prepared | None = None,
-        settle: Settle | None = None,
+        with_runtime: WithRuntime | None = None,
     ) -> None:
         """Fetches, verifies and reads its files, or uses `prepared` if the caller already has them. Then
-        `settle` finds where it runs, and builds its environment if there is none yet."""
+        `with_runtime` finds where it runs, and builds its environment if there is none yet."""
         self.prepared = await prepare(self.version) if prepared is None else prepared
         self.move(Step.FETCHED)
-        if settle is not None:
-            self.prepared = await settle(self.prepared, self._building)
+        if with_runtime is not None:
+            self.prepared = await with_runtime(self.prepared, self._building)
             self.mismatch = _mismatch(self.prepared)
         self.move(Step.BUILT)
 
@@ -267,7 +267,7 @@ class Servable:
             await runner.start()
             self.move(Step.LOADED)
             merges, self.warnings = await self._warm_up(runner, prepared)
-            await runner.settle()
+            await runner.finish_prewarm()
             measured = runner.measured_bytes
             if measured is not None:
                 await reserve(measured)
@@ -329,7 +329,7 @@ class Servable:
         A model that raises on its example is refused (ModelError). An example that does not fit the model's
         own signature shows nothing about the model: it is skipped with a warning.
         """
-        warnings = list(prepared.findings)
+        warnings = list(prepared.warnings)
         if prepared.package.signature is None:
             warnings.append(NO_SIGNATURE)
         if not self.options.warm_up:
@@ -347,7 +347,7 @@ class Servable:
             warnings.append("the saved input example does not fit the model's signature: no warm-up")
             return runner.merges, tuple(warnings)
         try:
-            answer = await runner.rehearse(enforced.batch, enforced.params)
+            answer = await runner.prewarm(enforced.batch, enforced.params)
         except ModelError as error:
             if not error.unsuitable:
                 raise
@@ -374,7 +374,7 @@ class Servable:
         if enforced is None:
             return []
         try:
-            await runner.rehearse(enforced.batch, enforced.params)
+            await runner.prewarm(enforced.batch, enforced.params)
         except ModelError as error:
             if str(error).startswith(_NEVER):
                 raise
@@ -392,13 +392,13 @@ class Servable:
         one = repeated(batch, 1)
         if one is None:
             return True
-        single = await runner.rehearse(one, params)
+        single = await runner.prewarm(one, params)
         for times in (2, 8):
             many = repeated(batch, times)
             if many is None:
                 return False
             try:
-                answer = await runner.rehearse(many, params)
+                answer = await runner.prewarm(many, params)
             except ModelError:
                 return False
             if not agree(single, answer, times):

@@ -1,4 +1,4 @@
-"""A rehearsal prediction in a zygote, so that its children skip the one-time work of a first prediction.
+"""One prediction in a zygote, so that its children skip the one-time work of a first prediction.
 
 A framework's first prediction in a process looks for plugins, fills caches and imports what it needs, and
 each child would do so again, in memory of its own. Runs no model code, and does nothing where
@@ -12,7 +12,7 @@ import sys
 import numpy as np
 
 
-def rehearse() -> None:
+def predict_once() -> None:
     """Raises what the frameworks raise."""
     if "sklearn.linear_model" in sys.modules and "pandas" in sys.modules:
         _sklearn()

@@ -121,7 +121,7 @@ class RequestLoop:
         self._temporary = temporary
         self._reader = wire.Reader()
         self._models: dict[int, Model] = {}
-        self._rehearses: dict[int, str] = {}
+        self._prewarms: dict[int, str] = {}
         self._for = 0
         self._pack = False
         self._unloaded = 0
@@ -135,7 +135,7 @@ class RequestLoop:
             if message["op"] == "for":
                 self._for = message["model"]
                 continue
-            apart = message["op"] == "rehearse" and self._rehearses.get(self._for) == FORKED
+            apart = message["op"] == "prewarm" and self._prewarms.get(self._for) == FORKED
             answer = self._apart(message) if apart else self._encoded(message)
             del message
             wire.transmit(self._sock, answer)
@@ -219,7 +219,7 @@ class RequestLoop:
             gc.collect()
             _trim()
         self._models[self._for] = model
-        self._rehearses[self._for] = (
+        self._prewarms[self._for] = (
             IN_PLACE if model.flavor.stateless else FORKED if _may_fork(held) else LOADED_AGAIN
         )
         self._grown[self._for] = grown = _resident() - before
@@ -227,7 +227,7 @@ class RequestLoop:
             "op": "loaded",
             "merges": bool(model.merges),
             "known": _known(model),
-            "rehearses": self._rehearses[self._for],
+            "prewarms": self._prewarms[self._for],
             "seconds": time.monotonic() - started,
             "grown": grown,
             "confinement": confined,
@@ -240,7 +240,7 @@ class RequestLoop:
         confined = self._set_up(message)
         gc.collect()
         gc.freeze()
-        return {"op": "loaded", "merges": False, "known": {}, "rehearses": IN_PLACE, "confinement": confined}
+        return {"op": "loaded", "merges": False, "known": {}, "prewarms": IN_PLACE, "confinement": confined}
 
     def _set_up(self, message: dict[str, Any]) -> dict[str, str]:
         os.environ.update(message["environment"])
@@ -253,7 +253,7 @@ class RequestLoop:
         object of every model."""
         before = _resident()
         model = self._models.pop(self._for, None)
-        self._rehearses.pop(self._for, None)
+        self._prewarms.pop(self._for, None)
         grown = self._grown.pop(self._for, 0)
         if model is not None:
             model.close()

@@ -101,9 +101,9 @@ def _preload_own() -> None:
     for name in flavors.FLAVORS:
         flavors.get(name)
     try:
-        prewarm.rehearse()
+        prewarm.predict_once()
     except Exception as error:  # noqa: BLE001  (fails again in the models that need it)
-        sys.stderr.write(f"nothing was rehearsed: {type(error).__name__}: {error}\n")
+        sys.stderr.write(f"nothing was prewarmed: {type(error).__name__}: {error}\n")
 
 
 def _again(options: Mapping[str, Any]) -> NoReturn:

@@ -38,7 +38,7 @@ def main(rollouts: int) -> None:
             for bursty in (False, True):
                 kind = {"share": share, "service": rate, "candidate": rate, "requests": 500, "bursty": bursty}
                 row(f"identical, share {share}, errors {rate}, bursty {bursty}", rollouts, None, **kind)
-        little = {"share": share, "service": 0.01, "candidate": 0.01, "requests": 200, "settle_every": 10}
+        little = {"share": share, "service": 0.01, "candidate": 0.01, "requests": 200, "block_every": 10}
         row(f"identical, share {share}, one request per minute", rollouts, None, **little)
         for rate in (0.001, 0.01, 0.05, 0.1):
             kind = {"share": share, "service": rate, "candidate": rate + 0.05, "requests": LIMIT}

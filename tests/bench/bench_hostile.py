@@ -32,7 +32,7 @@ import httpx
 
 CGROUPS = Path("/sys/fs/cgroup/memory")
 SIZE = 31 << 20
-SETTLE_SECONDS = 10.0
+STABLE_SECONDS = 10.0
 ONE = json.dumps({"dataframe_records": [{"a": 5.1, "b": 3.5}]}).encode()
 JSON = {"content-type": "application/json"}
 
@@ -142,7 +142,7 @@ async def measure(url: str, group: Group, kind: str, bodies: int) -> dict[str, A
     await asyncio.sleep(0.3)
     done.set()
     times = sorted(await asked)
-    await asyncio.sleep(SETTLE_SECONDS)
+    await asyncio.sleep(STABLE_SECONDS)
     return {
         "kind": kind,
         "statuses": statuses,

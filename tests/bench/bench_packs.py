@@ -164,13 +164,13 @@ def serve(count: int, seconds: float) -> None:
 
 async def cycles(count: int) -> None:
     from tests.gateway.runners.test_packs import Quarters, answered_by, scaled
-    from tests.support.house import house
+    from tests.support.processes import processes
 
     directory = Path(tempfile.mkdtemp())
     large = write_package(
         directory / "p", at_load="import numpy as np; global kept; kept = np.ones(20 << 17)"
     )
-    async with house(directory / "scratch") as made:
+    async with processes(directory / "scratch") as made:
         quarters = Quarters(made)
         stays = await quarters.started(scaled(directory / "2", 2.0))
         sizes = []

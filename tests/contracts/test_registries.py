@@ -12,10 +12,10 @@ from gateway.names import Reference, parse_reference
 from gateway.registries import REGISTRIES, default_target, open_registry
 from gateway.registries.base import (
     Alias,
-    Finding,
     Model,
     Move,
     NotInRegistry,
+    Observation,
     PreconditionFailed,
     Registry,
     RegistryError,
@@ -257,11 +257,11 @@ def test_a_finding_is_there_for_every_reader_until_the_alias_moves(
         registry.add_version("iris", package, digest(package))
     registry.move(Move("iris", "champion", "2"))
     verdict = Verdict("2", "refused", "its outputs are tensors now", "2026-11-29T10:00:00Z")
-    told = registry.record(Finding("iris", "champion", "2", "1", verdict))
+    told = registry.record(Observation("iris", "champion", "2", "1", verdict))
     assert told is not None
     seen = registry.find(Reference("iris", alias="champion")).models["iris"].aliases["champion"]
     assert (seen.refused, seen.last_good) == (verdict, "1")
-    registry.record(Finding("iris", "champion", "1", "2"))  # it does not point there
+    registry.record(Observation("iris", "champion", "1", "2"))  # it does not point there
     assert registry.find(Reference("iris")).models["iris"].aliases["champion"] == seen
     moved = registry.move(Move("iris", "champion", "1")).models["iris"].aliases["champion"]
     assert (moved.refused, moved.previous) == (None, ())

@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 
-from tests.support.house import START
+from tests.support.processes import START
 
 
 @pytest.fixture(params=START)

@@ -19,7 +19,7 @@ from gateway.serving.servable import Servable
 from loaders.schema import Scalar
 from loaders.signature import ColSpec, Signature
 from tests.support.composed import CHAMPION, Composed, composed
-from tests.support.house import until
+from tests.support.processes import until
 
 pytestmark = pytest.mark.anyio
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from loaders import environment, package
-from loaders.environment import Environment, Finding
+from loaders.environment import Environment, Mismatch
 
 HERE = platform.python_version()
 NUMPY = metadata.version("numpy")
@@ -81,17 +81,17 @@ def test_an_equal_environment_has_no_findings(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("numpy==1.0", Finding("numpy", "==1.0", NUMPY)),
-        ("numpy<1", Finding("numpy", "<1", NUMPY)),
-        ("not-installed-anywhere==2", Finding("not-installed-anywhere", "==2", None)),
-        ("not-installed-anywhere", Finding("not-installed-anywhere", "any version", None)),
+        ("numpy==1.0", Mismatch("numpy", "==1.0", NUMPY)),
+        ("numpy<1", Mismatch("numpy", "<1", NUMPY)),
+        ("not-installed-anywhere==2", Mismatch("not-installed-anywhere", "==2", None)),
+        ("not-installed-anywhere", Mismatch("not-installed-anywhere", "any version", None)),
         ("not-installed-anywhere; python_version < '3'", None),
         ("numpy[extra]>=1", None),
-        ("===", Finding("===", "a requirement that cannot be compared", None)),
-        ("./local.whl", Finding("./local.whl", "a requirement that cannot be compared", None)),
+        ("===", Mismatch("===", "a requirement that cannot be compared", None)),
+        ("./local.whl", Mismatch("./local.whl", "a requirement that cannot be compared", None)),
     ],
 )
-def test_each_difference_is_a_finding(tmp_path: Path, line: str, expected: Finding | None) -> None:
+def test_each_difference_is_a_mismatch(tmp_path: Path, line: str, expected: Mismatch | None) -> None:
     assert environment.check(packaged(tmp_path, line)) == ([] if expected is None else [expected])
 
 
@@ -99,8 +99,8 @@ def test_each_difference_is_a_finding(tmp_path: Path, line: str, expected: Findi
     ("version", "differs"), [("2.7.18", True), ("", True), (HERE, False), (HERE + "rc1", False)]
 )
 def test_python_counts_by_major_and_minor(tmp_path: Path, version: str, differs: bool) -> None:
-    findings = environment.check(packaged(tmp_path, "", python_version=version))
-    assert [finding.subject for finding in findings] == (["Python"] if differs else [])
+    mismatches = environment.check(packaged(tmp_path, "", python_version=version))
+    assert [mismatch.subject for mismatch in mismatches] == (["Python"] if differs else [])
 
 
 def test_a_pin_is_met_by_a_build_with_a_local_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,8 +119,8 @@ def test_the_mlflow_line_counts_only_where_the_package_s_code_imports_it(tmp_pat
     (tmp_path / "code" / "mine.py").write_text("import numpy  # not mlflow\n")
     assert environment.check(packaged(tmp_path, line, "mine", code="code")) == []
     (tmp_path / "code" / "mine.py").write_text("def f():\n    from mlflow.pyfunc import x\n")
-    findings = environment.check(packaged(tmp_path, line, "mine", code="code"))
-    assert [finding.subject for finding in findings] == ["mlflow", "mlflow-skinny"]
+    mismatches = environment.check(packaged(tmp_path, line, "mine", code="code"))
+    assert [mismatch.subject for mismatch in mismatches] == ["mlflow", "mlflow-skinny"]
 
 
 def test_checking_never_raises(tmp_path: Path) -> None:
@@ -134,5 +134,5 @@ def test_checking_never_raises(tmp_path: Path) -> None:
 
 
 def test_a_finding_reads_as_a_sentence() -> None:
-    assert str(Finding("numpy", "==1.0", "2.0")) == "numpy: the model was saved with ==1.0, here is 2.0"
-    assert str(Finding("skops", "==1.0", None)).endswith("here is none")
+    assert str(Mismatch("numpy", "==1.0", "2.0")) == "numpy: the model was saved with ==1.0, here is 2.0"
+    assert str(Mismatch("skops", "==1.0", None)).endswith("here is none")

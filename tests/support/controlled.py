@@ -109,10 +109,10 @@ class ControlledRunner:
             raise ModelError(self._behaviour.fails_predict)
         return Tensors({"": np.full(rows, int(self._version.version))}, rows)
 
-    async def rehearse(self, batch: Batch, params: Mapping[str, Any]) -> Batch:
+    async def prewarm(self, batch: Batch, params: Mapping[str, Any]) -> Batch:
         return await self.predict(batch, params)
 
-    async def settle(self) -> None:
+    async def finish_prewarm(self) -> None:
         return None
 
     async def close(self) -> None:

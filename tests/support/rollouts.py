@@ -31,13 +31,13 @@ def simulate(
     requests: int,
     bursty: bool = False,
     limits: Limits | None = None,
-    settle_every: int | None = None,
+    block_every: int | None = None,
 ) -> Run:
     """One rollout until a guard is breached or the candidate has had `requests`, judged after each request.
 
     `service`, `candidate`: error rates. `slower`: ratio of call times. `spread`: of their log. `bursty`:
     load that comes and goes, with five times the errors and three times the call times while it is high.
-    `settle_every`: a block also ends after so many requests, as little traffic does by the clock.
+    `block_every`: a block also ends after so many requests, as little traffic does by the clock.
     """
     guards = Guards(limits or Limits(), share, seed=draw.getrandbits(32))
     high, seen = False, 0
@@ -51,8 +51,8 @@ def simulate(
         seconds = 0.005 * load * math.exp(draw.gauss(0, spread)) * (slower if chosen else 1.0)
         guards.observe(Outcome(draw.random() < rate, seconds, key=str(seen)), candidate=chosen)
         seen += 1
-        if settle_every and seen % settle_every == 0:
-            guards.settle()
+        if block_every and seen % block_every == 0:
+            guards.end_block()
         if guards.breached is not None:
             break
     return Run(guards.verdict(), guards.candidate.requests)

@@ -20,7 +20,7 @@ from gateway.runners.environments import elsewhere
 from gateway.settings import Settings
 from loaders.batch import Columns
 from tests.support.hostile import write_package
-from tests.support.house import House, run
+from tests.support.processes import Processes, run
 
 pytestmark = [pytest.mark.all, pytest.mark.skipif(sys.platform != "linux", reason="processes need Linux")]
 
@@ -55,8 +55,8 @@ def test_a_model_answers_on_each_python_with_the_libraries_of_its_time(
     there = elsewhere(built.python, built.lock.packages, "fork")
     table = Columns({"a": np.array([1.5, 2.5]), "t": np.array(["ä", "b"], dtype=object)}, 2)
 
-    async def work(house: House) -> None:
-        runner = await house.started(package, environment=there)
+    async def work(h: Processes) -> None:
+        runner = await h.started(package, environment=there)
         answer = await runner.predict(table, {})
         assert isinstance(answer, Columns)
         assert answer.arrays["python"].tolist() == [minor[1]] * 2

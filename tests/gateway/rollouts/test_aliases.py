@@ -25,7 +25,7 @@ from tests.support.controlled import MB, Behaviour, Bench, run, turns, version
 CHAMPION = Reference("iris", alias="champion")
 
 
-class House:
+class Setup:
     """A bench with aliases over it; `say` is the registry moving."""
 
     def __init__(self, directory: Path, versions: int = 3) -> None:
@@ -52,7 +52,7 @@ class House:
         """One request, as the service makes it: which version answered."""
         target = self.aliases.target(CHAMPION)
         assert target.alias is not None
-        chosen = target.version or await self.aliases.settle(target.alias, None)
+        chosen = target.version or await self.aliases.wait_until_served(target.alias, None)
         lease = self.bench.manager.lease(chosen)
         try:
             await self.bench.manager.ready(lease)
@@ -73,71 +73,71 @@ class House:
 
 def test_an_alias_nobody_asked_for_loads_nothing(tmp_path: Path) -> None:
     async def main() -> None:
-        house = House(tmp_path)
-        house.say("1")
-        house.say("2")
+        setup = Setup(tmp_path)
+        setup.say("1")
+        setup.say("2")
         await turns()
-        assert house.bench.prepared == {}
-        assert await house.ask() == "2"
+        assert setup.bench.prepared == {}
+        assert await setup.ask() == "2"
 
     run(main)
 
 
 def test_promise_1_the_old_version_answers_until_the_new_one_is_warm(tmp_path: Path) -> None:
     async def main() -> None:
-        house = House(tmp_path)
-        house.say("1")
-        assert await house.ask() == "1"
-        hold = house.of(2).hold = asyncio.Event()
-        house.say("2")
+        setup = Setup(tmp_path)
+        setup.say("1")
+        assert await setup.ask() == "1"
+        hold = setup.of(2).hold = asyncio.Event()
+        setup.say("2")
         await turns()
         for _ in range(3):
-            assert await house.ask() == "1"
+            assert await setup.ask() == "1"
         hold.set()
-        await house.settled()
-        assert await house.ask() == "2"
-        assert [event.version for event in house.bench.of(Swapped)] == ["1", "2"]
+        await setup.settled()
+        assert await setup.ask() == "2"
+        assert [event.version for event in setup.bench.of(Swapped)] == ["1", "2"]
 
     run(main)
 
 
 def test_promise_2_the_version_in_service_is_held_during_a_swap(tmp_path: Path) -> None:
     async def main() -> None:
-        house = House(tmp_path)
-        house.say("1")
-        await house.ask()
-        hold = house.of(2).hold = asyncio.Event()
-        house.say("2")
+        setup = Setup(tmp_path)
+        setup.say("1")
+        await setup.ask()
+        hold = setup.of(2).hold = asyncio.Event()
+        setup.say("2")
         await turns()
-        servable = house.bench.manager.find(version(1))
+        servable = setup.bench.manager.find(version(1))
         assert servable is not None
-        assert house.bench.ledger[servable].leases == 1
+        assert setup.bench.ledger[servable].leases == 1
         hold.set()
-        await house.settled()
-        assert house.bench.ledger[servable].leases == 0
-        assert house.bench.ledger[servable].lingering
+        await setup.settled()
+        assert setup.bench.ledger[servable].leases == 0
+        assert setup.bench.ledger[servable].lingering
 
     run(main)
 
 
 def test_promise_1_a_version_that_fails_never_serves(tmp_path: Path) -> None:
     async def main() -> None:
-        house = House(tmp_path)
-        house.say("1")
-        await house.ask()
-        house.of(2).fails = "ValueError: bad weights"
-        house.say("2")
-        await house.settled()
-        found = house.aliases.find("iris", "champion")
+        setup = Setup(tmp_path)
+        setup.say("1")
+        await setup.ask()
+        setup.of(2).fails = "ValueError: bad weights"
+        setup.say("2")
+        await setup.settled()
+        found = setup.aliases.find("iris", "champion")
         assert found is not None
-        assert await house.ask() == "1"
+        assert await setup.ask() == "1"
         assert found.diverged
         assert found.phase == "refused"
         assert "bad weights" in (found.error or "")
-        assert [event.version for event in house.bench.of(SwapRefused)] == ["2"]
-        house.say("3")
-        await house.settled()
-        assert await house.ask() == "3"
+        assert [event.version for event in setup.bench.of(SwapRefused)] == ["2"]
+        setup.say("3")
+        await setup.settled()
+        assert await setup.ask() == "3"
         assert (found.error, found.diverged, found.phase) == (None, False, "serving")
 
     run(main)
@@ -145,130 +145,130 @@ def test_promise_1_a_version_that_fails_never_serves(tmp_path: Path) -> None:
 
 def test_a_newer_move_overtakes_one_that_is_loading(tmp_path: Path) -> None:
     async def main() -> None:
-        house = House(tmp_path)
-        house.say("1")
-        await house.ask()
-        hold = house.of(2).hold = asyncio.Event()
-        house.say("2")
+        setup = Setup(tmp_path)
+        setup.say("1")
+        await setup.ask()
+        hold = setup.of(2).hold = asyncio.Event()
+        setup.say("2")
         await turns()
-        house.say("3")
+        setup.say("3")
         hold.set()
         await turns(50)
-        await house.settled()
-        assert await house.ask() == "3"
-        assert [event.version for event in house.bench.of(Swapped)] == ["1", "3"]
+        await setup.settled()
+        assert await setup.ask() == "3"
+        assert [event.version for event in setup.bench.of(Swapped)] == ["1", "3"]
 
     run(main)
 
 
 def test_moving_back_while_the_new_version_loads_changes_nothing(tmp_path: Path) -> None:
     async def main() -> None:
-        house = House(tmp_path)
-        house.say("1")
-        await house.ask()
-        hold = house.of(2).hold = asyncio.Event()
-        house.say("2")
+        setup = Setup(tmp_path)
+        setup.say("1")
+        await setup.ask()
+        hold = setup.of(2).hold = asyncio.Event()
+        setup.say("2")
         await turns()
-        house.say("1")
+        setup.say("1")
         hold.set()
         await turns(50)
-        assert await house.ask() == "1"
-        assert [event.version for event in house.bench.of(Swapped)] == ["1"]
+        assert await setup.ask() == "1"
+        assert [event.version for event in setup.bench.of(Swapped)] == ["1"]
 
     run(main)
 
 
 def test_a_newer_move_does_not_wait_for_a_load_that_hangs(tmp_path: Path) -> None:
     async def main() -> None:
-        house = House(tmp_path)
-        house.say("1")
-        await house.ask()
-        house.of(2).hold = asyncio.Event()  # never set
-        house.say("2")
+        setup = Setup(tmp_path)
+        setup.say("1")
+        await setup.ask()
+        setup.of(2).hold = asyncio.Event()  # never set
+        setup.say("2")
         await turns()
-        house.say("3")
-        await house.settled()
-        assert await house.ask() == "3"
+        setup.say("3")
+        await setup.settled()
+        assert await setup.ask() == "3"
 
     run(main)
 
 
 def test_after_a_fallback_the_desired_version_is_tried_again(tmp_path: Path) -> None:
     async def main() -> None:
-        house = House(tmp_path)
-        house.say("1")
-        await house.ask()
-        await house.aliases.close()
-        house.of(2).fails = "OSError: the store is away"
-        house.aliases = house.restarted()
-        house.say("2")
-        assert await house.ask() == "1"
-        found = house.aliases.find("iris", "champion")
+        setup = Setup(tmp_path)
+        setup.say("1")
+        await setup.ask()
+        await setup.aliases.close()
+        setup.of(2).fails = "OSError: the store is away"
+        setup.aliases = setup.restarted()
+        setup.say("2")
+        assert await setup.ask() == "1"
+        found = setup.aliases.find("iris", "champion")
         assert found is not None
         assert (found.phase, found.task is not None) == ("refused", True)
-        house.of(2).fails = None
-        house.bench.clock.now += 120
-        house.aliases.clear_error(found)
-        await house.settled()
-        assert await house.ask() == "2"
+        setup.of(2).fails = None
+        setup.bench.clock.now += 120
+        setup.aliases.clear_error(found)
+        await setup.settled()
+        assert await setup.ask() == "2"
 
     run(main)
 
 
 def test_a_cold_load_prepares_its_files_once(tmp_path: Path) -> None:
     async def main() -> None:
-        house = House(tmp_path)
-        house.say("1")
-        await house.ask()
-        assert house.bench.prepared == {version(1): 1}
+        setup = Setup(tmp_path)
+        setup.say("1")
+        await setup.ask()
+        assert setup.bench.prepared == {version(1): 1}
 
     run(main)
 
 
 def test_files_that_cannot_be_had_cost_one_attempt_per_pause(tmp_path: Path) -> None:
     async def main() -> None:
-        house = House(tmp_path)
-        house.of(1).unavailable = "digest mismatch"
-        house.say("1")
+        setup = Setup(tmp_path)
+        setup.of(1).unavailable = "digest mismatch"
+        setup.say("1")
         for _ in range(30):
             with pytest.raises(Problem, match="digest mismatch"):
-                await house.ask()
-        assert house.bench.prepared == {version(1): 1}
-        house.bench.clock.now += 1.1
+                await setup.ask()
+        assert setup.bench.prepared == {version(1): 1}
+        setup.bench.clock.now += 1.1
         with pytest.raises(Problem):
-            await house.ask()
-        assert house.bench.prepared == {version(1): 2}
+            await setup.ask()
+        assert setup.bench.prepared == {version(1): 2}
 
     run(main)
 
 
 def test_a_bug_while_preparing_does_not_end_the_reconciler(tmp_path: Path) -> None:
     async def main() -> None:
-        house = House(tmp_path)
-        house.say("1")
-        await house.ask()
-        house.of(2).bug = True
-        house.say("2")
-        await house.settled()
-        found = house.aliases.find("iris", "champion")
+        setup = Setup(tmp_path)
+        setup.say("1")
+        await setup.ask()
+        setup.of(2).bug = True
+        setup.say("2")
+        await setup.settled()
+        found = setup.aliases.find("iris", "champion")
         assert found is not None
         assert found.phase == "refused"
-        assert await house.ask() == "1"
-        house.say("3")
-        await house.settled()
-        assert await house.ask() == "3"
+        assert await setup.ask() == "1"
+        setup.say("3")
+        await setup.settled()
+        assert await setup.ask() == "3"
 
     run(main)
 
 
 def test_an_alias_removed_while_it_loads_is_not_served(tmp_path: Path) -> None:
     async def main() -> None:
-        house = House(tmp_path)
-        hold = house.of(1).hold = asyncio.Event()
-        house.say("1")
-        asking = asyncio.create_task(house.ask())
+        setup = Setup(tmp_path)
+        hold = setup.of(1).hold = asyncio.Event()
+        setup.say("1")
+        asking = asyncio.create_task(setup.ask())
         await turns()
-        house.say(None)
+        setup.say(None)
         hold.set()
         with pytest.raises(Problem) as caught:
             await asking
@@ -279,16 +279,16 @@ def test_an_alias_removed_while_it_loads_is_not_served(tmp_path: Path) -> None:
 
 def test_those_who_wait_for_a_cold_alias_are_bounded(tmp_path: Path) -> None:
     async def main() -> None:
-        house = House(tmp_path)
-        house.aliases = Aliases(
-            house.bench.manager,
-            Gates(house.bench.manager, prepare=house.bench.prepare),
-            memory=AliasMemory(house.state, "test", lambda write: write()),
+        setup = Setup(tmp_path)
+        setup.aliases = Aliases(
+            setup.bench.manager,
+            Gates(setup.bench.manager, prepare=setup.bench.prepare),
+            memory=AliasMemory(setup.state, "test", lambda write: write()),
             max_waiting=3,
         )
-        hold = house.of(1).hold = asyncio.Event()
-        house.say("1")
-        asking = [asyncio.create_task(house.ask()) for _ in range(5)]
+        hold = setup.of(1).hold = asyncio.Event()
+        setup.say("1")
+        asking = [asyncio.create_task(setup.ask()) for _ in range(5)]
         await turns()
         hold.set()
         results = await asyncio.gather(*asking, return_exceptions=True)
@@ -305,36 +305,36 @@ def signature(*columns: ColSpec) -> Signature:
 
 def test_a_version_that_would_break_callers_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
     async def main() -> None:
-        house = House(tmp_path)
-        house.of(1).signature = signature(ColSpec("double", "x"))
-        house.of(2).signature = signature(ColSpec("double", "x"), ColSpec("double", "y"))
-        house.say("1")
-        await house.ask()
-        house.say("2")
-        await house.settled()
-        assert await house.ask() == "1"
-        assert house.of(2).starts == 0
-        house.say("2", forced=True)
-        await house.settled()
-        assert await house.ask() == "2"
-        house.say("1")
-        await house.settled()
-        assert await house.ask() == "1", "the way back is open: it has served before"
+        setup = Setup(tmp_path)
+        setup.of(1).signature = signature(ColSpec("double", "x"))
+        setup.of(2).signature = signature(ColSpec("double", "x"), ColSpec("double", "y"))
+        setup.say("1")
+        await setup.ask()
+        setup.say("2")
+        await setup.settled()
+        assert await setup.ask() == "1"
+        assert setup.of(2).starts == 0
+        setup.say("2", forced=True)
+        await setup.settled()
+        assert await setup.ask() == "2"
+        setup.say("1")
+        await setup.settled()
+        assert await setup.ask() == "1", "the way back is open: it has served before"
 
     run(main)
 
 
 def test_after_a_restart_a_bad_version_does_not_keep_the_last_good_one_from_answering(tmp_path: Path) -> None:
     async def main() -> None:
-        house = House(tmp_path)
-        house.say("1")
-        assert await house.ask() == "1"
-        await house.aliases.close()
-        house.of(2).fails = "ImportError: gone"
-        house.aliases = house.restarted()
-        house.say("2")
-        assert await house.ask() == "1"
-        found = house.aliases.find("iris", "champion")
+        setup = Setup(tmp_path)
+        setup.say("1")
+        assert await setup.ask() == "1"
+        await setup.aliases.close()
+        setup.of(2).fails = "ImportError: gone"
+        setup.aliases = setup.restarted()
+        setup.say("2")
+        assert await setup.ask() == "1"
+        found = setup.aliases.find("iris", "champion")
         assert found is not None
         assert found.diverged
         assert "gone" in (found.error or "")
@@ -344,28 +344,28 @@ def test_after_a_restart_a_bad_version_does_not_keep_the_last_good_one_from_answ
 
 def test_with_nothing_to_fall_back_on_the_reason_is_told(tmp_path: Path) -> None:
     async def main() -> None:
-        house = House(tmp_path)
-        house.of(1).fails = "ValueError: broken"
-        house.say("1")
+        setup = Setup(tmp_path)
+        setup.of(1).fails = "ValueError: broken"
+        setup.say("1")
         for _ in range(3):
             with pytest.raises(Problem, match="broken") as caught:
-                await house.ask()
+                await setup.ask()
             assert (caught.value.code, caught.value.status) == ("MODEL_UNAVAILABLE", 503)
             assert caught.value.retry_after is not None
-        assert house.of(1).starts == 1
+        assert setup.of(1).starts == 1
 
     run(main)
 
 
 def test_an_alias_of_a_version_that_is_not_registered_keeps_what_serves(tmp_path: Path) -> None:
     async def main() -> None:
-        house = House(tmp_path)
-        house.say("1")
-        await house.ask()
-        house.say("9")
-        await house.settled()
-        assert await house.ask() == "1"
-        found = house.aliases.find("iris", "champion")
+        setup = Setup(tmp_path)
+        setup.say("1")
+        await setup.ask()
+        setup.say("9")
+        await setup.settled()
+        assert await setup.ask() == "1"
+        found = setup.aliases.find("iris", "champion")
         assert found is not None
         assert found.diverged
         assert "not registered" in (found.error or "")
@@ -375,12 +375,12 @@ def test_an_alias_of_a_version_that_is_not_registered_keeps_what_serves(tmp_path
 
 def test_an_alias_that_is_removed_is_gone(tmp_path: Path) -> None:
     async def main() -> None:
-        house = House(tmp_path)
-        house.say("1")
-        await house.ask()
-        house.say(None)
+        setup = Setup(tmp_path)
+        setup.say("1")
+        await setup.ask()
+        setup.say(None)
         with pytest.raises(Problem) as caught:
-            await house.ask()
+            await setup.ask()
         assert caught.value.code == "ALIAS_NOT_FOUND"
 
     run(main)
@@ -388,40 +388,40 @@ def test_an_alias_that_is_removed_is_gone(tmp_path: Path) -> None:
 
 def test_a_version_that_left_the_registry_is_unloaded_unless_it_serves(tmp_path: Path) -> None:
     async def main() -> None:
-        house = House(tmp_path)
-        house.say("1")
-        await house.ask()
-        lease = house.bench.manager.lease(version(3))
-        await house.bench.manager.ready(lease)
+        setup = Setup(tmp_path)
+        setup.say("1")
+        await setup.ask()
+        lease = setup.bench.manager.lease(version(3))
+        await setup.bench.manager.ready(lease)
         lease.release()
-        del house.versions["3"], house.versions["1"]
-        house.say("1")
+        del setup.versions["3"], setup.versions["1"]
+        setup.say("1")
         await turns()
-        assert house.bench.manager.find(version(3)) is None
-        assert await house.ask() == "1"
+        assert setup.bench.manager.find(version(3)) is None
+        assert await setup.ask() == "1"
 
     run(main)
 
 
 def test_history_survives_and_a_rollback_goes_further_back_each_time(tmp_path: Path) -> None:
     async def main() -> None:
-        house = House(tmp_path)
+        setup = Setup(tmp_path)
         for number in ("1", "2", "3"):
-            house.say(number)
-            await house.ask()
-            await house.settled()
-        await house.ask()
-        history = house.state.histories("test")["iris", "champion"]
+            setup.say(number)
+            await setup.ask()
+            await setup.settled()
+        await setup.ask()
+        history = setup.state.histories("test")["iris", "champion"]
         assert [(s.version, s.reason) for s in history] == [
             ("1", "replaced by 2"),
             ("2", "replaced by 3"),
             ("3", None),
         ]
-        found = house.aliases.find("iris", "champion")
+        found = setup.aliases.find("iris", "champion")
         assert found is not None
         assert rollback_target(found.history, "3") == "2"
-        house.say("2", moved_by="rollback", forced=True)
-        await house.settled()
+        setup.say("2", moved_by="rollback", forced=True)
+        await setup.settled()
         assert rollback_target(found.history, "2") == "1"
 
     run(main)
@@ -456,23 +456,23 @@ def test_only_versions_of_the_registry_are_equal_by_source() -> None:
 
 def test_a_forgotten_alias_has_lost_nothing_when_it_is_asked_for_again(tmp_path: Path) -> None:
     async def main() -> None:
-        house = House(tmp_path)
-        house.say("1")
-        await house.ask()
-        house.say("2")
-        await house.settled()
-        assert await house.ask() == "2"
-        house.bench.manager.retire(version(2), "idle")
+        setup = Setup(tmp_path)
+        setup.say("1")
+        await setup.ask()
+        setup.say("2")
+        await setup.settled()
+        assert await setup.ask() == "2"
+        setup.bench.manager.retire(version(2), "idle")
         await turns()
-        assert house.aliases.busy() == set()
-        house.aliases.forget({"another"})
-        assert [found.name for found in house.aliases] == ["iris"]
-        house.aliases.forget({"iris"})
-        house.aliases.apply(Snapshot({}, "without it"))
-        assert list(house.aliases) == []
-        house.say("2")
-        assert await house.ask() == "2"
-        found = house.aliases.find("iris", "champion")
+        assert setup.aliases.busy() == set()
+        setup.aliases.forget({"another"})
+        assert [found.name for found in setup.aliases] == ["iris"]
+        setup.aliases.forget({"iris"})
+        setup.aliases.apply(Snapshot({}, "without it"))
+        assert list(setup.aliases) == []
+        setup.say("2")
+        assert await setup.ask() == "2"
+        found = setup.aliases.find("iris", "champion")
         assert found is not None
         assert [(served.version, served.reason) for served in found.history] == [
             ("1", "replaced by 2"),
@@ -485,15 +485,15 @@ def test_a_forgotten_alias_has_lost_nothing_when_it_is_asked_for_again(tmp_path:
 
 def test_an_alias_on_its_way_is_busy(tmp_path: Path) -> None:
     async def main() -> None:
-        house = House(tmp_path)
-        house.say("1")
-        hold = house.of(1).hold = asyncio.Event()
-        asking = asyncio.ensure_future(house.ask())
+        setup = Setup(tmp_path)
+        setup.say("1")
+        hold = setup.of(1).hold = asyncio.Event()
+        asking = asyncio.ensure_future(setup.ask())
         await turns()
-        assert house.aliases.busy() == {"iris"}
+        assert setup.aliases.busy() == {"iris"}
         hold.set()
         await asking
-        assert house.aliases.busy() == set()
+        assert setup.aliases.busy() == set()
 
     run(main)
 
@@ -502,43 +502,43 @@ def test_a_superseded_load_is_cancelled_and_what_serves_stays(tmp_path: Path) ->
     """Room for one: the alias goes to a version that loads for long, and back."""
 
     async def main() -> None:
-        house = House(tmp_path)
-        house.bench.ledger.limit = 25 * MB
-        house.of(3).hold = asyncio.Event()  # never set
-        house.of(3).size, house.of(3).measured = 10 * MB, 20 * MB
-        house.say("1")
-        assert await house.ask() == "1"
-        house.say("3")
+        setup = Setup(tmp_path)
+        setup.bench.ledger.limit = 25 * MB
+        setup.of(3).hold = asyncio.Event()  # never set
+        setup.of(3).size, setup.of(3).measured = 10 * MB, 20 * MB
+        setup.say("1")
+        assert await setup.ask() == "1"
+        setup.say("3")
         await turns()
-        assert house.of(3).starts == 1
-        house.say("1")
+        assert setup.of(3).starts == 1
+        setup.say("1")
         await turns()
-        assert house.bench.manager.find(version(3)) is None
-        assert house.of(3).closes == 1
-        assert await house.ask() == "1"
-        assert house.of(1).starts == 1
-        assert house.bench.ledger.accounted == 10 * MB
+        assert setup.bench.manager.find(version(3)) is None
+        assert setup.of(3).closes == 1
+        assert await setup.ask() == "1"
+        assert setup.of(1).starts == 1
+        assert setup.bench.ledger.accounted == 10 * MB
 
     run(main)
 
 
 def test_an_unload_during_a_load_is_no_refusal_and_the_next_request_loads(tmp_path: Path) -> None:
     async def main() -> None:
-        house = House(tmp_path)
-        house.of(1).hold = asyncio.Event()  # never set
-        house.say("1")
-        waiting = asyncio.create_task(house.ask())
+        setup = Setup(tmp_path)
+        setup.of(1).hold = asyncio.Event()  # never set
+        setup.say("1")
+        waiting = asyncio.create_task(setup.ask())
         await turns()
-        house.bench.manager.retire(version(1), "unloaded")
+        setup.bench.manager.retire(version(1), "unloaded")
         with pytest.raises(Problem) as caught:
             await waiting
         assert (caught.value.code, caught.value.retryable) == ("MODEL_LOADING", True)
-        assert house.bench.of(SwapRefused) == []
-        found = house.aliases.find("iris", "champion")
+        assert setup.bench.of(SwapRefused) == []
+        found = setup.aliases.find("iris", "champion")
         assert found is not None
         assert (found.phase, found.error) == ("unloaded", None)
-        house.of(1).hold = None
-        assert await house.ask() == "1"
+        setup.of(1).hold = None
+        assert await setup.ask() == "1"
 
     run(main)
 
@@ -551,44 +551,44 @@ def test_promise_2_alias_flaps_never_cost_what_serves(tmp_path: Path, seed: int)
     rng = random.Random(seed)
 
     async def main() -> None:
-        house = House(tmp_path, versions=4)
-        ledger, manager = house.bench.ledger, house.bench.manager
+        setup = Setup(tmp_path, versions=4)
+        ledger, manager = setup.bench.ledger, setup.bench.manager
         ledger.limit = rng.choice((15, 25, 35)) * MB
         plan = ledger.plan
 
         def watched(now: float) -> Plan[Servable]:
             decided = plan(now)
             for victim in decided.evict:
-                served = any(a.serving == victim.version for a in house.aliases)
+                served = any(a.serving == victim.version for a in setup.aliases)
                 if served and decided.asking is not None:
                     assert ledger[decided.asking].leases, f"{victim} goes for {decided.asking}"
             return decided
 
         ledger.plan = watched  # type: ignore[method-assign]
         asked: list[asyncio.Task[str]] = []
-        house.say("1")
+        setup.say("1")
         for _ in range(120):
-            house.bench.clock.now += rng.random()
+            setup.bench.clock.now += rng.random()
             action = rng.randrange(6)
             number = rng.randint(1, 4)
             if action == 0:
-                house.say(str(number))
+                setup.say(str(number))
             elif action == 1:
-                house.of(number).hold = asyncio.Event()
-                house.of(number).measured = rng.choice((None, 5, 12, 20)) and rng.choice((5, 12, 20)) * MB
+                setup.of(number).hold = asyncio.Event()
+                setup.of(number).measured = rng.choice((None, 5, 12, 20)) and rng.choice((5, 12, 20)) * MB
             elif action == 2:
-                hold, house.of(number).hold = house.of(number).hold, None
+                hold, setup.of(number).hold = setup.of(number).hold, None
                 if hold is not None:
                     hold.set()
             elif action == 3:
-                house.of(number).fails = rng.choice((None, None, "ValueError: broken"))
+                setup.of(number).fails = rng.choice((None, None, "ValueError: broken"))
             else:
-                asked.append(asyncio.create_task(house.ask()))
+                asked.append(asyncio.create_task(setup.ask()))
             await turns(rng.choice((1, 5, 30)))
             ledger.check()
             if action == 0:
                 await turns(30)
-                wanted = {v for a in house.aliases for v in (a.desired, a.serving, a.last_good)}
+                wanted = {v for a in setup.aliases for v in (a.desired, a.serving, a.last_good)}
                 for servable in manager:
                     unwanted = servable.version not in wanted and servable in ledger
                     if unwanted and servable.status is Status.LOADING and servable.retiring is None:
@@ -596,7 +596,7 @@ def test_promise_2_alias_flaps_never_cost_what_serves(tmp_path: Path, seed: int)
         for task in asked:
             task.cancel()
         await asyncio.gather(*asked, return_exceptions=True)
-        await house.aliases.close()
+        await setup.aliases.close()
         await manager.close()
         assert ledger.accounted == 0
 

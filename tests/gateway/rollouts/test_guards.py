@@ -114,12 +114,12 @@ def test_failures_of_one_caller_alone_do_not_decide() -> None:
     assert guards.verdict().breached == "errors"
 
 
-def test_an_incomplete_block_is_no_evidence_until_it_is_settled() -> None:
+def test_an_incomplete_block_is_no_evidence_until_it_is_ended() -> None:
     guards = Guards(Limits(), 0.5)
     for number in range(BLOCK - 1):
         guards.observe(Outcome(number % 2 == 0, 0.01, key=str(number)), candidate=number % 2 == 0)
     assert guards.verdict().breached is None
-    guards.settle()
+    guards.end_block()
     assert guards.verdict().breached == "errors"
 
 
@@ -127,7 +127,7 @@ def test_one_arm_alone_is_no_evidence() -> None:
     guards = Guards(Limits(), 0.5)
     for number in range(3 * BLOCK):
         guards.observe(Outcome(True, 0.01, key=str(number)), candidate=True)
-    guards.settle()
+    guards.end_block()
     assert guards.verdict().breached is None
 
 

@@ -11,7 +11,7 @@ from gateway.errors import Problem
 from gateway.events import SwapRefused
 from gateway.rollouts.promotions import Moved, Promotions
 from tests.support.composed import Composed, composed
-from tests.support.house import until
+from tests.support.processes import until
 
 pytestmark = pytest.mark.anyio
 

@@ -10,7 +10,7 @@ import pytest
 from gateway.events import Swapped
 from gateway.rollouts.alias import Alias
 from tests.support.composed import Composed, composed
-from tests.support.house import until
+from tests.support.processes import until
 
 pytestmark = pytest.mark.anyio
 

@@ -11,7 +11,7 @@ from gateway.errors import Problem
 from gateway.names import Reference
 from gateway.rollouts.alias import Alias
 from tests.support.composed import CHAMPION, composed
-from tests.support.house import until
+from tests.support.processes import until
 
 pytestmark = pytest.mark.anyio
 SECOND = Reference("iris", version="2")

@@ -15,7 +15,7 @@ from gateway.events import RolloutChanged
 from gateway.names import Reference
 from gateway.policy import Rollout as Policy
 from gateway.record import RequestRecord
-from gateway.registries.base import Alias, Finding, Model, Snapshot, Verdict
+from gateway.registries.base import Alias, Model, Observation, Snapshot, Verdict
 from gateway.rollouts.aliases import Aliases
 from gateway.rollouts.gates import Gates
 from gateway.rollouts.rollout import Rollout
@@ -29,7 +29,7 @@ CHAMPION = Reference("iris", alias="champion")
 STEPS = {"canary": {"steps": [20, 50], "every": 0, "requests": 20, "within": "1h"}}
 
 
-class House:
+class Setup:
     """One gateway over a bench: `say` is the registry moving, `ask` a caller. `clock` moves by hand."""
 
     def __init__(self, directory: Path, policy: dict[str, Any] = STEPS, *, limit: int = 100 * MB) -> None:
@@ -37,7 +37,7 @@ class House:
         self.state = State(directory / "state")
         weakref.finalize(self, self.state.close)
         self.policy = Policy.model_validate(policy)
-        self.found: list[Finding] = []
+        self.found: list[Observation] = []
         self.arms: list[str] = []
         self.entry: Alias | None = None
         self.stamp = 0
@@ -120,12 +120,12 @@ class House:
         self.bench.behaviour(version(number)).fails_predict = text
 
 
-Test = Callable[[House], Awaitable[None]]
+Test = Callable[[Setup], Awaitable[None]]
 
 
 def _run(directory: Path, test: Test, policy: dict[str, Any] = STEPS, **kwargs: Any) -> None:
     async def main() -> None:
-        made = House(directory, policy, **kwargs)
+        made = Setup(directory, policy, **kwargs)
         await test(made)
         await made.aliases.close()
 
@@ -133,38 +133,38 @@ def _run(directory: Path, test: Test, policy: dict[str, Any] = STEPS, **kwargs: 
 
 
 def test_an_identical_version_completes_its_steps(tmp_path: Path) -> None:
-    async def test(house: House) -> None:
-        await house.begun()
-        assert house.phase == "canary 20 %"
-        answered = await house.ask(400)
-        assert house.phase == "serving"
+    async def test(setup: Setup) -> None:
+        await setup.begun()
+        assert setup.phase == "canary 20 %"
+        answered = await setup.ask(400)
+        assert setup.phase == "serving"
         assert answered[-1] == "2"
-        assert [one for one in house.found if one.verdict is not None] == []
-        shares = [event.phase for event in house.bench.of(RolloutChanged)]
+        assert [one for one in setup.found if one.verdict is not None] == []
+        shares = [event.phase for event in setup.bench.of(RolloutChanged)]
         assert shares == ["canary 20 %", "canary 50 %", "done"]
-        assert set(house.arms) == {"candidate", "service"}
-        assert await house.ask(3) == ["2", "2", "2"]
-        assert house.arms.count("candidate") == 40  # 20 in each step, and none after the last
+        assert set(setup.arms) == {"candidate", "service"}
+        assert await setup.ask(3) == ["2", "2", "2"]
+        assert setup.arms.count("candidate") == 40  # 20 in each step, and none after the last
 
     _run(tmp_path, test)
 
 
 def test_a_caller_keeps_its_version_within_a_step_and_stays_in(tmp_path: Path) -> None:
-    async def test(house: House) -> None:
-        rollout = await house.begun()
+    async def test(setup: Setup) -> None:
+        rollout = await setup.begun()
         inside = [str(n) for n in range(200) if rollout.takes(str(n))]
         assert 20 < len(inside) < 60
         for _ in range(3):
-            assert await house.ask(key=inside[0]) == ["2"]
-        await house.ask(200)
-        assert house.phase == "canary 50 %" or house.phase == "serving"
+            assert await setup.ask(key=inside[0]) == ["2"]
+        await setup.ask(200)
+        assert setup.phase == "canary 50 %" or setup.phase == "serving"
 
     _run(tmp_path, test, {"canary": {**STEPS["canary"], "requests": 30}})
 
 
 def test_a_caller_is_named_by_the_header_of_the_policy(tmp_path: Path) -> None:
-    async def test(house: House) -> None:
-        rollout = await house.begun()
+    async def test(setup: Setup) -> None:
+        rollout = await setup.begun()
         assert rollout.caller({b"x-user-id": b"anna"}, "1") == rollout.caller({b"x-user-id": b"anna"}, "2")
         assert rollout.caller({}, "1") == "1"
 
@@ -172,21 +172,21 @@ def test_a_caller_is_named_by_the_header_of_the_policy(tmp_path: Path) -> None:
 
 
 def test_a_version_that_fails_is_taken_back_and_no_caller_sees_it(tmp_path: Path) -> None:
-    async def test(house: House) -> None:
-        await house.begun()
-        house.fails(2)
-        answered = await house.ask(300)
+    async def test(setup: Setup) -> None:
+        await setup.begun()
+        setup.fails(2)
+        answered = await setup.ask(300)
         assert set(answered) == {"1"}  # what failed on version 2 was answered by version 1
-        assert house.phase == "rolled_back"
-        found = house.aliases.find("iris", "champion")
+        assert setup.phase == "rolled_back"
+        found = setup.aliases.find("iris", "champion")
         assert found is not None
         assert found.diverged
         assert "errors: " in (found.error or "")
-        assert house.bench.manager.find(version(2)) is None  # its process ends
-        (finding,) = [one for one in house.found if one.verdict is not None]
-        assert finding.verdict is not None
-        assert (finding.verdict.outcome, finding.last_good) == ("rolled_back", "1")
-        evidence = house.bench.of(RolloutChanged)[-1].evidence
+        assert setup.bench.manager.find(version(2)) is None  # its process ends
+        (observation,) = [one for one in setup.found if one.verdict is not None]
+        assert observation.verdict is not None
+        assert (observation.verdict.outcome, observation.last_good) == ("rolled_back", "1")
+        evidence = setup.bench.of(RolloutChanged)[-1].evidence
         assert evidence["felt"] == 0
         assert evidence["retried"] == evidence["candidate"]["errors"] > 0
         assert evidence["reference"] == "same minutes"
@@ -195,53 +195,53 @@ def test_a_version_that_fails_is_taken_back_and_no_caller_sees_it(tmp_path: Path
 
 
 def test_without_retry_callers_see_what_fails_until_the_guard_knows(tmp_path: Path) -> None:
-    async def test(house: House) -> None:
-        await house.begun()
-        house.fails(2)
+    async def test(setup: Setup) -> None:
+        await setup.begun()
+        setup.fails(2)
         failures = 0
-        while house.phase != "rolled_back":
+        while setup.phase != "rolled_back":
             with contextlib.suppress(Problem):
-                await house.ask()
+                await setup.ask()
                 continue
             failures += 1
             assert failures < 40
-        assert house.bench.of(RolloutChanged)[-1].evidence["felt"] == failures > 0
+        assert setup.bench.of(RolloutChanged)[-1].evidence["felt"] == failures > 0
 
     _run(tmp_path, test, {"canary": {**STEPS["canary"], "requests": 1000, "retry": False}})
 
 
 def test_promise_12_too_little_traffic_holds(tmp_path: Path) -> None:
-    async def test(house: House) -> None:
-        rollout = await house.begun()
-        await house.ask(5)
-        house.bench.clock.now += 3601
+    async def test(setup: Setup) -> None:
+        rollout = await setup.begun()
+        await setup.ask(5)
+        setup.bench.clock.now += 3601
         rollout.changed.set()
         await turns(50)
-        assert house.phase == "held"
+        assert setup.phase == "held"
         assert "too little traffic" in (rollout.course.reason or "")
-        await house.ask(200)
-        assert house.phase == "held"  # a person decides
-        found = house.aliases.find("iris", "champion")
+        await setup.ask(200)
+        assert setup.phase == "held"  # a person decides
+        found = setup.aliases.find("iris", "champion")
         assert found is not None
-        house.aliases.conductor.say(found, "finish")
+        setup.aliases.conductor.say(found, "finish")
         await turns(50)
-        assert await house.ask(2) == ["2", "2"]
-        assert house.course == "done"
+        assert await setup.ask(2) == ["2", "2"]
+        assert setup.course == "done"
 
     _run(tmp_path, test)
 
 
 def test_promise_12_too_little_traffic_refuses_where_the_policy_says_so(tmp_path: Path) -> None:
-    async def test(house: House) -> None:
-        rollout = await house.begun()
-        house.bench.clock.now += 3601
+    async def test(setup: Setup) -> None:
+        rollout = await setup.begun()
+        setup.bench.clock.now += 3601
         rollout.changed.set()
         await turns(50)
-        assert house.phase == "refused"
+        assert setup.phase == "refused"
         assert (
-            "too little traffic: 0 of 20 requests" in (house.found[-1].verdict or Verdict("", "", "")).reason
+            "too little traffic: 0 of 20 requests" in (setup.found[-1].verdict or Verdict("", "", "")).reason
         )
-        assert set(await house.ask(50)) == {"1"}
+        assert set(await setup.ask(50)) == {"1"}
 
     _run(tmp_path, test, {**STEPS, "thin": "refuse"})
 
@@ -250,252 +250,252 @@ def test_promise_12_too_little_traffic_refuses_where_the_policy_says_so(tmp_path
     ("verb", "phase", "serves"), [("finish", "serving", "2"), ("abort", "rolled_back", "1")]
 )
 def test_a_person_ends_a_rollout(tmp_path: Path, verb: str, phase: str, serves: str) -> None:
-    async def test(house: House) -> None:
-        await house.begun()
-        found = house.aliases.find("iris", "champion")
+    async def test(setup: Setup) -> None:
+        await setup.begun()
+        found = setup.aliases.find("iris", "champion")
         assert found is not None
-        house.aliases.conductor.say(found, verb)
+        setup.aliases.conductor.say(found, verb)
         await turns(50)
-        assert house.phase == phase
-        assert set(await house.ask(30)) == {serves}
+        assert setup.phase == phase
+        assert set(await setup.ask(30)) == {serves}
         with pytest.raises(Problem, match="no rollout of iris@champion is under way"):
-            house.aliases.conductor.say(found, verb)
+            setup.aliases.conductor.say(found, verb)
 
     _run(tmp_path, test)
 
 
 def test_a_paused_rollout_goes_on_where_it_was(tmp_path: Path) -> None:
-    async def test(house: House) -> None:
-        rollout = await house.begun()
-        found = house.aliases.find("iris", "champion")
+    async def test(setup: Setup) -> None:
+        rollout = await setup.begun()
+        found = setup.aliases.find("iris", "champion")
         assert found is not None
-        house.bench.clock.now += 40
-        house.aliases.conductor.say(found, "pause")
-        house.bench.clock.now += 10_000
-        await house.ask(300)
-        assert house.phase == "canary 20 %"
+        setup.bench.clock.now += 40
+        setup.aliases.conductor.say(found, "pause")
+        setup.bench.clock.now += 10_000
+        await setup.ask(300)
+        assert setup.phase == "canary 20 %"
         assert rollout.seconds == 40
-        house.aliases.conductor.say(found, "resume")
-        house.bench.clock.now += 20
-        await house.ask(1)
+        setup.aliases.conductor.say(found, "resume")
+        setup.bench.clock.now += 20
+        await setup.ask(1)
         rollout.changed.set()
         await turns(50)
-        assert house.phase == "canary 50 %"
+        assert setup.phase == "canary 50 %"
 
     _run(tmp_path, test, {"canary": {**STEPS["canary"], "every": 60}})
 
 
 def test_a_promotion_supersedes_a_canary(tmp_path: Path) -> None:
-    async def test(house: House) -> None:
-        await house.begun()
-        house.say(Alias("3", previous=("1",), last_good="1"))
+    async def test(setup: Setup) -> None:
+        await setup.begun()
+        setup.say(Alias("3", previous=("1",), last_good="1"))
         await turns(50)
-        assert house.rollout.candidate == version(3)
-        phases = [(event.version, event.phase) for event in house.bench.of(RolloutChanged)]
+        assert setup.rollout.candidate == version(3)
+        phases = [(event.version, event.phase) for event in setup.bench.of(RolloutChanged)]
         assert phases == [("2", "canary 20 %"), ("2", "superseded"), ("3", "canary 20 %")]
-        assert set(await house.ask(60)) == {"1", "3"}
+        assert set(await setup.ask(60)) == {"1", "3"}
 
     _run(tmp_path, test, {"canary": {**STEPS["canary"], "requests": 1000}})
 
 
 def test_moving_back_ends_a_canary(tmp_path: Path) -> None:
-    async def test(house: House) -> None:
-        await house.begun()
-        house.say(Alias("1", last_good="1"))
+    async def test(setup: Setup) -> None:
+        await setup.begun()
+        setup.say(Alias("1", last_good="1"))
         await turns(50)
-        assert house.course == "superseded"
-        assert set(await house.ask(30)) == {"1"}
-        assert house.phase == "serving"
+        assert setup.course == "superseded"
+        assert set(await setup.ask(30)) == {"1"}
+        assert setup.phase == "serving"
 
     _run(tmp_path, test)
 
 
 def test_flapping_leaves_one_rollout(tmp_path: Path) -> None:
-    async def test(house: House) -> None:
-        await house.begun()
+    async def test(setup: Setup) -> None:
+        await setup.begun()
         for number in "1232312":
-            house.say(Alias(number, last_good="1"))
+            setup.say(Alias(number, last_good="1"))
             await turns(3)
         await turns(100)
-        assert house.rollout.candidate == version(2)
-        assert set(await house.ask(60)) == {"1", "2"}
+        assert setup.rollout.candidate == version(2)
+        assert set(await setup.ask(60)) == {"1", "2"}
 
     _run(tmp_path, test, {"canary": {**STEPS["canary"], "requests": 1000}})
 
 
 def test_a_deleted_alias_ends_its_canary(tmp_path: Path) -> None:
-    async def test(house: House) -> None:
-        await house.begun()
-        house.say(None)
+    async def test(setup: Setup) -> None:
+        await setup.begun()
+        setup.say(None)
         await turns(50)
-        assert house.course == "superseded"
+        assert setup.course == "superseded"
         with pytest.raises(Problem, match="has no alias champion"):
-            await house.ask()
+            await setup.ask()
 
     _run(tmp_path, test)
 
 
 def test_the_verdict_of_another_gateway_ends_a_canary(tmp_path: Path) -> None:
-    async def test(house: House) -> None:
-        await house.begun()
+    async def test(setup: Setup) -> None:
+        await setup.begun()
         verdict = Verdict("2", "rolled_back", "errors: 9 of 90 against 0 of 900")
-        house.say(Alias("2", previous=("1",), last_good="1", verdict=verdict))
+        setup.say(Alias("2", previous=("1",), last_good="1", verdict=verdict))
         await turns(50)
-        assert (house.phase, house.course) == ("rolled_back", "rolled_back")
-        assert set(await house.ask(30)) == {"1"}
+        assert (setup.phase, setup.course) == ("rolled_back", "rolled_back")
+        assert set(await setup.ask(30)) == {"1"}
 
     _run(tmp_path, test)
 
 
 def test_both_versions_are_pinned(tmp_path: Path) -> None:
-    async def test(house: House) -> None:
-        await house.begun()
-        lease = house.bench.manager.lease(version(3))
+    async def test(setup: Setup) -> None:
+        await setup.begun()
+        lease = setup.bench.manager.lease(version(3))
         with pytest.raises(Problem) as refused:
-            await house.bench.manager.ready(lease)
+            await setup.bench.manager.ready(lease)
         assert refused.value.code == "CAPACITY_EXCEEDED"
-        assert house.bench.manager.is_ready(version(1))
-        assert house.bench.manager.is_ready(version(2))
+        assert setup.bench.manager.is_ready(version(1))
+        assert setup.bench.manager.is_ready(version(2))
 
     _run(tmp_path, test, limit=25 * MB)
 
 
 def test_without_room_for_both_the_version_is_refused_with_the_numbers(tmp_path: Path) -> None:
-    async def test(house: House) -> None:
-        house.say("1")
-        await house.ask()
-        house.say(Alias("2", previous=("1",), last_good="1"))
+    async def test(setup: Setup) -> None:
+        setup.say("1")
+        await setup.ask()
+        setup.say(Alias("2", previous=("1",), last_good="1"))
         await turns(100)
-        assert house.phase == "refused"
-        found = house.aliases.find("iris", "champion")
+        assert setup.phase == "refused"
+        found = setup.aliases.find("iris", "champion")
         assert found is not None
         assert "MB" in (found.error or "")
-        assert await house.ask() == ["1"]
+        assert await setup.ask() == ["1"]
 
     _run(tmp_path, test, limit=15 * MB)
 
 
 def test_a_candidate_that_is_unloaded_is_taken_back(tmp_path: Path) -> None:
-    async def test(house: House) -> None:
-        rollout = await house.begun()
-        house.bench.manager.quarantine(version(2), "it ended again and again")
+    async def test(setup: Setup) -> None:
+        rollout = await setup.begun()
+        setup.bench.manager.quarantine(version(2), "it ended again and again")
         rollout.changed.set()
         await turns(50)
-        assert house.phase == "rolled_back"
-        assert set(await house.ask(30)) == {"1"}
+        assert setup.phase == "rolled_back"
+        assert set(await setup.ask(30)) == {"1"}
 
     _run(tmp_path, test)
 
 
 def test_a_restart_resumes_a_canary_in_its_step(tmp_path: Path) -> None:
-    async def test(house: House) -> None:
-        await house.begun()
-        while house.phase == "canary 20 %":
-            await house.ask()
-        await house.restart()
+    async def test(setup: Setup) -> None:
+        await setup.begun()
+        while setup.phase == "canary 20 %":
+            await setup.ask()
+        await setup.restart()
         await turns(100)
-        assert house.phase == "canary 50 %"
-        assert house.rollout.step_view()["requests"] == 0  # the evidence begins again
-        assert house.bench.manager.is_ready(version(1))
-        assert set(await house.ask(10)) == {"1", "2"}
+        assert setup.phase == "canary 50 %"
+        assert setup.rollout.step_view()["requests"] == 0  # the evidence begins again
+        assert setup.bench.manager.is_ready(version(1))
+        assert set(await setup.ask(10)) == {"1", "2"}
 
     _run(tmp_path, test)
 
 
 def test_a_restart_in_held_stays_held(tmp_path: Path) -> None:
-    async def test(house: House) -> None:
-        rollout = await house.begun()
-        house.bench.clock.now += 3601
+    async def test(setup: Setup) -> None:
+        rollout = await setup.begun()
+        setup.bench.clock.now += 3601
         rollout.changed.set()
         await turns(50)
-        await house.restart()
+        await setup.restart()
         await turns(100)
-        assert house.phase == "held"
+        assert setup.phase == "held"
 
     _run(tmp_path, test)
 
 
 def test_a_restart_does_not_try_again_what_was_taken_back(tmp_path: Path) -> None:
-    async def test(house: House) -> None:
-        await house.begun()
-        house.fails(2)
-        await house.ask(300)
-        assert house.phase == "rolled_back"
-        house.fails(2, None)
-        starts = house.bench.behaviour(version(2)).starts
-        await house.restart()  # the registry could not be told
-        assert house.phase == "rolled_back"
-        assert set(await house.ask(30)) == {"1"}
-        assert house.bench.behaviour(version(2)).starts == starts
+    async def test(setup: Setup) -> None:
+        await setup.begun()
+        setup.fails(2)
+        await setup.ask(300)
+        assert setup.phase == "rolled_back"
+        setup.fails(2, None)
+        starts = setup.bench.behaviour(version(2)).starts
+        await setup.restart()  # the registry could not be told
+        assert setup.phase == "rolled_back"
+        assert set(await setup.ask(30)) == {"1"}
+        assert setup.bench.behaviour(version(2)).starts == starts
 
     _run(tmp_path, test, {"canary": {**STEPS["canary"], "requests": 1000}})
 
 
 def test_a_verdict_that_is_taken_out_of_the_registry_lets_the_version_try_again(tmp_path: Path) -> None:
-    async def test(house: House) -> None:
-        await house.begun()
-        house.fails(2)
-        await house.ask(300)
-        verdict = house.found[-1].verdict
-        house.say(Alias("2", previous=("1",), last_good="1", verdict=verdict))
+    async def test(setup: Setup) -> None:
+        await setup.begun()
+        setup.fails(2)
+        await setup.ask(300)
+        verdict = setup.found[-1].verdict
+        setup.say(Alias("2", previous=("1",), last_good="1", verdict=verdict))
         await turns(50)
-        assert house.phase == "rolled_back"
-        house.fails(2, None)
-        house.say(Alias("2", previous=("1",), last_good="1"))
+        assert setup.phase == "rolled_back"
+        setup.fails(2, None)
+        setup.say(Alias("2", previous=("1",), last_good="1"))
         await turns(100)
-        assert house.phase == "canary 20 %"
+        assert setup.phase == "canary 20 %"
 
     _run(tmp_path, test, {"canary": {**STEPS["canary"], "requests": 1000}})
 
 
 def test_an_alias_that_is_not_loaded_is_tried_in_steps_too(tmp_path: Path) -> None:
-    async def test(house: House) -> None:
-        house.say("1")
-        await house.ask()
-        house.bench.manager.retire(version(1), "unloaded")
+    async def test(setup: Setup) -> None:
+        setup.say("1")
+        await setup.ask()
+        setup.bench.manager.retire(version(1), "unloaded")
         await turns(50)
-        house.say(Alias("2", previous=("1",), last_good="1"))
+        setup.say(Alias("2", previous=("1",), last_good="1"))
         await turns(50)
-        assert version(2) not in house.bench.prepared
-        assert await house.ask() == ["1"]
+        assert version(2) not in setup.bench.prepared
+        assert await setup.ask() == ["1"]
         await turns(100)
-        assert house.phase == "canary 20 %"
+        assert setup.phase == "canary 20 %"
 
     _run(tmp_path, test)
 
 
 def test_a_first_version_and_the_way_back_take_no_steps(tmp_path: Path) -> None:
-    async def test(house: House) -> None:
-        house.say("1")
-        assert await house.ask() == ["1"]  # nothing to compare with
-        house.say(Alias("2", previous=("1",), last_good="1"))
-        await house.ask(400)
-        assert house.phase == "serving"
-        house.say(Alias("1", last_good="2"))
+    async def test(setup: Setup) -> None:
+        setup.say("1")
+        assert await setup.ask() == ["1"]  # nothing to compare with
+        setup.say(Alias("2", previous=("1",), last_good="1"))
+        await setup.ask(400)
+        assert setup.phase == "serving"
+        setup.say(Alias("1", last_good="2"))
         await turns(50)
-        assert house.phase == "serving"
-        assert await house.ask() == ["1"]
+        assert setup.phase == "serving"
+        assert await setup.ask() == ["1"]
 
     _run(tmp_path, test)
 
 
 def test_a_policy_that_changes_counts_from_the_next_step(tmp_path: Path) -> None:
-    async def test(house: House) -> None:
-        await house.begun()
-        house.policy = Policy.model_validate({"canary": {**STEPS["canary"], "steps": [20, 90]}})
-        while house.phase == "canary 20 %":
-            await house.ask()
-        assert house.phase == "canary 90 %"
+    async def test(setup: Setup) -> None:
+        await setup.begun()
+        setup.policy = Policy.model_validate({"canary": {**STEPS["canary"], "steps": [20, 90]}})
+        while setup.phase == "canary 20 %":
+            await setup.ask()
+        assert setup.phase == "canary 90 %"
 
     _run(tmp_path, test)
 
 
 def test_a_request_costs_nothing_more_while_no_rollout_is_under_way(tmp_path: Path) -> None:
-    async def test(house: House) -> None:
-        house.say("1")
-        await house.ask(50)
-        assert house.arms == []
-        servable = house.bench.manager.find(version(1))
+    async def test(setup: Setup) -> None:
+        setup.say("1")
+        await setup.ask(50)
+        assert setup.arms == []
+        servable = setup.bench.manager.find(version(1))
         assert servable is not None
         assert servable.status is Status.READY
 

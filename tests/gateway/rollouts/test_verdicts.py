@@ -10,7 +10,7 @@ import pytest
 from gateway.errors import Problem
 from gateway.events import AliasDeleted
 from gateway.names import Reference
-from gateway.registries.base import Alias, Finding, Model, Move, Snapshot, Verdict
+from gateway.registries.base import Alias, Model, Move, Observation, Snapshot, Verdict
 from gateway.registries.file import FileRegistry
 from gateway.rollouts.aliases import Aliases
 from gateway.rollouts.gates import Gates
@@ -22,12 +22,12 @@ CHAMPION = Reference("iris", alias="champion")
 REFUSED = Verdict("2", "refused", "outputs were columns and are tensors now")
 
 
-class House:
+class Setup:
     """One gateway's aliases over a bench; `found` is what it wants every gateway to know."""
 
     def __init__(self, directory: Path, *, grace: float = 0.0) -> None:
         self.bench = Bench(directory / "package")
-        self.found: list[Finding] = []
+        self.found: list[Observation] = []
         state = State(directory / "state")
         weakref.finalize(self, state.close)
         self.aliases = Aliases(
@@ -49,68 +49,68 @@ class House:
     async def ask(self) -> str:
         target = self.aliases.target(CHAMPION)
         assert target.alias is not None
-        chosen = target.version or await self.aliases.settle(target.alias, None)
+        chosen = target.version or await self.aliases.wait_until_served(target.alias, None)
         self.aliases.answered(target.alias, chosen)
         return chosen.version
 
 
 def test_a_fresh_gateway_honours_the_verdict_of_another(tmp_path: Path) -> None:
     async def main() -> None:
-        house = House(tmp_path)
-        house.say(Alias("2", last_good="1", verdict=REFUSED))
-        seen = house.aliases.view("iris", "champion")
+        setup = Setup(tmp_path)
+        setup.say(Alias("2", last_good="1", verdict=REFUSED))
+        seen = setup.aliases.view("iris", "champion")
         assert seen is not None
         assert (seen.phase, seen.diverged) == ("refused", True)  # before any request
-        assert await house.ask() == "1"
-        assert version(2) not in house.bench.prepared
+        assert await setup.ask() == "1"
+        assert version(2) not in setup.bench.prepared
 
     run(main)
 
 
 def test_a_verdict_ends_what_another_gateway_serves(tmp_path: Path) -> None:
     async def main() -> None:
-        house = House(tmp_path)
-        house.say(Alias("2"))
-        assert await house.ask() == "2"
-        house.say(Alias("2", last_good="1", verdict=REFUSED))
+        setup = Setup(tmp_path)
+        setup.say(Alias("2"))
+        assert await setup.ask() == "2"
+        setup.say(Alias("2", last_good="1", verdict=REFUSED))
         await turns(50)
-        assert await house.ask() == "1"
-        house.say(Alias("2", last_good="1", forced=True))
+        assert await setup.ask() == "1"
+        setup.say(Alias("2", last_good="1", forced=True))
         await turns(50)
-        assert await house.ask() == "2"
+        assert await setup.ask() == "2"
 
     run(main)
 
 
 def test_a_refusal_is_passed_on_with_the_version_that_answers(tmp_path: Path) -> None:
     async def main() -> None:
-        house = House(tmp_path)
-        house.bench.behaviour(version(1)).signature = Signature(inputs=(ColSpec("double", "a"),))
-        house.bench.behaviour(version(2)).signature = Signature(
+        setup = Setup(tmp_path)
+        setup.bench.behaviour(version(1)).signature = Signature(inputs=(ColSpec("double", "a"),))
+        setup.bench.behaviour(version(2)).signature = Signature(
             inputs=(ColSpec("double", "a"), ColSpec("double", "b"))
         )
-        house.say(Alias("1"))
-        assert await house.ask() == "1"
-        house.say(Alias("2"))
+        setup.say(Alias("1"))
+        assert await setup.ask() == "1"
+        setup.say(Alias("2"))
         await turns(50)
-        assert await house.ask() == "1"
-        [finding] = house.found
-        assert (finding.version, finding.last_good) == ("2", "1")
-        assert finding.verdict is not None
-        assert "b is required now" in finding.verdict.reason
+        assert await setup.ask() == "1"
+        [observation] = setup.found
+        assert (observation.version, observation.last_good) == ("2", "1")
+        assert observation.verdict is not None
+        assert "b is required now" in observation.verdict.reason
 
     run(main)
 
 
 def test_without_a_last_good_version_the_alias_is_unproven_until_it_answers(tmp_path: Path) -> None:
     async def main() -> None:
-        house = House(tmp_path)
-        house.say(Alias("1"))
-        seen = house.aliases.view("iris", "champion")
+        setup = Setup(tmp_path)
+        setup.say(Alias("1"))
+        seen = setup.aliases.view("iris", "champion")
         assert seen is not None
         assert seen.unproven
-        await house.ask()
-        again = house.aliases.view("iris", "champion")
+        await setup.ask()
+        again = setup.aliases.view("iris", "champion")
         assert again is not None
         assert not again.unproven
 
@@ -119,9 +119,9 @@ def test_without_a_last_good_version_the_alias_is_unproven_until_it_answers(tmp_
 
 def test_an_alias_of_an_unregistered_version_is_diverged_from_the_first_snapshot(tmp_path: Path) -> None:
     async def main() -> None:
-        house = House(tmp_path)
-        house.say(Alias("9"))
-        seen = house.aliases.view("iris", "champion")
+        setup = Setup(tmp_path)
+        setup.say(Alias("9"))
+        seen = setup.aliases.view("iris", "champion")
         assert seen is not None
         assert seen.diverged
         assert seen.error is not None
@@ -133,24 +133,24 @@ def test_an_alias_of_an_unregistered_version_is_diverged_from_the_first_snapshot
 def test_a_deleted_alias_is_said_and_kept_for_its_grace(tmp_path: Path) -> None:
     async def main() -> None:
         for grace in (0.0, 60.0):
-            house = House(tmp_path / str(grace), grace=grace)
-            house.say(Alias("1"))
-            await house.ask()
-            house.say(None)
-            [said] = [event for event in house.bench.events if isinstance(event, AliasDeleted)]
+            setup = Setup(tmp_path / str(grace), grace=grace)
+            setup.say(Alias("1"))
+            await setup.ask()
+            setup.say(None)
+            [said] = [event for event in setup.bench.events if isinstance(event, AliasDeleted)]
             assert (said.version, said.grace) == ("1", grace)
             if grace:
-                assert await house.ask() == "1"
-                house.say(Alias("1"))
-                found = house.aliases.find("iris", "champion")
+                assert await setup.ask() == "1"
+                setup.say(Alias("1"))
+                found = setup.aliases.find("iris", "champion")
                 assert found is not None
                 assert found.phase == "serving"
             else:
                 with pytest.raises(Problem, match="no model"):
-                    await house.ask()
-                [attempt] = house.aliases.attempts()
+                    await setup.ask()
+                [attempt] = setup.aliases.attempts()
                 assert attempt.phase == "deleted"
-            await house.aliases.close()
+            await setup.aliases.close()
 
     run(main)
 
@@ -171,14 +171,14 @@ def test_a_finding_in_a_registry_file_is_ignored_by_older_readers_and_void_after
     file = tmp_path / "registry.yaml"
     file.write_text(DOCUMENT)
     registry = FileRegistry(str(file))
-    finding = Finding("iris", "champion", "2", "1", REFUSED)
-    registry.record(finding)
+    observation = Observation("iris", "champion", "2", "1", REFUSED)
+    registry.record(observation)
     assert "x-verdict" in file.read_text()
     alias = FileRegistry(str(file)).read().models["iris"].aliases["champion"]
     assert (alias.refused, alias.last_good) == (REFUSED, "1")
     before = file.read_bytes()
-    registry.record(finding)
-    registry.record(Finding("iris", "champion", "1", "2"))  # it does not point there
+    registry.record(observation)
+    registry.record(Observation("iris", "champion", "1", "2"))  # it does not point there
     assert file.read_bytes() == before
     moved = registry.move(Move("iris", "champion", "1")).models["iris"].aliases["champion"]
     assert (moved.verdict, moved.previous) == (None, ())  # version 2 never served
@@ -189,6 +189,6 @@ def test_an_operator_who_asks_again_ends_a_verdict(tmp_path: Path) -> None:
     file = tmp_path / "registry.yaml"
     file.write_text(DOCUMENT)
     registry = FileRegistry(str(file))
-    registry.record(Finding("iris", "champion", "2", "1", REFUSED))
+    registry.record(Observation("iris", "champion", "2", "1", REFUSED))
     again = registry.move(Move("iris", "champion", "2", forced=True)).models["iris"].aliases["champion"]
     assert (again.refused, again.forced, again.last_good) == (None, True, "1")

@@ -26,7 +26,7 @@ from loaders.package import Package
 from loaders.worker import wire
 from tests.support.attempts import ATTEMPTS, Victims, asked, is_as_it_must, write_attempts
 from tests.support.hostile import write_package
-from tests.support.house import House
+from tests.support.processes import Processes
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or ctypes.CDLL(None).syscall(444, None, 0, 1) < 6,
@@ -94,14 +94,14 @@ def _read(loop: asyncio.AbstractEventLoop, lines: asyncio.Queue[str]) -> None:
     loop.call_soon_threadsafe(lines.put_nowait, "")
 
 
-async def _attacker(house: House, packs: Packs, package: Package, in_a_pack: bool) -> Runner:
+async def _attacker(h: Processes, packs: Packs, package: Package, in_a_pack: bool) -> Runner:
     confinement = Confinement(user="same")
     if not in_a_pack:
-        return await house.started(package, confinement=confinement)
+        return await h.started(package, confinement=confinement)
     conditions = Conditions("attackers", Environment(), 1, (), confinement, wire.MAX_FRAME)
     runner = PackedRunner(
         package, {}, packs=packs, conditions=conditions, record=Record(),
-        alone=lambda reason: house.runner(package, confinement=confinement),
+        alone=lambda reason: h.runner(package, confinement=confinement),
     )  # fmt: skip
     await runner.start()
     assert runner.isolation == "pack"
@@ -114,13 +114,13 @@ async def _serve(directory: Path, in_a_pack: bool) -> None:
     victim = state / "admin.key"
     victim.write_text("secret")
     victim.chmod(0o600)
-    house = House(directory)
-    packs = Packs(house.zygotes)
+    h = Processes(directory)
+    packs = Packs(h.zygotes)
     try:
         package = write_attempts(directory / "a", str(victim))
-        attacker = await _attacker(house, packs, package, in_a_pack)
-        sibling = await house.started(write_package(directory / "b"), confinement=Confinement(user="same"))
-        (zygote,) = house.zygotes.alive
+        attacker = await _attacker(h, packs, package, in_a_pack)
+        sibling = await h.started(write_package(directory / "b"), confinement=Confinement(user="same"))
+        (zygote,) = h.zygotes.alive
         assert zygote.pid is not None
         pids = (os.getpid(), zygote.pid, *sibling.pids)
         victims = Victims(
@@ -139,12 +139,12 @@ async def _serve(directory: Path, in_a_pack: bool) -> None:
                 answer = {"outcome": outcome, "changed": [k for k in before if before[k] != after[k]]}
             sys.stdout.write(json.dumps(answer) + "\n")
             sys.stdout.flush()
-        assert house.observed == []
+        assert h.observed == []
         assert attacker.isolation == ("pack" if in_a_pack else "process")
         await attacker.close()
     finally:
         await packs.close()
-        await house.close()
+        await h.close()
 
 
 def _drop_capabilities() -> None:

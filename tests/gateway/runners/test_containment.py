@@ -26,7 +26,7 @@ from gateway.runners.environments import Environment
 from gateway.runners.process import ProcessRunner
 from gateway.runners.restarts import Policy
 from tests.support.hostile import alive, descendants, eventually, write_package
-from tests.support.house import ONE, House, house, run, until
+from tests.support.processes import ONE, Processes, processes, run, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="model processes need Linux")
 
@@ -67,11 +67,11 @@ HARM: dict[str, tuple[str, Failure, str]] = {
 
 
 class Street:
-    """One loop and one house for many tests, with a neighbour who must notice nothing."""
+    """One loop and one set of processes for many tests, with a neighbour who must notice nothing."""
 
-    def __init__(self, runner: asyncio.Runner, house_: House, neighbour: ProcessRunner) -> None:
+    def __init__(self, runner: asyncio.Runner, processes_: Processes, neighbour: ProcessRunner) -> None:
         self.loop = runner
-        self.house = house_
+        self.processes = processes_
         self.neighbour = neighbour
 
 
@@ -79,7 +79,7 @@ class Street:
 def street(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Street]:
     place = tmp_path_factory.mktemp("street")
     with asyncio.Runner() as loop:
-        manager = house(place / "tmp", request.param)
+        manager = processes(place / "tmp", request.param)
         made = loop.run(manager.__aenter__())
         neighbour = loop.run(made.started(write_package(place / "good")))
         yield Street(loop, made, neighbour)
@@ -95,7 +95,7 @@ def test_harm_stays_with_the_model(tmp_path: Path, street: Street, harm: str, pl
 
     async def work() -> None:
         (neighbour_pid,) = street.neighbour.pids
-        runner = street.house.runner(
+        runner = street.processes.runner(
             package,
             # By exec a Python that only starts may take that long on a busy machine.
             timeout=bound,
@@ -120,10 +120,10 @@ def test_harm_stays_with_the_model(tmp_path: Path, street: Street, harm: str, pl
                 await call
             assert said in str(caught.value)
         await runner.close()
-        street.house.runners.remove(runner)
+        street.processes.runners.remove(runner)
         await street.neighbour.predict(ONE, {})
         assert street.neighbour.pids == [neighbour_pid]
-        (zygote,) = street.house.zygotes.alive
+        (zygote,) = street.processes.zygotes.alive
         await until(lambda: set(descendants(zygote.pid)) == {neighbour_pid})
 
     street.loop.run(work())
@@ -145,7 +145,7 @@ def test_children_of_a_model_end_with_it(tmp_path: Path) -> None:
         """,
     )
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         runner = await h.started(package)
         await runner.predict(ONE, {})
         (pid,) = runner.pids
@@ -265,7 +265,7 @@ def test_what_a_model_inherits_harms_only_itself(tmp_path: Path, start: Start) -
     the sibling, the zygote or the gateway. Nothing else is open."""
     package = write_package(tmp_path / "p", at_predict=INHERITED)
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         sibling = await h.started(write_package(tmp_path / "q"))
         runner = await h.started(package)
         (zygote,) = h.zygotes.alive
@@ -316,7 +316,7 @@ def test_whatever_a_model_leaves_in_its_directory_is_removed(tmp_path: Path, wha
     (elsewhere / "kept").write_text("")
     package = write_package(tmp_path / "p", at_predict=LEFT_BEHIND[what])
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         sibling, runner = await h.started(write_package(tmp_path / "q")), await h.started(package)
         (zygote,) = h.zygotes.alive
         await runner.predict(ONE, {"elsewhere": str(elsewhere)})
@@ -333,7 +333,7 @@ def test_whatever_a_model_leaves_in_its_directory_is_removed(tmp_path: Path, wha
 def test_a_killed_zygotes_directories_are_removed_too(tmp_path: Path) -> None:
     package = write_package(tmp_path / "p", at_predict=LEFT_BEHIND["deep"])
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         runner = await h.started(package)
         await runner.predict(ONE, {})
         (zygote,) = h.zygotes.alive
@@ -358,7 +358,7 @@ def outcome(tmp_path: Path, lines: str, confined: Confinement | None = None, **p
     package = write_package(tmp_path / "p", at_predict=attempt(lines))
     found: list[str] = []
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         runner = await h.started(package, confinement=confined or Confinement())
         found.append((await runner.predict(ONE, params)).value[0])  # type: ignore[union-attr]
 
@@ -402,7 +402,7 @@ from gateway.runners.environments import Environment
 from gateway.runners.process import ProcessRunner
 from gateway.runners.zygote import Zygotes
 from loaders.package import read
-from tests.support.house import ONE
+from tests.support.processes import ONE
 
 async def main():
     assert confinement.hide()
@@ -432,7 +432,7 @@ def test_variables_are_passed_on_by_name_alone(tmp_path: Path, monkeypatch: pyte
     package = write_package(tmp_path / "p", at_predict="return [sorted(os.environ)]")
     environ = {"HF_TOKEN": "a", "HF_HOME": "b", "AWS_SECRET_ACCESS_KEY": "c"}
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         runner = await h.started(package, env_allow=["HF_TOKEN"], environ=environ)
         (names,) = (await runner.predict(ONE, {})).value  # type: ignore[union-attr]
         assert "HF_TOKEN" in names
@@ -535,7 +535,7 @@ def test_limits_hold(tmp_path: Path) -> None:
 def test_cpu_seconds_end_a_model_that_burns_them(tmp_path: Path) -> None:
     package = write_package(tmp_path / "p", at_predict="while True: pass")
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         runner = await h.started(package, confinement=Confinement(cpu_seconds=2))
         with pytest.raises(RunnerCrashed, match=r"SIGXCPU|SIGKILL"):
             await runner.predict(ONE, {})
@@ -546,7 +546,7 @@ def test_cpu_seconds_end_a_model_that_burns_them(tmp_path: Path) -> None:
 def test_a_measure_that_is_required_and_missing_refuses_the_load(tmp_path: Path) -> None:
     package = write_package(tmp_path / "p")
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         with pytest.raises(ModelError, match="required here and not available: filesystem"):
             await h.started(package, confinement=Confinement(filesystem=False, required=("filesystem",)))
 
@@ -579,7 +579,7 @@ def _check_users(directory: Path, python: str) -> None:
     )
     package = write_package(directory / "p", at_predict=lines)
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         runners = [await h.started(package, environment=Environment(python=python)) for _ in range(2)]
         users = [(await r.predict(ONE, {})).value for r in runners]  # type: ignore[union-attr]
         for (uid, gid, groups, owner), runner in zip(users, runners, strict=True):
@@ -598,7 +598,7 @@ def test_a_package_that_another_user_cannot_read_keeps_the_user_and_says_so(tmp_
     package = write_package(tmp_path / "p", at_predict="return [os.getuid()]")
     package.path.chmod(0o700)
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         runner = await h.started(package)
         assert (await runner.predict(ONE, {})).value == [0]  # type: ignore[union-attr]
         status = runner.status()["confinement"]
@@ -640,7 +640,7 @@ def _landlock() -> int:
 def test_the_model_is_the_kernels_first_victim(tmp_path: Path) -> None:
     package = write_package(tmp_path / "p")
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         runner = await h.started(package)
         scores = {}
         for name, pid in {
@@ -659,7 +659,7 @@ def test_measures_take_milliseconds(tmp_path: Path) -> None:
     """Confinement must not eat what a fork saves."""
     package = write_package(tmp_path / "p")
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         await h.started(package)
         times = []
         for _ in range(5):

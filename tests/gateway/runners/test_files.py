@@ -16,7 +16,7 @@ from gateway.runners.confinement import Confinement
 from gateway.runners.files import used
 from loaders.worker import temporary
 from tests.support.hostile import eventually, write_package
-from tests.support.house import ONE, House, run
+from tests.support.processes import ONE, House, run
 from tests.support.served import Served, settings
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="model processes need Linux")

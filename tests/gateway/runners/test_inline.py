@@ -12,7 +12,7 @@ import pytest
 from gateway.runners import memory
 from gateway.runners.inline import InlineRunner
 from tests.support.hostile import write_package
-from tests.support.house import ONE
+from tests.support.processes import ONE
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is measured on Linux")
 

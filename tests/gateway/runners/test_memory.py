@@ -16,7 +16,7 @@ from gateway.runners.base import RunnerCrashed
 from gateway.runners.confinement import Confinement
 from gateway.runners.memory import Footprint, Memory, parse, resident
 from tests.support.hostile import descendants, write_package
-from tests.support.house import ONE, House, descriptors, run, until
+from tests.support.processes import ONE, Processes, descriptors, run, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="model processes need Linux")
 
@@ -37,7 +37,7 @@ def test_memory_figures_are_read_from_the_kernels_text() -> None:
 def test_measured_bytes_are_what_proc_says(tmp_path: Path, start: Literal["fork", "spawn"]) -> None:
     package = write_package(tmp_path / "p", at_load="global X; X = bytearray(os.urandom(1 << 20) * 60)")
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         runner = await h.started(package)
         await runner.predict(ONE, {})
         (pid,) = runner.pids
@@ -59,7 +59,7 @@ def test_measured_bytes_are_what_proc_says(tmp_path: Path, start: Literal["fork"
 def test_load_peak_is_more_than_what_remains(tmp_path: Path) -> None:
     package = write_package(tmp_path / "p", at_load="x = bytearray(os.urandom(1 << 20) * 80); del x")
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         runner = await h.started(package)
         assert runner.load_peak > 80 << 20
         assert (runner.measured_bytes or 0) < 40 << 20
@@ -74,7 +74,7 @@ def test_a_model_that_grows_past_its_limit_is_recycled_without_a_failed_call(tmp
         at_predict="KEPT.append(bytearray(os.urandom(1 << 20) * 4)); return [os.getpid()]",
     )
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         runner = await h.started(package, memory_limit=120 << 20)
         pids = set()
         while len(pids) < 3:
@@ -92,7 +92,7 @@ def test_a_model_that_allocates_without_end_is_stopped(tmp_path: Path) -> None:
         at_predict="while True: KEPT.append(bytearray(os.urandom(1 << 20)))",
     )
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         runner, other = (
             await h.started(package, memory_limit=100 << 20),
             await h.started(write_package(tmp_path / "q")),
@@ -111,7 +111,7 @@ def test_a_model_larger_than_its_limit_does_not_load(tmp_path: Path) -> None:
         tmp_path / "p", at_load="kept = []\nwhile True: kept.append(bytearray(os.urandom(1 << 20)))"
     )
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         with pytest.raises(RunnerCrashed, match="its limit is"):
             await h.started(package, memory_limit=80 << 20)
 
@@ -122,7 +122,7 @@ def test_loading_and_unloading_again_and_again_leaves_nothing(tmp_path: Path) ->
     """The short form of `bench_process cycles`."""
     package = write_package(tmp_path / "p", at_load="global X; X = b'x' * (50 << 20)")
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         seen = []
         for _ in range(15):
             runner = await h.started(package)
@@ -161,7 +161,7 @@ SHARED = "open('/dev/shm/x', 'wb').write(bytes(150 << 20))"
 def test_memory_of_children_and_shared_memory_counts(tmp_path: Path, lines: str) -> None:
     package = write_package(tmp_path / "p", at_import="global X; X = None", at_predict=lines)
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         runner = await h.started(package)
         before = runner.present_bytes()
         assert before < 60 << 20
@@ -177,7 +177,7 @@ def test_memory_of_children_and_shared_memory_counts(tmp_path: Path, lines: str)
 def test_children_and_shared_memory_are_limited(tmp_path: Path, lines: str) -> None:
     package = write_package(tmp_path / "p", at_predict=f"{lines}\nwhile True: pass")
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         runner = await h.started(package, memory_limit=90 << 20)
         with pytest.raises(RunnerCrashed, match="its limit is"):
             await runner.predict(ONE, {})

@@ -15,7 +15,7 @@ import pytest
 
 from gateway.runners import orphans
 from tests.support.hostile import alive, eventually, write_package
-from tests.support.house import ONE, House, run, until
+from tests.support.processes import ONE, Processes, run, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="model processes need Linux")
 
@@ -40,9 +40,9 @@ def exists(pid: int) -> bool:
     return Path("/proc", str(pid)).exists()
 
 
-def gone(house: House, *pids: int) -> bool:
+def gone(h: Processes, *pids: int) -> bool:
     """Whether they are no more in the process table, after one more look."""
-    house.zygotes.tend()
+    h.zygotes.tend()
     return not any(map(exists, pids))
 
 
@@ -53,17 +53,17 @@ def ended_with(code: int) -> subprocess.Popen[bytes]:
     return child
 
 
-def kill_zygote(house: House) -> int:
-    (zygote,) = house.zygotes.alive
+def kill_zygote(h: Processes) -> int:
+    (zygote,) = h.zygotes.alive
     assert zygote.pid is not None
     os.kill(zygote.pid, signal.SIGKILL)
     return zygote.pid
 
 
-def test_what_a_killed_zygote_leaves_is_used_on_and_buried(tmp_path: Path) -> None:
+def test_what_a_killed_zygote_leaves_is_used_on_and_reaped(tmp_path: Path) -> None:
     package = write_package(tmp_path / "p")
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         first, second = await h.started(package), await h.started(package)
         zygote = kill_zygote(h)
         await until(lambda: gone(h, zygote))
@@ -86,7 +86,7 @@ def test_what_a_killed_zygote_leaves_is_used_on_and_buried(tmp_path: Path) -> No
 def test_what_a_model_left_behind_ends_without_its_zygote_too(tmp_path: Path) -> None:
     package = write_package(tmp_path / "p", at_predict=LEAVES)
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         runner = await h.started(package)
         answer = await runner.predict(ONE, {})
         child, orphan = answer.value  # type: ignore[union-attr]
@@ -105,12 +105,12 @@ def test_what_is_left_at_the_end_ends_with_it(tmp_path: Path) -> None:
     package = write_package(tmp_path / "p", at_predict=LEAVES)
 
     async def main() -> list[int]:
-        house = House(tmp_path)
-        runner = await house.started(package)
+        h = Processes(tmp_path)
+        runner = await h.started(package)
         left: list[int] = (await runner.predict(ONE, {})).value  # type: ignore[union-attr]
-        kill_zygote(house)
-        await until(lambda: not house.zygotes.alive)
-        await house.close()
+        kill_zygote(h)
+        await until(lambda: not h.zygotes.alive)
+        await h.close()
         return left
 
     left = asyncio.run(main())
@@ -123,7 +123,7 @@ def test_what_is_left_at_the_end_ends_with_it(tmp_path: Path) -> None:
 def test_nobody_s_exit_status_is_taken_from_him(tmp_path: Path) -> None:
     package = write_package(tmp_path / "p")
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         runner = await h.started(package)
         own = ended_with(7)
         (model,) = runner.pids

@@ -24,7 +24,7 @@ from loaders.batch import Tensors
 from loaders.package import Package
 from loaders.worker import wire
 from tests.support.hostile import write_package
-from tests.support.house import House, house, until
+from tests.support.processes import Processes, processes, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="model processes need Linux")
 
@@ -47,10 +47,10 @@ def given(answer: Any) -> list[float]:
 
 
 class Quarters:
-    """A house, with packs over its zygotes."""
+    """Model processes, with packs over their zygotes."""
 
-    def __init__(self, made: House) -> None:
-        self.house = made
+    def __init__(self, made: Processes) -> None:
+        self.processes = made
         self.packs = Packs(made.zygotes)
         self.runners: list[PackedRunner] = []
         self.observed: list[tuple[str, str]] = []
@@ -68,7 +68,7 @@ class Quarters:
         conditions |= {name: options.pop(name) for name in list(options) if name in conditions}
         made = PackedRunner(
             package, {}, packs=self.packs, conditions=Conditions(**conditions),
-            alone=lambda reason: self.house.runner(package, confinement=conditions["confinement"]),
+            alone=lambda reason: self.processes.runner(package, confinement=conditions["confinement"]),
             record=record or Record(), placement="in a pack",
             observe=lambda what, reason: self.observed.append((what, reason)), **options,
         )  # fmt: skip
@@ -88,7 +88,7 @@ class Quarters:
 
 def run(directory: Path, work: Callable[[Quarters], Awaitable[None]]) -> None:
     async def main() -> None:
-        async with house(directory / "scratch") as made:
+        async with processes(directory / "scratch") as made:
             quarters = Quarters(made)
             try:
                 await work(quarters)

@@ -17,7 +17,7 @@ from gateway.runners.output import Output
 from gateway.runners.restarts import Policy
 from loaders.batch import Batch, Columns, Opaque, Tensors, Value
 from tests.support.hostile import alive, write_package
-from tests.support.house import ONE, House, run, until
+from tests.support.processes import ONE, Processes, run, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="model processes need Linux")
 
@@ -30,7 +30,7 @@ OUR_NAMES = ("gateway/__init__.py", "loaders/__init__.py", "loaders/batch.py", "
 def test_it_answers_every_kind_of_batch(tmp_path: Path, start: Literal["fork", "spawn"]) -> None:
     package = write_package(tmp_path / "p")
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         runner = await h.started(package)
         assert runner.slots == 1
         assert not runner.merges
@@ -58,7 +58,7 @@ def test_it_answers_every_kind_of_batch(tmp_path: Path, start: Literal["fork", "
 def test_large_batches_go_both_ways(tmp_path: Path) -> None:
     package = write_package(tmp_path / "p")
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         runner = await h.started(package)
         big = Tensors({"": np.random.default_rng(0).random((1000, 2000))}, 1000)
         answer = await runner.predict(big, {})
@@ -84,7 +84,7 @@ def test_several_processes_answer_at_once(tmp_path: Path) -> None:
     meet = tmp_path / "meet"
     meet.mkdir()
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         runner = await h.started(package, processes=2, confinement=Confinement(filesystem=False, user="same"))
         assert runner.slots == 2
         answers = await asyncio.gather(*(runner.predict(ONE, {"meet": str(meet)}) for _ in range(2)))
@@ -101,7 +101,7 @@ def test_a_model_may_ship_packages_of_our_names(tmp_path: Path, start: Literal["
         extra=dict.fromkeys(OUR_NAMES, "WHOSE = 'mine'"),
     )
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         runner = await h.started(package)
         for _ in range(2):
             answer = await runner.predict(ONE, {})
@@ -116,7 +116,7 @@ def test_siblings_do_not_share_random_numbers(tmp_path: Path) -> None:
         at_predict="import random, numpy; return [random.random(), float(numpy.random.random())]",
     )
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         runners = [await h.started(package) for _ in range(2)]
         one, two = [(await r.predict(ONE, {})).value for r in runners]  # type: ignore[union-attr]
         assert one[0] != two[0]
@@ -130,7 +130,7 @@ def test_threads_are_the_models_share(tmp_path: Path, start: Literal["fork", "sp
         tmp_path / "p", at_load="global N; N = os.environ['OMP_NUM_THREADS']", at_predict="return [N]"
     )
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         for threads in (1, 2):
             runner = await h.started(package, threads=threads)
             assert (await runner.predict(ONE, {})).value == [str(threads)]  # type: ignore[union-attr]
@@ -162,7 +162,7 @@ def test_what_the_model_raises_is_its_error_and_it_goes_on(
         """,
     )
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         runner = await h.started(package)
         pids = runner.pids
         for error, text in {
@@ -197,7 +197,7 @@ def test_what_the_model_raises_is_its_error_and_it_goes_on(
 def test_an_input_that_cannot_be_sent_is_an_error_of_the_call(tmp_path: Path) -> None:
     package = write_package(tmp_path / "p")
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         runner = await h.started(package)
         with pytest.raises(ModelError, match="cannot be sent"):
             await runner.predict(Value(object()), {})
@@ -220,7 +220,7 @@ def test_a_process_that_says_what_nobody_asked_is_ended(tmp_path: Path) -> None:
         """,
     )
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         runner = await h.started(package)
         with pytest.raises(RunnerCrashed, match="broke the protocol"):
             await runner.predict(ONE, {})
@@ -231,7 +231,7 @@ def test_a_process_that_says_what_nobody_asked_is_ended(tmp_path: Path) -> None:
 # ---- waiting and giving up
 
 
-def test_a_caller_who_leaves_does_not_break_the_conversation(tmp_path: Path) -> None:
+def test_a_caller_who_leaves_does_not_break_the_connection(tmp_path: Path) -> None:
     package = write_package(
         tmp_path / "p",
         at_predict="""
@@ -243,7 +243,7 @@ def test_a_caller_who_leaves_does_not_break_the_conversation(tmp_path: Path) -> 
     )
     flag = tmp_path / "flag"
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         runner = await h.started(package, confinement=Confinement(filesystem=False, user="same"))
         leaver = asyncio.ensure_future(runner.predict(ONE, {"n": 0, "wait": str(flag)}))
         queued = asyncio.ensure_future(runner.predict(ONE, {"n": 1}))
@@ -278,7 +278,7 @@ def test_the_operators_timeout_stops_the_model_and_starts_it_again(
 ) -> None:
     package = write_package(tmp_path / "p", at_predict="while params.get('hang'): pass")
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         runner = await h.started(package, timeout=1)
         pids = runner.pids
         with pytest.raises(RunnerTimeout, match=r"within 1 s"):
@@ -294,7 +294,7 @@ def test_the_operators_timeout_stops_the_model_and_starts_it_again(
 def test_a_cancelled_call_is_still_under_the_timeout(tmp_path: Path) -> None:
     package = write_package(tmp_path / "p", at_predict="while params.get('hang'): pass")
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         runner = await h.started(package, timeout=1)
         call = asyncio.ensure_future(runner.predict(ONE, {"hang": True}))
         await asyncio.sleep(0)
@@ -308,7 +308,7 @@ def test_a_cancelled_call_is_still_under_the_timeout(tmp_path: Path) -> None:
 def test_loading_has_its_own_timeout(tmp_path: Path, start: Literal["fork", "spawn"]) -> None:
     package = write_package(tmp_path / "p", at_load="while True: pass")
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         with pytest.raises(RunnerTimeout):
             await h.started(package, load_timeout=0.5)
 
@@ -318,7 +318,7 @@ def test_loading_has_its_own_timeout(tmp_path: Path, start: Literal["fork", "spa
 def test_a_cancelled_start_leaves_nothing(tmp_path: Path, start: Literal["fork", "spawn"]) -> None:
     package = write_package(tmp_path / "p", at_load="print('loading'); \nwhile True: pass")
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         for moment in ("at once", "while it loads"):
             starting = asyncio.ensure_future(h.runner(package).start())
             if moment == "at once":
@@ -345,7 +345,7 @@ def test_what_the_model_prints_comes_out_under_its_name(
         at_predict="print('predicting'); os.system('echo from a child'); print('the end', end='')",
     )
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         runner = await h.started(package)
         await runner.predict(ONE, {})
         await runner.close()
@@ -367,7 +367,7 @@ def test_a_megabyte_of_output_neither_blocks_nor_floods(tmp_path: Path) -> None:
         """,
     )
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         runner = await h.started(package)
         await asyncio.wait_for(runner.predict(ONE, {"at_once": True}), 30)
         await asyncio.wait_for(runner.predict(ONE, {}), 30)
@@ -386,7 +386,7 @@ def test_a_megabyte_of_output_neither_blocks_nor_floods(tmp_path: Path) -> None:
 def test_stop_ends_all_processes_with_a_reason(tmp_path: Path) -> None:
     package = write_package(tmp_path / "p", at_predict="while params.get('hang'): pass")
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         runner = await h.started(package, processes=2)
         calls = [asyncio.ensure_future(runner.predict(ONE, {"hang": True})) for _ in range(2)]
         await asyncio.sleep(0)
@@ -402,7 +402,7 @@ def test_stop_ends_all_processes_with_a_reason(tmp_path: Path) -> None:
 def test_close_ends_a_hanging_process_within_its_bound(tmp_path: Path) -> None:
     package = write_package(tmp_path / "p", at_predict="while True: pass")
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         runners = [await h.started(package) for _ in range(5)]
         calls = [asyncio.ensure_future(r.predict(ONE, {})) for r in runners]
         await asyncio.sleep(0)
@@ -425,7 +425,7 @@ def test_close_ends_a_hanging_process_within_its_bound(tmp_path: Path) -> None:
 def test_close_lets_a_model_say_goodbye(tmp_path: Path) -> None:
     package = write_package(tmp_path / "p", at_import="import atexit; atexit.register(print, 'goodbye')")
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         runner = await h.started(package)
         await runner.close()
         h.runners.clear()
@@ -437,7 +437,7 @@ def test_close_lets_a_model_say_goodbye(tmp_path: Path) -> None:
 def test_close_while_a_restart_waits(tmp_path: Path) -> None:
     package = write_package(tmp_path / "p", at_predict="os._exit(1)")
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         runner = await h.started(package, restarts=Policy(base=60, crashes=10))
         for _ in range(2):
             with pytest.raises(RunnerCrashed):

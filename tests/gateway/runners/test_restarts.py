@@ -17,7 +17,7 @@ from gateway.runners.confinement import Confinement
 from gateway.runners.pulse import Sign, read
 from gateway.runners.restarts import Policy, Restarts
 from tests.support.hostile import write_package
-from tests.support.house import ONE, House, run, until
+from tests.support.processes import ONE, Processes, run, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="model processes need Linux")
 
@@ -79,7 +79,7 @@ def test_a_crash_fails_its_own_calls_and_the_next_is_answered(
         tmp_path / "p", at_predict="if params.get('die'): import signal; os.kill(os.getpid(), signal.SIGSEGV)"
     )
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         runner, other = await h.started(package), await h.started(package)
         with pytest.raises(RunnerCrashed, match="SIGSEGV"):
             await runner.predict(ONE, {"die": True})
@@ -95,7 +95,7 @@ def test_a_crash_fails_its_own_calls_and_the_next_is_answered(
 def test_with_two_processes_the_other_goes_on(tmp_path: Path) -> None:
     package = write_package(tmp_path / "p", at_predict="if params.get('die'): os._exit(7)")
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         runner = await h.started(package, processes=2, restarts=PATIENT)
         calls = [runner.predict(ONE, {"die": i == 3}) for i in range(10)]
         results = await asyncio.gather(*calls, return_exceptions=True)
@@ -109,7 +109,7 @@ def test_with_two_processes_the_other_goes_on(tmp_path: Path) -> None:
 def test_an_idle_process_that_is_killed_is_replaced(tmp_path: Path) -> None:
     package = write_package(tmp_path / "p")
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         runner = await h.started(package)
         (pid,) = runner.pids
         os.kill(pid, signal.SIGKILL)
@@ -123,7 +123,7 @@ def test_an_idle_process_that_is_killed_is_replaced(tmp_path: Path) -> None:
 def test_calls_wait_for_the_restart_and_a_broken_model_ends_in_quarantine(tmp_path: Path) -> None:
     package = write_package(tmp_path / "p", at_predict="os._exit(1)")
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         runner = await h.started(package, restarts=Policy(base=0.5, crashes=3, suspects=3))
         for n in range(3):
             # The third is asked while the restart waits for its half second, and waits too.
@@ -142,7 +142,7 @@ def test_calls_wait_for_the_restart_and_a_broken_model_ends_in_quarantine(tmp_pa
 def test_a_call_does_not_wait_for_ever_for_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = write_package(tmp_path / "p", at_predict="os._exit(1)")
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         runner = await h.started(package, restarts=Policy(base=600.0, longest=600.0))
         for n in range(2):
             with pytest.raises(RunnerCrashed):
@@ -158,7 +158,7 @@ def test_a_call_does_not_wait_for_ever_for_a_process(tmp_path: Path, monkeypatch
 def test_the_same_input_that_ends_each_process_does_not_quarantine_the_model(tmp_path: Path) -> None:
     package = write_package(tmp_path / "p", at_predict="if params.get('die'): os.abort()")
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         runner = await h.started(package, restarts=Policy(base=0.01, crashes=3, suspects=3))
         for _ in range(6):
             with pytest.raises(RunnerCrashed, match="SIGABRT"):
@@ -172,7 +172,7 @@ def test_a_spare_process_takes_over_at_once(tmp_path: Path) -> None:
     """Restarts would take ten minutes here: whoever answers is the spare."""
     package = write_package(tmp_path / "p", at_predict="if params.get('die'): os.abort()")
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         runner = await h.started(package, restarts=Policy(base=600.0, longest=600.0))
         with pytest.raises(RunnerCrashed):
             await runner.predict(ONE, {"die": 1})
@@ -205,7 +205,7 @@ def test_a_stopped_process_is_shown_as_stuck_and_ended(
 ) -> None:
     package = write_package(tmp_path / "p")
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         runner = await h.started(package)
         (pid,) = runner.pids
         runner.tend()
@@ -238,7 +238,7 @@ def test_a_package_that_fails_to_load_again_counts_as_a_crash(tmp_path: Path) ->
         at_predict="os._exit(1)",
     )
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         runner = await h.started(
             package,
             restarts=Policy(base=0.01, crashes=3),

@@ -21,7 +21,7 @@ from gateway.runners.pulse import Sign, read
 from gateway.runners.zygote import ZygoteGone, Zygotes
 from loaders.worker import bootstrap
 from tests.support.hostile import alive, eventually, write_package
-from tests.support.house import ONE, House, run, until
+from tests.support.processes import ONE, Processes, run, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="model processes need Linux")
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="model processes
 def test_models_of_one_environment_share_a_zygote(tmp_path: Path) -> None:
     package = write_package(tmp_path / "p")
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         await asyncio.gather(*(h.started(package) for _ in range(3)))
         (zygote,) = h.zygotes.alive
         assert len(zygote.children) == 3
@@ -43,7 +43,7 @@ def test_models_of_one_environment_share_a_zygote(tmp_path: Path) -> None:
 def test_a_killed_zygote_costs_nothing_but_itself(tmp_path: Path) -> None:
     package = write_package(tmp_path / "p")
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         runner = await h.started(package)
         (zygote,) = h.zygotes.alive
         assert zygote.pid is not None
@@ -67,7 +67,7 @@ def test_a_killed_zygote_costs_nothing_but_itself(tmp_path: Path) -> None:
 def test_a_zygote_killed_while_it_makes_a_process_is_replaced(tmp_path: Path) -> None:
     package = write_package(tmp_path / "p")
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         await h.started(package)
         (zygote,) = h.zygotes.alive
         assert zygote.pid is not None
@@ -83,7 +83,7 @@ def test_a_zygote_killed_while_it_makes_a_process_is_replaced(tmp_path: Path) ->
 def test_a_stopped_zygote_is_ended_and_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = write_package(tmp_path / "p")
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         runner = await h.started(package)
         (zygote,) = h.zygotes.alive
         assert zygote.pid is not None
@@ -103,7 +103,7 @@ def test_a_stopped_zygote_is_ended_and_replaced(tmp_path: Path, monkeypatch: pyt
 def test_a_process_that_is_never_made_counts_as_a_load_that_takes_too_long(tmp_path: Path) -> None:
     package = write_package(tmp_path / "p")
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         await h.started(package)
         (zygote,) = h.zygotes.alive
         assert zygote.pid is not None
@@ -118,7 +118,7 @@ def test_a_process_that_is_never_made_counts_as_a_load_that_takes_too_long(tmp_p
 def test_an_idle_zygote_is_retired_and_comes_back(tmp_path: Path) -> None:
     package = write_package(tmp_path / "p")
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         runner = await h.started(package)
         (zygote,) = h.zygotes.alive
         far = asyncio.get_running_loop().time() + 1e6
@@ -166,7 +166,7 @@ def test_a_module_that_starts_a_thread_is_left_to_the_children(
     )
     preload = ("quiet_one", "threaded_one", "not_there", "broken_one")
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         runner = await h.started(package, environment=Environment(preload=preload))
         (zygote,) = h.zygotes.alive
         assert zygote.start_method == "fork"
@@ -188,7 +188,7 @@ def test_where_threads_are_there_from_the_start_processes_are_spawned(
     monkeypatch.setenv("PYTHONPATH", str(modules), prepend=os.pathsep)
     package = write_package(tmp_path / "p")
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         await (await h.started(package)).predict(ONE, {})
         (zygote,) = h.zygotes.alive
         assert zygote.start_method == "spawn"
@@ -253,7 +253,7 @@ def test_a_process_that_comes_as_its_caller_leaves_is_ended(
 ) -> None:
     package = write_package(tmp_path / "p")
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         await h.started(package)
         (zygote,) = h.zygotes.alive
         ours, theirs = socket.socketpair()

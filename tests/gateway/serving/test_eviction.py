@@ -71,7 +71,7 @@ def evictions_of_the_hot_one(policy: Policy) -> int:
                     ledger.begin_close(victim)
                     ledger.closed(victim)
             ledger.grant(key)
-            ledger.settle(key, now, None, 0.3)
+            ledger.loaded(key, now, None, 0.3)
         else:
             ledger.lease(key)
         ledger.release(key, now)

@@ -212,7 +212,7 @@ from gateway.runners.environments import Environment
 from gateway.runners.process import ProcessRunner
 from gateway.runners.zygote import Zygotes
 from loaders.package import read
-from tests.support.house import ONE
+from tests.support.processes import ONE
 
 async def main():
     zygotes = Zygotes()

@@ -16,7 +16,7 @@ def resident(ledger: Ledger, key: str, size: int, now: float = 0.0) -> None:
     ledger.ask(key, size)
     assert key in ledger.plan(now).grant
     ledger.grant(key)
-    ledger.settle(key, now)
+    ledger.loaded(key, now)
 
 
 def test_a_request_that_fits_is_granted() -> None:
@@ -159,7 +159,7 @@ def test_a_measurement_gives_back_or_asks_for_more() -> None:
     ledger.open("a", 0)
     ledger.ask("a", 60)
     ledger.grant("a")
-    ledger.settle("a", 0, measured=20)
+    ledger.loaded("a", 0, measured=20)
     assert ledger.accounted == 20
     assert not ledger.ask("a", 90)
     assert ledger.plan(0).grant == ("a",)
@@ -231,7 +231,7 @@ def test_promise_7_random_walk_keeps_the_books() -> None:
             and account.bytes
             and account.wanted == account.bytes
         ):
-            ledger.settle(account.key, now, rng.choice((None, rng.randint(0, account.bytes))))
+            ledger.loaded(account.key, now, rng.choice((None, rng.randint(0, account.bytes))))
         elif action == 4 and account.state is State.CLOSING:
             ledger.closed(account.key)
         elif action == 5 and account.state is State.RESIDENT:

@@ -18,7 +18,7 @@ import loaders
 from gateway.serving import madeup
 from loaders.enforcement import enforce
 from loaders.signature import Signature
-from tests.support.house import House, run
+from tests.support.processes import House, run
 
 FRAME = pd.DataFrame({"city": ["Bonn", "Rome"], "floor": [3, 4], "x": [0.5, 1.5]})
 
@@ -77,7 +77,7 @@ def test_a_pipeline_that_refuses_unknown_categories_answers_a_made_up_row(
         assert runner.known["city"] == "Bonn"
         row = madeup.row(package.signature, runner.known)
         assert row is not None
-        answer = await runner.rehearse(enforce(package.signature, row, None, "strict").batch, {})
+        answer = await runner.prewarm(enforce(package.signature, row, None, "strict").batch, {})
         assert np.asarray(next(iter(answer.arrays.values()))).shape[0] == 1  # type: ignore[union-attr]
 
     run(tmp_path / "tmp", work)

@@ -51,7 +51,7 @@ class Bench:
         made = Servable(version(number), Options())
         self.ledger.open(made, self.clock())
         await self.room.reserve(made, size)
-        self.ledger.settle(made, self.clock(), size, 1.0)
+        self.ledger.loaded(made, self.clock(), size, 1.0)
         return made
 
 

@@ -13,7 +13,7 @@ from gateway.errors import Problem
 from gateway.names import Reference
 from gateway.views import View, shapes
 from tests.support.composed import CHAMPION, Composed, composed
-from tests.support.house import until
+from tests.support.processes import until
 
 pytestmark = pytest.mark.anyio
 

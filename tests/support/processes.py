@@ -24,7 +24,7 @@ START: list[Literal["fork", "spawn"]] = ["fork", "spawn"]
 ONE = Tensors({"": np.array([1.5, 2.5])}, 2)
 
 
-class House:
+class Processes:
     """Zygotes, and runners made over them; remembers what was printed and what was observed."""
 
     def __init__(self, scratch: Path, start: Literal["fork", "spawn"] = "fork") -> None:
@@ -66,11 +66,11 @@ def descriptors() -> Counter[str]:
 
 
 @asynccontextmanager
-async def house(scratch: Path, start: Literal["fork", "spawn"] = "fork") -> AsyncIterator[House]:
+async def processes(scratch: Path, start: Literal["fork", "spawn"] = "fork") -> AsyncIterator[Processes]:
     os.makedirs(scratch, exist_ok=True)
     before = set(descendants())
     opened = descriptors()
-    made = House(scratch, start)
+    made = Processes(scratch, start)
     try:
         yield made
     finally:
@@ -83,10 +83,10 @@ async def house(scratch: Path, start: Literal["fork", "spawn"] = "fork") -> Asyn
 
 
 def run(
-    scratch: Path, work: Callable[[House], Awaitable[None]], start: Literal["fork", "spawn"] = "fork"
+    scratch: Path, work: Callable[[Processes], Awaitable[None]], start: Literal["fork", "spawn"] = "fork"
 ) -> None:
     async def main() -> None:
-        async with house(scratch, start) as made:
+        async with processes(scratch, start) as made:
             await work(made)
 
     asyncio.run(asyncio.wait_for(main(), 60))
