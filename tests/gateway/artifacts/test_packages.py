@@ -164,22 +164,20 @@ def test_a_source_that_is_no_url_is_a_reason_and_no_surprise(executors: Any, tmp
         asyncio.run(packages.get(Version("iris", "1", "http://[x/y")))
 
 
-def test_a_download_that_hangs_does_not_keep_out_what_is_here(
+@pytest.mark.anyio
+async def test_a_download_that_hangs_does_not_keep_out_what_is_here(
     leaving: type[Leaving], executors: Any, tmp_path: Path
 ) -> None:
-    async def main() -> None:
-        packages = Packages(Artifacts(tmp_path / "cache", 10**9), *executors)
-        here = await packages.get(Version("iris", "1", "leaving://m"))
-        leaving.hang = threading.Event()
-        while leaving.asked.acquire(blocking=False):
-            pass
-        hanging = asyncio.ensure_future(packages.get(Version("iris", "2", "leaving://m")))
-        assert await asyncio.to_thread(leaving.asked.acquire, timeout=30)
-        stored = Version("iris", "1", "leaving://m", here.digest)
-        async with asyncio.timeout(20):
-            assert (await packages.get(stored)).local.path == here.local.path
-        assert not hanging.done()
-        leaving.hang.set()
-        await hanging
-
-    asyncio.run(main())
+    packages = Packages(Artifacts(tmp_path / "cache", 10**9), *executors)
+    here = await packages.get(Version("iris", "1", "leaving://m"))
+    leaving.hang = threading.Event()
+    while leaving.asked.acquire(blocking=False):
+        pass
+    hanging = asyncio.ensure_future(packages.get(Version("iris", "2", "leaving://m")))
+    assert await asyncio.to_thread(leaving.asked.acquire, timeout=30)
+    stored = Version("iris", "1", "leaving://m", here.digest)
+    async with asyncio.timeout(20):
+        assert (await packages.get(stored)).local.path == here.local.path
+    assert not hanging.done()
+    leaving.hang.set()
+    await hanging

@@ -71,44 +71,42 @@ class Names(ReadOnly):
     def close(self) -> None: ...
 
 
-def test_names_nobody_uses_are_polled_no_more_until_they_are_asked_for_again() -> None:
-    async def main() -> None:
-        registry, clock = Names(), Clock()
-        loaded = {"loaded"}
-        applied: list[set[str]] = []
-        forgotten: list[set[str]] = []
-        saved: list[set[str]] = []
-        with ThreadPoolExecutor(1) as io:
-            watch = Watch(
-                registry, io, interval=5.0, clock=clock,
-                apply=lambda snapshot, moved_by: applied.append(set(snapshot.models)),
-                remember=lambda snapshot: saved.append(set(snapshot.models)),
-                in_use=lambda: loaded, forget=forgotten.append,
-            )  # fmt: skip
-            for name in ("loaded", "asked", "idle"):
-                assert await watch.find(Reference(name))
-            await watch.look()
-            clock.now += FORGET_UNUSED - 1
-            await watch.ask(Reference("asked"))
-            await watch.look()
-            assert forgotten == []
+@pytest.mark.anyio
+async def test_names_nobody_uses_are_polled_no_more_until_they_are_asked_for_again() -> None:
+    registry, clock = Names(), Clock()
+    loaded = {"loaded"}
+    applied: list[set[str]] = []
+    forgotten: list[set[str]] = []
+    saved: list[set[str]] = []
+    with ThreadPoolExecutor(1) as io:
+        watch = Watch(
+            registry, io, interval=5.0, clock=clock,
+            apply=lambda snapshot, moved_by: applied.append(set(snapshot.models)),
+            remember=lambda snapshot: saved.append(set(snapshot.models)),
+            in_use=lambda: loaded, forget=forgotten.append,
+        )  # fmt: skip
+        for name in ("loaded", "asked", "idle"):
+            assert await watch.find(Reference(name))
+        await watch.look()
+        clock.now += FORGET_UNUSED - 1
+        await watch.ask(Reference("asked"))
+        await watch.look()
+        assert forgotten == []
 
-            clock.now += 2
-            await watch.look()
-            assert forgotten == [{"idle"}]
-            assert applied[-1] == saved[-1] == {"loaded", "asked"}
-            registry.asked.clear()
-            await watch.look()
-            assert registry.asked == ["loaded", "asked"]
+        clock.now += 2
+        await watch.look()
+        assert forgotten == [{"idle"}]
+        assert applied[-1] == saved[-1] == {"loaded", "asked"}
+        registry.asked.clear()
+        await watch.look()
+        assert registry.asked == ["loaded", "asked"]
 
-            assert await watch.find(Reference("idle"))
-            assert applied[-1] == {"loaded", "asked", "idle"}
-            loaded.clear()
-            clock.now += FORGET_UNUSED + 1
-            await watch.look()
-            assert forgotten[1:] == [{"loaded", "asked", "idle"}]
-
-    asyncio.run(main())
+        assert await watch.find(Reference("idle"))
+        assert applied[-1] == {"loaded", "asked", "idle"}
+        loaded.clear()
+        clock.now += FORGET_UNUSED + 1
+        await watch.look()
+        assert forgotten[1:] == [{"loaded", "asked", "idle"}]
 
 
 class Failing(Names):
@@ -127,35 +125,33 @@ class Failing(Names):
 
 
 @pytest.mark.parametrize(("retry_after", "failures"), [(30.0, 1), (None, SILENT_AFTER)])
-def test_a_registry_that_fails_is_left_alone_and_its_recovery_is_said(
+@pytest.mark.anyio
+async def test_a_registry_that_fails_is_left_alone_and_its_recovery_is_said(
     retry_after: float | None, failures: int
 ) -> None:
-    async def main() -> None:
-        registry, clock = Failing(retry_after), Clock()
-        said: list[Event] = []
-        with ThreadPoolExecutor(1) as io:
-            watch = Watch(
-                registry, io, interval=5.0, clock=clock, emit=said.append,
-                apply=lambda snapshot, moved_by: None, remember=lambda snapshot: None,
-            )  # fmt: skip
-            for _ in range(failures):
-                with pytest.raises(Problem) as error:
-                    await watch.look()
-            assert error.value.retry_after is not None
-            assert error.value.retry_after >= (retry_after or 5.0)
-            with pytest.raises(Problem) as left:
-                await watch.find(Reference("new"))
-            assert left.value.code == "REGISTRY_UNAVAILABLE"
-            assert registry.asked == ["read"] * failures
-            registry.failing = False
-            await watch.ask(Reference("new"))  # an operator's verb asks all the same
-            await watch.look()
-            assert await watch.find(Reference("another"))
-        failed = [event for event in said if isinstance(event, RegistryFailed)]
-        assert [event.repeated for event in failed] == [n > 0 for n in range(failures)]
-        assert any(isinstance(event, RegistryRead) and event.recovered for event in said)
-
-    asyncio.run(main())
+    registry, clock = Failing(retry_after), Clock()
+    said: list[Event] = []
+    with ThreadPoolExecutor(1) as io:
+        watch = Watch(
+            registry, io, interval=5.0, clock=clock, emit=said.append,
+            apply=lambda snapshot, moved_by: None, remember=lambda snapshot: None,
+        )  # fmt: skip
+        for _ in range(failures):
+            with pytest.raises(Problem) as error:
+                await watch.look()
+        assert error.value.retry_after is not None
+        assert error.value.retry_after >= (retry_after or 5.0)
+        with pytest.raises(Problem) as left:
+            await watch.find(Reference("new"))
+        assert left.value.code == "REGISTRY_UNAVAILABLE"
+        assert registry.asked == ["read"] * failures
+        registry.failing = False
+        await watch.ask(Reference("new"))  # an operator's verb asks all the same
+        await watch.look()
+        assert await watch.find(Reference("another"))
+    failed = [event for event in said if isinstance(event, RegistryFailed)]
+    assert [event.repeated for event in failed] == [n > 0 for n in range(failures)]
+    assert any(isinstance(event, RegistryRead) and event.recovered for event in said)
 
 
 class Wrong(Names):
@@ -166,40 +162,38 @@ class Wrong(Names):
 
 
 @pytest.mark.parametrize(("registry", "pause"), [(Wrong(), 5.0), (Failing(), LONGEST_PAUSE)])
-def test_only_a_registry_that_does_not_answer_is_read_more_rarely(registry: Names, pause: float) -> None:
-    async def main() -> None:
-        with ThreadPoolExecutor(1) as io:
-            watch = Watch(
-                registry, io, interval=5.0, clock=Clock(),
-                apply=lambda snapshot, moved_by: None, remember=lambda snapshot: None,
-            )  # fmt: skip
-            for _ in range(10):
-                with pytest.raises(Problem) as error:
-                    await watch.look()
-        assert error.value.retry_after is not None
-        assert 0.8 * pause <= error.value.retry_after <= pause
+@pytest.mark.anyio
+async def test_only_a_registry_that_does_not_answer_is_read_more_rarely(
+    registry: Names, pause: float
+) -> None:
+    with ThreadPoolExecutor(1) as io:
+        watch = Watch(
+            registry, io, interval=5.0, clock=Clock(),
+            apply=lambda snapshot, moved_by: None, remember=lambda snapshot: None,
+        )  # fmt: skip
+        for _ in range(10):
+            with pytest.raises(Problem) as error:
+                await watch.look()
+    assert error.value.retry_after is not None
+    assert 0.8 * pause <= error.value.retry_after <= pause
 
-    asyncio.run(main())
 
-
-def test_a_read_that_succeeds_ends_the_pause_that_the_server_asked_for() -> None:
-    async def main() -> None:
-        registry = Failing(retry_after=600.0)
-        registry.models["iris"] = Model("iris", {}, {})
-        with ThreadPoolExecutor(1) as io:
-            watch = Watch(
-                registry, io, interval=0.01,
-                apply=lambda snapshot, moved_by: None, remember=lambda snapshot: None,
-            )  # fmt: skip
-            polling = asyncio.ensure_future(watch.run())
-            async with asyncio.timeout(20):
-                while registry.asked != ["read"]:  # noqa: ASYNC110
-                    await asyncio.sleep(0.01)
-                registry.failing = False
-                await watch.look()  # an operator asks
-                while registry.asked.count("iris") < 3:  # noqa: ASYNC110
-                    await asyncio.sleep(0.01)
-            polling.cancel()
-            await asyncio.wait({polling})
-
-    asyncio.run(main())
+@pytest.mark.anyio
+async def test_a_read_that_succeeds_ends_the_pause_that_the_server_asked_for() -> None:
+    registry = Failing(retry_after=600.0)
+    registry.models["iris"] = Model("iris", {}, {})
+    with ThreadPoolExecutor(1) as io:
+        watch = Watch(
+            registry, io, interval=0.01,
+            apply=lambda snapshot, moved_by: None, remember=lambda snapshot: None,
+        )  # fmt: skip
+        polling = asyncio.ensure_future(watch.run())
+        async with asyncio.timeout(20):
+            while registry.asked != ["read"]:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            registry.failing = False
+            await watch.look()  # an operator asks
+            while registry.asked.count("iris") < 3:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        polling.cancel()
+        await asyncio.wait({polling})

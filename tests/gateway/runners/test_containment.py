@@ -129,7 +129,8 @@ def test_harm_stays_with_the_model(tmp_path: Path, street: Street, harm: str, pl
     street.loop.run(work())
 
 
-def test_children_of_a_model_end_with_it(tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_children_of_a_model_end_with_it(tmp_path: Path, processes: Processes) -> None:
     package = write_package(
         tmp_path / "p",
         at_predict="""
@@ -144,17 +145,13 @@ def test_children_of_a_model_end_with_it(tmp_path: Path) -> None:
                 os._exit(0)
         """,
     )
-
-    async def work(h: Processes) -> None:
-        runner = await h.started(package)
-        await runner.predict(ONE, {})
-        (pid,) = runner.pids
-        await until(lambda: "sleep" in descendants(pid).values())
-        (zygote,) = h.zygotes.alive
-        os.kill(pid, signal.SIGKILL)
-        await until(lambda: set(descendants(zygote.pid)) == set(runner.pids) != {pid})
-
-    run(tmp_path / "tmp", work)
+    runner = await processes.started(package)
+    await runner.predict(ONE, {})
+    (pid,) = runner.pids
+    await until(lambda: "sleep" in descendants(pid).values())
+    (zygote,) = processes.zygotes.alive
+    os.kill(pid, signal.SIGKILL)
+    await until(lambda: set(descendants(zygote.pid)) == set(runner.pids) != {pid})
 
 
 @pytest.mark.parametrize("start", ["fork", "spawn"])
@@ -260,30 +257,29 @@ return [found]
 
 
 @pytest.mark.parametrize("start", ["fork", "spawn"])
-def test_what_a_model_inherits_harms_only_itself(tmp_path: Path, start: Start) -> None:
+@pytest.mark.anyio
+async def test_what_a_model_inherits_harms_only_itself(
+    tmp_path: Path, start: Start, processes: Processes
+) -> None:
     """Its input, its own output, its own socket: each is opened again and written to, and nothing happens to
     the sibling, the zygote or the gateway. Nothing else is open."""
     package = write_package(tmp_path / "p", at_predict=INHERITED)
-
-    async def work(h: Processes) -> None:
-        sibling = await h.started(write_package(tmp_path / "q"))
-        runner = await h.started(package)
-        (zygote,) = h.zygotes.alive
-        pids = [*sibling.pids, *runner.pids, zygote.pid]
-        (found,) = (await runner.predict(ONE, {})).value  # type: ignore[union-attr]
-        kinds = {number: (name, ways) for number, name, ways in found}
-        assert {number: name for number, (name, _) in kinds.items() if number < 3} == {
-            0: "/dev/null", 1: "pipe", 2: "pipe",
-        }  # fmt: skip
-        others = [(name, ways) for number, (name, ways) in kinds.items() if number > 2]
-        ((connection, ways),) = [other for other in others if other[0] != "/dev/null"]
-        assert (connection, ways) == ("socket", [])  # a socket cannot be opened again
-        await sibling.predict(ONE, {})
-        await runner.predict(ONE, {})
-        assert [*sibling.pids, *runner.pids, zygote.pid] == pids
-        assert h.observed == []
-
-    run(tmp_path / "tmp", work, start)
+    sibling = await processes.started(write_package(tmp_path / "q"))
+    runner = await processes.started(package)
+    (zygote,) = processes.zygotes.alive
+    pids = [*sibling.pids, *runner.pids, zygote.pid]
+    (found,) = (await runner.predict(ONE, {})).value  # type: ignore[union-attr]
+    kinds = {number: (name, ways) for number, name, ways in found}
+    assert {number: name for number, (name, _) in kinds.items() if number < 3} == {
+        0: "/dev/null", 1: "pipe", 2: "pipe",
+    }  # fmt: skip
+    others = [(name, ways) for number, (name, ways) in kinds.items() if number > 2]
+    ((connection, ways),) = [other for other in others if other[0] != "/dev/null"]
+    assert (connection, ways) == ("socket", [])  # a socket cannot be opened again
+    await sibling.predict(ONE, {})
+    await runner.predict(ONE, {})
+    assert [*sibling.pids, *runner.pids, zygote.pid] == pids
+    assert processes.observed == []
 
 
 LEFT_BEHIND = {
@@ -330,17 +326,14 @@ def test_whatever_a_model_leaves_in_its_directory_is_removed(tmp_path: Path, wha
     assert os.listdir(elsewhere) == ["kept"]
 
 
-def test_a_killed_zygotes_directories_are_removed_too(tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_a_killed_zygotes_directories_are_removed_too(tmp_path: Path, processes: Processes) -> None:
     package = write_package(tmp_path / "p", at_predict=LEFT_BEHIND["deep"])
-
-    async def work(h: Processes) -> None:
-        runner = await h.started(package)
-        await runner.predict(ONE, {})
-        (zygote,) = h.zygotes.alive
-        assert zygote.pid is not None
-        os.kill(zygote.pid, signal.SIGKILL)
-
-    run(tmp_path / "tmp", work)
+    runner = await processes.started(package)
+    await runner.predict(ONE, {})
+    (zygote,) = processes.zygotes.alive
+    assert zygote.pid is not None
+    os.kill(zygote.pid, signal.SIGKILL)
 
 
 # ---- from inside
@@ -428,21 +421,20 @@ asyncio.run(main())
     assert done.stdout.strip() == "[[], []]", done.stderr
 
 
-def test_variables_are_passed_on_by_name_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.anyio
+async def test_variables_are_passed_on_by_name_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: Processes
+) -> None:
     package = write_package(tmp_path / "p", at_predict="return [sorted(os.environ)]")
     environ = {"HF_TOKEN": "a", "HF_HOME": "b", "AWS_SECRET_ACCESS_KEY": "c"}
-
-    async def work(h: Processes) -> None:
-        runner = await h.started(package, env_allow=["HF_TOKEN"], environ=environ)
-        (names,) = (await runner.predict(ONE, {})).value  # type: ignore[union-attr]
-        assert "HF_TOKEN" in names
-        assert not {"HF_HOME", "AWS_SECRET_ACCESS_KEY"} & set(names)
-        other = await h.started(package, environ=environ)
-        assert "HF_TOKEN" not in (await other.predict(ONE, {})).value[0]  # type: ignore[union-attr]
-
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
-    run(tmp_path / "tmp", work)
+    runner = await processes.started(package, env_allow=["HF_TOKEN"], environ=environ)
+    (names,) = (await runner.predict(ONE, {})).value  # type: ignore[union-attr]
+    assert "HF_TOKEN" in names
+    assert not {"HF_HOME", "AWS_SECRET_ACCESS_KEY"} & set(names)
+    other = await processes.started(package, environ=environ)
+    assert "HF_TOKEN" not in (await other.predict(ONE, {})).value[0]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
@@ -532,25 +524,21 @@ def test_limits_hold(tmp_path: Path) -> None:
     assert outcome(tmp_path, lines, Confinement(files=400), n=200) == "done"
 
 
-def test_cpu_seconds_end_a_model_that_burns_them(tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_cpu_seconds_end_a_model_that_burns_them(tmp_path: Path, processes: Processes) -> None:
     package = write_package(tmp_path / "p", at_predict="while True: pass")
-
-    async def work(h: Processes) -> None:
-        runner = await h.started(package, confinement=Confinement(cpu_seconds=2))
-        with pytest.raises(RunnerCrashed, match=r"SIGXCPU|SIGKILL"):
-            await runner.predict(ONE, {})
-
-    run(tmp_path / "tmp", work)
+    runner = await processes.started(package, confinement=Confinement(cpu_seconds=2))
+    with pytest.raises(RunnerCrashed, match=r"SIGXCPU|SIGKILL"):
+        await runner.predict(ONE, {})
 
 
-def test_a_measure_that_is_required_and_missing_refuses_the_load(tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_a_measure_that_is_required_and_missing_refuses_the_load(
+    tmp_path: Path, processes: Processes
+) -> None:
     package = write_package(tmp_path / "p")
-
-    async def work(h: Processes) -> None:
-        with pytest.raises(ModelError, match="required here and not available: filesystem"):
-            await h.started(package, confinement=Confinement(filesystem=False, required=("filesystem",)))
-
-    run(tmp_path / "tmp", work)
+    with pytest.raises(ModelError, match="required here and not available: filesystem"):
+        await processes.started(package, confinement=Confinement(filesystem=False, required=("filesystem",)))
 
 
 SYSTEM_PYTHON = "/usr/bin/python3"
@@ -592,20 +580,19 @@ def _check_users(directory: Path, python: str) -> None:
     run(directory / "tmp", work)
 
 
-def test_a_package_that_another_user_cannot_read_keeps_the_user_and_says_so(tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_a_package_that_another_user_cannot_read_keeps_the_user_and_says_so(
+    tmp_path: Path, processes: Processes
+) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can give a process another user")
     package = write_package(tmp_path / "p", at_predict="return [os.getuid()]")
     package.path.chmod(0o700)
-
-    async def work(h: Processes) -> None:
-        runner = await h.started(package)
-        assert (await runner.predict(ONE, {})).value == [0]  # type: ignore[union-attr]
-        status = runner.status()["confinement"]
-        assert status["user"].startswith("not changed")
-        assert status["capabilities"] == "none"
-
-    run(tmp_path / "tmp", work)
+    runner = await processes.started(package)
+    assert (await runner.predict(ONE, {})).value == [0]  # type: ignore[union-attr]
+    status = runner.status()["confinement"]
+    assert status["user"].startswith("not changed")
+    assert status["capabilities"] == "none"
 
 
 def test_users_are_never_shared() -> None:
@@ -637,35 +624,29 @@ def _landlock() -> int:
     return int(ctypes.CDLL(None).syscall(444, None, 0, 1))
 
 
-def test_the_model_is_the_kernels_first_victim(tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_the_model_is_the_kernels_first_victim(tmp_path: Path, processes: Processes) -> None:
     package = write_package(tmp_path / "p")
-
-    async def work(h: Processes) -> None:
-        runner = await h.started(package)
-        scores = {}
-        for name, pid in {
-            "model": runner.pids[0],
-            "zygote": h.zygotes.alive[0].pid,
-            "gateway": os.getpid(),
-        }.items():
-            with open(f"/proc/{pid}/oom_score_adj") as file:  # noqa: ASYNC230
-                scores[name] = int(file.read())
-        assert scores["model"] > scores["zygote"] > scores["gateway"]
-
-    run(tmp_path / "tmp", work)
+    runner = await processes.started(package)
+    scores = {}
+    for name, pid in {
+        "model": runner.pids[0],
+        "zygote": processes.zygotes.alive[0].pid,
+        "gateway": os.getpid(),
+    }.items():
+        with open(f"/proc/{pid}/oom_score_adj") as file:  # noqa: ASYNC230
+            scores[name] = int(file.read())
+    assert scores["model"] > scores["zygote"] > scores["gateway"]
 
 
-def test_measures_take_milliseconds(tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_measures_take_milliseconds(tmp_path: Path, processes: Processes) -> None:
     """Confinement must not eat what a fork saves."""
     package = write_package(tmp_path / "p")
-
-    async def work(h: Processes) -> None:
-        await h.started(package)
-        times = []
-        for _ in range(5):
-            begin = time.perf_counter()
-            await h.started(package)
-            times.append(time.perf_counter() - begin)
-        assert min(times) < 0.5
-
-    run(tmp_path / "tmp", work)
+    await processes.started(package)
+    times = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        await processes.started(package)
+        times.append(time.perf_counter() - begin)
+    assert min(times) < 0.5

@@ -16,7 +16,7 @@ from gateway.runners.confinement import Confinement
 from gateway.runners.files import used
 from loaders.worker import temporary
 from tests.support.hostile import eventually, write_package
-from tests.support.processes import ONE, House, run
+from tests.support.processes import ONE, Processes, run
 from tests.support.served import Served, settings
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="model processes need Linux")
@@ -85,7 +85,7 @@ def test_a_model_that_fills_the_disk_is_ended_alone(tmp_path: Path, lines: str) 
         pytest.skip("only root sees what another process holds open")
     package = write_package(tmp_path / "p", at_predict=f"{lines}\nimport time; time.sleep(1000)")
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         runner = await h.started(package, confinement=Confinement(disk=LIMIT))
         other = await h.started(write_package(tmp_path / "q"), confinement=Confinement(disk=LIMIT))
         call = asyncio.ensure_future(runner.predict(ONE, {}))
@@ -106,7 +106,7 @@ def test_a_model_that_fills_the_disk_is_ended_alone(tmp_path: Path, lines: str) 
 def test_a_model_below_its_limit_goes_on(tmp_path: Path) -> None:
     package = write_package(tmp_path / "p", at_predict="open('some', 'wb').write(bytes(10 << 20))")
 
-    async def work(h: House) -> None:
+    async def work(h: Processes) -> None:
         runner = await h.started(package, confinement=Confinement(disk=LIMIT))
         seen: Callable[[], int] = lambda: runner.status()["processes"][0]["temporary_bytes"]  # noqa: E731
         for _ in range(3):

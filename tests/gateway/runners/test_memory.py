@@ -56,90 +56,79 @@ def test_measured_bytes_are_what_proc_says(tmp_path: Path, start: Literal["fork"
         pytest.skip("only root may look into a process that closed itself")
 
 
-def test_load_peak_is_more_than_what_remains(tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_load_peak_is_more_than_what_remains(tmp_path: Path, processes: Processes) -> None:
     package = write_package(tmp_path / "p", at_load="x = bytearray(os.urandom(1 << 20) * 80); del x")
-
-    async def work(h: Processes) -> None:
-        runner = await h.started(package)
-        assert runner.load_peak > 80 << 20
-        assert (runner.measured_bytes or 0) < 40 << 20
-
-    run(tmp_path / "tmp", work)
+    runner = await processes.started(package)
+    assert runner.load_peak > 80 << 20
+    assert (runner.measured_bytes or 0) < 40 << 20
 
 
-def test_a_model_that_grows_past_its_limit_is_recycled_without_a_failed_call(tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_a_model_that_grows_past_its_limit_is_recycled_without_a_failed_call(
+    tmp_path: Path, processes: Processes
+) -> None:
     package = write_package(
         tmp_path / "p",
         at_import="KEPT = []",
         at_predict="KEPT.append(bytearray(os.urandom(1 << 20) * 4)); return [os.getpid()]",
     )
-
-    async def work(h: Processes) -> None:
-        runner = await h.started(package, memory_limit=120 << 20)
-        pids = set()
-        while len(pids) < 3:
-            pids.add((await runner.predict(ONE, {})).value[0])  # type: ignore[union-attr]
-            await asyncio.sleep(0.02)
-        assert {what for what, _ in h.observed} == {"recycled", "restarted"}
-
-    run(tmp_path / "tmp", work)
+    runner = await processes.started(package, memory_limit=120 << 20)
+    pids = set()
+    while len(pids) < 3:
+        pids.add((await runner.predict(ONE, {})).value[0])  # type: ignore[union-attr]
+        await asyncio.sleep(0.02)
+    assert {what for what, _ in processes.observed} == {"recycled", "restarted"}
 
 
-def test_a_model_that_allocates_without_end_is_stopped(tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_a_model_that_allocates_without_end_is_stopped(tmp_path: Path, processes: Processes) -> None:
     package = write_package(
         tmp_path / "p",
         at_import="KEPT = []",
         at_predict="while True: KEPT.append(bytearray(os.urandom(1 << 20)))",
     )
-
-    async def work(h: Processes) -> None:
-        runner, other = (
-            await h.started(package, memory_limit=100 << 20),
-            await h.started(write_package(tmp_path / "q")),
-        )
-        call = asyncio.ensure_future(runner.predict(ONE, {}))
-        while not call.done():
-            await other.predict(ONE, {})
-        with pytest.raises(RunnerCrashed, match="its limit is"):
-            await call
-
-    run(tmp_path / "tmp", work)
+    runner, other = (
+        await processes.started(package, memory_limit=100 << 20),
+        await processes.started(write_package(tmp_path / "q")),
+    )
+    call = asyncio.ensure_future(runner.predict(ONE, {}))
+    while not call.done():
+        await other.predict(ONE, {})
+    with pytest.raises(RunnerCrashed, match="its limit is"):
+        await call
 
 
-def test_a_model_larger_than_its_limit_does_not_load(tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_a_model_larger_than_its_limit_does_not_load(tmp_path: Path, processes: Processes) -> None:
     package = write_package(
         tmp_path / "p", at_load="kept = []\nwhile True: kept.append(bytearray(os.urandom(1 << 20)))"
     )
-
-    async def work(h: Processes) -> None:
-        with pytest.raises(RunnerCrashed, match="its limit is"):
-            await h.started(package, memory_limit=80 << 20)
-
-    run(tmp_path / "tmp", work)
+    with pytest.raises(RunnerCrashed, match="its limit is"):
+        await processes.started(package, memory_limit=80 << 20)
 
 
-def test_loading_and_unloading_again_and_again_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_loading_and_unloading_again_and_again_leaves_nothing(
+    tmp_path: Path, processes: Processes
+) -> None:
     """The short form of `bench_process cycles`."""
     package = write_package(tmp_path / "p", at_load="global X; X = b'x' * (50 << 20)")
-
-    async def work(h: Processes) -> None:
-        seen = []
-        for _ in range(15):
-            runner = await h.started(package)
-            await runner.predict(ONE, {})
-            assert (runner.measured_bytes or 0) > 50 << 20
-            await runner.close()
-            h.runners.clear()
-            (zygote,) = h.zygotes.alive
-            await until(lambda z=zygote: not descendants(z.pid))
-            seen.append((zygote.bytes, descriptors(), resident(os.getpid())))
-        (zygote_5, descriptors_5, own_5), (zygote_15, _, own_15) = seen[4], seen[14]
-        assert abs(zygote_15 - zygote_5) < 0.05 * zygote_5
-        gc.collect()  # what earlier tests left unreferenced may be open still
-        await until(lambda: not descriptors() - descriptors_5)
-        assert own_15 - own_5 < 0.05 * own_5
-
-    run(tmp_path / "tmp", work)
+    seen = []
+    for _ in range(15):
+        runner = await processes.started(package)
+        await runner.predict(ONE, {})
+        assert (runner.measured_bytes or 0) > 50 << 20
+        await runner.close()
+        processes.runners.clear()
+        (zygote,) = processes.zygotes.alive
+        await until(lambda z=zygote: not descendants(z.pid))
+        seen.append((zygote.bytes, descriptors(), resident(os.getpid())))
+    (zygote_5, descriptors_5, own_5), (zygote_15, _, own_15) = seen[4], seen[14]
+    assert abs(zygote_15 - zygote_5) < 0.05 * zygote_5
+    gc.collect()  # what earlier tests left unreferenced may be open still
+    await until(lambda: not descriptors() - descriptors_5)
+    assert own_15 - own_5 < 0.05 * own_5
 
 
 CHILD = """
@@ -174,15 +163,14 @@ def test_memory_of_children_and_shared_memory_counts(tmp_path: Path, lines: str)
 
 
 @pytest.mark.parametrize("lines", [CHILD, SHARED], ids=["a child", "shared memory"])
-def test_children_and_shared_memory_are_limited(tmp_path: Path, lines: str) -> None:
+@pytest.mark.anyio
+async def test_children_and_shared_memory_are_limited(
+    tmp_path: Path, lines: str, processes: Processes
+) -> None:
     package = write_package(tmp_path / "p", at_predict=f"{lines}\nwhile True: pass")
-
-    async def work(h: Processes) -> None:
-        runner = await h.started(package, memory_limit=90 << 20)
-        with pytest.raises(RunnerCrashed, match="its limit is"):
-            await runner.predict(ONE, {})
-
-    run(tmp_path / "tmp", work)
+    runner = await processes.started(package, memory_limit=90 << 20)
+    with pytest.raises(RunnerCrashed, match="its limit is"):
+        await runner.predict(ONE, {})
 
 
 THREADS = """
@@ -203,24 +191,23 @@ except OSError:
 
 
 @pytest.mark.parametrize("lines", [THREADS, FORKS], ids=["threads", "forks"])
-def test_a_model_has_so_many_processes_and_threads_and_no_more(tmp_path: Path, lines: str) -> None:
+@pytest.mark.anyio
+async def test_a_model_has_so_many_processes_and_threads_and_no_more(
+    tmp_path: Path, lines: str, processes: Processes
+) -> None:
     """Held by the kernel where it can, else ended by the gateway."""
     package = write_package(
         tmp_path / "p", at_predict=f"if params.get('many'):{lines}".replace("\n", "\n    ")
     )
-
-    async def work(h: House) -> None:
-        runner = await h.started(package, confinement=Confinement(user="same", processes=100))
-        with suppress(RunnerCrashed):
-            await runner.predict(ONE, {"many": 1})
-        async with asyncio.timeout(60):
-            while "crashed" not in [what for what, _ in h.observed]:
-                runner.present_bytes()
-                runner.tend()
-                await asyncio.sleep(0.02)
-        await runner.predict(ONE, {})
-
-    run(tmp_path / "tmp", work)
+    runner = await processes.started(package, confinement=Confinement(user="same", processes=100))
+    with suppress(RunnerCrashed):
+        await runner.predict(ONE, {"many": 1})
+    async with asyncio.timeout(60):
+        while "crashed" not in [what for what, _ in processes.observed]:
+            runner.present_bytes()
+            runner.tend()
+            await asyncio.sleep(0.02)
+    await runner.predict(ONE, {})
 
 
 def test_a_look_that_took_long_is_not_repeated_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from gateway.runners import orphans
 from tests.support.hostile import alive, eventually, write_package
-from tests.support.processes import ONE, Processes, run, until
+from tests.support.processes import ONE, Processes, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="model processes need Linux")
 
@@ -60,45 +60,43 @@ def kill_zygote(h: Processes) -> int:
     return zygote.pid
 
 
-def test_what_a_killed_zygote_leaves_is_used_on_and_reaped(tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_what_a_killed_zygote_leaves_is_used_on_and_reaped(
+    tmp_path: Path, processes: Processes
+) -> None:
     package = write_package(tmp_path / "p")
-
-    async def work(h: Processes) -> None:
-        first, second = await h.started(package), await h.started(package)
-        zygote = kill_zygote(h)
-        await until(lambda: gone(h, zygote))
-        for _ in range(5):
-            h.zygotes.tend()
-        for runner in (first, second):
-            await runner.predict(ONE, {})
-        (crashed,) = first.pids
-        os.kill(crashed, signal.SIGKILL)
-        await until(lambda: gone(h, crashed))
-        await until(lambda: h.observed[-1:] == [("restarted", "")])
-        (ended,) = second.pids
-        await second.close()
-        await until(lambda: gone(h, ended))
-        await first.predict(ONE, {})
-
-    run(tmp_path / "tmp", work)
+    first, second = await processes.started(package), await processes.started(package)
+    zygote = kill_zygote(processes)
+    await until(lambda: gone(processes, zygote))
+    for _ in range(5):
+        processes.zygotes.tend()
+    for runner in (first, second):
+        await runner.predict(ONE, {})
+    (crashed,) = first.pids
+    os.kill(crashed, signal.SIGKILL)
+    await until(lambda: gone(processes, crashed))
+    await until(lambda: processes.observed[-1:] == [("restarted", "")])
+    (ended,) = second.pids
+    await second.close()
+    await until(lambda: gone(processes, ended))
+    await first.predict(ONE, {})
 
 
-def test_what_a_model_left_behind_ends_without_its_zygote_too(tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_what_a_model_left_behind_ends_without_its_zygote_too(
+    tmp_path: Path, processes: Processes
+) -> None:
     package = write_package(tmp_path / "p", at_predict=LEAVES)
-
-    async def work(h: Processes) -> None:
-        runner = await h.started(package)
-        answer = await runner.predict(ONE, {})
-        child, orphan = answer.value  # type: ignore[union-attr]
-        kill_zygote(h)
-        await until(lambda: not h.zygotes.alive)
-        for _ in range(3):
-            h.zygotes.tend()
-        assert all(map(alive, (child, orphan)))  # the model still has them
-        await runner.close()
-        await until(lambda: gone(h, child, orphan))
-
-    run(tmp_path / "tmp", work)
+    runner = await processes.started(package)
+    answer = await runner.predict(ONE, {})
+    child, orphan = answer.value  # type: ignore[union-attr]
+    kill_zygote(processes)
+    await until(lambda: not processes.zygotes.alive)
+    for _ in range(3):
+        processes.zygotes.tend()
+    assert all(map(alive, (child, orphan)))  # the model still has them
+    await runner.close()
+    await until(lambda: gone(processes, child, orphan))
 
 
 def test_what_is_left_at_the_end_ends_with_it(tmp_path: Path) -> None:
@@ -120,19 +118,16 @@ def test_what_is_left_at_the_end_ends_with_it(tmp_path: Path) -> None:
             os.waitpid(pid, 0)
 
 
-def test_nobody_s_exit_status_is_taken_from_him(tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_nobody_s_exit_status_is_taken_from_him(tmp_path: Path, processes: Processes) -> None:
     package = write_package(tmp_path / "p")
-
-    async def work(h: Processes) -> None:
-        runner = await h.started(package)
-        own = ended_with(7)
-        (model,) = runner.pids
-        zygote = kill_zygote(h)
-        os.kill(model, signal.SIGKILL)
-        await until(lambda: gone(h, model, zygote))
-        assert own.wait() == 7
-
-    run(tmp_path / "tmp", work)
+    runner = await processes.started(package)
+    own = ended_with(7)
+    (model,) = runner.pids
+    zygote = kill_zygote(processes)
+    os.kill(model, signal.SIGKILL)
+    await until(lambda: gone(processes, model, zygote))
+    assert own.wait() == 7
 
 
 def test_what_is_started_here_later_is_left_alone() -> None:

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from loaders.batch import Tensors
 from loaders.package import Package
 from loaders.worker import wire
 from tests.support.hostile import write_package
-from tests.support.processes import Processes, processes, until
+from tests.support.processes import Processes, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="model processes need Linux")
 
@@ -46,7 +46,7 @@ def given(answer: Any) -> list[float]:
     return list(answer.arrays[""].tolist())
 
 
-class Quarters:
+class PackBench:
     """Model processes, with packs over their zygotes."""
 
     def __init__(self, made: Processes) -> None:
@@ -86,17 +86,12 @@ class Quarters:
         return pack
 
 
-def run(directory: Path, work: Callable[[Quarters], Awaitable[None]]) -> None:
-    async def main() -> None:
-        async with processes(directory / "scratch") as made:
-            quarters = Quarters(made)
-            try:
-                await work(quarters)
-            finally:
-                await asyncio.gather(*(runner.close() for runner in quarters.runners))
-                await quarters.packs.close()
-
-    asyncio.run(asyncio.wait_for(main(), 120))
+@pytest.fixture
+async def bench(processes: Processes) -> AsyncIterator[PackBench]:
+    made = PackBench(processes)
+    yield made
+    await asyncio.gather(*(runner.close() for runner in made.runners))
+    await made.packs.close()
 
 
 def pid(runner: PackedRunner) -> int:
@@ -112,164 +107,146 @@ async def answered_by(runner: PackedRunner, *values: float) -> list[float]:
     return given(await runner.predict(rows(*values), {}))
 
 
-def test_each_caller_gets_the_answer_to_its_own_rows(tmp_path: Path) -> None:
-    async def work(q: Quarters) -> None:
-        runners = [await q.started(scaled(tmp_path / str(i), i)) for i in range(6)]
-        assert len({pid(runner) for runner in runners}) == 1
-        large = np.arange(60_000.0)  # read elsewhere than on the loop: it must not be overtaken
+@pytest.mark.anyio
+async def test_each_caller_gets_the_answer_to_its_own_rows(tmp_path: Path, bench: PackBench) -> None:
+    runners = [await bench.started(scaled(tmp_path / str(i), i)) for i in range(6)]
+    assert len({pid(runner) for runner in runners}) == 1
+    large = np.arange(60_000.0)  # read elsewhere than on the loop: it must not be overtaken
 
-        async def call(i: int, n: int) -> None:
-            asked = Tensors({"": large + n}, len(large)) if n % 10 == 0 else rows(n, n + 0.5)
-            answer = await runners[i].predict(asked, {})
-            assert given(answer) == (asked.arrays[""] * i).tolist()
+    async def call(i: int, n: int) -> None:
+        asked = Tensors({"": large + n}, len(large)) if n % 10 == 0 else rows(n, n + 0.5)
+        answer = await runners[i].predict(asked, {})
+        assert given(answer) == (asked.arrays[""] * i).tolist()
 
-        await asyncio.gather(*(call(i, n) for n in range(20) for i in range(6)))
-        assert q.observed == []
-
-    run(tmp_path, work)
+    await asyncio.gather(*(call(i, n) for n in range(20) for i in range(6)))
+    assert bench.observed == []
 
 
-def test_a_killed_process_fails_only_the_call_it_worked_on(tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_a_killed_process_fails_only_the_call_it_worked_on(tmp_path: Path, bench: PackBench) -> None:
     held = write_package(tmp_path / "held", at_predict=HELD)
     begun, go = tmp_path / "begun", tmp_path / "go"
-
-    async def work(q: Quarters) -> None:
-        one, two, three = [
-            await q.started(p) for p in (held, scaled(tmp_path / "2", 2), scaled(tmp_path / "3", 3))
-        ]
-        await answered_by(three, 1.0)
-        params = {"begun": str(begun), "go": str(go)}
-        stuck = asyncio.ensure_future(one.predict(rows(13), params))
-        await until(begun.exists)
-        waiting = [asyncio.ensure_future(two.predict(rows(n), {})) for n in range(5)]
-        waiting.append(asyncio.ensure_future(one.predict(rows(1), {})))
-        await asyncio.sleep(0)
-        before = pid(two)
-        os.kill(before, signal.SIGKILL)
-        with pytest.raises(RunnerCrashed) as crashed:
-            await stuck
-        assert crashed.value.outside
-        assert [given(answer) for answer in await asyncio.gather(*waiting)] == [[0], [2], [4], [6], [8], [1]]
-        assert pid(two) != before
-        # Who had no call is loaded again when it is asked.
-        assert await answered_by(three, 1.0) == [3]
-        assert pid(three) == pid(two)
-        # The suspect runs alone until it is proved.
-        assert one.isolation == "process"
-        assert "killed by SIGKILL" in one.placement
-        assert pid(one) != pid(two)
-        assert [what for what, _ in q.observed] == ["crashed"]
-        one._back_at = 0.0
-        one.tend()
-        assert one._moving is None, "it was not proved yet"
-        for _ in range(20):
-            assert await answered_by(one, 1) == [1]
-        one.tend()
-        await until(lambda: one.isolation == "pack")
-        assert await answered_by(one, 5) == [5]
-        assert pid(one) == pid(two)
-
-    run(tmp_path, work)
+    one, two, three = [
+        await bench.started(p) for p in (held, scaled(tmp_path / "2", 2), scaled(tmp_path / "3", 3))
+    ]
+    await answered_by(three, 1.0)
+    params = {"begun": str(begun), "go": str(go)}
+    stuck = asyncio.ensure_future(one.predict(rows(13), params))
+    await until(begun.exists)
+    waiting = [asyncio.ensure_future(two.predict(rows(n), {})) for n in range(5)]
+    waiting.append(asyncio.ensure_future(one.predict(rows(1), {})))
+    await asyncio.sleep(0)
+    before = pid(two)
+    os.kill(before, signal.SIGKILL)
+    with pytest.raises(RunnerCrashed) as crashed:
+        await stuck
+    assert crashed.value.outside
+    assert [given(answer) for answer in await asyncio.gather(*waiting)] == [[0], [2], [4], [6], [8], [1]]
+    assert pid(two) != before
+    # Who had no call is loaded again when it is asked.
+    assert await answered_by(three, 1.0) == [3]
+    assert pid(three) == pid(two)
+    # The suspect runs alone until it is proved.
+    assert one.isolation == "process"
+    assert "killed by SIGKILL" in one.placement
+    assert pid(one) != pid(two)
+    assert [what for what, _ in bench.observed] == ["crashed"]
+    one._back_at = 0.0
+    one.tend()
+    assert one._moving is None, "it was not proved yet"
+    for _ in range(20):
+        assert await answered_by(one, 1) == [1]
+    one.tend()
+    await until(lambda: one.isolation == "pack")
+    assert await answered_by(one, 5) == [5]
+    assert pid(one) == pid(two)
 
 
-def test_what_ended_two_packs_stays_alone(tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_what_ended_two_packs_stays_alone(tmp_path: Path, bench: PackBench) -> None:
     package = write_package(tmp_path / "p", at_predict="if data[0] == 13: os._exit(3)")
-
-    async def work(q: Quarters) -> None:
-        record = Record()
-        for _ in range(2):
-            runner = await q.started(package, record=record)
-            assert runner.isolation == "pack"
-            with pytest.raises(RunnerCrashed):
-                await answered_by(runner, 13)
-            await runner.close()
-        runner = await q.started(package, record=record)
-        assert runner.isolation == "process"
-        assert "not for the first time" in runner.placement
-
-    run(tmp_path, work)
+    record = Record()
+    for _ in range(2):
+        runner = await bench.started(package, record=record)
+        assert runner.isolation == "pack"
+        with pytest.raises(RunnerCrashed):
+            await answered_by(runner, 13)
+        await runner.close()
+    runner = await bench.started(package, record=record)
+    assert runner.isolation == "process"
+    assert "not for the first time" in runner.placement
 
 
-def test_packs_that_end_again_and_again_give_way_to_processes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.anyio
+async def test_packs_that_end_again_and_again_give_way_to_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bench: PackBench
 ) -> None:
     monkeypatch.setattr(packs_module, "ENDS", 2)
-
-    async def work(q: Quarters) -> None:
-        runner = await q.started(scaled(tmp_path / "p", 2))
-        for _ in range(2):
-            await answered_by(runner, 1)
-            process = q.pack._process
-            assert process is not None
-            os.kill(pid(runner), signal.SIGKILL)
-            await until(lambda process=process: process.left)
-        assert await answered_by(runner, 1) == [2]
-        assert runner.isolation == "process"
-        assert "ended 2 times" in runner.placement
-
-    run(tmp_path, work)
+    runner = await bench.started(scaled(tmp_path / "p", 2))
+    for _ in range(2):
+        await answered_by(runner, 1)
+        process = bench.pack._process
+        assert process is not None
+        os.kill(pid(runner), signal.SIGKILL)
+        await until(lambda process=process: process.left)
+    assert await answered_by(runner, 1) == [2]
+    assert runner.isolation == "process"
+    assert "ended 2 times" in runner.placement
 
 
-def test_a_call_that_holds_the_others_is_left_behind_and_still_answered(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.anyio
+async def test_a_call_that_holds_the_others_is_left_behind_and_still_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bench: PackBench
 ) -> None:
     monkeypatch.setattr(packs_module, "HOLD", 0.0)
     begun, go = tmp_path / "begun", tmp_path / "go"
     held = write_package(tmp_path / "held", at_predict=HELD)
-
-    async def work(q: Quarters) -> None:
-        slow, other = await q.started(held), await q.started(scaled(tmp_path / "2", 2))
-        call = asyncio.ensure_future(slow.predict(rows(13), {"begun": str(begun), "go": str(go)}))
-        await until(begun.exists)
-        waiting = asyncio.ensure_future(other.predict(rows(4), {}))
-        await asyncio.sleep(0)
-        q.packs.tend()
-        assert given(await waiting) == [8]
-        assert not call.done()
-        go.touch()
-        assert given(await call) == [13]
-        await until(lambda: slow.isolation == "process")
-        assert "held the other models" in slow.placement
-        assert q.pack.refuses() is None
-        assert [what for what, _ in q.observed if what != "moved"] == []
-
-    run(tmp_path, work)
+    slow, other = await bench.started(held), await bench.started(scaled(tmp_path / "2", 2))
+    call = asyncio.ensure_future(slow.predict(rows(13), {"begun": str(begun), "go": str(go)}))
+    await until(begun.exists)
+    waiting = asyncio.ensure_future(other.predict(rows(4), {}))
+    await asyncio.sleep(0)
+    bench.packs.tend()
+    assert given(await waiting) == [8]
+    assert not call.done()
+    go.touch()
+    assert given(await call) == [13]
+    await until(lambda: slow.isolation == "process")
+    assert "held the other models" in slow.placement
+    assert bench.pack.refuses() is None
+    assert [what for what, _ in bench.observed if what != "moved"] == []
 
 
-def test_a_timeout_is_the_affair_of_its_model_alone(tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_a_timeout_is_the_affair_of_its_model_alone(tmp_path: Path, bench: PackBench) -> None:
     held = write_package(tmp_path / "held", at_predict=HELD)
-
-    async def work(q: Quarters) -> None:
-        slow = await q.started(held, timeout=0.3)
-        other = await q.started(scaled(tmp_path / "2", 2), timeout=30.0)
-        params = {"begun": str(tmp_path / "begun"), "go": str(tmp_path / "never")}
-        call = asyncio.ensure_future(slow.predict(rows(13), params))
-        await until((tmp_path / "begun").exists)
-        waiting = asyncio.ensure_future(other.predict(rows(4), {}))
-        with pytest.raises(RunnerTimeout):
-            await call
-        assert given(await waiting) == [8]
-        assert other.isolation == "pack"
-        assert await answered_by(slow, 1) == [1]
-        assert slow.isolation == "process"
-
-    run(tmp_path, work)
+    slow = await bench.started(held, timeout=0.3)
+    other = await bench.started(scaled(tmp_path / "2", 2), timeout=30.0)
+    params = {"begun": str(tmp_path / "begun"), "go": str(tmp_path / "never")}
+    call = asyncio.ensure_future(slow.predict(rows(13), params))
+    await until((tmp_path / "begun").exists)
+    waiting = asyncio.ensure_future(other.predict(rows(4), {}))
+    with pytest.raises(RunnerTimeout):
+        await call
+    assert given(await waiting) == [8]
+    assert other.isolation == "pack"
+    assert await answered_by(slow, 1) == [1]
+    assert slow.isolation == "process"
 
 
-def test_a_model_that_cannot_be_loaded_is_tried_alone_and_says_why(tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_a_model_that_cannot_be_loaded_is_tried_alone_and_says_why(
+    tmp_path: Path, bench: PackBench
+) -> None:
     refusing = write_package(tmp_path / "r", at_load="raise ValueError('no weights')")
     ending = write_package(tmp_path / "e", at_load="os._exit(3)")
-
-    async def work(q: Quarters) -> None:
-        good = await q.started(scaled(tmp_path / "2", 2))
-        with pytest.raises(ModelError, match="ValueError: no weights"):
-            await q.started(refusing)
-        with pytest.raises(RunnerCrashed, match="exited with code 3"):
-            await q.started(ending)
-        assert await answered_by(good, 1) == [2]
-        assert good.isolation == "pack"
-
-    run(tmp_path, work)
+    good = await bench.started(scaled(tmp_path / "2", 2))
+    with pytest.raises(ModelError, match="ValueError: no weights"):
+        await bench.started(refusing)
+    with pytest.raises(RunnerCrashed, match="exited with code 3"):
+        await bench.started(ending)
+    assert await answered_by(good, 1) == [2]
+    assert good.isolation == "pack"
 
 
 @pytest.mark.parametrize(
@@ -284,103 +261,97 @@ def test_a_model_that_cannot_be_loaded_is_tried_alone_and_says_why(tmp_path: Pat
     ],
     ids=str,
 )
-def test_models_under_different_conditions_never_share_a_process(
-    tmp_path: Path, other: dict[str, Any]
+@pytest.mark.anyio
+async def test_models_under_different_conditions_never_share_a_process(
+    tmp_path: Path, other: dict[str, Any], bench: PackBench
 ) -> None:
-    async def work(q: Quarters) -> None:
-        first = await q.started(scaled(tmp_path / "1", 1))
-        second = await q.started(scaled(tmp_path / "2", 2), **other)
-        assert pid(first) != pid(second)
-
-    run(tmp_path, work)
+    first = await bench.started(scaled(tmp_path / "1", 1))
+    second = await bench.started(scaled(tmp_path / "2", 2), **other)
+    assert pid(first) != pid(second)
 
 
-def test_unloading_returns_the_memory(tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_unloading_returns_the_memory(tmp_path: Path, bench: PackBench) -> None:
     """The same in small as the cycles of `bench/bench_packs.py`."""
     package = write_package(
         tmp_path / "p", at_load="import numpy as np; global kept; kept = np.ones(20 << 17)"
     )
-
-    async def work(q: Quarters) -> None:
-        await q.started(scaled(tmp_path / "2", 2))
-        process = q.pack._process
-        assert process is not None
-        sizes = []
-        for _ in range(15):
-            runner = await q.started(package)
-            assert runner.measured_bytes is not None
-            assert 20e6 < runner.measured_bytes < 24e6
-            await runner.close()
-            sizes.append(process.worker.memory().private)
-        assert sizes[-1] < sizes[2] * 1.05
-        q.packs.tend()
-        assert q.packs.overhead + process.models >= 0.98 * process.worker.memory().private
-
-    run(tmp_path, work)
+    await bench.started(scaled(tmp_path / "2", 2))
+    process = bench.pack._process
+    assert process is not None
+    sizes = []
+    for _ in range(15):
+        runner = await bench.started(package)
+        assert runner.measured_bytes is not None
+        assert 20e6 < runner.measured_bytes < 24e6
+        await runner.close()
+        sizes.append(process.worker.memory().private)
+    assert sizes[-1] < sizes[2] * 1.05
+    bench.packs.tend()
+    assert bench.packs.overhead + process.models >= 0.98 * process.worker.memory().private
 
 
-def test_what_is_left_behind_has_the_pack_made_again_without_a_failed_call(tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_what_is_left_behind_has_the_pack_made_again_without_a_failed_call(
+    tmp_path: Path, bench: PackBench
+) -> None:
     leaking = write_package(
         tmp_path / "leak",
         at_load="import builtins, numpy as np; builtins.kept = np.ones(5 << 20)",
     )
+    stays = await bench.started(scaled(tmp_path / "2", 2))
+    bench.packs.tend()
+    before = pid(stays)
+    asked = 0
 
-    async def work(q: Quarters) -> None:
-        stays = await q.started(scaled(tmp_path / "2", 2))
-        q.packs.tend()
-        before = pid(stays)
-        asked = 0
+    async def keep_asking() -> None:
+        nonlocal asked
+        while pid(stays) == before:
+            assert await answered_by(stays, asked) == [2 * asked]
+            asked += 1
 
-        async def keep_asking() -> None:
-            nonlocal asked
-            while pid(stays) == before:
-                assert await answered_by(stays, asked) == [2 * asked]
-                asked += 1
-
-        asking = asyncio.ensure_future(keep_asking())
-        leaves = await q.started(leaking)
-        await leaves.close()
-        q.packs.tend()
-        await asking
-        await until(lambda: len(q.pack.processes) == 1)
-        assert asked
-        assert await answered_by(stays, 1) == [2]
-        assert stays.isolation == "pack"
-        await until(lambda: not Path(f"/proc/{before}").exists())
-        assert q.observed == []
-
-    run(tmp_path, work)
+    asking = asyncio.ensure_future(keep_asking())
+    leaves = await bench.started(leaking)
+    await leaves.close()
+    bench.packs.tend()
+    await asking
+    await until(lambda: len(bench.pack.processes) == 1)
+    assert asked
+    assert await answered_by(stays, 1) == [2]
+    assert stays.isolation == "pack"
+    await until(lambda: not Path(f"/proc/{before}").exists())
+    assert bench.observed == []
 
 
-def test_a_hot_model_moves_out_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.anyio
+async def test_a_hot_model_moves_out_and_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bench: PackBench
+) -> None:
     monkeypatch.setattr(packs_module, "HOT_TICKS", 2)
+    hot, other = (
+        await bench.started(scaled(tmp_path / "1", 1)),
+        await bench.started(scaled(tmp_path / "2", 2)),
+    )
+    for _ in range(2):
+        await answered_by(hot, 1)
+        await answered_by(other, 1)
+        assert hot._place is not None
+        hot._place.seconds = 0.9  # of the last second
+        bench.packs.tend()
+    await until(lambda: hot.isolation == "process")
+    assert "it is hot" in hot.placement
+    assert await answered_by(hot, 3) == [3]
+    assert other.isolation == "pack"
 
-    async def work(q: Quarters) -> None:
-        hot, other = await q.started(scaled(tmp_path / "1", 1)), await q.started(scaled(tmp_path / "2", 2))
-        for _ in range(2):
-            await answered_by(hot, 1)
-            await answered_by(other, 1)
-            assert hot._place is not None
-            hot._place.seconds = 0.9  # of the last second
-            q.packs.tend()
-        await until(lambda: hot.isolation == "process")
-        assert "it is hot" in hot.placement
-        assert await answered_by(hot, 3) == [3]
-        assert other.isolation == "pack"
 
-    run(tmp_path, work)
-
-
-def test_an_empty_pack_ends(tmp_path: Path) -> None:
-    async def work(q: Quarters) -> None:
-        q.packs.idle = 0.0
-        runner = await q.started(scaled(tmp_path / "1", 1))
-        ended = pid(runner)
-        await runner.close()
-        q.packs.tend()
-        q.packs.tend()
-        await until(lambda: not Path(f"/proc/{ended}").exists())
-        again = await q.started(scaled(tmp_path / "2", 2))
-        assert await answered_by(again, 1) == [2]
-
-    run(tmp_path, work)
+@pytest.mark.anyio
+async def test_an_empty_pack_ends(tmp_path: Path, bench: PackBench) -> None:
+    bench.packs.idle = 0.0
+    runner = await bench.started(scaled(tmp_path / "1", 1))
+    ended = pid(runner)
+    await runner.close()
+    bench.packs.tend()
+    bench.packs.tend()
+    await until(lambda: not Path(f"/proc/{ended}").exists())
+    again = await bench.started(scaled(tmp_path / "2", 2))
+    assert await answered_by(again, 1) == [2]

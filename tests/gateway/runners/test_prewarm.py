@@ -11,7 +11,6 @@ from gateway.runners.base import ModelError
 from gateway.runners.inline import InlineRunner
 from loaders.batch import Batch, Value
 from loaders.worker.process import FORKED, LOADED_AGAIN
-from tests.support import processes as houses
 from tests.support.hostile import write_package
 from tests.support.processes import Processes
 
@@ -35,44 +34,39 @@ def value(answer: Batch) -> object:
 @pytest.mark.parametrize(
     ("at_load", "how"), [("", FORKED), (IN_THREAD, LOADED_AGAIN), (OPEN_FILE, LOADED_AGAIN)]
 )
-def test_the_first_real_answer_is_the_first(tmp_path: Path, at_load: str, how: str) -> None:
+@pytest.mark.anyio
+async def test_the_first_real_answer_is_the_first(
+    tmp_path: Path, at_load: str, how: str, processes: Processes
+) -> None:
     package = write_package(tmp_path / "p", at_load=at_load, at_predict=COUNTS)
-
-    async def work(h: Processes) -> None:
-        runner = await h.started(package)
-        assert runner.status()["warm_up"] == how
-        before = runner.pids
-        assert value(await runner.prewarm(ASKED, {})) == [1]
-        assert value(await runner.prewarm(ASKED, {})) == [1 if how == FORKED else 2]
-        await runner.finish_prewarm()
-        assert (runner.pids == before) == (how == FORKED)
-        assert value(await runner.predict(ASKED, {})) == [1]
-        assert value(await runner.predict(ASKED, {})) == [2]
-
-    houses.run(tmp_path / "tmp", work)
+    runner = await processes.started(package)
+    assert runner.status()["warm_up"] == how
+    before = runner.pids
+    assert value(await runner.prewarm(ASKED, {})) == [1]
+    assert value(await runner.prewarm(ASKED, {})) == [1 if how == FORKED else 2]
+    await runner.finish_prewarm()
+    assert (runner.pids == before) == (how == FORKED)
+    assert value(await runner.predict(ASKED, {})) == [1]
+    assert value(await runner.predict(ASKED, {})) == [2]
 
 
-def test_a_fork_that_ends_is_an_error_of_the_model(tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_a_fork_that_ends_is_an_error_of_the_model(tmp_path: Path, processes: Processes) -> None:
     package = write_package(tmp_path / "p", at_predict=COUNTS)
-
-    async def work(h: Processes) -> None:
-        runner = await h.started(package)
-        with pytest.raises(ModelError, match="exited with code 3"):
-            await runner.prewarm(ASKED, {"die": True})
-        assert value(await runner.predict(ASKED, {})) == [1]
-
-    houses.run(tmp_path / "tmp", work)
+    runner = await processes.started(package)
+    with pytest.raises(ModelError, match="exited with code 3"):
+        await runner.prewarm(ASKED, {"die": True})
+    assert value(await runner.predict(ASKED, {})) == [1]
 
 
-def test_inline_a_model_that_was_rehearsed_is_loaded_again(tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_inline_a_model_that_was_prewarmed_is_loaded_again(
+    tmp_path: Path, processes: Processes
+) -> None:
     package = write_package(tmp_path / "p", at_predict=COUNTS)
-
-    async def work(h: Processes) -> None:
-        runner = InlineRunner(package, {})
-        await runner.start()
-        assert value(await runner.prewarm(ASKED, {})) == [1]
-        await runner.finish_prewarm()
-        assert value(await runner.predict(ASKED, {})) == [1]
-        await runner.close()
-
-    houses.run(tmp_path / "tmp", work)
+    runner = InlineRunner(package, {})
+    await runner.start()
+    assert value(await runner.prewarm(ASKED, {})) == [1]
+    await runner.finish_prewarm()
+    assert value(await runner.predict(ASKED, {})) == [1]
+    await runner.close()

@@ -17,7 +17,7 @@ from gateway.runners.output import Output
 from gateway.runners.restarts import Policy
 from loaders.batch import Batch, Columns, Opaque, Tensors, Value
 from tests.support.hostile import alive, write_package
-from tests.support.processes import ONE, Processes, run, until
+from tests.support.processes import ONE, Processes, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="model processes need Linux")
 
@@ -27,50 +27,47 @@ OUR_NAMES = ("gateway/__init__.py", "loaders/__init__.py", "loaders/batch.py", "
 # ---- answers
 
 
-def test_it_answers_every_kind_of_batch(tmp_path: Path, start: Literal["fork", "spawn"]) -> None:
+@pytest.mark.anyio
+async def test_it_answers_every_kind_of_batch(
+    tmp_path: Path, start: Literal["fork", "spawn"], processes: Processes
+) -> None:
     package = write_package(tmp_path / "p")
-
-    async def work(h: Processes) -> None:
-        runner = await h.started(package)
-        assert runner.slots == 1
-        assert not runner.merges
-        answer = await runner.predict(ONE, {})
-        assert isinstance(answer, Tensors)
-        np.testing.assert_array_equal(answer.arrays[""], ONE.arrays[""])
-        assert (await runner.predict(Value(["a", b"b", None, {"c": [1]}], 4), {})).value == [
-            "a",
-            b"b",
-            None,
-            {"c": [1]},
-        ]  # type: ignore[union-attr]
-        table = Columns({"x": np.arange(3), "t": np.array(["a", None, "c"], dtype=object)}, 3)
-        answer = await runner.predict(table, {})
-        assert isinstance(answer, Columns)
-        assert answer.arrays["x"].tolist() == [0, 1, 2]
-        assert answer.arrays["t"].tolist() == ["a", None, "c"]
-        status = runner.status()
-        assert [p["pid"] for p in status["processes"]] == runner.pids
-        assert status["confinement"]["new_privileges"] == "refused"
-
-    run(tmp_path / "tmp", work, start)
+    runner = await processes.started(package)
+    assert runner.slots == 1
+    assert not runner.merges
+    answer = await runner.predict(ONE, {})
+    assert isinstance(answer, Tensors)
+    np.testing.assert_array_equal(answer.arrays[""], ONE.arrays[""])
+    assert (await runner.predict(Value(["a", b"b", None, {"c": [1]}], 4), {})).value == [
+        "a",
+        b"b",
+        None,
+        {"c": [1]},
+    ]  # type: ignore[union-attr]
+    table = Columns({"x": np.arange(3), "t": np.array(["a", None, "c"], dtype=object)}, 3)
+    answer = await runner.predict(table, {})
+    assert isinstance(answer, Columns)
+    assert answer.arrays["x"].tolist() == [0, 1, 2]
+    assert answer.arrays["t"].tolist() == ["a", None, "c"]
+    status = runner.status()
+    assert [p["pid"] for p in status["processes"]] == runner.pids
+    assert status["confinement"]["new_privileges"] == "refused"
 
 
-def test_large_batches_go_both_ways(tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_large_batches_go_both_ways(tmp_path: Path, processes: Processes) -> None:
     package = write_package(tmp_path / "p")
-
-    async def work(h: Processes) -> None:
-        runner = await h.started(package)
-        big = Tensors({"": np.random.default_rng(0).random((1000, 2000))}, 1000)
-        answer = await runner.predict(big, {})
-        assert isinstance(answer, Tensors)
-        assert answer.arrays[""].tobytes() == big.arrays[""].tobytes()
-        texts: Batch = Value([f"text {i}" for i in range(50_000)], 50_000)
-        assert (await runner.predict(texts, {})).value == texts.value  # type: ignore[union-attr]
-
-    run(tmp_path / "tmp", work)
+    runner = await processes.started(package)
+    big = Tensors({"": np.random.default_rng(0).random((1000, 2000))}, 1000)
+    answer = await runner.predict(big, {})
+    assert isinstance(answer, Tensors)
+    assert answer.arrays[""].tobytes() == big.arrays[""].tobytes()
+    texts: Batch = Value([f"text {i}" for i in range(50_000)], 50_000)
+    assert (await runner.predict(texts, {})).value == texts.value  # type: ignore[union-attr]
 
 
-def test_several_processes_answer_at_once(tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_several_processes_answer_at_once(tmp_path: Path, processes: Processes) -> None:
     package = write_package(
         tmp_path / "p",
         at_predict="""
@@ -83,66 +80,60 @@ def test_several_processes_answer_at_once(tmp_path: Path) -> None:
     )
     meet = tmp_path / "meet"
     meet.mkdir()
-
-    async def work(h: Processes) -> None:
-        runner = await h.started(package, processes=2, confinement=Confinement(filesystem=False, user="same"))
-        assert runner.slots == 2
-        answers = await asyncio.gather(*(runner.predict(ONE, {"meet": str(meet)}) for _ in range(2)))
-        assert {a.value[0] for a in answers} == set(runner.pids)  # type: ignore[union-attr]
-
-    run(tmp_path / "tmp", work)
+    runner = await processes.started(
+        package, processes=2, confinement=Confinement(filesystem=False, user="same")
+    )
+    assert runner.slots == 2
+    answers = await asyncio.gather(*(runner.predict(ONE, {"meet": str(meet)}) for _ in range(2)))
+    assert {a.value[0] for a in answers} == set(runner.pids)  # type: ignore[union-attr]
 
 
-def test_a_model_may_ship_packages_of_our_names(tmp_path: Path, start: Literal["fork", "spawn"]) -> None:
+@pytest.mark.anyio
+async def test_a_model_may_ship_packages_of_our_names(
+    tmp_path: Path, start: Literal["fork", "spawn"], processes: Processes
+) -> None:
     package = write_package(
         tmp_path / "p",
         at_import="import gateway, loaders, wire; from loaders import batch",
         at_predict="return [m.WHOSE for m in (gateway, loaders, wire, batch)]",
         extra=dict.fromkeys(OUR_NAMES, "WHOSE = 'mine'"),
     )
-
-    async def work(h: Processes) -> None:
-        runner = await h.started(package)
-        for _ in range(2):
-            answer = await runner.predict(ONE, {})
-            assert answer.value == ["mine"] * 4  # type: ignore[union-attr]
-
-    run(tmp_path / "tmp", work, start)
+    runner = await processes.started(package)
+    for _ in range(2):
+        answer = await runner.predict(ONE, {})
+        assert answer.value == ["mine"] * 4  # type: ignore[union-attr]
 
 
-def test_siblings_do_not_share_random_numbers(tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_siblings_do_not_share_random_numbers(tmp_path: Path, processes: Processes) -> None:
     package = write_package(
         tmp_path / "p",
         at_predict="import random, numpy; return [random.random(), float(numpy.random.random())]",
     )
-
-    async def work(h: Processes) -> None:
-        runners = [await h.started(package) for _ in range(2)]
-        one, two = [(await r.predict(ONE, {})).value for r in runners]  # type: ignore[union-attr]
-        assert one[0] != two[0]
-        assert one[1] != two[1]
-
-    run(tmp_path / "tmp", work)
+    runners = [await processes.started(package) for _ in range(2)]
+    one, two = [(await r.predict(ONE, {})).value for r in runners]  # type: ignore[union-attr]
+    assert one[0] != two[0]
+    assert one[1] != two[1]
 
 
-def test_threads_are_the_models_share(tmp_path: Path, start: Literal["fork", "spawn"]) -> None:
+@pytest.mark.anyio
+async def test_threads_are_the_models_share(
+    tmp_path: Path, start: Literal["fork", "spawn"], processes: Processes
+) -> None:
     package = write_package(
         tmp_path / "p", at_load="global N; N = os.environ['OMP_NUM_THREADS']", at_predict="return [N]"
     )
-
-    async def work(h: Processes) -> None:
-        for threads in (1, 2):
-            runner = await h.started(package, threads=threads)
-            assert (await runner.predict(ONE, {})).value == [str(threads)]  # type: ignore[union-attr]
-
-    run(tmp_path / "tmp", work, start)
+    for threads in (1, 2):
+        runner = await processes.started(package, threads=threads)
+        assert (await runner.predict(ONE, {})).value == [str(threads)]  # type: ignore[union-attr]
 
 
 # ---- the model's errors
 
 
-def test_what_the_model_raises_is_its_error_and_it_goes_on(
-    tmp_path: Path, start: Literal["fork", "spawn"]
+@pytest.mark.anyio
+async def test_what_the_model_raises_is_its_error_and_it_goes_on(
+    tmp_path: Path, start: Literal["fork", "spawn"], processes: Processes
 ) -> None:
     package = write_package(
         tmp_path / "p",
@@ -161,52 +152,48 @@ def test_what_the_model_raises_is_its_error_and_it_goes_on(
                 raise eval(params["error"])
         """,
     )
-
-    async def work(h: Processes) -> None:
-        runner = await h.started(package)
-        pids = runner.pids
-        for error, text in {
-            "ValueError('no such species')": "ValueError: no such species",
-            "SystemExit(3)": "SystemExit: 3",
-            "KeyboardInterrupt()": "KeyboardInterrupt",
-            "GeneratorExit()": "GeneratorExit",
-            "BaseException('x' * 9000)": "BaseException: xxx",
-            "FileNotFoundError(__file__)": "FileNotFoundError: (package)/code/own_loader.py",
-            "unprintable": "Odd: an exception that cannot be shown",
-            "treacherous": "SystemExit: 4",
-        }.items():
-            with pytest.raises(ModelError) as caught:
-                await runner.predict(ONE, {"error": error})
-            assert text in str(caught.value)
-            assert len(str(caught.value)) < 5000
-            assert str(tmp_path) not in str(caught.value)
+    runner = await processes.started(package)
+    pids = runner.pids
+    for error, text in {
+        "ValueError('no such species')": "ValueError: no such species",
+        "SystemExit(3)": "SystemExit: 3",
+        "KeyboardInterrupt()": "KeyboardInterrupt",
+        "GeneratorExit()": "GeneratorExit",
+        "BaseException('x' * 9000)": "BaseException: xxx",
+        "FileNotFoundError(__file__)": "FileNotFoundError: (package)/code/own_loader.py",
+        "unprintable": "Odd: an exception that cannot be shown",
+        "treacherous": "SystemExit: 4",
+    }.items():
         with pytest.raises(ModelError) as caught:
-            await runner.predict(ONE, {"error": "ValueError('x')"})
-        assert "own_loader.py" in caught.value.trace
-        unsendable = await runner.predict(ONE, {"error": "unsendable"})
-        assert isinstance(unsendable, Value)
-        assert isinstance(unsendable.value["a"], Opaque)
-        assert unsendable.value["a"].kind == "object"
-        await runner.predict(ONE, {})
-        assert runner.pids == pids
-        assert h.observed == []
+            await runner.predict(ONE, {"error": error})
+        assert text in str(caught.value)
+        assert len(str(caught.value)) < 5000
+        assert str(tmp_path) not in str(caught.value)
+    with pytest.raises(ModelError) as caught:
+        await runner.predict(ONE, {"error": "ValueError('x')"})
+    assert "own_loader.py" in caught.value.trace
+    unsendable = await runner.predict(ONE, {"error": "unsendable"})
+    assert isinstance(unsendable, Value)
+    assert isinstance(unsendable.value["a"], Opaque)
+    assert unsendable.value["a"].kind == "object"
+    await runner.predict(ONE, {})
+    assert runner.pids == pids
+    assert processes.observed == []
 
-    run(tmp_path / "tmp", work, start)
 
-
-def test_an_input_that_cannot_be_sent_is_an_error_of_the_call(tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_an_input_that_cannot_be_sent_is_an_error_of_the_call(
+    tmp_path: Path, processes: Processes
+) -> None:
     package = write_package(tmp_path / "p")
-
-    async def work(h: Processes) -> None:
-        runner = await h.started(package)
-        with pytest.raises(ModelError, match="cannot be sent"):
-            await runner.predict(Value(object()), {})
-        await runner.predict(ONE, {})
-
-    run(tmp_path / "tmp", work)
+    runner = await processes.started(package)
+    with pytest.raises(ModelError, match="cannot be sent"):
+        await runner.predict(Value(object()), {})
+    await runner.predict(ONE, {})
 
 
-def test_a_process_that_says_what_nobody_asked_is_ended(tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_a_process_that_says_what_nobody_asked_is_ended(tmp_path: Path, processes: Processes) -> None:
     package = write_package(
         tmp_path / "p",
         at_predict="""
@@ -219,19 +206,18 @@ def test_a_process_that_says_what_nobody_asked_is_ended(tmp_path: Path) -> None:
                     pass
         """,
     )
-
-    async def work(h: Processes) -> None:
-        runner = await h.started(package)
-        with pytest.raises(RunnerCrashed, match="broke the protocol"):
-            await runner.predict(ONE, {})
-
-    run(tmp_path / "tmp", work)
+    runner = await processes.started(package)
+    with pytest.raises(RunnerCrashed, match="broke the protocol"):
+        await runner.predict(ONE, {})
 
 
 # ---- waiting and giving up
 
 
-def test_a_caller_who_leaves_does_not_break_the_connection(tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_a_caller_who_leaves_does_not_break_the_connection(
+    tmp_path: Path, processes: Processes
+) -> None:
     package = write_package(
         tmp_path / "p",
         at_predict="""
@@ -242,101 +228,90 @@ def test_a_caller_who_leaves_does_not_break_the_connection(tmp_path: Path) -> No
         """,
     )
     flag = tmp_path / "flag"
+    runner = await processes.started(package, confinement=Confinement(filesystem=False, user="same"))
+    leaver = asyncio.ensure_future(runner.predict(ONE, {"n": 0, "wait": str(flag)}))
+    queued = asyncio.ensure_future(runner.predict(ONE, {"n": 1}))
+    others = [asyncio.ensure_future(runner.predict(ONE, {"n": i})) for i in range(2, 5)]
+    await asyncio.sleep(0)
+    leaver.cancel()
+    queued.cancel()
+    flag.touch()
+    assert [(await other).value for other in others] == [[2], [3], [4]]  # type: ignore[union-attr]
+    for left in (leaver, queued):
+        with pytest.raises(asyncio.CancelledError):
+            await left
+    # Cancelled in the very turn in which it was given the process that its predecessor left.
+    followers: list[asyncio.Task[Batch]] = []
 
-    async def work(h: Processes) -> None:
-        runner = await h.started(package, confinement=Confinement(filesystem=False, user="same"))
-        leaver = asyncio.ensure_future(runner.predict(ONE, {"n": 0, "wait": str(flag)}))
-        queued = asyncio.ensure_future(runner.predict(ONE, {"n": 1}))
-        others = [asyncio.ensure_future(runner.predict(ONE, {"n": i})) for i in range(2, 5)]
-        await asyncio.sleep(0)
-        leaver.cancel()
-        queued.cancel()
-        flag.touch()
-        assert [(await other).value for other in others] == [[2], [3], [4]]  # type: ignore[union-attr]
-        for left in (leaver, queued):
-            with pytest.raises(asyncio.CancelledError):
-                await left
-        # Cancelled in the very turn in which it was given the process that its predecessor left.
-        followers: list[asyncio.Task[Batch]] = []
+    async def leader() -> None:
+        await runner.predict(ONE, {"n": 5})
+        followers[0].cancel()
 
-        async def leader() -> None:
-            await runner.predict(ONE, {"n": 5})
-            followers[0].cancel()
-
-        leading = asyncio.ensure_future(leader())
-        followers.append(asyncio.ensure_future(runner.predict(ONE, {"n": 6})))
-        await leading
-        await asyncio.wait(followers)
-        assert followers[0].cancelled()
-        assert (await runner.predict(ONE, {"n": 99})).value == [99]  # type: ignore[union-attr]
-
-    run(tmp_path / "tmp", work)
+    leading = asyncio.ensure_future(leader())
+    followers.append(asyncio.ensure_future(runner.predict(ONE, {"n": 6})))
+    await leading
+    await asyncio.wait(followers)
+    assert followers[0].cancelled()
+    assert (await runner.predict(ONE, {"n": 99})).value == [99]  # type: ignore[union-attr]
 
 
-def test_the_operators_timeout_stops_the_model_and_starts_it_again(
-    tmp_path: Path, start: Literal["fork", "spawn"]
+@pytest.mark.anyio
+async def test_the_operators_timeout_stops_the_model_and_starts_it_again(
+    tmp_path: Path, start: Literal["fork", "spawn"], processes: Processes
 ) -> None:
     package = write_package(tmp_path / "p", at_predict="while params.get('hang'): pass")
-
-    async def work(h: Processes) -> None:
-        runner = await h.started(package, timeout=1)
-        pids = runner.pids
-        with pytest.raises(RunnerTimeout, match=r"within 1 s"):
-            await runner.predict(ONE, {"hang": True})
-        await runner.predict(ONE, {})
-        assert runner.pids != pids
-        assert [what for what, _ in h.observed] == ["timeout", "restarted"]
-        assert not any(alive(pid) for pid in pids)
-
-    run(tmp_path / "tmp", work, start)
+    runner = await processes.started(package, timeout=1)
+    pids = runner.pids
+    with pytest.raises(RunnerTimeout, match=r"within 1 s"):
+        await runner.predict(ONE, {"hang": True})
+    await runner.predict(ONE, {})
+    assert runner.pids != pids
+    assert [what for what, _ in processes.observed] == ["timeout", "restarted"]
+    assert not any(alive(pid) for pid in pids)
 
 
-def test_a_cancelled_call_is_still_under_the_timeout(tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_a_cancelled_call_is_still_under_the_timeout(tmp_path: Path, processes: Processes) -> None:
     package = write_package(tmp_path / "p", at_predict="while params.get('hang'): pass")
-
-    async def work(h: Processes) -> None:
-        runner = await h.started(package, timeout=1)
-        call = asyncio.ensure_future(runner.predict(ONE, {"hang": True}))
-        await asyncio.sleep(0)
-        call.cancel()
-        await runner.predict(ONE, {})
-        assert h.observed[0][0] == "timeout"
-
-    run(tmp_path / "tmp", work)
+    runner = await processes.started(package, timeout=1)
+    call = asyncio.ensure_future(runner.predict(ONE, {"hang": True}))
+    await asyncio.sleep(0)
+    call.cancel()
+    await runner.predict(ONE, {})
+    assert processes.observed[0][0] == "timeout"
 
 
-def test_loading_has_its_own_timeout(tmp_path: Path, start: Literal["fork", "spawn"]) -> None:
+@pytest.mark.anyio
+async def test_loading_has_its_own_timeout(
+    tmp_path: Path, start: Literal["fork", "spawn"], processes: Processes
+) -> None:
     package = write_package(tmp_path / "p", at_load="while True: pass")
-
-    async def work(h: Processes) -> None:
-        with pytest.raises(RunnerTimeout):
-            await h.started(package, load_timeout=0.5)
-
-    run(tmp_path / "tmp", work, start)
+    with pytest.raises(RunnerTimeout):
+        await processes.started(package, load_timeout=0.5)
 
 
-def test_a_cancelled_start_leaves_nothing(tmp_path: Path, start: Literal["fork", "spawn"]) -> None:
+@pytest.mark.anyio
+async def test_a_cancelled_start_leaves_nothing(
+    tmp_path: Path, start: Literal["fork", "spawn"], processes: Processes
+) -> None:
     package = write_package(tmp_path / "p", at_load="print('loading'); \nwhile True: pass")
-
-    async def work(h: Processes) -> None:
-        for moment in ("at once", "while it loads"):
-            starting = asyncio.ensure_future(h.runner(package).start())
-            if moment == "at once":
-                await asyncio.sleep(0)
-            else:
-                await until(lambda: h.lines)
-            starting.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await starting
-
-    run(tmp_path / "tmp", work, start)
+    for moment in ("at once", "while it loads"):
+        starting = asyncio.ensure_future(processes.runner(package).start())
+        if moment == "at once":
+            await asyncio.sleep(0)
+        else:
+            await until(lambda: processes.lines)
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
 
 
 # ---- output
 
 
-def test_what_the_model_prints_comes_out_under_its_name(
-    tmp_path: Path, start: Literal["fork", "spawn"]
+@pytest.mark.anyio
+async def test_what_the_model_prints_comes_out_under_its_name(
+    tmp_path: Path, start: Literal["fork", "spawn"], processes: Processes
 ) -> None:
     package = write_package(
         tmp_path / "p",
@@ -344,18 +319,15 @@ def test_what_the_model_prints_comes_out_under_its_name(
         at_load="sys.stderr.write('loading\\n')",
         at_predict="print('predicting'); os.system('echo from a child'); print('the end', end='')",
     )
-
-    async def work(h: Processes) -> None:
-        runner = await h.started(package)
-        await runner.predict(ONE, {})
-        await runner.close()
-        h.runners.clear()
-        assert h.lines == ["importing", "loading", "predicting", "from a child", "the end"]
-
-    run(tmp_path / "tmp", work, start)
+    runner = await processes.started(package)
+    await runner.predict(ONE, {})
+    await runner.close()
+    processes.runners.clear()
+    assert processes.lines == ["importing", "loading", "predicting", "from a child", "the end"]
 
 
-def test_a_megabyte_of_output_neither_blocks_nor_floods(tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_a_megabyte_of_output_neither_blocks_nor_floods(tmp_path: Path, processes: Processes) -> None:
     package = write_package(
         tmp_path / "p",
         at_predict="""
@@ -366,102 +338,83 @@ def test_a_megabyte_of_output_neither_blocks_nor_floods(tmp_path: Path) -> None:
                     print("line", i)
         """,
     )
-
-    async def work(h: Processes) -> None:
-        runner = await h.started(package)
-        await asyncio.wait_for(runner.predict(ONE, {"at_once": True}), 30)
-        await asyncio.wait_for(runner.predict(ONE, {}), 30)
-        await runner.close()
-        h.runners.clear()
-        assert sum(map(len, h.lines)) < 200_000
-        assert any("bytes of output were left out" in line for line in h.lines)
-        assert "line 0" in h.lines
-
-    run(tmp_path / "tmp", work)
+    runner = await processes.started(package)
+    await asyncio.wait_for(runner.predict(ONE, {"at_once": True}), 30)
+    await asyncio.wait_for(runner.predict(ONE, {}), 30)
+    await runner.close()
+    processes.runners.clear()
+    assert sum(map(len, processes.lines)) < 200_000
+    assert any("bytes of output were left out" in line for line in processes.lines)
+    assert "line 0" in processes.lines
 
 
 # ---- the end
 
 
-def test_stop_ends_all_processes_with_a_reason(tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_stop_ends_all_processes_with_a_reason(tmp_path: Path, processes: Processes) -> None:
     package = write_package(tmp_path / "p", at_predict="while params.get('hang'): pass")
-
-    async def work(h: Processes) -> None:
-        runner = await h.started(package, processes=2)
-        calls = [asyncio.ensure_future(runner.predict(ONE, {"hang": True})) for _ in range(2)]
-        await asyncio.sleep(0)
-        runner.stop("memory is short")
-        for call in calls:
-            with pytest.raises(RunnerCrashed, match="memory is short"):
-                await call
-        await runner.predict(ONE, {})
-
-    run(tmp_path / "tmp", work)
+    runner = await processes.started(package, processes=2)
+    calls = [asyncio.ensure_future(runner.predict(ONE, {"hang": True})) for _ in range(2)]
+    await asyncio.sleep(0)
+    runner.stop("memory is short")
+    for call in calls:
+        with pytest.raises(RunnerCrashed, match="memory is short"):
+            await call
+    await runner.predict(ONE, {})
 
 
-def test_close_ends_a_hanging_process_within_its_bound(tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_close_ends_a_hanging_process_within_its_bound(tmp_path: Path, processes: Processes) -> None:
     package = write_package(tmp_path / "p", at_predict="while True: pass")
-
-    async def work(h: Processes) -> None:
-        runners = [await h.started(package) for _ in range(5)]
-        calls = [asyncio.ensure_future(r.predict(ONE, {})) for r in runners]
-        await asyncio.sleep(0)
-        pids = [pid for r in runners for pid in r.pids]
-        before = asyncio.get_running_loop().time()
-        await asyncio.gather(*(r.close() for r in runners))
-        h.runners.clear()
-        # All at once, after a grace of two seconds; one after the other would take ten.
-        assert asyncio.get_running_loop().time() - before < 8
-        assert not any(alive(pid) for pid in pids)
-        for call in calls:
-            with pytest.raises(RunnerCrashed, match="unloaded"):
-                await call
-        with pytest.raises(NoProcess, match="unloaded"):
-            await runners[0].predict(ONE, {})
-
-    run(tmp_path / "tmp", work)
+    runners = [await processes.started(package) for _ in range(5)]
+    calls = [asyncio.ensure_future(r.predict(ONE, {})) for r in runners]
+    await asyncio.sleep(0)
+    pids = [pid for r in runners for pid in r.pids]
+    before = asyncio.get_running_loop().time()
+    await asyncio.gather(*(r.close() for r in runners))
+    processes.runners.clear()
+    # All at once, after a grace of two seconds; one after the other would take ten.
+    assert asyncio.get_running_loop().time() - before < 8
+    assert not any(alive(pid) for pid in pids)
+    for call in calls:
+        with pytest.raises(RunnerCrashed, match="unloaded"):
+            await call
+    with pytest.raises(NoProcess, match="unloaded"):
+        await runners[0].predict(ONE, {})
 
 
-def test_close_lets_a_model_say_goodbye(tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_close_lets_a_model_say_goodbye(tmp_path: Path, processes: Processes) -> None:
     package = write_package(tmp_path / "p", at_import="import atexit; atexit.register(print, 'goodbye')")
-
-    async def work(h: Processes) -> None:
-        runner = await h.started(package)
-        await runner.close()
-        h.runners.clear()
-        assert h.lines == ["goodbye"]
-
-    run(tmp_path / "tmp", work)
+    runner = await processes.started(package)
+    await runner.close()
+    processes.runners.clear()
+    assert processes.lines == ["goodbye"]
 
 
-def test_close_while_a_restart_waits(tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_close_while_a_restart_waits(tmp_path: Path, processes: Processes) -> None:
     package = write_package(tmp_path / "p", at_predict="os._exit(1)")
-
-    async def work(h: Processes) -> None:
-        runner = await h.started(package, restarts=Policy(base=60, crashes=10))
-        for _ in range(2):
-            with pytest.raises(RunnerCrashed):
-                await runner.predict(ONE, {})
-        await runner.close()
-        h.runners.clear()
-
-    run(tmp_path / "tmp", work)
+    runner = await processes.started(package, restarts=Policy(base=60, crashes=10))
+    for _ in range(2):
+        with pytest.raises(RunnerCrashed):
+            await runner.predict(ONE, {})
+    await runner.close()
+    processes.runners.clear()
 
 
 @pytest.mark.parametrize("printed", [b"y\n" * 32768, b"\n" * 65536, b"some words in a line\n" * 3000])
-def test_output_in_short_lines_is_bounded_by_lines_too(printed: bytes) -> None:
+@pytest.mark.anyio
+async def test_output_in_short_lines_is_bounded_by_lines_too(printed: bytes) -> None:
     """Each line becomes a record of the log: it costs more than its bytes."""
-
-    async def main() -> None:
-        lines: list[str] = []
-        output = Output(lines.append)
-        for _ in range(20):
-            for at in range(0, len(printed), 4096):
-                os.write(output.write_end, printed[at : at + 4096])
-                await asyncio.sleep(0)
-            assert len(output._line) <= 100
-        output.close()
-        assert len(lines) < 1_000
-        assert lines == [""] * len(lines) or "bytes of output were left out" in lines[-1]
-
-    asyncio.run(main())
+    lines: list[str] = []
+    output = Output(lines.append)
+    for _ in range(20):
+        for at in range(0, len(printed), 4096):
+            os.write(output.write_end, printed[at : at + 4096])
+            await asyncio.sleep(0)
+        assert len(output._line) <= 100
+    output.close()
+    assert len(lines) < 1_000
+    assert lines == [""] * len(lines) or "bytes of output were left out" in lines[-1]

@@ -21,136 +21,122 @@ from gateway.runners.pulse import Sign, read
 from gateway.runners.zygote import ZygoteGone, Zygotes
 from loaders.worker import bootstrap
 from tests.support.hostile import alive, eventually, write_package
-from tests.support.processes import ONE, Processes, run, until
+from tests.support.processes import ONE, Processes, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="model processes need Linux")
 
 
-def test_models_of_one_environment_share_a_zygote(tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_models_of_one_environment_share_a_zygote(tmp_path: Path, processes: Processes) -> None:
     package = write_package(tmp_path / "p")
-
-    async def work(h: Processes) -> None:
-        await asyncio.gather(*(h.started(package) for _ in range(3)))
-        (zygote,) = h.zygotes.alive
-        assert len(zygote.children) == 3
-        await h.started(package, environment=Environment(preload=("json",)))
-        assert len(h.zygotes.alive) == 2
-        assert h.zygotes.bytes > 5 << 20
-
-    run(tmp_path / "tmp", work)
+    await asyncio.gather(*(processes.started(package) for _ in range(3)))
+    (zygote,) = processes.zygotes.alive
+    assert len(zygote.children) == 3
+    await processes.started(package, environment=Environment(preload=("json",)))
+    assert len(processes.zygotes.alive) == 2
+    assert processes.zygotes.bytes > 5 << 20
 
 
-def test_a_killed_zygote_costs_nothing_but_itself(tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_a_killed_zygote_costs_nothing_but_itself(tmp_path: Path, processes: Processes) -> None:
     package = write_package(tmp_path / "p")
-
-    async def work(h: Processes) -> None:
-        runner = await h.started(package)
-        (zygote,) = h.zygotes.alive
-        assert zygote.pid is not None
-        os.kill(zygote.pid, signal.SIGKILL)
-        await until(lambda: not h.zygotes.alive)
-        await runner.predict(ONE, {})
-        another = await h.started(package)
-        await another.predict(ONE, {})
-        # The first one's process has no parent that could tell how it ends: it is replaced all the same.
-        os.kill(runner.pids[0], signal.SIGKILL)
-        await until(lambda: h.observed[-1:] == [("restarted", "")])
-        await runner.predict(ONE, {})
-        pids = runner.pids + another.pids
-        await asyncio.gather(runner.close(), another.close())
-        h.runners.clear()
-        assert eventually(lambda: not any(map(alive, pids)))
-
-    run(tmp_path / "tmp", work)
+    runner = await processes.started(package)
+    (zygote,) = processes.zygotes.alive
+    assert zygote.pid is not None
+    os.kill(zygote.pid, signal.SIGKILL)
+    await until(lambda: not processes.zygotes.alive)
+    await runner.predict(ONE, {})
+    another = await processes.started(package)
+    await another.predict(ONE, {})
+    # The first one's process has no parent that could tell how it ends: it is replaced all the same.
+    os.kill(runner.pids[0], signal.SIGKILL)
+    await until(lambda: processes.observed[-1:] == [("restarted", "")])
+    await runner.predict(ONE, {})
+    pids = runner.pids + another.pids
+    await asyncio.gather(runner.close(), another.close())
+    processes.runners.clear()
+    assert eventually(lambda: not any(map(alive, pids)))
 
 
-def test_a_zygote_killed_while_it_makes_a_process_is_replaced(tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_a_zygote_killed_while_it_makes_a_process_is_replaced(
+    tmp_path: Path, processes: Processes
+) -> None:
     package = write_package(tmp_path / "p")
-
-    async def work(h: Processes) -> None:
-        await h.started(package)
-        (zygote,) = h.zygotes.alive
-        assert zygote.pid is not None
-        os.kill(zygote.pid, signal.SIGSTOP)  # it hears the request and does not answer
-        starting = asyncio.ensure_future(h.started(package))
-        await until(lambda: zygote.waiting)
-        os.kill(zygote.pid, signal.SIGKILL)
-        await (await starting).predict(ONE, {})
-
-    run(tmp_path / "tmp", work)
+    await processes.started(package)
+    (zygote,) = processes.zygotes.alive
+    assert zygote.pid is not None
+    os.kill(zygote.pid, signal.SIGSTOP)  # it hears the request and does not answer
+    starting = asyncio.ensure_future(processes.started(package))
+    await until(lambda: zygote.waiting)
+    os.kill(zygote.pid, signal.SIGKILL)
+    await (await starting).predict(ONE, {})
 
 
-def test_a_stopped_zygote_is_ended_and_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.anyio
+async def test_a_stopped_zygote_is_ended_and_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: Processes
+) -> None:
     package = write_package(tmp_path / "p")
-
-    async def work(h: Processes) -> None:
-        runner = await h.started(package)
-        (zygote,) = h.zygotes.alive
-        assert zygote.pid is not None
-        os.kill(zygote.pid, signal.SIGSTOP)
-        starting = asyncio.ensure_future(h.started(package))
-        await until(lambda: zygote.waiting and (read(zygote.pid or 0) or Sign("", 0)).state == "T")
-        h.zygotes.tend()
-        assert zygote.alive, "it may go on in a moment"
-        monkeypatch.setattr("gateway.runners.pulse.STOPPED", 0.0)
-        h.zygotes.tend()
-        await (await starting).predict(ONE, {})
-        await runner.predict(ONE, {})
-
-    run(tmp_path / "tmp", work)
+    runner = await processes.started(package)
+    (zygote,) = processes.zygotes.alive
+    assert zygote.pid is not None
+    os.kill(zygote.pid, signal.SIGSTOP)
+    starting = asyncio.ensure_future(processes.started(package))
+    await until(lambda: zygote.waiting and (read(zygote.pid or 0) or Sign("", 0)).state == "T")
+    processes.zygotes.tend()
+    assert zygote.alive, "it may go on in a moment"
+    monkeypatch.setattr("gateway.runners.pulse.STOPPED", 0.0)
+    processes.zygotes.tend()
+    await (await starting).predict(ONE, {})
+    await runner.predict(ONE, {})
 
 
-def test_a_process_that_is_never_made_counts_as_a_load_that_takes_too_long(tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_a_process_that_is_never_made_counts_as_a_load_that_takes_too_long(
+    tmp_path: Path, processes: Processes
+) -> None:
     package = write_package(tmp_path / "p")
-
-    async def work(h: Processes) -> None:
-        await h.started(package)
-        (zygote,) = h.zygotes.alive
-        assert zygote.pid is not None
-        os.kill(zygote.pid, signal.SIGSTOP)
-        with pytest.raises(RunnerTimeout, match=r"within 0\.1 s"):
-            await h.started(package, load_timeout=0.1)
-        os.kill(zygote.pid, signal.SIGCONT)
-
-    run(tmp_path / "tmp", work)
+    await processes.started(package)
+    (zygote,) = processes.zygotes.alive
+    assert zygote.pid is not None
+    os.kill(zygote.pid, signal.SIGSTOP)
+    with pytest.raises(RunnerTimeout, match=r"within 0\.1 s"):
+        await processes.started(package, load_timeout=0.1)
+    os.kill(zygote.pid, signal.SIGCONT)
 
 
-def test_an_idle_zygote_is_retired_and_comes_back(tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_an_idle_zygote_is_retired_and_comes_back(tmp_path: Path, processes: Processes) -> None:
     package = write_package(tmp_path / "p")
-
-    async def work(h: Processes) -> None:
-        runner = await h.started(package)
-        (zygote,) = h.zygotes.alive
-        far = asyncio.get_running_loop().time() + 1e6
-        assert await h.zygotes.retire_idle(far) == 0  # it has a model
-        await runner.close()
-        h.runners.clear()
-        assert await h.zygotes.retire_idle() == 0  # it was used just now
-        assert await h.zygotes.retire_idle(far) == 1
-        assert zygote.pid is not None
-        assert not alive(zygote.pid)
-        assert h.zygotes.bytes == 0
-        await (await h.started(package)).predict(ONE, {})
-
-    run(tmp_path / "tmp", work)
+    runner = await processes.started(package)
+    (zygote,) = processes.zygotes.alive
+    far = asyncio.get_running_loop().time() + 1e6
+    assert await processes.zygotes.retire_idle(far) == 0  # it has a model
+    await runner.close()
+    processes.runners.clear()
+    assert await processes.zygotes.retire_idle() == 0  # it was used just now
+    assert await processes.zygotes.retire_idle(far) == 1
+    assert zygote.pid is not None
+    assert not alive(zygote.pid)
+    assert processes.zygotes.bytes == 0
+    await (await processes.started(package)).predict(ONE, {})
 
 
-def test_idle_zygotes_are_retired_by_themselves(tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_idle_zygotes_are_retired_by_themselves(tmp_path: Path) -> None:
     package = write_package(tmp_path / "p")
-
-    async def main() -> None:
-        zygotes = Zygotes(idle=0.1)
-        runner = ProcessRunner(package, {}, zygotes=zygotes, name="m", version="1", environment=Environment())
-        await runner.start()
-        await runner.close()
-        await until(lambda: not zygotes.alive)
-        await zygotes.close()
-
-    asyncio.run(main())
+    zygotes = Zygotes(idle=0.1)
+    runner = ProcessRunner(package, {}, zygotes=zygotes, name="m", version="1", environment=Environment())
+    await runner.start()
+    await runner.close()
+    await until(lambda: not zygotes.alive)
+    await zygotes.close()
 
 
-def test_a_module_that_starts_a_thread_is_left_to_the_children(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.anyio
+async def test_a_module_that_starts_a_thread_is_left_to_the_children(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: Processes
 ) -> None:
     modules = tmp_path / "modules"
     modules.mkdir()
@@ -165,20 +151,17 @@ def test_a_module_that_starts_a_thread_is_left_to_the_children(
         at_predict="return [m in sys.modules for m in ('quiet_one', 'threaded_one', 'broken_one')]",
     )
     preload = ("quiet_one", "threaded_one", "not_there", "broken_one")
-
-    async def work(h: Processes) -> None:
-        runner = await h.started(package, environment=Environment(preload=preload))
-        (zygote,) = h.zygotes.alive
-        assert zygote.start_method == "fork"
-        assert zygote.missing == ("threaded_one", "not_there", "broken_one")
-        assert (await runner.predict(ONE, {})).value == [True, False, False]  # type: ignore[union-attr]
-        assert h.zygote_lines == ["broken_one cannot be imported here: RuntimeError: no such driver"]
-
-    run(tmp_path / "tmp", work)
+    runner = await processes.started(package, environment=Environment(preload=preload))
+    (zygote,) = processes.zygotes.alive
+    assert zygote.start_method == "fork"
+    assert zygote.missing == ("threaded_one", "not_there", "broken_one")
+    assert (await runner.predict(ONE, {})).value == [True, False, False]  # type: ignore[union-attr]
+    assert processes.zygote_lines == ["broken_one cannot be imported here: RuntimeError: no such driver"]
 
 
-def test_where_threads_are_there_from_the_start_processes_are_spawned(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.anyio
+async def test_where_threads_are_there_from_the_start_processes_are_spawned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: Processes
 ) -> None:
     modules = tmp_path / "modules"
     modules.mkdir()
@@ -187,31 +170,25 @@ def test_where_threads_are_there_from_the_start_processes_are_spawned(
     )
     monkeypatch.setenv("PYTHONPATH", str(modules), prepend=os.pathsep)
     package = write_package(tmp_path / "p")
-
-    async def work(h: Processes) -> None:
-        await (await h.started(package)).predict(ONE, {})
-        (zygote,) = h.zygotes.alive
-        assert zygote.start_method == "spawn"
-
-    run(tmp_path / "tmp", work)
+    await (await processes.started(package)).predict(ONE, {})
+    (zygote,) = processes.zygotes.alive
+    assert zygote.start_method == "spawn"
 
 
-def test_an_interpreter_that_does_not_work_is_a_clean_error(tmp_path: Path) -> None:
-    async def main() -> None:
-        zygotes = Zygotes()
-        package = write_package(tmp_path / "p")
-        for python in ("/bin/false", "/nowhere/python"):
-            runner = ProcessRunner(
-                package, {}, zygotes=zygotes, name="m", version="1", environment=Environment(python=python)
-            )
-            with pytest.raises(Exception, match="no process could be started"):
-                await runner.start()
-            await runner.close()
-        await zygotes.close()
-        with pytest.raises(ZygoteGone):
-            await zygotes.make(Environment(), None, 0)  # type: ignore[arg-type]
-
-    asyncio.run(main())
+@pytest.mark.anyio
+async def test_an_interpreter_that_does_not_work_is_a_clean_error(tmp_path: Path) -> None:
+    zygotes = Zygotes()
+    package = write_package(tmp_path / "p")
+    for python in ("/bin/false", "/nowhere/python"):
+        runner = ProcessRunner(
+            package, {}, zygotes=zygotes, name="m", version="1", environment=Environment(python=python)
+        )
+        with pytest.raises(Exception, match="no process could be started"):
+            await runner.start()
+        await runner.close()
+    await zygotes.close()
+    with pytest.raises(ZygoteGone):
+        await zygotes.make(Environment(), None, 0)  # type: ignore[arg-type]
 
 
 def test_a_zygote_whose_gateway_stopped_during_its_imports_ends_silently(tmp_path: Path) -> None:
@@ -248,26 +225,23 @@ def test_each_framework_has_its_preload_and_threaded_ones_none() -> None:
     assert preload_for("mlflow.onnx") == ("numpy",)
 
 
-def test_a_process_that_comes_as_its_caller_leaves_is_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.anyio
+async def test_a_process_that_comes_as_its_caller_leaves_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: Processes
 ) -> None:
     package = write_package(tmp_path / "p")
+    await processes.started(package)
+    (zygote,) = processes.zygotes.alive
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        leaving = asyncio.ensure_future(zygote.make(theirs, theirs.fileno()))
+        told = zygote._told
 
-    async def work(h: Processes) -> None:
-        await h.started(package)
-        (zygote,) = h.zygotes.alive
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            leaving = asyncio.ensure_future(zygote.make(theirs, theirs.fileno()))
-            told = zygote._told
+        def tell(message: dict[str, Any], descriptors: list[int]) -> None:
+            told(message, descriptors)
+            leaving.cancel()
 
-            def tell(message: dict[str, Any], descriptors: list[int]) -> None:
-                told(message, descriptors)
-                leaving.cancel()
-
-            monkeypatch.setattr(zygote, "_told", tell)
-            with pytest.raises(asyncio.CancelledError):
-                await leaving
-        await until(lambda: len(zygote.children) == 1)
-
-    run(tmp_path / "tmp", work)  # nothing is left open
+        monkeypatch.setattr(zygote, "_told", tell)
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+    await until(lambda: len(zygote.children) == 1)

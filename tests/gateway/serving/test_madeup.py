@@ -18,7 +18,7 @@ import loaders
 from gateway.serving import madeup
 from loaders.enforcement import enforce
 from loaders.signature import Signature
-from tests.support.processes import House, run
+from tests.support.processes import Processes, run
 
 FRAME = pd.DataFrame({"city": ["Bonn", "Rome"], "floor": [3, 4], "x": [0.5, 1.5]})
 
@@ -72,7 +72,7 @@ def test_a_pipeline_that_refuses_unknown_categories_answers_a_made_up_row(
     columns = signature(("city", "string"), ("floor", "long"), ("x", "double"))
     package = loaders.save_model(model, tmp_path / "model", signature=columns, verify=False)
 
-    async def work(house: House) -> None:
+    async def work(house: Processes) -> None:
         runner = await house.started(package)
         assert runner.known["city"] == "Bonn"
         row = madeup.row(package.signature, runner.known)

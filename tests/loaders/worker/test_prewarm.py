@@ -9,8 +9,8 @@ FIRST = """
 import sys
 import pandas
 import sklearn.linear_model
-from loaders.worker.prewarm import prewarm
-prewarm()
+from loaders.worker.prewarm import predict_once
+predict_once()
 model = sklearn.linear_model.LogisticRegression()
 known = set(sys.modules)
 frame = pandas.DataFrame({"x": [0.0, 1.0]})
@@ -23,8 +23,8 @@ print(sorted(set(sys.modules) - known))
 """
 NOTHING = """
 import sys
-from loaders.worker.prewarm import prewarm
-prewarm()
+from loaders.worker.prewarm import predict_once
+predict_once()
 print("sklearn" in sys.modules, "pandas" in sys.modules)
 """
 
