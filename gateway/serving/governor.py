@@ -32,8 +32,8 @@ class Rule:
     of its size and by more than `matters` of the limit (stopping a small one would not help). `pressed`: from
     this share of the limit on, if there is no model to stop, pressure is reported, once in `quiet` seconds.
     The others are seconds: `calm` between two checks, `alert` between two checks from `watch` of the limit
-    on, `settle` after a stop, while the kernel reclaims memory, `sample` between two readings of the models'
-    bytes while memory is watched."""
+    on, `recovery` after a stop, while the kernel reclaims memory, `sample` between two readings of the
+    models' bytes while memory is watched."""
 
     watch: float = 0.6
     high: float = 0.9
