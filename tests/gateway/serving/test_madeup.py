@@ -72,8 +72,8 @@ def test_a_pipeline_that_refuses_unknown_categories_answers_a_made_up_row(
     columns = signature(("city", "string"), ("floor", "long"), ("x", "double"))
     package = loaders.save_model(model, tmp_path / "model", signature=columns, verify=False)
 
-    async def work(house: Processes) -> None:
-        runner = await house.started(package)
+    async def work(h: Processes) -> None:
+        runner = await h.started(package)
         assert runner.known["city"] == "Bonn"
         row = madeup.row(package.signature, runner.known)
         assert row is not None
