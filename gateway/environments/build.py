@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from gateway.environments.interpreters import Interpreter, Interpreters, missing, named
+from gateway.environments.interpreters import Interpreter, Interpreters, Minor, missing, named
 from gateway.environments.lock import Lock, LockError, Wanted, parsed
 from gateway.environments.resolve import Progress, Resolver
 from gateway.environments.uv import Uv, UvError
@@ -77,6 +77,10 @@ class Store:
 
     def __repr__(self) -> str:
         return f"<Store {len(self.keys())} environments in {self._root}>"
+
+    def has_python(self, minor: Minor) -> bool:
+        """Whether an interpreter of that version is on this machine. Blocks for the first look."""
+        return self._interpreters.find(minor) is not None
 
     # Locks.
 

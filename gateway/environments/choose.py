@@ -23,7 +23,7 @@ from gateway.environments import facts as facts_
 from gateway.environments.build import Built, Store, described
 from gateway.environments.check import Check, Installed
 from gateway.environments.facts import Facts
-from gateway.environments.interpreters import named
+from gateway.environments.interpreters import named, supported
 from gateway.environments.lock import Lock, LockError, Wanted
 from gateway.environments.uv import UvError
 
@@ -142,14 +142,17 @@ class Chooser:
         commands. `served`: it was served before. `forced`: the operator accepts a mismatch. `say` receives
         each step of a build, from the thread that builds. Raises Refused."""
         policy = self._settings.for_model(name).environment or "auto"
-        if policy == "same" or (policy == "auto" and needs.check.satisfied):
-            return self._same(needs, name, reference)
+        if needs.check.satisfied and policy in ("auto", "same"):
+            return Runtime("same", None, needs.check)
+        if policy == "same":
+            return await self._run(self._same, needs, name, reference)
         if policy not in ("auto", "own"):
             return await self._run(self._at, policy, needs, name, reference)
         try:
             return await self._run(self._in_own, needs, say)
         except (LockError, UvError) as error:
-            return self._instead(policy, needs, name, reference, str(error), served, forced)
+            reason = str(error)
+        return await self._run(self._instead, policy, needs, name, reference, reason, served, forced)
 
     # Each of the places.
 
@@ -227,16 +230,17 @@ class Chooser:
         return Refused(f"{wrong}. {reason[:1].upper()}{reason[1:]}", self._help(needs, name, reference))
 
     def _help(self, needs: Needs, name: str, reference: str, *, served: bool = False) -> str:
-        """The commands that help, the best first. `served`: it runs here meanwhile."""
+        """The commands that help, the best first. `served`: it runs here meanwhile. Blocks."""
         helps = []
         minor = needs.facts.minor
+        missing = minor is not None and supported(minor) and not self._store.has_python(minor)
+        if missing and minor is not None:
+            helps.append(f"uv python install {named(minor)} installs the Python that it was made with")
         if self._own.build == "never":
             helps.append(f"gateway env build {reference} builds its own environment ahead of time")
         else:
             helps.append(f"gateway env build {reference} tries to build it and shows each step")
-        if needs.facts.byte_code and minor is not None:
-            helps.append(f"uv python install {named(minor)} installs the Python that it needs")
-        else:
+        if not needs.check.byte_code:
             wrong = [
                 f
                 for f in needs.check.comparisons

@@ -22,10 +22,14 @@ from tests.support.packages import described
 class Shelf:
     """Environments that are there at once, or the failure to have them."""
 
-    def __init__(self, built: Any = None, failure: Exception | None = None) -> None:
+    def __init__(self, built: Any = None, failure: Exception | None = None, pythons: bool = False) -> None:
+        self.pythons = pythons
         self.built = built
         self.failure = failure
         self.builds = 0
+
+    def has_python(self, minor: Any) -> bool:
+        return self.pythons
 
     def resolved(self, wanted: Wanted) -> None:
         return None
@@ -146,6 +150,14 @@ def test_without_its_own_environment_a_version_runs_here_or_is_refused(
     assert "1.9.1" in str(refused.value)
     assert "does not answer" in str(refused.value)
     assert "gateway env build models:/iris/1" in refused.value.hint
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_python_that_is_missing_is_named_with_what_installs_it(old: Any, there: bool) -> None:
+    failure = LockError("there are no usable wheels for this Python")
+    with pytest.raises(Refused) as refused:
+        chosen(old, Shelf(failure=failure, pythons=there))
+    assert refused.value.hint.startswith("uv python install 3.8") is not there
 
 
 def test_own_is_not_exchanged_for_this_interpreter(old: Any) -> None:
