@@ -60,7 +60,7 @@ def test_an_environment_holds_what_its_lock_says(tmp_path: Path, index: wheels.I
     built = here.build(lock, steps.append)
     assert imported(built) == "1.0"
     assert dict(lock.packages) == {"acme": "1.0"}
-    assert [step.partition(" ")[0] for step in steps] == ["resolving", "making", "installing", "compiling"]
+    assert [step.partition(" ")[0] for step in steps] == ["resolving", "creating", "installing", "compiling"]
     assert list(built.path.rglob("acme/__pycache__/*.pyc")), "byte code is compiled ahead"
 
 
@@ -196,7 +196,7 @@ def test_an_environment_in_use_outlasts_the_limit(tmp_path: Path, index: wheels.
     artifacts.trim()
     assert imported(held) == "1.0"
     package = write_package(tmp_path / "p")
-    with pytest.raises(ArtifactError, match="no room"):
+    with pytest.raises(ArtifactError, match="no space"):
         Artifacts(tmp_path / "c", 2000, beside=here).fetch(Version("iris", "1", str(package.path)))
 
 
