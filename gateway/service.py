@@ -1,7 +1,7 @@
 """A prediction, from the request's parsed parts to the model's answer. Knows no protocol.
 
-`Service.predict` reads top to bottom as the life of a request: resolve, lease, enforce, batch, run. On a
-hit nothing is awaited before the request stands in its model's queue.
+`Service.predict` reads top to bottom as the life of a request: resolve, lease, enforce, batch, run. For a
+loaded model nothing is awaited before the request is in its model's queue.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ if TYPE_CHECKING:
 
 _UNSUITABLE: Final = "does not suit the model"
 _ONE_FOR_ALL: Final = (
-    "the model gave one answer for several rows of text: it may take a list of texts, and not a table"
+    "the model gave one answer for several rows of text: it may expect a list of texts, not a table"
 )
 
 _FULL: Final = "its queue is full (max_queue)"
-#: Why a request that a model was asked has no answer.
+#: The exceptions of a request without an answer.
 _UNANSWERED: Final = (
     Refused,
     TimeoutError,
@@ -62,11 +62,11 @@ class Unparsed(Protocol):
     async def enforce(
         self, signature: Signature | None, mode: Mode, type_hints: bool, positional: bool
     ) -> ElsewhereEnforced:
-        """The body as a model with this signature takes it. Raises InvalidInput, Problem."""
+        """Enforces the body with this signature. Raises InvalidInput, Problem."""
 
 
 class ElsewhereEnforced(Protocol):
-    """What came of a body that was parsed elsewhere."""
+    """The result for a body that another process has parsed."""
 
     @property
     def batch(self) -> Framed: ...
@@ -76,7 +76,7 @@ class ElsewhereEnforced(Protocol):
     def lenient(self) -> bool: ...
 
 
-#: The mark of an answer that came from another environment than the model's own.
+#: The mark of an answer from another environment than the model's own.
 MISMATCH = ("environment",)
 #: The mark of an answer to an input that strict enforcement would have refused.
 LENIENT = ("lenient-cast",)
@@ -84,10 +84,10 @@ LENIENT = ("lenient-cast",)
 
 @dataclass(slots=True)
 class Inference:
-    """What a request asks, parsed but untyped. `deadline` is in the event loop's time; `reference` None means
-    the default model; `raw` is None once it is enforced, or where the body is `unparsed`. The service writes
-    into `record` what it learns. `lenient`: without the setting `enforcement` the input is cast as MLflow
-    does; `positional`: rows without names are taken by position."""
+    """A request, parsed but untyped. `deadline`: in the event loop's time. `reference`: None means the
+    default model. `raw`: None after enforcement, or if the body is `unparsed`. The service fills `record`.
+    `lenient`: if the setting `enforcement` is not set, the input is cast as MLflow casts it. `positional`:
+    rows without names are read by position."""
 
     reference: Reference | None
     raw: RawInput | None
@@ -101,8 +101,8 @@ class Inference:
 
 @dataclass(slots=True)
 class Answer:
-    """What a model answered, and its signature; which one, and when, is in the request's record. `marks`:
-    what the header X-Model-Warnings says, on every route."""
+    """A model's answer and its signature; the model and the times are in the request's record. `marks`: the
+    values of the header X-Model-Warnings, on every route."""
 
     result: Batch
     warnings: tuple[str, ...] = ()
@@ -111,8 +111,8 @@ class Answer:
 
 
 class Service:
-    """`default_model` answers requests that name none; `cold_wait` is in seconds; `find` asks a registry that
-    is asked by name for what is not known, and says whether it was asked."""
+    """`default_model` answers requests that name no model. `cold_wait`: in seconds. `find` queries an unknown
+    name in a registry that is queried by name, and returns whether it did."""
 
     def __init__(
         self,
@@ -140,7 +140,8 @@ class Service:
         return self._stopping()
 
     async def predict(self, inference: Inference, given: Target | None = None) -> Answer:
-        """Asks the model that is meant; `given`: who answers, where that is decided. Raises Problem."""
+        """Calls the model of the request. `given`: the version that answers, if already decided. Raises
+        Problem."""
         record = inference.record
         reference = inference.reference or self._default_model
         if reference is None:
@@ -194,9 +195,9 @@ class Service:
     async def _compared(
         self, inference: Inference, service: Version, found: Alias, rollout: Rollout
     ) -> Answer:
-        """A request during a rollout: answered by the candidate or by the version in service, and counted.
-        What fails on the candidate is repeated once on the version in service: nothing was sent yet, and a
-        prediction changes nothing."""
+        """A request during a rollout: the candidate or the version in service answers it, and it is counted.
+        If it fails on the candidate, the version in service answers it: nothing was sent yet, and a
+        prediction has no effects."""
         record = inference.record
         caller = rollout.caller(record.headers, record.shown_id)
         candidate = rollout.takes(caller)
@@ -205,7 +206,7 @@ class Service:
         try:
             answer = await self.predict(inference, Target(version, found))
         except asyncio.CancelledError:
-            if not self._stopping():  # the caller did not want to wait so long
+            if not self._stopping():  # the caller did not want to wait that long
                 rollout.observe(caller, candidate=candidate, failed=True)
             raise
         except Problem as problem:
@@ -226,14 +227,14 @@ class Service:
         return await self.predict(inference, Target(service, found))
 
     def _violates(self, version: Version, answer: Answer) -> bool:
-        """Whether an answer is not as the version's output schema says."""
+        """Whether an answer differs from the version's output schema."""
         servable = self._manager.find(version)
         prepared = None if servable is None else servable.prepared
         return prepared is not None and bool(prepared.check_output(answer.result))
 
     async def _run(self, servable: Servable, inference: Inference) -> tuple[Outcome, tuple[str, ...]]:
-        """Enforces the signature, waits for a turn in the queue, and asks the model. Returns what it answered
-        and the warnings. Raises Problem."""
+        """Enforces the signature, waits for a turn in the queue, and calls the model. Returns its answer and
+        the warnings. Raises Problem."""
         enforced: Enforced | ElsewhereEnforced
         params: dict[str, Any] = {}
         signature, mode, type_hints, positional = servable.rules(inference.lenient, inference.positional)
@@ -296,8 +297,8 @@ class Service:
         return Problem("INVALID_INPUT", message, details=details)
 
     def _unanswered(self, servable: Servable, inference: Inference, error: Exception) -> Problem:
-        """What a client hears of a queue that is full (429), a deadline (504), a process that ended (502,
-        503) or a model that failed (500). What the model is to blame for is noted in its last minute."""
+        """The problem for a full queue (429), a deadline (504), an ended process (502, 503) or a failed model
+        (500). Failures of the model count in its statistics."""
         version, recent = servable.version, servable.recent
         match error:
             case Refused():
@@ -317,7 +318,9 @@ class Service:
             case Poisoned():
                 recent.failed(str(error))
                 self._failed(version, inference, str(error))
-                message = f"{version} cannot take this input: it ended the model's process each time it ran"
+                message = (
+                    f"{version} cannot process this input: it ended the model's process each time it ran"
+                )
                 hint = "do not send it again; the model answers other inputs"
                 return Problem("PREDICTION_FAILED", message, hint=hint)
             case ModelError():
@@ -327,7 +330,7 @@ class Service:
         return Problem("WORKER_CRASHED", message, retry_after=1)
 
     def _model_failed(self, servable: Servable, inference: Inference, error: ModelError) -> Problem:
-        """The model raised an exception: 500, or 422 for one of those that say that the input is wrong."""
+        """The model raised an exception: 500, or 422 if the exception says that the input is wrong."""
         version = servable.version
         if error.unsuitable:
             identity = inference.record.shown_id
@@ -339,7 +342,7 @@ class Service:
         self._failed(version, inference, str(error), error.trace)
         if kind == AnswerTooLarge.__name__:
             message = f"the answer of {version} is larger than an answer may be"
-            hint = "send fewer rows a request; the operator's limit is the setting max_answer_bytes"
+            hint = "send fewer rows in one request; the operator's limit is the setting max_answer_bytes"
         else:
             message = f"{version} raised {kind}" + (f": {error.shown}" if error.shown else "")
             hint = "the gateway's log has the text and the traceback, under this request's id"
@@ -350,14 +353,14 @@ class Service:
         self._emit(PredictionFailed(version.name, version.version, why, trace, identity))
 
     def _check_crowd(self, servable: Servable) -> None:
-        """Those who wait for a load are a queue too."""
+        """Refuses a request if too many already wait for the load: they are a queue too."""
         if self._manager.ledger[servable].leases > servable.options.max_queue:
             wait = self._manager.expected_load_seconds(servable)
-            message = f"{servable.version.name} is loading, and as many requests wait for it as may"
+            message = f"{servable.version.name} is loading, and its queue is full (max_queue)"
             raise Problem("OVERLOADED", message, retry_after=wait)
 
     def _late(self, inference: Inference, problem: Problem) -> Problem:
-        """A wait for a cold model that the caller's own deadline ended is the deadline's affair."""
+        """If the caller's own deadline ended the wait for a cold model, the problem is DEADLINE_EXCEEDED."""
         if problem.code != "MODEL_LOADING" or inference.deadline is None:
             return problem
         if asyncio.get_running_loop().time() < inference.deadline:
@@ -372,8 +375,8 @@ class Service:
 
 
 def _is_one_for_all(batch: Batch | Framed, answer: Batch) -> bool:
-    """Whether a model was asked about several texts, one a row, and gave one answer: most likely it does not
-    read what it is given as rows."""
+    """Whether a model got several texts, one per row, and gave one answer: most likely it does not read its
+    input as rows."""
     if not isinstance(batch, Columns) or len(batch.arrays) != 1 or batch.rows < 2:
         return False
     if batch.texts.isdisjoint(batch.arrays):

@@ -1,17 +1,18 @@
-"""Aliases: which version the registry wants, which one answers here, which one has proved itself.
+"""Aliases: the desired version of each alias, the version that serves, and the last good version.
 
-Three facts, never mixed. *desired* is what the registry says. *serving* is what requests get. *last
-good* is the version that has answered last; it survives restarts. One reconciler per alias moves serving
-towards desired (`rollouts.reconciler`): a swap, a rollback, an outage and a restart all work this way.
+These three facts are never mixed. *desired* is the version in the registry. *serving* is the version that
+answers requests. *last good* is the last version that has answered; it survives restarts. One reconciler per
+alias moves serving towards desired (`rollouts.reconciler`): a swap, a rollback, an outage and a restart all
+work this way.
 
-Read from top to bottom: what a request gets, what the registry says, what an operator and a promotion do.
+Order of the methods: for requests, for the registry, for operators and promotions.
 
-An alias whose model is not loaded moves lazily: the first request takes it through the gates. What one
-gateway finds out (a refusal, the last good version) is written where the registry can be written, so that
-every gateway knows it; `found_out` passes it on.
+An alias whose model is not loaded moves lazily: the first request takes it through the gates. A finding of
+one gateway (a refusal, the last good version) is written to the registry if possible, so that every gateway
+knows it; `found_out` publishes it.
 
-All of it runs on the event loop. This module knows versions and leases; it must not know HTTP, processes
-or files.
+Everything runs on the event loop. This module knows versions and leases; it must not know HTTP, processes or
+files.
 """
 
 from __future__ import annotations
@@ -41,21 +42,21 @@ from gateway.serving.manager import Manager
 
 log = logging.getLogger("gateway.aliases")
 
-#: Refused promotions of aliases that do not exist and deleted aliases: so many are remembered.
+#: The most refused promotions of missing aliases, and deleted aliases, that are remembered.
 ATTEMPTS_KEPT = 1000
 
 
 class Target(NamedTuple):
-    """What a reference stands for now. `version` None: the alias must be served first."""
+    """The current target of a reference. `version` None: the alias must be served first."""
 
     version: Version | None
     alias: Alias | None
 
 
 class Aliases:
-    """`gates` decide about versions; `found_out` passes on what every gateway should know; `grace`: seconds
-    for which a deleted alias of a model goes on answering; `counted` hears of the arm of each request during
-    a rollout."""
+    """`gates` decide about versions. `found_out` publishes findings that every gateway should know. `grace`:
+    the seconds for which a deleted alias of a model continues to answer. `counted` is called with the arm of
+    each request during a rollout."""
 
     def __init__(
         self,
@@ -103,7 +104,7 @@ class Aliases:
         self._attempts: LRUCache[tuple[str, str], Attempt] = LRUCache(ATTEMPTS_KEPT)
 
     def __iter__(self) -> Iterator[Alias]:
-        """The aliases that were used here; the others cost nothing."""
+        """The aliases that were used here; unused aliases cost nothing."""
         return iter(self._aliases.values())
 
     @property
@@ -114,8 +115,8 @@ class Aliases:
         return self._aliases.get((name, alias))
 
     def view(self, name: str, alias: str) -> Alias | None:
-        """The alias as it stands here, also one that was not used since the start: a copy, which is not
-        followed. None where the registry has no such alias."""
+        """The state of an alias here. For an alias that was not used since the start, a copy that is not
+        followed. None if the registry has no such alias."""
         found = self._aliases.get((name, alias))
         model = self._snapshot.models.get(name)
         if found is not None or model is None or alias not in model.aliases:
@@ -127,7 +128,7 @@ class Aliases:
         return seen
 
     def attempts(self) -> list[Attempt]:
-        """What was tried with aliases that do not exist (any more)."""
+        """The last attempts on aliases that do not exist or no longer exist."""
         return [self._attempts[key] for key in sorted(self._attempts) if self.view(*key) is None]
 
     def attempt(self, name: str, alias: str) -> Attempt | None:
@@ -147,10 +148,10 @@ class Aliases:
         """The version that a rollback goes to. Raises NotInRegistry."""
         return records.earlier(find_alias(self._snapshot, name, alias), self._memory.history(name, alias))
 
-    # What a request needs.
+    # For requests.
 
     def target(self, reference: Reference) -> Target:
-        """What a reference stands for now: a dictionary read on the hot path. Raises Problem 404."""
+        """The current target of a reference: a dictionary read on the hot path. Raises Problem 404."""
         if reference.alias is not None:
             found = self.open(reference.name, reference.alias)
         elif reference.version is not None or reference.latest or reference.model_id or reference.run_id:
@@ -163,13 +164,13 @@ class Aliases:
         return Target(None, found)
 
     def meant(self, reference: Reference) -> tuple[Version | None, Alias | None]:
-        """The version that a reference stands for, loaded or not, and its alias. Raises Problem 404."""
+        """The version of a reference, loaded or not, and its alias. Raises Problem 404."""
         version, found = self.target(reference)
         return version or (None if found is None else found.serving or found.desired), found
 
     async def wait_until_served(self, found: Alias, timeout: float | None) -> Version:
-        """The version that answers for an alias whose model is not loaded: desired if it passes its gates,
-        else the one that served before. Raises Problem."""
+        """The version that answers for an alias whose model is not loaded: the desired one if it passes its
+        gates, else the one that served before. Raises Problem."""
         attempt = self._reconciler.start(found)
         if not attempt.done():
             if found.waiting >= self._max_waiting:
@@ -199,12 +200,12 @@ class Aliases:
         raise Problem("MODEL_UNAVAILABLE", f"{found.name}@{found.alias} cannot be served", retry_after=1)
 
     def begin(self, found: Alias) -> None:
-        """Starts what the first request would start, without waiting for it."""
+        """Starts the load that the first request would start, without waiting for it."""
         self._reconciler.start(found)
 
     async def served(self, found: Alias, target: Version, timeout: float) -> None:
-        """Returns when `target` is the serving version, or its first step begins. Raises Problem if it is
-        refused or overtaken, or MODEL_LOADING after `timeout` seconds."""
+        """Returns when `target` serves, or its first step begins. Raises Problem if it is refused or
+        superseded, or MODEL_LOADING after `timeout` seconds."""
         while found.serving != target and not found.in_steps:
             if found.desired != target:
                 message = f"{found.name}@{found.alias} was moved to version {number(found.desired)} meanwhile"
@@ -225,10 +226,10 @@ class Aliases:
             if entry is not None and entry.last_good not in (None, version.version):
                 self._found_out(Observation(found.name, found.alias, version.version, version.version))
 
-    # What the registry says.
+    # For the registry.
 
     def apply(self, snapshot: Snapshot, moved_by: str = "registry") -> None:
-        """Takes a new snapshot: aliases that moved start moving here, those that are gone end."""
+        """Applies a new snapshot: moves the aliases that changed, and ends those that were deleted."""
         self._snapshot = snapshot
         for found in list(self._aliases.values()):
             self._take(found, moved_by)
@@ -241,12 +242,12 @@ class Aliases:
                 self._manager.retire(version, "removed")
         for name, alias in list(self._interrupted):
             if name in snapshot.models and alias in snapshot.models[name].aliases:
-                # What a restart interrupted goes on, whether somebody asks or not.
+                # Continue an interrupted rollout, even without a request.
                 self._interrupted.discard((name, alias))
                 self._reconciler.start(self.open(name, alias))
 
     def open(self, name: str, alias: str, moved_by: str = "registry") -> Alias:
-        """The alias, from now on followed; `moved_by` says who made it, if it is new here. Raises
+        """The alias, which is followed from now on. `moved_by`: who created it, if it is new here. Raises
         NotInRegistry."""
         found = self._aliases.get((name, alias))
         if found is None:
@@ -300,16 +301,16 @@ class Aliases:
             self._reconciler.start(found)
 
     def busy(self) -> set[str]:
-        """The names of which a version is on its way, be it loaded yet or not."""
+        """The names with a version that is moving, loaded or not."""
         return {found.name for found in self if found.attempt is not None and not found.attempt.done()}
 
     def names_in_use(self) -> set[str]:
-        """The names of which a version is loaded, or on its way."""
+        """The names with a version that is loaded or moving."""
         return {servable.version.name for servable in self._manager} | self.busy()
 
     def forget(self, names: Collection[str]) -> None:
-        """Stops following these names until they are used again. Nothing of them is loaded, and nothing has
-        happened to them: their history continues."""
+        """Stops following these names until they are used again. They have no loaded version, and their
+        history continues."""
         for found in list(self):
             if found.name in names:
                 self._drop(found)
@@ -323,7 +324,7 @@ class Aliases:
         found.moved.set()  # its reconciler ends
 
     def _end_after_grace(self, found: Alias, moved_by: str) -> None:
-        """The registry has no such alias any more: it ends here now, or after the grace period."""
+        """Ends an alias that the registry no longer has, now or after the grace period."""
         key = (found.name, found.alias)
         if key in self._deleted:
             return
@@ -331,12 +332,12 @@ class Aliases:
         what = "model" if found.name not in self._snapshot.models else "alias"
         message = f"the {what} is no longer in the registry"
         self._emit(AliasDeleted(found.name, found.alias, number(found.serving), message, grace))
-        if found.rollout is not None:  # what serves goes on; nothing replaces it any more
+        if found.rollout is not None:  # the serving version continues; the candidate must not replace it
             found.generation += 1
             found.desired = found.serving
             found.moved.set()
         if grace:
-            found.show(self._wall(), "deleted", f"{message}; it answers for up to {grace:.0f} s more")
+            found.show(self._wall(), "deleted", f"{message}; it continues to answer for {grace:.0f} s")
             loop = asyncio.get_running_loop()
             self._deleted[key] = loop.call_later(grace, self._end, found, message)
         else:
@@ -352,7 +353,7 @@ class Aliases:
             self._reconciler.let_linger(found.serving)
 
     def refuse(self, name: str, alias: str, target: Version, problem: Problem) -> None:
-        """A promotion through the gateway was refused; serving and desired stay."""
+        """Records a refused promotion through the gateway; serving and desired stay."""
         self._emit(SwapRefused(name, alias, target.version, problem.message))
         found = self._aliases.get((name, alias))
         if found is None and self.view(name, alias) is not None:
@@ -365,7 +366,8 @@ class Aliases:
             )
 
     def clear_error(self, found: Alias) -> None:
-        """The operator asked again for what the registry says already: try at once, and forget the error."""
+        """Forgets the error and tries again at once: the operator repeated the move that the registry
+        holds."""
         if found.rollout is not None:
             return
         if found.verdict is not None and self._entry(found.name, found.alias)[1] is not None:

@@ -1,6 +1,7 @@
-"""How a loaded model is run: start it, ask it, close it. Where it runs is the member's affair.
+"""The contract of runners: start a model, call it, close it. Each runner decides where the model runs.
 
-Members satisfy `Runner`; a failure of the model is told apart from a failure of what runs it.
+Runners satisfy `Runner`. Failures of the model and failures of its process are different exceptions. Must not
+know aliases or protocols.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ if TYPE_CHECKING:
 
 
 class ModelError(Exception):
-    """The model raised. The message is the exception's type and text, without paths; it may hold rows, so it
-    is for the log only, as `trace` is. `shown` is what a caller may read of it, None where that is the type
-    alone; `unsuitable`: the input does not suit the model, which is the caller's affair."""
+    """The model raised an exception. The message is its type and text, without paths. It may hold rows, so it
+    is only for the log, like `trace`. `shown`: the part that a client may see, None for the type alone.
+    `unsuitable`: the input does not suit the model, so the fault is the client's."""
 
     def __init__(
         self, message: str, trace: str = "", *, shown: str | None = None, unsuitable: bool = False
@@ -28,8 +29,8 @@ class ModelError(Exception):
 
 
 class RunnerCrashed(Exception):
-    """The process ended while it worked on the call. `outside`: it was killed with SIGKILL, so the cause may
-    lie outside the model."""
+    """The process ended during the call. `outside`: it was killed with SIGKILL, so the cause may be outside
+    the model."""
 
     def __init__(self, message: str, *, outside: bool = False) -> None:
         super().__init__(message)
@@ -37,8 +38,7 @@ class RunnerCrashed(Exception):
 
 
 class NoProcess(Exception):
-    """No process took the call: none is started any more, or none came within the runner's patience.
-    `retry_after`: seconds."""
+    """No process took the call: no more are started, or none was ready in time. `retry_after`: seconds."""
 
     def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
         super().__init__(message)
@@ -50,7 +50,7 @@ class RunnerTimeout(Exception):
 
 
 FAILURES: Final = (ModelError, RunnerCrashed, RunnerTimeout, NoProcess)
-"""What loading and asking a model may raise."""
+"""The exceptions that loading and calling a model may raise."""
 
 
 class Runner(Protocol):
@@ -58,7 +58,7 @@ class Runner(Protocol):
 
     @property
     def merges(self) -> bool:
-        """Whether the flavor lets rows of several requests share a call. Known after `start`."""
+        """Whether the flavor allows rows of several requests in one call. Known after `start`."""
 
     @property
     def known(self) -> Mapping[str, Any]:
@@ -66,18 +66,18 @@ class Runner(Protocol):
 
     @property
     def slots(self) -> int:
-        """How many calls can really run at once. Known after `start`."""
+        """How many calls can run at once. Known after `start`."""
 
     @property
     def load_peak(self) -> int:
-        """The most bytes it took while it loaded; 0 where that cannot be told."""
+        """The peak bytes during its load; 0 if unknown."""
 
     @property
     def measured_bytes(self) -> int | None:
-        """Private bytes as the kernel counts them; None where they cannot be told apart."""
+        """Its private bytes as the kernel counts them; None if they cannot be separated."""
 
     def present_bytes(self) -> int | None:
-        """`measured_bytes`, read this moment, of processes that are still loading too."""
+        """`measured_bytes`, read now, including processes that are still loading."""
 
     @property
     def isolation(self) -> str:
@@ -89,37 +89,37 @@ class Runner(Protocol):
 
     @property
     def stuck(self) -> str | None:
-        """Why a process of it does not work, though it lives; None while that is not so."""
+        """Why one of its processes is alive but does not work; None otherwise."""
 
     @property
     def spare(self) -> bool | None:
-        """Whether one process more stands by for one that ends; None: there can be none."""
+        """Whether a spare process is ready; None if the runner cannot have one."""
 
     def start_spare(self) -> None:
-        """Begins to make such a process. Its memory counts in `measured_bytes`."""
+        """Begins to start a spare process. Its memory counts in `measured_bytes`."""
 
     async def drop_spare(self) -> None:
-        """Gives it up; its memory is free when this returns."""
+        """Ends the spare process; its memory is free when this returns."""
 
     def tend(self) -> None:
-        """Looks after its processes; to be called about once a second."""
+        """Checks its processes. Call it about once a second."""
 
     def stop(self, reason: str) -> None:
-        """Ends the model's processes at once, as a crash does; nothing where there are none."""
+        """Ends the model's processes at once, as a crash does. Does nothing without processes."""
 
     def status(self) -> dict[str, Any]:
-        """What an operator sees of it, JSON-ready."""
+        """Its state for operators, JSON-ready."""
 
     async def start(self) -> None:
         """Loads the model. Raises one of `FAILURES`."""
 
     async def predict(self, batch: Batch | Framed, params: Mapping[str, Any]) -> Batch:
-        """Asks it. A framed batch holds its params. Several calls may be under way. Raises one of
+        """Calls the model. A framed batch holds its params. Several calls may run at once. Raises one of
         `FAILURES`."""
 
     async def prewarm(self, batch: Batch, params: Mapping[str, Any]) -> Batch:
-        """Asks it as `predict` does, before it serves: what it answers later must not depend on this call. A
-        flavor that is `stateless` is asked in place, any other where it leaves nothing behind. Raises what
+        """Calls the model as `predict` does, before it serves; later answers must not depend on this call. A
+        `stateless` flavor is called in place, any other where it leaves no state behind. Raises what
         `predict` raises."""
 
     async def finish_prewarm(self) -> None:
@@ -127,4 +127,4 @@ class Runner(Protocol):
         raises."""
 
     async def close(self) -> None:
-        """Frees it: when this returns, its bytes are free or never will be."""
+        """Frees the model. When this returns, its memory is free as far as it can be freed."""

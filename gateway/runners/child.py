@@ -1,9 +1,8 @@
-"""A model process by its id, and what ends it and all that it started.
+"""A model process by its id, and how it and all its children are ended.
 
-For each model process the gateway holds a pipe of which each end has the kernel send SIGKILL to the model's
-process group when the other end is closed. The gateway alone holds both: the kernel closes them, in whatever
-order, when the gateway ends in whatever way, and no model can reach, reopen or change them. Knows process
-ids, and nothing of models.
+For each model process the gateway holds a pipe. When one end of it is closed, the kernel sends SIGKILL to the
+model's process group. Only the gateway holds both ends: the kernel closes them when the gateway ends, however
+it ends, and no model can reach, reopen or change them. Knows process ids; must not know models.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ _F_SETSIG: Final = 10
 
 
 class Child:
-    """A model process, which leads a process group. `temporary`: its directory. `ended` gets its exit code
-    (negative: the signal), None if it cannot be known. Raises OSError where it has ended already."""
+    """A model process, which leads a process group. `temporary`: its directory. `ended`: gets its exit code
+    (negative: the signal), None if unknown. Raises OSError if it has already ended."""
 
     def __init__(self, pid: int, temporary: str = "") -> None:
         self.pid = pid
@@ -36,12 +35,12 @@ class Child:
     def kill(self) -> None:
         """Ends it and its process group."""
         self._cut()
-        if self.handle >= 0:  # by its id too: the other way needs the right to signal its user
+        if self.handle >= 0:  # by its id too: the other way needs the permission to signal its user
             with suppress(ProcessLookupError, OSError):
                 signal.pidfd_send_signal(self.handle, signal.SIGKILL)
 
     def close(self) -> None:
-        """Ends what is left of its process group."""
+        """Ends the rest of its process group."""
         self._cut()
         if self.handle >= 0:
             os.close(self.handle)

@@ -20,13 +20,13 @@ _USERS: Final = 4336
 
 @dataclass(frozen=True, slots=True)
 class Confinement:
-    """`user`: `auto` gives each process a user of its own where the gateway is root, `same` does not, a
-    number names one. `files`, `processes`, `cpu_seconds`: limits, None for none (`processes` counts threads
-    too; where the kernel has no such limit for one model, the gateway ends a model that has more).
-    `filesystem`: only the package, the environment and the system can be read, and `readable`. `disk`: bytes
-    of temporary files above which a process is ended, None for no limit. `syscalls`: none that reach other
-    processes or the kernel. `network`: whether it may use it. `required`: measures (user, filesystem,
-    syscalls, …) without which nothing is loaded."""
+    """`user`: `auto` gives each process its own user if the gateway is root, `same` keeps the gateway's, a
+    number sets that user. `files`, `processes`, `cpu_seconds`: limits, None for no limit (`processes`
+    includes threads; if the kernel has no such limit for one model, the gateway ends a model that has more).
+    `filesystem`: the process can read only the package, the environment, the system and `readable`. `disk`:
+    the bytes of temporary files above which a process is ended, None for no limit. `syscalls`: none that
+    reach other processes or the kernel. `network`: whether it may use it. `required`: measures (user,
+    filesystem, syscalls, …) without which nothing is loaded."""
 
     user: Literal["auto", "same"] | int = "auto"
     files: int | None = 4096
@@ -40,7 +40,7 @@ class Confinement:
     required: tuple[str, ...] = ()
 
     def to_json(self, user: int) -> dict[str, Any]:
-        """The policy for one process; `user` is the one it gets where `auto` applies."""
+        """The policy for one process; `user` is its user if `auto` applies."""
         chosen = (
             None if self.user == "same" or os.geteuid() != 0 else user if self.user == "auto" else self.user
         )
@@ -59,7 +59,7 @@ class Confinement:
 
 
 class Users:
-    """User numbers for model processes: no two living ones share one."""
+    """User numbers for model processes; no two running processes share one."""
 
     def __init__(self, first: int = _FIRST_USER, count: int = _USERS) -> None:
         self._next = itertools.cycle(range(first, first + count))
@@ -68,7 +68,7 @@ class Users:
 
     def take(self) -> int:
         if len(self._taken) >= self._count:
-            raise RuntimeError("there are more model processes than users for them")
+            raise RuntimeError("there are not enough user numbers for all model processes")
         user = next(u for u in self._next if u not in self._taken)
         self._taken.add(user)
         return user
@@ -78,8 +78,8 @@ class Users:
 
 
 def hide() -> bool:
-    """Closes this process to others of the same user: its memory and its environment, which may hold
-    credentials, cannot be read through `/proc`. True if the kernel did it."""
+    """Closes this process to other processes of the same user, so that its memory and its environment, which
+    may hold credentials, cannot be read through `/proc`. Returns True if the kernel did it."""
     if sys.platform != "linux":
         return False
     return int(ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)) == 0

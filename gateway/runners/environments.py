@@ -72,16 +72,16 @@ _OF_DISTRIBUTION: Final[dict[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """One zygote stands for one of these. `python`: the interpreter's path; `preload`: what its zygote
-    imports; modules that are missing there, or that start threads, are left out."""
+    """Each environment has one zygote. `python`: the interpreter's path. `preload`: the modules that its
+    zygote imports; modules that are missing there, or that start threads, are left out."""
 
     python: str = sys.executable
     preload: tuple[str, ...] = ("numpy",)
     start: Start = "fork"
 
     def variables(self, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-        """The environment variables of every process here. What this interpreter is told by them (its path,
-        its libraries) is kept from another one, and so are the user's own packages."""
+        """The environment variables of every process of this environment. Another interpreter does not get
+        this interpreter's own variables (its path, its libraries), nor the user's own packages."""
         passed = allowed(environ, _PASSED)
         if self.python != sys.executable:
             passed = {name: value for name, value in passed.items() if name not in _NOT_ELSEWHERE}
@@ -90,7 +90,8 @@ class Environment:
 
 
 def elsewhere(python: str, distributions: Iterable[str], start: Start) -> Environment:
-    """The environment of another interpreter: one for all that run in it, so one zygote."""
+    """The environment of another interpreter, shared by all models that run in it, so that it has one
+    zygote."""
     modules: dict[str, None] = {}
     for name in sorted(set(distributions) & _OF_DISTRIBUTION.keys(), key=list(_OF_DISTRIBUTION).index):
         modules.update(dict.fromkeys(_OF_DISTRIBUTION[name]))
@@ -98,7 +99,8 @@ def elsewhere(python: str, distributions: Iterable[str], start: Start) -> Enviro
 
 
 def preload_for(loader_module: str) -> tuple[str, ...]:
-    """What to import beforehand for packages with this loader: few distinct answers, so few zygotes."""
+    """The modules to import in advance for packages with this loader. Few different results, so few
+    zygotes."""
     for prefix, modules in _PRELOAD.items():
         if loader_module == prefix or loader_module.startswith(prefix + "."):
             return modules
@@ -106,7 +108,7 @@ def preload_for(loader_module: str) -> tuple[str, ...]:
 
 
 def allowed(environ: Mapping[str, str], names: Iterable[str]) -> dict[str, str]:
-    """Those variables whose name is one of `names`, which may be patterns (`HF_*`)."""
+    """The variables whose name matches one of `names`, which may be patterns (`HF_*`)."""
     patterns = tuple(names)
     return {
         name: value

@@ -1,6 +1,6 @@
-"""What the temporary files of a model's processes take on the disk.
+"""Measures the disk space of the temporary files of a model's processes.
 
-Knows directories and process ids, and nothing of models. Blocks: to be called by a thread.
+Knows directories and process ids; must not know models. Blocks, so call it from a thread.
 """
 
 from __future__ import annotations
@@ -15,20 +15,19 @@ from typing import Final
 from gateway.runners.memory import PROC, descendants
 from loaders.worker import temporary
 
-#: What a model may keep where the operator says nothing: so many bytes, and at most this share of the disk.
+#: The default limit for a model: this many bytes, and at most this share of the disk.
 MOST, SHARE = 4 << 30, 0.25
 _OPEN_FILES: Final = 4096
 
 
 def default_limit() -> int:
-    """The bytes that a model process may keep where the settings do not say."""
+    """The bytes that a model process may keep without a setting."""
     return min(MOST, int(shutil.disk_usage(tempfile.gettempdir()).total * SHARE))
 
 
 def used(pid: int, directory: str, enough: int) -> int:
-    """Bytes of a directory, and of files of that file system that the process and its children hold open
-    although they are deleted: those of other users only where the gateway is root. The count ends above
-    `enough`."""
+    """The bytes of a directory, and of deleted files on its file system that the process and its children
+    hold open; those of other users only if the gateway is root. Stops counting above `enough`."""
     total = temporary.used(directory, enough)
     return total if total > enough else total + _deleted(pid, directory)
 

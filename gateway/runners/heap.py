@@ -1,4 +1,4 @@
-"""When the gateway's own heap is collected and frozen after a load. Knows no model."""
+"""Decides when to collect and freeze the gateway's own heap after a load. Must not know models."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ FREEZE_AFTER, FREEZE_INTERVAL = 1.0, 60.0
 
 
 class Heap:
-    """Objects of a loaded model stay until it is unloaded, so the collector need not walk them while
-    requests wait. Freezing them takes a full collection first: it runs shortly after a load, and rarely."""
+    """The objects of a loaded model stay until it is unloaded, so the collector need not walk them while
+    requests wait. Freezing them needs a full collection first, which runs shortly after a load, and
+    rarely."""
 
     def __init__(self) -> None:
         self._timer: asyncio.TimerHandle | None = None

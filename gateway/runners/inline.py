@@ -1,8 +1,7 @@
-"""A model in the gateway's own process, on a thread of its own.
+"""Runs a model in the gateway's own process, on its own thread, for `isolation: inline`.
 
-For models whose loading executes nothing the package brought, and wherever `isolation: inline` is set.
-It cannot be killed. Its memory is what the gateway's process grows by while it loads and answers first; what
-others allocate meanwhile is counted with it. Exact figures are what processes are for.
+The model cannot be killed. Its memory is the growth of the gateway's process during its load and its first
+answers; memory that others allocate meanwhile is included. Only models in processes have exact figures.
 """
 
 from __future__ import annotations
@@ -28,17 +27,19 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: How long closing waits for a model that is still answering, in seconds.
+#: How long closing waits for a model that still answers, in seconds.
 CLOSE_WITHIN = 5.0
-#: How many of its first answers may add to its measured memory: frameworks allocate when they first compute.
+#: The number of first answers that may add to its measured memory: frameworks allocate when they first
+#: compute.
 WARMING = 4
-#: What the threads' names begin with.
+#: The prefix of the threads' names.
 THREAD = "model-"
 
 
 class InlineRunner:
-    """One model, never asked twice at once. `threads`: how many one call may use, where the framework lets
-    that be said; `timeout`: seconds after which a call is abandoned; `max_answer`: bytes of one answer."""
+    """One model, with one call at a time. `threads`: how many threads a call may use, if the framework
+    supports a limit. `timeout`: the seconds after which a call is abandoned. `max_answer`: the bytes of one
+    answer."""
 
     slots = 1
     isolation = "inline"
@@ -76,7 +77,7 @@ class InlineRunner:
 
     @property
     def measured_bytes(self) -> int | None:
-        """What the gateway grew by; None where the kernel does not say."""
+        """The growth of the gateway's process; None if the kernel does not tell."""
         return self._measured
 
     @property
@@ -95,13 +96,13 @@ class InlineRunner:
         return None
 
     def start_spare(self) -> None:
-        """There are no processes."""
+        """Does nothing: the model has no processes."""
 
     async def drop_spare(self) -> None:
-        """There are no processes."""
+        """Does nothing: the model has no processes."""
 
     def tend(self) -> None:
-        """There are no processes."""
+        """Does nothing: the model has no processes."""
 
     def stop(self, reason: str) -> None:
         """A thread cannot be stopped."""
@@ -126,7 +127,7 @@ class InlineRunner:
         return await self.predict(batch, params)
 
     async def finish_prewarm(self) -> None:
-        """The gateway itself is never forked: a model that may keep something of a call is loaded again."""
+        """Loads a model that may keep state of a call again, because the gateway itself is never forked."""
         if self._prewarmed and self._model is not None and not self._model.flavor.stateless:
             await self._unload()
             await self.start()
@@ -145,7 +146,7 @@ class InlineRunner:
             freed = weakref.ref(model)
             del model
             if freed() is not None and closing.done():
-                # A full collection stops the process for a tenth of a second: only where one is needed.
+                # A full collection stops the process for a tenth of a second, so it runs only if needed.
                 await self._in_thread(freeze_heap)
             if closing.done():
                 await self._in_thread(memory.trim)
@@ -153,7 +154,7 @@ class InlineRunner:
     def _load(self) -> Model:
         from loaders.model import open_model
 
-        memory.trim()  # what is free already must not hide what this model takes
+        memory.trim()  # free memory of the process would hide the growth caused by this model
         self._before = memory.own()
         model = open_model(self._package, self._config, threads=self._threads)
         model.max_answer = self._max_answer
@@ -183,8 +184,8 @@ class InlineRunner:
             try:
                 return function(*args)
             except (KeyboardInterrupt, SystemExit, Exception) as error:  # noqa: BLE001
-                # Whatever the model's code raises is its error, `SystemExit` included: it must not reach
-                # the loop as something that ends the gateway.
+                # Every exception of the model's code is its error, also `SystemExit`, which must not end the
+                # gateway's loop.
                 shown, unsuitable = failure(error)
                 raise ModelError(
                     _described(error), traceback.format_exc(), shown=shown, unsuitable=unsuitable
@@ -194,7 +195,7 @@ class InlineRunner:
 
 
 def freeze_heap() -> None:
-    """Collects everything, then tells the collector to pass over what is left, until the next time."""
+    """Runs a full collection, then makes the collector ignore the remaining objects until the next time."""
     gc.unfreeze()
     gc.collect()
     gc.freeze()

@@ -1,8 +1,8 @@
-"""What a model's processes really take of the machine's memory, as the kernel counts it.
+"""The memory of a model's processes, as the kernel counts it.
 
-Reads an open `smaps_rollup` that the model process itself handed over, so that it works for a process of
-another user and for one that is closed to others. What the model starts counts with it, and so does what lies
-in its `/dev/shm`. Knows no models.
+Reads an open `smaps_rollup` that the model process itself has passed over. So it works for a process of
+another user, and for one that is closed to others. The model's child processes count with it, and so do the
+files in its `/dev/shm`. Must not know models.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ PROC: Final = Path("/proc")
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes. `private`: what would be free if it ended; `resident`: with what it shares; `anonymous`: without
-    files, shared or not; `proportional`: with its share of what it shares."""
+    """Bytes. `private`: would be free if it ended. `resident`: with everything it shares. `anonymous`:
+    without files, shared or not. `proportional`: with its part of the shared memory."""
 
     private: int = 0
     resident: int = 0
@@ -40,10 +40,10 @@ class Memory:
 
 
 class Footprint:
-    """The figures of a model process, of the processes that it started, and of its `/dev/shm`. Takes over the
-    descriptors. `pid` None: of that one process alone; `shared_memory`: a directory of its own `/dev/shm`, -1
-    where it has none. `tasks`: how many processes and threads it had when it was last looked at, as far as
-    they were counted."""
+    """The memory of a model process, of its child processes, and of its `/dev/shm`. Takes over the
+    descriptors. `pid` None: only that process. `shared_memory`: a descriptor of its own `/dev/shm`, -1 if it
+    has none. `tasks`: the number of its processes and threads at the last reading, as far as they were
+    counted."""
 
     def __init__(
         self,
@@ -63,11 +63,11 @@ class Footprint:
         self.tasks = 0
 
     def read(self) -> Memory:
-        """The present figures (some microseconds per resident megabyte); the last ones once it has ended, and
-        for a while after a look that took long.
+        """The current figures (takes some microseconds per resident megabyte). Returns the last ones after
+        its end, and for a while after a slow reading.
 
-        Memory that a model shares with its children is counted by each one's share of it; a child that may
-        not be looked into counts whole.
+        Memory shared by a model and its children is divided among them. A child that cannot be inspected
+        counts fully.
         """
         if self._descriptor >= 0 and time.monotonic() >= self._read_again:
             began = self._cost()
@@ -85,7 +85,7 @@ class Footprint:
         return self._last
 
     def upper_bound(self) -> int:
-        """Never less than `read().private`, in a few microseconds for each process; 0 once it has ended."""
+        """A value never below `read().private`, in a few microseconds per process; 0 after its end."""
         if self._pid is None or self._descriptor < 0:
             return 0
         if time.monotonic() >= self._bound_again:
@@ -119,7 +119,7 @@ class Footprint:
 
 
 def own(proc: Path = PROC) -> int:
-    """Private bytes of this process itself; 0 where the kernel does not say. Some milliseconds."""
+    """The private bytes of this process; 0 if the kernel does not tell. Takes some milliseconds."""
     try:
         return parse((proc / "self" / "smaps_rollup").read_bytes()).private
     except OSError:
@@ -127,13 +127,13 @@ def own(proc: Path = PROC) -> int:
 
 
 def trim() -> None:
-    """Hands back to the kernel what this process has freed, where its C library can."""
+    """Returns freed memory of this process to the kernel, if its C library can."""
     if sys.platform == "linux" and (trimmed := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
         trimmed(0)
 
 
 def parse(rollup: bytes) -> Memory:
-    """The content of a `smaps_rollup`."""
+    """Parses a `smaps_rollup`."""
     fields: dict[bytes, int] = {}
     for line in rollup.splitlines()[1:]:
         name, _, rest = line.partition(b":")
@@ -145,9 +145,9 @@ def parse(rollup: bytes) -> Memory:
 
 
 def descendants(pid: int, proc: Path = PROC) -> tuple[list[int], int]:
-    """The processes that a model process started and those that they started, and how many tasks (threads of
-    all of them) were seen: all, or a few more than the most that are looked at. Orphans among them come to
-    the model process, so that none leaves this tree."""
+    """All descendants of a model process, and the number of their tasks (threads): all, or a few more than
+    the most that are counted. Their orphans are reparented to the model process, so that none leaves this
+    tree."""
     found: list[int] = []
     seen, waiting = 0, [pid]
     while waiting and seen <= _MOST_TASKS:
@@ -184,7 +184,7 @@ def _of_child(pid: int, proc: Path = PROC) -> int:
 
 
 def _anonymous(pid: int, proc: Path) -> int:
-    """Resident bytes that belong to no file."""
+    """The resident bytes without files."""
     try:
         _, resident_pages, file_pages, *_ = (proc / str(pid) / "statm").read_bytes().split()
     except (OSError, ValueError):
@@ -193,7 +193,7 @@ def _anonymous(pid: int, proc: Path) -> int:
 
 
 def resident(pid: int, proc: Path = PROC) -> int:
-    """Resident bytes, shared ones included, in a few microseconds; 0 once the process has ended."""
+    """The resident bytes with shared memory, in a few microseconds; 0 after the end of the process."""
     try:
         return int((proc / str(pid) / "statm").read_bytes().split()[1]) * _PAGE
     except (OSError, IndexError):
@@ -201,7 +201,7 @@ def resident(pid: int, proc: Path = PROC) -> int:
 
 
 def peak(pid: int, proc: Path = PROC) -> int:
-    """The most that was ever resident, in bytes; 0 once the process has ended."""
+    """The peak resident bytes; 0 after the end of the process."""
     try:
         status = (proc / str(pid) / "status").read_text("ascii", "replace")
     except OSError:

@@ -1,10 +1,10 @@
-"""What comes to this process when a zygote is killed: the model processes that it made, and what they left.
+"""Adopts the processes that a killed zygote leaves: its model processes, and their children.
 
-The kernel gives orphans to the nearest ancestor that asked for them, else to process 1, which in a container
-is the gateway itself. Somebody must take the exit status of each, or it stays in the process table for ever;
-and what a model left behind must end. Exit statuses that somebody else waits for are left alone: a child of
-this process's own session was not adopted, because zygotes begin sessions of their own and no way leads back
-from them. Knows process ids, and nothing of models.
+The kernel reparents orphans to the nearest ancestor that is a subreaper, else to process 1, which in a
+container is the gateway. Each must be reaped, or it stays in the process table; and processes that a model
+left must end. Other children are not touched, because other code waits for their exit status: a child in this
+process's own session is not an orphan, because each zygote starts its own session. Knows process ids; must
+not know models.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _LOOKS: Final = 3
 
 
 def adopt(adopting: bool = True) -> bool:
-    """From now on the orphans among this process's descendants come to it. True if the kernel agrees."""
+    """Makes this process the parent of its orphaned descendants. Returns True if the kernel agrees."""
     if sys.platform != "linux":
         return False
     return int(ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, int(adopting), 0, 0, 0)) == 0
 
 
 def adopts() -> bool:
-    """Whether orphans come to this process. Where they do not, all its children are its own."""
+    """Whether orphans are reparented to this process. If not, all its children are its own."""
     if sys.platform != "linux":
         return False
     answer = ctypes.c_int()
@@ -43,9 +43,9 @@ def adopts() -> bool:
 
 
 class Orphans:
-    """Used by the event loop alone. `tend` is to be called now and then; where there is nothing to do, that
-    costs one call of the kernel. Made before the first zygote: children that are there already, such as those
-    of a shell that became this process, are none of its affair."""
+    """Only the event loop uses it. Call `tend` regularly; without work it costs one system call. Create it
+    before the first zygote: children that already exist, such as those of a shell that became this process,
+    are ignored."""
 
     def __init__(self) -> None:
         self._waited_for: dict[int, subprocess.Popen[bytes]] = {}
@@ -58,17 +58,17 @@ class Orphans:
         return f"<Orphans {len(self._in_use)} in use>"
 
     def spare(self, process: subprocess.Popen[bytes]) -> None:
-        """A child that is no orphan: its exit status is its own."""
+        """Excludes a child that is not an orphan: other code waits for its exit status."""
         self._waited_for[process.pid] = process
 
     def come(self, children: Mapping[int, Child]) -> None:
-        """A zygote is gone. Of what it made, those go on being used whose handle is open."""
+        """A zygote has ended. Its model processes with an open handle continue to be used."""
         self._in_use.update(children)
         self._looks = _LOOKS
 
     def tend(self) -> None:
-        """Takes the exit status of those that ended, and ends what nobody uses when it is seen for the second
-        time: what a zygote said last may not have been read yet."""
+        """Reaps ended orphans. Ends an unused one when it is seen for the second time, because the zygote's
+        last message may not have been read yet."""
         for pid, process in list(self._waited_for.items()):
             if process.poll() is not None:
                 del self._waited_for[pid]
@@ -78,7 +78,7 @@ class Orphans:
             self._looks = _LOOKS if self._look() else self._looks - 1
 
     def end(self) -> None:
-        """Ends all of them."""
+        """Ends all orphans."""
         self._in_use.clear()
         for _ in range(2):
             self._look()
@@ -89,7 +89,7 @@ class Orphans:
         if not adopts():
             return False
         children = dict(_adopted())
-        self._strangers &= children.keys()  # an id that is free again may become an orphan's
+        self._strangers &= children.keys()  # a free id may later be that of an orphan
         others = self._waited_for.keys() | self._strangers
         found = [(pid, state) for pid, state in children.items() if pid not in others]
         unused = {pid for pid, state in found if state != "Z" and pid not in self._in_use}
@@ -111,9 +111,9 @@ def _somebody_ended() -> bool:
 
 
 def _adopted() -> Iterator[tuple[int, str]]:
-    """(process id, state) of every child that is not of this process's session, and has ended or may do less
-    than this one: what a model leaves is confined as the model was. What others started is not, be it a
-    library's here or, for process 1, whatever runs in its container."""
+    """(process id, state) of every child that is not in this process's session, and has ended or is more
+    confined than this process: children of a model are confined like the model. Other children are not, such
+    as those of a library here or, for process 1, other processes in its container."""
     own, session, held = str(os.getpid()), str(os.getsid(0)), _confinement("self")
     for entry in _children():
         with suppress(OSError):
@@ -126,7 +126,7 @@ def _adopted() -> Iterator[tuple[int, str]]:
 
 
 def _children() -> list[str]:
-    """The ids of this process's children; where the kernel keeps no such list, of all processes."""
+    """The ids of this process's children; of all processes if the kernel has no such list."""
     try:
         lists = [Path("/proc/self/task", task, "children") for task in os.listdir("/proc/self/task")]
         return [pid for listed in lists for pid in listed.read_text("ascii").split()]
@@ -135,8 +135,8 @@ def _children() -> list[str]:
 
 
 def _confinement(process: str) -> int:
-    """How much of what is inherited and never taken back holds for a process: that it gains no privileges,
-    and filters of system calls (a kernel before 5.9 does not say how many)."""
+    """How many permanent, inherited restrictions a process has: no new privileges, and filters of system
+    calls (a kernel before 5.9 does not tell how many)."""
     lines = Path("/proc", process, "status").read_text("utf-8", "replace").splitlines()
     fields = dict(line.split(":", 1) for line in lines if ":" in line)
     return int(fields.get("NoNewPrivs", 0)) + int(fields.get("Seccomp_filters", 0))

@@ -1,7 +1,7 @@
-"""What a model prints: a pipe that is always emptied, and lines of it for the log at a bounded rate.
+"""The output of a model: reads a pipe continuously, and passes lines to the log at a bounded rate.
 
-A model that prints is never blocked by a slow log, and cannot flood it. One that prints without end is
-slowed down by its own full pipe. Knows nothing of models; lines go where the caller says.
+A slow log never blocks a model that prints, and a model cannot flood the log. A model that prints without end
+is slowed down by its own full pipe. Must not know models; the caller gives the sink.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Output:
             self.write_end = -1
 
     def close(self) -> None:
-        """Takes what is left in the pipe and closes it."""
+        """Reads the rest of the pipe and closes it."""
         if self._read_end < 0:
             return
         self.close_write_end()

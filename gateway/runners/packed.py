@@ -1,9 +1,9 @@
-"""A small model that shares a process with others: it has a place in a pack, or for a reason a process of its
-own.
+"""The runner of a small model that shares a process with others: it has a place in a pack, or for a reason
+its own process.
 
-It moves out where its call ended the pack's process, where its calls are slow, where it is hot, and where its
-load there failed; a suspect comes back when it has proved itself. While it moves, calls are answered where it
-was before. The verbs are those of any runner.
+It moves out if its call ended the pack's process, if its calls are slow, if it is hot, or if its load there
+failed. A suspect returns when it has proved itself. While it moves, its old place answers calls. It has the
+methods of any runner.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ if TYPE_CHECKING:
 
 _LOG: Final = logging.getLogger("gateway.models")
 
-#: A call that takes longer, in seconds, is slow; a model with so many of them in a row moves out for good.
+#: A longer call, in seconds, is slow; a model with this many slow calls in a row moves out permanently.
 SLOW, SLOW_CALLS = 0.25, 3
-#: A suspect is proved when it was answered so often alone, over so many seconds, without an end.
+#: A suspect has proved itself after this many answers alone, over this many seconds, without a crash.
 PROOF_ANSWERS, PROOF_SECONDS = 20, 60.0
-#: What ended or held a pack so many times stays alone.
+#: A model that ended or blocked a pack this many times stays alone.
 CONVICTED: Final = 2
 
 
 class Record:
-    """What is remembered of a package's files while the gateway runs, loaded or not: why they may not share a
-    process, and how often they were suspects."""
+    """The facts about a package's files that are kept while the gateway runs, loaded or not: why they may not
+    share a process, and how often they were suspects."""
 
     __slots__ = ("suspected", "verdict")
 
@@ -50,8 +50,9 @@ class Record:
 
 
 class PackedRunner:
-    """One version with a place in a pack. `alone` makes the runner of its own process, with the reason;
-    `record` outlives it. `timeout`: seconds that a call may take, None for any; `load_timeout`: a load."""
+    """One version with a place in a pack. `alone` makes the runner with its own process, and takes the
+    reason. `record` outlives it. `timeout`, `load_timeout`: the seconds that a call or a load may take, None
+    for no limit."""
 
     slots = 1
     spare: bool | None = None
@@ -86,7 +87,7 @@ class PackedRunner:
         self._own_calls = 0
         self._own_idle = asyncio.Event()
         self._moved_why = ""
-        #: When it may come back, in the loop's time; None: it stays.
+        #: When it may return to the pack, in the loop's time; None: it stays alone.
         self._back_at: float | None = None
         self._back_after = 0
         self._answers = 0
@@ -104,7 +105,7 @@ class PackedRunner:
     def __repr__(self) -> str:
         return f"<PackedRunner {self.isolation}: {self.placement}>"
 
-    # ---- what a runner says of itself
+    # ---- State
 
     @property
     def merges(self) -> bool:
@@ -125,7 +126,7 @@ class PackedRunner:
         return None if self._place is None else self._place.bytes
 
     def present_bytes(self) -> int | None:
-        """What grew in the pack since it was last measured counts with the model that was asked last."""
+        """Its bytes. The growth of the pack since its last measurement counts for the last called model."""
         if self._own is not None:
             return self._own.present_bytes()
         place = self._place
@@ -179,7 +180,7 @@ class PackedRunner:
         }
 
     def start_spare(self) -> None:
-        """There is none: another process of the pack is made in milliseconds."""
+        """Does nothing: another process for the pack starts in milliseconds."""
 
     async def drop_spare(self) -> None: ...
 
@@ -249,7 +250,7 @@ class PackedRunner:
                 raise self._without_path(model_error(reply), place)
             answer = reply.get("batch")
             if not isinstance(answer, Columns | Tensors | Value):
-                broken = RunnerCrashed("the model process broke the protocol: its answer is no batch")
+                broken = RunnerCrashed("the model process broke the protocol: its answer is not a batch")
                 place.process.worker.kill(broken)
                 raise broken
             return answer
@@ -291,7 +292,7 @@ class PackedRunner:
     # ---- moving
 
     def worked(self, seconds: float) -> None:
-        """Its pack answered a call of it after so many seconds."""
+        """Its pack has answered a call of it, which took `seconds`."""
         self.last_asked = self._loop.time()
         self._slow = self._slow + 1 if seconds > SLOW else 0
         if self._slow >= SLOW_CALLS and self._own is None:
@@ -299,8 +300,8 @@ class PackedRunner:
             self.move_out(f"its calls are slow: {SLOW_CALLS} in a row took over {SLOW:g} s")
 
     def move_out(self, reason: str, *, back: float | None = None) -> None:
-        """Begins to move to a process of its own; until it is there it is asked where it is. `back`: after so
-        many seconds it may return; None: these files stay alone."""
+        """Begins to move to its own process; until then its old place answers. `back`: the seconds after
+        which it may return; None: these files stay alone."""
         if back is None:
             self._record.verdict = self._record.verdict or reason
         if self._own is None and self._moving is None and not self._closed:
@@ -309,7 +310,7 @@ class PackedRunner:
     def _suspect(self, reason: str) -> None:
         self._record.suspected += 1
         if self._record.suspected >= CONVICTED:
-            self._record.verdict = self._record.verdict or f"{reason}, not for the first time"
+            self._record.verdict = self._record.verdict or f"{reason}, and not for the first time"
         self._moved_why = reason
         place, self._place = self._place, None
         if place is not None:
@@ -349,7 +350,7 @@ class PackedRunner:
                 await self._sit_down()
                 return
             except (ModelError, RunnerTimeout) as error:
-                # Alone it says why, as any model does; or it needs what a pack has not.
+                # Alone it reports the reason, as any model does; or it needs something that a pack lacks.
                 _LOG.debug("a load in a pack failed: %s", error)
                 reason, back = f"it could not be loaded in a pack: {error}", None
             except (RunnerCrashed, OSError) as error:
@@ -358,7 +359,7 @@ class PackedRunner:
         await self._go_alone(reason, back)
 
     async def _sit_down(self) -> None:
-        """Takes another place than the present one, which stays its caller's affair."""
+        """Takes another place. The caller gives up the current one."""
         before = self._place
         place = await self._pack.take_in(self)
         if self._closed or self._place is not before:
@@ -371,8 +372,8 @@ class PackedRunner:
         self._confined = place.process.worker.loaded["confinement"]
 
     async def take_place_again(self, old: Place) -> None:
-        """Moves to the process of its pack that is filled now. Raises nothing: it takes a place when it is
-        asked, where that fails now."""
+        """Moves to the new process of its pack. Raises nothing: if this fails, the next call takes a
+        place."""
         if self._place is old and not self._closed:
             with suppress(*FAILURES, OSError):
                 await self._sit_down()
@@ -419,13 +420,13 @@ class PackedRunner:
         task.add_done_callback(self._background.discard)
 
     def _without_path(self, error: ModelError, place: Place) -> ModelError:
-        """The model's words without the places of this machine."""
+        """The model's error without paths of this machine."""
         text = str(error).replace(place.directory, "(package)")
         return ModelError(text, error.trace, shown=error.shown, unsuitable=error.unsuitable)
 
 
 def _pieces(op: str, batch: Batch | wire.Framed, params: Mapping[str, Any]) -> deque[wire.Segment]:
-    """A call as it is sent. Raises ModelError."""
+    """Encodes a call for sending. Raises ModelError."""
     if isinstance(batch, wire.Framed):
         return batch.pieces()
     try:

@@ -1,11 +1,11 @@
-"""Packs: processes that hold many small models each, one process for all models of equal conditions.
+"""Packs: processes that hold many small models each, one process for all models with equal conditions.
 
-A pack is made when a model first needs it and ended when it has been empty for a while. Its process does one
-thing at a time, in order. When it ends, only the call it was working on fails; the others are `NotReached`,
-and their models take places in the next process. One whose first call takes too long is let go in the same
-way, without failing anybody. What unloading does not give back is measured: above a bound another process is
-filled with the models in use, one after the other, and the old one ends. A process and its places are
-`places`; what a model does without a place is `packed`. Everything runs on the event loop.
+A pack is made when a model first needs it, and ended when it has been empty for a while. Its process does one
+thing at a time, in order. When the process ends, only its current call fails; the others are `NotReached`,
+and their models take places in the next process. If the current call takes too long, the process is let go in
+the same way, without a failed call. The memory that unloading does not free is measured: above a bound the
+models in use move one by one to a new process, and the old one ends. `places` holds a process and its places;
+`packed` is the runner of a model in a pack. Everything runs on the event loop.
 """
 
 from __future__ import annotations
@@ -32,20 +32,22 @@ if TYPE_CHECKING:
 
 _LOG: Final = logging.getLogger("gateway.models")
 
-#: A process whose call takes longer, in seconds, while others wait, is let go. Looked at once a second.
+#: A process whose call takes longer, in seconds, while others wait, is let go. Checked once a second.
 HOLD: Final = 1.0
-#: A pack that has held no model for so many seconds ends.
+#: A pack without models ends after this time, in seconds.
 IDLE: Final = 60.0
-#: So many ends of a pack's processes within so many seconds: its models run alone for as long.
+#: After this many crashes of a pack's processes within this time, in seconds, its models run alone for the
+#: same time.
 ENDS, WITHIN = 4, 600.0
-#: What unloading may leave behind: this share of the process's private bytes, and at least so many bytes.
+#: The memory that unloading may leave: this share of the process's private bytes, and at least this many
+#: bytes.
 WASTE, LEAST_WASTE = 0.10, 16 << 20
-#: A model that takes this share of a pack's time, which is busy for this share of all time, is hot.
+#: A model is hot if it takes this share of a pack's time while the pack is busy for this share of all time.
 HOT_SHARE, BUSY_SHARE, HOT_TICKS = 0.6, 0.6, 5
 
 
 class Pack:
-    """The models of equal conditions: one process, two while models move from one to the next."""
+    """The models with equal conditions: one process, or two while models move from one to the next."""
 
     def __init__(self, packs: Packs, conditions: Conditions) -> None:
         self.packs = packs
@@ -68,7 +70,7 @@ class Pack:
         _LOG.info("%s", line, extra={"pack": str(self.conditions)})
 
     def refuses(self) -> str | None:
-        """Why it takes no models now."""
+        """Why it takes no models now, or None."""
         now = self.packs.now()
         while self._ends and now - self._ends[0] > WITHIN:
             self._ends.popleft()
@@ -77,8 +79,8 @@ class Pack:
         return None
 
     async def take_in(self, runner: Member) -> Place:
-        """A place in its process. One load at a time: calls that came meanwhile go before the next. Raises
-        ModelError, RunnerCrashed, RunnerTimeout."""
+        """Loads a model and returns its place. One load at a time; waiting calls run before the next load.
+        Raises ModelError, RunnerCrashed, RunnerTimeout."""
         self._empty_since = None
         while True:
             async with self._loading:
@@ -121,10 +123,10 @@ class Pack:
     def _started(self, task: asyncio.Task[Process]) -> None:
         self._starting = None
         if not task.cancelled():
-            task.exception()  # seen, also where nobody waits any more
+            task.exception()  # mark as retrieved, even if no caller waits
 
     def lost(self, process: Process, reason: str) -> None:
-        """One of its processes is gone."""
+        """One of its processes has ended."""
         if process not in self.processes:
             return
         self.processes.remove(process)
@@ -133,7 +135,7 @@ class Pack:
         if process.worker.loaded and not process.retiring and not self.packs.closed and not process.expected:
             self._ends.append(self.packs.now())
             _LOG.warning(
-                "a pack of %d models (%s) ended: %s; they are loaded again when they are asked",
+                "a pack of %d models (%s) ended: %s; each is loaded again at its next request",
                 len(process.places),
                 self.conditions,
                 reason,
@@ -175,7 +177,9 @@ class Pack:
             self._process = None
         process.let_go()
         if isinstance(place, Place):
-            place.runner.move_out(f"a call of it held the other models of its pack for over {HOLD:g} s")
+            place.runner.move_out(
+                f"one of its calls blocked the other models of its pack for over {HOLD:g} s"
+            )
 
     def _wasteful(self, process: Process) -> bool:
         return process.waste > max(LEAST_WASTE, WASTE * process.private)
@@ -200,7 +204,7 @@ class Pack:
             _LOG.error("a pack could not be made again: %s", error)
 
     def _look_for_hot(self) -> None:
-        """A model that keeps a busy pack to itself moves out, where others need it too."""
+        """Moves out a model that takes most of a busy pack's time, if other models need the pack."""
         process = self._process
         if process is None:
             return
@@ -250,8 +254,8 @@ class Pack:
 
 
 class Packs:
-    """All packs. `idle`: how long an empty one stays, in seconds; `start_timeout`: how long its process may
-    take to begin."""
+    """All packs. `idle`: how long an empty one stays, in seconds. `start_timeout`: how long its process may
+    take to start."""
 
     def __init__(
         self,
@@ -283,7 +287,8 @@ class Packs:
         return pack
 
     def directory(self) -> str:
-        """A new one for a process's files, readable for its user and for nobody who does not know it."""
+        """Makes a directory for a process's files. Only its user, and processes that know its name, can read
+        it."""
         with suppress(FileExistsError):
             os.mkdir(self._root, 0o711)
             os.chmod(self._root, 0o711)
@@ -293,11 +298,12 @@ class Packs:
 
     @property
     def overhead(self) -> int:
-        """What all packs take beside what their models count with, in bytes, as last measured."""
+        """The bytes of all packs in addition to the counted bytes of their models, as of the last
+        measurement."""
         return sum(max(0, p.private - p.models) for pack in self for p in pack.processes)
 
     def tend(self) -> None:
-        """Looks after all packs; to be called about once a second."""
+        """Checks all packs. Call it about once a second."""
         for pack in list(self._packs.values()):
             pack.tend()
 

@@ -1,8 +1,9 @@
-"""Where a version runs, and why: in a pack, in processes of its own or in this one, with which limits.
+"""Decides where a version runs, and why: in a pack, in its own processes or in this process, with which
+limits.
 
-`auto` runs every model outside this process: a file that executes nothing can still crash a library, hang or
-take memory, and only a process can be ended. Small models whose files execute framework classes at most share
-a pack. `inline` is the operator's choice: its models are not contained.
+`auto` runs every model outside this process, because a file that executes nothing can still crash a library,
+hang or take memory, and only a process can be ended. Small models whose files execute only framework classes
+share a pack. `inline` is the operator's choice: such models are not contained.
 """
 
 from __future__ import annotations
@@ -32,21 +33,21 @@ if TYPE_CHECKING:
     from gateway.artifacts.packages import Prepared
     from gateway.runners.base import Runner
 
-#: Told what happened to a version's processes: (version, what, reason).
+#: Called for events of a version's processes: (version, what, reason).
 Observe = Callable[["Prepared", str, str], None]
 
 
 _NOT_CONTAINED = "it runs in the gateway's process and is not contained: a crash of it ends the gateway"
 
 
-#: So many packages are remembered for why they may not share a process.
+#: For this many packages it is remembered why they may not share a process.
 RECORDS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A decision: `isolation` is inline, process or pack, `reason` says why, for an operator. `group`: the
-    operator's name of the pack, empty where there is none."""
+    """A decision. `isolation`: inline, process or pack. `reason`: for operators. `group`: the operator's name
+    of the pack, or empty."""
 
     isolation: str
     reason: str
@@ -54,8 +55,8 @@ class Place:
 
 
 class Placement:
-    """Opens runners. `packs`: None runs every model alone, as suits where each is loaded just once. `cpus` is
-    what this process may use, as its control group says."""
+    """Opens runners. `packs`: None runs every model alone, for cases where each is loaded only once. `cpus`:
+    the processors that this process may use."""
 
     def __init__(
         self,
@@ -78,7 +79,7 @@ class Placement:
             raise SettingsError([("environment", str(error))]) from None
 
     def open(self, prepared: Prepared) -> Runner:
-        """A runner that has not started."""
+        """Creates a runner that has not started."""
         own = self._settings.for_model(prepared.version.name)
         config = {**self._config, **own.config}
         place = self.place(prepared)
@@ -155,7 +156,7 @@ class Placement:
         )
 
     def place(self, prepared: Prepared) -> Place:
-        """Where a version runs."""
+        """Decides where a version runs."""
         own = self._settings.for_model(prepared.version.name)
         chosen = own.isolation or "auto"
         if chosen == "inline":

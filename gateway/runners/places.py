@@ -1,7 +1,7 @@
-"""One process of a pack, and the places that models have in it.
+"""One process of a pack, and the places of models in it.
 
-A process does one thing at a time, in order. What unloading does not give back is measured. Knows a model as
-a `Member`; which process takes it in, and when one ends, is decided by `packs`.
+A process does one thing at a time, in order. It measures the memory that unloading does not free. Knows a
+model as a `Member`; `packs` decides which process takes it in, and when a process ends.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from gateway.runners.environments import Environment
     from gateway.runners.zygote import Zygotes
 
-#: A model in a pack counts with at least so many bytes.
+#: A model in a pack counts with at least this many bytes.
 LEAST: Final = 128 << 10
 
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """What models of one pack have in common. `group`: the operator's name for it, empty where the gateway
-    decides."""
+    """The conditions that are equal for all models of a pack. `group`: the operator's name for it, empty if
+    the gateway decides."""
 
     group: str
     environment: Environment
@@ -45,7 +45,7 @@ class Conditions:
 
 
 class Member(Protocol):
-    """A model of a pack, as its pack sees it. `last_asked`: the loop's time of its last call."""
+    """The pack's view of a model. `last_asked`: the loop's time of its last call."""
 
     @property
     def package_path(self) -> str: ...
@@ -59,13 +59,13 @@ class Member(Protocol):
     def last_asked(self) -> float: ...
 
     def worked(self, seconds: float) -> None:
-        """A call of it took so many seconds of the process."""
+        """One of its calls has taken `seconds` of the process's time."""
 
     def move_out(self, reason: str, *, back: float | None = None) -> None:
-        """It gets a process of its own; after `back` seconds it may come back."""
+        """Moves it to its own process; after `back` seconds it may return."""
 
     async def take_place_again(self, old: Place) -> None:
-        """It takes a place in the pack's next process."""
+        """Moves it to the pack's next process."""
 
 
 class Place:
@@ -80,13 +80,14 @@ class Place:
         self.directory = directory
         self.loaded: dict[str, Any] = {}
         self.bytes = 0
-        #: What its calls took of the process since it was last asked about, and how many they were.
+        #: The time and the number of its calls since they were last read.
         self.seconds = 0.0
         self.calls = 0
         self._for = b"".join(wire.encode({"op": "for", "model": number}))
 
     def ask(self, pieces: deque[wire.Segment], timeout: float | None) -> asyncio.Future[dict[str, Any]]:
-        """The answer, or RunnerCrashed, RunnerTimeout, NotReached. Raises NotReached."""
+        """Sends a call. The future gets the answer, or RunnerCrashed, RunnerTimeout or NotReached. Raises
+        NotReached."""
         worker = self.process.worker
         if worker.gone or self.process.left:
             raise NotReached
@@ -95,8 +96,8 @@ class Place:
 
 
 class Process:
-    """One process of a pack and the places in it. Ends with a directory of the files that it may read.
-    `ended` hears why its process ended."""
+    """One process of a pack with its places. It has a directory with the files that it may read. `ended` is
+    called with the reason when the process has ended."""
 
     def __init__(
         self,
@@ -113,11 +114,11 @@ class Process:
         self._ended_because = ended
         self.directory = directory
         self.places: dict[int, Place] = {}
-        #: Who was answered last.
+        #: The model that was answered last.
         self.last: Place | None = None
-        #: Its end says nothing against the models in it.
+        #: Its end is not the fault of its models.
         self.expected = False
-        #: Let go: no place in it is good any more.
+        #: Let go: its places are no longer valid.
         self.left = False
         #: Its models are moving to another process.
         self.retiring = False
@@ -140,7 +141,7 @@ class Process:
 
     @property
     def models(self) -> int:
-        """What its models count with, in bytes."""
+        """The counted bytes of its models."""
         return sum(place.bytes for place in self.places.values())
 
     async def start(self) -> None:
@@ -185,7 +186,7 @@ class Process:
                 raise model_error(reply)
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError):
-                with suppress(NotReached):  # nobody waits for it any more, but it will be loaded
+                with suppress(NotReached):  # no caller waits for it, but it will be loaded
                     place.ask(wire.encode({"op": "unload"}), None)
             shutil.rmtree(directory, ignore_errors=True)
             raise
@@ -195,7 +196,7 @@ class Process:
         return place
 
     async def unload(self, place: Place) -> None:
-        """Gives a place up, after the calls that were asked of it; its memory is free when this returns."""
+        """Gives a place up after its pending calls; its memory is free when this returns."""
         if self.places.pop(place.number, None) is None or self.left or self.worker.gone:
             return
         self.unloads += 1
@@ -204,7 +205,7 @@ class Process:
         shutil.rmtree(place.directory, ignore_errors=True)
 
     def measure(self) -> None:
-        """Asks the kernel. What grows while nothing is unloaded is not what unloading left behind."""
+        """Measures the process. Growth while nothing is unloaded is not memory that unloading left."""
         if self.worker.gone:
             return
         self.private = self.worker.memory().private
@@ -214,11 +215,11 @@ class Process:
 
     @property
     def waste(self) -> int:
-        """What unloading has left behind, in bytes, as of the last measurement."""
+        """The bytes that unloading did not free, as of the last measurement."""
         return max(0, self.private - self.models - self.rest) if self.unloads else 0
 
     def let_go(self) -> None:
-        """No place in it is good any more; it ends when it has answered what it works on."""
+        """Makes its places invalid; the process ends after its current call."""
         self.left = True
         self.worker.let_go()
 
@@ -242,8 +243,8 @@ class Process:
 
 
 def link(package: str, directory: str) -> None:
-    """The package's files once more, in a directory that a pack may read: as links, copied where that cannot
-    be. Raises OSError."""
+    """Links the package's files into a directory that a pack may read; copies them if links are not possible.
+    Raises OSError."""
     for folder, _, files in os.walk(package):
         made = os.path.normpath(os.path.join(directory, os.path.relpath(folder, package)))
         os.makedirs(made, 0o755)

@@ -1,6 +1,6 @@
 """The idle processes of one model, and the calls that wait for one.
 
-Knows workers only as things that are free or gone; which processes there are is `process`'s affair.
+Knows only whether a worker is free or gone; `process` starts and ends them.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ from gateway.runners.base import NoProcess
 if TYPE_CHECKING:
     from gateway.runners.worker import Worker
 
-#: How long a call waits for a process, in seconds, before its caller is told to come back.
+#: How long a call waits for a process, in seconds, before its caller is told to try again.
 PATIENCE: Final = 30.0
 
 
 class Pool:
-    """`refuses` says why a call need not wait, None where it may. `absent` says in how many seconds a process
-    may come where none is left that could come back from a call, None while one is. `release` gets a worker
-    that its caller did not want any more."""
+    """`refuses`: why a call must not wait, or None. `absent`: in how many seconds a process may be ready if
+    no busy one is left, None while there is one. `release` gets a worker that its caller no longer needs."""
 
     def __init__(
         self,
@@ -37,9 +36,9 @@ class Pool:
         self._waiting: deque[asyncio.Future[Worker]] = deque()
 
     def take(self) -> Worker | None:
-        """An idle worker, if there is one."""
+        """An idle worker, or None."""
         while self._idle and self._idle[0].gone:
-            self._idle.popleft()  # it ended a moment ago and is not reaped yet
+            self._idle.popleft()  # it has ended but is not reaped yet
         return self._idle.popleft() if self._idle else None
 
     async def wait(self) -> Worker:
@@ -54,19 +53,20 @@ class Pool:
             return await waiter
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-                self._release(waiter.result())  # it was given one in the same moment
+                self._release(waiter.result())  # it got one at the same moment
             raise
         finally:
             patience.cancel()
 
     def _lose_patience(self, waiter: asyncio.Future[Worker]) -> None:
-        """Not where a process may come back from a call: calls are under the operator's timeout."""
+        """Ends the wait, unless a busy process may become free: calls are limited by the operator's
+        timeout."""
         if not waiter.done() and (seconds := self._absent()) is not None:
-            problem = "its process ended and is being started again"
+            problem = "its process ended and is restarting"
             waiter.set_exception(NoProcess(problem, retry_after=max(1.0, seconds)))
 
     def give(self, worker: Worker) -> None:
-        """A worker is free: the call that waits longest gets it."""
+        """Gives a free worker to the call that has waited longest."""
         while self._waiting:
             waiter = self._waiting.popleft()
             if not waiter.done():
@@ -75,7 +75,7 @@ class Pool:
         self._idle.append(worker)
 
     def drop(self, worker: Worker) -> None:
-        """A worker that no call may get any more."""
+        """Removes a worker, so that no call gets it."""
         if worker in self._idle:
             self._idle.remove(worker)
 

@@ -49,12 +49,12 @@ _LOG: Final = logging.getLogger("gateway.models")
 class ProcessRunner:
     """One version in `processes` processes.
 
-    `environment`: None takes this interpreter, with the imports that suit the package. `timeout`: seconds
-    a call may take, None for any; `load_timeout`: the same for loading. `memory_limit`: private bytes of
-    one process; above it the process is replaced after the call it is answering, far above it at once.
-    `max_answer`: bytes that one answer may take, in a frame and as values.
-    `env_allow`: names (or patterns) of the gateway's environment variables that the model may see.
-    `sink` is given the lines that the model prints; without it they go to the log under name and version.
+    `environment`: None uses this interpreter, with imports that suit the package. `timeout`: the seconds that
+    a call may take, None for no limit; `load_timeout`: the same for loading. `memory_limit`: the private
+    bytes of one process; above it the process is replaced after its current call, far above it at once.
+    `max_answer`: the bytes that one answer may take, in a frame and as values. `env_allow`: names (or
+    patterns) of the gateway's environment variables that the model may see. `sink` receives the lines that
+    the model prints; without it they go to the log under name and version.
     """
 
     isolation = "process"
@@ -117,7 +117,7 @@ class ProcessRunner:
         self._spare: Worker | None = None
         self._spare_starting: asyncio.Task[None] | None = None
         self._stuck: str | None = None
-        #: Calls that came back, and how many of them had when a process last ended.
+        #: The number of answered calls, and its value when a process last ended.
         self._replies = 0
         self._replies_at_end = 0
         self._prewarmed = False
@@ -150,7 +150,7 @@ class ProcessRunner:
 
     @property
     def quarantine(self) -> str | None:
-        """Why no process is started any more, None while that is not so."""
+        """Why no more processes are started, or None."""
         return self._quarantine
 
     @property
@@ -163,13 +163,13 @@ class ProcessRunner:
 
     @property
     def load_peak(self) -> int:
-        """The most private bytes that one process took while it loaded."""
+        """The peak private bytes of one process during its load."""
         return self._load_peak
 
     @property
     def measured_bytes(self) -> int | None:
-        """Private bytes of all its processes. At most a second old; while it warms up, never older than the
-        last answer."""
+        """The private bytes of all its processes. At most one second old; during warm-up, never older than
+        the last answer."""
         if not self._workers:
             return self._measured
         now = asyncio.get_running_loop().time()
@@ -181,11 +181,11 @@ class ProcessRunner:
         return self._measured
 
     def present_bytes(self) -> int:
-        """Private bytes at this moment, of processes that are still loading too."""
+        """The current private bytes, including processes that are still loading."""
         return sum(worker.memory().private for worker in self._workers)
 
     def status(self) -> dict[str, Any]:
-        """What an operator sees of it: JSON-ready."""
+        """Its state for operators, JSON-ready."""
         return {
             "isolation": self.isolation,
             "placement": self.placement,
@@ -223,8 +223,8 @@ class ProcessRunner:
         return self._asked({"op": "prewarm", "batch": batch, "params": dict(params)})
 
     async def finish_prewarm(self) -> None:
-        """Where a process had to answer in place although its model may keep something of a call, a fresh
-        one takes over: the prewarmed one ends first, so that there is never memory for two."""
+        """Replaces a process that had to answer in place although its model may keep state of a call. The
+        prewarmed one ends first, so that memory for two is never needed."""
         prewarmed, self._prewarmed = self._prewarmed, False
         self._measured = None
         for worker in list(self._workers) if prewarmed else []:
@@ -258,17 +258,17 @@ class ProcessRunner:
             raise self._without_path(model_error(reply))
         answer = reply.get("batch")
         if not isinstance(answer, Columns | Tensors | Value):
-            worker.kill(RunnerCrashed("the model process broke the protocol: its answer is no batch"))
-            raise RunnerCrashed("the model process broke the protocol: its answer is no batch")
+            worker.kill(RunnerCrashed("the model process broke the protocol: its answer is not a batch"))
+            raise RunnerCrashed("the model process broke the protocol: its answer is not a batch")
         return answer
 
     def stop(self, reason: str) -> None:
-        """Ends all its processes now, as a crash does: for a model that grows without end."""
+        """Ends all its processes now, as a crash does. Used for a model that grows without end."""
         for worker in list(self._workers):
             worker.kill(RunnerCrashed(reason))
 
     def tend(self) -> None:
-        """Looks whether its processes work; ends one that stands still for good."""
+        """Checks whether its processes work; ends one that stays stopped."""
         now = asyncio.get_running_loop().time()
         found = None
         for worker in self._workers:
@@ -294,7 +294,7 @@ class ProcessRunner:
         if len(self._workers) > self._processes and not worker.gone:
             self._spare = worker
         else:
-            self._release(worker)  # one ended meanwhile
+            self._release(worker)  # a process has ended meanwhile
 
     def _spare_started(self, task: asyncio.Task[None]) -> None:
         self._starting.discard(task)
@@ -309,7 +309,7 @@ class ProcessRunner:
             await asyncio.wait({self._spare_starting})
         worker, self._spare = self._spare, None
         if worker is not None and worker in self._workers:
-            self._workers.remove(worker)  # first: its end is no crash
+            self._workers.remove(worker)  # before it ends, so that its end does not count as a crash
             await worker.close()
         self._measured = None
 
@@ -372,7 +372,8 @@ class ProcessRunner:
         return worker
 
     def _lost(self, worker: Worker, reason: str) -> None:
-        """A process is gone that had loaded; one that had not is the affair of whoever starts it."""
+        """Handles the end of a process that had loaded. Before that, the code that starts it handles its
+        end."""
         self._pool.drop(worker)
         if worker not in self._workers or not worker.loaded:
             return
@@ -394,7 +395,7 @@ class ProcessRunner:
         delay = self._restarts.ended(loop.time(), crashed=crashed, suspect=suspect, answered=answered)
         if delay is None:
             self._quarantine = (
-                f"the model is in quarantine, its process ended too often; the last time: {reason}"
+                f"the model is in quarantine because its process ended too often; last reason: {reason}"
             )
             self._observe("quarantined", reason)
             self._pool.refuse(self._quarantine)
@@ -417,7 +418,7 @@ class ProcessRunner:
         if self._quarantine is not None:
             return
         if sum(worker is not self._spare for worker in self._workers) >= self._processes:
-            return  # a spare one took the place
+            return  # a spare process has taken over
         try:
             await self._start_worker()
         except Exception as error:  # noqa: BLE001 - whatever it was: without another try no process comes
@@ -427,7 +428,7 @@ class ProcessRunner:
             self._observe("restarted", "")
 
     def _replace(self, worker: Worker) -> None:
-        """Ends a worker that has nothing to do and starts another: calls wait meanwhile, none fails."""
+        """Ends an idle worker and starts another; calls wait meanwhile, and none fails."""
         self._workers.remove(worker)
         self._pool.drop(worker)
         self._observe("recycled", "it had grown over its memory limit")
@@ -450,7 +451,7 @@ class ProcessRunner:
         limit = self._memory_limit
         assert limit is not None
         for worker in list(self._workers):
-            # What is resident costs microseconds to read and is never less than what is private.
+            # The resident bytes take microseconds to read, and are never less than the private bytes.
             if worker.gone or worker.memory_bound() <= limit or (private := worker.memory().private) <= limit:
                 continue
             said = f"the model's processes took {private} bytes, its limit is {limit}"
@@ -463,13 +464,13 @@ class ProcessRunner:
         self._watch_memory()
 
     def _without_path(self, error: ModelError) -> ModelError:
-        """The model's words without the places of this machine."""
+        """The model's error without paths of this machine."""
         text = str(error).replace(self._path, "(package)")
         return ModelError(text, error.trace, shown=error.shown, unsuitable=error.unsuitable)
 
 
 def _objects(batch: Batch) -> int:
-    """About how many Python objects must be looked at to send it."""
+    """About how many Python objects must be encoded to send it."""
     if isinstance(batch, Columns):
         return batch.rows * len([a for a in batch.arrays.values() if a.dtype.kind == "O"])
     if isinstance(batch, Tensors):

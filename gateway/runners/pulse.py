@@ -1,9 +1,10 @@
-"""Whether a model process works. One that does not is shown as stuck; one that stays stopped is ended.
+"""Checks whether a model process works. A process that does not work is shown as stuck; one that stays
+stopped is ended.
 
-A process is stuck when the kernel says that it is stopped (state T), or when a call has been pending for
-`SILENT` seconds without any CPU time of it and of the processes it started. A call without CPU time may wait
-for a network or a lock, so it is only shown: the operator's `timeout` decides. A process that is stopped for
-`STOPPED` seconds is ended: it cannot answer any caller. The decision is pure; `read` asks the kernel.
+A process is stuck if the kernel has stopped it (state T), or if a call has been pending for `SILENT` seconds
+without CPU time of the process and its children. A call without CPU time may wait for a network or a lock, so
+it is only shown: the operator's `timeout` decides. A process that is stopped for `STOPPED` seconds is ended,
+because it cannot answer. The decision is pure; `read` reads the kernel's files.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ STOPPED: Final = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Sign:
-    """What the kernel says of a process: its state (a letter) and its CPU time, in clock ticks."""
+    """The kernel's view of a process: its state (a letter) and its CPU time, in clock ticks."""
 
     state: str
     ticks: int
 
 
 class Pulse:
-    """What was seen of one process. `stuck`: why it does not work, None while it does."""
+    """The observations of one process. `stuck`: why it does not work, or None."""
 
     def __init__(self) -> None:
         self.stuck: str | None = None
@@ -41,8 +42,8 @@ class Pulse:
         self._stopped_since: float | None = None
 
     def look(self, now: float, sign: Sign, call: int | None, others: Callable[[], int]) -> bool:
-        """Takes what was read; `call` numbers the pending call, None: there is none. `others`: CPU ticks with
-        those of the processes it started, asked only where it is silent itself. True: end it."""
+        """Evaluates a reading. `call`: the number of the pending call, or None. `others`: gives the CPU ticks
+        with those of its children, called only if the process itself used none. Returns True to end it."""
         if call is None or call != self._call or sign.ticks != self._ticks:
             self._silent_since, self._others = now, None
         self._call, self._ticks = call, sign.ticks
@@ -64,14 +65,14 @@ class Pulse:
 
 
 def read(pid: int, proc: Path = PROC) -> Sign | None:
-    """None: it has ended, or the kernel does not say."""
+    """Reads a process; None if it has ended, or the kernel does not tell."""
     fields = _stat(proc / str(pid))
     return None if fields is None else Sign(fields[0], int(fields[11]) + int(fields[12]))
 
 
 def of_group(pid: int, proc: Path = PROC) -> int:
-    """CPU ticks of all processes in a process group. A model process leads one, its children are in it. Walks
-    through `/proc`."""
+    """The CPU ticks of all processes in a process group. A model process leads a group with its children.
+    Walks through `/proc`."""
     ticks = 0
     for entry in os.listdir(proc):
         if entry.isdigit():

@@ -1,10 +1,10 @@
-"""When a process that ended may be started again, and when it must not be. A pure decision: the time and the
-source of chance are arguments.
+"""Decides when an ended process may be started again, and when not. A pure decision: the time and the random
+numbers are arguments.
 
-Counts the ends since the model last answered. A model that answers between its ends is not broken: somebody
-kills it, or single inputs do, and it starts again at once. One that ends again and again without an answer
-waits longer each time. It goes into quarantine when enough ends have different causes: the same input over
-and over says something of that input, not of the model.
+Counts the crashes since the model last answered. A model that answers between its crashes is not broken: it
+is killed from outside or by single inputs, so it starts again at once. A model that crashes repeatedly
+without an answer waits longer each time. It goes into quarantine after enough crashes with different causes:
+if the same input causes all of them, the fault is in that input, not in the model.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from gateway import backoff
 @dataclass(frozen=True, slots=True)
 class Policy:
     """The first restart is immediate; the second waits `base` seconds, each further one twice as long, at
-    most `longest` (see `backoff`). Quarantine: `crashes` ends within `window` seconds, of at least `suspects`
-    different inputs; an end outside a call counts as an input of its own."""
+    most `longest` (see `backoff`). Quarantine: `crashes` crashes within `window` seconds, with at least
+    `suspects` different inputs; a crash outside a call counts as its own input."""
 
     window: float = 60.0
     base: float = 0.5
@@ -38,7 +38,7 @@ class _End(NamedTuple):
 
 
 class Restarts:
-    """The memory of one model's ended processes."""
+    """The history of one model's ended processes."""
 
     def __init__(self, policy: Policy | None = None, chance: random.Random | None = None) -> None:
         self._policy = policy or Policy()
@@ -49,10 +49,11 @@ class Restarts:
     def ended(
         self, now: float, *, crashed: bool, suspect: Hashable | None = None, answered: bool = False
     ) -> float | None:
-        """A process ended at `now` (any clock, seconds). How long to wait before the next; None: quarantine.
+        """Records the end of a process at `now` (any clock, seconds). Returns how long to wait before the
+        next start; None: quarantine.
 
-        `suspect`: the input it was working on; `answered`: the model has answered since the last end. Ends
-        that are not crashes (the operator's timeout) delay the next start but never quarantine.
+        `suspect`: the input of its current call. `answered`: the model has answered since the last end. Ends
+        that are not crashes (the operator's timeout) delay the next start but never cause quarantine.
         """
         policy = self._policy
         self.crashes += crashed

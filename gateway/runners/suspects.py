@@ -1,11 +1,11 @@
-"""Inputs whose call ended a model process: which of them may run again, and which are poison.
+"""Inputs whose call ended a model process: decides which may run again, and which are poison.
 
-A process that ends in a call makes that call's inputs suspects. A suspect runs once more, alone. One that is
-answered is innocent and forgotten: it was there when somebody killed the process. One that ends a second
-process without an answer in between is poison and is refused for a while, so that one caller cannot take the
-model away from the others. Where the processes were killed with SIGKILL, the input may be innocent: it is
-poison only after a third one, its refusal is short, and its caller may try again. Pure: the
-time is an argument. Knows digests, no rows.
+If a process ends during a call, the inputs of that call become suspects. A suspect runs once more, alone. If
+it is answered, it is innocent and forgotten: the process was killed from outside. If it ends a second process
+without an answer in between, it is poison, and is refused for a while, so that one caller cannot make the
+model unavailable for others. If the processes were killed with SIGKILL, the input may be innocent: then it is
+poison only after a third process, its refusal is short, and its caller may try again. Pure: the time is an
+argument. Knows digests; must not know rows.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from loaders.worker import wire
 if TYPE_CHECKING:
     from loaders.batch import Batch
 
-#: An input that ended so many processes without an answer in between is poison; more where the last one was
-#: killed with SIGKILL, because somebody may kill a process and its spare in one stroke.
+#: An input that ended this many processes without an answer in between is poison; more if the last one was
+#: killed with SIGKILL, because a process and its spare may be killed from outside together.
 ENDS, ENDS_BY_SIGKILL = 2, 3
-#: How long poison is refused without a trial, in seconds; shorter where the process was killed with SIGKILL,
-#: which may have come from outside (an operator, the kernel) and not from the input.
+#: How long poison is refused without a trial, in seconds; shorter if the process was killed with SIGKILL,
+#: whose cause may be outside (an operator, the kernel).
 REFUSED, REFUSED_AFTER_SIGKILL = 60.0, 5.0
-#: A suspect is forgotten after so many seconds without another end.
+#: A suspect is forgotten after this time without another crash, in seconds.
 FORGOTTEN: Final = 600.0
-#: So many are remembered at most, the latest.
+#: The most suspects that are remembered; the latest are kept.
 KEPT: Final = 1000
 
 
@@ -36,7 +36,7 @@ class Poisoned(Exception):
 
 
 def digest(batch: Batch | wire.Framed, params: Mapping[str, Any]) -> bytes:
-    """Tells inputs apart by what the model would be sent. Empty for one that cannot be sent."""
+    """The digest of an input as it would be sent to the model. Empty if it cannot be sent."""
     try:
         if isinstance(batch, wire.Framed):
             pieces = batch.pieces()
@@ -51,11 +51,11 @@ def digest(batch: Batch | wire.Framed, params: Mapping[str, Any]) -> bytes:
 
 
 class Suspects:
-    """The memory of one model. False while there is none, so that calls need not compute digests."""
+    """The suspects of one model. False while it has none, so that calls need not compute digests."""
 
     def __init__(self) -> None:
-        #: By digest: how many processes it ended, until when this is remembered or refused, and whether
-        #: somebody may have killed the last of them.
+        #: By digest: how many processes it ended, until when this is remembered or refused, and whether the
+        #: last one may have been killed from outside.
         self._ends: dict[bytes, tuple[int, float, bool]] = {}
 
     def __bool__(self) -> bool:
@@ -65,7 +65,7 @@ class Suspects:
         return f"<Suspects {len(self._ends)}>"
 
     def ended(self, digests: Iterable[bytes], now: float, *, outside: bool) -> None:
-        """A process ended in a call of these inputs; `outside`: somebody may have killed it."""
+        """A process ended in a call with these inputs. `outside`: it may have been killed from outside."""
         for told in set(digests):
             count = self._ends.pop(told, (0, 0.0, False))[0] + 1
             kept = FORGOTTEN if count < _enough(outside) else REFUSED_AFTER_SIGKILL if outside else REFUSED
@@ -79,7 +79,7 @@ class Suspects:
             self._ends.pop(told, None)
 
     def is_poison(self, told: bytes, now: float) -> bool:
-        """Whether this input is refused now. One whose time is over gets another trial."""
+        """Whether this input is refused now. After its time it gets another trial."""
         count, until, outside = self._ends.get(told, (0, 0.0, False))
         if now >= until:
             self._ends.pop(told, None)
@@ -87,7 +87,7 @@ class Suspects:
         return count >= _enough(outside)
 
     def was_killed(self, told: bytes) -> bool:
-        """Whether somebody may have killed the last process that ended under this input."""
+        """Whether the last process that ended under this input may have been killed from outside."""
         return self._ends.get(told, (0, 0.0, False))[2]
 
 

@@ -1,4 +1,4 @@
-"""Warnings about confinement that this machine does not support. Knows the status of runners only."""
+"""Warns about confinement that this machine does not support. Knows only the status of runners."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ log = logging.getLogger("gateway")
 
 
 class Unconfined:
-    """Logs each measure once that the kernel, or the place of the files, does not allow."""
+    """Logs once each measure that the kernel, or the location of the files, does not allow."""
 
     def __init__(self) -> None:
         self._logged: set[str] = set()
 
     def check(self, confinement: Mapping[str, str]) -> None:
-        """`confinement`: measure -> what a runner's status says about it."""
+        """`confinement`: measure -> its state in a runner's status."""
         for measure, held in confinement.items():
             chosen = held.startswith("not changed") and not held.startswith("not changed: another user")
             if held.startswith("not ") and not chosen and measure not in self._logged:

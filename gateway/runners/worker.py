@@ -1,8 +1,9 @@
-"""One model process, seen from the gateway: made by a zygote, asked, ended.
+"""The gateway's side of one model process: made by a zygote, called, ended.
 
-It does one thing at a time, in the order in which it is asked. Everything happens on the event loop. A worker
-does not know why it is asked, nor what to do when its process ends: it says so once, with the reason. The
-process may be hostile: what it sends is checked, and one that breaks the protocol is ended.
+It processes one message at a time, in order. Everything runs on the event loop. When its process ends, a
+worker reports that once, with the reason; its owner decides what to do. The process may be hostile:
+everything that it sends is checked, and a process that breaks the protocol is ended. Must not know why it is
+called.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ _LAST_WORD: Final = 0.25
 
 
 class NotReached(Exception):
-    """The process ended before it came to the call, which may run elsewhere."""
+    """The process ended before it began the call, so the call may run elsewhere."""
 
 
 class _Call:
-    """What it was asked: who waits, for how many seconds after its turn has come, and for whom."""
+    """A pending call: its future, its timeout in seconds after its turn has come, and its caller."""
 
     __slots__ = ("answer", "asker", "timeout")
 
@@ -48,9 +49,9 @@ class _Call:
 
 
 class Worker:
-    """`idle` is called after each answer, `ended` once when it is gone for good. `queues`: it may be asked
-    while it works; what is asked in one turn of the loop is sent together. `worked` is told of each answer,
-    in order: for whom it was and how many seconds it took."""
+    """`idle` is called after each answer, `ended` once when the process has ended. `queues`: it accepts calls
+    while it works; the calls of one turn of the loop are sent together. `worked` is called for each answer,
+    in order, with the caller and the seconds."""
 
     def __init__(
         self,
@@ -87,18 +88,18 @@ class Worker:
         self._deadline: asyncio.TimerHandle | None = None
         self._verdict: Exception | None = None
         self._reaping: asyncio.Task[None] | None = None
-        #: What it was asked, while somebody waits for it.
+        #: Its pending calls.
         self.call: dict[str, Any] | None = None
         self.pulse = Pulse()
         self.loaded: dict[str, Any] = {}
         self.load_peak = 0
         self.retiring = False
-        #: Bytes of its temporary files, as they were measured last.
+        #: The bytes of its temporary files at the last measurement.
         self.files = 0
         self._disk: int | None = None
         self._measuring: asyncio.Future[int] | None = None
         self.answers = 0
-        #: Since when it has been working on the first of its calls, in the loop's time.
+        #: When it began the first of its calls, in the loop's time.
         self.working_since = 0.0
 
     def __repr__(self) -> str:
@@ -115,7 +116,7 @@ class Worker:
 
     @property
     def first(self) -> object:
-        """For whom it works now."""
+        """The caller of its current call."""
         return self._calls[0].asker if self._calls else None
 
     @property
@@ -132,7 +133,7 @@ class Worker:
         return isinstance(self._verdict, RunnerTimeout)
 
     def memory(self) -> Memory:
-        """What its processes take now; zeros before it could say."""
+        """The current memory of its processes; zeros before the first reading."""
         return Memory() if self._footprint is None else self._footprint.read()
 
     def feel(self, now: float) -> str | None:
@@ -150,7 +151,8 @@ class Worker:
         return None
 
     def look_at_files(self) -> None:
-        """Has its temporary files measured, one look at a time. Above its limit the process is ended."""
+        """Starts a measurement of its temporary files, one at a time. Above the limit the process is
+        ended."""
         if self._disk is None or self._measuring is not None or self.gone or self._child is None:
             return
         self._measuring = asyncio.wrap_future(self._zygotes.measure(self._child, self._disk))
@@ -166,12 +168,12 @@ class Worker:
             self.kill(RunnerCrashed(said))
 
     def memory_bound(self) -> int:
-        """Never less than the private bytes of `memory`, and cheap."""
+        """A value never below the private bytes of `memory`, cheap to read."""
         return 0 if self._footprint is None else self._footprint.upper_bound()
 
     async def start(self, load: Mapping[str, Any], timeout: float | None) -> None:
-        """Makes the process and has it load. Raises ModelError, RunnerCrashed, RunnerTimeout; the process
-        is gone then, or going."""
+        """Starts the process and loads the model. Raises ModelError, RunnerCrashed, RunnerTimeout; then the
+        process has ended or is ending."""
         try:
             self._user = self._zygotes.users.take()
             self._sock, theirs = socket.socketpair()
@@ -207,7 +209,7 @@ class Worker:
             self.kill(RunnerCrashed("the package cannot be sent"))
             raise ModelError(f"the package's description cannot be sent: {error}") from None
         except asyncio.CancelledError:
-            self.kill(RunnerCrashed("nobody waits for it any more"))
+            self.kill(RunnerCrashed("no caller waits for it any more"))
             raise
         if reply["op"] != "loaded":
             self.kill(RunnerCrashed("the model could not be loaded"))
@@ -215,16 +217,15 @@ class Worker:
             raise model_error(reply)
         self.loaded = reply
         memory = self.memory()
-        # The process's peak counts what it shares with the zygote as well; that much it did not add.
+        # The process's peak includes memory shared with the zygote, which it did not add.
         self.load_peak = max(memory.private, peak(self.pid) - (memory.resident - memory.private))
 
     def ask(
         self, pieces: deque[wire.Segment], timeout: float | None, asker: object = None
     ) -> asyncio.Future[dict[str, Any]]:
-        """Sends a message; the future gets the answer or RunnerCrashed, or RunnerTimeout when it has worked
-        on it for `timeout` seconds, and then the process is ended. Where it ends before it came to the call:
-        NotReached. Whoever waits may stop waiting: the answer is dropped then. Only for an idle worker,
-        unless it `queues`."""
+        """Sends a message. The future gets the answer, or RunnerCrashed, or RunnerTimeout after `timeout`
+        seconds of work, which also ends the process, or NotReached if the process ends before it begins the
+        call. A caller may cancel: the answer is then dropped. Only for an idle worker, unless it `queues`."""
         if (self._calls and not self._queues) or self.gone or self._sock is None:
             raise RuntimeError(f"{self!r} cannot be asked now")
         call = _Call(self._loop.create_future(), timeout, asker)
@@ -240,8 +241,8 @@ class Worker:
         return call.answer
 
     def let_go(self) -> None:
-        """Gives up what it has not begun: those calls are `NotReached`. It is ended when it has answered the
-        first one, and at once where there is none."""
+        """Gives up calls that it has not begun: they get `NotReached`. The process is ended after its current
+        call, or at once if there is none."""
         first = self._calls.popleft() if self._calls else None
         self._refuse_waiting()
         if first is None:
@@ -251,7 +252,7 @@ class Worker:
             self.retiring = True
 
     def kill(self, verdict: Exception) -> None:
-        """Ends the process now; whoever waits for an answer gets `verdict`."""
+        """Ends the process now; pending calls get `verdict`."""
         if not self.gone:
             self._verdict = self._verdict or verdict
             if self._child is not None:
@@ -259,7 +260,7 @@ class Worker:
             self._finish()
 
     async def close(self, grace: float = 2.0) -> None:
-        """Lets the process end by itself, kills it after `grace` seconds; returns when it is gone."""
+        """Lets the process end by itself, and kills it after `grace` seconds. Returns when it has ended."""
         if self._child is None:
             self._close()
             return
@@ -294,7 +295,7 @@ class Worker:
             answer = self._calls.popleft().answer
             if not answer.done():
                 answer.set_exception(NotReached())
-                answer.exception()  # seen, also where nobody waits any more
+                answer.exception()  # mark as retrieved, even if no caller waits
 
     def _send_gathered(self) -> None:
         self._sending = False
@@ -352,14 +353,15 @@ class Worker:
         data, descriptors, _, _ = socket.recv_fds(self._sock, 1, 2, socket.MSG_CMSG_CLOEXEC)
         if not descriptors:
             if data:
-                raise wire.WireError("it does not begin as it should")
+                raise wire.WireError("its first message is wrong")
             self._finish()
             return
         measured, *shared_memory = descriptors
         self._footprint = Footprint(measured, self.pid, *shared_memory)
 
     def _decode(self, frame: wire.Array, header: int) -> dict[str, Any]:
-        """The message. One that would take more memory than an answer may is an error of the model."""
+        """Decodes a message. A message that would take more memory than an answer may is an error of the
+        model."""
         try:
             return wire.decode(frame, header, self._max_answer)
         except wire.TooLarge as error:
@@ -375,9 +377,9 @@ class Worker:
             self.kill(verdict)
 
     def _answered(self) -> _Call:
-        """The call whose answer has come, in the order in which they were asked; the next one begins."""
+        """The call whose answer has arrived, in the order of the calls; begins the next one."""
         if not self._calls:
-            raise wire.WireError("it said what nobody asked")
+            raise wire.WireError("it answered without a call")
         call = self._calls.popleft()
         if self._deadline is not None:
             self._deadline.cancel()
@@ -390,7 +392,7 @@ class Worker:
 
     def _deliver(self, call: _Call, message: dict[str, Any]) -> None:
         if message.get("op") not in ("answer", "error", "loaded"):
-            verdict = wire.WireError("it said what nobody asked")
+            verdict = wire.WireError("it answered without a call")
             if not call.answer.done():
                 call.answer.set_exception(RunnerCrashed(f"the model process broke the protocol: {verdict}"))
             raise verdict
@@ -410,7 +412,8 @@ class Worker:
     # ---- the end
 
     def _process_ended(self) -> None:
-        """Its last words may still be in the socket: an answer given before the end is an answer."""
+        """Handles the end of the process. An answer sent before the end may still be in the socket, and
+        counts."""
         if self._child is not None:
             self._loop.remove_reader(self._child.handle)
         while not self.gone and self._sock is not None and self._footprint is not None:
@@ -451,7 +454,7 @@ class Worker:
             answer = self._calls.popleft().answer
             if not answer.done():
                 answer.set_exception(verdict)
-                answer.exception()  # seen, also where nobody waits any more
+                answer.exception()  # mark as retrieved, even if no caller waits
         self._refuse_waiting()
         self._close()
         self._ended(self, str(verdict))
@@ -476,7 +479,7 @@ class Worker:
 
 
 def model_error(reply: Mapping[str, Any]) -> ModelError:
-    """What the model raised, from its process's answer."""
+    """The model's exception, from its process's answer."""
     kind, text = str(reply.get("type", "Error")), str(reply.get("message", ""))
     shown = reply.get("shown")
     return ModelError(
@@ -488,7 +491,7 @@ def model_error(reply: Mapping[str, Any]) -> ModelError:
 
 
 async def _status(child: Child, wait: float) -> int | None:
-    """The exit code, None if there is none within `wait` seconds or nobody knows it."""
+    """The exit code; None if it is not known within `wait` seconds."""
     with suppress(TimeoutError):
         return await asyncio.wait_for(asyncio.shield(child.ended), wait)
     return None

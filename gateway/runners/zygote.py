@@ -1,7 +1,7 @@
-"""Zygotes, seen from the gateway: started when first needed, asked for model processes, retired when idle.
+"""The gateway's side of zygotes: starts them when first needed, requests model processes, ends idle ones.
 
-A zygote runs `loaders.worker.zygote`. One that is killed costs the loads under way, which are made again by a
-new one. All of it happens on the event loop, without threads. Knows nothing of packages or predictions.
+A zygote runs `loaders.worker.zygote`. If one is killed, a new one repeats the current loads. Everything runs
+on the event loop, without threads. Must not know packages or predictions.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _LOG: Final = logging.getLogger("gateway.models")
 
 
 class ZygoteGone(Exception):
-    """The zygote ended before it had done what it was asked."""
+    """The zygote ended before it had finished the request."""
 
 
 class Zygote:
@@ -69,7 +69,7 @@ class Zygote:
 
     @property
     def waiting(self) -> int:
-        """How many processes it was asked for and has not made yet."""
+        """How many requested processes it has not made yet."""
         return len(self._asked)
 
     @property
@@ -78,11 +78,11 @@ class Zygote:
 
     @property
     def bytes(self) -> int:
-        """What it holds in memory of its own: the part its children share with it stands here, once."""
+        """Its own memory in bytes. The memory that its children share with it counts here, once."""
         return 0 if self._footprint is None else self._footprint.read().anonymous
 
     async def start(self) -> None:
-        """Ready to make processes when this returns. Raises ZygoteGone, OSError."""
+        """Starts it; it can make processes when this returns. Raises ZygoteGone, OSError."""
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.setblocking(False)
         self._output = Output(self._sink)
@@ -111,7 +111,7 @@ class Zygote:
         self.last_used = self._loop.time()
 
     async def make(self, connection: socket.socket, log: int) -> Child:
-        """A new model process, which has these two. Raises ZygoteGone, OSError."""
+        """Makes a new model process with this connection and log. Raises ZygoteGone, OSError."""
         if self._control is None:
             raise ZygoteGone("the zygote has ended")
         token = next(self._tokens)
@@ -124,7 +124,7 @@ class Zygote:
             return child
         except asyncio.CancelledError:
             if answer.done() and not answer.cancelled() and answer.exception() is None:
-                # The process came in the same turn of the loop in which the caller left: end it here.
+                # The caller left in the same turn of the loop in which the process was ready: end it here.
                 answer.result().kill()
                 answer.result().close()
             raise
@@ -138,14 +138,15 @@ class Zygote:
             self._process.kill()
 
     def tend(self) -> None:
-        """Ends it where it stands still for good: nothing can be loaded while it does."""
+        """Ends it if it stays stopped, because nothing can be loaded meanwhile."""
         sign = None if self.pid is None or not self.alive else read(self.pid)
         if sign is not None and self._pulse.look(self._loop.time(), sign, None, lambda: 0):
-            _LOG.warning("the process that makes model processes is ended: %s", self._pulse.stuck)
+            _LOG.warning("ending the process that makes model processes: %s", self._pulse.stuck)
             self.kill()
 
     async def close(self, grace: float = 5.0) -> None:
-        """Ends it and every process it made. Returns when it is gone, killed after `grace` seconds."""
+        """Ends it and every process that it made; kills it after `grace` seconds. Returns when it has
+        ended."""
         self._lost("the gateway closed it")
         process = self._process
         for _ in range(2):
@@ -212,18 +213,18 @@ class Zygote:
         for answer in waiting:
             if not answer.done():
                 answer.set_exception(ZygoteGone(f"the zygote could not help: {reason}"))
-                answer.exception()  # seen, also where nobody waits
+                answer.exception()  # mark as retrieved, even if no caller waits
         for child in self.children.values():
             if not child.ended.done():
-                child.ended.set_result(None)  # they live on; no one will report how they end
+                child.ended.set_result(None)  # they continue; their exit codes will not be reported
         self._orphans.come(self.children)
         self.children.clear()
 
 
 class Zygotes:
-    """One zygote per environment. `scratch`: where models get their temporary directories.
+    """One zygote per environment. `scratch`: the directory for the temporary directories of models.
 
-    `sink` is given what zygotes print. A zygote without model processes is ended after `idle` seconds.
+    `sink` receives the output of zygotes. A zygote without model processes is ended after `idle` seconds.
     """
 
     def __init__(
@@ -238,7 +239,7 @@ class Zygotes:
         self._idle = idle
         self._sink = sink
         self._zygotes: dict[Environment, asyncio.Task[Zygote]] = {}
-        #: Those that are starting or run.
+        #: The zygotes that are starting or running.
         self._made: weakref.WeakSet[Zygote] = weakref.WeakSet()
         self._retiring: set[asyncio.Task[int]] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -252,7 +253,7 @@ class Zygotes:
 
     @property
     def scratch(self) -> str:
-        """Where models get their directories; gone with the gateway, however it ends."""
+        """The directory for the directories of models; removed with the gateway, however it ends."""
         return self._scratch
 
     @property
@@ -261,11 +262,11 @@ class Zygotes:
 
     @property
     def bytes(self) -> int:
-        """What all of them hold in memory."""
+        """The memory of all zygotes, in bytes."""
         return sum(zygote.bytes for zygote in self.alive)
 
     async def make(self, environment: Environment, connection: socket.socket, log: int) -> Child:
-        """A model process in that environment. Raises ZygoteGone after several attempts, OSError."""
+        """Makes a model process in that environment. Raises ZygoteGone after several attempts, OSError."""
         for attempt in range(1, _TRIES + 1):
             try:
                 zygote = await self._zygote(environment)
@@ -292,17 +293,17 @@ class Zygotes:
                 task.cancel()
         await asyncio.gather(*(self._end(task) for task in tasks), *self._retiring)
         self._orphans.end()
-        # Empty but for what the models of a killed zygote left.
+        # Empty, except for files that the models of a killed zygote left.
         temporary.remove(self._scratch)
 
     def tend(self) -> None:
-        """Looks after zygotes and after what killed ones left; to be called about once a second."""
+        """Checks zygotes, and the processes that killed ones left. Call it about once a second."""
         self._orphans.tend()
         for zygote in list(self._made):
             zygote.tend()
 
     async def retire_idle(self, now: float | None = None) -> int:
-        """Ends the zygotes that have no model processes and were not asked for `idle` seconds."""
+        """Ends the zygotes that have no model processes and had no request for `idle` seconds."""
         at = asyncio.get_running_loop().time() if now is None else now
         idle = [z for z in self.alive if not z.children and at - z.last_used >= self._idle]
         for zygote in idle:
@@ -364,7 +365,7 @@ def _is_alive(task: asyncio.Task[Zygote]) -> bool:
 
 
 def _entry() -> str:
-    """The file that starts our modules under a private name, in whatever environment."""
+    """The file that starts our modules under a private name, in any environment."""
     spec = find_spec("loaders.worker.bootstrap")
     if spec is None or spec.origin is None:
         raise RuntimeError("the package loaders is not installed")

@@ -212,7 +212,7 @@ async def test_a_call_that_holds_the_others_is_left_behind_and_still_answered(
     go.touch()
     assert given(await call) == [13]
     await until(lambda: slow.isolation == "process")
-    assert "held the other models" in slow.placement
+    assert "blocked the other models" in slow.placement
     assert bench.pack.refuses() is None
     assert [what for what, _ in bench.observed if what != "moved"] == []
 
