@@ -353,7 +353,11 @@ def _seccomp(libc: Any, policy: Mapping[str, Any]) -> str:
     if policy.get("syscalls", True):
         scopes = bool(policy.get("filesystem", True)) and _landlock_version(libc) >= 6
         shared_user = not _has_own_user(policy)
-        wanted = syscalls.rules(shared_user=shared_user, signals=shared_user and not scopes, network=network)
+        # Before the third version of Landlock a file that must not be written can still be cut.
+        cuts = bool(policy.get("filesystem", True)) and _landlock_version(libc) < 3
+        wanted = syscalls.rules(
+            shared_user=shared_user, signals=shared_user and not scopes, network=network, cuts=cuts
+        )
     else:
         wanted = syscalls.network_rules(network=network)
         if not wanted:

@@ -38,7 +38,8 @@ _NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
     "memfd_secret": (447, 447), "migrate_pages": (256, 238), "mount": (165, 40), "mount_setattr": (442, 442),
     "move_mount": (429, 429), "move_pages": (279, 239), "mq_open": (240, 180), "mq_unlink": (241, 181),
     "msgctl": (71, 187), "msgget": (68, 186), "msgrcv": (70, 188), "msgsnd": (69, 189),
-    "open_by_handle_at": (304, 265), "open_tree": (428, 428), "open_tree_attr": (467, 467),
+    "open": (2, None), "open_by_handle_at": (304, 265), "openat": (257, 56), "openat2": (437, 437),
+    "open_tree": (428, 428), "open_tree_attr": (467, 467),
     "perf_event_open": (298, 241), "pidfd_getfd": (438, 438), "pidfd_send_signal": (424, 424),
     "pivot_root": (155, 41), "prctl": (157, 167), "prlimit64": (302, 261), "process_madvise": (440, 440),
     "process_mrelease": (448, 448), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),
@@ -51,8 +52,8 @@ _NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
     "setpriority": (141, 140), "setsid": (112, 157), "settimeofday": (164, 170), "setxattr": (188, 5),
     "setxattrat": (463, 463), "shmat": (30, 196), "shmctl": (31, 195), "shmget": (29, 194),
     "socket": (41, 198), "swapoff": (168, 225), "swapon": (167, 224), "syslog": (103, 116),
-    "tgkill": (234, 131), "tkill": (200, 130), "umount2": (166, 39), "unshare": (272, 97),
-    "userfaultfd": (323, 282), "utime": (132, None), "utimensat": (280, 88), "utimes": (235, None),
+    "tgkill": (234, 131), "tkill": (200, 130), "truncate": (76, 45), "umount2": (166, 39),
+    "unshare": (272, 97), "userfaultfd": (323, 282), "utime": (132, None), "utimensat": (280, 88), "utimes": (235, None),
     "vhangup": (153, 58),
 }  # fmt: skip
 
@@ -93,6 +94,11 @@ _CLONE_FLAGS: Final = 0x7E020000 | 0x8000 | 0x2000
 _FCNTL: Final = (8, 10, 15, 1024, 1026)
 # ioctl: the owner of a socket or file (FIOSETOWN, SIOCSPGRP), typing into a terminal (TIOCSTI, TIOCLINUX).
 _IOCTL: Final = (0x8901, 0x8902, 0x5412, 0x541C)
+# ioctl: flags, generation, project and verity of a file, for which its owner need not open it for writing.
+_FILE_IOCTL: Final = (0x40086602, 0x40046602, 0x40087602, 0x40047602, 0x401C5820, 0x40806685)
+# open: O_TRUNC without an access mode that writes, and the bits that say so.
+_CUTS: Final = (0x200, 0x203)
+_CUTS_AND_MODE: Final = 0x203
 # prctl: orphans must stay with the model that they belong to; core scheduling names other processes.
 _PRCTL: Final = (36, 62)
 _FAMILIES: Final = (1, 2, 10, 16)  # local, IPv4, IPv6, and netlink, which resolvers ask for addresses
@@ -103,8 +109,8 @@ _IOPRIO_PROCESS: Final = 1
 
 class Rule(NamedTuple):
     """Refuses `call` with `error`. `argument` None: always; otherwise where that argument (its low 32 bits)
-    is one of `values`, or none of them (`others`), or has one of the bits of `mask`. `unless`: an argument
-    and the value of it for which the rule does not count."""
+    is one of `values`, or none of them (`others`), or has one of the bits of `mask`. `within`: only these
+    bits of it are compared. `unless`: an argument and the value of it for which the rule does not count."""
 
     call: str
     error: int
@@ -112,13 +118,14 @@ class Rule(NamedTuple):
     values: tuple[int, ...] = ()
     others: bool = False
     mask: int = 0
+    within: int = 0
     unless: tuple[int, int] | None = None
 
 
-def rules(*, shared_user: bool, signals: bool, network: bool) -> list[Rule]:
+def rules(*, shared_user: bool, signals: bool, network: bool, cuts: bool = False) -> list[Rule]:
     """The rules for this process. `shared_user`: the gateway or another model runs under its user, so that
-    modes, times and attributes of files must not be changed. `signals`: the kernel has no other means against
-    signals to others."""
+    modes, times and attributes of files must not be changed. `signals`, `cuts`: the kernel has no other means
+    against signals to others, or against cutting files that must not be written."""
     own = (0, os.getpid())
     found = [Rule(call, errno.EPERM) for call in (*_REACH_OTHERS, *_CHANGE_THE_KERNEL, *_SHARED_MEMORY)]
     found += [
@@ -150,6 +157,15 @@ def rules(*, shared_user: bool, signals: bool, network: bool) -> list[Rule]:
         found += [Rule(call, _PRETEND) for call in _MODES_AND_TIMES]
         found += [Rule(call, errno.EPERM) for call in _OWNERS]
         found += [Rule(call, errno.EOPNOTSUPP) for call in _ATTRIBUTES]
+        found.append(Rule("ioctl", errno.EOPNOTSUPP, 1, _FILE_IOCTL))
+    if cuts:
+        found += [
+            Rule("truncate", errno.EPERM),
+            Rule("open", errno.EPERM, 1, _CUTS, within=_CUTS_AND_MODE),
+            Rule("openat", errno.EPERM, 2, _CUTS, within=_CUTS_AND_MODE),
+            # Its flags lie in memory that a filter cannot read: libraries go back to openat.
+            Rule("openat2", errno.ENOSYS),
+        ]
     if signals:
         found += [
             Rule(call, errno.EPERM, who, own, others=True, unless=(what, 0)) for call, who, what in _SIGNALS
@@ -181,7 +197,7 @@ def apply(libc: Any, wanted: Sequence[Rule]) -> str | None:
     return None
 
 
-_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _GIVE = 0x20, 0x15, 0x35, 0x45, 0x06
+_LOAD, _AND, _EQUAL, _AT_LEAST, _ANY_BIT, _GIVE = 0x20, 0x54, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _REFUSE = 0x7FFF0000, 0x00050000
 
 
@@ -211,6 +227,8 @@ def _body(rule: Rule) -> list[tuple[int, int, int, int]]:
     if rule.argument is None:
         return [refuse]
     test: list[tuple[int, int, int, int]] = [(_LOAD, 0, 0, 16 + 8 * rule.argument)]
+    if rule.within:
+        test.append((_AND, 0, 0, rule.within))
     if rule.mask:
         test += [(_ANY_BIT, 0, 1, rule.mask), refuse]
     elif rule.others:

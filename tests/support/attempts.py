@@ -86,6 +86,20 @@ ATTEMPTS: dict[str, tuple[str, str]] = {
     "change a time": (PRETENDED, "os.utime(VICTIM, (1, 1))"),
     "set an attribute": (REFUSED, "os.setxattr(VICTIM, 'user.x', b'1')"),
     "remove an attribute": (REFUSED, "os.removexattr(VICTIM, 'user.kept')"),
+    "set the flags of its package": (
+        REFUSED, "fcntl.ioctl(os.open(__file__, os.O_RDONLY), 0x40086602, struct.pack('i', 0x40))",
+    ),
+    "set the extended flags of its package": (
+        REFUSED,
+        "f = os.open(os.path.dirname(__file__), os.O_RDONLY)\nold = fcntl.ioctl(f, 0x801c581f, bytes(28))\n"
+        "fcntl.ioctl(f, 0x401c5820, old)",
+    ),
+    "seal its package": (
+        REFUSED,
+        "fcntl.ioctl(os.open(__file__, os.O_RDONLY), 0x40806685, struct.pack('III', 1, 1, 4096) + bytes(116))",
+    ),
+    "cut a file that it opens for reading": (REFUSED, "os.open(VICTIM, os.O_RDONLY | os.O_TRUNC)"),
+    "cut a file that it opens for nothing": (REFUSED, "os.open(VICTIM, 3 | os.O_TRUNC)"),
     "give a file away": (REFUSED, "os.chown(VICTIM, os.getuid(), os.getgid())"),
     "give a directory away": (REFUSED, "os.lchown(os.path.dirname(VICTIM), os.getuid(), os.getgid())"),
     "read a secret": (REFUSED, "open(VICTIM).read()"),

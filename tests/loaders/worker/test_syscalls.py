@@ -116,6 +116,31 @@ def test_without_scopes_only_it_itself_can_be_signalled(tmp_path: Path) -> None:
     assert filtered(code, tmp_path, signals=True) == "5 2"
 
 
+def test_without_landlocks_third_version_no_file_is_cut_but_those_it_may_write(tmp_path: Path) -> None:
+    code = """
+        import os
+        with open("f", "w") as file:
+            file.write("kept")
+        with open("f", "r+") as file:
+            file.truncate(3)
+        refused = 0
+        for cut in (
+            lambda: os.truncate("f", 0),
+            lambda: os.open("f", os.O_RDONLY | os.O_TRUNC),
+            lambda: os.open("f", 3 | os.O_TRUNC),
+        ):
+            try:
+                cut()
+            except PermissionError:
+                refused += 1
+        print(refused, open("f").read(), flush=True)
+        open("f", "w").close()
+        print(os.path.getsize("f"))
+    """
+    assert filtered(code, tmp_path, cuts=True).split() == ["3", "kep", "0"]
+    assert filtered(code, tmp_path).split()[0] == "0"
+
+
 def test_with_a_user_of_its_own_modes_are_real(tmp_path: Path) -> None:
     code = """
         import os
@@ -130,7 +155,7 @@ def test_with_a_user_of_its_own_modes_are_real(tmp_path: Path) -> None:
 
 
 def test_every_rule_has_a_number() -> None:
-    for rule in syscalls.rules(shared_user=True, signals=True, network=False):
+    for rule in syscalls.rules(shared_user=True, signals=True, network=False, cuts=True):
         assert rule.call in syscalls._NUMBERS
     for column in (0, 1):
         numbers = [found[column] for found in syscalls._NUMBERS.values() if found[column] is not None]
