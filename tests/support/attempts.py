@@ -96,7 +96,8 @@ ATTEMPTS: dict[str, tuple[str, str]] = {
     ),
     "seal its package": (
         REFUSED,
-        "fcntl.ioctl(os.open(__file__, os.O_RDONLY), 0x40806685, struct.pack('III', 1, 1, 4096) + bytes(116))",
+        "f = os.open(__file__, os.O_RDONLY)\n"
+        "fcntl.ioctl(f, 0x40806685, struct.pack('III', 1, 1, 4096) + bytes(116))",
     ),
     "cut a file that it opens for reading": (REFUSED, "os.open(VICTIM, os.O_RDONLY | os.O_TRUNC)"),
     "cut a file that it opens for nothing": (REFUSED, "os.open(VICTIM, 3 | os.O_TRUNC)"),
