@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 
 from gateway import cgroup, yamltext
 from gateway.names import near
-from gateway.policy import Canary, Guards, Rollout, unknown
+from gateway.policy import Canary, Guards, RolloutPolicy, unknown
 from gateway.quantities import DURATION_SCHEMA, SIZE_SCHEMA, shown_seconds, shown_size
 from gateway.settings import Batch, ModelSettings, Settings, SettingsError
 
@@ -238,7 +238,7 @@ def _known_beside(parts: list[str]) -> list[str]:
     if len(parts) == 1:
         return list(Settings.model_fields)
     models: dict[str, type[BaseModel]] = {
-        "rollout": Rollout,
+        "rollout": RolloutPolicy,
         "batch": Batch,
         "canary": Canary,
         "guards": Guards,

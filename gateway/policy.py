@@ -79,7 +79,7 @@ class Guards(Part):
     """The allowed excess of answers that do not match the output schema."""
 
 
-class Rollout(Part):
+class RolloutPolicy(Part):
     """The policy for a move of an alias."""
 
     gate: Literal["compatible", "none"] = "compatible"

@@ -19,7 +19,7 @@ from gateway.record import RequestRecord
 from gateway.rollouts.aliases import Target
 from gateway.runners.base import ModelError, NoProcess, RunnerCrashed, RunnerTimeout
 from gateway.runners.suspects import Poisoned
-from gateway.serving.admission import Refused
+from gateway.serving.admission import NotAdmitted
 from gateway.serving.batching import Outcome
 from gateway.serving.servable import Servable, Status
 from loaders.batch import Columns, Value
@@ -29,7 +29,7 @@ from loaders.output import AnswerTooLarge
 
 if TYPE_CHECKING:
     from gateway.registries.base import Version
-    from gateway.rollouts.alias import Alias
+    from gateway.rollouts.alias import LiveAlias
     from gateway.rollouts.aliases import Aliases
     from gateway.rollouts.rollout import Rollout
     from gateway.serving.manager import Lease, Manager
@@ -46,7 +46,7 @@ _ONE_FOR_ALL: Final = (
 _FULL: Final = "its queue is full (max_queue)"
 #: The exceptions of a request without an answer.
 _UNANSWERED: Final = (
-    Refused,
+    NotAdmitted,
     TimeoutError,
     RunnerTimeout,
     NoProcess,
@@ -193,7 +193,7 @@ class Service:
         return Answer(outcome.result, warnings, marks, servable.rules()[0])
 
     async def _compared(
-        self, inference: Inference, service: Version, found: Alias, rollout: Rollout
+        self, inference: Inference, service: Version, found: LiveAlias, rollout: Rollout
     ) -> Answer:
         """A request during a rollout: the candidate or the version in service answers it, and it is counted.
         If it fails on the candidate, the version in service answers it: nothing was sent yet, and a
@@ -301,7 +301,7 @@ class Service:
         (500). Failures of the model count in its statistics."""
         version, recent = servable.version, servable.recent
         match error:
-            case Refused():
+            case NotAdmitted():
                 why = "its turn would come after its deadline" if error.late else _FULL
                 self._emit(RequestRefused(version.name, version.version, why, inference.record.shown_id))
                 message = f"{version.name} is overloaded: {why}"

@@ -25,7 +25,7 @@ from pydantic import (
 
 from gateway import cgroup
 from gateway.names import check_alias, parse_short
-from gateway.policy import Rollout, laid_over
+from gateway.policy import RolloutPolicy, laid_over
 from gateway.quantities import SIZE_SCHEMA, Duration, Part, Size, listed, size
 
 
@@ -150,7 +150,7 @@ class ModelSettings(Part):
     """Whether the model process may use the network."""
     readable: Annotated[list[str], BeforeValidator(listed)] = []
     """Paths that the model process may read, besides its package and its Python."""
-    rollout: Rollout | None = None
+    rollout: RolloutPolicy | None = None
     """How aliases of the model move. Not set: as the gateway's `rollout`."""
     enforcement: Enforcement | None = None
     """How inputs are checked against the signature. Not set: as the gateway's `enforcement`."""
@@ -256,7 +256,7 @@ class Settings(Part):
     """The least severe lines that are logged."""
     access_log: bool = False
     """A line for each request."""
-    rollout: Rollout = Rollout()
+    rollout: RolloutPolicy = RolloutPolicy()
     """How aliases move."""
     environment: str = "auto"
     """Which Python models run in: this one if it fits, else their own (`auto`); `same`, `own` or a NAME."""
@@ -320,7 +320,7 @@ class Settings(Part):
                 if field == "config":
                     value = {**merged[field], **value}
                 elif field == "rollout":
-                    value = Rollout.model_validate(laid_over(merged[field].written(), value.written()))
+                    value = RolloutPolicy.model_validate(laid_over(merged[field].written(), value.written()))
                 merged[field] = value
         return ModelSettings.model_construct(**merged)
 

@@ -34,14 +34,14 @@ _PT2_MEMBERS: Final = re.compile(
 )
 
 
-class Refused(Exception):
+class Unsafe(Exception):
     """Loading a file executes code, or may execute code. The message names its format and its content; it is
     safe to show to clients."""
 
 
 def judged(package: Package, flavor: Flavor, accepted: Sequence[str]) -> Package:
     """The package in the form that may be loaded when code is refused. `accepted`: the operator's list, with
-    `pt2` or `skops:` and the pattern of a type. Raises Refused, and PackageError for a file that cannot be
+    `pt2` or `skops:` and the pattern of a type. Raises Unsafe, and PackageError for a file that cannot be
     read."""
     if flavor.trust == "data":
         return package
@@ -54,7 +54,7 @@ def judged(package: Package, flavor: Flavor, accepted: Sequence[str]) -> Package
         return package
     form = entry.get("serialization_format") or ("pickle" if flavor.name == "pytorch" else None)
     name = f"{flavor.name}, {form}" if form else flavor.name
-    raise Refused(f"its format ({name}) executes code when it is loaded, and unsafe_formats refuses that")
+    raise Unsafe(f"its format ({name}) executes code when it is loaded, and unsafe_formats refuses that")
 
 
 def _judged_skops(package: Package, flavor: str, accepted: Sequence[str]) -> Package:
@@ -64,7 +64,7 @@ def _judged_skops(package: Package, flavor: str, accepted: Sequence[str]) -> Pac
     unknown = sorted(found - set(trusted) - {kind for kind in found if kind.split(".")[0] in _TRUSTED_ROOTS})
     if unknown:
         shown = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
-        raise Refused(
+        raise Unsafe(
             f"its format ({flavor}, skops) holds untrusted types: {shown}; unsafe_formats refuses "
             f"them unless accepted_formats names them, such as {SKOPS}{unknown[0]}"
         )
@@ -93,7 +93,7 @@ def _skops_types(file: Path) -> Iterator[str]:
 
 def _judge_pt2(file: Path, accepted: Sequence[str]) -> None:
     if PT2 not in accepted:
-        raise Refused(
+        raise Unsafe(
             f"its format (pytorch, {PT2}) is an exported program; unsafe_formats refuses it unless "
             f"accepted_formats contains {PT2}"
         )
@@ -102,12 +102,12 @@ def _judge_pt2(file: Path, accepted: Sequence[str]) -> None:
         for name in names:
             inner = name.partition("/")[2]
             if not _PT2_MEMBERS.match(inner) or names.count(name) > 1:
-                raise Refused(
+                raise Unsafe(
                     f"its format (pytorch, {PT2}) holds {name[:80]!r}, which executes code or is unknown"
                 )
             configured = inner.startswith("data/") and name.endswith(".json")
             if configured and any(node.get("use_pickle") for node in _objects(_json(archive, name))):
-                raise Refused(f"its format (pytorch, {PT2}) holds a pickle ({name[:80]!r}): it executes code")
+                raise Unsafe(f"its format (pytorch, {PT2}) holds a pickle ({name[:80]!r}): it executes code")
             if inner.startswith("models/"):
                 _judge_program(_json(archive, name))
             if inner.startswith("data/sample_inputs/"):
@@ -122,13 +122,13 @@ def _judge_program(program: Any) -> None:
             if key in ("expr_str", "guards_code"):
                 for text in texts:
                     if text and (not isinstance(text, str) or not _EXPRESSION.match(text) or "__" in text):
-                        raise Refused(f"its format (pytorch, {PT2}) holds an expression that executes code")
+                        raise Unsafe(f"its format (pytorch, {PT2}) holds an expression that executes code")
             elif key == "target" and isinstance(value, str) and not _TARGET.match(value):
-                raise Refused(
+                raise Unsafe(
                     f"its format (pytorch, {PT2}) calls {value[:80]!r}, which is not an operator of torch"
                 )
             elif key == "name" and isinstance(value, str) and not _NAME.match(value):
-                raise Refused(f"its format (pytorch, {PT2}) holds {value[:80]!r}, which is not a valid name")
+                raise Unsafe(f"its format (pytorch, {PT2}) holds {value[:80]!r}, which is not a valid name")
 
 
 def _judge_tensors(archive: zipfile.ZipFile, name: str) -> None:
@@ -140,7 +140,7 @@ def _judge_tensors(archive: zipfile.ZipFile, name: str) -> None:
     if not archive.getinfo(name).file_size:
         return
     if archive.getinfo(name).file_size > _MAX_JSON:
-        raise Refused(f"its format (pytorch, {PT2}) holds example inputs that are too large to check")
+        raise Unsafe(f"its format (pytorch, {PT2}) holds example inputs that are too large to check")
     content = archive.read(name)
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as inner:
@@ -156,7 +156,7 @@ def _judge_tensors(archive: zipfile.ZipFile, name: str) -> None:
     except (zipfile.BadZipFile, ValueError, KeyError, NotImplementedError):
         plain = False
     if not plain:
-        raise Refused(
+        raise Unsafe(
             f"its format (pytorch, {PT2}) holds example inputs ({name[:80]!r}) that are not only tensors"
         )
 

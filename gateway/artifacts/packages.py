@@ -21,7 +21,7 @@ from cachetools import LRUCache
 
 from gateway.artifacts.base import ArtifactError, DigestMismatch, Unreachable
 from gateway.artifacts.cache import Artifacts, Local
-from gateway.artifacts.formats import Refused, judged
+from gateway.artifacts.formats import Unsafe, judged
 from gateway.errors import Problem
 from loaders import flavors, recorded, scan
 from loaders.output import mismatches
@@ -43,7 +43,7 @@ OVERHEAD = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class FormatPolicy:
     """The operator's policy for formats. `unsafe`: whether formats whose loading executes code (`trust =
     "code"`) are allowed; `accepted`: exceptions that are allowed anyway (`formats`)."""
 
@@ -128,7 +128,7 @@ class Packages:
         fetches: Executor,
         disk: Executor,
         *,
-        policy: Callable[[str, str], Policy] = lambda name, digest: Policy(),
+        policy: Callable[[str, str], FormatPolicy] = lambda name, digest: FormatPolicy(),
         measured: Callable[[str], tuple[int | None, float] | None] = lambda digest: None,
         scanned: Callable[[str, Package, bool], scan.Verdict] = lambda digest, package, remember: NOT_SCANNED,
         remembered: Callable[[Version], str | None] = lambda version: None,
@@ -280,19 +280,19 @@ class Packages:
             return package
         try:
             return judged(package, flavor, policy.accepted)
-        except Refused as error:
+        except Unsafe as error:
             raise _unavailable(version, str(error), retryable=False) from None
         except PackageError as error:
             raise _unavailable(version, str(error)) from error
 
 
-def formats(settings: Settings) -> Callable[[str, str], Policy]:
+def formats(settings: Settings) -> Callable[[str, str], FormatPolicy]:
     """The policy of the settings, as a function of a version's name and digest."""
 
-    def policy(name: str, digest: str) -> Policy:
+    def policy(name: str, digest: str) -> FormatPolicy:
         listed = any(fnmatchcase(name, entry) or entry == digest for entry in settings.unsafe_allowlist)
         allowed = settings.unsafe_formats == "allow" or (settings.unsafe_formats == "allowlist" and listed)
-        return Policy(
+        return FormatPolicy(
             "allow" if allowed else "refuse",
             settings.require_signature,
             settings.require_digest,

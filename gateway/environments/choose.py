@@ -38,7 +38,7 @@ _LIST: Final = (
 )
 
 
-class Refused(Exception):
+class NoEnvironment(Exception):
     """A package cannot run here under the policy. `hint` names the commands that help."""
 
     def __init__(self, message: str, hint: str) -> None:
@@ -140,7 +140,7 @@ class Chooser:
     ) -> Runtime:
         """Returns where a version runs, and builds its environment if necessary. `reference`: its name in
         commands. `served`: it was served before. `forced`: the operator accepts a mismatch. `say` receives
-        each step of a build, from the thread that builds. Raises Refused."""
+        each step of a build, from the thread that builds. Raises NoEnvironment."""
         policy = self._settings.for_model(name).environment or "auto"
         if needs.check.satisfied and policy in ("auto", "same"):
             return Runtime("same", None, needs.check)
@@ -168,7 +168,9 @@ class Chooser:
             installed = self._installed(python)
         except (OSError, ValueError, subprocess.SubprocessError):
             message = f"the interpreter of the environment {policy} does not run"
-            raise Refused(message, f"check environments.named.{policy}.python in the settings") from None
+            raise NoEnvironment(
+                message, f"check environments.named.{policy}.python in the settings"
+            ) from None
         check = checks.check(needs.facts, installed)
         if check.byte_code:
             raise self._refused(
@@ -214,7 +216,7 @@ class Chooser:
         served: bool,
         forced: bool,
     ) -> Runtime:
-        """Decides when the right environment is not available. Raises Refused."""
+        """Decides when the right environment is not available. Raises NoEnvironment."""
         fallback = self._own.fallback
         may = forced or (policy == "auto" and (fallback == "same" or (fallback == "served" and served)))
         if not may or needs.check.byte_code:
@@ -225,9 +227,9 @@ class Chooser:
         helps = None if needs.check.satisfied else self._help(needs, name, reference, served=True)
         return Runtime("same", None, needs.check, needs.check.sentence, helps)
 
-    def _refused(self, needs: Needs, name: str, reference: str, reason: str) -> Refused:
+    def _refused(self, needs: Needs, name: str, reference: str, reason: str) -> NoEnvironment:
         wrong = needs.check.sentence or f"Python: the package was made with {needs.facts.python}"
-        return Refused(f"{wrong}. {reason[:1].upper()}{reason[1:]}", self._help(needs, name, reference))
+        return NoEnvironment(f"{wrong}. {reason[:1].upper()}{reason[1:]}", self._help(needs, name, reference))
 
     def _help(self, needs: Needs, name: str, reference: str, *, served: bool = False) -> str:
         """The commands that help, the best first. `served`: it runs here meanwhile. Blocks."""

@@ -40,7 +40,7 @@ class Memory(Protocol):
 
 
 @dataclass(slots=True, eq=False)
-class Alias:
+class LiveAlias:
     """One alias in this gateway. `generation` counts the moves of `desired`. `since` is the unix time of
     `phase`. `verdict` is any gateway's verdict on `desired`; `fallback` is the version that then answers."""
 

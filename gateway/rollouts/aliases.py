@@ -33,7 +33,7 @@ from gateway.registries import base
 from gateway.registries.base import Observation, Snapshot, Version
 from gateway.registries.resolution import find_alias, resolve
 from gateway.rollouts import records
-from gateway.rollouts.alias import STOPPED, Alias, Attempt, Memory, number
+from gateway.rollouts.alias import STOPPED, Attempt, LiveAlias, Memory, number
 from gateway.rollouts.conductor import Conductor
 from gateway.rollouts.gates import Gates
 from gateway.rollouts.reconciler import INTERRUPTED, Reconciler
@@ -50,7 +50,7 @@ class Target(NamedTuple):
     """The current target of a reference. `version` None: the alias must be served first."""
 
     version: Version | None
-    alias: Alias | None
+    alias: LiveAlias | None
 
 
 class Aliases:
@@ -86,7 +86,7 @@ class Aliases:
         self._found_out = found_out
         self._grace = grace
         self._wall = wall
-        self._aliases: dict[tuple[str, str], Alias] = {}
+        self._aliases: dict[tuple[str, str], LiveAlias] = {}
         self._snapshot = Snapshot({}, "")
         self._reconciler = Reconciler(
             manager,
@@ -103,7 +103,7 @@ class Aliases:
         self._deleted: dict[tuple[str, str], asyncio.TimerHandle] = {}
         self._attempts: LRUCache[tuple[str, str], Attempt] = LRUCache(ATTEMPTS_KEPT)
 
-    def __iter__(self) -> Iterator[Alias]:
+    def __iter__(self) -> Iterator[LiveAlias]:
         """The aliases that were used here; unused aliases cost nothing."""
         return iter(self._aliases.values())
 
@@ -111,10 +111,10 @@ class Aliases:
     def snapshot(self) -> Snapshot:
         return self._snapshot
 
-    def find(self, name: str, alias: str) -> Alias | None:
+    def find(self, name: str, alias: str) -> LiveAlias | None:
         return self._aliases.get((name, alias))
 
-    def view(self, name: str, alias: str) -> Alias | None:
+    def view(self, name: str, alias: str) -> LiveAlias | None:
         """The state of an alias here. For an alias that was not used since the start, a copy that is not
         followed. None if the registry has no such alias."""
         found = self._aliases.get((name, alias))
@@ -163,12 +163,12 @@ class Aliases:
             return Target(serving, found)
         return Target(None, found)
 
-    def meant(self, reference: Reference) -> tuple[Version | None, Alias | None]:
+    def meant(self, reference: Reference) -> tuple[Version | None, LiveAlias | None]:
         """The version of a reference, loaded or not, and its alias. Raises Problem 404."""
         version, found = self.target(reference)
         return version or (None if found is None else found.serving or found.desired), found
 
-    async def wait_until_served(self, found: Alias, timeout: float | None) -> Version:
+    async def wait_until_served(self, found: LiveAlias, timeout: float | None) -> Version:
         """The version that answers for an alias whose model is not loaded: the desired one if it passes its
         gates, else the one that served before. Raises Problem."""
         attempt = self._reconciler.start(found)
@@ -199,11 +199,11 @@ class Aliases:
             raise found.refusal.again()
         raise Problem("MODEL_UNAVAILABLE", f"{found.name}@{found.alias} cannot be served", retry_after=1)
 
-    def begin(self, found: Alias) -> None:
+    def begin(self, found: LiveAlias) -> None:
         """Starts the load that the first request would start, without waiting for it."""
         self._reconciler.start(found)
 
-    async def served(self, found: Alias, target: Version, timeout: float) -> None:
+    async def served(self, found: LiveAlias, target: Version, timeout: float) -> None:
         """Returns when `target` serves, or its first step begins. Raises Problem if it is refused or
         superseded, or MODEL_LOADING after `timeout` seconds."""
         while found.serving != target and not found.in_steps:
@@ -217,7 +217,7 @@ class Aliases:
             if found.serving != target and found.desired == target and found.refusal is not None:
                 raise Problem("ROLLOUT_REFUSED", found.refusal.message, details=found.refusal.details)
 
-    def answered(self, found: Alias, version: Version) -> None:
+    def answered(self, found: LiveAlias, version: Version) -> None:
         """A version has answered a request: it has proved itself."""
         if found.last_good is not version and found.serving is version:
             found.last_good = version
@@ -246,7 +246,7 @@ class Aliases:
                 self._interrupted.discard((name, alias))
                 self._reconciler.start(self.open(name, alias))
 
-    def open(self, name: str, alias: str, moved_by: str = "registry") -> Alias:
+    def open(self, name: str, alias: str, moved_by: str = "registry") -> LiveAlias:
         """The alias, which is followed from now on. `moved_by`: who created it, if it is new here. Raises
         NotInRegistry."""
         found = self._aliases.get((name, alias))
@@ -259,7 +259,7 @@ class Aliases:
             self._take(found, "registry")
         return found
 
-    def _open_default(self, name: str) -> Alias:
+    def _open_default(self, name: str) -> LiveAlias:
         for alias in self._default_alias:
             found = self._aliases.get((name, alias))
             if found is not None:
@@ -269,7 +269,7 @@ class Aliases:
                 return self.open(name, alias)
         return self.open(name, self._default_alias[0])
 
-    def _take(self, found: Alias, moved_by: str) -> None:
+    def _take(self, found: LiveAlias, moved_by: str) -> None:
         model, entry = self._entry(found.name, found.alias)
         if model is None or entry is None:
             self._end_after_grace(found, moved_by)
@@ -315,7 +315,7 @@ class Aliases:
             if found.name in names:
                 self._drop(found)
 
-    def _drop(self, found: Alias) -> None:
+    def _drop(self, found: LiveAlias) -> None:
         del self._aliases[found.name, found.alias]
         found.generation += 1
         found.desired = None
@@ -323,7 +323,7 @@ class Aliases:
             self._manager.serves(found.serving, False)
         found.moved.set()  # its reconciler ends
 
-    def _end_after_grace(self, found: Alias, moved_by: str) -> None:
+    def _end_after_grace(self, found: LiveAlias, moved_by: str) -> None:
         """Ends an alias that the registry no longer has, now or after the grace period."""
         key = (found.name, found.alias)
         if key in self._deleted:
@@ -343,7 +343,7 @@ class Aliases:
         else:
             self._end(found, message)
 
-    def _end(self, found: Alias, message: str) -> None:
+    def _end(self, found: LiveAlias, message: str) -> None:
         key = (found.name, found.alias)
         self._deleted.pop(key, None)
         self._drop(found)
@@ -365,7 +365,7 @@ class Aliases:
                 name, alias, target.version, "refused", problem.message, self._wall()
             )
 
-    def clear_error(self, found: Alias) -> None:
+    def clear_error(self, found: LiveAlias) -> None:
         """Forgets the error and tries again at once: the operator repeated the move that the registry
         holds."""
         if found.rollout is not None:

@@ -23,9 +23,9 @@ from gateway.rollouts.records import ROLLBACK
 from gateway.rollouts.rollout import Course, Rollout
 
 if TYPE_CHECKING:
-    from gateway.policy import Rollout as Policy
+    from gateway.policy import RolloutPolicy
     from gateway.registries.base import Model, Version
-    from gateway.rollouts.alias import Alias, Memory
+    from gateway.rollouts.alias import LiveAlias, Memory
     from gateway.serving.manager import Manager
 
 #: A rollout is looked at this often, in seconds, although nothing happened.
@@ -53,7 +53,7 @@ class Conductor:
         manager: Manager,
         memory: Memory,
         *,
-        policy: Callable[[Model], Policy],
+        policy: Callable[[Model], RolloutPolicy],
         emit: Emit = lambda event: None,
         counted: Callable[[str, str, str], None] = lambda name, alias, arm: None,
         wall: Callable[[], float] = time.time,
@@ -115,7 +115,7 @@ class Conductor:
 
     # Actions.
 
-    def wanted(self, found: Alias, model: Model, target: Version) -> bool:
+    def wanted(self, found: LiveAlias, model: Model, target: Version) -> bool:
         """Whether `target` goes through steps before it serves: the policy has steps, and another version can
         answer meanwhile. A version that has served before needs no steps."""
         service = found.serving or found.last_good
@@ -129,14 +129,18 @@ class Conductor:
         stretches = [served for served in found.history if served.version == target.version]
         return not any(not (served.reason or "").startswith(ROLLED_BACK) for served in stretches)
 
-    def _steps(self, found: Alias, model: Model, target: Version) -> tuple[float, ...]:
+    def _steps(self, found: LiveAlias, model: Model, target: Version) -> tuple[float, ...]:
         course = self.course(found.name, found.alias)
         if course is not None and course.version == target.version and course.steps is not None:
             return course.steps
         return tuple(self.policy(model).canary.steps)
 
     async def run(
-        self, found: Alias, model: Callable[[], Model | None], target: Version, began: Callable[[str], None]
+        self,
+        found: LiveAlias,
+        model: Callable[[], Model | None],
+        target: Version,
+        began: Callable[[str], None],
     ) -> TakenBack | None:
         """Takes `target` through its steps. Returns None when it should serve, or when the alias has moved.
         `model` gives the current registered model; `began` is called with the phase to show."""
@@ -179,7 +183,7 @@ class Conductor:
             lease.release()
             assert (name, alias) == (found.name, found.alias)
 
-    def _begun(self, found: Alias, policy: Policy, target: Version) -> Rollout:
+    def _begun(self, found: LiveAlias, policy: RolloutPolicy, target: Version) -> Rollout:
         """A new rollout, or the one that a restart interrupted, in its phase and step."""
         service = found.serving or found.last_good
         saved = self.course(found.name, found.alias)
@@ -203,7 +207,7 @@ class Conductor:
             return failure.message
         return None if self._manager.is_ready(target) else f"{target} is not loaded any more"
 
-    def _overtaken(self, found: Alias, rollout: Rollout) -> None:
+    def _overtaken(self, found: LiveAlias, rollout: Rollout) -> None:
         """The alias moved, was deleted, or another gateway has taken the candidate back."""
         verdict = found.verdict
         if verdict is not None and verdict.version == rollout.candidate.version:
@@ -220,7 +224,7 @@ class Conductor:
             rollout.course = replace(rollout.course, recorded=True)
         self._changed(found, rollout)
 
-    def say(self, found: Alias, verb: str) -> None:
+    def say(self, found: LiveAlias, verb: str) -> None:
         """A person's word: pause, resume, abort, finish. Raises Problem where no rollout is under way."""
         rollout = found.rollout
         if rollout is None:
@@ -238,7 +242,7 @@ class Conductor:
         self._save(found.name, found.alias, rollout.course)
         rollout.changed.set()
 
-    def _changed(self, found: Alias, rollout: Rollout) -> None:
+    def _changed(self, found: LiveAlias, rollout: Rollout) -> None:
         course = rollout.course
         saved = self.course(found.name, found.alias)
         if course.phase is not Phase.SUPERSEDED or saved is None or saved.version == course.version:

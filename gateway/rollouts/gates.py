@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from gateway.errors import Problem
-from gateway.policy import Rollout
+from gateway.policy import RolloutPolicy
 from gateway.registries.base import Model, Version
 from gateway.rollouts.records import Record, not_registered
 from loaders.compatibility import compatible
@@ -78,7 +78,7 @@ class Gates:
         manager: Manager,
         *,
         prepare: Callable[[Version], Awaitable[Prepared]],
-        policy: Callable[[Model], tuple[Rollout, str | None]] = lambda model: (Rollout(), None),
+        policy: Callable[[Model], tuple[RolloutPolicy, str | None]] = lambda model: (RolloutPolicy(), None),
     ) -> None:
         self._manager = manager
         self._prepare = prepare
@@ -156,7 +156,7 @@ class Gates:
             return servable.prepared
         return await prepare(version)
 
-    def policy(self, model: Model) -> Rollout:
+    def policy(self, model: Model) -> RolloutPolicy:
         """The policy that holds for a model. A wrong one in the registry is said once, and not used."""
         policy, wrong = self._policy(model)
         if wrong is not None and wrong not in self._warned:
@@ -172,7 +172,7 @@ class Gates:
 FORCE = 'to move the alias anyway: --force, or {"force": true}'
 
 
-def refusals(policy: Rollout, old: Signature | None, new: Signature | None) -> list[str]:
+def refusals(policy: RolloutPolicy, old: Signature | None, new: Signature | None) -> list[str]:
     """The reasons why `new` may not replace `old`; empty if it may. Pure."""
     if policy.gate == "none":
         return []

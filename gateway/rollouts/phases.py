@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from gateway.policy import Rollout as Policy
+    from gateway.policy import RolloutPolicy
 
 
 class Phase(StrEnum):
@@ -80,7 +80,7 @@ class Next:
 WAIT: Final = Next()
 
 
-def next_step(policy: Policy, seen: Seen) -> Next:
+def next_step(policy: RolloutPolicy, seen: Seen) -> Next:
     """Decides what a rollout does next. Findings against the candidate come first: a known breach overrides a
     person's command."""
     canary = policy.canary

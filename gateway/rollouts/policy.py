@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic import BaseModel, ValidationError
 
 from gateway.names import near
-from gateway.policy import Canary, Guards, Rollout, laid_over, unknown
+from gateway.policy import Canary, Guards, RolloutPolicy, laid_over, unknown
 from gateway.registries.base import UNREADABLE
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 STRICTER: Final = {"gate": ("none", "compatible"), "environment": ("warn", "refuse")}
 
 
-def policy_of(settings: Settings, model: Model) -> tuple[Rollout, str | None]:
+def policy_of(settings: Settings, model: Model) -> tuple[RolloutPolicy, str | None]:
     """A model's policy, and the error in the registry's part of it (None if valid). With an error, only the
     operator's part applies."""
     own = settings.for_model(model.name).rollout or settings.rollout
@@ -40,7 +40,7 @@ def policy_of(settings: Settings, model: Model) -> tuple[Rollout, str | None]:
         if theirs in values and values.index(theirs) < values.index(mine):
             wrong.append(f"{key}: {theirs} is less strict than the gateway's settings ({mine})")
     try:
-        merged = Rollout.model_validate(laid_over(own.written(), said))
+        merged = RolloutPolicy.model_validate(laid_over(own.written(), said))
     except ValidationError as error:
         wrong += [_told(item) for item in error.errors(include_url=False, include_input=False)]
     if wrong:
@@ -58,6 +58,6 @@ def _told(error: Any) -> str:
     if said is not None:
         return f"{place} {said}"
     parts: dict[str, type[BaseModel]] = {"canary": Canary, "guards": Guards}
-    part = parts.get(above[0], Rollout) if above else Rollout
+    part = parts.get(above[0], RolloutPolicy) if above else RolloutPolicy
     meant = near(key, part.model_fields)
     return f"{place}: unknown key" + (f", did you mean {meant}?" if meant else "")

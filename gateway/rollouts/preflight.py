@@ -16,7 +16,7 @@ from loaders import flavors
 
 if TYPE_CHECKING:
     from gateway.artifacts.packages import Prepared
-    from gateway.policy import Rollout
+    from gateway.policy import RolloutPolicy
     from gateway.registries.base import Version
     from gateway.rollouts.offline import Workshop
     from loaders.signature import Signature
@@ -63,7 +63,7 @@ async def examined(
     *,
     against: Signature | None = None,
     replaced: str | None = None,
-    policy: Rollout | None = None,
+    policy: RolloutPolicy | None = None,
 ) -> Report:
     """A version, looked at from all sides. `replaced` names the version whose signature `against` is."""
     report = Report(subject)

@@ -30,7 +30,7 @@ from gateway.events import Emit, Swapped, SwapRefused
 from gateway.quantities import utc
 from gateway.registries import base
 from gateway.registries.base import Observation, Version
-from gateway.rollouts.alias import Alias, Memory, number
+from gateway.rollouts.alias import LiveAlias, Memory, number
 from gateway.rollouts.conductor import Conductor, TakenBack
 from gateway.rollouts.gates import Gates, Passed
 from gateway.rollouts.lingering import Lingering
@@ -56,7 +56,7 @@ class Reconciler:
         conductor: Conductor,
         memory: Memory,
         *,
-        all_aliases: Callable[[], Iterable[Alias]],
+        all_aliases: Callable[[], Iterable[LiveAlias]],
         model: Callable[[str], base.Model | None],
         record: Callable[[str, str], Record],
         emit: Emit,
@@ -76,7 +76,7 @@ class Reconciler:
         self._lingering = Lingering(manager, self.in_use)
         self._chance = random.Random()
 
-    def start(self, found: Alias) -> asyncio.Future[None]:
+    def start(self, found: LiveAlias) -> asyncio.Future[None]:
         """Makes sure that the reconciler runs. Returns the end of its current attempt (done while it
         pauses)."""
         if found.task is None:
@@ -88,7 +88,7 @@ class Reconciler:
         assert found.attempt is not None
         return found.attempt
 
-    async def _reconcile(self, found: Alias) -> None:
+    async def _reconcile(self, found: LiveAlias) -> None:
         """Moves serving towards desired until they agree, or until a refusal while no version is loaded."""
         refusals_in_a_row = 0
         try:
@@ -114,7 +114,7 @@ class Reconciler:
             found.task = None
             found.end_attempt()
 
-    async def _attempt(self, found: Alias, target: Version, generation: int) -> Problem | None:
+    async def _attempt(self, found: LiveAlias, target: Version, generation: int) -> Problem | None:
         """Tries once to make `target` the serving version. Returns the refusal, or None."""
         found.show(self._wall(), "loading", found.error)
         # The version in service is held until its replacement serves.
@@ -159,11 +159,11 @@ class Reconciler:
             if held is not None:
                 held.release()
 
-    def _in_steps(self, found: Alias, target: Version) -> bool:
+    def _in_steps(self, found: LiveAlias, target: Version) -> bool:
         model = self._model(found.name)
         return model is not None and self._conductor.wanted(found, model, target)
 
-    async def _held(self, found: Alias, target: Version) -> Lease | None:
+    async def _held(self, found: LiveAlias, target: Version) -> Lease | None:
         """A lease that keeps the version in service, None where there is none. Before steps it must be there
         to be compared with, and to answer: after a restart it is loaded first, and serves."""
         serving = found.serving
@@ -189,7 +189,7 @@ class Reconciler:
             found.end_attempt()
         return held
 
-    async def _conducted(self, found: Alias, target: Version) -> TakenBack | None:
+    async def _conducted(self, found: LiveAlias, target: Version) -> TakenBack | None:
         """Takes a version that passed its gates through its steps, while requests are answered."""
         found.end_attempt()
         taken_back = await self._conductor.run(
@@ -204,7 +204,7 @@ class Reconciler:
                 self._manager.retire(target, "rolled back")
         return taken_back
 
-    async def _checked_unless_moved(self, found: Alias, target: Version) -> Passed | None:
+    async def _checked_unless_moved(self, found: LiveAlias, target: Version) -> Passed | None:
         """Runs the gates. Returns None as soon as the alias moves; the load then ends too, unless another
         alias or a request needs it."""
         record = self._record(found.name, found.alias)
@@ -225,7 +225,7 @@ class Reconciler:
             if not checking.done():
                 checking.cancel()
 
-    def serve(self, found: Alias, version: Version, moved_by: str) -> None:
+    def serve(self, found: LiveAlias, version: Version, moved_by: str) -> None:
         """The swap."""
         previous, found.serving = found.serving, version
         if version == found.desired:
@@ -258,7 +258,7 @@ class Reconciler:
         number = None if previous is None else previous.version
         self._emit(Swapped(found.name, found.alias, version.version, number, moved_by))
 
-    def _end_history(self, found: Alias, now: float, reason: str) -> None:
+    def _end_history(self, found: LiveAlias, now: float, reason: str) -> None:
         if found.history and found.history[-1].ended is None:
             last = found.history[-1]
             found.history[-1] = Served(last.version, last.started, last.moved_by, now, reason)
@@ -266,7 +266,7 @@ class Reconciler:
 
     def _refused(
         self,
-        found: Alias,
+        found: LiveAlias,
         target: Version,
         problem: Problem,
         outcome: str = "refused",
@@ -286,7 +286,7 @@ class Reconciler:
         if verdict is not None or good is not None:
             self._found_out(Observation(found.name, found.alias, target.version, good, verdict))
 
-    async def _pause(self, found: Alias, refusal: Problem, refusals_in_a_row: int) -> None:
+    async def _pause(self, found: LiveAlias, refusal: Problem, refusals_in_a_row: int) -> None:
         """Waits until a retry makes sense, or the alias moves. An incompatible signature is not retried."""
         pause = max(backoff.pause(refusals_in_a_row, chance=self._chance), refusal.retry_after or 0.0)
         final = refusal.code == "ROLLOUT_REFUSED"

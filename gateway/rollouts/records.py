@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from gateway.errors import Problem
 from gateway.registries import base
 from gateway.registries.base import Model, Verdict, Version
-from gateway.rollouts.alias import Alias, Memory
+from gateway.rollouts.alias import LiveAlias, Memory
 from gateway.state import Served
 
 PROMOTE, ROLLBACK = "promote", "rollback"
@@ -35,16 +35,16 @@ class Record:
     verdict: Verdict | None = None
 
 
-def seen(model: Model, alias: str, memory: Memory, now: float) -> Alias:
+def seen(model: Model, alias: str, memory: Memory, now: float) -> LiveAlias:
     """An alias that was not used here yet, made from the registry and the memory. `now`: unix seconds."""
     entry = model.aliases[alias]
-    found = Alias(model.name, alias, since=now, history=memory.history(model.name, alias))
+    found = LiveAlias(model.name, alias, since=now, history=memory.history(model.name, alias))
     good = memory.last_good(model.name, alias) or entry.last_good
     found.last_good = None if good is None else model.versions.get(good)
     return found
 
 
-def want(found: Alias, model: Model, entry: base.Alias, own: Verdict | None = None) -> str | None:
+def want(found: LiveAlias, model: Model, entry: base.Alias, own: Verdict | None = None) -> str | None:
     """Sets the desired version from the registry. `own`: this gateway's verdict if the registry has none.
     Returns a reason against the version that needs no look at its files, or None."""
     desired = model.versions.get(entry.version) or Version(found.name, entry.version, source="")
@@ -62,7 +62,7 @@ def want(found: Alias, model: Model, entry: base.Alias, own: Verdict | None = No
 
 
 def record_of(
-    model: Model, alias: str, found: Alias | None, history: Sequence[Served], *, again: bool = False
+    model: Model, alias: str, found: LiveAlias | None, history: Sequence[Served], *, again: bool = False
 ) -> Record:
     """The facts about an alias for its gates. `again`: the operator wants the version checked again, so an
     earlier verdict is ignored."""

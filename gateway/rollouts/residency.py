@@ -17,7 +17,7 @@ from gateway.registries.base import Registry, RegistryError, Snapshot, Version
 
 if TYPE_CHECKING:
     from gateway.registries.watcher import Watch
-    from gateway.rollouts.alias import Alias
+    from gateway.rollouts.alias import LiveAlias
     from gateway.rollouts.aliases import Aliases
     from gateway.rollouts.preload import Preload
     from gateway.serving.manager import Manager
@@ -50,7 +50,7 @@ class Residency:
         self._io = io
         self._pending = pending
 
-    async def load(self, reference: Reference, *, wait: bool = True) -> tuple[Version, Servable] | Alias:
+    async def load(self, reference: Reference, *, wait: bool = True) -> tuple[Version, Servable] | LiveAlias:
         """Loads the version of a reference, as a request would, and forgets an earlier failure. Returns the
         version and its servable. Without `wait`, an alias without a version in service is returned itself:
         its gates have begun."""

@@ -18,7 +18,7 @@ from gateway.rollouts.guards import Guards, Limits, Outcome
 from gateway.rollouts.phases import FOLLOWS, Next, Phase, Seen, next_step
 
 if TYPE_CHECKING:
-    from gateway.policy import Rollout as Policy
+    from gateway.policy import RolloutPolicy
     from gateway.registries.base import Version
 
 #: So many changes of a rollout are remembered.
@@ -81,7 +81,7 @@ class Rollout:
     def __init__(
         self,
         candidate: Version,
-        policy: Policy,
+        policy: RolloutPolicy,
         course: Course,
         *,
         counted: Callable[[str], None] = lambda arm: None,
@@ -111,7 +111,7 @@ class Rollout:
     def __repr__(self) -> str:
         return f"<Rollout of {self.candidate}, {self.shown}>"
 
-    def follow(self, policy: Policy) -> None:
+    def follow(self, policy: RolloutPolicy) -> None:
         """Sets the policy. A change during a rollout applies from the next step."""
         self.policy = policy
         self._header = (policy.canary.key or "").lower().encode()

@@ -14,7 +14,7 @@ WEIGHT = 0.2
 SHORTEST_WAIT, LONGEST_WAIT = 1.0, 60.0
 
 
-class Refused(Exception):
+class NotAdmitted(Exception):
     """The request is refused; try again in `retry_after` seconds. `late`: its deadline is the reason."""
 
     def __init__(self, retry_after: float, *, late: bool = False) -> None:
@@ -39,12 +39,12 @@ class Admission:
         return queued * self._seconds_per_request / self._slots
 
     def check(self, queued: int, now: float, deadline: float | None) -> None:
-        """Raises Refused, or returns. `now` and `deadline` are of one clock, in seconds."""
+        """Raises NotAdmitted, or returns. `now` and `deadline` are of one clock, in seconds."""
         wait = self.expected_wait(queued)
         if queued >= self.max_queue:
-            raise Refused(min(LONGEST_WAIT, max(SHORTEST_WAIT, wait)))
+            raise NotAdmitted(min(LONGEST_WAIT, max(SHORTEST_WAIT, wait)))
         if deadline is not None and now + wait > deadline:
-            raise Refused(min(LONGEST_WAIT, max(SHORTEST_WAIT, wait)), late=True)
+            raise NotAdmitted(min(LONGEST_WAIT, max(SHORTEST_WAIT, wait)), late=True)
 
     def finished(self, requests: int, seconds: float) -> None:
         """Records a call: the number of its requests and its duration."""

@@ -88,7 +88,7 @@ class Batcher:
         self, batch: Asked, params: Mapping[str, Any], deadline: float | None = None
     ) -> asyncio.Future[Outcome]:
         """Queues a request; the future has its answer. `deadline` is in the loop's time. Cancelling the
-        future takes a request that was not dispatched out of the queue. Raises Refused."""
+        future takes a request that was not dispatched out of the queue. Raises NotAdmitted."""
         if self._queue:
             if len(self._queue) >= self._admission.max_queue:
                 self._drop_dead()

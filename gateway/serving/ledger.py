@@ -32,7 +32,7 @@ from gateway.serving.eviction import HALF_LIFE, Policy, gdsf, reason
 K = TypeVar("K", bound=Hashable)
 
 
-class State(enum.Enum):
+class AccountState(enum.Enum):
     """The state of an account. RESERVED includes waiting (nothing granted yet) and loading."""
 
     RESERVED = "reserved"
@@ -52,7 +52,7 @@ class Account(Generic[K]):
     since: float
     last_used: float
     bytes: int = 0
-    state: State = State.RESERVED
+    state: AccountState = AccountState.RESERVED
     leases: int = 0
     pins: int = 0
     lingering: bool = False
@@ -110,15 +110,17 @@ class Ledger(Generic[K]):
         self._policy = policy
         self._accounts: dict[K, Account[K]] = {}
         self._waiting: dict[K, None] = {}
-        self._bytes = dict.fromkeys(State, 0)
+        self._bytes = dict.fromkeys(AccountState, 0)
         self._shared = 0
         self._shared_wanted = 0
 
     def __repr__(self) -> str:
-        count = dict.fromkeys(State, 0)
+        count = dict.fromkeys(AccountState, 0)
         for account in self._accounts.values():
             count[account.state] += 1
-        resident, loading, closing = (count[s] for s in (State.RESIDENT, State.RESERVED, State.CLOSING))
+        resident, loading, closing = (
+            count[state] for state in (AccountState.RESIDENT, AccountState.RESERVED, AccountState.CLOSING)
+        )
         size = f"{_mega(self.accounted)}/{_mega(self.limit)} MB"
         return f"<Ledger {resident} resident, {loading} loading, {closing} closing | {size}>"
 
@@ -148,8 +150,8 @@ class Ledger(Generic[K]):
         """The counted bytes that belong to no account."""
         return self._shared
 
-    def bytes_in(self, state: State) -> int:
-        return self._bytes[state] + (self._shared if state is State.RESIDENT else 0)
+    def bytes_in(self, state: AccountState) -> int:
+        return self._bytes[state] + (self._shared if state is AccountState.RESIDENT else 0)
 
     def share(self, size: int) -> None:
         """Sets the bytes that belong to no account."""
@@ -169,7 +171,7 @@ class Ledger(Generic[K]):
         """Asks for `wanted` bytes in total. Returns True if it has them already; else it waits for a
         grant."""
         account = self._accounts[key]
-        if account.state is State.CLOSING:
+        if account.state is AccountState.CLOSING:
             raise ValueError(f"{key!r} is closing")
         account.wanted = max(wanted, account.bytes)
         if account.wanted > account.bytes:
@@ -202,21 +204,21 @@ class Ledger(Generic[K]):
         """Marks it as loaded. A measurement below the reservation returns the rest. `load_seconds`: the time
         of its load."""
         account = self._accounts[key]
-        if account.state is not State.RESERVED or key in self._waiting:
+        if account.state is not AccountState.RESERVED or key in self._waiting:
             raise ValueError(f"{key!r} is not loading")
         if measured is not None and measured > account.bytes:
             raise ValueError(f"{key!r} measures more than it was granted: ask first")
         account.since = account.last_used = now
         if load_seconds is not None:
             account.load_seconds = load_seconds
-        self._move(account, State.RESIDENT, account.bytes if measured is None else measured)
+        self._move(account, AccountState.RESIDENT, account.bytes if measured is None else measured)
         account.wanted = account.bytes
 
     def shrink(self, key: K, measured: int) -> None:
         """Lowers the bytes of a resident account after a measurement."""
         account = self._accounts[key]
-        if account.state is State.RESIDENT and measured < account.bytes:
-            self._move(account, State.RESIDENT, measured)
+        if account.state is AccountState.RESIDENT and measured < account.bytes:
+            self._move(account, AccountState.RESIDENT, measured)
             if key not in self._waiting:
                 account.wanted = measured
 
@@ -225,33 +227,33 @@ class Ledger(Generic[K]):
         account = self._accounts[key]
         if account.leases:
             raise ValueError(f"{key!r} is leased")
-        if account.state is State.CLOSING:
+        if account.state is AccountState.CLOSING:
             raise ValueError(f"{key!r} is closing already")
         self.withdraw(key)
-        self._move(account, State.CLOSING, account.bytes)
+        self._move(account, AccountState.CLOSING, account.bytes)
 
     def closed(self, key: K) -> None:
         """Its memory is free."""
         account = self._accounts[key]
-        if account.state is not State.CLOSING:
+        if account.state is not AccountState.CLOSING:
             raise ValueError(f"{key!r} is not closing")
-        self._move(account, State.CLOSING, 0)
+        self._move(account, AccountState.CLOSING, 0)
         del self._accounts[key]
 
     def drop(self, key: K) -> None:
         """Ends the account of a servable that failed to load and holds no memory, with all its leases."""
         account = self._accounts[key]
-        if account.state is not State.RESERVED:
+        if account.state is not AccountState.RESERVED:
             raise ValueError(f"{key!r} has loaded")
         self.withdraw(key)
-        self._move(account, State.RESERVED, 0)
+        self._move(account, AccountState.RESERVED, 0)
         del self._accounts[key]
 
     # Use.
 
     def lease(self, key: K) -> None:
         account = self._accounts[key]
-        if account.state is State.CLOSING:
+        if account.state is AccountState.CLOSING:
             raise ValueError(f"{key!r} is closing")
         account.leases += 1
 
@@ -283,7 +285,7 @@ class Ledger(Generic[K]):
         """Decides which waiting accounts to grant, which to evict for the first one that must wait, and which
         to refuse."""
         free = self.limit - self.accounted
-        freeing = self._bytes[State.CLOSING]
+        freeing = self._bytes[AccountState.CLOSING]
         if self._shared < self._shared_wanted:
             room = self._make_room(self._shared_wanted - self._shared - freeing, None, now)
             return Plan((), room.evict, (), room.retry_at, room.drain, None, room.why)
@@ -309,8 +311,8 @@ class Ledger(Generic[K]):
         if short <= 0:
             return _Room()
         others = [a for a in self._accounts.values() if a is not asking and a.bytes and not a.pins]
-        candidates = [a for a in others if a.state is State.RESIDENT and not a.draining]
-        unwanted = asking is not None and asking.state is State.RESERVED and not asking.leases
+        candidates = [a for a in others if a.state is AccountState.RESIDENT and not a.draining]
+        unwanted = asking is not None and asking.state is AccountState.RESERVED and not asking.leases
         if unwanted:
             # Neither a request nor an alias waits for it: it takes nothing from what an alias serves.
             candidates = [a for a in candidates if not a.serving]
@@ -322,8 +324,8 @@ class Ledger(Generic[K]):
             return _Room(tuple(a.key for a in chosen), (), why)
         # Evicting some would not be enough: leave them, they may be asked for before there is room.
         later = [a.since + self.min_residency for a in idle if a not in old_enough]
-        missing -= sum(a.bytes for a in others if a.draining and a.state is State.RESIDENT)
-        loading = asking is not None and asking.state is State.RESERVED and not unwanted
+        missing -= sum(a.bytes for a in others if a.draining and a.state is AccountState.RESIDENT)
+        loading = asking is not None and asking.state is AccountState.RESERVED and not unwanted
         if not loading or missing <= 0:
             return _Room(retry_at=min(later, default=None))
         # Everything is in use: a model that has had its turn drains, so that no model waits for ever.
@@ -347,7 +349,7 @@ class Ledger(Generic[K]):
             short -= account.bytes
         return chosen, short
 
-    def _move(self, account: Account[K], state: State, size: int) -> None:
+    def _move(self, account: Account[K], state: AccountState, size: int) -> None:
         self._bytes[account.state] -= account.bytes
         account.state, account.bytes = state, size
         self._bytes[state] += size
@@ -360,7 +362,7 @@ class Ledger(Generic[K]):
 
     def check(self) -> None:
         """Raises AssertionError if the books do not balance. For tests and simulations."""
-        for state in State:
+        for state in AccountState:
             held = sum(a.bytes for a in self._accounts.values() if a.state is state)
             assert held == self._bytes[state], (state, held, self._bytes[state])
         assert 0 <= self.accounted <= self.limit, repr(self)
@@ -368,9 +370,9 @@ class Ledger(Generic[K]):
         for account in self._accounts.values():
             assert account.leases >= 0
             assert account.pins >= 0
-            assert account.wanted >= account.bytes or account.state is State.CLOSING, account
+            assert account.wanted >= account.bytes or account.state is AccountState.CLOSING, account
             assert (account.wanted > account.bytes) == (account.key in self._waiting), account
-            assert not (account.state is State.CLOSING and account.leases), account
+            assert not (account.state is AccountState.CLOSING and account.leases), account
         assert self._waiting.keys() <= self._accounts.keys()
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from gateway.environments.choose import Refused
+from gateway.environments.choose import NoEnvironment
 from gateway.errors import Problem, pathless
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Preparation:
                 forced=prepared.forced,
                 say=say,
             )
-        except Refused as refused:
+        except NoEnvironment as refused:
             message = f"{version} cannot be loaded: {pathless(str(refused))}"
             raise Problem("MODEL_UNAVAILABLE", message, hint=refused.hint, retryable=False) from None
         warnings: tuple[str, ...] = () if runtime.warning is None else (runtime.warning,)

@@ -20,7 +20,7 @@ from gateway.registries.base import Model, Registry, Version
 from gateway.registries.document import dump
 from gateway.registries.resolution import find_alias, resolve
 from gateway.rollouts.alias import number
-from gateway.serving.ledger import State
+from gateway.serving.ledger import AccountState
 from gateway.serving.servable import Phase, Servable, Status
 from gateway.views import contents
 from gateway.views.contents import Described
@@ -40,7 +40,7 @@ from gateway.views.shapes import (
 if TYPE_CHECKING:
     from gateway.artifacts.packages import Fetched, Prepared
     from gateway.registries.watcher import Watch
-    from gateway.rollouts.alias import Alias
+    from gateway.rollouts.alias import LiveAlias
     from gateway.rollouts.aliases import Aliases
     from gateway.rollouts.gates import Trial
     from gateway.rollouts.preload import Preload
@@ -356,7 +356,7 @@ class Views:
         return {
             "limit_bytes": ledger.limit,
             **shared,
-            **{state.value: ledger.bytes_in(state) for state in State},
+            **{state.value: ledger.bytes_in(state) for state in AccountState},
         }
 
     def follows(self, name: str) -> bool:
@@ -376,7 +376,7 @@ class Views:
         """Asks the registry for what the last snapshot lacks."""
         await self._watch.ensure(reference, self._aliases.snapshot)
 
-    def _meant(self, reference: Reference) -> tuple[Version, Alias | None]:
+    def _meant(self, reference: Reference) -> tuple[Version, LiveAlias | None]:
         version, found = self._aliases.meant(reference)
         if version is None:
             raise Problem("ALIAS_NOT_FOUND", f"{reference} points to no version")

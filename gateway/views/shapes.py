@@ -14,7 +14,7 @@ from gateway.quantities import utc
 from gateway.rollouts.alias import number
 
 if TYPE_CHECKING:
-    from gateway.rollouts.alias import Alias, Attempt
+    from gateway.rollouts.alias import Attempt, LiveAlias
     from gateway.rollouts.gates import Trial
     from gateway.state import Served
 
@@ -169,7 +169,7 @@ class RolloutView(View):
     environment: Mapping[str, Any] | Absent | None = ABSENT
 
     @classmethod
-    def of(cls, found: Alias, trial: Trial | None) -> RolloutView:
+    def of(cls, found: LiveAlias, trial: Trial | None) -> RolloutView:
         return cls(
             found.name,
             found.alias,

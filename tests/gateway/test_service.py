@@ -14,7 +14,7 @@ from gateway.events import InputRefused, PredictionFailed, RequestRefused
 from gateway.names import Reference
 from gateway.runners.base import ModelError, NoProcess, RunnerCrashed, RunnerTimeout
 from gateway.runners.suspects import Poisoned
-from gateway.serving.admission import Refused
+from gateway.serving.admission import NotAdmitted
 from gateway.serving.servable import Servable
 from loaders.schema import Scalar
 from loaders.signature import ColSpec, Signature
@@ -99,8 +99,8 @@ Failure = Callable[[], Exception]
 @pytest.mark.parametrize(
     ("failure", "code", "status", "event"),
     [
-        (lambda: Refused(1.5, late=False), "OVERLOADED", 429, RequestRefused),
-        (lambda: Refused(1.5, late=True), "OVERLOADED", 429, RequestRefused),
+        (lambda: NotAdmitted(1.5, late=False), "OVERLOADED", 429, RequestRefused),
+        (lambda: NotAdmitted(1.5, late=True), "OVERLOADED", 429, RequestRefused),
         (lambda: TimeoutError(), "DEADLINE_EXCEEDED", 504, None),
         (lambda: RunnerTimeout("no answer within 2 s"), "DEADLINE_EXCEEDED", 504, None),
         (lambda: NoProcess("its processes ended", retry_after=3.0), "MODEL_UNAVAILABLE", 503, None),
@@ -133,7 +133,7 @@ async def test_a_full_queue_says_when_to_come_back(tmp_path: Path) -> None:
         await parts.answers()
 
         def submit(*args: object) -> object:
-            raise Refused(1.5, late=False)
+            raise NotAdmitted(1.5, late=False)
 
         servable(parts).batcher.submit = submit  # type: ignore[assignment,method-assign]
         problem = await refusal(parts)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gateway import settings
 from gateway.cgroup import memory_total
 from gateway.configuration import load
-from gateway.policy import Rollout
+from gateway.policy import RolloutPolicy
 from gateway.settings import ModelSettings, Settings, SettingsError
 
 GIB = 1024**3
@@ -276,7 +276,7 @@ models:
     assert of().for_model("x").model_dump() == {
         **ModelSettings().model_dump(),
         "isolation": "auto", "environment": "auto",
-        "rollout": Rollout().model_dump(),
+        "rollout": RolloutPolicy().model_dump(),
     }  # fmt: skip
 
 

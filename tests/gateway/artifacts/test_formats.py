@@ -19,8 +19,8 @@ from sklearn.linear_model import LogisticRegression
 
 import loaders
 from gateway.artifacts.cache import Artifacts
-from gateway.artifacts.formats import Refused, judged
-from gateway.artifacts.packages import Packages, Policy
+from gateway.artifacts.formats import Unsafe, judged
+from gateway.artifacts.packages import FormatPolicy, Packages
 from gateway.errors import Problem
 from gateway.registries.base import Version
 from loaders import flavors, package
@@ -72,9 +72,9 @@ HARMLESS = {"__class__": "LogisticRegression", "__module__": "sklearn.linear_mod
 )
 def test_what_a_skops_file_holds_counts_and_not_what_it_trusts(tmp_path: Path, inner: Any) -> None:
     found = skops_package(tmp_path / "p", {**HARMLESS, "content": inner}, ["os.system"])
-    with pytest.raises(Refused, match=r"sklearn, skops.*untrusted types: os\.system;.*skops:os\.system"):
+    with pytest.raises(Unsafe, match=r"sklearn, skops.*untrusted types: os\.system;.*skops:os\.system"):
         judge(found)
-    with pytest.raises(Refused):
+    with pytest.raises(Unsafe):
         judge(found, "pt2", "skops:xgboost.*")
     assert trusts(judge(found, "skops:os.*")) == ["os.system"]
     assert trusts(judge(skops_package(tmp_path / "q", HARMLESS, ["os.system"]))) == []
@@ -94,7 +94,7 @@ def test_a_refusal_names_the_format_and_is_not_for_trying_again(tmp_path: Path) 
 
     with ThreadPoolExecutor(1) as pool:
         artifacts = Artifacts(tmp_path / "cache", 2**30)
-        packages = Packages(artifacts, pool, pool, policy=lambda name, digest: Policy("refuse"))
+        packages = Packages(artifacts, pool, pool, policy=lambda name, digest: FormatPolicy("refuse"))
         with pytest.raises(Problem, match=r"sklearn, cloudpickle.*executes code") as raised:
             asyncio.run(packages.get(Version("m", "1", str(tmp_path / "m"))))
     assert not raised.value.retryable
@@ -189,7 +189,7 @@ def bare_pickle(name: str, content: bytes) -> Any:
 @pytest.mark.all
 def test_an_exported_program_loads_where_the_operator_accepts_the_format(exported: Path) -> None:
     found = package.read(exported)
-    with pytest.raises(Refused, match=r"pytorch, pt2.*accepted_formats contains pt2"):
+    with pytest.raises(Unsafe, match=r"pytorch, pt2.*accepted_formats contains pt2"):
         judge(found)
     assert judge(found, "pt2") is found
     rows = np.ones((2, 3), np.float32)
@@ -218,7 +218,7 @@ def test_an_exported_program_loads_where_the_operator_accepts_the_format(exporte
 def test_a_program_that_brings_code_is_refused(
     exported: Path, tmp_path: Path, change: Any, message: str
 ) -> None:
-    with pytest.raises(Refused, match=message):
+    with pytest.raises(Unsafe, match=message):
         judge(changed(exported, tmp_path / "m", change), "pt2")
 
 
@@ -227,5 +227,5 @@ def test_a_whole_module_beside_a_program_is_a_pickle(exported: Path, tmp_path: P
     found = changed(exported, tmp_path / "m", lambda name, content: [(name, content)])
     assert judge(found, "pt2") is found
     (tmp_path / "m" / "data" / "model.pth").write_bytes(b"")
-    with pytest.raises(Refused, match="pytorch, pickle"):
+    with pytest.raises(Unsafe, match="pytorch, pickle"):
         judge(found, "pt2")

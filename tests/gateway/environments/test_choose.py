@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gateway.environments.check import Installed
-from gateway.environments.choose import Chooser, Refused, Runtime
+from gateway.environments.choose import Chooser, NoEnvironment, Runtime
 from gateway.environments.lock import LockError, Wanted
 from gateway.environments.uv import UvError
 from gateway.settings import Settings
@@ -117,7 +117,7 @@ def test_same_tries_and_says_so(old: Any) -> None:
 def test_byte_code_of_another_python_is_never_executed(
     code: Any, values: dict[str, Any], forced: bool
 ) -> None:
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(NoEnvironment) as refused:
         chosen(code, Shelf(failure=AWAY), served=True, forced=forced, **values)
     assert "3.8.18" in str(refused.value)
     assert "3.11.7" in str(refused.value)
@@ -144,7 +144,7 @@ def test_without_its_own_environment_a_version_runs_here_or_is_refused(
         assert runtime.kind == "same"
         assert runtime.mismatch
         return
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(NoEnvironment) as refused:
         chosen(old, Shelf(failure=AWAY), served=served, forced=forced, **values)
     assert "1.0.2" in str(refused.value)
     assert "1.9.1" in str(refused.value)
@@ -155,27 +155,27 @@ def test_without_its_own_environment_a_version_runs_here_or_is_refused(
 @pytest.mark.parametrize("there", [False, True])
 def test_a_python_that_is_missing_is_named_with_what_installs_it(old: Any, there: bool) -> None:
     failure = LockError("there are no usable wheels for this Python")
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(NoEnvironment) as refused:
         chosen(old, Shelf(failure=failure, pythons=there))
     assert refused.value.hint.startswith("uv python install 3.8") is not there
 
 
 def test_own_is_not_exchanged_for_this_interpreter(old: Any) -> None:
-    with pytest.raises(Refused):
+    with pytest.raises(NoEnvironment):
         chosen(old, Shelf(failure=LockError("no wheels")), served=True, environment="own")
 
 
 def test_with_build_never_nothing_is_built(old: Any) -> None:
     shelf = Shelf(Whole())
-    with pytest.raises(Refused, match="build is never"):
+    with pytest.raises(NoEnvironment, match="build is never"):
         chosen(old, shelf, environments={"build": "never"})
     assert shelf.builds == 0
 
 
 def test_where_formats_are_restricted_only_listed_locks_are_built(old: Any) -> None:
-    with pytest.raises(Refused, match="lists no lock"):
+    with pytest.raises(NoEnvironment, match="lists no lock"):
         chosen(old, unsafe_formats="refuse")
-    with pytest.raises(Refused, match="is not listed"):
+    with pytest.raises(NoEnvironment, match="is not listed"):
         chosen(old, unsafe_formats="refuse", environments={"allowed": ["other"]})
     key = made(numpy="1").key
     assert chosen(old, unsafe_formats="refuse", environments={"allowed": [key]}).kind == "own"
@@ -200,5 +200,5 @@ def test_a_named_environment_is_compared_too(old: Any) -> None:
     assert (runtime.kind, runtime.python) == ("named", sys.executable)
     assert runtime.mismatch
     values["environments"]["named"]["mine"]["python"] = "/nowhere/python"  # type: ignore[index]
-    with pytest.raises(Refused, match="does not run"):
+    with pytest.raises(NoEnvironment, match="does not run"):
         chosen(old, **values)

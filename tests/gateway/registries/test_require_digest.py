@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gateway.artifacts.cache import Artifacts
-from gateway.artifacts.packages import Packages, Policy, Prepared
+from gateway.artifacts.packages import FormatPolicy, Packages, Prepared
 from gateway.errors import Problem
 from gateway.registries.base import Version
 from loaders.package import digest
@@ -28,7 +28,7 @@ def prepared(tmp_path: Path, version: Version, known: dict[Version, str], *, req
     with ThreadPoolExecutor(1) as io:
         packages = Packages(
             Artifacts(tmp_path / "cache", 10**9), io, io,
-            policy=lambda name, digest: Policy(require_digest=required),
+            policy=lambda name, digest: FormatPolicy(require_digest=required),
             remembered=known.get, remember=known.__setitem__, lasting=True,
         )  # fmt: skip
         return asyncio.run(packages.get(version))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gateway.errors import Problem
-from gateway.policy import Rollout
+from gateway.policy import RolloutPolicy
 from gateway.registries.base import Model, Verdict, Version
 from gateway.rollouts.gates import Gates, Trial, refusals
 from gateway.rollouts.records import Record
@@ -77,7 +77,7 @@ def found_wanting(made: Bench) -> Record:
     [
         (broken_files, "MODEL_UNAVAILABLE", "digest", False),
         (broken_load, "MODEL_UNAVAILABLE", "bad weights", False),
-        (other_signature, "ROLLOUT_REFUSED", "may not replace iris/1", True),
+        (other_signature, "ROLLOUT_REFUSED", "cannot replace iris/1", True),
         (found_wanting, "ROLLOUT_REFUSED", "by another gateway: it answers nonsense", True),
     ],
     ids=["files", "load", "signature", "verdict"],
@@ -114,16 +114,16 @@ async def test_the_way_back_to_a_version_that_has_served_is_open(tmp_path: Path)
 
 
 def test_signatures_are_compared_unless_the_policy_says_otherwise() -> None:
-    assert refusals(Rollout(), NARROW, NARROW) == []
-    assert refusals(Rollout(), NARROW, WIDE) != []
-    assert refusals(Rollout(gate="none"), NARROW, WIDE) == []
+    assert refusals(RolloutPolicy(), NARROW, NARROW) == []
+    assert refusals(RolloutPolicy(), NARROW, WIDE) != []
+    assert refusals(RolloutPolicy(gate="none"), NARROW, WIDE) == []
 
 
 async def test_a_wrong_policy_in_the_registry_is_said_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = Bench(tmp_path)
-    gates = Gates(made.manager, prepare=made.prepare, policy=lambda model: (Rollout(), "gate: unknown"))
+    gates = Gates(made.manager, prepare=made.prepare, policy=lambda model: (RolloutPolicy(), "gate: unknown"))
     model = Model("iris", {}, {})
     for _ in range(3):
         gates.policy(model)

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from gateway.policy import Canary, Rollout
+from gateway.policy import Canary, RolloutPolicy
 from gateway.rollouts.phases import FOLLOWS, Phase, Seen, next_step
 
 CANARY = Canary(steps=[5, 50], every=60, requests=100, within=600)
-HOLD, REFUSE = Rollout(canary=CANARY), Rollout(canary=CANARY, thin="refuse")
+HOLD, REFUSE = RolloutPolicy(canary=CANARY), RolloutPolicy(canary=CANARY, thin="refuse")
 
 
 def seen(**facts: Any) -> Seen:
@@ -50,7 +50,9 @@ ENOUGH = {"seconds": 60, "requests": 100}
         ({"seconds": 600, "paused": True}, HOLD, None, 0),
     ],
 )
-def test_what_comes_next(facts: dict[str, Any], policy: Rollout, phase: Phase | None, step: int) -> None:
+def test_what_comes_next(
+    facts: dict[str, Any], policy: RolloutPolicy, phase: Phase | None, step: int
+) -> None:
     decision = next_step(policy, seen(**facts))
     assert (decision.phase, decision.step) == (phase, step)
     if phase is not None:

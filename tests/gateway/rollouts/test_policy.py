@@ -8,14 +8,14 @@ import pytest
 from pydantic import ValidationError
 
 from gateway.configuration import load
-from gateway.policy import Rollout
+from gateway.policy import RolloutPolicy
 from gateway.registries import mlflow_answers
 from gateway.registries.base import Model
 from gateway.rollouts.policy import policy_of
 from gateway.settings import ModelSettings, Settings, SettingsError
 
 
-def held(registry: dict[str, Any], own: dict[str, Any] | None = None, **models: Any) -> Rollout:
+def held(registry: dict[str, Any], own: dict[str, Any] | None = None, **models: Any) -> RolloutPolicy:
     policy, wrong = judged(registry, own, **models)
     assert wrong is None
     return policy
@@ -23,10 +23,12 @@ def held(registry: dict[str, Any], own: dict[str, Any] | None = None, **models: 
 
 def judged(
     registry: dict[str, Any], own: dict[str, Any] | None = None, **models: Any
-) -> tuple[Rollout, str | None]:
+) -> tuple[RolloutPolicy, str | None]:
     settings = Settings(
-        rollout=Rollout.model_validate(own or {}),
-        models={name: ModelSettings(rollout=Rollout.model_validate(part)) for name, part in models.items()},
+        rollout=RolloutPolicy.model_validate(own or {}),
+        models={
+            name: ModelSettings(rollout=RolloutPolicy.model_validate(part)) for name, part in models.items()
+        },
     )
     return policy_of(settings, Model("iris", {}, {}, registry))
 
@@ -80,7 +82,7 @@ def test_what_is_wrong_is_said_with_its_place(registry: dict[str, Any], said: st
     assert said in (wrong or "")
     assert policy.canary.steps == [7]  # the operator's part holds alone
     with pytest.raises(ValidationError):
-        Rollout.model_validate(registry)
+        RolloutPolicy.model_validate(registry)
 
 
 def test_settings_say_which_keys_are_not_available() -> None:

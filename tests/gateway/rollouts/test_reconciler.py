@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from gateway.events import Swapped
-from gateway.rollouts.alias import Alias
+from gateway.rollouts.alias import LiveAlias
 from tests.support.composed import Composed, composed
 from tests.support.processes import until
 
 pytestmark = pytest.mark.anyio
 
 
-def champion(parts: Composed) -> Alias:
+def champion(parts: Composed) -> LiveAlias:
     found = parts.aliases.find("iris", "champion")
     assert found is not None
     return found

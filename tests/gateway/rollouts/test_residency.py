@@ -9,7 +9,7 @@ import pytest
 
 from gateway.errors import Problem
 from gateway.names import Reference
-from gateway.rollouts.alias import Alias
+from gateway.rollouts.alias import LiveAlias
 from tests.support.composed import CHAMPION, composed
 from tests.support.processes import until
 
@@ -34,7 +34,7 @@ async def test_without_wait_the_alias_is_returned_while_its_gates_run(tmp_path: 
     async with composed(tmp_path) as parts:
         hold = parts.of(1).hold = asyncio.Event()
         found = await parts.residency.load(CHAMPION, wait=False)
-        assert isinstance(found, Alias)
+        assert isinstance(found, LiveAlias)
         assert found.serving is None
         hold.set()
         await until(lambda: found.serving == parts.version(1))

@@ -13,7 +13,7 @@ import pytest
 from gateway.errors import Problem
 from gateway.events import RolloutChanged
 from gateway.names import Reference
-from gateway.policy import Rollout as Policy
+from gateway.policy import RolloutPolicy
 from gateway.record import RequestRecord
 from gateway.registries.base import Alias, Model, Observation, Snapshot, Verdict
 from gateway.rollouts.aliases import Aliases
@@ -36,7 +36,7 @@ class Setup:
         self.bench = Bench(directory / "package", limit=limit, capacity_wait=0.0)
         self.state = State(directory / "state")
         weakref.finalize(self, self.state.close)
-        self.policy = Policy.model_validate(policy)
+        self.policy = RolloutPolicy.model_validate(policy)
         self.found: list[Observation] = []
         self.arms: list[str] = []
         self.entry: Alias | None = None
@@ -482,7 +482,7 @@ def test_a_first_version_and_the_way_back_take_no_steps(tmp_path: Path) -> None:
 def test_a_policy_that_changes_counts_from_the_next_step(tmp_path: Path) -> None:
     async def test(setup: Setup) -> None:
         await setup.begun()
-        setup.policy = Policy.model_validate({"canary": {**STEPS["canary"], "steps": [20, 90]}})
+        setup.policy = RolloutPolicy.model_validate({"canary": {**STEPS["canary"], "steps": [20, 90]}})
         while setup.phase == "canary 20 %":
             await setup.ask()
         assert setup.phase == "canary 90 %"

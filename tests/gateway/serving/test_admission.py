@@ -7,14 +7,14 @@ from collections import deque
 
 import pytest
 
-from gateway.serving.admission import Admission, Refused
+from gateway.serving.admission import Admission, NotAdmitted
 
 
 def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
     door = Admission(max_queue=10)
     door.finished(1, 0.5)
     door.check(9, 0.0, None)
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(NotAdmitted) as caught:
         door.check(10, 0.0, None)
     assert (caught.value.retry_after, caught.value.late) == (5.0, False)
 
@@ -23,7 +23,7 @@ def test_who_would_be_too_late_is_refused_at_once() -> None:
     door = Admission(max_queue=1000)
     door.finished(1, 0.1)
     door.check(10, 100.0, 101.5)
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(NotAdmitted) as caught:
         door.check(20, 100.0, 101.5)
     assert caught.value.late
 
@@ -59,7 +59,7 @@ def test_overload_simulation() -> None:
             try:
                 if door is not None:
                     door.check(len(queue), now, now + 1.0 - 0.02)
-            except Refused:
+            except NotAdmitted:
                 continue
             queue.append(now)
         return in_time / done

@@ -11,7 +11,7 @@ import pytest
 
 from gateway.runners.base import NoProcess, RunnerCrashed
 from gateway.runners.suspects import Poisoned
-from gateway.serving.admission import Admission, Refused
+from gateway.serving.admission import Admission, NotAdmitted
 from gateway.serving.batching import Batcher, Outcome, agree, repeated
 from loaders.batch import Batch, Columns, Tensors, Value
 from tests.support.controlled import run, turns
@@ -283,7 +283,7 @@ def test_the_queue_is_bounded_and_the_dead_make_room() -> None:
         running = batcher.submit(rows(0.0), {})
         await turns()
         waiting = [batcher.submit(rows(float(n)), {}) for n in (1, 2)]
-        with pytest.raises(Refused):
+        with pytest.raises(NotAdmitted):
             batcher.submit(rows(3.0), {})
         waiting[0].cancel()
         newest = batcher.submit(rows(3.0), {})

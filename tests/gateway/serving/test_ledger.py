@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from gateway.serving.ledger import Ledger, Plan, State
+from gateway.serving.ledger import AccountState, Ledger, Plan
 
 MB = 1_000_000
 
@@ -25,7 +25,7 @@ def test_a_request_that_fits_is_granted() -> None:
     assert not ledger.ask("a", 60)
     assert ledger.plan(0) == Plan(grant=("a",))
     ledger.grant("a")
-    assert ledger.bytes_in(State.RESERVED) == 60
+    assert ledger.bytes_in(AccountState.RESERVED) == 60
 
 
 def test_the_least_valuable_goes_first_and_the_plan_says_why() -> None:
@@ -164,7 +164,7 @@ def test_a_measurement_gives_back_or_asks_for_more() -> None:
     assert not ledger.ask("a", 90)
     assert ledger.plan(0).grant == ("a",)
     ledger.grant("a")
-    assert ledger.bytes_in(State.RESIDENT) == 90
+    assert ledger.bytes_in(AccountState.RESIDENT) == 90
     ledger.check()
 
 
@@ -188,7 +188,7 @@ def test_what_belongs_to_no_model_is_counted_and_makes_others_go() -> None:
     resident(ledger, "b", 40, now=1.0)
     ledger.share(30)
     assert ledger.accounted == 100
-    assert ledger.bytes_in(State.RESIDENT) == 100
+    assert ledger.bytes_in(AccountState.RESIDENT) == 100
     assert ledger.plan(2.0)[:4] == ((), ("a",), (), None)
     ledger.begin_close("a")
     ledger.closed("a")
@@ -221,24 +221,29 @@ def test_promise_7_random_walk_keeps_the_books() -> None:
             ledger.ask(fresh, rng.choice((1, 50, 200, 600, 1001)))
         elif account is None:
             continue
-        elif action == 1 and account.state is not State.CLOSING:
+        elif action == 1 and account.state is not AccountState.CLOSING:
             ledger.lease(account.key)
         elif action in (2, 9, 10) and account.leases:
             ledger.release(account.key, now)
         elif (
             action == 3
-            and account.state is State.RESERVED
+            and account.state is AccountState.RESERVED
             and account.bytes
             and account.wanted == account.bytes
         ):
             ledger.loaded(account.key, now, rng.choice((None, rng.randint(0, account.bytes))))
-        elif action == 4 and account.state is State.CLOSING:
+        elif action == 4 and account.state is AccountState.CLOSING:
             ledger.closed(account.key)
-        elif action == 5 and account.state is State.RESIDENT:
+        elif action == 5 and account.state is AccountState.RESIDENT:
             ledger.ask(account.key, account.bytes + rng.randint(0, 100))
-        elif action == 6 and not account.leases and account.state is not State.CLOSING and rng.random() < 0.2:
+        elif (
+            action == 6
+            and not account.leases
+            and account.state is not AccountState.CLOSING
+            and rng.random() < 0.2
+        ):
             ledger.begin_close(account.key)
-        elif action == 7 and account.state is State.RESIDENT:
+        elif action == 7 and account.state is AccountState.RESIDENT:
             if account.pins:
                 ledger.unpin(account.key)
             elif rng.random() < 0.3:
@@ -254,7 +259,7 @@ def test_promise_7_random_walk_keeps_the_books() -> None:
         for key in plan.refuse:
             ledger.withdraw(key)
             refused += 1
-            if not ledger[key].leases and ledger[key].state is State.RESERVED:
+            if not ledger[key].leases and ledger[key].state is AccountState.RESERVED:
                 ledger.begin_close(key)
         for key in plan.evict:
             assert ledger[key].leases == 0
