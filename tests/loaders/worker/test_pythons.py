@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[3]
 LOADERS = ROOT / "loaders"
 MINORS = [(3, minor) for minor in range(SUPPORTED[0][1], SUPPORTED[1][1] + 1)]
 #: What runs in the gateway, or where a user saves a model, and never in a model's process.
-ELSEWHERE = ("enforcement/", "samples.py")
+ELSEWHERE = ("enforcement/", "madeup.py", "samples.py")
 
 _ASK = """
 import sys, types

@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder
 
 import loaders
-from gateway.serving import madeup
+from loaders import madeup
 from loaders.enforcement import enforce
 from loaders.signature import Signature
 from tests.support.processes import Processes, run
