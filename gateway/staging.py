@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import shutil
+import stat
 import time
 import uuid
 from pathlib import Path
@@ -111,17 +112,37 @@ def changed(path: Path) -> float:
     return latest
 
 
-def copy_file(source: Path, target: Path) -> int:
+def copy_file(source: Path, target: Path, within: Path | None = None) -> int:
     """Copies one file's bytes; returns their number. Where the file system can, the copy shares
     the blocks of the original until either is written (never a hard link: an edit of the original in
-    place must not reach the copy)."""
-    with open(source, "rb") as from_, open(target, "xb") as to:
+    place must not reach the copy). `within`: a directory, without links in its path, that the file must lie
+    in although a link may take its place meanwhile. Raises OSError."""
+    with open(source, "rb", opener=_unblocked) as from_, open(target, "xb") as to:
+        if within is not None and not _lies_in(from_.fileno(), within):
+            raise OSError(errno.ELOOP, "a link leads elsewhere", str(source))
         done = _cloned(from_.fileno(), to.fileno())
         if not done:
             from_.seek(0)
             shutil.copyfileobj(from_, to, 1 << 20)
         to.flush()
         return os.fstat(to.fileno()).st_size
+
+
+def _unblocked(path: str, flags: int) -> int:
+    """A descriptor; a pipe does not make its opener wait."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def _lies_in(descriptor: int, directory: Path) -> bool:
+    """Whether an open file is a regular one below a directory. Where the system does not tell its place, the
+    check of its name before it was opened must do."""
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return False
+    try:
+        place = os.readlink(f"/proc/self/fd/{descriptor}")
+    except OSError:
+        return True
+    return Path(place).is_relative_to(directory)
 
 
 def _cloned(source: int, target: int) -> bool:

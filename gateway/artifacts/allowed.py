@@ -19,7 +19,9 @@ from gateway.artifacts.base import ArtifactError
 from gateway.registries.base import Version
 
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
-_WITH_HOST: Final = ("http", "https", "mlflow+http", "mlflow+https", "ftp", "sftp", "webdav", "smb")
+_WITH_HOST: Final = frozenset(
+    {"http", "https", "mlflow+http", "mlflow+https", "ftp", "sftp", "webdav", "webhdfs", "hdfs", "smb"}
+)
 #: What may stand before the last link of a chain: it reads what the next link gives, and no other place.
 _READERS: Final = frozenset({"zip", "tar", "simplecache"})
 #: Schemes that a remote registry may name without the operator's list: each reaches a store of its own.
@@ -77,6 +79,19 @@ class Allowed:
             if host.rstrip(".").lower() in _METADATA_NAMES:
                 raise ArtifactError(f"the source of {version} is refused: a metadata service", source)
             self._check_address(version, host, [host])
+
+    def check_directory(self, version: Version, path: Path) -> None:
+        """Raises ArtifactError if links lead a directory here out of the places that the operator allows."""
+        found = os.path.realpath(path)
+        places = [
+            path_of(prefix) if SCHEME.match(prefix) else prefix
+            for prefix in self._prefixes
+            if is_local(prefix)
+        ]
+        if self._prefixes and not any(is_below(found, os.path.realpath(place)) for place in places):
+            raise ArtifactError(
+                f"the source of {version} is not among those allowed: it is a link", str(path)
+            )
 
     def check_addresses(self, version: Version, place: str) -> None:
         """Looks up the host in `place`, where it has one. Raises ArtifactError if it leads to an address that

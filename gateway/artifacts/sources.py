@@ -49,11 +49,11 @@ class Sources:
             self._allowed.check_addresses(version, place)
             return Remote(version, "chain")
         match = SCHEME.match(version.source)
-        if match is None:
-            return _Directory(Path(version.source))
-        scheme = match[1].lower()
+        scheme = "file" if match is None else match[1].lower()
         if scheme == "file":
-            return _Directory(Path(path_of(version.source)))
+            path = Path(version.source if match is None else path_of(version.source))
+            self._allowed.check_directory(version, path)
+            return _Directory(path)
         self._allowed.check_addresses(version, version.source)
         if scheme.startswith("mlflow+"):
             base = version.source.partition(PROXY)[0]
@@ -95,8 +95,9 @@ class _Directory:
     def copy(
         self, version: Version, files: list[File], to: Path, *, limit: int, meter: Meter
     ) -> dict[str, str]:
+        root = self._path.resolve()
         for relative, file, _ in files:
-            meter.add(copy_file(Path(file), target_of(to, relative)))
+            meter.add(copy_file(Path(file), target_of(to, relative), root))
         return {}
 
 

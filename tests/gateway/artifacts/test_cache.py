@@ -19,8 +19,9 @@ from typing import Any
 import fsspec
 import pytest
 
-from gateway.artifacts.base import ArtifactError
+from gateway.artifacts.base import ArtifactError, Meter
 from gateway.artifacts.cache import Artifacts, Local
+from gateway.artifacts.sources import Sources
 from gateway.registries.base import Version
 from gateway.staging import PREFIX
 from loaders.package import digest, files_bytes
@@ -153,6 +154,20 @@ def test_what_a_package_must_not_hold(make: Any, problem: str, cache: Artifacts,
         cache.fetch(Version("iris", "1", str(package)))
     assert error.value.public == f"the files of iris/1 cannot be used: {problem}"
     assert entries(tmp_path / "cache") == []
+
+
+@pytest.mark.parametrize("swapped", ["MLmodel", "data"])
+def test_a_link_that_takes_a_files_place_while_it_is_copied_is_not_followed(
+    swapped: str, tmp_path: Path
+) -> None:
+    package, secret = make_package(tmp_path / "package"), make_package(tmp_path / "secret")
+    source = Sources().open(Version("iris", "1", str(package)))
+    files = source.files(version(package))
+    os.rename(package / swapped, tmp_path / "gone")
+    (package / swapped).symlink_to(secret / swapped)
+    (tmp_path / "to").mkdir()
+    with pytest.raises(OSError, match="a link leads elsewhere"):
+        source.copy(version(package), files, tmp_path / "to", limit=10**9, meter=Meter(files))
 
 
 def test_a_pipe_is_not_part_of_a_package_for_the_digest_and_for_the_copy(
@@ -327,6 +342,8 @@ from pathlib import Path
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from gateway.artifacts.cache import Artifacts
+from gateway.artifacts.base import Meter
+from gateway.artifacts.sources import Sources
 from gateway.registries.base import Version
 
 class Stuck(LocalFileSystem):  # a store that has given one file, and then nothing more

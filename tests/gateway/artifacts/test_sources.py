@@ -89,11 +89,28 @@ def test_metadata_services_are_never_asked(source: str, local: bool) -> None:
 def test_a_name_that_leads_there_is_refused_too() -> None:
     for address, what in (("169.254.169.254", "metadata"), ("127.0.0.1", "this machine"), ("::1", "machine")):
         sources = Sources(local=False, resolve=lambda host, address=address: [address])
-        with pytest.raises(ArtifactError, match=what):
-            sources.open(version("https://innocent.example/x"))
+        for scheme in ("https", "sftp", "webhdfs", "hdfs"):
+            with pytest.raises(ArtifactError, match=what):
+                sources.open(version(f"{scheme}://innocent.example/x"))
 
 
-@pytest.mark.parametrize("source", ["/etc", "file:///etc", "http://127.0.0.1/x", "http://[::1]:80/x"])
+def test_a_link_does_not_lead_out_of_what_the_operator_allows(tmp_path: Path) -> None:
+    for place in ("allowed/iris", "elsewhere", "mounted/iris"):
+        (tmp_path / place).mkdir(parents=True)
+    (tmp_path / "allowed" / "out").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "allowed" / "in").symlink_to(tmp_path / "allowed" / "iris")
+    (tmp_path / "models").symlink_to(tmp_path / "mounted")
+    sources = Sources([str(tmp_path / "allowed"), f"file://{tmp_path}/models"])
+    for source in ("allowed/iris", "allowed/in", "models/iris"):
+        sources.open(version(f"{tmp_path}/{source}"))
+    for source in (f"{tmp_path}/allowed/out", f"file://{tmp_path}/allowed/out"):
+        with pytest.raises(ArtifactError, match="not among those allowed"):
+            sources.open(version(source))
+
+
+@pytest.mark.parametrize(
+    "source", ["/etc", "file:///etc", "http://127.0.0.1/x", "http://[::1]:80/x", "webhdfs://127.0.0.1:9870/x"]
+)
 def test_a_remote_registry_does_not_point_at_this_machine(source: str) -> None:
     with pytest.raises(ArtifactError, match="refused"):
         sources_for("https://registry.example/registry.yaml", environ={}).check(version(source))
@@ -159,7 +176,7 @@ def entry(path: str, size: int, *, is_dir: bool = False) -> dict[str, object]:
         ([entry("a", 0, is_dir=True)], "outside"),  # for ever deeper
         ([entry("MLmodel", 2)], "does not answer"),  # more comes than was announced
         ([entry("MLmodel", 4)], "does not answer"),  # less
-        ([entry("MLmodel", 10**10)], "larger than the cache"),
+        ([entry("MLmodel", 10**10)], "do not fit in the cache"),
         ([entry(f"f{i}", 0) for i in range(100_001)], "more than 100,000 files"),
         ([], "no files"),
         ([{"path": "x", "file_size": "many"}], "does not answer"),
