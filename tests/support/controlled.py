@@ -6,6 +6,7 @@ The only stand-ins of the core's tests: everything else in them is the real thin
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -176,6 +177,17 @@ def with_signature(package: Package, signature: Signature) -> Package:
 
 def version(number: int = 1, name: str = "iris") -> Version:
     return Version(name, str(number), source=f"/models/{name}/{number}")
+
+
+def bounded(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    """Bounds an async test: a test that hangs fails after 20 seconds."""
+
+    @functools.wraps(test)
+    async def within(*args: object, **kwargs: object) -> None:
+        async with asyncio.timeout(20):
+            await test(*args, **kwargs)
+
+    return within
 
 
 def run(test: Callable[[], Awaitable[None]]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 
 import pytest
@@ -48,14 +47,15 @@ def test_what_no_entry_can_be(text: str) -> None:
         Entry.parsed(text)
 
 
-def test_what_fails_is_named_at_once_and_tried_again(
+@pytest.mark.anyio
+async def test_what_fails_is_named_at_once_and_tried_again(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backoff, "pause", lambda *_, **__: 0.0)
     tries: list[str] = []
     seen: list[dict[str, str]] = []
 
-    async def main() -> None:
+    with caplog.at_level(logging.WARNING):
         preload = Preload.parsed(["*", "nobody"])
 
         async def load(reference: Reference) -> None:
@@ -72,8 +72,6 @@ def test_what_fails_is_named_at_once_and_tried_again(
         await preload.run(now, load)
         assert preload.done
 
-    with caplog.at_level(logging.WARNING):
-        asyncio.run(main())
     assert tries.count("iris") == 1
     said = [record.getMessage() for record in caplog.records]
     assert len([line for line in said if "the weights are gone" in line]) == 1
@@ -81,13 +79,14 @@ def test_what_fails_is_named_at_once_and_tried_again(
     assert any(pending.get("models:/fraud_a@champion") == "the weights are gone" for pending in seen)
 
 
-def test_a_pattern_that_matches_nothing_is_named_until_a_model_comes(
+@pytest.mark.anyio
+async def test_a_pattern_that_matches_nothing_is_named_until_a_model_comes(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     empty, full = snapshot(iris=("champion",)), snapshot(iris=("champion",), zz_a=("champion",))
     loads: list[str] = []
 
-    async def main() -> None:
+    with caplog.at_level(logging.WARNING):
         preload = Preload.parsed(["iris", "zz_*", "@prod"], again=0.0)
         states: list[tuple[bool, list[str]]] = []
         snapshots = iter([empty, empty, full])
@@ -109,8 +108,6 @@ def test_a_pattern_that_matches_nothing_is_named_until_a_model_comes(
         assert preload.done
         assert not preload.unmatched
 
-    with caplog.at_level(logging.WARNING):
-        asyncio.run(main())
     said = [record.getMessage() for record in caplog.records]
     assert said == [
         "preload: zz_* matches no model that has the alias champion",

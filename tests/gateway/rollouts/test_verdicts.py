@@ -16,7 +16,7 @@ from gateway.rollouts.aliases import Aliases
 from gateway.rollouts.gates import Gates
 from gateway.state import AliasMemory, State
 from loaders.signature import ColSpec, Signature
-from tests.support.controlled import Bench, run, turns, version
+from tests.support.controlled import Bench, bounded, turns, version
 
 CHAMPION = Reference("iris", alias="champion")
 REFUSED = Verdict("2", "refused", "outputs were columns and are tensors now")
@@ -54,105 +54,101 @@ class Setup:
         return chosen.version
 
 
-def test_a_fresh_gateway_honours_the_verdict_of_another(tmp_path: Path) -> None:
-    async def main() -> None:
-        setup = Setup(tmp_path)
-        setup.say(Alias("2", last_good="1", verdict=REFUSED))
-        seen = setup.aliases.view("iris", "champion")
-        assert seen is not None
-        assert (seen.phase, seen.diverged) == ("refused", True)  # before any request
-        assert await setup.ask() == "1"
-        assert version(2) not in setup.bench.prepared
-
-    run(main)
-
-
-def test_a_verdict_ends_what_another_gateway_serves(tmp_path: Path) -> None:
-    async def main() -> None:
-        setup = Setup(tmp_path)
-        setup.say(Alias("2"))
-        assert await setup.ask() == "2"
-        setup.say(Alias("2", last_good="1", verdict=REFUSED))
-        await turns(50)
-        assert await setup.ask() == "1"
-        setup.say(Alias("2", last_good="1", forced=True))
-        await turns(50)
-        assert await setup.ask() == "2"
-
-    run(main)
+@pytest.mark.anyio
+@bounded
+async def test_a_fresh_gateway_honours_the_verdict_of_another(tmp_path: Path) -> None:
+    setup = Setup(tmp_path)
+    setup.say(Alias("2", last_good="1", verdict=REFUSED))
+    seen = setup.aliases.view("iris", "champion")
+    assert seen is not None
+    assert (seen.phase, seen.diverged) == ("refused", True)  # before any request
+    assert await setup.ask() == "1"
+    assert version(2) not in setup.bench.prepared
 
 
-def test_a_refusal_is_passed_on_with_the_version_that_answers(tmp_path: Path) -> None:
-    async def main() -> None:
-        setup = Setup(tmp_path)
-        setup.bench.behaviour(version(1)).signature = Signature(inputs=(ColSpec("double", "a"),))
-        setup.bench.behaviour(version(2)).signature = Signature(
-            inputs=(ColSpec("double", "a"), ColSpec("double", "b"))
-        )
+@pytest.mark.anyio
+@bounded
+async def test_a_verdict_ends_what_another_gateway_serves(tmp_path: Path) -> None:
+    setup = Setup(tmp_path)
+    setup.say(Alias("2"))
+    assert await setup.ask() == "2"
+    setup.say(Alias("2", last_good="1", verdict=REFUSED))
+    await turns(50)
+    assert await setup.ask() == "1"
+    setup.say(Alias("2", last_good="1", forced=True))
+    await turns(50)
+    assert await setup.ask() == "2"
+
+
+@pytest.mark.anyio
+@bounded
+async def test_a_refusal_is_passed_on_with_the_version_that_answers(tmp_path: Path) -> None:
+    setup = Setup(tmp_path)
+    setup.bench.behaviour(version(1)).signature = Signature(inputs=(ColSpec("double", "a"),))
+    setup.bench.behaviour(version(2)).signature = Signature(
+        inputs=(ColSpec("double", "a"), ColSpec("double", "b"))
+    )
+    setup.say(Alias("1"))
+    assert await setup.ask() == "1"
+    setup.say(Alias("2"))
+    await turns(50)
+    assert await setup.ask() == "1"
+    [observation] = setup.found
+    assert (observation.version, observation.last_good) == ("2", "1")
+    assert observation.verdict is not None
+    assert "b is required now" in observation.verdict.reason
+
+
+@pytest.mark.anyio
+@bounded
+async def test_without_a_last_good_version_the_alias_is_unproven_until_it_answers(tmp_path: Path) -> None:
+    setup = Setup(tmp_path)
+    setup.say(Alias("1"))
+    seen = setup.aliases.view("iris", "champion")
+    assert seen is not None
+    assert seen.unproven
+    await setup.ask()
+    again = setup.aliases.view("iris", "champion")
+    assert again is not None
+    assert not again.unproven
+
+
+@pytest.mark.anyio
+@bounded
+async def test_an_alias_of_an_unregistered_version_is_diverged_from_the_first_snapshot(
+    tmp_path: Path,
+) -> None:
+    setup = Setup(tmp_path)
+    setup.say(Alias("9"))
+    seen = setup.aliases.view("iris", "champion")
+    assert seen is not None
+    assert seen.diverged
+    assert seen.error is not None
+    assert "not registered" in seen.error
+
+
+@pytest.mark.anyio
+@bounded
+async def test_a_deleted_alias_is_said_and_kept_for_its_grace(tmp_path: Path) -> None:
+    for grace in (0.0, 60.0):
+        setup = Setup(tmp_path / str(grace), grace=grace)
         setup.say(Alias("1"))
-        assert await setup.ask() == "1"
-        setup.say(Alias("2"))
-        await turns(50)
-        assert await setup.ask() == "1"
-        [observation] = setup.found
-        assert (observation.version, observation.last_good) == ("2", "1")
-        assert observation.verdict is not None
-        assert "b is required now" in observation.verdict.reason
-
-    run(main)
-
-
-def test_without_a_last_good_version_the_alias_is_unproven_until_it_answers(tmp_path: Path) -> None:
-    async def main() -> None:
-        setup = Setup(tmp_path)
-        setup.say(Alias("1"))
-        seen = setup.aliases.view("iris", "champion")
-        assert seen is not None
-        assert seen.unproven
         await setup.ask()
-        again = setup.aliases.view("iris", "champion")
-        assert again is not None
-        assert not again.unproven
-
-    run(main)
-
-
-def test_an_alias_of_an_unregistered_version_is_diverged_from_the_first_snapshot(tmp_path: Path) -> None:
-    async def main() -> None:
-        setup = Setup(tmp_path)
-        setup.say(Alias("9"))
-        seen = setup.aliases.view("iris", "champion")
-        assert seen is not None
-        assert seen.diverged
-        assert seen.error is not None
-        assert "not registered" in seen.error
-
-    run(main)
-
-
-def test_a_deleted_alias_is_said_and_kept_for_its_grace(tmp_path: Path) -> None:
-    async def main() -> None:
-        for grace in (0.0, 60.0):
-            setup = Setup(tmp_path / str(grace), grace=grace)
+        setup.say(None)
+        [said] = [event for event in setup.bench.events if isinstance(event, AliasDeleted)]
+        assert (said.version, said.grace) == ("1", grace)
+        if grace:
+            assert await setup.ask() == "1"
             setup.say(Alias("1"))
-            await setup.ask()
-            setup.say(None)
-            [said] = [event for event in setup.bench.events if isinstance(event, AliasDeleted)]
-            assert (said.version, said.grace) == ("1", grace)
-            if grace:
-                assert await setup.ask() == "1"
-                setup.say(Alias("1"))
-                found = setup.aliases.find("iris", "champion")
-                assert found is not None
-                assert found.phase == "serving"
-            else:
-                with pytest.raises(Problem, match="no model"):
-                    await setup.ask()
-                [attempt] = setup.aliases.attempts()
-                assert attempt.phase == "deleted"
-            await setup.aliases.close()
-
-    run(main)
+            found = setup.aliases.find("iris", "champion")
+            assert found is not None
+            assert found.phase == "serving"
+        else:
+            with pytest.raises(Problem, match="no model"):
+                await setup.ask()
+            [attempt] = setup.aliases.attempts()
+            assert attempt.phase == "deleted"
+        await setup.aliases.close()
 
 
 DOCUMENT = """\

@@ -14,7 +14,7 @@ from gateway.runners.suspects import Poisoned
 from gateway.serving.admission import Admission, NotAdmitted
 from gateway.serving.batching import Batcher, Outcome, agree, repeated
 from loaders.batch import Batch, Columns, Tensors, Value
-from tests.support.controlled import run, turns
+from tests.support.controlled import bounded, turns
 
 
 class Doubler:
@@ -49,32 +49,30 @@ async def answers(*futures: asyncio.Future[Any]) -> list[list[float]]:
     return [outcome.result.arrays[""].tolist() for outcome in outcomes]
 
 
-def test_promise_9_what_arrives_in_one_turn_goes_in_one_call() -> None:
-    async def main() -> None:
-        model = Doubler()
-        batcher = Batcher(model, merges=True)
-        futures = [batcher.submit(rows(float(n), n + 0.5), {}) for n in range(8)]
-        assert await answers(*futures) == [[2.0 * n, 2.0 * n + 1] for n in range(8)]
-        assert model.calls == [16]
+@pytest.mark.anyio
+@bounded
+async def test_promise_9_what_arrives_in_one_turn_goes_in_one_call() -> None:
+    model = Doubler()
+    batcher = Batcher(model, merges=True)
+    futures = [batcher.submit(rows(float(n), n + 0.5), {}) for n in range(8)]
+    assert await answers(*futures) == [[2.0 * n, 2.0 * n + 1] for n in range(8)]
+    assert model.calls == [16]
 
-    run(main)
 
+@pytest.mark.anyio
+@bounded
+async def test_calls_that_fail_at_once_leave_the_loop_its_turns() -> None:
+    async def model(batch: Batch, params: Mapping[str, Any]) -> Batch:
+        raise NoProcess("it is started again")
 
-def test_calls_that_fail_at_once_leave_the_loop_its_turns() -> None:
-    async def main() -> None:
-        async def model(batch: Batch, params: Mapping[str, Any]) -> Batch:
-            raise NoProcess("it is started again")
-
-        batcher = Batcher(model, merges=False)
-        futures = [batcher.submit(rows(float(n)), {}) for n in range(50)]
-        others = 0
-        while not futures[-1].done():
-            await asyncio.sleep(0)
-            others += 1
-        assert others >= len(futures)
-        assert all(isinstance(future.exception(), NoProcess) for future in futures)
-
-    run(main)
+    batcher = Batcher(model, merges=False)
+    futures = [batcher.submit(rows(float(n)), {}) for n in range(50)]
+    others = 0
+    while not futures[-1].done():
+        await asyncio.sleep(0)
+        others += 1
+    assert others >= len(futures)
+    assert all(isinstance(future.exception(), NoProcess) for future in futures)
 
 
 class Mortal:
@@ -96,217 +94,203 @@ class Mortal:
         return batch
 
 
+@pytest.mark.anyio
 @pytest.mark.parametrize("merges", [True, False])
-def test_a_killed_process_costs_no_request(merges: bool) -> None:
-    async def main() -> None:
-        model = Mortal(kills=1)
-        batcher = Batcher(model, merges=merges)
-        futures = [batcher.submit(rows(float(n)), {}) for n in range(5)]
-        outcomes = await asyncio.gather(*futures)
-        assert [outcome.result.arrays["x"][0] for outcome in outcomes] == [0, 1, 2, 3, 4]
-        assert model.ends == 1
-
-    run(main)
+@bounded
+async def test_a_killed_process_costs_no_request(merges: bool) -> None:
+    model = Mortal(kills=1)
+    batcher = Batcher(model, merges=merges)
+    futures = [batcher.submit(rows(float(n)), {}) for n in range(5)]
+    outcomes = await asyncio.gather(*futures)
+    assert [outcome.result.arrays["x"][0] for outcome in outcomes] == [0, 1, 2, 3, 4]
+    assert model.ends == 1
 
 
+@pytest.mark.anyio
 @pytest.mark.parametrize("merges", [True, False])
-def test_promise_9_a_poisoned_input_ends_two_processes_and_fails_alone(merges: bool) -> None:
-    async def main() -> None:
-        model = Mortal()
-        batcher = Batcher(model, merges=merges)
-        values = [1.0, 100.0, 3.0]
-        results = await asyncio.gather(
-            *(batcher.submit(rows(value), {}) for value in values), return_exceptions=True
-        )
-        assert isinstance(results[1], Poisoned)
-        assert [r.result.arrays["x"][0] for r in (results[0], results[2]) if isinstance(r, Outcome)] == [1, 3]
-        assert model.ends == 2
-        calls = model.calls
-        with pytest.raises(Poisoned):
-            await batcher.submit(rows(100.0), {})
-        assert model.calls == calls, "it is not tried again"
-        await batcher.submit(rows(5.0), {})
-
-    run(main)
+@bounded
+async def test_promise_9_a_poisoned_input_ends_two_processes_and_fails_alone(merges: bool) -> None:
+    model = Mortal()
+    batcher = Batcher(model, merges=merges)
+    values = [1.0, 100.0, 3.0]
+    results = await asyncio.gather(
+        *(batcher.submit(rows(value), {}) for value in values), return_exceptions=True
+    )
+    assert isinstance(results[1], Poisoned)
+    assert [r.result.arrays["x"][0] for r in (results[0], results[2]) if isinstance(r, Outcome)] == [1, 3]
+    assert model.ends == 2
+    calls = model.calls
+    with pytest.raises(Poisoned):
+        await batcher.submit(rows(100.0), {})
+    assert model.calls == calls, "it is not tried again"
+    await batcher.submit(rows(5.0), {})
 
 
-def test_a_body_that_all_callers_send_is_not_poison_because_somebody_kills() -> None:
-    async def main() -> None:
-        model = Mortal()
-        batcher = Batcher(model, merges=False)
-        for _ in range(5):
-            model.kills = 1
-            await batcher.submit(rows(1.0), {})
-        assert model.ends == 5
-
-    run(main)
-
-
-def test_where_nothing_is_merged_the_next_call_follows_at_once() -> None:
-    async def main() -> None:
-        started: list[asyncio.Future[Batch]] = []
-
-        async def model(batch: Batch, params: Mapping[str, Any]) -> Batch:
-            started.append(asyncio.get_running_loop().create_future())
-            return await started[-1]
-
-        batcher = Batcher(model, merges=False)
-        futures = [batcher.submit(rows(float(n)), {}) for n in range(4)]
-        await turns()
-        for number in range(1, 4):
-            assert len(started) == number
-            started[-1].set_result(rows(float(number)))
-            await asyncio.sleep(0)
-            assert len(started) == number + 1
-        started[-1].set_result(rows(4.0))
-        outcomes = await asyncio.gather(*futures)
-        assert [outcome.result.arrays["x"][0] for outcome in outcomes] == [1.0, 2.0, 3.0, 4.0]
-
-    run(main)
+@pytest.mark.anyio
+@bounded
+async def test_a_body_that_all_callers_send_is_not_poison_because_somebody_kills() -> None:
+    model = Mortal()
+    batcher = Batcher(model, merges=False)
+    for _ in range(5):
+        model.kills = 1
+        await batcher.submit(rows(1.0), {})
+    assert model.ends == 5
 
 
-def test_what_arrives_while_the_model_is_busy_goes_in_the_next_call() -> None:
-    async def main() -> None:
-        model = Doubler()
-        model.hold = asyncio.Event()
-        batcher = Batcher(model, merges=True)
-        first = batcher.submit(rows(1.0), {})
-        await turns()
-        later = [batcher.submit(rows(float(n)), {}) for n in range(2, 6)]
-        await turns()
-        assert model.calls == [1]
-        model.hold.set()
-        assert await answers(first, *later) == [[2.0], [4.0], [6.0], [8.0], [10.0]]
-        assert model.calls == [1, 4]
+@pytest.mark.anyio
+@bounded
+async def test_where_nothing_is_merged_the_next_call_follows_at_once() -> None:
+    started: list[asyncio.Future[Batch]] = []
 
-    run(main)
+    async def model(batch: Batch, params: Mapping[str, Any]) -> Batch:
+        started.append(asyncio.get_running_loop().create_future())
+        return await started[-1]
 
-
-def test_without_merging_every_request_is_a_call() -> None:
-    async def main() -> None:
-        model = Doubler()
-        batcher = Batcher(model, merges=False)
-        assert await answers(*(batcher.submit(rows(float(n)), {}) for n in range(3))) == [[0.0], [2.0], [4.0]]
-        assert model.calls == [1, 1, 1]
-
-    run(main)
+    batcher = Batcher(model, merges=False)
+    futures = [batcher.submit(rows(float(n)), {}) for n in range(4)]
+    await turns()
+    for number in range(1, 4):
+        assert len(started) == number
+        started[-1].set_result(rows(float(number)))
+        await asyncio.sleep(0)
+        assert len(started) == number + 1
+    started[-1].set_result(rows(4.0))
+    outcomes = await asyncio.gather(*futures)
+    assert [outcome.result.arrays["x"][0] for outcome in outcomes] == [1.0, 2.0, 3.0, 4.0]
 
 
-def test_other_params_and_other_layouts_do_not_merge() -> None:
-    async def main() -> None:
-        model = Doubler()
-        batcher = Batcher(model, merges=True)
-        futures = [
-            batcher.submit(rows(1.0), {}),
-            batcher.submit(rows(1.0), {"factor": 3}),
-            batcher.submit(Columns({"x": np.array([1])}, 1), {}),
-            batcher.submit(rows(2.0), {}),
-            batcher.submit(rows(5.0), {"factor": [1]}),
-        ]
-        outcomes = await asyncio.gather(*futures)
-        assert [o.result.arrays[""].tolist() for o in outcomes] == [[2.0], [3.0], [2], [4.0], [5.0]]
-        assert sorted(model.calls) == [1, 1, 1, 2]
-
-    run(main)
+@pytest.mark.anyio
+@bounded
+async def test_what_arrives_while_the_model_is_busy_goes_in_the_next_call() -> None:
+    model = Doubler()
+    model.hold = asyncio.Event()
+    batcher = Batcher(model, merges=True)
+    first = batcher.submit(rows(1.0), {})
+    await turns()
+    later = [batcher.submit(rows(float(n)), {}) for n in range(2, 6)]
+    await turns()
+    assert model.calls == [1]
+    model.hold.set()
+    assert await answers(first, *later) == [[2.0], [4.0], [6.0], [8.0], [10.0]]
+    assert model.calls == [1, 4]
 
 
-def test_a_call_has_at_most_max_rows() -> None:
-    async def main() -> None:
-        model = Doubler()
-        batcher = Batcher(model, merges=True, max_rows=4)
-        await answers(*(batcher.submit(rows(float(n), float(n)), {}) for n in range(5)))
-        assert model.calls == [4, 4, 2]
-
-    run(main)
-
-
-def test_a_poisoned_member_fails_alone() -> None:
-    async def main() -> None:
-        model = Doubler()
-        model.poison = 13.0
-        batcher = Batcher(model, merges=True)
-        futures = [batcher.submit(rows(value), {}) for value in (1.0, 13.0, 2.0)]
-        results = await asyncio.gather(*futures, return_exceptions=True)
-        assert isinstance(results[1], ValueError)
-        assert await answers(futures[0], futures[2]) == [[2.0], [4.0]]
-
-    run(main)
+@pytest.mark.anyio
+@bounded
+async def test_without_merging_every_request_is_a_call() -> None:
+    model = Doubler()
+    batcher = Batcher(model, merges=False)
+    assert await answers(*(batcher.submit(rows(float(n)), {}) for n in range(3))) == [[0.0], [2.0], [4.0]]
+    assert model.calls == [1, 1, 1]
 
 
-def test_an_answer_with_other_rows_is_never_dealt_out() -> None:
-    async def main() -> None:
-        model = Doubler()
-        model.drop_a_row = True
-        batcher = Batcher(model, merges=True)
-        assert await answers(*(batcher.submit(rows(float(n)), {}) for n in range(3))) == [[0.0], [2.0], [4.0]]
-
-    run(main)
-
-
-def test_who_leaves_before_his_turn_is_not_run() -> None:
-    async def main() -> None:
-        model = Doubler()
-        model.hold = asyncio.Event()
-        batcher = Batcher(model, merges=False)
-        first, second, third = (batcher.submit(rows(float(n)), {}) for n in range(3))
-        await turns()
-        second.cancel()
-        model.hold.set()
-        assert await answers(first, third) == [[0.0], [4.0]]
-        assert model.calls == [1, 1]
-
-    run(main)
+@pytest.mark.anyio
+@bounded
+async def test_other_params_and_other_layouts_do_not_merge() -> None:
+    model = Doubler()
+    batcher = Batcher(model, merges=True)
+    futures = [
+        batcher.submit(rows(1.0), {}),
+        batcher.submit(rows(1.0), {"factor": 3}),
+        batcher.submit(Columns({"x": np.array([1])}, 1), {}),
+        batcher.submit(rows(2.0), {}),
+        batcher.submit(rows(5.0), {"factor": [1]}),
+    ]
+    outcomes = await asyncio.gather(*futures)
+    assert [o.result.arrays[""].tolist() for o in outcomes] == [[2.0], [3.0], [2], [4.0], [5.0]]
+    assert sorted(model.calls) == [1, 1, 1, 2]
 
 
-def test_who_is_too_late_is_not_run() -> None:
-    async def main() -> None:
-        model = Doubler()
-        model.hold = asyncio.Event()
-        batcher = Batcher(model, merges=True)
-        first = batcher.submit(rows(1.0), {})
-        await turns()
-        late = batcher.submit(rows(2.0), {}, deadline=asyncio.get_running_loop().time())
-        model.hold.set()
-        with pytest.raises(TimeoutError):
-            await late
-        assert await answers(first) == [[2.0]]
-        assert model.calls == [1]
-
-    run(main)
+@pytest.mark.anyio
+@bounded
+async def test_a_call_has_at_most_max_rows() -> None:
+    model = Doubler()
+    batcher = Batcher(model, merges=True, max_rows=4)
+    await answers(*(batcher.submit(rows(float(n), float(n)), {}) for n in range(5)))
+    assert model.calls == [4, 4, 2]
 
 
-def test_the_queue_is_bounded_and_the_dead_make_room() -> None:
-    async def main() -> None:
-        model = Doubler()
-        model.hold = asyncio.Event()
-        batcher = Batcher(model, merges=True, admission=Admission(2))
-        running = batcher.submit(rows(0.0), {})
-        await turns()
-        waiting = [batcher.submit(rows(float(n)), {}) for n in (1, 2)]
-        with pytest.raises(NotAdmitted):
-            batcher.submit(rows(3.0), {})
-        waiting[0].cancel()
-        newest = batcher.submit(rows(3.0), {})
-        model.hold.set()
-        assert await answers(running, waiting[1], newest) == [[0.0], [4.0], [6.0]]
-
-    run(main)
+@pytest.mark.anyio
+@bounded
+async def test_a_poisoned_member_fails_alone() -> None:
+    model = Doubler()
+    model.poison = 13.0
+    batcher = Batcher(model, merges=True)
+    futures = [batcher.submit(rows(value), {}) for value in (1.0, 13.0, 2.0)]
+    results = await asyncio.gather(*futures, return_exceptions=True)
+    assert isinstance(results[1], ValueError)
+    assert await answers(futures[0], futures[2]) == [[2.0], [4.0]]
 
 
-def test_values_are_never_merged() -> None:
-    async def main() -> None:
-        calls: list[Any] = []
+@pytest.mark.anyio
+@bounded
+async def test_an_answer_with_other_rows_is_never_dealt_out() -> None:
+    model = Doubler()
+    model.drop_a_row = True
+    batcher = Batcher(model, merges=True)
+    assert await answers(*(batcher.submit(rows(float(n)), {}) for n in range(3))) == [[0.0], [2.0], [4.0]]
 
-        async def model(batch: Batch, params: Mapping[str, Any]) -> Batch:
-            assert isinstance(batch, Value)
-            calls.append(batch.value)
-            return Value(batch.value)
 
-        batcher = Batcher(model, merges=True)
-        await asyncio.gather(batcher.submit(Value({"a": 1}), {}), batcher.submit(Value({"a": 2}), {}))
-        assert calls == [{"a": 1}, {"a": 2}]
+@pytest.mark.anyio
+@bounded
+async def test_who_leaves_before_his_turn_is_not_run() -> None:
+    model = Doubler()
+    model.hold = asyncio.Event()
+    batcher = Batcher(model, merges=False)
+    first, second, third = (batcher.submit(rows(float(n)), {}) for n in range(3))
+    await turns()
+    second.cancel()
+    model.hold.set()
+    assert await answers(first, third) == [[0.0], [4.0]]
+    assert model.calls == [1, 1]
 
-    run(main)
+
+@pytest.mark.anyio
+@bounded
+async def test_who_is_too_late_is_not_run() -> None:
+    model = Doubler()
+    model.hold = asyncio.Event()
+    batcher = Batcher(model, merges=True)
+    first = batcher.submit(rows(1.0), {})
+    await turns()
+    late = batcher.submit(rows(2.0), {}, deadline=asyncio.get_running_loop().time())
+    model.hold.set()
+    with pytest.raises(TimeoutError):
+        await late
+    assert await answers(first) == [[2.0]]
+    assert model.calls == [1]
+
+
+@pytest.mark.anyio
+@bounded
+async def test_the_queue_is_bounded_and_the_dead_make_room() -> None:
+    model = Doubler()
+    model.hold = asyncio.Event()
+    batcher = Batcher(model, merges=True, admission=Admission(2))
+    running = batcher.submit(rows(0.0), {})
+    await turns()
+    waiting = [batcher.submit(rows(float(n)), {}) for n in (1, 2)]
+    with pytest.raises(NotAdmitted):
+        batcher.submit(rows(3.0), {})
+    waiting[0].cancel()
+    newest = batcher.submit(rows(3.0), {})
+    model.hold.set()
+    assert await answers(running, waiting[1], newest) == [[0.0], [4.0], [6.0]]
+
+
+@pytest.mark.anyio
+@bounded
+async def test_values_are_never_merged() -> None:
+    calls: list[Any] = []
+
+    async def model(batch: Batch, params: Mapping[str, Any]) -> Batch:
+        assert isinstance(batch, Value)
+        calls.append(batch.value)
+        return Value(batch.value)
+
+    batcher = Batcher(model, merges=True)
+    await asyncio.gather(batcher.submit(Value({"a": 1}), {}), batcher.submit(Value({"a": 2}), {}))
+    assert calls == [{"a": 1}, {"a": 2}]
 
 
 def test_the_warm_up_sees_answers_that_depend_on_the_neighbours() -> None:

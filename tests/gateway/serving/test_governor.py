@@ -114,24 +114,22 @@ def test_it_stops_one_waits_until_memory_came_back_and_looks_often_when_it_matte
     assert len(stopped) == 2
 
 
-def test_it_runs_until_it_is_cancelled() -> None:
-    async def main() -> None:
-        looks: list[int] = []
-        done = asyncio.Event()
+@pytest.mark.anyio
+async def test_it_runs_until_it_is_cancelled() -> None:
+    looks: list[int] = []
+    done = asyncio.Event()
 
-        def usage() -> Usage:
-            looks.append(1)
-            if len(looks) == 3:
-                done.set()
-            return Usage(7, 10)
+    def usage() -> Usage:
+        looks.append(1)
+        if len(looks) == 3:
+            done.set()
+        return Usage(7, 10)
 
-        task = asyncio.ensure_future(Governor(usage, list, lambda key, why: None, Rule(alert=0.001)).run())
-        await asyncio.wait_for(done.wait(), 10)
-        task.cancel()
-        await asyncio.wait([task])
-        assert task.cancelled()
-
-    asyncio.run(main())
+    task = asyncio.ensure_future(Governor(usage, list, lambda key, why: None, Rule(alert=0.001)).run())
+    await asyncio.wait_for(done.wait(), 10)
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
 
 
 # ---- what the kernel's files say
