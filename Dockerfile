@@ -51,6 +51,7 @@ HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 CMD ["pyt
 import os, urllib.request as r; \
 p = os.environ.get('GATEWAY_PORT', ''); \
 r.urlopen(f\"http://127.0.0.1:{p if p.isdigit() else 8080}/livez\", timeout=2)"]
+# SageMaker adds the argument `serve`, Vertex AI sets AIP_HTTP_PORT.
 ENTRYPOINT ["gateway", "serve"]
 ARG VERSION=0.1.0
 ARG REVISION=unknown

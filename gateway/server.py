@@ -39,6 +39,7 @@ from gateway.settings import SettingsError
 
 if TYPE_CHECKING:
     from gateway.grpc.server import RpcServer
+    from gateway.http.hosting import Hosting
     from gateway.settings import Settings
 
 log = logging.getLogger("gateway")
@@ -132,14 +133,21 @@ class Server(uvicorn.Server):
 
 
 def serve(
-    settings: Settings, models: Sequence[str] = (), reload: Callable[[], Settings] | None = None
+    settings: Settings,
+    models: Sequence[str] = (),
+    reload: Callable[[], Settings] | None = None,
+    hosting: Hosting | None = None,
 ) -> int:
-    """Serves a registry, or only `models` (directories or URIs), until SIGTERM or SIGINT.
+    """Serves a registry, or only `models` (directories or URIs), until SIGTERM or SIGINT. `hosting`: what a
+    managed host expects; the models that it adds are then the registry.
 
     `reload` reads the settings again; SIGHUP calls it. Returns the exit code. Raises RegistryError if there
     is nothing to serve, OSError if the port cannot be bound.
     """
-    registry, settings = _opened(settings, models)
+    if hosting is not None and hosting.models is not None:
+        registry: Registry = hosting.models
+    else:
+        registry, settings = _opened(settings, models)
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as bound:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -155,7 +163,7 @@ def serve(
         for name in settings.foreign_variables():
             log.warning("%s is not a setting of the gateway and is ignored", name)
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            code = runner.run(_serve(settings, registry, bound, reload))
+            code = runner.run(_serve(settings, registry, bound, reload, hosting))
     if any(thread.name.startswith((THREAD, IO_THREAD)) for thread in threading.enumerate()):
         # A model in this process or a download has not ended: Python would wait for its thread forever.
         logging.shutdown()
@@ -164,7 +172,11 @@ def serve(
 
 
 async def _serve(
-    settings: Settings, registry: Registry, bound: socket.socket, reload: Callable[[], Settings] | None
+    settings: Settings,
+    registry: Registry,
+    bound: socket.socket,
+    reload: Callable[[], Settings] | None,
+    hosting: Hosting | None,
 ) -> int:
     gateway = Gateway(settings, registry)
     parts = gateway.parts
@@ -173,7 +185,7 @@ async def _serve(
         if settings.grpc_port is not None:
             rpc = grpc.server(parts)
         config = uvicorn.Config(
-            build(parts),
+            build(parts, hosting),
             http=protocol(settings.max_connection_age, gateway.connections),
             lifespan="off",
             ws="none",

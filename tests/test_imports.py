@@ -120,6 +120,7 @@ TABLE: dict[str, Row] = {
     "http": row(
         LEAVES, VERSION, "record", "service", "views", "metrics", "__version__",
         "rollouts.promotions", "rollouts.residency", "registries.watcher", "registries.webhooks",
+        "registries.hosted",
         libraries="starlette uvicorn httptools orjson numpy pyarrow pydantic pydantic_core", loaders=True,
     ),
     # The same service over another transport; bodies, tensors and problems are shared with HTTP. `google`:
@@ -142,6 +143,7 @@ TABLE: dict[str, Row] = {
     "demo": row("api", "registries", "commands.terminal", loaders=True, libraries="numpy"),
     "commands": row(
         LEAVES, PARTS, "rollouts", "server", "api", "demo", "http.bodies", "http.answers",
+        "http.hosting",
         libraries="typer rich httpx orjson numpy", loaders=True,
     ),
     "cli": row(LEAVES, PARTS, "commands", "__version__", libraries="typer click", loaders=True),

@@ -5,11 +5,12 @@ Knows how to start a gateway and that its port must be free; must not know how i
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +18,7 @@ from gateway.commands.options import ConfigOption, OutputOption, RegistryOption,
 from gateway.commands.terminal import Failure, Output, result, working
 
 if TYPE_CHECKING:
+    from gateway.http.hosting import Hosting
     from gateway.settings import Settings
 
 
@@ -86,12 +88,18 @@ def serve(
     Every setting is an environment variable too, such as GATEWAY_PORT=9000; `gateway config` lists them.
     """
 
+    from gateway.commands.hosting import asked
+
+    host_asked = asked(os.environ, models or [])
+    flags: dict[str, Any] = {**host_asked.flags}
+    flags |= {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+
     def read() -> Settings:
-        return settings_of(config, registry=registry, host=host, port=port, log_format=output)
+        return settings_of(config, registry=registry, log_format=output, **flags)
 
     settings = read()
     _must_be_free(settings.host, settings.port)
-    _serve(settings, models or [], read)
+    _serve(settings, host_asked.models, read, host_asked.hosting)
 
 
 def _must_be_free(host: str, port: int) -> None:
@@ -108,8 +116,11 @@ def _must_be_free(host: str, port: int) -> None:
 
 
 def _serve(
-    settings: Settings, models: Sequence[str] = (), reload: Callable[[], Settings] | None = None
+    settings: Settings,
+    models: Sequence[str] = (),
+    reload: Callable[[], Settings] | None = None,
+    hosting: Hosting | None = None,
 ) -> None:
     from gateway.server import serve as run
 
-    raise typer.Exit(run(settings, models, reload))
+    raise typer.Exit(run(settings, models, reload, hosting))

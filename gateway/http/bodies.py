@@ -292,6 +292,23 @@ def parse_json(body: bytes) -> Parsed:
     return Parsed(RawInput(form, document[form]), params, document.get("model", ABSENT))
 
 
+def parse_vertex(body: bytes) -> Parsed:
+    """Vertex AI's form: `instances`, and the model's params as `parameters`. Raises MALFORMED_BODY, and
+    INVALID_INPUT for `parameters` that are no object."""
+    document = decode_object(body, jsonbody.loads)
+    if "instances" not in document:
+        raise Problem("MALFORMED_BODY", "the body has no instances", hint='send {"instances": [...]}')
+    params = document.get("parameters")
+    if params is not None and not isinstance(params, dict):
+        got = json_kind(params)
+        raise Problem(
+            "INVALID_INPUT",
+            "parameters must be an object",
+            details=[Detail("parameters", "is not an object", expected="object", got=got)],
+        )
+    return Parsed(RawInput("instances", document["instances"]), params, ABSENT)
+
+
 def decode_object(body: bytes, loads: Callable[[bytes], Any] = orjson.loads) -> dict[str, Any]:
     """The body as a JSON object. Raises MALFORMED_BODY."""
     if not body:
@@ -362,12 +379,14 @@ def parse_arrow(body: bytes) -> Parsed:
 
 PARSERS: Final[Mapping[str, Callable[[bytes], Parsed]]] = {
     "json": parse_json,
+    "vertex": parse_vertex,
     "csv": parse_csv,
     "arrow": parse_arrow,
 }
 
 COSTS: Final[Mapping[str, Callable[[bytes], int]]] = {
     "json": cost.json_bytes,
+    "vertex": cost.json_bytes,
     "csv": cost.csv_bytes,
     "arrow": arrow.cost,
 }

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gateway.http import access_log, documents, invocations, lookalikes, problems
 from gateway.http.control import Control
 from gateway.http.documents import Documents
+from gateway.http.hosting import Hosted
 from gateway.http.invocations import Invocations
 from gateway.http.lookalikes import Lookalikes
 from gateway.http.predict import Prediction
@@ -22,11 +23,13 @@ from gateway.http.v2 import OpenInference
 from gateway.record import RequestRecord
 
 if TYPE_CHECKING:
+    from gateway.http.hosting import Hosting
     from gateway.http.parts import Parts
 
 
-def build(parts: Parts) -> ASGIApp:
-    """The ASGI application. It starts and stops nothing: it only answers `lifespan`.
+def build(parts: Parts, hosting: Hosting | None = None) -> ASGIApp:
+    """The ASGI application. It starts and stops nothing: it only answers `lifespan`. `hosting`: the routes
+    that a managed host expects come before all others.
 
     Does once, outermost, what every request needs: its record with its id, its trace, `Connection: close`
     while the gateway stops, metrics and the access log.
@@ -35,6 +38,7 @@ def build(parts: Parts) -> ASGIApp:
     mlflow = Invocations(prediction)
     inference = OpenInference(parts, prediction)
     others = Lookalikes(parts, prediction)
+    hosted = None if hosting is None else Hosted(hosting, parts, prediction)
     described = Documents(parts)
     control = Control(parts)
     logged = parts.settings.access_log
@@ -66,7 +70,9 @@ def build(parts: Parts) -> ASGIApp:
 
     async def route(scope: Scope, receive: Receive, send: Send) -> None:
         path = _raw_path(scope)
-        if path.startswith(b"/predict/"):
+        if hosted is not None and hosted.is_here(path):
+            await hosted.serve(scope, receive, send, path)
+        elif path.startswith(b"/predict/"):
             await prediction.serve(scope, receive, send, path[9:])
         elif path == b"/predict":
             await prediction.serve(scope, receive, send, None)

@@ -25,7 +25,14 @@ READY_WITHIN = 60.0
 class Running:
     """A gateway process. Its log is read to the end, so that it never blocks on a full pipe."""
 
-    def __init__(self, directory: Path, arguments: Sequence[str], environ: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        arguments: Sequence[str],
+        environ: Mapping[str, str],
+        *,
+        port: int | None = 0,
+    ) -> None:
         settings = {
             "GATEWAY_CACHE_DIR": str(directory / "cache"),
             "GATEWAY_STATE_DIR": str(directory / "state"),
@@ -42,8 +49,9 @@ class Running:
             key: value for key, value in os.environ.items() if not key.startswith(("GATEWAY_", "MLFLOW_"))
         }
         clean.pop("PYTHONDONTWRITEBYTECODE", None)
+        listening = [] if port is None else ["--port", str(port)]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "gateway", "serve", "--port", "0", *arguments],
+            [sys.executable, "-m", "gateway", "serve", *listening, *arguments],
             cwd=directory,
             env={**clean, **settings, **environ},
             stdin=subprocess.DEVNULL,

@@ -1,0 +1,65 @@
+"""The models that a managed host adds and removes while the gateway runs, as a registry: SageMaker's
+multi-model contract. It stores nothing: the host says again what it wants after a restart.
+
+Each model has one version, with the alias `champion`. Knows names and places below one directory.
+"""
+
+from __future__ import annotations
+
+from itertools import count
+from pathlib import Path
+
+from gateway.names import check_name
+from gateway.registries.base import Alias, Model, ReadOnly, RegistryError, Snapshot, Version, Whole
+from gateway.registries.listed import ALIAS
+
+
+class HostedModels(Whole, ReadOnly):
+    """`root`: models are taken from below this directory only. Used by the event loop alone."""
+
+    poll_interval = 3600.0
+    lasting = False
+    why_not = "the host of this container adds and removes its models"
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._models: dict[str, Model] = {}
+        self._numbers = count(1)
+        self._stamps = count()
+        self.target = str(root)
+        self.identity = f"hosted:{root}"
+        self._snapshot = Snapshot({}, "0")
+
+    def read(self) -> Snapshot:
+        return self._snapshot
+
+    def close(self) -> None:
+        pass
+
+    @property
+    def places(self) -> dict[str, str]:
+        """The directory of each model."""
+        return {name: next(iter(model.versions.values())).source for name, model in self._models.items()}
+
+    def add(self, name: str, place: str) -> Snapshot:
+        """Adds a model. Raises RegistryError for a directory that is not below the root or holds no model,
+        InvalidReference for a name that no model may have."""
+        check_name(name)
+        directory = Path(place).resolve()
+        if not directory.is_relative_to(self._root.resolve()):
+            raise RegistryError(f"the url of {name} is not below {self._root}")
+        if not (directory / "MLmodel").is_file():
+            raise RegistryError(f"the url of {name} is not a model directory: it has no MLmodel file")
+        number = str(next(self._numbers))
+        version = Version(name, number, str(directory))
+        self._models[name] = Model(name, {number: version}, {ALIAS: Alias(number)})
+        return self._changed()
+
+    def remove(self, name: str) -> Snapshot:
+        """Removes a model, if it is there."""
+        self._models.pop(name, None)
+        return self._changed()
+
+    def _changed(self) -> Snapshot:
+        self._snapshot = Snapshot(dict(self._models), f"hosted {next(self._stamps)}")
+        return self._snapshot
