@@ -161,13 +161,14 @@ def test_a_link_that_takes_a_files_place_while_it_is_copied_is_not_followed(
     swapped: str, tmp_path: Path
 ) -> None:
     package, secret = make_package(tmp_path / "package"), make_package(tmp_path / "secret")
-    source = Sources().open(Version("iris", "1", str(package)))
-    files = source.files(version(package))
+    wanted = version(package)
+    source = Sources().open(wanted)
+    files = source.files(wanted)
     os.rename(package / swapped, tmp_path / "gone")
     (package / swapped).symlink_to(secret / swapped)
     (tmp_path / "to").mkdir()
     with pytest.raises(OSError, match="a link leads elsewhere"):
-        source.copy(version(package), files, tmp_path / "to", limit=10**9, meter=Meter(files))
+        source.copy(wanted, files, tmp_path / "to", limit=10**9, meter=Meter(files))
 
 
 def test_a_pipe_is_not_part_of_a_package_for_the_digest_and_for_the_copy(
