@@ -38,9 +38,9 @@ class Usage:
         return self.used / self.limit
 
 
-def memory_usage(root: Path = ROOT, proc: Path = PROC) -> Usage:
-    """The current usage of whichever is nearest to its limit: this process's control group, a parent group,
-    or the machine. Takes some tens of microseconds."""
+def memory_usages(root: Path = ROOT, proc: Path = PROC) -> list[Usage]:
+    """The present usage of the machine, and of this process's control group and each above it that has a
+    limit. Takes some tens of microseconds."""
     found = [_machine_usage(proc)]
     for mount, name, group in _groups(root, proc):
         for place in (group, *group.parents):
@@ -48,7 +48,13 @@ def memory_usage(root: Path = ROOT, proc: Path = PROC) -> Usage:
             limit, used = _number(directory / name), _number(directory / _PRESENT[name])
             if limit and used is not None:
                 found.append(Usage(max(0, used - _file_cache(directory / "memory.stat")), limit))
-    return max(found, key=lambda usage: usage.share)
+    return found
+
+
+def memory_usage(root: Path = ROOT, proc: Path = PROC) -> Usage:
+    """The present usage of what is nearest to its limit: this process's control group, one above it, or
+    the machine. Takes some tens of microseconds."""
+    return max(memory_usages(root, proc), key=lambda usage: usage.share)
 
 
 def cpus(root: Path = ROOT, proc: Path = PROC) -> int:

@@ -49,15 +49,15 @@ class Model:
         enforcement: Enforcement,
     ) -> None:
         self.package = package
+        #: The signature of its package, as wide as the model itself.
+        self.signature = package.signature
+        if package.signature is not None:
+            self.signature = package.signature.widened(getattr(predictor, "declared", {}))
         self.flavor = flavor
         self._predictor = predictor
         self._imports = imports
         self._enforcement = enforcement
         self.max_answer: int | None = None
-
-    @property
-    def signature(self) -> Signature | None:
-        return self.package.signature
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -78,6 +78,12 @@ class Model:
         """Values that the model knows, by column, for those that take no others: what a made-up row needs.
         Empty where the flavor does not tell."""
         return dict(getattr(self._predictor, "known", {}))
+
+    @property
+    def declared(self) -> dict[str, tuple[int, ...]]:
+        """The shapes that the model itself declares for its inputs, by name; -1 for any length. Empty where
+        the flavor does not tell."""
+        return dict(getattr(self._predictor, "declared", {}))
 
     @property
     def input_example(self) -> Any:

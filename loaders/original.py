@@ -78,14 +78,16 @@ def _pytorch(model: Any, options: Mapping[str, Any]) -> Ask:
 
     def ask(data: Any, params: Mapping[str, Any]) -> Any:
         framed = hasattr(data, "iloc")
-        array = data.to_numpy(dtype=np.float32) if framed else np.asarray(data)
+        arrays = data if isinstance(data, Mapping) else {"": data.to_numpy(np.float32) if framed else data}
         exported = isinstance(model, torch.export.ExportedProgram)
         trained = not exported and model.training
         module = model.module() if exported else model.eval()
         try:
             with torch.no_grad():
                 device = next((p.device for p in module.parameters()), "cpu")
-                answer = module(torch.from_numpy(array.copy()).to(device), **params).cpu().numpy()
+                given = {name: torch.from_numpy(np.array(array)).to(device) for name, array in arrays.items()}
+                answer = module(given[""], **params) if given.keys() == {""} else module(**given, **params)
+                answer = _arrays(answer)
         finally:
             if trained:
                 model.train()
@@ -93,9 +95,24 @@ def _pytorch(model: Any, options: Mapping[str, Any]) -> Ask:
             return answer
         import pandas as pd
 
+        if isinstance(answer, dict) and any(array.ndim != 1 for array in answer.values()):
+            raise TypeError("a table was answered with arrays of several dimensions")
         return pd.DataFrame(answer, index=data.index)
 
     return ask
+
+
+def _arrays(answer: Any) -> Any:
+    """Tensors as arrays: several by name, those of a tuple as output_0, output_1 and so on."""
+    if hasattr(answer, "detach"):
+        tensor = answer.detach().cpu()
+        return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
+    if isinstance(answer, (tuple, list)):
+        if len(answer) == 1:
+            return _arrays(answer[0])
+        names = getattr(answer, "_fields", None) or [f"output_{place}" for place in range(len(answer))]
+        answer = dict(zipped(names, answer))
+    return {str(name): _arrays(part) for name, part in answer.items()}
 
 
 def _onnx(model: Any, options: Mapping[str, Any]) -> Ask | None:

@@ -7,10 +7,11 @@ data, `compatibility` compares two, and `enforcement` checks data against one.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from loaders.compat.pythons import zipped
 from loaders.schema import (
     AnyType,
     Array,
@@ -68,6 +69,14 @@ class Signature:
         if self.params is not None and len({p.name for p in self.params}) < len(self.params):
             raise SignatureError("params", "uses a name twice")
 
+    def widened(self, declared: Mapping[str, Sequence[int]]) -> Signature:
+        """The signature with each length free that the model itself leaves free; this one if there is none.
+        `declared`: the shapes of the model's inputs, by name. An example with rows of three values describes
+        them as three, whatever length the model takes."""
+        tensors = [spec for spec in self.inputs or () if isinstance(spec, TensorSpec)]
+        inputs = tuple(_widened(spec, declared) for spec in tensors)
+        return self if inputs == tuple(tensors) else Signature(inputs, self.outputs, self.params)
+
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Signature:
         """The `signature` of an `MLmodel`: inputs, outputs and params, each a JSON string, its parsed
@@ -115,3 +124,13 @@ def _parsed(value: object, place: str) -> Any:
 
 
 # --- comparison
+
+
+def _widened(spec: TensorSpec, declared: Mapping[str, Sequence[int]]) -> TensorSpec:
+    own = declared.get(spec.name or "")
+    if own is None and spec.name is None and len(declared) == 1:
+        (own,) = declared.values()
+    if own is None or len(own) != len(spec.shape):
+        return spec
+    shape = tuple(-1 if free == -1 else length for length, free in zipped(spec.shape, own))
+    return TensorSpec(spec.dtype, shape, spec.name)

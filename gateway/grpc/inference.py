@@ -119,7 +119,8 @@ class OpenInference:
         if texts > media.PARSED_BYTES:
             whole, length = request.as_body()
             form = media.Media("v2", length)
-            unparsed = large.LargeBody(whole, form, reference, self._large, texts, held.add)
+            unparsed = large.LargeBody(whole, form, reference, self._large, texts)
+            held.size += self._bodies.charge_elsewhere(texts)
             return request, None, about(None, None, unparsed=unparsed)
         held.size += self._bodies.charge(0, texts)
         found = await asyncio.to_thread(request.read) if heavy else request.read()

@@ -182,6 +182,12 @@ class BodyReader:
             )
         return self.hold(parsed)
 
+    def charge_elsewhere(self, parsed: int) -> int:
+        """The same for a body that another process parses, one at a time: however large it becomes there, it
+        takes half of the total at most, so that one such body is in work and others are still answered.
+        Raises OVERLOADED."""
+        return self.hold(min(parsed, self.total // 2))
+
     def release(self, size: int) -> None:
         self.held -= size
 

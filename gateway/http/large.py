@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from gateway.cgroup import Usage, memory_usage
+from gateway.cgroup import Usage, memory_usages
 from gateway.errors import Detail, Problem
 from gateway.http import bodies
 from gateway.http.media import Media, parse
@@ -69,15 +69,13 @@ class Enforced(NamedTuple):
 @dataclass(slots=True)
 class LargeBody:
     """A body that was received but not parsed. `reference`: the model that the path or the header names.
-    `becomes`: the bytes that it takes when it is parsed. `hold` is called with the bytes of the frame that
-    comes back; it raises OVERLOADED. `asked`: as in `Parsed`, set by `enforce`."""
+    `becomes`: the bytes that it takes when it is parsed. `asked`: as in `Parsed`, set by `enforce`."""
 
     body: bytes
     media: Media
     reference: Reference | None
     place: LargeBodies
     becomes: int = 0
-    hold: Callable[[int], None] = lambda size: None
     asked: Any = None
 
     async def model(self) -> object:
@@ -101,7 +99,6 @@ class LargeBody:
         }
         reply, frame = await self.place.ask(message, self.becomes)
         assert frame is not None
-        self.hold(frame[0].nbytes)
         if self.reference is not None:
             bodies.agreed(self.reference, _model(reply))
         self.asked = reply["asked"]
@@ -109,12 +106,12 @@ class LargeBody:
 
 
 class LargeBodies:
-    """The gateway's end of the process. `budget`: the bytes that one parsed body may always take. `usage`
+    """The gateway's end of the process. `budget`: the bytes that one parsed body may always take. `usages`
     reads how much memory is in use, and how much there is."""
 
-    def __init__(self, budget: int, usage: Callable[[], Usage] = memory_usage) -> None:
+    def __init__(self, budget: int, usages: Callable[[], list[Usage]] = memory_usages) -> None:
         self._budget = budget
-        self._usage = usage
+        self._usages = usages
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="io-large")
         self._process: subprocess.Popen[bytes] | None = None
         self._sock: socket.socket | None = None
@@ -198,20 +195,20 @@ class LargeBodies:
         return reply, frame
 
     def _check_room(self, size: int) -> None:
-        usage = self._usage()
-        most = int(usage.limit * _SHARE)
-        if size > most - min(usage.used, usage.limit // 4):
+        """A small container must have room, however much the machine has, and the machine as well."""
+        usages = self._usages()
+        if any(size > usage.limit * _SHARE - min(usage.used, usage.limit // 4) for usage in usages):
             raise Problem(
                 "BODY_TOO_LARGE",
                 f"the body would take about {size} bytes of memory when it is parsed, and there are "
-                f"{usage.limit} for everything",
-                hint="send fewer rows a request, or Arrow",
+                f"{min(usage.limit for usage in usages)} for everything",
+                hint="send fewer rows in one request, or Arrow",
             )
-        if size > most - usage.used:
+        if any(size > usage.limit * _SHARE - usage.used for usage in usages):
             raise Problem(
                 "OVERLOADED",
                 f"the body would take about {size} bytes of memory when it is parsed, which are not free now",
-                hint="send fewer rows a request, or Arrow, or wait as long as Retry-After says",
+                hint="send fewer rows in one request, or Arrow, or wait as long as Retry-After says",
                 retry_after=5.0,
             )
 

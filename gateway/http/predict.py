@@ -145,7 +145,8 @@ class Prediction:
         becomes = await bodies.weighed(body, media.cost(form))
         asks: Any = None
         if media.is_large(form, body, becomes):
-            unparsed = large.LargeBody(body, form, reference, self._large, becomes, held.add)
+            unparsed = large.LargeBody(body, form, reference, self._large, becomes)
+            held.size += self._bodies.charge_elsewhere(becomes)
             if reference is None:
                 reference = bodies.agreed(None, await unparsed.model())
             inference = Inference(reference, None, None, deadline, record, unparsed)

@@ -6,7 +6,7 @@ know aliases or protocols.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
@@ -63,6 +63,10 @@ class Runner(Protocol):
     @property
     def known(self) -> Mapping[str, Any]:
         """Values that the model knows, by column: for a made-up row. Known after `start`."""
+
+    @property
+    def declared(self) -> Mapping[str, Sequence[int]]:
+        """The shapes that the model itself declares for its inputs, by name. Available after `start`."""
 
     @property
     def slots(self) -> int:

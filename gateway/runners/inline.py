@@ -10,7 +10,7 @@ import asyncio
 import gc
 import traceback
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -74,6 +74,10 @@ class InlineRunner:
     @property
     def known(self) -> Mapping[str, Any]:
         return {} if self._model is None else self._model.known
+
+    @property
+    def declared(self) -> Mapping[str, Sequence[int]]:
+        return {} if self._model is None else self._model.declared
 
     @property
     def measured_bytes(self) -> int | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -97,6 +97,7 @@ class PackedRunner:
         self._closed = False
         self._merges = False
         self._known: Mapping[str, Any] = {}
+        self._declared: Mapping[str, Sequence[int]] = {}
         self._prewarms = ""
         self._prewarmed = False
         self._confined: dict[str, str] = {}
@@ -114,6 +115,10 @@ class PackedRunner:
     @property
     def known(self) -> Mapping[str, Any]:
         return self._known if self._own is None else self._own.known
+
+    @property
+    def declared(self) -> Mapping[str, Sequence[int]]:
+        return self._declared if self._own is None else self._own.declared
 
     @property
     def load_peak(self) -> int:
@@ -368,6 +373,7 @@ class PackedRunner:
         self._place = place
         self._merges = bool(place.loaded["merges"])
         self._known = place.loaded["known"]
+        self._declared = place.loaded["declared"]
         self._prewarms = str(place.loaded["prewarms"])
         self._confined = place.process.worker.loaded["confinement"]
 

@@ -114,6 +114,7 @@ class ProcessRunner:
         self._retry_at = 0.0
         self._merges = False
         self._known: Mapping[str, Any] = {}
+        self._declared: Mapping[str, Sequence[int]] = {}
         self._spare: Worker | None = None
         self._spare_starting: asyncio.Task[None] | None = None
         self._stuck: str | None = None
@@ -143,6 +144,10 @@ class ProcessRunner:
     @property
     def known(self) -> Mapping[str, Any]:
         return self._known
+
+    @property
+    def declared(self) -> Mapping[str, Sequence[int]]:
+        return self._declared
 
     @property
     def pids(self) -> list[int]:
@@ -364,6 +369,7 @@ class ProcessRunner:
             raise
         self._merges = bool(worker.loaded["merges"])
         self._known = worker.loaded["known"]
+        self._declared = worker.loaded["declared"]
         self._prewarms = str(worker.loaded["prewarms"])
         self._confined = worker.loaded["confinement"]
         self._load_peak = max(self._load_peak, worker.load_peak)

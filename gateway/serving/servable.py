@@ -198,6 +198,7 @@ class Servable:
         self.building: str | None = None
         #: Why it runs in another environment than its own, which each answer must say; None if it does not.
         self.mismatch: tuple[str, ...] | None = None
+        self._wider: Signature | None = None
         #: Why it is unloaded, from `Manager.retire` on.
         self.retiring: str | None = None
         #: Loaded only for a dry run: its load is not recorded, unless `announce` is called later.
@@ -266,6 +267,7 @@ class Servable:
         try:
             await runner.start()
             self.move(Step.LOADED)
+            self._widen(prepared, runner)
             merges, self.warnings = await self._warm_up(runner, prepared)
             await runner.finish_prewarm()
             measured = runner.measured_bytes
@@ -310,7 +312,8 @@ class Servable:
             raise RuntimeError(f"{self!r} was asked before it was ready")
         package = self.prepared.package
         mode = self.options.enforcement or ("mlflow" if lenient else "strict")
-        return package.signature, mode, package.type_hints, positional or self.options.positional
+        signature = package.signature if self._wider is None else self._wider
+        return signature, mode, package.type_hints, positional or self.options.positional
 
     async def close(self) -> None:
         """Frees the model. When this returns its memory is free."""
@@ -323,6 +326,12 @@ class Servable:
         finally:
             self.move(Step.CLOSED)
 
+    def _widen(self, prepared: Prepared, runner: Runner) -> None:
+        """An example of length 3 must not limit a model that itself takes any length."""
+        signature = prepared.package.signature
+        wider = None if signature is None else signature.widened(runner.declared)
+        self._wider = None if wider is signature else wider
+
     async def _warm_up(self, runner: Runner, prepared: Prepared) -> tuple[bool, tuple[str, ...]]:
         """Predicts the model's own saved example. Returns whether requests may be merged, and warnings.
 
@@ -332,6 +341,9 @@ class Servable:
         warnings = list(prepared.warnings)
         if prepared.package.signature is None:
             warnings.append(NO_SIGNATURE)
+        if self._wider is not None:
+            inputs = ", ".join(map(str, self._wider.inputs or ()))
+            warnings.append(f"the model takes more than its signature says: {inputs}")
         if not self.options.warm_up:
             warnings.append(NO_WARM_UP)
             return runner.merges, tuple(warnings)

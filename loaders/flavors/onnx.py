@@ -109,6 +109,12 @@ class Graph:
         self._session = session
         self._inputs = {node.name: _input(node) for node in session.get_inputs()}
         self._outputs = [node.name for node in session.get_outputs()]
+        #: The shapes that the graph declares, by input: -1 for any length.
+        self.declared = {
+            name: tuple(-1 if length is None else length for length in taken.shape)
+            for name, taken in self._inputs.items()
+            if taken.shape is not None
+        }
         nodes = [*session.get_inputs(), *session.get_outputs()]
         self.merges = all(node.shape and not isinstance(node.shape[0], int) for node in nodes)
 

@@ -227,6 +227,7 @@ class RequestLoop:
             "op": "loaded",
             "merges": bool(model.merges),
             "known": _known(model),
+            "declared": {name: list(shape) for name, shape in model.declared.items()},
             "prewarms": self._prewarms[self._for],
             "seconds": time.monotonic() - started,
             "grown": grown,
@@ -240,7 +241,14 @@ class RequestLoop:
         confined = self._set_up(message)
         gc.collect()
         gc.freeze()
-        return {"op": "loaded", "merges": False, "known": {}, "prewarms": IN_PLACE, "confinement": confined}
+        return {
+            "op": "loaded",
+            "merges": False,
+            "known": {},
+            "declared": {},
+            "prewarms": IN_PLACE,
+            "confinement": confined,
+        }
 
     def _set_up(self, message: dict[str, Any]) -> dict[str, str]:
         os.environ.update(message["environment"])

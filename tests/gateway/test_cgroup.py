@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.cgroup import memory_total
+from gateway.cgroup import memory_total, memory_usages
 
 GIB = 1024**3
 
@@ -71,3 +71,16 @@ def test_a_strange_path_is_not_followed(root: Path, proc: Path, tmp_path: Path) 
 
 def test_this_machine_has_some() -> None:
     assert memory_total() > 64 * 1024**2
+
+
+def test_a_small_container_on_a_busy_machine_is_seen(tmp_path: Path) -> None:
+    """The machine may be nearer to its limit: a body must fit into the container all the same."""
+    (tmp_path / "self").mkdir()
+    (tmp_path / "meminfo").write_text("MemTotal: 16000000 kB\nMemAvailable: 2000000 kB\n")
+    (tmp_path / "self" / "cgroup").write_text("0::/\n")
+    (tmp_path / "memory.max").write_text(str(10**9))
+    (tmp_path / "memory.current").write_text(str(3 * 10**8))
+    assert {(usage.used, usage.limit) for usage in memory_usages(tmp_path, tmp_path)} == {
+        (14_000_000 * 1024, 16_000_000 * 1024),
+        (3 * 10**8, 10**9),
+    }

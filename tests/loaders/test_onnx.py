@@ -191,6 +191,32 @@ def test_an_example_does_not_narrow_what_the_graph_takes(tmp_path: Path) -> None
     free = graph({"x": (FLOAT, ["n", "m"])}, ["n", "m"], "Identity")
     theirs = loaders.save_model(free, tmp_path / "t", signature=written, verify=False)
     assert theirs.signature == written
+    # Whatever wrote the package took an example of three for the shape: the graph knows better.
+    opened = loaders.load_model(tmp_path / "t")
+    assert opened.signature is not None
+    assert opened.signature.inputs == (TensorSpec(np.dtype(np.float32), (-1, -1), "x"),)
+    assert opened.predict(np.array([[1, 2, 3, 4]], np.float32))["y"].tolist() == [[1, 2, 3, 4]]
+
+
+@pytest.mark.parametrize(
+    ("written", "declared", "read"),
+    [
+        ((-1, 3), {"x": (-1, -1)}, (-1, -1)),
+        ((-1, 3), {"x": (-1, 3)}, (-1, 3)),
+        ((-1, 3), {"x": (-1, 4)}, (-1, 3)),
+        ((-1, -1), {"x": (-1, 4)}, (-1, -1)),
+        ((3,), {"x": (-1, -1)}, (3,)),
+        ((3,), {"other": (-1,), "more": (-1,)}, (3,)),
+        ((3,), {}, (3,)),
+    ],
+)
+def test_only_what_the_model_leaves_free_is_widened(written: Any, declared: Any, read: Any) -> None:
+    signature = Signature((TensorSpec(np.dtype(np.float32), written, "x"),))
+    wider = signature.widened(declared)
+    assert wider.inputs == (TensorSpec(np.dtype(np.float32), read, "x"),)
+    assert (wider is signature) == (written == read)
+    unnamed = Signature((TensorSpec(np.dtype(np.float32), (-1, 3)),)).widened({"x": (-1, -1)})
+    assert unnamed.inputs == (TensorSpec(np.dtype(np.float32), (-1, -1)),)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import loaders
+from loaders import original
 from loaders.batch import Columns, Tensors
 from loaders.enforcement import RawInput, enforce
 from loaders.flavors.failures import Unsuitable
@@ -71,3 +72,26 @@ def test_a_table_is_answered_with_a_record_a_row(torch: Any, tmp_path: Path) -> 
     assert isinstance(answer, Columns)
     assert answer.arrays["first"].tolist() == [1, 3]
     assert answer.arrays["all"].tolist() == [[1, 2], [3, 4]]
+
+
+def test_the_module_itself_is_compared_whatever_it_takes_and_answers(torch: Any) -> None:
+    """Several inputs, tuples and mappings: without a comparison a wrong package would pass."""
+
+    class Two(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def forward(self, a: Any, b: Any) -> Any:
+            return {"sum": a + b, "pair": a.bfloat16()}
+
+    class One(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def forward(self, a: Any) -> Any:
+            return a + 1, a - 1
+
+    two, one = (original.asker(module(), "pytorch", {}) for module in (Two, One))
+    assert two is not None
+    assert one is not None
+    answer = two({"a": np.ones(2, np.float32), "b": np.ones(2, np.float32)}, {})
+    assert {name: array.tolist() for name, array in answer.items()} == {"sum": [2, 2], "pair": [1, 1]}
+    answer = one(np.ones(2, np.float32), {})
+    assert {name: array.tolist() for name, array in answer.items()} == {
+        "output_0": [2, 2],
+        "output_1": [0, 0],
+    }

@@ -84,3 +84,13 @@ def test_the_reader_refuses_what_alone_is_too_much_and_what_together_is() -> Non
     assert together.value.code == "OVERLOADED"
     reader.release(held)
     assert reader.held == 0
+
+
+def test_what_is_parsed_elsewhere_leaves_room_for_others() -> None:
+    reader = bodies.BodyReader(10_000_000, 40_000_000)
+    held = [reader.charge_elsewhere(500_000_000), reader.charge(100, 1_000)]
+    with pytest.raises(Problem) as together:
+        reader.charge_elsewhere(30_000_000)
+    assert together.value.code == "OVERLOADED"
+    reader.release(sum(held))
+    assert reader.held == 0

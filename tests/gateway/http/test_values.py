@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pandas as pd
 import pytest
 from sklearn.compose import make_column_transformer
@@ -18,7 +19,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
 import gateway
-from loaders.signature import ColSpec, Scalar, Signature
+from loaders.signature import ColSpec, Scalar, Signature, TensorSpec
 from tests.support.served import Served, settings
 
 TEXTS = ["good film", "bad film", "good play", "bad play"]
@@ -29,6 +30,14 @@ PRICES = [10.0, 91.0, 44.0, 12.0, 95.0, 41.0]
 def one_answer(rows: Any) -> Any:
     """A model of one's own that does not see rows."""
     return ["all of them"]
+
+
+def free_graph() -> Any:
+    """A graph that takes rows of any length."""
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    x, y = (helper.make_tensor_value_info(name, kind, ["n", "m"]) for name in "xy")
+    body = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", [x], [y])
+    return helper.make_model(body, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +63,13 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: Any, houses: Any) -
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it has no signature
         gateway.log_model(texts, name="untyped", registry=registry, alias="champion")
+    gateway.log_model(
+        free_graph(),
+        name="graph",
+        registry=registry,
+        signature=Signature((TensorSpec(np.dtype(np.float32), (-1, 3)),)),
+        alias="champion",
+    )
     as_table = Signature((ColSpec(Scalar.string, "text"),))
     gateway.log_model(texts, name="declared", registry=registry, signature=as_table, alias="champion")
     gateway.log_model(one_answer, name="own", registry=registry, signature=as_table, alias="champion")
@@ -104,3 +120,11 @@ def test_a_known_sentence_without_data_is_shown(served: Served) -> None:
     reply = served.post("/predict/numbers", {"dataframe_records": [{"x": None}]})
     assert (reply.status, reply.code) == (500, "PREDICTION_FAILED")
     assert reply.json["message"].endswith("raised ValueError: Input X contains NaN.")
+
+
+def test_a_graph_is_served_as_wide_as_it_is(served: Served) -> None:
+    """Its signature came from an example of three values a row."""
+    reply = served.post("/predict/graph", {"inputs": [[1.0, 2.0, 3.0, 4.0]]})
+    assert (reply.status, reply.json["predictions"]) == (200, {"y": [[1.0, 2.0, 3.0, 4.0]]})
+    [version] = [one for one in served.get("/models/graph").json["versions"] if one["version"] == "1"]
+    assert "the model takes more than its signature says: tensor<float32>[-1, -1]" in str(version)
