@@ -11,7 +11,7 @@ import datetime
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, Literal
 
 import orjson
@@ -71,12 +71,28 @@ _UNPRINTABLE = {
 _OF_NO_USE = "No supported WebSocket library"
 
 
+class Bursts:
+    """Passes one line of a kind in `BURST_SECONDS`, and counts the others."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._since: dict[Hashable, tuple[float, int]] = {}
+
+    def ending(self, kind: Hashable) -> str | None:
+        """What the line ends with: the count of those that were left out. None: leave this one out."""
+        since, count = self._since.get(kind, (-BURST_SECONDS, 0))
+        if self._clock() - since < BURST_SECONDS:
+            self._since[kind] = since, count + 1
+            return None
+        self._since[kind] = self._clock(), 0
+        return f" (and {count} more since the last such line)" if count else ""
+
+
 class EventLog:
     """Writes a line for each event that has one. Only the event loop uses it."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._bursts: dict[tuple[str, str], tuple[float, int]] = {}
+        self._bursts = Bursts(clock)
         #: By version and kind of event: the last traceback, and how often it was repeated.
         self._traces: dict[tuple[str, str, str], tuple[str, int]] = {}
 
@@ -87,14 +103,11 @@ class EventLog:
             return
         if isinstance(event, events.RegistryFailed) and event.repeated:
             return
-        more = ""
+        more: str | None = ""
         if isinstance(event, events.InputRefused | events.RequestRefused | events.OutputDiffers):
-            since, count = self._bursts.get((event.model, type(event).__name__), (-BURST_SECONDS, 0))
-            if self._clock() - since < BURST_SECONDS:
-                self._bursts[event.model, type(event).__name__] = since, count + 1
+            more = self._bursts.ending((event.model, type(event)))
+            if more is None:
                 return
-            self._bursts[event.model, type(event).__name__] = self._clock(), 0
-            more = f" (and {count} more since the last such line)" if count else ""
         if isinstance(event, events.PredictionFailed | events.LoadFailed):
             repeats = self._repeats(event)
             if repeats:
@@ -183,8 +196,7 @@ class OnceInAWhile(logging.Filter):
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
-        self._clock = clock
-        self._bursts: dict[str, tuple[float, int]] = {}
+        self._bursts = Bursts(clock)
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.name != "uvicorn.error" or record.levelno != logging.WARNING:
@@ -192,14 +204,10 @@ class OnceInAWhile(logging.Filter):
         said = str(record.msg)
         if not said.startswith(_OF_STRANGERS):
             return not said.startswith(_OF_NO_USE)
-        since, count = self._bursts.get(said, (-BURST_SECONDS, 0))
-        if self._clock() - since < BURST_SECONDS:
-            self._bursts[said] = since, count + 1
-            return False
-        self._bursts[said] = self._clock(), 0
-        if count:
-            record.msg = f"{said} (and {count} more since the last such line)"
-        return True
+        more = self._bursts.ending(said)
+        if more:
+            record.msg = said + more
+        return more is not None
 
 
 def configure(form: Literal["auto", "json", "text"], level: str) -> None:

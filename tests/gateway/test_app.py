@@ -12,6 +12,7 @@ from gateway import app
 from gateway.errors import Problem
 from gateway.names import Reference
 from gateway.pools import IO_THREAD
+from gateway.record import RequestRecord
 from gateway.registries import open_registry
 from gateway.service import Inference
 from loaders.enforcement import RawInput
@@ -54,7 +55,8 @@ async def test_a_gateway_that_refuses_takes_no_request(tmp_path: Path) -> None:
         made.refuse()
         assert made.parts.draining()
         with pytest.raises(Problem, match="stopping"):
-            await made.service.predict(Inference(Reference("one"), RawInput("instances", [1])))
+            late = RequestRecord(late=made.service.stopping)
+            await made.service.predict(Inference(Reference("one"), RawInput("instances", [1]), record=late))
     finally:
         await made.stop()
 

@@ -12,6 +12,7 @@ import pytest
 from gateway.errors import Problem
 from gateway.events import InputRefused, PredictionFailed, RequestRefused
 from gateway.names import Reference
+from gateway.record import RequestRecord
 from gateway.runners.base import ModelError, NoProcess, RunnerCrashed, RunnerTimeout
 from gateway.runners.suspects import Poisoned
 from gateway.serving.admission import NotAdmitted
@@ -67,9 +68,11 @@ async def test_the_default_model_answers_where_none_is_named(tmp_path: Path) -> 
         assert str(inference.record.version) == "iris/2"
 
 
-async def test_a_gateway_that_stops_takes_no_request(tmp_path: Path) -> None:
+async def test_a_request_that_came_when_the_gateway_was_stopping_is_refused(tmp_path: Path) -> None:
     async with composed(tmp_path, stopping=lambda: True) as parts:
-        assert (await refusal(parts)).code == "SHUTTING_DOWN"
+        assert await parts.answers() == "1"  # its head came before
+        record = RequestRecord(late=parts.service.stopping)
+        assert (await refusal(parts, record=record)).code == "SHUTTING_DOWN"
 
 
 async def test_the_caller_waits_for_a_cold_model_as_long_as_it_may(tmp_path: Path) -> None:
