@@ -103,11 +103,12 @@ class EventLog:
             return
         if isinstance(event, events.RegistryFailed) and event.repeated:
             return
-        more: str | None = ""
+        more = ""
         if isinstance(event, events.InputRefused | events.RequestRefused | events.OutputDiffers):
-            more = self._bursts.ending((event.model, type(event)))
-            if more is None:
+            ending = self._bursts.ending((event.model, type(event)))
+            if ending is None:
                 return
+            more = ending
         if isinstance(event, events.PredictionFailed | events.LoadFailed):
             repeats = self._repeats(event)
             if repeats:

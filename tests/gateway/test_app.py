@@ -54,9 +54,10 @@ async def test_a_gateway_that_refuses_takes_no_request(tmp_path: Path) -> None:
         assert not made.parts.draining()
         made.refuse()
         assert made.parts.draining()
+        late = RequestRecord(late=made.service.stopping)
+        inference = Inference(Reference("one"), RawInput("instances", [1]), record=late)
         with pytest.raises(Problem, match="stopping"):
-            late = RequestRecord(late=made.service.stopping)
-            await made.service.predict(Inference(Reference("one"), RawInput("instances", [1]), record=late))
+            await made.service.predict(inference)
     finally:
         await made.stop()
 
