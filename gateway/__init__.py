@@ -4,9 +4,10 @@ Importing this package is cheap: each name is imported on first use.
 
 Where to start reading: `service` (the life of a prediction), `serving.servable` (the life of a loaded model),
 `serving.ledger` (memory), `rollouts.aliases` (which version answers). The folders, from what knows least to
-what knows most: `registries` (which versions exist), `artifacts` (their files), `environments` (their Python),
-`runners` (their processes), `serving` (loaded models), `rollouts` (aliases, gates, promotions, canaries),
-`views` (what people see), `http` and `grpc` (protocols), `commands` (the command line). `app` builds all of it.
+what knows most: `registries` (which versions exist), `artifacts` (their files), `environments` (their
+Python), `runners` (their processes), `serving` (loaded models), `rollouts` (aliases, gates, promotions,
+canaries), `views` (what people see), `http` and `grpc` (protocols), `commands` (the command line). `app`
+builds all of it.
 """
 
 from __future__ import annotations
