@@ -23,9 +23,10 @@ from gateway.names import InvalidReference, Reference, check_alias, check_name, 
 from gateway.registries import default_target, open_registry
 from gateway.registries.base import Version
 from gateway.registries.resolution import resolve
+from loaders import keywords, proof
 from loaders import package as packages
-from loaders import proof
 
+_ABSENT: Any = object()
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
@@ -42,7 +43,7 @@ class ModelVersion:
 
 
 def log_model(
-    model: Any,
+    model: Any = _ABSENT,
     name: str | None = None,
     registry: str | os.PathLike[str] | None = None,
     *,
@@ -61,12 +62,13 @@ def log_model(
     """Saves a live model as the next version of `name`, and moves `alias` to it if one is given.
 
     Flavor and signature are inferred when they are not given; `options` go to the flavor. MLflow's keywords
-    (`registered_model_name`, `pip_requirements`, `conda_env`, …) are accepted; an unknown keyword is an
-    error. With `verify`, a new process loads the saved package before the registry is written. Its answer to
-    the example is compared with the answer of `model`, and recorded (see `loaders.save_model`). A registry
+    (`sk_model`, `registered_model_name`, `pip_requirements`, `conda_env`, …) are accepted; an unknown keyword
+    is an error. With `verify`, a new process loads the saved package before the registry is written. Its answer
+    to the example is compared with the answer of `model`, and recorded (see `loaders.save_model`). A registry
     file that does not exist is created, with its store `models/` next to it. Raises what `loaders.save_model`
     raises, RegistryError and InvalidReference.
     """
+    model = keywords.the_model(model, options, _ABSENT)
     name = _registered_name(name, options)
     check_name(name)
     if alias is not None:

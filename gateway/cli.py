@@ -26,7 +26,7 @@ from gateway.commands import (
     rollouts,
     serving,
 )
-from gateway.commands.terminal import REFUSED, WRONG_USAGE, Failure, complain, note
+from gateway.commands.terminal import REFUSED, WRONG_USAGE, Failure, apart, complain, note
 
 INTERRUPTED = 130
 _LISTING = re.compile(r"GET /models(/NAME)?(?![\w/])")
@@ -103,7 +103,7 @@ def run(arguments: Sequence[str]) -> int:
                 note("".join(traceback.format_exception(error)).rstrip())
             kind = type(error).__name__
             failure = Failure(f"unexpected {kind}: {error}", "gateway --verbose … prints the traceback")
-        complain(failure.message, _in_commands(failure.hint))
+        complain(failure.message, _in_commands(failure.hint), failure.problems)
         return failure.code
 
 
@@ -143,16 +143,23 @@ def _expected(error: Exception) -> Failure | None:
     from gateway.artifacts.base import ArtifactError
     from gateway.errors import Problem
     from gateway.names import InvalidReference
-    from gateway.registries.base import NoRegistry, RegistryError
+    from gateway.registries.base import NoRegistry, RegistryError, RegistryInvalid
     from gateway.runners.base import ModelError
     from gateway.settings import SettingsError
     from loaders.flavors.base import MissingFramework
     from loaders.package import PackageError
 
-    if isinstance(error, SettingsError | InvalidReference | NoRegistry):
+    if isinstance(error, SettingsError):
+        problems = [f"{place}: {problem}" for place, problem in error.problems]
+        return Failure("the settings are wrong", code=WRONG_USAGE, problems=problems)
+    if isinstance(error, RegistryInvalid):
+        problems = [f"{place}: {problem}" if place else problem for place, problem in error.problems]
+        return Failure(f"{error.target} is not a valid registry", problems=problems)
+    if isinstance(error, InvalidReference | NoRegistry):
         return Failure(str(error), code=WRONG_USAGE)
     if isinstance(error, Problem):
-        return Failure(str(error), error.hint)
+        message, lines = apart(str(error), [detail.problem for detail in error.details])
+        return Failure(message, error.hint, problems=lines)
     if isinstance(error, RegistryError | ArtifactError | PackageError | ModelError | MissingFramework):
         return Failure(str(error))
     if isinstance(error, OSError):

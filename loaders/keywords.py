@@ -9,7 +9,10 @@ import difflib
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from loaders.signature import Signature
 
 SYNONYMS: Final = {
     "pip_requirements": "requirements",
@@ -20,9 +23,23 @@ SYNONYMS: Final = {
 }
 """MLflow's name → ours."""
 
+MODELS: Final = (
+    "sk_model",
+    "python_model",
+    "onnx_model",
+    "xgb_model",
+    "lgb_model",
+    "cb_model",
+    "pytorch_model",
+    "statsmodels_model",
+)
+"""MLflow's names for the model itself."""
+
+FULFILLED: Final = frozenset({"await_registration_for"})
+"""MLflow's keywords for what is so in any case: a version is registered when `log_model` returns."""
+
 IGNORED: Final = frozenset(
     {
-        "await_registration_for",
         "step",
         "model_id",
         "model_type",
@@ -48,12 +65,25 @@ OWN: Final = (
 )
 
 
+def the_model(model: Any, options: dict[str, Any], absent: object) -> Any:
+    """The model by any of MLflow's names for it, which is taken out of `options`. `absent` stands for none.
+    Raises TypeError."""
+    given = [name for name in MODELS if name in options]
+    if (model is not absent) + len(given) != 1:
+        raise TypeError(
+            f"give the model once: as the first argument, or as {' or '.join(given or MODELS[:2])}"
+        )
+    return model if model is not absent else options.pop(given[0])
+
+
 def ours(options: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """`options` under our names, without those that have no meaning here, for which it warns. `given`: the
     keywords that the caller has already read; None counts as not given. Raises TypeError for one that is
     given under both names."""
     found: dict[str, Any] = {}
     for name, value in options.items():
+        if name in FULFILLED:
+            continue
         if name in IGNORED:
             if value is not None:
                 warnings.warn(f"{name} has no meaning here and is ignored", stacklevel=4)
@@ -75,6 +105,20 @@ def check(options: Mapping[str, Any], flavor: str, taken: Iterable[str]) -> None
         takes = f"{flavor} models accept {', '.join(known)}" if known else f"{flavor} models accept no others"
         meant = f"did you mean {near[0]}? " if near else ""
         raise TypeError(f"unknown keyword {name}: {meant}{takes}")
+
+
+def signature(value: Any) -> Signature | None:
+    """A signature of ours, or one of MLflow's, which says the same in its `to_dict()`. Raises TypeError."""
+    from loaders.signature import Signature
+
+    if value is None or isinstance(value, Signature):
+        return value
+    if hasattr(value, "to_dict") and hasattr(value, "inputs"):
+        return Signature.from_json(value.to_dict())
+    raise TypeError(
+        f"signature is {type(value).__name__}: give a loaders.Signature or MLflow's ModelSignature, or none "
+        "to have it inferred from the input_example"
+    )
 
 
 def requirements(value: str | Path | Iterable[str] | None) -> list[str] | None:

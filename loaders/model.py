@@ -262,6 +262,7 @@ def save_model(
     chosen = flavors.for_model(model) if flavor is None else flavors.get(flavor)
     taken = {"requirements": requirements, "code_paths": code_paths}
     options = keywords.ours(options, taken)
+    signature = keywords.signature(signature)
     requirements = keywords.requirements(options.pop("requirements", requirements))
     code_paths = options.pop("code_paths", code_paths)
     if (conda := options.pop("conda_env", None)) is not None:

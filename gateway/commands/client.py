@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import httpx
 
-from gateway.commands.terminal import Failure
+from gateway.commands.terminal import Failure, apart
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 _NOT_A_GATEWAY = "check that --url or GATEWAY_URL is the URL of a gateway"
@@ -95,4 +95,5 @@ def _refusal(answer: httpx.Response) -> Failure:
             "give the gateway's key with --admin-key-file FILE or GATEWAY_ADMIN_KEY; it is in the gateway's "
             "admin_key_file, else in the file control.key in its state_dir"
         )
-    return Failure(f"{message} ({code})", str(hint) if hint else None)
+    message, problems = apart(message, [str(detail.get("problem")) for detail in body.get("details") or ()])
+    return Failure(f"{message} ({code})", str(hint) if hint else None, problems=problems)

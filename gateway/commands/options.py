@@ -78,7 +78,7 @@ def connect(url: str | None, admin_key_file: Path | None, config: Path | None = 
     from gateway.commands.client import Client
 
     settings = settings_of(config)
-    target = url_given(url) or _url_of(settings.host, settings.port)
+    target = url_given(url) or url_of(settings.host, settings.port)
     key = os.environ.get("GATEWAY_ADMIN_KEY") if admin_key_file is None else None
     file = admin_key_file or settings.admin_key_file
     if not key and file is not None:
@@ -93,7 +93,7 @@ def connect(url: str | None, admin_key_file: Path | None, config: Path | None = 
     return Client(target, key.strip() if key else None)
 
 
-def _url_of(host: str, port: int) -> str:
+def url_of(host: str, port: int) -> str:
     """The URL at which this machine reaches a gateway that listens on this address."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"

@@ -91,8 +91,8 @@ def _form(source: str, content: bytes) -> Format:
 
 
 def _unfit(uri: str, error: InvalidInput) -> Failure:
-    """Every violation in one line."""
+    """Every violation, in one line each."""
     found = [f"{violation.path}: {violation.problem}" for violation in error.violations[:SHOWN_VIOLATIONS]]
-    all_shown = error.total <= len(found)
-    listed = "; ".join(found) + ("" if all_shown else f"; {error.count_text} in all")
-    return Failure(f"the input does not fit {uri}: {listed}")
+    if error.total > len(found):
+        found.append(f"{error.count_text} in all")
+    return Failure(f"the input does not fit {uri}", problems=found)

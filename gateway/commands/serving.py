@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gateway.commands.options import ConfigOption, OutputOption, RegistryOption, settings_of
+from gateway.commands.options import ConfigOption, OutputOption, RegistryOption, settings_of, url_of
 from gateway.commands.terminal import Failure, Output, result, working
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def demo(
     ] = Path("gateway-demo"),
     port: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, max=65535, help="The port on 127.0.0.1.  [default: 8080]"),
+        typer.Option(metavar="N", min=1, max=65535, help="The port; else the setting.  [default: 8080]"),
     ] = None,
     output: OutputOption = Output.text,
 ) -> None:
@@ -42,7 +42,6 @@ def demo(
 
     settings = settings_of(
         registry=str(directory / "registry.yaml"),
-        host="127.0.0.1",
         port=port,
         cache_dir=str((directory / "cache").absolute()),
         state_dir=str((directory / "state").absolute()),
@@ -50,7 +49,7 @@ def demo(
     _must_be_free(settings.host, settings.port)
     with working(f"making the demo in {directory}"):
         registry = show.prepare(directory)
-    url = f"http://{settings.host}:{settings.port}"
+    url = url_of(settings.host, settings.port)
     key = directory / "state" / "control.key"
     view = {"url": url, "directory": str(directory), "registry": str(registry)}
     where = f"The demo is in {directory}. Ctrl-C stops it; `gateway demo --dir {directory}` continues it.\n"

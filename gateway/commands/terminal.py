@@ -28,13 +28,21 @@ class Output(StrEnum):
 
 
 class Failure(Exception):
-    """Ends a command. `message` says what is wrong, `hint` what to do about it."""
+    """Ends a command. `message` says what is wrong, `problems` each of several in a line, `hint` what to do
+    about it."""
 
-    def __init__(self, message: str, hint: str | None = None, code: int = REFUSED) -> None:
+    def __init__(
+        self,
+        message: str,
+        hint: str | None = None,
+        code: int = REFUSED,
+        problems: Sequence[str] = (),
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
         self.code = code
+        self.problems = tuple(problems)
 
 
 def result(output: Output, value: Any, text: str | Callable[[], None]) -> None:
@@ -52,11 +60,21 @@ def note(text: str) -> None:
     typer.echo(text, err=True)
 
 
-def complain(message: str, hint: str | None) -> None:
-    """Prints an error and its hint, one line each."""
-    note(f"gateway: {_one_line(message)}")
+def complain(message: str, hint: str | None, problems: Sequence[str] = ()) -> None:
+    """Prints an error, each of several problems in a line of its own, and a hint. A single problem stands in
+    the first line."""
+    if len(problems) == 1:
+        message, problems = f"{message}: {problems[0]}", ()
+    note(f"gateway: {_one_line(message)}{':' if problems else ''}")
+    for problem in problems:
+        note(f"  {_one_line(problem)}")
     if hint:
         note(f"hint: {_one_line(hint)}")
+
+
+def apart(message: str, problems: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    """A message without the problems that it ends with, which then have a line each."""
+    return message.removesuffix("; ".join(problems)).removesuffix(": "), tuple(problems)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:

@@ -52,6 +52,7 @@ class RegistryInvalid(RegistryError):
     def __init__(self, target: str, problems: list[tuple[str, str]]) -> None:
         lines = "; ".join(f"{place}: {problem}" if place else problem for place, problem in problems)
         super().__init__(f"{target} is not a valid registry: {lines}")
+        self.target = target
         self.problems = problems
 
 

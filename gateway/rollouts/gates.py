@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from gateway.errors import Problem
+from gateway.errors import Detail, Problem
 from gateway.policy import RolloutPolicy
 from gateway.registries.base import Model, Version
 from gateway.rollouts.records import Record, not_registered
@@ -117,7 +117,8 @@ class Gates:
             reasons = await self._compare(target, prepared, record, prepare)
             if reasons and not force:
                 message = f"{target} cannot replace {record.against}: {'; '.join(reasons)}"
-                raise Problem("ROLLOUT_REFUSED", message, hint=FORCE)
+                details = [Detail("signature", reason) for reason in reasons]
+                raise Problem("ROLLOUT_REFUSED", message, details=details, hint=FORCE)
         if force or self.policy(record.model).environment == "warn":
             prepared = replace(prepared, forced=True)
         with trial.check("load, warm-up and example"):

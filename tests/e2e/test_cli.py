@@ -324,6 +324,25 @@ def test_config_says_where_each_setting_comes_from(shell: Shell) -> None:
     assert "memory_limit" in schema["properties"]
 
 
+def test_each_of_several_problems_has_a_line(iris: Shell) -> None:
+    (iris.directory / "bad.json").write_text(json.dumps({"dataframe_records": [{"sepal_length": "long"}]}))
+    (iris.directory / "bad.yaml").write_text(
+        "version: 1\nmodels: {a: {versions: {x: {}}}, b/c: {versions: {}}}\n"
+    )
+    settings = iris.called("config", GATEWAY_PORT="x", GATEWAY_COLD_WAIT="soon").failed(2)
+    registry = iris.called("models", "--registry", "bad.yaml").failed()
+    values = iris.called("predict", "models:/iris/1", "-i", "bad.json").failed()
+    for said, places in (
+        (settings, ("GATEWAY_PORT: ", "GATEWAY_COLD_WAIT: ")),
+        (registry, ("models.a.versions.x: ", "models.b/c: ")),
+        (values, ("dataframe_records[0].sepal_length: ", "dataframe_records.petal_width: ")),
+    ):
+        lines = said.splitlines()
+        assert any(line.startswith("gateway: ") and line.endswith(":") for line in lines), said
+        for place in places:
+            assert sum(line.startswith(f"  {place}") for line in lines) == 1, said
+
+
 def test_wrong_settings_exit_with_2(shell: Shell) -> None:
     assert "GATEWAY_PROT" in shell.called("config", GATEWAY_PROT="9000").failed(2)
 
@@ -486,8 +505,10 @@ def test_the_demo_from_predict_to_promotion(shell: Shell) -> None:
     pushed = sorted(path.name for path in (shell.directory / "d" / "models").iterdir())
     assert pushed == ["diabetes", "iris", "tickets"]
     registry = (shell.directory / "d" / "registry.yaml").read_bytes()
-    with shell.running("demo", "--dir", "d", port=port) as url:
+    placed = {"GATEWAY_HOST": "0.0.0.0", "GATEWAY_PORT": str(port)}
+    with shell.running("demo", "--dir", "d", port=port, **placed) as url:
         assert predict(url)["model"]["version"] == "2"
+        assert " on http://0.0.0.0:" in (shell.directory / f"serve-{port}.log").read_text()
         assert (
             f"gateway promote iris@champion 1 --url {url}"
             in (shell.directory / f"serve-{port}.log").read_text()

@@ -66,8 +66,40 @@ def test_a_conda_env_without_pip_is_an_error(tmp_path: Path) -> None:
 
 
 def test_what_means_nothing_here_is_warned_of(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="await_registration_for has no meaning here"):
-        save(tmp_path, await_registration_for=300)
+    with pytest.warns(UserWarning, match="prompts has no meaning here"):
+        save(tmp_path, prompts=["a"])
+
+
+def test_what_is_so_in_any_case_needs_no_word(tmp_path: Path) -> None:
+    save(tmp_path, await_registration_for=300)  # warnings are errors
+
+
+def test_mlflows_words_for_the_model(tmp_path: Path) -> None:
+    model, registry = LogisticRegression().fit(X, [0, 0, 1, 1]), tmp_path / "registry.yaml"
+    logged = gateway.log_model(sk_model=model, name="iris", registry=registry, input_example=X, verify=False)
+    assert logged.version == "1"
+    with pytest.raises(TypeError, match="give the model once"):
+        gateway.log_model(model, sk_model=model, name="iris", registry=registry)
+    with pytest.raises(TypeError, match="give the model once"):
+        gateway.log_model(name="iris", registry=registry)
+
+
+class Theirs:
+    """What MLflow's ModelSignature has."""
+
+    inputs = outputs = params = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"inputs": '[{"type": "double", "name": "x"}]', "outputs": None, "params": None}
+
+
+def test_a_signature_of_mlflow_says_what_it_says_there(tmp_path: Path) -> None:
+    save(tmp_path, signature=Theirs())
+    signature = loaders.load_model(tmp_path / "m").signature
+    assert signature is not None
+    assert [spec.name for spec in signature.inputs or ()] == ["x"]
+    with pytest.raises(TypeError, match="signature is str"):
+        loaders.save_model(LogisticRegression().fit(X, [0, 0, 1, 1]), tmp_path / "n", signature="x")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -38,14 +38,15 @@ class Done:
         return json.loads(self.out)
 
     def failed(self, code: int = 1) -> str:
-        """Its complaint: one line or two, never a traceback."""
+        """Its complaint: one line or two and a line for each of several problems, never a traceback."""
         assert self.code == code, (self.code, self.out, self.err)
-        lines = [line for line in self.err.splitlines() if not line.endswith(" …")]
+        said = [line for line in self.err.splitlines() if not line.endswith(" …")]
+        lines = [line for line in said if not line.startswith("  ")]
         assert 1 <= len(lines) <= 2, self.err
         assert lines[0].startswith("gateway: "), self.err
         assert "Traceback" not in self.err
         assert self.out == ""
-        return "\n".join(lines)
+        return "\n".join(said)
 
 
 @dataclass(frozen=True)
@@ -83,11 +84,13 @@ class Shell:
 
     @contextmanager
     def running(self, *arguments: object, port: int, **variables: str) -> Iterator[str]:
-        """The URL of a command that serves, once it is ready; ended by SIGTERM, with exit code 0."""
+        """The URL of a command that serves, once it is ready; ended by SIGTERM, with exit code 0. The port is
+        a flag unless GATEWAY_PORT is given."""
+        flag = [] if "GATEWAY_PORT" in variables else ["--port", str(port)]
         log = self.directory / f"serve-{port}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [*COMMAND, *map(str, arguments), "--port", str(port)],
+                [*COMMAND, *map(str, arguments), *flag],
                 cwd=self.directory,
                 env={**self.environment, **variables},
                 stdin=subprocess.DEVNULL,
