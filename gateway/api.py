@@ -63,10 +63,10 @@ def log_model(
 
     Flavor and signature are inferred when they are not given; `options` go to the flavor. MLflow's keywords
     (`sk_model`, `registered_model_name`, `pip_requirements`, `conda_env`, …) are accepted; an unknown keyword
-    is an error. With `verify`, a new process loads the saved package before the registry is written. Its answer
-    to the example is compared with the answer of `model`, and recorded (see `loaders.save_model`). A registry
-    file that does not exist is created, with its store `models/` next to it. Raises what `loaders.save_model`
-    raises, RegistryError and InvalidReference.
+    is an error. With `verify`, a new process loads the saved package before the registry is written. Its
+    answer to the example is compared with the answer of `model`, and recorded (see `loaders.save_model`). A
+    registry file that does not exist is created, with its store `models/` next to it. Raises what
+    `loaders.save_model` raises, RegistryError and InvalidReference.
     """
     model = keywords.the_model(model, options, _ABSENT)
     name = _registered_name(name, options)
