@@ -47,7 +47,7 @@ def package_files(root: Path) -> list[tuple[str, Path, int]]:
 
 
 def is_part(relative: str) -> bool:
-    """Whether a file at this path in a package belongs to the package."""
+    """Returns True if a file at this path in a package belongs to the package."""
     parts = relative.split("/")
     return relative not in _IGNORED_AT_ROOT and not _IGNORED_DIRECTORIES.intersection(parts[:-1])
 

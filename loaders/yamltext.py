@@ -92,7 +92,7 @@ def _plain(value: Any, place: str) -> Any:
 
 
 def kind_of(value: object) -> str:
-    """What a value is, for messages."""
+    """Names the kind of a value, for messages."""
     if value is None:
         return "null"
     kinds = {

@@ -1,7 +1,7 @@
-"""Which sources may be asked for a version's files: the operator's list, and the rules without one.
+"""Decides which sources a version's files may come from: the operator's list, and the rules without one.
 
-A remote registry may not name this machine, a metadata service is never asked, and each link of a chain is
-checked. Asks for nothing but the addresses of a host.
+A remote registry may not name this machine, a metadata service is never contacted, and each link of a chain
+is checked. Resolves the names of hosts and makes no other network call.
 """
 
 from __future__ import annotations
@@ -179,4 +179,4 @@ def _addresses(host: str) -> list[str]:
     try:
         return [str(found[4][0]) for found in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
     except OSError:
-        return []  # whoever connects says so
+        return []  # the connection fails later and says why

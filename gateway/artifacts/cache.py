@@ -62,17 +62,17 @@ class Beside(Protocol):
         ...
 
     def free(self, key: str) -> bool:
-        """Removes one that nobody uses, and what it alone kept. False where somebody does."""
+        """Removes an entry that is not in use, and what only it kept. Returns False if it is in use."""
         ...
 
     def tidy(self) -> None:
-        """Lets go of all that nothing needs now."""
+        """Removes everything that is not needed now."""
         ...
 
 
 class Artifacts:
-    """The cache under `cache_dir`. It and what is `beside` it take at most `disk_limit` bytes together; what
-    was used longest ago goes first, whichever it is."""
+    """The cache under `cache_dir`. It and the environments (`beside`) take at most `disk_limit` bytes in all;
+    the least recently used of both is removed first."""
 
     def __init__(
         self,
@@ -126,14 +126,14 @@ class Artifacts:
             raise _failed(version, error, self._root) from error
 
     def bytes(self) -> int:
-        """The size of all packages in the cache, and of what is beside it; 0 where it cannot be read."""
+        """The size of all packages in the cache and of the environments; 0 if it cannot be read."""
         with contextlib.suppress(OSError):
             beside = 0 if self._beside is None else self._beside.bytes()
             return sum(size for _, size, _ in self._entries()) + beside
         return 0
 
     def trim(self) -> None:
-        """Keeps to the limit after something grew beside the cache. What is in use stays."""
+        """Enforces the limit after an environment has grown. Keeps what is in use."""
         with _alone(self._root / ".room.lock"):
             self._make_room(0)
 

@@ -113,8 +113,8 @@ class Fetched:
 
 
 class Packages:
-    """`fetches` is where files are fetched, `disk` where those that are here are looked at: a download that
-    hangs must not stand in their way. `policy` gives a version's policy (by name and digest); `measured`
+    """`fetches` runs downloads, `disk` reads files that are already here, so that a download that hangs
+    delays no other package. `policy` gives a version's policy (by name and digest); `measured`
     (bytes, load seconds) by digest; `scanned` what the files of a digest execute (True: recorded).
 
     `remembered` and `remember` read and write the digest of an earlier fetch, for a version without one in

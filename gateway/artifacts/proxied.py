@@ -1,6 +1,6 @@
 """A version's files behind an MLflow server's artifact proxy.
 
-What the server lists is not trusted: a name must stay inside.
+Does not trust what the server lists: a name must stay inside the package.
 """
 
 from __future__ import annotations

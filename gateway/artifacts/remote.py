@@ -1,6 +1,6 @@
 """A version's files in what fsspec reaches: object stores, web servers, archives.
 
-What a source lists is not trusted: a name must stay inside, a file has the size that was announced. The
+Does not trust what a source lists: a name must stay inside the package, a file has the announced size. The
 libraries behind fsspec try again for minutes by themselves; each call has a time limit.
 """
 
@@ -135,7 +135,7 @@ class Remote:
             while chunk := from_.read(CHUNK):
                 size += len(chunk)
                 if size > limit:
-                    raise ArtifactError(f"the files of {version} are larger than the cache")
+                    raise ArtifactError(f"the files of {version} do not fit in the cache")
                 file.write(chunk)
                 meter.add(len(chunk))
         return size

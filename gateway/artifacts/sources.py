@@ -84,7 +84,7 @@ class _Directory:
 
     def files(self, version: Version) -> list[File]:
         if not self._path.is_absolute():
-            raise ArtifactError(f"the source of {version} is no absolute path", str(self._path))
+            raise ArtifactError(f"the source of {version} is not an absolute path", str(self._path))
         if not self._path.is_dir():
             raise ArtifactError(f"the directory of {version} is not there", str(self._path))
         try:

@@ -22,7 +22,7 @@ from gateway.registries import jsontext, yamledit
 from gateway.registries.base import MAX_PREVIOUS, Alias, Entries, Model, RegistryInvalid, Verdict, Version
 
 Form = Literal["yaml", "json"]
-#: Where in a document (`models`, a name, and on), and what is to stand there; None: nothing.
+#: A path in a document (`models`, a name, and so on), and its new value; None: removed.
 Change = tuple[Sequence[str], Any]
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
@@ -53,8 +53,8 @@ class Reader:
     def read(self, content: bytes, base: str) -> Entries:
         """The models, with relative sources at `base`. Raises RegistryInvalid with all problems.
 
-        An alias that points to a version which is not there is no problem of the document: whoever serves it
-        keeps what it has and says so.
+        An alias that points to a missing version does not make the document invalid: the gateway keeps
+        serving what it has and reports it.
         """
         if base != self._base:
             self._values, self._base = {}, base

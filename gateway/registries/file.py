@@ -395,7 +395,7 @@ class FileRegistry(Whole):
             except RegistryInvalid as error:
                 raise RegistryError(f"not written, because after the change {error}") from error
         if not kept:
-            log.warning("%s could not be edited in place: written anew, without its comments", self.target)
+            log.warning("%s could not be edited in place: rewritten without its comments", self.target)
         self._replace(new)
         self._last = last = Snapshot(models, self._stamp(new))
         return last

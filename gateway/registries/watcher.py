@@ -220,9 +220,9 @@ class Watch:
             await self.find(reference)
 
     async def find(self, reference: Reference) -> bool:
-        """Asks for what the last snapshot lacks. Returns whether that was worth doing: a registry that is
-        read whole has said it all, and what was not there a moment ago is not asked for again. (A version may
-        have been registered just now: that is always asked for.) Raises REGISTRY_UNAVAILABLE."""
+        """Queries a reference that the last snapshot lacks. Returns whether it did: a registry that is read
+        whole needs no query, and a name that was absent a moment ago is not queried again. (A version may
+        have been registered just now, so a version is always queried.) Raises REGISTRY_UNAVAILABLE."""
         if not self._registry.partial:
             if not self.seen:
                 raise self._unavailable()
@@ -236,8 +236,8 @@ class Watch:
         if remembered is None and not (known and reference.version is not None):
             return False
         if (pause := self._silent_until - self._clock()) > 0:
-            # It asked for a pause, or does not answer: more queries would make it worse.
-            raise Problem("REGISTRY_UNAVAILABLE", "the registry cannot be asked now", retry_after=pause)
+            # Its server wants a pause, or does not answer: more queries would make it worse.
+            raise Problem("REGISTRY_UNAVAILABLE", "the registry cannot be queried now", retry_after=pause)
         try:
             await self._ask(reference)
         except Problem as problem:
@@ -252,7 +252,11 @@ class Watch:
         task = self._asking.get(reference)
         if task is None:
             if len(self._asking) >= QUESTIONS_WAITING:
-                raise Problem("REGISTRY_UNAVAILABLE", "too many names are being asked for", retry_after=1)
+                raise Problem(
+                    "REGISTRY_UNAVAILABLE",
+                    "too many names are being looked up in the registry",
+                    retry_after=1,
+                )
             task = asyncio.get_running_loop().create_task(self._answered(reference))
             self._asking[reference] = task
             task.add_done_callback(lambda _: self._asking.pop(reference, None))
@@ -266,15 +270,15 @@ class Watch:
             try:
                 snapshot = await self._blocking(self._registry.find, reference)
             except RegistryError as error:
-                self._emit(RegistryFailed(f"asked for {reference}: {error}", repeated=True))
+                self._emit(RegistryFailed(f"query for {reference}: {error}", repeated=True))
                 asked = getattr(error, "retry_after", None)
                 if asked is not None:
                     self._paused_until = max(
                         self._paused_until, self._clock() + backoff.pause(1, asked=asked)
                     )
                 # Anybody may ask for a name: where the registry is must not be told to all.
-                log.warning("the registry could not be asked for %s: %s", reference, error)
-                message = "the registry cannot be asked now"
+                log.warning("the registry could not be queried for %s: %s", reference, error)
+                message = "the registry cannot be queried now"
                 raise Problem("REGISTRY_UNAVAILABLE", message, retry_after=asked or 1) from None
         self._used[key(reference)] = self._clock()
         self.take(snapshot, "registry")

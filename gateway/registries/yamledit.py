@@ -110,7 +110,7 @@ class _Walk:
             event = self.next()
 
     def line(self, event: Any) -> int:
-        """Where the line of an event begins, which must be the first on it."""
+        """Returns where the line of an event begins. The event must be the first on its line."""
         mark = event.start_mark
         start: int = mark.index - mark.column
         if self._text[start : mark.index].strip(" "):

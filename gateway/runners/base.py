@@ -97,7 +97,7 @@ class Runner(Protocol):
 
     @property
     def spare(self) -> bool | None:
-        """Whether a spare process is ready; None if the runner cannot have one."""
+        """True if a spare process is ready; None if the runner cannot have one."""
 
     def start_spare(self) -> None:
         """Begins to start a spare process. Its memory counts in `measured_bytes`."""

@@ -44,7 +44,7 @@ _ALWAYS: Final = {
 _SKLEARN: Final = (
     "numpy", "pandas", "scipy.sparse", "sklearn.pipeline", "sklearn.linear_model", "sklearn.ensemble",
     "sklearn.preprocessing", "sklearn.compose", "sklearn.svm", "sklearn.neighbors", "sklearn.tree",
-    # What a first prediction imports.
+    # A first prediction imports these.
     "narwhals.stable.v2._namespace", "narwhals._pandas_like.namespace", "narwhals._pandas_like.group_by",
     "narwhals._interchange.dataframe",
 )  # fmt: skip

@@ -84,7 +84,7 @@ class Orphans:
             self._look()
 
     def _look(self) -> bool:
-        """Whether there are orphans."""
+        """Returns True if there are orphans."""
         self._in_use = {pid: child for pid, child in self._in_use.items() if child.handle >= 0}
         if not adopts():
             return False

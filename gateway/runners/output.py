@@ -15,7 +15,7 @@ Sink = Callable[[str], None]
 
 _READ: Final = 1 << 16
 _MAX_LINE: Final = 2_000
-#: What a line costs beside its own bytes: a record of the log is made of it.
+#: The cost of a line in addition to its own bytes: each line becomes a log record.
 _PER_LINE: Final = 128
 #: How much a pipe may hold: what is still in it at the end fits into so many reads.
 _LAST_READS: Final = 16

@@ -2,7 +2,7 @@
 
 A process that ends fails the call it was answering, and no other: calls that no process has taken yet wait
 for the next one. It comes at once the first time, later each further time, and not at all after too many (see
-`restarts`). A model that is asked all the time may have a spare process, loaded and idle, that takes over at
+`restarts`). A busy model may have a spare process, loaded and idle, that takes over at
 once. The operator's timeout and memory limit end a process as well. Everything runs on the event loop,
 without threads.
 """
@@ -427,7 +427,7 @@ class ProcessRunner:
             return  # a spare process has taken over
         try:
             await self._start_worker()
-        except Exception as error:  # noqa: BLE001 - whatever it was: without another try no process comes
+        except Exception as error:  # noqa: BLE001 - any failure: without another attempt no process starts
             self._observe("crashed", f"it could not be started again: {type(error).__name__}: {error}")
             self._again(str(error), crashed=True)
         else:

@@ -137,8 +137,8 @@ class Worker:
         return Memory() if self._footprint is None else self._footprint.read()
 
     def feel(self, now: float) -> str | None:
-        """Looks whether the process works; the result stands in `pulse`. Why it must be ended, if so: it
-        stands still for good, or it started more processes and threads than it may."""
+        """Checks whether the process makes progress; the result is in `pulse`. Returns why it must end, or
+        None: it is stuck for good, or it started more processes and threads than it may."""
         sign = read(self.pid)
         if sign is None:
             return None

@@ -96,7 +96,7 @@ _FCNTL: Final = (8, 10, 15, 1024, 1026)
 _IOCTL: Final = (0x8901, 0x8902, 0x5412, 0x541C)
 # ioctl: flags, generation, project and verity of a file, for which its owner need not open it for writing.
 _FILE_IOCTL: Final = (0x40086602, 0x40046602, 0x40087602, 0x40047602, 0x401C5820, 0x40806685)
-# open: O_TRUNC without an access mode that writes, and the bits that say so.
+# open: O_TRUNC without an access mode that writes, and the mask of these bits.
 _CUTS: Final = (0x200, 0x203)
 _CUTS_AND_MODE: Final = 0x203
 # prctl: orphans must stay with the model that they belong to; core scheduling names other processes.

@@ -76,7 +76,7 @@ def used(path: str, enough: int) -> int:
 
 
 def _measured(directory: int, seen: set[tuple[int, int]], enough: int) -> tuple[int, list[str]]:
-    """The bytes of what stands in a directory, and its directories in any order."""
+    """The bytes of the files in a directory, and its directories in any order."""
     total, names = 0, []
     with suppress(OSError), os.scandir(directory) as entries:
         for entry in entries:
