@@ -101,8 +101,8 @@ class Proxied:
 
     def _failed(self, version: Version, error: MLflowError) -> ArtifactError:
         if error.status == 404:
-            return ArtifactError(f"the files of {version} cannot be read: they are not there", str(error))
-        problem = f"the files of {version} cannot be read: the MLflow server does not"
+            return ArtifactError(f"cannot read the files of {version}: they do not exist", str(error))
+        problem = f"cannot read the files of {version}: the MLflow server does not"
         if error.status in (401, 403):
             return ArtifactError(f"{problem} let this gateway in", str(error))
         return Unreachable(f"{problem} {'give them' if error.status else 'answer'}", str(error))

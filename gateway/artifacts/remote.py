@@ -162,7 +162,7 @@ class Remote:
         except (OSError, ArtifactError):
             raise
         except Exception as error:  # each file system raises the errors of its own library
-            problem = f"the files of {version} cannot be read from their source: {type(error).__name__}"
+            problem = f"cannot read the files of {version} from their source: {type(error).__name__}"
             raise Unreachable(problem, f"{version.source}: {error}") from error
 
 

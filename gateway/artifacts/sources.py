@@ -86,7 +86,7 @@ class _Directory:
         if not self._path.is_absolute():
             raise ArtifactError(f"the source of {version} is not an absolute path", str(self._path))
         if not self._path.is_dir():
-            raise ArtifactError(f"the directory of {version} is not there", str(self._path))
+            raise ArtifactError(f"the directory of {version} does not exist", str(self._path))
         try:
             return [(relative, str(file), size) for relative, file, size in package_files(self._path)]
         except PackageError as error:

@@ -121,7 +121,7 @@ def test_a_directory_that_is_not_there(source: str, cache: Artifacts, tmp_path: 
     make_package(tmp_path / "package")
     with pytest.raises(ArtifactError) as error:
         cache.fetch(Version("iris", "1", source.format(tmp=tmp_path)))
-    assert error.value.public == "the directory of iris/1 is not there"
+    assert error.value.public == "the directory of iris/1 does not exist"
     assert str(tmp_path) in str(error.value)
 
 
@@ -446,7 +446,7 @@ class Hostile(fsspec.AbstractFileSystem):  # type: ignore[misc]
         ("outside", "the source of iris/1 lists a file outside of it"),
         ("elsewhere", "the source of iris/1 lists a file outside of it"),
         ("short", "a file of iris/1 came incomplete: file, 4 of 10 bytes"),
-        ("broken", "the files of iris/1 cannot be read from their source: RuntimeError"),
+        ("broken", "cannot read the files of iris/1 from their source: RuntimeError"),
     ],
 )
 def test_a_store_is_not_trusted(path: str, public: str, cache: Artifacts, tmp_path: Path) -> None:
