@@ -8,6 +8,7 @@ scopes and the key's file; must not know verbs.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hmac
 import logging
 import os
@@ -22,6 +23,8 @@ from gateway.errors import Problem
 
 KEY_FILE: Final = "control.key"
 KEY_BYTES: Final = 32
+#: Bytes of a file with a key. A pipe or a device in its place would stop the event loop.
+MAX_KEY_FILE: Final = 64 << 10
 
 _log = logging.getLogger("gateway.http")
 
@@ -69,6 +72,8 @@ class Access:
             status = self._file.stat()
             stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
             if stamp != self._stamp:
+                if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_KEY_FILE:
+                    raise OSError(errno.EINVAL, f"it is no file of at most {MAX_KEY_FILE} bytes")
                 self._key = self._file.read_bytes().strip()
                 self._stamp = stamp
         except OSError as error:

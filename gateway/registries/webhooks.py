@@ -66,6 +66,8 @@ class Deliveries:
             hint = "set webhook_secret_file to a file with the webhook's secret"
             raise Problem("FORBIDDEN", "this gateway does not accept webhooks", hint=hint)
         try:
+            if not self._file.is_file():  # a pipe would stop the event loop
+                raise FileNotFoundError(f"{self._file} is no file")
             secret = self._file.read_bytes().strip()
         except OSError as error:
             log.error("cannot read the webhook secret: %s", error)

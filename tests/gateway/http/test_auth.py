@@ -106,6 +106,20 @@ def test_a_key_that_was_removed_admits_no_longer(key_file: Path) -> None:
     refusal(access, request)
 
 
+def test_a_pipe_or_a_device_in_place_of_the_key_admits_nobody_and_stops_nothing(key_file: Path) -> None:
+    access, request = Access(key_file), scope(HOST, (b"authorization", b"Bearer s3cret"))
+    access.check(request)
+    key_file.unlink()
+    os.mkfifo(key_file)
+    refusal(access, request)
+    key_file.unlink()
+    key_file.symlink_to("/dev/zero")
+    refusal(access, request)
+    key_file.unlink()
+    key_file.write_text("s3cret")
+    access.check(request)
+
+
 def mode(file: Path) -> int:
     return stat.S_IMODE(file.stat().st_mode)
 
