@@ -19,7 +19,7 @@ from gateway.runners.base import FAILURES, Runner
 from gateway.serving.failures import Failures
 from gateway.serving.governor import Reading
 from gateway.serving.ledger import Ledger
-from gateway.serving.room import Eviction, Room
+from gateway.serving.room import Eviction, Room, Slot
 from gateway.serving.servable import Options, Phase, Servable, Status, Step, WithRuntime
 from gateway.serving.spares import Spares
 
@@ -29,34 +29,10 @@ if TYPE_CHECKING:
 
 #: Seconds for which a load waits for room at most.
 CAPACITY_WAIT = 5.0
-#: How long, in seconds, a load counts among those that may run at once.
-LONGEST_SLOT = 10.0
 #: How long, in seconds, a load may go on after the gateway was told to stop.
 STOP_GRACE = 5.0
 #: The exceptions of a model whose libraries are missing here.
 _NOT_INSTALLED = ("MissingFramework", "ModuleNotFoundError")
-
-
-class _Slot:
-    """A place among the loads that run at once, given back after `LONGEST_SLOT` although the load goes on:
-    one that hangs must not keep the others out."""
-
-    def __init__(self, slots: asyncio.Semaphore) -> None:
-        self._slots = slots
-        self._timer: asyncio.TimerHandle | None = None
-
-    async def __aenter__(self) -> None:
-        await self._slots.acquire()
-        self._timer = asyncio.get_running_loop().call_later(LONGEST_SLOT, self._give_back)
-
-    async def __aexit__(self, *exc: object) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._give_back()
-
-    def _give_back(self) -> None:
-        self._timer = None
-        self._slots.release()
 
 
 @dataclass(slots=True, eq=False)
@@ -265,7 +241,7 @@ class Manager:
         try:
             await servable.prepare(self._prepare, prepared, self._with_runtime)
             # A slow store must not keep others from loading: only what costs this machine takes a slot.
-            async with _Slot(self._slots):
+            async with Slot(self._slots):
                 started = servable.began = self._clock()
                 measured = await servable.load(reserve, self._open_runner, dispatched)
         except Problem as problem:

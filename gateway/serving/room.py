@@ -1,4 +1,4 @@
-"""Memory for loads: carries out the decisions of `Ledger.plan`.
+"""Room for loads: memory, as `Ledger.plan` decides, and a place among those that run at once.
 
 Grants wake the waiting loads; the manager closes or drains servables. Runs on the event loop. Must not know
 aliases or processes.
@@ -18,6 +18,8 @@ from gateway.serving.servable import Servable
 if TYPE_CHECKING:
     from gateway.registries.base import Version
 
+#: How long, in seconds, a load counts among those that may run at once.
+LONGEST_SLOT = 10.0
 #: How many evictions are kept for `status`.
 EVICTIONS_KEPT = 50
 
@@ -137,6 +139,28 @@ class Room:
     def close(self) -> None:
         if self._replan_timer is not None:
             self._replan_timer.cancel()
+
+
+class Slot:
+    """A place among the loads that run at once, given back after `LONGEST_SLOT` although the load goes on:
+    one that hangs must not keep the others out."""
+
+    def __init__(self, slots: asyncio.Semaphore) -> None:
+        self._slots = slots
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def __aenter__(self) -> None:
+        await self._slots.acquire()
+        self._timer = asyncio.get_running_loop().call_later(LONGEST_SLOT, self._give_back)
+
+    async def __aexit__(self, *exc: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._give_back()
+
+    def _give_back(self) -> None:
+        self._timer = None
+        self._slots.release()
 
 
 def _mega(size: int) -> int:

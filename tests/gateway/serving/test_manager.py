@@ -319,7 +319,7 @@ async def test_unloading_a_model_that_hangs_in_its_load_ends_the_load(tmp_path: 
 async def test_loads_that_hang_do_not_keep_others_out_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.serving.manager.LONGEST_SLOT", 0.02)
+    monkeypatch.setattr("gateway.serving.room.LONGEST_SLOT", 0.02)
 
     bench = Bench(tmp_path, max_concurrent_loads=2)
     for number in (1, 2):
