@@ -52,6 +52,8 @@ def test_under_the_parser_in_plain_python(registry_file: str, tmp_path: Path) ->
 class Failing:
     """A service that fails in a way that a real one should not."""
 
+    stopping = False
+
     def __init__(self, error: Exception, version: Version | None = None) -> None:
         self.error = error
         self.version = version
