@@ -7,6 +7,7 @@ loaded model nothing is awaited before the request is in its model's queue.
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from gateway.serving.batching import Outcome
 from gateway.serving.servable import Servable, Status
 from loaders.batch import Columns, Value
 from loaders.enforcement import InvalidInput, RawInput, enforce
-from loaders.enforcement.violations import NOT_WHOLE
+from loaders.enforcement.violations import NO_COLUMNS, NOT_WHOLE
 from loaders.output import AnswerTooLarge
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from loaders.signature import Signature
     from loaders.worker.wire import Framed
 
+#: How many columns the hint of a body without names shows.
+_SHOWN_NAMES: Final = 10
 _UNSUITABLE: Final = "does not suit the model"
 _ONE_FOR_ALL: Final = (
     "the model gave one answer for several rows of text: it may expect a list of texts, not a table"
@@ -255,7 +258,7 @@ class Service:
                 enforced = await inference.unparsed.enforce(signature, mode, type_hints, positional)
                 inference.unparsed = None
         except InvalidInput as error:
-            raise self._misfit(servable.version, inference, error) from None
+            raise self._misfit(servable, inference, error) from None
         try:
             answer = servable.batcher.submit(enforced.batch, params, inference.deadline)
             if inference.deadline is None:
@@ -284,9 +287,10 @@ class Service:
 
     # Why a request has no answer.
 
-    def _misfit(self, version: Version, inference: Inference, error: InvalidInput) -> Problem:
+    def _misfit(self, servable: Servable, inference: Inference, error: InvalidInput) -> Problem:
         """The input does not fit the signature: 422, with each place; 415 for a body that is one value where
         the model takes none."""
+        version = servable.version
         kinds = tuple(v.problem for v in error.violations)
         self._emit(InputRefused(version.name, version.version, kinds, inference.record.shown_id))
         details = [Detail(v.path, v.problem, v.expected, v.got) for v in error.violations]
@@ -294,7 +298,8 @@ class Service:
             message = f"{version} does not take a body of this content type: its input is not one such value"
             return Problem("UNSUPPORTED_MEDIA_TYPE", message, details=details)
         message = f"the input does not fit the signature of {version}: {error.count_text}"
-        return Problem("INVALID_INPUT", message, details=details)
+        hint = _named_form(servable.rules()[0]) if NO_COLUMNS in kinds else None
+        return Problem("INVALID_INPUT", message, details=details, hint=hint)
 
     def _unanswered(self, servable: Servable, inference: Inference, error: Exception) -> Problem:
         """The problem for a full queue (429), a deadline (504), an ended process (502, 503) or a failed model
@@ -384,3 +389,13 @@ def _is_one_for_all(batch: Batch | Framed, answer: Batch) -> bool:
     if answer.rows is None and isinstance(answer, Value):
         return not isinstance(answer.value, list) or len(answer.value) == 1
     return answer.rows == 1
+
+
+def _named_form(signature: Signature | None) -> str | None:
+    """The form that works, for a body without the names of the columns."""
+    names = [str(spec.name) for spec in (signature and signature.inputs) or () if spec.name is not None]
+    if not names:
+        return None
+    few = names[:_SHOWN_NAMES]
+    row = ", ".join(f"{json.dumps(name)}: …" for name in few) + (", …" if len(names) > len(few) else "")
+    return f'name the columns in each row: {{"dataframe_records": [{{{row}}}]}}'

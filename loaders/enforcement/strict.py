@@ -191,7 +191,15 @@ def _near(name: str | int, sent: Sequence[str | int], plan: Plan, faults: Faults
     unknown = [str(one) for one in islice(sent, len(wanted) + _NEAR_NAMES) if one not in wanted]
     spelt = {one.casefold(): one for one in unknown[:_NEAR_NAMES] if len(one) <= _NEAR_LENGTH}
     found = get_close_matches(name[:_NEAR_LENGTH].casefold(), spelt, 1, _NEAR_RATIO)
-    return f"the unknown column {shown(spelt[found[0]])}" if found else None
+    if not found:
+        return None
+    # One column stands for one: for the missing one that it resembles most.
+    there = set(sent)
+    absent = (str(one)[:_NEAR_LENGTH].casefold() for one in plan.names if one not in there)
+    meant = get_close_matches(found[0], list(islice(absent, _NEAR_NAMES)), 1, _NEAR_RATIO)
+    if meant and meant[0] != name[:_NEAR_LENGTH].casefold():
+        return None
+    return f"the unknown column {shown(spelt[found[0]])}"
 
 
 def _cast(spec: ColSpec, cells: Any, at: int, table: Table, faults: Faults) -> NDArray:

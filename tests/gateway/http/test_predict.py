@@ -417,3 +417,17 @@ def test_answers_end_their_line_and_those_of_mlflows_route_do_not(server: Served
     )
     for path in ("/models", "/v2", "/v2/models/iris", "/livez", "/nowhere", "/v2/nowhere"):
         assert server.get(path).body.endswith(b"\n"), path
+
+
+def test_a_body_without_names_is_told_the_form_that_works(server: Served) -> None:
+    for body in ({"dataframe_records": []}, {"instances": []}, {"dataframe_split": {"data": [[1, 2, 3, 4]]}}):
+        reply = server.post("/predict/iris", body)
+        assert (reply.status, reply.code) == (422, "INVALID_INPUT")
+        assert '{"dataframe_records": [{"sl": …, "sw": …, "pl": …, "pw": …}]}' in reply.json["hint"]
+
+
+def test_one_unknown_column_stands_for_one_missing_one(server: Served) -> None:
+    row = {"sl": 5.1, "pl": 1.4, "s_w": 3.5, "p": 0.2}
+    details = server.post("/predict/iris", {"dataframe_records": [row]}).json["details"]
+    got = [detail["got"] for detail in details if "got" in detail]
+    assert len(set(got)) == len(got)

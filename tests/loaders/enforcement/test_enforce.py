@@ -275,3 +275,13 @@ def test_mixed_forms_of_dates_in_one_column() -> None:
         "NaT",
         "2024-01-01T04:30:00.000000000",
     ]
+
+
+def test_one_unknown_column_stands_for_the_missing_one_it_resembles_most() -> None:
+    signature = Signature((ColSpec(Scalar.double, "width_1"), ColSpec(Scalar.double, "width_2")))
+    with pytest.raises(InvalidInput) as refused:
+        enforce(signature, RawInput("dataframe_records", [{"Width_2": 1.0}]))
+    assert [(v.path, v.got) for v in refused.value.violations] == [
+        ("dataframe_records.width_1", None),
+        ("dataframe_records.width_2", "the unknown column Width_2"),
+    ]
