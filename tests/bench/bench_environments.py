@@ -7,8 +7,8 @@
 
 Environments are built with this machine's index under GATEWAY_CACHE_DIR, or a temporary directory; a later
 run finds them. Each model is trained by the Python and the libraries that it names. In `load` every model is
-asked at a fixed rate, with the others idle and with the others asked at that rate as well, round by round:
-the ratios count, not the milliseconds of a shared machine.
+asked at a fixed rate: alone with as many requests a second as all of them get together, so that the machine
+has the same to do, round by round. The ratios count, not the milliseconds of a shared machine.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ STACKS = {
     "middle": ("3.11", "2024-05-20", ("scikit-learn==1.4.2", "pandas==2.2.2", "cloudpickle==3.0.0")),
     "new": ("3.13", "2026-03-20", ("scikit-learn==1.8.0", "pandas==3.0.0", "cloudpickle==3.1.2")),
 }
-RATE = 20
-SECONDS = 5.0
+RATE = 6
+SECONDS = 6.0
 TRAIN = """
 import pickle, sys
 import numpy as np, pandas as pd
@@ -107,13 +107,13 @@ def places() -> tuple[Path, Path, dict[str, str]]:
     return root, cache, settings
 
 
-def paced(server: Running, name: str, seconds: float, taken: dict[str, list[float]]) -> None:
+def paced(server: Running, name: str, rate: float, taken: dict[str, list[float]]) -> None:
     """Asks one model at a fixed rate, each request in its turn; a late one counts from when it was due."""
     address = httpx.URL(server.url)
     connection = http.client.HTTPConnection(address.host, address.port, timeout=60)
     began = time.perf_counter()
-    for i in range(int(seconds * RATE)):
-        due = began + i / RATE
+    for i in range(int(SECONDS * rate)):
+        due = began + i / rate
         time.sleep(max(0.0, due - time.perf_counter()))
         connection.request("POST", f"/predict/{name}", BODY, {"content-type": "application/json"})
         answer = connection.getresponse()
@@ -125,7 +125,8 @@ def paced(server: Running, name: str, seconds: float, taken: dict[str, list[floa
 
 def asked(server: Running, names: list[str]) -> dict[str, list[float]]:
     taken: dict[str, list[float]] = {}
-    threads = [threading.Thread(target=paced, args=(server, name, SECONDS, taken)) for name in names]
+    rate = RATE * len(STACKS) / len(names)
+    threads = [threading.Thread(target=paced, args=(server, name, rate, taken)) for name in names]
     for thread in threads:
         thread.start()
     for thread in threads:

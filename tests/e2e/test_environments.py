@@ -20,6 +20,10 @@ import yaml
 from sklearn.linear_model import LinearRegression
 
 import gateway
+import loaders
+from tests.gateway.environments.test_check import by_value
+from tests.support.mlflow_server import Server
+from tests.support.packages import described
 from tests.support.running import Running, running
 
 ROWS = [{"x": 2.0}]
@@ -207,3 +211,42 @@ def test_an_answer_from_the_model_s_own_environment_says_nothing(server: Running
     assert answer.status_code == 200, answer.text
     assert "x-model-warnings" not in answer.headers
     assert "warnings" not in answer.json()
+
+
+@pytest.mark.all
+def test_champions_of_several_years_in_mlflow_name_the_python_that_is_missing(
+    mlflow_server: Server, tmp_path: Path
+) -> None:
+    """A registry on a real server, and a machine with one Python."""
+    frame = pd.DataFrame({"x": np.arange(3.0)})
+    model = LinearRegression().fit(frame, frame["x"])
+    loaders.save_model(model, tmp_path / "now", input_example=frame, verify=False)
+    champions = {"years-now": tmp_path / "now"}
+    for year, python in (("2022", "3.8.18"), ("2024", "3.12.1")):
+        champions[f"years-{year}"] = described(
+            tmp_path / year, loader="mlflow.pyfunc.model", requirements="cloudpickle", python=python,
+            created=f"{year}-05-20 12:00:00.000000", function={"python_model": "python_model.pkl"},
+            files={"python_model.pkl": by_value()},
+        ).path  # fmt: skip
+    run = mlflow_server.call("POST", "runs/create", experiment_id="0")["run"]["info"]
+    place = run["artifact_uri"].removeprefix("mlflow-artifacts:/")
+    for name, path in champions.items():
+        for file in path.rglob("*"):
+            if file.is_file():
+                target = f"{place}/{name}/{file.relative_to(path)}"
+                url = f"{mlflow_server.url}/api/2.0/mlflow-artifacts/artifacts/{target}"
+                httpx.put(url, content=file.read_bytes(), timeout=60).raise_for_status()
+        mlflow_server.call("POST", "registered-models/create", name=name)
+        source = f"{run['artifact_uri']}/{name}"
+        mlflow_server.call("POST", "model-versions/create", name=name, source=source, run_id=run["run_id"])
+        mlflow_server.call("POST", "registered-models/alias", name=name, alias="champion", version="1")
+    alone = {"PATH": "/usr/bin:/bin", "PYENV_ROOT": "/nonexistent", "UV_PYTHON_INSTALL_DIR": "/nonexistent"}
+    with running(
+        tmp_path, "--registry", mlflow_server.url, GATEWAY_ENVIRONMENTS__BUILD="auto", **alone
+    ) as gateway_there:
+        assert gateway_there.predict("years-now", ROWS).status_code == 200
+        for year, python in (("2022", "3.8"), ("2024", "3.12")):
+            problem = gateway_there.predict(f"years-{year}", ROWS).json()
+            assert f"made with {python}" in problem["message"], problem
+            assert f"uv python install {python}" in problem["hint"]
+            assert problem["retryable"] is False
