@@ -86,7 +86,8 @@ class Gateway:
         self._preparation = Preparation(
             chooser,
             lambda version: self._persistence.served_before(version, self.aliases.snapshot),
-            listed=isinstance(registry, ListedModels),
+            # Hints reach clients, who must not see a path of this machine.
+            (lambda version: "DIRECTORY") if isinstance(registry, ListedModels) else None,
         )
         self._zygotes = Zygotes(sink=lambda line: log.info("zygote: %s", line))
         self._packs = Packs(self._zygotes)

@@ -60,7 +60,9 @@ def push(
     environment = _environment(directory)
     for line in said(environment):
         note(line)
-        note(f"gateway env build models:/{name}/{pushed.version} builds its own environment ahead of time")
+        command = ["gateway", "env", "build", f"models:/{name}/{pushed.version}"]
+        command += ["--registry", registry] if registry else []
+        note(f"{shlex.join(command)} builds its own environment ahead of time")
     text = f"{pushed.name}/{pushed.version} is in {target}{pointing} ({pushed.digest})"
     value = {**dataclasses.asdict(pushed), "registry": target, "warnings": told, "environment": environment}
     result(output, value, text)

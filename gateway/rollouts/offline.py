@@ -90,7 +90,8 @@ async def workshop(settings: Settings, registry: Registry) -> AsyncIterator[Work
         zygotes = Zygotes()
         placement = Placement(settings, zygotes, lambda prepared, what, reason: None)
         ledger: Ledger[Servable] = Ledger(settings.memory_limit)
-        with_runtime = Preparation(chooser, listed=isinstance(registry, ListedModels)).with_runtime
+        reference = (lambda version: version.source) if isinstance(registry, ListedModels) else None
+        with_runtime = Preparation(chooser, reference=reference).with_runtime
         manager = Manager(
             ledger,
             prepare=packages.get,

@@ -24,18 +24,17 @@ _UNDATED = "its environment was resolved without its day: the index does not say
 
 class Preparation:
     """`served`: whether a version was served here before, or is a last good version in the registry.
-    `listed`: the models are directories from the command line, so no registry can be named in a command."""
+    `reference`: the name of a version in commands; default: its `models:/` URI."""
 
     def __init__(
         self,
         chooser: Chooser,
         served: Callable[[Version], bool] = lambda version: False,
-        *,
-        listed: bool = False,
+        reference: Callable[[Version], str] | None = None,
     ) -> None:
         self._chooser = chooser
         self._served = served
-        self._listed = listed
+        self._reference = reference or _in_registry
 
     async def with_runtime(
         self, prepared: Prepared, say: Callable[[str], None] = lambda step: None
@@ -49,8 +48,7 @@ class Preparation:
         try:
             runtime = await self._chooser.runtime(
                 version.name,
-                # The hint reaches clients, who see no path of this machine.
-                "DIRECTORY" if self._listed else f"models:/{version.name}/{version.version}",
+                self._reference(version),
                 needs,
                 served=self._served(version),
                 forced=prepared.forced,
@@ -62,3 +60,7 @@ class Preparation:
         warnings: tuple[str, ...] = () if runtime.warning is None else (runtime.warning,)
         warnings += () if runtime.dated else (_UNDATED,)
         return replace(prepared, runtime=runtime, warnings=warnings)
+
+
+def _in_registry(version: Version) -> str:
+    return f"models:/{version.name}/{version.version}"

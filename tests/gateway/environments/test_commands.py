@@ -122,6 +122,17 @@ def test_check_says_every_reason_and_the_way_out(
         assert report["environment"]["verdict"] in ("differs", "missing")
 
 
+def test_check_of_a_directory_names_it_in_the_command_that_helps(
+    registry: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GATEWAY_ENVIRONMENTS__BUILD", "never")
+    assert cli.run(["check", str(tmp_path / "m" / "a")]) == 1
+    text = capsys.readouterr().out
+    assert f"gateway env build {tmp_path / 'm' / 'a'}" in text
+    assert "environment: this interpreter is not its own: " in text
+    assert "1.0.2" in text
+
+
 def test_check_of_a_package_that_fits_and_of_one_that_may_not_replace_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
