@@ -1,7 +1,6 @@
-"""The operator's settings: what they are and what they mean.
+"""The operator's settings: each is declared here with its bounds, its default and its description.
 
-A setting is declared here, with its bounds, its default and its description. `gateway.configuration` reads
-the values. Knows no part that is configured.
+`gateway.configuration` reads the values. Must not know the parts that are configured.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from gateway.quantities import SIZE_SCHEMA, Duration, Part, Size, listed, size
 
 
 class SettingsError(ValueError):
-    """The settings are wrong. `problems`: (place, what is wrong), all of them; a place is a flag, a
+    """The settings are not valid. `problems`: (place, what is wrong), all of them. A place is a flag, a
     variable or a file with a key."""
 
     def __init__(self, problems: list[tuple[str, str]]) -> None:
@@ -69,27 +68,28 @@ class NamedEnvironment(Part):
 def _minors(value: object) -> object:
     for name in value if isinstance(value, dict) else ():
         if not re.fullmatch(r"3\.\d{1,2}", str(name)):
-            raise ValueError(f'{name} is no minor version of Python; write for example "3.9"')
+            raise ValueError(f'{name} is not a minor version of Python; write it like "3.9"')
     return value
 
 
 class Environments(Part):
-    """How models get environments of their own."""
+    """How the gateway builds and chooses the environments of models."""
 
     build: Literal["auto", "never"] = "auto"
-    """Whether environments are built here when a model needs one."""
+    """Whether the gateway builds an environment when a model needs one."""
     wheels_only: bool = True
-    """Install wheels alone: nothing is compiled, and no code of a package runs during a build."""
+    """Install only wheels: nothing is compiled, and no code of a package runs during a build."""
     as_of: Literal["created", "now"] = "created"
-    """Versions that a package leaves open are those of the day it was created, or of now."""
+    """The day of the versions that a package leaves open: the day of its creation, or now."""
     fallback: Literal["served", "same", "refuse"] = "served"
-    """What runs in this interpreter without its own environment: what served before, all, or none."""
+    """Which versions may run in this interpreter without their own environment: those served before, all, or
+    none."""
     python: Annotated[dict[str, Path], BeforeValidator(_minors)] = {}
     """Interpreters by minor version: `{"3.9": /opt/python3.9/bin/python}`."""
     named: dict[str, NamedEnvironment] = {}
     """Environments that you made: `{NAME: {python: PATH}}`."""
     allowed: Annotated[list[str], BeforeValidator(listed)] = []
-    """The locks that may be built where `unsafe_formats` is not `allow`."""
+    """The locks that may be built if `unsafe_formats` is not `allow`."""
 
     @field_validator("named")
     @classmethod
@@ -101,12 +101,12 @@ class Environments(Part):
 
 
 class Batch(Part):
-    """Whether requests may share a call of the model, and how many rows a call has at most."""
+    """Whether requests may share a call of the model, and the most rows in a call."""
 
     enabled: bool = True
-    """Whether requests that wait for the same model may share one call of it."""
+    """Whether requests that wait for the same model may share one call."""
     max_rows: Annotated[int, Field(ge=1)] = 1024
-    """Rows of one call at most."""
+    """The most rows in one call."""
 
 
 def _batch(value: object) -> object:
@@ -114,56 +114,58 @@ def _batch(value: object) -> object:
 
 
 class ModelSettings(Part):
-    """The settings of one model, or of all whose names match a pattern. None: as the gateway's own
-    setting of that name says, or no limit."""
+    """The settings of one model, or of all models whose names match a pattern. None: the gateway's setting of
+    the same name, or no limit."""
 
     isolation: Isolation | None = None
-    """Where the model runs: as the gateway's `isolation` where not set."""
+    """Where the model runs. Not set: the gateway's `isolation`."""
     pack: Annotated[str, Field(min_length=1, max_length=100)] | None = None
-    """Models with the same text here share a process, whatever their files execute: they trust each other."""
+    """Models with the same text here share a process, whatever their files execute: they must trust each
+    other.
+    """
     processes: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = 1
-    """Model processes that answer at the same time; `auto`: as many as there are processors."""
+    """The model processes that answer at the same time; `auto`: one per processor."""
     threads: Annotated[int, Field(ge=1)] | None = None
-    """Threads of the framework in each process. Not set: the container's processors."""
+    """The framework's threads in each process. Not set: the container's processors."""
     timeout: Duration | None = None
     """A call that takes longer ends the model process, and the request gets 504. Not set: no limit."""
     load_timeout: Duration = 600.0
     """A load that takes longer fails."""
     memory: Memory | None = None
-    """The model is ended above this. Not set: only `memory_limit` holds."""
+    """A model that takes more memory is ended. Not set: only `memory_limit` applies."""
     disk: Size | None = None
-    """Temporary files of a process: it is ended above this. Not set: 4 GiB, at most a quarter of the disk."""
+    """A process with more temporary files is ended. Not set: 4 GiB, at most a quarter of the disk."""
     pin: bool = False
-    """Loaded at start and never evicted."""
+    """Whether the model is loaded at start and never evicted."""
     idle_ttl: Duration | None = None
-    """Unloaded after so long without a request. Not set: never for that reason."""
+    """The model is unloaded after this time without a request. Not set: never for that reason."""
     batch: Annotated[Batch, BeforeValidator(_batch)] = Batch()
     """Whether requests share a call: true, false, or `{enabled, max_rows}`."""
-    # `model_config` is pydantic's own word, so the field has another name here.
+    # pydantic reserves the name `model_config`, so the field has another name here.
     config: dict[str, Any] = Field(default_factory=dict, alias="model_config")
-    """Passed to the model's loader, merged over the package's own `model_config`."""
+    """The configuration for the model's loader; it overrides the package's own `model_config`."""
     environment: str | None = None
-    """Which Python the model runs in. Not set: as the gateway's `environment`."""
+    """The Python in which the model runs. Not set: the gateway's `environment`."""
     env: Annotated[list[str], BeforeValidator(listed)] = []
-    """Environment variables that the model process may see, by name, besides a short list."""
+    """The names of environment variables that the model process may see, in addition to a short list."""
     network: bool = True
     """Whether the model process may use the network."""
     readable: Annotated[list[str], BeforeValidator(listed)] = []
-    """Paths that the model process may read, besides its package and its Python."""
+    """Paths that the model process may read, in addition to its package and its Python."""
     rollout: RolloutPolicy | None = None
-    """How aliases of the model move. Not set: as the gateway's `rollout`."""
+    """How aliases of the model move. Not set: the gateway's `rollout`."""
     enforcement: Enforcement | None = None
-    """How inputs are checked against the signature. Not set: as the gateway's `enforcement`."""
+    """How inputs are checked against the signature. Not set: the gateway's `enforcement`."""
     positional: bool = False
-    """Whether rows without column names (`{"instances": [[…]]}`) are taken by position on every route."""
+    """Whether rows without column names (`{"instances": [[…]]}`) are read by position on every route."""
     check_output: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """The share of answers, 0 to 1, that are compared with the output schema."""
+    """The share of answers, 0 to 1, that is compared with the output schema."""
     warm_up: bool = True
-    """Whether the saved example is asked at the load. False: a version serves unproved."""
+    """Whether a version answers its saved example before it serves. False: it serves without this check."""
 
 
 class Settings(Part):
-    """All settings, with their defaults. Durations are seconds, sizes bytes."""
+    """All settings, with their defaults. Durations are in seconds, sizes in bytes."""
 
     host: str = "127.0.0.1"
     """The address to listen on."""
@@ -174,94 +176,101 @@ class Settings(Part):
     registry: str | None = None
     """A registry file (.yaml, .yml, .json), its URL, or an MLflow server."""
     cache_dir: Path = Field(default_factory=lambda: Path(platformdirs.user_cache_dir("model-gateway")))
-    """Where verified model files are kept."""
+    """The directory for verified model files."""
     state_dir: Path = Field(default_factory=lambda: Path(platformdirs.user_state_dir("model-gateway")))
-    """What survives a restart: history, measurements, the control key."""
+    """The directory for the state that survives a restart: history, measurements, the control key."""
     poll_interval: Annotated[Duration, Field(gt=0)] | None = None
     """How often the registry is read. Not set: 1 s for a file, 5 s otherwise."""
     default_alias: Annotated[list[str], BeforeValidator(listed), Field(min_length=1)] = ["champion"]
-    """What a bare NAME means; of several, the first that the model has."""
+    """The alias of a bare NAME; with several, the first one that the model has."""
     default_model: str | None = None
-    """The model of /invocations and of requests that name none."""
+    """The model of /invocations, and of requests that name no model."""
     preload: Annotated[list[str], BeforeValidator(listed)] = []
-    """References that must be loaded before /readyz says yes."""
+    """References, or patterns of them, that must be loaded before the gateway is ready."""
     enforcement: Enforcement | None = None
     """How inputs are checked: `strict`, `warn`, or `mlflow` for MLflow's lenient casts. Not set: `mlflow` on
     /invocations and /endpoints/NAME/invocations, `strict` on all other routes."""
     unsafe_formats: Literal["allow", "allowlist", "refuse"] = "allow"
-    """Formats that run code when they load: allowed, refused, or as `unsafe_allowlist` says."""
+    """Whether formats that execute code when they load are allowed, refused, or allowed for
+    `unsafe_allowlist`."""
     unsafe_allowlist: Annotated[list[str], BeforeValidator(listed)] = []
     """Names of models that may load from unsafe formats with `unsafe_formats: allowlist`."""
     accepted_formats: Annotated[list[str], BeforeValidator(listed)] = []
-    """What loads although `unsafe_formats` refuses code: `pt2`, or `skops:` with the pattern of a type."""
+    """Formats that load although `unsafe_formats` refuses code: `pt2`, or `skops:` with the pattern of a
+    type."""
     require_signature: bool = False
     """Refuse versions without a signature."""
     require_digest: bool = False
     """Refuse versions without a digest, before anything is fetched."""
     isolation: Isolation = "auto"
     """Where models run: outside the gateway's process, small harmless ones together (`auto`), each in its own
-    process (`process`), or in the gateway's (`inline`)."""
+    process (`process`), or in the gateway's process (`inline`)."""
     pack_bytes: Size = 32 * 1024**2
-    """A model whose files, or whose memory, take more does not share a process under `isolation: auto`."""
+    """A model with larger files or more memory does not share a process under `isolation: auto`."""
     start: Literal["fork", "spawn"] = "fork"
-    """How model processes begin: as a copy of one that has the frameworks imported (`fork`), or each anew."""
+    """How model processes start: as a fork of a process that has imported the frameworks (`fork`), or each as
+    a new process (`spawn`)."""
     model_user: Literal["auto", "same"] | Annotated[int, Field(ge=1)] = "auto"
-    """The user of model processes where the gateway is root: one each (`auto`), its own, or a number."""
+    """The user of model processes if the gateway is root: one user each (`auto`), the gateway's user
+    (`same`), or a number."""
     memory_limit: Memory = Field(default="70%", validate_default=True)
-    """Memory for models. A share means that of the container or the machine."""
+    """The memory for models. A percentage is relative to the container's or machine's memory."""
     disk_limit: Annotated[int, BeforeValidator(_disk), Field(gt=0), SIZE_SCHEMA] = 20 * 1000**3
-    """Size of `cache_dir` at most."""
+    """The largest size of `cache_dir`."""
     eviction: Literal["gdsf", "lru"] = "gdsf"
-    """Which idle model leaves: by requests, load time and size (`gdsf`), or the oldest (`lru`)."""
+    """Which idle model is evicted: by requests, load time and size (`gdsf`), or the least recently used
+    (`lru`)."""
     max_concurrent_loads: Annotated[int, Field(ge=1)] = 2
-    """Models that load at the same time."""
+    """The most models that load at the same time."""
     cold_wait: Duration = 30.0
     """How long a request waits for its model to load before it gets 503."""
     max_body_bytes: Size = 32 * 1024**2
-    """Size of one request, as sent and unpacked."""
+    """The largest request body, as sent and unpacked."""
     max_inflight_bytes: Size = 256 * 1024**2
-    """Size of all requests in work, as sent and as parsed. A large body, which is parsed in a process of its
-    own, may take more where memory has room."""
+    """The memory of all request bodies in progress, as sent and as parsed. A large body, which a separate
+    process parses, may take more if memory is free."""
     max_answer_bytes: Size = 256 * 1024**2
-    """Size of one answer."""
+    """The largest answer."""
     max_queue: Annotated[int, Field(ge=1)] = 1000
-    """Requests that wait for one model; more get 429."""
+    """The most requests that wait for one model; more get 429."""
     max_connections: Annotated[int, Field(ge=1)] | None = None
-    """Connections at most. Not set: what the limit of open files allows."""
+    """The most connections. Not set: as many as the limit on open files allows."""
     drain_delay: Duration = 0.0
     """After SIGTERM: how long requests are still accepted."""
     drain_timeout: Duration = 30.0
     """After `drain_delay`: how long requests in flight may take."""
     keep_alive: Annotated[Duration, Field(gt=0)] = 75.0
-    """An idle connection is closed after this."""
+    """An idle connection is closed after this time."""
     send_timeout: Annotated[Duration, Field(gt=0)] = 60.0
-    """A connection ends when its client takes nothing of an answer for this long."""
+    """A connection ends if its client reads nothing of an answer for this time."""
     max_connection_age: Annotated[Duration, Field(gt=0)] | None = None
     """A connection older than this ends after its next answer. Not set: never."""
     admin_key_file: Path | None = None
-    """The key for control calls. Not set: the gateway writes one to `state_dir`."""
+    """The file with the key for control calls. Not set: the gateway writes a key to `state_dir`."""
     webhook_secret_file: Path | None = None
-    """The secret of MLflow's webhooks. Not set: webhooks are refused."""
+    """The file with the secret of MLflow's webhooks. Not set: webhooks are refused."""
     artifact_sources: Annotated[list[str], BeforeValidator(listed)] = []
-    """What sources must begin with. None: a remote registry may not name places on this machine."""
+    """The allowed beginnings of sources. None: any, but a remote registry may not name places on this
+    machine."""
     mlflow_stages: bool = False
-    """MLflow's stages answer as aliases: NAME@Production."""
+    """Whether MLflow's stages answer as aliases: NAME@Production."""
     mlflow_tags: bool = True
-    """Digests of first fetches are written back to MLflow as tags."""
+    """Whether the digests of first downloads are written back to MLflow as tags."""
     mlflow_status: bool = False
-    """Refusals are written back to MLflow as tags."""
+    """Whether refusals are written back to MLflow as tags."""
     log_format: Literal["auto", "json", "text"] = "auto"
     """`auto`: text on a terminal, JSON lines elsewhere."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """The least severe lines that are logged."""
+    """The lowest level that is logged."""
     access_log: bool = False
-    """A line for each request."""
+    """Whether the log has a line for each request."""
     rollout: RolloutPolicy = RolloutPolicy()
     """How aliases move."""
     environment: str = "auto"
-    """Which Python models run in: this one if it fits, else their own (`auto`); `same`, `own` or a NAME."""
+    """The Python in which models run: this one if it matches, else their own (`auto`); `same`, `own` or a
+    NAME."""
     environments: Environments = Environments()
-    """What is built for models that this interpreter does not fit, and from what."""
+    """How environments are built for models that do not match this interpreter."""
     models: dict[str, ModelSettings] = {}
     """Settings by model name or pattern, such as `fraud-*`."""
 
@@ -297,14 +306,14 @@ class Settings(Part):
         }
         for place, value in given.items():
             if value not in known:
-                raise ValueError(f"{place}: {value!r} is no environment; known: {', '.join(known)}")
+                raise ValueError(f"{place}: {value!r} is not an environment; known: {', '.join(known)}")
         return self
 
     def for_model(self, name: str) -> ModelSettings:
-        """What holds for one model; its `isolation`, `environment` and `rollout` are never None.
+        """The settings for one model; its `isolation`, `environment` and `rollout` are never None.
 
-        Entries whose pattern matches are merged in the order they are written, later over earlier, and the
-        entry with exactly this name over all of them.
+        Merges the entries whose pattern matches in their written order: a later one overrides an earlier one,
+        and the entry with exactly this name overrides all.
         """
         entries = [(key, part) for key, part in self.models.items() if key == name or fnmatchcase(name, key)]
         entries.sort(key=lambda entry: entry[0] == name)
@@ -325,17 +334,18 @@ class Settings(Part):
         return ModelSettings.model_construct(**merged)
 
     def read_from(self, sources: Mapping[str, str], foreign: Sequence[str]) -> Self:
-        """These settings, with where each value came from, and the variables that name no setting."""
+        """These settings with the source of each value, and the variables that name no setting."""
         self._sources.update(sources)
         self._foreign.extend(foreign)
         return self
 
     def foreign_variables(self) -> list[str]:
-        """Variables with our prefix that name no setting, and none almost: other software uses the prefix."""
+        """The variables with our prefix that neither name a setting nor resemble one: other software uses the
+        prefix too."""
         return list(self._foreign)
 
     def sources(self) -> dict[str, str]:
-        """Where each value came from, by its dotted name: `flag --port`, `GATEWAY_PORT`, a file's path or
+        """The source of each value by its dotted name: `flag --port`, `GATEWAY_PORT`, a file's path or
         `default`."""
         return {**dict.fromkeys(type(self).model_fields, "default"), **self._sources}
 

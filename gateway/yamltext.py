@@ -195,7 +195,7 @@ def _plain(
             value = event.value
             if type(below) is dict and key is None and not event.anchor:
                 if value in below:
-                    raise NotPlain([("", f"{value} comes twice")])
+                    raise NotPlain([("", f"{value} is given twice")])
                 key = value
                 continue
             if not event.style and value in ("", "~", "null"):
@@ -274,7 +274,7 @@ def data(root: Node, *, typed: bool, problems: list[tuple[str, str]] | None = No
                 name = key.text or ""
                 below = f"{place}.{name}" if place else name
                 if name in mapping:
-                    twice.append((below, "comes twice"))
+                    twice.append((below, "is given twice"))
                     continue
                 mapping[name] = convert(value, below)
             return mapping

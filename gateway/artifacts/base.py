@@ -1,7 +1,7 @@
-"""What a source of a version's files is: its errors, the list of its files, and how it copies them.
+"""The contract of sources: the errors, the list of a version's files, and how they are copied.
 
-The members are plain classes that satisfy `Source`: a directory here, what fsspec reaches, an MLflow server's
-proxy. Knows nothing of digests, and nothing of where the files go.
+Sources are plain classes that satisfy `Source`: a local directory, a file system of fsspec, an MLflow
+server's proxy. Must not know digests, or where the files go.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ MAX_DEPTH: Final = 32
 
 
 class ArtifactError(Exception):
-    """A version's files cannot be had. `public` is fit for clients: it names no path and no address; the
-    exception's own text is for operators and the log."""
+    """A version's files are not available. `public` is safe to show to clients: it names no path and no
+    address. The exception's own text is for operators and the log."""
 
     def __init__(self, public: str, detail: str | None = None) -> None:
         super().__init__(f"{public}: {detail}" if detail else public)

@@ -1,6 +1,7 @@
-"""Which source a version's files come from: a directory here, what fsspec reaches, an MLflow server's proxy.
+"""Opens the source of a version's files: a local directory, a file system of fsspec, an MLflow server's
+proxy.
 
-`allowed` says which of them may be asked. Knows nothing of digests, and nothing of where the files go.
+`allowed` decides which sources may be used. Must not know digests, or where the files go.
 """
 
 from __future__ import annotations

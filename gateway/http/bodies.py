@@ -1,7 +1,7 @@
 """Request bodies: read within limits, unpacked, and parsed into untyped raw input.
 
-Knows bytes, JSON and CSV, and nothing of signatures: whether the input fits a model is for enforcement.
-Everything here that refuses raises `Problem`; the text of a refusal never repeats the body's data.
+Knows bytes, JSON and CSV; must not know signatures: enforcement checks whether the input fits a model.
+Refusals raise `Problem`, and their text never repeats the body's data.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ PAYLOADS: Final = ("dataframe_split", "dataframe_records", "instances", "inputs"
 COUNT_ON_LOOP: Final = 1 << 20
 
 ABSENT: Final = object()
-csv.field_size_limit(2**31 - 1)  # what a body may hold, one cell of it may
+csv.field_size_limit(2**31 - 1)  # one cell may be as large as a body
 #: Among how many members a misspelt one is looked for, and how long it may be.
 _NEAR_NAMES: Final = 20
 _NEAR_LENGTH: Final = 40
@@ -64,8 +64,8 @@ class ClientLeft(Exception):
 
 
 class Parsed(NamedTuple):
-    """A body without its meaning. `model` is the JSON member of that name, `ABSENT` where there is none.
-    `asked` is what the answer's protocol needs of the request, as JSON holds it."""
+    """A parsed body. `model`: the JSON member of that name, or `ABSENT`. `asked`: the facts about the request
+    that the answer's protocol needs, as JSON."""
 
     raw: RawInput
     params: Any
@@ -80,31 +80,34 @@ def media_type(header: bytes) -> Media:
     kind, *parameters = header.decode("latin-1").split(";")
     kind = kind.strip().lower()
     media = _MEDIA.get(kind) or ("file" if kind.startswith(_FILES) else None)
-    hint = "send Content-Type: application/json or text/csv, with no parameter but charset=utf-8"
+    hint = "send Content-Type: application/json or text/csv; the only allowed parameter is charset=utf-8"
     for parameter in parameters:
         name, _, value = parameter.strip().partition("=")
         if parameter.strip() and (name.lower(), value.strip('"').lower()) != ("charset", "utf-8"):
             media = None
     if media == "arrow" and not arrow.available():
-        media, hint = None, "Arrow bodies need the package pyarrow beside the gateway: its extra `arrow`"
+        media, hint = (
+            None,
+            "Arrow bodies need the package pyarrow: install the gateway with its extra `arrow`",
+        )
     if media is None:
         given = (
             f"the content type {header[:80].decode('latin-1')!r}" if header else "a body without content type"
         )
         raise Problem(
             "UNSUPPORTED_MEDIA_TYPE",
-            f"{given} is not understood",
+            f"{given} is not supported",
             hint=hint,
         )
     return media
 
 
 class BodyReader:
-    """Reads bodies. `limit` is in bytes of one body, sent and unpacked; `total` of all that are held at once,
-    as they came and as they are in this process's memory.
+    """Reads bodies. `limit`: the bytes of one body, as sent and unpacked. `total`: the bytes of all bodies
+    that are held at once, as sent and as parsed in this process's memory.
 
-    `idle_seconds` is how long a client may send nothing in the middle of a body. One that sends only the
-    head of a request holds no bytes and may take its time, as on any idle connection.
+    `idle_seconds`: how long a client may send nothing in the middle of a body. A client that has sent only
+    the head of a request holds no bytes, and may wait as on any idle connection.
     """
 
     def __init__(self, limit: int, total: int, idle_seconds: float = 60.0) -> None:
@@ -114,16 +117,16 @@ class BodyReader:
         self.held = 0
 
     async def read(self, receive: Receive, headers: Mapping[bytes, bytes]) -> bytes:
-        """The whole body, unpacked. Its bytes are counted as held until `release` is given their number.
+        """Reads the whole body, unpacked. Its bytes count as held until `release` gets their number.
 
-        Raises BODY_TOO_LARGE (at once where Content-Length says so), OVERLOADED where too much is held,
+        Raises BODY_TOO_LARGE (at once if Content-Length says so), OVERLOADED if too much is held,
         UNSUPPORTED_MEDIA_TYPE for an encoding other than gzip, MALFORMED_BODY, and ClientLeft.
         """
         encoding = headers.get(b"content-encoding", b"").strip().lower()
         if encoding not in (b"", b"identity", b"gzip"):
             raise Problem(
                 "UNSUPPORTED_MEDIA_TYPE",
-                f"the content encoding {encoding[:40].decode('latin-1')!r} is not understood",
+                f"the content encoding {encoding[:40].decode('latin-1')!r} is not supported",
                 hint="send the body as it is, or with Content-Encoding: gzip",
             )
         announced = headers.get(b"content-length")
@@ -162,7 +165,7 @@ class BodyReader:
         return body
 
     def _chunk(self, message: Message) -> tuple[bytes, bool]:
-        """What came of the body, counted as held, and whether there is more."""
+        """The received part of the body, counted as held, and whether there is more."""
         if message["type"] != "http.request":
             raise ClientLeft
         body: bytes = message.get("body", b"")
@@ -170,15 +173,15 @@ class BodyReader:
         return body, message.get("more_body", False)
 
     def charge(self, size: int, parsed: int) -> int:
-        """Counts the memory that a body of `size` bytes takes once it is parsed as held too, until `release`
-        is given the returned number. Raises BODY_TOO_LARGE where the body alone takes too much, OVERLOADED
-        where all bodies together do."""
+        """Counts the memory that a body of `size` bytes takes once parsed as held too, until `release` gets
+        the returned number. Raises BODY_TOO_LARGE if the body alone takes too much, OVERLOADED if all bodies
+        together do."""
         if size + parsed > self.total:
             raise Problem(
                 "BODY_TOO_LARGE",
                 f"the body would take about {parsed} bytes of memory when it is parsed, and all requests "
                 f"together may take {self.total}",
-                hint="send fewer rows a request, or Arrow; the limit is the setting max_inflight_bytes",
+                hint="send fewer rows in one request, or Arrow; the limit is the setting max_inflight_bytes",
             )
         return self.hold(parsed)
 
@@ -192,7 +195,7 @@ class BodyReader:
         self.held -= size
 
     def hold(self, size: int) -> int:
-        """Counts more bytes as held until `release` is given their number. Raises OVERLOADED."""
+        """Counts more bytes as held until `release` gets their number. Raises OVERLOADED."""
         if self.held + size > self.total:
             raise Problem(
                 "OVERLOADED",
@@ -206,7 +209,7 @@ class BodyReader:
         return Problem(
             "BODY_TOO_LARGE",
             f"the body is larger than {self.limit} bytes",
-            hint="send fewer rows a request; the limit is the setting max_body_bytes",
+            hint="send fewer rows in one request; the limit is the setting max_body_bytes",
         )
 
 
@@ -216,7 +219,7 @@ async def weighed(body: bytes, cost: Callable[[bytes], int]) -> int:
 
 
 class Held:
-    """What one request holds of a reader's total, in bytes. `complete`: its body was read to the end."""
+    """The bytes of a reader's total that one request holds. `complete`: its body was read to the end."""
 
     __slots__ = ("_reader", "complete", "size")
 
@@ -230,13 +233,13 @@ class Held:
         self.size += self._reader.hold(size)
 
     def release(self) -> None:
-        """Holds nothing any more."""
+        """Releases all held bytes."""
         self._reader.release(self.size)
         self.size = 0
 
 
 def gunzip(body: bytes, limit: int) -> bytes:
-    """Unpacks gzip (several members too), never making more than `limit` + 1 bytes.
+    """Unpacks gzip (also with several members), and never makes more than `limit` + 1 bytes.
 
     Raises BODY_TOO_LARGE, MALFORMED_BODY.
     """
@@ -259,7 +262,8 @@ def gunzip(body: bytes, limit: int) -> bytes:
 
 
 def agreed(reference: Reference | None, model: object) -> Reference | None:
-    """The model that path or header and the body's `model` name together. Raises INVALID_REFERENCE."""
+    """The model of the request, from its path or header and the body's `model`. Raises INVALID_REFERENCE if
+    they disagree."""
     if model is ABSENT:
         return reference
     if not isinstance(model, str) or not model.startswith("models:/"):
@@ -275,8 +279,8 @@ def agreed(reference: Reference | None, model: object) -> Reference | None:
 
 
 def parse_json(body: bytes) -> Parsed:
-    """MLflow's scoring protocol: an object with exactly one payload, and `params`; other members are
-    ignored, as MLflow does. Raises MALFORMED_BODY, and INVALID_INPUT for `params` that are no object."""
+    """Parses MLflow's scoring protocol: an object with exactly one payload, and `params`; ignores other
+    members, as MLflow does. Raises MALFORMED_BODY, and INVALID_INPUT if `params` is not an object."""
     document = decode_object(body, jsonbody.loads)
     present = [name for name in PAYLOADS if name in document]
     if len(present) != 1:
@@ -329,14 +333,14 @@ def decode_object(body: bytes, loads: Callable[[bytes], Any] = orjson.loads) -> 
 
 
 def json_kind(value: object) -> str:
-    """What JSON calls a value, for messages."""
+    """JSON's name for the kind of a value, for messages."""
     kinds = {dict: "object", list: "array", str: "string", bool: "boolean", type(None): "null"}
     return kinds.get(type(value), "number")
 
 
 def _nearest(document: Mapping[str, Any], known: tuple[str, ...]) -> str | None:
-    """The member that was most likely meant; looked for among a few short ones:
-    a caller chose them."""
+    """A hint with the known member that is most similar to a given one. Compares only a few short ones,
+    because the client chooses them."""
     for key in islice(document, _NEAR_NAMES):
         if len(key) <= _NEAR_LENGTH and (found := names.near(key.lower(), known)):
             return f"did you mean {found}?"
@@ -344,9 +348,9 @@ def _nearest(document: Mapping[str, Any], known: tuple[str, ...]) -> str | None:
 
 
 def parse_csv(body: bytes) -> Parsed:
-    """A table of text with a header row. Reads a cell as null where `pandas.read_csv` does by default: an
-    empty one, quoted or not, and words such as `NA`, because models were trained on that. Skips blank lines.
-    Raises MALFORMED_BODY with the number of the row, counted from 1 after the header."""
+    """Parses a table of text with a header row. Reads a cell as null if `pandas.read_csv` does by default: an
+    empty cell, quoted or not, and words such as `NA`, because models were trained with that. Skips blank
+    lines. Raises MALFORMED_BODY with the number of the row, counted from 1 after the header."""
     try:
         text = body.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -379,7 +383,7 @@ def parse_csv(body: bytes) -> Parsed:
 
 
 def parse_arrow(body: bytes) -> Parsed:
-    """An Arrow stream; it has no room for params. Raises MALFORMED_BODY."""
+    """Parses an Arrow stream, which cannot carry params. Raises MALFORMED_BODY."""
     return Parsed(arrow.read(body), None, ABSENT)
 
 

@@ -53,7 +53,7 @@ VERTEX: Final = Dialect(_media, bare=True, positional=True)
 
 
 class Hosted:
-    """Answers every path for which `is_here` holds."""
+    """Answers every path for which `is_here` is true."""
 
     def __init__(self, hosting: Hosting, parts: Parts, prediction: Prediction) -> None:
         self._hosting = hosting

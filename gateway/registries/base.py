@@ -1,7 +1,7 @@
-"""What a registry is to the gateway: a snapshot of names, versions and aliases, and maybe a way to write.
+"""The contract of registries: a snapshot of names, versions and aliases, and possibly a way to write.
 
-Knows no file, no server and no cache. The members of this family are plain classes that satisfy
-`Registry`; `gateway.registries.open_registry` picks one by the target's form.
+Registries are plain classes that satisfy `Registry`; `gateway.registries.open_registry` chooses one by the
+form of the target. Must not know files, servers or caches.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gateway.names import Reference
 MAX_PREVIOUS = 10
 UNREADABLE: Final = "x-unreadable"
 """The key of `Model.rollout` that says why a policy could not be read."""
-#: So many models of a large registry are held ready made; who asks for more is not faster, but has room.
+#: The most models of a large registry that are kept parsed, to bound the memory.
 MADE_KEPT = 10_000
 
 
@@ -26,16 +26,16 @@ LONGEST_PAUSE: Final = 60.0
 
 
 class RegistryError(Exception):
-    """A registry cannot be used as asked; the message is fit for an operator."""
+    """A registry cannot be used; the message is for operators."""
 
 
 class NoRegistry(RegistryError):
-    """Nothing names one."""
+    """No registry is set."""
 
 
 class RegistryUnavailable(RegistryError):
-    """It cannot be reached or read now. The last valid snapshot stays. `retry_after`: seconds to wait, where
-    its server asks for that."""
+    """It cannot be reached or read now. The last valid snapshot stays. `retry_after`: the seconds that its
+    server asks to wait, or None."""
 
     def __init__(self, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
@@ -43,7 +43,7 @@ class RegistryUnavailable(RegistryError):
 
 
 class RegistryMissing(RegistryUnavailable):
-    """It is a file here, and there is no such file: nothing, or a directory."""
+    """It is a file on this machine that does not exist, or is a directory."""
 
 
 class RegistryInvalid(RegistryError):
@@ -57,14 +57,14 @@ class RegistryInvalid(RegistryError):
 
 
 class RegistryReadOnly(RegistryError, Problem):
-    """It cannot be written from here; message or hint say what to edit instead."""
+    """It cannot be written from here; the message or the hint says what to edit instead."""
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         Problem.__init__(self, "REGISTRY_READ_ONLY", message, hint=hint)
 
 
 class PreconditionFailed(RegistryError, Problem):
-    """The alias is not where the caller expected it. `actual` is where it points, None: it does not exist."""
+    """The alias does not point to the expected version. `actual`: its version, None if it does not exist."""
 
     def __init__(self, message: str, actual: str | None) -> None:
         Problem.__init__(self, "PRECONDITION_FAILED", message)
@@ -72,7 +72,7 @@ class PreconditionFailed(RegistryError, Problem):
 
 
 class NotInRegistry(RegistryError, Problem):
-    """A model, version or alias that is not there. `code` is the contract's error code."""
+    """A model, version or alias does not exist. `code`: the contract's error code."""
 
     def __init__(self, code: str, message: str, hint: str | None = None) -> None:
         Problem.__init__(self, code, message, hint=hint)
@@ -96,7 +96,7 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a gateway found out about the version that an alias points to; it holds for every gateway.
+    """A gateway's verdict on the version that an alias points to; it applies to every gateway.
 
     `version` is the version it is about; a verdict on another version than the alias points to is void.
     `at` is an ISO 8601 time.
@@ -117,14 +117,14 @@ class Verdict:
 
     @classmethod
     def from_json(cls, value: object) -> Verdict | None:
-        """What `to_json` gave, read back; None for anything else, because people can write it too."""
+        """The inverse of `to_json`; None for anything else, because people can write it too."""
         if not isinstance(value, Mapping):
             return None
         facts = [value.get(key) for key in ("version", "outcome", "reason", "at")]
         version, outcome, reason, at = (fact if isinstance(fact, str) else None for fact in facts)
         if version is None or outcome not in OUTCOMES:
             return None
-        return cls(version, outcome, reason or "no reason is given", at)
+        return cls(version, outcome, reason or "no reason given", at)
 
 
 OUTCOMES: Final = ("refused", "rolled_back")
@@ -132,9 +132,9 @@ OUTCOMES: Final = ("refused", "rolled_back")
 
 @dataclass(frozen=True, slots=True)
 class Alias:
-    """Where an alias points. `previous`: versions it pointed to before, newest first. `forced`: the
-    operator moved it past the gates, and every gateway that follows it must know. `last_good`: the version
-    that has answered last. `verdict`: what a gateway found out about `version`."""
+    """An alias and its version. `previous`: the versions it pointed to before, newest first. `forced`: the
+    operator overruled the gates, which every gateway must know. `last_good`: the last version that has
+    answered. `verdict`: a gateway's verdict on `version`."""
 
     version: str
     previous: tuple[str, ...] = ()
@@ -144,11 +144,11 @@ class Alias:
 
     @property
     def refused(self) -> Verdict | None:
-        """The verdict, where it is on the version the alias points to and is not overruled by `forced`."""
+        """The verdict, if it is on the alias's version and `forced` does not overrule it; else None."""
         verdict = self.verdict
         if verdict is None or verdict.version != self.version:
             return None
-        # A move forgets verdicts: what was rolled back was found worse after it had been forced.
+        # A move clears verdicts, so a rollback verdict is newer than `forced`.
         return None if self.forced and verdict.outcome == "refused" else verdict
 
     def to_json(self) -> str | dict[str, Any]:
@@ -181,7 +181,7 @@ ANYWHERE: Final = "*"
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """One move of an alias, as every registry carries it out.
+    """One move of an alias; every registry carries it out in the same way.
 
     `expect`: the version it must point to now; None: it must not exist; `ANYWHERE`: either. `forced`: a gate
     was overruled. `back`: a rollback, so the version it leaves does not become a `previous` one. `last_good`:
@@ -200,7 +200,7 @@ class Move:
         return f"{self.name}@{self.alias}"
 
     def check(self, current: Alias | None) -> None:
-        """Raises PreconditionFailed where the alias is not where the mover expects it."""
+        """Raises PreconditionFailed if the alias does not point to the expected version."""
         stands = None if current is None else current.version
         if self.expect in (ANYWHERE, stands):
             return
@@ -209,20 +209,19 @@ class Move:
         raise PreconditionFailed(f"{self} {found}; expected {wanted}", stands)
 
     def applied(self, current: Alias | None) -> Alias:
-        """What the alias is after the move; equal to `current` where that changes nothing. Raises
-        PreconditionFailed."""
+        """The alias after the move; equal to `current` if nothing changes. Raises PreconditionFailed."""
         self.check(current)
         if current is None:
             return Alias(self.version, forced=self.forced)
         if current.version == self.version:
-            # The operator asks again: what was found out before is to be found out once more.
+            # The operator repeats the move: the version is checked again.
             return replace(current, forced=current.forced or self.forced, verdict=None)
         good = self.last_good or current.last_good
         earlier = current.previous
         if self.back:
-            # Back to where it was: what lies after that point of its past is no longer behind it.
+            # After a rollback, the versions after that point are no longer previous ones.
             earlier = earlier[earlier.index(self.version) + 1 :] if self.version in earlier else earlier
-        elif current.refused is None:  # a version that was refused has not served: no way leads back to it
+        elif current.refused is None:  # a refused version has not served, so it is not a previous one
             earlier = (current.version, *earlier)[:MAX_PREVIOUS]
         return Alias(self.version, earlier, good, self.forced)
 
@@ -264,7 +263,7 @@ class Model:
         return max(self.versions.values(), key=lambda v: int(v.version), default=None)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data, without what is not said."""
+        """The model as plain data, without empty members."""
         versions = {}
         for number, version in self.versions.items():
             facts: dict[str, Any] = {"source": version.source, "digest": version.digest}
@@ -282,8 +281,8 @@ class Model:
 
 
 class Entries(Mapping[str, Model]):
-    """The models of a registry, which may be very many: each stays JSON until it is first read. `content`
-    must not change. Unchanged models are taken over from `before`."""
+    """The models of a registry, which may be very many: each stays JSON until it is first used. `content`
+    must not change. Unchanged models are reused from `before`."""
 
     def __init__(self, content: Mapping[str, bytes], before: Entries | None = None) -> None:
         self.content = content
@@ -316,7 +315,7 @@ class Entries(Mapping[str, Model]):
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All a registry said at one moment. `stamp` changes whenever the content does."""
+    """The content of a registry at one moment. `stamp` changes whenever the content does."""
 
     models: Mapping[str, Model]
     stamp: str
@@ -332,11 +331,11 @@ class Registry(Protocol):
     """A source of snapshots. All methods block, unless they say otherwise: they are called from the I/O pool
     or a command.
 
-    `identity` keys durable state (stable over restarts, equal for equal registries); `target` is what
-    users are shown; `poll_interval` is the default, in seconds; `longest_pause` the longest one between reads
-    while it does not answer; `writable` may change over its life.
-    `partial`: it is too large to be read whole, so its snapshots hold only the names in use, and `read` asks
-    for those again. `lasting`: its versions never change, so one without a digest must match its first fetch.
+    `identity`: the key of durable state (stable over restarts, equal for equal registries). `target`: its
+    name for users. `poll_interval`: the default, in seconds. `longest_pause`: the longest pause between reads
+    while it does not answer. `writable` may change over time. `partial`: it is too large to be read as a
+    whole, so its snapshots hold only the names in use, and `read` queries those again. `lasting`: its
+    versions never change, so one without a digest must match its first fetch.
     """
 
     identity: str
@@ -350,27 +349,27 @@ class Registry(Protocol):
     def writable(self) -> bool: ...
 
     def why_not_writable(self) -> str | None:
-        """Why it cannot be written from here and what to do instead; None where it can. Does not block."""
+        """Why it cannot be written from here, and what to do instead; None if it can. Does not block."""
 
     def read(self) -> Snapshot:
-        """The present content. Raises RegistryUnavailable or RegistryInvalid."""
+        """The current content. Raises RegistryUnavailable or RegistryInvalid."""
 
     def find(self, reference: Reference) -> Snapshot:
-        """Content that answers for a reference. What is found is in use from now on; what is not in the
-        answer is not there. Raises RegistryUnavailable or RegistryInvalid."""
+        """Content that resolves a reference. A found name is in use from now on; a name that is not in the
+        answer does not exist. Raises RegistryUnavailable or RegistryInvalid."""
 
     def known(self) -> Snapshot | None:
-        """What a partial registry said last, without asking it. Does not block."""
+        """The last content of a partial registry, without a query. Does not block."""
 
     def listing(self, name: str | None = None) -> Snapshot:
-        """For people: all names (of a partial registry the first thousand), or all versions of one. Raises
-        RegistryUnavailable or RegistryInvalid."""
+        """For people: all names (the first thousand of a partial registry), or all versions of one name.
+        Raises RegistryUnavailable or RegistryInvalid."""
 
     def resume(self, snapshot: Snapshot) -> None:
-        """Takes over the names that were in use before a restart, with what was said of them then."""
+        """Restores the names that were in use before a restart, with their content."""
 
     def forget(self, names: Collection[str]) -> None:
-        """These names are not in use any more, until somebody asks for them. Does not block."""
+        """Marks names as no longer in use, until they are requested again. Does not block."""
 
     def move(self, move: Move) -> Snapshot:
         """Moves an alias, atomically where the registry can, and returns the new content. Raises
@@ -379,14 +378,14 @@ class Registry(Protocol):
     def delete_alias(self, name: str, alias: str) -> Snapshot: ...
 
     def record(self, observation: Observation) -> Snapshot | None:
-        """Writes an observation down for other gateways, where that is possible; returns the new content if
-        it was. Raises what `move` does, but PreconditionFailed."""
+        """Writes an observation for other gateways, if possible; returns the new content if it did. Raises
+        what `move` does, except PreconditionFailed."""
 
     def record_digest(self, version: Version, digest: str) -> None:
-        """Writes down, where that is allowed, what the files of a version were at first."""
+        """Writes the digest of a version's first download, if allowed."""
 
     def record_status(self, name: str, alias: str, version: str, status: str) -> None:
-        """Writes down, where that is allowed, what became of a version that an alias points to."""
+        """Writes the status of a version that an alias points to, if allowed."""
 
     def add_version(
         self,
@@ -399,15 +398,15 @@ class Registry(Protocol):
     ) -> Version:
         """Copies the model directory `package` into the store as the next version, which it returns.
 
-        A version with the same digest is returned as it is. With `alias`, that alias is moved to it.
-        Safe against others doing the same at the same moment.
+        Returns an existing version with the same digest unchanged. With `alias`, moves that alias to it. Safe
+        if other processes do the same at the same time.
         """
 
     def close(self) -> None: ...
 
 
 class Whole:
-    """The reading half of a registry whose every snapshot holds all of it."""
+    """The reading half of a registry whose snapshots hold the whole content."""
 
     longest_pause = LONGEST_PAUSE
     partial = False
@@ -426,20 +425,20 @@ class Whole:
         return self.read()
 
     def resume(self, snapshot: Snapshot) -> None:
-        """Nothing is in use by name."""
+        """Does nothing: the registry is read as a whole."""
 
     def forget(self, names: Collection[str]) -> None:
-        """Nothing is in use by name."""
+        """Does nothing: the registry is read as a whole."""
 
     def record_digest(self, version: Version, digest: str) -> None:
-        """The owner writes digests."""
+        """Does nothing: the owner writes digests."""
 
     def record_status(self, name: str, alias: str, version: str, status: str) -> None:
-        """The owner sees observations, and nothing else is written."""
+        """Does nothing: only observations are written."""
 
 
 class ReadOnly:
-    """The writing half of a registry that cannot be written from here. `why_not` says so, and what to do."""
+    """The writing half of a registry that cannot be written from here. `why_not` says why, and what to do."""
 
     writable = False
     why_not: str

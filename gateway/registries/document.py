@@ -1,7 +1,7 @@
 """The registry document: from the text of a YAML or JSON file to models, versions and aliases.
 
-Shared by every registry that reads such a document, wherever it lies. Reports every problem with its
-place. Knows no file system: `base` is where relative sources begin, a directory or a URL.
+Every registry that reads such a document uses this module. It reports every problem with its place. Must not
+know a file system: `base` is the base of relative sources, a directory or a URL.
 """
 
 from __future__ import annotations
@@ -113,14 +113,14 @@ class Reader:
         known: dict[str, tuple[int, bytes, bytes]] = {}
         for key in scanner.members():
             if key in top:
-                checker.problem(key, "comes twice")
+                checker.problem(key, "is given twice")
             top[key] = None
             if key != "models" or not scanner.begins("{"):
                 top[key] = _as_text(scanner.value(), key, checker.problems)
                 continue
             for name in scanner.members():
                 if name in entries:
-                    checker.problem(f"models.{name}", "comes twice")
+                    checker.problem(f"models.{name}", "is given twice")
                 found = self._member(name, scanner, checker)
                 if found is not None:
                     known[name] = found
@@ -236,7 +236,7 @@ def _as_text(value: Any, place: str, problems: list[tuple[str, str]]) -> Any:
         mapping: dict[str, Any] = {}
         for key, item in value:
             if key in mapping:
-                problems.append((f"{place}.{key}" if place else key, "comes twice"))
+                problems.append((f"{place}.{key}" if place else key, "is given twice"))
             if not isinstance(item, str):
                 item = _as_text(item, f"{place}.{key}" if place else key, problems)
             mapping[key] = item
@@ -295,7 +295,7 @@ class _Checker:
                     aliases[key] = alias
         rollout = entry.get("rollout")
         if rollout is not None and not isinstance(rollout, dict):
-            self.problem(f"{place}.rollout", f"{_kind(rollout)}, where a mapping belongs")
+            self.problem(f"{place}.rollout", f"{_kind(rollout)}, where a mapping is expected")
             rollout = None
         return Model(name, versions, aliases, rollout or {})
 
@@ -352,7 +352,7 @@ class _Checker:
         if value is None:
             return {}
         if not isinstance(value, dict):
-            self.problem(place, f"{_kind(value)}, where a mapping belongs")
+            self.problem(place, f"{_kind(value)}, where a mapping is expected")
             return {}
         if known is None:
             return value
@@ -365,7 +365,7 @@ class _Checker:
         if isinstance(value, str):
             return value
         if value is not None:
-            self.problem(place, f"{_kind(value)}, where text belongs")
+            self.problem(place, f"{_kind(value)}, where text is expected")
         elif missing is not None:
             self.problem(place, missing)
         return None

@@ -1,9 +1,10 @@
-"""The registry in one file: read by content, written under a lock with an atomic rename.
+"""The registry file: read by content, written under a lock with an atomic rename.
 
-Looking opens the file each time, so an editor's rename, a write in place and the symlink swap of a
-ConfigMap are all seen; the content is read only where the file's size, times or number are others, or are
-too young to be trusted. Writing changes only the entries that it must and keeps comments and order (JSON:
-order and indentation). Model directories are copied to `models/NAME/VERSION` next to the file.
+Each read opens the file, so an editor's rename, a write in place and the symlink swap of a ConfigMap all take
+effect. It reads the content only if the file's size, times or inode have changed, or are too recent to be
+trusted. A write changes only the necessary entries, and keeps comments and order (in JSON order and
+indentation). Model directories are copied to `models/NAME/VERSION` next to the file. Must not know running
+models.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ LOCK_SECONDS: Final = 30.0
 # A file younger than this may still be being written in place: half of a document can be a valid one.
 STABLE_SECONDS: Final = 0.05
 _STABLE_READS: Final = 40
-#: How long nothing was written to a push's copy before another push takes it for dead, if no lock says more.
+#: After this time without a write, another push treats a push's copy as abandoned, if no lock tells more.
 STALE_SECONDS: Final = 3600.0
 # The times of a file are as coarse as its file system makes them: 2 s at worst. What was written longer ago
 # than this when it was read cannot be written once more without another time.
@@ -80,7 +81,7 @@ class FileRegistry(Whole):
     """
 
     poll_interval = 1.0
-    longest_pause = 2.0  # a look at a file costs nothing
+    longest_pause = 2.0  # reading a file is cheap
 
     def __init__(
         self,
@@ -100,7 +101,7 @@ class FileRegistry(Whole):
         self._clock = clock
         self._last: Snapshot | None = None
         self._refused: tuple[str, list[tuple[str, str]]] | None = None
-        #: A state of the file, what it says in that state, and until when (monotonic) that is believed.
+        #: A state of the file, its content in that state, and until when (monotonic) that is valid.
         self._looked: tuple[tuple[Any, ...], Snapshot, float] | None = None
         self._lock = threading.Lock()  # around the reader
         self.target = str(self._path)
@@ -128,8 +129,8 @@ class FileRegistry(Whole):
         return snapshot
 
     def _state(self) -> tuple[tuple[Any, ...], tuple[float, float]]:
-        """What changes whenever the file does, and the times in it (unix seconds). Opened, not only asked:
-        that is when a network file system looks."""
+        """The values that change whenever the file does, and its times (unix seconds). Opens the file,
+        because a network file system updates its view only then."""
         with self._opened() as file:
             status = os.fstat(file.fileno())
         times = (status.st_mtime_ns, status.st_ctime_ns)
@@ -192,20 +193,20 @@ class FileRegistry(Whole):
             store.mkdir(parents=True, exist_ok=True)
             sweep(store, STALE_SECONDS)
             with Staging(store) as staged:
-                # Copied before the lock is taken: a large model must not keep a promotion waiting.
+                # Copy before taking the lock: a large model must not delay a promotion.
                 known = self._with_digest(name, digest)
                 if known is None:
                     copy_package(package, staged.path, digest)
                 with self._writing():
                     return self._enter(name, staged, store, digest, tags or {}, alias, package)
         except OSError as error:
-            raise RegistryUnavailable(f"{store} cannot be written: {error.strerror or error}") from error
+            raise RegistryUnavailable(f"cannot write {store}: {error.strerror or error}") from error
 
     def collect(
         self, older_than: float, *, delete: bool = False, now: Callable[[], float] = time.time
     ) -> Collected:
-        """What in the store no version refers to and has not changed for `older_than` seconds; `delete`
-        removes it. Raises RegistryError."""
+        """The files in the store that no version uses and that have not changed for `older_than` seconds;
+        `delete` removes them. Raises RegistryError."""
         # Directories set aside are removed after the lock is released, so that no writer waits for it.
         with contextlib.ExitStack() as aside, self._writing():
             models = self._snapshot(self._content()).models
@@ -213,7 +214,7 @@ class FileRegistry(Whole):
             return collect(real, models.values(), aside if delete else None, older_than, now())
 
     def close(self) -> None:
-        """Nothing is held between calls."""
+        """Does nothing: no resource is held between calls."""
 
     def _enter(
         self,
@@ -236,7 +237,7 @@ class FileRegistry(Whole):
             directory.mkdir(exist_ok=True)
             number = str(next_number(model, directory))
             if not any(staged.path.iterdir()):
-                # The version it was equal to was removed meanwhile.
+                # The equal version was removed meanwhile.
                 copy_package(package, staged.path, digest)
             # The files first, then the entry: a crash between the two leaves a directory without an
             # entry, whose number is not used again, and never an entry without its files.
@@ -292,7 +293,7 @@ class FileRegistry(Whole):
             raise RegistryUnavailable(f"{self.target} cannot be read: {error.strerror or error}") from error
 
     def _stable(self) -> bytes:
-        """The content, once two reads of a freshly changed file are equal."""
+        """The content. Reads a recently changed file until two reads are equal."""
         content = self._content()
         last = self._last
         if last is not None and last.stamp == self._stamp(content):
@@ -306,7 +307,7 @@ class FileRegistry(Whole):
             if again == content:
                 return content
             content = again
-        raise RegistryUnavailable(f"{self.target} does not stop changing")
+        raise RegistryUnavailable(f"{self.target} changes continuously")
 
     def _snapshot(self, content: bytes) -> Snapshot:
         stamp = self._stamp(content)
@@ -328,8 +329,8 @@ class FileRegistry(Whole):
         return hashlib.sha256(os.fsencode(self._real().parent) + b"\0" + content).hexdigest()
 
     def _real(self) -> Path:
-        """The file that the path leads to. The links of a ConfigMap's mount are not followed: they change
-        with every update, and the files next to it stay where the mount is."""
+        """The file that the path leads to. Does not follow the links of a ConfigMap's mount: they change with
+        every update, and the files next to it stay where the mount is."""
         path = self._path
         for _ in range(40):
             try:
@@ -364,7 +365,7 @@ class FileRegistry(Whole):
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """The one writer at a time, over all processes."""
+        """Allows one writer at a time, over all processes."""
         if (reason := self.why_not_writable()) is not None:
             raise RegistryReadOnly(reason)
         real = self._real()
@@ -386,7 +387,8 @@ class FileRegistry(Whole):
             lock.release()
 
     def _write(self, content: bytes | None, changes: Sequence[tuple[Sequence[str], Any]]) -> Snapshot:
-        """Puts the changes into the content and the result in the file's place. Nobody sees less than all."""
+        """Applies the changes to the content, and replaces the file. Readers see either all changes or
+        none."""
         base = str(self._real().parent)
         with self._lock:
             new, kept = self._reader.changed(content, base, changes)
@@ -403,7 +405,7 @@ class FileRegistry(Whole):
     def _replace(self, content: bytes) -> None:
         real = self._real()
         for garbage in real.parent.glob(f".{real.name}.*.tmp"):
-            garbage.unlink(missing_ok=True)  # of a writer that died: the lock is ours
+            garbage.unlink(missing_ok=True)  # from a killed writer: this process holds the lock
         temporary = real.parent / f".{real.name}.{uuid.uuid4().hex}.tmp"
         try:
             handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
@@ -421,7 +423,7 @@ class FileRegistry(Whole):
         except OSError as error:
             temporary.unlink(missing_ok=True)
             if error.errno in (errno.EBUSY, errno.EROFS):
-                reason = f"{error.strerror}; mount its directory, not the file alone"
+                reason = f"{error.strerror}; mount its directory, not only the file"
                 raise RegistryReadOnly(f"{self.target} cannot be replaced: {reason}") from error
             raise RegistryUnavailable(f"{self.target} cannot be written: {error.strerror}") from error
 
@@ -446,7 +448,8 @@ def _alias_changes(
 def _keep_owner_and_mode(handle: int, like: os.stat_result) -> None:
     mine = os.fstat(handle)
     if (mine.st_uid, mine.st_gid) != (like.st_uid, like.st_gid):
-        # Only the superuser gives files away; for others the new file is theirs, as with any editor.
+        # Only root can change a file's owner; otherwise the new file belongs to this user, as with any
+        # editor.
         with contextlib.suppress(PermissionError):
             os.fchown(handle, like.st_uid, like.st_gid)
     os.fchmod(handle, like.st_mode & 0o7777)

@@ -1,6 +1,6 @@
-"""What a reference means in a snapshot, and what there is instead where it means nothing.
+"""Resolves a reference in a snapshot, or reports what exists instead.
 
-Pure: knows no registry that could be asked.
+Pure: must not query a registry.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ def resolve(
     `default_alias` that exists. Raises NotInRegistry, with the contract's code and what there is instead."""
     model = snapshot.models.get(key(reference))
     if model is None and not reference.name:
-        message = f"{reference} is not there: it means something in an MLflow registry only"
+        message = f"{reference} does not exist: such references work only with an MLflow registry"
         raise NotInRegistry("MODEL_NOT_FOUND", message)
     if model is None:
-        # Anybody may ask for any name: what is compared is bounded, however large the registry.
+        # Any client may request any name: bound the comparisons, however large the registry is.
         looked_at = islice(snapshot.models, 5000)
         alike = (name for name in looked_at if name[:1].lower() == reference.name[:1].lower())
         hint = did_you_mean(reference.name, islice(alike, 200))
@@ -38,7 +38,7 @@ def resolve(
     for alias in wanted:
         if alias in model.aliases:
             version = model.aliases[alias].version
-            missing = f"the alias {alias} of {model.name} points to version {version}, which is not there"
+            missing = f"the alias {alias} of {model.name} points to version {version}, which does not exist"
             return _version(model, version, missing)
     raise NotInRegistry(
         "ALIAS_NOT_FOUND",

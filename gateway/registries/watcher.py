@@ -1,8 +1,8 @@
-"""The registry, read at intervals: its content goes to the aliases.
+"""Reads the registry at intervals, and passes its content to the aliases.
 
-A registry that cannot be read, or that is not valid, changes nothing: the last valid snapshot stays, and the
+A registry that cannot be read, or that is not valid, changes nothing: the last valid snapshot stays, and
 reads become rarer until one succeeds. Only the watcher knows that some registries are queried name by name.
-Knows no member of the registry family and nothing of what the snapshot is used for.
+Must not know any kind of registry, or how the snapshot is used.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ log = logging.getLogger("gateway.watch")
 #: An hour is longer than most pauses in traffic; a later request queries the name again.
 FORGET_UNUSED = 3600.0
 
-#: Questions for single names that are under way at once, and that may wait.
+#: The most queries for single names that run at once, and that may wait.
 QUESTIONS = 4
 QUESTIONS_WAITING = 256
 #: A poll comes up to this share early, so that many gateways do not ask in step.
@@ -46,10 +46,10 @@ T = TypeVar("T")
 
 
 class Watch:
-    """`apply` is given every changed snapshot and who moved it; `remember` saves it for a restart.
+    """`apply` gets every changed snapshot, and who moved it. `remember` saves it for a restart.
 
     For a registry that is queried name by name, `in_use` returns the names in use without recent requests;
-    `forget` receives the names unused for `FORGET_UNUSED` before a snapshot comes without them.
+    `forget` gets the names that were unused for `FORGET_UNUSED`, before a snapshot without them.
     """
 
     def __init__(
@@ -108,8 +108,8 @@ class Watch:
         }
 
     def take(self, snapshot: Snapshot, moved_by: str, age: float | None = None) -> None:
-        """A snapshot that came another way: from a write, or from what was remembered at the start. `age`: so
-        many seconds ago all of the registry was read."""
+        """Takes a snapshot from a write, or the remembered one at the start. `age`: the seconds since the
+        whole registry was read."""
         self._writes += 1
         if age is not None:
             self._read_at = self._clock() - age
@@ -128,14 +128,14 @@ class Watch:
             raise self._unavailable()
 
     def looking(self, *, quiet: bool = False) -> asyncio.Task[None]:
-        """The read that is under way, begun now if there is none. `quiet`: the caller says what fails."""
+        """The current read; starts one if there is none. `quiet`: the caller reports failures."""
         if self._looking is None:
             self._looking = asyncio.get_running_loop().create_task(self._look(quiet))
         return self._looking
 
     @property
     def failure(self) -> RegistryError | None:
-        """Why the last read failed; None: it did not, or there was none."""
+        """Why the last read failed; None if it succeeded, or there was none."""
         return self._failure
 
     def _unavailable(self) -> Problem:
@@ -153,13 +153,13 @@ class Watch:
                     break
                 if writes == self._writes:
                     break
-                # Something newer came while this was read: what was read may be older than that.
+                # A newer snapshot came during this read: the read may be older.
         except RegistryError as error:
             self._failed(error, quiet=quiet)
             self._error, self._failure = str(error), error
         except Exception as error:
-            # A bug in reading must be seen as what it is, and must not look like a registry without news.
-            log.exception("the registry could not be read")
+            # A bug must be visible, and must not look like an unchanged registry.
+            log.exception("cannot read the registry")
             self._error = f"the registry could not be read: {type(error).__name__}"
             self._failed(RegistryError(self._error))
         else:
@@ -174,8 +174,8 @@ class Watch:
             self._looking = None
 
     def _failed(self, error: RegistryError, *, quiet: bool = False) -> None:
-        """Counts a failure, and decides how long the registry is left alone: one whose content is wrong
-        answers, so it is read at its interval, and seen as soon as it is corrected."""
+        """Counts a failure, and decides how long to pause. A registry with invalid content answers, so it is
+        read at its interval, and a correction takes effect soon."""
         self._failures += 1
         asked: float | None = getattr(error, "retry_after", None)
         if not isinstance(error, RegistryInvalid):
@@ -192,7 +192,8 @@ class Watch:
         self._emit(RegistryFailed(str(error), repeated=quiet or str(error) == self._error))
 
     def _forget_unused(self) -> None:
-        """In the same turn of the loop as taking the snapshot: nothing can ask for a name in between."""
+        """Runs in the same turn of the loop as taking the snapshot, so that no name is requested in
+        between."""
         now = self._clock()
         used = self._in_use()
         known = self._registry.known()
@@ -205,15 +206,15 @@ class Watch:
             self._forget(unused)
 
     async def ask(self, reference: Reference) -> None:
-        """Asks the registry about one name now: before something is done with it, or because something has
-        happened to it. Raises REGISTRY_UNAVAILABLE."""
+        """Queries the registry for one name now: before an action on it, or because it has changed. Raises
+        REGISTRY_UNAVAILABLE."""
         if self._registry.partial:
             await self._ask(reference)
         else:
             await self.look()
 
     async def ensure(self, reference: Reference, snapshot: Snapshot) -> None:
-        """Asks for what `snapshot` lacks. Raises REGISTRY_UNAVAILABLE."""
+        """Queries what `snapshot` lacks. Raises REGISTRY_UNAVAILABLE."""
         try:
             resolve(snapshot, reference)
         except NotInRegistry:
@@ -243,12 +244,12 @@ class Watch:
         except Problem as problem:
             self._absent[what] = problem
             raise
-        # Once the name exists, this path is not taken again.
+        # Once the name exists, this code does not run again.
         self._absent[what] = None
         return True
 
     async def _ask(self, reference: Reference) -> None:
-        """Simultaneous callers with one question share the answer."""
+        """Simultaneous callers with the same query share the answer."""
         task = self._asking.get(reference)
         if task is None:
             if len(self._asking) >= QUESTIONS_WAITING:
@@ -276,7 +277,7 @@ class Watch:
                     self._paused_until = max(
                         self._paused_until, self._clock() + backoff.pause(1, asked=asked)
                     )
-                # Anybody may ask for a name: where the registry is must not be told to all.
+                # Any client may request a name, and must not learn where the registry is.
                 log.warning("the registry could not be queried for %s: %s", reference, error)
                 message = "the registry cannot be queried now"
                 raise Problem("REGISTRY_UNAVAILABLE", message, retry_after=asked or 1) from None
@@ -290,8 +291,8 @@ class Watch:
         return await asyncio.get_running_loop().run_in_executor(self._io, run, function, *args)
 
     async def run(self) -> None:
-        """Reads the registry again and again: a little early each time, the first time anywhere within the
-        interval (many gateways may have started at once), later and later while it fails."""
+        """Reads the registry repeatedly: a little early each time, the first time at a random moment of the
+        interval (many gateways may have started at once), and with growing pauses while it fails."""
         share = self._chance.random()
         while True:
             due = self._clock() + self._interval * share
@@ -302,4 +303,4 @@ class Watch:
             try:
                 await self.look()
             except Problem:
-                continue  # said by the event; the next look may do better
+                continue  # the event has reported it; the next read may succeed

@@ -132,7 +132,7 @@ models:
         "gateway.yaml: cold_wait": "x is not a unit of time",
         "gateway.yaml: drain_timeout": "greater than or equal to 0",
         "gateway.yaml: max_queue": "valid integer",
-        "gateway.yaml: models.a": "comes twice",
+        "gateway.yaml: models.a": "is given twice",
         "gateway.yaml: models.a.tiemout": "did you mean timeout?",
         "gateway.yaml: models.a.isolation": "'auto', 'process' or 'inline'",
         "gateway.yaml: models.a.batch.maxrows": "did you mean max_rows?",

@@ -45,21 +45,21 @@ _ERROR: Final[Schema] = {
     "required": ["error_code", "message", "details", "hint", "retryable", "request_id"],
 }
 _SAID: Final[Mapping[str, str]] = {
-    "400": "The body cannot be read, or the reference is none.",
+    "400": "The body or the reference is not valid.",
     "401": "No valid credential.",
     "403": "Not allowed.",
-    "404": "There is no such model, version or alias.",
-    "405": "Another method is needed.",
+    "404": "The model, version or alias does not exist.",
+    "405": "The path does not support this method.",
     "409": "Refused; nothing was changed.",
-    "412": "Something has changed meanwhile.",
+    "412": "The alias does not point to the expected version.",
     "413": "The body is too large.",
-    "415": "The body's form is not understood.",
+    "415": "The body's media type is not supported.",
     "422": "The input does not fit the signature.",
-    "429": "Too much is waiting; Retry-After says how long to wait.",
+    "429": "Too many requests are waiting; Retry-After says how long to wait.",
     "500": "The model failed.",
     "502": "The model's process ended.",
-    "503": "Not now; Retry-After says how long to wait.",
-    "504": "It took longer than the caller or the operator allows.",
+    "503": "Not available now; Retry-After says how long to wait.",
+    "504": "It took longer than the client or the operator allows.",
 }
 PREDICTION: Final = ("400", "401", "403", "404", "413", "415", "422", "429", "500", "502", "503", "504")
 _V2_TENSOR: Final[Schema] = {
@@ -98,7 +98,7 @@ def model(
             f"/predict/{target}": {
                 "post": {
                     "operationId": "predict",
-                    "summary": f"Ask {name}",
+                    "summary": f"Predict with {name}",
                     "parameters": _parameters(),
                     "requestBody": {
                         "required": True,
@@ -110,7 +110,7 @@ def model(
             f"/v2/models/{target}/infer": {
                 "post": {
                     "operationId": "infer",
-                    "summary": f"Ask {name} by the Open Inference Protocol",
+                    "summary": f"Predict with {name} by the Open Inference Protocol",
                     "parameters": _parameters(),
                     "requestBody": {
                         "required": True,
@@ -278,7 +278,7 @@ def _answer(signature: Signature | None) -> dict[str, Any]:
         },
         "required": ["predictions", "model"],
     }
-    return as_json("What the model answers, one prediction a row.", schema)
+    return as_json("The model's answer, one prediction per row.", schema)
 
 
 def _parameters() -> list[dict[str, Any]]:
@@ -292,13 +292,13 @@ def components() -> dict[str, Any]:
             "RequestId": {
                 "name": "X-Request-Id",
                 "in": "header",
-                "description": "Comes back with the answer, and is in the log.",
+                "description": "The id of the request; the answer and the log contain it.",
                 "schema": {"type": "string", "maxLength": 128},
             },
             "Timeout": {
                 "name": "X-Request-Timeout-Ms",
                 "in": "header",
-                "description": "The caller's deadline, in milliseconds.",
+                "description": "The client's deadline, in milliseconds.",
                 "schema": {"type": "integer", "minimum": 1, "maximum": 999_999_999},
             },
         },
@@ -306,7 +306,7 @@ def components() -> dict[str, Any]:
             "key": {
                 "type": "http",
                 "scheme": "bearer",
-                "description": "The admin key; for predictions only where the gateway asks for a credential.",
+                "description": "The admin key; for predictions only if the gateway requires a credential.",
             }
         },
     }

@@ -186,7 +186,7 @@ def test_a_model_s_own_setting_wins(old: Any) -> None:
 
 
 def test_an_environment_that_does_not_exist_is_an_error_of_the_settings() -> None:
-    with pytest.raises(ValueError, match="'shiny' is no environment; known: auto, same, own"):
+    with pytest.raises(ValueError, match="'shiny' is not an environment; known: auto, same, own"):
         Settings.model_validate({"models": {"iris": {"environment": "shiny"}}})
     with pytest.raises(ValueError, match="own is a policy"):
         Settings.model_validate({"environments": {"named": {"own": {"python": "/x"}}}})

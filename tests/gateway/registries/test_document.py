@@ -86,7 +86,7 @@ def test_what_is_absent_is_empty(text: str) -> None:
     ("text", "place", "problem"),
     [
         ("", "", "empty"),
-        ("[]", "", "a list, where a mapping belongs"),
+        ("[]", "", "a list, where a mapping is expected"),
         ("version: 2", "version", "reads version 1"),
         ("modles: {}", "modles", "did you mean models?"),
         ("models: {a/b: {}}", "models.a/b", "not allowed"),
@@ -100,7 +100,7 @@ def test_what_is_absent_is_empty(text: str) -> None:
         ("models: {a: {versions: {1.10: {source: x}}}}", "models.a.versions.1.10", "not a version"),
         ("models: {a: {versions: {01: {source: x}}}}", "models.a.versions.01", "not a version"),
         ("models: {a: {versions: {1: {source: x}, '1': {source: y}}}}", "models.a.versions.1", "twice"),
-        ("models: {a: {versions: {1: x}}}", "models.a.versions.1", "text, where a mapping belongs"),
+        ("models: {a: {versions: {1: x}}}", "models.a.versions.1", "text, where a mapping is expected"),
         ("models: {a: {versions: {1: {source: [x]}}}}", "models.a.versions.1.source", "a list, where text"),
         (
             "models: {a: {versions: {1: {source: x, digest: md5:1}}}}",
@@ -123,7 +123,7 @@ def test_what_is_absent_is_empty(text: str) -> None:
             "models.a.aliases.c.forced",
             "true or false",
         ),
-        ("models: {a: {rollout: direct}}", "models.a.rollout", "text, where a mapping belongs"),
+        ("models: {a: {rollout: direct}}", "models.a.rollout", "text, where a mapping is expected"),
         ("models: {a: {}, a: {}}", "models.a", "twice"),
     ],
 )
@@ -147,7 +147,7 @@ models:
 
 
 def test_json_problems_have_places_too() -> None:
-    assert problems('{"models": {"a": {}, "a": {}}}', "json") == [("models.a", "comes twice")]
+    assert problems('{"models": {"a": {}, "a": {}}}', "json") == [("models.a", "is given twice")]
     assert problems('{"models": ', "json")[0][0] == "line 1, column 12"
     assert problems("[" * 100_000, "json")[0][1] == "nested too deep"
     assert problems(" ", "json")[0][1] == "it is empty"

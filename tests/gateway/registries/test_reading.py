@@ -98,8 +98,8 @@ def test_json_is_valid_where_the_library_says_so(text: str) -> None:
         ('{"models": {\n"a": {},}}', "line 2, column 9", "property name"),
         ('{"models": {}} x', "line 1, column 16", "Extra data"),
         ('{"models": {"a": {"versions": {"1": {"source": ]}}}}}', "line 1, column 48", "Expecting value"),
-        ('{"models": {}, "models": {}}', "models", "comes twice"),
-        ('{"models": {"a": {"versions": {"1": {}, "1": {}}}}}', "models.a.versions.1", "comes twice"),
+        ('{"models": {}, "models": {}}', "models", "is given twice"),
+        ('{"models": {"a": {"versions": {"1": {}, "1": {}}}}}', "models.a.versions.1", "is given twice"),
     ],
 )
 def test_errors_of_json_stand_where_they_are(text: str, place: str, problem: str) -> None:
