@@ -173,9 +173,12 @@ def _failed(error: Mapping[str, Any] | None) -> str | None:
 
 
 def _differences(rollouts: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A line for each alias that does not serve the version in the registry."""
+    """A line for each alias that does not serve the version in the registry, or not to all callers."""
     lines = []
     for rollout in rollouts:
+        if (step := rollout.get("step")) is not None:
+            lines.append(_under_way(rollout, step))
+            continue
         if not rollout["diverged"] and rollout["phase"] != "deleted":
             continue
         wanted = "is deleted" if rollout["desired"] is None else f"should serve version {rollout['desired']}"
@@ -183,6 +186,18 @@ def _differences(rollouts: Sequence[Mapping[str, Any]]) -> list[str]:
         reason = f": {rollout['error']}" if rollout["error"] else ""
         lines.append(f"{rollout['name']}@{rollout['alias']} {wanted}, but {served}{reason}")
     return lines
+
+
+def _under_way(rollout: Mapping[str, Any], step: Mapping[str, Any]) -> str:
+    """How far a canary is: its phase, the share of the new version and the step."""
+    paused = ", paused" if step["paused"] else ""
+    return (
+        f"{rollout['name']}@{rollout['alias']} moves to version {rollout['desired']}: {rollout['phase']}, "
+        f"step {step['number']} of {step['of']} ({step['percent']:g} % of the callers, "
+        f"{step['seconds']:.0f} of {step['seconds_wanted']:g} s, "
+        f"{step['requests']} of {step['requests_wanted']} requests{paused}); "
+        f"version {rollout['serving']} answers the others"
+    )
 
 
 def _show(view: Mapping[str, Any]) -> None:

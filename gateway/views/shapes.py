@@ -145,8 +145,8 @@ class RolloutView(View):
     """An alias: desired, serving and last good version side by side, and what is under way. Also what was
     tried with an alias that does not exist (any more).
 
-    `policy` and `rollout` are there in full views; `forced_past`, `checks` and `environment` after a
-    promotion.
+    `step`: of a canary under way. `policy` and `rollout` are there in full views; `forced_past`, `checks` and
+    `environment` after a promotion.
     """
 
     name: str
@@ -161,6 +161,7 @@ class RolloutView(View):
     unproven: bool = False
     verdict: Mapping[str, Any] | None = None
     trial: Mapping[str, Any] | None = None
+    step: Mapping[str, Any] | None = None
     history: tuple[Stretch, ...] = ()
     policy: Mapping[str, Any] | Absent = ABSENT
     rollout: CourseView | Absent = ABSENT
@@ -183,6 +184,7 @@ class RolloutView(View):
             unproven=found.unproven,
             verdict=None if found.verdict is None else found.verdict.to_json(),
             trial=None if trial is None else trial.to_json(),
+            step=None if found.rollout is None else found.rollout.step_view(),
             history=tuple(Stretch.of(served) for served in found.history[-SHOWN_HISTORY:]),
         )
 

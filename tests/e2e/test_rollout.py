@@ -113,14 +113,16 @@ def test_a_version_that_fails_for_one_row_in_five_is_taken_back_without_a_failed
 
 
 def test_a_good_version_completes_its_steps(server: Running, shell: Shell) -> None:
-    with (
-        Traffic(server) as traffic,
-        httpx.stream("GET", f"{server.url}/events", headers=server.key, timeout=60) as events,
-    ):
-        done = shell.gateway("promote", "picky@champion", "3", "--wait")
+    with httpx.stream("GET", f"{server.url}/events", headers=server.key, timeout=60) as events:
+        assert shell.gateway("promote", "picky@champion", "3").code == 0
+        shown = shell.gateway("status").out
+        with Traffic(server) as traffic:
+            done = shell.gateway("promote", "picky@champion", "3", "--wait")
         assert done.code == 0, done.err
         phases = [json.loads(line[6:])["phase"] for line in _until_done(events) if "phase" in line]
     assert phases == ["canary 20 %", "canary 50 %", "done"]
+    assert "picky@champion moves to version 3: canary 20 %, step 1 of 2 (20 % of the callers, " in shown
+    assert "0 of 150 requests); version 1 answers the others" in shown
     assert "picky@champion is 3 and served" in done.out
     lines = [line.split("version 3  ")[1] for line in done.err.splitlines() if "version 3  " in line]
     assert [line.split(" ")[0] for line in lines] == ["canary", "canary", "done"]
