@@ -143,8 +143,6 @@ def test_metrics_in_both_forms(server: Served) -> None:
         ("/rollouts/iris", (400, "INVALID_REFERENCE")),
         ("/rollouts/iris@nobody", (404, "ALIAS_NOT_FOUND")),
         ("/rollouts/nobody@champion", (404, "MODEL_NOT_FOUND")),
-        ("/docs", (404, "NOT_FOUND")),
-        ("/openapi.json", (404, "NOT_FOUND")),
         ("/registry.yaml/x", (404, "NOT_FOUND")),
     ],
 )
