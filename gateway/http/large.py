@@ -54,6 +54,9 @@ _HEADROOM: Final = 512 << 20
 _COPIES: Final = 2
 #: Which part of all memory may be in use while a body above the budget is parsed.
 _SHARE: Final = 0.7
+#: The most bytes of memory that one byte of a body with values becomes (`{"a":1},` makes 40); a body of empty
+#: lists becomes more, and has no room above the budget.
+_DENSEST: Final = 42
 
 _log = logging.getLogger("gateway.http")
 
@@ -165,6 +168,8 @@ class LargeBodies:
         self, message: Mapping[str, Any], becomes: int
     ) -> tuple[dict[str, Any], tuple[wire.Array, int] | None]:
         if becomes > self._budget:
+            if becomes > _DENSEST * len(message["body"]):
+                raise too_large(self._budget)
             self._check_room(_COPIES * becomes)
         most = max(self._budget, becomes)
         try:
