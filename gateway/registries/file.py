@@ -397,7 +397,7 @@ class FileRegistry(Whole):
             except RegistryInvalid as error:
                 raise RegistryError(f"not written, because after the change {error}") from error
         if not kept:
-            log.warning("%s could not be edited in place: rewritten without its comments", self.target)
+            log.warning("%s could not be edited in place: it was rewritten without comments", self.target)
         self._replace(new)
         self._last = last = Snapshot(models, self._stamp(new))
         return last
