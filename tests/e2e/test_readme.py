@@ -78,7 +78,7 @@ def test_the_story_runs_as_it_is_written(place: Shell) -> None:
     url = f"http://127.0.0.1:{port}"
     (place.directory / "train.py").write_text(python, encoding="utf-8")
     run("python train.py", place)
-    (place.directory / "own.py").write_text(f"import gateway\n{own}", encoding="utf-8")
+    (place.directory / "own.py").write_text(own, encoding="utf-8")
     run("python own.py", place)
     before, serve = first.strip().rsplit("\n", 1)
     assert "challenger=2, champion=1" in run(before, place)
