@@ -5,11 +5,12 @@ Knows names only; `save_model` and the flavors define what each keyword means.
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+from loaders.spelling import near
 
 if TYPE_CHECKING:
     from loaders.signature import Signature
@@ -101,9 +102,9 @@ def check(options: Mapping[str, Any], flavor: str, taken: Iterable[str]) -> None
     for name in options:
         if name in known:
             continue
-        near = difflib.get_close_matches(name, [*known, *OWN, *SYNONYMS], n=1)
+        likely = near(name, [*known, *OWN, *SYNONYMS])
         takes = f"{flavor} models accept {', '.join(known)}" if known else f"{flavor} models accept no others"
-        meant = f"did you mean {near[0]}? " if near else ""
+        meant = f"did you mean {likely}? " if likely else ""
         raise TypeError(f"unknown keyword {name}: {meant}{takes}")
 
 

@@ -25,6 +25,7 @@ from loaders.enforcement.violations import Faults, shown
 from loaders.schema import AnyType, ColSpec, Map, Object, Scalar, TensorSpec
 from loaders.schema import Array as ArrayType
 from loaders.signature import Signature
+from loaders.spelling import near
 
 #: Maximum rows that are checked value by value; above it, checking whole columns is faster.
 _FEW_ROWS = 8
@@ -161,8 +162,8 @@ def _columns(plan: Plan, form: str, data: Any, faults: Faults, extras: list[Any]
                 if not table.named and type(name) is str:
                     faults.add(table.root, v.NO_COLUMNS, "named columns")
                     return None
-                near = _near(name, names, plan, faults)
-                faults.add(table.column(name), v.MISSING, spec.type, near)
+                meant = _near(name, names, plan, faults)
+                faults.add(table.column(name), v.MISSING, spec.type, meant)
             continue
         cells = columns[at]
         array = quick(cells) if json and not isinstance(cells, np.ndarray) else None
@@ -185,21 +186,19 @@ def _near(name: str | int, sent: Sequence[str | int], plan: Plan, faults: Faults
     and their length, because the caller chooses the names that are compared."""
     if faults.total >= _NEAR_FAULTS or type(name) is not str:
         return None
-    from difflib import get_close_matches
-
     wanted = set(plan.names)
     unknown = [str(one) for one in islice(sent, len(wanted) + _NEAR_NAMES) if one not in wanted]
     spelt = {one.casefold(): one for one in unknown[:_NEAR_NAMES] if len(one) <= _NEAR_LENGTH}
-    found = get_close_matches(name[:_NEAR_LENGTH].casefold(), spelt, 1, _NEAR_RATIO)
-    if not found:
+    found = near(name[:_NEAR_LENGTH].casefold(), spelt, _NEAR_RATIO)
+    if found is None:
         return None
     # One column stands for one: for the missing one that it resembles most.
     there = set(sent)
     absent = (str(one)[:_NEAR_LENGTH].casefold() for one in plan.names if one not in there)
-    meant = get_close_matches(found[0], list(islice(absent, _NEAR_NAMES)), 1, _NEAR_RATIO)
-    if meant and meant[0] != name[:_NEAR_LENGTH].casefold():
+    meant = near(found, islice(absent, _NEAR_NAMES), _NEAR_RATIO)
+    if meant is not None and meant != name[:_NEAR_LENGTH].casefold():
         return None
-    return f"the unknown column {shown(spelt[found[0]])}"
+    return f"the unknown column {shown(spelt[found])}"
 
 
 def _cast(spec: ColSpec, cells: Any, at: int, table: Table, faults: Faults) -> NDArray:

@@ -1,0 +1,16 @@
+"""Did you mean: the known name that is most like a given one. numpy and the standard library only.
+
+The gateway has its own in `gateway.names`: loaders never import the gateway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def near(word: str, known: Iterable[str], ratio: float = 0.6) -> str | None:
+    """The known name most like `word`; None if none is. `ratio`: how alike, 0 to 1."""
+    from difflib import get_close_matches  # only where something is wrong already
+
+    found = get_close_matches(word, list(known), 1, ratio)
+    return found[0] if found else None
