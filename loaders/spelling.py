@@ -1,4 +1,4 @@
-"""Did you mean: the known name that is most like a given one. numpy and the standard library only.
+"""Did you mean: the known name that is most like a given one.
 
 The gateway has its own in `gateway.names`: loaders never import the gateway.
 """
