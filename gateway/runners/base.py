@@ -132,3 +132,15 @@ class Runner(Protocol):
 
     async def close(self) -> None:
         """Frees the model. When this returns, its memory is free as far as it can be freed."""
+
+
+def model_error(reply: Mapping[str, Any]) -> ModelError:
+    """The model's exception, from its process's answer."""
+    kind, text = str(reply.get("type", "Error")), str(reply.get("message", ""))
+    shown = reply.get("shown")
+    return ModelError(
+        f"{kind}: {text}" if text else kind,
+        str(reply.get("trace", "")),
+        shown=None if shown is None else str(shown),
+        unsuitable=reply.get("unsuitable") is True,
+    )

@@ -15,10 +15,10 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from gateway.runners.base import FAILURES, ModelError, NoProcess, RunnerCrashed, RunnerTimeout
+from gateway.runners.base import FAILURES, ModelError, NoProcess, RunnerCrashed, RunnerTimeout, model_error
 from gateway.runners.packs import Pack, Packs
 from gateway.runners.places import Conditions, Place
-from gateway.runners.worker import NotReached, model_error
+from gateway.runners.worker import NotReached
 from loaders.batch import Columns, Tensors, Value
 from loaders.worker import wire
 from loaders.worker.process import LOADED_AGAIN

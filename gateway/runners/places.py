@@ -15,8 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from gateway.runners.base import RunnerCrashed, RunnerTimeout
-from gateway.runners.worker import NotReached, Worker, model_error
+from gateway.runners.base import RunnerCrashed, RunnerTimeout, model_error
+from gateway.runners.worker import NotReached, Worker
 from loaders.worker import wire
 
 if TYPE_CHECKING:

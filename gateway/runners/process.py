@@ -16,13 +16,13 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway.runners import environments
-from gateway.runners.base import ModelError, RunnerCrashed
+from gateway.runners.base import ModelError, RunnerCrashed, model_error
 from gateway.runners.confinement import Confinement
 from gateway.runners.environments import Environment
 from gateway.runners.pool import Pool
 from gateway.runners.restarts import Policy, Restarts
 from gateway.runners.suspects import digest
-from gateway.runners.worker import Worker, model_error
+from gateway.runners.worker import Worker
 from loaders.batch import Columns, Tensors, Value
 from loaders.worker import wire
 from loaders.worker.process import LOADED_AGAIN

@@ -478,18 +478,6 @@ class Worker:
             self._user = None
 
 
-def model_error(reply: Mapping[str, Any]) -> ModelError:
-    """The model's exception, from its process's answer."""
-    kind, text = str(reply.get("type", "Error")), str(reply.get("message", ""))
-    shown = reply.get("shown")
-    return ModelError(
-        f"{kind}: {text}" if text else kind,
-        str(reply.get("trace", "")),
-        shown=None if shown is None else str(shown),
-        unsuitable=reply.get("unsuitable") is True,
-    )
-
-
 async def _status(child: Child, wait: float) -> int | None:
     """The exit code; None if it is not known within `wait` seconds."""
     with suppress(TimeoutError):
