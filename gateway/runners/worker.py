@@ -17,7 +17,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
-from gateway.runners.base import RunnerCrashed, RunnerTimeout, model_error
+from gateway.runners.base import ModelError, RunnerCrashed, RunnerTimeout, model_error
 from gateway.runners.child import Child
 from gateway.runners.environments import Environment
 from gateway.runners.memory import Footprint, Memory, peak
