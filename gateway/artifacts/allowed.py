@@ -66,7 +66,7 @@ class Allowed:
                 )
         if self._prefixes:
             if not any(is_below(source, prefix) for prefix in self._prefixes):
-                raise ArtifactError(f"the source of {version} is not in artifact_sources", source)
+                raise ArtifactError(f"the source of {version} is not among those allowed", source)
         elif not self._local and is_local(source):
             problem = "a remote registry names a place on this machine"
             raise ArtifactError(f"the source of {version} is refused: {problem}", source)
