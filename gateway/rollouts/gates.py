@@ -116,7 +116,7 @@ class Gates:
         with trial.check(f"signature, compared with {record.against or 'nothing'}"):
             reasons = await self._compare(target, prepared, record, prepare)
             if reasons and not force:
-                message = f"{target} cannot replace {record.against}: {'; '.join(reasons)}"
+                message = f"{target} may not replace {record.against}: {'; '.join(reasons)}"
                 details = [Detail("signature", reason) for reason in reasons]
                 raise Problem("ROLLOUT_REFUSED", message, details=details, hint=FORCE)
         if force or self.policy(record.model).environment == "warn":

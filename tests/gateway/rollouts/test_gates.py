@@ -77,7 +77,7 @@ def found_wanting(made: Bench) -> Record:
     [
         (broken_files, "MODEL_UNAVAILABLE", "digest", False),
         (broken_load, "MODEL_UNAVAILABLE", "bad weights", False),
-        (other_signature, "ROLLOUT_REFUSED", "cannot replace iris/1", True),
+        (other_signature, "ROLLOUT_REFUSED", "may not replace iris/1", True),
         (found_wanting, "ROLLOUT_REFUSED", "by another gateway: it answers nonsense", True),
     ],
     ids=["files", "load", "signature", "verdict"],
