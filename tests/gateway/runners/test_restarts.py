@@ -139,7 +139,7 @@ async def test_a_call_does_not_wait_for_ever_for_a_process(
         with pytest.raises(RunnerCrashed):
             await runner.predict(ONE, {"n": n})
     monkeypatch.setattr("gateway.runners.pool.PATIENCE", 0.05)
-    with pytest.raises(NoProcess, match="started again") as caught:
+    with pytest.raises(NoProcess, match="is restarting") as caught:
         await runner.predict(ONE, {})
     assert caught.value.retry_after > 100
 
