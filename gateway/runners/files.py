@@ -36,7 +36,8 @@ def _deleted(pid: int, directory: str) -> int:
     found: dict[int, int] = {}
     with suppress(OSError):
         device = os.stat(directory).st_dev
-        for process in (pid, *descendants(pid)):
+        children, _ = descendants(pid)
+        for process in (pid, *children):
             with suppress(OSError):
                 place = PROC / str(process) / "fd"
                 for name in os.listdir(place)[:_OPEN_FILES]:
