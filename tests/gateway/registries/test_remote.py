@@ -103,7 +103,7 @@ def test_json_is_read_as_what_it_is(documents: Documents) -> None:
 def test_it_is_not_written_from_here(documents: Documents) -> None:
     registry = open_registry(f"{documents.url}/a/registry.yaml")
     assert not registry.writable
-    with pytest.raises(RegistryReadOnly, match="read only"):
+    with pytest.raises(RegistryReadOnly, match="cannot be written from here"):
         registry.move(Move("iris", "champion", "1"))
     registry.close()
 
