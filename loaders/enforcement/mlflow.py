@@ -457,7 +457,8 @@ def _from_column(spec: TensorSpec, column: Any, path: str) -> NDArray:
     if np.isscalar(first):
         if spec.shape not in ((-1,), (-1, 1)):
             raise _Refused(path, v.WRONG_SHAPE, f"shape {list(spec.shape)}", f"shape {[len(column)]}")
-        return _unpadded(column.tolist(), spec.dtype).reshape(spec.shape)
+        padded = spec.dtype.kind in "US" and is_wide(column.tolist())
+        return np.array(column, dtype=object if padded else spec.dtype).reshape(spec.shape)
     if isinstance(first, list) and not np.isscalar(first[0]):
         raise _Refused(path, v.WRONG_TYPE, "scalars or flat lists", "array")
     if isinstance(first, list) and is_wide([item for row in column for item in row]):
