@@ -1,4 +1,4 @@
-"""Control access: who may use the control verbs (CONTRACT §8).
+"""Control access: who may use the control verbs.
 
 Only the admin key gives access. No address and no other header replaces it, because a proxy on the same
 machine looks like a local client. If the operator configured no key, `control_key` makes one. Knows ASGI

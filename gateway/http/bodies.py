@@ -76,7 +76,7 @@ class Parsed(NamedTuple):
 @lru_cache(maxsize=256)
 def media_type(header: bytes) -> Media:
     """The form that a Content-Type announces. The only parameter allowed is `charset=utf-8`, in any case,
-    quoted or not (CONTRACT §5). Raises UNSUPPORTED_MEDIA_TYPE."""
+    quoted or not. Raises UNSUPPORTED_MEDIA_TYPE."""
     kind, *parameters = header.decode("latin-1").split(";")
     kind = kind.strip().lower()
     media = _MEDIA.get(kind) or ("file" if kind.startswith(_FILES) else None)

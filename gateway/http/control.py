@@ -1,4 +1,4 @@
-"""Views and verbs over HTTP (CONTRACT §8): a table of paths in front of `Views`,
+"""Views and verbs over HTTP: a table of paths in front of `Views`,
 `Promotions` and `Residency`.
 
 Knows paths, queries, bodies (`schemas`) and status codes; decides nothing about a model. Paths are matched as

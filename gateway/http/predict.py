@@ -1,7 +1,7 @@
 """Predictions over HTTP: from an ASGI scope to the service and back, before any router.
 
 This is the hot path: no pydantic, no regular expression, no log line and no request object. Knows the
-contract's URLs and headers (CONTRACT §5); must not know how a model is found, loaded or called.
+gateway's own URLs and headers; must not know how a model is found, loaded or called.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Problems as HTTP answers: the error form of CONTRACT §6; also, how any answer is sent.
+"""Problems as HTTP answers: the error form that README.md describes; also, how any answer is sent.
 
 Knows status codes and headers; must not know routes or models. No answer made here holds a traceback, a row
 of data or a path of the server.

@@ -1,6 +1,6 @@
 """The bodies of control calls as pydantic models, and what is wrong with a body as a `Problem`.
 
-Knows the fields of CONTRACT §8 and nothing of what they do. A body is checked as a whole: every fault is in
+Knows the fields of control calls and nothing of what they do. A body is checked as a whole: every fault is in
 `details`, with its place.
 """
 

@@ -1,14 +1,14 @@
 """Aliases: the desired, serving and last good version of each, and the moves between them.
 
-The checks before a version may replace another: `gates`, the only set of checks; it includes signatures.
+May version 2 replace version 1? First `gates.Gates.check`, then, with a canary, `phases.next_step`.
 
 An alias: `alias` (its facts), `aliases` (all of them: what a request gets, what the registry says),
 `reconciler` (moves serving towards desired), `records` (the facts about an alias before a decision),
 `lingering` (replaced versions stay loaded for a while).
 
 An operator's moves: `promotions` (promote and roll back, for the server and the command line), `residency`
-(load and unload), `preload` (what readiness waits for), `preflight` and `offline` (the same gates without a
-server).
+(load and unload), `preload` (what readiness waits for), `offline` (the same gates without a server),
+`preflight` (`gateway check`: one package by itself, and its signature against a version in service).
 
 A canary: `policy` (which policy applies), `phases` (what comes next), `rollout` (a candidate next to the
 version in service), `canary` (which caller gets it), `guards` (is it worse?), `conductor` (carries it out).

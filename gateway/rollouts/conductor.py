@@ -1,8 +1,8 @@
 """Conducts rollouts: takes a candidate that passed its gates through its steps, and writes down how far it
 is.
 
-Between two looks at what was seen a rollout waits for an event or a second to pass. What is decided is
-`rollouts.phases`; what happens to the alias afterwards, `rollouts.aliases`. Runs on the event loop.
+A rollout is examined after each event, and at least once a second. `rollouts.phases` decides;
+`rollouts.reconciler` then moves the alias. Runs on the event loop.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class Conductor:
         if entry is not None and target.version in (*entry.previous, entry.last_good):
             return False
         stretches = [served for served in found.history if served.version == target.version]
-        return not any(not (served.reason or "").startswith(ROLLED_BACK) for served in stretches)
+        return all((served.reason or "").startswith(ROLLED_BACK) for served in stretches)
 
     def _steps(self, found: LiveAlias, model: Model, target: Version) -> tuple[float, ...]:
         course = self.course(found.name, found.alias)

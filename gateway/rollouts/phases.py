@@ -1,8 +1,8 @@
-"""The phases of a rollout, and the decision what comes next.
+"""The phases of a rollout, and the decision about what comes next.
 
 A candidate gets a growing share of the callers, step by step, while the version in service answers the
-others. It advances on time *and* evidence. A breached guard rolls it back. Too little traffic is never a
-pass.
+others. It advances when enough time has passed *and* enough requests were answered. A breached guard rolls
+it back. Too little traffic is never a pass.
 
 Pure: must not know a clock, a registry or requests.
 """

@@ -1,6 +1,6 @@
 """One rollout: a candidate and the version in service, side by side under one alias.
 
-`Course` is what of it survives a restart, plain and durable; `Rollout` is the live half, which assigns
+`Course` is the part of a rollout that survives a restart; `Rollout` is the live half, which assigns
 callers, counts what both versions did and asks the guards. Knows versions and outcomes; no HTTP, no manager.
 """
 

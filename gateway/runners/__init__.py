@@ -8,6 +8,9 @@ stuck?), `restarts` (what happens after it died), `suspects` (which inputs kille
 killed zygote leaves), `output` (what it prints), `memory` and `files` (what it takes), `environments` (its
 Python).
 
+A process dies: `worker` fails its call, `serving.batching` runs the requests again, `restarts` starts another
+process or quarantines the model, and `serving.failures` ends the quarantine.
+
 A pack: `packs` (all of them), `places` (one process and the models in it).
 
 Confinement: `confinement` (what a model process may do), `unconfined` (what this machine cannot enforce). The

@@ -1,10 +1,10 @@
 """A model in processes of its own: a pool of 1..N, each answering one call at a time.
 
-A process that ends fails the call it was answering, and no other: calls that no process has taken yet wait
-for the next one. It comes at once the first time, later each further time, and not at all after too many (see
-`restarts`). A busy model may have a spare process, loaded and idle, that takes over at
-once. The operator's timeout and memory limit end a process as well. Everything runs on the event loop,
-without threads.
+A process that ends fails the call it was answering (`serving.batching` repeats it). Other calls wait for the
+next process. The first restart is immediate; each further one waits longer; after too many the model is in
+quarantine for a while (see `restarts`). A busy model may have a spare process, loaded and idle, that takes
+over at once. The operator's timeout and memory limit end a process as well. Everything runs on the event
+loop, without threads.
 """
 
 from __future__ import annotations

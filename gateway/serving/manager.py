@@ -1,5 +1,5 @@
-"""All servables: one load for any number of callers, leases counted before anything is awaited, room made
-when the ledger says so.
+"""Holds all servables. Callers share one load. A lease is counted before the first await. The ledger decides
+when to make room.
 
 The manager carries out what `Ledger.plan` decides and asks servables for the steps of their lives. It knows
 versions, never aliases: an alias tells it what it serves and which loads it no longer wants. Everything runs

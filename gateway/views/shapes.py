@@ -1,4 +1,4 @@
-"""The views themselves: frozen, typed, with the fields of CONTRACT §8 in the order in which JSON shows them.
+"""The views themselves: frozen, typed, with their fields in the order in which JSON shows them.
 
 Knows the facts that a view is made from and nothing of where they are read.
 """
