@@ -97,7 +97,8 @@ class Gates:
     ) -> Passed:
         """Takes a version through the gates; afterwards it is loaded and warm. `force` overrules an earlier
         verdict, an incompatible signature and an unavailable environment, nothing else. `prepare`: gets the
-        package in another way. `trial` is kept up to date. `dry_run`: its load is not recorded. Raises Problem."""
+        package in another way. `trial` is kept up to date. `dry_run`: its load is not recorded. Raises
+        Problem."""
         trial = trial or Trial(target.version)
         if not target.source:
             raise not_registered(target)

@@ -5,6 +5,7 @@ They live in an environment of their own: kserve pins pandas 2. The client of ML
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -33,7 +34,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 def python(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The interpreter of an environment with the clients."""
     place = tmp_path_factory.mktemp("environment")
-    uv = Uv(Path(platformdirs.user_cache_dir("uv")), place / "scratch")
+    environ = {name: value for name, value in os.environ.items() if name != "UV_OFFLINE"}
+    uv = Uv(Path(platformdirs.user_cache_dir("uv")), place / "scratch", environ)
     uv.run("venv", "--python", sys.executable, str(place / "env"), indexed=False)
     made = str(place / "env/bin/python")
     uv.run("pip", "install", "--only-binary", ":all:", "--python", made, *PACKAGES)
