@@ -45,7 +45,9 @@ def plain(value: Any, place: str) -> Any:
         return None
     if isinstance(value, datetime.date):
         return value.isoformat()
-    if isinstance(value, (bool, int, str)):  # a subclass, such as an enumeration
+    if isinstance(value, enum.Enum):
+        return plain(value.value, place)
+    if isinstance(value, (bool, int, str)):  # a subclass
         return next(kind(value) for kind in (bool, int, str) if isinstance(value, kind))
     inside = opened(value)
     if inside is not value:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from gateway.artifacts.allowed import SCHEME, Allowed, is_here, links, path_of
+from gateway.artifacts.allowed import SCHEME, Allowed, is_here, is_local, links, path_of
 from gateway.artifacts.base import ArtifactError, File, Meter, Source, target_of
 from gateway.artifacts.proxied import PROXY, Proxied
 from gateway.artifacts.remote import Remote
@@ -48,11 +48,13 @@ class Sources:
         *readers, place = links(version.source)
         if readers:
             self._allowed.check_addresses(version, place)
+            if is_local(place):
+                self._allowed.check_directory(version, _path(place))
             return Remote(version, "chain")
         match = SCHEME.match(version.source)
         scheme = "file" if match is None else match[1].lower()
-        if scheme == "file":
-            path = Path(version.source if match is None else path_of(version.source))
+        if is_local(version.source):
+            path = _path(version.source)
             self._allowed.check_directory(version, path)
             return _Directory(path)
         self._allowed.check_addresses(version, version.source)
@@ -100,6 +102,11 @@ class _Directory:
         for relative, file, _ in files:
             meter.add(copy_file(Path(file), target_of(to, relative), root))
         return {}
+
+
+def _path(source: str) -> Path:
+    """The path of a local source, a URL or not."""
+    return Path(path_of(source) if SCHEME.match(source) else source)
 
 
 def _server(target: str) -> str:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 SERVICE: Final = "inference.GRPCInferenceService"
 
 #: A message above this many bytes is parsed in a thread.
-PARSED_ON_LOOP: Final = 256 << 10
+PARSED_ON_LOOP: Final = 16 << 10
 #: What a value of type BYTES takes once it is a value of its own, in bytes.
 _TEXT_BYTES: Final = 120
 

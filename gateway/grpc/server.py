@@ -18,6 +18,7 @@ import grpc.aio
 from gateway.grpc.calls import Call, Calls
 from gateway.grpc.health import Health
 from gateway.grpc.inference import SERVICE, OpenInference, refused, streamed
+from gateway.http.connections import default_most
 
 if TYPE_CHECKING:
     from gateway.http.parts import Parts
@@ -33,7 +34,8 @@ _IDENTITY_ONLY: Final = 1
 
 
 class RpcServer:
-    """Made on the event loop that it serves on. `most_calls` is how many calls are served at once."""
+    """Made on the event loop that it serves on. It serves as many calls at once as HTTP may have
+    connections."""
 
     def __init__(self, parts: Parts) -> None:
         settings = parts.settings
@@ -55,7 +57,9 @@ class RpcServer:
         if settings.max_connection_age is not None:
             options.append(("grpc.max_connection_age_ms", int(settings.max_connection_age * 1000)))
             options.append(("grpc.max_connection_age_grace_ms", int(settings.drain_timeout * 1000)))
-        self._server: Any = grpc.aio.server(options=options)
+        self._server: Any = grpc.aio.server(
+            options=options, maximum_concurrent_rpcs=settings.max_connections or default_most()
+        )
         inference = OpenInference(parts)
         calls = Calls(parts, SERVICE, self._drained)
         methods: dict[str, Any] = {

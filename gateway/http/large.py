@@ -157,8 +157,8 @@ class LargeBodies:
         if self._idle is not None:
             self._idle.cancel()
         process = self._process
-        if process is not None and self._waiting:
-            process.kill()  # no caller waits for it
+        if process is not None:
+            process.kill()  # it may still parse a body whose caller has left
         await asyncio.get_running_loop().run_in_executor(self._thread, self._end)
         self._thread.shutdown(wait=False)
 

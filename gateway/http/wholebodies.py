@@ -21,6 +21,8 @@ from loaders.signature import Signature
 
 #: What an array may have along an axis while it has no values: a model may answer for each of them.
 _LONGEST_EMPTY: Final = 65_536
+#: What numpy takes in each of its versions.
+_MOST_DIMENSIONS: Final = 32
 _NUMBERS: Final = "biuf"
 
 
@@ -75,6 +77,8 @@ def parse_npy(body: bytes) -> Parsed:
         message = f"an array of {dtype.name} cannot be sent: only numbers and booleans"
         raise Problem("MALFORMED_BODY", message)
     at = file.tell()
+    if len(shape) > _MOST_DIMENSIONS or not all(type(size) is int and size >= 0 for size in shape):
+        raise Problem("MALFORMED_BODY", "the array is said to have a shape that no array has")
     count = math.prod(shape)
     if len(body) - at != count * dtype.itemsize or (not count and max(shape, default=0) > _LONGEST_EMPTY):
         message = f"the array is said to have the shape {list(shape)}, but has {len(body) - at} bytes"

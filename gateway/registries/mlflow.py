@@ -127,8 +127,9 @@ class MLflowRegistry:
                 failed += [error for error in came if error is not None]
                 if any(not error.reached for error in failed):
                     break
-        if failed and (len(failed) == len(names) or not failed[-1].reached):
-            raise failed[-1]
+        away = [error for error in failed if not error.reached]
+        if away or (failed and len(failed) == len(names)):
+            raise (away or failed)[-1]
         for error in failed:
             log.warning("a model keeps what the registry said of it before: %s", error)
         return self.known()

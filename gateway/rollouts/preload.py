@@ -85,6 +85,7 @@ class Preload:
         self.pending: dict[str, str] = {entry.text: "" for entry in self._entries}
         self.unmatched: dict[str, str] = {}
         self.done = not self.pending
+        self._seen: tuple[str, list[Reference]] | None = None
 
     @classmethod
     def parsed(
@@ -130,6 +131,8 @@ class Preload:
         if all(entry.pattern is None for entry in self._entries):
             return [entry.reference for entry in self._entries if entry.reference is not None]
         now = await snapshot()
+        if self._seen is not None and self._seen[0] == now.stamp:
+            return self._seen[1]  # to match patterns with many names takes long
         found: dict[Reference, None] = {}
         for entry in self._entries:
             meant = list(entry.references(now, self._default_alias))
@@ -139,7 +142,8 @@ class Preload:
             elif entry.text not in self.unmatched:
                 self.unmatched[entry.text] = self._nothing(entry)
                 log.warning("preload: %s", self.unmatched[entry.text])
-        return list(found)
+        self._seen = (now.stamp, list(found))
+        return self._seen[1]
 
     def _nothing(self, entry: Entry) -> str:
         aliases = self._default_alias if entry.alias is None else (entry.alias,)

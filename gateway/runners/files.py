@@ -34,13 +34,16 @@ def used(pid: int, directory: str, enough: int) -> int:
 
 def _deleted(pid: int, directory: str) -> int:
     found: dict[int, int] = {}
+    left = _OPEN_FILES
     with suppress(OSError):
         device = os.stat(directory).st_dev
         children, _ = descendants(pid)
         for process in (pid, *children):
             with suppress(OSError):
                 place = PROC / str(process) / "fd"
-                for name in os.listdir(place)[:_OPEN_FILES]:
+                names = os.listdir(place)[:left]
+                left -= len(names)
+                for name in names:
                     with suppress(OSError):
                         seen = os.stat(place / name)
                         if not seen.st_nlink and seen.st_dev == device and stat.S_ISREG(seen.st_mode):

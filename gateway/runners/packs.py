@@ -115,7 +115,8 @@ class Pack:
         try:
             await process.start()
         except BaseException:
-            self.processes.remove(process)
+            if process in self.processes:  # it may have ended, and `lost` has removed it
+                self.processes.remove(process)
             raise
         self._process = process
         return process

@@ -103,7 +103,8 @@ def test_a_link_does_not_lead_out_of_what_the_operator_allows(tmp_path: Path) ->
     sources = Sources([str(tmp_path / "allowed"), f"file://{tmp_path}/models"])
     for source in ("allowed/iris", "allowed/in", "models/iris"):
         sources.open(version(f"{tmp_path}/{source}"))
-    for source in (f"{tmp_path}/allowed/out", f"file://{tmp_path}/allowed/out"):
+    out = f"{tmp_path}/allowed/out"
+    for source in (out, f"file://{out}", f"local://{out}", f"simplecache::file://{out}"):
         with pytest.raises(ArtifactError, match="not among those allowed"):
             sources.open(version(source))
 

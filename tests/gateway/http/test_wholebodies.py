@@ -144,6 +144,11 @@ HOSTILE = {
     "text values": npy(np.array(["a"])),
     "empty rows without end": header(b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000, 0)}\n"),
     "negative": header(b"{'descr': '<f8', 'fortran_order': False, 'shape': (-1,)}\n"),
+    "twice negative": header(b"{'descr': '<f8', 'fortran_order': False, 'shape': (-2,-4)}\n") + bytes(64),
+    "negative and empty": header(b"{'descr': '<f8', 'fortran_order': False, 'shape': (-1, 0)}\n"),
+    "a boolean length": header(b"{'descr': '<f8', 'fortran_order': False, 'shape': (True,)}\n") + bytes(8),
+    "65 dimensions": header(b"{'descr': '<f8', 'fortran_order': False, 'shape': (%s)}\n" % (b"1," * 65))
+    + bytes(8),
     "another version": b"\x93NUMPY\x09\x00" + bytes(20),
     "structured": npy(np.zeros(2, [("a", "i4")])),
 }
