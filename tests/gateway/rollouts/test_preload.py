@@ -18,7 +18,7 @@ def snapshot(**aliases: tuple[str, ...]) -> Snapshot:
         name: Model(name, {"1": Version(name, "1", "/1")}, {alias: Alias("1") for alias in given})
         for name, given in aliases.items()
     }
-    return Snapshot(models, "1")
+    return Snapshot(models, str(aliases))  # the stamp changes with the content
 
 
 NOW = snapshot(iris=("champion", "next"), fraud_a=("champion",), fraud_b=("next",), bare=())
