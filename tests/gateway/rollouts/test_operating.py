@@ -96,13 +96,14 @@ def test_status_shows_failures_stuck_processes_evictions_and_a_sum_that_adds_up(
         os.kill(pid, signal.SIGSTOP)
         assert eventually(lambda: server.get("/models/other/versions/1").json["stuck"])
         shown = status(server)
+        metrics = server.get("/metrics").body.decode()
         os.kill(pid, signal.SIGCONT)
         assert "STUCK: process" in fields(shown, "other")
         assert " 75.0 " in fields(shown, "fails")
         assert "ValueError (" in fields(shown, "fails")
         assert "3 failed since it was loaded" in fields(shown, "fails")
         assert "not contained, in the gateway's own process (isolation: inline): inside/1" in shown
-        assert 'gateway_stuck{model="other"} 1' in server.get("/metrics").body.decode()
+        assert 'gateway_stuck{model="other"} 1' in metrics
 
         def adds_up() -> bool:
             views = [model["versions"][0] for model in server.get("/models").json["models"]]
