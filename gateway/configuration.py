@@ -115,7 +115,7 @@ def _value(value: Any, field: FieldInfo) -> str:
 
 
 def _has(field: FieldInfo, mark: object) -> bool:
-    """Whether a field's type is marked as a size, or as a duration."""
+    """Returns whether a field's type is marked as a size, or as a duration."""
 
     def marked(annotation: object) -> bool:
         if mark in getattr(annotation, "__metadata__", ()):
@@ -151,7 +151,7 @@ def _from_file(file: Path, problems: list[tuple[str, str]]) -> dict[str, Any]:
 
 
 def _variable_path(name: str, value: str) -> tuple[str, ...] | None:
-    """GATEWAY_MODELS__iris__TIMEOUT → (models, iris, timeout); None for what is no setting."""
+    """GATEWAY_MODELS__iris__TIMEOUT → (models, iris, timeout); None for a variable that is not a setting."""
     if not name.startswith(PREFIX) or name in _NOT_SETTINGS or _INJECTED_NAME.match(name):
         return None
     if name.endswith("_PORT") and _INJECTED_VALUE.match(value):

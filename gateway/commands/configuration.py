@@ -70,8 +70,8 @@ def _show(effective: Settings, found: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _found(effective: Settings) -> dict[str, dict[str, Any]]:
-    """The registry and the poll interval that `serve` would use where the settings name none. Empty if there
-    is no registry: `serve` reports that."""
+    """The registry and the poll interval that `serve` would use where the settings name none. Empty without a
+    registry: `serve` reports that."""
     from gateway.registries import default_target, open_registry
     from gateway.registries.base import RegistryError
 

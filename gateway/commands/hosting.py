@@ -73,6 +73,6 @@ def _path(environ: Mapping[str, str], variable: str) -> bytes | None:
 
 def _listening(environ: Mapping[str, str], port: str, variable: str) -> dict[str, Any]:
     if not (port.isascii() and port.isdigit() and 0 <= int(port) <= 65535):
-        raise Failure(f"{variable} is {port!r}, which is no port", "set it to a number up to 65535")
+        raise Failure(f"{variable} is {port!r}, which is not a port number", "set it to a number up to 65535")
     host = {} if environ.get("GATEWAY_HOST") else {"host": "0.0.0.0"}
     return {"port": int(port), **host}

@@ -115,8 +115,8 @@ def _verb(
     with connect(url, admin_key_file, config) as client, working(f"{verb} {text} at {client.url}"):
         done = client.call("POST", f"/models/{url_path(reference)}/{verb}", timeout=0, wait=wait)
     version = f"{done['name']}/{done['version']}" if "version" in done else done["name"]
-    state = done.get("state", done.get("phase"))  # of a version, or of an alias that serves none yet
-    result(output, {**done, "target": client.url}, f"{version} is {state} at {client.url}")
+    said = f"{version} is {done['state']}" if wait else f"the {verb} of {version} has begun"
+    result(output, {**done, "target": client.url}, f"{said} at {client.url}")
 
 
 def _rows(

@@ -61,7 +61,7 @@ def note(text: str) -> None:
 
 
 def complain(message: str, hint: str | None, problems: Sequence[str] = ()) -> None:
-    """Prints an error, each of several problems in a line of its own, and a hint. A single problem stands in
+    """Prints an error, each of several problems on a line of its own, and a hint. A single problem is on
     the first line."""
     if len(problems) == 1:
         message, problems = f"{message}: {problems[0]}", ()

@@ -1,7 +1,7 @@
 """HTTP on one connection, before there is a request: limits for the head, and errors in the contract's form.
 
 uvicorn's own protocol sets no limit on the size and duration of a head, and answers invalid HTTP in plain
-text. Here nothing runs once a head is complete, so a request costs one comparison. Must not know paths or
+text. Here each complete head is checked once, for what a proxy may read differently. Must not know paths or
 models.
 """
 
