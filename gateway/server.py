@@ -183,7 +183,7 @@ async def _serve(
     rpc = None
     try:
         if settings.grpc_port is not None:
-            rpc = grpc.server(parts)
+            rpc = grpc.rpc_server(parts)
         config = uvicorn.Config(
             build(parts, hosting),
             http=protocol(settings.max_connection_age, gateway.connections),

@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 _PACKAGES = frozenset({"grpc", "grpc_health", "google"})
 
 
-def server(parts: Parts) -> RpcServer:
-    """The server, which listens to nothing yet. Raises SettingsError where the extra is not installed."""
+def rpc_server(parts: Parts) -> RpcServer:
+    """The server, which listens to nothing yet. Raises SettingsError where the extra is not installed.
+
+    Not called `server`: the import of the module of that name replaces the attribute of the package.
+    """
     try:
         from gateway.grpc.server import RpcServer
     except ModuleNotFoundError as error:

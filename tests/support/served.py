@@ -79,7 +79,7 @@ class Served:
                 bound.listen()
                 rpc = None
                 if settings.grpc_port is not None:
-                    rpc = grpc.server(self.gateway.parts)
+                    rpc = grpc.rpc_server(self.gateway.parts)
                     self.grpc = await rpc.start()
                 self._ready.set()
                 await self._server.serve(sockets=[bound])
