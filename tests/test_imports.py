@@ -106,6 +106,8 @@ TABLE: dict[str, Row] = {
         LEAVES, VERSION, PREPARED, RUNNER, "environments.choose", libraries="cachetools numpy", loaders=True
     ),
     "rollouts": row(ROLLOUTS, libraries="cachetools pydantic", loaders=True),
+    # It compares answers, value by value.
+    "rollouts.agreement": row("rollouts.guards", libraries="numpy", loaders=True),
     # A person's loads need the registry's whole content for patterns.
     "rollouts.residency": row(ROLLOUTS, "registries.watcher"),
     "rollouts.preflight": row(ROLLOUTS, "environments.check", loaders=True),

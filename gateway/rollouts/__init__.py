@@ -11,5 +11,6 @@ An operator's moves: `promotions` (promote and roll back, for the server and the
 `preflight` (`gateway check`: one package by itself, and its signature against a version in service).
 
 A canary: `policy` (which policy applies), `phases` (what comes next), `rollout` (a candidate next to the
-version in service), `canary` (which caller gets it), `guards` (is it worse?), `conductor` (carries it out).
+version in service), `canary` (which caller gets it), `guards` (is it worse?), `agreement` (does it answer
+the same?), `conductor` (carries it out).
 """
