@@ -149,6 +149,9 @@ HOSTILE = {
     "a boolean length": header(b"{'descr': '<f8', 'fortran_order': False, 'shape': (True,)}\n") + bytes(8),
     "65 dimensions": header(b"{'descr': '<f8', 'fortran_order': False, 'shape': (%s)}\n" % (b"1," * 65))
     + bytes(8),
+    "a text that never ends": header(b"{'descr': '<f8', 'fortr-0 4), }\n"),
+    "lines set in unevenly": header(b"  {'descr':\n '<f8'}\n"),
+    "brackets without end": header(b"[" * 9000),
     "another version": b"\x93NUMPY\x09\x00" + bytes(20),
     "structured": npy(np.zeros(2, [("a", "i4")])),
 }
