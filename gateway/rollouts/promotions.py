@@ -19,6 +19,7 @@ from gateway.errors import Problem, pathless
 from gateway.names import Reference, check_alias, check_name, check_version
 from gateway.registries.base import (
     ANYWHERE,
+    EXISTING,
     Move,
     Registry,
     RegistryError,
@@ -183,6 +184,8 @@ class Promotions:
     ) -> AsyncIterator[Moved]:
         name, alias = move.name, move.alias
         entry = self._aliases.snapshot.models[name].aliases.get(alias)
+        # Whoever deletes the alias while the version is checked wants it to stay deleted.
+        expect = EXISTING if move.expect == ANYWHERE and entry is not None else move.expect
         again = entry is not None and entry.version == move.version
         record = self._aliases.record(name, alias, again=again)
         loaded = self._manager.find(target) is not None
@@ -211,7 +214,7 @@ class Promotions:
             if held is not None:
                 held.release()
         move = Move(
-            name, alias, move.version, move.expect,
+            name, alias, move.version, expect,
             forced=bool(passed.overruled), back=move.back, last_good=record.good,
         )  # fmt: skip
         try:

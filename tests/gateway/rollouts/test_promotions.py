@@ -84,6 +84,26 @@ async def test_an_alias_that_moved_while_it_was_checked_stays_there(tmp_path: Pa
         assert parts.written() == "3"
 
 
+async def test_an_alias_that_is_deleted_while_a_version_is_checked_stays_deleted(tmp_path: Path) -> None:
+    async with composed(tmp_path) as parts:
+        hold = parts.of(2).hold = asyncio.Event()
+        moving = asyncio.create_task(promote(parts.promotions, "2"))
+        await until(lambda: parts.of(2).starts == 1)
+        await parts.promotions.delete_alias("iris", "champion")
+        hold.set()
+        with pytest.raises(Problem, match="was deleted while version 2 was checked") as caught:
+            await moving
+        assert caught.value.code == "PRECONDITION_FAILED"
+        assert "champion" not in parts.file.read_text()
+
+
+async def test_an_alias_that_does_not_exist_yet_is_made(tmp_path: Path) -> None:
+    async with composed(tmp_path) as parts:
+        async with parts.promotions.promote("iris", "fresh", "2") as moved:
+            assert moved.previous is None
+        assert "fresh: 2" in parts.file.read_text()
+
+
 async def test_a_dry_run_writes_nothing_and_keeps_nothing_loaded(tmp_path: Path) -> None:
     async with composed(tmp_path) as parts:
         async with parts.promotions.promote("iris", "champion", "2", dry_run=True) as moved:
