@@ -80,8 +80,9 @@ class Allowed:
                 raise ArtifactError(f"the source of {version} is refused: a metadata service", source)
             self._check_address(version, host, [host])
 
-    def check_directory(self, version: Version, path: Path) -> None:
-        """Raises ArtifactError if links lead a directory here out of the places that the operator allows."""
+    def check_directory(self, version: Version, path: Path) -> Path:
+        """Returns the directory without links in its path. Raises ArtifactError if links lead it out of the
+        places that the operator allows."""
         found = os.path.realpath(path)
         places = [
             path_of(prefix) if SCHEME.match(prefix) else prefix
@@ -92,6 +93,7 @@ class Allowed:
             raise ArtifactError(
                 f"the source of {version} is not among those allowed: it is a link", str(path)
             )
+        return Path(found)
 
     def check_addresses(self, version: Version, place: str) -> None:
         """Looks up the host in `place`, where it has one. Raises ArtifactError if it leads to an address that

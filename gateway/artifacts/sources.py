@@ -55,8 +55,7 @@ class Sources:
         scheme = "file" if match is None else match[1].lower()
         if is_local(version.source):
             path = _path(version.source)
-            self._allowed.check_directory(version, path)
-            return _Directory(path)
+            return _Directory(path, self._allowed.check_directory(version, path))
         self._allowed.check_addresses(version, version.source)
         if scheme.startswith("mlflow+"):
             base = version.source.partition(PROXY)[0]
@@ -80,10 +79,12 @@ def sources_for(
 
 
 class _Directory:
-    """A source on a disk of this machine."""
+    """A source on a disk of this machine. `root`: the path without links that was checked. A link that takes
+    the place of any part of it later leads to files outside of `root`, which are not copied."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, root: Path) -> None:
         self._path = path
+        self._root = root
 
     def files(self, version: Version) -> list[File]:
         if not self._path.is_absolute():
@@ -91,16 +92,15 @@ class _Directory:
         if not self._path.is_dir():
             raise ArtifactError(f"the directory of {version} does not exist", str(self._path))
         try:
-            return [(relative, str(file), size) for relative, file, size in package_files(self._path)]
+            return [(relative, str(file), size) for relative, file, size in package_files(self._root)]
         except PackageError as error:
             raise ArtifactError(f"the files of {version} cannot be used: {error}", str(self._path)) from None
 
     def copy(
         self, version: Version, files: list[File], to: Path, *, limit: int, meter: Meter
     ) -> dict[str, str]:
-        root = self._path.resolve()
         for relative, file, _ in files:
-            meter.add(copy_file(Path(file), target_of(to, relative), root))
+            meter.add(copy_file(Path(file), target_of(to, relative), self._root))
         return {}
 
 

@@ -171,6 +171,19 @@ def test_a_link_that_takes_a_files_place_while_it_is_copied_is_not_followed(
         source.copy(wanted, files, tmp_path / "to", limit=10**9, meter=Meter(files))
 
 
+def test_a_link_that_takes_the_directorys_place_after_the_check_is_not_followed(tmp_path: Path) -> None:
+    allowed = tmp_path / "allowed"
+    package, secret = make_package(allowed / "package"), make_package(tmp_path / "secret")
+    wanted = version(package)
+    source = Sources([str(allowed)]).open(wanted)
+    os.rename(package, tmp_path / "gone")
+    package.symlink_to(secret)
+    (tmp_path / "to").mkdir()
+    files = source.files(wanted)
+    with pytest.raises(OSError, match="a link leads elsewhere"):
+        source.copy(wanted, files, tmp_path / "to", limit=10**9, meter=Meter(files))
+
+
 def test_a_pipe_is_not_part_of_a_package_for_the_digest_and_for_the_copy(
     cache: Artifacts, tmp_path: Path
 ) -> None:
