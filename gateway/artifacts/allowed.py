@@ -24,10 +24,11 @@ _WITH_HOST: Final = frozenset(
 )
 #: What may stand before the last link of a chain: it reads what the next link gives, and no other place.
 _READERS: Final = frozenset({"zip", "tar", "simplecache"})
-#: Schemes that a remote registry may name without the operator's list: each reaches a store of its own.
+#: Schemes that a remote registry may name without the operator's list: each reaches a store of its own, or
+#: connects to an address that was checked. Of the other schemes with a host, the library looks it up itself.
 _KNOWN: Final = frozenset(
     {"http", "https", "mlflow+http", "mlflow+https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl"}
-    | {"hdfs", "webhdfs", "oci", "oss", "hf", "wasbs", "dbfs", "ftp", "sftp", "webdav", "smb", "memory"}
+    | {"oci", "oss", "hf", "wasbs", "dbfs", "memory"}
 )
 _METADATA_NAMES: Final = frozenset({"metadata", "metadata.google.internal", "instance-data"})
 _METADATA: Final = tuple(
@@ -78,7 +79,7 @@ class Allowed:
         if (host := host_of(source)) is not None:
             if host.rstrip(".").lower() in _METADATA_NAMES:
                 raise ArtifactError(f"the source of {version} is refused: a metadata service", source)
-            self._check_address(version, host, [host])
+            self.check_peer(version, host, [host])
 
     def check_directory(self, version: Version, path: Path) -> Path:
         """Returns the directory without links in its path. Raises ArtifactError if links lead it out of the
@@ -99,9 +100,11 @@ class Allowed:
         """Looks up the host in `place`, where it has one. Raises ArtifactError if it leads to an address that
         may not be asked."""
         if (host := host_of(place)) is not None:
-            self._check_address(version, host, self._resolve(host))
+            self.check_peer(version, host, self._resolve(host))
 
-    def _check_address(self, version: Version, host: str, addresses: Iterable[str]) -> None:
+    def check_peer(self, version: Version, host: str, addresses: Iterable[str]) -> None:
+        """Checks the addresses of a host before anything is sent to them: its name may lead elsewhere than it
+        did at the first look. Raises ArtifactError."""
         named = any((host_of(prefix) or "").lower() == host.lower() for prefix in self._prefixes)
         for text in addresses:
             try:

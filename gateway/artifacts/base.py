@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final, Protocol, TypeAlias
 
@@ -20,6 +20,10 @@ File: TypeAlias = "tuple[str, str, int | None]"
 
 Progress: TypeAlias = Callable[[int, int | None], None]
 """Called with the bytes received and the total (None: unknown), from any thread."""
+
+PeerCheck: TypeAlias = "Callable[[str, Iterable[str]], None]"
+"""Called with a host and the addresses that a connection to it would use or uses, before anything is sent.
+Raises ArtifactError for one that may not be asked."""
 
 #: Seconds within which a store says what a version's files are.
 LISTING_SECONDS: Final = 15.0

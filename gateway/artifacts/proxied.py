@@ -17,6 +17,7 @@ from gateway.artifacts.base import (
     ArtifactError,
     File,
     Meter,
+    PeerCheck,
     Unreachable,
     checked_list,
     stays_inside,
@@ -31,12 +32,14 @@ PROXY: Final = "/api/2.0/mlflow-artifacts/artifacts/"
 
 
 class Proxied:
-    """A source behind an MLflow server's artifact proxy."""
+    """A source behind an MLflow server's artifact proxy. `peer`: see `PeerCheck`."""
 
-    def __init__(self, version: Version, server: str, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self, version: Version, server: str, environ: Mapping[str, str], peer: PeerCheck | None = None
+    ) -> None:
         _, found, self._place = version.source.partition(PROXY)
         try:
-            self._client = MLflowClient(server, environ)
+            self._client = MLflowClient(server, environ, peer=peer)
         except ValueError as error:
             raise ArtifactError(f"the source of {version} cannot be reached from here", str(error)) from error
         if not found:

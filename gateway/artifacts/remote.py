@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote
@@ -24,6 +24,7 @@ from gateway.artifacts.base import (
     ArtifactError,
     File,
     Meter,
+    PeerCheck,
     Unreachable,
     checked_list,
     stays_inside,
@@ -39,17 +40,18 @@ _BATCH: Final = 64
 
 
 class Remote:
-    """A source that fsspec reaches."""
+    """A source that fsspec reaches. `peer`: see `PeerCheck`; it is asked for HTTP."""
 
-    def __init__(self, version: Version, scheme: str) -> None:
+    def __init__(self, version: Version, scheme: str, peer: PeerCheck) -> None:
         problem = f"the source of {version} cannot be reached from here"
         if "://" not in version.source:  # fsspec would take it for the name of a directory here
             raise ArtifactError(f"{problem}: {scheme}:/ is not supported", version.source)
         # A server that is allowed must not send us on to one that is not.
         self._web = scheme in ("http", "https")
-        options: dict[str, Any] = {"allow_redirects": False} if self._web else {}
+        web = {"allow_redirects": False, "get_client": _checked(peer), "skip_instance_cache": True}
+        options: dict[str, Any] = web if self._web else {}
         if scheme == "chain":
-            options = {kind: {"allow_redirects": False} for kind in ("http", "https")}
+            options = {"http": web, "https": web}
         try:
             self._files, self._path = fsspec.core.url_to_fs(version.source, **options)
         except ImportError as error:
@@ -164,6 +166,23 @@ class Remote:
         except Exception as error:  # each file system raises the errors of its own library
             problem = f"cannot read the files of {version} from their source: {type(error).__name__}"
             raise Unreachable(problem, f"{version.source}: {error}") from error
+
+
+def _checked(peer: PeerCheck) -> Callable[..., Awaitable[Any]]:
+    """What makes the HTTP client of a file system: one that connects only to addresses that `peer` allows."""
+
+    async def client(**options: Any) -> Any:
+        import aiohttp
+
+        class Resolver(aiohttp.ThreadedResolver):
+            async def resolve(self, host: str, *args: Any, **more: Any) -> list[Any]:
+                found = await super().resolve(host, *args, **more)
+                peer(host, [entry["host"] for entry in found])
+                return found
+
+        return aiohttp.ClientSession(connector=aiohttp.TCPConnector(resolver=Resolver()), **options)
+
+    return client
 
 
 class _Counted(fsspec.callbacks.Callback):  # type: ignore[misc]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -50,18 +51,19 @@ class Sources:
             self._allowed.check_addresses(version, place)
             if is_local(place):
                 self._allowed.check_directory(version, _path(place))
-            return Remote(version, "chain")
+            return Remote(version, "chain", partial(self._allowed.check_peer, version))
         match = SCHEME.match(version.source)
         scheme = "file" if match is None else match[1].lower()
         if is_local(version.source):
             path = _path(version.source)
             return _Directory(path, self._allowed.check_directory(version, path))
         self._allowed.check_addresses(version, version.source)
+        peer = partial(self._allowed.check_peer, version)
         if scheme.startswith("mlflow+"):
             base = version.source.partition(PROXY)[0]
             server = self._servers.get(_server(base))
-            return Proxied(version, server or base, self._environ if server else {})
-        return Remote(version, scheme)
+            return Proxied(version, server or base, self._environ if server else {}, peer)
+        return Remote(version, scheme, peer)
 
 
 def sources_for(

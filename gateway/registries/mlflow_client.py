@@ -71,7 +71,8 @@ class MLflowUnavailable(MLflowError):
 class MLflowClient:
     """`target` is `http(s)://[USER:PASSWORD@]HOST[:PORT][/PATH]`, with or without `mlflow+` before it.
 
-    `base` is the same without credentials and ending. All methods block and may be called from any thread.
+    `peer` is called with the host and the address of each connection, before anything is sent; what it raises
+    ends the call. `base` is `target` without credentials and ending. All methods block and may be called from any thread.
     Raises ValueError for an invalid target or environment variable.
     """
 
@@ -82,6 +83,7 @@ class MLflowClient:
         *,
         clock: Callable[[], float] = time.monotonic,
         pause: Callable[[float], None] = time.sleep,
+        peer: Callable[[str, list[str]], None] | None = None,
     ) -> None:
         environ = os.environ if environ is None else environ
         parts = urlsplit(target.removeprefix("mlflow+"))
@@ -94,6 +96,7 @@ class MLflowClient:
         self._retries = int(min(MOST_RETRIES, _number(environ, "MLFLOW_HTTP_REQUEST_MAX_RETRIES", RETRIES)))
         self._clock = clock
         self._pause = pause
+        self._peer = peer
         self._headers = {"Accept-Encoding": "identity"}
         self._auth: httpx.Auth | None = None
         if parts.username:
@@ -222,6 +225,12 @@ class MLflowClient:
         def watch(event: str, info: Mapping[str, Any]) -> None:
             if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
                 streams.append(info["return_value"])
+                try:
+                    if self._peer is not None:
+                        self._peer(self.host, [streams[-1].get_extra_info("server_addr")[0]])
+                except BaseException:
+                    streams[-1].close()
+                    raise
 
         def end() -> None:
             """Ends the call at its deadline: a server may send so slowly that no single read times out."""

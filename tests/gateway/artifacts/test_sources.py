@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import http.server
 import json
@@ -88,10 +89,19 @@ def test_metadata_services_are_never_asked(source: str, local: bool) -> None:
 
 def test_a_name_that_leads_there_is_refused_too() -> None:
     for address, what in (("169.254.169.254", "metadata"), ("127.0.0.1", "this machine"), ("::1", "machine")):
-        sources = Sources(local=False, resolve=lambda host, address=address: [address])
+        allowed = ("https://", "sftp://", "webhdfs://", "hdfs://")
+        sources = Sources(allowed, local=False, resolve=lambda host, address=address: [address])
         for scheme in ("https", "sftp", "webhdfs", "hdfs"):
             with pytest.raises(ArtifactError, match=what):
                 sources.open(version(f"{scheme}://innocent.example/x"))
+
+
+def test_a_server_whose_address_is_looked_up_elsewhere_must_be_named() -> None:
+    for scheme in ("ftp", "sftp", "webdav", "webhdfs", "hdfs", "smb"):
+        source = version(f"{scheme}://host.example/x")
+        with pytest.raises(ArtifactError, match="must be in artifact_sources"):
+            Sources(local=False).check(source)
+        Sources([f"{scheme}://host.example"], local=False).check(source)
 
 
 def test_a_link_does_not_lead_out_of_what_the_operator_allows(tmp_path: Path) -> None:
@@ -162,6 +172,21 @@ def server() -> Iterator[Server]:
     yield made
     made.shutdown()
     made.server_close()
+
+
+@pytest.mark.all
+@pytest.mark.parametrize("scheme", ["http", "mlflow+http", "simplecache::http"])
+def test_a_name_that_leads_elsewhere_at_the_second_look_is_sent_nothing(scheme: str, server: Server) -> None:
+    needs("aiohttp")
+    server.files = {"": b"", "MLmodel": b"flavors: {}"}
+    wanted = version(f"{scheme}://localhost:{server.server_port}{PROXY}/m")
+    sources = Sources(local=False, resolve=lambda host: ["93.184.215.14"])
+    with pytest.raises((ArtifactError, OSError)):
+        sources.open(wanted).files(wanted)
+    assert server.authorizations == []  # one for each request
+    with contextlib.suppress(ArtifactError):  # an empty page
+        Sources().open(wanted).files(wanted)
+    assert server.authorizations
 
 
 def entry(path: str, size: int, *, is_dir: bool = False) -> dict[str, object]:
