@@ -185,9 +185,9 @@ EXISTING: Final = "+"
 class Move:
     """One move of an alias; every registry carries it out in the same way.
 
-    `expect`: the version it must point to now; None: it must not exist; `ANYWHERE`: either; `EXISTING`: any version. `forced`: a gate
-    was overruled. `back`: a rollback, so the version it leaves does not become a `previous` one. `last_good`:
-    the version that served until now, where the mover knows it.
+    `expect`: the version it must point to now; None: it must not exist; `ANYWHERE`: either; `EXISTING`: any
+    version. `forced`: a gate was overruled. `back`: a rollback, so the version it leaves does not become a
+    `previous` one. `last_good`: the version that served until now, where the mover knows it.
     """
 
     name: str

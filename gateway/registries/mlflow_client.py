@@ -72,8 +72,8 @@ class MLflowClient:
     """`target` is `http(s)://[USER:PASSWORD@]HOST[:PORT][/PATH]`, with or without `mlflow+` before it.
 
     `peer` is called with the host and the address of each connection, before anything is sent; what it raises
-    ends the call. `base` is `target` without credentials and ending. All methods block and may be called from any thread.
-    Raises ValueError for an invalid target or environment variable.
+    ends the call. `base` is `target` without credentials and ending. All methods block and may be called from
+    any thread. Raises ValueError for an invalid target or environment variable.
     """
 
     def __init__(
