@@ -93,7 +93,7 @@ TABLE: dict[str, Row] = {
     # Files are those of a registered version; an MLflow server's own artifacts come through its client.
     "artifacts": row(
         LEAVES, VERSION, "registries.mlflow_client",
-        libraries="httpx fsspec filelock platformdirs cachetools", loaders=True,
+        libraries="httpx fsspec aiohttp filelock platformdirs cachetools", loaders=True,
     ),
     # `Prepared` carries what the environments have found out about its package.
     "artifacts.packages": row(LEAVES, VERSION, "environments.choose", libraries="cachetools", loaders=True),
