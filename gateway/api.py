@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import tempfile
 import warnings
 import weakref
@@ -23,7 +24,7 @@ from gateway.names import InvalidReference, Reference, check_alias, check_name, 
 from gateway.registries import default_target, open_registry
 from gateway.registries.base import Version
 from gateway.registries.resolution import resolve
-from loaders import keywords, proof
+from loaders import bare, keywords, proof
 from loaders import package as packages
 
 _ABSENT: Any = object()
@@ -125,6 +126,10 @@ def push(
     package, RegistryError and InvalidReference.
     """
     package = packages.read(os.fspath(directory))
+    if os.path.isfile(directory):
+        with tempfile.TemporaryDirectory(prefix="model-") as alone:  # nothing else of its directory
+            shutil.copy(directory, alone)
+            return _add(packages.read(alone), name, alias, registry, tags)
     for text in proof.changed(package):
         warnings.warn(f"{name}: {text}", stacklevel=2)
     return _add(package, name, alias, registry, tags)
@@ -160,7 +165,7 @@ def load_model(
     """
     text = os.fspath(uri)
     chosen = configuration.load({}, os.environ)
-    reference = None if os.path.isdir(text) else _reference(text)
+    reference = None if _is_place(text) else _reference(text)
     if reference is None and not _SCHEME.match(text):
         return loaders.load_model(text, model_config, chosen.enforcement or "strict")
     if reference is None:
@@ -173,6 +178,11 @@ def load_model(
     # The model may read its files later: they stay in the cache until the model is freed.
     weakref.finalize(model, _let_go, local)
     return model
+
+
+def _is_place(text: str) -> bool:
+    """Whether a text is the path of a model directory or of a model file."""
+    return os.path.isdir(text) or (bare.is_bare(Path(text)) and os.path.isfile(text))
 
 
 def _reference(text: str) -> Reference | None:

@@ -77,6 +77,7 @@ class Gateway:
             self._pools.disk,
             policy=formats(settings),
             measured=self._persistence.measurement,
+            accepted=self._persistence.accepted,
             scanned=self._persistence.scanned,
             remembered=self._persistence.digest,
             remember=self._persistence.save_digest,

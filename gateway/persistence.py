@@ -20,8 +20,12 @@ if TYPE_CHECKING:
     from gateway.artifacts.packages import Prepared
     from gateway.registries.base import Registry, Snapshot, Version
     from loaders.package import Package
+    from loaders.signature import Signature
 
 log = logging.getLogger("gateway")
+
+#: So many signatures of models that were loaded are kept.
+_KEPT = 1000
 
 
 class Persistence:
@@ -32,6 +36,8 @@ class Persistence:
         self._pack_bytes = pack_bytes
         self._registry = registry
         self._state = State(directory)
+        #: Written by the event loop, read by any thread.
+        self._accepted: dict[str, Signature] = {}
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="state")
         self.aliases = AliasMemory(self._state, registry.identity, self._write_behind)
 
@@ -94,7 +100,15 @@ class Persistence:
             )
         return found
 
+    def accepted(self, digest: str) -> Signature | None:
+        """The signature that a load of these files showed, since this start."""
+        return self._accepted.get(digest)
+
     def save_measurement(self, prepared: Prepared, size: int | None, seconds: float) -> None:
+        if prepared.accepted is not None:
+            while len(self._accepted) >= _KEPT:
+                del self._accepted[next(iter(self._accepted))]
+            self._accepted[prepared.digest] = prepared.accepted
         self._write_behind(lambda: self._state.save_measurement(prepared.digest, size, seconds))
 
     async def close(self) -> None:

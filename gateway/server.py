@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import ctypes
 import gc
+import glob
 import logging
 import os
 import resource
@@ -31,7 +32,7 @@ from gateway.names import Reference, parse_uri, url_path
 from gateway.pools import IO_THREAD
 from gateway.registries import default_target, open_registry
 from gateway.registries.base import Registry, RegistryError
-from gateway.registries.listed import ListedModels, Subset
+from gateway.registries.listed import ALIAS, ListedModels, Subset
 from gateway.runners.confinement import hide
 from gateway.runners.inline import THREAD
 from gateway.runners.orphans import adopt
@@ -243,7 +244,7 @@ async def _reload(gateway: Gateway, reload: Callable[[], Settings] | None) -> No
             old = gateway.settings
             changed = [name for name in type(new).model_fields if getattr(new, name) != getattr(old, name)]
             # Not settings of the file: what the command line made of them.
-            later = [name for name in changed if name not in ("log_level", "default_model")]
+            later = [name for name in changed if name not in ("log_level", "default_model", "preload")]
             logs.configure(new.log_format, new.log_level)
             log.info("SIGHUP: log level %s", new.log_level)
             if later:
@@ -303,7 +304,11 @@ def _opened(settings: Settings, models: Sequence[str]) -> tuple[Registry, Settin
     if all(reference.uri is not None for reference in references):
         listed = ListedModels(models)
         first = str(Reference(listed.names[0]))
-        return listed, settings.model_copy(update={"default_model": settings.default_model or first})
+        # What a bare file states of its inputs is known once it is loaded, and clients ask for it first.
+        preload = [*settings.preload, *(f"{glob.escape(name)}@{ALIAS}" for name in listed.bare)]
+        return listed, settings.model_copy(
+            update={"default_model": settings.default_model or first, "preload": preload}
+        )
     settings = settings.model_copy(update={"default_model": settings.default_model or str(references[0])})
     if any(reference.uri is not None or not reference.name for reference in references):
         raise RegistryError(

@@ -49,10 +49,12 @@ class Model:
         enforcement: Enforcement,
     ) -> None:
         self.package = package
-        #: The signature of its package, as wide as the model itself.
+        #: The signature of its package, as wide as the model itself; of a bare file what it states itself.
         self.signature = package.signature
         if package.signature is not None:
             self.signature = package.signature.widened(getattr(predictor, "declared", {}))
+        elif package.bare is not None:
+            self.signature = _stated(predictor)
         self.flavor = flavor
         self._predictor = predictor
         self._imports = imports
@@ -80,10 +82,9 @@ class Model:
         return dict(getattr(self._predictor, "known", {}))
 
     @property
-    def declared(self) -> dict[str, tuple[int, ...]]:
-        """The shapes that the model itself declares for its inputs, by name; -1 for any length. Empty where
-        the flavor does not tell."""
-        return dict(getattr(self._predictor, "declared", {}))
+    def accepted(self) -> Signature | None:
+        """The signature if it is another than that of the package, else None."""
+        return None if self.signature == self.package.signature else self.signature
 
     @property
     def input_example(self) -> Any:
@@ -144,6 +145,15 @@ class Model:
 
     def __repr__(self) -> str:
         return f"<Model {self.package.path.name}: {self.flavor.name}>"
+
+
+def _stated(predictor: Predictor) -> Signature | None:
+    try:
+        found: Signature | None = getattr(predictor, "stated", lambda: None)()
+        # As its package's would be: written and read once.
+        return None if found is None else type(found).from_json(found.to_json())
+    except Exception:  # noqa: BLE001 - a file may hold any object, with any names
+        return None
 
 
 def open_model(

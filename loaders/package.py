@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any, Final
 
+from loaders import bare
 from loaders import example as examples
 from loaders.compat.pythons import is_below
 from loaders.files import PackageError as PackageError
@@ -56,6 +57,11 @@ class Package:
     def loader_module(self) -> str:
         """The module that MLflow would import to load this package: what a flavor is found by."""
         return str(self.python_function["loader_module"])
+
+    @property
+    def bare(self) -> str | None:
+        """The name of its model file if it has no `MLmodel`: `raw` is then what the file's name says."""
+        return _text(self.raw, bare.KEY)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -205,9 +211,15 @@ class Package:
 
 
 def read(path: str | Path) -> Package:
-    """Reads a model directory. Raises PackageError if it is none, or one that must be refused."""
+    """Reads a model directory; one without `MLmodel` if it holds one model file (`bare`), and such a file
+    alone, whose package is then in the directory around it. Raises PackageError if it is none, or one that
+    must be refused."""
     root = Path(path).resolve()
     file = root / FILE
+    if bare.is_bare(root) and root.is_file() and (said := bare.described(root.parent, root.name)) is not None:
+        return Package.from_json(said, root.parent)
+    if root.is_dir() and not os.path.lexists(file) and (said := bare.described(root)) is not None:
+        return Package.from_json(said, root)
     try:
         if not is_below(file.resolve(strict=True), root):
             raise PackageError(FILE, "is a link that leaves the package")

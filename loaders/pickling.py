@@ -23,7 +23,7 @@ from loaders.package import PackageError
 if TYPE_CHECKING:
     from loaders.package import Package
 
-FORMATS: Final = ("pickle", "cloudpickle", "skops")
+FORMATS: Final = ("pickle", "cloudpickle", "skops", "joblib")
 _OURS: Final = __name__.partition(".")[0]
 
 
@@ -55,8 +55,17 @@ def load(package: Package, flavor: str, file: Path, default: str) -> Any:
         known = ", ".join(FORMATS)
         raise PackageError(f"{flavor}.serialization_format", f"{form!r} is unknown; known: {known}")
     if form == "skops":
-        trusted = entry.get("skops_trusted_types") or []
-        return skops(flavor).load(file, trusted=[str(name) for name in trusted])
+        trusted = entry.get("skops_trusted_types")
+        if trusted is None and package.bare:
+            # The operator allows formats that execute code: any other policy names the types.
+            trusted = skops(flavor).get_untrusted_types(file=file)
+        return skops(flavor).load(file, trusted=[str(name) for name in trusted or []])
+    if form == "joblib":
+        try:
+            import joblib
+        except ImportError as error:
+            raise MissingFramework(flavor, "joblib") from error
+        return joblib.load(file)
     if form == "cloudpickle":
         try:
             import cloudpickle  # noqa: F401  what unpickling imports

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from loaders import flavors
+from loaders.flavors.lightgbm import BOOSTER
 from loaders.package import PackageError
 
 if TYPE_CHECKING:
@@ -156,9 +157,12 @@ def _package(read: Package, most_bytes: int) -> Verdict:
     if flavor.name == "sklearn":
         form = entry.get("serialization_format", "pickle")
         if form == "skops":
-            if entry.get("skops_trusted_types"):
+            # A bare file names no types: all that it holds are then trusted.
+            if entry.get("skops_trusted_types") or read.bare:
                 return Verdict(False, "its skops file needs types that skops does not trust by itself")
             return Verdict(True, "its skops file names trusted types alone")
+        if form == "joblib":
+            return Verdict(False, "a joblib file is more than a pickle and is not scanned")
         if form not in _PICKLES:
             return Verdict(False, f"the serialization format {form!r} is not known")
         file = read.data
@@ -166,7 +170,7 @@ def _package(read: Package, most_bytes: int) -> Verdict:
             file = read.inside(read.text("model_path") or str(entry.get("pickled_model", "model.pkl")))
     elif flavor.name == "lightgbm":
         file = read.native_data("lightgbm")
-        if entry.get("model_class", "lightgbm.basic.Booster") == "lightgbm.basic.Booster":
+        if entry.get("model_class", BOOSTER) == BOOSTER:
             return Verdict(True, "its format (lightgbm) executes nothing")
     else:
         return Verdict(False, f"its format ({flavor.name}) executes what its author wrote")

@@ -16,6 +16,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from loaders.flavors.lightgbm import BOOSTER
+from loaders.flavors.pytorch import exported_program
 from loaders.package import Package, PackageError
 
 if TYPE_CHECKING:
@@ -48,10 +50,11 @@ def judged(package: Package, flavor: Flavor, accepted: Sequence[str]) -> Package
     entry = package.flavors.get(flavor.name, {})
     if entry.get("serialization_format") == "skops":
         return _judged_skops(package, flavor.name, accepted)
-    exported, whole = package.data / "model.pt2", package.data / "model.pth"
-    if flavor.name == "pytorch" and exported.is_file() and not whole.exists():  # which would be loaded first
+    if flavor.name == "pytorch" and (exported := exported_program(package)) is not None:
         _judge_pt2(exported, accepted)
         return package
+    if flavor.name == "lightgbm" and entry.get("model_class", BOOSTER) == BOOSTER:
+        return package  # LightGBM's own text
     form = entry.get("serialization_format") or ("pickle" if flavor.name == "pytorch" else None)
     name = f"{flavor.name}, {form}" if form else flavor.name
     raise Unsafe(f"its format ({name}) executes code when it is loaded, and unsafe_formats refuses that")

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from gateway.settings import Settings
     from loaders.batch import Batch
     from loaders.flavors.base import Flavor
+    from loaders.signature import Signature
 
 log = logging.getLogger("gateway.packages")
 
@@ -61,7 +62,8 @@ class Prepared:
     """An accepted package. `size`: the bytes of its files. `estimate`: the memory that it will take, from the
     last measurement of this digest, else size × the flavor's factor. `warnings`: texts. `needs`: the facts
     of its environment. `runtime`: where it runs, once chosen. `forced`: the operator accepts that its own
-    environment is not available. `verdict`: whether its files execute only framework classes."""
+    environment is not available. `verdict`: whether its files execute only framework classes. `accepted`:
+    the signature of what the model accepts, where a load showed another than its package's."""
 
     version: Version
     package: Package
@@ -76,6 +78,12 @@ class Prepared:
     runtime: Runtime | None = None
     forced: bool = False
     verdict: scan.Verdict = NOT_SCANNED
+    accepted: Signature | None = None
+
+    @property
+    def signature(self) -> Signature | None:
+        """What requests must fit: of a model that was loaded, what it accepts; else its package's."""
+        return self.package.signature if self.accepted is None else self.accepted
 
     def environment(self) -> dict[str, Any]:
         """What the package was made with, how this interpreter differs, and where it runs once that was
@@ -115,7 +123,8 @@ class Fetched:
 class Packages:
     """`fetches` runs downloads, `disk` reads files that are already here, so that a download that hangs
     delays no other package. `policy` gives a version's policy (by name and digest); `measured`
-    (bytes, load seconds) by digest; `scanned` what the files of a digest execute (True: recorded).
+    (bytes, load seconds) by digest; `accepted` the signature that a load showed; `scanned` what the files of
+    a digest execute (True: recorded).
 
     `remembered` and `remember` read and write the digest of an earlier fetch, for a version without one in
     the registry. If versions never change (`lasting`), it is the digest of the first fetch, and every later
@@ -130,6 +139,7 @@ class Packages:
         *,
         policy: Callable[[str, str], FormatPolicy] = lambda name, digest: FormatPolicy(),
         measured: Callable[[str], tuple[int | None, float] | None] = lambda digest: None,
+        accepted: Callable[[str], Signature | None] = lambda digest: None,
         scanned: Callable[[str, Package, bool], scan.Verdict] = lambda digest, package, remember: NOT_SCANNED,
         remembered: Callable[[Version], str | None] = lambda version: None,
         remember: Callable[[Version, str], None] = lambda version, digest: None,
@@ -141,6 +151,7 @@ class Packages:
         self._disk = disk
         self._policy = policy
         self._measured = measured
+        self._accepted = accepted
         self._scanned = scanned
         self._remembered = remembered
         self._remember = remember
@@ -199,6 +210,7 @@ class Packages:
             seconds,
             needs=self._needs(version, package, local.digest),
             verdict=verdict,
+            accepted=self._accepted(local.digest),
         )
 
     def _needs(self, version: Version, package: Package, digest: str) -> Needs | None:

@@ -19,6 +19,7 @@ from gateway.artifacts.proxied import PROXY, Proxied
 from gateway.artifacts.remote import Remote
 from gateway.registries.base import Version
 from gateway.staging import copy_file
+from loaders.bare import is_bare
 from loaders.files import PackageError, package_files
 
 
@@ -81,8 +82,9 @@ def sources_for(
 
 
 class _Directory:
-    """A source on a disk of this machine. `root`: the path without links that was checked. A link that takes
-    the place of any part of it later leads to files outside of `root`, which are not copied."""
+    """A source on a disk of this machine: a directory, or one model file. `root`: the path without links that
+    was checked. A link that takes the place of any part of it later leads to files outside of `root`, which
+    are not copied."""
 
     def __init__(self, path: Path, root: Path) -> None:
         self._path = path
@@ -91,6 +93,8 @@ class _Directory:
     def files(self, version: Version) -> list[File]:
         if not self._path.is_absolute():
             raise ArtifactError(f"the source of {version} is not an absolute path", str(self._path))
+        if is_bare(self._path) and self._root.is_file():
+            return [(self._path.name, str(self._root), self._root.stat().st_size)]
         if not self._path.is_dir():
             raise ArtifactError(f"the directory of {version} does not exist", str(self._path))
         try:

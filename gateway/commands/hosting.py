@@ -50,7 +50,7 @@ def _sagemaker(environ: Mapping[str, str]) -> Asked:
         return Asked([], flags, Hosting(models=HostedModels(base / "models")))
     place = base / "model"
     within = [file.parent for file in sorted(place.glob("*/MLmodel"))]
-    if not (place / "MLmodel").is_file() and len(within) == 1:
+    if len(within) == 1 and not (place / "MLmodel").is_file():
         place = within[0]  # an archive of the directory itself
     return Asked([f"{_NAME}={place}"], flags, None)
 

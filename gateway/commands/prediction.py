@@ -65,7 +65,7 @@ def predict(
     package = model.package
     try:
         enforced = enforce(
-            package.signature,
+            model.signature,
             parsed.raw,
             parsed.params,
             settings.enforcement or "strict",

@@ -61,8 +61,12 @@ def serve(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[MODEL]...", help="Serve only these: directories or URIs; NAME=DIR sets the name."
+            metavar="[MODEL]...",
+            help="Serve only these: directories, model files or URIs; NAME=FILE-OR-DIR sets the name.",
         ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The name of the only MODEL, as NAME=MODEL.")
     ] = None,
     registry: RegistryOption = None,
     host: Annotated[
@@ -84,11 +88,16 @@ def serve(
     a URI, it needs no registry. The model's name is the name of its directory. If that is a number, as in
     models/iris/1, it is the name of the parent directory. NAME=DIR sets the name.
 
+    MODEL may be a model file without an MLmodel, or a directory that holds one: .joblib, .pkl, .skops, .onnx,
+    .bst, .json, .ubj, .cbm, .txt or .pt2. Its signature is what the file states. It runs in this interpreter.
+
     Every setting is an environment variable too, such as GATEWAY_PORT=9000; `gateway config` lists them.
     """
 
     from gateway.commands.hosting import asked
 
+    if name is not None:
+        models = [_named(name, models or [])]
     host_asked = asked(os.environ, models or [])
     flags: dict[str, Any] = {**host_asked.flags}
     flags |= {name: value for name, value in (("host", host), ("port", port)) if value is not None}
@@ -99,6 +108,12 @@ def serve(
     settings = read()
     _must_be_free(settings.host, settings.port)
     _serve(settings, host_asked.models, read, host_asked.hosting)
+
+
+def _named(name: str, models: list[str]) -> str:
+    if len(models) != 1 or ":" in models[0].partition("/")[0]:
+        raise Failure("--name needs one MODEL, a directory or a model file", "write NAME=MODEL for several")
+    return f"{name}={models[0]}"
 
 
 def _must_be_free(host: str, port: int) -> None:

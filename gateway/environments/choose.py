@@ -142,6 +142,9 @@ class Chooser:
         commands. `served`: it was served before. `forced`: the operator accepts a mismatch. `say` receives
         each step of a build, from the thread that builds. Raises NoEnvironment."""
         policy = self._settings.for_model(name).environment or "auto"
+        # A bare file says nothing of its environment: there is none of its own to build.
+        if needs.facts.bare and policy in ("auto", "own", "same"):
+            return Runtime("same", None, needs.check)
         if needs.check.satisfied and policy in ("auto", "same"):
             return Runtime("same", None, needs.check)
         if policy == "same":

@@ -67,7 +67,7 @@ class Facts:
     flavor's own fields. `byte_code`: the files with byte code. `modules`: what its code and pickles import.
     `custom`: it runs its own code. `mlflow`: why it needs the real mlflow, or None. `text`: its model gets
     frames that may hold text. `old_xgboost`: it has XGBoost's binary format. `estimator`: a class of another
-    framework that needs scikit-learn."""
+    framework that needs scikit-learn. `bare`: a model file that says nothing of its environment."""
 
     flavor: str
     python: str
@@ -86,6 +86,7 @@ class Facts:
     old_xgboost: bool
     estimator: bool
     created: datetime | None
+    bare: bool = False
 
     @property
     def minor(self) -> Minor | None:
@@ -180,6 +181,7 @@ def read(package: Package) -> Facts:
         old_xgboost=_old_xgboost(package, flavor),
         estimator=".sklearn." in str(package.flavors.get(flavor, {}).get("model_class", "")),
         created=lock.created(package),
+        bare=package.bare is not None,
     )
 
 
@@ -217,6 +219,10 @@ def _frameworks(package: Package, flavor: str) -> dict[str, str]:
 
 
 def _pickles(package: Package) -> Iterator[str]:
+    if package.bare is not None:  # its directory may hold other things
+        if package.bare.lower().endswith((".pkl", ".joblib")):
+            yield package.bare
+        return
     for file in sorted(package.path.rglob("*")):
         if pickles.is_pickle(file.name) and file.is_file() and not file.is_symlink():
             yield file.relative_to(package.path).as_posix()

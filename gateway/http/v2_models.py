@@ -41,7 +41,7 @@ async def metadata(views: Views, reference: Reference) -> dict[str, Any]:
     """A model's versions, inputs and outputs as the protocol describes them. Raises Problem."""
     described = await views.described(reference)
     package = described.prepared.package
-    signature = package.signature
+    signature = described.prepared.signature
     model = await views.model(described.version.name)
     flavors = sorted(set(package.flavors) - {"python_function"})
     return {

@@ -12,6 +12,7 @@ from pathlib import Path
 from gateway.names import check_name
 from gateway.registries.base import Alias, Model, ReadOnly, RegistryError, Snapshot, Version, Whole
 from gateway.registries.listed import ALIAS
+from loaders import package
 
 
 class HostedModels(Whole, ReadOnly):
@@ -48,8 +49,11 @@ class HostedModels(Whole, ReadOnly):
         directory = Path(place).resolve()
         if not directory.is_relative_to(self._root.resolve()):
             raise RegistryError(f"the url of {name} is not below {self._root}")
-        if not (directory / "MLmodel").is_file():
-            raise RegistryError(f"the url of {name} is not a model directory: it has no MLmodel file")
+        try:
+            package.read(directory)
+        except (package.PackageError, OSError) as error:
+            problem = error.strerror if isinstance(error, OSError) else error
+            raise RegistryError(f"the url of {name} is not a model directory: {problem}") from None
         number = str(next(self._numbers))
         version = Version(name, number, str(directory))
         self._models[name] = Model(name, {number: version}, {ALIAS: Alias(number)})

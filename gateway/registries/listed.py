@@ -24,6 +24,7 @@ from gateway.registries.base import (
     Version,
     Whole,
 )
+from loaders import bare, package
 
 ALIAS = "champion"
 
@@ -39,9 +40,12 @@ class ListedModels(Whole, ReadOnly):
 
     def __init__(self, sources: Sequence[str]) -> None:
         self.target = ", ".join(sources)
+        #: The models that are files without an `MLmodel`.
+        self.bare: list[str] = []
         models: dict[str, Model] = {}
         for source in sources:
-            name, place = _located(source)
+            name, place, is_file = _located(source)
+            self.bare += [name] if is_file else []
             if name in models:
                 raise RegistryError(f"two models have the name {name}: give one another name with NAME=DIR")
             versions = {"1": Version(name, "1", place)}
@@ -118,24 +122,45 @@ class Subset:
         return Snapshot(models, f"{snapshot.stamp} of {self._names_stamp}")
 
 
-def _located(text: str) -> tuple[str, str]:
-    """The name and the place in DIR or NAME=DIR. If the directory's name is only a version number, as in a
-    registry's store, the name is that of its parent directory."""
+def _located(text: str) -> tuple[str, str, bool]:
+    """The name and the place in DIR or NAME=DIR, and whether it has no `MLmodel`. If the directory's name is
+    only a version number, as in a registry's store, the name is that of its parent directory. A model file
+    has its own name, and `model.EXT` that of its directory."""
     given, equals, source = text.partition("=")
-    if not equals or "/" in given or ":" in given or Path(text, "MLmodel").is_file():
+    if not equals or "/" in given or ":" in given or Path(text).exists():
         given, source = "", text
     parts = urlsplit(source)
     local = not parts.scheme or parts.scheme == "file" or len(parts.scheme) == 1
     place = str(Path(parts.path if parts.scheme == "file" else source).absolute()) if local else source
     if not source:
-        raise RegistryError(f"{text}: write NAME=DIR, or DIR alone")
+        raise RegistryError(f"{text}: write NAME=FILE-OR-DIR, or FILE-OR-DIR alone")
     if local and not Path(place).exists():
-        raise RegistryError(f"{source} does not exist: give a model directory or a models:/ URI")
-    if local and not Path(place, "MLmodel").is_file():
-        raise RegistryError(f"{source} is not a model directory: it has no MLmodel file")
+        raise RegistryError(f"{source} does not exist: give a model directory or file, or a models:/ URI")
+    is_file = local and not Path(place, "MLmodel").is_file()
+    if is_file:
+        _check_bare(Path(place), source)
     above, _, last = place.rstrip("/").rpartition("/")
+    if is_file and Path(place).is_file():
+        last = Path(place).stem
+        if last == "model":
+            above, _, last = above.rpartition("/")
     name = given or (above.rpartition("/")[2] if last.isdigit() else "") or last
     try:
-        return check_name(name), place
+        return check_name(name), place, is_file
     except InvalidReference as error:
         raise RegistryError(f"{source}: {error}") from None
+
+
+def _check_bare(place: Path, source: str) -> None:
+    """Raises RegistryError unless a place is a model file, or a directory with one."""
+    try:
+        package.read(place)
+    except package.PackageError as error:
+        if place.is_file() and not bare.is_bare(place):
+            known = ", ".join(bare.ENDINGS)
+            raise RegistryError(
+                f"{source} is not a model file: its name must end in one of {known}"
+            ) from None
+        raise RegistryError(f"{source} cannot be served: {error}") from None
+    except OSError as error:
+        raise RegistryError(f"{source} cannot be read: {error.strerror}") from None

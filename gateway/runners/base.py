@@ -6,8 +6,14 @@ know aliases or protocols.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from loaders.schema import SignatureError
+from loaders.signature import Signature
+
+#: Characters of a signature that a model's process may send.
+_MAX_SIGNATURE: Final = 1 << 20
 
 if TYPE_CHECKING:
     from loaders.batch import Batch
@@ -65,8 +71,9 @@ class Runner(Protocol):
         """Values that the model knows, by column: for a made-up row. Known after `start`."""
 
     @property
-    def declared(self) -> Mapping[str, Sequence[int]]:
-        """The shapes that the model itself declares for its inputs, by name. Available after `start`."""
+    def accepted(self) -> Signature | None:
+        """The signature of what the model accepts, where that is another than its package's: it takes more,
+        or its package has none and its file states one. Available after `start`."""
 
     @property
     def slots(self) -> int:
@@ -132,6 +139,20 @@ class Runner(Protocol):
 
     async def close(self) -> None:
         """Frees the model. When this returns, its memory is free as far as it can be freed."""
+
+
+def signature_of(reply: Mapping[str, Any]) -> Signature | None:
+    """The signature in the answer of a model's process to its load. One that is not valid or too large, as a
+    hostile model may send, is none."""
+    given = reply.get("accepted")
+    if not isinstance(given, dict) or not all(isinstance(part, str | None) for part in given.values()):
+        return None
+    if sum(len(part or "") for part in given.values()) > _MAX_SIGNATURE:
+        return None
+    try:
+        return Signature.from_json(given)
+    except SignatureError:
+        return None
 
 
 def model_error(reply: Mapping[str, Any]) -> ModelError:

@@ -10,7 +10,7 @@ import asyncio
 import gc
 import traceback
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from loaders.batch import Batch
     from loaders.model import Model
     from loaders.package import Package
+    from loaders.signature import Signature
     from loaders.worker.wire import Framed
 
 T = TypeVar("T")
@@ -76,8 +77,8 @@ class InlineRunner:
         return {} if self._model is None else self._model.known
 
     @property
-    def declared(self) -> Mapping[str, Sequence[int]]:
-        return {} if self._model is None else self._model.declared
+    def accepted(self) -> Signature | None:
+        return None if self._model is None else self._model.accepted
 
     @property
     def measured_bytes(self) -> int | None:

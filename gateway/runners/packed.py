@@ -11,11 +11,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from gateway.runners.base import FAILURES, ModelError, NoProcess, RunnerCrashed, RunnerTimeout, model_error
+from gateway.runners.base import (
+    FAILURES,
+    ModelError,
+    NoProcess,
+    RunnerCrashed,
+    RunnerTimeout,
+    model_error,
+    signature_of,
+)
 from gateway.runners.packs import Pack, Packs
 from gateway.runners.places import Conditions, Place
 from gateway.runners.worker import NotReached
@@ -27,6 +35,7 @@ if TYPE_CHECKING:
     from gateway.runners.process import Observe, ProcessRunner
     from loaders.batch import Batch
     from loaders.package import Package
+    from loaders.signature import Signature
 
 _LOG: Final = logging.getLogger("gateway.models")
 
@@ -97,7 +106,7 @@ class PackedRunner:
         self._closed = False
         self._merges = False
         self._known: Mapping[str, Any] = {}
-        self._declared: Mapping[str, Sequence[int]] = {}
+        self._accepted: Signature | None = None
         self._prewarms = ""
         self._prewarmed = False
         self._confined: dict[str, str] = {}
@@ -117,8 +126,8 @@ class PackedRunner:
         return self._known if self._own is None else self._own.known
 
     @property
-    def declared(self) -> Mapping[str, Sequence[int]]:
-        return self._declared if self._own is None else self._own.declared
+    def accepted(self) -> Signature | None:
+        return self._accepted if self._own is None else self._own.accepted
 
     @property
     def load_peak(self) -> int:
@@ -373,7 +382,7 @@ class PackedRunner:
         self._place = place
         self._merges = bool(place.loaded["merges"])
         self._known = place.loaded["known"]
-        self._declared = place.loaded["declared"]
+        self._accepted = signature_of(place.loaded)
         self._prewarms = str(place.loaded["prewarms"])
         self._confined = place.process.worker.loaded["confinement"]
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway.runners import environments
-from gateway.runners.base import ModelError, RunnerCrashed, model_error
+from gateway.runners.base import ModelError, RunnerCrashed, model_error, signature_of
 from gateway.runners.confinement import Confinement
 from gateway.runners.environments import Environment
 from gateway.runners.pool import Pool
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from gateway.runners.zygote import Zygotes
     from loaders.batch import Batch
     from loaders.package import Package
+    from loaders.signature import Signature
 
 Observe = Callable[[str, str], None]
 """Told what happened to a model's processes: (what, reason). What: crashed, timeout, recycled, stopped,
@@ -114,7 +115,7 @@ class ProcessRunner:
         self._retry_at = 0.0
         self._merges = False
         self._known: Mapping[str, Any] = {}
-        self._declared: Mapping[str, Sequence[int]] = {}
+        self._accepted: Signature | None = None
         self._spare: Worker | None = None
         self._spare_starting: asyncio.Task[None] | None = None
         self._stuck: str | None = None
@@ -146,8 +147,8 @@ class ProcessRunner:
         return self._known
 
     @property
-    def declared(self) -> Mapping[str, Sequence[int]]:
-        return self._declared
+    def accepted(self) -> Signature | None:
+        return self._accepted
 
     @property
     def pids(self) -> list[int]:
@@ -369,7 +370,7 @@ class ProcessRunner:
             raise
         self._merges = bool(worker.loaded["merges"])
         self._known = worker.loaded["known"]
-        self._declared = worker.loaded["declared"]
+        self._accepted = signature_of(worker.loaded)
         self._prewarms = str(worker.loaded["prewarms"])
         self._confined = worker.loaded["confinement"]
         self._load_peak = max(self._load_peak, worker.load_peak)

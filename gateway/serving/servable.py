@@ -30,7 +30,7 @@ from __future__ import annotations
 import asyncio
 import enum
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from gateway.runners.base import ModelError
@@ -57,6 +57,13 @@ WithRuntime = Callable[["Prepared", Callable[[str], None]], Awaitable["Prepared"
 
 #: Warnings about a version in `status`, until its owner or the operator changes it.
 NO_SIGNATURE: Final = "it has no signature: the model gets inputs unchecked"
+BARE: Final = (
+    "it is a model file without an MLmodel: its signature is what the file itself states, and it runs in "
+    "this interpreter, whatever wrote it"
+)
+NOTHING_STATED: Final = (
+    "its file states no names and types of inputs, so it has no signature: the model gets inputs unchecked"
+)
 NO_WARM_UP: Final = "warm_up is off: the model serves without having answered its own example"
 
 
@@ -198,7 +205,6 @@ class Servable:
         self.building: str | None = None
         #: Why it runs in another environment than its own, which each answer must say; None if it does not.
         self.mismatch: tuple[str, ...] | None = None
-        self._wider: Signature | None = None
         #: Why it is unloaded, from `Manager.retire` on.
         self.retiring: str | None = None
         #: Loaded only for a dry run: its load is not recorded, unless `announce` is called later.
@@ -267,7 +273,8 @@ class Servable:
         try:
             await runner.start()
             self.move(Step.LOADED)
-            self._widen(prepared, runner)
+            if runner.accepted is not None:
+                self.prepared = prepared = replace(prepared, accepted=runner.accepted)
             merges, self.warnings = await self._warm_up(runner, prepared)
             await runner.finish_prewarm()
             measured = runner.measured_bytes
@@ -310,10 +317,14 @@ class Servable:
         request's protocol, used where the settings say nothing."""
         if self.prepared is None:
             raise RuntimeError(f"{self!r} was asked before it was ready")
-        package = self.prepared.package
+        prepared = self.prepared
         mode = self.options.enforcement or ("mlflow" if lenient else "strict")
-        signature = package.signature if self._wider is None else self._wider
-        return signature, mode, package.type_hints, positional or self.options.positional
+        return (
+            prepared.signature,
+            mode,
+            prepared.package.type_hints,
+            positional or self.options.positional,
+        )
 
     async def close(self) -> None:
         """Frees the model. When this returns its memory is free."""
@@ -326,12 +337,6 @@ class Servable:
         finally:
             self.move(Step.CLOSED)
 
-    def _widen(self, prepared: Prepared, runner: Runner) -> None:
-        """An example of length 3 must not limit a model that itself takes any length."""
-        signature = prepared.package.signature
-        wider = None if signature is None else signature.widened(runner.declared)
-        self._wider = None if wider is signature else wider
-
     async def _warm_up(self, runner: Runner, prepared: Prepared) -> tuple[bool, tuple[str, ...]]:
         """Predicts the model's own saved example. Returns whether requests may be merged, and warnings.
 
@@ -339,11 +344,13 @@ class Servable:
         own signature shows nothing about the model: it is skipped with a warning.
         """
         warnings = list(prepared.warnings)
-        if prepared.package.signature is None:
-            warnings.append(NO_SIGNATURE)
-        if self._wider is not None:
-            inputs = ", ".join(map(str, self._wider.inputs or ()))
+        if prepared.package.bare is not None:
+            warnings.append(BARE)
+        elif prepared.accepted is not None:
+            inputs = ", ".join(map(str, prepared.accepted.inputs or ()))
             warnings.append(f"the model takes more than its signature says: {inputs}")
+        if prepared.signature is None:
+            warnings.append(NO_SIGNATURE if prepared.package.bare is None else NOTHING_STATED)
         if not self.options.warm_up:
             warnings.append(NO_WARM_UP)
             return runner.merges, tuple(warnings)
@@ -381,7 +388,7 @@ class Servable:
         row: a package's own code may do anything with it."""
         if prepared.needs is None or prepared.needs.facts.custom:
             return []
-        made = madeup.row(prepared.package.signature, runner.known)
+        made = madeup.row(prepared.signature, runner.known)
         enforced = None if made is None else self._enforced_example(made, None)
         if enforced is None:
             return []

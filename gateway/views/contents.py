@@ -14,6 +14,7 @@ from loaders.package import Package, PackageError
 if TYPE_CHECKING:
     from gateway.artifacts.packages import Prepared
     from gateway.registries.base import Version
+    from loaders.signature import Signature
 
 
 class Described(NamedTuple):
@@ -39,9 +40,9 @@ def example_answer(package: Package) -> Any | None:
         return None  # the version's warnings say so once it is loaded
 
 
-def signature(package: Package) -> dict[str, Any] | None:
+def signature(known: Signature | None) -> dict[str, Any] | None:
     """MLflow keeps the parts of a signature as JSON within JSON; here they are what they say."""
-    if package.signature is None:
+    if known is None:
         return None
-    document = package.signature.to_json()
+    document = known.to_json()
     return {key: json.loads(part) if isinstance(part, str) else part for key, part in document.items()}

@@ -125,7 +125,7 @@ class Views:
         package = prepared.package
         view = replace(
             view,
-            signature=contents.signature(package),
+            signature=contents.signature(prepared.signature),
             environment=prepared.environment(),
             flavor=sorted(package.flavors),
             metadata=package.metadata,

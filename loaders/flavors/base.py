@@ -24,6 +24,8 @@
 13. `options` names what `save` takes; it is given no others, but `shipped`: the modules in `code/`.
 14. `lists_are_arrays` is True if its models read a list as the array that numpy makes of it, so that a list
     as the example of a package means that array.
+15. A predictor may have `stated()`: the signature that the model file itself states, None where it states
+    too little. It is what a model file without an `MLmodel` has in its place (`loaders/bare.py`).
 """
 
 from __future__ import annotations

@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from loaders import batch as batches
+from loaders.flavors import stated
 from loaders.flavors.base import MissingFramework, Saved, Trust
 from loaders.package import PackageError
+from loaders.schema import AnyType, Scalar
 
 if TYPE_CHECKING:
     from loaders.batch import Batch
     from loaders.package import Package
+    from loaders.schema import Type
+    from loaders.signature import Signature
 
 _FILE: Final = "model.cb"
 _KINDS: Final = ("CatBoost", "CatBoostClassifier", "CatBoostRegressor", "CatBoostRanker")
@@ -59,7 +63,11 @@ class CatBoost:
             if value not in known:
                 raise PackageError(f"catboost.{key}", f"{value!r} is not known; known: {', '.join(known)}")
         model = getattr(catboost, kind)()
-        model.load_model(str(package.native_data(self.name)), form)
+        file = str(package.native_data(self.name))
+        model.load_model(file, form)
+        if package.bare and "class_params" in model.get_metadata():
+            model = catboost.CatBoostClassifier()  # what wrote it: its answers are classes
+            model.load_model(file, form)
         return Boosted(model, threads)
 
 
@@ -71,6 +79,19 @@ class Boosted:
     def __init__(self, model: Any, threads: int | None) -> None:
         self.model = model
         self._options = {} if threads is None else {"thread_count": threads}
+
+    def stated(self) -> Signature | None:
+        """The names of its features, with text where it takes text."""
+        names = [str(name) for name in self.model.feature_names_ or ()]
+        texts = {*self.model.get_text_feature_indices()}
+        others = {*self.model.get_cat_feature_indices(), *self.model.get_embedding_feature_indices()}
+        if not texts and not others and names == [str(i) for i in range(len(names))]:
+            return stated.matrix(len(names))
+        kinds: list[Type] = [
+            Scalar.string if i in texts else AnyType() if i in others else Scalar.double
+            for i in range(len(names))
+        ]
+        return stated.columns(names, kinds)
 
     def predict(self, batch: Batch, params: Mapping[str, Any]) -> Any:
         return self.model.predict(batches.native(batch), **self._options)

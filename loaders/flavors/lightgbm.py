@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 from loaders import environment, pickling
 from loaders.compat.pythons import zipped
-from loaders.flavors import categories
+from loaders.flavors import categories, stated
 from loaders.flavors.base import MissingFramework, Saved, Trust
 from loaders.schema import ColSpec, Scalar
 
 if TYPE_CHECKING:
     from loaders.batch import Batch
     from loaders.package import Package
+    from loaders.schema import Type
+    from loaders.signature import Signature
 
-_BOOSTER: Final = "lightgbm.basic.Booster"
+BOOSTER: Final = "lightgbm.basic.Booster"
 
 
 class LightGBM:
@@ -39,7 +41,7 @@ class LightGBM:
 
         entry = {"lgb_version": lightgbm.__version__}
         if isinstance(model, lightgbm.Booster):
-            entry.update({"data": "model.lgb", "model_class": _BOOSTER})
+            entry.update({"data": "model.lgb", "model_class": BOOSTER})
             model.save_model(str(directory / "model.lgb"))
             needed: tuple[str, ...] = ("lightgbm",)
         else:
@@ -56,7 +58,7 @@ class LightGBM:
         except ImportError as error:
             raise MissingFramework(self.name, "lightgbm") from error
         file = package.native_data(self.name)
-        if package.flavors.get(self.name, {}).get("model_class", _BOOSTER) == _BOOSTER:
+        if package.flavors.get(self.name, {}).get("model_class", BOOSTER) == BOOSTER:
             model = lightgbm.Booster(model_file=str(file))
             return Boosted(model, threads, _categories(model, package))
         model = pickling.load(package, self.name, file, "cloudpickle")
@@ -74,6 +76,20 @@ class Boosted:
         self.model = model
         self._categories = categorical
         self._options = {} if threads is None else {"num_threads": threads}
+
+    def stated(self) -> Signature | None:
+        """The names of its features; a booster trained on arrays has none. It keeps no other types than those
+        of categories."""
+        booster = getattr(self.model, "booster_", self.model)
+        names = [str(name) for name in booster.feature_name()]
+        if names == [f"Column_{i}" for i in range(len(names))]:
+            return None if self._categories else stated.matrix(len(names))
+        if booster.pandas_categorical and not self._categories:
+            return None  # some of its columns are categories, and it is unknown which
+        kinds: list[Type] = [Scalar.double] * len(names)
+        for i, known in self._categories.items():
+            kinds[i] = stated.of_categories(known)
+        return stated.columns(names, kinds)
 
     def predict(self, batch: Batch, params: Mapping[str, Any]) -> Any:
         return self.model.predict(categories.native(batch, self._categories), **self._options)

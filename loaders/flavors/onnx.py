@@ -90,7 +90,7 @@ class Onnx:
         available = set(runtime.get_available_providers())
         providers = [p for p in _providers(entry) if p[0] in available] or [(_CPU, {})]
         session = runtime.InferenceSession(str(package.data), sess_options=options, providers=providers)
-        return Graph(session)
+        return Graph(session, package.data)
 
 
 class _Input(NamedTuple):
@@ -105,8 +105,9 @@ class _Input(NamedTuple):
 class Graph:
     """A session and what it takes. Merges only where every input and output has a free first dimension."""
 
-    def __init__(self, session: Any) -> None:
+    def __init__(self, session: Any, file: Path) -> None:
         self._session = session
+        self._file = file
         self._inputs = {node.name: _input(node) for node in session.get_inputs()}
         self._outputs = [node.name for node in session.get_outputs()]
         #: The shapes that the graph declares, by input: -1 for any length.
@@ -117,6 +118,10 @@ class Graph:
         }
         nodes = [*session.get_inputs(), *session.get_outputs()]
         self.merges = all(node.shape and not isinstance(node.shape[0], int) for node in nodes)
+
+    def stated(self) -> Signature | None:
+        """What the graph says of its inputs and outputs, with their names."""
+        return _stated(self._session, self._file)
 
     def predict(self, batch: Batch, params: Mapping[str, Any]) -> Any:
         results = self._session.run(self._outputs, self._feeds(batch))
@@ -193,21 +198,25 @@ def _fed(taken: _Input, value: Any) -> Any:
 
 
 def _declared(path: Path) -> Signature | None:
-    """The signature that a graph states: its inputs' names, dtypes and shapes, -1 for a dimension that is
-    free or symbolic. None where an input is not a tensor or its rank is unknown, or where this machine
-    cannot open the graph.
-
-    What a graph states of its outputs nothing verifies, and real ones are wrong: it is taken where all but
-    the first dimension are fixed, else nothing is said about outputs.
-    """
-    from loaders.signature import Signature
-
+    """The signature that the graph in a file states; None where this machine cannot open it."""
     try:
         runtime = _runtime()
         options = _session_options(runtime, {"graph_optimization_level": 0}, 1)
         session = runtime.InferenceSession(str(path), sess_options=options, providers=[_CPU])
     except Exception:  # noqa: BLE001 - it may be meant for another machine: the runtime has many reasons
         return None
+    return _stated(session, path)
+
+
+def _stated(session: Any, path: Path) -> Signature | None:
+    """The signature that a graph states: its inputs' names, dtypes and shapes, -1 for a dimension that is
+    free or symbolic. None where an input is not a tensor or its rank is unknown.
+
+    What a graph states of its outputs nothing verifies, and real ones are wrong: it is taken where all but
+    the first dimension are fixed, else nothing is said about outputs.
+    """
+    from loaders.signature import Signature
+
     inputs = [_tensor(node) for node in session.get_inputs()]
     known = [spec for spec in inputs if spec is not None]
     if not known or len(known) < len(inputs):

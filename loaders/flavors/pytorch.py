@@ -28,6 +28,7 @@ from loaders.package import PackageError
 if TYPE_CHECKING:
     from loaders.batch import Batch
     from loaders.package import Package
+    from loaders.signature import Signature
 
 _PICKLED: Final = "model.pth"
 _EXPORTED: Final = "model.pt2"
@@ -88,29 +89,86 @@ class PyTorch:
         device = config.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
         data = package.data
         relative = data.relative_to(package.path)
+        if (exported := exported_program(package)) is not None:
+            program = torch.export.load(exported)
+            return Module(program.module(), torch, device, _merges(package), program)
         if (data / _PICKLED).exists():
             file = package.inside((relative / _PICKLED).as_posix())
             # A whole module is a pickle of classes: torch's restricted reader refuses them.
             model = torch.load(file, map_location=device, weights_only=False)
             model.eval()
-        elif (data / _EXPORTED).exists():
-            model = torch.export.load(package.inside((relative / _EXPORTED).as_posix())).module()
         else:
             raise PackageError(relative.as_posix(), f"holds neither {_PICKLED} nor {_EXPORTED}")
-        return Module(model, torch, device, package.metadata.get(MERGES_KEY) is True)
+        return Module(model, torch, device, _merges(package))
+
+
+def exported_program(package: Package) -> Path | None:
+    """The file of the exported program that a package holds; None where it holds a pickled module, which is
+    loaded first, or neither. Raises PackageError for a link that leaves the package."""
+    data = package.data
+    if data.is_file():
+        return data
+    if (data / _PICKLED).exists() or not (data / _EXPORTED).exists():
+        return None
+    return package.inside((data / _EXPORTED).relative_to(package.path).as_posix())
+
+
+def _called(program: Any) -> tuple[list[str], int, list[str]]:
+    """How an exported program is called: its inputs in order, how many of them are positional, the keywords
+    of the others. Empty for a module, and for a program that takes tensors within lists or dicts."""
+    if program is None:
+        return [], 0, []
+    names = [name for name in program.graph_signature.user_inputs if isinstance(name, str)]
+    called = program.call_spec.in_spec
+    # torch before 2.10 has the parts as a list alone.
+    child = getattr(called, "child", None) or called.children_specs.__getitem__
+    positional, keywords = child(0), child(1)
+    if (
+        called.num_leaves != positional.num_children + keywords.num_children
+        or len(names) != called.num_leaves
+    ):
+        return [], 0, []
+    return names, positional.num_children, [str(key) for key in keywords.context or ()]
+
+
+def _merges(package: Package) -> bool:
+    return package.metadata.get(MERGES_KEY) is True
 
 
 class Module:
     """A loaded module on its device."""
 
-    def __init__(self, model: Any, torch: Any, device: str, merges: bool) -> None:
+    def __init__(self, model: Any, torch: Any, device: str, merges: bool, program: Any = None) -> None:
         self.model = model
+        self._program = program
+        #: Its inputs in order, and how many are positional: an exported program takes them only that way.
+        self._order, self._positional, self._keywords = _called(program)
         self.merges = merges
         self._torch = torch
         self._device = device
         floats = [p.dtype for p in model.parameters() if p.dtype.is_floating_point]
         self._float = floats[0] if floats else torch.float32
         self._as_floats: set[tuple[str, ...]] = set()
+
+    def stated(self) -> Signature | None:
+        """The inputs of an exported program, with their dtypes and shapes. None for a module, and where an
+        input is not a tensor of a dtype that numpy has."""
+        from loaders.schema import TensorSpec
+        from loaders.signature import Signature
+
+        if not self._order:
+            return None
+        nodes = {node.name: node.meta.get("val") for node in self._program.graph.nodes}
+        specs = []
+        for name in self._order:
+            value = nodes.get(name)
+            if not isinstance(value, self._torch.Tensor) or value.dtype == self._torch.bfloat16:
+                return None
+            dtype = self._torch.empty(0, dtype=value.dtype).numpy().dtype
+            # A free dimension is a symbol, not an integer.
+            shape = tuple(length if type(length) is int else -1 for length in value.shape)
+            specs.append(TensorSpec(dtype, shape, name))
+        return Signature(tuple(specs)) if specs else None
 
     def predict(self, batch: Batch, params: Mapping[str, Any]) -> Any:
         data = batches.native(batch)
@@ -173,6 +231,10 @@ class Module:
     def _call(self, inputs: dict[str, Any], params: Mapping[str, Any]) -> Any:
         if inputs.keys() == {""}:
             return self.model(inputs[""], **params)
+        if self._order and inputs.keys() == set(self._order):
+            arguments = [inputs[name] for name in self._order]
+            named = dict(zipped(self._keywords, arguments[self._positional :]))
+            return self.model(*arguments[: self._positional], **named, **params)
         known = inspect.signature(self.model.forward).parameters
         anything = any(p.kind is p.VAR_KEYWORD for p in known.values())
         if anything or inputs.keys() <= known.keys():

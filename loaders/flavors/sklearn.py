@@ -21,14 +21,17 @@ from loaders import batch as batches
 from loaders import environment, pickling
 from loaders.batch import Columns, Tensors, Value
 from loaders.compat.pythons import zipped
+from loaders.flavors import stated
 from loaders.flavors.base import MissingFramework, Saved, Trust
 from loaders.flavors.failures import Unsuitable
 from loaders.package import PackageError
-from loaders.schema import ColSpec
+from loaders.schema import AnyType, ColSpec, Scalar
 
 if TYPE_CHECKING:
     from loaders.batch import Batch
     from loaders.package import Package
+    from loaders.schema import Type
+    from loaders.signature import Signature
 
 _TEXTS: Final = 'send {"inputs": ["…", "…"]}'
 _NO_TABLE: Final = f"the model takes a list of texts, not a table: {_TEXTS}"
@@ -37,6 +40,7 @@ _LOG_AGAIN: Final = (
     "; its signature declares a table: log it again with numpy.array of texts as the input example"
 )
 _MAX_PARTS: Final = 1_000
+_SAVED: Final = ("pickle", "cloudpickle", "skops")
 _METHODS: Final = ("predict", "predict_proba", "predict_log_proba", "predict_joint_log_proba", "score")
 
 
@@ -63,8 +67,8 @@ class Sklearn:
 
         form = options.get("serialization_format", "cloudpickle")
         predict_fn = options.get("predict_fn", "predict")
-        if form not in pickling.FORMATS:
-            known = ", ".join(pickling.FORMATS)
+        if form not in _SAVED:
+            known = ", ".join(_SAVED)
             raise ValueError(f"the serialization format {form!r} is not known; known: {known}")
         if predict_fn not in _METHODS or not hasattr(model, predict_fn):
             raise ValueError(f"a {type(model).__name__} cannot predict with {predict_fn!r}")
@@ -129,6 +133,44 @@ class Estimator:
     @property
     def known(self) -> dict[str, Any]:
         return known_values(self.model)
+
+    def stated(self) -> Signature | None:
+        """Numbers by the names or the width that it was fitted on, if it answers numbers. A category that
+        an encoder knows gives the type of its column; the types of other columns are unknown then."""
+        names = [str(name) for name in getattr(self.model, "feature_names_in_", ())]
+        width = getattr(self.model, "n_features_in_", None)
+        if self._takes_texts or not (names or isinstance(width, int)):
+            return None
+        numbers = self._answers_numbers(names, len(names) or int(width or 0))
+        if not names:
+            return stated.matrix(int(width or 0)) if numbers else None
+        known = self.known
+        kinds: list[Type] = []
+        for name in names:
+            if isinstance(known.get(name), str):
+                kinds.append(Scalar.string)
+            else:
+                kinds.append(Scalar.double if numbers else AnyType())
+        return stated.columns(names, kinds)
+
+    def _answers_numbers(self, names: list[str], width: int) -> bool:
+        """Whether it answers two made-up rows of numbers, and of known categories."""
+        rows = np.outer([0.5, 1.0], np.linspace(0.5, 1.5, width))
+        data: Any = rows
+        if names:
+            known = self.known
+            arrays = {
+                name: np.array([known[name]] * 2, dtype=object) if isinstance(known.get(name), str) else row
+                for name, row in zipped(names, rows.T)
+            }
+            data = batches.native(Columns(arrays, 2))
+        try:
+            with warnings.catch_warnings(record=True):
+                warnings.simplefilter("always")
+                self._predict(data)
+        except Exception:  # noqa: BLE001 - then its columns are of another type
+            return False
+        return True
 
     def predict(self, batch: Batch, params: Mapping[str, Any]) -> Any:
         if self._takes_texts:

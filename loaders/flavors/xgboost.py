@@ -12,15 +12,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from loaders import environment
-from loaders.flavors import categories
+from loaders.flavors import categories, stated
 from loaders.flavors.base import MissingFramework, Saved, Trust
 from loaders.package import PackageError
+from loaders.schema import AnyType, Scalar
 
 if TYPE_CHECKING:
     from loaders.batch import Batch
     from loaders.package import Package
+    from loaders.schema import Type
+    from loaders.signature import Signature
 
 _FILE: Final = "model.ubj"
+#: The types of features that are not numbers. A feature of integers takes any number.
+_TYPES: Final[Mapping[str, Type]] = {"i": Scalar.boolean, "c": AnyType()}
 
 
 class XGBoost:
@@ -67,7 +72,9 @@ class XGBoost:
         if not (isinstance(kind, type) and issubclass(kind, (xgboost.Booster, xgboost.XGBModel))):
             raise PackageError("xgboost.model_class", f"{named!r} is not a model class of XGBoost")
         model = kind()
-        model.load_model(package.native_data(self.name))
+        file = package.native_data(self.name)
+        # By another ending XGBoost would guess the format; of bytes it reads which one it is.
+        model.load_model(bytearray(file.read_bytes()) if file.suffix.lower() == ".bst" else file)
         booster = model if isinstance(model, xgboost.Booster) else model.get_booster()
         if threads is not None:
             booster.set_param({"nthread": threads})
@@ -84,6 +91,16 @@ class Boosted:
         self._categories = categorical
         self._matrix = xgboost.DMatrix if isinstance(model, xgboost.Booster) else None
         self._known = set(inspect.signature(model.predict).parameters)
+
+    def stated(self) -> Signature | None:
+        """The names and types of its features, where they had names when it was trained."""
+        booster = self.model if self._matrix is not None else self.model.get_booster()
+        if booster.feature_names is None:
+            return None if self._categories else stated.matrix(booster.num_features())
+        kinds: list[Type] = [_TYPES.get(kind, Scalar.double) for kind in booster.feature_types or ()]
+        for i, known in self._categories.items():
+            kinds[i] = stated.of_categories(known)
+        return stated.columns(booster.feature_names, kinds or [Scalar.double] * len(booster.feature_names))
 
     def predict(self, batch: Batch, params: Mapping[str, Any]) -> Any:
         data = categories.native(batch, self._categories)

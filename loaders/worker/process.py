@@ -227,7 +227,7 @@ class RequestLoop:
             "op": "loaded",
             "merges": bool(model.merges),
             "known": _known(model),
-            "declared": {name: list(shape) for name, shape in model.declared.items()},
+            "accepted": _accepted(model),
             "prewarms": self._prewarms[self._for],
             "seconds": time.monotonic() - started,
             "grown": grown,
@@ -245,7 +245,7 @@ class RequestLoop:
             "op": "loaded",
             "merges": False,
             "known": {},
-            "declared": {},
+            "accepted": None,
             "prewarms": IN_PLACE,
             "confinement": confined,
         }
@@ -336,6 +336,12 @@ def _known(model: Any) -> dict[str, Any]:
         return dict(model.known)
     except Exception:  # noqa: BLE001
         return {}
+
+
+def _accepted(model: Model) -> dict[str, str | None] | None:
+    """The signature of what it accepts, where that is another than its package's."""
+    signature = model.accepted
+    return None if signature is None else signature.to_json()
 
 
 def _resident() -> int:

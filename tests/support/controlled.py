@@ -73,7 +73,7 @@ class ControlledRunner:
         self.merges = behaviour.merges
         self.measured_bytes = behaviour.measured
         self.load_peak = 0
-        self.declared: dict[str, list[int]] = {}
+        self.accepted: Signature | None = None
         self.stuck: str | None = None
         self.spare: bool | None = None
 

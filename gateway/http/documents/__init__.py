@@ -116,7 +116,9 @@ class Documents:
     async def _of_model(self, scope: Scope, reference: Reference, page: bool) -> Found:
         described = await self._views.described(reference)
         in_full = self._access.admits(scope)
-        key = (reference, described.version, described.alias, in_full, page)
+        # A load may show that the model accepts more than its package says.
+        accepted = described.prepared.accepted is not None
+        key = (reference, described.version, described.alias, accepted, in_full, page)
         found = self._kept.get(key)
         if found is None:
             document = await self._document(reference, described, in_full)
@@ -136,7 +138,7 @@ class Documents:
         if in_full:
             view = await self._views.version(version.name, version.version, in_full=True)
             example = view.input_example if isinstance(view.input_example, dict) else None
-        signature = described.prepared.package.signature
+        signature = described.prepared.signature
         return openapi.model(
             version.name,
             version.version,

@@ -38,6 +38,9 @@ _FRAME = """<!doctype html>
 </html>
 """
 
+_BARE = (
+    " It is a model file without an MLmodel: what the file states of its inputs is known once it is loaded."
+)
 _FORM = """<h2 id="try">Try it</h2>
 <form id="ask" data-target="{target}">
 <p><label for="form">Form of the body</label>
@@ -76,7 +79,7 @@ def index(models: Sequence[ModelView], routes: Iterable[Route]) -> str:
 def model(document: Mapping[str, Any], reference: Reference, described: Described) -> str:
     """One model: its signature, examples in each form, and the form to try it."""
     version = described.version
-    signature = described.prepared.package.signature
+    signature = described.prepared.signature
     up = document["servers"][0]["url"]
     target = f"{up}/predict/{url_path(reference)}"
     title = f"{version.name}, version {version.version}"
@@ -87,7 +90,8 @@ def model(document: Mapping[str, Any], reference: Reference, described: Describe
         f'<a href="openapi.json">openapi.json</a>.</p>',
     ]
     if signature is None:
-        parts.append("<p>It has no signature: it takes any input.</p>")
+        known = "" if described.prepared.package.bare is None else _BARE
+        parts.append(f"<p>It has no signature: it takes any input.{known}</p>")
     else:
         parts += ["<h2>Inputs</h2>", _specs(signature.inputs or (), required=True)]
         if signature.params:

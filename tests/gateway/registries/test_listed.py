@@ -41,7 +41,7 @@ def test_two_of_one_name_and_names_that_are_none(tmp_path: Path) -> None:
     assert ListedModels([str(one), f"other={two}"]).names == ["rent", "other"]
     with pytest.raises(RegistryError, match="MLmodel"):
         ListedModels([f"name={tmp_path}"])
-    with pytest.raises(RegistryError, match="write NAME=DIR"):
+    with pytest.raises(RegistryError, match="write NAME=FILE-OR-DIR"):
         ListedModels(["price="])
     with pytest.raises(RegistryError, match="nowhere does not exist"):
         ListedModels([str(tmp_path / "nowhere")])
