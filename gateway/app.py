@@ -14,6 +14,8 @@ from gateway import cgroup, environments, events, logs
 from gateway.artifacts.cache import Artifacts
 from gateway.artifacts.packages import Packages, formats
 from gateway.artifacts.sources import sources_for
+from gateway.capture.recorder import Recorder
+from gateway.capture.store import CaptureStore
 from gateway.environments.choose import Chooser
 from gateway.gauges import expose
 from gateway.http.connections import Connections
@@ -32,6 +34,7 @@ from gateway.rollouts.gates import Gates
 from gateway.rollouts.policy import policy_of
 from gateway.rollouts.preload import LISTING_INTERVAL, LOOK_AGAIN, Preload
 from gateway.rollouts.promotions import Promotions
+from gateway.rollouts.replay import Replays
 from gateway.rollouts.residency import Residency
 from gateway.runners.packs import Packs
 from gateway.runners.placement import Placement
@@ -113,6 +116,13 @@ class Gateway:
         gates = Gates(
             self.manager, prepare=self._packages.get, policy=lambda model: policy_of(settings, model)
         )
+        self.recorder = Recorder(
+            CaptureStore(settings.state_dir, registry.identity),
+            settings.state_dir,
+            self._pools.disk,
+            capture=settings.capture_of,
+            counted=self.metrics.captured,
+        )
         self.aliases = Aliases(
             self.manager,
             gates,
@@ -123,6 +133,7 @@ class Gateway:
             found_out=self._feedback.record,
             counted=self.metrics.rollout_request,
             grace=lambda name: (settings.for_model(name).rollout or settings.rollout).grace,
+            replays=Replays(self.recorder.store, self.manager, self._pools.disk, captured=settings.captures),
         )
         self.watch = Watch(
             registry,
@@ -143,6 +154,7 @@ class Gateway:
             emit=self._emit,
             stopping=lambda: self._refusing,
             find=self.watch.find,
+            recorder=self.recorder,
         )
         self.promotions = Promotions(
             self.aliases,
@@ -202,6 +214,7 @@ class Gateway:
             preload=self.residency.preload,
             upkeep=self._upkeep.run,
             governor=self._governor.run,
+            capture=self.recorder.run,
         )
 
     def refuse(self) -> None:
@@ -220,6 +233,7 @@ class Gateway:
         await self.manager.close()
         await self._packs.close()
         await self._zygotes.close()
+        await self.recorder.close()
         await self._persistence.close()
         self.registry.close()
         self._pools.close()

@@ -17,9 +17,9 @@ from pydantic.fields import FieldInfo
 
 from gateway import cgroup, yamltext
 from gateway.names import near
-from gateway.policy import Canary, Guards, RolloutPolicy, unknown
+from gateway.policy import Canary, Guards, Replay, RolloutPolicy, unknown
 from gateway.quantities import DURATION_SCHEMA, SIZE_SCHEMA, shown_seconds, shown_size
-from gateway.settings import Batch, ModelSettings, Settings, SettingsError
+from gateway.settings import Batch, Capture, ModelSettings, Settings, SettingsError
 
 PREFIX: Final = "GATEWAY_"
 FILE: Final = "gateway.yaml"
@@ -242,6 +242,8 @@ def _known_beside(parts: list[str]) -> list[str]:
         "batch": Batch,
         "canary": Canary,
         "guards": Guards,
+        "capture": Capture,
+        "replay": Replay,
     }
     model = models.get(parts[-2], ModelSettings)
     return [field.alias or name for name, field in model.model_fields.items()]

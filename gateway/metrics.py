@@ -124,6 +124,12 @@ class Metrics:
             ("model", "alias", "arm"),
             registry=own,
         )
+        self._captured = Counter(
+            "gateway_captured_requests",
+            "Requests that capture chose, by result: kept, or why not (full, large, unnamed, failed).",
+            ("model", "result"),
+            registry=own,
+        )
         self._registry_errors = Counter(
             "gateway_registry_errors", "Reads of the registry that failed.", registry=own
         )
@@ -192,6 +198,9 @@ class Metrics:
 
     def swap(self, model: str, alias: str, result: str) -> None:
         self._swaps.labels(model, alias, result).inc()
+
+    def captured(self, model: str, result: str, number: int) -> None:
+        self._captured.labels(model, result).inc(number)
 
     def rollout_request(self, model: str, alias: str, arm: str) -> None:
         self._rollout_requests.labels(model, alias, arm).inc()

@@ -17,7 +17,7 @@ from gateway.quantities import Duration, Part, listed
 
 #: Keys that other releases may support. They are refused, because a check that does not run must not look
 #: configured.
-UNAVAILABLE: Final = frozenset({"replay", "shadow", "watch"})
+UNAVAILABLE: Final = frozenset({"shadow", "watch"})
 
 OFF: Final = ("off", "none", False)
 
@@ -68,6 +68,19 @@ class Canary(Part):
         return value
 
 
+class Replay(Part):
+    """The captured requests of the version in service that a new version answers before it serves."""
+
+    requests: Annotated[int, Field(ge=1, le=10_000)] = 200
+    """How many requests it answers: the last ones that were captured."""
+    agreement: Annotated[float, Field(ge=0, le=1)] = 0.98
+    """The lowest share of rows whose answers are those of the version in service."""
+    tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    """Numbers agree if they differ by at most this share of the larger one."""
+    within: Annotated[Duration, Field(gt=0)] = 600.0
+    """The time after which the requests that were not answered count as missing."""
+
+
 class Guards(Part):
     """How much worse than the version in service a new version may be. `off` switches a guard off."""
 
@@ -87,12 +100,15 @@ class RolloutPolicy(Part):
     environment: Literal["refuse", "warn"] = "refuse"
     """For a version whose environment is not available: `refuse` it, or `warn` and run it in this
     interpreter."""
+    replay: Annotated[Replay | None, BeforeValidator(_limit)] = None
+    """Captured requests that the new version answers before it serves. `off` or not set: none."""
     canary: Annotated[Canary, BeforeValidator(_canary)] = Canary()
     """The steps before the swap. `off`: the swap follows directly after the checks."""
     guards: Guards = Guards()
     """The limits that end a canary."""
     thin: Literal["hold", "refuse"] = "hold"
-    """With too little traffic: `hold` until a person runs `finish` or `abort`, or `refuse` the version."""
+    """With too few captured requests or too little traffic: `hold` until a person runs `finish` or `abort`,
+    or `refuse` the version."""
     lock: bool = False
     """Whether to ignore policies in registries. It has an effect only in the settings."""
     deleted: Literal["end", "keep"] = "end"

@@ -29,6 +29,7 @@ from loaders.enforcement.violations import NO_COLUMNS, NOT_WHOLE
 from loaders.output import AnswerTooLarge
 
 if TYPE_CHECKING:
+    from gateway.capture.recorder import Recorder
     from gateway.registries.base import Version
     from gateway.rollouts.alias import LiveAlias
     from gateway.rollouts.aliases import Aliases
@@ -115,7 +116,8 @@ class Answer:
 
 class Service:
     """`default_model` answers requests that name no model. `cold_wait`: in seconds. `find` queries an unknown
-    name in a registry that is queried by name, and returns whether it did."""
+    name in a registry that is queried by name, and returns whether it did. `recorder` keeps a share of the
+    requests for replay."""
 
     def __init__(
         self,
@@ -127,6 +129,7 @@ class Service:
         emit: Emit = lambda event: None,
         stopping: Callable[[], bool] = lambda: False,
         find: Callable[[Reference], Awaitable[bool]] | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         self._aliases = aliases
         self._manager = manager
@@ -136,6 +139,7 @@ class Service:
         self._stopping = stopping
         self._chance = random.Random()
         self._find = find
+        self._recorder = recorder
 
     @property
     def stopping(self) -> bool:
@@ -270,6 +274,8 @@ class Service:
             raise self._unanswered(servable, inference, error) from None
         servable.recent.answered(outcome.queue_seconds + outcome.predict_seconds)
         self._check_output(servable, outcome.result)
+        if servable.options.capture:
+            self._capture(servable, enforced.batch, params, outcome)
         warnings = enforced.warnings
         if enforced.lenient:
             inference.record.lenient = True
@@ -284,6 +290,17 @@ class Service:
             version = servable.version
             for problem in servable.prepared.check_output(result)[:1]:
                 self._emit(OutputDiffers(version.name, version.version, problem))
+
+    def _capture(
+        self, servable: Servable, batch: Batch | Framed, params: dict[str, Any], outcome: Outcome
+    ) -> None:
+        """Hands the request to the recorder, which keeps a share of them."""
+        if self._recorder is not None and servable.prepared is not None:
+            version, digest = servable.version, servable.prepared.digest
+            self._recorder.take(
+                version.name, version.version, digest, batch, params, outcome.result,
+                outcome.predict_seconds, servable.options.capture,
+            )  # fmt: skip
 
     # Why a request has no answer.
 

@@ -113,6 +113,34 @@ def _batch(value: object) -> object:
     return {"enabled": value} if isinstance(value, bool | str) else value
 
 
+def _capture(value: object) -> object:
+    return {"share": 0} if value in ("off", False) else value
+
+
+class Capture(Part):
+    """Which answered requests are kept for a while, under `state_dir`, so that a new version can answer them
+    before it serves."""
+
+    share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """The share of the requests that is kept, such as 0.01. 0, or `capture: off`: none."""
+    keep: Annotated[Duration, Field(gt=0)] = 24 * 3600.0
+    """How long a request is kept."""
+    max_bytes: Size = 1000**3
+    """The most that a model's requests take on disk; the oldest go first."""
+    redact: Annotated[list[str], BeforeValidator(listed)] = []
+    """The columns (params, members of objects) that are left out, in any case of letters. A model's list is
+    added to the gateway's."""
+
+    def with_own(self, own: Capture) -> Capture:
+        """This setting with a model's own keys. Redacted columns add up: what is secret stays secret."""
+        written = {key: getattr(own, key) for key in own.model_fields_set}
+        written["redact"] = list(dict.fromkeys([*self.redact, *own.redact]))
+        return self.model_copy(update=written)
+
+
+CaptureSetting = Annotated[Capture, BeforeValidator(_capture)]
+
+
 class ModelSettings(Part):
     """The settings of one model, or of all models whose names match a pattern. None: the gateway's setting of
     the same name, or no limit."""
@@ -154,6 +182,8 @@ class ModelSettings(Part):
     """Paths that the model process may read, in addition to its package and its Python."""
     rollout: RolloutPolicy | None = None
     """How aliases of the model move. Not set: the gateway's `rollout`."""
+    capture: CaptureSetting | None = None
+    """Which requests are kept for replay. Keys that are not set are those of the gateway's `capture`."""
     enforcement: Enforcement | None = None
     """How inputs are checked against the signature. Not set: the gateway's `enforcement`."""
     positional: bool = False
@@ -266,6 +296,8 @@ class Settings(Part):
     """Whether the log has a line for each request."""
     rollout: RolloutPolicy = RolloutPolicy()
     """How aliases move."""
+    capture: CaptureSetting = Capture()
+    """Which requests are kept for replay. Off by default."""
     environment: str = "auto"
     """The Python in which models run: this one if it matches, else their own (`auto`); `same`, `own` or a
     NAME."""
@@ -310,7 +342,8 @@ class Settings(Part):
         return self
 
     def for_model(self, name: str) -> ModelSettings:
-        """The settings for one model; its `isolation`, `environment` and `rollout` are never None.
+        """The settings for one model; its `isolation`, `environment`, `rollout` and `capture` are never
+        None.
 
         Merges the entries whose pattern matches in their written order: a later one overrides an earlier one,
         and the entry with exactly this name overrides all.
@@ -319,7 +352,10 @@ class Settings(Part):
         entries.sort(key=lambda entry: entry[0] == name)
         merged: dict[str, Any] = {
             **ModelSettings().__dict__,
-            **{name: getattr(self, name) for name in ("isolation", "enforcement", "rollout", "environment")},
+            **{
+                name: getattr(self, name)
+                for name in ("isolation", "enforcement", "rollout", "environment", "capture")
+            },
         }
         for _, part in entries:
             for field in part.model_fields_set:
@@ -330,8 +366,18 @@ class Settings(Part):
                     value = {**merged[field], **value}
                 elif field == "rollout":
                     value = RolloutPolicy.model_validate(laid_over(merged[field].written(), value.written()))
+                elif field == "capture":
+                    value = merged[field].with_own(value)
                 merged[field] = value
         return ModelSettings.model_construct(**merged)
+
+    def capture_of(self, name: str) -> Capture:
+        """Which requests of a model are kept."""
+        return self.for_model(name).capture or self.capture
+
+    def captures(self, name: str) -> bool:
+        """Whether requests of a model are kept."""
+        return self.capture_of(name).share > 0
 
     def read_from(self, sources: Mapping[str, str], foreign: Sequence[str]) -> Self:
         """These settings with the source of each value, and the variables that name no setting."""

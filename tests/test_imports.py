@@ -72,6 +72,7 @@ VERSION = frozenset({"registries.base"})
 PREPARED = frozenset({"artifacts.packages"})
 RUNNER = frozenset({"runners.base", "runners.suspects"})
 ROLLOUTS = LEAVES | VERSION | {"registries.resolution"} | PREPARED | {"serving", "rollouts"}
+CAPTURE = frozenset({"capture"})
 
 TABLE: dict[str, Row] = {
     "__init__": row("api"),
@@ -101,6 +102,8 @@ TABLE: dict[str, Row] = {
     "runners": row(LEAVES, libraries="numpy", loaders=True),
     # Placement reads a package's facts to say where it runs.
     "runners.placement": row(LEAVES, PREPARED, libraries="cachetools", loaders=True),
+    # Requests on disk: no model, no process.
+    "capture": row(LEAVES, libraries="numpy", loaders=True),
     # Lives of versions: no alias, and no registry.
     "serving": row(
         LEAVES, VERSION, PREPARED, RUNNER, "environments.choose", libraries="cachetools numpy", loaders=True
@@ -109,13 +112,15 @@ TABLE: dict[str, Row] = {
     # It compares answers, value by value.
     "rollouts.agreement": row("rollouts.guards", libraries="numpy", loaders=True),
     # A person's loads need the registry's whole content for patterns.
+    # It asks a candidate's queue, as a caller does.
+    "rollouts.replay": row(ROLLOUTS, RUNNER, CAPTURE, loaders=True),
     "rollouts.residency": row(ROLLOUTS, "registries.watcher"),
     "rollouts.preflight": row(ROLLOUTS, "environments.check", loaders=True),
     # The same gates without a server: a small composition root of its own.
     "rollouts.offline": row(ROLLOUTS, PARTS, loaders=True),
     # A request's facts: which version answered.
     "record": row(VERSION),
-    "service": row(ROLLOUTS, RUNNER, "record", loaders=True),
+    "service": row(ROLLOUTS, RUNNER, CAPTURE, "record", loaders=True),
     "views": row(ROLLOUTS, "registries.watcher", "registries.document", loaders=True),
     "metrics": row(LEAVES, "record", libraries="prometheus_client numpy", loaders=True),
     # HTTP receives parts and never the application: what `views` read, and who carries out the verbs.
@@ -136,8 +141,8 @@ TABLE: dict[str, Row] = {
     "gauges": row("serving", "views", "metrics", "upkeep", "http.connections", "registries.watcher"),
     "upkeep": row(LEAVES, PREPARED, "artifacts.cache", "runners", "serving"),
     "app": row(
-        LEAVES, PARTS, "serving", "rollouts", "service", "views", "http", "metrics", "gauges", "persistence",
-        "upkeep",
+        LEAVES, PARTS, CAPTURE, "serving", "rollouts", "service", "views", "http", "metrics", "gauges",
+        "persistence", "upkeep",
     ),
     "server": row(LEAVES, PARTS, "app", "http", "grpc", libraries="uvicorn uvloop"),
     # Python's interface: registry and artifacts, without a server.

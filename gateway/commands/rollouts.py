@@ -126,8 +126,8 @@ def _changed(change: Mapping[str, Any], known: Mapping[str, Any]) -> str:
 
 def _evidence(change: Mapping[str, Any]) -> str:
     evidence = change.get("evidence")
-    if not evidence:
-        return ""
+    if not evidence or "candidate" not in evidence:
+        return ""  # the reason has the numbers of a replay
     shown = []
     for arm in ("candidate", "service"):
         counts = evidence[arm]
@@ -143,8 +143,11 @@ def _told(view: Mapping[str, Any]) -> str:
     if known:
         lines.append(f"version {known['version']}, compared with {known['compared_with']}: {known['phase']}")
         step = known["step"]
-        if step is not None:
-            paused = ", paused" if step["paused"] else ""
+        paused = ", paused" if step is not None and step["paused"] else ""
+        if step is not None and step["number"] == 0:
+            asked = f"{step['requests']} of {step['requests_wanted']} captured requests"
+            lines.append(f"replay: {asked}, {step['seconds']:g} s{paused}")
+        elif step is not None:
             lines.append(
                 f"step {step['number']} of {step['of']}, {step['percent']:g} % of the callers: "
                 f"{step['seconds']:g} of {step['seconds_wanted']:g} s, "
@@ -152,9 +155,30 @@ def _told(view: Mapping[str, Any]) -> str:
             )
         if known["reason"]:
             lines.append(known["reason"])
+        lines += _replayed((known["evidence"] or {}).get("replay"))
         for guard, found in ((known["evidence"] or {}).get("guards") or {}).items():
             lines.append(
                 f"  {guard}: {found['candidate']} against {found['service']}, allowed {found['allowed']} "
                 f"(evidence {found['evidence']:g}, bound {found['bound']:g})"
             )
     return "\n".join(lines)
+
+
+def _replayed(found: Mapping[str, Any] | None) -> list[str]:
+    """What the answers to captured requests have shown."""
+    if not found or not found["requests"]:
+        return []
+    lines = [
+        f"  replay: {found['exact']} equal, {found['within_tolerance']} within the tolerance, "
+        f"{found['differ']} different of {found['requests']} "
+        f"(agreement {found['agreement']:g}, wanted {found['wanted']:g})"
+    ]
+    for column, counts in found["worst_columns"].items():
+        if counts["differ"]:
+            lines.append(f"    {column}: {counts['differ']} of {counts['values']} values differ")
+    if found["examples"]:
+        lines.append(f"    different: {', '.join(found['examples'])}")
+    if latency := found.get("latency"):
+        then, now = (latency[f"{arm}_median_seconds"] * 1000 for arm in ("captured", "candidate"))
+        lines.append(f"    median call: {now:.1f} ms, then {then:.1f} ms")
+    return lines

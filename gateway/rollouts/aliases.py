@@ -38,6 +38,7 @@ from gateway.rollouts.conductor import Conductor
 from gateway.rollouts.gates import Gates
 from gateway.rollouts.reconciler import INTERRUPTED, Reconciler
 from gateway.rollouts.records import Record
+from gateway.rollouts.replay import Replays
 from gateway.serving.manager import Manager
 
 log = logging.getLogger("gateway.aliases")
@@ -56,7 +57,7 @@ class Target(NamedTuple):
 class Aliases:
     """`gates` decide about versions. `found_out` publishes findings that every gateway should know. `grace`:
     the seconds for which a deleted alias of a model continues to answer. `counted` is called with the arm of
-    each request during a rollout."""
+    each request during a rollout. `replays` lets a candidate answer captured requests."""
 
     def __init__(
         self,
@@ -71,12 +72,14 @@ class Aliases:
         emit: Emit = lambda event: None,
         found_out: Callable[[Observation], None] = lambda observation: None,
         grace: Callable[[str], float] = lambda name: 0.0,
+        replays: Replays | None = None,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.gates = gates
         self.conductor = Conductor(
-            manager, memory, policy=gates.policy, emit=emit, counted=counted, wall=wall, clock=clock
-        )
+            manager, memory, policy=gates.policy, emit=emit, counted=counted, replays=replays,
+            wall=wall, clock=clock,
+        )  # fmt: skip
         self._interrupted = set(self.conductor.under_way())
         self._manager = manager
         self._memory = memory

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from gateway.policy import RolloutPolicy
     from gateway.registries.base import Model, Version
     from gateway.rollouts.alias import LiveAlias, Memory
+    from gateway.rollouts.replay import Replays
     from gateway.serving.manager import Manager
 
 #: A rollout is looked at this often, in seconds, although nothing happened.
@@ -46,7 +47,7 @@ class TakenBack(Problem):
 
 class Conductor:
     """`policy` gives the policy that applies to a model. `counted` is called with the model, the alias and
-    the arm of each request."""
+    the arm of each request. `replays` lets a candidate answer captured requests."""
 
     def __init__(
         self,
@@ -56,6 +57,7 @@ class Conductor:
         policy: Callable[[Model], RolloutPolicy],
         emit: Emit = lambda event: None,
         counted: Callable[[str, str, str], None] = lambda name, alias, arm: None,
+        replays: Replays | None = None,
         wall: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -64,6 +66,7 @@ class Conductor:
         self.policy = policy
         self._emit = emit
         self._counted = counted
+        self._replays = replays
         self._wall = wall
         self._clock = clock
 
@@ -121,7 +124,7 @@ class Conductor:
         service = found.serving or found.last_good
         if service is None or service == target or target != found.desired or found.moved_by == ROLLBACK:
             return False
-        if not service.source or not self._steps(found, model, target):
+        if not service.source or not (self._steps(found, model, target) or self._replayed(model)):
             return False
         entry = model.aliases.get(found.alias)
         if entry is not None and target.version in (*entry.previous, entry.last_good):
@@ -134,6 +137,9 @@ class Conductor:
         if course is not None and course.version == target.version and course.steps is not None:
             return course.steps
         return tuple(self.policy(model).canary.steps)
+
+    def _replayed(self, model: Model) -> bool:
+        return self._replays is not None and self.policy(model).replay is not None
 
     async def run(
         self,
@@ -152,8 +158,11 @@ class Conductor:
         found.rollout = rollout
         self._changed(found, rollout)
         began(rollout.shown)
+        replay: asyncio.Task[None] | None = None
         try:
             while generation == found.generation:
+                if rollout.course.phase is Phase.REPLAYING and rollout.replay is None:
+                    replay = self._begin_replay(found, rollout)
                 decision = rollout.decide(self._lost(target))
                 if decision.phase is None:
                     await _either(rollout.changed, found.moved, TICK)
@@ -180,6 +189,8 @@ class Conductor:
             return None
         finally:
             found.rollout = None
+            if replay is not None:
+                replay.cancel()
             lease.release()
             assert (name, alias) == (found.name, found.alias)
 
@@ -193,12 +204,24 @@ class Conductor:
         else:
             asked = saved is not None and saved.version == target.version and saved.phase is Phase.CHECKING
             steps = saved.steps if asked and saved is not None else None
-            course = Course(target.version, steps=steps).to(Phase.CANARY, now)
+            first = Phase.CANARY if policy.replay is None or self._replays is None else Phase.REPLAYING
+            course = Course(target.version, steps=steps).to(first, now)
         course = replace(course, service=None if service is None else service.version)
         return Rollout(
             target, policy, course, clock=self._clock,
             counted=lambda arm: self._counted(found.name, found.alias, arm),
         )  # fmt: skip
+
+    def _begin_replay(self, found: LiveAlias, rollout: Rollout) -> asyncio.Task[None]:
+        """Lets the candidate answer captured requests, in a task of its own."""
+        policy, service = rollout.policy.replay, found.serving or found.last_good
+        assert self._replays is not None
+        assert policy is not None
+        assert service is not None
+        rollout.replay = self._replays.report(rollout.candidate, service, policy)
+        task = asyncio.get_running_loop().create_task(self._replays.run(rollout.replay))
+        task.add_done_callback(lambda _: rollout.changed.set())
+        return task
 
     def _lost(self, target: Version) -> str | None:
         """Why the candidate cannot answer any more: it ended again and again, or was unloaded."""
@@ -233,8 +256,8 @@ class Conductor:
         if verb == "pause":
             rollout.pause()
         elif verb == "resume" and rollout.course.phase is Phase.HELD:
-            now = self._wall()
-            rollout.move(rollout.course.to(Phase.CANARY, now, step=rollout.course.step, reason="resumed"))
+            course = rollout.course
+            rollout.move(course.to(course.stage, self._wall(), step=course.step, reason="resumed"))
         elif verb == "resume":
             rollout.resume()
         else:

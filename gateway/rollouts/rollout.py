@@ -20,6 +20,7 @@ from gateway.rollouts.phases import FOLLOWS, Next, Phase, Seen, next_step
 if TYPE_CHECKING:
     from gateway.policy import RolloutPolicy
     from gateway.registries.base import Version
+    from gateway.rollouts.replay import Report
 
 #: So many changes of a rollout are remembered.
 CHANGES_KEPT: Final = 50
@@ -47,6 +48,14 @@ class Course:
     since: float = 0.0
     recorded: bool = False
     changes: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def stage(self) -> Phase:
+        """The phase; the one that was left for it while the rollout is held."""
+        if self.phase is not Phase.HELD:
+            return self.phase
+        before = [change["phase"] for change in self.changes if change["phase"] != Phase.HELD]
+        return Phase(before[-1]) if before else Phase.CANARY
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -92,6 +101,8 @@ class Rollout:
         self.course = course
         self.changed = asyncio.Event()
         self.order: str | None = None
+        #: What the captured requests have shown; None before the replay begins.
+        self.replay: Report | None = None
         self.retried = 0
         self.felt = 0
         self._counted = counted
@@ -105,7 +116,7 @@ class Rollout:
         limits = policy.guards
         self.guards = Guards(
             Limits(errors=limits.errors, latency=limits.latency, output=limits.output),
-            share=self.percent / 100,
+            share=self._steps[min(course.step, len(self._steps) - 1)] / 100,
         )
 
     def __repr__(self) -> str:
@@ -122,8 +133,16 @@ class Rollout:
         return self._steps
 
     @property
+    def has_steps(self) -> bool:
+        """Whether a canary follows the replay."""
+        steps = self.course.steps if self.course.steps is not None else self.policy.canary.steps
+        return bool(steps)
+
+    @property
     def percent(self) -> float:
         """The share of the callers that the candidate gets now."""
+        if self.course.stage is Phase.REPLAYING:
+            return 0.0
         return self.steps[min(self.course.step, len(self.steps) - 1)]
 
     @property
@@ -161,6 +180,8 @@ class Rollout:
         """Records a finished request. `seconds`: the duration of the model's call. `repeats`: it failed, and
         the version in service answers it."""
         self._counted("candidate" if candidate else "service")
+        if self.course.stage is Phase.REPLAYING:
+            return  # there is nothing to compare it with
         outcome = Outcome(failed, max(seconds, FELT_SECONDS), violated, caller)
         self.guards.observe(outcome, candidate=candidate)
         if candidate:
@@ -176,16 +197,19 @@ class Rollout:
         breached = None
         if self.guards.breached is not None:
             breached = str(self.guards.verdict())
+        replay = self.replay
         return Seen(
             self.course.phase,
             self.course.step,
-            len(self.steps),
+            len(self.steps) if self.has_steps or self.course.stage is Phase.CANARY else 0,
             self.seconds,
             self._requests,
             breached,
             lost,
             self.order,
             self.course.paused,
+            None if replay is None else replay.outcome,
+            "" if replay is None else str(replay),
         )
 
     @property
@@ -208,6 +232,8 @@ class Rollout:
         self._began = self._clock()
         self._paused_at = None
         self._requests = 0
+        if course.phase is Phase.REPLAYING:
+            self.replay = None
 
     def pause(self) -> None:
         if self._paused_at is None:
@@ -223,10 +249,24 @@ class Rollout:
     def evidence(self) -> dict[str, Any]:
         """The evidence of the guards, JSON-ready. `retried`: failed requests that the version in service then
         answered. `felt`: failures of the candidate that callers saw."""
+        if self.course.stage is Phase.REPLAYING:
+            return {} if self.replay is None else {"replay": self.replay.evidence()}
         return {**self.guards.verdict().evidence, "retried": self.retried, "felt": self.felt}
 
     def step_view(self) -> dict[str, Any]:
+        """How far the step is; step 0 is the replay, which no caller takes part in."""
         canary = self.policy.canary
+        if self.course.stage is Phase.REPLAYING:
+            return {
+                "number": 0,
+                "of": len(self.steps) if self.has_steps else 0,
+                "percent": 0.0,
+                "seconds": round(self.seconds, 1),
+                "seconds_wanted": 0.0,
+                "requests": 0 if self.replay is None else self.replay.requests,
+                "requests_wanted": 0 if self.replay is None else self.replay.wanted,
+                "paused": self.course.paused,
+            }
         return {
             "number": self.course.step + 1,
             "of": len(self.steps),

@@ -159,7 +159,8 @@ class Options:
     """The operator's settings for one model. `enforcement`: None means each protocol's own. `positional`:
     rows without names are read by position. `pin`: the model is never evicted. `idle_ttl`: it is unloaded
     after this many seconds without a request. `check_output`: the share of answers compared with the output
-    schema. `warm_up`: it answers its own example before it serves."""
+    schema. `warm_up`: it answers its own example before it serves. `capture`: the share of the answered
+    requests that is kept."""
 
     enforcement: Mode | None = None
     positional: bool = False
@@ -170,6 +171,7 @@ class Options:
     idle_ttl: float | None = None
     check_output: float = 0.0
     warm_up: bool = True
+    capture: float = 0.0
 
     @classmethod
     def of(cls, settings: Settings, name: str) -> Options:
@@ -185,6 +187,7 @@ class Options:
             idle_ttl=own.idle_ttl,
             check_output=own.check_output,
             warm_up=own.warm_up,
+            capture=0.0 if own.capture is None else own.capture.share,
         )
 
 

@@ -82,6 +82,17 @@ def encode(message: Mapping[str, Any], limit: int = MAX_FRAME, *, lenient: bool 
     return deque([prefix + header, *pieces])
 
 
+def loads(data: bytes, budget: int | None = None) -> dict[str, Any]:
+    """The message of one whole frame, the joined pieces of `encode`. Its arrays may change. `budget` as in
+    `decode`. Raises WireError."""
+    if len(data) < _PREFIX.size:
+        raise WireError("the frame is too short")
+    magic, header, body = _PREFIX.unpack_from(data)
+    if magic != _MAGIC or header % ALIGN or len(data) != _PREFIX.size + header + body:
+        raise WireError("this is not one frame")
+    return decode(np.frombuffer(bytearray(data), np.uint8, offset=_PREFIX.size), header, budget)
+
+
 @dataclass(slots=True, eq=False)
 class Framed:
     """A batch that is already encoded as part of a message to a model process. `rows` as in the batch.

@@ -12,7 +12,7 @@ from gateway import settings
 from gateway.cgroup import memory_total
 from gateway.configuration import load
 from gateway.policy import RolloutPolicy
-from gateway.settings import ModelSettings, Settings, SettingsError
+from gateway.settings import Capture, ModelSettings, Settings, SettingsError
 
 GIB = 1024**3
 
@@ -275,7 +275,7 @@ models:
     assert other.rollout == chosen.rollout
     assert of().for_model("x").model_dump() == {
         **ModelSettings().model_dump(),
-        "isolation": "auto", "environment": "auto",
+        "isolation": "auto", "environment": "auto", "capture": Capture().model_dump(),
         "rollout": RolloutPolicy().model_dump(),
     }  # fmt: skip
 

@@ -74,7 +74,8 @@ def test_lock_ignores_registries() -> None:
         ({"canary": {"steps": [5, 100]}}, "canary.steps.1"),
         ({"canary": {"key": "principal"}}, "canary.key: principal is not available"),
         ({"shadow": {"share": 1}}, "shadow is not available in this version"),
-        ({"replay": {}}, "replay is not available in this version"),
+        ({"replay": {"request": 5}}, "replay.request: unknown key, did you mean requests?"),
+        ({"replay": {"agreement": 2}}, "replay.agreement"),
     ],
 )
 def test_what_is_wrong_is_said_with_its_place(registry: dict[str, Any], said: str) -> None:

@@ -1,0 +1,294 @@
+"""The file of captured requests, `captures.db` in `state_dir`: mode 0600, SQLite, one row per request.
+
+Every row carries the time after which it is deleted, so that it goes even when capturing is off by then. What
+is deleted is overwritten with zeros. Several gateways may share the file: rows carry the registry's identity.
+The file is worth nothing without its purpose, so a damaged one is deleted, and a new one begun.
+
+Every method blocks; the event loop calls them through a thread. Knows rows and limits; must not know
+settings or requests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from gateway.capture.records import Record
+
+log = logging.getLogger("gateway.capture")
+
+FILE: Final = "captures.db"
+#: How long to wait for another process's transaction, in seconds.
+_LOCKED_SECONDS: Final = 10.0
+#: What a row takes besides its frame, about, so that many small ones count.
+ROW_BYTES: Final = 512
+_TABLE = """
+CREATE TABLE IF NOT EXISTS capture (
+    number INTEGER PRIMARY KEY, id TEXT NOT NULL, registry TEXT NOT NULL, name TEXT NOT NULL,
+    version TEXT NOT NULL, digest TEXT NOT NULL, at REAL NOT NULL, until REAL NOT NULL,
+    seconds REAL NOT NULL, rows INTEGER NOT NULL, size INTEGER NOT NULL, removed TEXT NOT NULL,
+    redact TEXT NOT NULL, frame BLOB NOT NULL);
+CREATE INDEX IF NOT EXISTS capture_by_version ON capture (registry, name, version, number);
+CREATE INDEX IF NOT EXISTS capture_by_end ON capture (until);
+"""
+_COLUMNS: Final = "number, id, name, version, digest, at, seconds, rows, removed, frame"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What holds for a model's captures. `keep`: in seconds. `max_bytes`: of all its versions."""
+
+    keep: float
+    max_bytes: int
+    redact: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The captures of one version. `oldest`, `newest`: unix seconds. `replayable`: those whose input has no
+    redacted column."""
+
+    model: str
+    version: str
+    requests: int
+    replayable: int
+    rows: int
+    size: int
+    oldest: float
+    newest: float
+
+
+class CaptureStore:
+    """The captures of one registry. The file is created with the first request that is added. Methods raise
+    OSError and sqlite3.Error."""
+
+    def __init__(self, directory: Path, registry: str, *, clock: Callable[[], float] = time.time) -> None:
+        self._path = directory / FILE
+        self._registry = registry
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._db: sqlite3.Connection | None = None
+
+    # Writing.
+
+    def add(self, records: Sequence[Record], limits: Limits) -> None:
+        """Adds requests of one model, then deletes its oldest ones beyond `max_bytes`."""
+        redact = _spelled(limits.redact)
+        with self._transaction(create=True) as db:
+            assert db is not None
+            db.executemany(
+                "INSERT INTO capture (id, registry, name, version, digest, at, until, seconds, rows, size,"
+                " removed, redact, frame) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (
+                        one.id, self._registry, one.model, one.version, one.digest, one.at,
+                        one.at + limits.keep, one.seconds, one.rows, one.size + ROW_BYTES,
+                        json.dumps(one.removed), redact, one.frame,
+                    )
+                    for one in records
+                ],
+            )  # fmt: skip
+            for name in {one.model for one in records}:
+                self._shrink(db, name, limits.max_bytes)
+
+    def _shrink(self, db: sqlite3.Connection, name: str, most: int) -> None:
+        db.execute(
+            "DELETE FROM capture WHERE number IN (SELECT number FROM (SELECT number, sum(size) OVER"
+            " (ORDER BY number DESC) AS total FROM capture WHERE registry = ? AND name = ?)"
+            " WHERE total > ?)",
+            (self._registry, name, most),
+        )
+
+    def expire(self, limits: Callable[[str], Limits | None]) -> int:
+        """Deletes what is older than its `keep`, then or now, and what was stored before a column was
+        redacted. `limits` are the present ones of a model, None where it is not captured any more. Returns
+        how many requests that were."""
+        now = self._clock()
+        with self._transaction() as db:
+            if db is None:
+                return 0
+            before = db.total_changes
+            db.execute("DELETE FROM capture WHERE until <= ?", (now,))
+            stored = db.execute(
+                "SELECT DISTINCT name, redact FROM capture WHERE registry = ?", (self._registry,)
+            ).fetchall()
+            for name, redact in stored:
+                present = limits(name)
+                if present is None:
+                    continue
+                if not {one.casefold() for one in present.redact} <= set(json.loads(redact)):
+                    db.execute(
+                        "DELETE FROM capture WHERE registry = ? AND name = ? AND redact = ?",
+                        (self._registry, name, redact),
+                    )
+                db.execute(
+                    "DELETE FROM capture WHERE registry = ? AND name = ? AND at + ? <= ?",
+                    (self._registry, name, present.keep, now),
+                )
+                self._shrink(db, name, present.max_bytes)
+            deleted = db.total_changes - before
+        if deleted:
+            self._give_back()
+        return deleted
+
+    def drop(self, name: str | None = None, version: str | None = None) -> int:
+        """Deletes the captures of a version, of a model or of all models. Returns how many."""
+        with self._transaction() as db:
+            if db is None:
+                return 0
+            where, values = self._where(name, version)
+            deleted = db.execute(f"DELETE FROM capture WHERE {where}", values).rowcount
+        self._give_back()
+        return deleted
+
+    def _give_back(self) -> None:
+        """Returns the room of deleted rows to the disk."""
+        with self._lock:
+            if self._db is not None:
+                self._db.execute("PRAGMA incremental_vacuum").fetchall()
+
+    # Reading.
+
+    def summaries(self, name: str | None = None) -> list[Summary]:
+        where, values = self._where(name, None)
+        rows = self._query(
+            "SELECT name, version, count(*), sum(removed = '[]'), sum(rows), sum(size), min(at), max(at)"
+            f" FROM capture WHERE {where} AND until > ? GROUP BY name, version",
+            (*values, self._clock()),
+        )
+        found = [Summary(*row) for row in rows]
+        return sorted(found, key=lambda one: (one.model, int(one.version)))
+
+    def newest(self, name: str, version: str, count: int, digest: str | None = None) -> tuple[list[int], int]:
+        """The numbers of the last requests of a version that can be replayed, oldest first, at most `count`;
+        and how many requests of that time cannot, because a column is redacted. `digest`: only those that
+        these files answered."""
+        where, values = self._where(name, version)
+        if digest is not None:
+            where, values = f"{where} AND digest = ?", (*values, digest)
+        where, values = f"{where} AND until > ?", (*values, self._clock())
+        numbers = self._query(
+            f"SELECT number FROM capture WHERE {where} AND removed = '[]' ORDER BY number DESC LIMIT ?",
+            (*values, count),
+        )
+        since = numbers[-1][0] if len(numbers) >= count else 0
+        left_out = self._query(
+            f"SELECT count(*) FROM capture WHERE {where} AND removed != '[]' AND number >= ?",
+            (*values, since),
+        )
+        return [number for (number,) in reversed(numbers)], int(left_out[0][0]) if left_out else 0
+
+    def read(self, number: int) -> Record | None:
+        """One request; None if it was deleted meanwhile."""
+        rows = self._query(f"SELECT {_COLUMNS} FROM capture WHERE number = ?", (number,))
+        return _record(rows[0]) if rows else None
+
+    def every(self, name: str | None = None, version: str | None = None) -> Iterator[Record]:
+        """All requests, oldest first, read one by one, so that writers need not wait."""
+        where, values = self._where(name, version)
+        number = 0
+        while rows := self._query(
+            f"SELECT {_COLUMNS} FROM capture WHERE {where} AND until > ? AND number > ?"
+            " ORDER BY number LIMIT 1",
+            (*values, self._clock(), number),
+        ):
+            number = rows[0][0]
+            yield _record(rows[0])
+
+    def _where(self, name: str | None, version: str | None) -> tuple[str, tuple[Any, ...]]:
+        if name is None:
+            return "registry = ?", (self._registry,)
+        if version is None:
+            return "registry = ? AND name = ?", (self._registry, name)
+        return "registry = ? AND name = ? AND version = ?", (self._registry, name, version)
+
+    # The file.
+
+    def _query(self, sql: str, values: Collection[Any]) -> list[tuple[Any, ...]]:
+        with self._lock:
+            db = self._opened(create=False)
+            return [] if db is None else db.execute(sql, tuple(values)).fetchall()
+
+    @contextlib.contextmanager
+    def _transaction(self, *, create: bool = False) -> Iterator[sqlite3.Connection | None]:
+        with self._lock:
+            db = self._opened(create=create)
+            if db is None:
+                yield None
+                return
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                yield db
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):  # a full disk ends the transaction by itself
+                    db.execute("ROLLBACK")
+                raise
+            db.execute("COMMIT")
+
+    def _opened(self, *, create: bool) -> sqlite3.Connection | None:
+        """The connection; None where there is no file, unless one is created."""
+        if self._db is not None and not self._path.exists():
+            self._db.close()  # somebody has removed the file
+            self._db = None
+        if self._db is None:
+            if not create and not self._path.exists():
+                return None
+            try:
+                self._db = self._connected()
+            except sqlite3.OperationalError:
+                raise
+            except sqlite3.DatabaseError as error:
+                log.warning("cannot use %s (%s): deleted it", self._path.name, error)
+                for suffix in ("", "-journal"):
+                    Path(f"{self._path}{suffix}").unlink(missing_ok=True)
+                self._db = self._connected()
+        return self._db
+
+    def _connected(self) -> sqlite3.Connection:
+        try:
+            os.close(os.open(self._path, os.O_CREAT | os.O_RDWR, 0o600))
+            os.chmod(self._path, 0o600)
+            url = self._path.absolute().as_uri()
+        except OSError:
+            if not self._path.exists():
+                raise
+            url = f"{self._path.absolute().as_uri()}?mode=ro"  # what is there can be read
+        db = sqlite3.connect(
+            url, uri=True, timeout=_LOCKED_SECONDS, check_same_thread=False, isolation_level=None
+        )
+        try:
+            if "?mode=ro" not in url:
+                db.execute("PRAGMA auto_vacuum = INCREMENTAL")
+                db.execute("PRAGMA secure_delete = ON")
+                db.execute("PRAGMA synchronous = NORMAL")
+                db.executescript(_TABLE)
+            else:
+                db.execute("SELECT count(*) FROM capture")
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def close(self) -> None:
+        with self._lock:
+            if self._db is not None:
+                self._db.close()
+                self._db = None
+
+
+def _record(row: Sequence[Any]) -> Record:
+    _, identity, name, version, digest, at, seconds, rows, removed, frame = row
+    return Record(identity, name, version, digest, at, seconds, rows, tuple(json.loads(removed)), frame)
+
+
+def _spelled(names: Collection[str]) -> str:
+    return json.dumps(sorted({name.casefold() for name in names}))
