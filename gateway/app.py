@@ -11,6 +11,7 @@ import time
 from functools import partial
 
 from gateway import cgroup, environments, events, logs
+from gateway.access import Access
 from gateway.artifacts.cache import Artifacts
 from gateway.artifacts.packages import Packages, formats
 from gateway.artifacts.sources import sources_for
@@ -60,6 +61,7 @@ class Gateway:
         self.settings = settings
         self.registry = registry
         self.draining = self._refusing = False
+        self.access = Access(settings)
         self.metrics = Metrics()
         self._pools = Pools()
         io = self._pools.registry
@@ -182,7 +184,7 @@ class Gateway:
         self.connections = Connections(settings.max_connections)
         self.parts = Parts.of(
             settings, self.service, self.views, self.promotions, self.residency, self.watch, self.metrics,
-            draining=lambda: self.draining,
+            access=self.access, draining=lambda: self.draining,
         )  # fmt: skip
         self._governor = Governor(
             cgroup.memory_usage,
@@ -215,6 +217,7 @@ class Gateway:
             upkeep=self._upkeep.run,
             governor=self._governor.run,
             capture=self.recorder.run,
+            access=self.access.run,
         )
 
     def refuse(self) -> None:

@@ -19,7 +19,16 @@ from gateway import cgroup, yamltext
 from gateway.names import near
 from gateway.policy import Canary, Guards, Replay, RolloutPolicy, unknown
 from gateway.quantities import DURATION_SCHEMA, SIZE_SCHEMA, shown_seconds, shown_size
-from gateway.settings import Batch, Capture, ModelSettings, Settings, SettingsError
+from gateway.settings import (
+    AccessSettings,
+    Batch,
+    Capture,
+    Jwt,
+    ModelSettings,
+    Settings,
+    SettingsError,
+    Team,
+)
 
 PREFIX: Final = "GATEWAY_"
 FILE: Final = "gateway.yaml"
@@ -238,6 +247,8 @@ def _known_beside(parts: list[str]) -> list[str]:
     if len(parts) == 1:
         return list(Settings.model_fields)
     models: dict[str, type[BaseModel]] = {
+        "access": AccessSettings,
+        "jwt": Jwt,
         "rollout": RolloutPolicy,
         "batch": Batch,
         "canary": Canary,
@@ -245,5 +256,6 @@ def _known_beside(parts: list[str]) -> list[str]:
         "capture": Capture,
         "replay": Replay,
     }
-    model = models.get(parts[-2], ModelSettings)
+    team = parts[:2] == ["access", "teams"]
+    model = Team if team else models.get(parts[-2], ModelSettings)
     return [field.alias or name for name, field in model.model_fields.items()]

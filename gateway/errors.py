@@ -46,7 +46,7 @@ HINTS: Final[dict[str, str]] = {
     "inputs; a CSV body begins with a row of column names",
     "INVALID_REFERENCE": "write models:/NAME@ALIAS or models:/NAME/VERSION, in a path NAME, NAME@ALIAS or "
     "NAME/versions/VERSION",
-    "UNAUTHENTICATED": "send Authorization: Bearer KEY with a control call; sign a webhook with its secret",
+    "UNAUTHENTICATED": "send the header Authorization: Bearer TOKEN; sign a webhook with its secret",
     "FORBIDDEN": "control needs admin_key_file or a writable state_dir, webhooks need webhook_secret_file",
     "MODEL_NOT_FOUND": "GET /models lists the models",
     "VERSION_NOT_FOUND": "GET /models/NAME lists the versions",

@@ -10,6 +10,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from gateway.access.principal import Principal
     from gateway.registries.base import Version
 
 
@@ -19,9 +20,11 @@ class RequestRecord:
 
     `id` is the client's, or a new one. `headers` are by lower-case name, the last one of each. `twice`: the
     name of a header that came with two values, empty if none did. `version` and `alias` are the result of
-    resolving the reference, None before that. `code` is `2xx` or the error code of the answer, empty before
-    the answer. `began` is a time of `perf_counter`; `parse`, `queue`, `predict` and `encode` are in seconds.
-    `predicts`: the request is for a prediction. `lenient`: strict enforcement would have refused its input.
+    resolving the reference, None before that. `principal` is who calls, None while nobody had to be asked: as
+    for a prediction where no credentials are configured. `code` is `2xx` or the error code of the answer,
+    empty before the answer. `began` is a time of `perf_counter`; `parse`, `queue`, `predict` and `encode` are
+    in seconds. `predicts`: the request is for a prediction. `lenient`: strict enforcement would have refused
+    its input.
     `elsewhere`: the model runs in another environment than its own. `late`: it came when the gateway
     refused new work.
     """
@@ -29,6 +32,7 @@ class RequestRecord:
     id: bytes = b""
     headers: Mapping[bytes, bytes] = field(default_factory=dict)
     twice: str = ""
+    principal: Principal | None = None
     began: float = field(default_factory=perf_counter)
     predicts: bool = False
     version: Version | None = None

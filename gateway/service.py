@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from gateway.access.principal import check_predict
 from gateway.errors import Detail, Problem
 from gateway.events import Emit, InputRefused, OutputDiffers, PredictionFailed, RequestRefused
 from gateway.names import Reference
@@ -157,6 +158,8 @@ class Service:
                 "the request names no model, and no default_model is set",
                 hint="POST /predict/NAME, or send the header X-Model: models:/NAME@ALIAS",
             )
+        if record.principal is not None and given is None:
+            check_predict(record.principal, reference)
         if record.late:
             raise Problem("SHUTTING_DOWN", "the gateway is stopping", retry_after=1)
         try:

@@ -24,6 +24,7 @@ from pydantic import (
 
 from gateway import cgroup
 from gateway.names import check_alias, parse_short
+from gateway.patterns import InvalidPattern, parse
 from gateway.policy import RolloutPolicy, laid_over
 from gateway.quantities import SIZE_SCHEMA, Duration, Part, Size, listed, size
 
@@ -98,6 +99,71 @@ class Environments(Part):
         if taken:
             raise ValueError(f"{taken[0]} is a policy; give the environment another name")
         return value
+
+
+def _patterns(value: object) -> object:
+    texts = listed(value)
+    for text in texts if isinstance(texts, list) else ():
+        try:
+            parse(str(text))
+        except InvalidPattern as error:
+            raise ValueError(str(error)) from None
+    return texts
+
+
+PatternList = Annotated[list[str], BeforeValidator(_patterns)]
+
+
+class Jwt(Part):
+    """The issuer whose JWTs are credentials."""
+
+    issuer: Annotated[str, Field(min_length=1)]
+    """The claim `iss` of its tokens."""
+    audience: Annotated[list[str], BeforeValidator(listed), Field(min_length=1)]
+    """The claim `aud`: one of these."""
+    jwks: Annotated[str, Field(min_length=1)]
+    """Its public keys (JSON Web Key Set): a URL, or a file."""
+    subject: str = "sub"
+    """The claim with the name of the caller."""
+    teams: str = "groups"
+    """The claim with the teams of the caller."""
+
+
+class Team(Part):
+    """What the members of a team may use: patterns of model references."""
+
+    predict: PatternList = []
+    """The models that they may use and read about."""
+    control: PatternList = []
+    """The models that they may control and read about."""
+
+
+class AccessSettings(Part):
+    """Who may call the gateway."""
+
+    tokens_file: Path | None = None
+    """A list of `{name, sha256, team, predict, control, until}`; `gateway token create` makes an entry."""
+    jwt: Jwt | None = None
+    """The issuer whose JWTs are credentials. Needs the extra `jwt`."""
+    teams: dict[str, Team] = {}
+    """What the callers with a JWT may use, by team; `"*"`: every caller with a valid JWT."""
+    anonymous: Literal["predict", "none"] | None = None
+    """What a caller without a credential may do. Not set: `predict` while neither `tokens_file` nor `jwt` is
+    set, `none` once one is."""
+
+    @field_validator("tokens_file")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.expanduser().absolute()
+
+    @property
+    def guarded(self) -> bool:
+        """Whether requests are checked for credentials."""
+        return self.tokens_file is not None or self.jwt is not None or self.anonymous == "none"
+
+    @property
+    def anonymous_predicts(self) -> bool:
+        return self.anonymous == "predict" or not self.guarded
 
 
 class Batch(Part):
@@ -277,6 +343,8 @@ class Settings(Part):
     """A connection older than this ends after its next answer. Not set: never."""
     admin_key_file: Path | None = None
     """The file with the key for control calls. Not set: the gateway writes a key to `state_dir`."""
+    access: AccessSettings = AccessSettings()
+    """Who may call: tokens, JWTs, and callers without either."""
     webhook_secret_file: Path | None = None
     """The file with the secret of MLflow's webhooks. Not set: webhooks are refused."""
     artifact_sources: Annotated[list[str], BeforeValidator(listed)] = []

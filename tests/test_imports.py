@@ -48,6 +48,7 @@ def row(*gateway: str | frozenset[str], libraries: str = "", loaders: bool = Fal
 LEAVES = frozenset(
     {
         "names",
+        "patterns",
         "errors",
         "events",
         "tracing",
@@ -78,7 +79,7 @@ TABLE: dict[str, Row] = {
     "__init__": row("api"),
     "__main__": row("cli"),
     # Leaves know leaves, and only those below them: circles are counted.
-    **dict.fromkeys(("names", "errors", "events", "tracing"), row(LEAVES)),
+    **dict.fromkeys(("names", "patterns", "errors", "events", "tracing"), row(LEAVES)),
     **dict.fromkeys(("backoff", "cgroup", "pools", "staging"), row()),
     **dict.fromkeys(("quantities", "policy", "plugins"), row(LEAVES, libraries="pydantic")),
     "settings": row(LEAVES, libraries="pydantic platformdirs"),
@@ -87,6 +88,8 @@ TABLE: dict[str, Row] = {
     "filesystems": row(libraries="fsspec"),
     "state": row(LEAVES, libraries="platformdirs"),
     "logs": row(LEAVES, libraries="orjson"),
+    # Who may call: credentials, without a request.
+    "access": row(LEAVES, libraries="jwt httpx orjson"),
     # Parts. None knows another, with these exceptions.
     "registries": row(
         LEAVES, libraries="httpx fsspec yaml orjson pydantic cachetools filelock", loaders=True
@@ -119,13 +122,13 @@ TABLE: dict[str, Row] = {
     # The same gates without a server: a small composition root of its own.
     "rollouts.offline": row(ROLLOUTS, PARTS, loaders=True),
     # A request's facts: which version answered.
-    "record": row(VERSION),
-    "service": row(ROLLOUTS, RUNNER, CAPTURE, "record", loaders=True),
+    "record": row(VERSION, "access.principal"),
+    "service": row(ROLLOUTS, RUNNER, CAPTURE, "record", "access.principal", loaders=True),
     "views": row(ROLLOUTS, "registries.watcher", "registries.document", loaders=True),
     "metrics": row(LEAVES, "record", libraries="prometheus_client numpy", loaders=True),
     # HTTP receives parts and never the application: what `views` read, and who carries out the verbs.
     "http": row(
-        LEAVES, VERSION, "record", "service", "views", "metrics", "__version__",
+        LEAVES, VERSION, "record", "service", "views", "metrics", "access", "__version__",
         "rollouts.promotions", "rollouts.residency", "registries.watcher", "registries.webhooks",
         "registries.hosted",
         libraries="starlette uvicorn httptools orjson numpy pyarrow pydantic pydantic_core", loaders=True,
@@ -142,7 +145,7 @@ TABLE: dict[str, Row] = {
     "upkeep": row(LEAVES, PREPARED, "artifacts.cache", "runners", "serving"),
     "app": row(
         LEAVES, PARTS, CAPTURE, "serving", "rollouts", "service", "views", "http", "metrics", "gauges",
-        "persistence", "upkeep",
+        "persistence", "upkeep", "access",
     ),
     "server": row(LEAVES, PARTS, "app", "http", "grpc", libraries="uvicorn uvloop"),
     # Python's interface: registry and artifacts, without a server.

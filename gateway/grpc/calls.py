@@ -13,12 +13,11 @@ from gateway import tracing
 from gateway.errors import Problem
 from gateway.grpc import statuses
 from gateway.http import access_log, problems
+from gateway.http.callers import discreet
 from gateway.http.predict import resolved
 from gateway.record import RequestRecord
 
 if TYPE_CHECKING:
-    from starlette.types import Scope
-
     from gateway.http.parts import Parts
 
 #: Calls that come every few seconds and say nothing have no line in the access log.
@@ -33,7 +32,7 @@ Work: TypeAlias = "Callable[[bytes, Call], Awaitable[bytes]]"
 class Call:
     """One call, or one message of a stream. `marks`: what the trailing metadata says of its answer."""
 
-    __slots__ = ("_context", "marks", "record", "scope")
+    __slots__ = ("_context", "marks", "record")
 
     def __init__(self, context: Any) -> None:
         headers = [
@@ -44,8 +43,8 @@ class Call:
         by_name = dict(headers)
         self._context = context
         self.record = RequestRecord(problems.request_id(by_name), by_name)
-        #: What access looks at.
-        self.scope: Scope = {"type": "grpc", "headers": headers, problems.RECORD: self.record}
+        if len(by_name) < len(headers):
+            self.record.twice = problems.contradiction(headers)
         self.marks: tuple[str, ...] = ()
 
     @property
@@ -73,6 +72,7 @@ class Calls:
 
     def __init__(self, parts: Parts, service: str, drained: asyncio.Event) -> None:
         self._metrics = parts.metrics
+        self._access = parts.access
         self._logged = parts.settings.access_log
         self._service = service
         self._drained = drained
@@ -131,6 +131,9 @@ class Calls:
         record = call.record
         answer: bytes | Problem | None = None
         try:
+            problems.check_headers(record)
+            if self._access.guarded:
+                await self._access.identify(record)
             answer = await work(body, call)
             record.code = "2xx"
         except asyncio.CancelledError:
@@ -144,7 +147,7 @@ class Calls:
             answer = problems.unexpected(error, record.id)
         finally:
             if isinstance(answer, Problem):
-                record.code = answer.code
+                record.code = discreet(answer, record).code
                 # The frames of a traceback hold the message.
                 answer.__traceback__ = answer.__context__ = None
             if record.predicts and record.code:

@@ -63,6 +63,7 @@ class OpenInference:
         """A prediction. Raises Problem."""
         record = call.record
         record.predicts, record.late = True, self._service.stopping
+        self._access.predict(record, None)
         held = bodies.Held(self._bodies)
         asked = 0.0
         try:
@@ -138,12 +139,16 @@ class OpenInference:
 
     async def _model_ready(self, body: bytes, call: Call) -> bytes:
         request = parsed(pb.ModelReadyRequest, body)
-        _, reason = await self._views.readiness(_named(request.name, request.version))
+        reference = _named(request.name, request.version)
+        self._access.read(call.record, reference.name)
+        _, reason = await self._views.readiness(reference)
         return _bytes(pb.ModelReadyResponse(ready=reason is None))
 
     async def _model(self, body: bytes, call: Call) -> bytes:
         request = parsed(pb.ModelMetadataRequest, body)
-        found = await v2_models.metadata(self._views, _named(request.name, request.version))
+        reference = _named(request.name, request.version)
+        self._access.read(call.record, reference.name)
+        found = await v2_models.metadata(self._views, reference)
         answer = pb.ModelMetadataResponse(
             name=found["name"], versions=found["versions"], platform=found["platform"]
         )
@@ -155,21 +160,22 @@ class OpenInference:
     async def _index(self, body: bytes, call: Call) -> bytes:
         request = parsed(pb.RepositoryIndexRequest, body)
         answer = pb.RepositoryIndexResponse()
-        for one in v2_models.index(self._views, request.ready):
+        models = self._access.readable(call.record, self._views.models().models, lambda model: model.name)
+        for one in v2_models.index(models, request.ready):
             answer.models.add(**one)
         return _bytes(answer)
 
     async def _load(self, body: bytes, call: Call) -> bytes:
         request = parsed(pb.RepositoryModelLoadRequest, body)
         name = request.model_name or request.repository_name
-        self._access.check(call.scope)
+        self._access.control(call.record, _named(name, ""))
         await self._residency.load(_named(name, ""))
         return _bytes(pb.RepositoryModelLoadResponse(model_name=name, is_loaded=True))
 
     async def _unload(self, body: bytes, call: Call) -> bytes:
         request = parsed(pb.RepositoryModelUnloadRequest, body)
         name = request.model_name or request.repository_name
-        self._access.check(call.scope)
+        self._access.control(call.record, _named(name, ""))
         await self._residency.unload(_named(name, ""))
         return _bytes(pb.RepositoryModelUnloadResponse(model_name=name, is_unloaded=True))
 

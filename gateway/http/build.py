@@ -42,6 +42,8 @@ def build(parts: Parts, hosting: Hosting | None = None) -> ASGIApp:
     described = Documents(parts)
     control = Control(parts)
     logged = parts.settings.access_log
+    callers = parts.access
+    guarded = callers.guarded
     if logged:
         access_log.enable()
 
@@ -55,6 +57,8 @@ def build(parts: Parts, hosting: Hosting | None = None) -> ASGIApp:
             record.twice = problems.contradiction(scope["headers"])
         if b"traceparent" in headers:
             send = traced(scope["headers"], send)
+        if guarded:
+            await callers.identify(record)
         if parts.draining():
             send = _closing(send)
         line = None

@@ -55,7 +55,8 @@ _SAFE_METHODS: Final = frozenset({"GET", "HEAD"})
 
 
 class Control:
-    """Everything that is not a prediction. GET is open to all; other methods need control access."""
+    """Everything that is not a prediction. A view of a model needs the right to read about it; a verb needs
+    control of it."""
 
     def __init__(self, parts: Parts) -> None:
         self._views = parts.views
@@ -121,10 +122,9 @@ class Control:
         async def endpoint(request: Request) -> Response:
             method = request.method
             problems.check_headers(request.scope[problems.RECORD])
-            if (
-                method not in _SAFE_METHODS and request.scope["path"] != WEBHOOK
-            ):  # which has its own signature
-                self._access.check(request.scope)
+            # The webhook has its own signature.
+            if method not in _SAFE_METHODS and request.scope["path"] != WEBHOOK:
+                self._access.control(request.scope[problems.RECORD], _controlled(request))
             result = handlers["GET" if method == "HEAD" else method](request)
             if inspect.isawaitable(result):
                 result = await result
@@ -142,24 +142,39 @@ class Control:
     # Views ---------------------------------------------------------------------------------------
 
     def _models(self, request: Request) -> Result:
-        return self._views.models()
+        record = request.scope[problems.RECORD]
+        view = self._views.models()
+        if self._access.sees_all(record):
+            return view
+        models = self._access.readable(record, view.models, lambda model: model.name)
+        return replace(view, models=tuple(model.without_others() for model in models))
 
     async def _model(self, request: Request) -> Result:
-        return await self._views.model(_name(request))
+        name, record = _name(request), request.scope[problems.RECORD]
+        self._access.read(record, name)
+        view = await self._views.model(name)
+        return view if self._access.sees_all(record) else view.without_others()
 
     async def _version(self, request: Request) -> Result:
         reference = _reference(request)
         assert reference.version is not None
-        admitted = self._access.admits(request.scope)
-        return await self._views.version(reference.name, reference.version, in_full=admitted)
+        record = request.scope[problems.RECORD]
+        self._access.read(record, reference.name)
+        in_full = self._access.controls(record, reference)
+        view = await self._views.version(reference.name, reference.version, in_full=in_full)
+        return view if self._access.sees_all(record) else view.without_others()
 
     def _rollouts(self, request: Request) -> Result:
-        return self._views.rollouts()
+        record = request.scope[problems.RECORD]
+        view = self._views.rollouts()
+        readable = self._access.readable(record, view.rollouts, lambda rollout: rollout.name)
+        return replace(view, rollouts=tuple(readable))
 
     def _rollout(self, request: Request) -> Result:
         reference = _reference(request)
         if reference.alias is None:
             raise Problem("INVALID_REFERENCE", "the path names no alias", hint="GET /rollouts/NAME@ALIAS")
+        self._access.read(request.scope[problems.RECORD], reference.name)
         return self._views.rollout_in_full(reference.name, reference.alias)
 
     def _livez(self, request: Request) -> Result:
@@ -167,16 +182,20 @@ class Control:
 
     def _readyz(self, request: Request) -> Result:
         view = self._views.ready()
-        if not self._access.admits(request.scope):
+        record = request.scope[problems.RECORD]
+        if not self._access.controls(record, None):
             # Probes come from elsewhere, and need not know where the registry lies.
             registry = view.registry
             reason = "it cannot be read now; the log says why" if registry["error"] else None
             view = replace(view, registry={"age_seconds": registry["age_seconds"], "error": reason})
+        if not self._access.sees_all(record):
+            view = view.without_names()
         if self._draining():
             view = view.stopping()
         return (200 if view.ready else 503), view
 
     def _metrics(self, request: Request) -> Result:
+        self._access.operate(request.scope[problems.RECORD])
         text, content_type = self._rendered(request.headers.get("accept", ""))
         return Response(text, headers={"content-type": content_type})
 
@@ -241,7 +260,7 @@ class Control:
         return (200 if wait else 202), replace(self._views.state(version, servable), name=version.name)
 
     def _events(self, request: Request) -> Result:
-        self._access.check(request.scope)
+        self._access.control(request.scope[problems.RECORD], None)
         if request.method == "HEAD":
             return Response(headers=EVENT_STREAM)
         return StreamingResponse(self._feed.subscribe(self._draining), headers=EVENT_STREAM)
@@ -264,6 +283,7 @@ class Control:
         return self._watch.status()
 
     async def _document(self, request: Request) -> Result:
+        self._access.operate(request.scope[problems.RECORD])
         content, stamp = await self._views.document()
         headers = {"etag": f'"{stamp}"', "content-type": "application/yaml"}
         if headers["etag"] in request.headers.get("if-none-match", ""):
@@ -332,6 +352,16 @@ def _reference(request: Request) -> Reference:
     if (version := request.path_params.get("version")) is not None:
         raw += b"/versions/" + version.encode("latin-1")
     return names.parse_path(raw)
+
+
+def _controlled(request: Request) -> Reference | None:
+    """What a verb controls: the alias or version that the path names, else the model; None: the gateway."""
+    if "name" not in request.path_params:
+        return None
+    if "alias" in request.path_params:
+        name, alias = _alias(request)
+        return Reference(name, alias=alias)
+    return _reference(request)
 
 
 def _name(request: Request) -> str:

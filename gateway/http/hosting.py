@@ -20,7 +20,7 @@ from gateway.http import bodies, problems
 from gateway.http.dialects import MLFLOW, Dialect
 from gateway.http.media import Media
 from gateway.http.problems import JSON
-from gateway.names import Reference, parse_path
+from gateway.names import Reference, check_name, parse_path
 from gateway.registries.base import RegistryError
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ class Hosted:
     def __init__(self, hosting: Hosting, parts: Parts, prediction: Prediction) -> None:
         self._hosting = hosting
         self._views = parts.views
+        self._access = parts.access
         self._residency = parts.residency
         self._watch = parts.watch
         self._draining = parts.draining
@@ -86,6 +87,7 @@ class Hosted:
                 return
             name = path[len(MODELS) + 1 :]
             if name.endswith(_INVOKE):
+                self._access.predict(record, parse_path(name.removesuffix(_INVOKE)))
                 reference = self._known(name.removesuffix(_INVOKE))
                 await self._prediction.serve(scope, receive, send, reference, MLFLOW)
                 return
@@ -108,15 +110,25 @@ class Hosted:
     async def _models(self, scope: Scope, receive: Receive, name: bytes) -> tuple[int, dict[str, Any]]:
         models = self._hosting.models
         assert models is not None
-        method = scope["method"]
+        method, record = scope["method"], scope[problems.RECORD]
+        problems.check_headers(record)
+        # The host calls its container without a credential: only configured ones are asked for.
         if not name and method == "POST":
-            return await self._add(models, await self._wanted(scope, receive))
+            self._access.predict(record, None)
+            wanted = await self._wanted(scope, receive)
+            if self._access.guarded:
+                self._access.control(record, Reference(check_name(wanted[0])))
+            return await self._add(models, wanted)
         if not name and method in ("GET", "HEAD"):
-            return 200, {"models": [_shown(*one) for one in models.places.items()], "nextPageToken": None}
+            places = self._access.readable(record, models.places.items(), lambda place: place[0])
+            return 200, {"models": [_shown(*one) for one in places], "nextPageToken": None}
         if name and method in ("GET", "HEAD"):
+            self._access.read(record, parse_path(name).name)
             reference = self._known(name)
             return 200, _shown(reference.name, models.places[reference.name])
         if name and method == "DELETE":
+            if self._access.guarded:
+                self._access.control(record, parse_path(name))
             reference = self._known(name)
             await self._residency.unload(reference)
             self._watch.take(models.remove(reference.name), "host")

@@ -53,6 +53,7 @@ class Lookalikes:
 
     def __init__(self, parts: Parts, prediction: Prediction) -> None:
         self._views = parts.views
+        self._access = parts.access
         self._prediction = prediction
 
     async def serve(self, scope: Scope, receive: Receive, send: Send, path: bytes) -> None:
@@ -70,7 +71,8 @@ class Lookalikes:
                 target = _v1_reference(plain[len(V1_MODELS) + 1 : -len(_PREDICT)])
                 await self._prediction.serve(scope, receive, send, target, V1)
                 return
-            content = await self._view(path)
+            problems.check_headers(record)
+            content = await self._view(path, record)
             if scope["method"] not in ("GET", "HEAD"):
                 await problems.respond_not_allowed(send, record, scope["method"], "GET, HEAD", document)
                 return
@@ -80,19 +82,28 @@ class Lookalikes:
             problem = error if isinstance(error, Problem) else problems.unexpected(error, record.id)
             await problems.respond_problem(send, problem, record, document=document)
 
-    async def _view(self, path: bytes) -> dict[str, Any]:
+    async def _view(self, path: bytes, record: RequestRecord) -> dict[str, Any]:
         if path == V1_MODELS:
-            return {"models": [model.name for model in self._views.models().models]}
+            return {"models": self._names(record)}
         if path.startswith(V1_MODELS + b"/"):
-            return await self._status(_v1_reference(path[len(V1_MODELS) + 1 :]))
+            reference = _v1_reference(path[len(V1_MODELS) + 1 :])
+            self._access.read(record, reference.name)
+            return await self._status(reference)
         if path in (LISTED, LISTED + b"/"):
-            endpoints = [_endpoint(model.name) for model in self._views.models().models]
-            return {"endpoints": endpoints, "next_page_token": None}
+            return {
+                "endpoints": [_endpoint(name) for name in self._names(record)],
+                "next_page_token": None,
+            }
         if path.startswith(LISTED + b"/"):
             reference = names.parse_path(path[len(LISTED) + 1 :])
+            self._access.read(record, reference.name)
             await self._views.readiness(reference)
             return _endpoint(reference.name)
         raise problems.not_found()
+
+    def _names(self, record: RequestRecord) -> list[str]:
+        models = self._access.readable(record, self._views.models().models, lambda model: model.name)
+        return [model.name for model in models]
 
     async def _status(self, reference: Reference) -> dict[str, Any]:
         """The state of a model in KServe's form (`name`, `ready`) and in TensorFlow Serving's."""

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gateway.http.auth import Access, control_key
+from gateway.access import Access
 from gateway.http.bodies import BodyReader
+from gateway.http.callers import Callers
 from gateway.http.feed import Feed
 from gateway.http.large import LargeBodies
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class Parts:
     """`draining`: whether the gateway is stopping and clients should go elsewhere. The last four belong to
-    HTTP itself: who may control, bodies of predictions by whatever protocol they come, the event stream."""
+    HTTP itself: who may call, bodies of predictions by whatever protocol they come, the event stream."""
 
     service: Service
     views: Views
@@ -34,7 +35,7 @@ class Parts:
     metrics: Metrics
     settings: Settings
     draining: Callable[[], bool]
-    access: Access
+    access: Callers
     bodies: BodyReader
     large_bodies: LargeBodies
     feed: Feed
@@ -50,6 +51,7 @@ class Parts:
         watch: Watch,
         metrics: Metrics,
         *,
+        access: Access,
         draining: Callable[[], bool],
     ) -> Parts:
         """These parts of the gateway, with what HTTP itself needs as the settings say."""
@@ -62,7 +64,7 @@ class Parts:
             metrics,
             settings,
             draining,
-            access=Access(settings.admin_key_file or control_key(settings.state_dir)),
+            access=Callers(access),
             bodies=BodyReader(settings.max_body_bytes, settings.max_inflight_bytes),
             large_bodies=LargeBodies(settings.max_inflight_bytes),
             feed=Feed(),

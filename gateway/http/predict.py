@@ -21,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 from gateway import names
 from gateway.errors import Problem
 from gateway.http import answers, arrow, bodies, large, media, problems
+from gateway.http.callers import discreet
 from gateway.http.dialects import PREDICT, Dialect
 from gateway.http.problems import JSON, Header
 from gateway.http.protocol import SPARE
@@ -51,6 +52,7 @@ class Prediction:
     def __init__(self, parts: Parts) -> None:
         settings = parts.settings
         self._service = parts.service
+        self._access = parts.access
         self._bodies = parts.bodies
         self._large = parts.large_bodies
         self._max_answer = settings.max_answer_bytes
@@ -138,6 +140,8 @@ class Prediction:
         form = dialect.media(headers)
         deadline = deadline_of(headers)
         reference = _reference(target, headers)
+        if record.principal is not None:
+            self._access.predict(record, reference)
         body = await self._bodies.read(receive, headers)
         held.size += len(body)
         held.complete = True
@@ -202,7 +206,7 @@ def _failure(
     problem = error if isinstance(error, Problem) else problems.unexpected(error, record.id)
     # The frames of a traceback hold the body, and a refusal may take seconds to be sent.
     problem.__traceback__ = problem.__context__ = None
-    record.code = problem.code
+    record.code = discreet(problem, record).code
     attribute(record, asked)
     head = problems.header_list(problem, record.id)
     if record.version is not None:

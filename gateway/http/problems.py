@@ -17,6 +17,7 @@ import orjson
 from starlette.types import Receive, Send
 
 from gateway.errors import HINTS, MAX_DETAILS, Problem
+from gateway.http.callers import discreet
 from gateway.record import RequestRecord
 
 Header = tuple[bytes, bytes]
@@ -53,9 +54,12 @@ def request_id(headers: Mapping[bytes, bytes]) -> bytes:
 
 def contradiction(headers: Iterable[Header]) -> str:
     """The name of a header that decides what is answered and that came with two values; empty: none did. What
-    reads the first and what reads the last of them would answer, or let pass, different requests."""
+    reads the first and what reads the last of them would answer, or let pass, different requests. A
+    credential may not come twice at all."""
     values: dict[bytes, bytes] = {}
     for name, value in headers:
+        if name == b"authorization" and name in values:
+            return _DECIDE[name]
         if name in _DECIDE and values.setdefault(name, value.strip()) != value.strip():
             return _DECIDE[name]
     return ""
@@ -65,7 +69,8 @@ def check_headers(record: RequestRecord) -> None:
     """Raises INVALID_REFERENCE, MALFORMED_BODY where a header contradicts itself."""
     if record.twice:
         code = "INVALID_REFERENCE" if "Model" in record.twice else "MALFORMED_BODY"
-        message = f"the header {record.twice} came twice, with different values"
+        different = "" if record.twice == "Authorization" else ", with different values"
+        message = f"the header {record.twice} came twice{different}"
         raise Problem(code, message, hint="send it once")
 
 
@@ -131,7 +136,7 @@ async def respond_problem(
     *extra: Header,
     document: Callable[[Problem, bytes], bytes] = document,
 ) -> None:
-    record.code = problem.code
+    record.code = discreet(problem, record).code
     head = [*header_list(problem, record.id), *extra]
     await respond(send, problem.status, head, document(problem, record.id))
 

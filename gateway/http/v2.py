@@ -116,11 +116,15 @@ class OpenInference:
         _get(scope, dict)
         if path.endswith(b"/ready"):
             return await self._ready(_reference(path[11:-6]), scope)
-        return 200, await v2_models.metadata(self._views, _reference(path[11:]))
+        reference = _reference(path[11:])
+        self._access.read(scope[problems.RECORD], reference.name)
+        return 200, await v2_models.metadata(self._views, reference)
 
     async def _ready(self, reference: Reference, scope: Scope) -> tuple[int, Any]:
         query = parse_qs(scope.get("query_string", b"").decode("latin-1"))
+        self._access.read(scope[problems.RECORD], reference.name)
         if query.get("load") == ["true"]:
+            self._access.predict(scope[problems.RECORD], reference)
             await self._residency.load(reference)
         version, reason = await self._views.readiness(reference)
         about = {"name": version.name, "version": version.version, "ready": reason is None}
@@ -132,13 +136,16 @@ class OpenInference:
         if scope["method"] != "POST":
             raise _NotAllowed("POST")
         if rest == b"index":
-            return 200, v2_models.index(self._views, await self._flag(scope, receive, "ready"))
+            record = scope[problems.RECORD]
+            models = self._access.readable(record, self._views.models().models, lambda model: model.name)
+            return 200, v2_models.index(models, await self._flag(scope, receive, "ready"))
         if rest.startswith(b"models/"):
             target, _, verb = rest[7:].rpartition(b"/")
             if target and verb in (b"load", b"unload"):
-                self._access.check(scope)
+                reference = _reference(target)
+                self._access.control(scope[problems.RECORD], reference)
                 act = self._residency.load if verb == b"load" else self._residency.unload
-                await act(_reference(target))
+                await act(reference)
                 return 200, {}
         raise problems.not_found()
 

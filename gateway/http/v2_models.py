@@ -14,7 +14,7 @@ from loaders.schema import AnyType, Array, ColSpec, Scalar, TensorSpec, Type
 
 if TYPE_CHECKING:
     from gateway.names import Reference
-    from gateway.views import Views
+    from gateway.views import ModelView, Views
     from loaders.signature import Signature
 
 SERVER: Final[Mapping[str, Any]] = {
@@ -54,10 +54,10 @@ async def metadata(views: Views, reference: Reference) -> dict[str, Any]:
     }
 
 
-def index(views: Views, only_ready: bool) -> list[dict[str, str]]:
-    """Every version of every model with its state; `only_ready`: those that answer at once."""
+def index(models: Sequence[ModelView], only_ready: bool) -> list[dict[str, str]]:
+    """Every version of these models with its state; `only_ready`: those that answer at once."""
     found: list[dict[str, str]] = []
-    for model in views.models().models:
+    for model in models:
         for version in model.versions:
             state = _STATES.get(version.state, "UNAVAILABLE")
             reason = version.reason or ""

@@ -89,6 +89,12 @@ class VersionView(View):
     input_example: Mapping[str, Any] | Absent | None = ABSENT
     example_answer: Any = ABSENT
 
+    def without_others(self) -> VersionView:
+        """The view without the names of other models: the one for which this version was evicted."""
+        if isinstance(self.evicted, Absent):
+            return self
+        return replace(self, evicted={"seconds_ago": self.evicted["seconds_ago"], "for": None, "why": None})
+
 
 @dataclass(frozen=True, slots=True)
 class ModelView(View):
@@ -100,6 +106,10 @@ class ModelView(View):
     versions: tuple[VersionView, ...]
     rollouts: Mapping[str, RolloutView] | Absent = ABSENT
     writable: bool | Absent = ABSENT
+
+    def without_others(self) -> ModelView:
+        """The view without the names of other models."""
+        return replace(self, versions=tuple(version.without_others() for version in self.versions))
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +238,10 @@ class ReadinessView(View):
     preload_unmatched: Mapping[str, str]
     memory: Mapping[str, float | None]
     draining: bool | Absent = ABSENT
+
+    def without_names(self) -> ReadinessView:
+        """The view without the names of models, for callers who may not know them all."""
+        return replace(self, preload_pending=[], preload_errors={}, preload_unmatched={})
 
     def stopping(self) -> ReadinessView:
         return replace(self, ready=False, draining=True)

@@ -80,6 +80,7 @@ class Documents:
         """Answers one request. `path` is the raw path, without the mount point."""
         record: RequestRecord = scope[problems.RECORD]
         try:
+            problems.check_headers(record)
             if scope["method"] not in ("GET", "HEAD"):
                 await problems.respond_not_allowed(send, record, scope["method"], "GET, HEAD")
                 return
@@ -107,15 +108,20 @@ class Documents:
                 self._service = _found(orjson.dumps(service.document()), JSON)
             return self._service
         if path == DOCS:
-            return _found(pages.index(self._views.models().models, service.routes()).encode(), _HTML)
+            models = self._access.readable(
+                scope[problems.RECORD], self._views.models().models, lambda model: model.name
+            )
+            return _found(pages.index(models, service.routes()).encode(), _HTML)
         file = self._files.get(path[len(ASSETS) :].decode("latin-1"))
         if file is None:
             raise problems.not_found()
         return file
 
     async def _of_model(self, scope: Scope, reference: Reference, page: bool) -> Found:
+        record = scope[problems.RECORD]
+        self._access.read(record, reference.name)
         described = await self._views.described(reference)
-        in_full = self._access.admits(scope)
+        in_full = self._access.controls(record, reference)
         # A load may show that the model accepts more than its package says.
         accepted = described.prepared.accepted is not None
         key = (reference, described.version, described.alias, accepted, in_full, page)

@@ -11,13 +11,15 @@ from typing import Any
 
 import pytest
 
+from gateway.access import Access
 from gateway.errors import Problem
-from gateway.http.auth import Access
 from gateway.http.bodies import BodyReader
 from gateway.http.build import build
+from gateway.http.callers import Callers
 from gateway.metrics import Metrics
 from gateway.registries.base import Version
 from gateway.service import Inference
+from gateway.settings import Settings
 from tests.gateway.http.test_hostile import GOOD, body_of, head, raw, read_all
 from tests.support.served import Served, settings
 
@@ -84,7 +86,7 @@ def call(service: Any, *incoming: dict[str, Any], **scope: Any) -> list[dict[str
         draining=lambda: False,
         bodies=BodyReader(limits.max_body_bytes, limits.max_inflight_bytes),
         large_bodies=None,
-        access=Access(None),
+        access=Callers(Access(Settings(admin_key_file=Path("no-key")))),
         feed=None,
     )
     sent: list[dict[str, Any]] = []

@@ -1,8 +1,7 @@
-"""Control access: who may use the control verbs.
+"""The admin key: one secret that gives access to everything.
 
-Only the admin key gives access. No address and no other header replaces it, because a proxy on the same
-machine looks like a local client. If the operator configured no key, `control_key` makes one. Knows ASGI
-scopes and the key's file; must not know verbs.
+If the operator configured no key, `control_key` makes one. No address and no header replaces the key, because
+a proxy on the same machine looks like a local client. Knows the key's file; must not know requests.
 """
 
 from __future__ import annotations
@@ -17,69 +16,50 @@ import stat
 from pathlib import Path
 from typing import Final
 
-from starlette.types import Scope
-
-from gateway.errors import Problem
-
 KEY_FILE: Final = "control.key"
 KEY_BYTES: Final = 32
 #: Bytes of a file with a key. A pipe or a device in its place would stop the event loop.
 MAX_KEY_FILE: Final = 64 << 10
 
-_log = logging.getLogger("gateway.http")
+_log = logging.getLogger("gateway.credentials")
 
 
-class Access:
-    """Admits requests with the key in `key_file`, without surrounding whitespace. Reads the file again when
-    it changes; a missing or empty file admits no request. `key_file` None: control is closed."""
+class AdminKey:
+    """The key in `file`, without surrounding whitespace. The file is read again when it changes; a missing or
+    empty file matches nothing. `file` None: there is no key, and control is closed."""
 
-    def __init__(self, key_file: Path | None) -> None:
-        self._file = key_file
+    def __init__(self, file: Path | None) -> None:
+        self.file = file
         self._stamp: tuple[int, int, int] | None = None
         self._key = b""
+        self._told = False
 
-    def check(self, scope: Scope) -> None:
-        """Raises UNAUTHENTICATED if the request has not the key, FORBIDDEN if control is closed."""
-        if self._file is None:
-            raise Problem(
-                "FORBIDDEN",
-                "control calls are closed: there is no admin key, and the gateway could not write one",
-                hint="set admin_key_file or make state_dir writable, then restart the gateway",
-            )
-        if not self.admits(scope):
-            place = f"{KEY_FILE} in its state_dir" if self._file.name == KEY_FILE else "its admin_key_file"
-            raise Problem(
-                "UNAUTHENTICATED",
-                "this call needs the gateway's admin key",
-                hint=f"send Authorization: Bearer KEY; the key is in the file {place}, and the command line "
-                "reads it if it runs as the gateway's user",
-            )
-
-    def admits(self, scope: Scope) -> bool:
-        """Returns whether the request has the key."""
-        if self._file is None:
+    def matches(self, secret: bytes) -> bool:
+        """Whether this is the key, found in constant time."""
+        if self.file is None:
             return False
-        given = [value for name, value in scope["headers"] if name == b"authorization"]
-        if len(given) != 1:
-            return False
-        scheme, _, token = given[0].partition(b" ")
-        key = self._current()
-        return bool(key) and scheme.lower() == b"bearer" and hmac.compare_digest(token.strip(), key)
+        self.look()
+        return bool(self._key) and hmac.compare_digest(secret, self._key)
 
-    def _current(self) -> bytes:
-        assert self._file is not None
+    def look(self) -> bool:
+        """Reads the file if it has changed, and returns whether the key is another one now."""
+        before = self._key
+        assert self.file is not None
         try:
-            status = self._file.stat()
+            status = self.file.stat()
             stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
             if stamp != self._stamp:
                 if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_KEY_FILE:
                     raise OSError(errno.EINVAL, f"it is no file of at most {MAX_KEY_FILE} bytes")
-                self._key = self._file.read_bytes().strip()
+                self._key = self.file.read_bytes().strip()
                 self._stamp = stamp
         except OSError as error:
-            _log.error("cannot read the admin key: %s", error)
-            self._key, self._stamp = b"", None
-        return self._key
+            if self._key or self._stamp is not None or not self._told:
+                _log.error("cannot read the admin key: %s", error)
+            self._key, self._stamp, self._told = b"", None, True
+        else:
+            self._told = False
+        return self._key != before
 
 
 def control_key(state_dir: Path) -> Path | None:

@@ -1,4 +1,4 @@
-"""Who may use the control verbs: every form that is refused, and the few that are not."""
+"""The admin key: every form that is refused, and the few that are not."""
 
 from __future__ import annotations
 
@@ -6,37 +6,48 @@ import os
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from gateway.access import Access
+from gateway.access.keys import control_key
 from gateway.errors import Problem
-from gateway.http.auth import Access, control_key
+from gateway.http.callers import Callers
+from gateway.http.problems import contradiction
+from gateway.record import RequestRecord
+from gateway.settings import Settings
 
 Headers = list[tuple[bytes, bytes]]
-
-
-def scope(
-    *headers: tuple[bytes, bytes], client: tuple[str, int] | None = ("127.0.0.1", 5000)
-) -> dict[str, Any]:
-    return {"type": "http", "scheme": "http", "client": client, "headers": list(headers)}
-
-
 HOST = (b"host", b"127.0.0.1:8080")
 
 
-def refusal(access: Access, request: dict[str, Any]) -> Problem:
+def record(*headers: tuple[bytes, bytes]) -> RequestRecord:
+    return RequestRecord(headers=dict(headers), twice=contradiction(headers))
+
+
+def access_to(key_file: Path) -> Callers:
+    return Callers(Access(Settings(admin_key_file=key_file)))
+
+
+def refusal(access: Callers, request: RequestRecord) -> Problem:
+    request.principal = None  # each call is a request of its own
     with pytest.raises(Problem) as caught:
-        access.check(request)
+        access.control(request, None)
+    assert not access.controls(request, None)
     return caught.value
 
 
-@pytest.mark.parametrize("client", [("127.0.0.1", 5000), ("::1", 5000), None])
-def test_without_a_key_control_is_closed_to_all(client: tuple[str, int] | None) -> None:
-    access, request = Access(None), scope(HOST, (b"authorization", b"Bearer "), client=client)
-    problem = refusal(access, request)
+def admitted(access: Callers, request: RequestRecord) -> None:
+    request.principal = None
+    access.control(request, None)
+    assert access.controls(request, None)
+
+
+def test_without_a_key_control_is_closed_to_all(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    access = Callers(Access(Settings(state_dir=tmp_path / "file")))
+    problem = refusal(access, record(HOST, (b"authorization", b"Bearer ")))
     assert (problem.code, problem.status) == ("FORBIDDEN", 403)
-    assert not access.admits(request)
 
 
 @pytest.fixture
@@ -48,15 +59,8 @@ def key_file(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("value", [b"Bearer s3cret", b"bearer s3cret", b"Bearer  s3cret"])
 def test_the_key_admits_from_anywhere(key_file: Path, value: bytes) -> None:
-    request = scope(
-        (b"host", b"gw.example"),
-        (b"authorization", value),
-        (b"x-forwarded-for", b"1.2.3.4"),
-        client=("9.9.9.9", 1),
-    )
-    access = Access(key_file)
-    access.check(request)
-    assert access.admits(request)
+    forwarded = (b"x-forwarded-for", b"1.2.3.4")
+    admitted(access_to(key_file), record((b"host", b"gw.example"), (b"authorization", value), forwarded))
 
 
 @pytest.mark.parametrize(
@@ -69,24 +73,24 @@ def test_the_key_admits_from_anywhere(key_file: Path, value: bytes) -> None:
         [(b"authorization", b"s3cret")],
         [(b"authorization", b"Basic s3cret")],
         [(b"authorization", b"Bearer s3cret"), (b"authorization", b"Bearer wrong")],
+        [(b"authorization", b"Bearer wrong"), (b"authorization", b"Bearer s3cret")],
+        [(b"authorization", b"Bearer s3cret"), (b"authorization", b"Bearer s3cret")],
         [(b"authorization", b"Bearer \xff\xfe")],
     ],
 )
 def test_with_a_key_configured_nothing_else_admits(key_file: Path, headers: Headers) -> None:
-    access, request = Access(key_file), scope(HOST, *headers)
-    problem = refusal(access, request)
+    problem = refusal(access_to(key_file), record(HOST, *headers))
     assert (problem.code, problem.status) == ("UNAUTHENTICATED", 401)
-    assert not access.admits(request)
 
 
 def test_the_key_is_read_again_when_its_file_changes(key_file: Path) -> None:
-    access = Access(key_file)
-    old, new = (scope(HOST, (b"authorization", b"Bearer " + key)) for key in (b"s3cret", b"n3w-key"))
-    access.check(old)
+    access = access_to(key_file)
+    old, new = (record(HOST, (b"authorization", b"Bearer " + key)) for key in (b"s3cret", b"n3w-key"))
+    admitted(access, old)
     fresh = key_file.with_name("fresh")
     fresh.write_text("n3w-key")
     os.replace(fresh, key_file)
-    access.check(new)
+    admitted(access, new)
     refusal(access, old)
 
 
@@ -96,19 +100,19 @@ def test_a_missing_or_empty_key_file_admits_nobody(tmp_path: Path, content: str 
     if content is not None:
         file.write_text(content)
     for value in (b"Bearer ", b"Bearer x", b"Bearer"):
-        assert refusal(Access(file), scope(HOST, (b"authorization", value))).code == "UNAUTHENTICATED"
+        assert refusal(access_to(file), record(HOST, (b"authorization", value))).code == "UNAUTHENTICATED"
 
 
 def test_a_key_that_was_removed_admits_no_longer(key_file: Path) -> None:
-    access, request = Access(key_file), scope(HOST, (b"authorization", b"Bearer s3cret"))
-    access.check(request)
+    access, request = access_to(key_file), record(HOST, (b"authorization", b"Bearer s3cret"))
+    admitted(access, request)
     key_file.unlink()
     refusal(access, request)
 
 
 def test_a_pipe_or_a_device_in_place_of_the_key_admits_nobody_and_stops_nothing(key_file: Path) -> None:
-    access, request = Access(key_file), scope(HOST, (b"authorization", b"Bearer s3cret"))
-    access.check(request)
+    access, request = access_to(key_file), record(HOST, (b"authorization", b"Bearer s3cret"))
+    admitted(access, request)
     key_file.unlink()
     os.mkfifo(key_file)
     refusal(access, request)
@@ -117,7 +121,7 @@ def test_a_pipe_or_a_device_in_place_of_the_key_admits_nobody_and_stops_nothing(
     refusal(access, request)
     key_file.unlink()
     key_file.write_text("s3cret")
-    access.check(request)
+    admitted(access, request)
 
 
 def mode(file: Path) -> int:
@@ -133,7 +137,7 @@ def test_a_key_is_made_that_this_user_alone_reads(tmp_path: Path) -> None:
     assert control_key(tmp_path / "state") == made
     assert made.read_text().strip() == key, "gateways may share a state_dir, and clients hold its key"
     assert os.listdir(tmp_path / "state") == ["control.key"]
-    Access(made).check(scope((b"authorization", f"Bearer {key}".encode())))
+    admitted(access_to(made), record((b"authorization", f"Bearer {key}".encode())))
     assert control_key(tmp_path / "other") is not None
     assert (tmp_path / "other" / "control.key").read_text().strip() != key
 

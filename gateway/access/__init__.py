@@ -1,0 +1,211 @@
+"""Who may call: finds the principal of a request by its credential, and decides what it may do.
+
+The one door to credentials. A credential is a token of the tokens file, a JWT of the issuer, or the admin
+key, always in the header `Authorization: Bearer`. Knows headers as bytes; must not know a protocol, a route
+or which models exist. Only the event loop uses it; files and keys are read elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Final
+
+from gateway.access.keys import KEY_FILE, AdminKey, control_key
+from gateway.access.principal import ADMIN, ANONYMOUS, NEEDED, Principal, refusal, shown, stranger
+from gateway.access.tokens import InvalidTokens, TokensFile
+from gateway.errors import Problem
+from gateway.patterns import Patterns
+from gateway.settings import SettingsError
+
+if TYPE_CHECKING:
+    from gateway.access.issuer import Claims, Issuer
+    from gateway.names import Reference
+    from gateway.settings import Settings
+
+__all__ = ["ADMIN", "ANONYMOUS", "Access", "Principal", "control_key"]
+
+#: How often the files of credentials are looked at, in seconds: a revoked token ends within a second.
+LOOK_EVERY: Final = 0.5
+#: So many credentials are remembered by their digest.
+KEPT: Final = 10_000
+#: A longer credential is not looked at, in bytes.
+LONGEST: Final = 16 << 10
+
+
+class Access:
+    """`guarded`: credentials are configured, so that every request has a principal. Otherwise only control
+    calls need one, and a request costs nothing. Raises SettingsError for a file that cannot be used."""
+
+    def __init__(self, settings: Settings, *, wall: Callable[[], float] = time.time) -> None:
+        access = settings.access
+        self._wall = wall
+        self._admin = AdminKey(settings.admin_key_file or control_key(settings.state_dir))
+        self._tokens: TokensFile | None = None
+        self._issuer: Issuer | None = None
+        self._known: dict[bytes, Principal] = {}
+        self._teams = {
+            name: (
+                Patterns(team.predict, settings.default_alias),
+                Patterns(team.control, settings.default_alias),
+            )
+            for name, team in access.teams.items()
+        }
+        self.guarded = access.guarded
+        self._unnamed = ANONYMOUS if access.anonymous_predicts else stranger(NEEDED)
+        if access.tokens_file is not None:
+            self._tokens = TokensFile(access.tokens_file, settings.default_alias)
+            try:
+                self._tokens.read()
+            except InvalidTokens as error:
+                place = str(access.tokens_file)
+                raise SettingsError([(f"{place}{where}", what) for where, what in error.problems]) from None
+            except OSError as error:
+                reason = error.strerror or str(error)
+                raise SettingsError([("access.tokens_file", f"{access.tokens_file}: {reason}")]) from None
+        if access.jwt is not None:
+            try:
+                from gateway.access.issuer import Issuer
+            except ModuleNotFoundError as error:
+                if (error.name or "").partition(".")[0] not in ("jwt", "cryptography"):
+                    raise
+                message = "JWTs need the extra jwt: pip install 'model-gateway[jwt]'"
+                raise SettingsError([("access.jwt", message)]) from None
+            self._issuer = Issuer(access.jwt, changed=self._known.clear)
+
+    # Who calls -----------------------------------------------------------------------------------
+
+    def recall(self, headers: Mapping[bytes, bytes]) -> Principal | None:
+        """The principal of a request, if its credential was seen before or it has none. None: `identify`
+        finds it. `headers` are by lower-case name."""
+        given = headers.get(b"authorization")
+        if given is None:
+            return self._unnamed
+        found = self._known.get(hashlib.sha256(given).digest())
+        return found if found is not None and self._wall() < found.until else None
+
+    async def identify(self, headers: Mapping[bytes, bytes]) -> Principal:
+        """The principal of a request: a stranger if its credential is not valid. Waits only for the keys of
+        an issuer, where one is missing."""
+        given = headers.get(b"authorization")
+        if given is None:
+            return self._unnamed
+        found = self._of(given)
+        if found is None and self._issuer is not None and await self._issuer.look_for_a_new_key():
+            found = self._of(given)
+        if found is None:
+            return stranger("no key of the issuer fits the token")
+        if found.known:
+            while len(self._known) >= KEPT:
+                del self._known[next(iter(self._known))]
+            self._known[hashlib.sha256(given).digest()] = found
+        return found
+
+    def by_key(self, headers: Mapping[bytes, bytes]) -> Principal:
+        """The principal of a control call where only the admin key is a credential."""
+        secret = _secret(headers.get(b"authorization", b""))
+        return ADMIN if secret and self._admin.matches(secret) else ANONYMOUS
+
+    def _of(self, given: bytes) -> Principal | None:
+        """The principal of an Authorization header; None: the issuer's key is missing here."""
+        secret = _secret(given)
+        if not secret:
+            return stranger("send Authorization: Bearer with a token")
+        if len(secret) > LONGEST:
+            return stranger("the token is too long")
+        if self._admin.matches(secret):
+            return ADMIN
+        if self._tokens is not None:
+            # Looked up by digest: how long that takes says nothing about any secret.
+            found = self._tokens.by_digest.get(hashlib.sha256(secret).digest())
+            if found is not None:
+                return found if self._wall() < found.until else stranger("the token has expired")
+        if self._issuer is None or secret.count(b".") != 2:
+            return stranger("the token is not known")
+        return self._of_jwt(self._issuer, secret)
+
+    def _of_jwt(self, issuer: Issuer, secret: bytes) -> Principal | None:
+        from gateway.access.issuer import Refused, UnknownKey
+
+        try:
+            claims = issuer.verify(secret)
+        except UnknownKey:
+            return None
+        except Refused as error:
+            return stranger(str(error))
+        return self._member(claims)
+
+    def _member(self, claims: Claims) -> Principal:
+        """The principal of a JWT: it may use what its teams may. Its first team in the settings counts for
+        limits and metrics."""
+        teams = [name for name in self._teams if name in claims.teams or name == "*"]
+        named = [name for name in teams if name != "*"]
+        predict, control = (
+            Patterns(
+                [text for name in teams for text in self._teams[name][kind].texts],
+                self._teams[teams[0]][kind].default_alias if teams else (),
+            )
+            for kind in (0, 1)
+        )
+        team = named[0] if named else ""
+        return Principal(claims.subject, "jwt", team, predict, control, claims.until)
+
+    # What it may do ------------------------------------------------------------------------------
+
+    def check_control(self, principal: Principal, reference: Reference | None) -> None:
+        """Raises UNAUTHENTICATED or FORBIDDEN where the principal may not control the model; None: the whole
+        gateway."""
+        if self.controls(principal, reference):
+            return
+        if self.guarded:
+            what = "the whole gateway (the pattern *)" if reference is None else shown(reference)
+            raise refusal(principal, f"control {what}")
+        if self._admin.file is None:
+            raise Problem(
+                "FORBIDDEN",
+                "control calls are closed: there is no admin key, and the gateway could not write one",
+                hint="set admin_key_file or make state_dir writable, then restart the gateway",
+            )
+        place = f"{KEY_FILE} in its state_dir" if self._admin.file.name == KEY_FILE else "its admin_key_file"
+        raise Problem(
+            "UNAUTHENTICATED",
+            "this call needs the gateway's admin key",
+            hint=f"send Authorization: Bearer KEY; the key is in the file {place}, and the command line "
+            "reads it if it runs as the gateway's user",
+        )
+
+    def controls(self, principal: Principal, reference: Reference | None) -> bool:
+        """Whether the principal may control the model, or the whole gateway."""
+        if reference is None:
+            return principal.control.everything
+        return principal.control.covers(reference)
+
+    # Background ----------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Follows the files and the issuer's keys until it is cancelled."""
+        if not self.guarded:
+            return
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._follow())
+            if self._issuer is not None:
+                tasks.create_task(self._issuer.run())
+
+    async def _follow(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_EVERY)
+            if await asyncio.to_thread(self._look):
+                self._known.clear()
+
+    def _look(self) -> bool:
+        key = self._admin.file is not None and self._admin.look()
+        tokens = self._tokens is not None and self._tokens.look()
+        return key or tokens
+
+
+def _secret(given: bytes) -> bytes:
+    """The credential in an Authorization header; empty if its scheme is not Bearer."""
+    scheme, _, secret = given.partition(b" ")
+    return secret.strip() if scheme.lower() == b"bearer" else b""

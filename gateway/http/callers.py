@@ -1,0 +1,89 @@
+"""Who calls, over HTTP and gRPC: the request's record in front of `gateway.access`.
+
+Every route asks here. Knows the record; what a credential allows is `gateway.access`'s affair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, TypeVar
+
+from gateway.access import ANONYMOUS, Access, Principal
+from gateway.access.principal import check_predict, check_read, stranger
+
+if TYPE_CHECKING:
+    from gateway.errors import Problem
+    from gateway.names import Reference
+    from gateway.record import RequestRecord
+
+T = TypeVar("T")
+
+
+class Callers:
+    """Checks requests. Each check raises UNAUTHENTICATED without a valid credential, and FORBIDDEN with one
+    that does not cover the model, whether or not that exists."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+        #: Whether every request has a principal; else only control calls need one.
+        self.guarded = access.guarded
+
+    async def identify(self, record: RequestRecord) -> None:
+        """Finds the principal of a request to a guarded gateway."""
+        if record.twice == "Authorization":
+            record.principal = stranger("the header Authorization came twice")
+            return
+        headers = record.headers
+        record.principal = self._access.recall(headers) or await self._access.identify(headers)
+
+    def principal(self, record: RequestRecord) -> Principal:
+        """Who calls, also where only the admin key is a credential."""
+        if record.principal is None:
+            twice = record.twice == "Authorization"
+            record.principal = ANONYMOUS if twice else self._access.by_key(record.headers)
+        return record.principal
+
+    def predict(self, record: RequestRecord, reference: Reference | None) -> None:
+        """Checks a prediction. None: before the model is known, and before a body is read."""
+        if record.principal is not None:
+            check_predict(record.principal, reference)
+
+    def read(self, record: RequestRecord, name: str) -> None:
+        """Checks a view of a model."""
+        if record.principal is not None:
+            check_read(record.principal, name)
+
+    def control(self, record: RequestRecord, reference: Reference | None) -> None:
+        """Checks control of a model by this reference; None: of the whole gateway."""
+        self._access.check_control(self.principal(record), reference)
+
+    def controls(self, record: RequestRecord, reference: Reference | None) -> bool:
+        """Whether the caller may control the model; None: the whole gateway."""
+        return self._access.controls(self.principal(record), reference)
+
+    def operate(self, record: RequestRecord) -> None:
+        """Checks a view of the whole gateway, which needs control where credentials are configured."""
+        if self.guarded:
+            self.control(record, None)
+
+    def readable(self, record: RequestRecord, items: Iterable[T], name: Callable[[T], str]) -> list[T]:
+        """Those about models that the caller may read about. Raises UNAUTHENTICATED without a credential
+        where one is needed."""
+        principal = record.principal
+        if principal is None or principal.reads_everything:
+            return list(items)
+        if not principal.known:
+            check_predict(principal, None)
+        return [item for item in items if principal.reads(name(item))]
+
+    def sees_all(self, record: RequestRecord) -> bool:
+        """Whether the caller may know the names of all models."""
+        return record.principal is None or record.principal.reads_everything
+
+
+def discreet(problem: Problem, record: RequestRecord) -> Problem:
+    """The problem without names of models that the caller may not know: what resembles an unknown name."""
+    principal = record.principal
+    if problem.code == "MODEL_NOT_FOUND" and principal is not None and not principal.reads_everything:
+        problem.hint = None
+    return problem
