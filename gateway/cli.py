@@ -25,6 +25,7 @@ from gateway.commands import (
     registry,
     rollouts,
     serving,
+    tokens,
 )
 from gateway.commands.terminal import REFUSED, WRONG_USAGE, Failure, apart, complain, note
 
@@ -60,6 +61,7 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(environments.app, name="env")
+app.add_typer(tokens.app, name="token")
 
 
 @app.callback()

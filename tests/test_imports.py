@@ -152,7 +152,7 @@ TABLE: dict[str, Row] = {
     "api": row(LEAVES, "registries", "artifacts", libraries="numpy pandas", loaders=True),
     "demo": row("api", "registries", "commands.terminal", loaders=True, libraries="numpy"),
     "commands": row(
-        LEAVES, PARTS, "rollouts", "server", "api", "demo", "http.bodies", "http.answers",
+        LEAVES, PARTS, "rollouts", "server", "api", "demo", "http.bodies", "http.answers", "access.tokens",
         "http.hosting",
         libraries="typer rich httpx orjson numpy", loaders=True,
     ),

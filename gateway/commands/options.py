@@ -46,8 +46,8 @@ KeyOption = Annotated[
         "--admin-key-file",
         metavar="FILE",
         envvar="GATEWAY_ADMIN_KEY_FILE",
-        help="The file with the gateway's admin key.  [default: the key in $GATEWAY_ADMIN_KEY, else the key "
-        "that a gateway on this machine wrote to its state_dir]",
+        help="The file with the gateway's admin key, or with a token.  [default: the key in "
+        "$GATEWAY_ADMIN_KEY, else the key that a gateway on this machine wrote to its state_dir]",
     ),
 ]
 ConfigOption = Annotated[

@@ -114,6 +114,8 @@ class OpenInference:
         heavy = len(body) > PARSED_ON_LOOP
         request = await asyncio.to_thread(Request, body) if heavy else Request(body)
         reference = _reference(request.model, request.version)
+        if reference is not None:
+            self._access.predict(call.record, reference)
         texts = _TEXT_BYTES * request.texts
         deadlines = [one for one in (call.deadline, deadline_of(call.record.headers)) if one is not None]
         about = partial(Inference, reference, deadline=min(deadlines, default=None), record=call.record)

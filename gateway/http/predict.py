@@ -137,10 +137,11 @@ class Prediction:
         protocol needs. Raises Problem."""
         headers = record.headers
         problems.check_headers(record)
+        self._access.predict(record, None)
         form = dialect.media(headers)
         deadline = deadline_of(headers)
         reference = _reference(target, headers)
-        if record.principal is not None:
+        if reference is not None:
             self._access.predict(record, reference)
         body = await self._bodies.read(receive, headers)
         held.size += len(body)

@@ -1,0 +1,311 @@
+"""What each route needs: one table, which every route must be in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from gateway.http import invocations
+from gateway.http.documents import service
+from tests.gateway.http.test_hostile import GOOD
+from tests.support.guarded import TOKENS, bearer, entries, guarded, token
+from tests.support.served import Served
+
+Need = Literal["open", "signed", "predict", "read", "list", "control", "operate"]
+"""`signed`: its own signature; `list`: a credential, and what it may not read is left out; `operate`: control
+of the whole gateway."""
+
+NEEDS: dict[str, Need] = {
+    "POST /predict/{}": "predict",
+    "POST /predict/{}/versions/{}": "predict",
+    "POST /predict": "predict",
+    "POST /invocations": "predict",
+    "GET /ping": "open",
+    "GET /health": "open",
+    "GET /version": "open",
+    "GET /v2": "open",
+    "GET /v2/health/live": "open",
+    "GET /v2/health/ready": "open",
+    "GET /v2/models/{}": "read",
+    "GET /v2/models/{}/ready": "read",
+    "POST /v2/models/{}/infer": "predict",
+    "POST /v2/models/{}/versions/{}/infer": "predict",
+    "POST /v2/repository/index": "list",
+    "POST /v2/repository/models/{}/load": "control",
+    "POST /v2/repository/models/{}/unload": "control",
+    "GET /v1/models": "list",
+    "GET /v1/models/{}": "read",
+    "POST /v1/models/{}:predict": "predict",
+    "POST /endpoints/{}/invocations": "predict",
+    "GET /api/2.0/endpoints": "list",
+    "GET /api/2.0/endpoints/{}": "read",
+    "GET /models": "list",
+    "GET /models/{}": "read",
+    "GET /models/{}/versions/{}": "read",
+    "GET /models/{}/openapi.json": "read",
+    "GET /models/{}/docs": "read",
+    "PUT /models/{}/aliases/{}": "control",
+    "DELETE /models/{}/aliases/{}": "control",
+    "POST /models/{}/aliases/{}/rollback": "control",
+    "POST /models/{}/load": "control",
+    "POST /models/{}/versions/{}/load": "control",
+    "POST /models/{}/unload": "control",
+    "POST /models/{}/versions/{}/unload": "control",
+    "GET /rollouts": "list",
+    "GET /rollouts/{}": "read",
+    "POST /rollouts/{}/pause": "control",
+    "POST /rollouts/{}/resume": "control",
+    "POST /rollouts/{}/abort": "control",
+    "POST /rollouts/{}/finish": "control",
+    "GET /events": "operate",
+    "POST /registry/refresh": "operate",
+    "GET /registry.yaml": "operate",
+    "POST /webhooks/mlflow": "signed",
+    "GET /livez": "open",
+    "GET /readyz": "open",
+    "GET /metrics": "operate",
+    "GET /openapi.json": "open",
+    "GET /docs": "list",
+}
+
+
+@pytest.fixture(scope="module")
+def served(registry_file: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with guarded(registry_file, tmp_path_factory.mktemp("guarded")) as made:
+        yield made
+
+
+def test_every_route_has_its_entry() -> None:
+    """The document of the routes is held to the router by a test of its own."""
+    word = re.compile(r"{\w+}")
+    routes = {f"{route.method.upper()} {word.sub('{}', route.path)}" for route in service.routes()}
+    assert routes == NEEDS.keys()
+    assert {path.decode() for path in invocations.PATHS} <= {route.partition(" ")[2] for route in NEEDS}
+
+
+def ask(served: Served, route: str, caller: str | None, model: str = "iris") -> Any:
+    method, _, path = route.partition(" ")
+    alias = "@champion" if path.startswith("/rollouts/") else ""
+    for value in (model + alias, "champion" if "aliases" in path else "1"):
+        path = path.replace("{}", value, 1)
+    headers = bearer(caller)
+    body: object = GOOD
+    if path in ("/predict", "/invocations"):
+        headers["x_model"] = model
+    elif "/infer" in path:
+        body = {"inputs": [{"name": "x", "datatype": "FP64", "shape": [1], "data": [1.0]}]}
+    elif NEEDS[route] in ("control", "operate") and method != "GET" and not path.startswith("/v2"):
+        path += "?not=known"  # what is allowed is refused later, and does nothing
+        body = {}
+    elif NEEDS[route] != "predict":
+        body = None
+    return served.request("HEAD" if path == "/events" else method, path, body, **headers)
+
+
+@pytest.mark.parametrize("route", NEEDS)
+def test_what_a_route_needs(served: Served, route: str) -> None:
+    need = NEEDS[route]
+    without = ask(served, route, None)
+    if need in ("open", "signed"):
+        assert (without.status == 200) == (need == "open"), without.body
+        return
+    assert without.status == 401
+    assert without.headers["www-authenticate"].startswith("Bearer")
+    assert ask(served, route, "nobody").status == 401
+    allowed = {
+        "predict": {"alice", "boss", "admin"},
+        "read": {"alice", "op", "boss", "admin"},
+        "list": {"alice", "bob", "op", "boss", "admin"},
+        "control": {"op", "boss", "admin"},
+        "operate": {"boss", "admin"},
+    }[need]
+    for caller in ("alice", "bob", "op", "boss", "admin"):
+        answer = ask(served, route, caller)
+        refused = answer.status in (401, 403)
+        assert refused == (caller not in allowed), (caller, answer.status, answer.body)
+        if refused:
+            assert answer.status == 403
+
+
+@pytest.mark.parametrize(
+    "route", [route for route, need in NEEDS.items() if need in ("predict", "read", "control")]
+)
+def test_a_refusal_does_not_say_whether_the_model_exists(served: Served, route: str) -> None:
+    there, absent = (ask(served, route, "bob", model) for model in ("iris", "nope"))
+    assert there.status == absent.status == 403
+
+    def said(answer: Any, model: str) -> str:
+        text = answer.body.decode().replace(answer.headers["x-request-id"], "ID").replace(model, "MODEL")
+        return text + str(
+            sorted((k, v) for k, v in answer.headers.items() if k not in ("x-request-id", "date"))
+        )
+
+    assert (
+        said(there, "iris").replace("'content-length', '", "").split("('date'")[0][:200]
+        == said(absent, "nope").replace("'content-length', '", "").split("('date'")[0][:200]
+    )
+
+
+@pytest.mark.parametrize("route", [route for route, need in NEEDS.items() if need == "list"])
+def test_lists_leave_out_what_a_caller_may_not_read(served: Served, route: str) -> None:
+    for caller, mine, other in (("alice", "iris", "echo"), ("bob", "echo", "iris")):
+        text = ask(served, route, caller).body.decode()
+        assert mine in text
+        assert f">{other}<" not in text
+        assert f'"{other}"' not in text
+        assert "tensor" not in text.replace("tensors", "").replace("binary_tensor", "")
+    assert "echo" in ask(served, route, "boss").body.decode()
+
+
+def test_an_alias_alone(served: Served) -> None:
+    champ = bearer("champ")
+    for path, status in {
+        "iris": 200, "iris@champion": 200, "iris/versions/1": 403, "iris@challenger": 403,
+        "iris%40champion": 403, "IRIS": 403, "iris@Champion": 403, "iris/versions/01": 400,
+        "iris%2Fversions%2F1": 400, "%69ris": 200,
+    }.items():  # fmt: skip
+        assert served.post(f"/predict/{path}", GOOD, **champ).status == status, path
+    for alias, status in {"champion": 403, "challenger": 400}.items():
+        assert served.request("PUT", f"/models/iris/aliases/{alias}", {"x": 1}, **champ).status == status
+
+
+def test_header_and_body_name_the_model_that_is_checked(served: Served) -> None:
+    alice = bearer("alice")
+    assert served.post("/predict", GOOD, x_model="echo", **alice).status == 403
+    assert served.post("/predict", GOOD, x_model="models:/iris@champion", **alice).status == 200
+    assert served.post("/predict", {**GOOD, "model": "models:/echo"}, **alice).status == 403
+    assert served.post("/predict", {**GOOD, "model": "models:/iris"}, **alice).status == 200
+    assert served.post("/predict", GOOD, **alice).status == 200, "the default model is checked as well"
+    assert served.post("/predict", GOOD, **bearer("bob")).status == 403
+    # A header never replaces the path.
+    assert served.post("/predict/echo", GOOD, x_model="iris", **alice).status == 403
+    assert served.post("/predict/iris", {**GOOD, "model": "models:/echo"}, **alice).status == 400
+    target = {"x_amzn_sagemaker_target_model": "echo"}
+    assert served.post("/invocations", GOOD, **target, **alice).status == 403
+    assert served.post("/predict", GOOD, x_model="models:/m-" + "0" * 32, **alice).status == 403
+
+
+@pytest.mark.parametrize(
+    ("given", "status"),
+    [
+        (f"bearer {token('alice')}", 200),
+        (f"BEARER  {token('alice')} ", 200),
+        (f"Basic {token('alice')}", 401),
+        (token("alice"), 401),
+        (f"Bearer {token('alice')[:-1]}", 401),
+        (f"Bearer {token('alice')}x", 401),
+        (f"Bearer {token('ALICE')}", 401),
+        (f"Bearer {hashlib.sha256(token('alice').encode()).hexdigest()}", 401),
+        ("Bearer", 401),
+        ("Bearer " + "x" * 60_000, 401),
+        ("Bearer a.b.c", 401),
+    ],
+)
+def test_forms_of_the_header(served: Served, given: str, status: int) -> None:
+    answer = served.post("/predict/iris", GOOD, authorization=given)
+    assert answer.status == status, answer.body
+    assert token("alice")[:-1] not in answer.body.decode()
+
+
+def test_a_token_in_the_url_or_twice_is_refused(served: Served) -> None:
+    for name in ("access_token", "token", "authorization"):
+        assert served.post(f"/predict/iris?{name}={token('alice')}", GOOD).status == 401
+        assert served.get(f"/models?{name}={token('alice')}").status == 401
+    body = json.dumps(GOOD).encode()
+    for second in (token("boss"), token("alice")):
+        with served.connect() as connection:
+            head = f"POST /predict/iris HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token('alice')}\r\n"
+            head += f"authorization: Bearer {second}\r\nContent-Type: application/json\r\n"
+            head += f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+            connection.sendall(head.encode() + body)
+            answer = b"".join(iter(lambda: connection.recv(65536), b""))
+        assert answer.startswith((b"HTTP/1.1 400", b"HTTP/1.1 401")), answer
+
+
+def test_a_refused_request_is_not_read(served: Served) -> None:
+    with served.connect() as connection:
+        head = b"POST /predict/iris HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        connection.sendall(head + b"Content-Length: 1000\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 401")
+
+
+def test_names_do_not_leak(served: Served) -> None:
+    alice = bearer("alice")
+    ready = served.get("/readyz").json
+    assert (ready["preload_pending"], ready["preload_errors"]) == ([], {})
+    near = served.get("/models/irisx", **bearer("bob"))
+    assert near.status == 403
+    # A name that a pattern covers and that does not exist: no other name is suggested.
+    champion = served.post("/predict/iris@nope", GOOD, **alice)
+    assert champion.json["hint"] == "aliases of iris: champion"
+    assert "echo" not in served.get("/docs", **alice).body.decode()
+    tags = {served.get("/docs", **bearer(name)).headers["etag"] for name in ("alice", "bob")}
+    assert len(tags) == 2
+    assert served.get("/metrics", **alice).status == 403
+
+
+def test_a_hint_names_no_model_that_the_caller_may_not_know(registry_file: str, tmp_path: Path) -> None:
+    TOKENS["wild"] = {"predict": ["iri", "echx"]}
+    try:
+        with guarded(registry_file, tmp_path) as made:
+            answer = made.post("/predict/iri", GOOD, **bearer("wild"))
+            assert (answer.status, answer.code) == (404, "MODEL_NOT_FOUND")
+            assert "iris" not in answer.body.decode().replace("iri'", "")
+            assert "iris" in made.post("/predict/iri", GOOD, **bearer("admin")).json["hint"]
+    finally:
+        del TOKENS["wild"]
+
+
+def test_a_revoked_token_ends_in_the_middle_of_a_connection(registry_file: str, tmp_path: Path) -> None:
+    with guarded(registry_file, tmp_path) as made:
+        import http.client
+
+        connection = http.client.HTTPConnection("127.0.0.1", made.port, timeout=60)
+
+        def status() -> int:
+            connection.request("GET", "/models/iris", headers={"Authorization": f"Bearer {token('alice')}"})
+            answer = connection.getresponse()
+            answer.read()
+            return answer.status
+
+        assert status() == 200
+        fresh = tmp_path / "fresh"
+        fresh.write_text(entries("bob"))
+        fresh.replace(tmp_path / "tokens.json")
+        end = time.monotonic() + 30
+        while status() != 401:
+            assert time.monotonic() < end
+        fresh.write_text(entries("bob", "alice"))
+        fresh.replace(tmp_path / "tokens.json")
+        while status() != 200:
+            assert time.monotonic() < end
+        fresh.write_text("another-key")
+        fresh.replace(tmp_path / "key")
+        while made.get("/metrics", **bearer("admin")).status != 401:
+            assert time.monotonic() < end
+        connection.close()
+
+
+def test_anonymous_callers_may_predict_where_the_settings_say_so(registry_file: str, tmp_path: Path) -> None:
+    with guarded(registry_file, tmp_path, anonymous="predict") as made:
+        assert made.post("/predict/echo", GOOD).status != 401
+        assert made.get("/models/iris").status == 200
+        assert made.post("/predict/iris", GOOD, authorization="Bearer mgw_wrong").status == 401
+        assert made.post("/predict/iris", GOOD, **bearer("bob")).status == 403
+        assert made.get("/metrics").status == 401
+        assert made.post("/models/iris/load").status == 401
+
+
+def test_without_credentials_a_foreign_header_is_ignored(server: Served) -> None:
+    assert server.post("/predict/iris", GOOD, authorization="Bearer of-a-proxy").status == 200
+    assert server.get("/models", authorization="Basic abc").status == 200
+    assert server.get("/metrics").status == 200
+    assert server.get("/registry.yaml").status == 200
+    assert server.get("/events").status == 401
