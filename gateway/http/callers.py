@@ -31,7 +31,7 @@ class Callers:
     async def identify(self, record: RequestRecord) -> None:
         """Finds the principal of a request to a guarded gateway."""
         if record.twice == "Authorization":
-            record.principal = stranger("the header Authorization came twice")
+            record.principal = stranger("the header Authorization came twice, with different values")
             return
         headers = record.headers
         record.principal = self._access.recall(headers) or await self._access.identify(headers)

@@ -54,12 +54,9 @@ def request_id(headers: Mapping[bytes, bytes]) -> bytes:
 
 def contradiction(headers: Iterable[Header]) -> str:
     """The name of a header that decides what is answered and that came with two values; empty: none did. What
-    reads the first and what reads the last of them would answer, or let pass, different requests. A
-    credential may not come twice at all."""
+    reads the first and what reads the last of them would answer, or let pass, different requests."""
     values: dict[bytes, bytes] = {}
     for name, value in headers:
-        if name == b"authorization" and name in values:
-            return _DECIDE[name]
         if name in _DECIDE and values.setdefault(name, value.strip()) != value.strip():
             return _DECIDE[name]
     return ""
@@ -69,8 +66,7 @@ def check_headers(record: RequestRecord) -> None:
     """Raises INVALID_REFERENCE, MALFORMED_BODY where a header contradicts itself."""
     if record.twice:
         code = "INVALID_REFERENCE" if "Model" in record.twice else "MALFORMED_BODY"
-        different = "" if record.twice == "Authorization" else ", with different values"
-        message = f"the header {record.twice} came twice{different}"
+        message = f"the header {record.twice} came twice, with different values"
         raise Problem(code, message, hint="send it once")
 
 

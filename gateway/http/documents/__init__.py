@@ -84,7 +84,7 @@ class Documents:
             if scope["method"] not in ("GET", "HEAD"):
                 await problems.respond_not_allowed(send, record, scope["method"], "GET, HEAD")
                 return
-            found = await self._find(scope, path)
+            found = await self._find(record, path)
             head = [found.kind, *_SAFE, (b"etag", found.etag), (b"x-request-id", record.id)]
             head.append((b"cache-control", b"private, no-cache" if found.private else b"no-cache"))
             head.append((b"vary", b"authorization"))
@@ -98,27 +98,24 @@ class Documents:
             problem = error if isinstance(error, Problem) else problems.unexpected(error, record.id)
             await problems.respond_problem(send, problem, record)
 
-    async def _find(self, scope: Scope, path: bytes) -> Found:
+    async def _find(self, record: RequestRecord, path: bytes) -> Found:
         if path.startswith(MODELS):
             rest = path[len(MODELS) :]
             ending = OPENAPI if rest.endswith(OPENAPI) else DOCS
-            return await self._of_model(scope, names.parse_path(rest.removesuffix(ending)), ending == DOCS)
+            return await self._of_model(record, names.parse_path(rest.removesuffix(ending)), ending == DOCS)
         if path == OPENAPI:
             if self._service is None:
                 self._service = _found(orjson.dumps(service.document()), JSON)
             return self._service
         if path == DOCS:
-            models = self._access.readable(
-                scope[problems.RECORD], self._views.models().models, lambda model: model.name
-            )
+            models = self._access.readable(record, self._views.models().models, lambda model: model.name)
             return _found(pages.index(models, service.routes()).encode(), _HTML)
         file = self._files.get(path[len(ASSETS) :].decode("latin-1"))
         if file is None:
             raise problems.not_found()
         return file
 
-    async def _of_model(self, scope: Scope, reference: Reference, page: bool) -> Found:
-        record = scope[problems.RECORD]
+    async def _of_model(self, record: RequestRecord, reference: Reference, page: bool) -> Found:
         self._access.read(record, reference.name)
         described = await self._views.described(reference)
         in_full = self._access.controls(record, reference)

@@ -219,7 +219,7 @@ def test_a_token_in_the_url_or_twice_is_refused(served: Served) -> None:
         assert served.post(f"/predict/iris?{name}={token('alice')}", GOOD).status == 401
         assert served.get(f"/models?{name}={token('alice')}").status == 401
     body = json.dumps(GOOD).encode()
-    for second in (token("boss"), token("alice")):
+    for second in (token("boss"), "mgw_wrong", ""):
         with served.connect() as connection:
             head = f"POST /predict/iris HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token('alice')}\r\n"
             head += f"authorization: Bearer {second}\r\nContent-Type: application/json\r\n"

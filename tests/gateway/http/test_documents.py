@@ -16,6 +16,7 @@ import gateway
 from gateway.http.control import Control
 from gateway.http.documents import Documents, openapi, service
 from gateway.names import Reference
+from gateway.record import RequestRecord
 from loaders.enforcement import RawInput, enforce
 from loaders.signature import Array, ColSpec, Map, Object, ParamSpec, Property, Scalar, Signature, TensorSpec
 from tests.conftest import needs
@@ -171,9 +172,8 @@ def test_a_document_is_made_once_for_each_version_and_has_a_tag(server: Served) 
     documents._document = counted  # type: ignore[method-assign]
 
     async def ask() -> None:
-        scope = {"type": "http", "method": "GET", "headers": []}
         for _ in range(3):
-            await documents._find(scope, b"/models/iris/openapi.json")
+            await documents._find(RequestRecord(), b"/models/iris/openapi.json")
 
     asyncio.run_coroutine_threadsafe(ask(), server.loop).result(30)
     assert len(made) == 1
