@@ -138,15 +138,10 @@ class Gateway:
             replays=Replays(self.recorder.store, self.manager, self._pools.disk, captured=settings.captures),
         )
         self.watch = Watch(
-            registry,
-            io,
-            interval=settings.poll_interval or registry.poll_interval,
-            apply=self.aliases.apply,
-            remember=self._persistence.save_snapshot,
-            in_use=self.aliases.names_in_use,
-            forget=self._forget,
+            registry, io, interval=settings.poll_interval or registry.poll_interval, apply=self.aliases.apply,
+            remember=self._persistence.save_snapshot, in_use=self.aliases.names_in_use, forget=self._forget,
             emit=self._emit,
-        )
+        )  # fmt: skip
         default_model = settings.default_model
         self.service = Service(
             self.aliases,
@@ -171,16 +166,9 @@ class Gateway:
         preload = Preload.parsed(settings.preload, settings.default_alias, again=again)
         self.residency = Residency(self.aliases, self.manager, self.watch, registry, io, pending=preload)
         self.views = Views(
-            self.aliases,
-            self.manager,
-            self.watch,
-            registry,
-            io,
-            trials=self.promotions.trials,
-            prepare=self._packages.get,
-            fetching=self._packages.fetching,
-            preload=preload,
-        )
+            self.aliases, self.manager, self.watch, registry, io, trials=self.promotions.trials,
+            prepare=self._packages.get, fetching=self._packages.fetching, preload=preload,
+        )  # fmt: skip
         self.connections = Connections(settings.max_connections)
         self.parts = Parts.of(
             settings, self.service, self.views, self.promotions, self.residency, self.watch, self.metrics,
