@@ -188,7 +188,7 @@ class Service:
                 await self._manager.ready(lease, self._patience(inference))
             mismatch = servable.mismatch
             record.elsewhere = mismatch is not None
-            outcome, warnings = await self._run(servable, inference)
+            outcome, warnings, signature = await self._run(servable, inference)
             if found is not None:
                 self._aliases.answered(found, version)
         except Problem as error:
@@ -200,7 +200,7 @@ class Service:
         marks = LENIENT if record.lenient else ()
         if mismatch is not None:
             warnings, marks = (*warnings, *mismatch), (*MISMATCH, *marks)
-        return Answer(outcome.result, warnings, marks, servable.rules()[0])
+        return Answer(outcome.result, warnings, marks, signature)
 
     async def _compared(
         self, inference: Inference, service: Version, found: LiveAlias, rollout: Rollout
@@ -242,9 +242,11 @@ class Service:
         prepared = None if servable is None else servable.prepared
         return prepared is not None and bool(prepared.check_output(answer.result))
 
-    async def _run(self, servable: Servable, inference: Inference) -> tuple[Outcome, tuple[str, ...]]:
-        """Enforces the signature, waits for a turn in the queue, and calls the model. Returns its answer and
-        the warnings. Raises Problem."""
+    async def _run(
+        self, servable: Servable, inference: Inference
+    ) -> tuple[Outcome, tuple[str, ...], Signature | None]:
+        """Enforces the signature, waits for a turn in the queue, and calls the model. Returns its answer, the
+        warnings, and the signature. Raises Problem."""
         enforced: Enforced | ElsewhereEnforced
         params: dict[str, Any] = {}
         signature, mode, type_hints, positional = servable.rules(inference.lenient, inference.positional)
@@ -276,7 +278,8 @@ class Service:
         except _UNANSWERED as error:
             raise self._unanswered(servable, inference, error) from None
         servable.recent.answered(outcome.queue_seconds + outcome.predict_seconds)
-        self._check_output(servable, outcome.result)
+        if servable.options.check_output:
+            self._check_output(servable, outcome.result)
         if servable.options.capture:
             self._capture(servable, enforced.batch, params, outcome)
         warnings = enforced.warnings
@@ -284,12 +287,11 @@ class Service:
             inference.record.lenient = True
         if _is_one_for_all(enforced.batch, outcome.result):
             warnings = (*warnings, _ONE_FOR_ALL)
-        return outcome, warnings
+        return outcome, warnings, signature
 
     def _check_output(self, servable: Servable, result: Batch) -> None:
         """Compares a share of the answers with the output schema, and says so where one differs."""
-        share = servable.options.check_output
-        if share and self._chance.random() < share and servable.prepared is not None:
+        if self._chance.random() < servable.options.check_output and servable.prepared is not None:
             version = servable.version
             for problem in servable.prepared.check_output(result)[:1]:
                 self._emit(OutputDiffers(version.name, version.version, problem))

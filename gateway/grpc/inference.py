@@ -70,7 +70,9 @@ class OpenInference:
             held.add(len(body))
             held.complete = True
             started = perf_counter()
-            held.size += self._bodies.charge(len(body), await bodies.weighed(body, cost.memory))
+            is_long = len(body) > bodies.COUNT_ON_LOOP
+            becomes = await asyncio.to_thread(cost.memory, body) if is_long else cost.memory(body)
+            held.size += self._bodies.charge(len(body), becomes)
             request, asks, inference = await self._inference(body, call, held)
             record.parse = perf_counter() - started
             asked = perf_counter()

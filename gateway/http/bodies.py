@@ -12,7 +12,6 @@ import io
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
@@ -73,7 +72,6 @@ class Parsed(NamedTuple):
     asked: Any = None
 
 
-@lru_cache(maxsize=256)
 def media_type(header: bytes) -> Media:
     """The form that a Content-Type announces. The only parameter allowed is `charset=utf-8`, in any case,
     quoted or not. Raises UNSUPPORTED_MEDIA_TYPE."""
@@ -213,11 +211,6 @@ class BodyReader:
         )
 
 
-async def weighed(body: bytes, cost: Callable[[bytes], int]) -> int:
-    """The memory that a body takes once it is parsed, in bytes. Raises MALFORMED_BODY."""
-    return await asyncio.to_thread(cost, body) if len(body) > COUNT_ON_LOOP else cost(body)
-
-
 class Held:
     """The bytes of a reader's total that one request holds. `complete`: its body was read to the end."""
 
@@ -234,7 +227,7 @@ class Held:
 
     def release(self) -> None:
         """Releases all held bytes."""
-        self._reader.release(self.size)
+        self._reader.held -= self.size
         self.size = 0
 
 

@@ -6,6 +6,7 @@ part answers.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -72,24 +73,23 @@ def build(parts: Parts, hosting: Hosting | None = None) -> ASGIApp:
             if line is not None:
                 line.write()
 
-    async def route(scope: Scope, receive: Receive, send: Send) -> None:
+    def route(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         path = _raw_path(scope)
         if hosted is not None and hosted.is_here(path):
-            await hosted.serve(scope, receive, send, path)
-        elif path.startswith(b"/predict/"):
-            await prediction.serve(scope, receive, send, path[9:])
-        elif path == b"/predict":
-            await prediction.serve(scope, receive, send, None)
-        elif path.startswith(b"/v2") and path[3:4] in (b"", b"/"):
-            await inference.serve(scope, receive, send, path)
-        elif lookalikes.is_here(path):
-            await others.serve(scope, receive, send, path)
-        elif documents.is_here(path):
-            await described.serve(scope, receive, send, path)
-        elif path in invocations.PATHS:
-            await mlflow.serve(scope, receive, send, path)
-        else:
-            await control.serve(scope, receive, send, path)
+            return hosted.serve(scope, receive, send, path)
+        if path.startswith(b"/predict/"):
+            return prediction.serve(scope, receive, send, path[9:])
+        if path == b"/predict":
+            return prediction.serve(scope, receive, send, None)
+        if path.startswith(b"/v2") and path[3:4] in (b"", b"/"):
+            return inference.serve(scope, receive, send, path)
+        if lookalikes.is_here(path):
+            return others.serve(scope, receive, send, path)
+        if documents.is_here(path):
+            return described.serve(scope, receive, send, path)
+        if path in invocations.PATHS:
+            return mlflow.serve(scope, receive, send, path)
+        return control.serve(scope, receive, send, path)
 
     return serve
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from gateway.http import bodies, problems
@@ -26,7 +27,12 @@ Encode: TypeAlias = "Callable[[RequestRecord, Answer, Any, int], Awaitable[tuple
 
 def declared(headers: Mapping[bytes, bytes]) -> Media:
     """The form that the content type announces."""
-    return Media(bodies.media_type(headers.get(b"content-type", b"")))
+    return _form(headers.get(b"content-type", b""))
+
+
+@lru_cache(maxsize=256)
+def _form(content_type: bytes) -> Media:
+    return Media(bodies.media_type(content_type))
 
 
 @dataclass(frozen=True, slots=True)

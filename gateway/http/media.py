@@ -5,7 +5,6 @@ The gateway and the process for large bodies share this table. Must not know rou
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from gateway.http import bodies, v2_inputs, wholebodies
@@ -26,23 +25,18 @@ class Media(NamedTuple):
     parameter: str = ""
 
 
-def cost(media: Media) -> Callable[[bytes], int]:
-    """The function that computes the memory of such a body once it is parsed, in bytes. It raises Problem."""
-    if media.form == "v2":
-        return lambda body: v2_inputs.memory(body, media.parameter)
-    return _COSTS[media.form]
-
-
-def is_large(media: Media, body: bytes, becomes: int) -> bool:
-    """Whether to parse a body in another process. `becomes`: its bytes in memory. Raw binary data costs
-    nothing to read, so only the JSON in front of it counts."""
-    if media.form in wholebodies.PARSERS:
-        return False  # one value: nothing is parsed
-    size = len(body)
-    if media.form == "v2" and media.parameter:
-        size = int(media.parameter)
-        becomes -= 2 * (len(body) - size)
-    return size > RAW_BYTES or becomes > PARSED_BYTES
+def weigh(media: Media, body: bytes) -> tuple[int, bool]:
+    """The memory that such a body takes once it is parsed, in bytes, and whether to parse it in another
+    process. Raw binary data costs nothing to read, so only the JSON in front of it counts. Raises Problem."""
+    form, size = media.form, len(body)
+    if form == "v2":
+        becomes = v2_inputs.memory(body, media.parameter)
+        size, raw = (int(media.parameter), len(body) - int(media.parameter)) if media.parameter else (size, 0)
+        return becomes, size > RAW_BYTES or becomes - 2 * raw > PARSED_BYTES
+    becomes = _COSTS[form](body)
+    if form in wholebodies.PARSERS:
+        return becomes, False  # one value: nothing is parsed
+    return becomes, size > RAW_BYTES or becomes > PARSED_BYTES
 
 
 def parse(media: Media, body: bytes) -> Parsed:

@@ -136,7 +136,8 @@ class Prediction:
         """Reads the request: its head, its body, and the model that they name. Returns also what the answer's
         protocol needs. Raises Problem."""
         headers = record.headers
-        problems.check_headers(record)
+        if record.twice:
+            problems.check_headers(record)
         self._access.predict(record, None)
         form = dialect.media(headers)
         deadline = deadline_of(headers)
@@ -147,9 +148,12 @@ class Prediction:
         held.size += len(body)
         held.complete = True
         started = perf_counter()
-        becomes = await bodies.weighed(body, media.cost(form))
+        if len(body) > bodies.COUNT_ON_LOOP:
+            becomes, is_large = await asyncio.to_thread(media.weigh, form, body)
+        else:
+            becomes, is_large = media.weigh(form, body)
         asks: Any = None
-        if media.is_large(form, body, becomes):
+        if is_large:
             unparsed = large.LargeBody(body, form, reference, self._large, becomes)
             held.size += self._bodies.charge_elsewhere(becomes)
             if reference is None:
@@ -159,7 +163,8 @@ class Prediction:
             held.size += self._bodies.charge(len(body), becomes)
             parsed = media.parse(form, body)
             asks = parsed.asked
-            reference = bodies.agreed(reference, parsed.model)
+            if parsed.model is not bodies.ABSENT:
+                reference = bodies.agreed(reference, parsed.model)
             inference = Inference(reference, parsed.raw, parsed.params, deadline, record)
         inference.lenient, inference.positional = dialect.lenient, dialect.positional
         record.parse = perf_counter() - started
@@ -292,8 +297,8 @@ class _DisconnectWatcher:
 
 
 def _timing(record: RequestRecord) -> Header:
-    seconds = record.parse, record.queue, record.predict, record.encode
-    return b"server-timing", _SERVER_TIMING % tuple([1e3 * each for each in seconds])
+    spent = 1e3 * record.parse, 1e3 * record.queue, 1e3 * record.predict, 1e3 * record.encode
+    return b"server-timing", _SERVER_TIMING % spent
 
 
 @lru_cache(maxsize=1024)

@@ -102,7 +102,10 @@ else:
                 self._head += len(data)
             self._unset_keepalive_if_required()
             try:
-                self._feed(data)
+                try:
+                    self.parser.feed_data(data)
+                except httptools.HttpParserUpgrade as offer:
+                    self._decline(data, offer)
             except httptools.HttpParserError:
                 self.send_400_response("")
                 return
@@ -157,12 +160,14 @@ else:
             """Called by uvicorn to answer a request that the parser refused."""
             self._refuse(self._fault)
 
-        def _feed(self, data: bytes) -> None:
+        def _decline(self, data: bytes, offer: Any) -> None:
+            """Feeds a head that offered to upgrade again, without the offer, and what follows it."""
             while True:
+                data = self._declined() + data[offer.args[0] :]
                 try:
                     return self.parser.feed_data(data)
-                except httptools.HttpParserUpgrade as offer:
-                    data = self._declined() + data[offer.args[0] :]
+                except httptools.HttpParserUpgrade as another:
+                    offer = another
 
         def _declined(self) -> bytes:
             """The last head without its offer to upgrade, for a new parser."""
