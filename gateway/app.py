@@ -187,6 +187,7 @@ class Gateway:
             self._feedback.notice,
             logs.EventLog(),
             self._upkeep.notice,
+            self.aliases.notice,
         )
         self._background = Background()
         expose(self.metrics, self.manager, self.views, self.watch, self.connections, self._upkeep)

@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 
 from gateway import cgroup, yamltext
 from gateway.names import near
-from gateway.policy import Canary, Guards, Replay, RolloutPolicy, unknown
+from gateway.policy import Canary, Guards, Replay, RolloutPolicy, Shadow, unknown
 from gateway.quantities import DURATION_SCHEMA, SIZE_SCHEMA, shown_seconds, shown_size
 from gateway.settings import (
     AccessSettings,
@@ -255,6 +255,7 @@ def _known_beside(parts: list[str]) -> list[str]:
         "guards": Guards,
         "capture": Capture,
         "replay": Replay,
+        "shadow": Shadow,
     }
     team = parts[:2] == ["access", "teams"]
     model = Team if team else models.get(parts[-2], ModelSettings)

@@ -126,6 +126,11 @@ class Problem(Exception):
         return STATUS[self.code]
 
     @property
+    def of_input(self) -> bool:
+        """Returns whether the request itself is the cause: its body, its reference or its rights."""
+        return self.status < 500 and self.code != "OVERLOADED"
+
+    @property
     def retryable(self) -> bool:
         """Returns whether the same request may succeed later without a change by the operator."""
         return self.code in RETRYABLE if self._retryable is None else self._retryable

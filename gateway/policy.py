@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
@@ -17,17 +17,24 @@ from gateway.quantities import Duration, Part, listed
 
 #: Keys that other releases may support. They are refused, because a check that does not run must not look
 #: configured.
-UNAVAILABLE: Final = frozenset({"shadow", "watch"})
+UNAVAILABLE: Final = frozenset({"shadow"})
 
-OFF: Final = ("off", "none", False)
+
+def _is_off(value: object) -> bool:
+    """Whether a value switches something off. YAML reads `off` as False; 0 is a number."""
+    return value is False or (isinstance(value, str) and value in ("off", "none"))
 
 
 def _canary(value: object) -> object:
-    return {"steps": []} if value in OFF else value
+    return {"steps": []} if _is_off(value) else value
 
 
 def _limit(value: object) -> object:
-    return None if value in OFF else value
+    return None if _is_off(value) else value
+
+
+def _no_time(value: object) -> object:
+    return 0.0 if _is_off(value) else value
 
 
 Excess = Annotated[Annotated[float, Field(ge=0, lt=1)] | None, BeforeValidator(_limit)]
@@ -81,6 +88,24 @@ class Replay(Part):
     """The time after which the requests that were not answered count as missing."""
 
 
+class Shadow(Part):
+    """Before callers get the new version, it answers copies of requests, after their answers were sent. Its
+    answers are compared with those of the version in service."""
+
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """The share of the requests that are copied: 1.0 is all of them."""
+    requests: Annotated[int, Field(ge=1)] = 500
+    """The fewest answers that are compared."""
+    within: Duration = 3600.0
+    """The time after which a shadow with fewer answers has too little traffic; then `thin` decides."""
+    agreement: Annotated[float, Field(gt=0, le=1)] = 0.98
+    """The smallest share of requests on which both versions agree."""
+    tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    """The relative difference up to which two numbers agree. Whole numbers, labels and text must be equal."""
+    deadline: Duration = 10.0
+    """The time after which the gateway does not wait longer for the answer to a copy."""
+
+
 class Guards(Part):
     """How much worse than the version in service a new version may be. `off` switches a guard off."""
 
@@ -102,10 +127,14 @@ class RolloutPolicy(Part):
     interpreter."""
     replay: Annotated[Replay | None, BeforeValidator(_limit)] = None
     """Captured requests that the new version answers before it serves. `off` or not set: none."""
+    shadow: ClassVar[Shadow | None] = None
     canary: Annotated[Canary, BeforeValidator(_canary)] = Canary()
     """The steps before the swap. `off`: the swap follows directly after the checks."""
     guards: Guards = Guards()
-    """The limits that end a canary."""
+    """The limits that end a canary or a watch."""
+    watch: Annotated[Duration, BeforeValidator(_no_time)] = 0.0
+    """How long the version before stays loaded after the swap, while the guards compare the new version with
+    its last ten minutes. 0 or `off`: no comparison."""
     thin: Literal["hold", "refuse"] = "hold"
     """With too few captured requests or too little traffic: `hold` until a person runs `finish` or `abort`,
     or `refuse` the version."""

@@ -11,6 +11,7 @@ import json
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from gateway.access.principal import check_predict
@@ -19,6 +20,7 @@ from gateway.events import Emit, InputRefused, OutputDiffers, PredictionFailed, 
 from gateway.names import Reference
 from gateway.record import RequestRecord
 from gateway.rollouts.aliases import Target
+from gateway.rollouts.rollout import Rollout
 from gateway.runners.base import ModelError, NoProcess, RunnerCrashed, RunnerTimeout
 from gateway.runners.suspects import Poisoned
 from gateway.serving.admission import NotAdmitted
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from gateway.registries.base import Version
     from gateway.rollouts.alias import LiveAlias
     from gateway.rollouts.aliases import Aliases
-    from gateway.rollouts.rollout import Rollout
+    from gateway.rollouts.rollout import InService
     from gateway.serving.manager import Lease, Manager
     from loaders.batch import Batch
     from loaders.enforcement import Enforced, Mode
@@ -170,8 +172,8 @@ class Service:
             target = self._aliases.target(reference)
         found = target.alias
         version = target.version
-        if found is not None and found.rollout is not None and given is None and version is not None:
-            return await self._compared(inference, version, found, found.rollout)
+        if found is not None and found.observer is not None and given is None and version is not None:
+            return await self._observed(inference, version, found, found.observer)
         record.alias = None if found is None else found.alias
         record.version = version or (None if found is None else found.desired)
         lease: Lease | None = None
@@ -202,39 +204,49 @@ class Service:
             warnings, marks = (*warnings, *mismatch), (*MISMATCH, *marks)
         return Answer(outcome.result, warnings, marks, signature)
 
-    async def _compared(
-        self, inference: Inference, service: Version, found: LiveAlias, rollout: Rollout
+    async def _observed(
+        self, inference: Inference, serving: Version, found: LiveAlias, observer: Rollout | InService
     ) -> Answer:
-        """A request during a rollout: the candidate or the version in service answers it, and it is counted.
-        If it fails on the candidate, the version in service answers it: nothing was sent yet, and a
-        prediction has no effects."""
+        """A request that is recorded, for a rollout or for a later one. If it fails on the new version of a
+        rollout, the version before answers it: nothing was sent yet, and a prediction has no effects."""
         record = inference.record
-        caller = rollout.caller(record.headers, record.shown_id)
-        candidate = rollout.takes(caller)
-        version = rollout.candidate if candidate else service
+        caller = observer.caller(record.headers, record.shown_id)
+        version, other = observer.versions(caller, serving)
+        rollout = observer if isinstance(observer, Rollout) else None
+        candidate = rollout is not None and version == rollout.candidate
+        retries = candidate and other is not None and observer.retries
         raw, unparsed = inference.raw, inference.unparsed
+        failed = partial(observer.observe, caller, version, failed=True)
         try:
-            answer = await self.predict(inference, Target(version, found))
+            async with asyncio.timeout(observer.patience if retries else None):
+                answer = await self.predict(inference, Target(version, found))
         except asyncio.CancelledError:
             if not self._stopping():  # the caller did not want to wait that long
-                rollout.observe(caller, candidate=candidate, failed=True)
+                failed()
             raise
-        except Problem as problem:
-            if problem.code == "SHUTTING_DOWN":
+        except (Problem, TimeoutError) as error:
+            if isinstance(error, Problem) and error.code == "SHUTTING_DOWN":
                 raise
+            refused = isinstance(error, Problem) and error.of_input
             now = asyncio.get_running_loop().time()
             late = inference.deadline is not None and now >= inference.deadline
-            repeats = candidate and rollout.retries and not late
-            rollout.observe(caller, candidate=candidate, failed=True, repeats=repeats)
-            if not repeats:
-                raise
+            if not retries or late or other is None:
+                failed(refused=refused)
+                if isinstance(error, Problem):
+                    raise
+                raise Problem("DEADLINE_EXCEEDED", f"{version} did not answer in time") from None
         else:
-            violated = rollout.policy.guards.output is not None and self._violates(version, answer)
-            seconds = record.predict
-            rollout.observe(caller, candidate=candidate, failed=False, seconds=seconds, violated=violated)
+            violated = self._violates(version, answer) if observer.checks else None
+            observer.observe(caller, version, failed=False, seconds=record.predict, violated=violated)
             return answer
         inference.raw, inference.unparsed = raw, unparsed
-        return await self.predict(inference, Target(service, found))
+        if rollout is None or not rollout.watching:
+            failed(refused=refused, repeats=True)
+            return await self.predict(inference, Target(other, found))
+        # What the version before cannot answer either says nothing about the new one.
+        answer = await self.predict(inference, Target(other, found))
+        failed(refused=refused, repeats=True)
+        return answer
 
     def _violates(self, version: Version, answer: Answer) -> bool:
         """Whether an answer differs from the version's output schema."""

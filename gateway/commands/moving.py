@@ -104,7 +104,7 @@ def promote(
             done = _promote_there(client, name, alias, body, dry_run=dry_run, wait=wait)
             target = client.url
             if wait and (done.get("rollout") or {}).get("step") is not None:
-                done = follow(client, name, alias)
+                done = follow(client, name, alias, until_served=True)
                 if (refused := failure(done)) is not None:
                     raise refused
     else:

@@ -21,6 +21,7 @@ from gateway.commands.options import (
     connect,
     reference_of,
 )
+from gateway.commands.rollouts import progress
 from gateway.commands.terminal import Output, result, size, table, working
 
 Key: TypeAlias = tuple[str, str]
@@ -190,14 +191,14 @@ def _differences(rollouts: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _under_way(rollout: Mapping[str, Any], step: Mapping[str, Any]) -> str:
-    """How far a canary is: its phase, the share of the new version and the step."""
-    paused = ", paused" if step["paused"] else ""
+    """How far a rollout is: its phase, the share of the new version and the step."""
+    subject, desired, phase = f"{rollout['name']}@{rollout['alias']}", rollout["desired"], rollout["phase"]
+    if rollout["serving"] == desired:
+        return f"{subject} serves version {desired}: {phase}, {progress(step)}"
+    others = "answers the others" if "number" in step else "answers"
     return (
-        f"{rollout['name']}@{rollout['alias']} moves to version {rollout['desired']}: {rollout['phase']}, "
-        f"step {step['number']} of {step['of']} ({step['percent']:g} % of the callers, "
-        f"{step['seconds']:.0f} of {step['seconds_wanted']:g} s, "
-        f"{step['requests']} of {step['requests_wanted']} requests{paused}); "
-        f"version {rollout['serving']} answers the others"
+        f"{subject} moves to version {desired}: {phase}, {progress(step)}; "
+        f"version {rollout['serving']} {others}"
     )
 
 

@@ -78,9 +78,9 @@ def path_of(name: str, alias: str) -> str:
     return f"/rollouts/{quote(name, safe='')}@{quote(alias, safe='')}"
 
 
-def follow(client: Client, name: str, alias: str) -> dict[str, Any]:
+def follow(client: Client, name: str, alias: str, *, until_served: bool = False) -> dict[str, Any]:
     """Prints each change of a rollout until it ends, and returns the last view. Ctrl-C ends this command, not
-    the rollout."""
+    the rollout. `until_served`: returns when the new version serves, also if it is then watched."""
     shown = 0
     while True:
         view = client.call("GET", path_of(name, alias))
@@ -89,7 +89,7 @@ def follow(client: Client, name: str, alias: str) -> dict[str, Any]:
         for change in changes[shown:]:
             note(_changed(change, known))
         shown = len(changes)
-        if known.get("step") is None:
+        if known.get("step") is None or (until_served and view["serving"] == view["desired"]):
             return view
         if known["phase"] == "held":
             note(
@@ -111,6 +111,18 @@ def failure(view: Mapping[str, Any]) -> Failure | None:
 
 def name_of(view: Mapping[str, Any]) -> str:
     return f"{view['name']}@{view['alias']}"
+
+
+def progress(step: Mapping[str, Any]) -> str:
+    """How far a step of a rollout is: its share, and the time and the requests, where they are wanted."""
+    share = f"{step['percent']:g} % of the {'requests, as copies' if 'compared' in step else 'callers'}"
+    wanted = f" of {step['requests_wanted']}" if "requests_wanted" in step else ""
+    paused = ", paused" if step["paused"] else ""
+    facts = (
+        f"{share}, {step['seconds']:.0f} of {step['seconds_wanted']:g} s, "
+        f"{step['requests']}{wanted} requests{paused}"
+    )
+    return f"step {step['number']} of {step['of']} ({facts})" if "number" in step else facts
 
 
 def _line(view: Mapping[str, Any]) -> str:
@@ -143,16 +155,11 @@ def _told(view: Mapping[str, Any]) -> str:
     if known:
         lines.append(f"version {known['version']}, compared with {known['compared_with']}: {known['phase']}")
         step = known["step"]
-        paused = ", paused" if step is not None and step["paused"] else ""
-        if step is not None and step["number"] == 0:
+        if step is not None and step.get("number") == 0:
             asked = f"{step['requests']} of {step['requests_wanted']} captured requests"
-            lines.append(f"replay: {asked}, {step['seconds']:g} s{paused}")
+            lines.append(f"replay: {asked}, {step['seconds']:g} s{', paused' if step['paused'] else ''}")
         elif step is not None:
-            lines.append(
-                f"step {step['number']} of {step['of']}, {step['percent']:g} % of the callers: "
-                f"{step['seconds']:g} of {step['seconds_wanted']:g} s, "
-                f"{step['requests']} of {step['requests_wanted']} requests{paused}"
-            )
+            lines.append(progress(step))
         if known["reason"]:
             lines.append(known["reason"])
         lines += _replayed((known["evidence"] or {}).get("replay"))

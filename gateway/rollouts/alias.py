@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 
 from gateway.errors import Problem
 from gateway.registries.base import Verdict, Version
-from gateway.rollouts.rollout import Rollout
+from gateway.rollouts.rollout import InService, Rollout
 from gateway.state import Served
 
 STOPPED: Final = frozenset({"refused", "rolled_back"})
@@ -64,8 +64,16 @@ class LiveAlias:
     attempt: asyncio.Future[None] | None = None
     moved: asyncio.Event = field(default_factory=asyncio.Event)
     refusal: Problem | None = None
-    #: A new version that gets part of the requests, step by step, before it serves.
+    #: A new version that gets part of the requests, step by step, before it serves, or is watched after it.
     rollout: Rollout | None = None
+    #: The record of the version in service, where the policy may compare it with a later one.
+    in_service: InService | None = None
+    #: What records the requests: one of the two above. The only one that a request looks at.
+    observer: Rollout | InService | None = None
+    #: The version that was replaced last, until it is no longer kept loaded.
+    replaced: Version | None = None
+    #: The policy that the registry held when the aliases looked last.
+    said: Mapping[str, Any] | None = None
 
     @property
     def goal(self) -> Version | None:
@@ -75,7 +83,17 @@ class LiveAlias:
     @property
     def in_steps(self) -> bool:
         """Whether a new version currently gets a part of the requests."""
-        return self.rollout is not None
+        return self.rollout is not None and not self.rollout.watching
+
+    def observe_with(self, rollout: Rollout | None) -> None:
+        """Sets the rollout in progress."""
+        self.rollout = rollout
+        self.observer = rollout or self.in_service
+
+    def record(self, in_service: InService | None) -> None:
+        """Sets the record of the version in service."""
+        self.in_service = in_service
+        self.observer = self.rollout or in_service
 
     @property
     def diverged(self) -> bool:

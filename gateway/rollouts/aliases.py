@@ -27,7 +27,7 @@ from cachetools import LRUCache
 
 from gateway import backoff
 from gateway.errors import Problem
-from gateway.events import AliasDeleted, Emit, SwapRefused
+from gateway.events import AliasDeleted, Crashed, Emit, Event, SwapRefused
 from gateway.names import Reference
 from gateway.registries import base
 from gateway.registries.base import Observation, Snapshot, Version
@@ -222,12 +222,18 @@ class Aliases:
 
     def answered(self, found: LiveAlias, version: Version) -> None:
         """A version has answered a request: it has proved itself."""
-        if found.last_good is not version and found.serving is version:
+        if found.last_good is not version and found.serving is version and found.rollout is None:
             found.last_good = version
             self._memory.save_last_good(found.name, found.alias, version.version)
             _, entry = self._entry(found.name, found.alias)
             if entry is not None and entry.last_good not in (None, version.version):
                 self._found_out(Observation(found.name, found.alias, version.version, version.version))
+
+    def notice(self, event: Event) -> None:
+        """A process of a version ended: a new version whose processes end again and again is taken back."""
+        if isinstance(event, Crashed) and event.what != "recycled":
+            final = event.what == "quarantined"
+            self._reconciler.ended(event.model, event.version, event.reason, final=final)
 
     # For the registry.
 
@@ -283,6 +289,10 @@ class Aliases:
             found.show(self._wall(), "serving" if found.serving is not None else "unloaded")
         if found.last_good is None and entry.last_good is not None:
             found.last_good = model.versions.get(entry.last_good)
+        if model.rollout != found.said:
+            found.said = model.rollout
+            if found.serving is not None:
+                self.conductor.records(found, model, found.serving)
         before = (found.desired, found.forced, found.verdict)
         own = self.conductor.verdict(found.name, found.alias, entry)
         error = records.want(found, model, entry, own)

@@ -1,5 +1,5 @@
-"""Conducts rollouts: takes a candidate that passed its gates through its steps, and writes down how far it
-is.
+"""Conducts rollouts: takes a candidate that passed its gates through its steps, watches it once it serves,
+and writes down how far it is.
 
 A rollout is examined after each event, and at least once a second. `rollouts.phases` decides;
 `rollouts.reconciler` then moves the alias. Runs on the event loop.
@@ -8,6 +8,7 @@ A rollout is examined after each event, and at least once a second. `rollouts.ph
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,16 +19,19 @@ from gateway.events import Emit, RolloutChanged
 from gateway.quantities import utc
 from gateway.registries import base
 from gateway.registries.base import Verdict
-from gateway.rollouts.phases import TAKEN_BACK, UNDER_WAY, Phase
+from gateway.rollouts.before import Reference
+from gateway.rollouts.phases import BEFORE_SERVING, TAKEN_BACK, UNDER_WAY, Phase
 from gateway.rollouts.records import ROLLBACK
-from gateway.rollouts.rollout import Course, Rollout
+from gateway.rollouts.rollout import Course, InService, Rollout
 
 if TYPE_CHECKING:
     from gateway.policy import RolloutPolicy
     from gateway.registries.base import Model, Version
     from gateway.rollouts.alias import LiveAlias, Memory
     from gateway.rollouts.replay import Replays
-    from gateway.serving.manager import Manager
+    from gateway.serving.manager import Lease, Manager
+
+log = logging.getLogger("gateway.aliases")
 
 #: A rollout is looked at this often, in seconds, although nothing happened.
 TICK: Final = 1.0
@@ -126,11 +130,10 @@ class Conductor:
             return False
         if not service.source or not (self._steps(found, model, target) or self._replayed(model)):
             return False
-        entry = model.aliases.get(found.alias)
-        if entry is not None and target.version in (*entry.previous, entry.last_good):
-            return False
-        stretches = [served for served in found.history if served.version == target.version]
-        return all((served.reason or "").startswith(ROLLED_BACK) for served in stretches)
+        course = self.course(found.name, found.alias)
+        if course is not None and course.version == target.version and course.phase is Phase.WATCHING:
+            return False  # its steps are over
+        return not _has_served(found, model, target)
 
     def _steps(self, found: LiveAlias, model: Model, target: Version) -> tuple[float, ...]:
         course = self.course(found.name, found.alias)
@@ -150,56 +153,133 @@ class Conductor:
     ) -> TakenBack | None:
         """Takes `target` through its steps. Returns None when it should serve, or when the alias has moved.
         `model` gives the current registered model; `began` is called with the phase to show."""
-        generation, name, alias = found.generation, found.name, found.alias
         registered = model()
         assert registered is not None
         rollout = self._begun(found, self.policy(registered), target)
         lease = self._manager.lease(target, pin=True)
-        found.rollout = rollout
+        found.observe_with(rollout)
         self._changed(found, rollout)
         began(rollout.shown)
         replay: asyncio.Task[None] | None = None
+
+        def look() -> None:
+            nonlocal replay
+            if rollout.course.phase is Phase.REPLAYING and rollout.replay is None:
+                replay = self._begin_replay(found, rollout)
+
         try:
-            while generation == found.generation:
-                if rollout.course.phase is Phase.REPLAYING and rollout.replay is None:
-                    replay = self._begin_replay(found, rollout)
-                decision = rollout.decide(self._lost(target))
-                if decision.phase is None:
-                    await _either(rollout.changed, found.moved, TICK)
-                    rollout.changed.clear()
-                    continue
-                evidence = rollout.evidence()
-                course = rollout.course.to(
-                    decision.phase, self._wall(), step=decision.step or rollout.course.step,
-                    reason=decision.reason, evidence=evidence,
-                )  # fmt: skip
-                if decision.phase is Phase.CANARY:
-                    now = model()
-                    if now is not None:
-                        rollout.follow(self.policy(now))
-                rollout.move(course)
-                self._changed(found, rollout)
-                if decision.phase is Phase.DONE:
-                    return None
-                if decision.phase in TAKEN_BACK:
-                    outcome = "refused" if decision.phase is Phase.REFUSED else "rolled_back"
-                    return TakenBack(target, outcome, decision.reason or "")
-                began(rollout.shown)
-            self._overtaken(found, rollout)
-            return None
+            return await self._conducted(found, rollout, model, began, look)
         finally:
-            found.rollout = None
+            found.observe_with(None)
             if replay is not None:
                 replay.cancel()
             lease.release()
-            assert (name, alias) == (found.name, found.alias)
+
+    def watch(self, found: LiveAlias, model: Model, target: Version, service: Version | None) -> bool:
+        """Begins to watch `target`, which serves from now on in the place of `service`. Returns False if the
+        policy has no watch, or if there is nothing to go back to."""
+        course = self.course(found.name, found.alias)
+        if course is None or course.version != target.version or course.phase not in UNDER_WAY:
+            course = Course(target.version)
+        resumed = course.phase is Phase.WATCHING
+        if resumed and course.service is not None:
+            service = model.versions.get(course.service)
+        policy = self.policy(model)
+        back = service is not None and service != target and service.source
+        if not back or not policy.watch or target != found.desired:
+            if resumed:
+                reason = "there is no watch any more, or no version to go back to"
+                self._save(found.name, found.alias, course.to(Phase.DONE, self._wall(), reason=reason))
+            return False
+        assert service is not None
+        if not resumed:
+            if found.moved_by == ROLLBACK or _has_served(found, model, target):
+                return False
+            course = course.to(Phase.WATCHING, self._wall())
+        if course.before is None:
+            last = found.in_service
+            known = last is not None and last.version == service
+            before = last.before.reference() if last is not None and known else Reference()
+            course = replace(course, before=before.to_json())
+        rollout = self._live(found, policy, replace(course, service=service.version), target, service)
+        found.observe_with(rollout)
+        self._changed(found, rollout)
+        return True
+
+    async def watched(
+        self, found: LiveAlias, model: Callable[[], Model | None], began: Callable[[str], None]
+    ) -> TakenBack | None:
+        """Watches the version that serves. Returns None when the watch is over or the alias has moved."""
+        rollout = found.rollout
+        assert rollout is not None
+        assert rollout.service is not None
+        held: list[Lease] = []
+        for version in (rollout.service, rollout.candidate):
+            try:
+                held.append(self._manager.lease(version, pin=True))  # after a restart, this loads it
+            except Problem as problem:
+                log.warning("%s is watched without %s: %s", rollout.candidate, version, problem.message)
+
+        def let_go() -> None:
+            """What the operator unloads is not kept."""
+            for lease in [lease for lease in held if lease.servable.retiring is not None]:
+                held.remove(lease)
+                lease.release()
+
+        began(rollout.shown)
+        try:
+            return await self._conducted(found, rollout, model, began, let_go)
+        finally:
+            found.observe_with(None)
+            for lease in held:
+                lease.release()
+
+    async def _conducted(
+        self,
+        found: LiveAlias,
+        rollout: Rollout,
+        model: Callable[[], Model | None],
+        began: Callable[[str], None],
+        look: Callable[[], None] = lambda: None,
+    ) -> TakenBack | None:
+        """Follows a rollout from decision to decision. `look` is called before each."""
+        generation, target, watching = found.generation, rollout.candidate, rollout.watching
+        while generation == found.generation:
+            look()
+            decision = rollout.decide(self._lost(target, watching))
+            if decision.phase is None:
+                await _either(rollout.changed, found.moved, TICK)
+                rollout.changed.clear()
+                continue
+            evidence = rollout.evidence()
+            course = rollout.course.to(
+                decision.phase, self._wall(), step=decision.step or rollout.course.step,
+                reason=decision.reason, evidence=evidence,
+            )  # fmt: skip
+            if decision.phase is Phase.CANARY:
+                now = model()
+                if now is not None:
+                    rollout.follow(self.policy(now))
+            rollout.move(course)
+            if decision.phase is Phase.WATCHING and not watching:
+                self._save(found.name, found.alias, course)  # a restart goes on with the watch
+                return None
+            self._changed(found, rollout)
+            if decision.phase is Phase.DONE:
+                return None
+            if decision.phase in TAKEN_BACK:
+                outcome = "refused" if decision.phase is Phase.REFUSED else "rolled_back"
+                return TakenBack(target, outcome, decision.reason or "")
+            began(rollout.shown)
+        self._overtaken(found, rollout)
+        return None
 
     def _begun(self, found: LiveAlias, policy: RolloutPolicy, target: Version) -> Rollout:
         """A new rollout, or the one that a restart interrupted, in its phase and step."""
         service = found.serving or found.last_good
         saved = self.course(found.name, found.alias)
         now = self._wall()
-        if saved is not None and saved.version == target.version and saved.phase in UNDER_WAY:
+        if saved is not None and saved.version == target.version and saved.phase in BEFORE_SERVING:
             course = replace(saved, since=now)
         else:
             asked = saved is not None and saved.version == target.version and saved.phase is Phase.CHECKING
@@ -207,9 +287,20 @@ class Conductor:
             first = Phase.CANARY if policy.replay is None or self._replays is None else Phase.REPLAYING
             course = Course(target.version, steps=steps).to(first, now)
         course = replace(course, service=None if service is None else service.version)
+        return self._live(found, policy, course, target, service)
+
+    def _live(
+        self,
+        found: LiveAlias,
+        policy: RolloutPolicy,
+        course: Course,
+        target: Version,
+        service: Version | None,
+    ) -> Rollout:
         return Rollout(
-            target, policy, course, clock=self._clock,
+            target, policy, course, service=service, clock=self._clock,
             counted=lambda arm: self._counted(found.name, found.alias, arm),
+            record=lambda: found.in_service,
         )  # fmt: skip
 
     def _begin_replay(self, found: LiveAlias, rollout: Rollout) -> asyncio.Task[None]:
@@ -223,9 +314,34 @@ class Conductor:
         task.add_done_callback(lambda _: rollout.changed.set())
         return task
 
-    def _lost(self, target: Version) -> str | None:
-        """Why the candidate cannot answer any more: it ended again and again, or was unloaded."""
+    def records(self, found: LiveAlias, model: Model, serving: Version) -> None:
+        """Records the requests of `serving` from now on, if the policy may compare it with a later one."""
+        if not self.policy(model).watch:
+            found.record(None)
+        elif found.in_service is None or found.in_service.version != serving:
+            found.record(InService(serving, self._clock))
+
+    def crash_loop(self, found: LiveAlias, target: Version, service: Version, reason: str) -> TakenBack:
+        """Takes back a version that crashed again and again soon after its swap, without a watch."""
+        why = f"crash loop: {reason}"
+        course = Course(target.version, service=service.version)
+        course = course.to(Phase.ROLLED_BACK, self._wall(), reason=why, evidence={"reference": "none"})
+        self._save(found.name, found.alias, course)
+        evidence = course.changes[-1].get("evidence")
+        self._emit(
+            RolloutChanged(
+                found.name, found.alias, target.version, service.version, course.phase.value, why, evidence
+            )
+        )
+        return TakenBack(target, "rolled_back", why)
+
+    def _lost(self, target: Version, watching: bool) -> str | None:
+        """Why the candidate cannot answer any more: it ended again and again, or was unloaded. One that
+        serves may be unloaded: the next request loads it."""
         failure = self._manager.failure(target)
+        if watching:
+            failed = failure is not None and failure.code == "MODEL_UNAVAILABLE"
+            return failure.message if failure is not None and failed else None
         if failure is not None:
             return failure.message
         return None if self._manager.is_ready(target) else f"{target} is not loaded any more"
@@ -275,6 +391,15 @@ class Conductor:
             rollout.evidence() if not course.changes else course.changes[-1].get("evidence"),
         )  # fmt: skip
         self._emit(event)
+
+
+def _has_served(found: LiveAlias, model: Model, target: Version) -> bool:
+    """Whether a version has proved itself under an alias: it needs no steps and no watch."""
+    entry = model.aliases.get(found.alias)
+    if entry is not None and target.version in (*entry.previous, entry.last_good):
+        return True
+    stretches = [served for served in found.history if served.version == target.version]
+    return not all((served.reason or "").startswith(ROLLED_BACK) for served in stretches)
 
 
 async def _either(one: asyncio.Event, other: asyncio.Event, timeout: float) -> None:

@@ -61,12 +61,22 @@ class Bet:
     largest one so far.
     """
 
-    __slots__ = ("_logs", "_stakes", "peak")
+    __slots__ = ("_logs", "_stakes", "_weights", "peak")
 
     def __init__(self, lowest: float) -> None:
         self._stakes = [fraction / lowest for fraction in STAKES]
+        self._weights = [1 / len(STAKES)] * len(STAKES)
         self._logs = [0.0] * len(STAKES)
         self.peak = 1.0
+
+    @classmethod
+    def of(cls, stakes: Sequence[tuple[float, float]]) -> Bet:
+        """Bets with other stakes, each with its weight; the weights add up to 1."""
+        bet = cls(1.0)
+        bet._stakes = [stake for stake, _ in stakes]
+        bet._weights = [weight for _, weight in stakes]
+        bet._logs = [0.0] * len(stakes)
+        return bet
 
     def observe(self, value: float) -> None:
         logs = self._logs
@@ -79,7 +89,7 @@ class Bet:
         most = max(self._logs)
         if most > 500.0:
             return math.inf
-        return sum(math.exp(log) for log in self._logs) / len(self._logs)
+        return sum(weight * math.exp(log) for weight, log in zip(self._weights, self._logs, strict=True))
 
 
 @dataclass(slots=True)

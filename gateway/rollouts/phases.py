@@ -1,9 +1,10 @@
 """The phases of a rollout, and the decision about what comes next.
 
-With a replay, a candidate first answers captured requests, which no caller sees. Then it gets a growing
-share of the callers, step by step, while the version in service answers the others. It advances when enough
-time has passed *and* enough requests were answered. A breached guard rolls it back. Too little traffic is
-never a pass.
+A candidate first answers captured requests (`replaying`) and copies of requests (`shadowing`), which no
+caller sees. Then it gets a growing share of the callers, step by step, while the version in service answers
+the others (`canary`). Then it serves, and the version before stays loaded for a while (`watching`). Each of
+these is optional. A phase ends when enough time has passed *and* enough requests were answered. A breached
+guard takes the candidate back. Too little traffic is never a pass.
 
 Pure: must not know a clock, a registry or requests.
 """
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
+from gateway.quantities import shown_seconds
 from gateway.rollouts.agreement import Outcome
 
 if TYPE_CHECKING:
@@ -25,8 +27,10 @@ class Phase(StrEnum):
 
     CHECKING = "checking"
     REPLAYING = "replaying"
+    SHADOWING = "shadowing"
     CANARY = "canary"
     HELD = "held"
+    WATCHING = "watching"
     DONE = "done"
     REFUSED = "refused"
     ROLLED_BACK = "rolled_back"
@@ -34,44 +38,36 @@ class Phase(StrEnum):
     SUPERSEDED = "superseded"
 
 
+_STOPPED: Final = frozenset({Phase.REFUSED, Phase.ROLLED_BACK, Phase.ABORTED, Phase.SUPERSEDED})
+_SERVES: Final = frozenset({Phase.WATCHING, Phase.DONE})
+
 FOLLOWS: Final[dict[Phase, frozenset[Phase]]] = {
-    Phase.CHECKING: frozenset(
-        {Phase.REPLAYING, Phase.CANARY, Phase.HELD, Phase.REFUSED, Phase.SUPERSEDED}
-    ),
-    Phase.REPLAYING: frozenset(
-        {
-            Phase.CANARY, Phase.HELD, Phase.DONE, Phase.REFUSED, Phase.ROLLED_BACK, Phase.ABORTED,
-            Phase.SUPERSEDED,
-        }
-    ),
-    Phase.CANARY: frozenset(
-        {
-            Phase.CANARY, Phase.HELD, Phase.DONE, Phase.REFUSED, Phase.ROLLED_BACK, Phase.ABORTED,
-            Phase.SUPERSEDED,
-        }
-    ),
-    Phase.HELD: frozenset(
-        {
-            Phase.REPLAYING, Phase.CANARY, Phase.DONE, Phase.REFUSED, Phase.ROLLED_BACK, Phase.ABORTED,
-            Phase.SUPERSEDED,
-        }
-    ),
-    **dict.fromkeys(
-        (Phase.DONE, Phase.REFUSED, Phase.ROLLED_BACK, Phase.ABORTED, Phase.SUPERSEDED), frozenset()
-    ),
-}  # fmt: skip
+    Phase.CHECKING: frozenset({Phase.REPLAYING, Phase.SHADOWING, Phase.CANARY, Phase.HELD})
+    | _SERVES
+    | _STOPPED,
+    Phase.REPLAYING: frozenset({Phase.SHADOWING, Phase.CANARY, Phase.HELD}) | _SERVES | _STOPPED,
+    Phase.SHADOWING: frozenset({Phase.CANARY, Phase.HELD}) | _SERVES | _STOPPED,
+    Phase.CANARY: frozenset({Phase.CANARY, Phase.HELD}) | _SERVES | _STOPPED,
+    Phase.HELD: frozenset({Phase.REPLAYING, Phase.SHADOWING, Phase.CANARY}) | _SERVES | _STOPPED,
+    Phase.WATCHING: frozenset({Phase.DONE}) | _STOPPED,
+    **dict.fromkeys((Phase.DONE, *_STOPPED), frozenset()),
+}
 """The phases that may follow each phase. A phase without followers ends the rollout."""
 
-UNDER_WAY: Final = frozenset({Phase.REPLAYING, Phase.CANARY, Phase.HELD})
+UNSEEN: Final = frozenset({Phase.REPLAYING, Phase.SHADOWING})
+"""The phases in which no caller gets an answer of the candidate."""
+BEFORE_SERVING: Final = UNSEEN | {Phase.CANARY, Phase.HELD}
+UNDER_WAY: Final = BEFORE_SERVING | {Phase.WATCHING}
 TAKEN_BACK: Final = frozenset({Phase.ROLLED_BACK, Phase.ABORTED, Phase.REFUSED})
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
     """The facts for a decision. `step` counts from 0. `seconds` and `requests` (of the candidate) are those
-    of this step, without pauses. `breached`: a guard's finding. `lost`: why the candidate can no longer
-    answer. `order`: a person's command, `finish` or `abort`. `replayed`: the outcome of the replay, None
-    while it runs; `replay`: the same in words."""
+    of this step, without pauses. `shadows`: whether the candidate gets copies of requests. `compared`: the
+    outcome of a replay or of a shadow, None while it is open; `comparison`: the same in words. `breached`: a
+    guard's finding. `lost`: why the candidate can no longer answer. `order`: a person's command, `finish` or
+    `abort`."""
 
     phase: Phase
     step: int
@@ -82,8 +78,9 @@ class Seen:
     lost: str | None = None
     order: str | None = None
     paused: bool = False
-    replayed: Outcome | None = None
-    replay: str = ""
+    shadows: bool = False
+    compared: Outcome | None = None
+    comparison: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,38 +98,53 @@ WAIT: Final = Next()
 def next_step(policy: RolloutPolicy, seen: Seen) -> Next:
     """Decides what a rollout does next. Findings against the candidate come first: a known breach overrides a
     person's command."""
-    canary = policy.canary
-    if seen.lost is not None:
-        # Before the first step no caller has had it.
-        lost = Phase.REFUSED if seen.phase is Phase.REPLAYING else Phase.ROLLED_BACK
-        return Next(lost, reason=seen.lost)
-    if seen.breached is not None:
-        return Next(Phase.ROLLED_BACK, reason=seen.breached)
+    found = seen.lost or seen.breached
+    if found is not None:
+        return Next(Phase.REFUSED if seen.phase in UNSEEN else Phase.ROLLED_BACK, reason=found)
     if seen.order == "abort":
         return Next(Phase.ABORTED, reason="a person aborted it")
     if seen.order == "finish":
-        return Next(Phase.DONE, reason="a person finished it")
-    if seen.paused or seen.phase is Phase.HELD:
+        last = Phase.DONE if seen.phase is Phase.WATCHING else swapped(policy)
+        return Next(last, reason="a person finished it")
+    if seen.paused:
         return WAIT
-    if seen.phase is Phase.REPLAYING:
-        return _after_replay(policy, seen)
+    match seen.phase:
+        case Phase.REPLAYING | Phase.SHADOWING:
+            return _after_comparison(policy, seen)
+        case Phase.CANARY:
+            return _after_step(policy, seen)
+        case Phase.WATCHING if seen.seconds >= policy.watch:
+            compared = f"{seen.requests} requests in {shown_seconds(policy.watch)}"
+            return Next(Phase.DONE, reason=f"no guard found a difference: {compared}")
+    return WAIT
+
+
+def swapped(policy: RolloutPolicy) -> Phase:
+    """The phase in which the candidate serves all callers."""
+    return Phase.WATCHING if policy.watch else Phase.DONE
+
+
+def _after_comparison(policy: RolloutPolicy, seen: Seen) -> Next:
+    match seen.compared:
+        case None:
+            return WAIT
+        case Outcome.PASSED:
+            shadow = seen.shadows and seen.phase is Phase.REPLAYING
+            steps = Phase.CANARY if seen.steps else swapped(policy)
+            return Next(Phase.SHADOWING if shadow else steps, reason=seen.comparison)
+        case Outcome.FAILED:
+            return Next(Phase.REFUSED, reason=seen.comparison)
+        case Outcome.THIN:
+            return Next(Phase.HELD if policy.thin == "hold" else Phase.REFUSED, reason=seen.comparison)
+
+
+def _after_step(policy: RolloutPolicy, seen: Seen) -> Next:
+    canary = policy.canary
     if seen.seconds >= canary.every and seen.requests >= canary.requests:
         if seen.step + 1 >= seen.steps:
-            return Next(Phase.DONE)
+            return Next(swapped(policy))
         return Next(Phase.CANARY, seen.step + 1)
     if seen.seconds >= max(canary.within, canary.every) and seen.requests < canary.requests:
         reason = f"too little traffic: {seen.requests} of {canary.requests} requests in {canary.within:g} s"
         return Next(Phase.HELD if policy.thin == "hold" else Phase.REFUSED, reason=reason)
     return WAIT
-
-
-def _after_replay(policy: RolloutPolicy, seen: Seen) -> Next:
-    match seen.replayed:
-        case None:
-            return WAIT
-        case Outcome.PASSED:
-            return Next(Phase.CANARY if seen.steps else Phase.DONE, reason=seen.replay)
-        case Outcome.FAILED:
-            return Next(Phase.REFUSED, reason=seen.replay)
-        case Outcome.THIN:
-            return Next(Phase.HELD if policy.thin == "hold" else Phase.REFUSED, reason=seen.replay)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic import BaseModel, ValidationError
 
 from gateway.names import near
-from gateway.policy import Canary, Guards, Replay, RolloutPolicy, laid_over, unknown
+from gateway.policy import Canary, Guards, Replay, RolloutPolicy, Shadow, laid_over, unknown
 from gateway.registries.base import UNREADABLE
 
 if TYPE_CHECKING:
@@ -57,7 +57,12 @@ def _told(error: Any) -> str:
     said = None if above else unknown(key)
     if said is not None:
         return f"{place} {said}"
-    parts: dict[str, type[BaseModel]] = {"canary": Canary, "guards": Guards, "replay": Replay}
+    parts: dict[str, type[BaseModel]] = {
+        "canary": Canary,
+        "guards": Guards,
+        "replay": Replay,
+        "shadow": Shadow,
+    }
     part = parts.get(above[0], RolloutPolicy) if above else RolloutPolicy
     meant = near(key, part.model_fields)
     return f"{place}: unknown key" + (f", did you mean {meant}?" if meant else "")

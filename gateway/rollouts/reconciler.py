@@ -10,10 +10,16 @@
                                            │ yes
                                            ▼
                                    serving = desired        (one assignment)
+                                           │
+                                           ▼
+                         watch, if the policy has one
+                                           │ worse than before the swap, or a crash loop:
+                                           ▼
+                                   serving = the version before        (one assignment)
 
-There is one task per alias; it ends when both versions agree. `rollouts.aliases` starts it and sets the
-desired version. Runs on the event loop. Knows versions, gates and leases; must not know HTTP, processes or
-files.
+There is one task per alias; it ends when both versions agree and no watch is left. `rollouts.aliases` starts
+it and sets the desired version. Runs on the event loop. Knows versions, gates and leases; must not know HTTP,
+processes or files.
 """
 
 from __future__ import annotations
@@ -31,10 +37,10 @@ from gateway.quantities import utc
 from gateway.registries import base
 from gateway.registries.base import Observation, Version
 from gateway.rollouts.alias import LiveAlias, Memory, number
-from gateway.rollouts.conductor import Conductor, TakenBack
+from gateway.rollouts.conductor import ROLLED_BACK, Conductor, TakenBack
 from gateway.rollouts.gates import Gates, Passed
-from gateway.rollouts.lingering import Lingering
-from gateway.rollouts.records import Record
+from gateway.rollouts.lingering import LINGER, Lingering
+from gateway.rollouts.records import ROLLBACK, Record
 from gateway.serving.manager import Lease, Manager
 from gateway.state import HISTORY_KEPT, Served
 
@@ -92,11 +98,17 @@ class Reconciler:
         """Moves serving towards desired until they agree, or until a refusal while no version is loaded."""
         refusals_in_a_row = 0
         try:
-            while (target := found.goal) is not None and found.serving != target:
+            while (target := found.goal) is not None:
                 generation = found.generation
+                if found.serving == target and found.rollout is None:
+                    break
                 found.moved.clear()
-                found.renew_attempt()
-                refusal = await self._attempt(found, target, generation)
+                refusal: Problem | None
+                if found.serving == target:
+                    refusal = await self._watched(found)
+                else:
+                    found.renew_attempt()
+                    refusal = await self._attempt(found, target, generation)
                 if generation != found.generation:
                     refusals_in_a_row = 0
                     continue  # superseded: callers wait for the newer move
@@ -106,6 +118,8 @@ class Reconciler:
                 interrupted = refusal.code in INTERRUPTED
                 if found.serving is None and (found.last_good is None or interrupted):
                     return  # no version answers: the next request tries again
+                if found.serving == found.goal:
+                    continue  # the version before serves again
                 refusals_in_a_row += 1
                 await self._pause(found, refusal, refusals_in_a_row)
             if found.serving is not None and found.serving == found.desired and found.phase != "deleted":
@@ -149,6 +163,10 @@ class Reconciler:
                     if taken_back is not None:
                         return taken_back
                 if generation == found.generation:
+                    model = self._model(found.name)
+                    if model is not None:
+                        before = found.serving or found.last_good
+                        self._conductor.watch(found, model, target, before)
                     self.serve(found, target, moved_by=found.moved_by)
                 else:
                     self.let_linger(target)
@@ -204,6 +222,53 @@ class Reconciler:
                 self._manager.retire(target, "rolled back")
         return taken_back
 
+    async def _watched(self, found: LiveAlias) -> TakenBack | None:
+        """Watches the version that serves since the last swap. If it is worse, the version before serves
+        again."""
+        rollout = found.rollout
+        assert rollout is not None
+        found.end_attempt()
+        taken_back = await self._conductor.watched(
+            found, lambda: self._model(found.name), lambda phase: found.show(self._wall(), phase)
+        )
+        if taken_back is not None and rollout.service is not None:
+            self._go_back(found, rollout.candidate, rollout.service, taken_back)
+        return taken_back
+
+    def ended(self, name: str, version: str, reason: str, *, final: bool) -> None:
+        """A process of a version ended. `final`: it ended again and again, and is not started again: the
+        version that it replaced a moment ago serves again."""
+        for found in list(self._all()):
+            rollout, serving = found.rollout, found.serving
+            if found.name != name:
+                continue
+            if rollout is not None and rollout.candidate.version == version:
+                rollout.crashed(reason, final=final)
+            elif final and serving is not None and serving.version == version and serving == found.desired:
+                before, began = found.replaced, found.history[-1].started if found.history else 0.0
+                soon = self._wall() - began <= LINGER
+                if before is not None and soon and self._manager.is_ready(before):
+                    back = self._conductor.crash_loop(found, serving, before, reason)
+                    found.generation += 1
+                    self._go_back(found, serving, before, back)
+                    found.moved.set()
+
+    def _go_back(self, found: LiveAlias, target: Version, service: Version, taken_back: TakenBack) -> None:
+        """The version before serves again, at once and after a restart. The version that was taken back is
+        not tried again until the alias moves or a person asks for it."""
+        if self._manager.failure(service) is None:
+            self.serve(found, service, ROLLBACK, f"{ROLLED_BACK}{taken_back.reason}")
+            found.last_good = service
+            self._memory.save_last_good(found.name, found.alias, service.version)
+        found.replaced = None
+        self._refused(found, target, taken_back, taken_back.outcome, taken_back.reason)
+        if found.verdict is None:
+            at = utc(self._wall())
+            found.verdict = base.Verdict(target.version, taken_back.outcome, taken_back.reason, at)
+        found.fallback = service
+        if not any(target == other.serving for other in self._all()):
+            self._manager.retire(target, "rolled back")
+
     async def _checked_unless_moved(self, found: LiveAlias, target: Version) -> Passed | None:
         """Runs the gates. Returns None as soon as the alias moves; the load then ends too, unless another
         alias or a request needs it."""
@@ -225,21 +290,24 @@ class Reconciler:
             if not checking.done():
                 checking.cancel()
 
-    def serve(self, found: LiveAlias, version: Version, moved_by: str) -> None:
-        """The swap."""
+    def serve(self, found: LiveAlias, version: Version, moved_by: str, why: str | None = None) -> None:
+        """The swap. `why`: why the version before it ends, None if it was simply replaced."""
         previous, found.serving = found.serving, version
+        found.replaced = None if moved_by == ROLLBACK else previous
+        if (model := self._model(found.name)) is not None:
+            self._conductor.records(found, model, version)
         if version == found.desired:
             found.desired = version
         found.refusal = None if version is found.desired else found.refusal
         now = self._wall()
         if version is found.desired:
-            found.show(self._wall(), "serving")
+            found.show(self._wall(), "serving" if found.rollout is None else found.rollout.shown)
         else:
             found.show(self._wall(), found.stopped, found.error)
         if not (
             found.history and found.history[-1].version == version.version and found.history[-1].ended is None
         ):
-            self._end_history(found, now, f"replaced by {version.version}")
+            self._end_history(found, now, why or f"replaced by {version.version}")
             served = Served(version.version, now, moved_by)
             found.history.append(served)
             del found.history[:-HISTORY_KEPT]

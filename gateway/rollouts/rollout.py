@@ -1,7 +1,8 @@
 """One rollout: a candidate and the version in service, side by side under one alias.
 
 `Course` is the part of a rollout that survives a restart; `Rollout` is the live half, which assigns
-callers, counts what both versions did and asks the guards. Knows versions and outcomes; no HTTP, no manager.
+callers, counts what both versions did and asks the guards. `InService` records a version that may be compared
+later. Knows versions and outcomes; no HTTP, no manager.
 """
 
 from __future__ import annotations
@@ -13,29 +14,42 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway.quantities import utc
+from gateway.rollouts.afterwards import Afterwards
+from gateway.rollouts.before import Before, Reference
 from gateway.rollouts.canary import assigned
-from gateway.rollouts.guards import Guards, Limits, Outcome
-from gateway.rollouts.phases import FOLLOWS, Next, Phase, Seen, next_step
+from gateway.rollouts.guards import ALPHA, Guards, Limits, Outcome
+from gateway.rollouts.phases import FOLLOWS, TAKEN_BACK, UNSEEN, Next, Phase, Seen, next_step
 
 if TYPE_CHECKING:
     from gateway.policy import RolloutPolicy
     from gateway.registries.base import Version
     from gateway.rollouts.replay import Report
 
+#: The phase of an alias while its new version is watched, for people.
+SERVED: Final = "serving (watching)"
 #: So many changes of a rollout are remembered.
 CHANGES_KEPT: Final = 50
 #: Calls faster than this, in seconds, count as equally fast: which of two processes has the warmer caches is
 #: no difference between two versions.
 FELT_SECONDS: Final = 0.005
+#: A request that the candidate has not answered after this time, in seconds, and after this many times the
+#: slowest call of the version in service, goes to the version in service.
+PATIENCE_SECONDS: Final = 2.0
+PATIENCE_TIMES: Final = 10.0
+#: So many crashes without an answer in between are a crash loop.
+CRASHES: Final = 3
+#: The part of the guards' alpha for a watch that follows a canary; the canary has the rest.
+WATCH_SHARE: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class Course:
     """The durable state of a rollout. `version` is the candidate, `service` the version it is compared with.
 
-    `steps`: the percentages of the promotion, None for the policy's. `since`: the unix time of the phase or
-    step. `recorded`: the registry has held the verdict, so only the registry counts from then on. `changes`:
-    the changes, oldest first.
+    `steps`: the percentages of the promotion, None for the policy's; `shadow`: its share of copied requests,
+    likewise. `since`: the unix time of the phase or step. `recorded`: the registry has held the verdict, so
+    only the registry counts from then on. `changes`: the changes, oldest first. `before`: the reference of a
+    watch.
     """
 
     version: str
@@ -43,11 +57,13 @@ class Course:
     phase: Phase = Phase.CHECKING
     step: int = 0
     steps: tuple[float, ...] | None = None
+    shadow: float | None = None
     paused: bool = False
     reason: str | None = None
     since: float = 0.0
     recorded: bool = False
     changes: tuple[Mapping[str, Any], ...] = ()
+    before: Mapping[str, Any] | None = None
 
     @property
     def stage(self) -> Phase:
@@ -83,9 +99,48 @@ class Course:
         return replace(self, phase=phase, step=step, reason=reason, since=now, paused=False, changes=kept)
 
 
+class InService:
+    """The version that serves an alias whose policy has a watch: its last minutes are recorded. It has the
+    methods that a request needs of `Rollout`."""
+
+    retries = False
+    patience: float | None = None
+
+    def __init__(self, version: Version, clock: Callable[[], float] = time.monotonic) -> None:
+        self.version = version
+        self.before = Before(clock)
+
+    @property
+    def checks(self) -> bool:
+        return self.before.checks
+
+    def caller(self, headers: Mapping[bytes, bytes], request_id: str) -> str:
+        return ""
+
+    def versions(self, caller: str, serving: Version) -> tuple[Version, Version | None]:
+        return serving, None
+
+    def observe(
+        self,
+        caller: str,
+        version: Version,
+        *,
+        failed: bool,
+        refused: bool = False,
+        seconds: float = 0.0,
+        violated: bool | None = None,
+        repeats: bool = False,
+    ) -> None:
+        """Records a finished request. Left out: one that failed because of its input, and one of an earlier
+        version, which was on its way at a swap."""
+        if version == self.version and not (failed and refused):
+            self.before.observe(failed=failed, seconds=max(seconds, FELT_SECONDS), violated=violated)
+
+
 class Rollout:
-    """A rollout in progress. `changed` is set when there may be something to decide. `counted` is called with
-    the arm of each request: `candidate` or `service`."""
+    """A rollout in progress. `service` is the version in service before it. `changed` is set when there may
+    be something to decide. `counted` is called with the arm of each request: `candidate` or `service`.
+    `record` gives the record of the version that serves the alias."""
 
     def __init__(
         self,
@@ -93,10 +148,13 @@ class Rollout:
         policy: RolloutPolicy,
         course: Course,
         *,
+        service: Version | None = None,
         counted: Callable[[str], None] = lambda arm: None,
+        record: Callable[[], InService | None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.candidate = candidate
+        self.service = service
         self.policy = policy
         self.course = course
         self.changed = asyncio.Event()
@@ -106,18 +164,29 @@ class Rollout:
         self.retried = 0
         self.felt = 0
         self._counted = counted
+        self._record = record
         self._clock = clock
         self._began = clock()
         self._paused_at = self._began if course.paused else None
         self._requests = 0
+        self._crashes = 0
+        self._crash_loop: str | None = None
+        self._slowest = 0.0
         self._header = b""
         self._steps: tuple[float, ...] = (50.0,)
         self.follow(policy)
-        limits = policy.guards
-        self.guards = Guards(
-            Limits(errors=limits.errors, latency=limits.latency, output=limits.output),
-            share=self._steps[min(course.step, len(self._steps) - 1)] / 100,
+        self.guards: Guards | Afterwards
+        limits = Limits(
+            errors=policy.guards.errors, latency=policy.guards.latency, output=policy.guards.output
         )
+        if course.phase is Phase.WATCHING:
+            before = Reference() if course.before is None else Reference.from_json(course.before)
+            after_steps = any(change["phase"] == Phase.CANARY.value for change in course.changes)
+            self.guards = Afterwards(limits, before, alpha=ALPHA * WATCH_SHARE if after_steps else ALPHA)
+            self._slowest = before.slowest
+        else:
+            alpha = ALPHA * (1 - WATCH_SHARE) if policy.watch else ALPHA
+            self.guards = Guards(limits, share=self._share / 100, alpha=alpha)
 
     def __repr__(self) -> str:
         return f"<Rollout of {self.candidate}, {self.shown}>"
@@ -134,27 +203,42 @@ class Rollout:
 
     @property
     def has_steps(self) -> bool:
-        """Whether a canary follows the replay."""
+        """Whether there is a canary."""
         steps = self.course.steps if self.course.steps is not None else self.policy.canary.steps
         return bool(steps)
 
     @property
+    def _share(self) -> float:
+        return self.steps[min(self.course.step, len(self.steps) - 1)]
+
+    @property
     def percent(self) -> float:
         """The share of the callers that the candidate gets now."""
-        if self.course.stage is Phase.REPLAYING:
-            return 0.0
-        return self.steps[min(self.course.step, len(self.steps) - 1)]
+        return 0.0 if self.course.stage in UNSEEN else self._share
+
+    @property
+    def watching(self) -> bool:
+        """Whether the candidate serves all callers."""
+        return self.course.phase is Phase.WATCHING
 
     @property
     def shown(self) -> str:
         """The phase as text for people, such as `canary 25 %`."""
         if self.course.phase is Phase.CANARY:
             return f"canary {self.percent:g} %"
-        return self.course.phase.value
+        return SERVED if self.watching else self.course.phase.value
 
     @property
     def retries(self) -> bool:
         return self.policy.canary.retry
+
+    @property
+    def patience(self) -> float | None:
+        return max(PATIENCE_SECONDS, PATIENCE_TIMES * self._slowest) if self._slowest else None
+
+    @property
+    def checks(self) -> bool:
+        return self.policy.guards.output is not None
 
     # Requests.
 
@@ -167,28 +251,56 @@ class Rollout:
         """Whether the candidate answers this caller now."""
         return assigned(caller, self.candidate.name, self.candidate.version, self.percent)
 
+    def versions(self, caller: str, serving: Version) -> tuple[Version, Version | None]:
+        if self.watching:
+            return serving, self.service
+        return (self.candidate, serving) if self.takes(caller) else (serving, None)
+
     def observe(
         self,
         caller: str,
+        version: Version,
         *,
-        candidate: bool,
         failed: bool,
+        refused: bool = False,
         seconds: float = 0.0,
-        violated: bool = False,
+        violated: bool | None = None,
         repeats: bool = False,
     ) -> None:
-        """Records a finished request. `seconds`: the duration of the model's call. `repeats`: it failed, and
-        the version in service answers it."""
+        """Records a finished request of either version. `seconds`: the duration of the model's call.
+        `refused`: it failed because of its input. `repeats`: it failed, and the other version answers it."""
+        candidate = version == self.candidate
         self._counted("candidate" if candidate else "service")
-        if self.course.stage is Phase.REPLAYING:
+        if (recorded := self._record()) is not None:
+            recorded.observe(
+                caller, version, failed=failed, refused=refused, seconds=seconds, violated=violated
+            )
+        if self.course.stage in UNSEEN:
+            self._slowest = max(self._slowest, seconds)
             return  # there is nothing to compare it with
-        outcome = Outcome(failed, max(seconds, FELT_SECONDS), violated, caller)
+        if self.watching and refused and not repeats:
+            return  # perhaps the version before would refuse it too
+        outcome = Outcome(failed, max(seconds, FELT_SECONDS), bool(violated), caller)
         self.guards.observe(outcome, candidate=candidate)
         if candidate:
             self._requests += 1
             self.retried += repeats
             self.felt += failed and not repeats
-        if self.guards.breached is not None or (candidate and self._requests >= self.policy.canary.requests):
+            if not failed:
+                self._crashes = 0
+        elif not failed:
+            self._slowest = max(self._slowest, outcome.seconds)
+        enough = candidate and not self.watching and self._requests >= self.policy.canary.requests
+        if enough or self.guards.breached is not None:
+            self.changed.set()
+
+    def crashed(self, reason: str, *, final: bool) -> None:
+        """A process of the candidate ended. Too many of them without an answer in between take it back.
+        `final`: it is not started again."""
+        self._crashes += 1
+        if final or self._crashes >= CRASHES:
+            times = "" if final else f" {self._crashes} times without an answer"
+            self._crash_loop = f"crash loop: its process ended{times}: {reason}"
             self.changed.set()
 
     # Decisions.
@@ -204,12 +316,12 @@ class Rollout:
             len(self.steps) if self.has_steps or self.course.stage is Phase.CANARY else 0,
             self.seconds,
             self._requests,
-            breached,
-            lost,
-            self.order,
-            self.course.paused,
-            None if replay is None else replay.outcome,
-            "" if replay is None else str(replay),
+            breached=breached,
+            lost=self._crash_loop or lost,
+            order=self.order,
+            paused=self.course.paused,
+            compared=None if replay is None else replay.outcome,
+            comparison="" if replay is None else str(replay),
         )
 
     @property
@@ -221,7 +333,7 @@ class Rollout:
         """Decides what happens next. Before a step ends, the remaining requests are compared; the moment
         depends on time and counts, never on the answers."""
         decision = next_step(self.policy, self.seen(lost))
-        if decision.phase in (Phase.CANARY, Phase.DONE, Phase.HELD) and self.order is None:
+        if decision.phase not in (None, *TAKEN_BACK) and self.order is None:
             self.guards.end_block()
             decision = next_step(self.policy, self.seen(lost))
         return decision
@@ -254,8 +366,8 @@ class Rollout:
         return {**self.guards.verdict().evidence, "retried": self.retried, "felt": self.felt}
 
     def step_view(self) -> dict[str, Any]:
-        """How far the step is; step 0 is the replay, which no caller takes part in."""
-        canary = self.policy.canary
+        """How far the step is. `percent`: the share of the callers that the candidate answers. Step 0 is the
+        replay, which no caller takes part in."""
         if self.course.stage is Phase.REPLAYING:
             return {
                 "number": 0,
@@ -267,13 +379,19 @@ class Rollout:
                 "requests_wanted": 0 if self.replay is None else self.replay.wanted,
                 "paused": self.course.paused,
             }
+        common = {
+            "seconds": round(self.seconds, 1),
+            "requests": self._requests,
+            "paused": self.course.paused,
+        }
+        if self.watching:
+            return {"percent": 100.0, "seconds_wanted": self.policy.watch, **common}
+        canary = self.policy.canary
         return {
             "number": self.course.step + 1,
             "of": len(self.steps),
             "percent": self.percent,
-            "seconds": round(self.seconds, 1),
             "seconds_wanted": canary.every,
-            "requests": self._requests,
             "requests_wanted": canary.requests,
-            "paused": self.course.paused,
+            **common,
         }

@@ -1,12 +1,28 @@
-"""A rollout's traffic, made up: two arms with given error rates and call times, and what the guards say."""
+"""Rollouts for tests: one gateway over controlled loaders, and made-up traffic of two arms with given error
+rates and call times."""
 
 from __future__ import annotations
 
 import math
 import random
+import weakref
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+from gateway.names import Reference
+from gateway.policy import RolloutPolicy
+from gateway.record import RequestRecord
+from gateway.registries.base import Alias, Model, Observation, Snapshot
+from gateway.rollouts.aliases import Aliases
+from gateway.rollouts.gates import Gates
 from gateway.rollouts.guards import Guards, Limits, Outcome, Verdict
+from gateway.rollouts.rollout import Rollout
+from gateway.service import Inference, Service
+from gateway.state import AliasMemory, State
+from loaders.enforcement import RawInput
+from tests.support.controlled import MB, Bench, run, turns, version
 
 
 @dataclass(frozen=True)
@@ -56,3 +72,110 @@ def simulate(
         if guards.breached is not None:
             break
     return Run(guards.verdict(), guards.candidate.requests)
+
+
+CHAMPION = Reference("iris", alias="champion")
+STEPS = {"canary": {"steps": [20, 50], "every": 0, "requests": 20, "within": "1h"}}
+
+
+class Setup:
+    """One gateway over a bench: `say` is the registry moving, `ask` a caller. `clock` moves by hand."""
+
+    def __init__(self, directory: Path, policy: dict[str, Any] = STEPS, *, limit: int = 100 * MB) -> None:
+        self.bench = Bench(directory / "package", limit=limit, capacity_wait=0.0)
+        self.state = State(directory / "state")
+        weakref.finalize(self, self.state.close)
+        self.policy = RolloutPolicy.model_validate(policy)
+        self.found: list[Observation] = []
+        self.arms: list[str] = []
+        self.entry: Alias | None = None
+        self.stamp = 0
+        self.start()
+
+    def start(self) -> None:
+        """A gateway that begins, with the state that the one before has left."""
+        self.aliases = Aliases(
+            self.bench.manager,
+            Gates(self.bench.manager, prepare=self.bench.prepare, policy=lambda model: (self.policy, None)),
+            memory=AliasMemory(self.state, "test", lambda write: write()),
+            emit=self.bench.events.append,
+            found_out=self.found.append,
+            counted=lambda name, alias, arm: self.arms.append(arm),
+            clock=self.bench.clock,
+        )
+        self.service = Service(self.aliases, self.bench.manager)
+        self.asked = 0
+
+    async def restart(self) -> None:
+        await self.aliases.close()
+        for number in "123":
+            self.bench.manager.retire(version(int(number)), "unloaded")
+        await turns(50)
+        self.start()
+        self.say(self.entry)
+        await turns(50)
+
+    def say(self, entry: Alias | str | None) -> None:
+        self.entry = Alias(entry) if isinstance(entry, str) else entry
+        self.stamp += 1
+        aliases = {} if self.entry is None else {"champion": self.entry}
+        models = {"iris": Model("iris", {n: version(int(n)) for n in "123"}, aliases)}
+        self.aliases.apply(Snapshot(models, str(self.stamp)))
+
+    async def ask(self, times: int = 1, key: str | None = None) -> list[str]:
+        """So many callers, one after the other: which versions answered. Raises Problem."""
+        answered = []
+        for _ in range(times):
+            self.asked += 1
+            name = (key or f"caller-{self.asked}").encode()
+            record = RequestRecord(name)
+            inference = Inference(CHAMPION, RawInput("instances", [[1.0]]), record=record)
+            try:
+                await self.service.predict(inference)
+                assert record.version is not None
+                answered.append(record.version.version)
+            finally:
+                await turns(6)
+        return answered
+
+    async def begun(self) -> Rollout:
+        """Version 1 serves, and version 2 has begun its first step."""
+        self.say("1")
+        assert await self.ask() == ["1"]
+        self.say(Alias("2", previous=("1",), last_good="1"))
+        await turns(50)
+        return self.rollout
+
+    @property
+    def rollout(self) -> Rollout:
+        found = self.aliases.find("iris", "champion")
+        assert found is not None
+        assert found.rollout is not None, (found, found.error)
+        return found.rollout
+
+    @property
+    def phase(self) -> str:
+        view = self.aliases.view("iris", "champion")
+        assert view is not None
+        return view.phase
+
+    @property
+    def course(self) -> str:
+        course = self.aliases.conductor.course("iris", "champion")
+        assert course is not None
+        return course.phase.value
+
+    def fails(self, number: int, text: str | None = "boom") -> None:
+        self.bench.behaviour(version(number)).fails_predict = text
+
+
+Test = Callable[[Setup], Awaitable[None]]
+
+
+def conducted(directory: Path, test: Test, policy: dict[str, Any] = STEPS, **kwargs: Any) -> None:
+    async def main() -> None:
+        made = Setup(directory, policy, **kwargs)
+        await test(made)
+        await made.aliases.close()
+
+    run(main)

@@ -3,133 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import weakref
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from gateway.errors import Problem
 from gateway.events import RolloutChanged
-from gateway.names import Reference
 from gateway.policy import RolloutPolicy
-from gateway.record import RequestRecord
-from gateway.registries.base import Alias, Model, Observation, Snapshot, Verdict
-from gateway.rollouts.aliases import Aliases
-from gateway.rollouts.gates import Gates
-from gateway.rollouts.rollout import Rollout
-from gateway.service import Inference, Service
+from gateway.registries.base import Alias, Verdict
 from gateway.serving.servable import Status
-from gateway.state import AliasMemory, State
-from loaders.enforcement import RawInput
-from tests.support.controlled import MB, Bench, run, turns, version
-
-CHAMPION = Reference("iris", alias="champion")
-STEPS = {"canary": {"steps": [20, 50], "every": 0, "requests": 20, "within": "1h"}}
-
-
-class Setup:
-    """One gateway over a bench: `say` is the registry moving, `ask` a caller. `clock` moves by hand."""
-
-    def __init__(self, directory: Path, policy: dict[str, Any] = STEPS, *, limit: int = 100 * MB) -> None:
-        self.bench = Bench(directory / "package", limit=limit, capacity_wait=0.0)
-        self.state = State(directory / "state")
-        weakref.finalize(self, self.state.close)
-        self.policy = RolloutPolicy.model_validate(policy)
-        self.found: list[Observation] = []
-        self.arms: list[str] = []
-        self.entry: Alias | None = None
-        self.stamp = 0
-        self.start()
-
-    def start(self) -> None:
-        """A gateway that begins, with the state that the one before has left."""
-        self.aliases = Aliases(
-            self.bench.manager,
-            Gates(self.bench.manager, prepare=self.bench.prepare, policy=lambda model: (self.policy, None)),
-            memory=AliasMemory(self.state, "test", lambda write: write()),
-            emit=self.bench.events.append,
-            found_out=self.found.append,
-            counted=lambda name, alias, arm: self.arms.append(arm),
-            clock=self.bench.clock,
-        )
-        self.service = Service(self.aliases, self.bench.manager)
-        self.asked = 0
-
-    async def restart(self) -> None:
-        await self.aliases.close()
-        for number in "123":
-            self.bench.manager.retire(version(int(number)), "unloaded")
-        await turns(50)
-        self.start()
-        self.say(self.entry)
-        await turns(50)
-
-    def say(self, entry: Alias | str | None) -> None:
-        self.entry = Alias(entry) if isinstance(entry, str) else entry
-        self.stamp += 1
-        aliases = {} if self.entry is None else {"champion": self.entry}
-        models = {"iris": Model("iris", {n: version(int(n)) for n in "123"}, aliases)}
-        self.aliases.apply(Snapshot(models, str(self.stamp)))
-
-    async def ask(self, times: int = 1, key: str | None = None) -> list[str]:
-        """So many callers, one after the other: which versions answered. Raises Problem."""
-        answered = []
-        for _ in range(times):
-            self.asked += 1
-            name = (key or f"caller-{self.asked}").encode()
-            record = RequestRecord(name)
-            inference = Inference(CHAMPION, RawInput("instances", [[1.0]]), record=record)
-            try:
-                await self.service.predict(inference)
-                assert record.version is not None
-                answered.append(record.version.version)
-            finally:
-                await turns(6)
-        return answered
-
-    async def begun(self) -> Rollout:
-        """Version 1 serves, and version 2 has begun its first step."""
-        self.say("1")
-        assert await self.ask() == ["1"]
-        self.say(Alias("2", previous=("1",), last_good="1"))
-        await turns(50)
-        return self.rollout
-
-    @property
-    def rollout(self) -> Rollout:
-        found = self.aliases.find("iris", "champion")
-        assert found is not None
-        assert found.rollout is not None, (found, found.error)
-        return found.rollout
-
-    @property
-    def phase(self) -> str:
-        view = self.aliases.view("iris", "champion")
-        assert view is not None
-        return view.phase
-
-    @property
-    def course(self) -> str:
-        course = self.aliases.conductor.course("iris", "champion")
-        assert course is not None
-        return course.phase.value
-
-    def fails(self, number: int, text: str | None = "boom") -> None:
-        self.bench.behaviour(version(number)).fails_predict = text
-
-
-Test = Callable[[Setup], Awaitable[None]]
-
-
-def _run(directory: Path, test: Test, policy: dict[str, Any] = STEPS, **kwargs: Any) -> None:
-    async def main() -> None:
-        made = Setup(directory, policy, **kwargs)
-        await test(made)
-        await made.aliases.close()
-
-    run(main)
+from tests.support.controlled import MB, turns, version
+from tests.support.rollouts import STEPS, Setup, conducted
 
 
 def test_an_identical_version_completes_its_steps(tmp_path: Path) -> None:
@@ -146,7 +30,7 @@ def test_an_identical_version_completes_its_steps(tmp_path: Path) -> None:
         assert await setup.ask(3) == ["2", "2", "2"]
         assert setup.arms.count("candidate") == 40  # 20 in each step, and none after the last
 
-    _run(tmp_path, test)
+    conducted(tmp_path, test)
 
 
 def test_a_caller_keeps_its_version_within_a_step_and_stays_in(tmp_path: Path) -> None:
@@ -159,7 +43,7 @@ def test_a_caller_keeps_its_version_within_a_step_and_stays_in(tmp_path: Path) -
         await setup.ask(200)
         assert setup.phase == "canary 50 %" or setup.phase == "serving"
 
-    _run(tmp_path, test, {"canary": {**STEPS["canary"], "requests": 30}})
+    conducted(tmp_path, test, {"canary": {**STEPS["canary"], "requests": 30}})
 
 
 def test_a_caller_is_named_by_the_header_of_the_policy(tmp_path: Path) -> None:
@@ -168,7 +52,7 @@ def test_a_caller_is_named_by_the_header_of_the_policy(tmp_path: Path) -> None:
         assert rollout.caller({b"x-user-id": b"anna"}, "1") == rollout.caller({b"x-user-id": b"anna"}, "2")
         assert rollout.caller({}, "1") == "1"
 
-    _run(tmp_path, test, {"canary": {**STEPS["canary"], "key": "X-User-Id"}})
+    conducted(tmp_path, test, {"canary": {**STEPS["canary"], "key": "X-User-Id"}})
 
 
 def test_a_version_that_fails_is_taken_back_and_no_caller_sees_it(tmp_path: Path) -> None:
@@ -191,7 +75,7 @@ def test_a_version_that_fails_is_taken_back_and_no_caller_sees_it(tmp_path: Path
         assert evidence["retried"] == evidence["candidate"]["errors"] > 0
         assert evidence["reference"] == "same minutes"
 
-    _run(tmp_path, test, {"canary": {**STEPS["canary"], "requests": 1000}})
+    conducted(tmp_path, test, {"canary": {**STEPS["canary"], "requests": 1000}})
 
 
 def test_without_retry_callers_see_what_fails_until_the_guard_knows(tmp_path: Path) -> None:
@@ -207,7 +91,7 @@ def test_without_retry_callers_see_what_fails_until_the_guard_knows(tmp_path: Pa
             assert failures < 40
         assert setup.bench.of(RolloutChanged)[-1].evidence["felt"] == failures > 0
 
-    _run(tmp_path, test, {"canary": {**STEPS["canary"], "requests": 1000, "retry": False}})
+    conducted(tmp_path, test, {"canary": {**STEPS["canary"], "requests": 1000, "retry": False}})
 
 
 def test_promise_12_too_little_traffic_holds(tmp_path: Path) -> None:
@@ -228,7 +112,7 @@ def test_promise_12_too_little_traffic_holds(tmp_path: Path) -> None:
         assert await setup.ask(2) == ["2", "2"]
         assert setup.course == "done"
 
-    _run(tmp_path, test)
+    conducted(tmp_path, test)
 
 
 def test_promise_12_too_little_traffic_refuses_where_the_policy_says_so(tmp_path: Path) -> None:
@@ -243,7 +127,7 @@ def test_promise_12_too_little_traffic_refuses_where_the_policy_says_so(tmp_path
         )
         assert set(await setup.ask(50)) == {"1"}
 
-    _run(tmp_path, test, {**STEPS, "thin": "refuse"})
+    conducted(tmp_path, test, {**STEPS, "thin": "refuse"})
 
 
 @pytest.mark.parametrize(
@@ -261,7 +145,7 @@ def test_a_person_ends_a_rollout(tmp_path: Path, verb: str, phase: str, serves: 
         with pytest.raises(Problem, match="no rollout of iris@champion is under way"):
             setup.aliases.conductor.say(found, verb)
 
-    _run(tmp_path, test)
+    conducted(tmp_path, test)
 
 
 def test_a_paused_rollout_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -282,7 +166,7 @@ def test_a_paused_rollout_goes_on_where_it_was(tmp_path: Path) -> None:
         await turns(50)
         assert setup.phase == "canary 50 %"
 
-    _run(tmp_path, test, {"canary": {**STEPS["canary"], "every": 60}})
+    conducted(tmp_path, test, {"canary": {**STEPS["canary"], "every": 60}})
 
 
 def test_a_promotion_supersedes_a_canary(tmp_path: Path) -> None:
@@ -295,7 +179,7 @@ def test_a_promotion_supersedes_a_canary(tmp_path: Path) -> None:
         assert phases == [("2", "canary 20 %"), ("2", "superseded"), ("3", "canary 20 %")]
         assert set(await setup.ask(60)) == {"1", "3"}
 
-    _run(tmp_path, test, {"canary": {**STEPS["canary"], "requests": 1000}})
+    conducted(tmp_path, test, {"canary": {**STEPS["canary"], "requests": 1000}})
 
 
 def test_moving_back_ends_a_canary(tmp_path: Path) -> None:
@@ -307,7 +191,7 @@ def test_moving_back_ends_a_canary(tmp_path: Path) -> None:
         assert set(await setup.ask(30)) == {"1"}
         assert setup.phase == "serving"
 
-    _run(tmp_path, test)
+    conducted(tmp_path, test)
 
 
 def test_flapping_leaves_one_rollout(tmp_path: Path) -> None:
@@ -320,7 +204,7 @@ def test_flapping_leaves_one_rollout(tmp_path: Path) -> None:
         assert setup.rollout.candidate == version(2)
         assert set(await setup.ask(60)) == {"1", "2"}
 
-    _run(tmp_path, test, {"canary": {**STEPS["canary"], "requests": 1000}})
+    conducted(tmp_path, test, {"canary": {**STEPS["canary"], "requests": 1000}})
 
 
 def test_a_deleted_alias_ends_its_canary(tmp_path: Path) -> None:
@@ -332,7 +216,7 @@ def test_a_deleted_alias_ends_its_canary(tmp_path: Path) -> None:
         with pytest.raises(Problem, match="has no alias champion"):
             await setup.ask()
 
-    _run(tmp_path, test)
+    conducted(tmp_path, test)
 
 
 def test_the_verdict_of_another_gateway_ends_a_canary(tmp_path: Path) -> None:
@@ -344,7 +228,7 @@ def test_the_verdict_of_another_gateway_ends_a_canary(tmp_path: Path) -> None:
         assert (setup.phase, setup.course) == ("rolled_back", "rolled_back")
         assert set(await setup.ask(30)) == {"1"}
 
-    _run(tmp_path, test)
+    conducted(tmp_path, test)
 
 
 def test_both_versions_are_pinned(tmp_path: Path) -> None:
@@ -357,7 +241,7 @@ def test_both_versions_are_pinned(tmp_path: Path) -> None:
         assert setup.bench.manager.is_ready(version(1))
         assert setup.bench.manager.is_ready(version(2))
 
-    _run(tmp_path, test, limit=25 * MB)
+    conducted(tmp_path, test, limit=25 * MB)
 
 
 def test_without_room_for_both_the_version_is_refused_with_the_numbers(tmp_path: Path) -> None:
@@ -372,7 +256,7 @@ def test_without_room_for_both_the_version_is_refused_with_the_numbers(tmp_path:
         assert "MB" in (found.error or "")
         assert await setup.ask() == ["1"]
 
-    _run(tmp_path, test, limit=15 * MB)
+    conducted(tmp_path, test, limit=15 * MB)
 
 
 def test_a_candidate_that_is_unloaded_is_taken_back(tmp_path: Path) -> None:
@@ -384,7 +268,7 @@ def test_a_candidate_that_is_unloaded_is_taken_back(tmp_path: Path) -> None:
         assert setup.phase == "rolled_back"
         assert set(await setup.ask(30)) == {"1"}
 
-    _run(tmp_path, test)
+    conducted(tmp_path, test)
 
 
 def test_a_restart_resumes_a_canary_in_its_step(tmp_path: Path) -> None:
@@ -399,7 +283,7 @@ def test_a_restart_resumes_a_canary_in_its_step(tmp_path: Path) -> None:
         assert setup.bench.manager.is_ready(version(1))
         assert set(await setup.ask(10)) == {"1", "2"}
 
-    _run(tmp_path, test)
+    conducted(tmp_path, test)
 
 
 def test_a_restart_in_held_stays_held(tmp_path: Path) -> None:
@@ -412,7 +296,7 @@ def test_a_restart_in_held_stays_held(tmp_path: Path) -> None:
         await turns(100)
         assert setup.phase == "held"
 
-    _run(tmp_path, test)
+    conducted(tmp_path, test)
 
 
 def test_a_restart_does_not_try_again_what_was_taken_back(tmp_path: Path) -> None:
@@ -428,7 +312,7 @@ def test_a_restart_does_not_try_again_what_was_taken_back(tmp_path: Path) -> Non
         assert set(await setup.ask(30)) == {"1"}
         assert setup.bench.behaviour(version(2)).starts == starts
 
-    _run(tmp_path, test, {"canary": {**STEPS["canary"], "requests": 1000}})
+    conducted(tmp_path, test, {"canary": {**STEPS["canary"], "requests": 1000}})
 
 
 def test_a_verdict_that_is_taken_out_of_the_registry_lets_the_version_try_again(tmp_path: Path) -> None:
@@ -445,7 +329,7 @@ def test_a_verdict_that_is_taken_out_of_the_registry_lets_the_version_try_again(
         await turns(100)
         assert setup.phase == "canary 20 %"
 
-    _run(tmp_path, test, {"canary": {**STEPS["canary"], "requests": 1000}})
+    conducted(tmp_path, test, {"canary": {**STEPS["canary"], "requests": 1000}})
 
 
 def test_an_alias_that_is_not_loaded_is_tried_in_steps_too(tmp_path: Path) -> None:
@@ -461,7 +345,7 @@ def test_an_alias_that_is_not_loaded_is_tried_in_steps_too(tmp_path: Path) -> No
         await turns(100)
         assert setup.phase == "canary 20 %"
 
-    _run(tmp_path, test)
+    conducted(tmp_path, test)
 
 
 def test_a_first_version_and_the_way_back_take_no_steps(tmp_path: Path) -> None:
@@ -476,7 +360,7 @@ def test_a_first_version_and_the_way_back_take_no_steps(tmp_path: Path) -> None:
         assert setup.phase == "serving"
         assert await setup.ask() == ["1"]
 
-    _run(tmp_path, test)
+    conducted(tmp_path, test)
 
 
 def test_a_policy_that_changes_counts_from_the_next_step(tmp_path: Path) -> None:
@@ -487,7 +371,7 @@ def test_a_policy_that_changes_counts_from_the_next_step(tmp_path: Path) -> None
             await setup.ask()
         assert setup.phase == "canary 90 %"
 
-    _run(tmp_path, test)
+    conducted(tmp_path, test)
 
 
 def test_a_request_costs_nothing_more_while_no_rollout_is_under_way(tmp_path: Path) -> None:
@@ -499,4 +383,4 @@ def test_a_request_costs_nothing_more_while_no_rollout_is_under_way(tmp_path: Pa
         assert servable is not None
         assert servable.status is Status.READY
 
-    _run(tmp_path, test)
+    conducted(tmp_path, test)
