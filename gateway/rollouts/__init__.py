@@ -10,7 +10,8 @@ An operator's moves: `promotions` (promote and roll back, for the server and the
 (load and unload), `preload` (what readiness waits for), `offline` (the same gates without a server),
 `preflight` (`gateway check`: one package by itself, and its signature against a version in service).
 
-A canary: `policy` (which policy applies), `phases` (what comes next), `rollout` (a candidate next to the
-version in service), `canary` (which caller gets it), `guards` (is it worse?), `agreement` (does it answer
-the same?), `conductor` (carries it out).
+A rollout: `policy` (which policy applies), `phases` (what comes next), `rollout` (a candidate next to the
+version in service), `canary` (which caller gets it), `guards` (is it worse on the same minutes?), `before` and
+`afterwards` (is it worse than the version before it was?), `agreement` (does it answer the same?), `conductor`
+(carries it out).
 """

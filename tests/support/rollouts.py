@@ -15,7 +15,9 @@ from gateway.names import Reference
 from gateway.policy import RolloutPolicy
 from gateway.record import RequestRecord
 from gateway.registries.base import Alias, Model, Observation, Snapshot
+from gateway.rollouts.afterwards import Afterwards
 from gateway.rollouts.aliases import Aliases
+from gateway.rollouts.before import Before
 from gateway.rollouts.gates import Gates
 from gateway.rollouts.guards import Guards, Limits, Outcome, Verdict
 from gateway.rollouts.rollout import Rollout
@@ -69,6 +71,50 @@ def simulate(
         seen += 1
         if block_every and seen % block_every == 0:
             guards.end_block()
+        if guards.breached is not None:
+            break
+    return Run(guards.verdict(), guards.candidate.requests)
+
+
+def after_swap(
+    draw: random.Random,
+    *,
+    rate: float,
+    service: float = 0.001,
+    candidate: float = 0.001,
+    slower: float = 1.0,
+    spread: float = 0.4,
+    requests: int,
+    bursty: bool = False,
+    limits: Limits | None = None,
+) -> Run:
+    """One watch: ten minutes of the version in service at `rate` requests per second, then the new one until
+    a guard is breached or it has had `requests`, judged after each request.
+
+    `service`, `candidate`: error rates. `slower`: ratio of call times. `spread`: of their log. `bursty`: five
+    times the load for a quarter of the time, 15 seconds on average, with 16 times the errors and three times
+    the call times.
+    """
+    now, high, turn = 0.0, False, draw.expovariate(1 / 45) if bursty else math.inf
+    before = Before(lambda: now, draw.getrandbits(32))
+    guards: Afterwards | None = None
+    while guards is None or guards.candidate.requests < requests:
+        arrives = now + draw.expovariate(rate * (1.0 if not bursty else 2.5 if high else 0.5))
+        if arrives >= turn:
+            now, high = turn, not high
+            turn = now + draw.expovariate(1 / (15 if high else 45))
+            continue
+        now = arrives
+        if now >= 600 and guards is None:
+            guards = Afterwards(limits or Limits(), before.reference())
+        errors, load = ((4.0, 3.0) if high else (0.25, 1.0)) if bursty else (1.0, 1.0)
+        seconds = max(0.005, 0.01 * load * math.exp(draw.gauss(0, spread)))
+        if guards is None:
+            violated = False if before.checks else None
+            before.observe(failed=draw.random() < service * errors, seconds=seconds, violated=violated)
+            continue
+        failed, key = draw.random() < candidate * errors, str(guards.candidate.requests)
+        guards.observe(Outcome(failed, seconds * slower, key=key))
         if guards.breached is not None:
             break
     return Run(guards.verdict(), guards.candidate.requests)

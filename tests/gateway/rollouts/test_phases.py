@@ -10,6 +10,7 @@ from gateway.policy import Canary, RolloutPolicy
 from gateway.rollouts.phases import FOLLOWS, Phase, Seen, next_step
 
 CANARY = Canary(steps=[5, 50], every=60, requests=100, within=600)
+WATCH = RolloutPolicy(canary=CANARY, watch=60)
 HOLD, REFUSE = RolloutPolicy(canary=CANARY), RolloutPolicy(canary=CANARY, thin="refuse")
 
 
@@ -48,6 +49,16 @@ ENOUGH = {"seconds": 60, "requests": 100}
         ({"order": "abort", "phase": Phase.HELD}, HOLD, Phase.ABORTED, 0),
         ({**ENOUGH, "paused": True}, HOLD, None, 0),
         ({"seconds": 600, "paused": True}, HOLD, None, 0),
+        # After the swap.
+        ({**ENOUGH, "step": 1}, WATCH, Phase.WATCHING, 0),
+        ({"order": "finish"}, WATCH, Phase.WATCHING, 0),
+        ({"phase": Phase.WATCHING, "seconds": 59, "requests": 5000}, WATCH, None, 0),
+        ({"phase": Phase.WATCHING, "seconds": 60}, WATCH, Phase.DONE, 0),
+        ({"phase": Phase.WATCHING, "seconds": 60, "paused": True}, WATCH, None, 0),
+        ({"phase": Phase.WATCHING, "order": "finish"}, WATCH, Phase.DONE, 0),
+        ({"phase": Phase.WATCHING, "order": "abort"}, WATCH, Phase.ABORTED, 0),
+        ({"phase": Phase.WATCHING, "seconds": 60, "breached": "errors"}, WATCH, Phase.ROLLED_BACK, 0),
+        ({"phase": Phase.WATCHING, "order": "finish", "lost": "crashed"}, WATCH, Phase.ROLLED_BACK, 0),
     ],
 )
 def test_what_comes_next(
@@ -57,7 +68,7 @@ def test_what_comes_next(
     assert (decision.phase, decision.step) == (phase, step)
     if phase is not None:
         assert phase in FOLLOWS[seen(**facts).phase]
-        assert phase in (Phase.CANARY, Phase.DONE) or decision.reason
+        assert phase in (Phase.CANARY, Phase.WATCHING, Phase.DONE) or decision.reason
 
 
 def test_a_rollout_that_is_over_stays_over() -> None:

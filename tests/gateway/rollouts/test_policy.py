@@ -49,6 +49,15 @@ def test_a_registry_reads_numbers_as_text_and_switches_a_canary_off() -> None:
     assert held({"canary": "off"}, {"canary": {"steps": [5]}}).canary.steps == []
 
 
+def test_off_switches_off_and_zero_is_a_number() -> None:
+    policy = held(
+        {"guards": {"errors": 0, "output": "off", "latency": False}, "watch": "off"}, {"watch": "10m"}
+    )
+    assert (policy.guards.errors, policy.guards.output, policy.guards.latency) == (0, None, None)
+    assert policy.watch == 0
+    assert held({"watch": "90s"}).watch == 90
+
+
 def test_a_registry_may_tighten_and_not_loosen() -> None:
     assert held({"gate": "compatible"}, {"gate": "none"}).gate == "compatible"
     assert held({"environment": "refuse"}, {"environment": "warn"}).environment == "refuse"
@@ -72,6 +81,8 @@ def test_lock_ignores_registries() -> None:
         ({"guards": {"errors": 2}}, "guards.errors"),
         ({"canary": {"steps": [50, 5]}}, "canary.steps: steps must rise"),
         ({"canary": {"steps": [5, 100]}}, "canary.steps.1"),
+        ({"watch": "soon"}, "watch: write seconds, or a duration such as 5s or 2m"),
+        ({"watch": {"for": 5}}, "watch"),
         ({"canary": {"key": "principal"}}, "canary.key: principal is not available"),
         ({"shadow": {"share": 1}}, "shadow is not available in this version"),
         ({"replay": {"request": 5}}, "replay.request: unknown key, did you mean requests?"),
