@@ -24,8 +24,8 @@ from loaders.batch import Batch, Columns, Tensors
 from loaders.enforcement import RawInput
 from loaders.schema import ColSpec, Scalar
 from loaders.signature import Signature
-from tests.gateway.rollouts.test_rollouts import CHAMPION, Setup
 from tests.support.controlled import Behaviour, run, turns, version
+from tests.support.rollouts import CHAMPION, Setup
 
 POLICY = {"replay": {"requests": 20, "agreement": 0.9}}
 WITH_CANARY = {**POLICY, "canary": {"steps": [50], "every": 0, "requests": 10, "within": "1h"}}
