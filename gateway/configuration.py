@@ -24,6 +24,7 @@ from gateway.settings import (
     Batch,
     Capture,
     Jwt,
+    Limit,
     ModelSettings,
     Settings,
     SettingsError,
@@ -258,5 +259,5 @@ def _known_beside(parts: list[str]) -> list[str]:
         "shadow": Shadow,
     }
     team = parts[:2] == ["access", "teams"]
-    model = Team if team else models.get(parts[-2], ModelSettings)
+    model = Team if team else Limit if parts[0] == "limits" else models.get(parts[-2], ModelSettings)
     return [field.alias or name for name, field in model.model_fields.items()]

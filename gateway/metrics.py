@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 PHASES: Final = ("parse", "queue", "predict", "encode")
 LINGER_SECONDS: Final = 300.0
 MAX_PROBLEMS: Final = 64
+MAX_TEAMS: Final = 100
 
 _REQUEST_BUCKETS: Final = (
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
@@ -86,7 +87,8 @@ class Metrics:
         self.lag = LoopLag()
         self.registry = CollectorRegistry()
         own = self.registry
-        self._unresolved: dict[str, int] = {}
+        self._unresolved: dict[tuple[str, str], int] = {}
+        self._teams: set[str] = set()
         self._batches = Histogram(
             "gateway_batch_rows",
             "Rows per call of a model.",
@@ -155,19 +157,26 @@ class Metrics:
         code: str,
         seconds: float = 0.0,
         phases: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0),
+        team: str = "",
     ) -> None:
         """Counts an answer. `code` is "2xx" or an error code; `phases` are seconds in the order of `PHASES`.
+        `team`: the caller's; past `MAX_TEAMS` it is "other".
 
         A request whose model was not resolved has an empty `model`: only the request counter includes it.
         """
+        if team and team not in self._teams:
+            if len(self._teams) >= MAX_TEAMS:
+                team = "other"
+            self._teams.add(team)
+        answer = (code, team)
         if not model:
-            self._unresolved[code] = self._unresolved.get(code, 0) + 1
+            self._unresolved[answer] = self._unresolved.get(answer, 0) + 1
             return
         served = self._served.get((model, version))
         if served is None:
             served = self._served[model, version] = _Served()
         served.seen = self._clock()
-        served.codes[code] = served.codes.get(code, 0) + 1
+        served.codes[answer] = served.codes.get(answer, 0) + 1
         served.observe((seconds, *phases))
 
     def batch(self, model: str, rows: int) -> None:
@@ -186,7 +195,8 @@ class Metrics:
         version = record.version
         name, number = (version.name, version.version) if version is not None else ("", "")
         phases = (record.parse, record.queue, record.predict, record.encode)
-        self.request(name, number, record.code, time.perf_counter() - record.began, phases)
+        team = "" if record.principal is None else record.principal.team
+        self.request(name, number, record.code, time.perf_counter() - record.began, phases, team)
         if record.lenient and record.code == "2xx":
             self._lenient.labels(name).inc()
 
@@ -250,22 +260,25 @@ class Metrics:
 
     def _served_series(self) -> Iterator[Metric]:
         by_version = ["model", "version"]
-        requests = CounterMetricFamily("gateway_requests", "Answers sent.", labels=[*by_version, "code"])
+        # Without teams there is no such label: an empty one is the same to Prometheus.
+        by_team = ["team"] if self._teams else []
+        labels = [*by_version, "code", *by_team]
+        requests = CounterMetricFamily("gateway_requests", "Answers sent.", labels=labels)
         seconds = HistogramMetricFamily(
             "gateway_request_seconds", "Time from the head of a request to its answer.", labels=by_version
         )
         parts = HistogramMetricFamily(
             "gateway_phase_seconds", "Time spent in the parts of a request.", labels=[*by_version, "phase"]
         )
-        for code, count in self._unresolved.items():
-            requests.add_metric(["", "", code], count)
-        for labels, served in self._served.items():
+        for answer, count in self._unresolved.items():
+            requests.add_metric(["", "", *answer[: 1 + len(by_team)]], count)
+        for version, served in self._served.items():
             served.count()
-            for code, count in served.codes.items():
-                requests.add_metric([*labels, code], count)
-            seconds.add_metric(labels, served.seconds.buckets(), served.seconds.sum)
+            for answer, count in served.codes.items():
+                requests.add_metric([*version, *answer[: 1 + len(by_team)]], count)
+            seconds.add_metric(version, served.seconds.buckets(), served.seconds.sum)
             for phase, tally in zip(PHASES, served.phases, strict=True):
-                parts.add_metric([*labels, phase], tally.buckets(), tally.sum)
+                parts.add_metric([*version, phase], tally.buckets(), tally.sum)
         yield from (requests, seconds, parts)
 
     def gauges(self) -> Iterator[Metric]:
@@ -390,7 +403,7 @@ class _Served:
 
     def __init__(self) -> None:
         self.seen = 0.0
-        self.codes: dict[str, int] = {}
+        self.codes: dict[tuple[str, str], int] = {}
         self.seconds = _Tally(_REQUEST_BUCKETS)
         self.phases = [_Tally(_PHASE_BUCKETS) for _ in PHASES]
         self._waiting: list[tuple[float, ...]] = []

@@ -21,7 +21,8 @@ class RequestRecord:
     `id` is the client's, or a new one. `headers` are by lower-case name, the last one of each. `twice`: the
     name of a header that came with two values, empty if none did. `version` and `alias` are the result of
     resolving the reference, None before that. `principal` is who calls, None while nobody had to be asked: as
-    for a prediction where no credentials are configured. `code` is `2xx` or the error code of the answer,
+    for a prediction where no credentials are configured. `administers`: it
+    came on the listener for control calls. `code` is `2xx` or the error code of the answer,
     empty before the answer. `began` is a time of `perf_counter`; `parse`, `queue`, `predict` and `encode` are
     in seconds. `predicts`: the request is for a prediction. `lenient`: strict enforcement would have refused
     its input.
@@ -33,6 +34,7 @@ class RequestRecord:
     headers: Mapping[bytes, bytes] = field(default_factory=dict)
     twice: str = ""
     principal: Principal | None = None
+    administers: bool = False
     began: float = field(default_factory=perf_counter)
     predicts: bool = False
     version: Version | None = None

@@ -36,7 +36,7 @@ from gateway.registries.listed import ALIAS, ListedModels, Subset
 from gateway.runners.confinement import hide
 from gateway.runners.inline import THREAD
 from gateway.runners.orphans import adopt
-from gateway.settings import SettingsError
+from gateway.settings import SettingsError, address
 
 if TYPE_CHECKING:
     from gateway.grpc.server import RpcServer
@@ -93,10 +93,12 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         self._bound = sockets or []
         # Log this only now: whoever reads the line may send requests and signals.
-        for bound in self._bound:
+        registry = self._gateway.registry
+        for admin in self._bound[1:]:
+            log.info("control calls and metrics on %s", url_of(*admin.getsockname()[:2]))
+        for bound in self._bound[:1]:
             url = url_of(*bound.getsockname()[:2])
-            log.info("serving %s on %s", self._gateway.registry.target, url)
-            registry = self._gateway.registry
+            log.info("serving %s on %s", registry.target, url)
             for name in registry.names if isinstance(registry, ListedModels) else []:
                 log.info("to predict: POST %s/predict/%s", url, url_path(Reference(name)))
 
@@ -149,11 +151,10 @@ def serve(
         registry: Registry = hosting.models
     else:
         registry, settings = _opened(settings, models)
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as bound:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind((settings.host, settings.port))
-        _end_stalled(bound, settings.send_timeout)
+    with contextlib.ExitStack() as open_:
+        sockets = [open_.enter_context(_bound(settings, settings.host, settings.port))]
+        if settings.admin_listen is not None:
+            sockets.append(open_.enter_context(_bound(settings, *address(settings.admin_listen))))
         _raise_file_limit()
         sys.setswitchinterval(SWITCH_INTERVAL)
         gc.set_threshold(*GC_THRESHOLDS)
@@ -164,7 +165,7 @@ def serve(
         for name in settings.foreign_variables():
             log.warning("%s is not a setting of the gateway and is ignored", name)
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            code = runner.run(_serve(settings, registry, bound, reload, hosting))
+            code = runner.run(_serve(settings, registry, sockets, reload, hosting))
     if any(thread.name.startswith((THREAD, IO_THREAD)) for thread in threading.enumerate()):
         # A model in this process or a download has not ended: Python would wait for its thread forever.
         logging.shutdown()
@@ -175,7 +176,7 @@ def serve(
 async def _serve(
     settings: Settings,
     registry: Registry,
-    bound: socket.socket,
+    sockets: list[socket.socket],
     reload: Callable[[], Settings] | None,
     hosting: Hosting | None,
 ) -> int:
@@ -186,7 +187,7 @@ async def _serve(
         if settings.grpc_port is not None:
             rpc = grpc.rpc_server(parts)
         config = uvicorn.Config(
-            build(parts, hosting),
+            build(parts, hosting, sockets[1].getsockname()[1] if len(sockets) > 1 else None),
             http=protocol(settings.max_connection_age, gateway.connections),
             lifespan="off",
             ws="none",
@@ -200,10 +201,11 @@ async def _serve(
         server = Server(config, gateway, rpc)
         _on_hangup(server, gateway, reload)
         await gateway.start()
-        bound.listen(BACKLOG)
+        for bound in sockets:
+            bound.listen(BACKLOG)
         if rpc is not None:
             log.info("serving V2 over gRPC on %s", await rpc.start())
-        await server.serve(sockets=[bound])
+        await server.serve(sockets=sockets)
         if rpc is not None and not server.force_exit:
             await rpc.close(settings.drain_timeout)
     finally:
@@ -211,6 +213,20 @@ async def _serve(
             await rpc.close()
         await gateway.stop()
     return 0
+
+
+def _bound(settings: Settings, host: str, port: int) -> socket.socket:
+    """A socket at this address that does not listen yet. Raises OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, port))
+        _end_stalled(bound, settings.send_timeout)
+    except BaseException:
+        bound.close()
+        raise
+    return bound
 
 
 def _on_hangup(server: Server, gateway: Gateway, reload: Callable[[], Settings] | None) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from gateway.access.limits import enter
 from gateway.access.principal import check_predict
 from gateway.errors import Detail, Problem
 from gateway.events import Emit, InputRefused, OutputDiffers, PredictionFailed, RequestRefused
@@ -32,6 +33,7 @@ from loaders.enforcement.violations import NO_COLUMNS, NOT_WHOLE
 from loaders.output import AnswerTooLarge
 
 if TYPE_CHECKING:
+    from gateway.access.limits import Quota
     from gateway.capture.recorder import Recorder
     from gateway.registries.base import Version
     from gateway.rollouts.alias import LiveAlias
@@ -94,7 +96,8 @@ class Inference:
     """A request, parsed but untyped. `deadline`: in the event loop's time. `reference`: None means the
     default model. `raw`: None after enforcement, or if the body is `unparsed`. The service fills `record`.
     `lenient`: if the setting `enforcement` is not set, the input is cast as MLflow casts it. `positional`:
-    rows without names are read by position."""
+    rows without names are read by position. `quotas`: the limits that the request has entered, and whose rows
+    are not counted yet."""
 
     reference: Reference | None
     raw: RawInput | None
@@ -104,6 +107,7 @@ class Inference:
     unparsed: Unparsed | None = None
     lenient: bool = False
     positional: bool = False
+    quotas: tuple[Quota, ...] = ()
 
 
 @dataclass(slots=True)
@@ -162,6 +166,8 @@ class Service:
             )
         if record.principal is not None and given is None:
             check_predict(record.principal, reference)
+            if record.principal.quotas and not inference.quotas:
+                return await self._limited(inference, record.principal.quotas)
         if record.late:
             raise Problem("SHUTTING_DOWN", "the gateway is stopping", retry_after=1)
         try:
@@ -203,6 +209,16 @@ class Service:
         if mismatch is not None:
             warnings, marks = (*warnings, *mismatch), (*MISMATCH, *marks)
         return Answer(outcome.result, warnings, marks, signature)
+
+    async def _limited(self, inference: Inference, quotas: tuple[Quota, ...]) -> Answer:
+        """A request of a caller with limits. Raises OVERLOADED."""
+        enter(quotas)
+        inference.quotas = quotas
+        try:
+            return await self.predict(inference)
+        finally:
+            for quota in quotas:
+                quota.leave()
 
     async def _observed(
         self, inference: Inference, serving: Version, found: LiveAlias, observer: Rollout | InService
@@ -280,6 +296,9 @@ class Service:
                 inference.unparsed = None
         except InvalidInput as error:
             raise self._misfit(servable, inference, error) from None
+        for quota in inference.quotas:
+            quota.rows(enforced.batch.rows or 1)
+        inference.quotas = ()
         try:
             answer = servable.batcher.submit(enforced.batch, params, inference.deadline)
             if inference.deadline is None:

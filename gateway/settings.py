@@ -101,6 +101,17 @@ class Environments(Part):
         return value
 
 
+def address(text: str) -> tuple[str, int]:
+    """HOST:PORT as a pair; an IPv6 address stands in brackets. Raises ValueError."""
+    host, _, port = text.rpartition(":")
+    bare = host.removeprefix("[").removesuffix("]")
+    if not bare or (":" in bare) != host.startswith("[") or not re.fullmatch(r"\d{1,5}", port):
+        raise ValueError("write HOST:PORT, such as 127.0.0.1:9090 or [::1]:9090")
+    if int(port) > 65535:
+        raise ValueError(f"{port} is not a port")
+    return bare, int(port)
+
+
 def _patterns(value: object) -> object:
     texts = listed(value)
     for text in texts if isinstance(texts, list) else ():
@@ -164,6 +175,17 @@ class AccessSettings(Part):
     @property
     def anonymous_predicts(self) -> bool:
         return self.anonymous == "predict" or not self.guarded
+
+
+class Limit(Part):
+    """What a team, or a token, may use. Not set: as much as there is."""
+
+    requests_per_second: Annotated[float, Field(gt=0)] | None = None
+    """Predictions per second; more get 429."""
+    concurrency: Annotated[int, Field(ge=1)] | None = None
+    """Predictions at the same time; more get 429."""
+    rows_per_second: Annotated[float, Field(gt=0)] | None = None
+    """Rows per second, on average; while it is exceeded, requests get 429."""
 
 
 class Batch(Part):
@@ -345,6 +367,11 @@ class Settings(Part):
     """The file with the key for control calls. Not set: the gateway writes a key to `state_dir`."""
     access: AccessSettings = AccessSettings()
     """Who may call: tokens, JWTs, and callers without either."""
+    limits: dict[str, Limit] = {}
+    """Limits by TEAM or `token:NAME`. They need credentials (`access`)."""
+    admin_listen: str | None = None
+    """HOST:PORT of a listener for control calls, the console, /metrics, /usage, /events and /registry.yaml.
+    Port 0: a free one. Not set: they are with all other routes."""
     webhook_secret_file: Path | None = None
     """The file with the secret of MLflow's webhooks. Not set: webhooks are refused."""
     artifact_sources: Annotated[list[str], BeforeValidator(listed)] = []
@@ -392,6 +419,14 @@ class Settings(Part):
             parse_short(f"x{text}" if text.startswith("@") else text)
         return value
 
+    @field_validator("admin_listen")
+    @classmethod
+    def _listens(cls, value: str | None, info: ValidationInfo) -> str | None:
+        port = None if value is None else address(value)[1]
+        if port and port in (info.data.get("port"), info.data.get("grpc_port")):
+            raise ValueError(f"port {port} is taken by another listener of the gateway")
+        return value
+
     @field_validator("cache_dir", "state_dir", "admin_key_file", "webhook_secret_file")
     @classmethod
     def _paths(cls, value: Path | None) -> Path | None:
@@ -407,6 +442,12 @@ class Settings(Part):
         for place, value in given.items():
             if value not in known:
                 raise ValueError(f"{place}: {value!r} is not an environment; known: {', '.join(known)}")
+        return self
+
+    @model_validator(mode="after")
+    def _limits(self) -> Self:
+        if self.limits and not self.access.guarded:
+            raise ValueError("limits: needs credentials: set access.tokens_file or access.jwt")
         return self
 
     def for_model(self, name: str) -> ModelSettings:

@@ -123,7 +123,9 @@ TABLE: dict[str, Row] = {
     "rollouts.offline": row(ROLLOUTS, PARTS, loaders=True),
     # A request's facts: which version answered.
     "record": row(VERSION, "access.principal"),
-    "service": row(ROLLOUTS, RUNNER, CAPTURE, "record", "access.principal", loaders=True),
+    "service": row(
+        ROLLOUTS, RUNNER, CAPTURE, "record", "access.principal", "access.limits", loaders=True
+    ),
     "views": row(ROLLOUTS, "registries.watcher", "registries.document", loaders=True),
     "metrics": row(LEAVES, "record", libraries="prometheus_client numpy", loaders=True),
     # HTTP receives parts and never the application: what `views` read, and who carries out the verbs.

@@ -11,9 +11,11 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from gateway.access.keys import KEY_FILE, AdminKey, control_key
+from gateway.access.limits import Limits
 from gateway.access.principal import ADMIN, ANONYMOUS, NEEDED, Principal, refusal, shown, stranger
 from gateway.access.tokens import InvalidTokens, TokensFile
 from gateway.errors import Problem
@@ -46,6 +48,7 @@ class Access:
         self._tokens: TokensFile | None = None
         self._issuer: Issuer | None = None
         self._known: dict[bytes, Principal] = {}
+        self._limits = Limits(settings.limits)
         self._teams = {
             name: (
                 Patterns(team.predict, settings.default_alias),
@@ -100,6 +103,7 @@ class Access:
         if found.known:
             while len(self._known) >= KEPT:
                 del self._known[next(iter(self._known))]
+            found = replace(found, quotas=self._limits.of(found.team, str(found)))
             self._known[hashlib.sha256(given).digest()] = found
         return found
 

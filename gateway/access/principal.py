@@ -13,6 +13,7 @@ from gateway.errors import Problem
 from gateway.patterns import Patterns
 
 if TYPE_CHECKING:
+    from gateway.access.limits import Quota
     from gateway.names import Reference
 
 NEEDED: Final = "this gateway needs a credential"
@@ -26,8 +27,8 @@ EVERYTHING: Final = Patterns(("*",))
 class Principal:
     """`name`: the token's name or the JWT's subject, unique together with `kind` (`token`, `jwt`, `admin`,
     `anonymous`, `stranger`). `team`: its team, empty if it has none. `predict`, `control`: the models that it
-    may use, and those that it may control. `until`: when the credential ends, in unix seconds. `fault`: why
-    the credential is not valid; of a stranger only."""
+    may use, and those that it may control. `until`: when the credential ends, in unix seconds. `quotas`: the
+    limits that count its requests. `fault`: why the credential is not valid; of a stranger only."""
 
     name: str
     kind: str
@@ -35,6 +36,7 @@ class Principal:
     predict: Patterns = NOTHING
     control: Patterns = NOTHING
     until: float = math.inf
+    quotas: tuple[Quota, ...] = ()
     fault: str = ""
 
     def __str__(self) -> str:

@@ -68,17 +68,21 @@ def url_given(url: str | None) -> str | None:
 
 
 def connect(url: str | None, admin_key_file: Path | None, config: Path | None = None) -> Client:
-    """A client of the running gateway at `url`, else $GATEWAY_URL, else the host and port of the settings
-    (`config`: their file).
+    """A client of the running gateway at `url`, else $GATEWAY_URL, else where the settings (`config`: their
+    file) say that it takes control calls.
 
     Takes the key from the file `admin_key_file`, else from $GATEWAY_ADMIN_KEY, else from the file that the
     setting `admin_key_file` names, else, for a gateway on this machine, from `state_dir`. Raises Failure if a
     named key file cannot be read, and SettingsError.
     """
     from gateway.commands.client import Client
+    from gateway.settings import address
 
     settings = settings_of(config)
-    target = url_given(url) or url_of(settings.host, settings.port)
+    listens = (settings.host, settings.port)
+    if settings.admin_listen is not None:
+        listens = address(settings.admin_listen)
+    target = url_given(url) or url_of(*listens)
     key = os.environ.get("GATEWAY_ADMIN_KEY") if admin_key_file is None else None
     file = admin_key_file or settings.admin_key_file
     if not key and file is not None:

@@ -28,9 +28,10 @@ if TYPE_CHECKING:
     from gateway.http.parts import Parts
 
 
-def build(parts: Parts, hosting: Hosting | None = None) -> ASGIApp:
+def build(parts: Parts, hosting: Hosting | None = None, admin_port: int | None = None) -> ASGIApp:
     """The ASGI application. It starts and stops nothing: it only answers `lifespan`. `hosting`: the routes
-    that a managed host expects come before all others.
+    that a managed host expects come before all others. `admin_port`: the port of the listener for control
+    calls, where it has one.
 
     Does once, outermost, what every request needs: its record with its id, its trace, `Connection: close`
     while the gateway stops, metrics and the access log.
@@ -58,6 +59,8 @@ def build(parts: Parts, hosting: Hosting | None = None) -> ASGIApp:
             record.twice = problems.contradiction(scope["headers"])
         if b"traceparent" in headers:
             send = traced(scope["headers"], send)
+        if admin_port is not None:
+            record.administers = scope["server"][1] == admin_port
         if guarded:
             await callers.identify(record)
         if parts.draining():

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 from gateway.access import ANONYMOUS, Access, Principal
 from gateway.access.principal import check_predict, check_read, stranger
+from gateway.errors import Problem
 
 if TYPE_CHECKING:
-    from gateway.errors import Problem
     from gateway.names import Reference
     from gateway.record import RequestRecord
 
@@ -20,11 +20,14 @@ T = TypeVar("T")
 
 
 class Callers:
-    """Checks requests. Each check raises UNAUTHENTICATED without a valid credential, and FORBIDDEN with one
-    that does not cover the model, whether or not that exists."""
+    """Checks requests. `elsewhere`: control calls and views of the whole gateway have their own listener.
 
-    def __init__(self, access: Access) -> None:
+    Each check raises UNAUTHENTICATED without a valid credential, and FORBIDDEN with one that does not cover
+    the model, whether or not that exists."""
+
+    def __init__(self, access: Access, *, elsewhere: bool = False) -> None:
         self._access = access
+        self._elsewhere = elsewhere
         #: Whether every request has a principal; else only control calls need one.
         self.guarded = access.guarded
 
@@ -55,16 +58,24 @@ class Callers:
 
     def control(self, record: RequestRecord, reference: Reference | None) -> None:
         """Checks control of a model by this reference; None: of the whole gateway."""
+        self._check_listener(record)
         self._access.check_control(self.principal(record), reference)
 
     def controls(self, record: RequestRecord, reference: Reference | None) -> bool:
         """Whether the caller may control the model; None: the whole gateway."""
         return self._access.controls(self.principal(record), reference)
 
-    def operate(self, record: RequestRecord) -> None:
-        """Checks a view of the whole gateway, which needs control where credentials are configured."""
-        if self.guarded:
+    def operate(self, record: RequestRecord, *, always: bool = False) -> None:
+        """Checks a view of the whole gateway. It needs control where credentials are configured (`always`:
+        everywhere), but not on a listener of its own."""
+        self._check_listener(record)
+        if (self.guarded or always) and not record.administers:
             self.control(record, None)
+
+    def _check_listener(self, record: RequestRecord) -> None:
+        if self._elsewhere and not record.administers:
+            hint = "control calls and metrics have a listener of their own: the setting admin_listen"
+            raise Problem("NOT_FOUND", "there is nothing at this path here", hint=hint)
 
     def readable(self, record: RequestRecord, items: Iterable[T], name: Callable[[T], str]) -> list[T]:
         """Those about models that the caller may read about. Raises UNAUTHENTICATED without a credential

@@ -260,7 +260,7 @@ class Control:
         return (200 if wait else 202), replace(self._views.state(version, servable), name=version.name)
 
     def _events(self, request: Request) -> Result:
-        self._access.control(request.scope[problems.RECORD], None)
+        self._access.operate(request.scope[problems.RECORD], always=True)
         if request.method == "HEAD":
             return Response(headers=EVENT_STREAM)
         return StreamingResponse(self._feed.subscribe(self._draining), headers=EVENT_STREAM)

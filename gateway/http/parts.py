@@ -64,7 +64,7 @@ class Parts:
             metrics,
             settings,
             draining,
-            access=Callers(access),
+            access=Callers(access, elsewhere=settings.admin_listen is not None),
             bodies=BodyReader(settings.max_body_bytes, settings.max_inflight_bytes),
             large_bodies=LargeBodies(settings.max_inflight_bytes),
             feed=Feed(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -60,6 +61,33 @@ def test_a_token_from_the_command_line_opens_its_models_alone(tmp_path: Path) ->
         said = "".join(server.lines)
         assert token not in said
         assert entry["sha256"] not in said
+
+
+def test_control_and_metrics_on_a_listener_of_their_own(tmp_path: Path) -> None:
+    log_scaled(tmp_path / "registry.yaml", "one", 2.0, alias="champion")
+    token, entry = made("build", "--predict", "one", "--control", "*")
+    file = tmp_path / "tokens.yaml"
+    file.write_text(json.dumps([entry]))
+    environ = {"GATEWAY_ACCESS__TOKENS_FILE": str(file), "GATEWAY_ADMIN_LISTEN": "127.0.0.1:0"}
+    with running(tmp_path, **environ) as server:
+        (said,) = [line for line in server.lines if "control calls and metrics on" in line]
+        admin = re.findall(r"http://[\d.:]+", said)[0]
+        head = {"Authorization": f"Bearer {token}"}
+        for path in ("/metrics", "/registry.yaml"):
+            assert httpx.get(server.url + path, headers=head).status_code == 404
+            assert httpx.get(admin + path).status_code == 200, "who reaches the listener may read"
+        load = "/models/one/load"
+        assert httpx.post(server.url + load, headers=head).status_code == 404
+        assert httpx.post(admin + load).status_code == 401
+        assert httpx.post(admin + load, headers=head, timeout=60).status_code == 200
+        v2 = "/v2/repository/models/one/load"
+        assert httpx.post(server.url + v2, headers=head).status_code == 404
+        body = {"dataframe_records": [{"x": 2.0}]}
+        assert httpx.post(f"{server.url}/predict/one", json=body, headers=head, timeout=60).status_code == 200
+        assert httpx.get(f"{server.url}/models").status_code == 401
+        for url in (server.url, admin):
+            assert httpx.get(f"{url}/readyz").status_code == 200
+        assert server.stop() == 0
 
 
 def test_what_is_wrong_with_the_tokens_is_said_at_the_start(tmp_path: Path) -> None:

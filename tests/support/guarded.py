@@ -14,6 +14,7 @@ TOKENS: dict[str, dict[str, Any]] = {
     "alice": {"predict": ["iris"]},
     "bob": {"predict": ["echo"], "control": ["echo"]},
     "op": {"control": ["iris"]},
+    "blue": {"predict": ["iris"], "team": "blue"},
     "boss": {"predict": ["*"], "control": ["*"]},
     "champ": {"predict": ["iris@champion"], "control": ["iris@challenger"]},
 }
@@ -39,10 +40,12 @@ def guarded(registry_file: str, directory: Path, grpc_port: int | None = None, *
     """A gateway with these tokens and the admin key."""
     (directory / "tokens.json").write_text(entries(*TOKENS))
     (directory / "key").write_text(KEY)
+    limits = access.pop("limits", {})
     known = AccessSettings(tokens_file=directory / "tokens.json", **access)
     chosen = settings(
         directory,
         access=known,
+        limits=limits,
         admin_key_file=directory / "key",
         default_model="models:/iris",
         grpc_port=grpc_port,

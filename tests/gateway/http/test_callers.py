@@ -14,6 +14,7 @@ import pytest
 
 from gateway.http import invocations
 from gateway.http.documents import service
+from gateway.settings import Limit
 from tests.gateway.http.test_hostile import GOOD
 from tests.support.guarded import TOKENS, bearer, entries, guarded, token
 from tests.support.served import Served
@@ -301,6 +302,25 @@ def test_anonymous_callers_may_predict_where_the_settings_say_so(registry_file: 
         assert made.post("/predict/iris", GOOD, **bearer("bob")).status == 403
         assert made.get("/metrics").status == 401
         assert made.post("/models/iris/load").status == 401
+
+
+def test_a_team_has_its_limits_and_its_label(registry_file: str, tmp_path: Path) -> None:
+    limits = {"blue": Limit(requests_per_second=0.01), "token:bob": Limit(rows_per_second=0.5)}
+    with guarded(registry_file, tmp_path, limits=limits) as made:
+        assert made.post("/predict/iris", GOOD, **bearer("blue")).status == 200
+        refused = made.post("/predict/iris@champion", GOOD, **bearer("blue"))
+        assert (refused.status, refused.code) == (429, "OVERLOADED")
+        assert 50 < int(refused.headers["retry-after"]) <= 100
+        assert "the team blue" in refused.json["message"]
+        assert made.get("/models/iris", **bearer("blue")).status == 200, "only predictions count"
+        rows = {"dataframe_records": [{"x": 1.0}] * 100}
+        assert [made.post("/predict/echo", rows, **bearer("bob")).status for _ in range(2)] == [200, 429]
+        assert made.post("/predict/iris", GOOD, **bearer("alice")).status == 200
+        text = made.get("/metrics", **bearer("boss")).body.decode()
+        assert 'code="2xx",model="iris",team="blue",version="1"} 1.0' in text
+        assert 'code="OVERLOADED",model="",team="blue",version=""} 1.0' in text
+        quotas = [quota for known in made.gateway.access._known.values() for quota in known.quotas]
+        assert [quota.running for quota in quotas] == [0, 0]
 
 
 def test_without_credentials_a_foreign_header_is_ignored(server: Served) -> None:
