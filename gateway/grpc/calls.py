@@ -16,6 +16,7 @@ from gateway.http import access_log, problems
 from gateway.http.callers import discreet
 from gateway.http.predict import resolved
 from gateway.record import RequestRecord
+from gateway.service import MISMATCH
 
 if TYPE_CHECKING:
     from gateway.http.parts import Parts
@@ -60,8 +61,10 @@ class Call:
         if record.version is not None:
             _, *headers = resolved(record.version.name, record.version.version, record.alias)
             pairs += [(name.decode(), value.decode("latin-1")) for name, value in headers]
-        if self.marks:
-            pairs.append(("x-model-warnings", ", ".join(self.marks)))
+        # A failed call has no marks of an answer, and its model runs where it runs all the same.
+        marks = self.marks or (MISMATCH if record.elsewhere else ())
+        if marks:
+            pairs.append(("x-model-warnings", ", ".join(marks)))
         if (trace := tracing.current()) is not None:
             pairs.append(("traceresponse", trace.parent))
         return pairs

@@ -29,13 +29,16 @@ PING_AFTER: Final = 60
 PING_TIMEOUT: Final = 20
 #: A client may ask for a sign of life this often, in seconds.
 PING_ALLOWED: Final = 10
+#: The calls of one connection at once. Further ones wait in the client.
+STREAMS: Final = 100
 #: A compressed message could unpack to any size before its length is checked: none is taken.
 _IDENTITY_ONLY: Final = 1
 
 
 class RpcServer:
-    """Made on the event loop that it serves on. It serves as many calls at once as HTTP may have
-    connections."""
+    """Made on the event loop that it serves on. It has as many connections, and as many calls at once, as
+    HTTP may have connections. A message counts towards `max_inflight_bytes` once it is whole: gRPC shows
+    nothing of it before."""
 
     def __init__(self, parts: Parts) -> None:
         settings = parts.settings
@@ -43,7 +46,10 @@ class RpcServer:
         self._stopping: asyncio.Task[None] | None = None
         self._host = settings.host
         self._port = settings.grpc_port or 0
+        most = settings.max_connections or default_most()
         options: list[tuple[str, int]] = [
+            ("grpc.max_allowed_incoming_connections", most),
+            ("grpc.max_concurrent_streams", STREAMS),
             ("grpc.max_receive_message_length", settings.max_body_bytes),
             ("grpc.max_send_message_length", -1),
             ("grpc.compression_enabled_algorithms_bitset", _IDENTITY_ONLY),
@@ -57,9 +63,7 @@ class RpcServer:
         if settings.max_connection_age is not None:
             options.append(("grpc.max_connection_age_ms", int(settings.max_connection_age * 1000)))
             options.append(("grpc.max_connection_age_grace_ms", int(settings.drain_timeout * 1000)))
-        self._server: Any = grpc.aio.server(
-            options=options, maximum_concurrent_rpcs=settings.max_connections or default_most()
-        )
+        self._server: Any = grpc.aio.server(options=options, maximum_concurrent_rpcs=most)
         inference = OpenInference(parts)
         calls = Calls(parts, SERVICE, self._drained)
         methods: dict[str, Any] = {

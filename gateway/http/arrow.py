@@ -1,4 +1,5 @@
-"""Arrow streams as bodies and as answers (`application/vnd.apache.arrow.stream`), with the extra `arrow`.
+"""Arrow streams as bodies and as answers (`application/vnd.apache.arrow.stream`), and Parquet files as bodies
+(`application/vnd.apache.parquet`), with the extra `arrow`.
 
 Knows batches and pyarrow, which it imports at the first such request. Without pyarrow, requests of this type
 are 415 and answers are JSON. Must not know models or routes.
@@ -22,6 +23,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 MEDIA: Final = "application/vnd.apache.arrow.stream"
+PARQUET: Final = "application/vnd.apache.parquet"
+
+#: A Parquet file is expected to become so many times its size; what it becomes is known once it was read.
+_USUAL: Final = 8
+#: Rows that are read at once, and the most rows and columns of a file.
+_ROWS: Final = 16_384
+_MOST_ROWS: Final = 50_000_000
+_MOST_COLUMNS: Final = 100_000
 
 #: The bytes that an item takes: as a number in an array, or as a Python object with its place in a column.
 _PLAIN_BYTES, _OBJECT_BYTES = 8, 80
@@ -140,6 +149,35 @@ def read(body: bytes) -> RawInput:
         table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _malformed(error) from None
+    return RawInput("arrow", table)
+
+
+def parquet_cost(body: bytes) -> int:
+    """The memory that a Parquet file usually takes, in bytes. Nothing in it is read here: what it says of
+    itself may be wrong, so it is read in the process for large bodies, whose memory is limited."""
+    return _USUAL * len(body)
+
+
+def read_parquet(body: bytes) -> RawInput:
+    """The file's rows as one table. Raises MALFORMED_BODY, and MemoryError if it becomes more than this
+    process may have."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        file = parquet.ParquetFile(pa.BufferReader(body), pre_buffer=False, page_checksum_verification=False)
+        said = file.metadata
+        if said.num_rows > _MOST_ROWS or said.num_columns > _MOST_COLUMNS:
+            raise MemoryError
+        # In parts, so that values which a file holds once and uses often are not all made at once.
+        parts = [*file.iter_batches(_ROWS, use_threads=False)]
+        table = pa.Table.from_batches(parts, file.schema_arrow)
+        table.validate(full=True)
+    except MemoryError:  # pyarrow's own is one
+        raise
+    except (pa.ArrowException, OSError, ValueError, TypeError) as error:
+        message = f"the body is not a valid Parquet file ({type(error).__name__})"
+        raise Problem("MALFORMED_BODY", message) from None
     return RawInput("arrow", table)
 
 

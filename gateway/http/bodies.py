@@ -27,18 +27,19 @@ if TYPE_CHECKING:
 
     from gateway.names import Reference
 
-Media = Literal["json", "csv", "arrow", "octets", "text", "npy", "file"]
+Media = Literal["json", "csv", "arrow", "parquet", "octets", "text", "npy", "file"]
 
-#: The forms by media type. The last three, and `_FILES`, are one value: see `wholebodies`.
+#: The forms by media type. The last three, and `FILES`, are one value: see `wholebodies`.
 _MEDIA: Final[Mapping[str, Media]] = {
     "application/json": "json",
     "text/csv": "csv",
     arrow.MEDIA: "arrow",
+    arrow.PARQUET: "parquet",
     "application/octet-stream": "octets",
     "text/plain": "text",
     "application/x-npy": "npy",
 }
-_FILES: Final = ("image/", "audio/")
+FILES: Final = ("image/", "audio/")
 
 PAYLOADS: Final = ("dataframe_split", "dataframe_records", "instances", "inputs")
 #: Above this many bytes a body is counted in a thread.
@@ -77,16 +78,16 @@ def media_type(header: bytes) -> Media:
     quoted or not. Raises UNSUPPORTED_MEDIA_TYPE."""
     kind, *parameters = header.decode("latin-1").split(";")
     kind = kind.strip().lower()
-    media = _MEDIA.get(kind) or ("file" if kind.startswith(_FILES) else None)
+    media = _MEDIA.get(kind) or ("file" if kind.startswith(FILES) else None)
     hint = "send Content-Type: application/json or text/csv; the only allowed parameter is charset=utf-8"
     for parameter in parameters:
         name, _, value = parameter.strip().partition("=")
         if parameter.strip() and (name.lower(), value.strip('"').lower()) != ("charset", "utf-8"):
             media = None
-    if media == "arrow" and not arrow.available():
+    if media in ("arrow", "parquet") and not arrow.available():
         media, hint = (
             None,
-            "Arrow bodies need the package pyarrow: install the gateway with its extra `arrow`",
+            "Arrow and Parquet bodies need the package pyarrow: install the gateway with its extra `arrow`",
         )
     if media is None:
         given = (
@@ -380,11 +381,17 @@ def parse_arrow(body: bytes) -> Parsed:
     return Parsed(arrow.read(body), None, ABSENT)
 
 
+def parse_parquet(body: bytes) -> Parsed:
+    """Parses a Parquet file, which cannot carry params. Raises MALFORMED_BODY."""
+    return Parsed(arrow.read_parquet(body), None, ABSENT)
+
+
 PARSERS: Final[Mapping[str, Callable[[bytes], Parsed]]] = {
     "json": parse_json,
     "vertex": parse_vertex,
     "csv": parse_csv,
     "arrow": parse_arrow,
+    "parquet": parse_parquet,
 }
 
 COSTS: Final[Mapping[str, Callable[[bytes], int]]] = {
@@ -392,4 +399,5 @@ COSTS: Final[Mapping[str, Callable[[bytes], int]]] = {
     "vertex": cost.json_bytes,
     "csv": cost.csv_bytes,
     "arrow": arrow.cost,
+    "parquet": arrow.parquet_cost,
 }

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from gateway.http import bodies, problems
+from gateway.http import bodies, multipart, problems
 from gateway.http.media import Media
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ def declared(headers: Mapping[bytes, bytes]) -> Media:
 
 @lru_cache(maxsize=256)
 def _form(content_type: bytes) -> Media:
+    if content_type[:19].lower() == b"multipart/form-data":
+        return Media("multipart", multipart.boundary(content_type))
     return Media(bodies.media_type(content_type))
 
 

@@ -19,7 +19,8 @@ _COSTS: Final = {**bodies.COSTS, **wholebodies.COSTS}
 
 
 class Media(NamedTuple):
-    """The form of a body, and what its parser needs in addition (for `v2` the length of the JSON part)."""
+    """The form of a body, and what its parser needs in addition: for `v2` the length of the JSON part, for
+    `multipart` the boundary."""
 
     form: str
     parameter: str = ""
@@ -33,7 +34,11 @@ def weigh(media: Media, body: bytes) -> tuple[int, bool]:
         becomes = v2_inputs.memory(body, media.parameter)
         size, raw = (int(media.parameter), len(body) - int(media.parameter)) if media.parameter else (size, 0)
         return becomes, size > RAW_BYTES or becomes - 2 * raw > PARSED_BYTES
+    if form == "multipart":
+        return wholebodies.cost_of_form(body, media.parameter), False
     becomes = _COSTS[form](body)
+    if form == "parquet":
+        return becomes, True  # whatever its size: only reading it shows what it becomes
     if form in wholebodies.PARSERS:
         return becomes, False  # one value: nothing is parsed
     return becomes, size > RAW_BYTES or becomes > PARSED_BYTES
@@ -43,4 +48,6 @@ def parse(media: Media, body: bytes) -> Parsed:
     """The body as untyped raw input. Raises Problem."""
     if media.form == "v2":
         return v2_inputs.parse(body, media.parameter)
+    if media.form == "multipart":
+        return wholebodies.parse_form(body, media.parameter)
     return _PARSERS[media.form](body)

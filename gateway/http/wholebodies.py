@@ -14,7 +14,8 @@ from typing import Final
 import numpy as np
 
 from gateway.errors import Problem
-from gateway.http.bodies import ABSENT, Parsed
+from gateway.http import jsonbody, multipart
+from gateway.http.bodies import ABSENT, FILES, Parsed, decode_object
 from loaders.enforcement import RawInput, Whole
 from loaders.enforcement.whole import Kind, kinds
 from loaders.signature import Signature
@@ -24,12 +25,14 @@ _LONGEST_EMPTY: Final = 65_536
 #: What numpy takes in each of its versions.
 _MOST_DIMENSIONS: Final = 32
 _NUMBERS: Final = "biuf"
+_MOST_PARAMS: Final = 65_536
 
 
 def media_types(signature: Signature | None) -> tuple[str, ...]:
     """The media types that a model takes as one value, as a document shows them."""
     suitable = kinds(signature)
-    return tuple(shown for kind, shown in _SHOWN for one in suitable if one == kind)
+    shown = tuple(shown for kind, shown in _SHOWN for one in suitable if one == kind)
+    return (*shown, multipart.KIND) if shown else ()
 
 
 _SHOWN: Final[tuple[tuple[Kind, str], ...]] = (
@@ -86,6 +89,33 @@ def parse_npy(body: bytes) -> Parsed:
     array = np.frombuffer(body, dtype, count, at) if count else np.zeros(0, dtype)
     array = array.reshape(shape, order="F" if is_fortran else "C")
     return _parsed("array", np.ascontiguousarray(array, dtype.newbyteorder("=")))
+
+
+def parse_form(body: bytes, boundary: str) -> Parsed:
+    """The part of a form that is the input, and its params. Raises MALFORMED_BODY."""
+    part, given = multipart.parts(body, boundary)
+    parsed = PARSERS[_form(part)](bytes(part.content))
+    if given is None:
+        return parsed
+    if len(given.content) > _MOST_PARAMS:
+        raise Problem("MALFORMED_BODY", f"the part `params` has more than {_MOST_PARAMS} bytes")
+    return parsed._replace(params=decode_object(bytes(given.content), jsonbody.loads))
+
+
+def cost_of_form(body: bytes, boundary: str) -> int:
+    """The memory that a form takes, in bytes. Raises MALFORMED_BODY."""
+    part, _ = multipart.parts(body, boundary)
+    return len(body) + COSTS[_form(part)](bytes(part.content))
+
+
+def _form(part: multipart.Part) -> str:
+    """The form of a part: a field of a page has no type, and programs that send files know few types."""
+    if part.kind.startswith(FILES):
+        return "file"
+    if part.kind == "application/x-npy" or (part.file or "").lower().endswith(".npy"):
+        return "npy"
+    is_text = part.kind.startswith("text/") or (not part.kind and part.file is None)
+    return "text" if is_text else "octets"
 
 
 PARSERS: Final[Mapping[str, Callable[[bytes], Parsed]]] = {

@@ -123,6 +123,37 @@ def test_promise_8_callers_that_follow_health_see_no_failure(tmp_path: Path) -> 
     assert set(answered) == {2.0}
 
 
+def test_connections_and_their_calls_are_limited(tmp_path: Path) -> None:
+    """By `max_connections`, and by what the server says when a connection begins (HTTP/2, RFC 9113, 6.5)."""
+    import socket
+
+    log_scaled(tmp_path / "registry.yaml", "scaled", 3.0, alias="champion")
+    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+    most_streams = bytes([0, 3]) + (100).to_bytes(4, "big")
+
+    def greeting(connection: socket.socket) -> bytes:
+        connection.settimeout(30)
+        connection.sendall(preface)
+        return connection.recv(100)
+
+    with running(
+        tmp_path, GATEWAY_GRPC_PORT="0", GATEWAY_ISOLATION="inline", GATEWAY_MAX_CONNECTIONS="2"
+    ) as server:
+        host, _, port = address(server).rpartition(":")
+        with (
+            socket.create_connection((host, int(port))) as first,
+            socket.create_connection((host, int(port))) as second,
+            socket.create_connection((host, int(port))) as third,
+        ):
+            assert most_streams in greeting(first)
+            assert most_streams in greeting(second)
+            try:
+                refused = greeting(third)
+            except ConnectionError:
+                refused = b""
+            assert refused == b""
+
+
 def test_a_port_that_is_taken_is_said(tmp_path: Path) -> None:
     import socket
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from gateway.errors import STATUS
-from gateway.http import arrow, v2_models, v2_outputs
+from gateway.http import arrow, multipart, v2_models, v2_outputs
 from gateway.http.documents import shapes
 from gateway.http.documents.shapes import Schema
 from gateway.names import Reference, url_path
@@ -72,6 +72,13 @@ _V2_TENSOR: Final[Schema] = {
         "data": {"type": "array"},
     },
     "required": ["name", "datatype", "shape"],
+}
+
+
+_FORM: Final[Schema] = {
+    "type": "object",
+    "properties": {"input": {}, multipart.PARAMS: {"type": "object"}},
+    "required": ["input"],
 }
 
 
@@ -152,9 +159,11 @@ def _bodies(
         if isinstance(text := csv(signature), str):
             content["text/csv"]["example"] = text
     if arrow.available():
-        content[arrow.MEDIA] = {}
+        content |= {arrow.MEDIA: {}, arrow.PARQUET: {}}
     for kind in raw:
         content[kind] = {"schema": {"type": "string"}} if kind.startswith("text/") else {}
+        if kind == multipart.KIND:
+            content[kind] = {"schema": _FORM}
     return content
 
 

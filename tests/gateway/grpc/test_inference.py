@@ -212,6 +212,9 @@ def test_promise_10_an_answer_from_another_environment_says_so(called: rpc.Calle
     answer, trailing = called.call("ModelInfer", rpc.request("old", {"x": ("FP64", np.array([1.0]))}))
     assert trailing["x-model-warnings"] == "environment"
     assert "1.0.2" in answer.parameters["warnings"].string_param
+    wrong = rpc.request("old", {"y": ("FP64", np.array([1.0]))})
+    _, _, trailing = failed(called, wrong)
+    assert trailing["x-model-warnings"] == "environment"
 
 
 def bad_requests() -> dict[str, tuple[Any, Any, str]]:
