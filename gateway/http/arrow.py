@@ -38,8 +38,22 @@ _PLAIN: Final = frozenset(
     {"bool", "halffloat", "float", "double"}
     | {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 )
-#: Types whose items may share one long value: here each item would become an object of its own.
-_UNREAD: Final = ("run_end_encoded", "list_view", "large_list_view", "string_view", "binary_view")
+#: Types whose items may share one long value: here each item would become an object of its own. (What an
+#: extension type's items become is its own affair.)
+_UNREAD: Final = (
+    "run_end_encoded",
+    "list_view",
+    "large_list_view",
+    "string_view",
+    "binary_view",
+    "dense_union",
+    "extension",
+)
+#: The types of a dictionary's values that may be long, and the bytes of their offsets.
+_LONG: Final = {"string": 4, "binary": 4, "large_string": 8, "large_binary": 8}
+_CODECS: Final = ("lz4", "zstd")
+#: The most bytes of a dictionary's offsets that are read to find its longest value.
+_OFFSETS_READ: Final = 64 << 20
 
 
 @cache
@@ -59,33 +73,126 @@ def wanted(accept: bytes) -> bool:
 
 def cost(body: bytes) -> int:
     """The memory that the stream takes as a table and as columns, in bytes. It is computed from the heads of
-    its messages: compressed data counts unpacked, and rows without a value count too. Raises MALFORMED_BODY.
+    its messages: compressed data counts unpacked, and rows without a value count too. Each item that refers
+    to a dictionary counts as that dictionary's longest value: the model gets a copy for each row. Raises
+    MALFORMED_BODY.
     """
     import pyarrow as pa
 
+    total = len(body)
+    weights: list[int] = []
+    values: dict[int, Any] = {}
+    uses: list[tuple[int, int]] = []  # the dictionary of a column, by the column's place in a record batch
+    longest: dict[int, int] = {}
+    batches = []
     try:
         with pa.ipc.open_stream(body) as stream:
-            schema = stream.schema
-        weights = [weight for field in schema for weight in _weights(field.type)]
-        total = len(body)
+            kinds = [kind for field in stream.schema for kind in _kinds(field.type)]
         for message in pa.MessageReader.open_stream(body):
-            if message.type in ("record batch", "dictionary"):
-                total += _message_bytes(message, weights)
-    except (pa.ArrowException, OSError, ValueError, struct.error) as error:
+            if message.type == "schema":
+                ids = _dictionary_ids(memoryview(message.metadata))
+                for place, (kind, identity) in enumerate(zip(kinds, ids, strict=True)):
+                    weights.append(_weight(kind))
+                    if identity is not None:
+                        values[identity] = kind.value_type
+                        uses.append((place, identity))
+            elif message.type == "dictionary":
+                total += _message_bytes(message, [])
+                identity, size = _longest_value(message, values)
+                longest[identity] = max(longest.get(identity, 0), size)
+            elif message.type == "record batch":
+                batches.append(message)
+        for place, identity in uses:
+            weights[place] += longest.get(identity, 0)
+        total += sum(_message_bytes(message, weights) for message in batches)
+    except (pa.ArrowException, OSError, ValueError, LookupError, struct.error) as error:
         raise _malformed(error) from None
     return total
 
 
-def _weights(kind: Any) -> list[int]:
-    """The bytes that each item of a column takes here, then those of its inner columns, in the order in which
-    a record batch lists them."""
+def _kinds(kind: Any) -> list[Any]:
+    """The type of a column, then those of its inner columns, in the order in which a record batch lists
+    them. Raises MALFORMED_BODY for a type that is not supported."""
     name = str(kind)
-    if name.startswith(_UNREAD):
+    is_dictionary = name.startswith("dictionary")
+    if name.startswith(_UNREAD) or (is_dictionary and kind.value_type.num_fields):
         message = f"columns of the Arrow type {name[:40]} are not supported"
         raise Problem("MALFORMED_BODY", message, hint="send strings, lists or plain numbers")
-    plain = name in _PLAIN or name.startswith("timestamp")
-    inner = [] if name.startswith("dictionary") else [kind.field(i).type for i in range(kind.num_fields)]
-    return [_PLAIN_BYTES if plain else _OBJECT_BYTES, *(w for one in inner for w in _weights(one))]
+    inner = [] if is_dictionary else [kind.field(i).type for i in range(kind.num_fields)]
+    return [kind, *(deeper for one in inner for deeper in _kinds(one))]
+
+
+def _weight(kind: Any) -> int:
+    """The bytes that each item of a column takes here."""
+    name = str(kind)
+    return _PLAIN_BYTES if name in _PLAIN or name.startswith("timestamp") else _OBJECT_BYTES
+
+
+def _dictionary_ids(head: memoryview) -> list[int | None]:
+    """For each column and inner column the number of its dictionary, None where it has none, from the head of
+    the schema (Schema.fbs of the Arrow format), which pyarrow has verified."""
+    found: list[int | None] = []
+
+    def walk(table: int, number: int) -> None:
+        at = _field(head, table, number)
+        if not at:
+            return
+        at += struct.unpack_from("<I", head, at)[0]
+        (count,) = struct.unpack_from("<I", head, at)
+        for place in range(at + 4, at + 4 + 4 * count, 4):
+            field = place + struct.unpack_from("<I", head, place)[0]
+            encoding = _field(head, field, 4)
+            if encoding:
+                encoding += struct.unpack_from("<I", head, encoding)[0]
+                stated = _field(head, encoding, 0)
+                found.append(struct.unpack_from("<q", head, stated)[0] if stated else 0)
+            else:
+                found.append(None)
+                walk(field, 5)
+
+    walk(_table_at(head, 0, 2), 1)
+    return found
+
+
+def _longest_value(message: Any, values: Mapping[int, Any]) -> tuple[int, int]:
+    """The number of a dictionary, and the bytes of its longest value. `values`: the type by number."""
+    import pyarrow as pa
+
+    head = memoryview(message.metadata)
+    table = _table_at(head, 0, 2)
+    stated = _field(head, table, 0)
+    identity: int = struct.unpack_from("<q", head, stated)[0] if stated else 0
+    kind = values[identity]
+    width = _LONG.get(str(kind))
+    if width is None:
+        return identity, kind.byte_width if str(kind).startswith("fixed_size_binary") else 0
+    batch = _table_at(head, table, 1, root=False)
+    stated = _field(head, batch, 0)
+    size = width * (1 + (struct.unpack_from("<q", head, stated)[0] if stated else 0))
+    _, offsets, characters = ([*_pairs(head, batch, 2)] + [(0, 0)] * 3)[:3]
+    packed = _field(head, batch, 3)
+    if size > _OFFSETS_READ:  # then as if one value had all bytes
+        return identity, _unpacked(message, characters) if packed else characters[1]
+    content = memoryview(message.body)[offsets[0] : offsets[0] + offsets[1]]
+    if packed and len(content) >= 8:
+        length = _unpacked(message, offsets)
+        packed += struct.unpack_from("<I", head, packed)[0]
+        stated = _field(head, packed, 0)
+        codec = _CODECS[head[stated] if stated else 0]
+        content = (
+            content[8:]
+            if length < 0
+            else memoryview(pa.decompress(content[8:], min(length, 2 * size), codec))
+        )
+    if len(content) < size or size <= width:
+        return identity, 0
+    ends = np.frombuffer(content[:size], f"<i{width}")
+    return identity, max(0, int(np.diff(ends).max()))
+
+
+def _unpacked(message: Any, place: tuple[int, int]) -> int:
+    """The bytes that a compressed buffer is said to take unpacked; -1: it is not compressed."""
+    return int(struct.unpack_from("<q", message.body, place[0])[0]) if place[1] >= 8 else place[1]
 
 
 def _message_bytes(message: Any, weights: list[int]) -> int:

@@ -34,6 +34,12 @@ class ModelError(Exception):
         self.unsuitable = unsuitable
 
 
+def unsendable(error: Exception) -> ModelError:
+    """The error for an input with a value that has no form between the processes."""
+    shown = "it has a value that cannot be sent to the model's process"
+    return ModelError(f"{shown}: {error}", shown=shown, unsuitable=True)
+
+
 class RunnerCrashed(Exception):
     """The process ended during the call. `outside`: it was killed with SIGKILL, so the cause may be outside
     the model."""

@@ -23,6 +23,7 @@ from gateway.runners.base import (
     RunnerTimeout,
     model_error,
     signature_of,
+    unsendable,
 )
 from gateway.runners.packs import Pack, Packs
 from gateway.runners.places import Conditions, Place
@@ -447,4 +448,4 @@ def _pieces(op: str, batch: Batch | wire.Framed, params: Mapping[str, Any]) -> d
     try:
         return wire.encode({"op": op, "batch": batch, "params": dict(params)})
     except wire.WireError as error:
-        raise ModelError(f"the input cannot be sent to the model: {error}") from None
+        raise unsendable(error) from None

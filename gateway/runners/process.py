@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway.runners import environments
-from gateway.runners.base import ModelError, RunnerCrashed, model_error, signature_of
+from gateway.runners.base import ModelError, RunnerCrashed, model_error, signature_of, unsendable
 from gateway.runners.confinement import Confinement
 from gateway.runners.environments import Environment
 from gateway.runners.pool import Pool
@@ -250,7 +250,7 @@ class ProcessRunner:
             else:
                 pieces = wire.encode(message)
         except wire.WireError as error:
-            raise ModelError(f"the input cannot be sent to the model: {error}") from None
+            raise unsendable(error) from None
         worker = self._pool.take()
         if worker is None:
             worker = await self._pool.wait()

@@ -62,10 +62,45 @@ def test_numbers_count_little_more_than_they_are() -> None:
     assert arrow.cost(stream(table)) <= 6 * table.nbytes
 
 
-@pytest.mark.parametrize("kind", [pa.string_view(), pa.binary_view()])
-def test_types_whose_items_may_share_bytes_are_refused(kind: Any) -> None:
+def shared(rows: int, values: Any) -> Any:
+    """A column in which each row refers to the first value of a dictionary."""
+    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int8)), values)
+
+
+@pytest.mark.parametrize("compression", [None, "zstd", "lz4"])
+@pytest.mark.parametrize("kind", [pa.string(), pa.binary(), pa.large_string(), pa.binary(10_000)], ids=str)
+def test_each_row_that_refers_to_a_long_value_counts_as_that_value(kind: Any, compression: str) -> None:
+    long = shared(5000, pa.array([b"x" * 10_000, b"y" * 10_000], pa.binary()).cast(kind))
+    short = shared(5000, pa.array(["a", "b"]))
+    inner = pa.ListArray.from_arrays(pa.array([0, 5000], pa.int32()), long)
+    for table in (
+        pa.table({"short": short, "long": long}),
+        pa.table({"short": shared(1, pa.array(["a"])), "inner": inner}),
+    ):
+        body = stream(table, compression)
+        assert len(body) < 80_000
+        assert 50_000_000 <= arrow.cost(body) <= 60_000_000
+    assert arrow.cost(stream(pa.table({"short": short}), compression)) < 600_000
+
+
+UNREAD = {
+    "string_view": pa.array(["a"], pa.string_view()),
+    "binary_view": pa.array(["a"], pa.binary_view()),
+    "a dictionary of lists": shared(1, pa.array([["a"]])),
+    "a dense union": pa.UnionArray.from_dense(
+        pa.array([0], pa.int8()), pa.array([0], pa.int32()), [pa.array(["a"])]
+    ),
+    "an extension": pa.ExtensionArray.from_storage(pa.uuid(), pa.array([bytes(16)], pa.binary(16))),
+}
+UNREAD["a list of dictionaries of lists"] = pa.ListArray.from_arrays(
+    pa.array([0, 1], pa.int32()), UNREAD["a dictionary of lists"]
+)
+
+
+@pytest.mark.parametrize("column", UNREAD)
+def test_types_whose_items_may_share_bytes_are_refused(column: str) -> None:
     with pytest.raises(Problem) as refused:
-        arrow.cost(stream(pa.table({"x": pa.array(["a"], kind)})))
+        arrow.cost(stream(pa.table({"x": UNREAD[column]})))
     assert refused.value.code == "MALFORMED_BODY"
     assert "not supported" in refused.value.message
 

@@ -187,8 +187,9 @@ async def test_an_input_that_cannot_be_sent_is_an_error_of_the_call(
 ) -> None:
     package = write_package(tmp_path / "p")
     runner = await processes.started(package)
-    with pytest.raises(ModelError, match="cannot be sent"):
+    with pytest.raises(ModelError, match="cannot be sent") as caught:
         await runner.predict(Value(object()), {})
+    assert caught.value.unsuitable  # the caller's fault, not the model's
     await runner.predict(ONE, {})
 
 
