@@ -24,6 +24,7 @@ from loaders import example as examples
 from loaders import flavors, keywords, proof, recorded
 from loaders import package as packages
 from loaders.output import check_size
+from loaders.spelling import counted
 from loaders.worker.imports import Imports
 
 if TYPE_CHECKING:
@@ -364,9 +365,9 @@ def _answered(
     asked, answered = enforced.batch.rows, _rows(answer)
     if asked is not None and asked > 1 and answered is not None and answered != asked:
         warnings.warn(
-            f"the model answers its input_example of {asked} rows with {answered} rows: check that the "
-            "example has the form that the model expects. A frame with one column, for example, is not a "
-            "list of texts (try numpy.array(...))",
+            f"the model answers its input_example of {counted(asked, 'row')} with "
+            f"{counted(answered, 'row')}: check that the example has the form that the model expects. A "
+            "frame with one column, for example, is not a list of texts (try numpy.array(...))",
             stacklevel=3,
         )
     if signature is not None:

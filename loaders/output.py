@@ -20,6 +20,7 @@ from loaders.compat.pythons import zipped
 from loaders.schema import AnyType, ColSpec, Map, Object, Scalar, TensorSpec, Type
 from loaders.schema import Array as SchemaArray
 from loaders.signature import Signature
+from loaders.spelling import counted
 
 _KINDS: dict[Scalar, str] = {
     Scalar.boolean: "b",
@@ -199,7 +200,7 @@ def _row_mismatches(specs: list[ColSpec], row: Any) -> Iterator[tuple[str, str]]
             for place, (spec, item) in enumerate(zipped(specs, row))
         }
     if not isinstance(row, dict):
-        yield "", f"the output is {_json_kind(row)} for a row, declared {len(specs)} columns"
+        yield "", f"the output is {_json_kind(row)} for a row, declared {counted(len(specs), 'column')}"
         return
     for place, spec in enumerate(specs):
         name = place if spec.name is None else spec.name

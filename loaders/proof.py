@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from loaders import batch as batches
 from loaders import original, recorded, trial
 from loaders.plain import NotPlain
+from loaders.spelling import counted
 
 if TYPE_CHECKING:
     from loaders.enforcement import Enforced
@@ -123,7 +124,7 @@ def changed(package: Package) -> list[str]:
 
 
 def _told(differing: list[recorded.Difference]) -> str:
-    rest = f", and at {len(differing) - 1} more fields" if len(differing) > 1 else ""
+    rest = f", and at {counted(len(differing) - 1, 'more field')}" if len(differing) > 1 else ""
     return (
         f"the saved package and the model itself answer the input_example differently, at "
         f"{differing[0].place}: the model answers {differing[0].shown_recorded}, the package "

@@ -18,6 +18,7 @@ import numpy as np
 
 from loaders.batch import Columns, Tensors
 from loaders.plain import NotPlain, plain
+from loaders.spelling import counted
 
 if TYPE_CHECKING:
     from loaders.batch import Batch
@@ -153,7 +154,7 @@ def _differing(
                 yield inner[1], Difference(inner[0], there, here)
     elif isinstance(was, list) and isinstance(now, list):
         if len(was) != len(now):
-            yield field, Difference(place, f"{len(was)} items", f"{len(now)} items")
+            yield field, Difference(place, counted(len(was), "item"), counted(len(now), "item"))
             return
         for position, (one, other) in enumerate(zip(was, now)):
             yield from _differing(one, other, tolerance, scale, f"{place}[{position}]", field)

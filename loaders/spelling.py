@@ -1,6 +1,6 @@
-"""Did you mean: the known name that is most like a given one.
+"""Words of messages: the known name that is most like a given one, and a number with its noun.
 
-The gateway has its own in `gateway.names`: loaders never import the gateway.
+The gateway has its own search for names in `gateway.names`: loaders never import the gateway.
 """
 
 from __future__ import annotations
@@ -14,3 +14,10 @@ def near(word: str, known: Iterable[str], ratio: float = 0.6) -> str | None:
 
     found = get_close_matches(word, list(known), 1, ratio)
     return found[0] if found else None
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 row`, `2 rows`, `2,000 entries`."""
+    if count != 1:
+        noun = noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
+    return f"{count:,} {noun}"

@@ -19,6 +19,7 @@ from gateway.commands.options import (
     target_of,
 )
 from gateway.commands.terminal import Failure, Output, result, working
+from loaders.spelling import counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -66,7 +67,7 @@ def check(
     result(output, text, lambda: _show(reports))
     refused = sum(not report.serves for report in reports)
     if refused:
-        raise Failure(f"{refused} of {len(reports)} checked versions would not serve here")
+        raise Failure(f"of {counted(len(reports), 'checked version')}, {refused} would not serve here")
 
 
 async def _reports(

@@ -15,6 +15,7 @@ import typer
 
 from gateway.commands.options import ConfigOption, OutputOption, RegistryOption, settings_of, target_of
 from gateway.commands.terminal import Failure, Output, note, result, size, table, working
+from loaders.spelling import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,7 +89,9 @@ def build(
     if found.refused:
         for name, reason in found.refused.items():
             note(f"{name}: {reason}")
-        raise Failure(f"{len(found.refused)} packages cannot have an environment of their own here")
+        raise Failure(
+            f"{counted(len(found.refused), 'package')} cannot have an environment of their own here"
+        )
 
 
 @app.command(name="list")
@@ -240,8 +243,8 @@ def _show_plan(found: _Found) -> None:
     if rows:
         table(["Python", "models", "packages", "size", "members"], rows, right=["models", "packages", "size"])
     typer.echo(
-        f"{len(found.locks)} packages need {len(found.groups)} environments;"
-        f" {len(found.here)} run in this interpreter; {len(found.refused)} are refused"
+        f"environments for {counted(len(found.locks), 'package')}: {len(found.groups)}; packages that run in "
+        f"this interpreter: {len(found.here)}; refused: {len(found.refused)}"
     )
     for group in found.groups:
         for line in group.apart:
@@ -258,4 +261,4 @@ def _show_list(rows: list[dict[str, Any]], total: float) -> None:
     ]  # fmt: skip
     if shown:
         table(["environment", "Python", "packages", "size", "last used"], shown, right=["packages", "size"])
-    typer.echo(f"{len(rows)} environments take {size(total)} with their cache")
+    typer.echo(f"the size of {counted(len(rows), 'environment')} with the cache is {size(total)}")

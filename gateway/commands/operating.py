@@ -23,6 +23,7 @@ from gateway.commands.options import (
 )
 from gateway.commands.rollouts import progress
 from gateway.commands.terminal import Output, result, size, table, working
+from loaders.spelling import counted
 
 Key: TypeAlias = tuple[str, str]
 """A model's name and a version."""
@@ -255,7 +256,7 @@ def _show(view: Mapping[str, Any]) -> None:
             more = len(row["warnings"]) - _WARNINGS
             typer.echo(f"{row['model']}/{row['version']}: {more} more warnings; --output json shows them")
     if view["not_shown"]:
-        typer.echo(f"not loaded: {view['not_shown']} other versions; --all shows them")
+        typer.echo(f"not loaded: {counted(view['not_shown'], 'other version')}; --all to show all")
 
 
 def _is_inline(row: Mapping[str, Any]) -> bool:

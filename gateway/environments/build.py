@@ -36,6 +36,7 @@ from gateway.environments.interpreters import Interpreter, Interpreters, Minor, 
 from gateway.environments.lock import Lock, LockError, Wanted, parsed
 from gateway.environments.resolve import Progress, Resolver
 from gateway.environments.uv import Uv, UvError
+from loaders.spelling import counted
 
 _KEY: Final = re.compile(r"[0-9a-f]{32}\Z")
 _FACTS: Final = "gateway.json"
@@ -229,7 +230,7 @@ class Store:
             )
             pylock = making / _PYLOCK
             pylock.write_text(lock.text, encoding="utf-8")
-            progress(f"installing {len(lock.packages)} packages")
+            progress(f"installing {counted(len(lock.packages), 'package')}")
             self._install(making, pylock)
             pylock.chmod(0o600)  # its URLs may hold the operator's credentials
             progress("compiling byte code")
@@ -400,7 +401,7 @@ class Store:
 
 def described(lock: Lock) -> str:
     """`Python 3.9, 14 packages`."""
-    return f"Python {named(lock.python)}, {len(lock.packages)} packages"
+    return f"Python {named(lock.python)}, {counted(len(lock.packages), 'package')}"
 
 
 def _identity(source: Path) -> str:

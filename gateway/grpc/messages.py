@@ -23,6 +23,7 @@ from gateway.http.bodies import Parsed
 from loaders.enforcement import violations as v
 from loaders.enforcement.scalars import objects
 from loaders.enforcement.violations import Violation, shown
+from loaders.spelling import counted
 
 #: The field of typed contents by datatype, and the type of its values.
 _FIELDS: Final[Mapping[str, tuple[str, str]]] = {
@@ -127,7 +128,7 @@ def _raw(message: Any) -> list[memoryview | None]:
     if len(raws) != len(message.inputs):
         raise Problem(
             "MALFORMED_BODY",
-            f"raw_input_contents has {len(raws)} entries for {len(message.inputs)} inputs",
+            f"raw_input_contents has {counted(len(raws), 'entry')} for {counted(len(message.inputs), 'input')}",
             hint="send one for each input, in their order",
         )
     return list(raws)

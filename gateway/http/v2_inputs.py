@@ -27,6 +27,7 @@ from loaders.enforcement import violations as v
 from loaders.enforcement.scalars import kind_of, objects
 from loaders.enforcement.tensors import cast_leaves
 from loaders.enforcement.violations import Faults, shown
+from loaders.spelling import counted
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 #: What gives an input's values as little-endian bytes, by its place, its parameters and its path in messages;
@@ -308,7 +309,7 @@ def _flat(data: Any, shape: Sequence[int], root: str, faults: Faults) -> list[An
         return None
     if not any(type(part) is list for part in data):
         if len(data) != count:
-            faults.add(f"{root}.data", v.WRONG_LENGTH, f"{count} values", f"{len(data)} values")
+            faults.add(f"{root}.data", v.WRONG_LENGTH, counted(count, "value"), counted(len(data), "value"))
             return None
         return data
     level: list[Any] = [data]

@@ -24,6 +24,7 @@ from loaders.enforcement.tables import CsvTable, frame_index, is_sparse, series_
 from loaders.enforcement.untyped import text_columns
 from loaders.enforcement.violations import Faults, shown
 from loaders.schema import AnyType, Array, ColSpec, Map, Object, Scalar, TensorSpec, Type, unsized
+from loaders.spelling import counted
 
 Specs = Sequence[ColSpec | TensorSpec]
 
@@ -239,7 +240,7 @@ def _columns(specs: Sequence[ColSpec], data: Any, root: str, extras: list[Any]) 
     if specs[0].name is None:
         names = list(frame.columns)
         if len(names) < len(specs):
-            raise _Refused(root, v.WRONG_LENGTH, f"{len(specs)} columns", f"{len(names)} columns")
+            raise _Refused(root, v.WRONG_LENGTH, counted(len(specs), "column"), counted(len(names), "column"))
         pairs = list(zip(names, specs, strict=False))
         extras += names[len(specs) :]
     else:
@@ -446,7 +447,9 @@ def _unnamed(spec: TensorSpec, frame: Any, root: str) -> NDArray:
     if len(frame.columns) == 1:
         return _from_column(spec, frame[frame.columns[0]], root)
     if spec.shape != (-1, len(frame.columns)):
-        raise _Refused(root, v.WRONG_SHAPE, f"shape {list(spec.shape)}", f"{len(frame.columns)} columns")
+        raise _Refused(
+            root, v.WRONG_SHAPE, f"shape {list(spec.shape)}", counted(len(frame.columns), "column")
+        )
     return np.asarray(frame.to_numpy())
 
 

@@ -21,6 +21,7 @@ from loaders.enforcement.tables import Name, Table
 from loaders.enforcement.untyped import inferred, text_columns
 from loaders.enforcement.violations import Faults, shown
 from loaders.schema import AnyType, Array, ColSpec, Scalar, TensorSpec, Type
+from loaders.spelling import counted
 
 ROOT = "inputs"
 
@@ -52,7 +53,7 @@ def table(data: Mapping[str, NDArray], specs: Sequence[ColSpec], faults: Faults)
         wanted = len(next(iter(found.values())))
         for column, cells in found.items():
             if len(cells) != wanted:
-                got = f"{len(cells)} values"
+                got = counted(len(cells), "value")
                 faults.add(f"{ROOT}.{shown(column)}", v.WRONG_LENGTH, f"{wanted} values", got)
         return None
     return Table(

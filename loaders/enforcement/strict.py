@@ -25,7 +25,7 @@ from loaders.enforcement.violations import Faults, shown
 from loaders.schema import AnyType, ColSpec, Map, Object, Scalar, TensorSpec
 from loaders.schema import Array as ArrayType
 from loaders.signature import Signature
-from loaders.spelling import near
+from loaders.spelling import counted, near
 
 #: Maximum rows that are checked value by value; above it, checking whole columns is faster.
 _FEW_ROWS = 8
@@ -145,7 +145,9 @@ def _columns(plan: Plan, form: str, data: Any, faults: Faults, extras: list[Any]
         if not table.rows and not names:
             names, columns = plan.names, [()] * len(plan.names)
         if len(names) < len(plan.names):
-            faults.add(table.root, v.WRONG_LENGTH, f"{len(plan.names)} columns", f"{len(names)} columns")
+            faults.add(
+                table.root, v.WRONG_LENGTH, counted(len(plan.names), "column"), counted(len(names), "column")
+            )
             return None
         positions = {name: i for i, name in enumerate(plan.names)}
     else:

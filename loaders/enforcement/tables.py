@@ -20,6 +20,7 @@ from loaders.batch import column_array
 from loaders.enforcement import violations as v
 from loaders.enforcement.scalars import NDArray, Origin, Path, kind_of, objects
 from loaders.enforcement.violations import Faults, shown
+from loaders.spelling import counted
 
 #: How many cells a table of records may have for each value that they really hold, and for free.
 _SPARSEST, _SPARSE = 16, 100_000
@@ -145,7 +146,7 @@ def _index(index: Any, rows: int, path: str, faults: Faults) -> NDArray | None:
         faults.add(path, v.WRONG_TYPE, "array", kind_of(index))
         return None
     if len(index) != rows:
-        faults.add(path, v.WRONG_LENGTH, f"{rows} values", f"{len(index)} values")
+        faults.add(path, v.WRONG_LENGTH, counted(rows, "value"), counted(len(index), "value"))
         return None
     kinds = set(map(type, index))
     if kinds <= {int}:
@@ -175,7 +176,9 @@ def _cells(rows: list[Any], width: int | None, path: str, faults: Faults) -> lis
             return cells
         for i, row in enumerate(rows):
             if len(row) != wanted:
-                faults.add(f"{path}[{i}]", v.WRONG_LENGTH, f"{wanted} values", f"{len(row)} values")
+                faults.add(
+                    f"{path}[{i}]", v.WRONG_LENGTH, counted(wanted, "value"), counted(len(row), "value")
+                )
         return None
     if not rows:
         return [()] * (width or 0)
@@ -245,7 +248,9 @@ def from_columns(data: Mapping[Any, Any], root: str, origin: Origin, faults: Fau
         return Table(names, columns, rows, origin, root, "columns", root)
     for name, column in zip(names, columns, strict=True):
         if len(column) != rows:
-            faults.add(f"{root}.{shown(name)}", v.WRONG_LENGTH, f"{rows} values", f"{len(column)} values")
+            faults.add(
+                f"{root}.{shown(name)}", v.WRONG_LENGTH, counted(rows, "value"), counted(len(column), "value")
+            )
     return None
 
 

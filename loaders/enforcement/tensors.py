@@ -32,6 +32,7 @@ from loaders.enforcement.scalars import (
 from loaders.enforcement.tables import Table
 from loaders.enforcement.violations import Faults
 from loaders.schema import Scalar, TensorSpec, unsized
+from loaders.spelling import counted
 
 
 def from_lists(data: Any, spec: TensorSpec, origin: Origin, faults: Faults, root: str) -> NDArray | None:
@@ -50,7 +51,10 @@ def from_lists(data: Any, spec: TensorSpec, origin: Origin, faults: Faults, root
             first = len(level[0])
             odd = next(i for i, part in enumerate(level) if len(part) != first)
             faults.add(
-                f"{root}{_subscript(odd, shape)}", v.RAGGED, f"{first} values", f"{len(level[odd])} values"
+                f"{root}{_subscript(odd, shape)}",
+                v.RAGGED,
+                counted(first, "value"),
+                counted(len(level[odd]), "value"),
             )
             return None
         shape.append(lengths.pop() if lengths else 0)

@@ -19,6 +19,7 @@ from loaders.enforcement.scalars import Origin, kind_of
 from loaders.enforcement.tables import Table
 from loaders.enforcement.violations import Faults
 from loaders.schema import AnyType, ColSpec, Object, Scalar, TensorSpec, Type
+from loaders.spelling import counted
 
 
 def hinted(spec: ColSpec | TensorSpec, form: str, data: Any, faults: Faults) -> Value | None:
@@ -82,7 +83,7 @@ def _rows(table: Table, kind: Type, faults: Faults) -> Value | None:
         rows = [{name: cells[i] for name, cells in columns.items()} for i in range(table.rows)]
         return Value(rows, len(rows))
     if len(table.names) != 1:
-        faults.add(table.root, v.WRONG_LENGTH, "1 column", f"{len(table.names)} columns")
+        faults.add(table.root, v.WRONG_LENGTH, "1 column", counted(len(table.names), "column"))
         return None
     items = _cells(table, 0, kind, True, faults)
     return Value(items, len(items))

@@ -26,6 +26,7 @@ from loaders.enforcement.tables import (
     series_array,
 )
 from loaders.enforcement.violations import Faults
+from loaders.spelling import counted
 
 
 def untyped(form: str, data: Any, faults: Faults) -> Batch | None:
@@ -172,7 +173,9 @@ def _stacked(rows: list[Any], faults: Faults) -> Batch | None:
     names = set(rows[0])
     for i, row in enumerate(rows):
         if set(row) != names:
-            faults.add(f"instances[{i}]", v.WRONG_LENGTH, f"{len(names)} names", f"{len(row)} names")
+            faults.add(
+                f"instances[{i}]", v.WRONG_LENGTH, counted(len(names), "name"), counted(len(row), "name")
+            )
     if faults.total:
         return None
     return _tensors(
