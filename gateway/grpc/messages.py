@@ -128,7 +128,8 @@ def _raw(message: Any) -> list[memoryview | None]:
     if len(raws) != len(message.inputs):
         raise Problem(
             "MALFORMED_BODY",
-            f"raw_input_contents has {counted(len(raws), 'entry')} for {counted(len(message.inputs), 'input')}",
+            f"raw_input_contents has {counted(len(raws), 'entry')} for "
+            f"{counted(len(message.inputs), 'input')}",
             hint="send one for each input, in their order",
         )
     return list(raws)
