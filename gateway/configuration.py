@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 
 from gateway import cgroup, yamltext
 from gateway.names import near
-from gateway.policy import Canary, Guards, Replay, RolloutPolicy, Shadow, unknown
+from gateway.policy import Canary, Guards, Replay, RolloutPolicy, Shadow
 from gateway.quantities import DURATION_SCHEMA, SIZE_SCHEMA, shown_seconds, shown_size
 from gateway.settings import (
     AccessSettings,
@@ -234,8 +234,6 @@ def _told(error: Any, sources: Mapping[str, str]) -> tuple[str, str]:
         source = sources.get(".".join(above))
     place = key if source is None else source if source.startswith(("flag", PREFIX)) else f"{source}: {key}"
     if error["type"] == "extra_forbidden":
-        if len(parts) > 1 and parts[-2] == "rollout" and (said := unknown(parts[-1])) is not None:
-            return place, said
         meant = near(parts[-1], _known_beside(parts))
         if meant and place.startswith(PREFIX):
             meant = place[: len(place) - len(parts[-1])] + meant.upper()

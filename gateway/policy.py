@@ -9,15 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar, Final, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
 from gateway.quantities import Duration, Part, listed
-
-#: Keys that other releases may support. They are refused, because a check that does not run must not look
-#: configured.
-UNAVAILABLE: Final = frozenset({"shadow"})
 
 
 def _is_off(value: object) -> bool:
@@ -96,13 +92,13 @@ class Shadow(Part):
     """The share of the requests that are copied: 1.0 is all of them."""
     requests: Annotated[int, Field(ge=1)] = 500
     """The fewest answers that are compared."""
-    within: Duration = 3600.0
+    within: Annotated[Duration, Field(gt=0)] = 3600.0
     """The time after which a shadow with fewer answers has too little traffic; then `thin` decides."""
     agreement: Annotated[float, Field(gt=0, le=1)] = 0.98
     """The smallest share of requests on which both versions agree."""
     tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.01
-    """The relative difference up to which two numbers agree. Whole numbers, labels and text must be equal."""
-    deadline: Duration = 10.0
+    """Numbers agree if they differ by at most this share of the larger one. Labels and text must be equal."""
+    deadline: Annotated[Duration, Field(gt=0)] = 10.0
     """The time after which the gateway does not wait longer for the answer to a copy."""
 
 
@@ -127,7 +123,8 @@ class RolloutPolicy(Part):
     interpreter."""
     replay: Annotated[Replay | None, BeforeValidator(_limit)] = None
     """Captured requests that the new version answers before it serves. `off` or not set: none."""
-    shadow: ClassVar[Shadow | None] = None
+    shadow: Annotated[Shadow | None, BeforeValidator(_limit)] = None
+    """Copies of requests that the new version answers before the first step. `off` or not set: none."""
     canary: Annotated[Canary, BeforeValidator(_canary)] = Canary()
     """The steps before the swap. `off`: the swap follows directly after the checks."""
     guards: Guards = Guards()
@@ -164,10 +161,3 @@ def laid_over(weaker: Mapping[str, Any], stronger: Mapping[str, Any]) -> dict[st
             value = laid_over(below, value)
         merged[key] = value
     return merged
-
-
-def unknown(key: str) -> str | None:
-    """A special message for an unknown key; None if there is none."""
-    if key in UNAVAILABLE:
-        return "is not available in this version of the gateway"
-    return None

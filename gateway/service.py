@@ -254,6 +254,8 @@ class Service:
         else:
             violated = self._violates(version, answer) if observer.checks else None
             observer.observe(caller, version, failed=False, seconds=record.predict, violated=violated)
+            if rollout is not None and rollout.copies:
+                self._copy(inference, raw, answer, rollout)
             return answer
         inference.raw, inference.unparsed = raw, unparsed
         if rollout is None or not rollout.watching:
@@ -263,6 +265,19 @@ class Service:
         answer = await self.predict(inference, Target(other, found))
         failed(refused=refused, repeats=True)
         return answer
+
+    def _copy(self, inference: Inference, raw: RawInput | None, answer: Answer, rollout: Rollout) -> None:
+        """Hands an answered request to the shadow of a rollout."""
+        if rollout.shadow is not None:
+            length = inference.record.headers.get(b"content-length", b"")
+            rollout.shadow.offer(
+                raw,
+                inference.params,
+                answer.result,
+                size=int(length) if length.isdigit() else None,
+                lenient=inference.lenient,
+                positional=inference.positional,
+            )
 
     def _violates(self, version: Version, answer: Answer) -> bool:
         """Whether an answer differs from the version's output schema."""

@@ -72,6 +72,12 @@ def promote(
         str | None,
         typer.Option(metavar="STEPS", help="Percentages of callers, such as 5,25,50 (needs a gateway)."),
     ] = None,
+    shadow: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="The share of the requests whose copies it answers first (needs a gateway)."
+        ),
+    ] = None,
     registry: RegistryOption = None,
     url: UrlOption = None,
     admin_key_file: KeyOption = None,
@@ -86,8 +92,9 @@ def promote(
     With --url or $GATEWAY_URL the running gateway runs the gates and writes its registry. Otherwise this
     command runs the gates and writes the registry; gateways that follow the registry then move by themselves.
 
-    With --canary, or with `canary` in the rollout policy, the new version first gets a growing share of the
-    callers. --wait follows the rollout to its end; Ctrl-C leaves it running.
+    With --shadow, or with `shadow` in the rollout policy, the new version first answers copies of requests,
+    which callers do not notice. With --canary, or with `canary` in the policy, it then gets a growing share
+    of the callers. --wait follows the rollout to its end; Ctrl-C leaves it running.
 
     Example: gateway promote iris@champion 2 --url http://127.0.0.1:8080 --wait
     """
@@ -100,7 +107,8 @@ def promote(
     if url is not None or (registry is None and url_given(url)):
         with connect(url, admin_key_file, config) as client:
             wanted = wanted or _points_to(client, name, source or "")
-            body = _body(wanted, expect, force=force, steps=None if canary is None else _steps(canary))
+            steps = None if canary is None else _steps(canary)
+            body = _body(wanted, expect, force=force, steps=steps, shadow=shadow)
             done = _promote_there(client, name, alias, body, dry_run=dry_run, wait=wait)
             target = client.url
             if wait and (done.get("rollout") or {}).get("step") is not None:
@@ -108,8 +116,9 @@ def promote(
                 if (refused := failure(done)) is not None:
                     raise refused
     else:
-        if canary is not None:
-            raise typer.BadParameter("--canary needs a running gateway: name it with --url")
+        for option, given in (("--canary", canary), ("--shadow", shadow)):
+            if given is not None:
+                raise typer.BadParameter(f"{option} needs a running gateway: name it with --url")
         with _opened(registry) as (opened, target):
             goal = wanted or _alias_here(opened, name, source or "")
             stands = _expectation(expect)
@@ -189,11 +198,15 @@ def _promote_there(
         return done
 
 
-def _body(version: str, expect: str | None, *, force: bool, steps: list[float] | None) -> dict[str, Any]:
+def _body(
+    version: str, expect: str | None, *, force: bool, steps: list[float] | None, shadow: float | None
+) -> dict[str, Any]:
     body: dict[str, Any] = {"version": version, "force": force}
     if expect is not None:
         body["expect"] = None if expect == ABSENT else expect
-    return body if steps is None else {**body, "canary": steps}
+    if steps is not None:
+        body["canary"] = steps
+    return body if shadow is None else {**body, "shadow": shadow}
 
 
 def _steps(text: str) -> list[float]:

@@ -115,7 +115,7 @@ def name_of(view: Mapping[str, Any]) -> str:
 
 def progress(step: Mapping[str, Any]) -> str:
     """How far a step of a rollout is: its share, and the time and the requests, where they are wanted."""
-    share = f"{step['percent']:g} % of the {'requests, as copies' if 'compared' in step else 'callers'}"
+    share = f"{step['percent']:g} % of the {'requests, as copies' if 'copies' in step else 'callers'}"
     wanted = f" of {step['requests_wanted']}" if "requests_wanted" in step else ""
     paused = ", paused" if step["paused"] else ""
     facts = (
@@ -162,7 +162,8 @@ def _told(view: Mapping[str, Any]) -> str:
             lines.append(progress(step))
         if known["reason"]:
             lines.append(known["reason"])
-        lines += _replayed((known["evidence"] or {}).get("replay"))
+        for kind in ("replay", "shadow"):
+            lines += _answered(kind, (known["evidence"] or {}).get(kind))
         for guard, found in ((known["evidence"] or {}).get("guards") or {}).items():
             lines.append(
                 f"  {guard}: {found['candidate']} against {found['service']}, allowed {found['allowed']} "
@@ -171,12 +172,12 @@ def _told(view: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _replayed(found: Mapping[str, Any] | None) -> list[str]:
-    """What the answers to captured requests have shown."""
+def _answered(kind: str, found: Mapping[str, Any] | None) -> list[str]:
+    """What the answers to captured or copied requests have shown."""
     if not found or not found["requests"]:
         return []
     lines = [
-        f"  replay: {found['exact']} equal, {found['within_tolerance']} within the tolerance, "
+        f"  {kind}: {found['exact']} equal, {found['within_tolerance']} within the tolerance, "
         f"{found['differ']} different of {found['requests']} "
         f"(agreement {found['agreement']:g}, wanted {found['wanted']:g})"
     ]

@@ -213,6 +213,7 @@ class Control:
             force=body.force,
             dry_run=flags.get("dry_run", False),
             steps=None if body.canary is None else tuple(body.canary),
+            shadow=body.shadow,
         )
         async with moving as moved:
             return await self._moved(moved, flags)

@@ -43,6 +43,7 @@ def _rising(steps: list[float]) -> list[float]:
 
 VersionNumber = Annotated[str, AfterValidator(_version)]
 Percent = Annotated[float, Field(gt=0, lt=100)]
+Share = Annotated[float, Field(gt=0, le=1)]
 Steps = Annotated[list[Percent], Field(min_length=1), AfterValidator(_rising)]
 
 
@@ -63,6 +64,8 @@ class Promotion(Body):
     """Move the alias although callers would notice."""
     canary: Steps | None = None
     """Percentages of the callers, step by step. Left out or null: as the policy says."""
+    shadow: Share | None = None
+    """The share of the requests whose copies it answers first. Left out or null: as the policy says."""
 
 
 class Rollback(Body):

@@ -22,7 +22,8 @@ from gateway.registries.base import Verdict
 from gateway.rollouts.before import Reference
 from gateway.rollouts.phases import BEFORE_SERVING, TAKEN_BACK, UNDER_WAY, Phase
 from gateway.rollouts.records import ROLLBACK
-from gateway.rollouts.rollout import Course, InService, Rollout
+from gateway.rollouts.rollout import Course, InService, Rollout, shadow_of
+from gateway.rollouts.shadow import Shadow
 
 if TYPE_CHECKING:
     from gateway.policy import RolloutPolicy
@@ -89,15 +90,20 @@ class Conductor:
         return [key for key, saved in self._memory.rollouts().items() if Phase(saved["phase"]) in UNDER_WAY]
 
     def plan(
-        self, name: str, alias: str, version: str, steps: tuple[float, ...] | None
+        self,
+        name: str,
+        alias: str,
+        version: str,
+        steps: tuple[float, ...] | None,
+        shadow: float | None = None,
     ) -> Callable[[], None]:
-        """Records the steps of a promotion before the registry is written; None means the policy's steps.
-        Forgets an earlier try of that version, because a person asks for it again. Returns a function that
-        undoes the record if the registry cannot be written."""
+        """Records the steps of a promotion and its share of copied requests before the registry is written;
+        None means those of the policy. Forgets an earlier try of that version, because a person asks for it
+        again. Returns a function that undoes the record if the registry cannot be written."""
         before = self._memory.rollout(name, alias)
         course = self.course(name, alias)
-        if steps is not None:
-            self._save(name, alias, Course(version, steps=steps, since=self._wall()))
+        if steps is not None or shadow is not None:
+            self._save(name, alias, Course(version, steps=steps, shadow=shadow, since=self._wall()))
         elif course is not None and course.version == version and course.phase not in UNDER_WAY:
             self._memory.save_rollout(name, alias, None)
         return lambda: self._memory.save_rollout(name, alias, before)
@@ -128,7 +134,8 @@ class Conductor:
         service = found.serving or found.last_good
         if service is None or service == target or target != found.desired or found.moved_by == ROLLBACK:
             return False
-        if not service.source or not (self._steps(found, model, target) or self._replayed(model)):
+        compares = self._replayed(model) or self._shadowed(found, model, target)
+        if not service.source or not (compares or self._steps(found, model, target)):
             return False
         course = self.course(found.name, found.alias)
         if course is not None and course.version == target.version and course.phase is Phase.WATCHING:
@@ -140,6 +147,11 @@ class Conductor:
         if course is not None and course.version == target.version and course.steps is not None:
             return course.steps
         return tuple(self.policy(model).canary.steps)
+
+    def _shadowed(self, found: LiveAlias, model: Model, target: Version) -> bool:
+        course = self.course(found.name, found.alias)
+        known = course is not None and course.version == target.version
+        return shadow_of(self.policy(model), course if known else None) is not None
 
     def _replayed(self, model: Model) -> bool:
         return self._replays is not None and self.policy(model).replay is not None
@@ -160,19 +172,24 @@ class Conductor:
         found.observe_with(rollout)
         self._changed(found, rollout)
         began(rollout.shown)
-        replay: asyncio.Task[None] | None = None
+        work: dict[Phase, asyncio.Task[None]] = {}
 
         def look() -> None:
-            nonlocal replay
-            if rollout.course.phase is Phase.REPLAYING and rollout.replay is None:
-                replay = self._begin_replay(found, rollout)
+            """What a phase needs next to the requests begins and ends with it."""
+            phase = rollout.course.phase
+            for over in [begun for begun in work if begun is not phase]:
+                work.pop(over).cancel()
+            if phase is Phase.REPLAYING and rollout.replay is None:
+                work[phase] = self._begin_replay(found, rollout)
+            elif phase is Phase.SHADOWING and phase not in work:
+                work[phase] = self._begin_shadow(found, rollout)
 
         try:
             return await self._conducted(found, rollout, model, began, look)
         finally:
             found.observe_with(None)
-            if replay is not None:
-                replay.cancel()
+            for task in work.values():
+                task.cancel()
             lease.release()
 
     def watch(self, found: LiveAlias, model: Model, target: Version, service: Version | None) -> bool:
@@ -283,9 +300,13 @@ class Conductor:
             course = replace(saved, since=now)
         else:
             asked = saved is not None and saved.version == target.version and saved.phase is Phase.CHECKING
-            steps = saved.steps if asked and saved is not None else None
-            first = Phase.CANARY if policy.replay is None or self._replays is None else Phase.REPLAYING
-            course = Course(target.version, steps=steps).to(first, now)
+            course = Course(target.version)
+            if asked and saved is not None:
+                course = replace(course, steps=saved.steps, shadow=saved.shadow)
+            first = Phase.CANARY if shadow_of(policy, course) is None else Phase.SHADOWING
+            if policy.replay is not None and self._replays is not None:
+                first = Phase.REPLAYING
+            course = course.to(first, now)
         course = replace(course, service=None if service is None else service.version)
         return self._live(found, policy, course, target, service)
 
@@ -313,6 +334,17 @@ class Conductor:
         task = asyncio.get_running_loop().create_task(self._replays.run(rollout.replay))
         task.add_done_callback(lambda _: rollout.changed.set())
         return task
+
+    def _begin_shadow(self, found: LiveAlias, rollout: Rollout) -> asyncio.Task[None]:
+        """Lets the candidate answer copies of requests, in a task of its own."""
+        policy, service = rollout.shadows, found.serving or found.last_good
+        assert policy is not None
+        assert service is not None
+        if rollout.shadow is None:
+            rollout.shadow = Shadow(
+                rollout.candidate, service, policy, self._manager, changed=rollout.changed.set
+            )
+        return asyncio.get_running_loop().create_task(rollout.shadow.run())
 
     def records(self, found: LiveAlias, model: Model, serving: Version) -> None:
         """Records the requests of `serving` from now on, if the policy may compare it with a later one."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic import BaseModel, ValidationError
 
 from gateway.names import near
-from gateway.policy import Canary, Guards, Replay, RolloutPolicy, Shadow, laid_over, unknown
+from gateway.policy import Canary, Guards, Replay, RolloutPolicy, Shadow, laid_over
 from gateway.registries.base import UNREADABLE
 
 if TYPE_CHECKING:
@@ -54,9 +54,6 @@ def _told(error: Any) -> str:
     place = ".".join([*above, key])
     if error["type"] != "extra_forbidden":
         return f"{place}: {str(error['msg']).removeprefix('Value error, ')}"
-    said = None if above else unknown(key)
-    if said is not None:
-        return f"{place} {said}"
     parts: dict[str, type[BaseModel]] = {
         "canary": Canary,
         "guards": Guards,

@@ -97,10 +97,11 @@ class Promotions:
         force: bool = False,
         dry_run: bool = False,
         steps: tuple[float, ...] | None = None,
+        shadow: float | None = None,
     ) -> AsyncIterator[Moved]:
         """Runs the gates, then writes the registry. Inside the context the version is loaded and warm. A
-        refusal leaves the registry unchanged. `steps`: the steps of the canary, None for the policy's. Raises
-        Problem."""
+        refusal leaves the registry unchanged. `steps` of the canary, and `shadow`, the share of copied
+        requests: None for those of the policy. Raises Problem."""
         move = Move(check_name(name), check_alias(alias), check_version(version), expect)
         if not dry_run:
             await self._must_be_writable()
@@ -115,13 +116,15 @@ class Promotions:
         if entry is not None and entry.version == version and not entry.refused and entry.forced >= force:
             found = self._aliases.find(name, alias)
             if not dry_run and (found is None or found.rollout is None):
-                self._aliases.conductor.plan(name, alias, version, steps)
+                self._aliases.conductor.plan(name, alias, version, steps, shadow)
             held = self._manager.find(target)
             prepared = None if held is None else held.prepared
             environment = None if prepared is None else prepared.environment()
             yield Moved(move, target, version, environment=environment, unchanged=True, written=not dry_run)
             return
-        moving = self._moved(move, target, force=force, moved_by=PROMOTE, dry_run=dry_run, steps=steps)
+        moving = self._moved(
+            move, target, force=force, moved_by=PROMOTE, dry_run=dry_run, steps=steps, shadow=shadow
+        )
         async with moving as moved:
             yield moved
 
@@ -181,6 +184,7 @@ class Promotions:
         moved_by: str,
         dry_run: bool = False,
         steps: tuple[float, ...] | None = None,
+        shadow: float | None = None,
     ) -> AsyncIterator[Moved]:
         name, alias = move.name, move.alias
         entry = self._aliases.snapshot.models[name].aliases.get(alias)
@@ -219,7 +223,7 @@ class Promotions:
         )  # fmt: skip
         try:
             if not dry_run:
-                forget = self._aliases.conductor.plan(name, alias, move.version, steps)
+                forget = self._aliases.conductor.plan(name, alias, move.version, steps, shadow)
                 try:
                     snapshot = await self._writing(lambda: self._registry.move(move))
                 except BaseException:

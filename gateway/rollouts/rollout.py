@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from gateway.policy import Shadow as ShadowPolicy
 from gateway.quantities import utc
 from gateway.rollouts.afterwards import Afterwards
 from gateway.rollouts.before import Before, Reference
@@ -23,7 +24,9 @@ from gateway.rollouts.phases import FOLLOWS, TAKEN_BACK, UNSEEN, Next, Phase, Se
 if TYPE_CHECKING:
     from gateway.policy import RolloutPolicy
     from gateway.registries.base import Version
+    from gateway.rollouts.agreement import Outcome as Compared
     from gateway.rollouts.replay import Report
+    from gateway.rollouts.shadow import Shadow
 
 #: The phase of an alias while its new version is watched, for people.
 SERVED: Final = "serving (watching)"
@@ -99,6 +102,13 @@ class Course:
         return replace(self, phase=phase, step=step, reason=reason, since=now, paused=False, changes=kept)
 
 
+def shadow_of(policy: RolloutPolicy, course: Course | None) -> ShadowPolicy | None:
+    """The policy for copies of requests: the share of the promotion overrides the policy's."""
+    if course is None or course.shadow is None:
+        return policy.shadow
+    return (policy.shadow or ShadowPolicy()).model_copy(update={"share": course.shadow})
+
+
 class InService:
     """The version that serves an alias whose policy has a watch: its last minutes are recorded. It has the
     methods that a request needs of `Rollout`."""
@@ -161,6 +171,8 @@ class Rollout:
         self.order: str | None = None
         #: What the captured requests have shown; None before the replay begins.
         self.replay: Report | None = None
+        #: The copies of requests; None before the shadow begins.
+        self.shadow: Shadow | None = None
         self.retried = 0
         self.felt = 0
         self._counted = counted
@@ -202,6 +214,11 @@ class Rollout:
         return self._steps
 
     @property
+    def shadows(self) -> ShadowPolicy | None:
+        """The policy for copies of requests, None without a shadow."""
+        return shadow_of(self.policy, self.course)
+
+    @property
     def has_steps(self) -> bool:
         """Whether there is a canary."""
         steps = self.course.steps if self.course.steps is not None else self.policy.canary.steps
@@ -231,6 +248,11 @@ class Rollout:
     @property
     def retries(self) -> bool:
         return self.policy.canary.retry
+
+    @property
+    def copies(self) -> bool:
+        """Whether the candidate gets copies of requests now."""
+        return self.course.phase is Phase.SHADOWING and not self.course.paused
 
     @property
     def patience(self) -> float | None:
@@ -309,7 +331,7 @@ class Rollout:
         breached = None
         if self.guards.breached is not None:
             breached = str(self.guards.verdict())
-        replay = self.replay
+        compared, comparison = self._compared()
         return Seen(
             self.course.phase,
             self.course.step,
@@ -320,9 +342,19 @@ class Rollout:
             lost=self._crash_loop or lost,
             order=self.order,
             paused=self.course.paused,
-            compared=None if replay is None else replay.outcome,
-            comparison="" if replay is None else str(replay),
+            shadows=self.shadows is not None,
+            compared=compared,
+            comparison=comparison,
         )
+
+    def _compared(self) -> tuple[Compared | None, str]:
+        """The outcome of the replay or the shadow that is under way, None while it is open, and in words."""
+        if self.course.phase is Phase.REPLAYING and self.replay is not None:
+            return self.replay.outcome, str(self.replay)
+        if self.course.phase is Phase.SHADOWING and self.shadow is not None:
+            outcome = self.shadow.outcome(self.seconds)
+            return outcome, "" if outcome is None else str(self.shadow)
+        return None, ""
 
     @property
     def seconds(self) -> float:
@@ -363,6 +395,8 @@ class Rollout:
         answered. `felt`: failures of the candidate that callers saw."""
         if self.course.stage is Phase.REPLAYING:
             return {} if self.replay is None else {"replay": self.replay.evidence()}
+        if self.course.stage is Phase.SHADOWING:
+            return {} if self.shadow is None else {"shadow": self.shadow.evidence()}
         return {**self.guards.verdict().evidence, "retried": self.retried, "felt": self.felt}
 
     def step_view(self) -> dict[str, Any]:
@@ -386,6 +420,11 @@ class Rollout:
         }
         if self.watching:
             return {"percent": 100.0, "seconds_wanted": self.policy.watch, **common}
+        shadow = self.shadows
+        if self.course.stage is Phase.SHADOWING and shadow is not None:
+            compared = 0 if self.shadow is None else self.shadow.requests
+            wanted = {"seconds_wanted": shadow.within, "requests_wanted": shadow.requests}
+            return {"percent": shadow.share * 100, **wanted, **common, "requests": compared, "copies": True}
         canary = self.policy.canary
         return {
             "number": self.course.step + 1,

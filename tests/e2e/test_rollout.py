@@ -92,6 +92,28 @@ class Traffic:
             thread.join()
 
 
+def test_a_shadow_refuses_a_version_that_fails_for_one_row_in_five_before_a_caller_gets_it(
+    server: Running, shell: Shell
+) -> None:
+    assert server.predict("picky", [{"x": 1.0}]).status_code == 200
+    with Traffic(server) as traffic:
+        done = shell.gateway("promote", "picky@champion", "2", "--shadow", "1.0", "--wait")
+    assert done.code == 1, done.err
+    assert "shadowing" in done.err
+    assert "was refused: shadow: " in done.err
+    assert set(traffic.seen) == {(200, "1")}
+    view = httpx.get(f"{server.url}/rollouts/picky@champion").json()
+    assert (view["phase"], view["serving"], view["desired"]) == ("refused", "1", "2")
+    evidence = view["rollout"]["evidence"]["shadow"]
+    assert evidence["errors"] == {"RuntimeError": evidence["failed"]}
+    assert 0 < evidence["failed"] < evidence["requests"]
+    assert evidence["exact"] == evidence["requests"] - evidence["failed"]
+    assert "RuntimeError" in shell.gateway("rollout", "picky@champion").out
+    assert server.metric("gateway_swaps_total", model="picky", result="refused") == 1
+    document = httpx.get(f"{server.url}/registry.yaml").json()["models"]["picky"]
+    assert document["aliases"]["champion"]["x-verdict"]["outcome"] == "refused"
+
+
 def test_a_version_that_fails_for_one_row_in_five_is_taken_back_without_a_failed_request(
     server: Running, shell: Shell
 ) -> None:

@@ -84,7 +84,9 @@ def test_lock_ignores_registries() -> None:
         ({"watch": "soon"}, "watch: write seconds, or a duration such as 5s or 2m"),
         ({"watch": {"for": 5}}, "watch"),
         ({"canary": {"key": "principal"}}, "canary.key: principal is not available"),
-        ({"shadow": {"share": 1}}, "shadow is not available in this version"),
+        ({"shadow": {"shares": 1}}, "shadow.shares: unknown key, did you mean share?"),
+        ({"shadow": {"share": 2}}, "shadow.share"),
+        ({"shadow": {"share": 0}}, "shadow.share"),
         ({"replay": {"request": 5}}, "replay.request: unknown key, did you mean requests?"),
         ({"replay": {"agreement": 2}}, "replay.agreement"),
     ],
@@ -97,12 +99,22 @@ def test_what_is_wrong_is_said_with_its_place(registry: dict[str, Any], said: st
         RolloutPolicy.model_validate(registry)
 
 
-def test_settings_say_which_keys_are_not_available() -> None:
+def test_settings_say_which_keys_do_not_exist() -> None:
     with pytest.raises(SettingsError) as refused:
-        load({"rollout": {"shadow": {"share": 1}, "canary": {"step": [5]}}}, {})
+        load({"rollout": {"shadow": {"shares": 1}, "canary": {"step": [5]}, "wach": "5m"}}, {})
     said = str(refused.value)
-    assert "not available in this version" in said
+    assert "did you mean share?" in said
     assert "did you mean steps?" in said
+    assert "did you mean watch?" in said
+
+
+def test_a_shadow_is_switched_on_and_off_key_by_key() -> None:
+    own = {"shadow": {"share": 0.5, "requests": 50}}
+    shadow = held({"shadow": {"requests": "70"}}, own).shadow
+    assert shadow is not None
+    assert (shadow.share, shadow.requests, shadow.agreement) == (0.5, 70, 0.98)
+    assert held({"shadow": "off"}, own).shadow is None
+    assert held({}).shadow is None
 
 
 def test_the_tag_of_mlflow_is_yaml_or_json() -> None:

@@ -1,0 +1,225 @@
+"""Shadow: a candidate answers copies of requests, after callers had the answers of the version in service.
+
+Copies wait in a queue of their own. They are sent together when nothing waits for the version in service, and
+the candidate then rests as long as it worked: so users keep at least the other half of a processor. What does
+not fit, or is too old, is dropped and counted. A candidate that crashes, hangs or is slow drops its own
+copies and nothing else.
+
+Knows versions and their queues; must not know aliases, the registry or HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from gateway.rollouts.agreement import Agreement, Outcome, compare, unanswered
+from gateway.runners.base import ModelError, NoProcess, RunnerCrashed, RunnerTimeout
+from gateway.runners.suspects import Poisoned, digest
+from gateway.serving.admission import NotAdmitted
+from loaders.batch import nbytes
+from loaders.enforcement import InvalidInput, enforce
+
+if TYPE_CHECKING:
+    from gateway.policy import Shadow as ShadowPolicy
+    from gateway.registries.base import Version
+    from gateway.serving.manager import Manager
+    from gateway.serving.servable import Servable
+    from loaders.batch import Batch
+    from loaders.enforcement import RawInput
+
+log = logging.getLogger("gateway.shadow")
+
+#: The most copies that wait, and that are sent together.
+QUEUE: Final = 64
+TOGETHER: Final = 16
+#: The largest body and the largest answer that are copied, and the bodies that wait together, in bytes.
+MAX_BYTES: Final = 256 * 1024
+MAX_WAITING: Final = 8 * MAX_BYTES
+MAX_ROWS: Final = 1024
+#: Copies are sent at the earliest this many seconds after they were made: the answers are on their way then.
+AFTER_ANSWER: Final = 0.01
+#: The version in service is looked at this often, in seconds, until nothing waits for it.
+LOOK_EVERY: Final = 0.005
+#: The most kinds of errors that the evidence lists.
+KINDS: Final = 10
+_FAILURES: Final = (RunnerTimeout, NoProcess, Poisoned, RunnerCrashed, ModelError)
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A request that was answered, with its answer. `size`: of its body, in bytes. `made`: the time of the
+    copy, of any clock."""
+
+    raw: RawInput
+    params: Mapping[str, Any] | None
+    lenient: bool
+    positional: bool
+    answer: Batch
+    size: int
+    made: float
+
+
+class Shadow:
+    """The copies of one rollout. `changed` is called when there may be something to decide."""
+
+    def __init__(
+        self,
+        candidate: Version,
+        service: Version,
+        policy: ShadowPolicy,
+        manager: Manager,
+        *,
+        changed: Callable[[], None],
+        chance: random.Random | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.policy = policy
+        self.candidate = candidate
+        self.service = service
+        self.late = self.shed = self.large = 0
+        self._manager = manager
+        self._changed = changed
+        self._chance = chance or random.Random()
+        self._clock = clock
+        self._agreement = Agreement(policy.agreement, policy.requests)
+        self._errors: Counter[str] = Counter()
+        self._queue: deque[Copy] = deque()
+        self._waiting = 0
+        self._some = asyncio.Event()
+
+    def __repr__(self) -> str:
+        return f"<Shadow of {self.candidate}: {self.requests} compared, {len(self._queue)} waiting>"
+
+    @property
+    def requests(self) -> int:
+        """How many copies were compared."""
+        return self._agreement.requests
+
+    def offer(
+        self,
+        raw: RawInput | None,
+        params: Mapping[str, Any] | None,
+        answer: Batch,
+        *,
+        size: int | None = None,
+        lenient: bool = False,
+        positional: bool = False,
+    ) -> None:
+        """Copies a request with its answer, or does not: never waits. `raw` None: a body that was not parsed
+        here. `size`: of the body, in bytes; None if it is not known."""
+        if self._chance.random() >= self.policy.share:
+            return
+        size = MAX_BYTES if size is None else size
+        large = size > MAX_BYTES or nbytes(answer) > MAX_BYTES or (answer.rows or 1) > MAX_ROWS
+        if raw is None or large:
+            self.large += 1
+        elif len(self._queue) >= QUEUE or self._waiting + size > MAX_WAITING:
+            self.shed += 1
+        else:
+            self._queue.append(Copy(raw, params, lenient, positional, answer, size, self._clock()))
+            self._waiting += size
+            self._some.set()
+
+    async def run(self) -> None:
+        """Sends the copies to the candidate, until it is cancelled."""
+        while True:
+            await self._some.wait()
+            await asyncio.sleep(AFTER_ANSWER)
+            await self._quiet()
+            copies = [self._queue.popleft() for _ in range(min(TOGETHER, len(self._queue)))]
+            if not self._queue:
+                self._some.clear()
+            self._waiting -= sum(copy.size for copy in copies)
+            began = self._clock()
+            fresh = [copy for copy in copies if began - copy.made <= self.policy.deadline]
+            self.late += len(copies) - len(fresh)
+            try:
+                await asyncio.gather(*map(self._answer, fresh))
+            except Exception:
+                log.exception("a copy for %s failed", self.candidate)
+            if self._agreement.breached or self.requests >= self.policy.requests:
+                self._changed()
+            await asyncio.sleep(min(self._clock() - began, 1.0))
+
+    async def _quiet(self) -> None:
+        """Returns when no request waits for the version in service, or the copies become too old."""
+        while self._queue and self._clock() - self._queue[0].made < self.policy.deadline:
+            servable = self._manager.find(self.service)
+            if servable is None or not servable.queued:
+                return
+            await asyncio.sleep(LOOK_EVERY)
+
+    async def _answer(self, copy: Copy) -> None:
+        servable = self._manager.find(self.candidate)
+        if servable is None or not self._manager.is_ready(self.candidate):
+            self.shed += 1
+            return
+        lease = self._manager.lease(self.candidate)
+        try:
+            await self._ask(servable, copy)
+        finally:
+            lease.release()
+
+    async def _ask(self, servable: Servable, copy: Copy) -> None:
+        signature, mode, type_hints, positional = servable.rules(copy.lenient, copy.positional)
+        try:
+            enforced = enforce(
+                signature, copy.raw, copy.params, mode, type_hints=type_hints, positional=positional
+            )
+            async with asyncio.timeout(self.policy.deadline):
+                outcome = await servable.batcher.submit(enforced.batch, enforced.params)
+        except TimeoutError:
+            self.late += 1
+        except NotAdmitted:
+            self.shed += 1
+        except InvalidInput:
+            self._failed(copy, "input refused")
+        except _FAILURES as error:
+            kind = str(error).partition(":")[0] if isinstance(error, ModelError) else type(error).__name__
+            self._failed(copy, kind[:80])
+        else:
+            compared = compare(outcome.result, copy.answer, self.policy.tolerance)
+            shown = "" if compared.agrees else digest(enforced.batch, enforced.params).hex()
+            self._agreement.add(compared, shown)
+
+    def _failed(self, copy: Copy, kind: str) -> None:
+        """The candidate gave no answer. `kind`: of the error, without data."""
+        self._agreement.add(unanswered(copy.answer))
+        if kind in self._errors or len(self._errors) < KINDS:
+            self._errors[kind] += 1
+
+    def outcome(self, seconds: float) -> Outcome | None:
+        """None while it is open. `seconds`: the duration so far."""
+        found = self._agreement.outcome
+        return None if found is Outcome.THIN and seconds < self.policy.within else found
+
+    def __str__(self) -> str:
+        verdict = self._agreement.verdict()
+        if verdict.outcome is Outcome.THIN:
+            compared = f"{self.requests} of {self.policy.requests} copies were compared"
+            return f"too little traffic: {compared} in {self.policy.within:g} s{self._dropped()}"
+        errors = ", ".join(f"{kind} {count}" for kind, count in self._errors.most_common(3))
+        return f"shadow: {verdict}" + (f" (errors: {errors})" if errors else "")
+
+    def _dropped(self) -> str:
+        dropped = {"answered too late": self.late, "dropped": self.shed, "too large": self.large}
+        shown = ", ".join(f"{count} {what}" for what, count in dropped.items() if count)
+        return f" ({shown})" if shown else ""
+
+    def evidence(self) -> dict[str, Any]:
+        """JSON-ready; names no value of a request."""
+        found = self._agreement.verdict().evidence
+        found |= {
+            "reference": "same requests",
+            "share": self.policy.share,
+            "not_compared": {"late": self.late, "shed": self.shed, "large": self.large},
+            "errors": dict(self._errors),
+        }
+        return found

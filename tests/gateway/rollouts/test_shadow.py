@@ -1,0 +1,236 @@
+"""A shadow: copies of requests for a candidate, which no caller notices, and what their answers decide."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gateway.events import Crashed, RolloutChanged
+from gateway.policy import Shadow as Policy
+from gateway.registries.base import Alias
+from gateway.rollouts import shadow as module
+from gateway.rollouts.rollout import SERVED
+from gateway.rollouts.shadow import MAX_BYTES, QUEUE, Shadow
+from loaders.batch import Tensors
+from loaders.enforcement import RawInput
+from tests.support.controlled import turns, version
+from tests.support.rollouts import Setup, conducted
+
+SHADOW: dict[str, Any] = {"share": 1.0, "requests": 20, "within": "1h", "agreement": 0.9}
+POLICY = {"shadow": SHADOW}
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "AFTER_ANSWER", 0.0)
+
+
+async def compared(setup: Setup, times: int) -> None:
+    """So many callers, each of whose copies is answered before the next one asks."""
+    shadow = setup.rollout.shadow
+    assert shadow is not None
+    for _ in range(times):
+        wanted = shadow.requests + 1
+        assert await setup.ask() == ["1"]
+        while shadow.requests < wanted:
+            await turns(1)
+    await turns(30)
+
+
+def same(setup: Setup, number: int = 2) -> None:
+    """The version answers as version 1 does."""
+    setup.bench.behaviour(version(number)).answers = 1
+
+
+def test_a_version_that_agrees_goes_on_and_callers_never_got_it(tmp_path: Path) -> None:
+    async def test(setup: Setup) -> None:
+        same(setup)
+        await setup.begun()
+        assert (setup.phase, setup.rollout.percent) == ("shadowing", 0.0)
+        await compared(setup, 20)
+        assert setup.phase == "serving"
+        phases = [event.phase for event in setup.bench.of(RolloutChanged)]
+        assert phases == ["shadowing", "done"]
+        evidence = setup.bench.of(RolloutChanged)[-1].evidence["shadow"]
+        assert (evidence["requests"], evidence["agreement"], evidence["differ"]) == (20, 1.0, 0)
+        assert await setup.ask() == ["2"]
+
+    conducted(tmp_path, test, POLICY)
+
+
+def test_a_shadow_goes_before_a_canary_and_a_watch(tmp_path: Path) -> None:
+    async def test(setup: Setup) -> None:
+        same(setup)
+        await setup.begun()
+        await compared(setup, 20)
+        assert setup.phase == "canary 50 %"
+        while setup.phase != SERVED:
+            await setup.ask()
+        phases = [event.phase for event in setup.bench.of(RolloutChanged)]
+        assert phases == ["shadowing", "canary 50 %", SERVED]
+
+    conducted(tmp_path, test, {**POLICY, "watch": 60, "canary": {"steps": [50], "every": 0, "requests": 20}})
+
+
+def test_a_version_that_disagrees_is_refused_with_its_evidence(tmp_path: Path) -> None:
+    async def test(setup: Setup) -> None:
+        await setup.begun()
+        while setup.phase == "shadowing":
+            await compared(setup, 1)
+        assert setup.phase == "refused"
+        found = setup.aliases.find("iris", "champion")
+        assert found is not None
+        assert "shadow: " in (found.error or "")
+        evidence = setup.bench.of(RolloutChanged)[-1].evidence["shadow"]
+        assert evidence["differ"] == evidence["requests"] < 20  # no need to wait for all
+        assert all(len(example) == 32 for example in evidence["examples"])
+        assert evidence["reference"] == "same requests"
+        (observation,) = [one for one in setup.found if one.verdict is not None]
+        assert observation.verdict is not None
+        assert observation.verdict.outcome == "refused"
+        assert set(await setup.ask(5)) == {"1"}
+
+    conducted(tmp_path, test, POLICY)
+
+
+def test_a_version_that_fails_on_copies_is_refused_and_no_caller_sees_it(tmp_path: Path) -> None:
+    async def test(setup: Setup) -> None:
+        same(setup)
+        await setup.begun()
+        setup.fails(2, "KeyError: secret value 17")
+        while setup.phase == "shadowing":
+            await compared(setup, 1)
+        assert setup.phase == "refused"
+        evidence = setup.bench.of(RolloutChanged)[-1].evidence["shadow"]
+        assert evidence["errors"] == {"KeyError": evidence["failed"]}  # without the data
+
+    conducted(tmp_path, test, POLICY)
+
+
+@pytest.mark.parametrize(("thin", "phase"), [("hold", "held"), ("refuse", "refused")])
+def test_promise_12_too_few_copies_never_pass(tmp_path: Path, thin: str, phase: str) -> None:
+    async def test(setup: Setup) -> None:
+        same(setup)
+        rollout = await setup.begun()
+        await compared(setup, 5)
+        setup.bench.clock.now += 3601
+        rollout.changed.set()
+        await turns(50)
+        assert setup.phase == phase
+        assert "too little traffic: 5 of 20 copies were compared" in (rollout.course.reason or "")
+        assert set(await setup.ask(30)) == {"1"}
+        if phase == "held":
+            found = setup.aliases.find("iris", "champion")
+            assert found is not None
+            setup.aliases.conductor.say(found, "resume")
+            await turns(50)
+            await compared(setup, 15)  # what was compared before counts
+            assert setup.phase == "serving"
+
+    conducted(tmp_path, test, {**POLICY, "thin": thin})
+
+
+def test_a_version_that_hangs_drops_its_own_copies_and_holds_nobody_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(setup: Setup) -> None:
+        await setup.begun()
+        behaviour = setup.bench.behaviour(version(2))
+        behaviour.hold_predict = asyncio.Event()
+        assert set(await setup.ask(QUEUE + 40)) == {"1"}
+        shadow = setup.rollout.shadow
+        assert shadow is not None
+        assert shadow.shed > 0
+        assert shadow.requests == 0
+        while not shadow.late:  # until its deadline passes
+            await turns(1)
+        assert set(await setup.ask(10)) == {"1"}
+        assert setup.phase == "shadowing"
+        behaviour.hold_predict.set()
+
+    conducted(tmp_path, test, {"shadow": {**SHADOW, "deadline": 0.05}})
+
+
+def test_a_crash_loop_in_the_shadow_refuses(tmp_path: Path) -> None:
+    async def test(setup: Setup) -> None:
+        await setup.begun()
+        for _ in range(3):
+            setup.aliases.notice(Crashed("iris", "2", "crashed", "signal 11"))
+        await turns(50)
+        assert (setup.phase, setup.course) == ("refused", "refused")
+        assert set(await setup.ask(10)) == {"1"}
+
+    conducted(tmp_path, test, POLICY)
+
+
+def test_the_share_of_a_promotion_overrides_that_of_the_policy(tmp_path: Path) -> None:
+    async def test(setup: Setup) -> None:
+        same(setup)
+        setup.say("1")
+        await setup.ask()
+        setup.aliases.conductor.plan("iris", "champion", "2", None, 0.5)
+        setup.say(Alias("2", last_good="1"))
+        await turns(50)
+        assert setup.phase == "shadowing"
+        assert setup.rollout.step_view()["percent"] == 50
+        await setup.restart()
+        assert await setup.ask() == ["1"]
+        await turns(50)
+        assert setup.phase == "shadowing"
+        assert setup.rollout.step_view()["percent"] == 50
+
+    conducted(tmp_path, test, {})
+
+
+@pytest.mark.parametrize(("verb", "phase"), [("finish", "serving"), ("abort", "rolled_back")])
+def test_a_person_ends_a_shadow(tmp_path: Path, verb: str, phase: str) -> None:
+    async def test(setup: Setup) -> None:
+        await setup.begun()
+        found = setup.aliases.find("iris", "champion")
+        assert found is not None
+        setup.aliases.conductor.say(found, "pause")
+        await setup.ask(5)
+        assert setup.rollout.shadow is not None
+        assert not setup.rollout.shadow.requests
+        setup.aliases.conductor.say(found, verb)
+        await turns(50)
+        assert setup.phase == phase
+
+    conducted(tmp_path, test, POLICY)
+
+
+def test_what_is_too_large_or_too_much_is_not_copied(tmp_path: Path) -> None:
+    async def test(setup: Setup) -> None:
+        rollout = await setup.begun()
+        shadow = Shadow(version(2), version(1), Policy(), setup.bench.manager, changed=rollout.changed.set)
+        answer, raw = Tensors({"": np.zeros(1)}, 1), RawInput("instances", [[1.0]])
+        shadow.offer(None, None, answer, size=10)
+        shadow.offer(raw, None, answer, size=MAX_BYTES + 1)
+        shadow.offer(raw, None, Tensors({"": np.zeros(MAX_BYTES)}, 1), size=10)
+        shadow.offer(raw, None, Tensors({"": np.zeros(2000)}, 2000), size=10)
+        assert (shadow.large, shadow.shed) == (4, 0)
+        for _ in range(10):
+            shadow.offer(raw, None, answer)  # of a size that is not known
+        assert shadow.shed == 2
+        for _ in range(QUEUE):
+            shadow.offer(raw, None, answer, size=0)
+        assert shadow.shed == 2 + 8
+
+    conducted(tmp_path, test, POLICY)
+
+
+def test_a_share_copies_that_part_of_the_requests(tmp_path: Path) -> None:
+    async def test(setup: Setup) -> None:
+        rollout = await setup.begun()
+        shadow = Shadow(
+            version(2), version(1), Policy(share=0.25), setup.bench.manager, changed=rollout.changed.set
+        )
+        for _ in range(2000):
+            shadow.offer(None, None, Tensors({"": np.zeros(1)}, 1))
+        assert 400 < shadow.large < 600
+
+    conducted(tmp_path, test, POLICY)
