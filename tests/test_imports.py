@@ -114,9 +114,10 @@ TABLE: dict[str, Row] = {
     "rollouts": row(ROLLOUTS, libraries="cachetools pydantic", loaders=True),
     # It compares answers, value by value.
     "rollouts.agreement": row("rollouts.guards", libraries="numpy", loaders=True),
-    # A person's loads need the registry's whole content for patterns.
-    # It asks a candidate's queue, as a caller does.
+    # They ask a candidate's queue, as a caller does.
     "rollouts.replay": row(ROLLOUTS, RUNNER, CAPTURE, loaders=True),
+    "rollouts.shadow": row(ROLLOUTS, RUNNER, loaders=True),
+    # A person's loads need the registry's whole content for patterns.
     "rollouts.residency": row(ROLLOUTS, "registries.watcher"),
     "rollouts.preflight": row(ROLLOUTS, "environments.check", loaders=True),
     # The same gates without a server: a small composition root of its own.

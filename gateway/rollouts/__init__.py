@@ -13,5 +13,6 @@ An operator's moves: `promotions` (promote and roll back, for the server and the
 A rollout: `policy` (which policy applies), `phases` (what comes next), `rollout` (a candidate next to the
 version in service), `canary` (which caller gets it), `guards` (is it worse on the same minutes?), `before`
 and `afterwards` (is it worse than the version before it was?), `agreement` (does it answer the same?),
+`replay` and `shadow` (of what),
 `conductor` (carries it out).
 """
