@@ -172,7 +172,7 @@ class Gateway:
         self.connections = Connections(settings.max_connections)
         self.parts = Parts.of(
             settings, self.service, self.views, self.promotions, self.residency, self.watch, self.metrics,
-            access=self.access, draining=lambda: self.draining,
+            self.recorder, access=self.access, draining=lambda: self.draining,
         )  # fmt: skip
         self._governor = Governor(
             cgroup.memory_usage,

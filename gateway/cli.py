@@ -16,6 +16,7 @@ import typer
 
 from gateway import __version__
 from gateway.commands import (
+    capture,
     checking,
     configuration,
     environments,
@@ -62,6 +63,7 @@ for command in (
     app.command()(command)
 app.add_typer(environments.app, name="env")
 app.add_typer(tokens.app, name="token")
+app.add_typer(capture.app, name="capture")
 
 
 @app.callback()

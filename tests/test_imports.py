@@ -131,7 +131,7 @@ TABLE: dict[str, Row] = {
     "metrics": row(LEAVES, "record", libraries="prometheus_client numpy", loaders=True),
     # HTTP receives parts and never the application: what `views` read, and who carries out the verbs.
     "http": row(
-        LEAVES, VERSION, "record", "service", "views", "metrics", "access", "__version__",
+        LEAVES, VERSION, CAPTURE, "record", "service", "views", "metrics", "access", "__version__",
         "rollouts.promotions", "rollouts.residency", "registries.watcher", "registries.webhooks",
         "registries.hosted",
         libraries="starlette uvicorn httptools orjson numpy pyarrow pydantic pydantic_core", loaders=True,
@@ -155,7 +155,8 @@ TABLE: dict[str, Row] = {
     "api": row(LEAVES, "registries", "artifacts", libraries="numpy pandas", loaders=True),
     "demo": row("api", "registries", "commands.terminal", loaders=True, libraries="numpy"),
     "commands": row(
-        LEAVES, PARTS, "rollouts", "server", "api", "demo", "http.bodies", "http.answers", "access.tokens",
+        LEAVES, PARTS, CAPTURE, "rollouts", "server", "api", "demo", "http.bodies", "http.answers",
+        "access.tokens",
         "http.hosting",
         libraries="typer rich httpx orjson numpy", loaders=True,
     ),

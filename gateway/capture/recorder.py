@@ -69,7 +69,7 @@ class Recorder:
     ) -> None:
         self.store = store
         self._directory = directory
-        self._io = io
+        self.io = io
         self._capture = capture
         self._counted = counted
         self._chance = chance or random.Random()
@@ -122,13 +122,13 @@ class Recorder:
             self._waiting.clear()
             self._some.clear()
             self._bytes = 0
-            counts = await asyncio.get_running_loop().run_in_executor(self._io, self._write, taken)
+            counts = await asyncio.get_running_loop().run_in_executor(self.io, self._write, taken)
             for (model, result), number in counts.items():
                 self._counted(model, result, number)
         self._some.clear()
 
     async def _in_thread(self, work: Callable[[], None]) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._io, work)
+        await asyncio.get_running_loop().run_in_executor(self.io, work)
 
     # In the thread.
 

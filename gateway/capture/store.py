@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from gateway.capture.records import Record
+from gateway.quantities import utc
 
 log = logging.getLogger("gateway.capture")
 
@@ -65,6 +66,18 @@ class Summary:
     size: int
     oldest: float
     newest: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "version": self.version,
+            "requests": self.requests,
+            "replayable": self.replayable,
+            "rows": self.rows,
+            "bytes": self.size,
+            "oldest": utc(self.oldest),
+            "newest": utc(self.newest),
+        }
 
 
 class CaptureStore:

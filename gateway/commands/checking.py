@@ -6,27 +6,43 @@ Needs no running gateway. `gateway.rollouts.preflight` decides what is checked.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gateway.commands.options import (
     ConfigOption,
+    KeyOption,
     OutputOption,
     RegistryOption,
     alias_of,
+    connect,
     settings_of,
     target_of,
+    url_given,
 )
+from gateway.commands.rollouts import answered
 from gateway.commands.terminal import Failure, Output, result, working
 from loaders.spelling import counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from gateway.capture.store import CaptureStore
+    from gateway.policy import Replay
     from gateway.registries.base import Registry, Version
     from gateway.rollouts.preflight import Report
+    from gateway.rollouts.replay import Replays
+    from gateway.rollouts.replay import Report as ReplayReport
     from gateway.settings import Settings
+    from loaders.signature import Signature
 
 
 def check(
@@ -43,6 +59,22 @@ def check(
             metavar="E", help="auto, same, own or a name from environments.named.  [default: the setting]"
         ),
     ] = None,
+    replay: Annotated[
+        bool,
+        typer.Option("--replay", help="Also let it answer captured requests of that version, and compare."),
+    ] = False,
+    captures: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The captured requests, from `gateway capture export --form frames`.  [default: those of "
+            "the gateway at --url or $GATEWAY_URL, else of the state of this machine]",
+        ),
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option(metavar="URL", help="The gateway whose captured requests are replayed.")
+    ] = None,
+    admin_key_file: KeyOption = None,
     registry: RegistryOption = None,
     config: ConfigOption = None,
     output: OutputOption = Output.text,
@@ -51,18 +83,23 @@ def check(
 
     The command reads and verifies the package, checks its environment, loads it in a temporary process and
     predicts its input example. Without URI it checks every version that an alias of the registry points to.
-    Exit code 1 if one would not serve.
+    Exit code 1 if one would not serve. --replay uses the `replay` of the rollout policy, or its defaults.
 
     Example: gateway check ./my-model --against iris@champion --registry registry.yaml
     """
     if uri is None and against is not None:
         raise typer.BadParameter("--against needs URI: it compares one model with the version of an alias")
+    if replay and against is None:
+        raise typer.BadParameter("--replay needs --against: it replays requests of the version of an alias")
+    if (captures is not None or url is not None) and not replay:
+        raise typer.BadParameter("--captures and --url need --replay")
     target = target_of(registry) if uri is None or against or uri.startswith("models:") else None
     settings = settings_of(config, registry=target)
     if environment is not None:
         settings = settings.model_copy(update={"environment": environment})
     with working(f"checking {uri or target}") as say:
-        reports = asyncio.run(_reports(uri, against, target, settings, say))
+        source = Replayed(captures, url, admin_key_file, config) if replay else None
+        reports = asyncio.run(_reports(uri, against, target, settings, say, source))
     text = {"reports": [report.to_json() for report in reports], "serves": all(r.serves for r in reports)}
     result(output, text, lambda: _show(reports))
     refused = sum(not report.serves for report in reports)
@@ -71,15 +108,22 @@ def check(
 
 
 async def _reports(
-    uri: str | None, against: str | None, target: str | None, settings: Settings, say: Any
+    uri: str | None,
+    against: str | None,
+    target: str | None,
+    settings: Settings,
+    say: Any,
+    replayed: Replayed | None = None,
 ) -> list[Report]:
     from gateway.names import Reference
+    from gateway.policy import Replay
     from gateway.registries import open_registry
     from gateway.registries.listed import ListedModels
     from gateway.registries.resolution import resolve
     from gateway.rollouts.offline import workshop
     from gateway.rollouts.policy import policy_of
     from gateway.rollouts.preflight import examined
+    from gateway.rollouts.replay import Replays
 
     opened: Registry | None = None if target is None else open_registry(target)
     try:
@@ -100,19 +144,87 @@ async def _reports(
             place = opened
             versions = await asyncio.to_thread(_versions, opened, uri)
         reports = []
-        async with workshop(settings, place) as parts:
+        async with workshop(settings, place) as parts, contextlib.AsyncExitStack() as stack:
             for version, subject in versions:
                 say(f"checking {subject}")
+                replay = None
+                if replayed is not None:
+                    assert target is not None
+                    assert policy is not None
+                    chosen = policy.replay or Replay()
+                    store = stack.enter_context(replayed.store(settings, target, standing, chosen.requests))
+                    replay = partial(
+                        _replay, Replays(store, parts.manager, parts.io), version, standing, chosen
+                    )
                 reports.append(
                     await examined(
-                        parts, version, subject, against=signature, replaced=replaced, policy=policy
+                        parts, version, subject, against=signature, replaced=replaced, policy=policy,
+                        replay=replay,
                     )
-                )
+                )  # fmt: skip
                 parts.manager.retire(version, "checked")
         return reports
     finally:
         if opened is not None:
             opened.close()
+
+
+async def _replay(
+    replays: Replays, candidate: Version, service: Version, policy: Replay, signature: Signature | None
+) -> ReplayReport:
+    report = replays.report(candidate, service, policy)
+    await replays.run(report, signature=signature)
+    return report
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """Where the captured requests come from: a file, a gateway, or the state of this machine."""
+
+    file: Path | None
+    url: str | None
+    admin_key_file: Path | None
+    config: Path | None
+
+    @contextlib.contextmanager
+    def store(self, settings: Settings, target: str, version: Version, count: int) -> Iterator[CaptureStore]:
+        """The captured requests of a version. Raises Failure."""
+        from gateway.capture.exchange import from_frames
+        from gateway.capture.records import Unreadable
+        from gateway.capture.store import CaptureStore, Limits
+        from gateway.commands.capture import here, path_of
+
+        if self.file is None and url_given(self.url) is None:
+            with here(settings, target) as found:
+                yield found
+            return
+        with contextlib.ExitStack() as stack:
+            directory = Path(stack.enter_context(TemporaryDirectory()))
+            copy = stack.enter_context(contextlib.closing(CaptureStore(directory, target)))
+            if self.file is not None:
+                chunks = _pieces(self.file)
+            else:
+                client = stack.enter_context(connect(self.url, self.admin_key_file, self.config))
+                path = path_of(version.name, version.version)
+                chunks = client.chunks(path, form="frames", last=str(count))
+            try:
+                for record in from_frames(chunks):
+                    # What is here may be replayed, however old it is.
+                    copy.add([record], Limits(math.inf, 1 << 62))
+            except Unreadable as error:
+                raise Failure(
+                    f"cannot read the captured requests of {self.file or self.url}: {error}"
+                ) from None
+            yield copy
+
+
+def _pieces(file: Path) -> Iterator[bytes]:
+    try:
+        with file.open("rb") as opened:
+            while piece := opened.read(1 << 20):
+                yield piece
+    except OSError as error:
+        raise Failure(f"cannot read {file}: {error.strerror}") from None
 
 
 def _versions(registry: Registry, uri: str | None) -> list[tuple[Version, str]]:
@@ -155,6 +267,8 @@ def _show(reports: list[Report]) -> None:
             typer.echo(f"  {', '.join(fact for fact in facts if fact)}")
         for line in said(report.environment):
             typer.echo(f"  {line}")
+        for line in answered("replay", report.replay):
+            typer.echo(line)
         for line in report.reasons:
             typer.echo(f"  refused: {line}")
         for line in report.hints:

@@ -6,6 +6,7 @@ Knows how to send a call and the JSON form of an error; must not know what a gat
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Self
 
 import httpx
@@ -64,6 +65,17 @@ class Client:
             raise Failure(f"{self.url} answered {path} without a JSON object", _NOT_A_GATEWAY)
         return found
 
+    def chunks(self, path: str, **query: str) -> Iterator[bytes]:
+        """The pieces of an answer that may be large. Raises Failure."""
+        try:
+            with self._http.stream("GET", path, params=query) as answer:
+                if not answer.is_success:
+                    answer.read()
+                    raise _refusal(answer)
+                yield from answer.iter_bytes()
+        except httpx.TransportError as error:
+            raise _away(self.url, error) from None
+
     def _send(self, method: str, path: str, accept: tuple[int, ...] = (), **options: Any) -> httpx.Response:
         try:
             answer = self._http.request(method, path, **options)
@@ -74,12 +86,16 @@ class Client:
                 f"{self.url} did not answer {path} in time", "try again, or read the gateway's log"
             ) from None
         except httpx.TransportError as error:
-            reason = str(error) or type(error).__name__
-            hint = "start one with `gateway serve`, or give its URL with --url"
-            raise Failure(f"no gateway answers at {self.url}: {reason}", hint) from None
+            raise _away(self.url, error) from None
         if answer.is_success or answer.status_code in accept:
             return answer
         raise _refusal(answer)
+
+
+def _away(url: str, error: Exception) -> Failure:
+    reason = str(error) or type(error).__name__
+    hint = "start one with `gateway serve`, or give its URL with --url"
+    return Failure(f"no gateway answers at {url}: {reason}", hint)
 
 
 def _refusal(answer: httpx.Response) -> Failure:

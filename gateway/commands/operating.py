@@ -196,7 +196,7 @@ def _under_way(rollout: Mapping[str, Any], step: Mapping[str, Any]) -> str:
     subject, desired, phase = f"{rollout['name']}@{rollout['alias']}", rollout["desired"], rollout["phase"]
     if rollout["serving"] == desired:
         return f"{subject} serves version {desired}: {phase}, {progress(step)}"
-    others = "answers the others" if "number" in step else "answers"
+    others = "answers the others" if step.get("number") else "answers"
     return (
         f"{subject} moves to version {desired}: {phase}, {progress(step)}; "
         f"version {rollout['serving']} {others}"

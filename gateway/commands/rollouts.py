@@ -115,6 +115,9 @@ def name_of(view: Mapping[str, Any]) -> str:
 
 def progress(step: Mapping[str, Any]) -> str:
     """How far a step of a rollout is: its share, and the time and the requests, where they are wanted."""
+    if step.get("number") == 0:
+        asked = f"{step['requests']} of {step['requests_wanted']} captured requests"
+        return f"{asked}, {step['seconds']:g} s{', paused' if step['paused'] else ''}"
     share = f"{step['percent']:g} % of the {'requests, as copies' if 'copies' in step else 'callers'}"
     wanted = f" of {step['requests_wanted']}" if "requests_wanted" in step else ""
     paused = ", paused" if step["paused"] else ""
@@ -155,15 +158,12 @@ def _told(view: Mapping[str, Any]) -> str:
     if known:
         lines.append(f"version {known['version']}, compared with {known['compared_with']}: {known['phase']}")
         step = known["step"]
-        if step is not None and step.get("number") == 0:
-            asked = f"{step['requests']} of {step['requests_wanted']} captured requests"
-            lines.append(f"replay: {asked}, {step['seconds']:g} s{', paused' if step['paused'] else ''}")
-        elif step is not None:
+        if step is not None:
             lines.append(progress(step))
         if known["reason"]:
             lines.append(known["reason"])
         for kind in ("replay", "shadow"):
-            lines += _answered(kind, (known["evidence"] or {}).get(kind))
+            lines += answered(kind, (known["evidence"] or {}).get(kind))
         for guard, found in ((known["evidence"] or {}).get("guards") or {}).items():
             lines.append(
                 f"  {guard}: {found['candidate']} against {found['service']}, allowed {found['allowed']} "
@@ -172,7 +172,7 @@ def _told(view: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _answered(kind: str, found: Mapping[str, Any] | None) -> list[str]:
+def answered(kind: str, found: Mapping[str, Any] | None) -> list[str]:
     """What the answers to captured or copied requests have shown."""
     if not found or not found["requests"]:
         return []

@@ -66,6 +66,7 @@ class Control:
         self._access = parts.access
         self._draining = parts.draining
         self._feed = parts.feed
+        self._captures = parts.captures
         self._rendered = parts.metrics.render
         self._deliveries = Deliveries(parts.settings.webhook_secret_file)
         self._hints: set[asyncio.Task[None]] = set()
@@ -84,6 +85,9 @@ class Control:
             "/rollouts/{name}": {"GET": self._rollout},
             **{f"/rollouts/{{name}}/{verb}": {"POST": self._direct} for verb in VERBS},
             "/events": {"GET": self._events},
+            "/captures": {"GET": self._captured, "DELETE": self._drop_captures},
+            "/captures/{name}": {"GET": self._captured, "DELETE": self._drop_captures},
+            "/captures/{name}/versions/{version}": {"GET": self._captured, "DELETE": self._drop_captures},
             "/registry/refresh": {"POST": self._refresh},
             "/registry.yaml": {"GET": self._document},
             WEBHOOK: {"POST": self._webhook},
@@ -266,6 +270,20 @@ class Control:
             return Response(headers=EVENT_STREAM)
         return StreamingResponse(self._feed.subscribe(self._draining), headers=EVENT_STREAM)
 
+    async def _captured(self, request: Request) -> Result:
+        # Captures hold real data: here a view needs what a verb needs.
+        self._access.control(request.scope[problems.RECORD], _controlled(request))
+        if "name" not in request.path_params:
+            _flags(request)
+            return await self._captures.summary()
+        return await self._captures.export(request, *_versions(request))
+
+    async def _drop_captures(self, request: Request) -> Result:
+        _flags(request)
+        await self._body(request, schemas.Body)
+        name, version = _versions(request) if "name" in request.path_params else (None, None)
+        return await self._captures.drop(name, version)
+
     async def _direct(self, request: Request) -> Result:
         reference = _reference(request)
         _flags(request)
@@ -363,6 +381,14 @@ def _controlled(request: Request) -> Reference | None:
         name, alias = _alias(request)
         return Reference(name, alias=alias)
     return _reference(request)
+
+
+def _versions(request: Request) -> tuple[str, str | None]:
+    """NAME or NAME/versions/VERSION of the raw path. Raises INVALID_REFERENCE."""
+    if request.path_params.get("version") is None:
+        return _name(request), None
+    reference = _reference(request)
+    return reference.name, reference.version
 
 
 def _name(request: Request) -> str:

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 from gateway.access import Access
 from gateway.http.bodies import BodyReader
 from gateway.http.callers import Callers
+from gateway.http.captures import Captures
 from gateway.http.feed import Feed
 from gateway.http.large import LargeBodies
 
 if TYPE_CHECKING:
+    from gateway.capture.recorder import Recorder
     from gateway.metrics import Metrics
     from gateway.registries.watcher import Watch
     from gateway.rollouts.promotions import Promotions
@@ -24,8 +26,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """`draining`: whether the gateway is stopping and clients should go elsewhere. The last four belong to
-    HTTP itself: who may call, bodies of predictions by whatever protocol they come, the event stream."""
+    """`draining`: whether the gateway is stopping and clients should go elsewhere. The last five belong to
+    HTTP itself: who may call, bodies of predictions by whatever protocol they come, the event stream, and
+    captured requests."""
 
     service: Service
     views: Views
@@ -39,6 +42,7 @@ class Parts:
     bodies: BodyReader
     large_bodies: LargeBodies
     feed: Feed
+    captures: Captures
 
     @classmethod
     def of(
@@ -50,6 +54,7 @@ class Parts:
         residency: Residency,
         watch: Watch,
         metrics: Metrics,
+        recorder: Recorder,
         *,
         access: Access,
         draining: Callable[[], bool],
@@ -68,4 +73,5 @@ class Parts:
             bodies=BodyReader(settings.max_body_bytes, settings.max_inflight_bytes),
             large_bodies=LargeBodies(settings.max_inflight_bytes),
             feed=Feed(),
+            captures=Captures(recorder),
         )

@@ -7,10 +7,12 @@ the parts of `offline`. Must not write anything, and must not know the command l
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from gateway.errors import Problem
+from gateway.rollouts.agreement import Outcome
 from gateway.rollouts.gates import refusals
 from loaders import flavors
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from gateway.artifacts.packages import Prepared
     from gateway.policy import RolloutPolicy
     from gateway.registries.base import Version
+    from gateway.rollouts import replay as replays
     from gateway.rollouts.offline import Workshop
     from loaders.signature import Signature
 
@@ -36,6 +39,7 @@ class Report:
     example: bool | None = None
     environment: dict[str, Any] | None = None
     runs_in: str | None = None
+    replay: dict[str, Any] | None = None
 
     @property
     def serves(self) -> bool:
@@ -53,6 +57,7 @@ class Report:
             "example": self.example,
             "environment": self.environment,
             "runs_in": self.runs_in,
+            **({} if self.replay is None else {"replay": self.replay}),
         }
 
 
@@ -64,8 +69,10 @@ async def examined(
     against: Signature | None = None,
     replaced: str | None = None,
     policy: RolloutPolicy | None = None,
+    replay: Callable[[Signature | None], Awaitable[replays.Report]] | None = None,
 ) -> Report:
-    """A version, looked at from all sides. `replaced` names the version whose signature `against` is."""
+    """A version, looked at from all sides. `replaced` names the version whose signature `against` is.
+    `replay` lets the loaded version answer captured requests, typed by that signature."""
     report = Report(subject)
     try:
         prepared = await parts.packages.get(version, remember=False)
@@ -83,6 +90,11 @@ async def examined(
         if servable.prepared is not None and servable.prepared.runtime is not None:
             report.runs_in = servable.prepared.runtime.kind
             report.environment = servable.prepared.environment()
+        if replay is not None:
+            found = await replay(against)
+            report.replay = found.evidence()
+            if found.outcome is not Outcome.PASSED:
+                report.reasons.append(f"it may not replace {replaced}: {found}")
     except Problem as problem:
         _refused(report, problem)
     finally:

@@ -82,6 +82,16 @@ def encode(message: Mapping[str, Any], limit: int = MAX_FRAME, *, lenient: bool 
     return deque([prefix + header, *pieces])
 
 
+def size(data: bytes | bytearray) -> int | None:
+    """The bytes of the frame with which `data` begins; None if that is not known yet. Raises WireError."""
+    if len(data) < _PREFIX.size:
+        return None
+    magic, header, body = _PREFIX.unpack_from(data)
+    if magic != _MAGIC:
+        raise WireError("this is not a frame")
+    return int(_PREFIX.size + header + body)
+
+
 def loads(data: bytes, budget: int | None = None) -> dict[str, Any]:
     """The message of one whole frame, the joined pieces of `encode`. Its arrays may change. `budget` as in
     `decode`. Raises WireError."""
