@@ -164,8 +164,8 @@ class OpenInference:
     async def _index(self, body: bytes, call: Call) -> bytes:
         request = parsed(pb.RepositoryIndexRequest, body)
         answer = pb.RepositoryIndexResponse()
-        models = self._access.readable(call.record, self._views.models().models, lambda model: model.name)
-        for one in v2_models.index(models, request.ready):
+        reads = self._access.reads(call.record)
+        for one in await v2_models.index(self._views, reads, request.ready):
             answer.models.add(**one)
         return _bytes(answer)
 

@@ -87,6 +87,16 @@ class Callers:
             check_predict(principal, None)
         return [item for item in items if principal.reads(name(item))]
 
+    def reads(self, record: RequestRecord) -> Callable[[str], bool] | None:
+        """Whether the caller may read about a model, by its name; None: about all of them. Raises
+        UNAUTHENTICATED without a credential where one is needed."""
+        principal = record.principal
+        if principal is None or principal.reads_everything:
+            return None
+        if not principal.known:
+            check_predict(principal, None)
+        return principal.reads
+
     def sees_all(self, record: RequestRecord) -> bool:
         """Whether the caller may know the names of all models."""
         return record.principal is None or record.principal.reads_everything

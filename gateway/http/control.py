@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -28,6 +28,7 @@ from gateway.names import Reference
 from gateway.registries.webhooks import Deliveries, concerned
 from gateway.rollouts.residency import LONGEST_WAIT
 from gateway.views import View
+from gateway.views.paging import MOST, Page
 from loaders.batch import Value
 
 if TYPE_CHECKING:
@@ -145,13 +146,15 @@ class Control:
 
     # Views ---------------------------------------------------------------------------------------
 
-    def _models(self, request: Request) -> Result:
-        record = request.scope[problems.RECORD]
-        view = self._views.models()
-        if self._access.sees_all(record):
-            return view
-        models = self._access.readable(record, view.models, lambda model: model.name)
-        return replace(view, models=tuple(model.without_others() for model in models))
+    async def _models(self, request: Request) -> Result:
+        page = self._page(request)
+        listed = await self._views.names(page)
+        parts = []
+        async for models in self._views.models(listed):
+            shown = models if page.reads is None else [model.without_others() for model in models]
+            parts.append(_items(shown))
+        rest: dict[str, Any] = {"writable": self._views.writable}
+        return _list("models", parts, rest if page.limit is None else {**rest, "next": listed.next})
 
     async def _model(self, request: Request) -> Result:
         name, record = _name(request), request.scope[problems.RECORD]
@@ -168,11 +171,35 @@ class Control:
         view = await self._views.version(reference.name, reference.version, in_full=in_full)
         return view if self._access.sees_all(record) else view.without_others()
 
-    def _rollouts(self, request: Request) -> Result:
-        record = request.scope[problems.RECORD]
-        view = self._views.rollouts()
-        readable = self._access.readable(record, view.rollouts, lambda rollout: rollout.name)
-        return replace(view, rollouts=tuple(readable))
+    async def _rollouts(self, request: Request) -> Result:
+        page = self._page(request)
+        if page.after is not None and "@" not in page.after:
+            raise _invalid("?after", "is no NAME@ALIAS", "the `next` of the page before")
+        parts, count, last = [], 0, None
+        async for rollouts in self._views.rollouts(page):
+            if page.limit is not None and count + len(rollouts) > page.limit:
+                rollouts = rollouts[: page.limit - count]
+                last = f"{rollouts[-1].name}@{rollouts[-1].alias}" if rollouts else last
+                parts.append(_items(rollouts))
+                return _list("rollouts", parts, {"next": last})
+            if rollouts:
+                parts.append(_items(rollouts))
+                count, last = count + len(rollouts), f"{rollouts[-1].name}@{rollouts[-1].alias}"
+        return _list("rollouts", parts, {} if page.limit is None else {"next": None})
+
+    def _page(self, request: Request) -> Page:
+        """`?limit=50&after=NAME&q=TEXT`. Raises INVALID_INPUT, and UNAUTHENTICATED where a credential is
+        needed."""
+        given = dict(request.query_params)
+        for name in given:
+            if name not in ("limit", "after", "q") or len(request.query_params.getlist(name)) > 1:
+                hint = "known here, once each: ?limit, ?after, ?q"
+                raise _invalid(f"?{name[:64]}", "is not known", "limit, after or q", hint=hint)
+        limit = given.get("limit")
+        if limit is not None and not (limit.isascii() and limit.isdigit() and 0 < int(limit[:9]) <= MOST):
+            raise _invalid("?limit", "is no number of items", f"1 to {MOST}")
+        reads = self._access.reads(request.scope[problems.RECORD])
+        return Page(None if limit is None else int(limit), given.get("after"), given.get("q") or None, reads)
 
     def _rollout(self, request: Request) -> Result:
         reference = _reference(request)
@@ -342,6 +369,18 @@ class Control:
             return schemas.parsed(kind, bodies.decode_object(body) if body.strip() else {})
         finally:
             self._bodies.release(len(body))
+
+
+def _items(views: Sequence[View]) -> bytes:
+    """Views as the items of a JSON list, without its brackets."""
+    return answers.encode_now(Value([view.to_json() for view in views]))[1:-1]
+
+
+def _list(name: str, parts: Sequence[bytes], rest: Mapping[str, Any]) -> Response:
+    """An object with one list, whose items come in parts."""
+    whole = b"".join((b'{"%s":[' % name.encode(), b",".join(part for part in parts if part), b"]"))
+    more = b"," + answers.encode_now(Value(dict(rest)))[1:] if rest else b"}"
+    return Response(whole + more + b"\n", media_type="application/json")
 
 
 def _invalid(

@@ -20,6 +20,7 @@ from gateway.http.dialects import Dialect
 from gateway.http.media import Media
 from gateway.http.problems import JSON
 from gateway.names import Reference
+from gateway.views.paging import Page
 
 if TYPE_CHECKING:
     from gateway.http.parts import Parts
@@ -84,14 +85,14 @@ class Lookalikes:
 
     async def _view(self, path: bytes, record: RequestRecord) -> dict[str, Any]:
         if path == V1_MODELS:
-            return {"models": self._names(record)}
+            return {"models": await self._names(record)}
         if path.startswith(V1_MODELS + b"/"):
             reference = _v1_reference(path[len(V1_MODELS) + 1 :])
             self._access.read(record, reference.name)
             return await self._status(reference)
         if path in (LISTED, LISTED + b"/"):
             return {
-                "endpoints": [_endpoint(name) for name in self._names(record)],
+                "endpoints": [_endpoint(name) for name in await self._names(record)],
                 "next_page_token": None,
             }
         if path.startswith(LISTED + b"/"):
@@ -101,9 +102,8 @@ class Lookalikes:
             return _endpoint(reference.name)
         raise problems.not_found()
 
-    def _names(self, record: RequestRecord) -> list[str]:
-        models = self._access.readable(record, self._views.models().models, lambda model: model.name)
-        return [model.name for model in models]
+    async def _names(self, record: RequestRecord) -> list[str]:
+        return [*(await self._views.names(Page(reads=self._access.reads(record)))).items]
 
     async def _status(self, reference: Reference) -> dict[str, Any]:
         """The state of a model in KServe's form (`name`, `ready`) and in TensorFlow Serving's."""

@@ -137,8 +137,9 @@ class OpenInference:
             raise _NotAllowed("POST")
         if rest == b"index":
             record = scope[problems.RECORD]
-            models = self._access.readable(record, self._views.models().models, lambda model: model.name)
-            return 200, v2_models.index(models, await self._flag(scope, receive, "ready"))
+            reads = self._access.reads(record)
+            only_ready = await self._flag(scope, receive, "ready")
+            return 200, await v2_models.index(self._views, reads, only_ready)
         if rest.startswith(b"models/"):
             target, _, verb = rest[7:].rpartition(b"/")
             if target and verb in (b"load", b"unload"):

@@ -5,16 +5,17 @@ Knows the protocol's names for states, tensors and types; what a model's state m
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway import __version__
 from gateway.http import v2_outputs
+from gateway.views.paging import Page
 from loaders.schema import AnyType, Array, ColSpec, Scalar, TensorSpec, Type
 
 if TYPE_CHECKING:
     from gateway.names import Reference
-    from gateway.views import ModelView, Views
+    from gateway.views import Views
     from loaders.signature import Signature
 
 SERVER: Final[Mapping[str, Any]] = {
@@ -54,18 +55,20 @@ async def metadata(views: Views, reference: Reference) -> dict[str, Any]:
     }
 
 
-def index(models: Sequence[ModelView], only_ready: bool) -> list[dict[str, str]]:
-    """Every version of these models with its state; `only_ready`: those that answer at once."""
+async def index(views: Views, reads: Callable[[str], bool] | None, only_ready: bool) -> list[dict[str, str]]:
+    """Every version of the models that the caller may read about, with its state; `only_ready`: those that
+    answer at once."""
     found: list[dict[str, str]] = []
-    for model in models:
-        for version in model.versions:
-            state = _STATES.get(version.state, "UNAVAILABLE")
-            reason = version.reason or ""
-            if version.state == "UNLOADED":
-                reason = "not loaded; the first request loads it"
-            if state == "READY" or not only_ready:
-                one = {"name": model.name, "version": version.version}
-                found.append({**one, "state": state, "reason": reason})
+    async for models in views.models(await views.names(Page(reads=reads))):
+        for model in models:
+            for version in model.versions:
+                state = _STATES.get(version.state, "UNAVAILABLE")
+                reason = version.reason or ""
+                if version.state == "UNLOADED":
+                    reason = "not loaded; the first request loads it"
+                if state == "READY" or not only_ready:
+                    one = {"name": model.name, "version": version.version}
+                    found.append({**one, "state": state, "reason": reason})
     return found
 
 

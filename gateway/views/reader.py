@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from bisect import bisect_left
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from dataclasses import replace
 from itertools import islice
@@ -24,15 +25,14 @@ from gateway.serving.ledger import AccountState
 from gateway.serving.servable import Phase, Servable, Status
 from gateway.views import contents
 from gateway.views.contents import Described
+from gateway.views.paging import AT_ONCE, Listed, Names, Page
 from gateway.views.shapes import (
     ABSENT,
     Absent,
     CourseView,
     DryRunView,
-    ModelsView,
     ModelView,
     ReadinessView,
-    RolloutsView,
     RolloutView,
     VersionView,
 )
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+EVERYTHING = Page()
 #: So many aliases have series before they are used.
 SHOWN_ALIASES = 1000
 
@@ -85,21 +86,41 @@ class Views:
         self._wall = wall
         self._clock = clock
         self._document: tuple[bytes, str] | None = None
+        self._names = Names()
 
     # Models and versions.
 
-    def models(self) -> ModelsView:
-        held = {servable.version: servable for servable in self._manager}
-        models = self._aliases.snapshot.models.values()
-        return ModelsView(tuple(self._model(model, held) for model in models), self._registry.writable)
+    async def names(self, page: Page = EVERYTHING) -> Listed:
+        """The names of the registry's models on a page."""
+        snapshot = self._aliases.snapshot
+        return await self._blocking(self._names.page, snapshot.models, snapshot.stamp, page)
+
+    async def models(self, listed: Listed) -> AsyncIterator[list[ModelView]]:
+        """The models of these names, some at a time: between them the event loop does other work."""
+        for start in range(0, len(listed.items), AT_ONCE):
+            models, held = self._aliases.snapshot.models, self._held_now()
+            part = listed.items[start : start + AT_ONCE]
+            yield [self._model(models[name], held) for name in part if name in models]
+            await asyncio.sleep(0)
+
+    @property
+    def writable(self) -> bool:
+        """Whether the registry can be written."""
+        return self._registry.writable
+
+    def loaded(self) -> list[VersionView]:
+        """Every version that is held here, with its name."""
+        return [replace(self.state(one.version, one), name=one.version.name) for one in self._manager]
+
+    def _held_now(self) -> dict[Version, Servable]:
+        return {servable.version: servable for servable in self._manager}
 
     async def model(self, name: str) -> ModelView:
         """A model with the rollouts of its aliases."""
         await self._ask_for(Reference(name))
         model = self._registered(name)
-        held = {servable.version: servable for servable in self._manager}
         return replace(
-            self._model(model, held),
+            self._model(model, self._held_now()),
             rollouts={alias: self.rollout(name, alias) for alias in model.aliases},
             writable=self._registry.writable,
         )
@@ -252,13 +273,39 @@ class Views:
 
     # Rollouts.
 
-    def rollouts(self) -> RolloutsView:
-        """Every alias of the registry, and what was tried with aliases that do not exist (any more)."""
-        models = self._aliases.snapshot.models.values()
-        views = [self.rollout(model.name, alias) for model in models for alias in model.aliases]
-        gone = [self.rollout(found.name, found.alias) for found in self._aliases if found.phase == "deleted"]
-        tried = [RolloutView.of_attempt(attempt) for attempt in self._aliases.attempts()]
-        return RolloutsView((*views, *gone, *tried))
+    async def rollouts(self, page: Page = EVERYTHING) -> AsyncIterator[list[RolloutView]]:
+        """Every alias of the registry, and what was tried with aliases that do not exist (any more), by the
+        names of models and then of aliases; some at a time. `page.after`: NAME@ALIAS. `page.limit` is the
+        caller's: aliases are counted by who reads them."""
+        name, _, after = (page.after or "").rpartition("@")
+        start = replace(page, after=None, limit=None)
+        listed, others = (await self.names(start)).items, self._others(page)
+        ordered = listed[bisect_left(listed, name) :]
+        if more := [one for one in others if one >= name]:
+            ordered = await self._blocking(_united, ordered, more)
+        for place in range(0, len(ordered), AT_ONCE):
+            models = self._aliases.snapshot.models
+            views = []
+            for one in ordered[place : place + AT_ONCE]:
+                aliases = set(models[one].aliases) if one in models else set()
+                known = sorted(aliases | others.get(one, {}).keys())
+                views += [
+                    self.rollout(one, alias) if alias in aliases else others[one][alias]
+                    for alias in known
+                    if one != name or alias > after
+                ]
+            yield views
+            await asyncio.sleep(0)
+
+    def _others(self, page: Page) -> dict[str, dict[str, RolloutView]]:
+        """What is known of aliases that do not exist (any more), by model and alias."""
+        found = [self.rollout(one.name, one.alias) for one in self._aliases if one.phase == "deleted"]
+        found += [RolloutView.of_attempt(attempt) for attempt in self._aliases.attempts()]
+        by_name: dict[str, dict[str, RolloutView]] = {}
+        for view in found:
+            if page.takes(view.name):
+                by_name.setdefault(view.name, {})[view.alias] = view
+        return by_name
 
     def rollout(self, name: str, alias: str) -> RolloutView:
         found = self._aliases.view(name, alias)
@@ -391,6 +438,10 @@ class Views:
 
     async def _blocking(self, function: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._io, function, *args)
+
+
+def _united(names: Iterable[str], more: Iterable[str]) -> list[str]:
+    return sorted({*names, *more})
 
 
 def _runtime(servable: Servable | None) -> Mapping[str, Any] | Absent:

@@ -112,12 +112,6 @@ class ModelView(View):
         return replace(self, versions=tuple(version.without_others() for version in self.versions))
 
 
-@dataclass(frozen=True, slots=True)
-class ModelsView(View):
-    models: tuple[ModelView, ...]
-    writable: bool
-
-
 # Rollouts.
 
 
@@ -201,11 +195,6 @@ class RolloutView(View):
     @classmethod
     def of_attempt(cls, attempt: Attempt) -> RolloutView:
         return cls(attempt.name, attempt.alias, attempt.phase, attempt.error, utc(attempt.since))
-
-
-@dataclass(frozen=True, slots=True)
-class RolloutsView(View):
-    rollouts: tuple[RolloutView, ...]
 
 
 @dataclass(frozen=True, slots=True)

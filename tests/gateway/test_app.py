@@ -37,7 +37,7 @@ async def test_a_gateway_starts_answers_and_leaves_nothing(tmp_path: Path) -> No
     await made.start()
     try:
         assert made.views.ready().ready
-        assert [model.name for model in made.views.models().models] == ["one"]
+        assert [*(await made.views.names()).items] == ["one"]
         loaded = await made.residency.load(Reference("one", alias="champion"))
         assert isinstance(loaded, tuple)
     finally:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from urllib.parse import parse_qs
 
 import orjson
 from starlette.types import Receive, Scope, Send
@@ -19,6 +20,7 @@ from gateway.errors import Problem
 from gateway.http import problems, wholebodies
 from gateway.http.documents import openapi, pages, service
 from gateway.http.problems import JSON, Header
+from gateway.views.paging import Page
 
 if TYPE_CHECKING:
     from gateway.http.parts import Parts
@@ -31,6 +33,8 @@ OPENAPI: Final = b"/openapi.json"
 DOCS: Final = b"/docs"
 ASSETS: Final = b"/docs/"
 
+#: So many models are on a page.
+SHOWN: Final = 100
 #: So many documents of versions are kept.
 KEPT: Final = 256
 
@@ -40,7 +44,7 @@ _SAFE: Final[tuple[Header, ...]] = (
     (
         b"content-security-policy",
         b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri 'none'; "
-        b"form-action 'none'; frame-ancestors 'none'",
+        b"form-action 'self'; frame-ancestors 'none'",
     ),
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -84,7 +88,7 @@ class Documents:
             if scope["method"] not in ("GET", "HEAD"):
                 await problems.respond_not_allowed(send, record, scope["method"], "GET, HEAD")
                 return
-            found = await self._find(record, path)
+            found = await self._find(record, path, scope.get("query_string", b""))
             head = [found.kind, *_SAFE, (b"etag", found.etag), (b"x-request-id", record.id)]
             head.append((b"cache-control", b"private, no-cache" if found.private else b"no-cache"))
             head.append((b"vary", b"authorization"))
@@ -98,7 +102,7 @@ class Documents:
             problem = error if isinstance(error, Problem) else problems.unexpected(error, record.id)
             await problems.respond_problem(send, problem, record)
 
-    async def _find(self, record: RequestRecord, path: bytes) -> Found:
+    async def _find(self, record: RequestRecord, path: bytes, query: bytes = b"") -> Found:
         if path.startswith(MODELS):
             rest = path[len(MODELS) :]
             ending = OPENAPI if rest.endswith(OPENAPI) else DOCS
@@ -108,12 +112,19 @@ class Documents:
                 self._service = _found(orjson.dumps(service.document()), JSON)
             return self._service
         if path == DOCS:
-            models = self._access.readable(record, self._views.models().models, lambda model: model.name)
-            return _found(pages.index(models, service.routes()).encode(), _HTML)
+            return await self._index(record, query)
         file = self._files.get(path[len(ASSETS) :].decode("latin-1"))
         if file is None:
             raise problems.not_found()
         return file
+
+    async def _index(self, record: RequestRecord, query: bytes) -> Found:
+        asked = parse_qs(query.decode("latin-1"))
+        after, search = (next(iter(asked.get(name, ())), None) for name in ("after", "q"))
+        listed = await self._views.names(Page(SHOWN, after, search, self._access.reads(record)))
+        models = [model async for part in self._views.models(listed) for model in part]
+        found = _found(pages.index(models, service.routes(), search or "", listed.next).encode(), _HTML)
+        return found._replace(private=self._access.guarded)
 
     async def _of_model(self, record: RequestRecord, reference: Reference, page: bool) -> Found:
         self._access.read(record, reference.name)

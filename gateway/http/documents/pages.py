@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 from gateway.http.documents import openapi
 from gateway.http.documents.service import Route
@@ -41,6 +42,12 @@ _FRAME = """<!doctype html>
 _BARE = (
     " It is a model file without an MLmodel: what the file states of its inputs is known once it is loaded."
 )
+_SEARCH = """<form action="docs" method="get" role="search">
+<p><label for="q">Part of the name</label>
+<input id="q" name="q" type="search" value="{search}">
+<button type="submit">Search</button></p>
+</form>
+"""
 _FORM = """<h2 id="try">Try it</h2>
 <form id="ask" data-target="{target}">
 <p><label for="form">Form of the body</label>
@@ -58,16 +65,23 @@ _FORM = """<h2 id="try">Try it</h2>
 """
 
 
-def index(models: Sequence[ModelView], routes: Iterable[Route]) -> str:
-    """All models with their pages, and all routes."""
+def index(
+    models: Sequence[ModelView], routes: Iterable[Route], search: str = "", after: str | None = None
+) -> str:
+    """A page of models with their own pages, and all routes. `search`: what their names hold; `after`: what
+    the next page comes after."""
     rows = []
     for model in models:
         page = f"models/{url_path(Reference(model.name))}/docs"
         aliases = ", ".join(f"{alias} → {version}" for alias, version in model.aliases.items())
         numbers = ", ".join(version.version for version in model.versions)
         rows.append([f'<a href="{escape(page)}">{escape(model.name)}</a>', escape(aliases), escape(numbers)])
-    body = "<h1>Models</h1>\n"
-    body += _table(["Model", "Aliases", "Versions"], rows) if rows else "<p>The registry has no models.</p>"
+    body = "<h1>Models</h1>\n" + _SEARCH.format(search=escape(search))
+    none = "<p>No model has such a name.</p>" if search else "<p>The registry has no models.</p>"
+    body += _table(["Model", "Aliases", "Versions"], rows) if rows else none
+    if after is not None:
+        query = escape(urlencode({"q": search, "after": after} if search else {"after": after}))
+        body += f'\n<p><a href="docs?{query}" rel="next">More models</a></p>'
     body += '\n<h2>Routes</h2>\n<p>As OpenAPI: <a href="openapi.json">openapi.json</a>.</p>\n'
     said = [
         [f"<code>{route.method.upper()}</code>", f"<code>{escape(route.path)}</code>", escape(route.summary)]

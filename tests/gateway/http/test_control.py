@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
@@ -105,6 +106,34 @@ def test_rollouts(server: Served) -> None:
     listed = server.get("/rollouts").json["rollouts"]
     assert any(one == {key: rollout[key] for key in one} for one in listed)
     assert rollout["policy"]["canary"]["steps"] == []
+
+
+def test_lists_in_pages(server: Served) -> None:
+    for path, member in (("/models", "models"), ("/rollouts", "rollouts")):
+        whole = server.get(path).json
+        assert "next" not in whole
+        for limit in (1, 2, 1000):
+            found: list[Any] = []
+            after = ""
+            while after is not None:
+                page = server.get(f"{path}?limit={limit}{after and f'&after={quote(after)}'}").json
+                assert len(page[member]) <= limit
+                found += page[member]
+                after = page["next"]
+            assert [one["name"] for one in found] == [one["name"] for one in whole[member]]
+        few = server.get(f"{path}?q=IRI").json[member]
+        assert {one["name"] for one in few} == {"iris"}
+        assert server.get(f"{path}?q=nothing").json[member] == []
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["limit=0", "limit=1001", "limit=x", "limit=%C2%B2", "limit=", "limit=1&limit=2", "page=1", "wait"],
+)
+def test_a_page_that_is_none(server: Served, query: str) -> None:
+    for path in ("/models", "/rollouts"):
+        assert refused(server.get(f"{path}?{query}")) == (422, "INVALID_INPUT")
+    assert refused(server.get("/rollouts?after=iris")) == (422, "INVALID_INPUT")
 
 
 def test_livez_and_readyz(server: Served) -> None:

@@ -51,14 +51,15 @@ async def test_models_with_the_state_of_each_version(tmp_path: Path) -> None:
         parts.of(2).fails = "ValueError: bad weights"
         with pytest.raises(Problem):
             await parts.ask(Reference("iris", version="2"))
-        (model,) = parts.views.models().models
+        listed = await parts.views.names()
+        ((model,),) = [part async for part in parts.views.models(listed)]
         states = {version.version: (version.state, version.reason) for version in model.versions}
         assert states["1"] == ("READY", None)
         assert states["2"][0] == "FAILED"
         assert "bad weights" in (states["2"][1] or "")
         assert states["3"] == ("UNLOADED", None)
         assert model.aliases == {"champion": "1"}
-        json.dumps(parts.views.models().to_json())
+        json.dumps(model.to_json())
 
 
 async def test_one_model_and_one_version_say_more(tmp_path: Path) -> None:
@@ -118,7 +119,8 @@ async def test_what_was_tried_with_an_alias_that_does_not_exist(tmp_path: Path) 
                 pass
         view = parts.views.rollout("iris", "next")
         assert (view.phase, view.desired, view.history) == ("refused", None, ())
-        assert parts.views.rollouts().rollouts[-1] == view
+        (rollouts,) = [part async for part in parts.views.rollouts()]
+        assert rollouts[-1] == view
         with pytest.raises(Problem) as caught:
             parts.views.rollout("iris", "nobody")
         assert caught.value.code == "ALIAS_NOT_FOUND"

@@ -1,0 +1,69 @@
+"""Pages of lists that may hold a hundred thousand models: which names come next.
+
+Sorting and searching so many names takes longer than the event loop may wait, so `Names` does it in a thread
+and keeps the order until the registry's content is another one. Knows names, nothing of models.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+#: The most items of one page.
+MOST = 1000
+#: So many views are made before the event loop does other work.
+AT_ONCE = 25
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What a caller asks for. `after`: the last item of the page before; `search`: a part of the name, in any
+    case. `limit` None: everything. `reads`: whether the caller may read about a model; None: about all."""
+
+    limit: int | None = None
+    after: str | None = None
+    search: str | None = None
+    reads: Callable[[str], bool] | None = None
+
+    def takes(self, name: str) -> bool:
+        """Whether a name belongs to the list, on whatever page."""
+        found = self.search is None or self.search.lower() in name.lower()
+        return found and (self.reads is None or self.reads(name))
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """The items of a page in their order. `next`: what the next page comes after; None: this is the last."""
+
+    items: Sequence[str]
+    next: str | None
+
+
+class Names:
+    """The names of a snapshot in their order. `page` blocks: call it in a thread."""
+
+    def __init__(self) -> None:
+        self._kept: tuple[object, Sequence[str]] = (None, ())
+
+    def page(self, models: Iterable[str], stamp: object, page: Page) -> Listed:
+        """The names after `page.after`, in the order of their code points. `models`: the names of a snapshot,
+        which does not change while it has this stamp."""
+        kept, ordered = self._kept
+        if kept != stamp:
+            ordered = sorted(models)
+            self._kept = stamp, ordered
+        start = 0 if page.after is None else bisect_left(ordered, page.after + "\0")
+        if page.search is None and page.reads is None:
+            if page.limit is None:
+                return Listed(ordered[start:], None)
+            end = start + page.limit
+            more = len(ordered) > end
+            return Listed(ordered[start:end], ordered[end - 1] if more else None)
+        found: list[str] = []
+        for place in range(start, len(ordered)):
+            if page.takes(ordered[place]):
+                if len(found) == page.limit:
+                    return Listed(found, found[-1])
+                found.append(ordered[place])
+        return Listed(found, None)
