@@ -199,7 +199,7 @@ class Gateway:
         remembered = partial(loop.run_in_executor, self._pools.registry, self._persistence.last_snapshot)
         await first_read(self.registry, self.watch, remembered)
         loop.set_default_executor(large())
-        self.metrics.lag.start(loop)
+        self.metrics.vitals.start(loop)
         self._background.start(
             watch=self.watch.run,
             preload=self.residency.preload,
@@ -218,7 +218,7 @@ class Gateway:
         """Ends everything; requests in flight should have ended."""
         self.refuse()
         self._upkeep.close()
-        self.metrics.lag.stop()
+        self.metrics.vitals.stop()
         await self._background.stop()
         await self.parts.large_bodies.close()
         await self.aliases.close()

@@ -33,12 +33,15 @@ class LoadFailed:
 @dataclass(frozen=True, slots=True)
 class Unloaded:
     """`reason`: evicted, unloaded, replaced, removed, idle, quarantined, shutdown. `why`: for an eviction,
-    the version that needed the memory, and why this one was chosen."""
+    the version that needed the memory, and why this one was chosen; `idle`: seconds since its last request;
+    `asking`: the model that needed the memory, empty if it was none."""
 
     model: str
     version: str
     reason: str
     why: str = ""
+    idle: float | None = None
+    asking: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gateway import cgroup
 from gateway.http.connections import Connections, descriptors
 from gateway.metrics import Metrics
 from gateway.registries.watcher import Watch
@@ -29,6 +30,17 @@ def expose(
                 found[servable.version.name] = (queued + servable.queued, leased + ledger[servable].leases)
         return found
 
+    processors = cgroup.cpus()
+
+    def load() -> tuple[int, int]:
+        busy = slots = 0
+        for servable in manager:
+            inflight, places = servable.calls
+            busy += inflight
+            slots += places
+        return busy, max(1, min(slots, processors))
+
+    metrics.vitals.load = load
     metrics.watch(
         memory=views.memory,
         models=lambda: {(s.version.name, s.version.version): ledger[s].bytes for s in manager if s in ledger},

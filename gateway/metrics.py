@@ -8,37 +8,28 @@ not know HTTP, models or the ledger: it receives names and numbers.
 from __future__ import annotations
 
 import time
-from asyncio import AbstractEventLoop, TimerHandle
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Final, TypedDict, Unpack
 
-import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 from gateway import events
+from gateway.tallies import PHASES, Cached, Served
+from gateway.vitals import Vitals
 
 if TYPE_CHECKING:
     from gateway.record import RequestRecord
 
-PHASES: Final = ("parse", "queue", "predict", "encode")
 LINGER_SECONDS: Final = 300.0
 MAX_PROBLEMS: Final = 64
 MAX_TEAMS: Final = 100
 
-_REQUEST_BUCKETS: Final = (
-    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
-)  # fmt: skip
-_PHASE_BUCKETS: Final = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0)
 _LOAD_BUCKETS: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+_AGE_BUCKETS: Final = (1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 86400.0)
 _ROW_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096, 16384)
-
-_COUNT_AT_ONCE: Final = 512
-_LAG_INTERVAL: Final = 0.25
-_LAG_WINDOW: Final = 15.0
 
 
 class Sources(TypedDict, total=False):
@@ -81,10 +72,11 @@ class Metrics:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._sources: Sources = {}
-        self._served: dict[tuple[str, str], _Served] = {}
+        self._served: dict[tuple[str, str], Served] = {}
         self._batch_rows: dict[str, Histogram] = {}
         self._problems: set[str] = set()
-        self.lag = LoopLag()
+        self.vitals = Vitals()
+        self._cache: dict[str, Cached] = {}
         self.registry = CollectorRegistry()
         own = self.registry
         self._unresolved: dict[tuple[str, str], int] = {}
@@ -108,6 +100,19 @@ class Metrics:
         self._lenient = Counter(
             "gateway_lenient_casts",
             "Answers to inputs that strict enforcement would have refused.",
+            ("model",),
+            registry=own,
+        )
+        self._eviction_age = Histogram(
+            "gateway_eviction_age_seconds",
+            "Time since the last request of a model that was evicted.",
+            ("model",),
+            buckets=_AGE_BUCKETS,
+            registry=own,
+        )
+        self._evictions_for = Counter(
+            "gateway_evictions_for",
+            "Evictions of others that made room for a model.",
             ("model",),
             registry=own,
         )
@@ -174,7 +179,7 @@ class Metrics:
             return
         served = self._served.get((model, version))
         if served is None:
-            served = self._served[model, version] = _Served()
+            served = self._served[model, version] = Served()
         served.seen = self._clock()
         served.codes[answer] = served.codes.get(answer, 0) + 1
         served.observe((seconds, *phases))
@@ -199,9 +204,24 @@ class Metrics:
         self.request(name, number, record.code, time.perf_counter() - record.began, phases, team)
         if record.lenient and record.code == "2xx":
             self._lenient.labels(name).inc()
+        if record.cached is not None:
+            cache = self._cache.get(name)
+            if cache is None:
+                cache = self._cache[name] = Cached()
+            if record.cached:
+                cache.hits += 1
+            else:
+                cache.misses += 1
 
     def unload(self, model: str, reason: str) -> None:
         self._unloads.labels(model, reason).inc()
+
+    def eviction(self, model: str, idle: float, asking: str) -> None:
+        """`model` was evicted `idle` seconds after its last request. `asking`: the model that got the room,
+        empty if it was none."""
+        self._eviction_age.labels(model).observe(idle)
+        if asking:
+            self._evictions_for.labels(asking).inc()
 
     def crash(self, model: str) -> None:
         self._crashes.labels(model).inc()
@@ -280,6 +300,16 @@ class Metrics:
             for phase, tally in zip(PHASES, served.phases, strict=True):
                 parts.add_metric([*version, phase], tally.buckets(), tally.sum)
         yield from (requests, seconds, parts)
+        hits = CounterMetricFamily(
+            "gateway_cache_hits", "Requests whose version was loaded when they came.", labels=["model"]
+        )
+        misses = CounterMetricFamily(
+            "gateway_cache_misses", "Requests that had to wait for a load.", labels=["model"]
+        )
+        for model, cache in self._cache.items():
+            hits.add_metric([model], cache.hits)
+            misses.add_metric([model], cache.misses)
+        yield from (hits, misses)
 
     def gauges(self) -> Iterator[Metric]:
         yield from self._served_series()
@@ -374,51 +404,14 @@ class Metrics:
         yield GaugeMetricFamily(
             "gateway_loop_lag_seconds",
             "The longest delay of the event loop in the last half minute.",
-            self.lag.worst,
+            self.vitals.lag,
         )
-
-
-class _Tally:
-    """A histogram that takes many values at once. `Histogram` locks for each observation, which would cost a
-    request more than all other counting."""
-
-    def __init__(self, bounds: Sequence[float]) -> None:
-        self._bounds = bounds
-        self._counts = np.zeros(len(bounds) + 1, np.int64)
-        self.sum = 0.0
-
-    def add(self, values: Sequence[float]) -> None:
-        places = np.searchsorted(self._bounds, values)
-        self._counts += np.bincount(places, minlength=len(self._counts))
-        self.sum += sum(values)
-
-    def buckets(self) -> list[tuple[str, float]]:
-        """Pairs of an upper bound and the number of values not above it, up to infinity."""
-        bounds = [*map(floatToGoString, self._bounds), "+Inf"]
-        return list(zip(bounds, np.cumsum(self._counts).tolist(), strict=True))
-
-
-class _Served:
-    """The counts of one version. Only the event loop uses it."""
-
-    def __init__(self) -> None:
-        self.seen = 0.0
-        self.codes: dict[tuple[str, str], int] = {}
-        self.seconds = _Tally(_REQUEST_BUCKETS)
-        self.phases = [_Tally(_PHASE_BUCKETS) for _ in PHASES]
-        self._waiting: list[tuple[float, ...]] = []
-
-    def observe(self, times: tuple[float, ...]) -> None:
-        """Keeps the seconds of a request and of its phases; `count` counts many of them together."""
-        self._waiting.append(times)
-        if len(self._waiting) >= _COUNT_AT_ONCE:
-            self.count()
-
-    def count(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        if waiting:
-            for tally, values in zip([self.seconds, *self.phases], zip(*waiting, strict=True), strict=True):
-                tally.add(values)
+        if self.vitals.load is not None:
+            yield GaugeMetricFamily(
+                "gateway_saturation",
+                "Requests in flight as a share of those that can run at the same time, smoothed over 10 s.",
+                self.vitals.saturation,
+            )
 
 
 class _Gauges(Collector):
@@ -435,43 +428,6 @@ class _Gauges(Collector):
         return []
 
 
-class LoopLag:
-    """How late the event loop runs a due timer, in seconds: the maximum of the last 15 to 30 s."""
-
-    def __init__(self) -> None:
-        self._current = self._previous = 0.0
-        self._window_ends = 0.0
-        self._due = 0.0
-        self._timer: TimerHandle | None = None
-
-    @property
-    def worst(self) -> float:
-        return max(self._current, self._previous)
-
-    def start(self, loop: AbstractEventLoop) -> None:
-        """Measures until `stop`, with a timer four times a second."""
-        self.stop()
-        self._window_ends = loop.time() + _LAG_WINDOW
-        self._arm(loop)
-
-    def stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _arm(self, loop: AbstractEventLoop) -> None:
-        self._due = loop.time() + _LAG_INTERVAL
-        self._timer = loop.call_at(self._due, self._tick, loop)
-
-    def _tick(self, loop: AbstractEventLoop) -> None:
-        now = loop.time()
-        if now >= self._window_ends:
-            self._previous, self._current = self._current, 0.0
-            self._window_ends = now + _LAG_WINDOW
-        self._current = max(self._current, now - self._due)
-        self._arm(loop)
-
-
 def count(metrics: Metrics, event: events.Event) -> None:
     """Counts an event in its metric."""
     match event:
@@ -483,6 +439,8 @@ def count(metrics: Metrics, event: events.Event) -> None:
             metrics.load(event.model, "failure", event.seconds)
         case events.Unloaded():
             metrics.unload(event.model, event.reason)
+            if event.idle is not None:
+                metrics.eviction(event.model, event.idle, event.asking)
             metrics.forget(event.model, event.version)
         case events.Swapped():
             metrics.swap(event.model, event.alias, "success")

@@ -26,6 +26,7 @@ class RequestRecord:
     empty before the answer. `began` is a time of `perf_counter`; `parse`, `queue`, `predict` and `encode` are
     in seconds. `predicts`: the request is for a prediction. `lenient`: strict enforcement would have refused
     its input.
+    `cached`: whether its version was loaded when it came; None if it did not get that far.
     `elsewhere`: the model runs in another environment than its own. `late`: it came when the gateway
     refused new work.
     """
@@ -45,6 +46,7 @@ class RequestRecord:
     predict: float = 0.0
     encode: float = 0.0
     lenient: bool = False
+    cached: bool | None = None
     elsewhere: bool = False
     late: bool = False
 

@@ -186,14 +186,18 @@ class Service:
         try:
             if version is None:
                 assert found is not None
+                record.cached = False
                 version = record.version = await self._aliases.wait_until_served(
                     found, self._patience(inference)
                 )
             lease = self._manager.lease(version)
             servable = lease.servable
             if servable.status is Status.LOADING or servable.problem is not None:
+                record.cached = False
                 self._check_crowd(servable)
                 await self._manager.ready(lease, self._patience(inference))
+            if record.cached is None:
+                record.cached = True
             mismatch = servable.mismatch
             record.elsewhere = mismatch is not None
             outcome, warnings, signature = await self._run(servable, inference)

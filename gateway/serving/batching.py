@@ -75,6 +75,7 @@ class Batcher:
         self._queue: deque[Member] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._scheduled = False
+        self._running = 0
         self._loop = asyncio.get_running_loop()
 
     def __repr__(self) -> str:
@@ -83,6 +84,15 @@ class Batcher:
     @property
     def queued(self) -> int:
         return len(self._queue)
+
+    @property
+    def slots(self) -> int:
+        return self._slots
+
+    @property
+    def inflight(self) -> int:
+        """The requests that wait or are being answered."""
+        return len(self._queue) + self._running
 
     def submit(
         self, batch: Asked, params: Mapping[str, Any], deadline: float | None = None
@@ -141,8 +151,15 @@ class Batcher:
         """Runs the calls of one slot. Without merging, the next call follows at once: waiting for more
         requests gains nothing, and under overload each turn of the loop is long. After a failure the loop
         gets a turn first: a failure may come without any wait, and a long queue would then block the loop."""
-        while await self._call(members) and not self.merges and (members := self._take()):
-            pass
+        while members:
+            self._running += len(members)
+            try:
+                together = await self._call(members)
+            finally:
+                self._running -= len(members)
+            if not together or self.merges:
+                return
+            members = self._take()
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from gateway.errors import Problem, pathless
@@ -446,18 +446,23 @@ class Manager:
         servable.move(Step.CLOSE)
         servable.retiring = None
         self.ledger.begin_close(servable)
-        task = asyncio.get_running_loop().create_task(self._finish_close(servable, reason, why))
+        version, eviction = servable.version, self._room.eviction(servable.version)
+        unloaded = Unloaded(version.name, version.version, reason, why)
+        if reason == "evicted" and eviction is not None:
+            idle = self._clock() - self.ledger[servable].last_used
+            unloaded = replace(unloaded, idle=idle, asking=eviction.model)
+        task = asyncio.get_running_loop().create_task(self._finish_close(servable, unloaded))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
-    async def _finish_close(self, servable: Servable, reason: str, why: str) -> None:
+    async def _finish_close(self, servable: Servable, unloaded: Unloaded) -> None:
         try:
             await servable.close()
         finally:
             self._leaving.discard(servable)
             self.ledger.closed(servable)
             servable.gone.set()
-            self._say(servable, Unloaded(servable.version.name, servable.version.version, reason, why))
+            self._say(servable, unloaded)
             self._room.carry_out_plan()
 
     def stop_loading(self) -> None:

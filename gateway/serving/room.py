@@ -27,12 +27,13 @@ EVICTIONS_KEPT = 50
 @dataclass(frozen=True, slots=True)
 class Eviction:
     """An eviction: the version that needed the memory, and why this one was chosen. `at`: the manager's time,
-    in seconds."""
+    in seconds. `model`: the name of the model that needed the memory, empty if it was none."""
 
     at: float
     version: Version
     asking: str
     why: str
+    model: str
 
 
 class Room:
@@ -107,9 +108,10 @@ class Room:
             asking = (
                 "the processes that models are forked from" if plan.asking is None else plan.asking.version
             )
+            model = "" if plan.asking is None else plan.asking.version.name
             for key, why in zip(leaving, plan.why, strict=True):
                 self._evictions.pop(key.version, None)
-                self._evictions[key.version] = Eviction(self._clock(), key.version, str(asking), why)
+                self._evictions[key.version] = Eviction(self._clock(), key.version, str(asking), why, model)
             while len(self._evictions) > EVICTIONS_KEPT:
                 del self._evictions[next(iter(self._evictions))]
             for key, why in zip(plan.evict, plan.why, strict=False):

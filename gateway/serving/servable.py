@@ -312,6 +312,11 @@ class Servable:
     def queued(self) -> int:
         return 0 if self._batcher is None else self._batcher.queued
 
+    @property
+    def calls(self) -> tuple[int, int]:
+        """The requests that wait or are being answered, and how many calls can run at the same time."""
+        return (0, 0) if self._batcher is None else (self._batcher.inflight, self._batcher.slots)
+
     def rules(
         self, lenient: bool = False, positional: bool = False
     ) -> tuple[Signature | None, Mode, bool, bool]:

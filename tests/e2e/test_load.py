@@ -108,7 +108,12 @@ def test_promise_7_two_hundred_models_in_room_for_ten(tmp_path: Path, isolation:
         assert [a.json()["predictions"] for a in answers] == [[float(n)] for n in chosen]
         assert max(seen) <= limit
         assert len(seen) > 5
+        for counted in ("gateway_eviction_age_seconds_count", "gateway_evictions_for_total"):
+            assert server.metric(counted) > 50
         assert server.metric("gateway_unloads_total", reason="evicted") > 50
+        hits, misses = (server.metric(f"gateway_cache_{what}_total") for what in ("hits", "misses"))
+        assert hits + misses == requests
+        assert 0 < server.metric("gateway_loads_total", result="success") <= misses
 
 
 def test_promise_5_nothing_is_deserialised_before_its_digest_was_right(tmp_path: Path) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from typing import Any
-
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from gateway.metrics import LINGER_SECONDS, MAX_PROBLEMS, LoopLag, Metrics
+from gateway.events import Unloaded
+from gateway.metrics import LINGER_SECONDS, MAX_PROBLEMS, Metrics, count
+from gateway.record import RequestRecord
+from gateway.registries.base import Version
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
@@ -190,53 +189,28 @@ def test_the_registry_has_no_age_before_it_was_read(age: float | None) -> None:
     assert value(scrape(metrics), "gateway_registry_age_seconds") == age
 
 
-class FakeLoop:
-    """Time and one timer, moved by hand."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.due: Any = None
-
-    def time(self) -> float:
-        return self.now
-
-    def call_at(self, when: float, callback: Any, *arguments: Any) -> FakeLoop:
-        self.due = (when, callback, arguments)
-        return self
-
-    def cancel(self) -> None:
-        self.due = None
-
-    def run(self, late: float) -> None:
-        when, callback, arguments = self.due
-        self.now = when + late
-        callback(*arguments)
+def asked(version: Version, cached: bool | None) -> RequestRecord:
+    return RequestRecord(version=version, cached=cached, code="2xx")
 
 
-def test_loop_lag_is_the_worst_of_the_last_half_minute() -> None:
-    loop, lag = FakeLoop(), LoopLag()
-    lag.start(loop)  # type: ignore[arg-type]
-    loop.run(late=0.0)
-    loop.run(late=0.4)
-    loop.run(late=0.1)
-    assert lag.worst == pytest.approx(0.4)
-    while loop.now < 14.0:
-        loop.run(late=0.0)
-    assert lag.worst == pytest.approx(0.4)
-    while loop.now < 31.0:
-        loop.run(late=0.0)
-    assert lag.worst == pytest.approx(0.0)
-    lag.stop()
-    assert loop.due is None
+def test_hits_and_misses_are_counted_by_model_and_stay() -> None:
+    clock = Clock()
+    metrics = Metrics(clock)
+    for version, cached in (("1", False), ("1", True), ("2", True), ("2", None)):
+        metrics.record(asked(Version("iris", version, "/models/iris"), cached))
+    clock.now += LINGER_SECONDS + 1
+    got = scrape(metrics)
+    assert value(got, "gateway_cache_hits_total", model="iris") == 2
+    assert value(got, "gateway_cache_misses_total", model="iris") == 1
 
 
-@pytest.mark.anyio
-async def test_loop_lag_sees_a_blocked_loop() -> None:
-    lag = LoopLag()
-    loop = asyncio.get_running_loop()
-    lag.start(loop)
-    time.sleep(0.4)  # noqa: ASYNC251 - exactly what must not happen on a loop
-    await asyncio.sleep(0)  # one turn: the timer that is late comes first
-    await asyncio.sleep(0)
-    lag.stop()
-    assert lag.worst >= 0.1
+def test_evictions_say_how_long_the_model_was_idle_and_for_which_they_made_room() -> None:
+    metrics = Metrics()
+    count(metrics, Unloaded("iris", "1", "evicted", "for digits/1", idle=30.0, asking="digits"))
+    count(metrics, Unloaded("iris", "2", "evicted", "for the processes", idle=2.0))
+    count(metrics, Unloaded("iris", "3", "unloaded"))
+    got = scrape(metrics)
+    assert value(got, "gateway_eviction_age_seconds_count", model="iris") == 2
+    assert value(got, "gateway_eviction_age_seconds_sum", model="iris") == 32.0
+    assert value(got, "gateway_evictions_for_total", model="digits") == 1
+    assert value(got, "gateway_evictions_for_total", model="") is None

@@ -51,6 +51,25 @@ async def answers(*futures: asyncio.Future[Any]) -> list[list[float]]:
 
 @pytest.mark.anyio
 @bounded
+@pytest.mark.parametrize("merges", [True, False])
+async def test_requests_in_flight_are_those_that_wait_and_those_in_a_call(merges: bool) -> None:
+    model = Doubler()
+    model.hold = asyncio.Event()
+    batcher = Batcher(model, merges=merges)
+    futures = [batcher.submit(rows(float(n)), {}) for n in range(3)]
+    await turns()
+    assert (len(model.calls), batcher.inflight) == (1, 3)
+    futures.append(batcher.submit(rows(-1.0), {}))
+    assert batcher.inflight == 4
+    model.poison = -1.0
+    model.hold.set()
+    await asyncio.gather(*futures, return_exceptions=True)
+    await turns()
+    assert batcher.inflight == 0
+
+
+@pytest.mark.anyio
+@bounded
 async def test_promise_9_what_arrives_in_one_turn_goes_in_one_call() -> None:
     model = Doubler()
     batcher = Batcher(model, merges=True)
