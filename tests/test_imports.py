@@ -128,7 +128,9 @@ TABLE: dict[str, Row] = {
         ROLLOUTS, RUNNER, CAPTURE, "record", "access.principal", "access.limits", loaders=True
     ),
     "views": row(ROLLOUTS, "registries.watcher", "registries.document", loaders=True),
-    "metrics": row(LEAVES, "record", libraries="prometheus_client numpy", loaders=True),
+    "vitals": row(),
+    "tallies": row(libraries="prometheus_client numpy"),
+    "metrics": row(LEAVES, "record", "vitals", "tallies", libraries="prometheus_client", loaders=True),
     # HTTP receives parts and never the application: what `views` read, and who carries out the verbs.
     "http": row(
         LEAVES, VERSION, CAPTURE, "record", "service", "views", "metrics", "access", "__version__",
@@ -144,7 +146,7 @@ TABLE: dict[str, Row] = {
     ),
     # Around the composition root: what remembers, measures and looks after the parts.
     "persistence": row(LEAVES, VERSION, PREPARED, "artifacts.base", loaders=True),
-    "gauges": row("serving", "views", "metrics", "upkeep", "http.connections", "registries.watcher"),
+    "gauges": row("cgroup", "serving", "views", "metrics", "upkeep", "http.connections", "registries.watcher"),
     "upkeep": row(LEAVES, PREPARED, "artifacts.cache", "runners", "serving"),
     "app": row(
         LEAVES, PARTS, CAPTURE, "serving", "rollouts", "service", "views", "http", "metrics", "gauges",
