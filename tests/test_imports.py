@@ -146,7 +146,9 @@ TABLE: dict[str, Row] = {
     ),
     # Around the composition root: what remembers, measures and looks after the parts.
     "persistence": row(LEAVES, VERSION, PREPARED, "artifacts.base", loaders=True),
-    "gauges": row("cgroup", "serving", "views", "metrics", "upkeep", "http.connections", "registries.watcher"),
+    "gauges": row(
+        "cgroup", "serving", "views", "metrics", "upkeep", "http.connections", "registries.watcher",
+    ),
     "upkeep": row(LEAVES, PREPARED, "artifacts.cache", "runners", "serving"),
     "app": row(
         LEAVES, PARTS, CAPTURE, "serving", "rollouts", "service", "views", "http", "metrics", "gauges",
