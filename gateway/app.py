@@ -23,6 +23,7 @@ from gateway.http.connections import Connections
 from gateway.http.parts import Parts
 from gateway.metrics import Metrics, count
 from gateway.names import parse_short
+from gateway.notify import Notifier
 from gateway.persistence import Persistence
 from gateway.pools import Pools, large
 from gateway.registries.base import Registry
@@ -181,6 +182,10 @@ class Gateway:
             report=lambda text: self._emit(events.MemoryShort(text)),
         )
         self._upkeep = Upkeep(self.manager, self._zygotes, self._packs, self._artifacts, io, self._emit)
+        self._notifier = Notifier(
+            settings.notify, self._persistence.outbox, self._persistence.writer, self._pools.disk,
+            counted=self.metrics.notified,
+        )  # fmt: skip
         self._listeners: tuple[events.Emit, ...] = (
             partial(count, self.metrics),
             self.parts.feed.publish,
@@ -188,6 +193,7 @@ class Gateway:
             logs.EventLog(),
             self._upkeep.notice,
             self.aliases.notice,
+            self._notifier.notice,
         )
         self._background = Background()
         expose(self.metrics, self.manager, self.views, self.watch, self.connections, self._upkeep)
@@ -207,6 +213,7 @@ class Gateway:
             governor=self._governor.run,
             capture=self.recorder.run,
             access=self.access.run,
+            notify=self._notifier.run,
         )
 
     def refuse(self) -> None:

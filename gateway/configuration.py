@@ -17,12 +17,11 @@ from pydantic.fields import FieldInfo
 
 from gateway import cgroup, yamltext
 from gateway.names import near
-from gateway.policy import Canary, Guards, Replay, RolloutPolicy, Shadow
+from gateway.policy import Canary, Capture, Guards, Notify, Replay, RolloutPolicy, Shadow
 from gateway.quantities import DURATION_SCHEMA, SIZE_SCHEMA, shown_seconds, shown_size
 from gateway.settings import (
     AccessSettings,
     Batch,
-    Capture,
     Jwt,
     Limit,
     ModelSettings,
@@ -256,6 +255,8 @@ def _known_beside(parts: list[str]) -> list[str]:
         "replay": Replay,
         "shadow": Shadow,
     }
+    if parts[0] == "notify":
+        return list(Notify.model_fields)
     team = parts[:2] == ["access", "teams"]
     model = Team if team else Limit if parts[0] == "limits" else models.get(parts[-2], ModelSettings)
     return [field.alias or name for name, field in model.model_fields.items()]

@@ -131,6 +131,12 @@ class Metrics:
             ("model", "alias", "arm"),
             registry=own,
         )
+        self._notifications = Counter(
+            "gateway_notifications",
+            "Notifications by result: delivered, failed (an attempt), dropped.",
+            ("result",),
+            registry=own,
+        )
         self._captured = Counter(
             "gateway_captured_requests",
             "Requests that capture chose, by result: kept, or why not (full, large, unnamed, failed).",
@@ -228,6 +234,9 @@ class Metrics:
 
     def swap(self, model: str, alias: str, result: str) -> None:
         self._swaps.labels(model, alias, result).inc()
+
+    def notified(self, result: str, number: int) -> None:
+        self._notifications.labels(result).inc(number)
 
     def captured(self, model: str, result: str, number: int) -> None:
         self._captured.labels(model, result).inc(number)

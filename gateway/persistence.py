@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gateway.artifacts.base import ArtifactError
-from gateway.state import AliasMemory, LastSnapshot, State
+from gateway.state import AliasMemory, LastSnapshot, Outbox, State
 from loaders import scan
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ class Persistence:
         #: Written by the event loop, read by any thread.
         self._accepted: dict[str, Signature] = {}
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="state")
+        self.writer = self._writer
+        self.outbox = Outbox(self._state, registry.identity)
         self.aliases = AliasMemory(self._state, registry.identity, self._write_behind)
 
     def last_snapshot(self) -> LastSnapshot | None:

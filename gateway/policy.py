@@ -1,5 +1,5 @@
 """The grammar of a rollout policy: the keys allowed under `rollout` in the settings, in a registry file and
-in MLflow's tag `gateway.rollout`.
+in MLflow's tag `gateway.rollout`; and the settings of what belongs to it, `capture` and `notify`.
 
 Knows values and their bounds. `gateway.rollouts.policy` decides which policy holds for a model.
 """
@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from itertools import pairwise
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from gateway.quantities import Duration, Part, listed
+from gateway.quantities import Duration, Part, Size, listed
 
 
 def _is_off(value: object) -> bool:
@@ -150,6 +151,61 @@ class RolloutPolicy(Part):
     def written(self) -> dict[str, Any]:
         """The keys that were written, without defaults."""
         return self.model_dump(exclude_unset=True)
+
+
+def _capture(value: object) -> object:
+    return {"share": 0} if value in ("off", False) else value
+
+
+class Capture(Part):
+    """Which answered requests are kept for a while, under `state_dir`, so that a new version can answer them
+    before it serves."""
+
+    share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """The share of the requests that is kept, such as 0.01. 0, or `capture: off`: none."""
+    keep: Annotated[Duration, Field(gt=0)] = 24 * 3600.0
+    """How long a request is kept."""
+    max_bytes: Size = 1000**3
+    """The most that a model's requests take on disk; the oldest go first."""
+    redact: Annotated[list[str], BeforeValidator(listed)] = []
+    """The columns (params, members of objects) that are left out, in any case of letters. A model's list is
+    added to the gateway's."""
+
+    def with_own(self, own: Capture) -> Capture:
+        """This setting with a model's own keys. Redacted columns add up: what is secret stays secret."""
+        written = {key: getattr(own, key) for key in own.model_fields_set}
+        written["redact"] = list(dict.fromkeys([*self.redact, *own.redact]))
+        return self.model_copy(update=written)
+
+
+CaptureSetting = Annotated[Capture, BeforeValidator(_capture)]
+
+
+class Notify(Part):
+    """A URL that gets signed JSON when an alias serves another version, or does not."""
+
+    url: str
+    """Where it is posted."""
+    secret_file: Path
+    """The file with the secret of the signature; it is read for each delivery."""
+    on: Annotated[
+        list[Literal["served", "refused", "rolled_back", "held"]],
+        BeforeValidator(listed),
+        Field(min_length=1),
+    ] = ["served", "refused", "rolled_back", "held"]
+    """Which news are sent."""
+
+    @field_validator("url")
+    @classmethod
+    def _http(cls, value: str) -> str:
+        if not re.fullmatch(r"https?://[^/\s]+\S*", value):
+            raise ValueError("write an http or https URL")
+        return value
+
+    @field_validator("secret_file")
+    @classmethod
+    def _path(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
 
 
 def laid_over(weaker: Mapping[str, Any], stronger: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from pydantic import (
 from gateway import cgroup
 from gateway.names import check_alias, parse_short
 from gateway.patterns import InvalidPattern, parse
-from gateway.policy import RolloutPolicy, laid_over
+from gateway.policy import Capture, CaptureSetting, Notify, RolloutPolicy, laid_over
 from gateway.quantities import SIZE_SCHEMA, Duration, Part, Size, listed, size
 
 
@@ -201,34 +201,6 @@ def _batch(value: object) -> object:
     return {"enabled": value} if isinstance(value, bool | str) else value
 
 
-def _capture(value: object) -> object:
-    return {"share": 0} if value in ("off", False) else value
-
-
-class Capture(Part):
-    """Which answered requests are kept for a while, under `state_dir`, so that a new version can answer them
-    before it serves."""
-
-    share: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """The share of the requests that is kept, such as 0.01. 0, or `capture: off`: none."""
-    keep: Annotated[Duration, Field(gt=0)] = 24 * 3600.0
-    """How long a request is kept."""
-    max_bytes: Size = 1000**3
-    """The most that a model's requests take on disk; the oldest go first."""
-    redact: Annotated[list[str], BeforeValidator(listed)] = []
-    """The columns (params, members of objects) that are left out, in any case of letters. A model's list is
-    added to the gateway's."""
-
-    def with_own(self, own: Capture) -> Capture:
-        """This setting with a model's own keys. Redacted columns add up: what is secret stays secret."""
-        written = {key: getattr(own, key) for key in own.model_fields_set}
-        written["redact"] = list(dict.fromkeys([*self.redact, *own.redact]))
-        return self.model_copy(update=written)
-
-
-CaptureSetting = Annotated[Capture, BeforeValidator(_capture)]
-
-
 class ModelSettings(Part):
     """The settings of one model, or of all models whose names match a pattern. None: the gateway's setting of
     the same name, or no limit."""
@@ -393,6 +365,8 @@ class Settings(Part):
     """How aliases move."""
     capture: CaptureSetting = Capture()
     """Which requests are kept for replay. Off by default."""
+    notify: list[Notify] = []
+    """URLs that get signed JSON about rollouts: `[{url, secret_file, on}]`."""
     environment: str = "auto"
     """The Python in which models run: this one if it matches, else their own (`auto`); `same`, `own` or a
     NAME."""

@@ -46,7 +46,10 @@ CREATE TABLE IF NOT EXISTS scan (
 CREATE TABLE IF NOT EXISTS last_model (
     registry TEXT, name TEXT, entry BLOB NOT NULL, PRIMARY KEY (registry, name)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS rollout (
-    registry TEXT, name TEXT, alias TEXT, course TEXT NOT NULL, PRIMARY KEY (registry, name, alias))
+    registry TEXT, name TEXT, alias TEXT, course TEXT NOT NULL, PRIMARY KEY (registry, name, alias));
+CREATE TABLE IF NOT EXISTS outbox (
+    number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, registry TEXT NOT NULL, url TEXT NOT NULL,
+    body BLOB NOT NULL, created REAL NOT NULL, attempts INTEGER NOT NULL, due REAL NOT NULL)
 """
 _FORGETFUL = "cannot write the state in %s (%s): changes are lost when this gateway ends"
 HISTORY_KEPT = 100
@@ -74,6 +77,18 @@ class LastSnapshot:
     stamp: str
     entries: dict[str, bytes]
     seen: float
+
+
+@dataclass(frozen=True, slots=True)
+class Undelivered:
+    """A notification that its receiver has not got. `created`: unix seconds. `attempts`: those that
+    failed."""
+
+    id: str
+    url: str
+    body: bytes
+    created: float
+    attempts: int
 
 
 class _Newer(Exception):
@@ -318,6 +333,46 @@ class State:
         )
         return (bool(rows[0][0]), rows[0][1]) if rows else None
 
+    # Notifications that are not delivered.
+
+    def put_undelivered(self, registry: str, entry: Undelivered, most: int) -> int:
+        """Adds one, and drops the oldest ones of its URL beyond `most`. Returns how many that were."""
+        with self._transaction() as db:
+            db.execute(
+                "INSERT INTO outbox (id, registry, url, body, created, attempts, due)"
+                " VALUES (?, ?, ?, ?, ?, 0, 0)",
+                (entry.id, registry, entry.url, entry.body, entry.created),
+            )
+            return db.execute(
+                "DELETE FROM outbox WHERE registry = ?1 AND url = ?2 AND number NOT IN"
+                " (SELECT number FROM outbox WHERE registry = ?1 AND url = ?2 ORDER BY number DESC LIMIT ?3)",
+                (registry, entry.url, most),
+            ).rowcount
+
+    def next_undelivered(
+        self, registry: str, url: str, now: float, claimed_until: float
+    ) -> tuple[Undelivered | None, float | None]:
+        """The oldest one for this URL that is due, claimed until then; else the time when the oldest one is
+        due (None if there is none)."""
+        with self._transaction() as db:
+            row = db.execute(
+                "SELECT id, url, body, created, attempts, due FROM outbox WHERE registry = ? AND url = ?"
+                " ORDER BY number LIMIT 1",
+                (registry, url),
+            ).fetchone()
+            if row is None or row[5] > now:
+                return None, None if row is None else row[5]
+            db.execute("UPDATE outbox SET due = ? WHERE id = ?", (claimed_until, row[0]))
+            return Undelivered(*row[:5]), None
+
+    def delivered(self, identity: str) -> None:
+        with self._transaction() as db:
+            db.execute("DELETE FROM outbox WHERE id = ?", (identity,))
+
+    def not_delivered(self, identity: str, due: float) -> None:
+        with self._transaction() as db:
+            db.execute("UPDATE outbox SET attempts = attempts + 1, due = ? WHERE id = ?", (due, identity))
+
     def close(self) -> None:
         with self._lock:
             self._db.close()
@@ -345,6 +400,26 @@ def _prepared(db: sqlite3.Connection) -> sqlite3.Connection:
         db.close()
         raise
     return db
+
+
+class Outbox:
+    """One registry's notifications that are not delivered."""
+
+    def __init__(self, state: State, registry: str) -> None:
+        self._state = state
+        self._registry = registry
+
+    def put(self, entry: Undelivered, most: int) -> int:
+        return self._state.put_undelivered(self._registry, entry, most)
+
+    def next(self, url: str, now: float, claimed_until: float) -> tuple[Undelivered | None, float | None]:
+        return self._state.next_undelivered(self._registry, url, now, claimed_until)
+
+    def delivered(self, identity: str) -> None:
+        self._state.delivered(identity)
+
+    def failed(self, identity: str, due: float) -> None:
+        self._state.not_delivered(identity, due)
 
 
 class AliasMemory:

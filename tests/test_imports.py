@@ -144,6 +144,8 @@ TABLE: dict[str, Row] = {
         LEAVES, "record", "service", "http", "__version__",
         libraries="grpc grpc_health google orjson numpy starlette", loaders=True,
     ),
+    # It posts news that others emit.
+    "notify": row(LEAVES, libraries="httpx orjson"),
     # Around the composition root: what remembers, measures and looks after the parts.
     "persistence": row(LEAVES, VERSION, PREPARED, "artifacts.base", loaders=True),
     "gauges": row(
@@ -152,7 +154,7 @@ TABLE: dict[str, Row] = {
     "upkeep": row(LEAVES, PREPARED, "artifacts.cache", "runners", "serving"),
     "app": row(
         LEAVES, PARTS, CAPTURE, "serving", "rollouts", "service", "views", "http", "metrics", "gauges",
-        "persistence", "upkeep", "access",
+        "persistence", "notify", "upkeep", "access",
     ),
     "server": row(LEAVES, PARTS, "app", "http", "grpc", libraries="uvicorn uvloop"),
     # Python's interface: registry and artifacts, without a server.

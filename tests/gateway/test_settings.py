@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from gateway import settings
 from gateway.cgroup import memory_total
 from gateway.configuration import load
-from gateway.policy import RolloutPolicy
-from gateway.settings import Capture, ModelSettings, Settings, SettingsError
+from gateway.policy import Capture, RolloutPolicy
+from gateway.settings import ModelSettings, Settings, SettingsError
 
 GIB = 1024**3
 
