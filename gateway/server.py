@@ -188,7 +188,7 @@ async def _serve(
             rpc = grpc.rpc_server(parts)
         config = uvicorn.Config(
             build(parts, hosting, sockets[1].getsockname()[1] if len(sockets) > 1 else None),
-            http=protocol(settings.max_connection_age, gateway.connections),
+            http=protocol(settings.max_connection_age, gateway.connections, settings.send_timeout),
             lifespan="off",
             ws="none",
             access_log=False,

@@ -20,6 +20,7 @@ import orjson
 from gateway import names
 from gateway.errors import Detail, Problem
 from gateway.http import arrow, cost, jsonbody
+from gateway.http.connections import SLOWEST
 from loaders.enforcement import CsvTable, RawInput
 
 if TYPE_CHECKING:
@@ -105,7 +106,8 @@ class BodyReader:
     """Reads bodies. `limit`: the bytes of one body, as sent and unpacked. `total`: the bytes of all bodies
     that are held at once, as sent and as parsed in this process's memory.
 
-    `idle_seconds`: how long a client may send nothing in the middle of a body. A client that has sent only
+    `idle_seconds`: how long a client may send nothing in the middle of a body, in all, if it otherwise sends
+    as slowly as is accepted. A client that has sent only
     the head of a request holds no bytes, and may wait as on any idle connection.
     """
 
@@ -137,6 +139,8 @@ class BodyReader:
             size = len(body)
             if more:
                 chunks = [body]
+                now = asyncio.get_running_loop().time
+                began = now()
                 async with asyncio.timeout(self.idle_seconds) as patience:
                     while more:
                         chunk, more = self._chunk(await receive())
@@ -144,7 +148,7 @@ class BodyReader:
                         size += len(chunk)
                         if size > self.limit:
                             raise self._too_large()
-                        patience.reschedule(asyncio.get_running_loop().time() + self.idle_seconds)
+                        patience.reschedule(min(now(), began + size / SLOWEST) + self.idle_seconds)
                 body = b"".join(chunks)
             if size > self.limit:
                 raise self._too_large()
@@ -156,7 +160,9 @@ class BodyReader:
         except TimeoutError:
             self.held -= size
             raise Problem(
-                "MALFORMED_BODY", f"the body stopped arriving for {self.idle_seconds:g} s"
+                "MALFORMED_BODY",
+                f"the body came too slowly: nothing for {self.idle_seconds:g} s, or less than {SLOWEST} "
+                "bytes a second over a longer time",
             ) from None
         except BaseException:
             self.held -= size

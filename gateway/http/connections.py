@@ -12,6 +12,9 @@ import os
 import resource
 from typing import Final, Protocol
 
+#: The bytes a second that a client must send of a body, or take of an answer, on top of the time in which it
+#: may do nothing: otherwise a few bytes now and then would hold a body or an answer for ever.
+SLOWEST: Final = 50_000
 #: Connections above the limit that are kept for probes and control calls.
 SPARE: Final = 32
 #: Descriptors kept for other uses: models, their processes, the registry, open files.
@@ -28,8 +31,8 @@ class Closable(Protocol):
 
 class Connections:
     """Counts connections and closes the one that is idle for the longest time. `most`: None derives it from
-    the limit on descriptors. `stalled`: how many ended because the client took nothing of its answer. Only
-    the event loop uses it."""
+    the limit on descriptors. `stalled`: how many ended because the client took nothing of its answer, or too
+    little. Only the event loop uses it."""
 
     def __init__(self, most: int | None = None) -> None:
         self.most = most or default_most()

@@ -15,11 +15,12 @@ from typing import Any, Final, Literal
 
 from gateway.errors import Problem
 from gateway.http import problems
-from gateway.http.connections import Connections
+from gateway.http.connections import SLOWEST, Connections
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 HEAD_SECONDS: Final = 30.0
 LINGER_SECONDS: Final = 1.0
+SEND_SECONDS: Final = 60.0
 #: The key in the scope of a request that came on a connection kept for probes and control calls.
 SPARE: Final = "gateway.spare"
 _BODY: Final = -1
@@ -38,7 +39,9 @@ try:
 except ImportError:
 
     def protocol(
-        max_age: float | None = None, connections: Connections | None = None
+        max_age: float | None = None,
+        connections: Connections | None = None,
+        send_seconds: float = SEND_SECONDS,
     ) -> type[asyncio.Protocol] | Literal["auto"]:
         """The value for uvicorn's option `http`; without httptools, uvicorn's own choice."""
         return "auto"
@@ -55,15 +58,20 @@ else:
         allows: the request is answered over HTTP/1.1. The parser stops at such a head and treats the body as
         the new protocol, so a new parser gets the head without the offer.
 
+        A client takes its answer at `SLOWEST` bytes a second at least; it may take nothing for `send_seconds`
+        in all, and again after it has caught up. Otherwise the connection is ended.
+
         A connection older than `max_age` seconds (with jitter) ends after its next answer, which carries
         `Connection: close`.
         """
 
         head_seconds = HEAD_SECONDS
         max_age: float | None = None
+        send_seconds = SEND_SECONDS
         limiter: Connections | None = None
 
         _spare = False
+        _slow: asyncio.TimerHandle | None = None  # runs while unsent bytes wait for the client
         _ends = float("inf")
         _offered = False
         _head = 0  # the bytes received for an incomplete head; `_BODY` after the head
@@ -78,11 +86,14 @@ else:
                 self.limiter.opened(self)
                 self._spare = self.limiter.crowded
             self._late = self.loop.call_later(self.head_seconds, self._expire)
+            self._patience = self.send_seconds
             if self.max_age is not None:
                 self._ends = self.loop.time() + self.max_age * random.uniform(1 - AGE_JITTER, 1 + AGE_JITTER)
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._in_time()
+            if self._slow is not None:
+                self._slow.cancel()
             if self.limiter is not None:
                 self.limiter.closed(self)
                 self.limiter.stalled += isinstance(
@@ -155,6 +166,33 @@ else:
         def close(self) -> None:
             """Closes the connection, for `Connections`."""
             self.transport.close()
+            if self.transport.get_write_buffer_size():  # otherwise it is open until the client has read it
+                self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+
+        def timeout_keep_alive_handler(self) -> None:
+            self.close()
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            unsent = self.transport.get_write_buffer_size()
+            self._paused = (self.loop.time(), unsent)
+            self._slow = self.loop.call_later(self._patience + unsent / SLOWEST, self._give_up)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            if self._slow is not None:
+                self._slow.cancel()
+                self._slow = None
+                since, unsent = self._paused
+                taken = unsent - self.transport.get_write_buffer_size()
+                spent = self.loop.time() - since - taken / SLOWEST
+                self._patience = min(self.send_seconds, max(0.0, self._patience - spent))
+
+        def _give_up(self) -> None:
+            self._slow = None
+            if self.limiter is not None:
+                self.limiter.stalled += 1
+            self.transport.abort()
 
         def send_400_response(self, msg: str) -> None:
             """Called by uvicorn to answer a request that the parser refused."""
@@ -222,11 +260,15 @@ else:
             self.loop.call_later(LINGER_SECONDS, self.transport.close)
 
     def protocol(
-        max_age: float | None = None, connections: Connections | None = None
+        max_age: float | None = None,
+        connections: Connections | None = None,
+        send_seconds: float = SEND_SECONDS,
     ) -> type[asyncio.Protocol] | Literal["auto"]:
         """The value for uvicorn's option `http`. Connections end at the age of `max_age` seconds; None:
-        never. `connections` counts them, and closes idle ones if there are too many."""
-        return type("Protocol", (Protocol,), {"max_age": max_age, "limiter": connections})
+        never. `connections` counts them, and closes idle ones if there are too many. `send_seconds`: how long
+        a client may take nothing of its answer."""
+        options = {"max_age": max_age, "limiter": connections, "send_seconds": send_seconds}
+        return type("Protocol", (Protocol,), options)
 
 
 def _ambiguity(headers: list[tuple[bytes, bytes]], version: str) -> str | None:

@@ -151,6 +151,20 @@ def test_a_client_that_falls_silent() -> None:
     assert reader.held == 0
 
 
+def test_a_client_that_sends_a_byte_now_and_then() -> None:
+    reader = BodyReader(1000, 1000, idle_seconds=0.05)
+    bytes_left = list(range(400))
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.sleep(0.01)
+        bytes_left.pop()
+        return {"type": "http.request", "body": b"x", "more_body": bool(bytes_left)}
+
+    assert problem(lambda: read(reader, receive)).code == "MALFORMED_BODY"
+    assert bytes_left
+    assert reader.held == 0
+
+
 def test_gzip_is_unpacked_and_counted_as_unpacked() -> None:
     reader = BodyReader(1000, 1000)
     packed = gzip.compress(b"x" * 900)

@@ -8,6 +8,7 @@ import re
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -16,7 +17,8 @@ from starlette.types import Receive, Scope, Send
 
 from gateway import logs
 from gateway.http import protocol
-from gateway.http.problems import respond
+from gateway.http.connections import Connections
+from gateway.http.problems import respond, respond_in_parts
 from gateway.server import loop_factory
 
 pytest.importorskip("httptools")
@@ -29,8 +31,13 @@ class Hasty(protocol.Protocol):
     head_seconds = 0.5
 
 
+class Impatient(protocol.Protocol):
+    send_seconds = 0.5
+
+
 class Application:
-    """Answers with the number of headers and of body bytes; to `/later` once `go` is set, to `/left` once
+    """Answers with the number of headers and of body bytes, to `/much` with so much that it has to wait for
+    the client; to `/later` once `go` is set, to `/left` once
     the client is gone."""
 
     def __init__(self) -> None:
@@ -50,6 +57,9 @@ class Application:
             await self.go.wait()
         if scope["path"] == "/left":
             assert (await receive())["type"] == "http.disconnect"
+        if scope["path"] == "/much":
+            await respond_in_parts(send, 200, [], [bytes(1 << 16)] * 128)
+            return
         await respond(send, 200, [], b"%d headers, %d bytes" % (len(scope["headers"]), size))
         if scope["path"] == "/left":
             self.left.set()
@@ -101,6 +111,26 @@ def server() -> Iterator[Running]:
     assert isinstance(kind, type)
     with Running(kind) as running:
         yield running
+
+
+def test_a_client_that_reads_a_little_now_and_then_is_left() -> None:
+    limiter = Connections(10)
+    kind = type("Counted", (Impatient,), {"limiter": limiter})
+    with Running(kind) as running, running.connect() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.sendall(READY.replace(b"/", b"/much", 1))
+        for _ in range(300):
+            assert client.recv(2000)  # 20 kB a second
+            time.sleep(0.1)
+            if limiter.stalled:
+                break
+        assert limiter.stalled == 1
+
+
+def test_a_client_that_reads_steadily_gets_all() -> None:
+    with Running(Impatient) as running, running.connect() as client:
+        client.sendall(READY.replace(b"/", b"/much", 1))
+        assert len(whole(client)) > 8 << 20
 
 
 def whole(client: socket.socket) -> bytes:
