@@ -149,3 +149,8 @@ class Problem(Exception):
 
     def __repr__(self) -> str:
         return f"<Problem {self.code}: {self.message}>"
+
+
+def overloaded(who: str, why: str, retry_after: float, hint: str | None = None) -> Problem:
+    """The problem of a request that could be taken later: who cannot take it now, and why."""
+    return Problem("OVERLOADED", f"{who} is overloaded: {why}", hint=hint, retry_after=retry_after)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from gateway.access.limits import enter
 from gateway.access.principal import check_predict
-from gateway.errors import Detail, Problem
+from gateway.errors import Detail, Problem, overloaded
 from gateway.events import Emit, InputRefused, OutputDiffers, PredictionFailed, RequestRefused
 from gateway.names import Reference
 from gateway.record import RequestRecord
@@ -24,7 +24,7 @@ from gateway.rollouts.aliases import Target
 from gateway.rollouts.rollout import Rollout
 from gateway.runners.base import ModelError, NoProcess, RunnerCrashed, RunnerTimeout
 from gateway.runners.suspects import Poisoned
-from gateway.serving.admission import NotAdmitted
+from gateway.serving.admission import FULL, LOADING_FULL, NotAdmitted
 from gateway.serving.batching import Outcome
 from gateway.serving.servable import Servable, Status
 from loaders.batch import Columns, Value
@@ -52,7 +52,6 @@ _ONE_FOR_ALL: Final = (
     "the model gave one answer for several rows of text: it may expect a list of texts, not a table"
 )
 
-_FULL: Final = "its queue is full (max_queue)"
 #: The exceptions of a request without an answer.
 _UNANSWERED: Final = (
     NotAdmitted,
@@ -379,10 +378,9 @@ class Service:
         version, recent = servable.version, servable.recent
         match error:
             case NotAdmitted():
-                why = "its turn would come after its deadline" if error.late else _FULL
+                why = "its turn would come after its deadline" if error.late else FULL
                 self._emit(RequestRefused(version.name, version.version, why, inference.record.shown_id))
-                message = f"{version.name} is overloaded: {why}"
-                return Problem("OVERLOADED", message, retry_after=error.retry_after)
+                return overloaded(version.name, why, error.retry_after)
             case RunnerTimeout():
                 recent.failed("no answer within the operator's timeout")
                 return Problem("DEADLINE_EXCEEDED", str(error))
@@ -433,8 +431,7 @@ class Service:
         """Refuses a request if too many already wait for the load: they are a queue too."""
         if self._manager.ledger[servable].leases > servable.options.max_queue:
             wait = self._manager.expected_load_seconds(servable)
-            message = f"{servable.version.name} is loading, and its queue is full (max_queue)"
-            raise Problem("OVERLOADED", message, retry_after=wait)
+            raise overloaded(servable.version.name, LOADING_FULL, wait)
 
     def _late(self, inference: Inference, problem: Problem) -> Problem:
         """If the caller's own deadline ended the wait for a cold model, the problem is DEADLINE_EXCEEDED."""

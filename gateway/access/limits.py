@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from gateway.errors import Problem
+from gateway.errors import Problem, overloaded
 
 if TYPE_CHECKING:
     from gateway.settings import Limit
@@ -78,8 +78,7 @@ class Quota:
         self._rows.take(float(count))
 
     def _refusal(self, what: str, wait: float) -> Problem:
-        message = f"{self._whose} is at its limit: {what}"
-        return Problem("OVERLOADED", message, retry_after=wait, hint="wait for the time in Retry-After")
+        return overloaded(self._whose, f"its limit is {what}", wait, "wait for the time in Retry-After")
 
 
 class Limits:

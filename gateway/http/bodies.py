@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 import orjson
 
 from gateway import names
-from gateway.errors import Detail, Problem
+from gateway.errors import Detail, Problem, overloaded
 from gateway.http import arrow, cost, jsonbody
 from gateway.http.connections import SLOWEST
 from loaders.enforcement import CsvTable, RawInput
@@ -102,13 +102,17 @@ def media_type(header: bytes) -> Media:
     return media
 
 
+#: How long a large body waits for its turn to be parsed if its request has no deadline, in seconds.
+TURN_SECONDS: Final = 30.0
+
+
 class BodyReader:
     """Reads bodies. `limit`: the bytes of one body, as sent and unpacked. `total`: the bytes of all bodies
     that are held at once, as sent and as parsed in this process's memory.
 
     `idle_seconds`: how long a client may send nothing in the middle of a body, in all, if it otherwise sends
-    as slowly as is accepted. A client that has sent only
-    the head of a request holds no bytes, and may wait as on any idle connection.
+    as slowly as is accepted. A client that has sent only the head of a request holds no bytes, and may wait
+    as on any idle connection.
     """
 
     def __init__(self, limit: int, total: int, idle_seconds: float = 60.0) -> None:
@@ -116,6 +120,10 @@ class BodyReader:
         self.total = total
         self.idle_seconds = idle_seconds
         self.held = 0
+        #: Set when bytes are released, if somebody waits for that.
+        self.freed: asyncio.Event | None = None
+        self._turn = asyncio.Lock()
+        self._waiting = 0  # bytes of the bodies that wait for their turn
 
     async def read(self, receive: Receive, headers: Mapping[bytes, bytes]) -> bytes:
         """Reads the whole body, unpacked. Its bytes count as held until `release` gets their number.
@@ -154,18 +162,18 @@ class BodyReader:
                 raise self._too_large()
             if encoding == b"gzip":
                 body = await asyncio.to_thread(gunzip, body, self.limit)
-                self.held -= size
+                self.release(size)
                 size = 0
                 self.hold(len(body))
         except TimeoutError:
-            self.held -= size
+            self.release(size)
             raise Problem(
                 "MALFORMED_BODY",
                 f"the body came too slowly: nothing for {self.idle_seconds:g} s, or less than {SLOWEST} "
                 "bytes a second over a longer time",
             ) from None
         except BaseException:
-            self.held -= size
+            self.release(size)
             raise
         return body
 
@@ -190,23 +198,36 @@ class BodyReader:
             )
         return self.hold(parsed)
 
-    def charge_elsewhere(self, parsed: int) -> int:
+    async def charge_elsewhere(self, size: int, parsed: int, deadline: float | None) -> int:
         """The same for a body that another process parses, one at a time: however large it becomes there, it
-        takes half of the total at most, so that one such body is in work and others are still answered.
-        Raises OVERLOADED."""
-        return self.hold(min(parsed, self.total // 2))
+        takes half of the total at most, so that one such body is in work and others are still answered. The
+        next ones wait for their turn, until `deadline` or for `TURN_SECONDS`. Raises OVERLOADED."""
+        parsed = min(parsed, self.total // 2)
+        # Bodies that wait are held: more than these would keep out the one whose turn it is.
+        if self._waiting + size + parsed <= self.total:
+            now = asyncio.get_running_loop().time()
+            self._waiting += size
+            try:
+                async with asyncio.timeout_at(now + TURN_SECONDS if deadline is None else deadline):
+                    async with self._turn:
+                        while self.held + parsed > self.total:
+                            self.freed = asyncio.Event()
+                            await self.freed.wait()
+            except TimeoutError:
+                pass
+            finally:
+                self._waiting -= size
+        return self.hold(parsed)
 
     def release(self, size: int) -> None:
         self.held -= size
+        if self.freed is not None:
+            self.freed.set()
 
     def hold(self, size: int) -> int:
         """Counts more bytes as held until `release` gets their number. Raises OVERLOADED."""
         if self.held + size > self.total:
-            raise Problem(
-                "OVERLOADED",
-                "the gateway is overloaded: requests and answers take all of max_inflight_bytes",
-                retry_after=1.0,
-            )
+            raise overloaded("the gateway", "requests and answers take all of max_inflight_bytes", 1.0)
         self.held += size
         return size
 
@@ -234,7 +255,9 @@ class Held:
 
     def release(self) -> None:
         """Releases all held bytes."""
-        self._reader.held -= self.size
+        self._reader.held -= self.size  # as `BodyReader.release`, for one call less per request
+        if self._reader.freed is not None:
+            self._reader.freed.set()
         self.size = 0
 
 

@@ -14,7 +14,7 @@ from typing import Final
 
 import orjson
 
-from gateway.errors import Problem
+from gateway.errors import overloaded
 from gateway.events import AliasDeleted, Event, RolloutChanged, Swapped, SwapRefused
 
 #: The name of each kind of event in the stream.
@@ -54,7 +54,7 @@ class Feed:
     def subscribe(self, ended: Callable[[], bool]) -> AsyncIterator[bytes]:
         """The stream from now on, until `ended`. Raises OVERLOADED beyond `MAX_SUBSCRIBERS`."""
         if len(self._subscribers) >= MAX_SUBSCRIBERS:
-            raise Problem("OVERLOADED", f"/events already has {MAX_SUBSCRIBERS} subscribers", retry_after=60)
+            raise overloaded("/events", f"it has {MAX_SUBSCRIBERS} subscribers already", 60.0)
         subscriber = _Subscriber()
         self._subscribers.add(subscriber)
         return self._stream(subscriber, ended)

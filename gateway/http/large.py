@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 
 from gateway.cgroup import Usage, memory_usages
-from gateway.errors import Detail, Problem
+from gateway.errors import Detail, Problem, overloaded
 from gateway.http import bodies
 from gateway.http.media import Media, parse
 from loaders.enforcement import InvalidInput, Violation, enforce
@@ -210,11 +210,11 @@ class LargeBodies:
                 hint="send fewer rows in one request, or Arrow",
             )
         if any(size > usage.limit * _SHARE - usage.used for usage in usages):
-            raise Problem(
-                "OVERLOADED",
+            raise overloaded(
+                "the gateway",
                 f"the body would take about {size} bytes of memory when it is parsed, which are not free now",
-                hint="send fewer rows in one request, or Arrow, or wait as long as Retry-After says",
-                retry_after=5.0,
+                5.0,
+                "send fewer rows in one request, or Arrow, or wait as long as Retry-After says",
             )
 
     def _start(self) -> None:

@@ -19,7 +19,7 @@ import orjson
 from starlette.types import Receive, Scope, Send
 
 from gateway import names
-from gateway.errors import Problem
+from gateway.errors import Problem, overloaded
 from gateway.http import answers, arrow, bodies, large, media, problems
 from gateway.http.callers import discreet
 from gateway.http.dialects import PREDICT, Dialect
@@ -155,7 +155,7 @@ class Prediction:
         asks: Any = None
         if is_large:
             unparsed = large.LargeBody(body, form, reference, self._large, becomes)
-            held.size += self._bodies.charge_elsewhere(becomes)
+            held.size += await self._bodies.charge_elsewhere(len(body), becomes, deadline)
             if reference is None:
                 reference = bodies.agreed(None, await unparsed.model())
             inference = Inference(reference, None, None, deadline, record, unparsed)
@@ -233,8 +233,7 @@ def attribute(record: RequestRecord, asked: float) -> None:
 
 
 def _too_many_connections() -> Problem:
-    message = "the gateway is overloaded: all connections are in use (max_connections)"
-    return Problem("OVERLOADED", message, retry_after=1.0)
+    return overloaded("the gateway", "all connections are in use (max_connections)", 1.0)
 
 
 def _about(record: RequestRecord, answer: Answer) -> dict[str, object]:

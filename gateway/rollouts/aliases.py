@@ -26,7 +26,7 @@ from typing import NamedTuple
 from cachetools import LRUCache
 
 from gateway import backoff
-from gateway.errors import Problem
+from gateway.errors import Problem, overloaded
 from gateway.events import AliasDeleted, Crashed, Emit, Event, SwapRefused
 from gateway.names import Reference
 from gateway.registries import base
@@ -39,6 +39,7 @@ from gateway.rollouts.gates import Gates
 from gateway.rollouts.reconciler import INTERRUPTED, Reconciler
 from gateway.rollouts.records import Record
 from gateway.rollouts.replay import Replays
+from gateway.serving.admission import LOADING_FULL
 from gateway.serving.manager import Manager
 
 log = logging.getLogger("gateway.aliases")
@@ -178,8 +179,7 @@ class Aliases:
         if not attempt.done():
             if found.waiting >= self._max_waiting:
                 wait = self._manager.expected_load_seconds()
-                message = f"{found.name} is loading: its queue is full (max_queue: {self._max_waiting})"
-                raise Problem("OVERLOADED", message, retry_after=wait)
+                raise overloaded(found.name, LOADING_FULL, wait)
             found.waiting += 1
             try:
                 await asyncio.wait({attempt}, timeout=timeout)

@@ -10,6 +10,9 @@ from __future__ import annotations
 
 #: How much the newest call counts in the pace (an exponential moving average).
 WEIGHT = 0.2
+#: Why a request is refused.
+FULL = "its queue is full (max_queue)"
+LOADING_FULL = "it is loading, and its queue is full (max_queue)"
 #: What `Retry-After` may say, in seconds.
 SHORTEST_WAIT, LONGEST_WAIT = 1.0, 60.0
 

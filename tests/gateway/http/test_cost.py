@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from gateway.errors import Problem
 from gateway.http import bodies, cost
+from tests.support.processes import until
 
 MANY = 20_000
 
@@ -86,11 +88,25 @@ def test_the_reader_refuses_what_alone_is_too_much_and_what_together_is() -> Non
     assert reader.held == 0
 
 
-def test_what_is_parsed_elsewhere_leaves_room_for_others() -> None:
+@pytest.mark.anyio
+async def test_what_is_parsed_elsewhere_leaves_room_and_the_next_ones_wait() -> None:
     reader = bodies.BodyReader(10_000_000, 40_000_000)
-    held = [reader.charge_elsewhere(500_000_000), reader.charge(100, 1_000)]
-    with pytest.raises(Problem) as together:
-        reader.charge_elsewhere(30_000_000)
-    assert together.value.code == "OVERLOADED"
-    reader.release(sum(held))
+    now = asyncio.get_running_loop().time()
+
+    async def one(deadline: float | None = None) -> int:
+        return await reader.charge_elsewhere(reader.hold(5_000_000), 500_000_000, deadline)
+
+    first = await one()
+    assert (first, reader.charge(100, 1_000)) == (20_000_000, 1_000)
+    reader.release(1_000)
+    waiting = [asyncio.create_task(one()) for _ in range(2)]
+    await until(lambda: reader.freed is not None)
+    for late in (now - 1.0, None):  # past its deadline; one more than can wait without being in the way
+        with pytest.raises(Problem) as refused:
+            await reader.charge_elsewhere(5_000_000 if late else 15_000_000, 30_000_000, late)
+        assert refused.value.code == "OVERLOADED"
+    for task in waiting:
+        reader.release(first + 5_000_000)
+        assert await task == 20_000_000
+    reader.release(first + 5_000_000)
     assert reader.held == 0
