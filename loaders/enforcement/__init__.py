@@ -1,11 +1,11 @@
-"""The narrow waist, the one door to enforcement: raw input and a signature become a batch, or all violations.
+"""Enforcement: turns raw input and a signature into a batch, or reports every violation.
 
-One rule set serves all forms of MLflow's scoring protocol: the same data gets the same verdict and the same
-model input in every form. `strict` refuses casts that change a value; `mlflow` casts and refuses as MLflow 3
-does; `warn` answers as `mlflow` does and warns of the values that `strict` refuses.
+The same rules apply to all forms of MLflow's scoring protocol: the same data gets the same result in every
+form. `strict` refuses casts that change a value. `mlflow` casts and refuses as MLflow 3 does. `warn` answers
+as `mlflow` does, and warns about the values that `strict` refuses.
 
-Each mode is a module: `strict`, `mlflow`, and for models without a schema of their own `untyped` and
-`type_hints`; this one chooses the mode and limits nesting. It knows neither HTTP nor JSON text nor the model.
+Each mode is a module: `strict`, `mlflow`, and, for models without a schema, `untyped` and `type_hints`. This
+module chooses the mode and limits nesting. Must not know HTTP, JSON text or the model.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ _MAX_DEPTH = 100
 
 
 class RawInput(NamedTuple):
-    """Input as it was read, untyped.
+    """Parsed input whose types are not checked yet.
 
-    `data` is the parsed JSON value of the key named by `form`; for csv a `CsvTable`; for arrow a pyarrow
-    table or record batch; for tensors a dict of arrays by name (see `named`); for whole a `Whole`, a body
-    that is one value; for python whatever a caller gave: a frame, series, array, sparse matrix, dict, list
-    or scalar.
+    The type of `data` depends on `form`. csv: a `CsvTable`. arrow: a pyarrow table or record batch. tensors:
+    a dict of arrays by name (see `named`). whole: a `Whole`, a body that is one value. python: any object,
+    for example a frame, series, array, sparse matrix, dict, list or scalar. Other forms: the parsed JSON
+    value of the key with the form's name.
     """
 
     form: Form
@@ -63,8 +63,8 @@ class RawInput(NamedTuple):
 
 
 class Enforced(NamedTuple):
-    """What the model is called with. `warnings` name ignored columns and params, and in the mode `warn`
-    what `strict` would have refused. `lenient`: `strict` would have refused the input."""
+    """The input for the model. `warnings` name ignored columns and params, and in the mode `warn` the
+    violations of `strict`. `lenient` is True if `strict` would have refused the input."""
 
     batch: Batch
     params: dict[str, Any]
@@ -81,11 +81,11 @@ def enforce(
     type_hints: bool = False,
     positional: bool = False,
 ) -> Enforced:
-    """The batch and the params that a model may be called with. Raises InvalidInput with all violations.
+    """Returns the checked batch and params for a model. Raises InvalidInput with all violations.
 
-    `type_hints`: the signature was made from Python type hints (MLflow's `is_signature_from_type_hint`);
-    the model is then given the list of `inputs` itself. `positional`: `instances` that are rows without
-    names are taken by position, where each has as many values as the signature has columns.
+    `type_hints`: the signature comes from Python type hints (MLflow's `is_signature_from_type_hint`), and the
+    model receives the list of `inputs` unchanged. `positional`: accepts `instances` that are rows without
+    names, if each row has one value per column of the signature.
     """
     faults = Faults()
     if raw.form == "whole":
@@ -128,7 +128,7 @@ def enforce(
 
 
 def _by_position(signature: Signature, raw: RawInput) -> list[dict[Any, Any]] | None:
-    """The rows with the signature's names, where they have none and fit."""
+    """Returns the rows with the signature's names; None if they have names or another length."""
     plan, rows = plan_of(signature), raw.data
     if raw.form != "instances" or not plan.named or not plan.columns or not isinstance(rows, list):
         return None
@@ -186,10 +186,10 @@ def _warned(signature: Signature, raw: RawInput, extras: list[Any]) -> tuple[Bat
 def _as_mlflow(
     signature: Signature, raw: RawInput, faults: Faults, extras: list[Any]
 ) -> tuple[Batch | None, bool]:
-    """What MLflow gives, and whether strict would have refused the input."""
+    """Returns MLflow's batch, and True if strict would have refused the input."""
     plan = plan_of(signature)
     if plan.doubles and (quick := quick_doubles(plan, raw.form, raw.data)) is not None:
-        return quick, False  # numbers under the right names: both modes make the same of them
+        return quick, False  # both modes give the same result for numbers under the declared names
     batch = _lenient(signature, raw, faults, extras)
     if batch is None or faults.total:
         return batch, False

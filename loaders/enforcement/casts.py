@@ -1,7 +1,7 @@
-"""The array of a column, whatever its type and wherever its cells come from: Python values or typed arrays.
+"""Casts the cells of one column, which are Python values or a typed array, to an array of the declared type.
 
-Scalars follow the rules of `scalars`; nested values are checked through and through; arrays that have a
-dtype (frames, numpy, Arrow) are only ever widened. Knows types and values, not signatures or forms.
+Scalars follow the rules of `scalars`. Nested values are checked at every level. Arrays with a dtype (frames,
+numpy, Arrow) are only widened. Must not know signatures or forms.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from loaders.schema import AnyType, Array, Map, Object, Scalar, Type
 def cast_values(
     values: Sequence[Any], kind: Type, required: bool, origin: Origin, faults: Faults, path: Path
 ) -> NDArray:
-    """The array of a column of Python values (dtypes as in `batch.Columns`), faults added to `faults`.
+    """Casts a column of Python values (dtypes as in `batch.Columns`); adds violations to `faults`.
 
-    `path(i)` names value i. After a fault the array is of no use.
+    `path(i)` names value i. After a violation the array must not be used.
     """
     if isinstance(kind, Scalar):
         return cast_scalars(values, kind, required, origin, faults, path)
@@ -59,11 +59,11 @@ def nested(
     *,
     closed: bool = True,
 ) -> Any:
-    """A value of any type, in Python's own types: lists, dicts, floats, ints, text, bytes, datetimes.
+    """Casts a value of any type to Python's types: lists, dicts, floats, ints, text, bytes, datetimes.
 
-    As MLflow enforces nested types: objects are `closed` (no unknown fields), a required field is not
-    null, items of type double, float, string or datetime may be. Beyond MLflow: whole numbers are taken
-    for doubles, dates and bytes are read from text.
+    Follows MLflow's rules for nested types: `closed` objects have no unknown fields, a required field is not
+    null, and items of type double, float, string or datetime may be null. In addition, accepts whole numbers
+    as doubles, and reads dates and bytes from text.
     """
     if isinstance(kind, AnyType):
         return value
@@ -120,7 +120,7 @@ def _object(
             )
         elif field.required:
             faults.add(where, v.MISSING, field.type)
-    # The caller's order of the fields stays, as in MLflow.
+    # Keep the caller's order of the fields, as MLflow does.
     for name in value:
         if name not in known and closed:
             faults.add(partial(_field_path, path, name), v.UNKNOWN)
@@ -144,7 +144,7 @@ def _scalars(
     return listed(cast_values(items, kind, True, origin, faults, where), kind, faults, path)
 
 
-# Scalars that Python holds as they are. A float of 32 bits is not among them: it is rounded.
+# Scalars that equal a Python type. A 32-bit float is absent, because it is rounded.
 _EXACT: Final[Mapping[Scalar, type]] = {Scalar.boolean: bool, Scalar.double: float, Scalar.string: str}
 
 
@@ -153,7 +153,7 @@ def _is_long(value: Any) -> bool:
 
 
 def listed(array: NDArray, kind: Scalar, faults: Faults, path: Callable[[], str]) -> list[Any]:
-    """A cast column as Python values; gaps are None (NaN in floats)."""
+    """Returns a cast column as Python values; missing values are None (NaN in floats)."""
     if kind is Scalar.datetime:
         micro = array.astype("datetime64[us]")
         if (micro.astype("datetime64[ns]") != array)[~np.isnat(array)].any():
@@ -176,11 +176,12 @@ def _field_path(path: Callable[[], str], name: object) -> str:
 def cast_array(
     values: NDArray, kind: Type, required: bool, faults: Faults, path: Path, whole: Callable[[], str]
 ) -> NDArray:
-    """The array of a column from a 1-D array that has a dtype: frames, numpy, Arrow.
+    """Casts a 1-D array with a dtype (from a frame, numpy or Arrow) to a column of type `kind`.
 
-    As MLflow enforces dtypes: widening only, float never to integer. Beyond MLflow: a float is narrowed
-    if no value changes, int64 becomes double, and floats with gaps (all that a plain frame can show of
-    integers with gaps) fill an optional integer column. `whole()` names the column, `path(i)` value i.
+    Follows MLflow's rules for dtypes: only widens, and never casts a float to an integer. In addition,
+    narrows a float if no value changes, casts int64 to double, and accepts floats with missing values for an
+    optional integer column (a plain frame stores integers with missing values as floats). `whole()` names the
+    column, `path(i)` value i.
     """
     if isinstance(values, np.ma.MaskedArray):
         mask = np.ma.getmaskarray(values)
@@ -253,7 +254,7 @@ def _dtype_name(values: NDArray) -> str:
 
 
 def narrowed(values: NDArray, dtype: np.dtype[Any], faults: Faults, path: Path) -> NDArray:
-    """Numbers as floats of a dtype; to a narrower one only where no value changes."""
+    """Casts numbers to a float dtype; to a narrower one only if no value changes."""
     with np.errstate(over="ignore", invalid="ignore"):
         result = values.astype(dtype)
         if np.can_cast(values.dtype, dtype, "safe"):
@@ -273,7 +274,7 @@ def _gapped(
     gaps = np.isnan(values)
     low, high = RANGES[kind]
     filled = np.where(gaps, 0, values).astype(np.float64)
-    # Beyond 2**53 a double no longer tells neighbouring integers apart.
+    # Above 2**53 a double cannot distinguish neighbouring integers.
     fits = (filled == np.floor(filled)) & (np.abs(filled) <= 2**53) & (filled >= low) & (filled <= high)
     if not gaps.any() or not fits.all():
         faults.add(whole, v.WRONG_TYPE, kind, _dtype_name(values))

@@ -1,8 +1,9 @@
-"""Input cast and refused as MLflow 3 does it, for the modes `mlflow` and `warn`.
+"""The modes `mlflow` and `warn`: casts and refuses input as MLflow 3 does.
 
-MLflow has two layers: the scoring server casts what the JSON or CSV body holds (leniently: `"false"` is
-true, 1.7 is 1, a large integer wraps), then the signature is enforced on the frame or the arrays. Both are
-followed here, rule by rule, with their results; only the errors are ours. Imports pandas when called.
+MLflow has two layers. First the scoring server casts the JSON or CSV body, leniently: `"false"` becomes true,
+1.7 becomes 1, a large integer wraps. Then MLflow enforces the signature on the frame or the arrays. This
+module follows both layers rule by rule and gives the same results; only the error texts are its own. Imports
+pandas when called.
 """
 
 from __future__ import annotations
@@ -39,10 +40,11 @@ class _Refused(Exception):
 
 
 def lenient(specs: Specs, form: str, data: Any, faults: Faults, extras: list[Any]) -> Batch | None:
-    """The batch that MLflow would give the model; None, with the fault added, where MLflow refuses."""
+    """Returns the batch that MLflow gives the model. If MLflow refuses, adds the violation and returns
+    None."""
     root = "data" if form == "python" else form
     with warnings.catch_warnings(), np.errstate(all="ignore"):
-        # MLflow's casts are noisy where they lose something; the mode was chosen knowing that.
+        # MLflow's casts warn about losses; the operator accepted them with this mode.
         warnings.simplefilter("ignore")
         try:
             parsed = _parsed(specs, form, data, root)
@@ -122,7 +124,7 @@ def _cast_frame(specs: Specs, frame: Any, root: str) -> Any:
 
     pairs: list[tuple[Any, ColSpec | TensorSpec]] = [(spec.name, spec) for spec in specs]
     if specs[0].name is None:
-        # One unnamed tensor takes all columns.
+        # One unnamed tensor holds all columns.
         of_each = [specs[0]] * len(frame.columns) if isinstance(specs[0], TensorSpec) else [*specs]
         pairs = list(zip(frame.columns, of_each, strict=False))
     for name, spec in pairs:
@@ -168,7 +170,7 @@ def _cast_value(data: Any, spec: ColSpec | TensorSpec | None, path: str) -> Any:
 
 
 def _unpadded(data: Any, dtype: np.dtype[Any] | None = None) -> NDArray:
-    """numpy's array, as MLflow makes it; of objects where text would be padding for the most part."""
+    """Returns numpy's array, as MLflow does; an object array if a text array would be mostly padding."""
     if dtype is None or dtype.kind in "US":
         flat = data if isinstance(data, list) else [data]
         while any(isinstance(part, list) for part in flat):
@@ -313,7 +315,7 @@ def _to_frame(specs: Sequence[ColSpec], data: Any, root: str) -> Any:
 
 
 def _column(column: Any, kind: Scalar, path: str) -> Any:
-    """One column of a frame by MLflow's rules for dtypes."""
+    """Casts one column of a frame by MLflow's rules for dtypes."""
     import pandas as pd
 
     if column.dtype == object and kind not in (Scalar.binary, Scalar.string):
@@ -335,7 +337,7 @@ def _column(column: Any, kind: Scalar, path: str) -> Any:
         if kind is Scalar.boolean:
             return column
         if kind is Scalar.double:
-            # Meant for decimals, done by MLflow to any mixture.
+            # MLflow means this for decimals, and does it for any mixture.
             return pd.to_numeric(column)
     if source.kind == target.kind and source.kind in "iuf":
         widens = source.itemsize <= target.itemsize

@@ -1,8 +1,8 @@
-"""Named tensors (the form `tensors`): arrays by name, each with a dtype, made into columns or tensor inputs.
+"""The form `tensors`: converts arrays by name, each with a dtype, to columns or tensor inputs.
 
-It is the form of protocols that send typed arrays. Text, bytes and dates come as object arrays of `str` or
-`bytes`; what they mean only the signature says, so they are read here. A gap is a masked value, or None in an
-object array. Knows arrays and types; nothing of the protocols.
+Protocols that send typed arrays use this form. Text, bytes and dates arrive as object arrays of `str` or
+`bytes`, and the signature decides which of them they are. A missing value is masked, or None in an object
+array. Must not know protocols.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _NUMBERS = frozenset({Scalar.boolean, Scalar.integer, Scalar.long, Scalar.float,
 
 
 def table(data: Mapping[str, NDArray], specs: Sequence[ColSpec], faults: Faults) -> Table | None:
-    """The tensors as the columns of a signature: one of shape [n] or [n, 1] for each column, or one of shape
-    [n, k] for k columns of one numeric type."""
+    """Reads the tensors as the columns of a signature: a tensor of shape [n] or [n, 1] for each column, or
+    one of shape [n, k] for k columns of the same numeric type."""
     names: list[Name] = [i if spec.name is None else spec.name for i, spec in enumerate(specs)]
     kinds: dict[str, ColSpec] = {str(name): spec for name, spec in zip(names, specs, strict=True)}
     if (matrix := _matrix(data, specs)) is not None:
@@ -62,7 +62,7 @@ def table(data: Mapping[str, NDArray], specs: Sequence[ColSpec], faults: Faults)
 
 
 def _matrix(data: Mapping[str, NDArray], specs: Sequence[ColSpec]) -> NDArray | None:
-    """The one tensor that holds all columns, where it is that."""
+    """Returns the tensor that holds all columns; None if there is no such tensor."""
     if len(data) != 1:
         return None
     ((name, array),) = data.items()
@@ -73,7 +73,8 @@ def _matrix(data: Mapping[str, NDArray], specs: Sequence[ColSpec]) -> NDArray | 
 
 
 def _column(array: NDArray, name: str, spec: ColSpec | None, faults: Faults) -> Any:
-    """The cells of one column. Without a spec the column is not in the signature: only its length counts."""
+    """Returns the cells of one column. If `spec` is None, the column is unknown and only its length
+    matters."""
     whole = f"{ROOT}.{shown(name)}"
     kind: Type = AnyType() if spec is None else spec.type
     if array.ndim == 2 and isinstance(kind, Array) and isinstance(kind.items, Scalar | AnyType):
@@ -101,7 +102,7 @@ def _rows_of(array: NDArray, kind: Type, whole: str, faults: Faults) -> list[Any
 
 
 def _cells(array: NDArray, kind: Type, required: bool, whole: str, faults: Faults) -> NDArray:
-    """The values of an array as cells of a type; only text and bytes have to be read."""
+    """Returns the values of an array as cells of a type. Converts only text and bytes."""
     if array.dtype.kind != "O":
         return array
     path = partial("{}[{}]".format, whole)
@@ -122,7 +123,7 @@ def _cells(array: NDArray, kind: Type, required: bool, whole: str, faults: Fault
 
 
 def inputs(data: Mapping[str, NDArray], specs: Sequence[TensorSpec], faults: Faults) -> dict[str, NDArray]:
-    """The tensors as the inputs of a tensor signature: the only tensor stands for an input without a name."""
+    """Reads the tensors as the inputs of a tensor signature. A single tensor fills an unnamed input."""
     result: dict[str, NDArray] = {}
     unnamed = specs[0].name is None
     if unnamed and len(data) != 1:
@@ -157,8 +158,8 @@ def _without_gaps(array: Any, spec: TensorSpec, whole: str, faults: Faults) -> N
 
 
 def untyped(data: Mapping[str, NDArray]) -> Batch:
-    """The tensors of a model without a signature: the only one as an array, several as arrays by name; with
-    gaps they are a table."""
+    """Reads the tensors for a model without a signature: one tensor as an array, several as arrays by name,
+    tensors with missing values as a table."""
     arrays = {name: _plain(array) for name, array in data.items()}
     if any(isinstance(array, np.ma.MaskedArray) for array in arrays.values()) and all(
         array.ndim == 1 for array in arrays.values()
@@ -182,7 +183,8 @@ def _plain(array: NDArray) -> NDArray:
 
 
 def frame(read: Table) -> Any:
-    """The columns as a pandas frame, for the modes that follow MLflow: it has no such form of its own."""
+    """Returns the columns as a pandas frame, for the modes that follow MLflow, which has no form
+    `tensors`."""
     import pandas as pd
 
     columns: dict[Any, Any] = {}

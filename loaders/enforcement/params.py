@@ -1,7 +1,7 @@
-"""The parameters of a request against those of the signature: defaults, casts, every fault.
+"""Checks the parameters of a request against the signature: fills in defaults, casts, reports violations.
 
 The rules are MLflow's (`mlflow.types.schema.ParamSpec`): unknown names are ignored, null overrides the
-default, an integer serves as a float, nothing else changes its type. Knows nothing of inputs.
+default, an integer is accepted as a float, and no other type is cast. Must not know inputs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from loaders.schema import Object, ParamSpec, Scalar
 def enforce_params(
     specs: Sequence[ParamSpec] | None, params: object, faults: Faults
 ) -> tuple[dict[str, Any], list[str]]:
-    """The parameters to call the model with, and the names that were ignored."""
+    """Returns the parameters for the model, and the ignored names."""
     given: Mapping[Any, Any] = {}
     if isinstance(params, Mapping):
         given = params
@@ -37,7 +37,7 @@ def enforce_params(
         if spec.name in given:
             result[spec.name] = _checked(given[spec.name], spec, faults)
         else:
-            # A model may change what it is given; the default must stay.
+            # The model may change its parameters; the default must not change.
             result[spec.name] = spec.default if spec.shape is None else deepcopy(spec.default)
             if isinstance(spec.type, Object):
                 result[spec.name] = deepcopy(spec.default)
@@ -47,7 +47,7 @@ def enforce_params(
 def _checked(value: Any, spec: ParamSpec, faults: Faults) -> Any:
     path = f"params.{shown(spec.name)}"
     if isinstance(spec.type, Object):
-        # The value itself goes on, as in MLflow; here it is only looked at.
+        # Only check the value; the model receives it unchanged, as in MLflow.
         nested(value, spec.type, True, "json", faults, lambda: path)
         return value
     if spec.shape is None:
@@ -93,7 +93,7 @@ _PYTHON: Final[Mapping[Scalar, type]] = {
 
 
 def _date(value: Any, faults: Faults, path: str | Callable[[], str]) -> Any:
-    """A date stays a date; a time loses its zone (UTC)."""
+    """Converts to a date, or to a time in UTC without a zone."""
     if isinstance(value, np.datetime64):
         value = value.item() if not np.isnat(value) else None
         if value is None or isinstance(value, datetime.date):

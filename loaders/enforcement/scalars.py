@@ -1,9 +1,9 @@
-"""Scalars: JSON values, Python objects and CSV text made into booleans, numbers, text, bytes and dates.
+"""Scalars: casts JSON values, Python objects and CSV text to booleans, numbers, text, bytes and dates.
 
-One rule set: nothing changes its meaning (no text to number, no fraction cut off, no wrap, no null made
-text), while what is safe is done (an integer for a double, any ISO 8601 date, base64 for bytes). Works on
-whole columns; a column is walked value by value only if something in it is unusual or wrong.
-Knows types and values, not signatures, forms or frameworks.
+A cast never changes a value's meaning: text does not become a number, a fraction is not cut off, an integer
+does not wrap, null does not become text. Safe casts are done: an integer to a double, text in ISO 8601 to a
+date, base64 to bytes. Casts whole columns, and single values only if a column holds something unusual or
+wrong. Must not know signatures, forms or frameworks.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ RANGES: Final = {Scalar.integer: (-(2**31), 2**31 - 1), Scalar.long: (-(2**63), 
 
 
 class Refused(Exception):
-    """One value is not of the type; `problem` is a sentence of `violation`, `got` the value's kind."""
+    """A value does not have the type. `problem` is a text of `violations`, `got` the value's kind."""
 
     def __init__(self, problem: str, got: str) -> None:
         super().__init__(problem)
@@ -70,7 +70,8 @@ _KINDS: Final[tuple[tuple[Any, str], ...]] = (
 
 
 def is_null(value: object) -> bool:
-    """None, NaN, and pandas' NA and NaT (told by their class, so that pandas need not be imported)."""
+    """Returns True for None, NaN, and pandas' NA and NaT. Compares class names, so that pandas is not
+    imported."""
     if value is None:
         return True
     if isinstance(value, float | np.floating):
@@ -86,9 +87,9 @@ def is_null(value: object) -> bool:
 def cast_scalars(
     values: Sequence[Any], kind: Scalar, required: bool, origin: Origin, faults: Faults, path: Path
 ) -> NDArray:
-    """The array of a column (dtypes as in `batch.Columns`), every fault added to `faults`.
+    """Casts a column (dtypes as in `batch.Columns`); adds every violation to `faults`.
 
-    `path(i)` names value i. After a fault the array is of no use.
+    `path(i)` names value i. After a violation the array must not be used.
     """
     if origin == "text":
         quick = _quick_text(values, kind)
@@ -120,7 +121,8 @@ def walked(
     faults: Faults,
     path: Path,
 ) -> list[Any]:
-    """Value by value: converted, None for null; `why_not_null` says why null may not be, None that it may."""
+    """Converts value by value; null becomes None. `why_not_null` is the problem text for a null; None allows
+    nulls."""
     result: list[Any] = []
     for i, value in enumerate(values):
         if value is None or (origin != "text" and is_null(value)):
@@ -158,14 +160,14 @@ def _assembled(values: list[Any], kind: Scalar) -> NDArray:
 
 
 def objects(values: Sequence[Any]) -> NDArray:
-    """A 1-D object array, also where the values are lists."""
+    """Returns a 1-D object array, even if the values are lists."""
     result = np.empty(len(values), dtype=object)
     for i, value in enumerate(values):
         result[i] = value
     return result
 
 
-# --- the quick way for JSON columns: None means "walk it"
+# --- fast paths for JSON columns; None means: cast value by value
 
 
 def _quick_doubles(values: Sequence[Any]) -> NDArray | None:
@@ -179,13 +181,13 @@ def _quick_doubles(values: Sequence[Any]) -> NDArray | None:
         result: NDArray = np.frombuffer(packed("d", values))
     except (TypeError, OverflowError):
         kinds = set(map(type, values))
-        # numpy makes None NaN, as wanted.
+        # numpy converts None to NaN.
         return np.array(values, dtype=np.float64) if kinds == {float, type(None)} else None
     return result if _no_boolean(values, result) else None
 
 
 def _no_boolean(values: Sequence[Any], numbers: NDArray) -> bool:
-    # Packing takes True for 1: looked for only where a 0 or 1 came out.
+    # Packing converts True to 1, so look for booleans only if there is a 0 or 1.
     return not ((numbers == 0) | (numbers == 1)).any() or bool not in set(map(type, values))
 
 
@@ -253,7 +255,7 @@ def _quick_text(values: Sequence[Any], kind: Scalar) -> NDArray | None:
 
 
 def quick_cast(kind: object) -> Callable[[Sequence[Any]], NDArray | None]:
-    """What casts a JSON column of a type where nothing in it is unusual; it gives None where something is."""
+    """Returns the fast cast for a JSON column of a type. The cast returns None if a value is unusual."""
     return _QUICK[kind] if isinstance(kind, Scalar) else _walk
 
 
@@ -271,7 +273,7 @@ def _whole(value: Any, kind: Scalar) -> int:
 
 
 def read_whole(value: Any, origin: Origin, low: int, high: int) -> int:
-    """A whole number within a range. Raises Refused."""
+    """Reads a whole number from `low` to `high`. Raises Refused."""
     if origin == "text":
         value = _read(int, value)
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
@@ -287,7 +289,7 @@ def _number(value: Any, kind: Scalar) -> float:
 
 
 def read_number(value: Any, origin: Origin, limit: float) -> float:
-    """A number whose magnitude is at most `limit`, or infinite as given. Raises Refused."""
+    """Reads a number whose magnitude is at most `limit`, or an infinite one. Raises Refused."""
     if origin == "text":
         value = _read(float, value)
     if isinstance(value, bool | np.bool_) or not isinstance(
@@ -319,14 +321,15 @@ def _from_base64(value: Any, kind: Scalar) -> bytes:
     if not isinstance(value, str):
         raise Refused(v.WRONG_TYPE, kind_of(value))
     try:
-        # MIME breaks its lines, and so does MLflow when it saves an example.
+        # MIME and MLflow's saved examples break base64 into lines.
         return base64.b64decode("".join(value.split()), validate=True)
     except (binascii.Error, ValueError):
         raise Refused(v.BAD_BASE64, "string") from None
 
 
 def nanoseconds(moment: datetime.date) -> int:
-    """Since 1970, in UTC; a date is its midnight, a time without a zone is in UTC."""
+    """Returns the nanoseconds since 1970 in UTC. A date means its midnight; a time without a zone is in
+    UTC."""
     if not isinstance(moment, datetime.datetime):
         return (moment - _EPOCH.date()) // _MICROSECOND * 1000
     extra = getattr(moment, "nanosecond", 0)  # pandas' timestamps
@@ -350,7 +353,8 @@ def _nanoseconds_of_text(value: Any, kind: Scalar) -> int:
 
 
 def parse_date(text: str) -> int:
-    """Nanoseconds since 1970 of `YYYY-MM-DD[Thh:mm[:ss[.fffffffff]][Z|±hh:mm]]`. Raises Refused.
+    """Returns the nanoseconds since 1970 of `YYYY-MM-DD[Thh:mm[:ss[.fffffffff]][Z|±hh:mm]]`, for example
+    `2024-05-31T12:00Z`. Raises Refused.
 
     Other ISO 8601 forms (weeks, no separators) are refused: a number of eight digits is not a date.
     """
@@ -421,7 +425,7 @@ def _nanoseconds_of_cell(value: str, kind: Scalar) -> int:
 
 
 def _read(read: Callable[[str], Any], text: Any) -> Any:
-    # Python's own readers take digits of all scripts and underscores between them.
+    # Python's own parsers accept digits of every script, and underscores between digits.
     if not text.isascii() or "_" in text:
         raise Refused(v.BAD_TEXT, "string")
     try:

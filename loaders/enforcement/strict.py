@@ -1,6 +1,6 @@
-"""The mode `strict`: input of any form, matched with a signature without a cast that changes a value.
+"""The mode `strict`: matches input of any form with a signature, and never casts if a value would change.
 
-Forms are read by `tables`, values by `casts` and `tensors`; this module matches columns and tensors with the
+`tables` reads forms, `casts` and `tensors` read values. This module matches columns and tensors with the
 signature. Must not know the other modes.
 """
 
@@ -157,7 +157,7 @@ def _columns(plan: Plan, form: str, data: Any, faults: Faults, extras: list[Any]
     for name, quick, spec in zip(plan.names, plan.quick, plan.columns, strict=True):
         at = positions.get(name)
         if at is None and type(name) is int:
-            # The names of JSON objects and CSV columns are always text.
+            # Names in JSON objects and CSV headers are always text.
             at = positions.get(str(name))
         if at is None:
             if spec.required:
@@ -194,7 +194,7 @@ def _near(name: str | int, sent: Sequence[str | int], plan: Plan, faults: Faults
     found = near(name[:_NEAR_LENGTH].casefold(), spelt, _NEAR_RATIO)
     if found is None:
         return None
-    # One column stands for one: for the missing one that it resembles most.
+    # Suggest an unknown column only for the missing column that it resembles most.
     there = set(sent)
     absent = (str(one)[:_NEAR_LENGTH].casefold() for one in plan.names if one not in there)
     meant = near(found, islice(absent, _NEAR_NAMES), _NEAR_RATIO)
@@ -238,12 +238,12 @@ def _table(plan: Plan, form: str, data: Any, faults: Faults) -> Table | None:
 
 
 def _inputs_table(plan: Plan, data: Any, root: str, origin: Origin, faults: Faults) -> Table | None:
-    """`inputs` and `instances`: columns, one record, records, or the cells of the only column."""
+    """Reads `inputs` and `instances`: columns, one record, records, or the cells of the only column."""
     if isinstance(data, Mapping):
         if not plan.named:
             faults.add(root, v.WRONG_TYPE, "array", "object")
             return None
-        # As in MLflow: with a nested type among the columns an object is one record.
+        # As in MLflow, an object is one record if a column has a nested type.
         if not plan.nested:
             if set(map(type, data.values())) == {list}:
                 return tables.from_columns(data, root, origin, faults)
@@ -386,7 +386,7 @@ def _tensors_of_inputs(plan: Plan, data: Any, form: str, faults: Faults, extras:
 
 
 def _tensors_of_instances(plan: Plan, rows: list[Any], faults: Faults, extras: list[Any]) -> Tensors | None:
-    """A list of objects, one a row: each tensor is stacked from its parts."""
+    """Reads a list of objects, one per row, and stacks the parts of each tensor."""
     arrays: dict[str, NDArray] = {}
     for i, row in enumerate(rows):
         if not isinstance(row, dict):

@@ -1,8 +1,8 @@
-"""The forms in which rows can come, each read as a table of columns: names, cells, and a path to every cell.
+"""Reads each form of rows as a table of columns: names, cells, and the path of every cell.
 
-The forms are those of MLflow's scoring protocol (split and records frames, `inputs`, `instances`, CSV) plus
-frames and Arrow tables. This module looks at structure alone (which cell belongs to which column); types
-are the business of `cast`. It needs pandas and pyarrow only in the sense that it calls what it is given.
+The forms are those of MLflow's scoring protocol (`dataframe_split`, `dataframe_records`, `inputs`,
+`instances`, CSV), frames and Arrow tables. Decides only which cell belongs to which column; `casts` handles
+types. Imports neither pandas nor pyarrow: it calls methods of the objects that it receives.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from loaders.enforcement.scalars import NDArray, Origin, Path, kind_of, objects
 from loaders.enforcement.violations import Faults, shown
 from loaders.spelling import counted
 
-#: How many cells a table of records may have for each value that they really hold, and for free.
+#: Maximum cells of a table of records, per value sent; and the number that is always allowed.
 _SPARSEST, _SPARSE = 16, 100_000
 
 Style = Literal["rows", "columns", "record", "list", "value"]
@@ -31,7 +31,7 @@ Name = str | int
 
 @dataclass(frozen=True, slots=True)
 class CsvTable:
-    """A CSV body: names from the header row and, per column, its cells as text (an empty one is None)."""
+    """A CSV body: the names from the header row, and each column's cells as text (an empty cell is None)."""
 
     columns: list[str]
     cells: list[list[str | None]]
@@ -41,8 +41,8 @@ class CsvTable:
 class Table:
     """Columns of equal length. A column is a sequence of Python values or a 1-D array with a dtype.
 
-    `prefix` and `style` say how a cell is named in the form it came in; `named` is False where the form
-    gave positions only (names are then 0, 1, …). `index` is the caller's row index, None for 0, 1, ….
+    `prefix` and `style` define the paths of cells in the original form. `named` is False if the form has only
+    positions; the names are then 0, 1, …. `index` is the caller's row index, None for 0, 1, ….
     """
 
     names: list[Name]
@@ -56,7 +56,7 @@ class Table:
     index: NDArray | None = None
 
     def cell(self, position: int) -> Path:
-        """The path of each cell of a column."""
+        """Returns a function that gives the path of the cell in a row."""
         return partial(self._cell, position)
 
     def _cell(self, position: int, row: int) -> str:
@@ -71,12 +71,12 @@ class Table:
         return f"{self.prefix}{tail}" if self.style == "record" else f"{self.prefix}{tail}[{row}]"
 
     def column(self, name: Name) -> str:
-        """The path of a column as a whole."""
+        """Returns the path of the whole column."""
         return f"{self.root}.{shown(name)}" if self.named else f"{self.root}[{name}]"
 
 
 def from_split(data: Any, faults: Faults) -> Table | None:
-    """`dataframe_split`: `{columns?, index?, data: [[…], …]}`."""
+    """Reads `dataframe_split`: `{columns?, index?, data: [[…], …]}`."""
     root = "dataframe_split"
     if not isinstance(data, dict):
         faults.add(root, v.WRONG_TYPE, "object", kind_of(data))
@@ -135,7 +135,7 @@ def _are_unique(names: Sequence[Name], path: str, faults: Faults) -> bool:
 
 
 def counts_rows(index: Any, rows: Any) -> bool:
-    """Whether row labels, as JSON has them, only count the rows: 0, 1, …"""
+    """Returns True if the row labels of a JSON body are 0, 1, …"""
     if type(index) is not list or type(rows) is not list:
         return False
     return index == list(range(len(rows))) and set(map(type, index)) == {int}
@@ -161,7 +161,7 @@ def _index(index: Any, rows: int, path: str, faults: Faults) -> NDArray | None:
 
 
 def _cells(rows: list[Any], width: int | None, path: str, faults: Faults) -> list[Sequence[Any]] | None:
-    """Rows as columns. All rows are lists of one length, or (a single column) no row is."""
+    """Converts rows to columns. All rows are lists of one length, or (a single column) no row is a list."""
     kinds = set(map(type, rows))
     if kinds == {list}:
         try:
@@ -195,7 +195,7 @@ def _cells(rows: list[Any], width: int | None, path: str, faults: Faults) -> lis
 
 
 def from_rows(rows: Sequence[Any], root: str, origin: Origin, faults: Faults) -> Table | None:
-    """A list of rows: objects (a gap is null), lists, or single values."""
+    """Reads a list of rows: objects (an absent name means null), lists, or single values."""
     kinds = set(map(type, rows))
     if kinds == {dict}:
         names: list[Any] = list(rows[0])
@@ -220,15 +220,15 @@ def from_rows(rows: Sequence[Any], root: str, origin: Origin, faults: Faults) ->
 
 
 def is_sparse(rows: Sequence[Any]) -> bool:
-    """Whether records have so many names of their own that the table, rows times names, would be out of
-    proportion to what was sent."""
+    """Returns True if records have so many different names that the table (rows times names) would be far
+    larger than the input."""
     records = [row for row in rows if isinstance(row, dict)]
     names = len(set(chain.from_iterable(records)))
     return names * len(rows) > _SPARSEST * sum(map(len, records)) + _SPARSE
 
 
 def _record_cells(rows: Sequence[Any], names: list[Any]) -> list[Sequence[Any]] | None:
-    """The cells of records that all have the same names; None where they differ."""
+    """Returns the cells of records that all have the same names; None if the names differ."""
     if len(rows) == 1:
         return [(value,) for value in rows[0].values()]
     if len(names) < 2 or set(map(len, rows)) != {len(names)}:
@@ -240,7 +240,7 @@ def _record_cells(rows: Sequence[Any], names: list[Any]) -> list[Sequence[Any]] 
 
 
 def from_columns(data: Mapping[Any, Any], root: str, origin: Origin, faults: Faults) -> Table | None:
-    """An object of columns of one length."""
+    """Reads an object of columns of one length."""
     names = list(data)
     columns = [column if type(column) is list else _sequence(column) for column in data.values()]
     rows = len(columns[0]) if columns else 0
@@ -263,17 +263,17 @@ def _sequence(column: Any) -> Sequence[Any] | NDArray:
 
 
 def from_record(data: Mapping[Any, Any], root: str, origin: Origin) -> Table:
-    """An object that is one row."""
+    """Reads an object that is one row."""
     return Table(list(data), [[value] for value in data.values()], 1, origin, root, "record", root)
 
 
 def from_list(values: Sequence[Any] | NDArray, name: Name, root: str, origin: Origin) -> Table:
-    """The cells of the one column that there is."""
+    """Reads the cells of the only column."""
     return Table([name], [values], len(values), origin, root, "list", root)
 
 
 def from_csv(data: CsvTable, faults: Faults) -> Table | None:
-    """A CSV body."""
+    """Reads a CSV body."""
     if not _are_unique(data.columns, "csv.columns", faults):
         return None
     rows = len(data.cells[0]) if data.cells else 0
@@ -284,7 +284,7 @@ def from_csv(data: CsvTable, faults: Faults) -> Table | None:
 
 
 def from_frame(frame: Any, root: str, faults: Faults) -> Table | None:
-    """A pandas frame."""
+    """Reads a pandas frame."""
     names = [int(name) if isinstance(name, np.integer) else name for name in frame.columns]
     try:
         unique = _are_unique(names, f"{root}.columns", faults)
@@ -298,7 +298,7 @@ def from_frame(frame: Any, root: str, faults: Faults) -> Table | None:
 
 
 def frame_index(frame: Any) -> NDArray | None:
-    """The row index of a frame or series; None if it only counts rows."""
+    """Returns the row index of a frame or series; None if it is 0, 1, …"""
     index = frame.index
     if getattr(index, "start", None) == 0 and getattr(index, "step", None) == 1:
         return None
@@ -307,7 +307,7 @@ def frame_index(frame: Any) -> NDArray | None:
 
 
 def series_array(series: Any) -> NDArray:
-    """A pandas series as a 1-D array; dates with a zone in UTC."""
+    """Converts a pandas series to a 1-D array; converts dates with a zone to UTC."""
     if hasattr(series, "sparse"):
         series = series.sparse.to_dense()
     dtype = series.dtype
@@ -341,7 +341,7 @@ _ARROW_NUMBERS = frozenset(
 
 
 def from_arrow(table: Any, faults: Faults) -> Table | None:
-    """A pyarrow table or record batch."""
+    """Reads a pyarrow table or record batch."""
     names = list(table.column_names)
     if not _are_unique(names, "arrow.columns", faults):
         return None
@@ -361,7 +361,7 @@ def _arrow_array(column: Any) -> NDArray:
     if kind.startswith("timestamp") or kind in ("string", "large_string", "binary", "large_binary"):
         return np.asarray(column.to_numpy(zero_copy_only=False))
     if kind.startswith("dictionary<") and hasattr(column, "indices"):
-        # Each value once, however many rows refer to it.
+        # Convert each value once, because many rows may refer to it.
         values = objects([*column.dictionary.to_pylist(), None])
         cells: NDArray = values[column.indices.fill_null(0).to_numpy(zero_copy_only=False)]
         cells[column.indices.is_null().to_numpy(zero_copy_only=False)] = None

@@ -1,7 +1,7 @@
-"""Tensors: nested lists, arrays and columns of cells made into the arrays that tensor specs ask for.
+"""Tensors: converts nested lists, arrays and columns of cells to the arrays that tensor specs declare.
 
-The shape must be the declared one (-1: any length) and the list regular; leaves are cast by the same strict
-rules as columns. Knows shapes and dtypes, not forms or signatures as a whole.
+The shape must match the declared one (-1: any length), and lists must be regular. Single values follow the
+same strict rules as columns. Must not know forms or whole signatures.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from loaders.spelling import counted
 
 
 def from_lists(data: Any, spec: TensorSpec, origin: Origin, faults: Faults, root: str) -> NDArray | None:
-    """A tensor from a nested list (or a single value, for the shape [])."""
+    """Reads a tensor from a nested list, or from a single value if the shape is []."""
     if spec.shape == (-1,) and spec.dtype.kind == "O" and isinstance(data, list | tuple):
         return objects(data)
     shape: list[int] = []
@@ -84,7 +84,7 @@ def _report_shape(spec: TensorSpec, shape: Sequence[int], faults: Faults, root: 
 def cast_leaves(
     values: Sequence[Any], dtype: np.dtype[Any], origin: Origin, faults: Faults, path: Path
 ) -> NDArray:
-    """A flat list of values as a 1-D array of a dtype."""
+    """Casts a flat list of values to a 1-D array of a dtype."""
     if dtype.kind == "f" and dtype.itemsize >= 4:
         kind = Scalar.float if dtype.itemsize == 4 else Scalar.double
         return cast_values(values, kind, True, origin, faults, path).astype(dtype, copy=False)
@@ -140,7 +140,7 @@ def _text(dtype: np.dtype[Any], origin: Origin, value: Any) -> str:
 
 
 def _bytes(dtype: np.dtype[Any], origin: Origin, value: Any) -> bytes:
-    # As in MLflow, a byte tensor is sent as text and not as base64.
+    # As in MLflow, a byte tensor is sent as text, not as base64.
     if isinstance(value, str) and origin != "python":
         return value.encode()
     if isinstance(value, bytes | bytearray):
@@ -183,9 +183,9 @@ _LEAVES: dict[str, Callable[[np.dtype[Any], Origin, Any], Any]] = {
 
 
 def from_array(data: NDArray, spec: TensorSpec, faults: Faults, root: str) -> NDArray | None:
-    """A tensor from an array: the dtype must be the declared one or widen to it, a float may be narrowed
-    where no value changes. An object array holds Python values, or parts of different lengths where the
-    spec leaves a later dimension free."""
+    """Reads a tensor from an array. The dtype must be the declared one or widen to it; a float is narrowed if
+    no value changes. An object array holds Python values, or parts of different lengths if the spec leaves a
+    later dimension free."""
     if spec.shape == (-1,) and spec.dtype.kind == "O":
         return data
     if data.dtype.kind == "O" and spec.dtype.kind != "O":
@@ -222,7 +222,7 @@ def _part(data: Any, spec: TensorSpec, faults: Faults, root: str) -> NDArray | N
 
 
 def _unpacked(data: Any) -> Any:
-    """Lists all the way down, whatever arrays are inside."""
+    """Converts arrays at every level to lists."""
     if isinstance(data, np.ndarray):
         data = data.tolist() if data.dtype.kind not in "M" else list(data)
     if isinstance(data, list | tuple):
@@ -231,7 +231,7 @@ def _unpacked(data: Any) -> Any:
 
 
 def from_value(data: Any, spec: TensorSpec, origin: Origin, faults: Faults, root: str) -> NDArray | None:
-    """A tensor from whatever a form gave for it."""
+    """Reads a tensor from the value in any form."""
     if isinstance(data, np.ndarray | np.generic):
         return from_array(np.asarray(data), spec, faults, root)
     if hasattr(data, "toarray"):
@@ -244,7 +244,8 @@ def from_value(data: Any, spec: TensorSpec, origin: Origin, faults: Faults, root
 
 
 def _holds_arrays(data: Any) -> bool:
-    """A list of arrays of one shape and dtype: joined without looking at each value."""
+    """Returns True for a list of arrays of one shape and dtype, which can be joined without a look at each
+    value."""
     return (
         isinstance(data, list | tuple)
         and len(data) > 0
@@ -254,10 +255,13 @@ def _holds_arrays(data: Any) -> bool:
 
 
 def from_table(table: Table, specs: Sequence[TensorSpec], faults: Faults) -> dict[str, NDArray]:
-    """Tensors from columns, as MLflow reads a frame: scalar cells give the shape (-1,) or (-1, 1), lists of
-    scalars are reshaped to the spec's (its first dimension free, the others fixed); without a name one
-    column, or as many scalar columns as the second dimension is long. So too a single named tensor of two
-    dimensions, where several columns come and none has its name: the columns are its second dimension."""
+    """Reads tensors from columns, as MLflow reads a frame.
+
+    Scalar cells give the shape (-1,) or (-1, 1). Lists of scalars are reshaped to the spec's shape, whose
+    first dimension is free and whose others are fixed. An unnamed tensor is one column, or one scalar column
+    for each place of its second dimension. A single named tensor of two dimensions is read in the same way if
+    there are several columns and none has its name.
+    """
     result: dict[str, NDArray] = {}
     positions = {name: i for i, name in enumerate(table.names)}
     for spec in specs:
@@ -316,7 +320,7 @@ def _scalars(table: Table, at: int, spec: TensorSpec, faults: Faults) -> NDArray
 
 
 def _filled(cells: Any) -> NDArray:
-    """A column with gaps: NaN where they are."""
+    """Returns a column with NaN for missing values."""
     gaps = np.ma.getmaskarray(cells)
     return np.where(gaps, np.nan, cells.data) if gaps.any() else np.asarray(cells.data)
 

@@ -1,7 +1,7 @@
-"""Input of a model whose signature was made from Python type hints: the list of `inputs`, item by item.
+"""Input of a model whose signature comes from Python type hints: checks the list of `inputs` item by item.
 
-As in MLflow such a model is given the list itself, and its hint validates once more; here each item is
-checked against the type that the hint was stored as, bytes are decoded and dates are read.
+As in MLflow, the model receives the list itself, and its type hint validates the list again. This module
+checks each item against the stored type of the hint, decodes bytes and reads dates.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from loaders.spelling import counted
 
 
 def hinted(spec: ColSpec | TensorSpec, form: str, data: Any, faults: Faults) -> Value | None:
-    """The checked list with one row an item; None after a fault. Of the JSON forms only `inputs` will do.
+    """Returns the checked list, one row per item; None after a violation. `inputs` is the only JSON form
+    accepted.
 
-    What to do with fields that the hint does not know is its own affair: objects are open here.
+    Unknown fields are allowed here: the hint itself decides about them.
     """
     kind: Type = spec.type if isinstance(spec, ColSpec) else AnyType()
     origin: Origin = "json" if form == "inputs" else "python"
@@ -62,14 +63,14 @@ def _table(form: str, data: Any, kind: Type, faults: Faults) -> Table | None:
 
 
 def _columns_of(data: Any, kind: Type) -> list[ColSpec]:
-    """How named tensors stand for a hint: one for each field of an object, else the only one."""
+    """Returns the columns that named tensors fill: one for each field of an object, else a single one."""
     if isinstance(kind, Object):
         return [ColSpec(field.type, field.name, field.required) for field in kind.properties]
     return [ColSpec(kind, name) for name in data][:1]
 
 
 def _rows(table: Table, kind: Type, faults: Faults) -> Value | None:
-    """A table for a hint: an object takes its fields from the columns, any other type the only column."""
+    """Reads a table for a hint: an object's fields are the columns; any other type is the only column."""
     if isinstance(kind, Object) and not (len(table.names) == 1 and table.names[0] == 0):
         fields = {field.name: field for field in kind.properties}
         known = [(at, name) for at, name in enumerate(table.names) if name in fields]

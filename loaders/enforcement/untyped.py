@@ -1,7 +1,7 @@
-"""Input of a model without a signature: nothing is checked, everything is read as MLflow would read it.
+"""Input of a model without a signature: checks nothing, and reads everything as MLflow does.
 
-Frames become columns whose dtypes are told from their cells (as pandas tells them), arrays of `inputs` and
-`instances` become tensors where numpy has a dtype for them, all else stays a value.
+Frames become columns, whose dtypes are inferred from their cells as pandas does. Arrays in `inputs` and
+`instances` become tensors if numpy has a dtype for them. Everything else stays a value.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from loaders.spelling import counted
 
 
 def untyped(form: str, data: Any, faults: Faults) -> Batch | None:
-    """The input as it came; None after a fault of its structure."""
+    """Returns the input unchecked; None if its structure is wrong."""
     if form == "dataframe_split":
         return _columns(from_split(data, faults))
     if form == "dataframe_records":
@@ -58,14 +58,14 @@ def _columns(table: Table | None) -> Columns | None:
 
 
 def text_columns(arrays: Mapping[str | int, NDArray], among: Iterable[str | int]) -> frozenset[str | int]:
-    """The columns of `among` that hold text, perhaps with gaps, and nothing else."""
+    """Returns the columns of `among` that hold only text and missing values."""
     return frozenset(
         name for name in among if name in arrays and arrays[name].dtype.kind == "O" and is_text(arrays[name])
     )
 
 
 def inferred(cells: Sequence[Any] | NDArray) -> NDArray:
-    """The array of a column whose type nothing declares, with the dtype that pandas tells from its cells."""
+    """Returns the array of a column without a declared type, with the dtype that pandas infers."""
     if isinstance(cells, np.ndarray):
         if cells.dtype.kind in "US":
             return objects(cells.tolist())
@@ -79,11 +79,11 @@ def inferred(cells: Sequence[Any] | NDArray) -> NDArray:
         if kinds == {int, type(None)}:
             gaps = [cell is None for cell in cells]
             return np.ma.MaskedArray(np.array([cell or 0 for cell in cells], dtype=np.int64), mask=gaps)
-        # Numbers with gaps are doubles in pandas, whatever they were.
+        # In pandas, numbers with missing values are doubles.
         if kinds and kinds <= {int, float, type(None)} and kinds != {type(None)}:
             return np.array(cells, dtype=np.float64)
     except OverflowError:
-        pass  # larger than any dtype: they stay Python's integers
+        pass  # too large for any dtype: keep Python's integers
     if str in kinds and float in kinds:
         return objects([None if isinstance(cell, float) and cell != cell else cell for cell in cells])
     return objects(cells)
@@ -114,7 +114,7 @@ def _boolean(text: str) -> bool:
 
 
 def regular(data: Any) -> NDArray | None:
-    """A regular list of numbers, of booleans or of text as an array; None for anything else."""
+    """Converts a regular list of numbers, booleans or text to an array; returns None for anything else."""
     flat, level = [data], isinstance(data, list | tuple)
     while level:
         if not all(isinstance(part, list | tuple) for part in flat):
@@ -130,7 +130,7 @@ def regular(data: Any) -> NDArray | None:
         array = np.array(data)
     except (ValueError, OverflowError):
         return None
-    # Integers that only a float has room for stay what they are.
+    # Keep integers that fit only into a float as Python's integers.
     return None if array.dtype.kind == "O" or (kinds == {int} and array.dtype.kind == "f") else array
 
 
@@ -151,7 +151,7 @@ def _tensors(data: Any, root: str, faults: Faults) -> Batch | None:
 
 
 def _is_ragged(data: list[Any]) -> bool:
-    """Whether a list of numbers, text or booleans has parts of different lengths."""
+    """Returns True if a list of numbers, text or booleans has parts of different lengths."""
     level = data
     while any(type(part) is list for part in level):
         if not all(type(part) is list for part in level) or len(set(map(len, level))) > 1:
@@ -166,7 +166,7 @@ def _shared(arrays: Mapping[str, NDArray]) -> int | None:
 
 
 def _stacked(rows: list[Any], faults: Faults) -> Batch | None:
-    """`instances` as objects: one array for each name, all of one length."""
+    """Reads `instances` that are objects: one array for each name, all of one length."""
     table = from_rows(rows, "instances", "json", faults)
     if table is None:
         return None

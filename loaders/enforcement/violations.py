@@ -1,7 +1,7 @@
-"""Violations of an input, collected field by field, so that one answer reports all of them.
+"""Collects the violations of an input field by field, so that one answer reports all of them.
 
 A violation names the place, the problem, the expected type and the received kind, never the data. Problems
-are a fixed set of sentences, so that they can be counted. Knows nothing of types, forms or numpy.
+are a fixed set of texts, so that they can be counted. Must not know types, forms or numpy.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ MAX_COUNTED: Final = 10_000
 
 MISSING: Final = "is missing"
 WRONG_TYPE: Final = "has the wrong type"
-NULL: Final = "is null, which this type does not hold"
+NULL: Final = "is null, which this type does not allow"
 NULL_INTEGER: Final = "is null: declare the column as double, or make it optional"
 NULL_BOOLEAN: Final = "is null: make the column optional"
 FRACTION: Final = "is not a whole number"
@@ -25,21 +25,21 @@ BAD_DATE: Final = "is not a date in ISO 8601"
 BAD_BASE64: Final = "is not base64"
 BAD_TEXT: Final = "cannot be read as this type"
 UNKNOWN: Final = "is not in the signature"
-DUPLICATE: Final = "is there twice"
+DUPLICATE: Final = "occurs twice"
 WRONG_LENGTH: Final = "has the wrong number of values"
 WRONG_SHAPE: Final = "has the wrong shape"
 RAGGED: Final = "has parts of different lengths"
-RAGGED_RECORDS: Final = "has too many names that most of its records lack"
-NO_COLUMNS: Final = "names no columns"
+RAGGED_RECORDS: Final = "has too many names that are absent from most records"
+NO_COLUMNS: Final = "has no column names"
 WRONG_FORM: Final = "cannot be sent in this form"
-NOT_WHOLE: Final = "is one value, which the signature does not take"
+NOT_WHOLE: Final = "is one value, which the signature does not accept"
 TOO_DEEP: Final = "is nested too deep"
 
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """One field's fault. `got` is a kind (string, null, array), never a value; of a missing column the
-    unknown one that was sent in its place."""
+    """A violation in one field. `got` is a kind (string, null, array), never a value; for a missing column it
+    names the unknown column that the caller probably meant."""
 
     path: str
     problem: str
@@ -54,8 +54,8 @@ class Violation:
 
 
 class InvalidInput(ValueError):
-    """The input or the params do not fit the signature. `total` counts all faults up to 10,000, of which
-    the first 100 are in `violations`."""
+    """The input or the params do not fit the signature. `total` counts the violations up to 10,000;
+    `violations` holds the first 100."""
 
     def __init__(self, violations: list[Violation], total: int | None = None) -> None:
         self.violations = violations[:MAX_KEPT]
@@ -67,15 +67,15 @@ class InvalidInput(ValueError):
 
     @property
     def count_text(self) -> str:
-        """Returns the number of faults as text; counting stops at 10,000."""
+        """Returns the number of violations as text; counting stops at 10,000."""
         if self.total == 1:
             return "1 problem"
         return f"{self.total:,} {'or more ' if self.total >= MAX_COUNTED else ''}problems"
 
 
 class Faults:
-    """Collects violations: keeps the first 100, counts on to 10,000 and there gives up by raising
-    InvalidInput, so that a large body that is all wrong costs little."""
+    """Collects violations. Keeps the first 100, counts up to 10,000, and then raises InvalidInput, so that a
+    large body with violations everywhere costs little."""
 
     __slots__ = ("kept", "total")
 
@@ -90,7 +90,7 @@ class Faults:
         expected: object = None,
         got: str | None = None,
     ) -> None:
-        """`path` may be given as a function, so that counting beyond the limit builds no text."""
+        """Adds a violation. `path` may be a function, so that no text is built above the limit."""
         self.total += 1
         if len(self.kept) < MAX_KEPT:
             where = path if isinstance(path, str) else path()
@@ -100,6 +100,6 @@ class Faults:
 
 
 def shown(name: object) -> str:
-    """A name in a path: cut where it is long, because a caller may have chosen it."""
+    """Returns a name for use in a path. Shortens long names, because callers may choose them."""
     text = str(name)
     return text if len(text) <= 64 else f"{text[:61]}..."

@@ -1,7 +1,7 @@
-"""A body that is one value, for a model whose signature has one input: a file, a text or an array.
+"""A body that is one value (a file, a text or an array), for a model with one input.
 
-It becomes named tensors (the form `tensors`): one row for a file or a text, the rows of an array. Which kinds
-suit is decided by the signature alone. Knows types and arrays; nothing of media types.
+It becomes named tensors (the form `tensors`): one row for a file or a text, the rows of an array. Only the
+signature decides which kinds are accepted. Must not know media types.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from loaders.enforcement.violations import InvalidInput, Violation
 from loaders.schema import ColSpec, Scalar, TensorSpec
 from loaders.signature import Signature
 
-#: `file`: bytes of a format that the model reads. `octets`: bytes that may be the values of an array.
+#: `file`: bytes in a format that the model parses. `octets`: bytes that may be the values of an array.
 Kind = Literal["file", "octets", "text", "array"]
 
 _NUMBERS = "biuf"
@@ -31,7 +31,8 @@ class Whole(NamedTuple):
 
 
 def kinds(signature: Signature | None) -> frozenset[Kind]:
-    """Which kinds a model takes; none where its signature is not one binary, text or tensor input."""
+    """Returns the kinds that a model accepts; none unless its signature has one binary, text or tensor
+    input."""
     inputs = None if signature is None else signature.inputs
     if inputs is None or len(inputs) != 1:
         return frozenset()
@@ -47,7 +48,7 @@ def kinds(signature: Signature | None) -> frozenset[Kind]:
 
 
 def tensors(signature: Signature | None, whole: Whole) -> dict[str, NDArray]:
-    """The value under its input's name. Raises InvalidInput."""
+    """Returns the value under its input's name. Raises InvalidInput."""
     suitable = kinds(signature)
     if whole.kind not in suitable or signature is None or signature.inputs is None:
         wanted = " or ".join(sorted(suitable)) or "columns or several inputs"
@@ -69,7 +70,7 @@ def _is_one(spec: TensorSpec) -> bool:
 
 
 def _array(octets: bytes, spec: TensorSpec) -> NDArray:
-    """Little-endian values in row-major order; the free length is what the number of bytes makes it."""
+    """Reads little-endian values in row-major order. The number of bytes determines the free length."""
     dtype = spec.dtype.newbyteorder("<")
     known = math.prod(length for length in spec.shape if length != -1)
     row = known * dtype.itemsize

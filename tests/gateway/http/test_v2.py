@@ -285,7 +285,7 @@ def test_26_an_extra_input_is_ignored_with_a_warning(served: Served) -> None:
 
 def test_27_an_input_twice_is_refused(served: Served) -> None:
     reply = infer(served, "typed", *TYPED, TYPED[0])
-    assert (reply.status, reply.json["details"][0]["problem"]) == (422, "is there twice")
+    assert (reply.status, reply.json["details"][0]["problem"]) == (422, "occurs twice")
 
 
 def test_28_an_empty_batch(served: Served) -> None:
