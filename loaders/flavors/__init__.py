@@ -1,7 +1,7 @@
-"""The table of flavors: which one loads a package, which one saves a live model.
+"""The table of flavors: finds the flavor that loads a package, and the flavor that saves a live model.
 
-Plugins are named by a dotted path and imported on first use. The order is the order in which live models
-are offered to them, the most particular first.
+A flavor is named by its dotted path and imported on first use. A live model is offered to the flavors in
+order, the most specific first.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from loaders.flavors.base import Flavor
     from loaders.package import Package
 
-# The plugin table: name -> "module:class"; a module that begins with a dot is one of this package.
+# The plugin table: name -> "module:class"; a leading dot means a module of this package.
 FLAVORS: Final[dict[str, str]] = {
     "onnx": ".onnx:Onnx",
     "xgboost": ".xgboost:XGBoost",
@@ -31,21 +31,21 @@ FLAVORS: Final[dict[str, str]] = {
 
 
 class UnknownFlavor(PackageError):
-    """No flavor here loads such a package, or saves such an object."""
+    """No flavor here loads this package or saves this object."""
 
 
 def get(name: str) -> Flavor:
-    """The flavor of that name. Raises UnknownFlavor."""
+    """Returns the flavor of that name. Raises UnknownFlavor."""
     try:
         module, _, attribute = FLAVORS[name].partition(":")
     except KeyError:
-        raise UnknownFlavor("flavor", f"{name!r} is not known; known: {', '.join(FLAVORS)}") from None
+        raise UnknownFlavor("flavor", f"{name!r} is unknown; known: {', '.join(FLAVORS)}") from None
     flavor: Flavor = getattr(importlib.import_module(module, __name__), attribute)()
     return flavor
 
 
 def find(package: Package) -> Flavor:
-    """The flavor that loads a package, by its loader module. Raises UnknownFlavor."""
+    """Returns the flavor that loads a package, by its loader module. Raises UnknownFlavor."""
     module = package.loader_module
     flavors = [get(name) for name in FLAVORS]
     for flavor in flavors:
@@ -63,7 +63,8 @@ def find(package: Package) -> Flavor:
 
 
 def for_model(model: object) -> Flavor:
-    """The flavor that saves a live object. Raises UnknownFlavor, for a class too: it is not a model yet."""
+    """Returns the flavor that saves a live object. Raises UnknownFlavor, also for a class: save an
+    instance."""
     if isinstance(model, type):
         raise UnknownFlavor(
             "model", f"{model.__name__} is a class: give an object of it, {model.__name__}(…)"

@@ -1,31 +1,30 @@
-"""The contract of a flavor: how one framework's models are saved, found, loaded and asked.
+"""The contract of a flavor: it saves, recognises, loads and calls the models of one framework.
 
-1.  A flavor is an object that has the attributes and methods of `Flavor`; there is nothing to inherit.
-2.  Making it imports nothing but numpy and the standard library. Its framework is imported inside
-    `save` and `load`, so that a process pays only for what it serves.
-3.  `accepts` says whether a live object is this flavor's without importing a framework: an object of a
+1.  A flavor is an object with the attributes and methods of `Flavor`; there is no base class.
+2.  Creating it imports only numpy and the standard library. `save` and `load` import its framework, so that
+    a process pays only for the frameworks that it uses.
+3.  `accepts` returns True for a live object of this flavor, and imports no framework: an object of a
     framework that is not imported cannot exist.
-4.  `save` writes the files into a directory that exists and returns the flavor's entries for `MLmodel`,
-    so that MLflow itself loads the package and gives equal predictions.
-5.  `load` reads only below `package.path` (every path through `Package.inside`), with the overrides
-    already merged into `config`, and returns a `Predictor`. It raises what the framework raises. `threads`
-    is how many threads one prediction may use, for frameworks that fix it at load; None: all processors.
-6.  `Predictor.predict` is given a `Batch` that was enforced and returns the framework's own answer.
-    It is called by one thread at a time and never changes the batch.
-7.  `Predictor.merges` is True only if the answer to a row does not depend on the other rows.
-8.  `trust` is "data" if loading executes nothing that the package brought, else "code".
-9.  `memory_factor` is how many bytes a loaded model takes for each byte on disk: a first guess, replaced
-    by a measurement.
+4.  `save` writes the files into an existing directory and returns the flavor's entries for `MLmodel`. MLflow
+    itself must be able to load the package, with equal predictions.
+5.  `load` reads only below `package.path` (every path through `Package.inside`) and returns a `Predictor`.
+    `config` contains the overrides already. Errors of the framework pass through. `threads` is the maximum
+    number of threads of a prediction, for frameworks that fix it at load; None: all processors.
+6.  `Predictor.predict` receives an enforced `Batch` and returns the framework's own answer. Only one thread
+    calls it at a time. It never changes the batch.
+7.  `Predictor.merges` is True only if the answer for a row does not depend on the other rows.
+8.  `trust` is "data" if loading executes nothing from the package, else "code".
+9.  `memory_factor` is the bytes in memory per byte on disk: a first estimate, replaced by a measurement.
 10. Without its framework a flavor raises `MissingFramework`, which names the package to install.
-11. `mlflow_names` is True if models of this flavor may refer to mlflow's own names, so that the stand-in
-    must be in force where mlflow is not installed.
-12. `stateless` is True only if no answer depends on earlier predictions: such a model answers its
-    example in place before it serves, any other in a throw-away fork of its process.
-13. `options` names what `save` takes; it is given no others, but `shipped`: the modules in `code/`.
-14. `lists_are_arrays` is True if its models read a list as the array that numpy makes of it, so that a list
-    as the example of a package means that array.
-15. A predictor may have `stated()`: the signature that the model file itself states, None where it states
-    too little. It is what a model file without an `MLmodel` has in its place (`loaders/bare.py`).
+11. `mlflow_names` is True if models of this flavor may use mlflow's own names. The stand-in for mlflow is
+    then active if mlflow is not installed.
+12. `stateless` is True only if no answer depends on earlier predictions. A stateless model answers its
+    example in place before it serves, any other model in a throw-away fork of its process.
+13. `options` names the options of `save`. It receives only these and `shipped`, the modules in `code/`.
+14. `lists_are_arrays` is True if its models read a list as numpy's array of it. A list as the example of a
+    package then means that array.
+15. A predictor may have `stated()`: returns the signature that the model file states, None if it states too
+    little. A model file without an `MLmodel` uses it as its signature (`loaders/bare.py`).
 """
 
 from __future__ import annotations
@@ -43,13 +42,13 @@ if TYPE_CHECKING:
 
 Trust = Literal["code", "data"]
 
-# In a package's metadata, `true` under this key says that the model answers each row by itself: what no
-# flavor can know of a model that is code.
+# `true` under this key of a package's metadata declares that the model answers each row independently. A
+# flavor cannot know this about a model that is code.
 MERGES_KEY: Final = "gateway.batch"
 
 
 class MissingFramework(ImportError):
-    """The library that a flavor needs is not installed here."""
+    """The library of a flavor is not installed here."""
 
     def __init__(self, flavor: str, distribution: str) -> None:
         super().__init__(
@@ -70,9 +69,9 @@ class Predictor(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """What `Flavor.save` wrote: the entries under `flavors:` by name (`python_function` among them) and
-    the pip requirements that loading needs (without versions; they are pinned to what is installed).
-    `signature`: what the model itself declares, for a package that is given neither one nor an example."""
+    """The result of `Flavor.save`: the entries under `flavors:` by name (including `python_function`), and
+    the pip requirements for loading (without versions; the caller pins them to the installed ones).
+    `signature`: declared by the model itself, for a package saved without a signature and an example."""
 
     flavors: dict[str, dict[str, Any]]
     requirements: tuple[str, ...]

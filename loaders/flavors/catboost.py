@@ -1,4 +1,4 @@
-"""CatBoost models in CatBoost's own formats. Loading them executes nothing that the package brought."""
+"""CatBoost models in CatBoost's own formats. Loading executes nothing from the package."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ class CatBoost:
         kind, form = entry.get("model_type", "CatBoost"), entry.get("save_format", "cbm")
         for key, value, known in (("model_type", kind, _KINDS), ("save_format", form, _FORMATS)):
             if value not in known:
-                raise PackageError(f"catboost.{key}", f"{value!r} is not known; known: {', '.join(known)}")
+                raise PackageError(f"catboost.{key}", f"{value!r} is unknown; known: {', '.join(known)}")
         model = getattr(catboost, kind)()
         file = str(package.native_data(self.name))
         model.load_model(file, form)
         if package.bare and "class_params" in model.get_metadata():
-            model = catboost.CatBoostClassifier()  # what wrote it: its answers are classes
+            model = catboost.CatBoostClassifier()  # the class that wrote it; its answers are classes
             model.load_model(file, form)
         return Boosted(model, threads)
 
@@ -81,7 +81,7 @@ class Boosted:
         self._options = {} if threads is None else {"thread_count": threads}
 
     def stated(self) -> Signature | None:
-        """The names of its features, with text where it takes text."""
+        """Returns the names of its features, with text columns for text features."""
         names = [str(name) for name in self.model.feature_names_ or ()]
         texts = {*self.model.get_text_feature_indices()}
         others = {*self.model.get_cat_feature_indices(), *self.model.get_embedding_feature_indices()}

@@ -1,7 +1,7 @@
-"""Columns made categorical again, with the categories that a boosted model was trained on.
+"""Makes columns categorical again, with the categories that a boosted model was trained on.
 
-A body has text or numbers where training had pandas' category type; the models keep the categories and tell
-by them. Knows tables and frames, and no framework.
+A request has text or numbers in a column that had pandas' category type in training. The models keep the
+categories. Knows tables and frames; must not know a framework.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 def native(batch: Batch, categories: Mapping[int, Sequence[Any] | None]) -> Any:
-    """The batch as the model is given it. `categories`: of each categorical column, by its place, the values
-    in order; None for those that occur, where they are text. A value that is none of them becomes missing."""
+    """Returns the input for the model. `categories`: the ordered values of each categorical column, by the
+    column's position; None for the values that occur, if they are text. An unknown value becomes missing."""
     data = batches.native(batch)
     if not categories or not isinstance(batch, Columns):
         return data

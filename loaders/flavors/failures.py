@@ -1,8 +1,8 @@
-"""What of a model's failure a caller may read: nothing that can hold rows of anyone's data.
+"""Decides which part of a model's exception the caller may see: never text that can contain input data.
 
-An exception's text may repeat what the model was given, so callers see its class alone. Two kinds of text are
-shown: that of `Unsuitable`, which flavors raise themselves, and the sentences below, which frameworks write
-and which hold no data. Knows exceptions and text.
+An exception's text may repeat the input, so the caller sees only its class. Two kinds of text are shown: that
+of `Unsuitable`, which flavors raise, and the sentences below, which frameworks write and which contain no
+data. Knows exceptions and text.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from typing import Final, NamedTuple
 
 
 class Unsuitable(ValueError):
-    """The input fits the signature but not the model, or there is no signature. The text says what to send
-    and contains no data."""
+    """The input fits the signature but not the model, or there is no signature. The text tells the caller
+    what to send, and contains no data."""
 
 
 class Failure(NamedTuple):
-    """`text`: what a caller may read, None for nothing but the class. `unsuitable`: the input is at fault."""
+    """`text`: the part that the caller may see; None: only the class. `unsuitable`: the input is the
+    cause."""
 
     text: str | None
     unsuitable: bool
@@ -40,7 +41,7 @@ _KNOWN: Final = tuple(
         r"mat1 and mat2 shapes cannot be multiplied \(\d+x\d+ and \d+x\d+\)",
     )
 )
-"""First lines of errors that hold no data."""
+"""First lines of errors that contain no data."""
 
 
 def failure(error: BaseException) -> Failure:

@@ -78,14 +78,14 @@ class Boosted:
         self._options = {} if threads is None else {"num_threads": threads}
 
     def stated(self) -> Signature | None:
-        """The names of its features; a booster trained on arrays has none. It keeps no other types than those
-        of categories."""
+        """Returns the features' names (a booster trained on arrays has none) and types (a booster keeps only
+        those of categories)."""
         booster = getattr(self.model, "booster_", self.model)
         names = [str(name) for name in booster.feature_name()]
         if names == [f"Column_{i}" for i in range(len(names))]:
             return None if self._categories else stated.matrix(len(names))
         if booster.pandas_categorical and not self._categories:
-            return None  # some of its columns are categories, and it is unknown which
+            return None  # it is unknown which columns are categorical
         kinds: list[Type] = [Scalar.double] * len(names)
         for i, known in self._categories.items():
             kinds[i] = stated.of_categories(known)
@@ -96,8 +96,8 @@ class Boosted:
 
 
 def _categories(booster: Any, package: Package) -> dict[int, Sequence[Any] | None]:
-    """By place, the categories of the columns that were of pandas' category type. A booster keeps them in
-    order, and not of which columns they are: its features' ranges say it, of unused ones the signature."""
+    """Returns the categories of the columns with pandas' category type, by position. A booster keeps them in
+    order, without the columns: the features' ranges identify a used column, the signature an unused one."""
     known = booster.pandas_categorical
     if not known:
         return {}

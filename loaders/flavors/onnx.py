@@ -1,9 +1,9 @@
-"""ONNX graphs, run by ONNX Runtime. Loading executes nothing that the package brought.
+"""ONNX graphs, run by ONNX Runtime. Loading executes nothing from the package.
 
-The graph's own dtypes and ranks decide: what can become them without changing its value does (floats may be
-rounded), all else is refused. A dict is fed by name, a single array to a single input, a table to a single
-input as its matrix and to several by column. A table is answered with a table, one record a row, in which a
-wide output is a column of lists; all else with arrays by output name.
+The graph's dtypes and ranks decide: a value that can be cast without a change is cast (floats may be
+rounded), any other is refused. A dict goes to the inputs by name, a single array to the single input. A table
+goes to a single input as a matrix, and to several inputs by column. The answer to a table is a table with one
+record per row, in which a wide output is a column of lists. Other answers are arrays by output name.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Onnx:
     )
 
     def accepts(self, model: object) -> bool:
-        """A ModelProto, its bytes, or the path of an `.onnx` file."""
+        """Accepts a ModelProto, its bytes, or the path of an `.onnx` file."""
         onnx = sys.modules.get("onnx")
         if onnx is not None and isinstance(model, onnx.ModelProto):
             return True
@@ -103,14 +103,14 @@ class _Input(NamedTuple):
 
 
 class Graph:
-    """A session and what it takes. Merges only where every input and output has a free first dimension."""
+    """A session and its inputs. Merges only if every input and output has a free first dimension."""
 
     def __init__(self, session: Any, file: Path) -> None:
         self._session = session
         self._file = file
         self._inputs = {node.name: _input(node) for node in session.get_inputs()}
         self._outputs = [node.name for node in session.get_outputs()]
-        #: The shapes that the graph declares, by input: -1 for any length.
+        #: The declared shape of each input; -1 means any length.
         self.declared = {
             name: tuple(-1 if length is None else length for length in taken.shape)
             for name, taken in self._inputs.items()
@@ -120,7 +120,7 @@ class Graph:
         self.merges = all(node.shape and not isinstance(node.shape[0], int) for node in nodes)
 
     def stated(self) -> Signature | None:
-        """What the graph says of its inputs and outputs, with their names."""
+        """Returns the signature that the graph declares, with the names of inputs and outputs."""
         return _stated(self._session, self._file)
 
     def predict(self, batch: Batch, params: Mapping[str, Any]) -> Any:
@@ -130,7 +130,7 @@ class Graph:
             return answer
         records = {name: tensors.records(result, batch.rows) for name, result in answer.items()}
         if any(cells is None for cells in records.values()):
-            return answer  # not one record a row: as the graph gives it
+            return answer  # there is not one record per row
         import pandas as pd
 
         return pd.DataFrame(records)
@@ -146,14 +146,14 @@ class Graph:
             given = {"": batch.value}
         if given.keys() == {""} and "" not in self._inputs:
             if len(self._inputs) != 1:
-                raise Unsuitable(f"the graph has several inputs, name them: {', '.join(self._inputs)}")
+                raise Unsuitable(f"the graph has several inputs: name them: {', '.join(self._inputs)}")
             given = dict.fromkeys(self._inputs, given[""])
         if missing := [name for name in self._inputs if name not in given]:
-            raise Unsuitable(f"the graph also takes {', '.join(missing)}")
+            raise Unsuitable(f"the graph also needs {', '.join(missing)}")
         return {name: _fed(taken, given[name]) for name, taken in self._inputs.items()}
 
     def _of_table(self, table: Columns) -> dict[str, Any]:
-        """Columns by the names of the inputs; or all of them for the only input."""
+        """Returns columns by the names of the inputs, or all columns for a single input."""
         inputs = [*self._inputs.values()]
         known = [(taken, taken.dtype, taken.shape) for taken in inputs]
         if any(dtype is None for _, dtype, _ in known):
@@ -179,8 +179,8 @@ class Graph:
 
 
 def _input(node: Any) -> _Input:
-    # A symbolic dimension is its name, a free one None; some exporters write -1 or 0 for it. A scalar and a
-    # tensor of unknown rank look the same: neither's shape is checked here.
+    # A symbolic dimension is a name, a free one None; some exporters write -1 or 0 for it. A scalar and a
+    # tensor of unknown rank look the same, so neither shape is checked here.
     shape = [n if isinstance(n, int) and n > 0 else None for n in node.shape]
     return _Input(node.name, _DTYPES.get(node.type), shape or None)
 
@@ -198,7 +198,7 @@ def _fed(taken: _Input, value: Any) -> Any:
 
 
 def _declared(path: Path) -> Signature | None:
-    """The signature that the graph in a file states; None where this machine cannot open it."""
+    """Returns the signature that the graph in a file states; None if this machine cannot open the file."""
     try:
         runtime = _runtime()
         options = _session_options(runtime, {"graph_optimization_level": 0}, 1)
@@ -209,11 +209,11 @@ def _declared(path: Path) -> Signature | None:
 
 
 def _stated(session: Any, path: Path) -> Signature | None:
-    """The signature that a graph states: its inputs' names, dtypes and shapes, -1 for a dimension that is
-    free or symbolic. None where an input is not a tensor or its rank is unknown.
+    """Returns the signature that a graph states: its inputs' names, dtypes and shapes, with -1 for a free or
+    symbolic dimension. Returns None if an input is not a tensor or its rank is unknown.
 
-    What a graph states of its outputs nothing verifies, and real ones are wrong: it is taken where all but
-    the first dimension are fixed, else nothing is said about outputs.
+    No tool verifies the stated outputs, and in real graphs they are often wrong. They are used only if all
+    dimensions but the first are fixed; otherwise the signature has no outputs.
     """
     from loaders.signature import Signature
 
@@ -235,13 +235,13 @@ def _tensor(node: Any) -> TensorSpec | None:
     dtype = _DTYPES.get(node.type)
     if dtype is None:
         return None
-    # A symbolic dimension is its name, a free one None; some exporters write -1 or 0 for it.
+    # A symbolic dimension is a name, a free one None; some exporters write -1 or 0 for it.
     return TensorSpec(dtype, tuple(n if isinstance(n, int) and n > 0 else -1 for n in node.shape), node.name)
 
 
 def _scalars(path: Path) -> set[str | None]:
-    """The inputs that are stated to have no axis. ONNX Runtime shows them like those of unknown rank; only
-    the package onnx tells them apart."""
+    """Returns the inputs that are stated to have no axis. ONNX Runtime does not distinguish them from inputs
+    of unknown rank; only the package onnx does."""
     try:
         import onnx
     except ImportError:
@@ -254,7 +254,7 @@ def _scalars(path: Path) -> set[str | None]:
 
 
 def _session_options(runtime: Any, wanted: Any, threads: int | None) -> Any:
-    """MLflow's `onnx_session_options`. No session takes more threads than `threads`; idle ones sleep."""
+    """Reads MLflow's `onnx_session_options`. A session has at most `threads` threads; idle threads sleep."""
     place = "onnx.onnx_session_options"
     if not isinstance(wanted, dict):
         raise PackageError(place, "must be a mapping")
@@ -265,14 +265,14 @@ def _session_options(runtime: Any, wanted: Any, threads: int | None) -> Any:
         options.intra_op_num_threads = min(int(wanted.get("intra_op_num_threads") or limit), limit)
         options.inter_op_num_threads = min(int(wanted.get("inter_op_num_threads") or 1), limit)
         if (level := wanted.get("graph_optimization_level")) is not None:
-            # The enumeration itself takes any number.
+            # The enumeration itself accepts any number.
             levels = {int(known): known for known in runtime.GraphOptimizationLevel.__members__.values()}
             options.graph_optimization_level = levels[int(level)]
         if mode := wanted.get("execution_mode"):
             options.execution_mode = getattr(runtime.ExecutionMode, _MODES[str(mode).upper()])
         entries = {_SPINNING: "0", **(wanted.get("extra_session_config") or {})}
     except (TypeError, ValueError, KeyError) as error:
-        raise PackageError(place, f"holds a value that is not known: {error}") from error
+        raise PackageError(place, f"has an unknown value: {error}") from error
     _name_no_files(place, entries)
     for key, value in entries.items():
         options.add_session_config_entry(str(key), str(value))
@@ -280,7 +280,8 @@ def _session_options(runtime: Any, wanted: Any, threads: int | None) -> Any:
 
 
 def _providers(entry: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """The declared execution providers; in `MLmodel` an item is a name or a list of name and options."""
+    """Returns the declared execution providers. In `MLmodel` an item is a name, or a list of name and
+    options."""
     declared = entry.get("providers") or [_CPU]
     providers: list[tuple[str, dict[str, Any]]] = []
     for item in [declared] if isinstance(declared, str) else declared:
@@ -294,10 +295,10 @@ def _providers(entry: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _name_no_files(place: str, options: Mapping[str, Any]) -> None:
-    """Refuses options with which a package would reach for files, or for libraries to be executed."""
+    """Refuses options that would read files, or load libraries, outside the package."""
     for key in options:
         if _FILES.search(str(key).lower()):
-            raise PackageError(place, f"the option {key!r} names files, which a package may not")
+            raise PackageError(place, f"the option {key!r} is not allowed: it names a file")
 
 
 def _processors() -> int:
@@ -306,7 +307,7 @@ def _processors() -> int:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """The graph with all its weights in one file where that is possible."""
+    """Copies the graph, with all its weights in one file if possible."""
     try:
         import onnx
     except ImportError:

@@ -1,12 +1,14 @@
-"""Models that are Python code: objects with `predict`, functions, MLflow's PythonModels, models saved as
-code (`Python`), packages that bring their own loader (`Loader`), and what mlflow alone loads (`MLflow`).
+"""Models that are Python code.
+
+`Python`: objects with `predict`, functions, MLflow's PythonModels, and models saved as code. `Loader`:
+packages that contain their own loader. `MLflow`: models that only mlflow loads.
 
 Objects and functions are saved with a small loader in `code/`, so that any server of MLflow packages loads
-them through the public `loader_module` convention; MLflow's own PythonModels are saved in MLflow's form.
-Where the real mlflow is installed it loads its own packages; elsewhere the stand-in does.
+them by the public `loader_module` convention. MLflow's PythonModels are saved in MLflow's form. mlflow loads
+its own packages if it is installed; otherwise the stand-in does.
 
-A custom model may answer a row by looking at the others, so its requests are merged only where the
-package's metadata says `gateway.batch: true`.
+A custom model's answer for a row may depend on the other rows, so its requests are merged only if the
+package's metadata has `gateway.batch: true`.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ class Python:
     options = ("artifacts", "model_config")
 
     def accepts(self, model: object) -> bool:
-        """An object with `predict`, a function, or the path of a `.py` file that calls `set_model`."""
+        """Accepts an object with `predict`, a function, or the path of a `.py` file that calls
+        `set_model`."""
         if isinstance(model, (str, Path)):
             return str(model).endswith(".py")
         return callable(getattr(model, "predict", None)) or inspect.isroutine(model)
@@ -78,7 +81,7 @@ class Python:
 
     def load(self, package: Package, config: Mapping[str, Any], threads: int | None = None) -> Custom:
         if package.loader_module != SHIPPED and not standin.absent():
-            # Checked above all: MLflow follows these paths as they are written.
+            # Checked first, because MLflow follows these paths without a check.
             _ = _code_file(package) if package.loader_module == _CODE else _pickle(package)
             loader = importlib.import_module(package.loader_module)
             given = (str(package.data), dict(config)) if config else (str(package.data),)
@@ -90,16 +93,16 @@ class Python:
             else:
                 model = _unpickled(package)
                 if isinstance(model, standin.FunctionModel):
-                    model = model.func  # whose own hint says what it is given
+                    model = model.func  # its type hint determines its input
             artifacts = {name: str(path) for name, path in package.artifacts.items()}
-            # As in MLflow, a model without configuration gets None.
+            # As in MLflow, a model without a configuration receives None.
             given_config = dict(config) or (None if package.loader_module != SHIPPED else {})
             return Custom(shipped.adapted(model, artifacts, given_config).predict, package)
 
 
 class Loader:
-    """Packages that bring their own loader: a module in `code/` whose `_load_pyfunc(path)` returns an object
-    with `predict`, which is MLflow's public extension point."""
+    """Packages with their own loader: a module in `code/` whose `_load_pyfunc(path)` returns an object with
+    `predict`. This is MLflow's public extension point."""
 
     name = "loader"
     loader_modules: tuple[str, ...] = ()
@@ -111,12 +114,12 @@ class Loader:
     options = ("loader_module", "model_config")
 
     def accepts(self, model: object) -> bool:
-        """Never by itself: `flavor="loader"` asks for it."""
+        """Never accepts: the caller must choose it with `flavor="loader"`."""
         return False
 
     def save(self, model: Any, directory: Path, options: Mapping[str, Any]) -> Saved:
-        """`model` is the path of the loader's data, a file or directory. Options: `loader_module` (a module
-        in `code_paths`), `model_config`."""
+        """Saves `model`, the path of the loader's data (a file or directory). Options: `loader_module` (a
+        module in `code_paths`), `model_config`."""
         source = Path(model)
         target = directory / "data" / source.name
         target.parent.mkdir()
@@ -143,8 +146,8 @@ class Loader:
 
 
 class MLflow:
-    """Models that only mlflow's own loaders load (`mlflow.spacy`, `mlflow.prophet` and others): the last
-    resort, in an environment that has mlflow."""
+    """Models that only mlflow's own loaders load (`mlflow.spacy`, `mlflow.prophet` and others), in an
+    environment with mlflow. The last choice."""
 
     name = "mlflow"
     loader_modules: tuple[str, ...] = ()
@@ -156,7 +159,7 @@ class MLflow:
     options: tuple[str, ...] = ()
 
     def accepts(self, model: object) -> bool:
-        """Never: other flavors save what they know."""
+        """Never accepts: mlflow itself saves these models."""
         return False
 
     def save(self, model: Any, directory: Path, options: Mapping[str, Any]) -> Saved:
@@ -169,15 +172,15 @@ class MLflow:
             loader = importlib.import_module(package.loader_module)
         except ModuleNotFoundError as error:
             if not package.loader_module.startswith(error.name or "?"):
-                raise  # the loader is there, and the framework is not
-            problem = f"the mlflow that is installed has no {package.loader_module}"
+                raise  # the loader exists, but its framework is missing
+            problem = f"the installed mlflow has no {package.loader_module}"
             raise PackageError("python_function.loader_module", problem) from error
         given = (str(package.data), dict(config)) if config else (str(package.data),)
         return Custom(loader._load_pyfunc(*given).predict, package)
 
 
 class Custom:
-    """A model that the package's own code defines, called as MLflow does: `predict(data, params)`."""
+    """A model defined by the package's own code. Called as in MLflow: `predict(data, params)`."""
 
     def __init__(self, predict: Callable[..., Any], package: Package) -> None:
         self.merges = package.metadata.get(MERGES_KEY) is True
@@ -185,10 +188,10 @@ class Custom:
         try:
             self._takes_params = "params" in inspect.signature(predict).parameters
         except ValueError:
-            self._takes_params = False  # compiled code that does not say what it takes
+            self._takes_params = False  # compiled code without a readable signature
 
     def predict(self, batch: Batch, params: Mapping[str, Any]) -> Any:
-        # As in MLflow, a model without params gets None.
+        # As in MLflow, a model without params receives None.
         given = {"params": dict(params) or None} if self._takes_params else {}
         with standin.explained():
             return self._predict(batches.native(batch), **given)
@@ -198,7 +201,7 @@ def _unpickled(package: Package) -> Any:
     file = _pickle(package)
     compression = package.text("python_model_compression")
     if compression not in shipped.COMPRESSIONS:
-        raise PackageError("python_function.python_model_compression", f"{compression!r} is not known")
+        raise PackageError("python_function.python_model_compression", f"{compression!r} is unknown")
     try:
         import cloudpickle  # noqa: F401
     except ImportError as error:
@@ -209,15 +212,16 @@ def _unpickled(package: Package) -> Any:
 def _pickle(package: Package) -> Path:
     name = package.text("python_model")
     if name is None:
-        raise PackageError("python_function.python_model", "is missing: which file is the model?")
+        raise PackageError("python_function.python_model", "is missing: it must name the model's file")
     return package.inside(name)
 
 
 def _code_file(package: Package) -> Path:
-    """`model_code_path` is a path of the machine that logged the model; here only its name counts."""
+    """Returns the model's code file. `model_code_path` is a path on the machine that logged the model; only
+    its last part is used here."""
     path = package.text("model_code_path")
     if path is None:
-        raise PackageError("python_function.model_code_path", "is missing: which file is the model?")
+        raise PackageError("python_function.model_code_path", "is missing: it must name the model's file")
     return package.inside(path.replace("\\", "/").rpartition("/")[2])
 
 

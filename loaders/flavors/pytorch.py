@@ -1,9 +1,9 @@
 """PyTorch modules: whole pickled modules (`model.pth`) and exported programs (`model.pt2`).
 
-Input and output as MLflow's pytorch flavor has them: a frame becomes a float32 matrix and is answered with
-a frame of columns 0, 1, …; an array is given as it is, several by name; params are keyword arguments. A dict
-or tuple of tensors comes out as arrays by name.
-Requests are merged only where the package's metadata says `gateway.batch: true`.
+Input and output follow MLflow's pytorch flavor. A frame becomes a float32 matrix, and its answer is a frame
+with the columns 0, 1, …. A single array is passed unchanged, several arrays by name. Params are keyword
+arguments. A dict or tuple of tensors becomes arrays by name.
+Requests are merged only if the package's metadata has `gateway.batch: true`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _PICKLED: Final = "model.pth"
 _EXPORTED: Final = "model.pt2"
-# MLflow imports the module that this file names; torch's own default reads what it wrote.
+# MLflow imports the module named in this file; torch's default module reads files that torch wrote.
 _PICKLE_INFO: Final = "pickle_module_info.txt"
 _PICKLE_MODULE: Final = "mlflow.pytorch.pickle_module"
 
@@ -48,7 +48,7 @@ class PyTorch:
     options: tuple[str, ...] = ()
 
     def accepts(self, model: object) -> bool:
-        """A module, or an exported program (`torch.export.export`)."""
+        """Accepts a module, or an exported program (`torch.export.export`)."""
         torch = sys.modules.get("torch")
         if torch is None:
             return False
@@ -94,17 +94,17 @@ class PyTorch:
             return Module(program.module(), torch, device, _merges(package), program)
         if (data / _PICKLED).exists():
             file = package.inside((relative / _PICKLED).as_posix())
-            # A whole module is a pickle of classes: torch's restricted reader refuses them.
+            # A whole module is a pickle of classes, which torch's restricted reader refuses.
             model = torch.load(file, map_location=device, weights_only=False)
             model.eval()
         else:
-            raise PackageError(relative.as_posix(), f"holds neither {_PICKLED} nor {_EXPORTED}")
+            raise PackageError(relative.as_posix(), f"contains neither {_PICKLED} nor {_EXPORTED}")
         return Module(model, torch, device, _merges(package))
 
 
 def exported_program(package: Package) -> Path | None:
-    """The file of the exported program that a package holds; None where it holds a pickled module, which is
-    loaded first, or neither. Raises PackageError for a link that leaves the package."""
+    """Returns the package's exported program file; None if there is a pickled module, which is preferred, or
+    neither. Raises PackageError for a link that leaves the package."""
     data = package.data
     if data.is_file():
         return data
@@ -114,13 +114,13 @@ def exported_program(package: Package) -> Path | None:
 
 
 def _called(program: Any) -> tuple[list[str], int, list[str]]:
-    """How an exported program is called: its inputs in order, how many of them are positional, the keywords
-    of the others. Empty for a module, and for a program that takes tensors within lists or dicts."""
+    """Returns how to call an exported program: its inputs in order, the number of positional inputs, the
+    keywords of the others. Empty for a module, and for a program with tensors inside lists or dicts."""
     if program is None:
         return [], 0, []
     names = [name for name in program.graph_signature.user_inputs if isinstance(name, str)]
     called = program.call_spec.in_spec
-    # torch before 2.10 has the parts as a list alone.
+    # torch before 2.10 has only a list of the parts.
     child = getattr(called, "child", None) or called.children_specs.__getitem__
     positional, keywords = child(0), child(1)
     if (
@@ -141,7 +141,7 @@ class Module:
     def __init__(self, model: Any, torch: Any, device: str, merges: bool, program: Any = None) -> None:
         self.model = model
         self._program = program
-        #: Its inputs in order, and how many are positional: an exported program takes them only that way.
+        #: The inputs in order, and the number of positional ones: an exported program accepts no other call.
         self._order, self._positional, self._keywords = _called(program)
         self.merges = merges
         self._torch = torch
@@ -151,8 +151,8 @@ class Module:
         self._as_floats: set[tuple[str, ...]] = set()
 
     def stated(self) -> Signature | None:
-        """The inputs of an exported program, with their dtypes and shapes. None for a module, and where an
-        input is not a tensor of a dtype that numpy has."""
+        """Returns the inputs of an exported program, with their dtypes and shapes. None for a module, and if
+        an input is not a tensor with a numpy dtype."""
         from loaders.schema import TensorSpec
         from loaders.signature import Signature
 
@@ -198,14 +198,14 @@ class Module:
         except ValueError:
             raise Unsuitable("a tensor has parts of different lengths") from None
         if isinstance(array, np.ma.MaskedArray) or array.dtype.kind not in "biufc":
-            raise Unsuitable("a PyTorch model takes numbers, without nulls")
-        # A batch may be read-only memory, which torch cannot hold.
+            raise Unsuitable("a PyTorch model accepts only numbers, without nulls")
+        # A batch may be in read-only memory, which torch does not support.
         array = array if array.flags.writeable else array.copy()
         return self._torch.from_numpy(array).to(self._device)
 
     def _asked(self, inputs: dict[str, Any], params: Mapping[str, Any]) -> Any:
-        """Numbers come from JSON as 64 bits, whole ones as integers: where the module does not take them as
-        they are, it is given what its own parameters are made of."""
+        """Calls the module. Numbers from JSON have 64 bits, and whole numbers are integers. If the module
+        refuses them, calls it again with the dtype of its parameters."""
         kinds = tuple(str(tensor.dtype) for tensor in inputs.values())
         if kinds not in self._as_floats:
             try:
@@ -241,10 +241,10 @@ class Module:
             return self.model(**inputs, **params)
         if len(inputs) == 1:
             return self.model(*inputs.values(), **params)
-        raise Unsuitable(f"the module takes {', '.join(known)}")
+        raise Unsuitable(f"the module accepts {', '.join(known)}")
 
     def _outputs(self, answer: Any) -> Any:
-        """One array, or several by name; those of a tuple are output_0, output_1, …"""
+        """Returns one array, or several by name; the parts of a tuple are output_0, output_1, …"""
         if isinstance(answer, self._torch.Tensor):
             answer = answer.cpu()
             return (answer.float() if answer.dtype == self._torch.bfloat16 else answer).numpy()
@@ -257,5 +257,5 @@ class Module:
             raise TypeError(f"a PyTorch model must answer with tensors, not a {type(answer).__name__}")
         arrays = {str(name): self._outputs(item) for name, item in answer.items()}
         if not all(isinstance(array, np.ndarray) for array in arrays.values()):
-            raise TypeError("a PyTorch model must answer with tensors, one for each name")
+            raise TypeError("a PyTorch model must answer with one tensor for each name")
         return arrays

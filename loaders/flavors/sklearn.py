@@ -1,7 +1,7 @@
 """Scikit-learn estimators and pipelines: pickle, cloudpickle and skops files.
 
-The `trusted` list of a skops file comes with the package, so it protects from nothing: this flavor's trust
-is "code" whatever the format.
+The `trusted` list of a skops file comes with the package, so it gives no protection: this flavor's trust is
+"code" for every format.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _TEXTS: Final = 'send {"inputs": ["…", "…"]}'
 _NO_TABLE: Final = f"the model takes a list of texts, not a table: {_TEXTS}"
-_NO_TEXTS: Final = f"the model takes a list of texts, and nothing else in it: {_TEXTS}"
+_NO_TEXTS: Final = f"the model takes a list that contains only texts: {_TEXTS}"
 _LOG_AGAIN: Final = (
     "; its signature declares a table: log it again with numpy.array of texts as the input example"
 )
@@ -69,7 +69,7 @@ class Sklearn:
         predict_fn = options.get("predict_fn", "predict")
         if form not in _SAVED:
             known = ", ".join(_SAVED)
-            raise ValueError(f"the serialization format {form!r} is not known; known: {known}")
+            raise ValueError(f"the serialization format {form!r} is unknown; known: {known}")
         if predict_fn not in _METHODS or not hasattr(model, predict_fn):
             raise ValueError(f"a {type(model).__name__} cannot predict with {predict_fn!r}")
         file = "model.skops" if form == "skops" else "model.pkl"
@@ -97,10 +97,10 @@ class Sklearn:
         entry = package.flavors.get(self.name, {})
         predict_fn = package.text("predict_fn") or "predict"
         if predict_fn not in _METHODS:
-            raise PackageError("python_function.predict_fn", f"{predict_fn!r} is not a method that predicts")
+            raise PackageError("python_function.predict_fn", f"{predict_fn!r} is not a prediction method")
         file = package.data
         if not file.is_file():
-            # MLflow 1 named the file only in the flavor's own entry, or left it at its default.
+            # MLflow 1 named the file only in the flavor's own entry, or used the default name.
             file = package.inside(package.text("model_path") or str(entry.get("pickled_model", "model.pkl")))
         model = pickling.load(package, self.name, file, "pickle")
         if not hasattr(model, predict_fn):
@@ -112,8 +112,8 @@ class Sklearn:
 class Estimator:
     """A loaded estimator and the method to call. `score` gives one answer for all rows.
 
-    Tables become frames, as in MLflow. Where an estimator does nothing with a frame but check its columns'
-    names and make an array of it, which takes most of the time of a small call, it is given that array.
+    Tables become frames, as in MLflow. If an estimator only checks a frame's column names and converts it to
+    an array, it receives the array instead, because that conversion takes most of the time of a small call.
     """
 
     def __init__(self, model: Any, method: str, declares_table: bool = False) -> None:
@@ -135,8 +135,9 @@ class Estimator:
         return known_values(self.model)
 
     def stated(self) -> Signature | None:
-        """Numbers by the names or the width that it was fitted on, if it answers numbers. A category that
-        an encoder knows gives the type of its column; the types of other columns are unknown then."""
+        """Returns columns of numbers, by the names or the width of the fit, if the estimator answers numbers.
+        A category known to an encoder gives the type of its column; the types of other columns are then
+        unknown."""
         names = [str(name) for name in getattr(self.model, "feature_names_in_", ())]
         width = getattr(self.model, "n_features_in_", None)
         if self._takes_texts or not (names or isinstance(width, int)):
@@ -154,7 +155,7 @@ class Estimator:
         return stated.columns(names, kinds)
 
     def _answers_numbers(self, names: list[str], width: int) -> bool:
-        """Whether it answers two made-up rows of numbers, and of known categories."""
+        """Returns True if it answers two made-up rows of numbers and known categories."""
         rows = np.outer([0.5, 1.0], np.linspace(0.5, 1.5, width))
         data: Any = rows
         if names:
@@ -177,29 +178,30 @@ class Estimator:
             return self._of_texts(batch)
         if self._names is not None and isinstance(batch, Columns) and list(batch.arrays) == self._names:
             arrays = list(batch.arrays.values())
-            # Of one type: an encoder, say, reads column by column, and large integers that become floats
-            # because of their neighbours would lose digits.
+            # Only for columns of the same type: an encoder reads column by column, and large integers would
+            # lose digits if they became floats because of other columns.
             kinds = {array.dtype for array in arrays if type(array) is np.ndarray}
             if len(kinds) == 1 and arrays[0].dtype.kind in "fi" and set(map(type, arrays)) == {np.ndarray}:
-                return self._predict_array(np.array(arrays).T)  # in memory as pandas has it
+                return self._predict_array(np.array(arrays).T)  # pandas' memory layout
         return self._predict(batches.native(batch, gap=self._gap))
 
     def _of_texts(self, batch: Batch) -> Any:
-        # Of a mapping, too, such a model reads the names.
+        # Such a model would read the names of a mapping, too.
         if isinstance(batch, Columns) or _is_named(batch):
             raise Unsuitable(_NO_TABLE + (_LOG_AGAIN if self._declares_table else ""))
         data = batches.native(batch)
         try:
             return self._predict(data)
         except Exception as error:
-            # A model of its own kind may take lists of words, too: what it answers is its affair.
+            # A custom model may also accept lists of words.
             if _are_texts(data):
                 raise
             raise Unsuitable(_NO_TEXTS) from error
 
     def _iterates(self) -> bool:
-        """Whether the model takes a list of texts, as a pipeline that begins with a vectorizer does. To such
-        a model a frame is the list of its columns' names: of two made-up rows it answers one."""
+        """Returns True if the model takes a list of texts, for example a pipeline that begins with a
+        vectorizer. Such a model reads a frame as the list of its column names, so for a frame of two made-up
+        rows with one column it gives one answer."""
         if hasattr(self.model, "n_features_in_"):
             return False
         rows = np.array(["made", "up"], dtype=object)
@@ -213,11 +215,11 @@ class Estimator:
             return False
 
     def _same_of_arrays(self, names: list[str]) -> bool:
-        """Whether some made-up rows get the same answer as an array and as a frame, without a warning."""
+        """Returns True if made-up rows get the same answer as an array and as a frame, without a warning."""
         rows = np.outer([0.0, 1.0, -0.5, 3.0], np.linspace(0.5, 1.5, len(names)))
         table = Columns(dict(zipped(names, rows.T)), len(rows))
         try:
-            # Recorded, and not raised: filters are the process's, and another thread may be warned meanwhile.
+            # Record warnings instead of raising them: filters are global, and other threads may warn now.
             with warnings.catch_warnings(record=True) as warned:
                 warnings.simplefilter("always")
                 of_frame = self._predict(batches.native(table))
@@ -242,8 +244,8 @@ def _is_named(batch: Batch) -> bool:
 
 
 def _knows_none(model: Any) -> bool:
-    """Whether something inside was fitted on a frame in which None, and not NaN, stood for a gap: what older
-    pandas makes of records from JSON or a database. To such an encoder NaN is an unknown category."""
+    """Returns True if an encoder inside was fitted on a frame with None, not NaN, for missing values. Older
+    pandas makes such frames from JSON or a database. For such an encoder NaN is an unknown category."""
     found = False
     left: list[Any] = [model]
     seen: set[int] = set()
@@ -262,7 +264,7 @@ def _knows_none(model: Any) -> bool:
             fitted = vars(part)
             categories_ = fitted.get("categories_")
             for categories in categories_ if isinstance(categories_, list) else ():
-                kinds = {type(one) for one in categories[-2:]}  # gaps come last, None before NaN
+                kinds = {type(one) for one in categories[-2:]}  # missing values are last, None before NaN
                 if float in kinds and categories[-1] != categories[-1]:
                     return False
                 found = found or type(None) in kinds
@@ -271,7 +273,7 @@ def _knows_none(model: Any) -> bool:
 
 
 def known_values(model: Any) -> dict[str, Any]:
-    """By column, a category that an encoder inside was fitted on: it may refuse any other."""
+    """Returns, by column, a category that an encoder inside was fitted on. It may refuse any other."""
     found: dict[str, Any] = {}
     left: list[tuple[Any, Any]] = [(model, None)]
     for _ in range(_MAX_PARTS):
@@ -296,8 +298,9 @@ def known_values(model: Any) -> dict[str, Any]:
 
 
 def _without_names(model: Any) -> Any | None:
-    """A shallow copy that takes arrays although the estimator was fitted on a frame. None for what may look
-    at a frame's columns itself: all but scikit-learn's own estimators, and those that hold others."""
+    """Returns a shallow copy that accepts arrays although the estimator was fitted on a frame. None if the
+    estimator may use a frame's columns: for all except scikit-learn's own estimators, and for those that
+    contain other estimators."""
     from sklearn.pipeline import Pipeline
 
     if type(model).__module__.partition(".")[0] != "sklearn" or not hasattr(model, "feature_names_in_"):

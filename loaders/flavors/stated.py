@@ -1,7 +1,7 @@
-"""Signatures that model files state themselves: the names, types and shapes of their inputs.
+"""Signatures that model files state: the names, types and shapes of their inputs.
 
-Used for a model file without an `MLmodel`, which says nothing else of its inputs. A file that says less gets
-no signature. Knows no framework.
+Used for a model file without an `MLmodel`. A file that states less gets no signature. Must not know
+frameworks.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def columns(names: Iterable[object], kinds: Sequence[Type]) -> Signature | None:
-    """Required columns; None where a name is not text. A column of `AnyType` takes any value."""
+    """Returns required columns; None if a name is not text. A column of `AnyType` accepts any value."""
     from loaders.signature import Signature
 
     listed = list(names)
@@ -30,12 +30,12 @@ def columns(names: Iterable[object], kinds: Sequence[Type]) -> Signature | None:
 
 
 def matrix(width: int) -> Signature | None:
-    """Rows of numbers without names."""
+    """Returns rows of `width` numbers without names."""
     from loaders.signature import Signature
 
     return Signature((TensorSpec(np.dtype(np.float64), (-1, width)),)) if width > 0 else None
 
 
 def of_categories(known: Sequence[object] | None) -> Type:
-    """The type of a categorical column: text where its categories are text, else any."""
+    """Returns the type of a categorical column: text if its categories are text, else any."""
     return Scalar.string if known and all(isinstance(one, str) for one in known) else AnyType()

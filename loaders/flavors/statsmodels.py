@@ -1,7 +1,7 @@
-"""Fitted statsmodels results, as the pickles that statsmodels writes.
+"""Fitted statsmodels results, in the pickles that statsmodels writes.
 
-Time series take MLflow's form of input: one row with the columns `start` and `end`. Requests are merged
-only where the package's metadata says `gateway.batch: true`.
+Time series models use MLflow's form of input: one row with the columns `start` and `end`. Requests are merged
+only if the package's metadata has `gateway.batch: true`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Statsmodels:
 
 
 class Results:
-    """Loaded results; `series`: of a time series model."""
+    """Loaded results. `series` is True for a time series model."""
 
     def __init__(self, model: Any, series: bool, merges: bool) -> None:
         self.model = model

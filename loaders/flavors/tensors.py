@@ -1,8 +1,8 @@
-"""Arrays made into what a model that takes tensors declares: its dtype and its rank, or refused in words.
+"""Converts arrays to the dtype and rank that a model of tensors declares, or refuses them.
 
-Numbers become the declared dtype where each keeps its value, or is rounded as a narrower float rounds;
-nothing becomes a number that is none. One record is one row. What does not fit raises `Unsuitable`, whose
-text holds names, dtypes and shapes, and no data. Knows arrays and tables, and no framework.
+Numbers become the declared dtype if each keeps its value or is only rounded to a narrower float. Nothing else
+becomes a number. One record is one row. Input that does not fit raises `Unsuitable`, whose text contains
+names, dtypes and shapes, but no data. Must not know frameworks.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
 Shape: TypeAlias = "Sequence[int | None]"
-"""Lengths by axis, None where any will do."""
+"""Lengths by axis; None means any length."""
 
 
 def cast(array: Array, dtype: np.dtype[Any], name: str) -> Array:
-    """The array with a dtype; `object` stands for text. Raises Unsuitable."""
+    """Casts the array to a dtype; `object` means text. Raises Unsuitable."""
     if isinstance(array, np.ma.MaskedArray):
         gaps = np.ma.getmaskarray(array)
         if gaps.any() and dtype.kind != "f":
@@ -63,7 +63,7 @@ def _text(array: Array, dtype: np.dtype[Any], name: str) -> Array:
 
 
 def _unpacked(array: Array, dtype: np.dtype[Any], name: str) -> Array:
-    """Cells that are Python's numbers, or lists of one length, as an array of their own dtype."""
+    """Converts cells that are Python's numbers, or lists of one length, to an array of their own dtype."""
     if any(cell is None for cell in array.reshape(-1)) and dtype.kind != "f":
         raise _null(name, dtype)
     try:
@@ -80,7 +80,7 @@ def _null(name: str, dtype: np.dtype[Any]) -> Unsuitable:
 
 
 def shaped(array: Array, shape: Shape, name: str) -> Array:
-    """The array if its shape is the declared one. Raises Unsuitable."""
+    """Returns the array if its shape matches the declared one. Raises Unsuitable."""
     if len(array.shape) == len(shape) and all(
         n is None or n == have for n, have in zipped(shape, array.shape)
     ):
@@ -90,7 +90,7 @@ def shaped(array: Array, shape: Shape, name: str) -> Array:
 
 
 def column(table: Columns, key: str | int, dtype: np.dtype[Any], shape: Shape, name: str) -> Array:
-    """One column for one input: a row of it is one cell, of rank 1 or 2. Raises Unsuitable."""
+    """Returns one column as one input, of rank 1 or 2: each cell is a row. Raises Unsuitable."""
     array = cast(table.arrays[key], dtype, name)
     if array.ndim == 1 and len(shape) == 2:
         array = array.reshape(-1, 1)
@@ -98,22 +98,23 @@ def column(table: Columns, key: str | int, dtype: np.dtype[Any], shape: Shape, n
 
 
 def matrix(table: Columns, dtype: np.dtype[Any], shape: Shape, name: str) -> Array:
-    """All columns side by side for one input; a single column may hold whole rows. Raises Unsuitable."""
+    """Returns all columns as the matrix of one input; a single column may contain whole rows. Raises
+    Unsuitable."""
     if len(table.arrays) == 1 or len(shape) == 1:
         if len(table.arrays) > 1:
             raise Unsuitable(f"{name} takes one column, not {len(table.arrays)}")
         return column(table, next(iter(table.arrays)), dtype, shape, name)
     columns = [cast(array, dtype, f"{name} (column {key})"[:100]) for key, array in table.arrays.items()]
     if any(array.ndim != 1 for array in columns):
-        raise Unsuitable(f"{name} takes one number a column")
+        raise Unsuitable(f"{name} takes one number per column")
     if not columns:
-        raise Unsuitable(f"{name} takes columns, and there are none")
+        raise Unsuitable(f"{name} takes columns, but there are none")
     return shaped(np.stack(columns, axis=1), shape, name)
 
 
 def records(result: Any, rows: int) -> Any:
-    """An output as a column with one cell a row: a number, a list, or (a classifier's) an object. None where
-    it does not have as many rows."""
+    """Converts an output to a column with one cell per row: a number, a list, or (for a classifier) an
+    object. Returns None if the number of rows differs."""
     if isinstance(result, list):
         return [*result] if len(result) == rows else None
     array = np.asarray(result)

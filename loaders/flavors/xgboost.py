@@ -1,6 +1,6 @@
 """XGBoost boosters and scikit-learn style models, in XGBoost's own formats (ubj, json, the old binary).
 
-Loading them executes nothing that the package brought: the class it names is taken from XGBoost alone.
+Loading executes nothing from the package: the class that it names must be XGBoost's own.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from loaders.signature import Signature
 
 _FILE: Final = "model.ubj"
-#: The types of features that are not numbers. A feature of integers takes any number.
+#: The types of features that are not numbers. A feature of integers accepts any number.
 _TYPES: Final[Mapping[str, Type]] = {"i": Scalar.boolean, "c": AnyType()}
 
 
@@ -43,7 +43,7 @@ class XGBoost:
         return xgboost is not None and isinstance(model, (xgboost.Booster, xgboost.XGBModel))
 
     def save(self, model: Any, directory: Path, options: Mapping[str, Any]) -> Saved:
-        """A class derived from XGBoost's is saved as the one of XGBoost that it derives from."""
+        """Saves the model. A class derived from one of XGBoost's is saved as that class."""
         import xgboost
 
         model.save_model(directory / _FILE)
@@ -55,7 +55,7 @@ class XGBoost:
             "xgb_version": xgboost.__version__,
         }
         function = {"loader_module": "mlflow.xgboost", "data": _FILE}
-        # The library comes from several distributions: xgboost, xgboost-cpu.
+        # Several distributions contain the library: xgboost, xgboost-cpu.
         needed = environment.distributions({"xgboost"}) or ("xgboost",)
         if not isinstance(model, xgboost.Booster):
             needed += ("scikit-learn",)
@@ -73,7 +73,7 @@ class XGBoost:
             raise PackageError("xgboost.model_class", f"{named!r} is not a model class of XGBoost")
         model = kind()
         file = package.native_data(self.name)
-        # By another ending XGBoost would guess the format; of bytes it reads which one it is.
+        # XGBoost guesses the format of a file from its ending, but reads it from bytes.
         model.load_model(bytearray(file.read_bytes()) if file.suffix.lower() == ".bst" else file)
         booster = model if isinstance(model, xgboost.Booster) else model.get_booster()
         if threads is not None:
@@ -82,7 +82,7 @@ class XGBoost:
 
 
 class Boosted:
-    """A loaded booster or model. Params that its `predict` takes are handed to it, as MLflow does."""
+    """A loaded booster or model. Passes the params that its `predict` accepts, as MLflow does."""
 
     merges = True
 
@@ -93,7 +93,7 @@ class Boosted:
         self._known = set(inspect.signature(model.predict).parameters)
 
     def stated(self) -> Signature | None:
-        """The names and types of its features, where they had names when it was trained."""
+        """Returns the names and types of its features, if they had names in training."""
         booster = self.model if self._matrix is not None else self.model.get_booster()
         if booster.feature_names is None:
             return None if self._categories else stated.matrix(booster.num_features())
@@ -111,8 +111,9 @@ class Boosted:
 
 
 def _categories(booster: Any) -> dict[int, Sequence[Any] | None]:
-    """By place, the categories of the categorical columns. XGBoost keeps them from 3.1 on, of frames and not
-    of arrays of codes, and hands them out where pyarrow is installed; it maps those of a body to its own."""
+    """Returns the categories of the categorical columns, by position. XGBoost 3.1 and later keeps them for
+    frames, but not for arrays of codes. It returns them if pyarrow is installed, and maps the categories of
+    the input to its own."""
     places = [i for i, kind in enumerate(booster.feature_types or ()) if kind == "c"]
     if not places or not hasattr(booster, "get_categories"):
         return {}
