@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Array: TypeAlias = "np.ndarray[Any, Any]"
 
 _EXACT: Final = 2**53  # a double represents every integer up to here exactly
-#: An array of text may take this many characters, or this many times those of the texts themselves.
+#: An array of text may hold this many characters, or this many times the characters of its texts.
 _PADDED: Final = 1 << 18
 _PADDING: Final = 4
 
@@ -155,9 +155,9 @@ def nbytes(batch: Batch) -> int:
 
 
 def is_wide(values: Sequence[Any] | Array) -> bool:
-    """Returns True if a numpy array of text or bytes, made of these values, would be padding for the most
-    part: numpy gives each of them the room of the longest. One long text among many short ones would fill
-    the memory, and so would a number of many digits that becomes text."""
+    """Returns True if a numpy array of these texts or bytes would be mostly padding. numpy reserves the
+    length of the longest for each. One long text among many short ones would fill the memory, and so would a
+    number of many digits that becomes text."""
     lengths = [_characters(value) for value in values]
     padded = len(values) * max(lengths, default=0)
     return padded > _PADDED and padded > _PADDING * sum(lengths)
@@ -316,7 +316,7 @@ def column_array(column: Any) -> Array:
         stamps = to_nanoseconds(moments)
         if np.array_equal(np.isnat(stamps), np.isnat(moments)):
             return stamps
-        # A date after the year 2262: below, as Python's own dates.
+        # A date after the year 2262 is handled below, like Python's own dates.
     kind = getattr(dtype, "kind", "O")
     if kind in "biuf" and not isinstance(dtype, np.dtype):
         mask = np.asarray(column.isna().to_numpy(), dtype=bool)

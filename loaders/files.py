@@ -1,7 +1,8 @@
-"""The files of a package: which of the files in a directory they are.
+"""Lists the files of a package in a directory.
 
-One rule for the digest, for copies and for uploads: regular files, and links to regular files inside, without
-`__pycache__` and MLflow's `registered_model_meta`. Other links are refused, pipes and devices passed over.
+The same rule holds for the digest, for copies and for uploads: regular files, and links to regular files
+inside, without `__pycache__` and MLflow's `registered_model_meta`. Other links are refused; pipes and devices
+are skipped.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from typing import Final
 from loaders.compat.pythons import is_below
 
 MAX_FILES: Final = 100_000
-# MLflow writes the file into downloaded copies, Python writes the directory: not part of the artifact.
+# MLflow writes this file into downloaded copies, and Python writes this directory. Neither is an artifact.
 _IGNORED_AT_ROOT: Final = frozenset({"registered_model_meta"})
 _IGNORED_DIRECTORIES: Final = frozenset({"__pycache__"})
 
 
 class PackageError(Exception):
-    """A directory is not a model package that can be used. `place` is a key of `MLmodel` or a file's path
-    within the package; the message shows no path of the machine and may be shown to clients."""
+    """A directory is not a usable model package. `place` is a key of `MLmodel` or a file's path in the
+    package. The message contains no path of this machine, so clients may see it."""
 
     def __init__(self, place: str, problem: str) -> None:
         super().__init__(f"{place}: {problem}")
@@ -31,7 +32,7 @@ class PackageError(Exception):
 
 
 def package_files(root: Path) -> list[tuple[str, Path, int]]:
-    """(path within the package, file, bytes) of all its files, sorted. Raises PackageError with the place."""
+    """Returns (path in the package, file, bytes) of all its files, sorted. Raises PackageError."""
     found = []
     for relative, entry in _entries(root.resolve()):
         if any(ord(character) < 32 for character in relative):

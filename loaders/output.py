@@ -46,7 +46,7 @@ _PYTHON: dict[Scalar, tuple[type, ...]] = {
     Scalar.datetime: (datetime.date, str),
 }
 
-#: The fewest bytes of JSON that a value with its comma, a list or an object takes.
+#: The minimum bytes of JSON for a value with its comma, a list or an object.
 _VALUE, _LIST = 2, 3
 
 
@@ -55,17 +55,17 @@ class AnswerTooLarge(ValueError):
 
 
 def least_json(shape: tuple[int, ...]) -> int:
-    """The fewest bytes of JSON that an array of this shape takes; lists without items count too."""
+    """Returns the minimum bytes of JSON for an array of this shape; empty lists count too."""
     if 0 in shape:
         return _LIST * math.prod(shape[: shape.index(0)])
     return _VALUE * math.prod(shape)
 
 
 def check_size(result: Any, limit: int) -> None:
-    """Checks a model's result before anything is made of it. Counts its rows times its columns, because few
-    bytes can stand for many rows (a frame with only an index, an array with an empty axis, a sparse matrix, a
-    range), and its texts, because one text can stand for many (categories, a list that repeats one). Raises
-    AnswerTooLarge if its JSON must have more than `limit` bytes."""
+    """Checks a model's result before it is converted. Raises AnswerTooLarge if its JSON must have more than
+    `limit` bytes. Counts rows times columns, because few bytes can represent many rows (a frame with only an
+    index, an array with an empty axis, a sparse matrix, a range). Counts texts, because one text can occur
+    many times (categories, a list that repeats a text)."""
     parts = list(result.values()) if isinstance(result, dict) else [result]
     least = 0
     for part in parts:
@@ -81,7 +81,7 @@ def check_size(result: Any, limit: int) -> None:
 
 
 def _text_length(part: Any) -> int:
-    """The characters in a list of texts; each category counts as often as it occurs."""
+    """Returns the number of characters in a list of texts; a category counts as often as it occurs."""
     if isinstance(part, (list, tuple)):
         return sum(map(len, filter(_is_text, part))) if part and _is_text(part[0]) else 0
     if getattr(part, "ndim", 0) == 2 and hasattr(part, "iloc"):
@@ -103,7 +103,8 @@ def _is_text(item: Any) -> bool:
 
 
 def mismatches(signature: Signature, answer: Batch) -> list[str]:
-    """The differences between `answer` and the declared outputs; empty if it fits or nothing is declared."""
+    """Returns the differences between `answer` and the declared outputs; empty if there are none, or no
+    declared outputs."""
     outputs = signature.outputs
     if not outputs:
         return []
@@ -123,7 +124,7 @@ def _tensor_mismatches(specs: list[TensorSpec], answer: Batch) -> list[str]:
         array = answer.arrays.get(spec.name or "")
         label = f"output {spec.name}" if spec.name else "the output"
         if array is None:
-            found.append(f"{label} is declared and was not answered")
+            found.append(f"{label} is declared but missing from the answer")
             continue
         if array.dtype.kind != np.dtype(spec.dtype).kind:
             found.append(f"{label} is {array.dtype}, declared {spec.dtype}")
@@ -154,14 +155,14 @@ def _column_mismatches(specs: list[ColSpec], answer: Batch) -> list[str]:
             column = list(answer.arrays.values())[place]
         if column is None:
             if spec.required:
-                found.append(f"output {name} is declared and was not answered")
+                found.append(f"output {name} is declared but missing from the answer")
             continue
         found += _kind_mismatch(spec, column, f"output {name}")
     return found
 
 
 def _as_tensors(specs: list[TensorSpec], value: Any) -> Tensors:
-    """A list (or an object of lists) as arrays; a ragged list becomes an array of lists."""
+    """Converts a list (or an object of lists) to arrays; a ragged list becomes an array of lists."""
     listed = value if isinstance(value, dict) else {specs[0].name or "": value}
     arrays = {}
     for name, item in listed.items():
@@ -171,15 +172,15 @@ def _as_tensors(specs: list[TensorSpec], value: Any) -> Tensors:
             arrays[str(name)] = np.empty((len(item),), dtype=object)
     for spec in specs:
         array = arrays.get(spec.name or "")
-        # JSON's numbers have no width, only whole numbers and others; its text has no length.
+        # JSON numbers have no width, only whole numbers differ from others; JSON text has no length.
         if array is not None and (array.dtype.kind, spec.dtype.kind) in (("i", "u"), ("i", "f"), ("U", "O")):
             arrays[spec.name or ""] = array.astype(spec.dtype)
     return Tensors(arrays, None)
 
 
 def _listed_mismatches(specs: list[ColSpec], value: Any) -> list[str]:
-    """For a list with one item per row, or a single answer. An item is an object by the columns' names, a
-    list of their values, or the value of the only column."""
+    """Compares a list with one item per row, or a single answer. An item is an object with the columns'
+    names, a list of their values, or the value of the only column."""
     rows = value if isinstance(value, list) else [value]
     found: dict[str, str] = {}
     for row in rows:
@@ -207,11 +208,12 @@ def _row_mismatches(specs: list[ColSpec], row: Any) -> Iterator[tuple[str, str]]
         if name in row:
             yield from _value_mismatch(spec.type, row[name], f"output {name}", spec.required)
         elif spec.required:
-            yield str(name), f"output {name} is declared and was not answered"
+            yield str(name), f"output {name} is declared but missing from the answer"
 
 
 def _value_mismatch(kind: Type, value: Any, label: str, required: bool = True) -> Iterator[tuple[str, str]]:
-    """The places where a plain Python value has another kind than its type; a null fits every kind."""
+    """Yields the places where a plain Python value does not have the kind of its type; null fits every
+    kind."""
     if value is None or isinstance(kind, AnyType):
         return
     if isinstance(value, (np.ndarray, np.generic)):
@@ -227,7 +229,7 @@ def _value_mismatch(kind: Type, value: Any, label: str, required: bool = True) -
             if part.name in value:
                 yield from _value_mismatch(part.type, value[part.name], f"{label}.{part.name}")
             elif part.required:
-                yield f"{label}.{part.name}", f"{label}.{part.name} is declared and was not answered"
+                yield f"{label}.{part.name}", f"{label}.{part.name} is declared but missing from the answer"
     elif (
         not isinstance(kind, Scalar)
         or not isinstance(value, _PYTHON[kind])

@@ -1,8 +1,8 @@
-"""The MLmodel directory as data: read, checked, written, weighed and hashed.
+"""A package, the directory with an `MLmodel` file: reads, checks, writes, measures and hashes it.
 
-A package is untrusted. `yamltext` reads `MLmodel` within bounds, and every path that it names is confined to
-its directory. Nothing here imports a framework or runs a line of the package, and nothing knows a flavor.
-Only the process that reads packages needs PyYAML; a worker gets the parsed mapping (`to_json`, `from_json`).
+A package is untrusted. `yamltext` reads `MLmodel` within limits, and every path in it is confined to the
+directory. This module imports no framework, runs no code of the package and must not know flavors. Only the
+process that reads packages needs PyYAML; a worker receives the parsed mapping (`to_json`, `from_json`).
 
 Source of the format: MLflow's `MLmodel` file, versions 1 to 3.
 """
@@ -36,9 +36,9 @@ _MAX_BYTES: Final = 16 << 20
 
 @dataclass(frozen=True)
 class Package:
-    """A model directory whose `MLmodel` was read. `raw` is all of it, JSON-ready, unknown fields included;
-    the other fields are what is used of it. `type_hints`: the signature stands for Python type hints, and
-    the model checks its input itself (MLflow's `is_signature_from_type_hint`)."""
+    """A model directory and the contents of its `MLmodel`. `raw` is the whole file, JSON-ready, with unknown
+    fields; the other fields are the parts in use. `type_hints`: the signature comes from Python type hints,
+    and the model checks its input itself (MLflow's `is_signature_from_type_hint`)."""
 
     path: Path
     raw: dict[str, Any]
@@ -55,22 +55,24 @@ class Package:
 
     @property
     def loader_module(self) -> str:
-        """The module that MLflow would import to load this package: what a flavor is found by."""
+        """Returns the module that MLflow imports to load this package. It determines the flavor."""
         return str(self.python_function["loader_module"])
 
     @property
     def bare(self) -> str | None:
-        """The name of its model file if it has no `MLmodel`: `raw` is then what the file's name says."""
+        """Returns the name of the model file if there is no `MLmodel`; `raw` is then derived from that
+        name."""
         return _text(self.raw, bare.KEY)
 
     @property
     def config(self) -> dict[str, Any]:
-        """The model config it was saved with: the only keys that can be overridden."""
+        """Returns the model config from saving. Only its keys can be overridden."""
         return self._mapping("config")
 
     @property
     def artifacts(self) -> dict[str, Path]:
-        """The files saved with a Python model, by name, confined to the package. Raises PackageError."""
+        """Returns the files saved with a Python model, by name, confined to the package. Raises
+        PackageError."""
         found: dict[str, Path] = {}
         for name, entry in self._mapping("artifacts").items():
             path = entry.get("path") if isinstance(entry, dict) else None
@@ -81,32 +83,32 @@ class Package:
 
     @property
     def code(self) -> Path | None:
-        """The directory of modules that the package ships, None if it ships none. Raises PackageError."""
+        """Returns the directory of modules in the package; None if there is none. Raises PackageError."""
         code = self.text("code")
         return None if code is None else self.inside(code)
 
     @property
     def data(self) -> Path:
-        """What MLflow hands to the loader: the entry `data`, else the directory itself."""
+        """Returns the path that MLflow passes to the loader: the entry `data`, else the directory itself."""
         data = self.text("data")
         return self.path if data is None else self.inside(data)
 
     def native_data(self, flavor: str) -> Path:
-        """The file or directory of a framework's own form: the flavor's entry `data`, else `data` above.
-        Raises PackageError."""
+        """Returns the file or directory in the framework's format: the flavor's entry `data`, else `data`
+        above. Raises PackageError."""
         data = self.flavors.get(flavor, {}).get("data")
         return self.inside(data) if isinstance(data, str) and data else self.data
 
     def text(self, key: str) -> str | None:
-        """An entry of `python_function` that must be text, or absent. Raises PackageError."""
+        """Returns an entry of `python_function` that must be text; None if absent. Raises PackageError."""
         value = self.python_function.get(key)
         if value is None or isinstance(value, str):
             return value or None
         raise PackageError(f"{PYTHON_FUNCTION}.{key}", f"must be text, not {kind_of(value)}")
 
     def inside(self, relative: str) -> Path:
-        """The absolute path of a file or directory of the package, which exists. An absolute path, one
-        with `..`, and a link that leads out of the package raise PackageError."""
+        """Returns the absolute path of an existing file or directory of the package. Raises PackageError for
+        an absolute path, a path with `..`, and a link that leads out of the package."""
         shown = relative if len(relative) <= 200 else relative[:197] + "..."
         pure = PurePosixPath(relative)
         if not relative or "\0" in relative or pure.is_absolute() or PureWindowsPath(relative).drive:
@@ -114,7 +116,7 @@ class Package:
         if ".." in pure.parts or ".." in PureWindowsPath(relative).parts:
             raise PackageError(shown, "a path in a package must not leave it")
         if "\\" in relative and not (self.path / pure).exists():
-            # Written on Windows. What it leads to is checked below, as any other.
+            # The path was written on Windows. Its target is checked below like any other.
             pure = PurePosixPath(relative.replace("\\", "/").lstrip("/"))
         try:
             found = (self.path / pure).resolve(strict=True)
@@ -127,8 +129,8 @@ class Package:
         return self.path / pure
 
     def example_input(self) -> tuple[RawInput | None, dict[str, Any] | None]:
-        """The saved input example as a request would bring it, and its params. (None, None): there is none.
-        Raises PackageError if it is named but missing or malformed."""
+        """Returns the saved input example in the form of a request, and its params; (None, None) if there is
+        none. Raises PackageError if the named example is missing or malformed."""
         if self.example is None:
             return None, None
         try:
@@ -137,12 +139,13 @@ class Package:
             raise PackageError("saved_input_example_info", str(error)) from error
 
     def to_json(self) -> dict[str, Any]:
-        """All that `from_json` needs to have the package again in a process that parses no YAML."""
+        """Returns the input of `from_json`, which reads the package in a process without a YAML parser."""
         return self.raw
 
     @classmethod
     def from_json(cls, raw: dict[str, Any], path: str | Path) -> Package:
-        """The package in the directory `path` whose parsed `MLmodel` is `raw`. Raises PackageError."""
+        """Returns the package in the directory `path` whose parsed `MLmodel` is `raw`. Raises
+        PackageError."""
         from loaders.signature import Signature, SignatureError
 
         flavors = raw.get("flavors")
@@ -194,7 +197,7 @@ class Package:
             mlflow_version=_text(raw, "mlflow_version"),
             type_hints=raw.get("is_signature_from_type_hint") is True,
         )
-        # Asked once here, so that a package that leaves its directory is refused before anything is loaded.
+        # Check once here, so that a package with paths outside its directory is refused before loading.
         _ = package.config, package.artifacts, package.code, package.data
         return package
 
@@ -211,9 +214,9 @@ class Package:
 
 
 def read(path: str | Path) -> Package:
-    """Reads a model directory; one without `MLmodel` if it holds one model file (`bare`), and such a file
-    alone, whose package is then in the directory around it. Raises PackageError if it is none, or one that
-    must be refused."""
+    """Reads a model directory. Without an `MLmodel`, the directory must contain one model file (`bare`).
+    `path` may also be such a file; the package is then its parent directory. Raises PackageError if this is
+    not a model directory, or one that must be refused."""
     root = Path(path).resolve()
     file = root / FILE
     if bare.is_bare(root) and root.is_file() and (said := bare.described(root.parent, root.name)) is not None:
@@ -228,7 +231,7 @@ def read(path: str | Path) -> Package:
         text = file.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         if not root.is_dir():
-            # An absolute path would show where things lie on this machine.
+            # An absolute path would reveal this machine's directories.
             shown = root.name if Path(path).is_absolute() else str(path)
             problem = "is not a directory" if root.exists() else "there is no such directory"
             raise PackageError(shown, problem) from None
@@ -253,7 +256,7 @@ def write(
     metadata: Mapping[str, Any] | None = None,
     example: ExampleInfo | None = None,
 ) -> Package:
-    """Writes `MLmodel` into a directory that already holds the flavors' files, and reads it back."""
+    """Writes `MLmodel` into a directory that already contains the flavors' files, and reads it back."""
     from datetime import datetime, timezone
 
     import yaml
@@ -278,12 +281,13 @@ def write(
 
 
 def digest(path: str | Path, hashed: Mapping[str, str] | None = None) -> str:
-    """`sha256:<hex>` of a package: SHA-256 over the sorted lines `<sha256> <size> <path>`, each ended by a
-    newline, of its regular files, without `__pycache__` and MLflow's `registered_model_meta`.
+    """Returns the digest `sha256:<hex>` of a package.
 
-    A link to a file inside counts as that file, as it will once copied. Links that leave the package and
-    links to directories, which a copy would not hold, raise PackageError. `hashed` is the SHA-256, in
-    hexadecimal, of files that the caller has read through already, by their paths within the package.
+    It is the SHA-256 over the sorted lines `<sha256> <size> <path>`, each with a newline, of the regular
+    files, without `__pycache__` and MLflow's `registered_model_meta`. A link to a file inside counts as that
+    file, because a copy contains the file. Links out of the package and links to directories, which a copy
+    would not contain, raise PackageError. `hashed` has the SHA-256, in hexadecimal, of files that the caller
+    has hashed already, by their paths in the package.
     """
     lines = []
     for relative, file, _ in package_files(Path(path)):
@@ -302,7 +306,7 @@ def digest(path: str | Path, hashed: Mapping[str, str] | None = None) -> str:
 
 
 def files_bytes(path: str | Path) -> int:
-    """The bytes of the files that `digest` covers."""
+    """Returns the total bytes of the files that `digest` covers."""
     return sum(size for _, _, size in package_files(Path(path)))
 
 

@@ -1,7 +1,7 @@
-"""A model's signature: what it takes, what it answers, its parameters. Read and written.
+"""A model's signature: the schemas of its inputs, outputs and parameters. Reads and writes it.
 
-The form is MLflow's (the `signature` of an `MLmodel`: three JSON strings or nulls). `inferred` makes one from
-data, `compatibility` compares two, and `enforcement` checks data against one.
+The format is MLflow's `signature` of an `MLmodel`: three JSON strings or nulls. `inferred` makes a signature
+from data, `compatibility` compares two, and `enforcement` checks data against one.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Signature:
-    """Inputs, outputs and parameters; None where nothing is said about them. Raises SignatureError.
+    """Inputs, outputs and parameters; None means not declared. Raises SignatureError.
 
-    `plans` belongs to enforcement: what it worked out about this signature once, for every request after.
+    `plans` belongs to enforcement: its cache of facts about this signature.
     """
 
     inputs: Schema | None = None
@@ -70,16 +70,16 @@ class Signature:
             raise SignatureError("params", "uses a name twice")
 
     def widened(self, declared: Mapping[str, Sequence[int]]) -> Signature:
-        """The signature with each length free that the model itself leaves free; this one if there is none.
-        `declared`: the shapes of the model's inputs, by name. An example with rows of three values describes
-        them as three, whatever length the model takes."""
+        """Returns the signature with every length free that the model leaves free, or this signature if
+        nothing changes. `declared`: the shapes of the model's inputs, by name. For example, a signature
+        inferred from rows of three values has the length 3 although the model accepts any length."""
         tensors = [spec for spec in self.inputs or () if isinstance(spec, TensorSpec)]
         inputs = tuple(_widened(spec, declared) for spec in tensors)
         return self if inputs == tuple(tensors) else Signature(inputs, self.outputs, self.params)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Signature:
-        """The `signature` of an `MLmodel`: inputs, outputs and params, each a JSON string, its parsed
+        """Reads the `signature` of an `MLmodel`: inputs, outputs and params, each a JSON string, its parsed
         value, or null. Raises SignatureError."""
         if not isinstance(data, Mapping):
             raise SignatureError("signature", "is not an object")
@@ -95,7 +95,7 @@ class Signature:
         )
 
     def to_json(self) -> dict[str, str | None]:
-        """The same in MLflow's form; `mlflow.models.ModelSignature.from_dict` reads it."""
+        """Returns the signature in MLflow's format; `mlflow.models.ModelSignature.from_dict` reads it."""
         params = None if self.params is None else [param_to_json(spec) for spec in self.params]
         return {
             "inputs": None if self.inputs is None else json.dumps(schema_to_json(self.inputs)),

@@ -34,7 +34,10 @@ TENSOR = (TensorSpec(np.dtype("float32"), (-1, 2)),)
         (
             COLUMNS,
             Columns({"score": np.array(["high"], object)}, 1),
-            ["output label is declared and was not answered", "output score is object, declared double"],
+            [
+                "output label is declared but missing from the answer",
+                "output score is object, declared double",
+            ],
         ),
         (TENSOR, Tensors({"": np.ones((4, 2), np.float32)}, 4), []),
         (TENSOR, Tensors({"": np.ones((4, 2))}, 4), []),
@@ -46,7 +49,7 @@ TENSOR = (TensorSpec(np.dtype("float32"), (-1, 2)),)
         (
             (TensorSpec(np.dtype("float32"), (-1,), "p"),),
             Tensors({"q": np.ones(1, np.float32)}, 1),
-            ["output p is declared and was not answered"],
+            ["output p is declared but missing from the answer"],
         ),
         (ONE, Value([1, 2], 2), []),
         (ONE, Value([1, "high"], 2), ["the output is text, declared long"]),
@@ -57,7 +60,7 @@ TENSOR = (TensorSpec(np.dtype("float32"), (-1, 2)),)
         (
             COLUMNS,
             Value([{"label": 1}, {"score": "high"}, {"score": "low"}], 3),
-            ["output label is declared and was not answered", "output score is text, declared double"],
+            ["output label is declared but missing from the answer", "output score is text, declared double"],
         ),
         (COLUMNS, Value([[1, 0.5]], 1), []),
         (COLUMNS, Value(["up"], 1), ["the output is text for a row, declared 2 columns"]),
@@ -67,7 +70,7 @@ TENSOR = (TensorSpec(np.dtype("float32"), (-1, 2)),)
             Value([{"tags": ["a", 1], "at": {}}], 1),
             [
                 "an item of output tags is a whole number, declared string",
-                "output at.x is declared and was not answered",
+                "output at.x is declared but missing from the answer",
             ],
         ),
         (TENSOR, Value([[0.5, 1], [1, 2]], 2), []),
