@@ -1,4 +1,4 @@
-"""What runs in a model's own process: the zygote, the model process, its sandbox and its wire format.
+"""Code that runs in model processes: the zygote, the model process, its sandbox and its wire format.
 
-numpy and the standard library only; never imports `gateway`.
+Imports only numpy and the standard library; never `gateway`.
 """

@@ -1,14 +1,14 @@
-"""This package under a private name, so that a model may bring a package called `loaders` of its own.
+"""Loads this package under a private name, so that a model may contain its own package called `loaders`.
 
-Run by path, in whatever environment a model needs:
+Run by path, with the Python of the model's environment:
 
     python …/loaders/worker/bootstrap.py MODULE ARGUMENTS     runs `main(json.loads(ARGUMENTS))` of a
-    module of this folder, for example `zygote`
+    module in this directory, for example `zygote`
 
-Nothing of the place this file lies in comes onto `sys.path`. Modules of this package write
-`from loaders.batch import …` like everybody else; loaded here they are `_gateway_loaders.batch`, and their
-own imports of `loaders` (lazy ones too) lead to the private name. Everybody else's `import loaders` is not
-touched. Standard library only.
+The directories of this file are not added to `sys.path`. Modules of this package write
+`from loaders.batch import …` as usual. Loaded here, they are `_gateway_loaders.batch`, and their imports of
+`loaders`, including lazy ones, resolve to the private name. `import loaders` in other code is not changed.
+Standard library only.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import sys
 
 if __name__ == "__main__":
-    # Python put this file's directory first. Its modules would hide others of the same names.
+    # Python put this file's directory first. Its modules would hide other modules of the same names.
     del sys.path[0]
 
 import builtins
@@ -35,7 +35,7 @@ PRIVATE: Final = "_gateway_loaders"
 
 
 class _Loader(SourceFileLoader):
-    """Gives each module its own `__import__`: the name that import statements look up."""
+    """Gives each module its own `__import__`, the function that import statements call."""
 
     def exec_module(self, module: ModuleType) -> None:
         module.__dict__["__builtins__"] = {**vars(builtins), "__import__": _import}
@@ -43,7 +43,7 @@ class _Loader(SourceFileLoader):
 
 
 class _Finder(MetaPathFinder):
-    """Finds the private package and what is below it, in the directory of the package and nowhere else."""
+    """Finds the private package and its submodules, only in the directory of the package."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

@@ -1,13 +1,13 @@
-"""What a package's own code can import while it runs: the modules it ships, and the stand-in for mlflow.
+"""Imports for a package's own code while it runs: the modules in the package, and the stand-in for mlflow.
 
-Two packages in one process may ship different modules of one name, and neither may see the other's. So the
-modules of a package are in `sys.modules`, and its directory is on `sys.path`, only while that package
-loads or predicts; between its turns this module keeps them. Turns of packages that ship code exclude each
-other in a process. Where the process belongs to one model (`private`), its modules simply stay.
+Two packages in one process may contain different modules with the same name, and must not see each other's.
+So a package's modules are in `sys.modules`, and its directory is on `sys.path`, only while it loads or
+predicts (its turn). Between turns this module keeps them. Turns of packages with code exclude each other in a
+process. If the process belongs to one model (`private`), the modules stay.
 
-Limits of sharing a process: another thread that imports a module of the same name during a turn gets the
-package's; a thread that the package itself started finds its modules only during a turn; and a package
-cannot replace a module of the standard library or of this project, which are in use.
+Limits of a shared process: another thread that imports a module of the same name during a turn receives the
+package's module. A thread started by the package finds its modules only during a turn. A package cannot
+replace a module of the standard library or of this project.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from typing import Final
 from loaders.compat.pythons import standard_library
 
 _TURN: Final = threading.RLock()
-# In a worker this package lives under a private name, so that a model may ship a package of our name.
+# In a worker this package has a private name, so that a model may contain a package called `loaders`.
 _OURS: Final = frozenset({__name__.partition(".")[0]})
 
 
 class Imports:
-    """The imports of one package. `code`: the directory it ships, if any. `stand_ins`: makes modules that
-    it must find under names that nothing here provides."""
+    """The imports of one package. `code`: its directory of modules, if any. `stand_ins`: makes modules for
+    names that this environment does not provide."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Imports:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Within it, the package's imports are in force. Turns of one package may be nested."""
+        """Activates the package's imports in the `with` block. Turns of the same package may be nested."""
         if self._directory is None and not self._stand_ins:
             yield
             return
@@ -62,7 +62,7 @@ class Imports:
                 self._leave()
 
     def close(self) -> None:
-        """Forgets the package's modules: they are freed with the last object that uses them."""
+        """Drops the package's modules; they are freed with the last object that uses them."""
         with _TURN:
             if self._private and self._entered:
                 self._entered = 1
@@ -101,7 +101,7 @@ class Imports:
 
 
 def _shipped(code: Path) -> Iterator[str]:
-    """The top-level names that a directory of modules provides."""
+    """Yields the top-level names that a directory of modules provides."""
     for entry in code.iterdir():
         name = entry.name.partition(".")[0]
         if name.isidentifier() and (entry.is_dir() or entry.suffix in (".py", ".pyc", ".so", ".pyd")):

@@ -1,7 +1,7 @@
-"""Values as a JSON header and raw buffers: the writing half of a frame's content (the format is in `wire`).
+"""Writes values as a JSON header and raw buffers, the content of a frame (the format is in `wire`).
 
-What JSON can hold goes into the header unchanged; arrays and bytes go into a `Body`, in order, and the
-header refers to them. Knows no frames and no sockets.
+JSON values go into the header unchanged. Arrays and bytes go into a `Body`, in order, and the header refers
+to them. Must not know frames or sockets.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ PLAIN: Final = frozenset({str, int, float, bool, type(None)})
 _KEYS: Final = (str, int, float, bytes, type(None), np.generic, date, time, timedelta, Decimal, complex)
 RAW_KINDS: Final = frozenset("biufcSUMm")
 JOIN_BELOW: Final = 4096
-#: What lists and objects, and what they hold, take in the reader's memory, in bytes.
+#: Bytes that lists and objects, and their items, take in the reader's memory.
 _LIST_BYTES, _ITEM_BYTES, _DICT_BYTES, _MEMBER_BYTES = 72, 32, 232, 100
-#: A list of more items is sent in pieces of at most so many items, or about so many bytes of memory.
+#: A longer list is sent in pieces of at most this many items, or about this many bytes of memory.
 _PIECE_FROM: Final = 1_000
 _PIECE_ITEMS: Final = 8_192
 _PIECE_WEIGHT: Final = 1 << 20
 
 
 class WireError(Exception):
-    """A value that cannot be sent, or a frame that is not what it says."""
+    """A value that cannot be sent, or a malformed frame."""
 
 
 class TooLarge(WireError):
-    """A value that takes more memory than it may."""
+    """A value that exceeds the memory limit."""
 
 
 class Body:
-    """The buffers of one frame, in order: small ones joined, large ones left where they are."""
+    """The buffers of one frame, in order. Joins small ones; does not copy large ones."""
 
     def __init__(self, limit: int, *, lenient: bool) -> None:
         self.limit = limit
@@ -59,7 +59,7 @@ class Body:
         self._joined = bytearray()
 
     def weigh(self, size: int) -> None:
-        """Counts memory that the reader's values will take, and buffers before they are made contiguous."""
+        """Counts the memory of the reader's values, and of buffers before they are made contiguous."""
         self.weight += size
         if self.weight > self.limit:
             raise TooLarge(f"the value takes more than the {self.limit} bytes allowed")
@@ -151,7 +151,7 @@ def _pack_object(value: Any, body: Body) -> Any:
         return {TAG: ["decimal", str(value)]}
     if isinstance(value, complex):
         return {TAG: ["complex", value.real, value.imag]}
-    if type(value).__name__ == "NAType":  # pandas.NA, known without pandas
+    if type(value).__name__ == "NAType":  # pandas.NA, recognised without pandas
         return None
     if body.lenient:
         return _pack_foreign(value, body)
@@ -159,7 +159,8 @@ def _pack_object(value: Any, body: Body) -> Any:
 
 
 def _pack_pieces(items: Sequence[Any], body: Body) -> Any:
-    """A long list as pieces of JSON text among the buffers, so that the reader can pause between them."""
+    """Packs a long list as pieces of JSON text among the buffers, so that the reader can pause between
+    them."""
     parts: list[Any] = []
     piece: list[Any] = []
     size, weight = body.size, body.weight
@@ -177,7 +178,7 @@ def _pack_pieces(items: Sequence[Any], body: Body) -> Any:
 
 def _pack_piece(piece: list[Any], body: Body, *, plain: bool) -> Any:
     if not plain:
-        return piece  # its buffers are in the body already: it must be read before them
+        return piece  # its buffers are in the body already, so it must be read before them
     text = JSON.encode(piece).encode("ascii")
     body.add(text)
     return len(text)
@@ -194,22 +195,22 @@ def _pack_foreign(value: Any, body: Body) -> Any:
 
 
 def _pack_key(key: Any, body: Body) -> Any:
-    """A key must come out as something that can be one: JSON knows no others than these."""
+    """Packs a key. Only these types are possible keys in JSON."""
     if body.lenient and not isinstance(key, _KEYS):
         return {TAG: ["opaque", type(key).__name__]}
     return pack(key, body)
 
 
 def _pack_timestamp(value: Any, body: Body) -> Any:
-    """A pandas Timestamp or Timedelta: to the nanosecond, or with its offset; NaT as numpy's."""
+    """Packs a pandas Timestamp or Timedelta with its nanoseconds or its offset; NaT becomes numpy's."""
     if value != value or getattr(value, "tzinfo", None) is None:
         return pack(value.to_numpy(), body)
     return {TAG: ["datetime", value.to_pydatetime(warn=False).isoformat()]}
 
 
 def _pack_columns(arrays: Mapping[str | int, Array], body: Body) -> list[Any]:
-    """Neighbours of one dtype go as one block: [dtype, names]. A small table costs little that way.
-    All other columns as [None, name, array]."""
+    """Packs adjacent columns of the same dtype as one block, [dtype, names], which makes small tables cheap.
+    Packs other columns as [None, name, array]."""
     runs: list[Any] = []
     for name, array in arrays.items():
         if type(array) is not np.ndarray or array.dtype.kind not in RAW_KINDS or not array.dtype.itemsize:
@@ -234,7 +235,7 @@ def _pack_array(array: Array, body: Body) -> Any:
         data = _pack_array(np.asarray(array.data), body)
         return {TAG: ["masked", data, _pack_array(np.ma.getmaskarray(array), body)]}
     if array.dtype.kind == "V" and not body.lenient:
-        raise WireError("a structured array cannot leave the process; answer with one array a field")
+        raise WireError("a structured array cannot leave the process; return one array per field")
     if array.dtype.kind not in RAW_KINDS:
         if body.lenient:
             body.weigh(array.nbytes)

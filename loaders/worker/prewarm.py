@@ -1,8 +1,8 @@
-"""One prediction in a zygote, so that its children skip the one-time work of a first prediction.
+"""Makes one prediction in a zygote, so that its children skip the one-time work of a first prediction.
 
-A framework's first prediction in a process looks for plugins, fills caches and imports what it needs, and
-each child would do so again, in memory of its own. Runs no model code, and does nothing where
-the framework is not imported already. Must not know of processes.
+A framework's first prediction in a process searches for plugins, fills caches and imports modules. Each child
+would repeat this in its own memory. Runs no model code, and does nothing if the framework is not imported.
+Must not know processes.
 """
 
 from __future__ import annotations

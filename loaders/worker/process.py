@@ -1,12 +1,12 @@
-"""The model process: loads packages, then answers one request after the other until the stream ends.
+"""The model process: loads packages, then answers one request after another until the stream ends.
 
-It belongs to one model, or it is a pack: several models, each under a number, in one process.
+It belongs to one model, or it is a pack: several models in one process, each with a number.
 
-It is started by a zygote, by fork or by exec, and talks to the gateway over one socket in frames
-(`wire`). Whatever the model raises, `SystemExit` included, is an answer. What it prints goes to a pipe that
-the gateway reads. When the gateway is gone the kernel ends this process and all that it started; what makes
-the kernel do so lies with the gateway, out of this process's reach. Must not know of the gateway's modules.
-numpy and the standard library only; frameworks come with the model.
+A zygote starts it, by fork or by exec. It exchanges frames (`wire`) with the gateway over one socket. Every
+exception of the model, including `SystemExit`, is an answer. Printed text goes to a pipe that the gateway
+reads. When the gateway ends, the kernel ends this process and its children; the model cannot prevent this,
+because the gateway holds the cause. Must not know the gateway's modules. Imports only numpy and the standard
+library; frameworks come with the model.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ THREAD_VARIABLES: Final = (
     "NUMEXPR_NUM_THREADS",
     "LOKY_MAX_CPU_COUNT",
 )
-"""The caps that frameworks read when they are imported: 1 before a fork, the model's share after it."""
+"""Thread limits that frameworks read when they are imported: 1 before a fork, the model's share after it."""
 
-#: How a model answers its example before it serves; the gateway shows it.
+#: The place where a model answers its example before it serves; the gateway shows it.
 IN_PLACE: Final = "in place"
 FORKED: Final = "in a throw-away fork"
 LOADED_AGAIN: Final = "in place, then loaded again"
@@ -57,17 +57,18 @@ LOADED_AGAIN: Final = "in place, then loaded again"
 _LENGTH: Final = 8
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _M_MMAP_THRESHOLD: Final = -3
-#: A pack collects its garbage at least at one of so many unloads.
+#: A pack collects garbage at least once in this many unloads.
 _COLLECT_EVERY: Final = 16
-#: It collects at once where a model grew by so many bytes and gave back less than half of them.
+#: A pack collects garbage at once if a model used this many bytes and its unload freed less than half of
+#: them.
 _WORTH_COLLECTING: Final = 256 << 10
 
 
 def main(options: Mapping[str, Any]) -> None:
     """Runs a model process to its end; never returns.
 
-    `connection`: the socket to the gateway; `log`: the pipe for what is printed; `temporary`: this process's
-    own directory.
+    `connection`: the socket to the gateway; `log`: the pipe for printed text; `temporary`: the directory of
+    this process.
     """
     code = 1
     try:
@@ -81,12 +82,12 @@ def main(options: Mapping[str, Any]) -> None:
     except BaseException:  # noqa: BLE001  (the last place that can say anything before the process ends)
         os.write(2, traceback.format_exc().encode(errors="replace"))
     finally:
-        # Not by way of interpreter shutdown: freeing a large model object by object takes seconds.
+        # Skip the interpreter's shutdown: freeing a large model object by object takes seconds.
         os._exit(code)
 
 
 def _set_up(log: int, temporary: str) -> None:
-    """Own process group, own output, own directory."""
+    """Sets up the process's own process group, output and directory."""
     if os.getpgid(0) != os.getpid():
         os.setpgid(0, 0)
     signal.set_wakeup_fd(-1)
@@ -97,13 +98,13 @@ def _set_up(log: int, temporary: str) -> None:
     os.dup2(log, 2)
     os.close(null)
     os.close(log)
-    # New ones, by lines: those of before the change may have been set up for a file.
+    # Make new streams, line by line: the old ones may be set up for a file.
     sys.stdout = sys.__stdout__ = _text(1)  # type: ignore[misc]
     sys.stderr = sys.__stderr__ = _text(2)  # type: ignore[misc]
     os.environ.update(TMPDIR=temporary, HOME=temporary)
     tempfile.tempdir = None
     os.chdir(temporary)
-    # Siblings of one zygote would otherwise draw the same numbers.
+    # Otherwise all children of a zygote would draw the same random numbers.
     np.random.seed()
 
 
@@ -112,9 +113,9 @@ def _text(descriptor: int) -> TextIOWrapper:
 
 
 class RequestLoop:
-    """Requests and answers over one socket. A process of one model is told `load` once, first; then
-    `predict`, any number of times. A pack is told `open` first, then any of `load`, `predict`, `unload`;
-    `for` names the model that the next message is for, and has no answer."""
+    """Reads requests and writes answers on one socket. A process of one model receives `load` once, first,
+    then any number of `predict`. A pack receives `open` first, then any of `load`, `predict`, `unload`; `for`
+    names the model of the next message and has no answer."""
 
     def __init__(self, sock: socket.socket, temporary: str) -> None:
         self._sock = sock
@@ -130,7 +131,7 @@ class RequestLoop:
         self._limit = wire.MAX_FRAME
 
     def run(self) -> None:
-        """Returns when the gateway ends the stream. Raises OSError and WireError: no one can be told then."""
+        """Runs until the gateway ends the stream. Raises OSError and WireError, which cannot be reported."""
         while (message := wire.receive(self._sock, self._reader)) is not None:
             if message["op"] == "for":
                 self._for = message["model"]
@@ -165,11 +166,11 @@ class RequestLoop:
             return _failure(error)
         finally:
             if os.getpid() != self._pid:
-                os._exit(0)  # the model forked and let its child return: the connection belongs to the parent
+                os._exit(0)  # the model forked and its child returned here; the parent owns the connection
             _flush()
 
     def _apart(self, message: dict[str, Any]) -> deque[wire.Segment]:
-        """The answer of a throw-away fork of this process: nothing of the call stays here."""
+        """Returns the answer of a throw-away fork of this process, so that the call leaves no traces here."""
         read, write = os.pipe2(os.O_CLOEXEC)
         try:
             child = os.fork()
@@ -181,11 +182,11 @@ class RequestLoop:
             self._answer_and_end(message, write)
         os.close(write)
         with open(read, "rb") as pipe:
-            # Not to the end of the pipe: what the model started in the fork may hold it open.
+            # Do not read until the pipe closes: a process started in the fork may keep it open.
             size = int.from_bytes(pipe.read(_LENGTH), "little")
             frame = pipe.read(size)
         status = 0
-        with suppress(ChildProcessError):  # the model may have its children reaped by the kernel
+        with suppress(ChildProcessError):  # the model may let the kernel reap its children
             status = os.waitpid(child, 0)[1]
         if frame and len(frame) == size:
             return deque([frame])
@@ -235,7 +236,7 @@ class RequestLoop:
         }
 
     def _open(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Makes a pack of this process; nothing is loaded yet."""
+        """Makes this process an empty pack."""
         self._pack = True
         _return_large_blocks()
         confined = self._set_up(message)
@@ -257,8 +258,8 @@ class RequestLoop:
         return self._confine(message)
 
     def _unload(self) -> dict[str, Any]:
-        """Frees a model of a pack. Collects only where dropping it gave too little back: that looks at every
-        object of every model."""
+        """Frees a model of a pack. Collects garbage only if that freed too little, because a collection
+        visits every object of every model."""
         before = _resident()
         model = self._models.pop(self._for, None)
         self._prewarms.pop(self._for, None)
@@ -275,8 +276,8 @@ class RequestLoop:
         return {"op": "answer", "freed": before - _resident()}
 
     def _confine(self, message: dict[str, Any]) -> dict[str, str]:
-        """Gives up what a model does not need. Sends what its memory is measured by, so that the gateway can
-        read it even where it may not look into this process."""
+        """Gives up rights that a model does not need. Sends the descriptors for measuring memory, so that the
+        gateway can read them even if it may not inspect this process."""
         measured = [os.open("/proc/self/smaps_rollup", os.O_RDONLY | os.O_CLOEXEC)]
         try:
             applied = sandbox.apply(message["confinement"], message["path"], self._temporary)
@@ -290,7 +291,7 @@ class RequestLoop:
 
 
 def _failure(error: BaseException) -> dict[str, Any]:
-    """An exception as text. Nothing of the exception object itself leaves the process."""
+    """Returns an exception as text. The exception object itself does not leave the process."""
     try:
         text = str(error)[:MAX_MESSAGE]
     except BaseException:  # noqa: BLE001  (its __str__ is the model's code as well)
@@ -320,8 +321,8 @@ def _descriptors() -> frozenset[str]:
 
 
 def _may_fork(held: frozenset[str]) -> bool:
-    """Whether a fork of this process can answer, and leaves it as it is. Threads are not in the fork, and
-    what they locked stays locked there; a file or connection that loading opened would be shared with it.
+    """Returns True if a fork of this process can answer without side effects. A fork has no other threads,
+    and their locks stay locked in it. It would share files and connections that loading opened.
     """
     try:
         tasks = len(os.listdir("/proc/self/task"))
@@ -331,7 +332,7 @@ def _may_fork(held: frozenset[str]) -> bool:
 
 
 def _known(model: Any) -> dict[str, Any]:
-    """A help for made-up rows; whatever a model does when it is looked at, it is loaded."""
+    """Returns known values for made-up rows. Errors of the model are ignored, because it is loaded."""
     try:
         return dict(model.known)
     except Exception:  # noqa: BLE001
@@ -339,13 +340,14 @@ def _known(model: Any) -> dict[str, Any]:
 
 
 def _accepted(model: Model) -> dict[str, str | None] | None:
-    """The signature of what it accepts, where that is another than its package's."""
+    """Returns the signature of the accepted input if it differs from the package's."""
     signature = model.accepted
     return None if signature is None else signature.to_json()
 
 
 def _resident() -> int:
-    """Resident bytes that belong to no file; 0 where the kernel does not say. Some microseconds."""
+    """Returns the resident bytes that belong to no file; 0 if the kernel does not report them. Takes
+    microseconds."""
     try:
         with open("/proc/self/statm", "rb") as statm:
             _, resident, files, _ = statm.read().split(b" ", 3)
@@ -355,15 +357,15 @@ def _resident() -> int:
 
 
 def _return_large_blocks() -> None:
-    """Has the C library ask the kernel for each large block by itself, whatever was freed before, so that it
-    goes back at once: its own rule takes ever larger ones from its heap, which keeps them."""
+    """Makes the C library allocate each large block directly from the kernel, so that a freed block returns
+    at once. By default it takes larger and larger blocks from its heap, which keeps them."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, 256 << 10)
 
 
 def _limit_threads(threads: int) -> None:
-    """Sets the pools of what was imported before the fork, and the caps for what comes after."""
+    """Sets the thread pools of modules imported before the fork, and the limits for later imports."""
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
     if (torch := sys.modules.get("torch")) is not None:
         torch.set_num_threads(threads)
@@ -376,7 +378,7 @@ def _limit_threads(threads: int) -> None:
 
 
 def _trim() -> None:
-    """Hands back to the kernel what loading freed."""
+    """Returns memory that loading freed to the kernel."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
@@ -387,4 +389,4 @@ def _flush() -> None:
         try:
             stream.flush()
         except (OSError, ValueError, AttributeError):
-            continue  # the model closed or replaced it
+            continue  # the model closed or replaced the stream

@@ -1,9 +1,9 @@
-"""What a model process may do: it confines itself before the first line of the model runs.
+"""Confines a model process before the first line of the model runs.
 
-Each measure is taken where the kernel and the process's rights allow it, and reported by name in words for
-operators. A report that begins with `not ` means that the measure does not hold. Linux; elsewhere everything
-is reported as not available. Must not know of models or of the gateway. Standard library only: the kernel is
-called through ctypes.
+Each measure is applied if the kernel and the process's rights allow it. The report has a text for operators
+per measure, by name. A text that begins with `not ` means that the measure is not in force. Linux only: on
+other systems every measure is reported as not available. Must not know models or the gateway. Standard
+library only; calls the kernel through ctypes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
 _CAPABILITY_VERSION: Final = 0x20080522
 _OOM_SCORE: Final = "500"
 
-# Numbers that all architectures share.
+# Numbers that are the same on all architectures.
 _LANDLOCK_CREATE_RULESET: Final = 444
 _LANDLOCK_ADD_RULE: Final = 445
 _LANDLOCK_RESTRICT_SELF: Final = 446
@@ -39,7 +39,7 @@ _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = (1 << bit for bit in range(4))
 _TRUNCATE, _IOCTL = 1 << 14, 1 << 15
 _READ: Final = _EXECUTE | _READ_FILE | _READ_DIR
 _FILE_ONLY: Final = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL
-_SCOPES: Final = 0b11  # abstract sockets and signals stay among the model's own processes
+_SCOPES: Final = 0b11  # abstract sockets and signals reach only the model's own processes
 
 _SYSTEM: Final = (
     "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/proc", "/sys/devices", "/sys/fs/cgroup",
@@ -58,11 +58,11 @@ _SHARED_MEMORY: Final = "/dev/shm"
 
 
 class ConfinementError(Exception):
-    """A measure the operator demands cannot be taken here."""
+    """A measure that the operator requires is not available here."""
 
 
 class Applied(NamedTuple):
-    """`held`: what holds, by the measure's name. `shared_memory`: a descriptor of this process's own
+    """`held`: the report of each measure, by name. `shared_memory`: a descriptor of this process's own
     `/dev/shm`, used to measure its contents; -1 if it has none."""
 
     held: dict[str, str]
@@ -72,11 +72,11 @@ class Applied(NamedTuple):
 def apply(policy: Mapping[str, Any], package: str, temporary: str) -> Applied:
     """Confines this process.
 
-    `policy`: `uid` (a number; None: stay), `own_user` (whether no other process runs as that user), `files`,
-    `processes`, `cpu_seconds` (limits; None: as they are), `shared_memory` (bytes; None: as the kernel
-    decides), `filesystem`, `syscalls`, `network` (booleans), `readable` (further paths), `required` (names of
-    measures without which nothing may be loaded). `package` is what may be read, `temporary` what may be
-    written. Raises ConfinementError where a required measure is missing.
+    `policy`: `uid` (a number; None: keep), `own_user` (True if no other process runs as that user), `files`,
+    `processes`, `cpu_seconds` (limits; None: keep), `shared_memory` (bytes; None: the kernel's default),
+    `filesystem`, `syscalls`, `network` (booleans), `readable` (further paths), `required` (names of measures
+    that must be in force before a model is loaded). The process may read `package` and write `temporary`.
+    Raises ConfinementError if a required measure is missing.
     """
     held: dict[str, str] = {}
     shared_memory = -1
@@ -88,7 +88,7 @@ def apply(policy: Mapping[str, Any], package: str, temporary: str) -> Applied:
         held["oom"] = _reported(lambda: _prefer_as_victim(libc))
         try:
             shared_memory = _own_shared_memory(libc, policy)
-            held["shared_memory"] = "its own, gone with it"
+            held["shared_memory"] = "its own, removed when it ends"
         except OSError as error:
             refused = os.strerror(error.errno or 0)
         steps: dict[str, Callable[[], str]] = {
@@ -112,7 +112,7 @@ def apply(policy: Mapping[str, Any], package: str, temporary: str) -> Applied:
         held["signals"] = _said_of_signals(libc, policy, bool(filtered))
     missing = [name for name in policy.get("required", ()) if held.get(name, "not").startswith("not ")]
     if missing:
-        raise ConfinementError(f"required here and not available: {', '.join(missing)}")
+        raise ConfinementError(f"required but not available: {', '.join(missing)}")
     return Applied(held, shared_memory)
 
 
@@ -131,7 +131,7 @@ def _has_own_user(policy: Mapping[str, Any]) -> bool:
 def _said_of_children(policy: Mapping[str, Any]) -> str:
     said = "in its process group: their memory counts as its own, they end with it"
     if os.getuid() == policy.get("uid") and not _is_initial_user_namespace():
-        # The kernel delivers the gateway's last signal to its own user, or from the machine's root.
+        # The kernel delivers the gateway's last signal only to the same user, or if the gateway is root.
         return f"{said}, but may outlive a gateway and a zygote that are killed at the same moment"
     return f"{said} and with the gateway"
 
@@ -153,10 +153,10 @@ def _is_initial_user_namespace() -> bool:
 
 
 def _own_shared_memory(libc: Any, policy: Mapping[str, Any]) -> int:
-    """A `/dev/shm` that no other process sees and that is gone with this one. Returns a descriptor of it.
+    """Mounts a `/dev/shm` that only this process sees and that ends with it. Returns a descriptor of it.
 
-    That takes a mount namespace: as root by itself, for others with a user namespace around it. A process
-    that is to become another user cannot do so from within a user namespace. Raises OSError.
+    Needs a mount namespace, and, unless the user is root, a user namespace around it. A process cannot become
+    another user inside a user namespace. Raises OSError.
     """
     if not os.path.isdir(_SHARED_MEMORY):
         raise OSError(errno.ENOENT, "")
@@ -180,7 +180,7 @@ def _own_shared_memory(libc: Any, policy: Mapping[str, Any]) -> int:
 
 
 def _call(function: Any, *arguments: Any) -> int:
-    """A call of the C library; raises OSError where it fails."""
+    """Calls a function of the C library. Raises OSError if it fails."""
     result = int(function(*(ctypes.c_long(a) if isinstance(a, int) else a for a in arguments)))
     if result < 0:
         raise OSError(ctypes.get_errno(), "")
@@ -193,15 +193,15 @@ def _switch(libc: Any, option: int, value: int, said: str) -> str:
 
 
 def _prefer_as_victim(libc: Any) -> str:
-    """Where memory ends all the same, the kernel takes a model, not the gateway."""
-    _call(libc.prctl, _PR_SET_DUMPABLE, 1, 0, 0, 0)  # what forked it was closed, and so this file is, too
+    """Makes the kernel end a model, not the gateway, when memory runs out."""
+    _call(libc.prctl, _PR_SET_DUMPABLE, 1, 0, 0, 0)  # the parent was closed, and so is this file
     Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE, "ascii")
     return f"score {_OOM_SCORE}"
 
 
 def _limit(policy: Mapping[str, Any], own_namespace: bool) -> str:
-    # Processes are counted by user, and since Linux 5.14 by user namespace: that means something only for one
-    # of its own.
+    # The kernel counts processes per user, and since Linux 5.14 per user namespace. The limit makes sense
+    # only for a user or namespace of its own.
     own_user = os.getuid() == policy.get("uid") or (own_namespace and _kernel() >= (5, 14))
     wanted = {
         "cores": (resource.RLIMIT_CORE, 0),
@@ -232,7 +232,7 @@ def _kernel() -> tuple[int, ...]:
 
 
 def _become(libc: Any, uid: int | None, package: str, temporary: str) -> str:
-    """Another user, if this one is root and the other can read the package; groups are left behind."""
+    """Becomes another user, if this one is root and the other can read the package. Drops all groups."""
     if uid is None:
         return f"not changed: {os.getuid()}"
     if os.geteuid() != 0:
@@ -261,7 +261,7 @@ def _become(libc: Any, uid: int | None, package: str, temporary: str) -> str:
 
 
 def _readable(paths: Iterable[str]) -> bool:
-    """Whether the effective user can list and read what is there, one level deep."""
+    """Returns True if the effective user can list and read the paths, one level deep."""
     for path in paths:
         for entry in [path, *(os.path.join(path, name) for name in _listed(path))]:
             if not os.access(entry, os.R_OK | (os.X_OK if os.path.isdir(entry) else 0), effective_ids=True):
@@ -282,7 +282,7 @@ def _roots() -> list[str]:
 
 def _drop_bounding(libc: Any) -> None:
     for capability in range(64):
-        libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)  # fails for those the kernel does not know
+        libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)  # fails for capabilities unknown to the kernel
 
 
 def _drop_capabilities(libc: Any) -> str:
@@ -300,8 +300,8 @@ def _landlock_version(libc: Any) -> int:
 def _landlock(
     libc: Any, policy: Mapping[str, Any], package: str, temporary: str, own_shared_memory: bool
 ) -> str:
-    """Reads the package, the environment and the system; writes its own directory. Signals and abstract
-    sockets reach its own processes only, where the kernel knows these scopes."""
+    """Allows reading the package, the environment and the system, and writing the process's own directory. If
+    the kernel supports it, signals and abstract sockets reach only the model's own processes."""
     if not policy.get("filesystem", True):
         return "not confined: switched off"
     version = _landlock_version(libc)
@@ -338,7 +338,7 @@ def _nvidia() -> list[str]:
 
 
 def _allow(libc: Any, ruleset: int, path: str, access: int) -> None:
-    with suppress(OSError):  # what is not there, or not for this user, needs no rule
+    with suppress(OSError):  # an absent or inaccessible path needs no rule
         descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
         try:
             if not os.path.isdir(path):
@@ -353,7 +353,7 @@ def _seccomp(libc: Any, policy: Mapping[str, Any]) -> str:
     if policy.get("syscalls", True):
         scopes = bool(policy.get("filesystem", True)) and _landlock_version(libc) >= 6
         shared_user = not _has_own_user(policy)
-        # Before the third version of Landlock a file that must not be written can still be cut.
+        # Before Landlock's third version, a file without the right to write can still be truncated.
         cuts = bool(policy.get("filesystem", True)) and _landlock_version(libc) < 3
         wanted = syscalls.rules(
             shared_user=shared_user, signals=shared_user and not scopes, network=network, cuts=cuts

@@ -1,8 +1,8 @@
-"""Which system calls a model process may make: a table of rules, and the seccomp program made from it.
+"""The system calls that a model process may make: a table of rules, and the seccomp program made from it.
 
 A rule refuses a call always, or for some values of one argument. Some calls only pretend to succeed, because
-libraries make them as a matter of course and stop when they fail. The kernel applies the program to every
-process that the model starts. Must not know of models or of the gateway. Standard library only.
+libraries make them routinely and stop if they fail. The kernel applies the program to every process that the
+model starts. Must not know models or the gateway. Standard library only.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _PRETEND: Final = 0
 """Error number 0: the call returns 0 and does nothing."""
 
 ARCHITECTURES: Final = {"x86_64": (0, 0xC000003E, 317), "aarch64": (1, 0xC00000B7, 277)}
-"""Machine: column of the table, the kernel's name for it, and the number of `seccomp`."""
+"""By machine: the column of the table, the kernel's name, and the number of `seccomp`."""
 
 _NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
     "acct": (163, 89), "add_key": (248, 217), "adjtimex": (159, 171), "bpf": (321, 280),
@@ -70,7 +70,7 @@ _CHANGE_THE_KERNEL: Final = (
     "setdomainname", "sethostname", "setns", "settimeofday", "swapoff", "swapon", "syslog", "umount2",
     "unshare", "userfaultfd", "vhangup",
 )  # fmt: skip
-# What is shared by all processes of a machine or a user, is counted for no process and outlives them.
+# Resources shared by all processes of a machine or user, counted for no process, which outlive processes.
 _SHARED_MEMORY: Final = (
     "memfd_create", "memfd_secret", "mq_open", "mq_unlink", "msgctl", "msgget", "msgrcv", "msgsnd", "semctl",
     "semget", "semop", "semtimedop", "shmat", "shmctl", "shmget",
@@ -89,28 +89,28 @@ _SIGNALS: Final = (  # call, argument with the process, argument with the signal
 
 # clone: a new namespace of any kind, a sibling instead of a child, a child that is traced.
 _CLONE_FLAGS: Final = 0x7E020000 | 0x8000 | 0x2000
-# fcntl: F_SETOWN, F_SETSIG and F_SETOWN_EX have the kernel send signals to others; a lease (F_SETLEASE) holds
-# up everybody who opens the file; F_NOTIFY watches directories.
+# fcntl: F_SETOWN, F_SETSIG and F_SETOWN_EX make the kernel send signals to others; a lease (F_SETLEASE)
+# delays every process that opens the file; F_NOTIFY watches directories.
 _FCNTL: Final = (8, 10, 15, 1024, 1026)
 # ioctl: the owner of a socket or file (FIOSETOWN, SIOCSPGRP), typing into a terminal (TIOCSTI, TIOCLINUX).
 _IOCTL: Final = (0x8901, 0x8902, 0x5412, 0x541C)
-# ioctl: flags, generation, project and verity of a file, for which its owner need not open it for writing.
+# ioctl: flags, generation, project and verity of a file, which its owner can set without opening it to write.
 _FILE_IOCTL: Final = (0x40086602, 0x40046602, 0x40087602, 0x40047602, 0x401C5820, 0x40806685)
 # open: O_TRUNC without an access mode that writes, and the mask of these bits.
 _CUTS: Final = (0x200, 0x203)
 _CUTS_AND_MODE: Final = 0x203
-# prctl: orphans must stay with the model that they belong to; core scheduling names other processes.
+# prctl: orphans must stay with their model; core scheduling names other processes.
 _PRCTL: Final = (36, 62)
-_FAMILIES: Final = (1, 2, 10, 16)  # local, IPv4, IPv6, and netlink, which resolvers ask for addresses
+_FAMILIES: Final = (1, 2, 10, 16)  # local, IPv4, IPv6, and netlink, which resolvers query for addresses
 _LOCAL_FAMILIES: Final = (1,)
 _PRIO_PROCESS: Final = 0
 _IOPRIO_PROCESS: Final = 1
 
 
 class Rule(NamedTuple):
-    """Refuses `call` with `error`. `argument` None: always; otherwise where that argument (its low 32 bits)
-    is one of `values`, or none of them (`others`), or has one of the bits of `mask`. `within`: only these
-    bits of it are compared. `unless`: an argument and the value of it for which the rule does not count."""
+    """Refuses `call` with `error`. If `argument` is None: always. Otherwise: if that argument (its low 32
+    bits) is one of `values`, or none of them (`others`), or has one of the bits of `mask`. `within`: only
+    these bits are compared. `unless`: an argument and its value for which the rule does not apply."""
 
     call: str
     error: int
@@ -123,28 +123,29 @@ class Rule(NamedTuple):
 
 
 def rules(*, shared_user: bool, signals: bool, network: bool, cuts: bool = False) -> list[Rule]:
-    """The rules for this process. `shared_user`: the gateway or another model runs under its user, so that
-    modes, times and attributes of files must not be changed. `signals`, `cuts`: the kernel has no other means
-    against signals to others, or against cutting files that must not be written."""
+    """Returns the rules for this process. `shared_user`: the gateway or another model runs as the same user,
+    so modes, times and attributes of files must not be changed. `signals`, `cuts`: the kernel has no other
+    means against signals to other processes, or against truncating files without the right to write."""
     own = (0, os.getpid())
     found = [Rule(call, errno.EPERM) for call in (*_REACH_OTHERS, *_CHANGE_THE_KERNEL, *_SHARED_MEMORY)]
     found += [
         Rule("clone", errno.EPERM, 0, mask=_CLONE_FLAGS),
-        # Landlock lets a directory be watched that may not be listed.
+        # Landlock allows watching a directory that may not be listed.
         Rule("inotify_add_watch", errno.EPERM),
-        # The flags of clone3 lie in memory that a filter cannot read: libraries go back to clone.
+        # The flags of clone3 are in memory that a filter cannot read. Libraries fall back to clone.
         Rule("clone3", errno.ENOSYS),
         Rule("prlimit64", errno.EPERM, 0, own, others=True),
         Rule("sched_setparam", errno.EPERM, 0, own, others=True),
         Rule("sched_setscheduler", errno.EPERM, 0, own, others=True),
         Rule("sched_setattr", errno.EPERM, 0, own, others=True),
-        # Thread pools pin each of their threads by its id, and log an error for each that fails.
+        # Thread pools pin each thread by its id, and log an error for each failure.
         Rule("sched_setaffinity", _PRETEND, 0, own, others=True),
         Rule("setpriority", errno.EPERM, 0, (_PRIO_PROCESS,), others=True),
         Rule("setpriority", errno.EPERM, 1, own, others=True),
         Rule("ioprio_set", errno.EPERM, 0, (_IOPRIO_PROCESS,), others=True),
         Rule("ioprio_set", errno.EPERM, 1, own, others=True),
-        # All that a model starts stays in its process group: so it is counted, and ended, with the model.
+        # All children of a model stay in its process group, so that they are counted and ended with the
+        # model.
         Rule("setsid", _PRETEND),
         Rule("setpgid", _PRETEND),
         Rule("kill", errno.EPERM, 0, (-1, -os.getpid())),
@@ -163,7 +164,7 @@ def rules(*, shared_user: bool, signals: bool, network: bool, cuts: bool = False
             Rule("truncate", errno.EPERM),
             Rule("open", errno.EPERM, 1, _CUTS, within=_CUTS_AND_MODE),
             Rule("openat", errno.EPERM, 2, _CUTS, within=_CUTS_AND_MODE),
-            # Its flags lie in memory that a filter cannot read: libraries go back to openat.
+            # The flags are in memory that a filter cannot read. Libraries fall back to openat.
             Rule("openat2", errno.ENOSYS),
         ]
     if signals:
@@ -175,13 +176,13 @@ def rules(*, shared_user: bool, signals: bool, network: bool, cuts: bool = False
 
 
 def network_rules(*, network: bool) -> list[Rule]:
-    """The rules where only the network is filtered."""
+    """Returns the rules if only the network is filtered."""
     return [] if network else [Rule("socket", errno.EPERM, 0, _LOCAL_FAMILIES, others=True)]
 
 
 def apply(libc: Any, wanted: Sequence[Rule]) -> str | None:
-    """Has the kernel enforce the rules, for this process and all that it starts. Returns why it cannot, None
-    if it does. Raises OSError."""
+    """Makes the kernel enforce the rules for this process and its children. Returns None, or the reason why
+    it is not possible. Raises OSError."""
     if platform.machine() not in ARCHITECTURES:
         return f"no table of system calls for {platform.machine()}"
     column, architecture, number = ARCHITECTURES[platform.machine()]
@@ -202,8 +203,8 @@ _ALLOW, _REFUSE = 0x7FFF0000, 0x00050000
 
 
 def assemble(wanted: Sequence[Rule], column: int, architecture: int) -> bytes:
-    """The program. A call that no rule refuses is allowed; those of another architecture or numbering (x32)
-    fail, because the table does not hold for them."""
+    """Returns the program. A call that no rule refuses is allowed. Calls of another architecture or numbering
+    (x32) fail, because the table does not apply to them."""
     refuse = (_GIVE, 0, 0, _REFUSE | errno.EPERM)
     steps: list[tuple[int, int, int, int]] = [
         (_LOAD, 0, 0, 4), (_EQUAL, 1, 0, architecture), refuse,
@@ -215,14 +216,14 @@ def assemble(wanted: Sequence[Rule], column: int, architecture: int) -> bytes:
             continue
         body = _body(rule)
         if rule.argument is not None:
-            body.append((_LOAD, 0, 0, 0))  # the number again, for the rules that follow
+            body.append((_LOAD, 0, 0, 0))  # load the number again for the following rules
         steps += [(_EQUAL, 0, len(body), call), *body]
     steps.append((_GIVE, 0, 0, _ALLOW))
     return b"".join(struct.pack("=HBBI", *step) for step in steps)
 
 
 def _body(rule: Rule) -> list[tuple[int, int, int, int]]:
-    """Refuses or falls through to its end."""
+    """Returns the instructions of a rule, which refuse the call or fall through."""
     refuse = (_GIVE, 0, 0, _REFUSE | rule.error)
     if rule.argument is None:
         return [refuse]

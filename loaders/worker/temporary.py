@@ -1,8 +1,8 @@
-"""Temporary directories of model processes: how much they hold, and their removal in whatever state they are.
+"""Measures and removes the temporary directories of model processes, in any state.
 
-A model may leave directories nested thousands deep, without permissions, or with links to elsewhere. Neither
-measuring nor removal takes recursion or long paths; both hold a few descriptors and never follow a link.
-Standard library only.
+A model may leave directories nested thousands deep, without permissions, or with links to other places.
+Measuring and removal need no recursion and no long paths. Both hold a few descriptors and never follow a
+link. Standard library only.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PATH = getattr(os, "O_PATH", os.O_RDONLY)
 
 
-#: An entry counts with at least so many bytes: empty files and directories take room too.
+#: Minimum bytes counted per entry: empty files and directories take space too.
 ENTRY: Final = 4096
 
 
-#: Where the gateway links what its packs may read.
+#: The directory where the gateway links files that its packs may read.
 PACKS: Final = "packs"
 
 
 def make(scratch: str) -> str:
-    """A new directory for one model process."""
+    """Makes a new directory for one model process."""
     return tempfile.mkdtemp(prefix="model-", dir=scratch)
 
 
 def used(path: str, enough: int) -> int:
-    """Bytes on the disk of all that is below a directory; the count ends above `enough`. A model may move
-    directories while they are counted: what is missed then is found the next time, in another order."""
+    """Returns the bytes on disk of everything below a directory; counting stops above `enough`. A model may
+    move directories during the count. A missed directory is found next time, because the order differs."""
     try:
         root = _open(path, None)
     except OSError:
@@ -65,7 +65,7 @@ def used(path: str, enough: int) -> int:
                 up = os.dup(root)
             os.close(here)
             here = up
-            if _identity(here) != above[-1][0]:  # it was moved
+            if _identity(here) != above[-1][0]:  # the model moved it
                 os.close(here)
                 here = os.dup(root)
                 del above[1:]
@@ -76,7 +76,7 @@ def used(path: str, enough: int) -> int:
 
 
 def _measured(directory: int, seen: set[tuple[int, int]], enough: int) -> tuple[int, list[str]]:
-    """The bytes of the files in a directory, and its directories in any order."""
+    """Returns the bytes of the files in a directory, and its directories in any order."""
     total, names = 0, []
     with suppress(OSError), os.scandir(directory) as entries:
         for entry in entries:
@@ -101,16 +101,16 @@ def _identity(descriptor: int) -> tuple[int, int]:
 
 
 def remove(path: str) -> bool:
-    """Removes a directory and all that is below it. Whether it is gone; what cannot be removed stays.
+    """Removes a directory and everything below it, as far as possible. Returns True if it is gone.
 
-    Directories inside directories are first moved up to `path` itself: so each is emptied at the same depth.
+    Nested directories are first moved up to `path` itself, so that each is emptied at the same depth.
     """
     try:
         root = _open(path, None)
     except OSError:
         return not os.path.lexists(path)
     try:
-        # A name that the model could not foresee, and so did not take.
+        # A random name, which the model cannot have used already.
         flat, moved, pending = f".removing-{os.urandom(8).hex()}", 0, [""]
         while pending:
             name = pending.pop()
@@ -151,7 +151,7 @@ def _entries(directory: int) -> list[str]:
 
 
 def _remove_file(name: str, directory: int) -> bool:
-    """False if it is a directory."""
+    """Removes a file. Returns False if it is a directory."""
     try:
         os.unlink(name, dir_fd=directory)
     except OSError:
@@ -168,7 +168,7 @@ def _open(name: str, parent: int | None) -> int:
 
 
 def _open_up(name: str, parent: int | None) -> None:
-    """Gives this process all rights on a directory: the model may have taken them away."""
+    """Opens a directory's permissions for this process, because the model may have removed them."""
     descriptor = os.open(name, _PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
     try:
         if stat.S_IMODE(os.fstat(descriptor).st_mode) & stat.S_IRWXU != stat.S_IRWXU:

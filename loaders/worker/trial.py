@@ -1,8 +1,8 @@
-"""A fresh process that loads one package, answers its input example, and ends.
+"""A new process that loads one package, answers its input example, and ends.
 
-Started by `loaders.trial` when a package was saved: code that works only in its author's process (a module
-next to the script, a class of a notebook, an object kept in memory) fails here. The example is treated as
-a request: read from JSON and enforced. numpy and the standard library only.
+`loaders.trial` starts it after saving a package. Code that works only in its author's process fails here, for
+example a module next to the script, a class in a notebook, or an object kept in memory. The example is
+handled like a request: read from JSON and enforced. Imports only numpy and the standard library.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from loaders.worker import wire
 
 
 def main(options: Mapping[str, Any]) -> None:
-    """`request`: a file with the package as JSON; `path`: its directory; `reply`: the file for the answer,
-    a frame of `wire`; `times`: how many times the example is predicted; `enforcement`. Ends the process."""
+    """Runs the trial and ends the process. `request`: a file with the package as JSON. `path`: its directory.
+    `reply`: the file for the answer, a frame of `wire`. `times`: the number of predictions of the example.
+    `enforcement`: the mode."""
     try:
         reply = _tried(options)
     except BaseException as error:  # noqa: BLE001  (whatever the model raises is an answer, not an end)
@@ -29,7 +30,7 @@ def main(options: Mapping[str, Any]) -> None:
     except BaseException as error:  # noqa: BLE001  (writing an answer asks the model's own objects)
         frame = b"".join(wire.encode(_failed(error)))
     Path(options["reply"]).write_bytes(frame)
-    # Not by way of interpreter shutdown: threads that the model left must not keep this process.
+    # Skip the interpreter's shutdown, which would wait for threads that the model left.
     os._exit(0)
 
 

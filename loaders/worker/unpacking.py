@@ -1,7 +1,7 @@
-"""Values out of a JSON header and raw buffers: the reading half of a frame's content (format: see `wire`).
+"""Reads values from a JSON header and raw buffers, the content of a frame (the format is in `wire`).
 
-The buffers are taken in the order in which the header refers to them, and all of them: a header cannot claim
-the same bytes twice. Nothing executes. Knows no frames and no sockets.
+The header refers to the buffers in order, and to all of them, so a header cannot claim the same bytes twice.
+Executes nothing. Must not know frames or sockets.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _RAW_DTYPE: Final = re.compile(r"[<>|=][biufcSUMm][1-9]\d{0,9}(\[\d*[A-Za-z]{1,2
 
 
 class Cursor:
-    """The body of a frame, taken in order."""
+    """Reads the body of a frame in order."""
 
     def __init__(self, body: Array, budget: int | None = None) -> None:
         self._body = body
@@ -34,23 +34,24 @@ class Cursor:
         self._budget = budget
 
     def json(self, text: Array, unweighed: int = 0) -> Any:
-        """The values of JSON text of more than `unweighed` bytes. Raises TooLarge before they are built."""
+        """Parses JSON text. Raises TooLarge before building the values of text with more than `unweighed`
+        bytes."""
         if self._budget is not None and len(text) > unweighed:
             self._budget -= counted(text.data)
             if self._budget < 0:
-                raise TooLarge("the values of the frame take more memory than they may")
+                raise TooLarge("the values of the frame take more memory than allowed")
         return json.loads(text.tobytes())
 
     def take(self, size: int) -> Array:
         start = self._at + -self._at % ALIGN
         if size < 0 or start + size > len(self._body):
-            raise WireError("a buffer reaches past the frame")
+            raise WireError("a buffer extends past the end of the frame")
         self._at = start + size
         return self._body[start : self._at]
 
     def close(self) -> None:
         if self._at != len(self._body):
-            raise WireError("the frame holds bytes that nothing refers to")
+            raise WireError("the frame contains bytes without a reference")
 
 
 def unpack(value: Any, cursor: Cursor) -> Any:
@@ -81,7 +82,7 @@ def _dtype(text: str) -> np.dtype[Any]:
 
 
 def _check_shape(shape: list[int]) -> None:
-    """An empty array takes no bytes whatever its other axes say: they must stay sane too."""
+    """Checks a shape. An empty array has no bytes, so its other axes must be checked separately."""
     if any(type(n) is not int or n < 0 for n in shape) or math.prod(n for n in shape if n) > MAX_FRAME:
         raise WireError("an array of an impossible shape")
 

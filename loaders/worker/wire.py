@@ -1,4 +1,4 @@
-"""Messages between the gateway and a model process: a JSON header and raw buffers, never pickle.
+"""Messages between the gateway and a model process: a JSON header and raw buffers, never a pickle.
 
 A frame is
 
@@ -6,17 +6,16 @@ A frame is
     4 bytes   length of the header, unsigned, little-endian, a multiple of 16
     8 bytes   length of the body, unsigned, little-endian
     header    JSON (ASCII, padded with spaces): the message, an object
-    body      the buffers the header refers to, in the order in which it refers to them
+    body      the buffers, in the order in which the header refers to them
 
-`packing` writes values into header and body, `unpacking` reads them.
-Values that JSON can hold are in the header unchanged. Everything else is `{"~": [kind, …]}`: an array is
-`{"~": ["array", dtype, shape]}` and takes the next bytes of the body (aligned to 16), and so on; an
-object that has the key "~" itself is written as a list of pairs. The reader takes the buffers in
-order and must end exactly at the body's end, so a header cannot claim the same bytes twice.
+`packing` writes values into header and body, `unpacking` reads them. JSON values are in the header unchanged.
+Every other value is `{"~": [kind, …]}`. For example, an array is `{"~": ["array", dtype, shape]}` and takes
+the next bytes of the body (aligned to 16). An object with the key "~" is written as a list of pairs. The
+reader takes the buffers in order and must end exactly at the body's end, so a header cannot claim the same
+bytes twice.
 
-Nothing executes on reading. A frame that lies about itself is a `WireError`, and costs no more memory
-than the bytes that really came. This module must not know about sockets' owners, models or processes.
-Sockets are an argument; blocking and non-blocking ones both work.
+Reading executes nothing. A frame with false lengths is a `WireError`, and costs no more memory than the bytes
+received. Must not know models or processes. Sockets are an argument; blocking and non-blocking ones work.
 """
 
 from __future__ import annotations
@@ -48,21 +47,21 @@ _PREFIX: Final = struct.Struct("<4sIQ")
 _SMALL: Final = 1 << 16
 _READ_AT_ONCE: Final = 1 << 20
 _SEGMENTS_AT_ONCE: Final = 512
-#: A header up to this length is read without being weighed before.
+#: A header up to this length is parsed without estimating its memory first.
 _UNWEIGHED: Final = 1 << 16
 
 
 def encode(message: Mapping[str, Any], limit: int = MAX_FRAME, *, lenient: bool = False) -> deque[Segment]:
-    """A message as the pieces of its frame, for `transmit`. Large arrays are referred to, not copied: they
-    must not change before the frame is gone.
+    """Encodes a message as the pieces of its frame, for `transmit`. Refers to large arrays without a copy, so
+    they must not change before the frame is sent.
 
-    A value may be what JSON holds, a batch, a numpy array or scalar, bytes, a tuple, a date, a time, a
-    Decimal, a complex number, or a list or dict of these. Raises WireError for any other, for one nested
-    deeper than Python's stack, and for a frame over `limit` bytes.
+    A value may be a JSON value, a batch, a numpy array or scalar, bytes, a tuple, a date, a time, a Decimal,
+    a complex number, or a list or dict of these. Raises WireError for any other value, for one nested deeper
+    than Python's stack, and for a frame over `limit` bytes.
 
-    `lenient` is for what a model answers: sets and other sequences go as lists, enumerations as their values,
-    UUIDs as text, dataclasses and pydantic models as dicts, structured arrays as tuples, and any
-    other value as the name of its type (`Opaque`), so that the error about the answer can name it.
+    `lenient` is for a model's answers. Sets and other sequences become lists, enumerations their values,
+    UUIDs text, dataclasses and pydantic models dicts, structured arrays tuples. Any other value becomes the
+    name of its type (`Opaque`), so that the error about the answer can name it.
     """
     body = Body(limit, lenient=lenient)
     try:
@@ -70,7 +69,7 @@ def encode(message: Mapping[str, Any], limit: int = MAX_FRAME, *, lenient: bool 
         header = JSON.encode(packed).encode("ascii")
     except RecursionError:
         raise WireError("the value is nested too deeply") from None
-    except ValueError as error:  # a number of more digits than Python turns into text
+    except ValueError as error:  # a number with more digits than Python converts to text
         raise WireError(f"the value cannot be written: {error}") from None
     header += b" " * (-len(header) % ALIGN)
     if len(header) > MAX_HEADER or len(header) + body.size > limit:
@@ -93,7 +92,7 @@ def size(data: bytes | bytearray) -> int | None:
 
 
 def loads(data: bytes, budget: int | None = None) -> dict[str, Any]:
-    """The message of one whole frame, the joined pieces of `encode`. Its arrays may change. `budget` as in
+    """Decodes one whole frame, the joined pieces of `encode`. Its arrays may be changed. `budget` as in
     `decode`. Raises WireError."""
     if len(data) < _PREFIX.size:
         raise WireError("the frame is too short")
@@ -105,26 +104,27 @@ def loads(data: bytes, budget: int | None = None) -> dict[str, Any]:
 
 @dataclass(slots=True, eq=False)
 class Framed:
-    """A batch that is already encoded as part of a message to a model process. `rows` as in the batch.
-    The frame is passed on unread."""
+    """A batch already encoded as part of a message to a model process. `rows` as in the batch. The frame is
+    forwarded without decoding."""
 
     rows: int | None
     frame: Array
     header: int
 
     def pieces(self) -> deque[Segment]:
-        """The frame, for `transmit`."""
+        """Returns the frame, for `transmit`."""
         prefix = _PREFIX.pack(_MAGIC, self.header, len(self.frame) - self.header)
         return deque([prefix, self.frame.data])
 
     def message(self) -> dict[str, Any]:
-        """The message, read. Raises WireError."""
+        """Decodes the message. Raises WireError."""
         return decode(self.frame, self.header)
 
 
 def transmit(sock: socket.socket, pieces: deque[Segment]) -> None:
-    """Sends the pieces, and takes from `pieces` what has gone. On a non-blocking socket raises
-    BlockingIOError when it is full: call again with what is left. Raises OSError if the other end is gone."""
+    """Sends the pieces, and removes sent bytes from `pieces`. On a non-blocking socket, raises
+    BlockingIOError when it is full: call again with the remaining pieces. Raises OSError if the other end is
+    closed."""
     while pieces:
         sent = sock.sendmsg([pieces[i] for i in range(min(len(pieces), _SEGMENTS_AT_ONCE))])
         while pieces and sent >= len(pieces[0]):
@@ -134,7 +134,7 @@ def transmit(sock: socket.socket, pieces: deque[Segment]) -> None:
 
 
 class Reader:
-    """Frames out of one stream socket. `pull` takes bytes from it, `next` gives the messages they make."""
+    """Reads frames from one stream socket. `pull` receives bytes, `next` returns complete messages."""
 
     def __init__(self, limit: int = MAX_FRAME) -> None:
         self._limit = limit
@@ -150,8 +150,8 @@ class Reader:
         return self._end > 0 or self._frame is not None
 
     def pull(self, sock: socket.socket) -> bool:
-        """Takes what is there, at most a megabyte; False at the end of the stream. On a non-blocking socket
-        with nothing there raises BlockingIOError."""
+        """Receives available bytes, at most a megabyte. Returns False at the end of the stream. On a
+        non-blocking socket without bytes, raises BlockingIOError."""
         if self._frame is not None:
             rest = self._frame[self._filled : self._filled + _READ_AT_ONCE].data
             got = sock.recv_into(rest)
@@ -162,13 +162,13 @@ class Reader:
         return got > 0
 
     def next(self) -> dict[str, Any] | None:
-        """The next message that has come whole, or None. Raises WireError."""
+        """Returns the next complete message, or None. Raises WireError."""
         whole = self.frame()
         return None if whole is None else decode(*whole)
 
     def frame(self) -> tuple[Array, int] | None:
-        """The same, not yet read: what `decode` takes. The number is the length of the header, which is
-        what decoding costs. Raises WireError."""
+        """Returns the next complete frame for `decode`, or None. The number is the header's length, which
+        determines the cost of decoding. Raises WireError."""
         if self._frame is not None:
             if self._filled < len(self._frame):
                 return None
@@ -178,7 +178,7 @@ class Reader:
             return None
         magic, header, body = _PREFIX.unpack_from(self._small)
         if magic != _MAGIC or header % ALIGN:
-            raise WireError("the stream does not hold frames")
+            raise WireError("the stream does not contain frames")
         size = header + body
         if header > MAX_HEADER or size > self._limit:
             raise WireError(f"a frame of {size} bytes is over the limit")
@@ -186,7 +186,7 @@ class Reader:
         if present < size and _PREFIX.size + size <= _SMALL:
             return None
         try:
-            frame = np.empty(size, np.uint8)  # pages that are not written to take no memory
+            frame = np.empty(size, np.uint8)  # pages take no memory until they are written
         except MemoryError:
             raise WireError(f"no memory for a frame of {size} bytes") from None
         taken = _PREFIX.size + present
@@ -200,7 +200,8 @@ class Reader:
 
 
 def receive(sock: socket.socket, reader: Reader) -> dict[str, Any] | None:
-    """The next message of a blocking socket; None at the end of the stream. Raises WireError, OSError."""
+    """Returns the next message of a blocking socket; None at the end of the stream. Raises WireError and
+    OSError."""
     while (message := reader.next()) is None:
         if not reader.pull(sock):
             if reader.partial:
@@ -210,8 +211,8 @@ def receive(sock: socket.socket, reader: Reader) -> dict[str, Any] | None:
 
 
 def decode(frame: Array, header: int, budget: int | None = None) -> dict[str, Any]:
-    """A message from the bytes of its header and body. Arrays are views of `frame`. `budget`: the most bytes
-    that lists, objects and text may take in memory. Raises WireError."""
+    """Decodes a message from the bytes of its header and body. Arrays are views of `frame`. `budget`: the
+    maximum bytes of lists, objects and text in memory. Raises WireError."""
     cursor = Cursor(frame[header:], budget)
     try:
         message = unpack(cursor.json(frame[:header], _UNWEIGHED), cursor)
@@ -221,5 +222,5 @@ def decode(frame: Array, header: int, budget: int | None = None) -> dict[str, An
     except (RecursionError, MemoryError):
         raise WireError("the frame is nested too deeply or too large") from None
     if not isinstance(message, dict):
-        raise WireError("the frame holds no message")
+        raise WireError("the frame contains no message")
     return message

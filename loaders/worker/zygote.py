@@ -1,10 +1,10 @@
-"""The zygote: a process that has imported an environment's frameworks once and makes model processes.
+"""The zygote: a process that imports an environment's frameworks once and starts model processes.
 
-It runs no line of a model. By `fork` a model process starts in milliseconds and shares the frameworks'
-memory; that is safe only from a process of one thread, so tasks are counted after every import and what
-started one is left to the children. By `spawn` each model process is a fresh Python. Either way the zygote
-is their parent and the reaper of what they leave behind: when a model process ends, so do the processes
-it started, and when the gateway ends, everything does. Must not know of the gateway's modules.
+It runs no model code. By `fork`, a model process starts in milliseconds and shares the frameworks' memory. A
+fork is safe only from a process with one thread, so the zygote counts its tasks after every import, and
+leaves modules that start threads to the children. By `spawn`, each model process is a new Python. In both
+cases the zygote is the parent and reaps the children's orphans: when a model process ends, its children end
+too, and when the gateway ends, all processes end. Must not know the gateway's modules.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main(options: Mapping[str, Any]) -> None:
     """Runs a zygote until the gateway closes its socket.
 
     `control`: a socket of packets to the gateway; `parent`: the gateway's process id; `preload`: modules to
-    import; `start`: fork or spawn; `scratch`: where temporary directories go.
+    import; `start`: fork or spawn; `scratch`: the directory for temporary directories.
     """
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # imports may take long or hang
     if os.getppid() != options["parent"]:
@@ -45,15 +45,15 @@ def main(options: Mapping[str, Any]) -> None:
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     os.set_inheritable(options["control"], False)
     with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE, "ascii")  # the gateway is worth more
+        Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE, "ascii")  # end the zygote before the gateway
     missing = _preload(options)
     if options["start"] == "fork":
         _preload_own()
     start = options["start"] if len(os.listdir("/proc/self/task")) == 1 else "spawn"
-    # A model of the same user must not look into the process that makes its siblings.
+    # A model of the same user must not inspect the process that starts other models.
     memory = os.open("/proc/self/smaps_rollup", os.O_RDONLY | os.O_CLOEXEC)
     _prctl(_PR_SET_DUMPABLE, 0)
-    # From here on the end of the control socket ends it, after it has ended what it made.
+    # From here on, the zygote ends when the control socket closes, after ending its children.
     _prctl(_PR_SET_PDEATHSIG, 0)
     with socket.socket(fileno=options["control"]) as control:
         ready = {"op": "ready", "start": start, "missing": missing}
@@ -63,18 +63,18 @@ def main(options: Mapping[str, Any]) -> None:
             return
         os.close(memory)
         gc.collect()
-        gc.freeze()  # a child's collector must not touch these pages: touching copies them
+        gc.freeze()  # a child's collector would write to these pages, and so copy them
         _Nursery(control, start, options["scratch"]).run()
     if os.getppid() != options["parent"]:
         temporary.remove(os.path.join(options["scratch"], temporary.PACKS))
-        with suppress(OSError):  # not before the last zygote leaves
+        with suppress(OSError):  # fails until the last zygote ends
             os.rmdir(options["scratch"])
 
 
 def _preload(options: Mapping[str, Any]) -> list[str]:
-    """Imports the frameworks; returns those that are not there or must not be imported before a fork.
+    """Imports the frameworks. Returns those that are missing or must not be imported before a fork.
 
-    A thread that an import started cannot be taken back: the process begins again without that module.
+    A thread that an import started cannot be stopped, so the process restarts without that module.
     """
     missing = list(options.get("missing", ()))
     for name in options["preload"]:
@@ -94,7 +94,7 @@ def _preload(options: Mapping[str, Any]) -> list[str]:
 
 
 def _preload_own() -> None:
-    """What every child would import of this package, so that they share it."""
+    """Imports the modules of this package that every child needs, so that the children share them."""
     from loaders import flavors, model, signature  # noqa: F401
     from loaders.compat import standin  # noqa: F401
 
@@ -116,7 +116,7 @@ def _command(module: str, options: Mapping[str, Any]) -> list[str]:
 
 
 class _Nursery:
-    """The living model processes and their directories, by process id."""
+    """The running model processes and their directories, by process id."""
 
     def __init__(self, control: socket.socket, start: str, scratch: str) -> None:
         self._control = control
@@ -168,13 +168,13 @@ class _Nursery:
             if self._start == "fork":
                 pid = os.fork()
                 if pid == 0:
-                    # A model must not hold what the zygote and its siblings depend on.
+                    # A model must not have descriptors that the zygote and other models depend on.
                     signal.set_wakeup_fd(-1)
                     self._control.close()
                     for descriptor in self._wakeup:
                         os.close(descriptor)
                     process.main(options)
-                with suppress(OSError):  # parent and child both set it: neither depends on the other's timing
+                with suppress(OSError):  # both parent and child set it, so that timing does not matter
                     os.setpgid(pid, pid)
             else:
                 pid = self._spawn(options)
@@ -201,14 +201,14 @@ class _Nursery:
                 os.set_inheritable(descriptor, False)
 
     def _reap(self) -> None:
-        """Takes the exit status of what ended, tells the gateway how its model processes ended, and ends
-        what they left behind."""
+        """Reads the exit status of ended processes, tells the gateway how its model processes ended, and ends
+        their orphans."""
         ended = False
         while (pid := _ended()) is not None:
-            ended = True  # a model process, or an orphan: what that left behind has come here in its turn
+            ended = True  # a model process, or an orphan, whose own children are now children of the zygote
             own = self._children.pop(pid, None)
             if own is not None:
-                _kill_group(pid)  # before its status is taken: until then no other group has this number
+                _kill_group(pid)  # before reading its status: until then no other group has this number
             status = os.waitpid(pid, 0)[1]
             if own is not None:
                 self._tell({"op": "ended", "pid": pid, "code": exit_code(status)})
@@ -220,11 +220,11 @@ class _Nursery:
             self._remove_garbage()
 
     def _remove_garbage(self) -> None:
-        """What is left of a group may still write while it is removed: that is tried again later."""
+        """Removes directories of ended processes. The rest of a group may still write, so retries later."""
         self._garbage = [path for path in self._garbage if not temporary.remove(path)]
 
     def _end(self) -> None:
-        """The gateway is gone: ends everything."""
+        """Ends all processes, because the gateway is gone."""
         signal.set_wakeup_fd(-1)
         while children := _offspring():
             for pid in children:
@@ -237,12 +237,12 @@ class _Nursery:
         self._remove_garbage()
 
     def _tell(self, message: Mapping[str, Any]) -> None:
-        with suppress(OSError):  # the gateway is gone: the next read says so
+        with suppress(OSError):  # the gateway is gone; the next read reports it
             self._control.send(json.dumps(message).encode())
 
 
 def _ended() -> int | None:
-    """A child that ended and whose status was not taken yet."""
+    """Returns a child that ended and whose status is not read yet."""
     try:
         found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
@@ -251,7 +251,7 @@ def _ended() -> int | None:
 
 
 def _offspring() -> list[int]:
-    """The children of this process, from `/proc`; those that already ended too."""
+    """Returns the children of this process, from `/proc`, including ended ones."""
     own, found = os.getpid(), []
     for entry in os.listdir("/proc"):
         if entry.isdigit():

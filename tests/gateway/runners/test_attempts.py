@@ -78,7 +78,7 @@ def test_an_attempt_fails_and_changes_nothing(stage: Stage, name: str) -> None:
 
 def test_its_report_says_what_holds(stage: Stage) -> None:
     held = stage.ask("status")["confinement"]
-    assert held["shared_memory"] == "its own, gone with it"
+    assert held["shared_memory"] == "its own, removed when it ends"
     assert held["signals"] == "to its own processes"
     assert held["children"].startswith("in its process group")
     assert held["filesystem"].startswith("its own directory")

@@ -222,7 +222,7 @@ async def test_a_measure_that_is_required_and_missing_refuses_the_load(
     tmp_path: Path, processes: Processes
 ) -> None:
     package = write_package(tmp_path / "p")
-    with pytest.raises(ModelError, match="required here and not available: filesystem"):
+    with pytest.raises(ModelError, match="required but not available: filesystem"):
         await processes.started(package, confinement=Confinement(filesystem=False, required=("filesystem",)))
 
 
