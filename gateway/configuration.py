@@ -1,7 +1,7 @@
-"""Reads the settings from flags, environment variables and `gateway.yaml`, and writes them for people.
+"""Reads the settings from flags, environment variables and `gateway.yaml`, and writes them for users.
 
-A flag wins over the environment (`GATEWAY_…`, nested with `__`), the environment over the file, that over the
-default. All problems are reported at once, each with its place. What a setting means is `gateway.settings`.
+A flag overrides the environment (`GATEWAY_…`, nested with `__`), which overrides the file, which overrides
+the default. All problems are reported at once, each with its place. `gateway.settings` defines the settings.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from gateway.settings import (
 PREFIX: Final = "GATEWAY_"
 FILE: Final = "gateway.yaml"
 
-# Of the commands, not of the server; and what the tests are told by.
+# Variables of the commands, not of the server; and those that configure the tests.
 _NOT_SETTINGS = frozenset({"GATEWAY_CONFIG", "GATEWAY_URL", "GATEWAY_ADMIN_KEY", "GATEWAY_TEST_ALL"})
-# What Kubernetes puts into every container for a Service named gateway, or gateway-something.
+# Variables that Kubernetes sets in every container for a Service named gateway, or gateway-something.
 _INJECTED_NAME = re.compile(
     r"GATEWAY_(.*_)?(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)\Z"
 )
@@ -50,8 +50,8 @@ def load(
     directory: Path = Path(),
     cgroup_root: Path = cgroup.ROOT,
 ) -> Settings:
-    """The effective settings. `flags` by the settings' names; None as a value: not given. `config`: the
-    file; else the one that GATEWAY_CONFIG names, else `gateway.yaml` in `directory` if there is one.
+    """Returns the effective settings. `flags`: values by the settings' names; None means not given. `config`:
+    the file; by default the one that GATEWAY_CONFIG names, else `gateway.yaml` in `directory` if it exists.
 
     Raises SettingsError with all problems.
     """
@@ -74,7 +74,7 @@ def load(
         try:
             _merge(merged, _nested(path, _from_text(environ[name])), name, sources)
         except ValueError as error:
-            problems.append((name, f"not JSON, though it begins like it: {error}"))
+            problems.append((name, f"begins like JSON, but is not valid JSON: {error}"))
     for name, value in flags.items():
         if value is not None:
             _merge(merged, {name: value}, f"flag --{name.replace('_', '-')}", sources)
@@ -88,8 +88,8 @@ def load(
 
 
 def shown(part: BaseModel, above: str = "", *, written: bool = False) -> Iterator[tuple[str, str]]:
-    """Every key below a mapping of settings with its value as text; `written`: only those that somebody
-    wrote."""
+    """Yields every setting below `part` with its value as text. `written`: only settings that are not
+    defaults."""
     for field_name, field in type(part).model_fields.items():
         if written and field_name not in part.model_fields_set:
             continue
@@ -105,7 +105,7 @@ def shown(part: BaseModel, above: str = "", *, written: bool = False) -> Iterato
 
 
 def shown_value(name: str, value: Any) -> str:
-    """A value of the setting `name`, as people write it."""
+    """Returns a value of the setting `name` in the form that users write."""
     return _value(value, Settings.model_fields[name])
 
 
@@ -167,7 +167,7 @@ def _variable_path(name: str, value: str) -> tuple[str, ...] | None:
         return None
     parts = name.removeprefix(PREFIX).split("__")
     named = len(parts) > 1 and parts[0].lower() == "models"
-    # A model's name and what is in its config keep their case.
+    # Keep the case of a model's name and of its config's keys.
     kept = {1} if named else set()
     if named and len(parts) > 3:
         kept |= set(range(3, len(parts))) if parts[2].lower() == "model_config" else set()
@@ -175,12 +175,12 @@ def _variable_path(name: str, value: str) -> tuple[str, ...] | None:
 
 
 def _almost_a_setting(name: str) -> bool:
-    """Whether a setting's name is at most two letters away: then that one was meant."""
+    """Returns True if a setting's name differs by at most two letters, because it was probably meant."""
     return any(_letters_apart(name, known) <= 2 for known in Settings.model_fields)
 
 
 def _letters_apart(one: str, other: str) -> int:
-    """How many letters must be added, left out, replaced or swapped with the next one."""
+    """Returns the number of letters to add, remove, replace or swap with the next letter."""
     if abs(len(one) - len(other)) > 2:
         return 3
     before: list[int] = []
@@ -196,7 +196,7 @@ def _letters_apart(one: str, other: str) -> int:
 
 
 def _from_text(text: str) -> Any:
-    """A variable's value: JSON where it is an object or a list, else its text."""
+    """Reads a variable's value: JSON if it is an object or a list, else its text."""
     return json.loads(text) if text.lstrip()[:1] in ("{", "[") else text
 
 
@@ -210,7 +210,7 @@ def _nested(path: tuple[str, ...], value: Any) -> dict[str, Any]:
 def _merge(
     into: dict[str, Any], new: Mapping[str, Any], source: str, sources: dict[str, str], at: str = ""
 ) -> None:
-    """Lays `new` over `into`, mappings key by key, and notes for each leaf where it came from."""
+    """Merges `new` into `into`, mappings key by key, and records the source of each value."""
     for key, value in new.items():
         place = f"{at}.{key}" if at else key
         if isinstance(value, Mapping) and value:
@@ -223,7 +223,7 @@ def _merge(
 
 
 def _told(error: Any, sources: Mapping[str, str]) -> tuple[str, str]:
-    """One of pydantic's errors as (place, problem)."""
+    """Converts one of pydantic's errors to (place, problem)."""
     parts = [str(part) for part in error["loc"]]
     key = ".".join(parts)
     source = next((s for place, s in sources.items() if place == key or place.startswith(f"{key}.")), None)
@@ -241,7 +241,7 @@ def _told(error: Any, sources: Mapping[str, str]) -> tuple[str, str]:
 
 
 def _known_beside(parts: list[str]) -> list[str]:
-    """The settings that stand beside the one at this path."""
+    """Returns the names of the settings at the same level as this path."""
     if len(parts) == 1:
         return list(Settings.model_fields)
     models: dict[str, type[BaseModel]] = {

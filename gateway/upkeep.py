@@ -1,7 +1,7 @@
-"""What a gateway does about once a second, and after each load: measures what is held, looks after model
-processes, unloads idle models, and turns news about processes into events.
+"""Periodic work, about once a second and after each load: measures memory, checks model processes, unloads
+idle models, and publishes events about processes.
 
-Knows the parts that it looks after. Which model must go is decided by the ledger.
+The ledger decides which models must be unloaded.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DISK_INTERVAL = 10
 
 
 class Upkeep:
-    """`disk_bytes`: the size of the artifact cache when it was measured last."""
+    """Runs the periodic work. `disk_bytes`: the last measured size of the artifact cache."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Upkeep:
                 self._zygotes.tend()
 
     def notice(self, event: events.Event) -> None:
-        """After a load: freezes the heap soon, and says what confinement the model lacks."""
+        """After a load, freezes the heap soon, and publishes which confinement the model lacks."""
         if not isinstance(event, events.Loaded):
             return
         self._heap.freeze_soon()
@@ -75,8 +75,8 @@ class Upkeep:
                 self._unconfined.check(servable.runner.status().get("confinement", {}))
 
     def observe(self, prepared: Prepared, what: str, reason: str) -> None:
-        """Turns news about a version's processes into an event. A version whose processes end again and again
-        goes into quarantine."""
+        """Publishes an event about a version's processes. A version whose processes end repeatedly goes into
+        quarantine."""
         version = prepared.version
         if what in ("stuck", "moving"):
             self._emit(events.Stuck(version.name, version.version, reason))
@@ -93,7 +93,7 @@ class Upkeep:
 
 
 class Background:
-    """Work that goes on as long as the gateway runs, one task each."""
+    """Tasks that run as long as the gateway runs."""
 
     def __init__(self) -> None:
         self._tasks: list[asyncio.Task[None]] = []
@@ -114,7 +114,7 @@ async def _kept_going(name: str, work: Callable[[], Awaitable[None]]) -> None:
         try:
             await work()
         except Exception:
-            log.exception("%s failed; it goes on", name)
+            log.exception("%s failed; restarting it", name)
             await asyncio.sleep(MEASURE_INTERVAL)
         else:
             return

@@ -1,6 +1,6 @@
-"""A version's files behind an MLflow server's artifact proxy.
+"""Reads a version's files through an MLflow server's artifact proxy.
 
-Does not trust what the server lists: a name must stay inside the package.
+Does not trust the server's listing: a name must stay inside the package.
 """
 
 from __future__ import annotations
@@ -107,5 +107,5 @@ class Proxied:
             return ArtifactError(f"cannot read the files of {version}: they do not exist", str(error))
         problem = f"cannot read the files of {version}: the MLflow server does not"
         if error.status in (401, 403):
-            return ArtifactError(f"{problem} let this gateway in", str(error))
-        return Unreachable(f"{problem} {'give them' if error.status else 'answer'}", str(error))
+            return ArtifactError(f"{problem} accept this gateway's credentials", str(error))
+        return Unreachable(f"{problem} {'return them' if error.status else 'answer'}", str(error))

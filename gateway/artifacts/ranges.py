@@ -1,6 +1,6 @@
-"""A large file in parallel ranges, each of which is tried again by itself.
+"""Fetches a large file in parallel ranges, and retries each range separately.
 
-Knows how to read a range only through a function that is given.
+Reads ranges only through a function argument.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gateway import backoff
 from gateway.artifacts.base import Meter
 from gateway.registries.mlflow_client import MLflowUnavailable
 
-#: A file at least this large is fetched in ranges of `RANGE` bytes, so many at once.
+#: Minimum size of a file that is fetched in ranges of `RANGE` bytes; and the number of parallel ranges.
 RANGED: Final = 32 * 1024**2
 RANGE: Final = 8 * 1024**2
 AT_ONCE: Final = 8
@@ -26,8 +26,8 @@ CHUNK: Final = 1 << 18
 
 
 def in_ranges(read: Callable[[int, int], bytes], size: int, target: Path, meter: Meter) -> str:
-    """Fetches a file of `size` bytes in parallel ranges, each of which is tried again by itself. Returns its
-    SHA-256, taken from the disk while the rest is still coming."""
+    """Fetches a file of `size` bytes in parallel ranges, and retries each range separately. Returns its
+    SHA-256, computed from the disk while the rest is still downloading."""
 
     def fetch(start: int) -> None:
         end = min(start + RANGE, size)

@@ -1,7 +1,7 @@
-"""A version's files in what fsspec reaches: object stores, web servers, archives.
+"""Reads a version's files through fsspec: from object stores, web servers and archives.
 
-Does not trust what a source lists: a name must stay inside the package, a file has the announced size. The
-libraries behind fsspec try again for minutes by themselves; each call has a time limit.
+Does not trust a source's listing: a name must stay inside the package, and a file must have the announced
+size. Each call has a time limit, because the libraries behind fsspec retry for minutes.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ _BATCH: Final = 64
 
 
 class Remote:
-    """A source that fsspec reaches. `peer`: see `PeerCheck`; it is asked for HTTP."""
+    """A source that fsspec reaches. `peer`: see `PeerCheck`; used for HTTP."""
 
     def __init__(self, version: Version, scheme: str, peer: PeerCheck) -> None:
         problem = f"the source of {version} cannot be reached from here"
-        if "://" not in version.source:  # fsspec would take it for the name of a directory here
+        if "://" not in version.source:  # fsspec would read it as a local directory
             raise ArtifactError(f"{problem}: {scheme}:/ is not supported", version.source)
-        # A server that is allowed must not send us on to one that is not.
+        # An allowed server must not redirect to one that is not allowed.
         self._web = scheme in ("http", "https")
         web = {"allow_redirects": False, "get_client": _checked(peer), "skip_instance_cache": True}
         options: dict[str, Any] = web if self._web else {}
@@ -55,10 +55,12 @@ class Remote:
         try:
             self._files, self._path = fsspec.core.url_to_fs(version.source, **options)
         except ImportError as error:
-            raise ArtifactError(f"{problem}: {error}") from error  # fsspec says what to install
+            raise ArtifactError(
+                f"{problem}: {error}"
+            ) from error  # fsspec's text names the package to install
         except ValueError as error:
             raise ArtifactError(f"{problem}: {scheme}:// is not supported", str(error)) from error
-        except OSError as error:  # a library that is there, and lacks something itself
+        except OSError as error:  # an installed library without one of its own dependencies
             raise ArtifactError(f"{problem}: {scheme}:// does not work here", str(error)) from error
 
     def files(self, version: Version) -> list[File]:
@@ -87,10 +89,11 @@ class Remote:
         return checked_list(version, found)
 
     def _linked(self, version: Version, place: str, depth: int) -> Iterator[tuple[str, dict[str, Any]]]:
-        """What a web server's pages of directories lead to below `place`, which ends with a slash: without it
-        a server sends us on, and we do not go. Links to elsewhere are common, and not followed."""
+        """Yields the files that a web server's directory pages link to below `place`. It ends with a slash,
+        because a server redirects a path without one, and redirects are not followed. Skips links to other
+        places, which are common."""
         if depth > MAX_DEPTH:
-            raise ArtifactError(f"the source of {version} lists directories without end", place)
+            raise ArtifactError(f"the source of {version} has directories that are nested too deep", place)
         for info in self._asked(version, "ls", LISTING_SECONDS, place, detail=True):
             name: str = info["name"]
             below = name.removeprefix(place)
@@ -115,9 +118,9 @@ class Remote:
             for (relative, _, size), target in zip(part, targets, strict=True):
                 got = target.stat().st_size
                 if got != size:
-                    problem = f"a file of {version} came incomplete: {relative}, {got} of {size} bytes"
+                    problem = f"a file of {version} is incomplete: {relative}, {got} of {size} bytes"
                     raise ArtifactError(problem)
-            meter.add(total - counted.bytes)  # not every library says all that comes
+            meter.add(total - counted.bytes)  # not every library reports all received bytes
         hashed = {}
         left = limit - sum(size or 0 for _, _, size in files)
         for relative, name, size in files:
@@ -131,7 +134,7 @@ class Remote:
         return hashed
 
     def _stream(self, version: Version, name: str, target: Path, limit: int, meter: Meter) -> int:
-        """A file whose size was not announced; returns it."""
+        """Copies a file of unknown size; returns the size."""
         size = 0
         with self._files.open(name, "rb", block_size=0) as from_, target.open("xb") as file:
             while chunk := from_.read(CHUNK):
@@ -148,7 +151,7 @@ class Remote:
             content: bytes = asked(self._files, "cat_file", seconds, name, start=start, end=end)
             if len(content) != end - start:
                 got = f"{len(content)} bytes for {end - start}"
-                raise ArtifactError(f"a file of {version} came incomplete: {got}", name)
+                raise ArtifactError(f"a file of {version} is incomplete: {got}", name)
             return content
 
         return read
@@ -169,7 +172,8 @@ class Remote:
 
 
 def _checked(peer: PeerCheck) -> Callable[..., Awaitable[Any]]:
-    """What makes the HTTP client of a file system: one that connects only to addresses that `peer` allows."""
+    """Returns a factory for a file system's HTTP client, which connects only to addresses that `peer`
+    allows."""
 
     async def client(**options: Any) -> Any:
         import aiohttp
@@ -186,8 +190,8 @@ def _checked(peer: PeerCheck) -> Callable[..., Awaitable[Any]]:
 
 
 class _Counted(fsspec.callbacks.Callback):  # type: ignore[misc]
-    """What fsspec calls while it gets files: each file's bytes are added, and not the files' number. `bytes`
-    is what was said of all of them."""
+    """Progress callback of fsspec. Counts the bytes of the files, not their number. `bytes` is the total
+    reported so far."""
 
     def __init__(self, meter: Meter, whole: _Counted | None = None) -> None:
         super().__init__()

@@ -1,9 +1,9 @@
-"""The registry of an MLflow tracking server, asked only for the names that are in use.
+"""The registry of an MLflow tracking server. Queries only the names in use.
 
-A snapshot holds the models that were requested here; `read` queries each of them again, one call per
-model, because that call returns all its aliases. Versions are immutable: each is queried once. MLflow does
-not keep an alias's previous version and whether a move was forced: both are written as tags of the
-registered model. Knows the REST interface through `mlflow_client`, and no running gateway.
+A snapshot holds the models that were requested here. `read` queries each of them again, with one call per
+model, because that call returns all its aliases. Versions are immutable, so each is queried once. MLflow does
+not keep an alias's previous version, or whether a move was forced, so both are written as tags of the
+registered model. Uses the REST interface through `mlflow_client`; must not know a running gateway.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """A model in use. `created` tells one registered model from a later one of the same name (None: as it was
-    before a restart); `order` is the number of the question this answers."""
+    """A model in use. `created` distinguishes a registered model from a later one of the same name (None:
+    read before a restart). `order` is the number of the query."""
 
     model: Model
     created: int | None
@@ -65,10 +65,10 @@ class _Known:
 class MLflowRegistry:
     """A tracking server: `http(s)://HOST[:PORT][/PATH]` or `mlflow+http(s)://…`.
 
-    See `Registry`. Where MLFLOW_REGISTRY_URI names it and MLFLOW_TRACKING_URI another
-    server, runs, logged models and proxied files are read there. `stages`: MLflow's stages answer as
-    aliases of their name. `tagging`: digests of first fetches are written back. `digests`: versions without
-    one are queried at every read. Raises RegistryError.
+    See `Registry`. If MLFLOW_REGISTRY_URI names this server and MLFLOW_TRACKING_URI another one, runs, logged
+    models and proxied files are read from the other one. `stages`: MLflow's stages work as aliases with their
+    names. `tagging`: the digest of a first download is written as a tag. `digests`: versions without a digest
+    are queried at every read. Raises RegistryError.
     """
 
     poll_interval = 5.0
@@ -117,7 +117,7 @@ class MLflowRegistry:
 
     def read(self) -> Snapshot:
         names = list(self._names)
-        if not names:  # nothing to ask for: is it there, and does it let us in?
+        if not names:  # no model to query: check the connection and the credentials
             self._calls.read("registered-models/search", {"max_results": 1}, retries=0)
             return self.known()
         failed: list[Unavailable] = []
@@ -131,7 +131,7 @@ class MLflowRegistry:
         if away or (failed and len(failed) == len(names)):
             raise (away or failed)[-1]
         for error in failed:
-            log.warning("a model keeps what the registry said of it before: %s", error)
+            log.warning("keeping a model's last known state: %s", error)
         return self.known()
 
     def _refreshed(self, name: str) -> Unavailable | None:
@@ -173,7 +173,7 @@ class MLflowRegistry:
             self._changes += 1
 
     def listing(self, name: str | None = None) -> Snapshot:
-        """With `name`: that model, with up to a thousand of its versions."""
+        """Lists the models; with `name`, that model with at most a thousand of its versions."""
         if name is None:
             found = self._calls.pages("registered-models/search", "registered_models", {"max_results": 100})
             return Snapshot({str(item.get("name")): self._listed(item) for item in found}, "")
@@ -190,7 +190,7 @@ class MLflowRegistry:
     # One model.
 
     def _refresh(self, name: str, wanted: str | None = None, *, retries: int | None = None) -> None:
-        """Asks for a model, and for those of its versions that are named and not known yet."""
+        """Queries a model, and those of its named versions that are not known yet."""
         order = next(self._orders)
         known = self._names.get(name)
         try:
@@ -244,7 +244,7 @@ class MLflowRegistry:
                     check_version(number), tags.get(ALIAS_TAG + alias)
                 )
             except InvalidReference as error:
-                log.warning("an alias of %s is passed over: %s", registered.get("name"), error)
+                log.warning("skipped an alias of %s: %s", registered.get("name"), error)
         return aliases
 
     def _gone(self, name: str, number: str) -> bool:
@@ -258,7 +258,7 @@ class MLflowRegistry:
         return False
 
     def _version(self, name: str, number: str) -> Version | None:
-        """A version that may be served; None where there is none (yet)."""
+        """Returns a version that may be served; None if there is none (yet)."""
         values = {"name": name, "version": number}
         try:
             item = self._calls.call("GET", "model-versions/get", values).get("model_version")
@@ -285,7 +285,7 @@ class MLflowRegistry:
         return Version(name, str(item.get("version")), source, digest, created, tags)
 
     def _keep(self, name: str, answer: _Known | None, order: int) -> None:
-        """Takes an answer unless that of a later question came first."""
+        """Stores an answer, unless the answer to a later query is stored already."""
         with self._lock:
             known = self._names.get(name)
             if order < max(0 if known is None else known.order, self._absent.get(name, 0)):
@@ -302,7 +302,7 @@ class MLflowRegistry:
     # Writing.
 
     def move(self, move: Move) -> Snapshot:
-        """MLflow has no precondition: this reads, writes and reads back."""
+        """Moves an alias. MLflow has no preconditions, so this reads, writes and reads back."""
         name, alias = move.name, check_alias(move.alias)
         resolve(self.find(Reference(name, version=move.version)), Reference(name, version=move.version))
         current = self._model(name).aliases.get(alias)
@@ -345,7 +345,7 @@ class MLflowRegistry:
         self._refresh(name)
         find_alias(self.known(), name, alias)
         self._calls.write("DELETE", "registered-models/alias", {"name": name, "alias": alias})
-        with self._lock:  # also one that was kept because its version is gone
+        with self._lock:  # also an alias that was kept after its version was deleted
             known = self._names[name]
             left = {a: entry for a, entry in known.model.aliases.items() if a != alias}
             kept = Model(name, known.model.versions, left, known.model.rollout)
@@ -422,7 +422,7 @@ class MLflowRegistry:
         try:
             self._calls.write("POST", "registered-models/set-tag", tag)
         except RegistryReadOnly as error:
-            log.warning("the way back of %s@%s is not written down: %s", name, alias, error)
+            log.warning("cannot write the previous version of %s@%s as a tag: %s", name, alias, error)
 
     def _versions(self, name: str) -> Iterable[dict[str, Any]]:
         quoted = name.replace("'", "''") if "'" in name and '"' in name else name

@@ -1,6 +1,7 @@
-"""Where an MLflow server keeps models' files: logged models, what runs left, and where a push puts a package.
+"""Locates models' files on an MLflow server: logged models, artifacts of runs, and pushed packages.
 
-These are the tracking server's, which may be another than the registry's. Knows no registered model.
+The files belong to the tracking server, which may differ from the registry's server. Must not know registered
+models.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ _PROXY_PATH: Final = "/api/2.0/mlflow-artifacts/artifacts/"
 
 
 class MLflowArtifacts:
-    """`experiment`: the id of the experiment that pushed models are logged in."""
+    """The artifacts of a tracking server. `experiment`: the id of the experiment for pushed models."""
 
     def __init__(self, tracking: Calls, experiment: str) -> None:
         self._tracking = tracking
         self._experiment = experiment
 
     def found(self, reference: Reference) -> Version | None:
-        """The logged model, or the model of a run, that a reference names. Raises RegistryError."""
+        """Returns the logged model, or the model of a run, that a reference names. Raises RegistryError."""
         return self._logged_model(reference) if reference.model_id else self._run_model(reference)
 
     def _logged_model(self, reference: Reference) -> Version | None:
@@ -51,7 +52,8 @@ class MLflowArtifacts:
         return self._fixed_version(reference, answers.info(answer.get("model")), "")
 
     def _run_model(self, reference: Reference) -> Version | None:
-        """`runs:/RUN/PATH`: the run's own artifacts, else the model that the run logged under that name."""
+        """Returns the model of `runs:/RUN/PATH`: the run's own artifacts, else the model that the run logged
+        under that name."""
         path = reference.path or ""
         parts = path.split("/")
         if any(part in ("", ".", "..") or re.search(r"[\x00-\x1f\x7f'\"`]", part) for part in parts):
@@ -87,18 +89,18 @@ class MLflowArtifacts:
         return Version(key(reference), "1", source, created=created)
 
     def located(self, place: str) -> str:
-        """A place as the server names it, as a source that says where the server is."""
+        """Returns the server's own form of a location as a source with the server's address."""
         proxied = _PROXIED.match(place)
         if proxied is None:
             return place
         base = self._tracking.base
         if proxied[1] and proxied[1] != urlsplit(base).netloc:
-            return place  # another server's: not asked, for it would be sent this one's credentials
+            return place  # on another server, which must not receive this server's credentials
         return f"mlflow+{base}{_PROXY_PATH}{proxied[2]}"
 
     def stored(self, package: str, digest: str) -> dict[str, Any]:
-        """Uploads a model directory; what the new version is to say of its origin. A logged model of its own,
-        or, where the server does not know those (MLflow 2), the artifacts of a run."""
+        """Uploads a model directory. Returns the new version's fields about its origin. The upload becomes a
+        logged model, or the artifacts of a run if the server has no logged models (MLflow 2)."""
         tracking = self._tracking
         try:
             asked = {"experiment_id": self._experiment, "name": "model"}

@@ -1,6 +1,6 @@
-"""Calls to an MLflow server whose failures are the registry's errors.
+"""Calls an MLflow server, and converts its failures to the registry's errors.
 
-Knows the REST interface through `mlflow_client`, and what a failure means to a registry.
+Uses the REST interface through `mlflow_client`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LISTED: Final = 1000
 
 
 class Unavailable(RegistryUnavailable):
-    """`reached`: the server answered, so another question may fare better."""
+    """The server is not available. `reached`: it answered, so another query may succeed."""
 
     def __init__(self, error: MLflowUnavailable) -> None:
         super().__init__(str(error), error.retry_after)
@@ -31,7 +31,7 @@ class Unavailable(RegistryUnavailable):
 
 
 class Calls:
-    """One server. `call` leaves its refusals as MLflowError; the other methods raise RegistryError."""
+    """One server. `call` raises its refusals as MLflowError; the other methods raise RegistryError."""
 
     def __init__(self, client: MLflowClient) -> None:
         self.client = client
@@ -40,7 +40,7 @@ class Calls:
     def call(
         self, method: str, path: str, values: Mapping[str, Any] | None = None, *, retries: int | None = None
     ) -> dict[str, Any]:
-        """Raises Unavailable, and MLflowError for what the server refuses."""
+        """Calls the server. Raises Unavailable, and MLflowError if the server refuses."""
         try:
             return self.client.call(method, path, values, retries=retries)
         except MLflowUnavailable as error:
@@ -53,7 +53,7 @@ class Calls:
             raise refused(error) from error
 
     def pages(self, path: str, field: str, values: dict[str, Any]) -> list[dict[str, Any]]:
-        """The items of all pages, at most `LISTED`."""
+        """Returns the items of all pages, at most `LISTED`."""
         found: list[dict[str, Any]] = []
         while len(found) < LISTED:
             answer = self.read(path, values)
@@ -64,7 +64,7 @@ class Calls:
         return found[:LISTED]
 
     def write(self, method: str, path: str, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Raises RegistryReadOnly where these credentials may not write."""
+        """Writes to the server. Raises RegistryReadOnly if these credentials may not write."""
         try:
             return self.client.call(method, path, values)
         except MLflowUnavailable as error:
@@ -75,11 +75,11 @@ class Calls:
             raise refused(error) from error
 
     def attempt(self, method: str, path: str, values: Mapping[str, Any]) -> None:
-        """A write of a tag that nothing depends on: a failure goes to the log."""
+        """Writes an optional tag. A failure goes only to the log."""
         try:
             self.call(method, path, values)
         except (MLflowError, RegistryUnavailable) as error:
-            log.info("the tag %s of %s is not written: %s", values["key"], values["name"], error)
+            log.info("cannot write the tag %s of %s: %s", values["key"], values["name"], error)
 
     def close(self) -> None:
         self.client.close()
@@ -92,4 +92,4 @@ def refused(error: MLflowError) -> RegistryError:
 
 
 def not_mlflow(base: str) -> Unavailable:
-    return Unavailable(MLflowUnavailable(f"{base} gave an answer that is not MLflow's", reached=True))
+    return Unavailable(MLflowUnavailable(f"the answer of {base} is not an MLflow answer", reached=True))

@@ -15,8 +15,8 @@ from gateway.registries.base import Alias, Model, NotInRegistry, Snapshot, Versi
 def resolve(
     snapshot: Snapshot, reference: Reference, default_alias: Sequence[str] = ("champion",)
 ) -> Version:
-    """The version that a `models:/` reference means now. A bare name means its first alias of
-    `default_alias` that exists. Raises NotInRegistry, with the contract's code and what there is instead."""
+    """Returns the version that a `models:/` reference means now. A bare name means its first existing alias
+    of `default_alias`. Raises NotInRegistry with the contract's code and a hint about what exists."""
     model = snapshot.models.get(key(reference))
     if model is None and not reference.name:
         message = f"{reference} does not exist: such references work only with an MLflow registry"
@@ -48,7 +48,8 @@ def resolve(
 
 
 def find_alias(snapshot: Snapshot, name: str, alias: str) -> Alias:
-    """Where an alias points, be that version there or not. Raises NotInRegistry, with what there is."""
+    """Returns the target of an alias, even if that version does not exist. Raises NotInRegistry with a
+    hint."""
     model = snapshot.models.get(name)
     if model is None or alias not in model.aliases:
         resolve(snapshot, Reference(name, alias=alias))
@@ -57,8 +58,8 @@ def find_alias(snapshot: Snapshot, name: str, alias: str) -> Alias:
 
 
 def key(reference: Reference) -> str:
-    """Under what a snapshot has a reference's model: its name, or a model id or a run's path as they are
-    written, which no name can be."""
+    """Returns a snapshot's key for a reference's model: its name, or the written form of a model id or run
+    path, which cannot be a name."""
     return reference.name or str(reference)
 
 
@@ -70,5 +71,5 @@ def _version(model: Model, version: str, otherwise: str) -> Version:
 
 
 def _some(names: Sequence[str]) -> str:
-    """At most twenty of them, for a hint."""
+    """Joins at most twenty names, for a hint."""
     return ", ".join(names[:20]) + (", …" if len(names) > 20 else "") if names else "none"

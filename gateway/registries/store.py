@@ -1,6 +1,6 @@
 """The store of a registry file: model directories next to it, at `models/NAME/VERSION`.
 
-Knows directories and package files; the registry holds its lock and says what the document refers to.
+Knows directories and package files. The registry holds its lock and passes the models of the document.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ MAX_BYTES: Final = 1 << 28
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """What was `found` in `store` and, if `deleted`, is gone; `younger` others have not the age yet."""
+    """The garbage `found` in `store`. If `deleted`, it was removed. `younger`: the number of directories that
+    are not old enough yet."""
 
     store: Path
     found: tuple[gc.Garbage, ...]
@@ -43,14 +44,15 @@ class Collected:
 def collect(
     document: Path, models: Iterable[Model], aside: ExitStack | None, older_than: float, now: float
 ) -> Collected:
-    """What in the store of `document` none of `models` refers to, and has not changed for `older_than`
-    seconds. With `aside` it is taken out of the store, and removed when `aside` is closed.
+    """Finds directories in the store of `document` that none of `models` refers to and that have not changed
+    for `older_than` seconds. With `aside`, moves them out of the store, and removes them when `aside` is
+    closed.
 
     Raises RegistryError.
     """
     store = document.parent / STORE
     if store.is_symlink():
-        raise RegistryError(f"{store} is a link: nothing is removed through one")
+        raise RegistryError(f"{store} is a link: the gateway removes nothing through a link")
     if not store.is_dir():
         return Collected(store, (), 0, aside is not None)
     sources = (version.source for model in models for version in model.versions.values())
@@ -71,13 +73,13 @@ def _beside(document: Path) -> list[str]:
     for path in document.parent.iterdir():
         if path.suffix.lower() not in _DOCUMENTS or path == document or not path.is_file():
             continue
-        if path.stat().st_size <= MAX_BYTES:  # what is larger is not a registry
+        if path.stat().st_size <= MAX_BYTES:  # a larger file is not a registry
             found.append(path.read_text("utf-8", "replace"))
     return found
 
 
 def copy_package(package: str, to: Path, digest: str) -> None:
-    """Copies a model directory and makes sure that it is the one the digest stands for."""
+    """Copies a model directory, and checks that the copy has the digest."""
     try:
         for relative, file, _ in package_files(Path(package)):
             target = to / relative
@@ -93,13 +95,14 @@ def copy_package(package: str, to: Path, digest: str) -> None:
 
 
 def next_number(model: Model, directory: Path) -> int:
-    """One more than any version ever entered or stored: a number is never used twice."""
+    """Returns one more than any version number ever entered or stored, so that no number is used twice."""
     stored = [int(name) for name in os.listdir(directory) if re.fullmatch(r"[1-9][0-9]{0,17}", name)]
     return max([0, *stored, *(int(version) for version in model.versions)]) + 1
 
 
 def directory_of(name: str) -> str:
-    """A model's name as one directory's name: percent-encoded, never hidden, short enough for any disk."""
+    """Returns the directory name for a model's name: percent-encoded, never hidden, short enough for every
+    file system."""
     encoded = re.sub(r"\A\.", "%2E", quote(name, safe=" @+,=()"))
     if len(encoded) <= 200:
         return encoded

@@ -1,9 +1,9 @@
-"""YAML changed in place, so that the rest of the text stays as it is, comments and order included.
+"""Edits YAML in place. The rest of the text stays unchanged, including comments and order.
 
-Editing replaces spans of the text. ruamel.yaml's round trip was measured against it: ten times slower (3.2 s
-for a thousand models), and it moved a comment to another model. An edit is never trusted: what the new text
-reads as is compared with what was wanted. Of a large text only the part that changes is made into a tree,
-because a tree of 5,000 models takes a second by itself. Knows no registry.
+Editing replaces spans of the text. In comparison, ruamel.yaml's round trip is ten times slower (3.2 s for a
+thousand models), and moved a comment to another model. Every edit is verified: the new text is parsed and
+compared with the wanted content. In a large text only the changed part becomes a tree, because a tree of
+5,000 models takes a second. Must not know registries.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _WHOLE = re.compile(r"[1-9][0-9]*\Z")
 
 
 def put(where: Any, path: Sequence[str], value: Any) -> Any:
-    """Plain data with `value` at `path`, None removing what is there. What was given is not changed."""
+    """Returns a copy of plain data with `value` at `path`; None removes the old value."""
     result = dict(where) if isinstance(where, dict) else {}
     below = result
     for key in path[:-1]:
@@ -37,11 +37,11 @@ def put(where: Any, path: Sequence[str], value: Any) -> Any:
 
 
 def changed(text: str, changes: Sequence[tuple[Sequence[str], Any]]) -> tuple[str, bool]:
-    """The text with each (path, value) put in, None meaning removed, and whether all else of it was kept. The
-    text must be valid.
+    """Returns the text with each (path, value) applied (None removes), and True if the rest of the text is
+    unchanged. The text must be valid.
 
-    Where the text cannot be edited so that it reads as wanted (anchors are the usual reason), it is
-    rewritten without its comments. Values are dicts, lists and strings; all are read back as text.
+    If no edit gives the wanted content, usually because of anchors, the text is rewritten without its
+    comments. Values are dicts, lists and strings; all scalars are read back as text.
     """
     prefix = tuple(changes[0][0][:2])
     if all(len(path) > 2 and tuple(path[:2]) == prefix for path, _ in changes):
@@ -52,7 +52,7 @@ def changed(text: str, changes: Sequence[tuple[Sequence[str], Any]]) -> tuple[st
 
 
 def _changed(text: str, changes: Sequence[tuple[Sequence[str], Any]]) -> tuple[str, bool]:
-    """The same with a tree of the whole text."""
+    """Does the same with a tree of the whole text."""
     tree = parse(text)
     wanted = data(tree, typed=False)
     edited: str | None = text
@@ -64,14 +64,14 @@ def _changed(text: str, changes: Sequence[tuple[Sequence[str], Any]]) -> tuple[s
         if edited is not None and data(tree, typed=False) == wanted:
             return edited, True
     except InvalidText:
-        pass  # the edit broke the text, which is what is checked for here
+        pass  # the edit made the text invalid
     return block(wanted), False
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
     """The lines of one entry of a block mapping, from character `start` to `end`. The line of the mapping's
-    own key begins at `head`, its first entry at `first`. Lines between entries belong to the one before."""
+    key begins at `head`, its first entry at `first`. Lines between entries belong to the previous entry."""
 
     head: int
     first: int
@@ -80,7 +80,7 @@ class _Part:
 
 
 class _NotApart(Exception):
-    """An entry is not on lines of its own, or anchors may lead out of them."""
+    """An entry is not on separate lines, or anchors may refer to other lines."""
 
 
 class _Walk:
@@ -97,7 +97,7 @@ class _Walk:
         return event
 
     def skip(self, event: Any) -> None:
-        """Goes on to the end of the node that begins with `event`."""
+        """Continues to the end of the node that begins with `event`."""
         depth = 0
         while True:
             kind = type(event)
@@ -110,7 +110,7 @@ class _Walk:
             event = self.next()
 
     def line(self, event: Any) -> int:
-        """Returns where the line of an event begins. The event must be the first on its line."""
+        """Returns the index where the line of an event begins. The event must be the first on its line."""
         mark = event.start_mark
         start: int = mark.index - mark.column
         if self._text[start : mark.index].strip(" "):
@@ -119,8 +119,8 @@ class _Walk:
 
 
 def _part(text: str, below: str, name: str) -> _Part | None:
-    """The lines of the entry `name` of the mapping at the key `below`; those of the last entry where there is
-    no such one. None where an entry cannot be edited by itself."""
+    """Returns the lines of the entry `name` in the mapping at the key `below`, or of the last entry if there
+    is no such entry. Returns None if an entry cannot be edited separately."""
     walk = _Walk(text)
     try:
         for _ in ("stream", "document"):
@@ -160,7 +160,7 @@ def _edited_part(text: str, part: _Part, changes: Sequence[tuple[Sequence[str], 
 
 
 def _as_read(value: Any) -> Any:
-    """The value as `data` gives it back: all scalars are text."""
+    """Returns the value as `data` reads it back: all scalars are text."""
     if isinstance(value, dict):
         return {str(key): _as_read(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -169,14 +169,15 @@ def _as_read(value: Any) -> Any:
 
 
 def _edited(text: str, node: Node, path: Sequence[str], value: Any) -> str | None:
-    """The text, whose tree is `node`, with one change; None where it holds something this does not edit."""
+    """Returns the text, whose tree is `node`, with one change; None if it contains an unsupported
+    construct."""
     if not path[:-1] and value is None:
         return None
     key: Node | None = None
     parent: Node | None = None
-    step = 2  # columns a level is indented by, learnt on the way down
+    step = 2  # columns of indentation per level, updated from the text
     for depth, name in enumerate(path):
-        if node.entries is None:  # a scalar, mostly an absent value, where a mapping belongs
+        if node.entries is None:  # a scalar, usually an absent value, instead of a mapping
             return _replaced(text, key, node, parent, _nested(path[depth:], value), step) if value else None
         pair = node.find(name)
         if pair is None:
@@ -247,7 +248,7 @@ def _nested(path: Sequence[str], value: Any) -> Any:
 
 
 def _line_end(text: str, at: int) -> int:
-    """The index of the line break (of `\\r\\n`: of its first character) at or after `at`."""
+    """Returns the index of the line break (of `\\r\\n`: of its first character) at or after `at`."""
     newline = text.find("\n", at)
     if newline < 0:
         return len(text)
@@ -259,7 +260,7 @@ def _is_deep(value: Any) -> bool:
 
 
 def block(value: Any, column: int = 0) -> str:
-    """Plain data as lines that begin at `column`; mappings without mappings in them in one line."""
+    """Writes plain data as lines that begin at `column`; a mapping without inner mappings is one line."""
     if not isinstance(value, dict):
         return " " * column + flow(value) + "\n"
     lines = ""
@@ -270,7 +271,7 @@ def block(value: Any, column: int = 0) -> str:
 
 
 def flow(value: Any) -> str:
-    """Plain data in one line."""
+    """Writes plain data as one line."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{_scalar_text(k)}: {flow(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list | tuple):
@@ -281,7 +282,8 @@ def flow(value: Any) -> str:
 
 
 def _scalar_text(text: str) -> str:
-    """The scalar bare where every YAML reader takes it for the same text or whole number, else quoted."""
+    """Writes a scalar without quotes if every YAML parser reads the same text or whole number, else
+    quoted."""
     if _WHOLE.match(text) or (_PLAIN.match(text) and not _NUMBER_OR_WORD.match(text)):
         return text
     return '"' + "".join(_escaped(character) for character in text) + '"'

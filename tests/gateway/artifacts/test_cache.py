@@ -458,7 +458,7 @@ class Hostile(fsspec.AbstractFileSystem):  # type: ignore[misc]
     [
         ("outside", "the source of iris/1 lists a file outside of it"),
         ("elsewhere", "the source of iris/1 lists a file outside of it"),
-        ("short", "a file of iris/1 came incomplete: file, 4 of 10 bytes"),
+        ("short", "a file of iris/1 is incomplete: file, 4 of 10 bytes"),
         ("broken", "cannot read the files of iris/1 from their source: RuntimeError"),
     ],
 )
