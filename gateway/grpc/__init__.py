@@ -1,8 +1,8 @@
-"""The gateway over gRPC: the Open Inference Protocol (V2) and `grpc.health.v1` on a port of their own.
+"""The gateway over gRPC: the Open Inference Protocol (V2) and `grpc.health.v1` on a separate port.
 
-The same service, with the same tensors and rules as V2 over HTTP. Needs the extra `grpc`: this door imports
-nothing of it, so that a gateway without the setting `grpc_port` runs without the extra. Knows no model, and
-of HTTP only what both transports share.
+The service, tensors and rules are the same as in V2 over HTTP. Needs the extra `grpc`. This module does not
+import it, so that a gateway without the setting `grpc_port` runs without the extra. Must not know models, and
+uses from HTTP only the parts that both transports share.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from gateway.grpc.server import RpcServer
     from gateway.http.parts import Parts
 
-#: The packages of the extra, by the names that they are imported by.
+#: The import names of the extra's packages.
 _PACKAGES = frozenset({"grpc", "grpc_health", "google"})
 
 
 def rpc_server(parts: Parts) -> RpcServer:
-    """The server, which listens to nothing yet. Raises SettingsError where the extra is not installed.
+    """Returns the server, which does not listen yet. Raises SettingsError if the extra is not installed.
 
-    Not called `server`: the import of the module of that name replaces the attribute of the package.
+    It is not called `server`, because the import of the module `server` replaces this attribute.
     """
     try:
         from gateway.grpc.server import RpcServer

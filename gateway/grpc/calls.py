@@ -1,6 +1,6 @@
-"""What holds for every call: its record with its id, its trace, metrics, the access log, errors as statuses.
+"""Wraps every call: makes its record with its id, trace, metrics, access log, and errors as statuses.
 
-Knows metadata and statuses; nothing of the methods that it wraps.
+Knows metadata and statuses; must not know the methods that it wraps.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from gateway.service import MISMATCH
 if TYPE_CHECKING:
     from gateway.http.parts import Parts
 
-#: Calls that come every few seconds and say nothing have no line in the access log.
+#: Frequent calls without information, such as probes, have no line in the access log.
 QUIET: Final = frozenset({"ServerLive", "ServerReady"})
 
-#: A caller's clock ends a call earlier than ours by the way that the call took, in seconds.
+#: Seconds by which the caller's deadline may be earlier than ours, because of the network.
 CLOCKS: Final = 0.1
 
 Work: TypeAlias = "Callable[[bytes, Call], Awaitable[bytes]]"
 
 
 class Call:
-    """One call, or one message of a stream. `marks`: what the trailing metadata says of its answer."""
+    """One call, or one message of a stream. `marks`: the trailing metadata about its answer."""
 
     __slots__ = ("_context", "marks", "record")
 
@@ -50,12 +50,12 @@ class Call:
 
     @property
     def deadline(self) -> float | None:
-        """The caller's deadline in the event loop's time."""
+        """Returns the caller's deadline in the event loop's time."""
         left = self._context.time_remaining()
         return None if left is None else asyncio.get_running_loop().time() + left
 
     def metadata(self) -> list[tuple[str, str]]:
-        """The trailing metadata that every call has: the headers of an HTTP answer."""
+        """Returns the trailing metadata of every call: the headers of an HTTP answer."""
         record = self.record
         pairs = [("x-request-id", record.shown_id)]
         if record.version is not None:
@@ -71,7 +71,7 @@ class Call:
 
 
 class Calls:
-    """Makes handlers of methods. `service`: the full name of the service whose methods they are."""
+    """Makes the handlers of methods. `service`: the full name of their service."""
 
     def __init__(self, parts: Parts, service: str, drained: asyncio.Event) -> None:
         self._metrics = parts.metrics
@@ -81,7 +81,7 @@ class Calls:
         self._drained = drained
 
     def unary(self, method: str, work: Work) -> Callable[[bytes, Any], Awaitable[bytes | None]]:
-        """A handler for one message and one answer."""
+        """Returns a handler for one message and one answer."""
 
         async def handle(body: bytes, context: Any) -> bytes | None:
             call = self._begun(context)
@@ -98,9 +98,9 @@ class Calls:
     def stream(
         self, method: str, work: Work, refused: Callable[[str], bytes]
     ) -> Callable[[AsyncIterator[bytes], Any], AsyncIterator[bytes]]:
-        """A handler for a stream of messages that are answered one after the other. `refused` makes the
-        answer to one that failed: the stream goes on. It ends when the caller ends it, or when the gateway
-        stops, after the answer under way."""
+        """Returns a handler for a stream, which answers one message after another. `refused` makes the answer
+        to a failed message; the stream continues. It ends when the caller ends it, or when the gateway stops,
+        after the current answer."""
 
         async def handle(bodies: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
             drained = asyncio.ensure_future(self._drained.wait())
@@ -130,7 +130,7 @@ class Calls:
         return call
 
     async def _answered(self, method: str, work: Work, body: bytes, call: Call) -> bytes | Problem:
-        """The answer, or what became of the call instead; both counted and logged."""
+        """Returns the answer or the Problem; counts and logs both."""
         record = call.record
         answer: bytes | Problem | None = None
         try:
@@ -151,7 +151,7 @@ class Calls:
         finally:
             if isinstance(answer, Problem):
                 record.code = discreet(answer, record).code
-                # The frames of a traceback hold the message.
+                # The frames of a traceback keep the message alive.
                 answer.__traceback__ = answer.__context__ = None
             if record.predicts and record.code:
                 self._metrics.record(record)

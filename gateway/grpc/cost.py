@@ -1,8 +1,8 @@
-"""How much memory a message takes once it is parsed, told from its bytes before anything is built.
+"""Estimates the memory of a parsed message from its bytes, without parsing it.
 
-Protobuf's values are larger than their wire form: two bytes make an empty tensor of a hundred. So the fields
-that may hold much are found and counted; the walk is bounded, and what it does not reach is taken to be as
-dense as any message can be. Knows the wire format and the field numbers of ModelInferRequest.
+Protobuf's values are larger than their wire form: two bytes can become an empty tensor of a hundred bytes. So
+this module counts the fields that can be large. It visits a limited number of fields, and assumes the maximum
+for the rest. Knows the wire format and the field numbers of ModelInferRequest.
 Source of the wire format: https://protobuf.dev/programming-guides/encoding/
 """
 
@@ -11,26 +11,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-#: So many fields are looked at.
+#: Maximum number of fields visited.
 MOST_FIELDS: Final = 4096
-#: The most bytes that one byte of a message becomes.
+#: Maximum bytes of memory per byte of a message.
 DENSEST: Final = 64
 
 _INPUTS: Final = 5
 _RAW: Final = 7
 _CONTENTS: Final = 5
 _BYTES_CONTENTS: Final = 8
-#: By field of InferTensorContents: what one byte of packed values becomes, in protobuf's list and in an
-#: array. A number of eight bytes may be one byte on the wire.
+#: Memory per byte of packed values, in protobuf's list and in an array, by field of InferTensorContents. A
 _PACKED: Final[Mapping[int, int]] = {1: 2, 2: 8, 3: 16, 4: 8, 5: 16, 6: 2, 7: 2}
-#: What a value of type bytes takes besides its bytes.
+#: number of eight bytes may be one byte on the wire.
+#: Memory of a value of type bytes in addition to its bytes.
 _VALUE: Final = 160
 _LENGTH_DELIMITED: Final = 2
 
 
 def memory(body: bytes) -> int:
-    """The memory that a ModelInferRequest takes, in bytes. A message that is not valid costs what its bytes
-    could; parsing refuses it."""
+    """Returns the memory of a ModelInferRequest, in bytes. For an invalid message, returns the maximum for
+    its bytes; parsing refuses it."""
     return _Walk().request(memoryview(body))
 
 
@@ -63,7 +63,7 @@ class _Walk:
         return total
 
     def _fields(self, view: memoryview) -> Iterator[tuple[int, memoryview]]:
-        """The fields of a message: number and content. What is not looked at comes as one field 0."""
+        """Yields the number and content of a message's fields. Yields the unvisited rest as one field 0."""
         at = 0
         while at < len(view):
             if not self._left:
@@ -86,7 +86,7 @@ class _Walk:
 
 
 def _varint(view: memoryview, at: int) -> tuple[int, int]:
-    """The number that begins here, and where it ends. Raises IndexError."""
+    """Returns the number that begins at `at`, and the index of its end. Raises IndexError."""
     value = shift = 0
     while True:
         byte = view[at]

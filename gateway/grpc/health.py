@@ -1,6 +1,6 @@
-"""`grpc.health.v1`: whether the gateway may take traffic, for balancers and probes.
+"""`grpc.health.v1`: tells balancers and probes whether the gateway can take traffic.
 
-Source: https://grpc.io/docs/guides/health-checking/. Knows readiness, and no model.
+Source: https://grpc.io/docs/guides/health-checking/. Knows readiness; must not know models.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Final
 import grpc
 from grpc_health.v1 import health_pb2
 
-#: How often a watched status is looked at, in seconds.
+#: Seconds between two checks of a watched status.
 INTERVAL: Final = 1.0
 
 _SERVING: Final = health_pb2.HealthCheckResponse.SERVING
@@ -21,7 +21,8 @@ _UNKNOWN: Final = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 class Health:
-    """`services`: the names that it knows, the empty one for all; `drained`: set when the gateway stops."""
+    """The health service. `services`: the known names; the empty name means the whole gateway. `drained`: set
+    when the gateway stops."""
 
     def __init__(self, ready: Callable[[], bool], services: frozenset[str], drained: asyncio.Event) -> None:
         self._ready = ready
@@ -30,7 +31,7 @@ class Health:
 
     @property
     def handler(self) -> grpc.GenericRpcHandler:
-        """The service, to be added to a server."""
+        """Returns the handler to add to a server."""
         serialized = {
             "request_deserializer": health_pb2.HealthCheckRequest.FromString,
             "response_serializer": health_pb2.HealthCheckResponse.SerializeToString,
@@ -43,11 +44,11 @@ class Health:
 
     async def _check(self, request: Any, context: Any) -> Any:
         if request.service not in self._services:
-            await context.abort(grpc.StatusCode.NOT_FOUND, "no service of this name is here")
+            await context.abort(grpc.StatusCode.NOT_FOUND, "there is no service of this name")
         return health_pb2.HealthCheckResponse(status=self._status(request.service))
 
     async def _watch(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        """The status now, and each time it changes; ends when the gateway stops."""
+        """Yields the current status, and each change; ends when the gateway stops."""
         said = None
         while True:
             status = self._status(request.service)

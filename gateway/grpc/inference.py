@@ -1,7 +1,7 @@
-"""The methods of `inference.GRPCInferenceService`: the rules of V2 over HTTP, for messages.
+"""The methods of `inference.GRPCInferenceService`, with the same rules as V2 over HTTP.
 
-Knows the protocol's methods; tensors are read by `v2_inputs` and written by `v2_outputs`, a prediction is
-`Service`'s, and what a model's state means is `Views`'.
+Knows the protocol's methods. `v2_inputs` reads tensors, `v2_outputs` writes them, `Service` predicts, and
+`Views` interprets a model's state.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ SERVICE: Final = "inference.GRPCInferenceService"
 
 #: A message above this many bytes is parsed in a thread.
 PARSED_ON_LOOP: Final = 16 << 10
-#: What a value of type BYTES takes once it is a value of its own, in bytes.
+#: Bytes of memory of a value of type BYTES as a separate object, in addition to its bytes.
 _TEXT_BYTES: Final = 120
 
 
 class OpenInference:
-    """Answers the calls. `methods`: by name, what makes an answer of a message; `stream` does for the one
-    that is a stream."""
+    """Answers the calls. `methods`: by name, the functions from a message to an answer; `stream` is the one
+    for the streaming method."""
 
     def __init__(self, parts: Parts) -> None:
         self._service = parts.service
@@ -60,7 +60,7 @@ class OpenInference:
         }
 
     async def infer(self, body: bytes, call: Call) -> bytes:
-        """A prediction. Raises Problem."""
+        """Answers a prediction request. Raises Problem."""
         record = call.record
         record.predicts, record.late = True, self._service.stopping
         self._access.predict(record, None)
@@ -111,7 +111,7 @@ class OpenInference:
             held.release()
 
     async def _inference(self, body: bytes, call: Call, held: bodies.Held) -> tuple[Request, Any, Inference]:
-        """What the message asks, and what its answer needs; None where that is found out elsewhere.
+        """Reads a message: the request, its wishes for the answer (None: read later), and the inference.
         Raises Problem."""
         heavy = len(body) > PARSED_ON_LOOP
         request = await asyncio.to_thread(Request, body) if heavy else Request(body)
@@ -186,12 +186,12 @@ class OpenInference:
 
 
 def streamed(answer: bytes) -> bytes:
-    """An answer as a message of the stream: its field 2, whose content it is."""
+    """Returns an answer as a message of the stream, in its field 2."""
     return _bytes(pb.ModelStreamInferResponse(infer_response=pb.ModelInferResponse.FromString(answer)))
 
 
 def refused(text: str) -> bytes:
-    """A failure as a message of the stream."""
+    """Returns a failure as a message of the stream."""
     return _bytes(pb.ModelStreamInferResponse(error_message=text))
 
 
@@ -202,12 +202,12 @@ def _bytes(message: Any) -> bytes:
 def _named(name: str, version: str) -> Reference:
     reference = _reference(name, version)
     if reference is None:
-        raise names.InvalidReference("the request names no model")
+        raise names.InvalidReference("the request has no model name")
     return reference
 
 
 def _reference(name: str, version: str) -> Reference | None:
-    """NAME, NAME@ALIAS or NAME/VERSION, and a version apart; None where no model is named.
+    """Reads NAME, NAME@ALIAS or NAME/VERSION, and a separate version; None if there is no model name.
     Raises InvalidReference."""
     if not name:
         return None
@@ -215,5 +215,5 @@ def _reference(name: str, version: str) -> Reference | None:
     if not version:
         return reference
     if reference != Reference(reference.name):
-        raise names.InvalidReference("the request names a version besides the one in the model's name")
+        raise names.InvalidReference("the request has a version in addition to the one in the model's name")
     return Reference(reference.name, version=names.check_version(version))

@@ -1,8 +1,8 @@
-"""Messages of the protocol, and the documents that `v2_inputs` reads and `v2_outputs` writes.
+"""Converts messages of the protocol to the documents that `v2_inputs` reads, and from those of `v2_outputs`.
 
-A request becomes the document that the same request is in JSON, with the values of each input as
-little-endian bytes: those of `raw_input_contents` as they came, typed contents written so. What they mean,
-and whether they fit their shape, `v2_inputs` decides. Knows nothing of calls and models.
+A request becomes the document of the same request in JSON, with the values of each input as little-endian
+bytes: `raw_input_contents` unchanged, typed contents converted. `v2_inputs` interprets the values and checks
+their shape. Must not know calls or models.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ _FIELDS: Final[Mapping[str, tuple[str, str]]] = {
     "FP64": ("fp64_contents", "<f8"),
     "BYTES": ("bytes_contents", "O"),
 }
-#: Parameters that hold a list in JSON, and its text here: the protocol's parameters are scalars.
+#: Parameters that are lists in JSON, and text here, because the protocol's parameters are scalars.
 _LISTS: Final = frozenset({"nulls"})
 
 
 class Request:
-    """A ModelInferRequest as a document. `raws`: the values of each input. `typed`: it has typed contents,
-    so that its caller expects an answer in that form. Raises Problem."""
+    """A ModelInferRequest as a document. `raws`: the values of each input. `typed`: it has typed contents, so
+    the caller expects an answer in that form. Raises Problem."""
 
     def __init__(self, body: bytes) -> None:
         message = parsed(pb.ModelInferRequest, body)
@@ -73,7 +73,7 @@ class Request:
 
     @property
     def texts(self) -> int:
-        """How many values of type BYTES it holds at most: each becomes a value of its own."""
+        """Returns the maximum number of BYTES values in it. Each becomes a separate object."""
         total = 0
         for one, raw in zip(self.document["inputs"], self.raws, strict=True):
             if one["datatype"] == "BYTES" and raw is not None:
@@ -81,11 +81,11 @@ class Request:
         return total
 
     def read(self) -> Parsed:
-        """It as untyped raw input. Raises Problem."""
+        """Returns the request as untyped raw input. Raises Problem."""
         return v2_inputs.read(self.document, lambda place, parameters, root: self.raws[place])
 
     def as_body(self) -> tuple[bytes, str]:
-        """The same request as a body of V2 over HTTP with binary data, and the length of its JSON part."""
+        """Returns the request as a body of V2 over HTTP with binary data, and the length of its JSON part."""
         inputs = []
         for one, raw in zip(self.document["inputs"], self.raws, strict=True):
             size = {} if raw is None else {"binary_data_size": len(raw)}
@@ -95,7 +95,7 @@ class Request:
 
 
 def parsed(kind: Any, body: bytes) -> Any:
-    """A message of a type. Raises MALFORMED_BODY."""
+    """Parses a message of a type. Raises MALFORMED_BODY."""
     try:
         return kind.FromString(body)
     except DecodeError:
@@ -109,7 +109,7 @@ def _parameters(given: Mapping[str, Any]) -> dict[str, Any]:
         choice = parameter.WhichOneof("parameter_choice")
         value = None if choice is None else getattr(parameter, choice)
         if name in _LISTS and isinstance(value, str):
-            with suppress(ValueError):  # said where it is read
+            with suppress(ValueError):  # reported when it is read
                 value = orjson.loads(value)
         values[name] = value
     return values
@@ -136,8 +136,8 @@ def _raw(message: Any) -> list[memoryview | None]:
 
 
 def _typed(inputs: Sequence[Any]) -> list[memoryview | None]:
-    """The typed contents of each input as little-endian bytes; None where its datatype has no field, or is
-    none. Raises INVALID_INPUT."""
+    """Returns the typed contents of each input as little-endian bytes; None if its datatype is unknown or has
+    no field. Raises INVALID_INPUT."""
     faults: list[Violation] = []
     raws: list[memoryview | None] = []
     for one in inputs:
@@ -173,8 +173,8 @@ def response(
     typed: bool,
     limit: int,
 ) -> bytes:
-    """A ModelInferResponse. `about`: model, version, id and parameters; `typed`: in typed contents where each
-    output has a field for them. Raises Problem."""
+    """Returns a ModelInferResponse. `about`: model, version, id and parameters. `typed`: use typed contents
+    if each output has a field for them. Raises Problem."""
     chosen = [output for output, _ in v2_outputs.chosen(found, asked)]
     typed = typed and all(output.datatype in _FIELDS for output in chosen)
     message = pb.ModelInferResponse(

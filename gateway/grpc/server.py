@@ -1,6 +1,6 @@
-"""The gRPC server: its port, its limits, its end.
+"""The gRPC server: its port, limits and shutdown.
 
-Knows sockets and channel options; what it serves is given. Models must not be called from here.
+Knows sockets and channel options; receives the services as arguments. Must not call models.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import asyncio
 import os
 from typing import TYPE_CHECKING, Any, Final
 
-# The gateway never forks, it starts programs: without this, gRPC's own handlers would look after each start.
+# The gateway starts programs, but never forks. Without this, gRPC's fork handlers would run at each start.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 import grpc
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
     from gateway.http.parts import Parts
 
 _STREAM: Final = "ModelStreamInfer"
-#: A connection without traffic is asked for a sign of life after this, in seconds, and closed without one.
+#: Seconds without traffic after which a connection is pinged; it is closed without an answer.
 PING_AFTER: Final = 60
 PING_TIMEOUT: Final = 20
-#: A client may ask for a sign of life this often, in seconds.
+#: Minimum seconds between two pings of a client.
 PING_ALLOWED: Final = 10
-#: The calls of one connection at once. Further ones wait in the client.
+#: Maximum concurrent calls of a connection. Further calls wait in the client.
 STREAMS: Final = 100
-#: A compressed message could unpack to any size before its length is checked: none is taken.
+#: A compressed message could expand to any size before its length is checked, so none is accepted.
 _IDENTITY_ONLY: Final = 1
 
 
 class RpcServer:
-    """Made on the event loop that it serves on. It has as many connections, and as many calls at once, as
-    HTTP may have connections. A message counts towards `max_inflight_bytes` once it is whole: gRPC shows
-    nothing of it before."""
+    """The server. Create it on its event loop. Its limits of connections and of concurrent calls equal HTTP's
+    limit of connections. A message counts towards `max_inflight_bytes` once it is complete, because gRPC does
+    not show it before."""
 
     def __init__(self, parts: Parts) -> None:
         settings = parts.settings
@@ -53,7 +53,7 @@ class RpcServer:
             ("grpc.max_receive_message_length", settings.max_body_bytes),
             ("grpc.max_send_message_length", -1),
             ("grpc.compression_enabled_algorithms_bitset", _IDENTITY_ONLY),
-            ("grpc.so_reuseport", 0),  # a port that is taken is an error
+            ("grpc.so_reuseport", 0),  # a port in use is an error
             ("grpc.keepalive_time_ms", PING_AFTER * 1000),
             ("grpc.keepalive_timeout_ms", PING_TIMEOUT * 1000),
             ("grpc.keepalive_permit_without_calls", 1),
@@ -85,7 +85,7 @@ class RpcServer:
         )
 
     async def start(self) -> str:
-        """Listens; returns the address. Raises OSError where the port cannot be had."""
+        """Listens; returns the address. Raises OSError if the port is not available."""
         host = f"[{self._host}]" if ":" in self._host else self._host
         try:
             port = self._server.add_insecure_port(f"{host}:{self._port}")
@@ -95,14 +95,15 @@ class RpcServer:
         return f"{host}:{port}"
 
     def drain(self, patience: float) -> None:
-        """Takes no new call from now on; those in flight have `patience` seconds to end, counted from the
-        first time."""
+        """Refuses new calls. Calls in flight have `patience` seconds to end, counted from the first call of
+        this method."""
         self._drained.set()
         if self._stopping is None:
             self._stopping = asyncio.get_running_loop().create_task(self._server.stop(patience))
 
     async def close(self, patience: float | None = None) -> None:
-        """Ends, after the calls in flight have ended or their time is over. None: now."""
+        """Stops the server after the calls in flight have ended, at most after `patience` seconds. None:
+        now."""
         if patience is None:
             self._drained.set()
             await self._server.stop(None)

@@ -1,6 +1,7 @@
-"""Problems as gRPC has them: a status code, a text and trailing metadata.
+"""Converts problems to gRPC's form: a status code, a text and trailing metadata.
 
-The table from our codes is here alone. Source of the meanings: https://grpc.io/docs/guides/status-codes/
+Only this module has the table of our codes. Source of the meanings:
+https://grpc.io/docs/guides/status-codes/
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ _CODES: Final[dict[str, grpc.StatusCode]] = {
     "DEADLINE_EXCEEDED": grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 _SHOWN_DETAILS: Final = 10
-#: Text that is longer is cut: it is sent in a header.
+#: Longer text is cut, because it is sent in a header.
 _MOST_TEXT: Final = 3000
 
 
 def code(problem: Problem) -> grpc.StatusCode:
-    """The status: by code, else by its HTTP status. What may succeed later is UNAVAILABLE, which clients
-    repeat by themselves."""
+    """Returns the status by code, else by HTTP status. A call that may succeed later is UNAVAILABLE, which
+    clients retry by themselves."""
     if problem.code in _CODES:
         return _CODES[problem.code]
     if problem.status == 404:
@@ -41,7 +42,7 @@ def code(problem: Problem) -> grpc.StatusCode:
 
 
 def text(problem: Problem) -> str:
-    """Our code, the message, the first details and the hint."""
+    """Returns our code, the message, the first details and the hint."""
     lines = [f"{problem.code}: {problem.message}"]
     for one in problem.details[:_SHOWN_DETAILS]:
         wanted = f" (expected {one.expected}{f', got {one.got}' if one.got else ''})" if one.expected else ""
@@ -53,7 +54,7 @@ def text(problem: Problem) -> str:
 
 
 def metadata(problem: Problem) -> list[tuple[str, str]]:
-    """Our code, and how long to wait before another try."""
+    """Returns our code, and the seconds to wait before a retry."""
     pairs = [("x-error-code", problem.code)]
     if problem.retry_after is not None:
         pairs.append(("retry-after", f"{max(1.0, problem.retry_after):.0f}"))

@@ -1,7 +1,7 @@
 """Routes that a managed host expects of its containers: Vertex AI's own paths, and SageMaker's multi-model
 contract (`/models`).
 
-They exist only where the host asked for them. Knows paths and bodies; a prediction is `predict.Prediction`'s.
+They exist only if the host configured them. Knows paths and bodies; `predict.Prediction` makes predictions.
 Source: https://docs.aws.amazon.com/sagemaker/latest/dg/mms-container-apis.html and
 https://cloud.google.com/vertex-ai/docs/predictions/custom-container-requirements
 """
@@ -32,13 +32,14 @@ if TYPE_CHECKING:
 MODELS: Final = b"/models"
 _INVOKE: Final = b"/invoke"
 _MAX_BODY: Final = 64 * 1024
-#: What SageMaker reads as: unload another model, and try again.
+#: The status that makes SageMaker unload another model and retry.
 INSUFFICIENT: Final = 507
 
 
 @dataclass(frozen=True, slots=True)
 class Hosting:
-    """What the host asked for. `predict`, `health`: Vertex's paths. `models`: those that SageMaker adds."""
+    """The host's configuration. `predict`, `health`: Vertex's paths. `models`: the models that SageMaker
+    adds."""
 
     predict: bytes | None = None
     health: bytes | None = None
@@ -53,7 +54,7 @@ VERTEX: Final = Dialect(_media, bare=True, positional=True)
 
 
 class Hosted:
-    """Answers every path for which `is_here` is true."""
+    """Answers the paths for which `is_here` returns True."""
 
     def __init__(self, hosting: Hosting, parts: Parts, prediction: Prediction) -> None:
         self._hosting = hosting
@@ -66,7 +67,7 @@ class Hosted:
         self._bodies = bodies.BodyReader(_MAX_BODY, 16 * _MAX_BODY)
 
     def is_here(self, path: bytes) -> bool:
-        """Whether a raw path is one of the host's."""
+        """Returns True if a raw path is one of the host's."""
         if path in (self._hosting.predict, self._hosting.health):
             return True
         if self._hosting.models is None or not path.startswith(MODELS):
@@ -112,7 +113,7 @@ class Hosted:
         assert models is not None
         method, record = scope["method"], scope[problems.RECORD]
         problems.check_headers(record)
-        # The host calls its container without a credential: only configured ones are asked for.
+        # The host calls its container without credentials, so only configured ones are required.
         if not name and method == "POST":
             self._access.predict(record, None)
             wanted = await self._wanted(scope, receive)
@@ -137,10 +138,10 @@ class Hosted:
         raise Problem("METHOD_NOT_ALLOWED", f"{method} is not allowed here", hint=f"use {allowed}")
 
     async def _add(self, models: HostedModels, wanted: tuple[str, str]) -> tuple[int, dict[str, Any]]:
-        """Adds a model and loads it; one that cannot be loaded is not there."""
+        """Adds a model and loads it. Removes it again if it cannot be loaded."""
         name, url = wanted
         if name in models.places:
-            raise _Answered(409, Problem("PRECONDITION_FAILED", f"{name} is loaded already"))
+            raise _Answered(409, Problem("PRECONDITION_FAILED", f"{name} is already loaded"))
         try:
             snapshot = models.add(name, url)
         except RegistryError as error:
@@ -168,7 +169,7 @@ class Hosted:
         return name, url
 
     def _known(self, raw: bytes) -> Reference:
-        """The model of that name. Raises MODEL_NOT_FOUND where the host has not added it."""
+        """Returns the model of that name. Raises MODEL_NOT_FOUND if the host has not added it."""
         reference = parse_path(raw)
         assert self._hosting.models is not None
         if reference.name not in self._hosting.models.places:
@@ -177,7 +178,7 @@ class Hosted:
 
 
 class _Answered(Exception):
-    """A problem with the status that the host's contract gives it."""
+    """A problem with the status that the host's contract requires."""
 
     def __init__(self, status: int, problem: Problem) -> None:
         super().__init__(problem.message)

@@ -1,8 +1,8 @@
-"""Requests of the Open Inference Protocol (V2), read into arrays by name: JSON and the binary tensor
+"""Reads requests of the Open Inference Protocol (V2) into arrays by name: JSON and the binary tensor
 extension.
 
-Knows the protocol's datatypes; nothing of routes, models or signatures. A request becomes raw input of the
-form `tensors`; whether it fits a model is for enforcement.
+A request becomes raw input of the form `tensors`; enforcement checks whether it fits a model. Knows the
+protocol's datatypes; must not know routes, models or signatures.
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ from loaders.enforcement.violations import Faults, shown
 from loaders.spelling import counted
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
-#: What gives an input's values as little-endian bytes, by its place, its parameters and its path in messages;
-#: None where they are in its `data`.
+#: Returns an input's values as little-endian bytes, by its position, its parameters and its path in messages;
 Share: TypeAlias = "Callable[[int, Mapping[str, Any], str], memoryview | None]"
 
 DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
@@ -53,10 +52,11 @@ DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
 
 BINARY_SIZE: Final = "binary_data_size"
 _ELEMENT_BYTES: Final = 120
-#: The longest dimension of a tensor that has no values: a model may answer for each of them.
+#: None if the values are in `data`.
 _LONGEST_EMPTY: Final = 65_536
 _MAX_DIMENSIONS: Final = 32
-#: Request parameters of the protocol, its extensions and its clients; all others are the model's.
+#: Maximum length of a dimension of a tensor without values: a model may answer for each position.
+#: Request parameters of the protocol, its extensions and its clients. All others belong to the model.
 _PROTOCOL: Final = frozenset(
     {"binary_data_output", "content_type", "headers", "priority", "timeout"}
     | {"sequence_id", "sequence_start", "sequence_end"}
@@ -64,7 +64,7 @@ _PROTOCOL: Final = frozenset(
 
 
 def header_length(headers: Mapping[bytes, bytes]) -> str:
-    """The length of the JSON part, in bytes, as the header says; empty where the whole body is JSON."""
+    """Returns the header with the length of the JSON part, in bytes; empty if the whole body is JSON."""
     given = headers.get(b"inference-header-content-length")
     if given is None:
         return ""
@@ -72,13 +72,13 @@ def header_length(headers: Mapping[bytes, bytes]) -> str:
         raise Problem(
             "MALFORMED_BODY",
             "the header Inference-Header-Content-Length must be a whole number of bytes, 0 or more",
-            hint="it is the length of the JSON part, in front of the binary data",
+            hint="it is the length of the JSON part, which comes before the binary data",
         )
     return given.decode()
 
 
 def split(body: bytes, length: str) -> tuple[bytes, memoryview]:
-    """The JSON part and the binary data behind it. Raises MALFORMED_BODY."""
+    """Splits a body into the JSON part and the binary data after it. Raises MALFORMED_BODY."""
     if not length:
         return body, memoryview(b"")
     size = int(length)
@@ -91,7 +91,7 @@ def split(body: bytes, length: str) -> tuple[bytes, memoryview]:
 
 
 def memory(body: bytes, length: str) -> int:
-    """The memory that the parsed request takes, in bytes: an upper bound, told before anything is built."""
+    """Returns an upper bound of the bytes of memory of the parsed request. Parses nothing."""
     text, binary = split(body, length)
     total = cost.json_bytes(text) + 2 * len(binary)
     if binary and b"BYTES" in text:
@@ -100,17 +100,17 @@ def memory(body: bytes, length: str) -> int:
 
 
 def _elements(text: bytes, size: int) -> int:
-    """How many values of type BYTES the binary data can hold: each takes four bytes at least."""
+    """Returns the maximum number of BYTES values in the binary data: each takes at least four bytes."""
     try:
         inputs = orjson.loads(text)["inputs"]
         counts = [int(math.prod(one["shape"])) for one in inputs if one["datatype"] == "BYTES"]
         return min(sum(counts), size // 4)
     except (ValueError, TypeError, KeyError):
-        return size // 4  # refused when it is parsed
+        return size // 4  # the parser refuses it
 
 
 def parse(body: bytes, length: str) -> Parsed:
-    """An inference request in JSON, with binary data behind it. Raises Problem."""
+    """Parses an inference request in JSON with binary data after it. Raises Problem."""
     text, binary = split(body, length)
     document = bodies.decode_object(text, jsonbody.loads)
     at = 0
@@ -123,8 +123,8 @@ def parse(body: bytes, length: str) -> Parsed:
         if type(size) is not int or size < 0:
             raise Problem("MALFORMED_BODY", f"binary_data_size of {root} must be a whole number")
         if at + size > len(binary):
-            message = f"binary_data_size of {root} goes beyond the body"
-            hint = "Inference-Header-Content-Length is the length of the JSON part alone"
+            message = f"binary_data_size of {root} extends past the end of the body"
+            hint = "Inference-Header-Content-Length is the length of only the JSON part"
             raise Problem("MALFORMED_BODY", message, hint=hint)
         at += size
         return binary[at - size : at]
@@ -132,14 +132,14 @@ def parse(body: bytes, length: str) -> Parsed:
     parsed = read(document, share)
     if at != len(binary):
         message = f"{len(binary) - at} bytes of binary data belong to no input"
-        raise Problem("MALFORMED_BODY", message, hint="each binary input says its binary_data_size")
+        raise Problem("MALFORMED_BODY", message, hint="give each binary input its binary_data_size")
     return parsed
 
 
 def read(document: Mapping[str, Any], share: Share) -> Parsed:
-    """An inference request of any transport. `asked` of the result is what the answer needs: `id`, `outputs`
-    as pairs of a name and whether it is wanted as binary data, `binary` where that is not said.
-    Raises Problem."""
+    """Reads an inference request of any transport. `asked` of the result has the request's wishes for the
+    answer: `id`, `outputs` as pairs of a name and a flag for binary data, and `binary`, the default of that
+    flag. Raises Problem."""
     inputs = document.get("inputs")
     if not isinstance(inputs, list) or not inputs:
         hint = 'send {"inputs": [{"name": …, "shape": […], "datatype": …, "data": […]}]}'
@@ -164,7 +164,7 @@ def read(document: Mapping[str, Any], share: Share) -> Parsed:
 def refused(violations: Sequence[v.Violation], count: str) -> Problem:
     details = [Detail(one.path, one.problem, one.expected, one.got) for one in violations]
     hint = "the model's metadata (GET /v2/models/NAME) has names, datatypes and shapes"
-    return Problem("INVALID_INPUT", f"the inputs are not what they say: {count}", details=details, hint=hint)
+    return Problem("INVALID_INPUT", f"the inputs are invalid: {count}", details=details, hint=hint)
 
 
 def _id(document: Mapping[str, Any]) -> str | None:
@@ -249,12 +249,12 @@ def _is_shape(shape: object) -> bool:
 
 
 def _nulls(given: object, shape: Sequence[int], root: str, faults: Faults) -> list[int]:
-    """The rows that hold null."""
+    """Returns the rows that contain null."""
     if given is None:
         return []
     rows = shape[0] if shape else 0
     if not isinstance(given, list) or not all(type(row) is int and 0 <= row < rows for row in given):
-        faults.add(f"{root}.parameters.nulls", v.WRONG_TYPE, "the numbers of the rows that hold null")
+        faults.add(f"{root}.parameters.nulls", v.WRONG_TYPE, "the numbers of the rows that contain null")
         return []
     return given
 
@@ -281,7 +281,7 @@ _FILL: Final = {"BOOL": False, "BYTES": ""}
 def _from_json(
     data: Any, datatype: str, shape: Sequence[int], nulls: Sequence[int], root: str, faults: Faults
 ) -> Array | None:
-    """The values of `data`, flat or nested as the shape says, as a flat array."""
+    """Returns the values of `data`, flat or nested as in the shape, as a flat array."""
     flat = _flat(data, shape, root, faults)
     if flat is None:
         return None
@@ -327,7 +327,7 @@ def _flat(data: Any, shape: Sequence[int], root: str, faults: Faults) -> list[An
 def _from_binary(
     raw: memoryview, datatype: str, shape: Sequence[int], root: str, faults: Faults
 ) -> Array | None:
-    """The values of raw little-endian bytes as a flat array."""
+    """Returns the values of raw little-endian bytes as a flat array."""
     count = math.prod(shape)
     if datatype == "BYTES":
         return _strings(raw, count, root, faults)
@@ -347,7 +347,7 @@ def _from_binary(
 
 
 def _strings(raw: memoryview, count: int, root: str, faults: Faults) -> Array | None:
-    """Values of type BYTES: each has its length in front, in four bytes."""
+    """Returns values of type BYTES. Each value follows its length, which takes four bytes."""
     values: list[bytes] = []
     at, end = 0, len(raw)
     while at + 4 <= end and len(values) < count:
@@ -357,7 +357,7 @@ def _strings(raw: memoryview, count: int, root: str, faults: Faults) -> Array | 
         values.append(bytes(raw[at + 4 : at + 4 + size]))
         at += 4 + size
     if at != end or len(values) != count:
-        faults.add(root, v.WRONG_LENGTH, f"{count} values, each with its length in four bytes in front")
+        faults.add(root, v.WRONG_LENGTH, f"{count} values, each after its length in four bytes")
         return None
     return objects(values)
 

@@ -1,7 +1,8 @@
-"""Answers in the Open Inference Protocol (V2): outputs with names, as JSON or in the binary tensor extension.
+"""Writes answers of the Open Inference Protocol (V2): named outputs as JSON or in the binary tensor
+extension.
 
-Knows batches and the protocol's datatypes; nothing of routes or models. What a tensor cannot hold is the
-model's failure: a `Problem` PREDICTION_FAILED.
+An answer that does not fit into tensors is the model's failure: `Problem` PREDICTION_FAILED. Knows batches
+and the protocol's datatypes; must not know routes or models.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ DATATYPES: Final[Mapping[str, str]] = {
     dtype.str.lstrip("<|="): name for name, dtype in DTYPES.items() if name not in ("BF16", "BYTES")
 }
 
-#: What an output is called that neither the model nor its signature names.
+#: The name of an output that neither the model nor its signature names.
 UNNAMED: Final = "predictions"
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One tensor of an answer. `nulls`: the rows that hold null. Of BYTES the array holds `bytes`."""
+    """One tensor of an answer. `nulls`: the rows that contain null. For BYTES the array contains `bytes`."""
 
     name: str
     datatype: str
@@ -43,7 +44,7 @@ class Output:
 
 
 def outputs(result: Batch, names: Sequence[str | None] = ()) -> list[Output]:
-    """An answer as tensors. `names`: the outputs of the signature, for an answer without a name."""
+    """Converts an answer to tensors. `names`: the outputs of the signature, for an answer without names."""
     if isinstance(result, Tensors):
         only = names[0] if len(names) == 1 and names[0] else UNNAMED
         return [_output(name or only, array) for name, array in result.arrays.items()]
@@ -64,7 +65,7 @@ def _of_value(result: Value, name: str) -> list[Output]:
 
 
 def _inferred(values: list[Any]) -> Array:
-    """A list as an array where all its values are of one kind; else as objects."""
+    """Converts a list to an array if all its values have one kind, else to an object array."""
     for kinds, dtype in (((bool,), np.bool_), ((int,), np.int64), ((int, float), np.float64)):
         if values and all(type(value) in kinds for value in values):
             try:
@@ -114,8 +115,8 @@ def _bytes(value: Any, as_json: bool) -> bytes:
 def encode(
     about: Mapping[str, Any], found: Sequence[Output], asked: Mapping[str, Any], limit: int
 ) -> tuple[list[bytes], int | None]:
-    """The answer's body in parts, and the length of its JSON part where binary data follows. `about`: the
-    members in front of `outputs`. Raises Problem."""
+    """Returns the answer's body in parts, and the length of its JSON part if binary data follows. `about`:
+    the members before `outputs`. Raises Problem."""
     selected = chosen(found, asked)
     parts: list[bytes] = [orjson.dumps(about)[:-1] + b',"outputs":[']
     binary: list[bytes] = []
@@ -153,7 +154,7 @@ def encode(
 
 
 def too_large(limit: int) -> Problem:
-    """An answer of more than `limit` bytes."""
+    """Returns the Problem for an answer of more than `limit` bytes."""
     return Problem(
         "PREDICTION_FAILED",
         f"the model's answer takes more than {limit} bytes",
@@ -162,7 +163,7 @@ def too_large(limit: int) -> Problem:
 
 
 def chosen(found: Sequence[Output], asked: Mapping[str, Any]) -> list[tuple[Output, bool]]:
-    """The outputs that are asked for, in their order, and whether each is wanted as binary data.
+    """Returns the requested outputs, in their order, and whether each is requested as binary data.
     Raises INVALID_INPUT."""
     by_name = {output.name: output for output in found}
     wanted = asked["outputs"]
@@ -170,14 +171,14 @@ def chosen(found: Sequence[Output], asked: Mapping[str, Any]) -> list[tuple[Outp
         return [(output, asked["binary"]) for output in found]
     unknown = [name for name, _ in wanted if name not in by_name]
     if unknown:
-        details = [Detail(f"outputs.{shown(name)}", "is no output of the model") for name in unknown]
+        details = [Detail(f"outputs.{shown(name)}", "is not an output of the model") for name in unknown]
         hint = f"the model's outputs: {', '.join(by_name)}"
-        raise Problem("INVALID_INPUT", "the model has not all of these outputs", details=details, hint=hint)
+        raise Problem("INVALID_INPUT", "the model does not have these outputs", details=details, hint=hint)
     return [(by_name[name], asked["binary"] if binary is None else binary) for name, binary in wanted]
 
 
 def little_endian(output: Output) -> bytes:
-    """The values as the protocol has them in binary; of BYTES each with its length in four bytes in front."""
+    """Returns the values in the protocol's binary form; each BYTES value follows its length in four bytes."""
     if output.datatype != "BYTES":
         return output.array.tobytes()
     return b"".join(
@@ -186,7 +187,7 @@ def little_endian(output: Output) -> bytes:
 
 
 def _json(output: Output, limit: int) -> tuple[list[bytes], bool]:
-    """The values as a flat JSON array, in parts; and whether they had to be written as base64."""
+    """Returns the values as a flat JSON array, in parts, and True if they are written as base64."""
     flat = output.array.reshape(-1)
     if output.datatype != "BYTES":
         return answers.encode_large(Tensors({"": flat}, len(flat)), limit), False

@@ -1,6 +1,6 @@
-"""Bodies that are one value: a file, a text or an array, for models whose signature is one input.
+"""Bodies that are one value (a file, a text or an array), for models whose signature has one input.
 
-Knows media types and numpy's file format; which model takes what is for enforcement (`Whole`).
+Knows media types and numpy's file format. Enforcement decides which model accepts which kind (`Whole`).
 Source of the format: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
 """
 
@@ -20,16 +20,16 @@ from loaders.enforcement import RawInput, Whole
 from loaders.enforcement.whole import Kind, kinds
 from loaders.signature import Signature
 
-#: What an array may have along an axis while it has no values: a model may answer for each of them.
+#: Maximum length of an axis of an array without values: a model may answer for each position.
 _LONGEST_EMPTY: Final = 65_536
-#: What numpy takes in each of its versions.
+#: Maximum dimensions of an array in every version of numpy.
 _MOST_DIMENSIONS: Final = 32
 _NUMBERS: Final = "biuf"
 _MOST_PARAMS: Final = 65_536
 
 
 def media_types(signature: Signature | None) -> tuple[str, ...]:
-    """The media types that a model takes as one value, as a document shows them."""
+    """Returns the media types that a model accepts as one value, for documents."""
     suitable = kinds(signature)
     shown = tuple(shown for kind, shown in _SHOWN for one in suitable if one == kind)
     return (*shown, multipart.KIND) if shown else ()
@@ -57,7 +57,7 @@ def parse_octets(body: bytes) -> Parsed:
 
 
 def parse_text(body: bytes) -> Parsed:
-    """The text. Raises MALFORMED_BODY."""
+    """Returns the text. Raises MALFORMED_BODY."""
     try:
         return _parsed("text", body.decode())
     except UnicodeDecodeError as error:
@@ -65,8 +65,8 @@ def parse_text(body: bytes) -> Parsed:
 
 
 def parse_npy(body: bytes) -> Parsed:
-    """The array of a file as `numpy.save` writes it, of numbers or booleans. Nothing is unpickled, and
-    nothing is made before the length is known to be right. Raises MALFORMED_BODY."""
+    """Reads a file written by `numpy.save`, with numbers or booleans. Unpickles nothing, and allocates
+    nothing before the length is checked. Raises MALFORMED_BODY."""
     file = io.BytesIO(body)
     try:
         version = np.lib.format.read_magic(file)
@@ -74,17 +74,17 @@ def parse_npy(body: bytes) -> Parsed:
         read = header.read_array_header_1_0 if version == (1, 0) else header.read_array_header_2_0
         shape, is_fortran, dtype = read(file)
     except Exception:  # noqa: BLE001 - numpy reads a header as Python's text: a tokenizer's errors come too
-        hint = "numpy.save writes it; send what it wrote"
+        hint = "send a file written by numpy.save"
         raise Problem("MALFORMED_BODY", "the body is not a .npy file", hint=hint) from None
     if dtype.kind not in _NUMBERS:
         message = f"an array of {dtype.name} cannot be sent: only numbers and booleans"
         raise Problem("MALFORMED_BODY", message)
     at = file.tell()
     if len(shape) > _MOST_DIMENSIONS or not all(type(size) is int and size >= 0 for size in shape):
-        raise Problem("MALFORMED_BODY", "the array is said to have a shape that no array has")
+        raise Problem("MALFORMED_BODY", "the file's header has an impossible shape")
     count = math.prod(shape)
     if len(body) - at != count * dtype.itemsize or (not count and max(shape, default=0) > _LONGEST_EMPTY):
-        message = f"the array is said to have the shape {list(shape)}, but has {len(body) - at} bytes"
+        message = f"the file's header has the shape {list(shape)}, but the array has {len(body) - at} bytes"
         raise Problem("MALFORMED_BODY", message)
     array = np.frombuffer(body, dtype, count, at) if count else np.zeros(0, dtype)
     array = array.reshape(shape, order="F" if is_fortran else "C")
@@ -131,7 +131,7 @@ def _copied(body: bytes) -> int:
 
 
 def _text(body: bytes) -> int:
-    """Characters outside of ASCII take up to four bytes each in a text that holds one of them."""
+    """Returns the memory of a text: with any character outside ASCII, each may take up to four bytes."""
     return len(body) if body.isascii() else 4 * len(body)
 
 

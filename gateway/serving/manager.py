@@ -1,9 +1,9 @@
 """Holds all servables. Callers share one load. A lease is counted before the first await. The ledger decides
-when to make room.
+when to free memory.
 
-The manager carries out what `Ledger.plan` decides and asks servables for the steps of their lives. It knows
-versions, never aliases: an alias tells it what it serves and which loads it no longer wants. Everything runs
-on the event loop, so there are no locks.
+The manager carries out the decisions of `Ledger.plan` and requests the transitions of servables. It knows
+versions, but must not know aliases: an alias reports the version that it serves and the loads that it no
+longer wants. Everything runs on the event loop, so there are no locks.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ if TYPE_CHECKING:
     from gateway.artifacts.packages import Prepared
     from gateway.registries.base import Version
 
-#: Seconds for which a load waits for room at most.
+#: Maximum seconds for which a load waits for memory.
 CAPACITY_WAIT = 5.0
-#: How long, in seconds, a load may go on after the gateway was told to stop.
+#: Maximum seconds for which a load may continue after the gateway is told to stop.
 STOP_GRACE = 5.0
-#: The exceptions of a model whose libraries are missing here.
+#: The exceptions of a model whose libraries are not installed here.
 _NOT_INSTALLED = ("MissingFramework", "ModuleNotFoundError")
 
 
 @dataclass(slots=True, eq=False)
 class Lease:
-    """The right to use a servable. As long as one is held the servable is never closed. One that pins keeps
-    it taking new requests too: it does not drain for others."""
+    """The right to use a servable. A servable with a lease is never closed. A lease that pins also keeps it
+    open for new requests: it does not drain to make room for others."""
 
     servable: Servable
     _manager: Manager
     _pins: bool = False
 
     def release(self) -> None:
-        """Gives it back; exactly once."""
+        """Returns the lease. Call exactly once."""
         self._manager._release(self.servable, self._pins)
 
 
 class Manager:
-    """`prepare`, `with_runtime`, `open_runner` and `options` are how a version becomes something that runs;
-    `capacity_wait` is how long, in seconds, a load waits for room before it is refused."""
+    """`prepare`, `with_runtime`, `open_runner` and `options` make a running model from a version.
+    `capacity_wait`: the seconds that a load waits for memory before it is refused."""
 
     def __init__(
         self,
@@ -98,7 +98,8 @@ class Manager:
         return f"<Manager {len(self._servables)} servables, {len(self._leaving)} leaving, {self.ledger!r}>"
 
     def __iter__(self) -> Iterator[Servable]:
-        """Every servable. Those that leave come first: of two of one version the later one counts."""
+        """Yields every servable. Leaving ones are first: of two servables of a version the later one
+        counts."""
         yield from self._leaving
         yield from self._servables.values()
 
@@ -113,14 +114,14 @@ class Manager:
         return self._failures.find(version)
 
     def held(self, version: Version) -> list[Servable]:
-        """What holds memory for a version: the servables that leave, and the present one last."""
+        """Returns the servables with memory for a version: the leaving ones, and the current one last."""
         held = [servable for servable in self._leaving if servable.version == version]
         if version in self._servables:
             held.append(self._servables[version])
         return held
 
     def eviction(self, version: Version) -> Eviction | None:
-        """The last eviction of a version, or None."""
+        """Returns the last eviction of a version, or None."""
         return self._room.eviction(version)
 
     # Leases.
@@ -147,9 +148,10 @@ class Manager:
         return Lease(servable, self, pin)
 
     async def ready(self, lease: Lease, timeout: float | None = None) -> Servable:
-        """The leased servable once it can answer. A caller who leaves does not cancel the load.
+        """Waits until the leased servable can answer, and returns it. A caller that leaves does not cancel
+        the load.
 
-        Raises the load's Problem, or MODEL_LOADING after `timeout` seconds; the load goes on.
+        Raises the load's Problem, or MODEL_LOADING after `timeout` seconds; the load continues.
         """
         servable = lease.servable
         task = self._loads.get(servable)
@@ -166,18 +168,19 @@ class Manager:
         return servable
 
     def expected_load_seconds(self, servable: Servable | None = None) -> float:
-        """How long a load takes, from the last time these files were loaded or else from recent loads."""
+        """Returns the seconds that a load takes, from the last load of these files, else from recent
+        loads."""
         prepared = None if servable is None else servable.prepared
         known = None if prepared is None else prepared.load_seconds
         return max(1.0, self._load_seconds if known is None else known)
 
     def retry(self, version: Version) -> None:
-        """Forgets that a version failed: the operator wants it tried again now."""
+        """Forgets the failure of a version, because the operator requests another attempt now."""
         self._failures.forget(version)
 
     def _release(self, servable: Servable, pins: bool) -> None:
         if servable not in self.ledger:
-            return  # it failed while this lease was held; its account is gone
+            return  # the load failed during this lease; its account is gone
         if pins:
             self.ledger.unpin(servable)
         self.ledger.release(servable, self._clock())
@@ -191,11 +194,12 @@ class Manager:
     # Loading.
 
     def check(self, version: Version) -> None:
-        """Raises the Problem of a version that failed and may not be tried again yet."""
+        """Raises the Problem of a version that failed and must not be loaded again yet."""
         self._failures.check(version)
 
     def failed(self, version: Version, problem: Problem) -> None:
-        """Remembers that a version cannot be loaded: it costs one attempt per pause, not one per request."""
+        """Remembers that a version cannot be loaded, so that there is one attempt per pause, not per
+        request."""
         self._failures.remember(version, problem)
 
     def _begin(self, version: Version, prepared: Prepared | None) -> Servable:
@@ -209,7 +213,7 @@ class Manager:
         return servable
 
     def _load_ended(self, servable: Servable) -> None:
-        """Runs after every load. One that was cancelled, before its first step or later, ends here."""
+        """Runs after every load. A load that was cancelled, even before its first step, ends here."""
         del self._loads[servable]
         if servable.status is not Status.LOADING:
             return
@@ -224,7 +228,7 @@ class Manager:
         self._room.carry_out_plan()
 
     def _say(self, servable: Servable, event: Event) -> None:
-        """Of what was loaded for a dry run alone, nothing is said."""
+        """Publishes an event, except about a load for dry runs only."""
         if not servable.on_trial:
             self._emit(event)
 
@@ -240,7 +244,7 @@ class Manager:
 
         try:
             await servable.prepare(self._prepare, prepared, self._with_runtime)
-            # A slow store must not keep others from loading: only what costs this machine takes a slot.
+            # A slow store must not block other loads: only work on this machine takes a slot.
             async with Slot(self._slots):
                 started = servable.began = self._clock()
                 measured = await servable.load(reserve, self._open_runner, dispatched)
@@ -249,18 +253,18 @@ class Manager:
             return
         except FAILURES as error:
             phase = "on its own example" if servable.phase is Phase.WARMING else "when it was loaded"
-            # What is not installed is not there the next time either, whatever the client does.
+            # A missing library stays missing, so a retry by the client does not help.
             hopeless = str(error).startswith(_NOT_INSTALLED)
             message, helps = f"{version} failed {phase}: {pathless(str(error))}", None
             runtime = None if servable.prepared is None else servable.prepared.runtime
             if runtime is not None and runtime.warning is not None:
-                # Most likely that is why, and trying again does not change it.
+                # This is the most likely cause, and a retry does not change it.
                 message, helps, hopeless = f"{message}; {runtime.warning}", runtime.help, True
             failed = Problem("MODEL_UNAVAILABLE", message, hint=helps, retryable=False if hopeless else None)
             self._fail(servable, failed, self._clock() - started, getattr(error, "trace", ""))
             return
         except Exception as error:
-            # A bug here must not leave callers waiting for a load that ended.
+            # A bug here must not leave callers waiting for an ended load.
             unforeseen = Problem("MODEL_UNAVAILABLE", f"{version} cannot be loaded: {type(error).__name__}")
             self._fail(servable, unforeseen, self._clock() - started)
             raise
@@ -297,7 +301,7 @@ class Manager:
         self._room.carry_out_plan()
 
     def _drop(self, servable: Servable, problem: Problem) -> None:
-        """Ends a servable that never served. Those who lease it wake to `problem`."""
+        """Ends a servable that never served. Callers with a lease receive `problem`."""
         servable.fail(problem)
         if self._servables.get(servable.version) is servable:
             del self._servables[servable.version]
@@ -308,10 +312,11 @@ class Manager:
     # Processes.
 
     def remeasure(self, shared: int) -> None:
-        """Takes what the kernel says now: of every model that can be measured, and of what belongs to none.
+        """Updates the ledger with the kernel's current values, for every measurable model and for shared
+        memory.
 
-        A model that grew evicts others; where nobody can go, its account stays below the truth, and the
-        governor answers for the rest.
+        A model that grew evicts others. If no model can be evicted, its account stays below the real value,
+        and the governor handles the difference.
         """
         self.ledger.share(shared)
         for servable in list(self._servables.values()):
@@ -329,20 +334,20 @@ class Manager:
         self._room.carry_out_plan()
 
     def tend(self) -> None:
-        """Looks after the processes of all models; to be called about once a second."""
+        """Checks the processes of all models. Call about once a second."""
         for servable in self:
             if servable.runner is not None:
                 servable.runner.tend()
         self._spares.tend(list(self._servables.values()))
 
     def ended(self, version: Version, reason: str) -> None:
-        """A process of a version ended: its view says why until something else goes wrong."""
+        """Records why a process of a version ended. The version's view shows it until the next failure."""
         servable = self._servables.get(version)
         if servable is not None:
             servable.recent.ended(reason)
 
     def stuck(self) -> dict[str, int]:
-        """By model: how many of its versions have a process that does not work, zeros included."""
+        """Returns, by model, the number of its versions with a stuck process, zeros included."""
         found: dict[str, int] = {}
         for servable in self:
             is_stuck = servable.runner is not None and servable.runner.stuck is not None
@@ -350,7 +355,7 @@ class Manager:
         return found
 
     def readings(self) -> list[Reading]:
-        """What every model in processes takes now, beside what it was granted."""
+        """Returns the current and the granted memory of every model that runs in processes."""
         found = []
         for servable in self:
             measured = None if servable.runner is None else servable.runner.present_bytes()
@@ -360,13 +365,13 @@ class Manager:
         return found
 
     def stop(self, key: Hashable, reason: str) -> None:
-        """Ends the processes of one of `readings`, as a crash does."""
+        """Ends the processes of one of `readings`, like a crash."""
         for servable in list(self):
             if servable is key and servable.runner is not None:
                 servable.runner.stop(reason)
 
     def retire_idle(self) -> None:
-        """Unloads what nobody asked for as long as its `idle_ttl`."""
+        """Unloads models without requests for their `idle_ttl`."""
         now = self._clock()
         for servable in list(self._servables.values()):
             ttl = servable.options.idle_ttl
@@ -377,7 +382,8 @@ class Manager:
                 self.retire(servable.version, "idle")
 
     def quarantine(self, version: Version, reason: str) -> None:
-        """A version that keeps crashing: not tried again before the longest pause is over."""
+        """Quarantines a version that crashes repeatedly: it is not loaded again before the longest pause
+        ends."""
         problem = Problem("MODEL_UNAVAILABLE", f"{version} is in quarantine: {reason}")
         self._failures.quarantine(version, problem)
         self.retire(version, "quarantined")
@@ -385,7 +391,7 @@ class Manager:
     # Leaving.
 
     def retire(self, version: Version, reason: str) -> Servable | None:
-        """Ends a servable once its leases have ended, or its load at once; a new request loads it anew.
+        """Ends a servable once its leases have ended, or its load at once. A new request loads it again.
 
         Returns the servable, whose `gone` is set when its memory is free, or None if there is none."""
         servable = self._servables.pop(version, None)
@@ -402,8 +408,8 @@ class Manager:
         return servable
 
     def abandon(self, version: Version) -> None:
-        """No alias wants this version any more: its load, if one is under way, ends as soon as no request
-        waits for it. A loaded version stays."""
+        """Marks a version that no alias wants any more. A running load ends as soon as no request waits for
+        it. A loaded version stays."""
         servable = self._servables.get(version)
         if servable is not None and servable.status is Status.LOADING:
             servable.abandoned = True
@@ -416,20 +422,20 @@ class Manager:
             self.retire(servable.version, "superseded")
 
     def serves(self, version: Version, serving: bool) -> None:
-        """Whether an alias serves this version, loaded or not: an unwanted load does not evict it."""
+        """Records whether an alias serves this version, loaded or not. An unwanted load does not evict it."""
         (self._served.add if serving else self._served.discard)(version)
         servable = self._servables.get(version)
         if servable is not None:
             self.ledger[servable].serving = serving
 
     def retire_unused(self, version: Version, reason: str) -> None:
-        """Unloads a version, unless somebody uses it."""
+        """Unloads a version if it is not in use."""
         servable = self._servables.get(version)
         if servable is not None and not self.ledger[servable].leases:
             self.retire(version, reason)
 
     def linger(self, version: Version, lingering: bool) -> None:
-        """Marks a replaced version as the first to go under pressure, or takes the mark back."""
+        """Marks a replaced version as the first victim under memory pressure, or removes the mark."""
         servable = self._servables.get(version)
         if servable is not None:
             self.ledger[servable].lingering = lingering
@@ -466,8 +472,8 @@ class Manager:
             self._room.carry_out_plan()
 
     def stop_loading(self) -> None:
-        """The gateway stops: loads that go on for more than `STOP_GRACE` seconds are cancelled, and whoever
-        waits for them is told to go elsewhere."""
+        """Prepares the gateway's stop: cancels loads that take more than `STOP_GRACE` seconds, and tells
+        their callers to try another replica."""
         if self._stop_timer is None and self._loads:
             self._stop_timer = asyncio.get_running_loop().call_later(STOP_GRACE, self._cancel_loads)
 

@@ -1,7 +1,7 @@
-"""What people see of a gateway: models, versions, rollouts and readiness, as typed and frozen views.
+"""Typed, frozen views of a gateway for users: models, versions, rollouts and readiness.
 
-`shapes`: the views, with their JSON. `contents`: what a version's files say. `reader`: `Views`, which reads
-them from the live parts.
+`shapes`: the views and their JSON. `contents`: facts from a version's files. `reader`: `Views`, which makes
+the views from the live parts.
 """
 
 from gateway.views.contents import Described

@@ -1,6 +1,6 @@
-"""What the verified files of a version say: flavor, signature, environment and example.
+"""Reads facts from the verified files of a version: flavor, signature, environment and example.
 
-Knows packages. An example may be real data, so it is read only where a caller may see it.
+Knows packages. An example may be real data, so it is read only for callers that may see it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Described(NamedTuple):
-    """A version under the alias that named it, and its verified files."""
+    """A version, the alias that named it, and its verified files."""
 
     version: Version
     alias: str | None
@@ -29,7 +29,7 @@ def example(package: Package) -> dict[str, Any] | None:
     try:
         given, params = package.example_input()
     except PackageError:
-        return None  # the version's warnings say so once it is loaded
+        return None  # the version's warnings report it after loading
     return None if given is None else {given.form: given.data, "params": params}
 
 
@@ -37,11 +37,12 @@ def example_answer(package: Package) -> Any | None:
     try:
         return recorded.read(package)
     except recorded.Unreadable:
-        return None  # the version's warnings say so once it is loaded
+        return None  # the version's warnings report it after loading
 
 
 def signature(known: Signature | None) -> dict[str, Any] | None:
-    """MLflow keeps the parts of a signature as JSON within JSON; here they are what they say."""
+    """Returns a signature as JSON. MLflow stores its parts as JSON inside JSON strings; here they are
+    parsed."""
     if known is None:
         return None
     document = known.to_json()

@@ -1,6 +1,6 @@
-"""Reads the views from the live parts: aliases, manager, registry watcher. Changes nothing.
+"""Makes the views from the live parts: aliases, manager, registry watcher. Changes nothing.
 
-`Views` is what the control routes, the V1 and V2 routes and the gauges are given. It knows no protocol.
+The control routes, the V1 and V2 routes and the gauges use `Views`. It must not know protocols.
 """
 
 from __future__ import annotations
@@ -50,14 +50,15 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 EVERYTHING = Page()
-#: So many aliases have series before they are used.
+#: Maximum number of unused aliases that have metric series.
 SHOWN_ALIASES = 1000
 
 
 class Views:
-    """`trials` are the promotions that are being checked now, by model and alias; `prepare` gets a version's
-    verified files without loading it; `fetching` is the progress of downloads; `preload` is what readiness
-    waits for. Every method runs on the event loop; what blocks goes through `io`. Raises Problem."""
+    """`trials`: the promotions that are being checked, by model and alias. `prepare`: gets a version's
+    verified files without loading it. `fetching`: the progress of downloads. `preload`: the versions that
+    readiness waits for. Every method runs on the event loop; blocking calls go through `io`. Raises
+    Problem."""
 
     def __init__(
         self,
@@ -91,12 +92,12 @@ class Views:
     # Models and versions.
 
     async def names(self, page: Page = EVERYTHING) -> Listed:
-        """The names of the registry's models on a page."""
+        """Returns the names of the registry's models on a page."""
         snapshot = self._aliases.snapshot
         return await self._blocking(self._names.page, snapshot.models, snapshot.stamp, page)
 
     async def models(self, listed: Listed) -> AsyncIterator[list[ModelView]]:
-        """The models of these names, some at a time: between them the event loop does other work."""
+        """Yields the models of these names in parts, so that the event loop can do other work in between."""
         for start in range(0, len(listed.items), AT_ONCE):
             models, held = self._aliases.snapshot.models, self._held_now()
             part = listed.items[start : start + AT_ONCE]
@@ -105,18 +106,18 @@ class Views:
 
     @property
     def writable(self) -> bool:
-        """Whether the registry can be written."""
+        """Returns True if the registry can be written."""
         return self._registry.writable
 
     def loaded(self) -> list[VersionView]:
-        """Every version that is held here, with its name."""
+        """Returns every version in memory, with its name."""
         return [replace(self.state(one.version, one), name=one.version.name) for one in self._manager]
 
     def _held_now(self) -> dict[Version, Servable]:
         return {servable.version: servable for servable in self._manager}
 
     async def model(self, name: str) -> ModelView:
-        """A model with the rollouts of its aliases."""
+        """Returns a model with the rollouts of its aliases."""
         await self._ask_for(Reference(name))
         model = self._registered(name)
         return replace(
@@ -126,8 +127,8 @@ class Views:
         )
 
     async def version(self, name: str, number: str, *, in_full: bool = False) -> VersionView:
-        """One version, with what its verified files say. `in_full`: with its processes, and with its saved
-        example, which may be real data."""
+        """Returns a version with the facts from its verified files. `in_full`: with its processes and its
+        saved example, which may be real data."""
         await self._ask_for(Reference(name, version=check_version(number)))
         version = resolve(self._aliases.snapshot, Reference(name, version=number))
         aliases = self._registered(name).aliases
@@ -162,7 +163,7 @@ class Views:
         )
 
     def state(self, version: Version, servable: Servable | None) -> VersionView:
-        """A version as it stands here. `servable`: what holds it, None if nothing does."""
+        """Returns the state of a version in this gateway. `servable`: None if nothing holds the version."""
         failure = self._manager.failure(version)
         state, reason, last_used = Status.UNLOADED, None, None
         hint: str | Absent | None = ABSENT
@@ -177,7 +178,7 @@ class Views:
                 reason, load = self._loading(servable, fetched)
             if account is not None:
                 last_used = utc(self._wall() - (self._clock() - account.last_used))
-        elif fetched is not None:  # for an alias's gates, before there is anything to load
+        elif fetched is not None:  # for an alias's gates, before anything is loaded
             state, reason = Status.LOADING, _fetching(fetched)
         return VersionView(
             version=version.version,
@@ -196,9 +197,9 @@ class Views:
         )
 
     def _held(self, version: Version) -> dict[str, Any]:
-        """What of a version is in memory: the bytes of all that is held of it, where it runs and why,
-        whether a process of it is stuck, its last minute and its last failed request. Of one that is not
-        held: why it was evicted."""
+        """Returns what a version has in memory: its bytes, where it runs and why, whether one of its
+        processes is stuck, its last minute, and its last failed request. For a version not in memory: why it
+        was evicted."""
         held = self._manager.held(version)
         if not held:
             gone = self._manager.eviction(version)
@@ -220,8 +221,8 @@ class Views:
         return found
 
     def _loading(self, servable: Servable, fetched: Fetched | None) -> tuple[str, Mapping[str, Any] | Absent]:
-        """How far a load is, in words and numbers. `expected_seconds`: how long these files took last time,
-        None for new ones."""
+        """Returns the progress of a load, as text and numbers. `expected_seconds`: the last load time of
+        these files; None for new files."""
         if fetched is not None:
             return _fetching(fetched), ABSENT
         if servable.began is None:
@@ -248,8 +249,7 @@ class Views:
         )
 
     async def described(self, reference: Reference) -> Described:
-        """The version that answers for a reference now, with what its files say: they are fetched if they
-        are not here."""
+        """Returns the version that a reference means now, with its files. Downloads missing files."""
         await self._ask_for(reference)
         version, found = self._meant(reference)
         servable = self._manager.find(version)
@@ -258,14 +258,14 @@ class Views:
         return Described(version, alias, prepared or await self._prepare(version))
 
     async def _verified(self, version: Version, servable: Servable | None) -> Prepared | None:
-        """What is known of a version's files once they are verified; a remote one that is not loaded is not
-        fetched for a view."""
+        """Returns the verified files of a version. Does not download a remote version that is not loaded;
+        then returns None."""
         if servable is not None and servable.prepared is not None:
             return servable.prepared
         if "://" in version.source:
             return None
         try:
-            return await self._prepare(version)  # of a refused version too: its facts say what would help
+            return await self._prepare(version)  # also for a refused version: its facts explain the refusal
         except Problem as problem:
             if self._manager.failure(version) is None:
                 self._manager.failed(version, problem)
@@ -274,9 +274,9 @@ class Views:
     # Rollouts.
 
     async def rollouts(self, page: Page = EVERYTHING) -> AsyncIterator[list[RolloutView]]:
-        """Every alias of the registry, and what was tried with aliases that do not exist (any more), by the
-        names of models and then of aliases; some at a time. `page.after`: NAME@ALIAS. `page.limit` is the
-        caller's: aliases are counted by who reads them."""
+        """Yields every alias of the registry, and attempts with aliases that do not exist (any more), in
+        parts, ordered by model and alias. `page.after`: NAME@ALIAS. Ignores `page.limit`: the caller counts
+        the aliases."""
         name, _, after = (page.after or "").rpartition("@")
         start = replace(page, after=None, limit=None)
         listed, others = (await self.names(start)).items, self._others(page)
@@ -298,7 +298,7 @@ class Views:
             await asyncio.sleep(0)
 
     def _others(self, page: Page) -> dict[str, dict[str, RolloutView]]:
-        """What is known of aliases that do not exist (any more), by model and alias."""
+        """Returns the views of aliases that do not exist (any more), by model and alias."""
         found = [self.rollout(one.name, one.alias) for one in self._aliases if one.phase == "deleted"]
         found += [RolloutView.of_attempt(attempt) for attempt in self._aliases.attempts()]
         by_name: dict[str, dict[str, RolloutView]] = {}
@@ -318,7 +318,7 @@ class Views:
         return RolloutView.of_attempt(attempt)
 
     def rollout_in_full(self, name: str, alias: str) -> RolloutView:
-        """One alias with its policy, and with its present or last rollout."""
+        """Returns an alias with its policy and its current or last rollout."""
         view = self.rollout(name, alias)
         model = self._aliases.snapshot.models.get(name)
         policy: Mapping[str, Any] | Absent = ABSENT
@@ -341,7 +341,7 @@ class Views:
         return replace(view, policy=policy, rollout=shown)
 
     def moved(self, moved: Moved) -> RolloutView | DryRunView:
-        """What came of a promotion or rollback: the alias as it stands now."""
+        """Returns the result of a promotion or rollback: the current state of the alias."""
         move = moved.move
         checks = [{"check": check, "seconds": seconds} for check, seconds in moved.checks]
         overruled = list(moved.overruled) or ABSENT
@@ -355,7 +355,7 @@ class Views:
         return replace(view, forced_past=overruled, checks=checks, environment=moved.environment)
 
     def rollout_phases(self) -> dict[tuple[str, str], str]:
-        """The rollouts under way, by model and alias."""
+        """Returns the phases of running rollouts, by model and alias."""
         return {
             (found.name, found.alias): found.rollout.course.phase.value
             for found in self._aliases
@@ -363,8 +363,8 @@ class Views:
         }
 
     def alias_states(self) -> dict[tuple[str, str], tuple[str | None, bool]]:
-        """(version in service, whether it differs from the desired one), by model and alias: of every alias
-        in use here, and of others up to `SHOWN_ALIASES`."""
+        """Returns (version in service, whether it differs from the desired one), by model and alias, for
+        every alias in use here, and for others up to `SHOWN_ALIASES`."""
         shown = {(found.name, found.alias): found for found in self._aliases}
         for model in islice(self._aliases.snapshot.models.values(), SHOWN_ALIASES):
             for alias in model.aliases:
@@ -387,8 +387,9 @@ class Views:
         )
 
     async def readiness(self, reference: Reference) -> tuple[Version, str | None]:
-        """Whether the next request for a reference can be answered: its version, and None, or why it cannot.
-        What is not loaded can be, unless its load failed. Raises Problem for what does not exist."""
+        """Returns the version of a reference, and None if the next request can be answered, else the reason
+        why not. A version that is not loaded can be, unless its load failed. Raises Problem if it does not
+        exist."""
         await self._ask_for(reference)
         version, found = self._meant(reference)
         refusal = None if found is None or found.serving is not None else found.refusal
@@ -399,7 +400,7 @@ class Views:
 
     def memory(self) -> dict[str, float | None]:
         ledger = self._manager.ledger
-        shared = {"shared": ledger.shared}  # part of what is resident
+        shared = {"shared": ledger.shared}  # part of the resident bytes
         return {
             "limit_bytes": ledger.limit,
             **shared,
@@ -407,11 +408,11 @@ class Views:
         }
 
     def follows(self, name: str) -> bool:
-        """Whether the registry's content here has a model of this name."""
+        """Returns True if the registry snapshot has a model of this name."""
         return name in self._aliases.snapshot.models
 
     async def document(self) -> tuple[bytes, str]:
-        """This registry as a document, with absolute sources, and its entity tag: JSON, which is YAML."""
+        """Returns this registry as a JSON document (valid YAML) with absolute sources, and its entity tag."""
         snapshot = self._aliases.snapshot
         if self._document is None or self._document[1] != snapshot.stamp:
             self._document = (await self._blocking(dump, snapshot.models.values()), snapshot.stamp)
@@ -420,7 +421,7 @@ class Views:
     # Parts of the above.
 
     async def _ask_for(self, reference: Reference) -> None:
-        """Asks the registry for what the last snapshot lacks."""
+        """Queries the registry for a reference that is not in the last snapshot."""
         await self._watch.ensure(reference, self._aliases.snapshot)
 
     def _meant(self, reference: Reference) -> tuple[Version, LiveAlias | None]:
@@ -445,7 +446,7 @@ def _united(names: Iterable[str], more: Iterable[str]) -> list[str]:
 
 
 def _runtime(servable: Servable | None) -> Mapping[str, Any] | Absent:
-    """Where it runs, once that was found."""
+    """Returns where a servable runs, once that is known."""
     prepared = None if servable is None else servable.prepared
     return ABSENT if prepared is None or prepared.runtime is None else prepared.runtime.to_json()
 

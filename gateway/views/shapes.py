@@ -1,6 +1,6 @@
-"""The views themselves: frozen, typed, with their fields in the order in which JSON shows them.
+"""The views: frozen and typed, with their fields in the order of the JSON.
 
-Knows the facts that a view is made from and nothing of where they are read.
+Must not know where the facts are read.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from gateway.rollouts.gates import Trial
     from gateway.state import Served
 
-#: So many stretches of an alias's history are shown.
+#: Maximum number of stretches of an alias's history in a view.
 SHOWN_HISTORY = 20
 
 
 class Absent(Enum):
-    """The value of a member that a view does not have: its JSON leaves it out."""
+    """The value of a field that a view does not have; its JSON omits the field."""
 
     ABSENT = "absent"
 
@@ -55,11 +55,11 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VersionView(View):
-    """A version as it stands here. `hint`: what helps where it failed; `bytes`: all that is held of it;
-    `evicted`: why it went; `environment`: where it runs, in the view of this version alone also what it was
-    made with; `load` and `fetch`: how far they are. From `writable` on: what a view of this version alone
-    says, `flavor` and `metadata` once its files are verified, the rest where the caller may see what may be
-    real data."""
+    """The state of a version in this gateway. `hint`: advice after a failure. `bytes`: its total bytes in
+    memory. `evicted`: the reason of its eviction. `environment`: where it runs; in the view of a single
+    version also what it was made with. `load` and `fetch`: their progress. The fields from `writable` on
+    exist only in the view of a single version: `flavor` and `metadata` once its files are verified, the
+    others if the caller may see possibly real data."""
 
     name: str | Absent = ABSENT
     version: str
@@ -90,7 +90,7 @@ class VersionView(View):
     example_answer: Any = ABSENT
 
     def without_others(self) -> VersionView:
-        """The view without the names of other models: the one for which this version was evicted."""
+        """Returns the view without the names of other models, such as the one that caused the eviction."""
         if isinstance(self.evicted, Absent):
             return self
         return replace(self, evicted={"seconds_ago": self.evicted["seconds_ago"], "for": None, "why": None})
@@ -98,8 +98,8 @@ class VersionView(View):
 
 @dataclass(frozen=True, slots=True)
 class ModelView(View):
-    """A model of the registry with its versions, in the order of their numbers. `rollouts`, by alias, and
-    `writable` are there where one model was asked for."""
+    """A model of the registry with its versions, ordered by number. `rollouts`, by alias, and `writable`
+    exist only in the view of a single model."""
 
     name: str
     aliases: Mapping[str, str]
@@ -108,7 +108,7 @@ class ModelView(View):
     writable: bool | Absent = ABSENT
 
     def without_others(self) -> ModelView:
-        """The view without the names of other models."""
+        """Returns the view without the names of other models."""
         return replace(self, versions=tuple(version.without_others() for version in self.versions))
 
 
@@ -117,7 +117,7 @@ class ModelView(View):
 
 @dataclass(frozen=True, slots=True)
 class Stretch(View):
-    """One stretch of serving. `from_` and `until` are UTC times."""
+    """A period in which an alias served a version. `from_` and `until` are UTC times."""
 
     version: str
     from_: str
@@ -133,7 +133,7 @@ class Stretch(View):
 
 @dataclass(frozen=True, slots=True)
 class CourseView(View):
-    """A rollout: the step, what the guards have seen, and what happened so far."""
+    """A rollout: its step, the measurements of its guards, and its events so far."""
 
     version: str
     compared_with: str | None
@@ -146,11 +146,11 @@ class CourseView(View):
 
 @dataclass(frozen=True, slots=True)
 class RolloutView(View):
-    """An alias: desired, serving and last good version side by side, and what is under way. Also what was
-    tried with an alias that does not exist (any more).
+    """An alias: its desired, serving and last good versions, and the running attempt or rollout. Also an
+    attempt with an alias that does not exist (any more).
 
-    `step`: of a canary under way. `policy` and `rollout` are there in full views; `forced_past`, `checks` and
-    `environment` after a promotion.
+    `step`: the step of a running canary. `policy` and `rollout` exist only in full views; `forced_past`,
+    `checks` and `environment` only after a promotion.
     """
 
     name: str
@@ -199,7 +199,7 @@ class RolloutView(View):
 
 @dataclass(frozen=True, slots=True)
 class DryRunView(View):
-    """A promotion that passed its checks and was not made."""
+    """A promotion that passed its checks but was not made."""
 
     name: str
     alias: str
@@ -217,7 +217,7 @@ class DryRunView(View):
 
 @dataclass(frozen=True, slots=True)
 class ReadinessView(View):
-    """Whether the gateway may take traffic: a snapshot was seen, and what must be preloaded is loaded.
+    """Whether the gateway can take traffic: it has a registry snapshot, and all preloaded models are loaded.
     `draining`: it is stopping."""
 
     ready: bool
@@ -229,7 +229,7 @@ class ReadinessView(View):
     draining: bool | Absent = ABSENT
 
     def without_names(self) -> ReadinessView:
-        """The view without the names of models, for callers who may not know them all."""
+        """Returns the view without the names of models, for callers that may not see all of them."""
         return replace(self, preload_pending=[], preload_errors={}, preload_unmatched={})
 
     def stopping(self) -> ReadinessView:

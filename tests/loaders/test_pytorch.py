@@ -58,7 +58,7 @@ def test_several_inputs_and_outputs(torch: Any, tmp_path: Path) -> None:
         "output_0": [11],
         "output_1": [-9],
     }
-    with pytest.raises(Unsuitable, match="takes a, b"):
+    with pytest.raises(Unsuitable, match="accepts a, b"):
         answered(Two("dict"), tmp_path / "n", "inputs", {"c": [10.0], "a": [1.0]})
 
 
