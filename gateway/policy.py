@@ -10,11 +10,14 @@ import re
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
 from gateway.quantities import Duration, Part, Size, listed
+
+PRINCIPAL: Final = "principal"
+"""As the `key` of a canary: callers are told apart by their credentials."""
 
 
 def _is_off(value: object) -> bool:
@@ -50,8 +53,8 @@ class Canary(Part):
     within: Duration = 6 * 3600.0
     """The time after which a step with fewer requests has too little traffic; then `thin` decides."""
     key: str | None = None
-    """The header that names a caller, so that one caller always gets the same version. Not set: the id of
-    each request."""
+    """The header that names a caller, or `principal`: the caller's credential. One caller always gets the
+    same version. Not set, or without the header or a credential: the id of each request."""
     retry: bool = True
     """Whether the version in service answers a request that fails on the new version."""
 
@@ -65,10 +68,8 @@ class Canary(Part):
     @field_validator("key")
     @classmethod
     def _header(cls, value: str | None) -> str | None:
-        if value == "principal":
-            raise ValueError("principal is not available in this version: write the name of a header")
         if value is not None and not re.fullmatch(r"[A-Za-z0-9_-]+", value):
-            raise ValueError("write the name of a header, such as X-User-Id")
+            raise ValueError("write the name of a header, such as X-User-Id, or principal")
         return value
 
 
@@ -154,7 +155,7 @@ class RolloutPolicy(Part):
 
 
 def _capture(value: object) -> object:
-    return {"share": 0} if value in ("off", False) else value
+    return {"share": 0} if _is_off(value) else value
 
 
 class Capture(Part):

@@ -229,7 +229,9 @@ class Service:
         """A request that is recorded, for a rollout or for a later one. If it fails on the new version of a
         rollout, the version before answers it: nothing was sent yet, and a prediction has no effects."""
         record = inference.record
-        caller = observer.caller(record.headers, record.shown_id)
+        principal = record.principal
+        known = None if principal is None or not principal.known else str(principal)
+        caller = observer.caller(record.headers, record.shown_id, known)
         version, other = observer.versions(caller, serving)
         rollout = observer if isinstance(observer, Rollout) else None
         candidate = rollout is not None and version == rollout.candidate

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from gateway.policy import PRINCIPAL
 from gateway.policy import Shadow as ShadowPolicy
 from gateway.quantities import utc
 from gateway.rollouts.afterwards import Afterwards
@@ -124,7 +125,7 @@ class InService:
     def checks(self) -> bool:
         return self.before.checks
 
-    def caller(self, headers: Mapping[bytes, bytes], request_id: str) -> str:
+    def caller(self, headers: Mapping[bytes, bytes], request_id: str, principal: str | None = None) -> str:
         return ""
 
     def versions(self, caller: str, serving: Version) -> tuple[Version, Version | None]:
@@ -185,6 +186,7 @@ class Rollout:
         self._crash_loop: str | None = None
         self._slowest = 0.0
         self._header = b""
+        self._by_principal = False
         self._steps: tuple[float, ...] = (50.0,)
         self.follow(policy)
         self.guards: Guards | Afterwards
@@ -206,6 +208,7 @@ class Rollout:
     def follow(self, policy: RolloutPolicy) -> None:
         """Sets the policy. A change during a rollout applies from the next step."""
         self.policy = policy
+        self._by_principal = policy.canary.key == PRINCIPAL
         self._header = (policy.canary.key or "").lower().encode()
         self._steps = self.course.steps or tuple(policy.canary.steps) or self._steps
 
@@ -264,8 +267,11 @@ class Rollout:
 
     # Requests.
 
-    def caller(self, headers: Mapping[bytes, bytes], request_id: str) -> str:
-        """The key by which the policy identifies the caller."""
+    def caller(self, headers: Mapping[bytes, bytes], request_id: str, principal: str | None = None) -> str:
+        """The key by which the policy identifies the caller. `principal`: the name of the valid credential,
+        None without one."""
+        if self._by_principal:
+            return request_id if principal is None else principal
         named = headers.get(self._header) if self._header else None
         return request_id if named is None else named.decode("latin-1")
 

@@ -83,7 +83,7 @@ def test_lock_ignores_registries() -> None:
         ({"canary": {"steps": [5, 100]}}, "canary.steps.1"),
         ({"watch": "soon"}, "watch: write seconds, or a duration such as 5s or 2m"),
         ({"watch": {"for": 5}}, "watch"),
-        ({"canary": {"key": "principal"}}, "canary.key: principal is not available"),
+        ({"canary": {"key": "the user"}}, "canary.key: write the name of a header"),
         ({"shadow": {"shares": 1}}, "shadow.shares: unknown key, did you mean share?"),
         ({"shadow": {"share": 2}}, "shadow.share"),
         ({"shadow": {"share": 0}}, "shadow.share"),

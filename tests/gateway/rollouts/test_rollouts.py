@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from gateway.access.principal import ANONYMOUS, EVERYTHING, Principal
 from gateway.errors import Problem
 from gateway.events import RolloutChanged
 from gateway.policy import RolloutPolicy
+from gateway.record import RequestRecord
 from gateway.registries.base import Alias, Verdict
+from gateway.service import Inference
 from gateway.serving.servable import Status
+from loaders.enforcement import RawInput
 from tests.support.controlled import MB, turns, version
-from tests.support.rollouts import STEPS, Setup, conducted
+from tests.support.rollouts import CHAMPION, STEPS, Setup, conducted
 
 
 def test_an_identical_version_completes_its_steps(tmp_path: Path) -> None:
@@ -51,8 +56,30 @@ def test_a_caller_is_named_by_the_header_of_the_policy(tmp_path: Path) -> None:
         rollout = await setup.begun()
         assert rollout.caller({b"x-user-id": b"anna"}, "1") == rollout.caller({b"x-user-id": b"anna"}, "2")
         assert rollout.caller({}, "1") == "1"
+        assert rollout.caller({}, "1", "token:anna") == "1"
 
     conducted(tmp_path, test, {"canary": {**STEPS["canary"], "key": "X-User-Id"}})
+
+
+def test_a_caller_is_known_by_the_credential(tmp_path: Path) -> None:
+    async def test(setup: Setup) -> None:
+        rollout = await setup.begun()
+        named = {b"principal": b"mallory"}  # a header of that name says nothing
+        assert rollout.caller(named, "1", "token:anna") == rollout.caller({}, "2", "token:anna")
+        assert rollout.caller(named, "1") == "1"
+        anna = Principal("anna", "token", predict=EVERYTHING)
+        mine = next(name for name in map(str, range(100)) if rollout.takes(f"token:{name}"))
+        for principal, versions in ((replace(anna, name=mine), {"2"}), (ANONYMOUS, {"1", "2"})):
+            answered = set()
+            for number in range(40):
+                record = RequestRecord(f"id-{number}".encode(), principal=principal)
+                row = RawInput("instances", [[1.0]])
+                await setup.service.predict(Inference(CHAMPION, row, record=record))
+                assert record.version is not None
+                answered.add(record.version.version)
+            assert answered == versions
+
+    conducted(tmp_path, test, {"canary": {**STEPS["canary"], "key": "principal", "requests": 1000}})
 
 
 def test_a_version_that_fails_is_taken_back_and_no_caller_sees_it(tmp_path: Path) -> None:
