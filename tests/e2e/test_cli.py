@@ -17,8 +17,8 @@ import yaml
 
 import gateway
 import loaders
+from gateway.access import control_key
 from gateway.commands.options import connect
-from gateway.http.auth import control_key
 from tests.support.shell import PATIENCE, Shell, free_port
 
 COMMANDS = (
