@@ -2,7 +2,8 @@
 
 There is one set of gates, in this order: the version is registered; no gateway has refused it for this alias;
 its files are available and match the digest; its format is allowed; it accepts the inputs of the version in
-service; it loads, warms up and answers its example. The reconciler, promotions through a gateway and
+service; it loads, warms up and answers its example, as its output schema says if the version in service
+does. The reconciler, promotions through a gateway and
 promotions on the command line all run `Gates.check`.
 
 Knows versions, packages and the manager that loads them. Must not write anything or move an alias.
@@ -96,9 +97,9 @@ class Gates:
         dry_run: bool = False,
     ) -> Passed:
         """Takes a version through the gates; afterwards it is loaded and warm. `force` overrules an earlier
-        verdict, an incompatible signature and an unavailable environment, nothing else. `prepare`: gets the
-        package in another way. `trial` is kept up to date. `dry_run`: its load is not recorded. Raises
-        Problem."""
+        verdict, an incompatible signature, an unavailable environment and an output that does not match its
+        schema, nothing else. `prepare`: gets the package in another way. `trial` is kept up to date.
+        `dry_run`: its load is not recorded. Raises Problem."""
         trial = trial or Trial(target.version)
         if not target.source:
             raise not_registered(target)
@@ -123,13 +124,31 @@ class Gates:
         if force or self.policy(record.model).environment == "warn":
             prepared = replace(prepared, forced=True)
         with trial.check("load, warm-up and example"):
+            loaded = self._manager.find(target) is not None
             lease = self._manager.lease(target, prepared, trial=dry_run)
             try:
                 await self._manager.ready(lease)
+                if not force:
+                    self._check_output(target, record, lease.servable.misfits)
             except BaseException:
                 lease.release()
+                if not loaded:
+                    self._manager.retire_unused(target, "refused")
                 raise
         return Passed(lease, tuple(reasons))
+
+    def _check_output(self, target: Version, record: Record, misfits: tuple[str, ...] | None) -> None:
+        """Refuses a version whose answer to its own example is not what its output schema says, if that of
+        the version in service is: callers rely on it. Raises Problem."""
+        against = record.against
+        if not misfits or against is None or against == target or target.version in record.served:
+            return
+        before = self._manager.find(against)
+        if before is None or before.misfits != () or self.policy(record.model).gate == "none":
+            return
+        message = f"{target} does not answer its example as its output schema says: {'; '.join(misfits)}"
+        details = [Detail("output", misfit) for misfit in misfits]
+        raise Problem("ROLLOUT_REFUSED", message, details=details, hint=FORCE)
 
     async def _compare(
         self,

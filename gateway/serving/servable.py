@@ -208,6 +208,8 @@ class Servable:
         self.building: str | None = None
         #: Why it runs in another environment than its own, which each answer must say; None if it does not.
         self.mismatch: tuple[str, ...] | None = None
+        #: How the answer to its example differs from its output schema; None if it has not answered one.
+        self.misfits: tuple[str, ...] | None = None
         #: Why it is unloaded, from `Manager.retire` on.
         self.retiring: str | None = None
         #: Loaded only for a dry run: its load is not recorded, unless `announce` is called later.
@@ -383,7 +385,8 @@ class Servable:
         differing = prepared.check_answer(answer)
         if differing and self.mismatch is not None:
             raise ModelError(f"in this environment, which is not its own, {differing[0]}")
-        warnings += prepared.check_output(answer) + differing
+        self.misfits = tuple(prepared.check_output(answer))
+        warnings += [*self.misfits, *differing]
         merges = runner.merges and await self._merging_is_safe(runner, enforced.batch, enforced.params)
         if runner.merges and not merges:
             warnings.append("answers change when rows are merged: requests are run one by one")

@@ -1,10 +1,12 @@
 """The guards of a rollout over thousands of simulated rollouts: how often an identical version is rolled
 back, and how many candidate requests a worse one needs.
 
-    python tests/bench/bench_guards.py [ROLLOUTS]        default 2000 of each kind; minutes on one core
+    python tests/bench/bench_guards.py [ROLLOUTS] [canary|watch]     default 2000 of each kind, both
 
 A row is one kind of rollout. `p50` and `p95` are candidate requests until the verdict. Little traffic ends
-blocks by the clock: at one request per minute each ten requests, which is ten minutes.
+blocks by the clock: at one request per minute each ten requests, which is ten minutes. A watch has ten
+minutes of the version in service at the given rate as its reference; at 100 requests per second it is
+simulated a tenth as often. All takes some minutes for a canary, and an hour for a watch, on one core.
 """
 
 from __future__ import annotations
@@ -13,15 +15,15 @@ import random
 import sys
 from typing import Any
 
-from tests.support.rollouts import simulate
+from tests.support.rollouts import after_swap, simulate
 
 SHARES = (0.05, 0.25, 0.5)
 LIMIT = 4_000
 
 
-def row(name: str, rollouts: int, expected: str | None, **kind: Any) -> None:
+def row(name: str, rollouts: int, expected: str | None, rollout: Any = simulate, **kind: Any) -> None:
     draw = random.Random(name)
-    runs = [simulate(draw, **kind) for _ in range(rollouts)]
+    runs = [rollout(draw, **kind) for _ in range(rollouts)]
     needed = sorted(run.requests for run in runs if run.breached)
     breached = len(needed)
     wrong = breached if expected is None else sum(run.breached not in (None, expected) for run in runs)
@@ -32,7 +34,7 @@ def row(name: str, rollouts: int, expected: str | None, **kind: Any) -> None:
     print(f"{name:60s} {shown}", flush=True)
 
 
-def main(rollouts: int) -> None:
+def canary(rollouts: int) -> None:
     for share in SHARES:
         for rate in (0.001, 0.01, 0.05):
             for bursty in (False, True):
@@ -48,5 +50,30 @@ def main(rollouts: int) -> None:
             row(f"1.5 times slower, share {share}, spread {spread}", rollouts // 4, "latency", **kind)
 
 
+def watch(rollouts: int) -> None:
+    for name, rate in (("1 per minute", 1 / 60), ("1/s", 1), ("10/s", 10), ("100/s", 100)):
+        runs = rollouts if rate < 100 else rollouts // 10
+        most = 500 if rate >= 1 else 100
+        for errors in (0.001, 0.01):
+            for bursty in (False, True):
+                kind = {"service": errors, "candidate": errors, "requests": most, "bursty": bursty}
+                row(f"watch, identical, {name}, errors {errors}, bursty {bursty}", runs, None, after_swap,
+                    rate=rate, **kind)  # fmt: skip
+        if rate < 1:
+            continue
+        for errors in (0.001, 0.01, 0.05, 0.1):
+            kind = {"service": errors, "candidate": errors + 0.05, "requests": LIMIT}
+            row(f"watch, 5 % more errors, {name}, errors {errors}", runs // 4, "errors", after_swap,
+                rate=rate, **kind)  # fmt: skip
+        for spread in (0.1, 0.4):
+            row(f"watch, 1.5 times slower, {name}, spread {spread}", runs // 4, "latency", after_swap,
+                rate=rate, slower=1.5, spread=spread, requests=LIMIT)  # fmt: skip
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 2_000)
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 2_000
+    kinds = sys.argv[2:] or ["canary", "watch"]
+    if "canary" in kinds:
+        canary(count)
+    if "watch" in kinds:
+        watch(count)

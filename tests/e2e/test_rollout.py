@@ -5,9 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
-import threading
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ import pytest
 import gateway
 from gateway.registries import open_registry
 from gateway.registries.base import Move
+from tests.support.callers import Callers
 from tests.support.running import Running, running
 from tests.support.shell import Shell
 
@@ -62,41 +60,11 @@ def shell(server: Running, tmp_path: Path) -> Shell:
     return Shell(tmp_path, {**environment, "GATEWAY_URL": server.url, "GATEWAY_ADMIN_KEY": key})
 
 
-class Traffic:
-    """Callers who ask until the block ends; `seen` counts (status, version)."""
-
-    def __init__(self, server: Running, callers: int = 2) -> None:
-        self.seen: Counter[tuple[int, str]] = Counter()
-        self._server = server
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._ask, args=(n,)) for n in range(callers)]
-
-    def _ask(self, number: int) -> None:
-        draw = random.Random(number)
-        with httpx.Client(base_url=self._server.url, timeout=60) as client:
-            while not self._stop.is_set():
-                x = float(draw.randrange(1, 1000))
-                answer = client.post("/predict/picky", json={"dataframe_records": [{"x": x}]})
-                if answer.status_code == 200:
-                    assert answer.json()["predictions"] == [x * 2]
-                self.seen[answer.status_code, answer.headers["x-model-version"]] += 1
-
-    def __enter__(self) -> Traffic:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-
 def test_a_shadow_refuses_a_version_that_fails_for_one_row_in_five_before_a_caller_gets_it(
     server: Running, shell: Shell
 ) -> None:
     assert server.predict("picky", [{"x": 1.0}]).status_code == 200
-    with Traffic(server) as traffic:
+    with Callers(server, "picky") as traffic:
         done = shell.gateway("promote", "picky@champion", "2", "--shadow", "1.0", "--wait")
     assert done.code == 1, done.err
     assert "shadowing" in done.err
@@ -118,7 +86,7 @@ def test_a_version_that_fails_for_one_row_in_five_is_taken_back_without_a_failed
     server: Running, shell: Shell
 ) -> None:
     assert server.predict("picky", [{"x": 1.0}]).status_code == 200
-    with Traffic(server) as traffic:
+    with Callers(server, "picky") as traffic:
         done = shell.gateway("promote", "picky@champion", "2", "--wait")
     assert done.code == 1, done.err
     assert "rolled back: errors" in done.err
@@ -138,7 +106,7 @@ def test_a_good_version_completes_its_steps(server: Running, shell: Shell) -> No
     with httpx.stream("GET", f"{server.url}/events", headers=server.key, timeout=60) as events:
         assert shell.gateway("promote", "picky@champion", "3").code == 0
         shown = shell.gateway("status").out
-        with Traffic(server) as traffic:
+        with Callers(server, "picky") as traffic:
             done = shell.gateway("promote", "picky@champion", "3", "--wait")
         assert done.code == 0, done.err
         phases = [json.loads(line[6:])["phase"] for line in _until_done(events) if "phase" in line]

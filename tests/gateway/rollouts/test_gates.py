@@ -113,6 +113,40 @@ async def test_the_way_back_to_a_version_that_has_served_is_open(tmp_path: Path)
     passed.lease.release()
 
 
+@pytest.mark.parametrize(
+    ("before", "answers", "policy", "refuses"),
+    [
+        ((), ("a is text, the schema says long",), RolloutPolicy(), True),
+        ((), (), RolloutPolicy(), False),
+        ((), None, RolloutPolicy(), False),  # it has no example
+        (None, ("a is text, the schema says long",), RolloutPolicy(), False),
+        (("it is missing",), ("a is text, the schema says long",), RolloutPolicy(), False),
+        ((), ("a is text, the schema says long",), RolloutPolicy(gate="none"), False),
+    ],
+)
+async def test_an_output_that_its_schema_does_not_describe_is_refused_if_that_of_the_version_in_service_is(
+    tmp_path: Path,
+    before: tuple[str, ...] | None,
+    answers: tuple[str, ...] | None,
+    policy: RolloutPolicy,
+    refuses: bool,
+) -> None:
+    made = Bench(tmp_path)
+    gates = Gates(made.manager, prepare=made.prepare, policy=lambda model: (policy, None))
+    for number, misfits in ((1, before), (2, answers)):
+        passed = await gates.check(version(number), record())
+        passed.lease.servable.misfits = misfits
+        passed.lease.release()
+    if refuses:
+        problem = await refused(gates, version(2), record(version(1)))
+        assert problem.code == "ROLLOUT_REFUSED"
+        assert "as its output schema says: a is text" in problem.message
+        (await gates.check(version(2), record(version(1)), force=True)).lease.release()
+        (await gates.check(version(2), record(version(1), served=frozenset({"2"})))).lease.release()
+    else:
+        (await gates.check(version(2), record(version(1)))).lease.release()
+
+
 def test_signatures_are_compared_unless_the_policy_says_otherwise() -> None:
     assert refusals(RolloutPolicy(), NARROW, NARROW) == []
     assert refusals(RolloutPolicy(), NARROW, WIDE) != []
