@@ -146,6 +146,8 @@ class RequestLoop:
             return wire.encode(self._answer(message), self._limit, lenient=True)
         except wire.TooLarge as error:
             return wire.encode({**_failure(error), "type": "AnswerTooLarge"})
+        except wire.WireError as error:  # its text holds no data
+            return wire.encode({**_failure(error), "type": "AnswerNotWritable", "shown": str(error)})
         except BaseException as error:  # noqa: BLE001  (writing an answer asks the model's own objects)
             return wire.encode(_failure(error))
 

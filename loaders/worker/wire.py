@@ -68,7 +68,7 @@ def encode(message: Mapping[str, Any], limit: int = MAX_FRAME, *, lenient: bool 
         packed = pack(dict(message), body)
         header = JSON.encode(packed).encode("ascii")
     except RecursionError:
-        raise WireError("the value is nested too deeply") from None
+        raise WireError("the value is nested too deeply, or holds itself") from None
     except ValueError as error:  # a number with more digits than Python converts to text
         raise WireError(f"the value cannot be written: {error}") from None
     header += b" " * (-len(header) % ALIGN)

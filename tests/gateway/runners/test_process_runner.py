@@ -144,6 +144,10 @@ async def test_what_the_model_raises_is_its_error_and_it_goes_on(
                 raise Odd
             if params.get("error") == "unsendable":
                 return {"a": object()}
+            if params.get("error") == "endless":
+                endless = []
+                endless.append(endless)
+                return endless
             if params.get("error") == "treacherous":
                 class Odd:
                     def tolist(self): raise SystemExit(4)
@@ -172,6 +176,9 @@ async def test_what_the_model_raises_is_its_error_and_it_goes_on(
     with pytest.raises(ModelError) as caught:
         await runner.predict(ONE, {"error": "ValueError('x')"})
     assert "own_loader.py" in caught.value.trace
+    with pytest.raises(ModelError) as caught:
+        await runner.predict(ONE, {"error": "endless"})
+    assert caught.value.shown == "the value is nested too deeply, or holds itself"
     unsendable = await runner.predict(ONE, {"error": "unsendable"})
     assert isinstance(unsendable, Value)
     assert isinstance(unsendable.value["a"], Opaque)
