@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
-from gateway.artifacts.base import ArtifactError
+from gateway.artifacts.base import NotAllowed
 from gateway.registries.base import Version
 
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
@@ -54,35 +54,35 @@ class Allowed:
         self._resolve = _addresses if resolve is None else resolve
 
     def check(self, version: Version) -> None:
-        """Raises ArtifactError for a source that is not allowed; makes no network call. Checks every
+        """Raises NotAllowed for a source that is not allowed; makes no network call. Checks every
         link of a chain (`A::B`): the last one is a place, the others only read what the next one
         gives."""
         *readers, source = links(version.source)
         for reader in readers:
             kind = reader.partition("://")[0].lower()
             if kind not in _READERS:
-                raise ArtifactError(
+                raise NotAllowed(
                     f"the source of {version} is refused: {kind[:40]}:: is not supported in a chain",
                     version.source,
                 )
         if self._prefixes:
             if not any(is_below(source, prefix) for prefix in self._prefixes):
-                raise ArtifactError(f"the source of {version} is not among those allowed", source)
+                raise NotAllowed(f"the source of {version} is not among those allowed", source)
         elif not self._local and is_local(source):
             problem = "a remote registry names a place on this machine"
-            raise ArtifactError(f"the source of {version} is refused: {problem}", source)
+            raise NotAllowed(f"the source of {version} is refused: {problem}", source)
         if not self._local and not self._prefixes:
             match = SCHEME.match(source)
             if match is not None and match[1].lower() not in _KNOWN:
                 problem = f"{match[1].lower()}:// of a remote registry must be in artifact_sources"
-                raise ArtifactError(f"the source of {version} is refused: {problem}", source)
+                raise NotAllowed(f"the source of {version} is refused: {problem}", source)
         if (host := host_of(source)) is not None:
             if host.rstrip(".").lower() in _METADATA_NAMES:
-                raise ArtifactError(f"the source of {version} is refused: a metadata service", source)
+                raise NotAllowed(f"the source of {version} is refused: a metadata service", source)
             self.check_peer(version, host, [host])
 
     def check_directory(self, version: Version, path: Path) -> Path:
-        """Returns the directory without links in its path. Raises ArtifactError if links lead it out of the
+        """Returns the directory without links in its path. Raises NotAllowed if links lead it out of the
         places that the operator allows."""
         found = os.path.realpath(path)
         places = [
@@ -91,20 +91,18 @@ class Allowed:
             if is_local(prefix)
         ]
         if self._prefixes and not any(is_below(found, os.path.realpath(place)) for place in places):
-            raise ArtifactError(
-                f"the source of {version} is not among those allowed: it is a link", str(path)
-            )
+            raise NotAllowed(f"the source of {version} is not among those allowed: it is a link", str(path))
         return Path(found)
 
     def check_addresses(self, version: Version, place: str) -> None:
-        """Looks up the host in `place`, where it has one. Raises ArtifactError if it leads to an address that
+        """Looks up the host in `place`, where it has one. Raises NotAllowed if it leads to an address that
         may not be asked."""
         if (host := host_of(place)) is not None:
             self.check_peer(version, host, self._resolve(host))
 
     def check_peer(self, version: Version, host: str, addresses: Iterable[str]) -> None:
         """Checks the addresses of a host before anything is sent to them: its name may lead elsewhere than it
-        did at the first look. Raises ArtifactError."""
+        did at the first look. Raises NotAllowed."""
         named = any((host_of(prefix) or "").lower() == host.lower() for prefix in self._prefixes)
         for text in addresses:
             try:
@@ -113,11 +111,9 @@ class Allowed:
                 continue
             address = getattr(address, "ipv4_mapped", None) or address
             if any(address.version == net.version and address in net for net in _METADATA):
-                raise ArtifactError(f"the source of {version} is refused: a metadata service", version.source)
+                raise NotAllowed(f"the source of {version} is refused: a metadata service", version.source)
             if not (self._local or named) and (address.is_loopback or address.is_unspecified):
-                raise ArtifactError(
-                    f"the source of {version} is refused: this machine itself", version.source
-                )
+                raise NotAllowed(f"the source of {version} is refused: this machine itself", version.source)
 
 
 def links(source: str) -> list[str]:

@@ -23,7 +23,7 @@ Progress: TypeAlias = Callable[[int, int | None], None]
 
 PeerCheck: TypeAlias = "Callable[[str, Iterable[str]], None]"
 """Called with a host and the addresses that a connection to it would use or uses, before anything is sent.
-Raises ArtifactError for one that may not be asked."""
+Raises NotAllowed for one that may not be asked."""
 
 #: Seconds within which a store says what a version's files are.
 LISTING_SECONDS: Final = 15.0
@@ -40,6 +40,10 @@ class ArtifactError(Exception):
     def __init__(self, public: str, detail: str | None = None) -> None:
         super().__init__(f"{public}: {detail}" if detail else public)
         self.public = public
+
+
+class NotAllowed(ArtifactError):
+    """The operator's rules refuse the source."""
 
 
 class DigestMismatch(ArtifactError):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cachetools import LRUCache
 
-from gateway.artifacts.base import ArtifactError, DigestMismatch, Unreachable
+from gateway.artifacts.base import ArtifactError, DigestMismatch, NotAllowed, Unreachable
 from gateway.artifacts.cache import Artifacts, Local
 from gateway.artifacts.formats import Unsafe, judged
 from gateway.errors import Problem
@@ -189,9 +189,10 @@ class Packages:
             package = read(local.path)
             flavor = flavors.find(package)
         except ArtifactError as error:
-            raise _unavailable(version, error.public) from error
+            hopeless = isinstance(error, NotAllowed | DigestMismatch)
+            raise _unavailable(version, error.public, retryable=False if hopeless else None) from error
         except PackageError as error:
-            raise _unavailable(version, str(error)) from error
+            raise _unavailable(version, str(error), retryable=False) from error
         as_read, package = package, self._admitted(version, package, flavor, local.digest)
         measured, seconds = self._measured(local.digest) or (None, None)
         estimate = OVERHEAD + int(local.bytes * flavor.memory_factor) if measured is None else measured
@@ -235,6 +236,7 @@ class Packages:
                 version,
                 "the registry has no digest for it, and require_digest is set; add it to the version, in a"
                 " registry file as digest, in MLflow as the tag gateway.digest (gateway push writes it)",
+                retryable=False,
             )
 
     def _held_to(self, version: Version) -> Version:
@@ -295,7 +297,7 @@ class Packages:
         except Unsafe as error:
             raise _unavailable(version, str(error), retryable=False) from None
         except PackageError as error:
-            raise _unavailable(version, str(error)) from error
+            raise _unavailable(version, str(error), retryable=False) from error
 
 
 def formats(settings: Settings) -> Callable[[str, str], FormatPolicy]:
@@ -322,4 +324,9 @@ def _store(version: Version) -> str:
 
 
 def _unavailable(version: Version, reason: str, *, retryable: bool | None = None) -> Problem:
-    return Problem("MODEL_UNAVAILABLE", f"{version} cannot be loaded: {reason}", retryable=retryable)
+    hint = None
+    if retryable is False:
+        check = f"gateway check models:/{version.name}/{version.version}"
+        hint = f"it needs a change by the operator or by the owner of the model; `{check}` gives every reason"
+    message = f"{version} cannot be loaded: {reason}"
+    return Problem("MODEL_UNAVAILABLE", message, hint=hint, retryable=retryable)

@@ -13,7 +13,8 @@ import fsspec
 import pytest
 
 from gateway.artifacts.cache import Artifacts
-from gateway.artifacts.packages import Packages, _store
+from gateway.artifacts.packages import FormatPolicy, Packages, _store
+from gateway.artifacts.sources import Sources
 from gateway.errors import Problem
 from gateway.registries.base import Version
 from tests.support.served import Served, settings
@@ -162,6 +163,32 @@ def test_a_source_that_is_no_url_is_a_reason_and_no_surprise(executors: Any, tmp
     # Where the library for the web is not installed, that is the reason.
     with pytest.raises(Problem, match=r"iris/1 cannot be (reached|loaded: cannot read the files)"):
         asyncio.run(packages.get(Version("iris", "1", "http://[x/y")))
+
+
+@pytest.mark.parametrize(
+    ("source", "digest", "policy", "retryable"),
+    [
+        ("https://169.254.169.254/x", None, FormatPolicy(), False),
+        ("elsewhere://x", None, FormatPolicy(), False),
+        ("package", "sha256:" + "0" * 64, FormatPolicy(), False),
+        ("package", None, FormatPolicy(require_digest=True), False),
+        ("package", None, FormatPolicy(), False),  # no such loader
+        ("missing", None, FormatPolicy(), True),  # it may be mounted later
+    ],
+    ids=["a metadata service", "not allowed", "digest", "no digest", "not readable", "missing"],
+)
+def test_what_trying_again_cannot_help_is_not_retryable(
+    source: str, digest: str | None, policy: FormatPolicy, retryable: bool, executors: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "MLmodel").write_text("flavors: [")
+    place = source if "://" in source else str(tmp_path / source)
+    sources = Sources([str(tmp_path), "https://"])
+    packages = Packages(Artifacts(tmp_path / "cache", 10**9, sources), *executors, policy=lambda *_: policy)
+    with pytest.raises(Problem) as caught:
+        asyncio.run(packages.get(Version("iris", "1", place, digest)))
+    assert (caught.value.code, caught.value.retryable) == ("MODEL_UNAVAILABLE", retryable)
+    assert ("gateway check models:/iris/1" in (caught.value.hint or "")) is not retryable
 
 
 @pytest.mark.anyio
