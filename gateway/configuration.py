@@ -16,18 +16,15 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from gateway import cgroup, yamltext
+from gateway.credentials import AccessSettings, Jwt, Limit, Team
 from gateway.names import near
 from gateway.policy import Canary, Capture, Guards, Notify, Replay, RolloutPolicy, Shadow
 from gateway.quantities import DURATION_SCHEMA, SIZE_SCHEMA, shown_seconds, shown_size
 from gateway.settings import (
-    AccessSettings,
     Batch,
-    Jwt,
-    Limit,
     ModelSettings,
     Settings,
     SettingsError,
-    Team,
 )
 
 PREFIX: Final = "GATEWAY_"

@@ -25,6 +25,7 @@ import uvicorn
 
 from gateway import grpc, logs
 from gateway.app import Gateway
+from gateway.credentials import address
 from gateway.errors import Problem
 from gateway.http.build import build
 from gateway.http.protocol import protocol
@@ -36,7 +37,7 @@ from gateway.registries.listed import ALIAS, ListedModels, Subset
 from gateway.runners.confinement import hide
 from gateway.runners.inline import THREAD
 from gateway.runners.orphans import adopt
-from gateway.settings import SettingsError, address
+from gateway.settings import SettingsError
 
 if TYPE_CHECKING:
     from gateway.grpc.server import RpcServer

@@ -23,8 +23,8 @@ from pydantic import (
 )
 
 from gateway import cgroup
+from gateway.credentials import AccessSettings, Limit, address
 from gateway.names import check_alias, parse_short
-from gateway.patterns import InvalidPattern, parse
 from gateway.policy import Capture, CaptureSetting, Notify, RolloutPolicy, laid_over
 from gateway.quantities import SIZE_SCHEMA, Duration, Part, Size, listed, size
 
@@ -99,93 +99,6 @@ class Environments(Part):
         if taken:
             raise ValueError(f"{taken[0]} is a policy; give the environment another name")
         return value
-
-
-def address(text: str) -> tuple[str, int]:
-    """HOST:PORT as a pair; an IPv6 address stands in brackets. Raises ValueError."""
-    host, _, port = text.rpartition(":")
-    bare = host.removeprefix("[").removesuffix("]")
-    if not bare or (":" in bare) != host.startswith("[") or not re.fullmatch(r"\d{1,5}", port):
-        raise ValueError("write HOST:PORT, such as 127.0.0.1:9090 or [::1]:9090")
-    if int(port) > 65535:
-        raise ValueError(f"{port} is not a port")
-    return bare, int(port)
-
-
-def _patterns(value: object) -> object:
-    texts = listed(value)
-    for text in texts if isinstance(texts, list) else ():
-        try:
-            parse(str(text))
-        except InvalidPattern as error:
-            raise ValueError(str(error)) from None
-    return texts
-
-
-PatternList = Annotated[list[str], BeforeValidator(_patterns)]
-
-
-class Jwt(Part):
-    """The issuer whose JWTs are credentials."""
-
-    issuer: Annotated[str, Field(min_length=1)]
-    """The claim `iss` of its tokens."""
-    audience: Annotated[list[str], BeforeValidator(listed), Field(min_length=1)]
-    """The claim `aud`: one of these."""
-    jwks: Annotated[str, Field(min_length=1)]
-    """Its public keys (JSON Web Key Set): a URL, or a file."""
-    subject: str = "sub"
-    """The claim with the name of the caller."""
-    teams: str = "groups"
-    """The claim with the teams of the caller."""
-
-
-class Team(Part):
-    """What the members of a team may use: patterns of model references."""
-
-    predict: PatternList = []
-    """The models that they may use and read about."""
-    control: PatternList = []
-    """The models that they may control and read about."""
-
-
-class AccessSettings(Part):
-    """Who may call the gateway."""
-
-    tokens_file: Path | None = None
-    """A list of `{name, sha256, team, predict, control, until}`; `gateway token create` makes an entry."""
-    jwt: Jwt | None = None
-    """The issuer whose JWTs are credentials. Needs the extra `jwt`."""
-    teams: dict[str, Team] = {}
-    """What the callers with a JWT may use, by team; `"*"`: every caller with a valid JWT."""
-    anonymous: Literal["predict", "none"] | None = None
-    """What a caller without a credential may do. Not set: `predict` while neither `tokens_file` nor `jwt` is
-    set, `none` once one is."""
-
-    @field_validator("tokens_file")
-    @classmethod
-    def _absolute(cls, value: Path | None) -> Path | None:
-        return None if value is None else value.expanduser().absolute()
-
-    @property
-    def guarded(self) -> bool:
-        """Whether requests are checked for credentials."""
-        return self.tokens_file is not None or self.jwt is not None or self.anonymous == "none"
-
-    @property
-    def anonymous_predicts(self) -> bool:
-        return self.anonymous == "predict" or not self.guarded
-
-
-class Limit(Part):
-    """What a team, or a token, may use. Not set: as much as there is."""
-
-    requests_per_second: Annotated[float, Field(gt=0)] | None = None
-    """Predictions per second; more get 429."""
-    concurrency: Annotated[int, Field(ge=1)] | None = None
-    """Predictions at the same time; more get 429."""
-    rows_per_second: Annotated[float, Field(gt=0)] | None = None
-    """Rows per second, on average; while it is exceeded, requests get 429."""
 
 
 class Batch(Part):

@@ -23,7 +23,7 @@ import orjson
 from gateway.backoff import pause
 
 if TYPE_CHECKING:
-    from gateway.settings import Jwt
+    from gateway.credentials import Jwt
 
 #: The algorithms by the type of key that they need.
 ALGORITHMS: Final = {

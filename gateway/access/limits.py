@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from gateway.errors import Problem, overloaded
 
 if TYPE_CHECKING:
-    from gateway.settings import Limit
+    from gateway.credentials import Limit
 
 #: A refused request may try again after this time, in seconds, if only others' ends make room.
 SOON = 1.0

@@ -76,7 +76,7 @@ def connect(url: str | None, admin_key_file: Path | None, config: Path | None = 
     named key file cannot be read, and SettingsError.
     """
     from gateway.commands.client import Client
-    from gateway.settings import address
+    from gateway.credentials import address
 
     settings = settings_of(config)
     listens = (settings.host, settings.port)

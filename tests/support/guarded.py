@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gateway.settings import AccessSettings
+from gateway.credentials import AccessSettings
 from tests.support.served import KEY, Served, settings
 
 TOKENS: dict[str, dict[str, Any]] = {

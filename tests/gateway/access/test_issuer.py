@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat 
 
 from gateway.access import issuer as issuers  # noqa: E402
 from gateway.access.issuer import Issuer, Refused, UnknownKey, keys_of  # noqa: E402
-from gateway.settings import Jwt  # noqa: E402
+from gateway.credentials import Jwt  # noqa: E402
 from tests.support.issuer import Issuer as Real  # noqa: E402
 from tests.support.issuer import SigningKey, forged, issuer  # noqa: E402
 

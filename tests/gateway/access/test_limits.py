@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from gateway.access.limits import Limits, enter
+from gateway.credentials import Limit
 from gateway.errors import Problem
-from gateway.settings import Limit
 
 
 class Clock:

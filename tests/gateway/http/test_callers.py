@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 import pytest
 
+from gateway.credentials import Limit
 from gateway.http import invocations
 from gateway.http.documents import service
-from gateway.settings import Limit
 from tests.gateway.http.test_hostile import GOOD
 from tests.support.guarded import TOKENS, bearer, entries, guarded, token
 from tests.support.served import Served
