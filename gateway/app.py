@@ -234,6 +234,7 @@ class Gateway:
         await self._zygotes.close()
         await self.recorder.close()
         await self._persistence.close()
+        await asyncio.to_thread(self.access.audit.close)
         self.registry.close()
         self._pools.close()
 

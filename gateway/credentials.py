@@ -76,7 +76,10 @@ class AccessSettings(Part):
     """What a caller without a credential may do. Not set: `predict` while neither `tokens_file` nor `jwt` is
     set, `none` once one is."""
 
-    @field_validator("tokens_file")
+    audit_file: Path | None = None
+    """The file of the audit log. Not set: `audit.jsonl` in `state_dir`."""
+
+    @field_validator("tokens_file", "audit_file")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else value.expanduser().absolute()

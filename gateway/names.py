@@ -74,7 +74,8 @@ def parse_reference(text: str) -> Reference:
             return Reference(check_name(name))
         if version.lower() == "latest":
             return Reference(check_name(name), latest=True)
-        return Reference(check_name(name), version=check_version(version))
+        # The form of a URL path is a reference too.
+        return Reference(check_name(name), version=check_version(version.removeprefix("versions/")))
     if text.startswith("runs:/"):
         run_id, slash, path = text.removeprefix("runs:/").partition("/")
         if not (run_id and slash and path):
@@ -95,7 +96,8 @@ def parse_uri(text: str) -> Reference:
 
 
 def parse_short(text: str) -> Reference:
-    """Parses the command line's forms: NAME, NAME@ALIAS, NAME/VERSION, or a `models:/` URI."""
+    """Parses the command line's forms: NAME, NAME@ALIAS, NAME/VERSION, NAME/versions/VERSION, or a `models:/`
+    URI."""
     if text.startswith("/"):
         raise InvalidReference(f"{_shown(text)} is not a model reference; write NAME@ALIAS or NAME/VERSION")
     return parse_reference(text if _SCHEME.match(text) else f"models:/{text}")

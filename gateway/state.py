@@ -2,8 +2,8 @@
 and load times. Without it the next start is slower, but no answer changes.
 
 Knows tables and plain values; must not know registries or models. Every method blocks for one short
-transaction; the event loop calls it through the I/O pool. Several gateways may share the file: the rows of a
-registry carry its identity.
+transaction; the event loop calls it through the I/O pool. Several gateways of one machine may share the
+file: the rows of a registry carry its identity.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from gateway.statelock import StateLock
 
 log = logging.getLogger("gateway.state")
 
@@ -52,6 +54,10 @@ CREATE TABLE IF NOT EXISTS outbox (
     body BLOB NOT NULL, created REAL NOT NULL, attempts INTEGER NOT NULL, due REAL NOT NULL)
 """
 _FORGETFUL = "cannot write the state in %s (%s): changes are lost when this gateway ends"
+_SHARED = (
+    "the state in %s is in use by %s, on another machine: changes are lost when this gateway ends; give each "
+    "machine a state_dir of its own"
+)
 HISTORY_KEPT = 100
 #: How long to wait for another gateway's transaction.
 LOCKED_SECONDS = 10.0
@@ -109,12 +115,18 @@ class State:
         self._clock = clock
         self._lock = threading.Lock()
         self._saved: dict[str, tuple[str, Mapping[str, bytes]]] = {}
+        self._lock_file: StateLock | None = None
         try:
             directory.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
             raise NotADirectoryError(errno.ENOTDIR, "it is not a directory", str(directory)) from None
         except OSError as error:
             log.error(_FORGETFUL, directory, error.strerror)
+            self._db = self._in_memory()
+            return
+        self._lock_file = StateLock(directory)
+        if self._lock_file.holder is not None:
+            log.error(_SHARED, directory, self._lock_file.holder)
             self._db = self._in_memory()
             return
         try:
@@ -376,6 +388,8 @@ class State:
     def close(self) -> None:
         with self._lock:
             self._db.close()
+        if self._lock_file is not None:
+            self._lock_file.close()
 
 
 def _prepared(db: sqlite3.Connection) -> sqlite3.Connection:

@@ -50,6 +50,7 @@ LEAVES = frozenset(
         "names",
         "patterns",
         "credentials",
+        "statelock",
         "errors",
         "events",
         "tracing",
@@ -81,7 +82,7 @@ TABLE: dict[str, Row] = {
     "__main__": row("cli"),
     # Leaves know leaves, and only those below them: circles are counted.
     **dict.fromkeys(("names", "patterns", "errors", "events", "tracing"), row(LEAVES)),
-    **dict.fromkeys(("backoff", "cgroup", "pools", "staging"), row()),
+    **dict.fromkeys(("backoff", "cgroup", "pools", "staging", "statelock"), row()),
     **dict.fromkeys(("quantities", "policy", "credentials", "plugins"), row(LEAVES, libraries="pydantic")),
     "settings": row(LEAVES, libraries="pydantic platformdirs"),
     "configuration": row(LEAVES, libraries="pydantic"),

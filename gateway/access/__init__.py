@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from gateway.access.audit import Audit
 from gateway.access.keys import KEY_FILE, AdminKey, control_key
 from gateway.access.limits import Limits
 from gateway.access.principal import ADMIN, ANONYMOUS, NEEDED, Principal, refusal, shown, stranger
@@ -31,6 +32,7 @@ __all__ = ["ADMIN", "ANONYMOUS", "Access", "Principal", "control_key"]
 
 #: How often the files of credentials are looked at, in seconds: a revoked token ends within a second.
 LOOK_EVERY: Final = 0.5
+AUDIT_FILE: Final = "audit.jsonl"
 #: So many credentials are remembered by their digest.
 KEPT: Final = 10_000
 #: A longer credential is not looked at, in bytes.
@@ -48,6 +50,7 @@ class Access:
         self._tokens: TokensFile | None = None
         self._issuer: Issuer | None = None
         self._known: dict[bytes, Principal] = {}
+        self.audit = Audit(access.audit_file or settings.state_dir / AUDIT_FILE)
         self._limits = Limits(settings.limits)
         self._teams = {
             name: (

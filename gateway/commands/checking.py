@@ -93,6 +93,7 @@ def check(
         raise typer.BadParameter("--replay needs --against: it replays requests of the version of an alias")
     if (captures is not None or url is not None) and not replay:
         raise typer.BadParameter("--captures and --url need --replay")
+    uri = _as_reference(uri)
     target = target_of(registry) if uri is None or against or uri.startswith("models:") else None
     settings = settings_of(config, registry=target)
     if environment is not None:
@@ -105,6 +106,19 @@ def check(
     refused = sum(not report.serves for report in reports)
     if refused:
         raise Failure(f"of {counted(len(reports), 'checked version')}, {refused} would not serve here")
+
+
+def _as_reference(uri: str | None) -> str | None:
+    """NAME@ALIAS, NAME/VERSION and NAME/versions/VERSION as URIs, unless there is such a file."""
+    from gateway.names import InvalidReference, parse_short
+
+    if uri is None or "://" in uri or Path(uri).exists():
+        return uri
+    try:
+        reference = parse_short(uri)
+    except InvalidReference:
+        return uri
+    return uri if reference.alias is None and reference.version is None else str(reference)
 
 
 async def _reports(

@@ -101,7 +101,7 @@ def promote(
     name, alias = alias_of(reference)
     if (version is None) == (source is None):
         raise typer.BadParameter("give either VERSION or --from ALIAS")
-    wanted = None if version is None else version_of(version)
+    wanted = None if version is None else version_of(version, name)
     if expect is not None and expect != ABSENT:
         version_of(expect)
     if url is not None or (registry is None and url_given(url)):

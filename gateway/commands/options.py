@@ -29,7 +29,8 @@ RegistryOption = Annotated[
         "-r",
         metavar="R",
         help="A registry file (.yaml, .yml, .json), its URL, or the URL of an MLflow server.  [default: "
-        "$GATEWAY_REGISTRY, $MLFLOW_REGISTRY_URI, $MLFLOW_TRACKING_URI or ./registry.yaml]",
+        "$GATEWAY_REGISTRY or the setting registry, $MLFLOW_REGISTRY_URI, $MLFLOW_TRACKING_URI or "
+        "./registry.yaml]",
     ),
 ]
 UrlOption = Annotated[
@@ -58,7 +59,10 @@ AliasArgument = Annotated[
     str, typer.Argument(metavar="NAME@ALIAS", help="The alias to move, such as iris@champion.")
 ]
 ReferenceArgument = Annotated[
-    str, typer.Argument(metavar="REF", help="NAME, NAME@ALIAS, NAME/VERSION or a models:/ URI.")
+    str,
+    typer.Argument(
+        metavar="REF", help="NAME, NAME@ALIAS, NAME/VERSION, or as in a URL NAME/versions/VERSION."
+    ),
 ]
 
 
@@ -112,10 +116,11 @@ def _on_this_machine(url: str) -> bool:
 
 
 def target_of(registry: str | None) -> str:
-    """The registry to use. Raises NoRegistry, which names the five ways to set one, if none is set."""
+    """The registry to use; without the option the one of the settings, as for the server. Raises NoRegistry,
+    which names the five ways to set one, if none is set, and SettingsError."""
     from gateway.registries import default_target
 
-    return default_target(os.environ, registry)
+    return default_target(os.environ, registry or settings_of().registry)
 
 
 def alias_of(text: str) -> tuple[str, str]:
@@ -136,10 +141,16 @@ def reference_of(text: str) -> Reference:
         raise typer.BadParameter(str(error)) from None
 
 
-def version_of(text: str) -> str:
-    """A version number. Raises typer.BadParameter."""
+def version_of(text: str, name: str | None = None) -> str:
+    """A version number; with `name` also NAME/VERSION or NAME/versions/VERSION of that model. Raises
+    typer.BadParameter."""
     from gateway.names import InvalidReference, check_version
 
+    if name is not None and "/" in text:
+        reference = reference_of(text)
+        if reference.name != name or reference.version is None:
+            raise typer.BadParameter(f"{text!r} is not a version of {name}; write its number")
+        return reference.version
     try:
         return check_version(text)
     except InvalidReference as error:

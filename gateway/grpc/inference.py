@@ -7,7 +7,8 @@ Knows the protocol's methods. `v2_inputs` reads tensors, `v2_outputs` writes the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
@@ -173,16 +174,23 @@ class OpenInference:
     async def _load(self, body: bytes, call: Call) -> bytes:
         request = parsed(pb.RepositoryModelLoadRequest, body)
         name = request.model_name or request.repository_name
-        self._access.control(call.record, _named(name, ""))
-        await self._residency.load(_named(name, ""))
+        with self._audited("RepositoryModelLoad", call, name) as reference:
+            await self._residency.load(reference)
         return _bytes(pb.RepositoryModelLoadResponse(model_name=name, is_loaded=True))
 
     async def _unload(self, body: bytes, call: Call) -> bytes:
         request = parsed(pb.RepositoryModelUnloadRequest, body)
         name = request.model_name or request.repository_name
-        self._access.control(call.record, _named(name, ""))
-        await self._residency.unload(_named(name, ""))
+        with self._audited("RepositoryModelUnload", call, name) as reference:
+            await self._residency.unload(reference)
         return _bytes(pb.RepositoryModelUnloadResponse(model_name=name, is_unloaded=True))
+
+    @contextmanager
+    def _audited(self, method: str, call: Call, name: str) -> Iterator[Reference]:
+        reference = _named(name, "")
+        standing = partial(self._views.state_of, reference)
+        with self._access.audited(call.record, method, reference, standing):
+            yield reference
 
 
 def streamed(answer: bytes) -> bytes:

@@ -5,18 +5,25 @@ Every route asks here. Knows the record; what a credential allows is `gateway.ac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, TypeVar
+import time
+from asyncio import CancelledError
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from gateway.access import ANONYMOUS, Access, Principal
-from gateway.access.principal import check_predict, check_read, stranger
+from gateway.access.audit import DONE, Audited
+from gateway.access.principal import check_predict, check_read, shown, stranger
 from gateway.errors import Problem
+from gateway.quantities import utc
 
 if TYPE_CHECKING:
     from gateway.names import Reference
     from gateway.record import RequestRecord
 
 T = TypeVar("T")
+
+_LONGEST_CALL: Final = 400
 
 
 class Callers:
@@ -61,6 +68,42 @@ class Callers:
         self._check_listener(record)
         self._access.check_control(self.principal(record), reference)
 
+    @contextmanager
+    def audited(
+        self,
+        record: RequestRecord,
+        call: str,
+        reference: Reference | None,
+        standing: Callable[[], str | None] = lambda: None,
+    ) -> Iterator[dict[str, Any]]:
+        """Checks control, and writes down the call that happens inside with how it ended. `standing`: how
+        what is controlled stands. Yields a place for what the call asks. A call without a valid credential
+        names no caller, and is not written down."""
+        principal = self.principal(record)
+        asked: dict[str, Any] = {}
+        before, result = _quietly(standing), DONE
+        try:
+            self.control(record, reference)
+            yield asked
+        except Problem as problem:
+            result = problem.code
+            raise
+        except BaseException as error:
+            result = "CLIENT_LEFT" if isinstance(error, CancelledError) else "INTERNAL"
+            raise
+        finally:
+            if principal.known:
+                about = None if reference is None else shown(reference)
+                audited = Audited(
+                    *(utc(time.time()), str(principal), principal.team, call[:_LONGEST_CALL], about, asked),
+                    *(before, _quietly(standing), result, record.shown_id),
+                )
+                self._access.audit.record(audited, reference)
+
+    def calls(self, name: str, alias: str) -> list[dict[str, Any]]:
+        """The last control calls about an alias."""
+        return self._access.audit.calls(name, alias)
+
     def controls(self, record: RequestRecord, reference: Reference | None) -> bool:
         """Whether the caller may control the model; None: the whole gateway."""
         return self._access.controls(self.principal(record), reference)
@@ -100,6 +143,13 @@ class Callers:
     def sees_all(self, record: RequestRecord) -> bool:
         """Whether the caller may know the names of all models."""
         return record.principal is None or record.principal.reads_everything
+
+
+def _quietly(standing: Callable[[], str | None]) -> str | None:
+    try:
+        return standing()
+    except Problem:  # there is nothing that could stand anywhere
+        return None
 
 
 def discreet(problem: Problem, record: RequestRecord) -> Problem:

@@ -12,6 +12,7 @@ import contextlib
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from starlette.exceptions import HTTPException
@@ -52,6 +53,8 @@ _HINTS: Final = {
     "INVALID_INPUT": 'details names each field and what it takes; a version is a string: {"version": "2"}',
     "BODY_TOO_LARGE": f"a control call's body has at most {MAX_BODY_BYTES // 1024} KiB",
 }
+#: The key in a call's scope of what it asks, for the audit log.
+_ASKED: Final = "gateway.asked"
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD"})
 
 
@@ -127,12 +130,18 @@ class Control:
         async def endpoint(request: Request) -> Response:
             method = request.method
             problems.check_headers(request.scope[problems.RECORD])
+            handler = handlers["GET" if method == "HEAD" else method]
             # The webhook has its own signature.
-            if method not in _SAFE_METHODS and request.scope["path"] != WEBHOOK:
-                self._access.control(request.scope[problems.RECORD], _controlled(request))
-            result = handlers["GET" if method == "HEAD" else method](request)
-            if inspect.isawaitable(result):
-                result = await result
+            if method in _SAFE_METHODS or request.scope["path"] == WEBHOOK:
+                result = await _done(handler(request))
+            else:
+                reference = _controlled(request)
+                call = f"{method} {request.scope['path']}"
+                standing = partial(self._standing, request.scope["path"], reference)
+                record = request.scope[problems.RECORD]
+                with self._access.audited(record, call, reference, standing) as asked:
+                    request.scope[_ASKED] = asked
+                    result = await _done(handler(request))
             if not isinstance(result, Response):
                 status, content = result if isinstance(result, tuple) else (200, result)
                 content = content.to_json() if isinstance(content, View) else content
@@ -143,6 +152,16 @@ class Control:
             return result
 
         return endpoint
+
+    def _standing(self, path: str, reference: Reference | None) -> str | None:
+        """How what a verb controls stands: an alias's version, a rollout's phase, a version's state."""
+        if reference is None:
+            return None
+        if path.startswith("/rollouts/"):
+            return self._views.rollout(reference.name, reference.alias or "").phase
+        if "/aliases/" in path:
+            return self._views.pointed(reference.name, reference.alias or "")
+        return self._views.state_of(reference)
 
     # Views ---------------------------------------------------------------------------------------
 
@@ -205,8 +224,12 @@ class Control:
         reference = _reference(request)
         if reference.alias is None:
             raise Problem("INVALID_REFERENCE", "the path names no alias", hint="GET /rollouts/NAME@ALIAS")
-        self._access.read(request.scope[problems.RECORD], reference.name)
-        return self._views.rollout_in_full(reference.name, reference.alias)
+        record = request.scope[problems.RECORD]
+        self._access.read(record, reference.name)
+        view = self._views.rollout_in_full(reference.name, reference.alias)
+        if self._access.controls(record, reference):
+            view = replace(view, calls=self._access.calls(reference.name, reference.alias))
+        return view
 
     def _livez(self, request: Request) -> Result:
         return {"alive": True}
@@ -366,7 +389,9 @@ class Control:
         """The body of a call; an empty one has no members."""
         body = await self._bodies.read(request.receive, dict(request.scope["headers"]))
         try:
-            return schemas.parsed(kind, bodies.decode_object(body) if body.strip() else {})
+            parsed = schemas.parsed(kind, bodies.decode_object(body) if body.strip() else {})
+            request.scope[_ASKED].update(parsed.model_dump(exclude_unset=True))
+            return parsed
         finally:
             self._bodies.release(len(body))
 
@@ -381,6 +406,10 @@ def _list(name: str, parts: Sequence[bytes], rest: Mapping[str, Any]) -> Respons
     whole = b"".join((b'{"%s":[' % name.encode(), b",".join(part for part in parts if part), b"]"))
     more = b"," + answers.encode_now(Value(dict(rest)))[1:] if rest else b"}"
     return Response(whole + more + b"\n", media_type="application/json")
+
+
+async def _done(result: Result | Awaitable[Result]) -> Result:
+    return await result if inspect.isawaitable(result) else result
 
 
 def _invalid(
@@ -401,6 +430,7 @@ def _flags(request: Request, *allowed: str) -> dict[str, bool]:
             hint = f"write ?{name}=true or ?{name}=false"
             raise _invalid(f"?{name}", "has the wrong type", "true or false", hint=hint)
         flags[name] = value.lower() != "false"
+    request.scope[_ASKED].update(flags)
     return flags
 
 

@@ -9,6 +9,7 @@ https://cloud.google.com/vertex-ai/docs/predictions/custom-container-requirement
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -113,13 +114,11 @@ class Hosted:
         assert models is not None
         method, record = scope["method"], scope[problems.RECORD]
         problems.check_headers(record)
-        # The host calls its container without credentials, so only configured ones are required.
         if not name and method == "POST":
             self._access.predict(record, None)
             wanted = await self._wanted(scope, receive)
-            if self._access.guarded:
-                self._access.control(record, Reference(check_name(wanted[0])))
-            return await self._add(models, wanted)
+            with self._controlled(record, "POST /models", Reference(check_name(wanted[0]))):
+                return await self._add(models, wanted)
         if not name and method in ("GET", "HEAD"):
             places = self._access.readable(record, models.places.items(), lambda place: place[0])
             return 200, {"models": [_shown(*one) for one in places], "nextPageToken": None}
@@ -128,14 +127,21 @@ class Hosted:
             reference = self._known(name)
             return 200, _shown(reference.name, models.places[reference.name])
         if name and method == "DELETE":
-            if self._access.guarded:
-                self._access.control(record, parse_path(name))
-            reference = self._known(name)
-            await self._residency.unload(reference)
-            self._watch.take(models.remove(reference.name), "host")
+            with self._controlled(record, "DELETE /models", parse_path(name)):
+                reference = self._known(name)
+                await self._residency.unload(reference)
+                self._watch.take(models.remove(reference.name), "host")
             return 200, {"modelName": reference.name}
         allowed = "GET, HEAD, DELETE" if name else "GET, HEAD, POST"
         raise Problem("METHOD_NOT_ALLOWED", f"{method} is not allowed here", hint=f"use {allowed}")
+
+    def _controlled(
+        self, record: RequestRecord, call: str, reference: Reference
+    ) -> AbstractContextManager[Any]:
+        """The host calls its container without a credential: only configured ones are asked for."""
+        if not self._access.guarded:
+            return nullcontext()
+        return self._access.audited(record, call, reference)
 
     async def _add(self, models: HostedModels, wanted: tuple[str, str]) -> tuple[int, dict[str, Any]]:
         """Adds a model and loads it. Removes it again if it cannot be loaded."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs
 
@@ -144,9 +145,11 @@ class OpenInference:
             target, _, verb = rest[7:].rpartition(b"/")
             if target and verb in (b"load", b"unload"):
                 reference = _reference(target)
-                self._access.control(scope[problems.RECORD], reference)
                 act = self._residency.load if verb == b"load" else self._residency.unload
-                await act(reference)
+                call = f"POST {scope['path']}"
+                standing = partial(self._views.state_of, reference)
+                with self._access.audited(scope[problems.RECORD], call, reference, standing):
+                    await act(reference)
                 return 200, {}
         raise problems.not_found()
 

@@ -317,6 +317,17 @@ class Views:
             raise Problem("ALIAS_NOT_FOUND", f"{name} has no alias {alias}")
         return RolloutView.of_attempt(attempt)
 
+    def pointed(self, name: str, alias: str) -> str | None:
+        """The version that the registry says of an alias, None if there is none."""
+        model = self._aliases.snapshot.models.get(name)
+        entry = None if model is None else model.aliases.get(alias)
+        return None if entry is None else entry.version
+
+    def state_of(self, reference: Reference) -> str:
+        """The state of the version that a reference means now."""
+        version, _ = self._meant(reference)
+        return self.state(version, self._manager.find(version)).state
+
     def rollout_in_full(self, name: str, alias: str) -> RolloutView:
         """Returns an alias with its policy and its current or last rollout."""
         view = self.rollout(name, alias)

@@ -149,8 +149,9 @@ class RolloutView(View):
     """An alias: its desired, serving and last good versions, and the running attempt or rollout. Also an
     attempt with an alias that does not exist (any more).
 
-    `step`: the step of a running canary. `policy` and `rollout` exist only in full views; `forced_past`,
-    `checks` and `environment` only after a promotion.
+    `calls`: the last control calls about it, for callers who may control it. `step`: the step of a running
+    canary. `policy` and `rollout` exist only in full views; `forced_past`, `checks` and `environment` only
+    after a promotion.
     """
 
     name: str
@@ -172,6 +173,7 @@ class RolloutView(View):
     forced_past: list[str] | Absent = ABSENT
     checks: list[dict[str, Any]] | Absent = ABSENT
     environment: Mapping[str, Any] | Absent | None = ABSENT
+    calls: list[dict[str, Any]] | Absent = ABSENT
 
     @classmethod
     def of(cls, found: LiveAlias, trial: Trial | None) -> RolloutView:

@@ -114,7 +114,7 @@ def test_what_a_newer_gateway_wrote_is_left_to_it(tmp_path: Path, caplog: pytest
     state = State(tmp_path)
     assert state.last_good("r") == {("iris", "champion"): "1"}
     state.close()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["state-1.db", "state.db"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["state-1.db", "state.db", "state.lock"]
 
 
 def test_where_nothing_can_be_written_what_is_there_still_counts(

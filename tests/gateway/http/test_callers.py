@@ -66,6 +66,12 @@ NEEDS: dict[str, Need] = {
     "POST /rollouts/{}/abort": "control",
     "POST /rollouts/{}/finish": "control",
     "GET /events": "operate",
+    "GET /captures": "operate",
+    "DELETE /captures": "operate",
+    "GET /captures/{}": "control",
+    "DELETE /captures/{}": "control",
+    "GET /captures/{}/versions/{}": "control",
+    "DELETE /captures/{}/versions/{}": "control",
     "POST /registry/refresh": "operate",
     "GET /registry.yaml": "operate",
     "POST /webhooks/mlflow": "signed",
@@ -218,7 +224,8 @@ def test_forms_of_the_header(served: Served, given: str, status: int) -> None:
 def test_a_token_in_the_url_or_twice_is_refused(served: Served) -> None:
     for name in ("access_token", "token", "authorization"):
         assert served.post(f"/predict/iris?{name}={token('alice')}", GOOD).status == 401
-        assert served.get(f"/models?{name}={token('alice')}").status == 401
+        assert served.get(f"/models/iris?{name}={token('alice')}").status == 401
+        assert served.get(f"/models?{name}={token('alice')}").status in (401, 422)
     body = json.dumps(GOOD).encode()
     for second in (token("boss"), "mgw_wrong", ""):
         with served.connect() as connection:
@@ -321,6 +328,52 @@ def test_a_team_has_its_limits_and_its_label(registry_file: str, tmp_path: Path)
         assert 'code="OVERLOADED",model="",team="blue",version=""} 1.0' in text
         quotas = [quota for known in made.gateway.access._known.values() for quota in known.quotas]
         assert [quota.running for quota in quotas] == [0, 0]
+
+
+def test_control_calls_are_written_down(registry_file: str, tmp_path: Path) -> None:
+    TOKENS["mover"] = {"control": ["iris@audited", "iris/2"], "predict": ["iris"], "team": "blue"}
+    try:
+        with guarded(registry_file, tmp_path) as made:
+            path, mover = "/models/iris/aliases/audited", bearer("mover")
+            for version in ("1", "2"):
+                moved = made.request("PUT", f"{path}?wait=true", {"version": version}, **mover)
+                assert moved.status == 200, moved.body
+            assert made.request("PUT", path, {"version": "9"}, **mover).status == 404
+            assert made.request("PUT", f"{path}?token=hush&wait=yes", {"version": "1"}, **mover).status == 422
+            assert (
+                made.request("PUT", "/models/iris/aliases/champion", {"version": "1"}, **mover).status == 403
+            )
+            assert made.post("/models/iris/versions/2/unload", **mover).status == 200
+            assert made.post("/v2/repository/models/iris/load", **bearer("admin")).status == 200
+            assert made.post("/models/iris/load").status == 401
+            assert made.post("/models/iris/load", authorization="Bearer mgw_hush").status == 401
+            shown = made.get("/rollouts/iris@audited", **mover).json["calls"]
+            assert "calls" not in made.get("/rollouts/iris@audited", **bearer("alice")).json
+            assert made.request("DELETE", path, **mover).status == 200
+        file = tmp_path / "state" / "audit.jsonl"
+        assert file.stat().st_mode & 0o777 == 0o600
+        text = file.read_text()
+        lines = [json.loads(line) for line in text.splitlines()]
+        facts = [(line["who"], line["before"], line["after"], line["result"]) for line in lines]
+        assert facts == [
+            ("token:mover", None, "1", "done"),
+            ("token:mover", "1", "2", "done"),
+            ("token:mover", "2", "2", "VERSION_NOT_FOUND"),
+            ("token:mover", "2", "2", "INVALID_INPUT"),
+            ("token:mover", "1", "1", "FORBIDDEN"),
+            ("token:mover", "READY", "UNLOADED", "done"),
+            ("admin", *([lines[6]["before"]]), "READY", "done"),
+            ("token:mover", "2", None, "done"),
+        ]
+        first = lines[0]
+        assert (first["call"], first["team"]) == (f"PUT {path}", "blue")
+        assert first["reference"] == "models:/iris@audited"
+        assert first["asked"] == {"wait": True, "version": "1"}
+        assert [call["after"] for call in shown] == ["1", "2", "2", "2"]
+        assert "hush" not in text
+        assert not any(token(name) in text for name in TOKENS)
+    finally:
+        del TOKENS["mover"]
 
 
 def test_without_credentials_a_foreign_header_is_ignored(server: Served) -> None:

@@ -1,0 +1,98 @@
+"""The audit log: who controlled what, how it stood before and after, and with which result.
+
+One JSON line per control call, in a file and in the log; the last calls of each alias stay in memory for
+`/rollouts`. Holds no secret: callers are named, credentials never. Must not know a route.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from gateway.names import Reference
+
+#: The file is renamed to `.1` when it has this many bytes; so at most twice as many are kept.
+MAX_FILE: Final = 16 << 20
+#: So many calls of each alias, and so many aliases, stay in memory.
+SHOWN: Final = 20
+MAX_ALIASES: Final = 1000
+
+DONE: Final = "done"
+
+log = logging.getLogger("gateway.audit")
+
+
+@dataclass(frozen=True, slots=True)
+class Audited:
+    """A control call. `who`: `admin`, `token:NAME` or `jwt:SUBJECT`. `call`: method and path, or the name of
+    a gRPC call; `asked`: its query and body. `before`, `after`: the version of an alias, the phase of a
+    rollout or the state of a version. `result`: `done`, or the error code."""
+
+    at: str
+    who: str
+    team: str
+    call: str
+    reference: str | None
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    before: str | None = None
+    after: str | None = None
+    result: str = DONE
+    request_id: str = ""
+
+    def __str__(self) -> str:
+        asked = f" {json.dumps(dict(self.asked))}" if self.asked else ""
+        change = f": {self.before or '-'} → {self.after or '-'}" if self.before or self.after else ""
+        return f"{self.who} {self.call}{asked}{change} ({self.result})"
+
+
+class Audit:
+    """Writes to `file`. Only the event loop calls it; a thread writes, in order."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="audit")
+        self._calls: dict[tuple[str, str], deque[Audited]] = {}
+        self._told = False
+
+    def record(self, audited: Audited, reference: Reference | None) -> None:
+        """Keeps a call that has ended."""
+        log.info("%s", audited, extra={"event": audited})
+        if reference is not None and reference.alias is not None:
+            key = (reference.name, reference.alias)
+            if key not in self._calls and len(self._calls) >= MAX_ALIASES:
+                del self._calls[next(iter(self._calls))]
+            self._calls.setdefault(key, deque(maxlen=SHOWN)).append(audited)
+        self._writer.submit(self._write, json.dumps(asdict(audited), ensure_ascii=False))
+
+    def calls(self, name: str, alias: str) -> list[dict[str, Any]]:
+        """The last calls about an alias since the start, oldest first."""
+        return [asdict(audited) for audited in self._calls.get((name, alias), ())]
+
+    def close(self) -> None:
+        """Completes all pending writes."""
+        self._writer.shutdown()
+
+    def _write(self, line: str) -> None:
+        try:
+            descriptor = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.write(descriptor, line.encode("utf-8", "replace") + b"\n")
+                full = os.fstat(descriptor).st_size >= MAX_FILE
+            finally:
+                os.close(descriptor)
+            if full:
+                os.replace(self._file, self._file.with_name(self._file.name + ".1"))
+        except OSError as error:
+            if not self._told:
+                log.error("cannot write the audit log %s: %s", self._file, error.strerror)
+            self._told = True
+        else:
+            self._told = False

@@ -1,0 +1,88 @@
+"""Says who uses a state directory: gateways of one machine may share it, gateways of several may not.
+
+SQLite's write-ahead log needs memory that all users share, so it works on one machine only, whatever disk
+lies below. The file `state.lock` names the machine (the boot id of its kernel, which containers share) and is
+locked while a gateway uses the directory. Knows files and locks; must not know the state.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Final
+
+FILE: Final = "state.lock"
+TRIES: Final = 20
+PAUSE: Final = 0.05
+_BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
+
+log = logging.getLogger("gateway.state")
+
+
+def machine() -> str:
+    """What is the same for all processes of one kernel."""
+    with contextlib.suppress(OSError):
+        return _BOOT.read_text().strip()
+    return socket.gethostname()
+
+
+class StateLock:
+    """The use of `directory` by this process. `holder`: who uses it on another machine; None: it may be used
+    here. Raises nothing: where files cannot be locked, the log says so."""
+
+    def __init__(self, directory: Path, here: str | None = None) -> None:
+        self.holder: str | None = None
+        self._descriptor: int | None = None
+        here = here or machine()
+        try:
+            self._descriptor = os.open(directory / FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._take(self._descriptor, here)
+        except OSError as error:
+            log.warning("cannot tell whether another machine uses %s: %s", directory, error.strerror)
+            self.close()
+        if self.holder is not None:
+            self.close()
+
+    def _take(self, descriptor: int, here: str) -> None:
+        for _ in range(TRIES):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    time.sleep(PAUSE)  # another gateway writes its name now
+                    continue
+                self.holder = _other(descriptor, here)
+                return
+            about = {"machine": here, "host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(about).encode() + b"\n", 0)
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            # Between the two locks another machine may have written its own name.
+            self.holder = _other(descriptor, here)
+            return
+        self.holder = "a gateway that does not name itself"
+
+    def close(self) -> None:
+        """Ends the use."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def _other(descriptor: int, here: str) -> str | None:
+    """Who is named in the file, if it is on another machine."""
+    try:
+        about = json.loads(os.pread(descriptor, 4096, 0))
+        if about["machine"] == here:
+            return None
+        return f"the gateway on host {about['host']} (process {about['pid']})"
+    except (ValueError, KeyError, TypeError):
+        return "a gateway that does not name itself"
