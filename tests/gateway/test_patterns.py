@@ -57,6 +57,11 @@ def test_a_bare_name_needs_every_alias_that_it_may_mean(default_alias: list[str]
     assert Patterns(["iris@*"], default_alias).covers(Reference("iris")) == bool(default_alias)
 
 
+@pytest.mark.parametrize("text", ["iris/versions/2", "models:/iris/versions/2", "iris/2"])
+def test_the_form_of_a_path_is_a_reference(text: str) -> None:
+    assert parse_short(text) == Reference("iris", version="2")
+
+
 @pytest.mark.parametrize("text", ["models:/m-" + "0" * 32, "runs:/abc/model"])
 def test_a_reference_without_a_name_needs_the_pattern_for_all(text: str) -> None:
     reference = parse_reference(text)
