@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gateway.statelock import StateLock
+from gateway.statelock import StateLock, log_ahead
 
 log = logging.getLogger("gateway.state")
 
@@ -395,7 +395,7 @@ class State:
 def _prepared(db: sqlite3.Connection) -> sqlite3.Connection:
     """The connection with all tables. Closes it if that fails. Raises sqlite3.Error and _Newer."""
     try:
-        db.execute("PRAGMA journal_mode=WAL")
+        log_ahead(db)
         db.execute("PRAGMA synchronous=NORMAL")
         db.execute("BEGIN IMMEDIATE")
         (version,) = db.execute("PRAGMA user_version").fetchone()
