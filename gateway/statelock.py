@@ -92,8 +92,8 @@ def _other(descriptor: int, here: str) -> str | None:
 
 
 def log_ahead(db: sqlite3.Connection) -> None:
-    """Switches a database to the write-ahead log. SQLite does not wait by itself if others do the same at this
-    moment. Raises sqlite3.Error."""
+    """Switches a database to the write-ahead log. SQLite does not wait by itself if others do the same at
+    this moment. Raises sqlite3.Error."""
     end = time.monotonic() + BUSY_SECONDS
     while True:
         try:

@@ -430,7 +430,7 @@ def _flags(request: Request, *allowed: str) -> dict[str, bool]:
             hint = f"write ?{name}=true or ?{name}=false"
             raise _invalid(f"?{name}", "has the wrong type", "true or false", hint=hint)
         flags[name] = value.lower() != "false"
-    request.scope[_ASKED].update(flags)
+    request.scope.get(_ASKED, {}).update(flags)
     return flags
 
 
