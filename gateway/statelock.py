@@ -40,44 +40,46 @@ class StateLock:
     here. Raises nothing: where files cannot be locked, the log says so."""
 
     def __init__(self, directory: Path, here: str | None = None) -> None:
-        self.holder: str | None = None
+        holder = None
         self._descriptor: int | None = None
         here = here or machine()
         try:
             self._descriptor = os.open(directory / FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            self._take(self._descriptor, here)
+            holder = _taken(self._descriptor, here)
         except OSError as error:
             log.warning("cannot tell whether another machine uses %s: %s", directory, error.strerror)
             self.close()
-        if self.holder is not None:
+        if holder is not None:
             self.close()
-
-    def _take(self, descriptor: int, here: str) -> None:
-        for _ in range(TRIES):
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    time.sleep(PAUSE)  # another gateway writes its name now
-                    continue
-                self.holder = _other(descriptor, here)
-                return
-            about = {"machine": here, "host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, json.dumps(about).encode() + b"\n", 0)
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
-            # Between the two locks another machine may have written its own name.
-            self.holder = _other(descriptor, here)
-            return
-        self.holder = "a gateway that does not name itself"
+        self.holder = holder
 
     def close(self) -> None:
         """Ends the use."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+def _taken(descriptor: int, here: str) -> str | None:
+    """Locks the file for this machine. Returns who holds it on another one. Raises OSError."""
+    for _ in range(TRIES):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(PAUSE)  # another gateway writes its name now
+                continue
+            self.holder = _other(descriptor, here)
+            return
+        about = {"machine": here, "host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(about).encode() + b"\n", 0)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        # Between the two locks another machine may have written its own name.
+        return _other(descriptor, here)
+    return "a gateway that does not name itself"
 
 
 def _other(descriptor: int, here: str) -> str | None:
