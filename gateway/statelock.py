@@ -71,8 +71,7 @@ def _taken(descriptor: int, here: str) -> str | None:
             except BlockingIOError:
                 time.sleep(PAUSE)  # another gateway writes its name now
                 continue
-            self.holder = _other(descriptor, here)
-            return
+            return _other(descriptor, here)
         about = {"machine": here, "host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(about).encode() + b"\n", 0)
