@@ -139,17 +139,19 @@ class Recorder:
             settings = self._capture(model)
             records = list(self._encoded(requests, settings, counts))
             try:
-                self._check_room()
+                self._check_room(sum(record.size for record in records))
                 if records:
                     self.store.add(records, limits_of(settings))
             except (OSError, sqlite3.Error) as error:
-                counts[model, "failed"] += len(records)
+                counts[model, "failed"] += max(1, len(records))
                 if not self._failing:
                     log.warning("cannot keep captured requests, and drops them: %s", error)
                 self._failing = True
             else:
+                if not records:
+                    continue
                 counts[model, "kept"] += len(records)
-                if self._failing and records:
+                if self._failing:
                     log.info("captured requests are kept again")
                     self._failing = False
         return counts
@@ -175,9 +177,11 @@ class Recorder:
                 counts[one.model, "failed"] += 1
                 log.exception("a request of %s/%s cannot be captured", one.model, one.version)
 
-    def _check_room(self) -> None:
+    def _check_room(self, size: int) -> None:
+        """Raises OSError where requests of this size would leave too little. They are written twice: the file
+        has a journal."""
         room = shutil.disk_usage(self._directory)
-        if room.free < min(_FREE_BYTES, _FREE_SHARE * room.total):
+        if room.free - 2 * size < min(_FREE_BYTES, _FREE_SHARE * room.total):
             raise OSError("the disk of state_dir is nearly full")
 
     def _expire(self) -> None:

@@ -32,6 +32,9 @@ FILE: Final = "captures.db"
 _LOCKED_SECONDS: Final = 10.0
 #: What a row takes besides its frame, about, so that many small ones count.
 ROW_BYTES: Final = 512
+#: So many rows, and about so many bytes, are deleted at once.
+_PART_ROWS: Final = 20_000
+_PART_BYTES: Final = 16 << 20
 _TABLE = """
 CREATE TABLE IF NOT EXISTS capture (
     number INTEGER PRIMARY KEY, id TEXT NOT NULL, registry TEXT NOT NULL, name TEXT NOT NULL,
@@ -110,64 +113,77 @@ class CaptureStore:
                     for one in records
                 ],
             )  # fmt: skip
-            for name in {one.model for one in records}:
-                self._shrink(db, name, limits.max_bytes)
+        for name in {one.model for one in records}:
+            self._shrink(name, limits.max_bytes)
 
-    def _shrink(self, db: sqlite3.Connection, name: str, most: int) -> None:
-        db.execute(
-            "DELETE FROM capture WHERE number IN (SELECT number FROM (SELECT number, sum(size) OVER"
-            " (ORDER BY number DESC) AS total FROM capture WHERE registry = ? AND name = ?)"
-            " WHERE total > ?)",
-            (self._registry, name, most),
-        )
-
-    def expire(self, limits: Callable[[str], Limits | None]) -> int:
+    def expire(self, limits: Callable[[str], Limits]) -> int:
         """Deletes what is older than its `keep`, then or now, and what was stored before a column was
-        redacted. `limits` are the present ones of a model, None where it is not captured any more. Returns
-        how many requests that were."""
+        redacted. `limits` are the present ones of a model. Returns how many requests that were."""
         now = self._clock()
-        with self._transaction() as db:
-            if db is None:
-                return 0
-            before = db.total_changes
-            db.execute("DELETE FROM capture WHERE until <= ?", (now,))
-            stored = db.execute(
-                "SELECT DISTINCT name, redact FROM capture WHERE registry = ?", (self._registry,)
-            ).fetchall()
-            for name, redact in stored:
-                present = limits(name)
-                if present is None:
-                    continue
-                if not {one.casefold() for one in present.redact} <= set(json.loads(redact)):
-                    db.execute(
-                        "DELETE FROM capture WHERE registry = ? AND name = ? AND redact = ?",
-                        (self._registry, name, redact),
-                    )
-                db.execute(
-                    "DELETE FROM capture WHERE registry = ? AND name = ? AND at + ? <= ?",
-                    (self._registry, name, present.keep, now),
-                )
-                self._shrink(db, name, present.max_bytes)
-            deleted = db.total_changes - before
-        if deleted:
-            self._give_back()
+        deleted = self._delete("until <= ?", (now,))
+        stored = self._query(
+            "SELECT DISTINCT name, redact FROM capture WHERE registry = ?", (self._registry,)
+        )
+        for name, redact in stored:
+            present, where = limits(name), "registry = ? AND name = ?"
+            if not {one.casefold() for one in present.redact} <= set(json.loads(redact)):
+                deleted += self._delete(f"{where} AND redact = ?", (self._registry, name, redact))
+            deleted += self._delete(f"{where} AND at + ? <= ?", (self._registry, name, present.keep, now))
+            deleted += self._shrink(name, present.max_bytes)
         return deleted
 
     def drop(self, name: str | None = None, version: str | None = None) -> int:
         """Deletes the captures of a version, of a model or of all models. Returns how many."""
-        with self._transaction() as db:
-            if db is None:
-                return 0
-            where, values = self._where(name, version)
-            deleted = db.execute(f"DELETE FROM capture WHERE {where}", values).rowcount
-        self._give_back()
+        return self._delete(*self._where(name, version))
+
+    def _shrink(self, name: str, most: int) -> int:
+        """Deletes the oldest requests of a model beyond `most` bytes."""
+        total = self._query(
+            "SELECT sum(size) FROM capture WHERE registry = ? AND name = ?", (self._registry, name)
+        )
+        if not total or (total[0][0] or 0) <= most:
+            return 0
+        last = self._query(
+            "SELECT max(number) FROM (SELECT number, sum(size) OVER (ORDER BY number DESC) AS total"
+            " FROM capture WHERE registry = ? AND name = ?) WHERE total > ?",
+            (self._registry, name, most),
+        )
+        return self._delete("registry = ? AND name = ? AND number <= ?", (self._registry, name, last[0][0]))
+
+    def _delete(self, where: str, values: Collection[Any]) -> int:
+        """Deletes rows, and returns their room to the disk. Part by part, so that others may write between
+        the parts, and so that a part fits into memory: on a full disk there is no room for a journal."""
+        deleted = 0
+        while self._query(f"SELECT 1 FROM capture WHERE {where} LIMIT 1", values):
+            try:
+                part = self._delete_part(where, values)
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_FULL:
+                    raise
+                part = self._delete_part(where, values, journal="MEMORY")
+            deleted += part
+            if not part:
+                break
         return deleted
 
-    def _give_back(self) -> None:
-        """Returns the room of deleted rows to the disk."""
+    def _delete_part(self, where: str, values: Collection[Any], journal: str = "DELETE") -> int:
         with self._lock:
-            if self._db is not None:
-                self._db.execute("PRAGMA incremental_vacuum").fetchall()
+            db = self._opened(create=False)
+            if db is None:
+                return 0
+            db.execute(f"PRAGMA journal_mode = {journal}")
+            try:
+                deleted = db.execute(
+                    "DELETE FROM capture WHERE number IN (SELECT number FROM"
+                    " (SELECT number, sum(size) OVER (ORDER BY number) - size AS before FROM"
+                    f" (SELECT number, size FROM capture WHERE {where} ORDER BY number LIMIT {_PART_ROWS}))"
+                    f" WHERE before < {_PART_BYTES})",
+                    tuple(values),
+                ).rowcount
+                db.executescript("PRAGMA incremental_vacuum")  # `execute` would free only one page
+            finally:
+                db.execute("PRAGMA journal_mode = DELETE")
+            return deleted
 
     # Reading.
 

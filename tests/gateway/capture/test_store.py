@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gateway.capture import store as module
 from gateway.capture.records import Record, Taken, recorded
 from gateway.capture.store import FILE, ROW_BYTES, CaptureStore, Limits
 from loaders.batch import Columns
@@ -117,14 +118,14 @@ def test_what_was_kept_before_a_column_was_redacted_goes(store: CaptureStore) ->
 
 
 def test_deleted_content_is_not_in_the_file_any_more(store: CaptureStore, tmp_path: Path) -> None:
-    batch = Columns({"n": np.array(["the-secret-text" * 300], object)}, 1)
+    batch = Columns({"n": np.array(["the-secret-text" * 30_000], object)}, 1)
     taken = Taken("iris", "1", "d", 0.0, 0.1, batch, {}, batch)
     store.add([recorded(taken, (), 1 << 20)], WIDE)
     assert b"the-secret-text" in (tmp_path / FILE).read_bytes()
     before = (tmp_path / FILE).stat().st_size
     assert store.drop("iris") == 1
     assert b"the-secret-text" not in (tmp_path / FILE).read_bytes()
-    assert (tmp_path / FILE).stat().st_size < before
+    assert (tmp_path / FILE).stat().st_size < before / 2
     assert [entry.name for entry in tmp_path.iterdir()] == [FILE]
 
 
@@ -151,6 +152,38 @@ def test_registries_share_the_file_and_not_the_requests(store: CaptureStore, tmp
     assert other.drop() == 1
     assert numbers(store) == [1]
     other.close()
+
+
+def test_a_full_disk_does_not_keep_requests_from_being_deleted(
+    store: CaptureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.add([record(n) for n in range(3)], WIDE)
+    part, journals = CaptureStore._delete_part, []
+
+    def full(self: CaptureStore, where: str, values: Any, journal: str = "DELETE") -> int:
+        journals.append(journal)
+        if journal == "DELETE":
+            error = sqlite3.OperationalError("database or disk is full")
+            error.sqlite_errorcode = sqlite3.SQLITE_FULL
+            raise error
+        return part(self, where, values, journal)
+
+    monkeypatch.setattr(CaptureStore, "_delete_part", full)
+    assert store.drop() == 3
+    assert journals == ["DELETE", "MEMORY"]
+    assert numbers(store) == []
+
+
+def test_many_requests_are_deleted_in_parts(store: CaptureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_PART_BYTES", 1)
+    store.add([record(n) for n in range(5)], WIDE)
+    parts = []
+    part = CaptureStore._delete_part
+    monkeypatch.setattr(
+        CaptureStore, "_delete_part", lambda *given, **more: parts.append(part(*given, **more)) or parts[-1]
+    )
+    assert store.drop("iris") == 5
+    assert parts == [1] * 5
 
 
 def test_a_damaged_file_is_replaced(tmp_path: Path) -> None:
