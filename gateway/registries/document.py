@@ -20,6 +20,7 @@ from gateway import yamltext
 from gateway.names import InvalidReference, check_alias, check_name, check_version, did_you_mean
 from gateway.registries import jsontext, yamledit
 from gateway.registries.base import MAX_PREVIOUS, Alias, Entries, Model, RegistryInvalid, Verdict, Version
+from loaders.spelling import counted
 
 Form = Literal["yaml", "json"]
 #: A path in a document (`models`, a name, and so on), and its new value; None: removed.
@@ -54,13 +55,15 @@ class Reader:
         """The models, with relative sources at `base`. Raises RegistryInvalid with all problems.
 
         An alias that points to a missing version does not make the document invalid: the gateway keeps
-        serving what it has and reports it.
+        serving what it has and reports it. A document that had models until now is invalid without any,
+        unless it says `models: {}`: it may have been cut.
         """
         if base != self._base:
             self._values, self._base = {}, base
         problems: list[tuple[str, str]] = []
+        checker = _Checker(problems, base)
         try:
-            entries = (self._json if self._form == "json" else self._yaml)(content, _Checker(problems, base))
+            entries = (self._json if self._form == "json" else self._yaml)(content, checker)
         except UnicodeDecodeError as error:
             raise RegistryInvalid(self._target, [("", f"not UTF-8, at byte {error.start}")]) from None
         except yamltext.InvalidText as error:
@@ -68,6 +71,10 @@ class Reader:
         if problems:
             raise RegistryInvalid(self._target, problems)
         before = self._entries.content
+        if before and not entries and not checker.says_models:
+            gone = f"is missing or has no value, and there were {counted(len(before), 'model')} until now"
+            problem = f"{gone}: write models: {{}} if there are to be none"
+            raise RegistryInvalid(self._target, [("models", problem)])
         kept = {name: old if (old := before.get(name)) == new else new for name, new in entries.items()}
         self._entries = Entries(kept, self._entries)
         return self._entries
@@ -118,6 +125,7 @@ class Reader:
             if key != "models" or not scanner.begins("{"):
                 top[key] = _as_text(scanner.value(), key, checker.problems)
                 continue
+            top[key] = {}  # its members are read here
             for name in scanner.members():
                 if name in entries:
                     checker.problem(f"models.{name}", "is given twice")
@@ -251,6 +259,7 @@ class _Checker:
 
     def __init__(self, problems: list[tuple[str, str]], base: str) -> None:
         self.problems = problems
+        self.says_models = False  # whether `models` has a value, which may be empty
         self._base = base
 
     def document(self, value: Any) -> dict[str, bytes]:
@@ -258,6 +267,7 @@ class _Checker:
         top = self._mapping(value, "", ("version", "models"))
         if (version := top.get("version")) not in (None, "1"):
             self.problem("version", f"{_shown(version)}: this gateway reads version 1")
+        self.says_models = top.get("models") is not None
         entries: dict[str, bytes] = {}
         for name, item in self._mapping(top.get("models"), "models", None).items():
             entry = self.entry(name, item)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.registries.base import Alias, Model, RegistryInvalid
-from gateway.registries.document import located, parse
+from gateway.registries.document import Form, Reader, located, parse
 
 DIGEST = "sha256:" + "ab" * 32
 
@@ -80,6 +80,19 @@ def test_an_alias_to_a_missing_version_is_no_problem_of_the_document() -> None:
 )
 def test_what_is_absent_is_empty(text: str) -> None:
     assert all(not model.versions and not model.aliases for model in read(text).values())
+
+
+@pytest.mark.parametrize("form", ["yaml", "json"])
+def test_a_document_that_was_cut_before_its_models_does_not_delete_them(form: Form) -> None:
+    whole = b'{"version": 1, "models": {"a": {}, "b": {}}}'
+    for cut in (b'{"version": 1}', b'{"version": 1, "models": null}'):
+        reader = Reader(form, "the registry")
+        assert reader.read(cut, "/srv") == {}  # it has never had models
+        assert set(reader.read(whole, "/srv")) == {"a", "b"}
+        with pytest.raises(RegistryInvalid, match="there were 2 models until now"):
+            reader.read(cut, "/srv")
+        assert set(reader.read(whole, "/srv")) == {"a", "b"}
+        assert reader.read(b'{"version": 1, "models": {}}', "/srv") == {}
 
 
 @pytest.mark.parametrize(
