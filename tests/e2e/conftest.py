@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import platformdirs
 import pytest
 
+from gateway.environments.uv import Uv
 from tests.support.containers import TOOLS, Containers, tool
 from tests.support.shell import Shell, clean_shell
 
@@ -33,3 +36,17 @@ def containers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containers]
         yield made
     finally:
         made.close()
+
+
+@pytest.fixture(scope="session")
+def clients(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The interpreter of an environment with other projects' clients. They do not fit into this one: kserve
+    pins pandas 2."""
+    place = tmp_path_factory.mktemp("clients")
+    environ = {name: value for name, value in os.environ.items() if name != "UV_OFFLINE"}
+    uv = Uv(Path(platformdirs.user_cache_dir("uv")), place / "scratch", environ)
+    uv.run("venv", "--python", sys.executable, str(place / "env"), indexed=False)
+    made = str(place / "env/bin/python")
+    packages = ("tritonclient[grpc,http]", "kserve", "boto3")
+    uv.run("pip", "install", "--only-binary", ":all:", "--python", made, *packages)
+    return made

@@ -161,7 +161,37 @@ def sagemaker(url: str, key: str) -> None:
     assert json.loads(answer["Body"].read())["predictions"] == WANTED
 
 
+async def runtime(url: str, model: str, address: str) -> None:
+    """A model that KServe serves: what its inputs are, says its metadata. Prints the answers."""
+    import httpx
+    from kserve import InferenceGRPCClient, InferenceRESTClient, InferInput, InferRequest
+    from kserve.inference_client import RESTConfig
+
+    client = InferenceRESTClient(RESTConfig(protocol="v2"))
+    assert await client.is_server_ready(url)
+    assert await client.is_model_ready(url, model)
+    async with httpx.AsyncClient() as plain:
+        told = (await plain.get(f"{url}/v2/models/{model}")).raise_for_status().json()["inputs"]
+    inputs = []
+    for place, one in enumerate(told):
+        values = ROWS if len(told) == 1 else ROWS[:, place]
+        values = np.ascontiguousarray(values.astype(np.float32 if one["datatype"] == "FP32" else np.float64))
+        inputs.append(InferInput(one["name"], list(values.shape), one["datatype"]))
+        inputs[-1].set_data_from_numpy(values, binary_data=False)
+    answer = await client.infer(url, InferRequest(model, inputs), model_name=model)
+    answers = {"v2": answer.outputs[0].as_numpy().tolist()}
+    caller = InferenceGRPCClient(address)
+    assert await caller.is_model_ready(model)
+    answer = await caller.infer(InferRequest(model, inputs))
+    answers["grpc-v2"] = answer.outputs[0].as_numpy().tolist()
+    await caller.close()
+    sys.stdout.write(json.dumps(answers))
+
+
 def main(client: str, url: str, key: str, address: str) -> None:
+    if client == "runtime":
+        asyncio.run(runtime(url, key, address))
+        return
     if client == "tritonclient":
         triton(url, key)
         triton_grpc(address, key)

@@ -32,6 +32,7 @@ class Running:
         environ: Mapping[str, str],
         *,
         port: int | None = 0,
+        before: Sequence[str] = (),
     ) -> None:
         settings = {
             "GATEWAY_CACHE_DIR": str(directory / "cache"),
@@ -51,7 +52,7 @@ class Running:
         clean.pop("PYTHONDONTWRITEBYTECODE", None)
         listening = [] if port is None else ["--port", str(port)]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "gateway", "serve", *listening, *arguments],
+            [*before, sys.executable, "-m", "gateway", "serve", *listening, *arguments],
             cwd=directory,
             env={**clean, **settings, **environ},
             stdin=subprocess.DEVNULL,
