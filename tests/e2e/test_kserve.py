@@ -1,7 +1,7 @@
 """The runtimes for KServe: each is started as KServe starts it, and asked by KServe's own client.
 
 As KServe does: `{{.Name}}` is the InferenceService's name, the files are in a read-only /mnt/models, the
-command line and the environment are the runtime's. Changed: the ports, of which this machine has one for all tests.
+command line and the environment are the runtime's. Changed: the ports, because this machine has one of each.
 """
 
 from __future__ import annotations
