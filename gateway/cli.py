@@ -19,6 +19,7 @@ from gateway.commands import (
     capture,
     checking,
     configuration,
+    console,
     environments,
     moving,
     operating,
@@ -59,6 +60,7 @@ for command in (
     prediction.predict,
     checking.check,
     configuration.config,
+    console.console,
 ):
     app.command()(command)
 app.add_typer(environments.app, name="env")

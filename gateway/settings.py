@@ -254,6 +254,8 @@ class Settings(Part):
     """Who may call: tokens, JWTs, and callers without either."""
     limits: dict[str, Limit] = {}
     """Limits by TEAM or `token:NAME`. They need credentials (`access`)."""
+    console: bool = True
+    """Whether the gateway has pages at `/` and below `/console`, where people see what it holds."""
     admin_listen: str | None = None
     """HOST:PORT of a listener for control calls, the console, /metrics, /usage, /events and /registry.yaml.
     Port 0: a free one. Not set: they are with all other routes."""

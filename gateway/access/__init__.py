@@ -18,6 +18,7 @@ from gateway.access.audit import Audit
 from gateway.access.keys import KEY_FILE, AdminKey, control_key
 from gateway.access.limits import Limits
 from gateway.access.principal import ADMIN, ANONYMOUS, NEEDED, Principal, refusal, shown, stranger
+from gateway.access.sessions import Sessions
 from gateway.access.tokens import InvalidTokens, TokensFile
 from gateway.errors import Problem
 from gateway.patterns import Patterns
@@ -51,6 +52,9 @@ class Access:
         self._issuer: Issuer | None = None
         self._known: dict[bytes, Principal] = {}
         self.audit = Audit(access.audit_file or settings.state_dir / AUDIT_FILE)
+        #: Browsers that are signed in, with the admin key as it was then.
+        self.sessions = Sessions(wall)
+        self._signed_with: bytes | None = None
         self._limits = Limits(settings.limits)
         self._teams = {
             name: (
@@ -114,6 +118,17 @@ class Access:
         """The principal of a control call where only the admin key is a credential."""
         secret = _secret(headers.get(b"authorization", b""))
         return ADMIN if secret and self._admin.matches(secret) else ANONYMOUS
+
+    def signed_in(self, cookies: bytes) -> Principal | None:
+        """The principal of a browser that is signed in, by its Cookie header. Another admin key signs
+        everybody out."""
+        if not self.guarded and self._admin.file is not None:
+            self._admin.look()
+        if self._signed_with != self._admin.key:
+            if self._signed_with is not None:
+                self.sessions.clear()
+            self._signed_with = self._admin.key
+        return self.sessions.find(cookies)
 
     def _of(self, given: bytes) -> Principal | None:
         """The principal of an Authorization header; None: the issuer's key is missing here."""
@@ -205,6 +220,7 @@ class Access:
             await asyncio.sleep(LOOK_EVERY)
             if await asyncio.to_thread(self._look):
                 self._known.clear()
+                self.sessions.clear()
 
     def _look(self) -> bool:
         key = self._admin.file is not None and self._admin.look()

@@ -34,6 +34,11 @@ class AdminKey:
         self._key = b""
         self._told = False
 
+    @property
+    def key(self) -> bytes:
+        """The key when the file was last looked at; empty: there is none."""
+        return self._key
+
     def matches(self, secret: bytes) -> bool:
         """Whether this is the key, found in constant time."""
         if self.file is None:

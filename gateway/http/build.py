@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.http import access_log, documents, invocations, lookalikes, problems
+from gateway.http import access_log, console, documents, invocations, lookalikes, problems
+from gateway.http.console import Console
 from gateway.http.control import Control
 from gateway.http.documents import Documents
 from gateway.http.hosting import Hosted
@@ -42,6 +43,7 @@ def build(parts: Parts, hosting: Hosting | None = None, admin_port: int | None =
     others = Lookalikes(parts, prediction)
     hosted = None if hosting is None else Hosted(hosting, parts, prediction)
     described = Documents(parts)
+    pages = Console(parts) if parts.settings.console else None
     control = Control(parts)
     logged = parts.settings.access_log
     callers = parts.access
@@ -90,6 +92,8 @@ def build(parts: Parts, hosting: Hosting | None = None, admin_port: int | None =
             return others.serve(scope, receive, send, path)
         if documents.is_here(path):
             return described.serve(scope, receive, send, path)
+        if pages is not None and console.is_here(path):
+            return pages.serve(scope, receive, send, path)
         if path in invocations.PATHS:
             return mlflow.serve(scope, receive, send, path)
         return control.serve(scope, receive, send, path)

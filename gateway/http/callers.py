@@ -18,6 +18,7 @@ from gateway.errors import Problem
 from gateway.quantities import utc
 
 if TYPE_CHECKING:
+    from gateway.access.sessions import Sessions
     from gateway.names import Reference
     from gateway.record import RequestRecord
 
@@ -44,14 +45,39 @@ class Callers:
             record.principal = stranger("the header Authorization came twice, with different values")
             return
         headers = record.headers
+        record.principal = self._signed_in(record)
+        if record.principal is not None:
+            return
         record.principal = self._access.recall(headers) or await self._access.identify(headers)
 
     def principal(self, record: RequestRecord) -> Principal:
         """Who calls, also where only the admin key is a credential."""
         if record.principal is None:
             twice = record.twice == "Authorization"
-            record.principal = ANONYMOUS if twice else self._access.by_key(record.headers)
+            found = None if twice else self._signed_in(record)
+            record.principal = found or (ANONYMOUS if twice else self._access.by_key(record.headers))
         return record.principal
+
+    @property
+    def sessions(self) -> Sessions:
+        """The browsers that are signed in."""
+        return self._access.sessions
+
+    def from_here(self, record: RequestRecord) -> bool:
+        """Whether a browser sends a request for a page of this gateway, or for its user alone, and no other
+        page made it. A program that is no browser says nothing, and has no cookie of ours by accident."""
+        headers = record.headers
+        site = headers.get(b"sec-fetch-site")
+        if site is not None:
+            return site in (b"same-origin", b"none")
+        origin = headers.get(b"origin")
+        return origin is None or origin.partition(b"://")[2] == headers.get(b"host")
+
+    def _signed_in(self, record: RequestRecord) -> Principal | None:
+        cookies = record.headers.get(b"cookie")
+        if cookies is None or b"authorization" in record.headers or not self.from_here(record):
+            return None
+        return self._access.signed_in(cookies)
 
     def predict(self, record: RequestRecord, reference: Reference | None) -> None:
         """Checks a prediction. None: before the model is known, and before a body is read."""
@@ -114,6 +140,10 @@ class Callers:
         self._check_listener(record)
         if (self.guarded or always) and not record.administers:
             self.control(record, None)
+
+    def shows_pages(self, record: RequestRecord) -> None:
+        """Raises NOT_FOUND where the console has another listener."""
+        self._check_listener(record)
 
     def _check_listener(self, record: RequestRecord) -> None:
         if self._elsewhere and not record.administers:

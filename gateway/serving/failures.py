@@ -48,6 +48,10 @@ class Failures:
         failure = self._kept.get(version)
         return None if failure is None else failure.problem
 
+    def items(self) -> list[tuple[Version, Problem]]:
+        """Every version that failed lately, with the reason."""
+        return [(version, failure.problem) for version, failure in self._kept.items()]
+
     def check(self, version: Version) -> None:
         """Raises the Problem of a version that may not be tried again yet."""
         failure = self._kept.get(version)

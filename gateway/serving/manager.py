@@ -113,6 +113,10 @@ class Manager:
     def failure(self, version: Version) -> Problem | None:
         return self._failures.find(version)
 
+    def failures(self) -> list[tuple[Version, Problem]]:
+        """The versions that failed lately and are not loaded."""
+        return [one for one in self._failures.items() if one[0] not in self._servables]
+
     def held(self, version: Version) -> list[Servable]:
         """Returns the servables with memory for a version: the leaving ones, and the current one last."""
         held = [servable for servable in self._leaving if servable.version == version]

@@ -36,6 +36,7 @@ from gateway.views.shapes import (
     RolloutView,
     VersionView,
 )
+from gateway.views.troubles import troubles
 
 if TYPE_CHECKING:
     from gateway.artifacts.packages import Fetched, Prepared
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from gateway.rollouts.preload import Preload
     from gateway.rollouts.promotions import Moved
     from gateway.serving.manager import Manager
+    from gateway.views.troubles import Trouble
 
 T = TypeVar("T")
 
@@ -112,6 +114,10 @@ class Views:
     def loaded(self) -> list[VersionView]:
         """Returns every version in memory, with its name."""
         return [replace(self.state(one.version, one), name=one.version.name) for one in self._manager]
+
+    def troubles(self, reads: Callable[[str], bool] | None = None) -> list[Trouble]:
+        """What is wrong now with the models that a caller may read about."""
+        return troubles(self._aliases, self._manager, reads)
 
     def _held_now(self) -> dict[Version, Servable]:
         return {servable.version: servable for servable in self._manager}

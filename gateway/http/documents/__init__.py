@@ -38,16 +38,16 @@ SHOWN: Final = 100
 #: So many documents of versions are kept.
 KEPT: Final = 256
 
-_HTML: Final[Header] = (b"content-type", b"text/html; charset=utf-8")
+HTML: Final[Header] = (b"content-type", b"text/html; charset=utf-8")
 _FILES: Final = {"page.css": b"text/css; charset=utf-8", "page.js": b"text/javascript; charset=utf-8"}
-_SAFE: Final[tuple[Header, ...]] = (
+SAFE: Final[tuple[Header, ...]] = (
     (
         b"content-security-policy",
-        b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri 'none'; "
-        b"form-action 'self'; frame-ancestors 'none'",
+        b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
+        b"base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
     ),
     (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
+    (b"referrer-policy", b"same-origin"),
 )
 
 
@@ -73,12 +73,13 @@ class Documents:
     def __init__(self, parts: Parts) -> None:
         self._views = parts.views
         self._access = parts.access
+        self._console = parts.settings.console
         self._files = {
             name: _found((Path(__file__).parent / name).read_bytes(), (b"content-type", kind))
             for name, kind in _FILES.items()
         }
         self._service: Found | None = None
-        self._kept: dict[tuple[Any, ...], Found] = {}
+        self._kept: dict[tuple[Any, ...], tuple[dict[str, Any], Found]] = {}
 
     async def serve(self, scope: Scope, receive: Receive, send: Send, path: bytes) -> None:
         """Answers one request. `path` is the raw path, without the mount point."""
@@ -89,7 +90,7 @@ class Documents:
                 await problems.respond_not_allowed(send, record, scope["method"], "GET, HEAD")
                 return
             found = await self._find(record, path, scope.get("query_string", b""))
-            head = [found.kind, *_SAFE, (b"etag", found.etag), (b"x-request-id", record.id)]
+            head = [found.kind, *SAFE, (b"etag", found.etag), (b"x-request-id", record.id)]
             head.append((b"cache-control", b"private, no-cache" if found.private else b"no-cache"))
             head.append((b"vary", b"authorization"))
             asked = record.headers.get(b"if-none-match", b"")
@@ -109,7 +110,7 @@ class Documents:
             return await self._of_model(record, names.parse_path(rest.removesuffix(ending)), ending == DOCS)
         if path == OPENAPI:
             if self._service is None:
-                self._service = _found(orjson.dumps(service.document()), JSON)
+                self._service = _found(orjson.dumps(service.document(self._console)), JSON)
             return self._service
         if path == DOCS:
             return await self._index(record, query)
@@ -123,7 +124,8 @@ class Documents:
         after, search = (next(iter(asked.get(name, ())), None) for name in ("after", "q"))
         listed = await self._views.names(Page(SHOWN, after, search, self._access.reads(record)))
         models = [model async for part in self._views.models(listed) for model in part]
-        found = _found(pages.index(models, service.routes(), search or "", listed.next).encode(), _HTML)
+        html = pages.index(models, service.routes(self._console), search or "", listed.next, self._console)
+        found = _found(html.encode(), HTML)
         return found._replace(private=self._access.guarded)
 
     async def _of_model(self, record: RequestRecord, reference: Reference, page: bool) -> Found:
@@ -132,19 +134,21 @@ class Documents:
         in_full = self._access.controls(record, reference)
         # A load may show that the model accepts more than its package says.
         accepted = described.prepared.accepted is not None
-        key = (reference, described.version, described.alias, accepted, in_full, page)
-        found = self._kept.get(key)
-        if found is None:
+        key = (reference, described.version, described.alias, accepted, in_full)
+        kept = self._kept.get(key)
+        if kept is None:
             document = await self._document(reference, described, in_full)
-            if page:
-                body, kind = pages.model(document, reference, described).encode(), _HTML
-            else:
-                body, kind = orjson.dumps(document), JSON
-            found = _found(body, kind, private=in_full)
+            kept = document, _found(orjson.dumps(document), JSON, private=in_full)
             while len(self._kept) >= KEPT:
                 del self._kept[next(iter(self._kept))]
-            self._kept[key] = found
-        return found
+            self._kept[key] = kept
+        document, found = kept
+        if not page:
+            return found
+        view = await self._views.model(reference.name)
+        shown = view if self._access.sees_all(record) else view.without_others()
+        html = pages.model(document, reference, described, shown, self._console)
+        return _found(html.encode(), HTML, private=in_full or self._access.guarded)
 
     async def _document(self, reference: Reference, described: Described, in_full: bool) -> dict[str, Any]:
         version = described.version

@@ -330,7 +330,8 @@ def errors(*statuses: str) -> dict[str, Any]:
     return {status: as_json(_SAID[status], error) for status in statuses}
 
 
-def curl(target: str, value: Mapping[str, Any]) -> str:
-    """The command that asks with a JSON body. `target`: what the path names; GATEWAY stands for the URL."""
+def curl(target: str, value: Mapping[str, Any], before: str = "predict/", after: str = "") -> str:
+    """The command that asks with a JSON body. `target`: what the path names, between `before` and `after`;
+    GATEWAY stands for the URL."""
     text = json.dumps(value).replace("'", "'\\''")
-    return f"curl $GATEWAY/predict/{target} --json '{text}'"
+    return f"curl $GATEWAY/{before}{target}{after} --json '{text}'"

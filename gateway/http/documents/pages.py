@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from gateway.http.documents import openapi
+from gateway.http.documents.frame import page, size, table
 from gateway.http.documents.service import Route
 from gateway.names import Reference, url_path
 from loaders.schema import ColSpec, ParamSpec, TensorSpec
@@ -20,24 +21,6 @@ from loaders.schema import ColSpec, ParamSpec, TensorSpec
 if TYPE_CHECKING:
     from gateway.views import ModelView
     from gateway.views.contents import Described
-
-_FRAME = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{title}</title>
-<link rel="stylesheet" href="{up}/docs/page.css">
-<script src="{up}/docs/page.js" defer></script>
-</head>
-<body>
-<main>
-{body}
-</main>
-</body>
-</html>
-"""
 
 _BARE = (
     " It is a model file without an MLmodel: what the file states of its inputs is known once it is loaded."
@@ -66,19 +49,23 @@ _FORM = """<h2 id="try">Try it</h2>
 
 
 def index(
-    models: Sequence[ModelView], routes: Iterable[Route], search: str = "", after: str | None = None
+    models: Sequence[ModelView],
+    routes: Iterable[Route],
+    search: str = "",
+    after: str | None = None,
+    console: bool = False,
 ) -> str:
     """A page of models with their own pages, and all routes. `search`: what their names hold; `after`: what
     the next page comes after."""
     rows = []
     for model in models:
-        page = f"models/{url_path(Reference(model.name))}/docs"
+        place = f"models/{url_path(Reference(model.name))}/docs"
         aliases = ", ".join(f"{alias} → {version}" for alias, version in model.aliases.items())
         numbers = ", ".join(version.version for version in model.versions)
-        rows.append([f'<a href="{escape(page)}">{escape(model.name)}</a>', escape(aliases), escape(numbers)])
+        rows.append([f'<a href="{escape(place)}">{escape(model.name)}</a>', escape(aliases), escape(numbers)])
     body = "<h1>Models</h1>\n" + _SEARCH.format(search=escape(search))
     none = "<p>No model has such a name.</p>" if search else "<p>The registry has no models.</p>"
-    body += _table(["Model", "Aliases", "Versions"], rows) if rows else none
+    body += table(["Model", "Aliases", "Versions"], rows) if rows else none
     if after is not None:
         query = escape(urlencode({"q": search, "after": after} if search else {"after": after}))
         body += f'\n<p><a href="docs?{query}" rel="next">More models</a></p>'
@@ -87,22 +74,37 @@ def index(
         [f"<code>{route.method.upper()}</code>", f"<code>{escape(route.path)}</code>", escape(route.summary)]
         for route in routes
     ]
-    return _page("Model gateway", ".", body + _table(["", "Path", ""], said))
+    return page(
+        "Model gateway",
+        ".",
+        body + table(["Method", "Path", "What it does"], said),
+        here="docs",
+        console=console,
+    )
 
 
-def model(document: Mapping[str, Any], reference: Reference, described: Described) -> str:
-    """One model: its signature, examples in each form, and the form to try it."""
+def model(
+    document: Mapping[str, Any],
+    reference: Reference,
+    described: Described,
+    view: ModelView,
+    console: bool = False,
+) -> str:
+    """One model: its aliases and versions, its signature, examples in each form, the form to try it, and the
+    same call as commands. `console`: whether there are pages of rollouts."""
     version = described.version
     signature = described.prepared.signature
     up = document["servers"][0]["url"]
     target = f"{up}/predict/{url_path(reference)}"
     title = f"{version.name}, version {version.version}"
     parts = [
-        f'<p><a href="{up}/docs">All models</a></p>',
+        "" if console else f'<p><a href="{up}/docs">All models</a></p>',
         f"<h1>{escape(version.name)}</h1>",
         f"<p>{escape(document['info']['description'])} As OpenAPI: "
         f'<a href="openapi.json">openapi.json</a>.</p>',
     ]
+    parts += _aliases(view, up if console else None)
+    parts += ["<h2>Versions</h2>", _versions(view)]
     if signature is None:
         known = "" if described.prepared.package.bare is None else _BARE
         parts.append(f"<p>It has no signature: it takes any input.{known}</p>")
@@ -123,12 +125,64 @@ def model(document: Mapping[str, Any], reference: Reference, described: Describe
     options = "".join(_option(name, text) for name, text in texts.items())
     first = escape(next(iter(texts.values())))
     parts.append(_FORM.format(target=escape(target), options=options, first=first))
-    parts.append("<h2>Commands</h2>")
-    parts += [
-        f'<h3>{escape(name)}</h3>\n<pre tabindex="0">{escape(openapi.curl(url_path(reference), value))}</pre>'
-        for name, value in json_bodies.items()
-    ]
-    return _page(title, up, "\n".join(parts))
+    parts.append("<h2>Commands</h2>\n<p>GATEWAY stands for the URL of the gateway.</p>")
+    target = url_path(reference)
+    told = [(name, openapi.curl(target, value)) for name, value in json_bodies.items()]
+    for value in [*json_bodies.values()][:1]:
+        told.append(("Python", _python(target, value)))
+    if (v2 := openapi.v2_example(signature)) is not None:
+        told.append(("Open Inference Protocol (V2)", openapi.curl(target, v2, "v2/models/", "/infer")))
+    parts += [f'<h3>{escape(name)}</h3>\n<pre tabindex="0">{escape(text)}</pre>' for name, text in told]
+    return page(title, up, "\n".join(parts), console=console)
+
+
+def _python(target: str, value: Mapping[str, Any]) -> str:
+    return (
+        "import requests\n\n"
+        f'answer = requests.post(GATEWAY + "/predict/{target}", json={value!r})\n'
+        "answer.raise_for_status()\n"
+        'print(answer.json()["predictions"])'
+    )
+
+
+def _aliases(view: ModelView, up: str | None) -> list[str]:
+    """The aliases with what they served. `up`: the gateway, where there are pages of rollouts."""
+    rollouts = view.rollouts if isinstance(view.rollouts, Mapping) else {}
+    rows, served = [], []
+    for alias, version in view.aliases.items():
+        shown = escape(alias)
+        if up is not None:
+            place = url_path(Reference(view.name, alias=alias))
+            shown = f'<a href="{up}/console/rollouts/{escape(place)}">{shown}</a>'
+        found = rollouts.get(alias)
+        if found is None:
+            rows.append([shown, escape(version), "", "", ""])
+            continue
+        cells = (found.serving or "–", found.phase, found.error or "")
+        rows.append([shown, escape(version), *map(escape, cells)])
+        served += [
+            [escape(cell) for cell in (alias, one.version, one.from_, one.until or "now", one.moved_by)]
+            for one in reversed(found.history)
+        ]
+    if not rows:
+        return []
+    parts = ["<h2>Aliases</h2>", table(["Alias", "Wanted", "Serving", "Phase", "Reason"], rows)]
+    if served:
+        parts.append("<h3>What they served</h3>")
+        parts.append(table(["Alias", "Version", "From", "Until", "Moved by"], served))
+    return parts
+
+
+def _versions(view: ModelView) -> str:
+    rows = []
+    for one in reversed(view.versions):
+        state = f"{one.state}: {one.reason}" if one.reason else one.state
+        place = one.environment.get("place", "") if isinstance(one.environment, Mapping) else ""
+        warnings = "; ".join(one.warnings) if isinstance(one.warnings, list) else ""
+        digest = "–" if one.digest is None else f"{one.digest[:19]}…"
+        cells = (one.version, state, size(one.bytes), str(place) or "–", digest, one.created or "–", warnings)
+        rows.append([escape(cell) for cell in cells])
+    return table(["Version", "State", "Memory", "Environment", "Digest", "Made", "Warnings"], rows)
 
 
 def _option(name: str, text: str) -> str:
@@ -147,8 +201,8 @@ def _specs(specs: Sequence[ColSpec | TensorSpec], *, required: bool = False) -> 
         else:
             rows.append([escape(name), escape(str(spec.type)), "yes" if spec.required else "no"])
     if not required:
-        return _table(["Name", "Type"], [row[:2] for row in rows])
-    return _table(["Name", "Type", "Required"], rows)
+        return table(["Name", "Type"], [row[:2] for row in rows])
+    return table(["Name", "Type", "Required"], rows)
 
 
 def _params(specs: Sequence[ParamSpec]) -> str:
@@ -160,16 +214,4 @@ def _params(specs: Sequence[ParamSpec]) -> str:
         ]
         for spec in specs
     ]
-    return _table(["Name", "Type", "Default"], rows)
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table. The cells are HTML already."""
-    top = "".join(f'<th scope="col">{escape(one)}</th>' if one else "<td></td>" for one in head)
-    lines = "\n".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    table = f"<table>\n<thead><tr>{top}</tr></thead>\n<tbody>\n{lines}\n</tbody>\n</table>"
-    return f'<div class="wide" tabindex="0">\n{table}\n</div>'
-
-
-def _page(title: str, up: str, body: str) -> str:
-    return _FRAME.format(title=escape(title), up=up, body=body)
+    return table(["Name", "Type", "Default"], rows)

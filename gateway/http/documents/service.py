@@ -52,8 +52,23 @@ def _fields(kind: type[schemas.Body]) -> Schema:
     return {key: value for key, value in document.items() if key not in ("title", "description")}
 
 
-def routes() -> list[Route]:
-    """Every route. `{model}` is NAME or NAME@ALIAS, escaped as a path is."""
+def routes(console: bool = True) -> list[Route]:
+    """Every route. `{model}` is NAME or NAME@ALIAS, escaped as a path is. `console`: whether there is one."""
+    return [*_routes(), *(_console() if console else [])]
+
+
+def _console() -> list[Route]:
+    return [
+        Route("get", "/", "The console: what is loaded, problems first.", media=_HTML),
+        Route("get", "/console/failures", "The console: what fails, and what to do.", media=_HTML),
+        Route("get", "/console/rollouts", "The console: all aliases.", media=_HTML),
+        Route("get", "/console/rollouts/{model}", "The console: one alias.", ("400", "404"), media=_HTML),
+        Route("get", "/console/sign-in", "The console: a form for a one-time code.", media=_HTML),
+        Route("post", "/console/codes", "A one-time code for a browser.", control=True),
+    ]
+
+
+def _routes() -> list[Route]:
     v1 = {"type": "object", "properties": {"instances": {"type": "array"}}, "required": ["instances"]}
     v2 = openapi.v2_request(None)["schema"]
     ready = ("404", "503")
@@ -132,10 +147,10 @@ def routes() -> list[Route]:
     ]
 
 
-def document() -> dict[str, Any]:
+def document(console: bool = True) -> dict[str, Any]:
     """The document. Its server is where it lies, so that it holds under a path prefix."""
     paths: dict[str, dict[str, Any]] = {}
-    for route in routes():
+    for route in routes(console):
         words = [word.partition("}")[0] for word in route.path.split("{")[1:]]
         path = paths.setdefault(route.path, {})
         if words:

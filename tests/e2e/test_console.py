@@ -1,0 +1,184 @@
+"""The console in a real browser, as an operator uses it: signed in by the command, at two widths, below a
+path prefix, by keyboard; a canary is paused, resumed and finished there. Screenshots are kept where
+GATEWAY_SCREENSHOTS names a directory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from tests.e2e.test_docs_page import browser as browser
+from tests.support.running import Running, log_scaled, running
+
+POLICY = {"canary": {"steps": [50], "every": "1h", "requests": 1000}}
+
+
+@pytest.fixture(scope="module")
+def server(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    directory = tmp_path_factory.mktemp("console")
+    registry = directory / "registry.yaml"
+    log_scaled(registry, "scaled", 2.0, alias="champion")
+    log_scaled(registry, "scaled", 3.0)
+    document = yaml.safe_load(registry.read_text())
+    for number in range(60):
+        document["models"][f"other-{number:02d}"] = {"versions": {"1": {"source": "/nowhere"}}}
+    broken = {"versions": {"1": {"source": "/nowhere"}}, "aliases": {"champion": "1"}}
+    document["models"]["<b>broken"] = broken
+    registry.write_text(yaml.safe_dump(document))
+    (directory / "gateway.yaml").write_text(
+        yaml.safe_dump({"models": {"scaled": {"rollout": POLICY}}, "isolation": "inline"})
+    )
+    with running(directory, "--registry", str(registry)) as server:
+        assert server.predict("scaled", [{"x": 1.0}]).status_code == 200
+        assert httpx.post(f"{server.url}/predict/%3Cb%3Ebroken", json={"inputs": [1]}).is_error
+        yield server
+
+
+@pytest.mark.parametrize("width", [420, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_pages(browser: Any, server: Running, width: int, scheme: str) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    problems: list[str] = []
+    asked: list[str] = []
+    page.on("console", lambda message: problems.append(message.text))
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    for name, path in (
+        ("overview", "/"),
+        ("failures", "/console/failures"),
+        ("rollouts", "/console/rollouts"),
+        ("rollout", "/console/rollouts/scaled@champion"),
+        ("model", "/models/scaled/docs"),
+        ("sign-in", "/console/sign-in"),
+    ):
+        page.goto(server.url + path)
+        assert page.get_by_role("heading", level=1).count() == 1
+        assert page.get_by_role("navigation").get_by_role("link").count() == 4
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        if kept := os.environ.get("GATEWAY_SCREENSHOTS"):
+            page.screenshot(path=Path(kept, f"{name}-{width}-{scheme}.png"), full_page=True)
+    assert problems == []
+    assert all(url.startswith((server.url, "data:")) for url in asked)
+    page.close()
+
+
+def test_without_javascript_and_by_keyboard(browser: Any, server: Running) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(server.url + "/")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/#content")
+    page.get_by_label("Part of the name").fill("OTHER-5")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/?q=OTHER-5")
+    assert page.get_by_role("link", name="other-5").count() == 10
+    page.goto(server.url + "/")
+    page.get_by_role("link", name="More models").click()
+    page.wait_for_url("**after=*")
+    assert page.get_by_role("link", name="scaled").count() >= 1
+    assert page.get_by_text("What to do:").first.is_visible()
+    context.close()
+
+
+@contextmanager
+def below(server: Running, prefix: str) -> Iterator[str]:
+    """The URL of a proxy that serves the gateway below a prefix, which it takes off."""
+
+    class Proxy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            length = int(self.headers.get("content-length") or 0)
+            path = self.path.removeprefix(prefix) if self.path.startswith(f"{prefix}/") else "/nowhere"
+            passed = {name: value for name, value in self.headers.items() if name.lower() != "connection"}
+            answer = httpx.request(
+                self.command, server.url + path, headers=passed, content=self.rfile.read(length), timeout=60
+            )
+            self.send_response(answer.status_code)
+            for name, value in answer.headers.items():
+                if name not in ("connection", "content-length", "transfer-encoding"):
+                    self.send_header(name, value)
+            self.send_header("content-length", str(len(answer.content)))
+            self.end_headers()
+            self.wfile.write(answer.content)
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as proxy:
+        thread = threading.Thread(target=proxy.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{proxy.server_port}{prefix}"
+        proxy.shutdown()
+        thread.join()
+
+
+def signed_in(browser: Any, server: Running, url: str) -> Any:
+    """A page of a browser that opened what `gateway console` prints. `url`: the gateway for the browser."""
+    printed = subprocess.run(
+        [sys.executable, "-m", "gateway", "console", "--url", server.url],
+        env={**os.environ, "GATEWAY_STATE_DIR": str(server.directory / "state")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    page = browser.new_context().new_page()
+    page.goto(printed.stdout.strip().replace(server.url, url, 1))
+    page.get_by_role("button", name="Sign in").click()
+    page.wait_for_url(f"{url}/")
+    assert "admin" in page.get_by_role("banner").inner_text()
+    return page
+
+
+def test_below_a_prefix(browser: Any, server: Running) -> None:
+    with below(server, "/ml") as url:
+        page = signed_in(browser, server, url)
+        page.get_by_role("link", name="Rollouts").click()
+        page.get_by_role("link", name="scaled@champion").click()
+        page.get_by_role("link", name="The model").click()
+        page.get_by_role("link", name="champion").click()
+        page.wait_for_url(f"{url}/console/rollouts/scaled@champion")
+        page.get_by_role("button", name="Sign out").click()
+        page.wait_for_url(f"{url}/")
+        assert "admin" not in page.get_by_role("banner").inner_text()
+        page.context.close()
+
+
+def test_a_canary_is_paused_resumed_and_finished(browser: Any, server: Running) -> None:
+    put = f"{server.url}/models/scaled/aliases/champion"
+    assert httpx.put(put, json={"version": "2"}, headers=server.key, timeout=60).status_code == 202
+    page = signed_in(browser, server, server.url)
+    stranger = browser.new_page()
+    place = f"{server.url}/console/rollouts/scaled@champion"
+    for _ in range(200):
+        page.goto(place)
+        if page.get_by_role("button", name="Pause").count():
+            break
+    stranger.goto(place)
+    assert stranger.get_by_role("button", name="Pause").count() == 0
+    assert stranger.get_by_text("Sign in with control access").count() == 1
+    page.get_by_role("button", name="Pause").click()
+    page.get_by_role("button", name="Resume").click()
+    page.get_by_role("button", name="Pause").wait_for()
+    assert page.get_by_role("heading", name="Evidence").count() == 1
+    page.get_by_role("button", name="Finish").click()
+    page.wait_for_url(place)
+    for _ in range(200):
+        if server.predict("scaled", [{"x": 1.0}]).json()["predictions"] == [3.0]:
+            break
+    page.goto(place)
+    assert page.get_by_role("heading", name="What happened").count() == 1
+    stranger.close()
+    page.context.close()
