@@ -133,7 +133,7 @@ def model(
     if (v2 := openapi.v2_example(signature)) is not None:
         told.append(("Open Inference Protocol (V2)", openapi.curl(target, v2, "v2/models/", "/infer")))
     parts += [f'<h3>{escape(name)}</h3>\n<pre tabindex="0">{escape(text)}</pre>' for name, text in told]
-    return page(title, up, "\n".join(parts), console=console)
+    return page(title, up, "\n".join(parts), here="models", console=console)
 
 
 def _python(target: str, value: Mapping[str, Any]) -> str:
