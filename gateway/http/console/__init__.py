@@ -170,11 +170,16 @@ class Console:
         elif path.startswith(ROLLOUTS + b"/"):
             target, _, verb = path[len(ROLLOUTS) + 1 :].rpartition(b"/")
             reference = _alias(target)
-            self._access.control(record, reference)
-            assert reference.alias is not None
+            name, alias = reference.name, reference.alias or ""
+            call = f"POST {path.decode('latin-1')}"
             try:
-                self._promotions.direct(reference.name, reference.alias, verb.decode("latin-1"))
+                with self._access.audited(
+                    record, call, reference, lambda: self._views.rollout(name, alias).phase
+                ):
+                    self._promotions.direct(name, alias, verb.decode("latin-1"))
             except Problem as problem:
+                if problem.status in (401, 403, 404):
+                    raise
                 record.code = problem.code
                 shown = self._rollout(record, reference, "../../..", problem.message)
                 await self._page(send, record, problem.status, shown)

@@ -43,7 +43,7 @@ _FILES: Final = {"page.css": b"text/css; charset=utf-8", "page.js": b"text/javas
 SAFE: Final[tuple[Header, ...]] = (
     (
         b"content-security-policy",
-        b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
+        b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
         b"base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
     ),
     (b"x-content-type-options", b"nosniff"),

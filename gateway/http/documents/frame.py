@@ -16,7 +16,6 @@ _FRAME = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>{title}</title>
-<link rel="icon" href="data:,">
 <link rel="stylesheet" href="{up}/docs/page.css">
 <script src="{up}/docs/page.js" defer></script>
 </head>

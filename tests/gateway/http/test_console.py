@@ -166,6 +166,8 @@ def test_a_verb_that_is_refused_says_why_on_its_page(served: Served) -> None:
     reply = post(served, "/console/rollouts/iris@champion/pause", cookie=cookie, origin=own)
     assert reply.status_code == 409
     assert 'role="alert"' in reply.text
+    calls = served.gateway.parts.access.calls("iris", "champion")
+    assert "POST /console/rollouts/iris@champion/pause" in str(calls)
     assert post(served, "/console/rollouts/iris@champion/other", cookie=cookie).status_code == 405
 
 
