@@ -50,6 +50,7 @@ from gateway.serving.preparation import Preparation
 from gateway.serving.servable import Options, Servable
 from gateway.settings import Settings
 from gateway.upkeep import Background, Upkeep
+from gateway.usage import Usage
 from gateway.views import Views
 
 log = logging.getLogger("gateway")
@@ -68,11 +69,9 @@ class Gateway:
         io = self._pools.registry
         self._persistence = Persistence(settings.state_dir, registry, pack_bytes=settings.pack_bytes)
         self._feedback = Feedback(
-            registry,
-            io,
-            take=lambda snapshot: self.watch.take(snapshot, "registry"),
+            registry, io, take=lambda snapshot: self.watch.take(snapshot, "registry"),
             status=settings.mlflow_status,
-        )
+        )  # fmt: skip
         sources = sources_for(registry.target, settings.artifact_sources, [settings.registry])
         self.environments = environments.store(settings)
         self._artifacts = Artifacts(settings.cache_dir, settings.disk_limit, sources, self.environments)
@@ -171,9 +170,10 @@ class Gateway:
             prepare=self._packages.get, fetching=self._packages.fetching, preload=preload,
         )  # fmt: skip
         self.connections = Connections(settings.max_connections)
+        self.usage = Usage(self.manager, self.metrics)
         self.parts = Parts.of(
             settings, self.service, self.views, self.promotions, self.residency, self.watch, self.metrics,
-            self.recorder, access=self.access, draining=lambda: self.draining,
+            self.recorder, access=self.access, usage=self.usage, draining=lambda: self.draining,
         )  # fmt: skip
         self._governor = Governor(
             cgroup.memory_usage,
@@ -213,6 +213,7 @@ class Gateway:
             governor=self._governor.run,
             capture=self.recorder.run,
             access=self.access.run,
+            usage=self.usage.run,
             notify=self._notifier.run,
         )
 

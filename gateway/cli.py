@@ -28,6 +28,7 @@ from gateway.commands import (
     rollouts,
     serving,
     tokens,
+    usage,
 )
 from gateway.commands.terminal import REFUSED, WRONG_USAGE, Failure, apart, complain, note
 
@@ -57,6 +58,7 @@ for command in (
     operating.status,
     operating.load,
     operating.unload,
+    usage.usage,
     prediction.predict,
     checking.check,
     configuration.config,

@@ -81,6 +81,8 @@ class Metrics:
         own = self.registry
         self._unresolved: dict[tuple[str, str], int] = {}
         self._teams: set[str] = set()
+        #: Called for each request that has ended.
+        self.usage: Callable[[RequestRecord], None] = lambda record: None
         self._batches = Histogram(
             "gateway_batch_rows",
             "Rows per call of a model.",
@@ -208,6 +210,7 @@ class Metrics:
         phases = (record.parse, record.queue, record.predict, record.encode)
         team = "" if record.principal is None else record.principal.team
         self.request(name, number, record.code, time.perf_counter() - record.began, phases, team)
+        self.usage(record)
         if record.lenient and record.code == "2xx":
             self._lenient.labels(name).inc()
         if record.cached is not None:

@@ -316,8 +316,9 @@ class Service:
                 inference.unparsed = None
         except InvalidInput as error:
             raise self._misfit(servable, inference, error) from None
+        inference.record.rows = enforced.batch.rows or 1
         for quota in inference.quotas:
-            quota.rows(enforced.batch.rows or 1)
+            quota.rows(inference.record.rows)
         inference.quotas = ()
         try:
             answer = servable.batcher.submit(enforced.batch, params, inference.deadline)

@@ -135,7 +135,7 @@ TABLE: dict[str, Row] = {
     "metrics": row(LEAVES, "record", "vitals", "tallies", libraries="prometheus_client", loaders=True),
     # HTTP receives parts and never the application: what `views` read, and who carries out the verbs.
     "http": row(
-        LEAVES, VERSION, CAPTURE, "record", "service", "views", "metrics", "access", "__version__",
+        LEAVES, VERSION, CAPTURE, "record", "service", "views", "metrics", "access", "usage", "__version__",
         "rollouts.promotions", "rollouts.residency", "registries.watcher", "registries.webhooks",
         "registries.hosted",
         libraries="starlette uvicorn httptools orjson numpy pyarrow pydantic pydantic_core", loaders=True,
@@ -153,10 +153,11 @@ TABLE: dict[str, Row] = {
     "gauges": row(
         "cgroup", "serving", "views", "metrics", "upkeep", "http.connections", "registries.watcher",
     ),
+    "usage": row(VERSION, "record", "serving", "metrics"),
     "upkeep": row(LEAVES, PREPARED, "artifacts.cache", "runners", "serving"),
     "app": row(
         LEAVES, PARTS, CAPTURE, "serving", "rollouts", "service", "views", "http", "metrics", "gauges",
-        "persistence", "notify", "upkeep", "access",
+        "persistence", "notify", "upkeep", "access", "usage",
     ),
     "server": row(LEAVES, PARTS, "app", "http", "grpc", libraries="uvicorn uvloop"),
     # Python's interface: registry and artifacts, without a server.

@@ -28,6 +28,7 @@ from gateway.http.schemas import AnyBody
 from gateway.names import Reference
 from gateway.registries.webhooks import Deliveries, concerned
 from gateway.rollouts.residency import LONGEST_WAIT
+from gateway.usage import BY
 from gateway.views import View
 from gateway.views.paging import MOST, Page
 from loaders.batch import Value
@@ -69,6 +70,7 @@ class Control:
         self._watch = parts.watch
         self._access = parts.access
         self._draining = parts.draining
+        self._usage = parts.usage
         self._feed = parts.feed
         self._captures = parts.captures
         self._rendered = parts.metrics.render
@@ -98,6 +100,7 @@ class Control:
             "/livez": {"GET": self._livez},
             "/readyz": {"GET": self._readyz},
             "/metrics": {"GET": self._metrics},
+            "/usage": {"GET": self._used},
         }
         self._router = Router(
             [
@@ -252,6 +255,16 @@ class Control:
         self._access.operate(request.scope[problems.RECORD])
         text, content_type = self._rendered(request.headers.get("accept", ""))
         return Response(text, headers={"content-type": content_type})
+
+    async def _used(self, request: Request) -> Result:
+        self._access.operate(request.scope[problems.RECORD])
+        given = request.query_params.get("by", ",".join(BY))
+        by = tuple(part.strip() for part in given.split(",") if part.strip())
+        if request.query_params.keys() - {"by"} or set(by) - set(BY):
+            hint = "?by=team, ?by=model or ?by=team,model"
+            raise _invalid("?by", "is not known", "team, model or both", hint=hint)
+        await self._usage.look()
+        return self._usage.view(by)
 
     # Verbs ---------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gateway.rollouts.residency import Residency
     from gateway.service import Service
     from gateway.settings import Settings
+    from gateway.usage import Usage
     from gateway.views import Views
 
 
@@ -38,6 +39,7 @@ class Parts:
     metrics: Metrics
     settings: Settings
     draining: Callable[[], bool]
+    usage: Usage
     access: Callers
     bodies: BodyReader
     large_bodies: LargeBodies
@@ -57,6 +59,7 @@ class Parts:
         recorder: Recorder,
         *,
         access: Access,
+        usage: Usage,
         draining: Callable[[], bool],
     ) -> Parts:
         """These parts of the gateway, with what HTTP itself needs as the settings say."""
@@ -69,6 +72,7 @@ class Parts:
             metrics,
             settings,
             draining,
+            usage,
             access=Callers(access, elsewhere=settings.admin_listen is not None),
             bodies=BodyReader(settings.max_body_bytes, settings.max_inflight_bytes),
             large_bodies=LargeBodies(settings.max_inflight_bytes),

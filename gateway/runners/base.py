@@ -6,7 +6,7 @@ know aliases or protocols.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from loaders.schema import SignatureError
@@ -80,6 +80,14 @@ class Runner(Protocol):
     def accepted(self) -> Signature | None:
         """The signature of what the model accepts, where that is another than its package's: it takes more,
         or its package has none and its file states one. Available after `start`."""
+
+    @property
+    def pids(self) -> Sequence[int]:
+        """Its processes, also one that it shares; empty inside the gateway's process."""
+
+    @property
+    def busy_seconds(self) -> float:
+        """The time of its calls in a process that it shares, so far."""
 
     @property
     def slots(self) -> int:

@@ -10,7 +10,7 @@ import asyncio
 import gc
 import traceback
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -43,6 +43,9 @@ class InlineRunner:
     answer."""
 
     slots = 1
+    #: What it uses is the gateway's.
+    pids: Sequence[int] = ()
+    busy_seconds = 0.0
     isolation = "inline"
 
     def __init__(

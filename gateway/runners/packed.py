@@ -93,6 +93,7 @@ class PackedRunner:
         self._observe = observe
         self._in_pack = placement
         self._place: Place | None = None
+        self.busy_seconds = 0.0
         self._own: ProcessRunner | None = None
         self._own_calls = 0
         self._own_idle = asyncio.Event()
@@ -306,8 +307,14 @@ class PackedRunner:
 
     # ---- moving
 
+    @property
+    def pids(self) -> list[int]:
+        own = [] if self._own is None else self._own.pids
+        return own if self._place is None else [*own, self._place.process.worker.pid]
+
     def worked(self, seconds: float) -> None:
         """Its pack has answered a call of it, which took `seconds`."""
+        self.busy_seconds += seconds
         self.last_asked = self._loop.time()
         self._slow = self._slow + 1 if seconds > SLOW else 0
         if self._slow >= SLOW_CALLS and self._own is None:

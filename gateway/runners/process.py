@@ -150,6 +150,9 @@ class ProcessRunner:
     def accepted(self) -> Signature | None:
         return self._accepted
 
+    #: Its processes are its own.
+    busy_seconds = 0.0
+
     @property
     def pids(self) -> list[int]:
         return [worker.pid for worker in self._workers]

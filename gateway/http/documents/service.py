@@ -142,6 +142,7 @@ def _routes() -> list[Route]:
         Route("get", "/livez", "The process is alive."),
         Route("get", "/readyz", "Whether it may take traffic.", answers=_READINESS),
         Route("get", "/metrics", "Metrics for Prometheus.", media=_TEXT),
+        Route("get", "/usage", "What teams and models have used.", ("400",)),
         Route("get", "/openapi.json", "This document."),
         Route("get", "/docs", "A page with all models and routes.", media=_HTML),
     ]

@@ -88,6 +88,8 @@ def call(service: Any, *incoming: dict[str, Any], **scope: Any) -> list[dict[str
         large_bodies=None,
         access=Callers(Access(Settings(admin_key_file=Path("no-key")))),
         feed=None,
+        usage=None,
+        captures=None,
     )
     sent: list[dict[str, Any]] = []
     messages = list(incoming)

@@ -78,6 +78,7 @@ NEEDS: dict[str, Need] = {
     "GET /livez": "open",
     "GET /readyz": "open",
     "GET /metrics": "operate",
+    "GET /usage": "operate",
     "GET /openapi.json": "open",
     "GET /docs": "list",
 }
