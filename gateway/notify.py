@@ -90,7 +90,8 @@ class Notifier:
         self._transport = transport
         self._news = {target.url: asyncio.Event() for target in self._targets}
         self._last: dict[tuple[str, str], tuple[tuple[Any, ...], float]] = {}
-        self._evidence: dict[tuple[str, str, str], dict[str, Any]] = {}
+        #: The version that a rollout has just refused, and why, by alias.
+        self._refused: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {}
         self._failing: set[str] = set()
 
     def notice(self, event: Event) -> None:
@@ -131,11 +132,12 @@ class Notifier:
                     "previous": event.previous, "moved_by": event.moved_by,
                 }  # fmt: skip
             case SwapRefused():
-                evidence = self._evidence.pop((event.model, event.alias, event.version), None)
-                return "refused", _about(event, reason=event.reason, evidence=evidence)
+                version, evidence = self._refused.pop((event.model, event.alias), ("", {}))
+                evidence = evidence if version == event.version else {}
+                return "refused", _about(event, reason=event.reason, evidence=evidence or None)
             case RolloutChanged(phase="refused") if event.evidence:
                 # The refusal itself follows, with the same reason and without the evidence.
-                self._evidence[event.model, event.alias, event.version] = event.evidence
+                self._refused[event.model, event.alias] = event.version, event.evidence
                 return None
             case RolloutChanged(phase="rolled_back" | "held" as kind):
                 about = _about(event, reason=event.reason, evidence=event.evidence)

@@ -191,7 +191,9 @@ class Recorder:
             log.warning("cannot delete old captured requests: %s", error)
         else:
             if deleted:
-                log.info("deleted %d captured requests, which are older or larger than allowed", deleted)
+                log.info(
+                    "deleted %d captured requests: beyond their limits, or with a redacted column", deleted
+                )
 
     async def close(self) -> None:
         await self.flush()

@@ -195,7 +195,8 @@ class CaptureStore:
             (*values, self._clock()),
         )
         found = [Summary(*row) for row in rows]
-        return sorted(found, key=lambda one: (one.model, int(one.version)))
+        # A model that MLflow names by its id has no number.
+        return sorted(found, key=lambda one: (one.model, one.version.zfill(20), one.version))
 
     def newest(self, name: str, version: str, count: int, digest: str | None = None) -> tuple[list[int], int]:
         """The numbers of the last requests of a version that can be replayed, oldest first, at most `count`;

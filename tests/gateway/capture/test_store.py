@@ -132,10 +132,10 @@ def test_deleted_content_is_not_in_the_file_any_more(store: CaptureStore, tmp_pa
 def test_summaries_and_drops_by_model_and_version(store: CaptureStore) -> None:
     store.add([record(1), record(2, redact=("ssn",), at=5.0)], WIDE)
     store.add([record(3, version="10"), record(4, version="2")], WIDE)
-    store.add([record(5, model="rent")], WIDE)
+    store.add([record(5, model="rent", version="m-0123")], WIDE)
     found = store.summaries()
     assert [(one.model, one.version, one.requests) for one in found] == [
-        ("iris", "1", 2), ("iris", "2", 1), ("iris", "10", 1), ("rent", "1", 1),
+        ("iris", "1", 2), ("iris", "2", 1), ("iris", "10", 1), ("rent", "m-0123", 1),
     ]  # fmt: skip
     assert (found[0].replayable, found[0].rows, found[0].oldest, found[0].newest) == (1, 2, 0.0, 5.0)
     assert store.drop("iris", "2") == 1
