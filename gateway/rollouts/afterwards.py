@@ -6,6 +6,11 @@ an e-process, as in `guards`, against "the new version is at most as bad as that
 excess". It may be looked at after every request. The probability that an identical version is rolled back is
 at most the sum of both errors, which is alpha.
 
+A request that fails on the new version may be given to the version before. If that fails too, the request is
+not counted. Of two versions that both fail with probability p, the new one then fails p / (1 + p) of what is
+counted, which is never more than half. So a version that fails nearly always is found even if nothing is
+known of the minutes before.
+
 Requests that arrive together fail together. So an observation is the mean of as many requests as count as
 one, by the design effect of the minutes before.
 
@@ -26,6 +31,9 @@ BOUND_SHARE: Final = 0.2
 EXCESSES: Final = ((0.015, 0.1), (0.04, 0.5), (0.1, 0.25), (0.4, 0.15))
 """How much above the bound a rate is supposed to be, and the weight of that supposition."""
 
+MOST_ALONE: Final = 0.5
+"""The largest share of the counted requests on which one of two equal versions fails alone."""
+
 MEASURES: Final = ("errors", "latency", "output")
 WEIGHTS: Final = {"errors": 5.0, "latency": 1.0, "output": 1.0}
 """How alpha is divided among the active guards."""
@@ -33,9 +41,14 @@ WEIGHTS: Final = {"errors": 5.0, "latency": 1.0, "output": 1.0}
 
 class Afterwards:
     """The guards of a watch. `limits` as in `guards`; a guard without a bound (too little was seen before the
-    swap) never finds anything."""
+    swap) never finds anything. `repeats`: requests that fail are given to the version before."""
 
-    def __init__(self, limits: Limits, before: Reference, *, alpha: float = ALPHA) -> None:
+    def __init__(
+        self, limits: Limits, before: Reference, *, alpha: float = ALPHA, repeats: bool = False
+    ) -> None:
+        self._repeats = repeats
+        #: Only failures that the version before did not have count, because nothing else bounds them.
+        self._alone = False
         self.limits = limits
         self.before = before
         self.candidate = Arm()
@@ -64,7 +77,10 @@ class Afterwards:
             slowest = self.before.slowest_median(alpha)
             return None if slowest is None else slowest * self.limits.latency
         if name == "errors":
-            limit = self.before.most_failures(alpha) + (self.limits.errors or 0.0)
+            most = self.before.most_failures(alpha)
+            if self._repeats and most > MOST_ALONE:
+                self._alone, most = True, MOST_ALONE
+            limit = most + (self.limits.errors or 0.0)
         else:
             limit = self.before.most_violations(alpha) + (self.limits.output or 0.0)
         return limit if limit < 1 else None
@@ -78,7 +94,8 @@ class Afterwards:
         for name, bad in (("errors", outcome.failed), ("output", outcome.violated)):
             if bad and len(self._failing[name]) < KEYS:
                 self._failing[name].add(outcome.key)
-        self._add("errors", float(outcome.failed))
+        if outcome.repeated or not (outcome.failed and self._alone):
+            self._add("errors", float(outcome.failed))
         if not outcome.failed:
             self._add("output", float(outcome.violated))
             limit = self._limits.get("latency")

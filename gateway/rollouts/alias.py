@@ -19,6 +19,10 @@ STOPPED: Final = frozenset({"refused", "rolled_back"})
 """The phases in which the version in the registry was refused."""
 
 
+#: The versions of an alias whose last minutes are kept.
+RECORDS_KEPT: Final = 3
+
+
 class Memory(Protocol):
     """The facts about an alias that survive a restart. Calls return at once; another thread writes."""
 
@@ -66,8 +70,10 @@ class LiveAlias:
     refusal: Problem | None = None
     #: A new version that gets part of the requests, step by step, before it serves, or is watched after it.
     rollout: Rollout | None = None
-    #: The record of the version in service, where the policy may compare it with a later one.
+    #: The record of the version in service, where the policy may compare it with a later one, and those of
+    #: the versions that served before, which may serve again.
     in_service: InService | None = None
+    recorded: dict[Version, InService] = field(default_factory=dict)
     #: What records the requests: one of the two above. The only one that a request looks at.
     observer: Rollout | InService | None = None
     #: The version that was replaced last, until it is no longer kept loaded.
@@ -93,6 +99,13 @@ class LiveAlias:
     def record(self, in_service: InService | None) -> None:
         """Sets the record of the version in service."""
         self.in_service = in_service
+        if in_service is not None:
+            self.recorded.pop(in_service.version, None)
+            self.recorded[in_service.version] = in_service  # the newest last
+            for version in list(self.recorded)[:-RECORDS_KEPT]:
+                del self.recorded[version]
+        else:
+            self.recorded.clear()
         self.observer = self.rollout or in_service
 
     @property

@@ -351,7 +351,7 @@ class Conductor:
         if not self.policy(model).watch:
             found.record(None)
         elif found.in_service is None or found.in_service.version != serving:
-            found.record(InService(serving, self._clock))
+            found.record(found.recorded.get(serving) or InService(serving, self._clock))
 
     def crash_loop(self, found: LiveAlias, target: Version, service: Version, reason: str) -> TakenBack:
         """Takes back a version that crashed again and again soon after its swap, without a watch."""

@@ -46,12 +46,14 @@ whose requests no version can answer would decide."""
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One finished request. `seconds`: the duration of the model's call. `key`: the caller's canary key."""
+    """One finished request. `seconds`: the duration of the model's call. `key`: the caller's canary key.
+    `repeated`: it failed, and the other version then answered it."""
 
     failed: bool
     seconds: float
     violated: bool = False
     key: str = ""
+    repeated: bool = False
 
 
 class Bet:

@@ -196,7 +196,8 @@ class Rollout:
         if course.phase is Phase.WATCHING:
             before = Reference() if course.before is None else Reference.from_json(course.before)
             after_steps = any(change["phase"] == Phase.CANARY.value for change in course.changes)
-            self.guards = Afterwards(limits, before, alpha=ALPHA * WATCH_SHARE if after_steps else ALPHA)
+            alpha = ALPHA * WATCH_SHARE if after_steps else ALPHA
+            self.guards = Afterwards(limits, before, alpha=alpha, repeats=self.retries)
             self._slowest = before.slowest
         else:
             alpha = ALPHA * (1 - WATCH_SHARE) if policy.watch else ALPHA
@@ -308,7 +309,7 @@ class Rollout:
             return  # there is nothing to compare it with
         if self.watching and refused and not repeats:
             return  # perhaps the version before would refuse it too
-        outcome = Outcome(failed, max(seconds, FELT_SECONDS), bool(violated), caller)
+        outcome = Outcome(failed, max(seconds, FELT_SECONDS), bool(violated), caller, repeats)
         self.guards.observe(outcome, candidate=candidate)
         if candidate:
             self._requests += 1

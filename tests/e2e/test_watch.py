@@ -102,6 +102,37 @@ def test_a_bad_version_is_taken_back_after_the_swap_without_a_failed_request(
         assert "rolled back" in status["error"]
 
 
+def test_one_gateway_takes_a_version_back_for_all_and_a_person_may_go_back_first(tmp_path: Path) -> None:
+    registry = registry_of(tmp_path, "works", "raises")
+    settings = {"GATEWAY_REGISTRY": str(registry), "GATEWAY_ROLLOUT": json.dumps(POLICY)}
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    with running(tmp_path / "a", **settings) as one, running(tmp_path / "b", **settings) as other:
+        for server in (one, other):
+            with Callers(server, "twice", 1) as traffic:
+                traffic.until(60)
+        # A person goes back to a smaller number during the watch: it ends, and nothing is held against 2.
+        open_registry(str(registry)).move(Move("twice", "champion", "2"))
+        until_phase(one, "serving (watching)")
+        gone = httpx.post(
+            f"{one.url}/models/twice/aliases/champion/rollback", params={"wait": "true"},
+            headers=one.key, json={}, timeout=60,
+        )  # fmt: skip
+        assert (gone.status_code, gone.json()["serving"], gone.json()["phase"]) == (200, "1", "serving")
+        assert gone.json()["verdict"] is None
+        assert view_of(one)["rollout"]["phase"] == "superseded"
+        until(lambda: view_of(other)["serving"] == "1")
+        # The other gateway has no traffic of its own, and follows the verdict.
+        open_registry(str(registry)).move(Move("twice", "champion", "3"))
+        until_phase(other, "serving (watching)")
+        with Callers(one, "twice") as traffic:
+            until_phase(one, "rolled_back")
+            passed = until(lambda: view_of(other)["serving"] == "1")
+        assert passed < 5.0  # poll + 2 s, on a busy machine
+        assert {status for status, _ in traffic.seen} == {200}
+        assert "another gateway: errors: " in view_of(other)["rollout"]["reason"]
+
+
 def test_kill_9_during_a_watch_goes_on_watching_and_after_a_rollback_stays_back(tmp_path: Path) -> None:
     registry = registry_of(tmp_path, "raises")
     with running(tmp_path, GATEWAY_ROLLOUT=json.dumps(POLICY)) as server:

@@ -67,6 +67,28 @@ def test_promise_12_without_a_reference_nothing_is_found_and_the_evidence_says_s
     assert breached_after(few, Outcome(False, 5.0), 500) == 500  # ten calls bound no median
 
 
+def test_without_a_reference_a_version_that_fails_what_the_version_before_answers_is_found() -> None:
+    guards = Afterwards(Limits(), Reference(), repeats=True)
+    for number in range(60):
+        guards.observe(Outcome(True, 0.01, key=str(number)))  # nobody else answered
+    assert guards.breached is None
+    for number in range(20):
+        guards.observe(Outcome(True, 0.01, key=str(number), repeated=True))
+    assert guards.breached == "errors"
+    assert guards.verdict().evidence["guards"]["errors"]["limit"] == 0.51
+
+
+def test_two_versions_that_fail_nearly_always_are_equal() -> None:
+    draw = random.Random(9)
+    for _ in range(50):
+        guards = Afterwards(Limits(), Reference(), repeats=True)
+        for number in range(1000):
+            failed, other = draw.random() < 0.9, draw.random() < 0.9
+            if not failed or not other:  # where both fail, nothing is observed
+                guards.observe(Outcome(failed, 0.01, key=str(number), repeated=failed))
+        assert guards.breached is None
+
+
 def test_failures_of_one_caller_decide_nothing() -> None:
     guards = Afterwards(Limits(), reference())
     for _ in range(100):

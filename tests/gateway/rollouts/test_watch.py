@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from pathlib import Path
 from typing import Any
@@ -201,6 +202,30 @@ def test_without_a_policy_a_crash_loop_soon_after_the_swap_rolls_back(tmp_path: 
     conducted(tmp_path, test, {})
 
 
+def test_a_version_that_serves_again_keeps_its_reference(tmp_path: Path) -> None:
+    async def test(setup: Setup) -> None:
+        await swapped(setup)
+        setup.say(Alias("1", last_good="1"))
+        await turns(50)
+        await setup.ask(3)
+        setup.say(Alias("3", previous=("1",), last_good="1"))
+        await turns(50)
+        assert await setup.ask() == ["3"]
+        assert setup.rollout.evidence()["service"]["requests"] == 302
+
+    conducted(tmp_path, test, WATCH)
+
+
+def test_without_a_reference_a_version_that_fails_always_does_not_pass(tmp_path: Path) -> None:
+    async def test(setup: Setup) -> None:
+        await swapped(setup, before=1)
+        setup.fails(2)
+        assert set(await setup.ask(40)) == {"1"}
+        assert setup.phase == "rolled_back"
+
+    conducted(tmp_path, test, WATCH)
+
+
 def test_an_input_that_no_version_can_answer_says_nothing_about_the_new_one(tmp_path: Path) -> None:
     async def test(setup: Setup) -> None:
         await swapped(setup)
@@ -254,6 +279,82 @@ def test_a_rollback_by_a_person_ends_the_watch_and_is_not_watched(tmp_path: Path
         assert setup.found == []
 
     conducted(tmp_path, test, WATCH)
+
+
+def test_flapping_faster_than_a_load_watches_only_the_last_version(tmp_path: Path) -> None:
+    async def test(setup: Setup) -> None:
+        await swapped(setup)
+        starts = setup.bench.behaviour(version(3)).starts
+        held = setup.bench.behaviour(version(3)).hold = asyncio.Event()
+        for number in "32323":
+            setup.say(Alias(number, previous=("1",), last_good="1"))
+            await turns(3)
+        assert set(await setup.ask(10)) == {"2"}  # what serves goes on
+        held.set()
+        await turns(50)
+        assert await setup.ask() == ["3"]
+        assert setup.rollout.candidate == version(3)
+        assert setup.bench.behaviour(version(3)).starts - starts <= 3
+        assert setup.course == "watching"
+
+    conducted(tmp_path, test, WATCH)
+
+
+ALL_PHASES = {
+    "shadow": {"share": 1.0, "requests": 10, "agreement": 0.9, "within": "1h"},
+    "canary": {"steps": [50], "every": 0, "requests": 20, "within": "1h"},
+    "watch": "10m",
+}
+
+
+@pytest.mark.parametrize("stop", ["shadowing", "paused", "held", "canary 50 %", SERVED, "rolled_back"])
+def test_a_restart_in_each_phase_resumes_it_and_skips_none(
+    tmp_path: Path, stop: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.rollouts.shadow.AFTER_ANSWER", 0.0)
+
+    async def until(setup: Setup, phase: str) -> None:
+        while setup.phase != phase:
+            with contextlib.suppress(Problem):
+                await setup.ask()
+            await turns(20)
+
+    async def test(setup: Setup) -> None:
+        setup.bench.behaviour(version(2)).answers = 1  # it agrees with version 1
+        await setup.begun()
+        assert setup.phase == "shadowing"
+        wanted = [phase for phase in ("shadowing", "canary 50 %", SERVED) if phase != "shadowing"]
+        if stop == "held":
+            setup.bench.clock.now += 3601
+            setup.rollout.changed.set()
+            await turns(50)
+        elif stop == "paused":
+            setup.aliases.conductor.say(alias(setup), "pause")
+        elif stop == "rolled_back":
+            await until(setup, SERVED)
+            setup.fails(2)
+            await until(setup, stop)
+            setup.fails(2, None)
+        else:
+            await until(setup, stop)
+        before = setup.phase
+        await setup.restart()
+        await setup.ask()
+        await turns(100)
+        assert setup.phase == before
+        if stop == "rolled_back":
+            assert set(await setup.ask(20)) == {"1"}
+            return
+        if stop in ("held", "paused"):
+            assert set(await setup.ask(30)) == {"1"}
+            setup.aliases.conductor.say(alias(setup), "resume")
+            await turns(50)
+        began = len(setup.bench.of(RolloutChanged))
+        await until(setup, SERVED)
+        later = [event.phase for event in setup.bench.of(RolloutChanged)][began:]
+        assert later == wanted[wanted.index(before) + 1 :] if before in wanted else later == wanted
+
+    conducted(tmp_path, test, ALL_PHASES)
 
 
 def test_a_promotion_during_a_watch_watches_the_newer_version(tmp_path: Path) -> None:
@@ -345,8 +446,6 @@ def test_a_policy_with_a_watch_records_from_the_moment_it_says_so(tmp_path: Path
 def test_a_version_that_never_answers_does_not_keep_callers_waiting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import asyncio
-
     monkeypatch.setattr("gateway.rollouts.rollout.PATIENCE_SECONDS", 0.02)
     monkeypatch.setattr("gateway.rollouts.rollout.PATIENCE_TIMES", 1.0)
 
