@@ -20,6 +20,7 @@ import loaders
 from gateway.access import control_key
 from gateway.commands.options import connect
 from tests.support.shell import PATIENCE, Shell, free_port
+from tests.support.traffic import until
 
 COMMANDS = (
     *("demo", "serve", "push", "promote", "rollback", "models"),
@@ -436,6 +437,25 @@ def test_the_admin_key(iris: Shell) -> None:
         assert "--admin-key-file FILE" in refused
         assert iris.gateway("load", "iris", "--url", url, "--admin-key-file", key).code == 0
         assert iris.called("unload", "iris", "--url", url, GATEWAY_ADMIN_KEY="open sesame").code == 0
+
+
+def test_a_settings_file_leads_commands_to_its_gateway(iris: Shell) -> None:
+    key, config, port = iris.directory / "key", iris.directory / "settings.yaml", free_port()
+    key.write_text("open sesame\n")
+    config.write_text(f"port: {port}\nadmin_key_file: {key}\n")
+    with iris.running("serve", "--config", config, port=port) as url:
+        begun = iris.called("load", "iris", "--no-wait", "--config", config)
+        assert begun.code == 0, begun.err
+        assert begun.out == f"the load of iris has begun at {url}\n"
+        until(lambda: "READY" in iris.called("status", "--config", config).out, PATIENCE)
+        assert (
+            iris.called("unload", "iris", "--no-wait", "--config", config, "-o", "json").json()["target"]
+            == url
+        )
+        until(lambda: "READY" not in iris.called("status", "--config", config).out, PATIENCE)
+        other = iris.called("status", GATEWAY_PORT=str(free_port())).failed()
+        assert "no gateway answers" in other
+        assert "does not exist" in iris.called("load", "iris", "--config", "nowhere.yaml").failed(2)
 
 
 def test_the_key_that_a_gateway_made_is_found_by_commands_of_its_user(iris: Shell) -> None:
