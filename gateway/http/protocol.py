@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import select
 import string
 from collections import deque
 from typing import Any, Final, Literal
@@ -170,7 +171,9 @@ else:
                 self.loop.call_later(LINGER_SECONDS, self.transport.abort)
 
         def timeout_keep_alive_handler(self) -> None:
-            self.close()
+            # A request that came while the loop was busy is still in the kernel: closing would reset it.
+            if not _has_arrived(self.transport):
+                self.close()
 
         def pause_writing(self) -> None:
             super().pause_writing()
@@ -269,6 +272,16 @@ else:
         a client may take nothing of its answer."""
         options = {"max_age": max_age, "limiter": connections, "send_seconds": send_seconds}
         return type("Protocol", (Protocol,), options)
+
+
+def _has_arrived(transport: asyncio.Transport) -> bool:
+    """Whether the kernel holds bytes of the client that the loop has not read yet."""
+    poll = select.poll()
+    try:
+        poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return bool(poll.poll(0))
+    except (OSError, ValueError, AttributeError):  # closed meanwhile
+        return False
 
 
 def _ambiguity(headers: list[tuple[bytes, bytes]], version: str) -> str | None:

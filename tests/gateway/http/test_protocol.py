@@ -35,6 +35,22 @@ class Impatient(protocol.Protocol):
     send_seconds = 0.5
 
 
+class Brief(protocol.Protocol):
+    """Closes idle connections soon. The loop stands still from the arrival of `/busy` until `go_on`."""
+
+    busy, go_on = threading.Event(), threading.Event()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.timeout_keep_alive = 0.2
+
+    def data_received(self, data: bytes) -> None:
+        if b"/busy" in data:
+            self.busy.set()
+            self.go_on.wait(30)
+        super().data_received(data)
+
+
 class Application:
     """Answers with the number of headers and of body bytes, to `/much` with so much that it has to wait for
     the client; to `/later` once `go` is set, to `/left` once
@@ -131,6 +147,18 @@ def test_a_client_that_reads_steadily_gets_all() -> None:
     with Running(Impatient) as running, running.connect() as client:
         client.sendall(READY.replace(b"/", b"/much", 1))
         assert len(whole(client)) > 8 << 20
+
+
+def test_a_request_that_comes_as_the_connection_is_about_to_be_closed_is_answered() -> None:
+    with Running(Brief) as running, running.connect() as other, running.connect() as client:
+        client.sendall(READY)
+        assert whole(client)
+        other.sendall(READY.replace(b"/", b"/busy", 1))
+        assert Brief.busy.wait(30)
+        client.sendall(READY)
+        threading.Timer(0.5, Brief.go_on.set).start()  # after the connection's time is over
+        assert whole(client)
+        assert client.recv(1) == b""  # and now it is idle for long enough
 
 
 def whole(client: socket.socket) -> bytes:
