@@ -25,6 +25,7 @@ FOREIGN = {"ServiceMonitor", "PrometheusRule", "ScaledObject"}
 EVERYTHING: dict[str, Any] = {
     "admin": True,
     "grpc": True,
+    "routing": True,
     "upload": True,
     "monitoring": {"enabled": True, "labels": {"release": "prometheus"}, "tokenSecret": "scrape"},
     "networkPolicy": {

@@ -28,6 +28,7 @@ COMPONENTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "keda": ({"keda": {"enabled": True}}, ("scaledobject",)),
     "model-users": ({"modelUsers": True}, ()),
     "monitoring": ({"monitoring": {"enabled": True}}, ("servicemonitor", "prometheusrule", "dashboard")),
+    "routing": ({"routing": True}, ("routing",)),
     "network-policy": ({"networkPolicy": {"enabled": True}}, ("networkpolicy",)),
 }
 UPLOAD = {"upload": True}

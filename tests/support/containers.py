@@ -42,7 +42,7 @@ SAMPLE = {"sepal_length": 5.9, "sepal_width": 3.2, "petal_length": 4.8, "petal_w
 
 def tool(name: str) -> str:
     """A command of this environment or this machine, or a skip; where GATEWAY_TEST_ALL is set, a failure."""
-    places = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    places = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"], "/usr/sbin"])
     found = shutil.which(name, path=places)
     if found is None:
         reason = f"needs the command {name}, which is not installed here"
