@@ -455,7 +455,9 @@ def test_a_settings_file_leads_commands_to_its_gateway(iris: Shell) -> None:
         until(lambda: "READY" not in iris.called("status", "--config", config).out, PATIENCE)
         other = iris.called("status", GATEWAY_PORT=str(free_port())).failed()
         assert "no gateway answers" in other
-        assert "does not exist" in iris.called("load", "iris", "--config", "nowhere.yaml").failed(2)
+        assert "nowhere.yaml: cannot be read" in iris.called(
+            "load", "iris", "--config", "nowhere.yaml"
+        ).failed(2)
 
 
 def test_the_key_that_a_gateway_made_is_found_by_commands_of_its_user(iris: Shell) -> None:
