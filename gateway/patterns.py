@@ -77,13 +77,15 @@ class Patterns:
     An alias gives no right to the version that it points to, and a version none to its aliases.
     """
 
-    __slots__ = ("_decided", "_patterns", "default_alias", "everything", "texts")
+    __slots__ = ("_decided", "_last", "_patterns", "default_alias", "everything", "texts")
 
     def __init__(self, texts: Sequence[str], default_alias: Sequence[str] = ()) -> None:
         self.texts = tuple(texts)
         self._patterns = [parse(text) for text in texts]
         self.default_alias = tuple(default_alias)
         self._decided: dict[Reference, bool] = {}
+        #: The last reference and its decision: the checks of one request ask for the same object.
+        self._last: tuple[Reference | None, bool] = (None, False)
         #: Whether all models are covered, those without a name included.
         self.everything = Pattern("*") in self._patterns
 
@@ -94,12 +96,16 @@ class Patterns:
         """Whether the credential may use the model by this reference."""
         if self.everything:
             return True
+        last, decision = self._last
+        if last is reference:
+            return decision
         decided = self._decided.get(reference)
         if decided is None:
             decided = any(self._decides(pattern, reference) for pattern in self._patterns)
             if len(self._decided) >= KEPT:
                 self._decided.clear()
             self._decided[reference] = decided
+        self._last = reference, decided
         return decided
 
     def touches(self, name: str) -> bool:

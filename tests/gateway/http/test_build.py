@@ -74,6 +74,7 @@ def call(service: Any, *incoming: dict[str, Any], **scope: Any) -> list[dict[str
         max_answer_bytes=40_000,
         webhook_secret_file=None,
         access_log=False,
+        console=False,
     )
     app: Any = SimpleNamespace(
         settings=limits,
@@ -125,7 +126,7 @@ def test_a_failure_nobody_foresaw_is_logged_and_not_shown(caplog: pytest.LogCapt
 
 def test_a_view_that_fails_is_answered_too(caplog: pytest.LogCaptureFixture) -> None:
     view = {"method": "GET", "path": "/models", "raw_path": b"/models", "query_string": b"", "headers": []}
-    start, body = call(SimpleNamespace(models=lambda: 1 / 0), **view)
+    start, body = call(SimpleNamespace(names=lambda page: 1 / 0), **view)
     assert (start["status"], json.loads(body["body"])["error_code"]) == (500, "INTERNAL")
     assert "ZeroDivisionError" in caplog.text
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import pytest
 
 from gateway.credentials import Limit
-from gateway.http import invocations
+from gateway.http import console, invocations
 from gateway.http.documents import service
 from tests.gateway.http.test_hostile import GOOD
 from tests.support.guarded import TOKENS, bearer, entries, guarded, token
@@ -96,6 +96,23 @@ def test_every_route_has_its_entry() -> None:
     routes = {f"{route.method.upper()} {word.sub('{}', route.path)}" for route in service.routes()}
     assert routes == NEEDS.keys()
     assert {path.decode() for path in invocations.PATHS} <= {route.partition(" ")[2] for route in NEEDS}
+
+
+@pytest.mark.parametrize("path", [console.HOME, console.FAILURES, console.ROLLOUTS])
+def test_pages_of_the_console_need_a_credential_and_leave_out_other_models(
+    served: Served, path: bytes
+) -> None:
+    assert served.get(path.decode()).status == 401
+    text = served.get(path.decode(), **bearer("alice")).body.decode()
+    assert "echo" not in text
+    assert "tensor" not in text
+    if path == console.HOME:
+        assert "iris" in text
+    assert served.get(console.SIGN_IN.decode()).status == 200
+    assert served.post(console.CODES.decode()).status == 401
+    assert served.post(console.CODES.decode(), **bearer("alice")).status == 200
+    verb = f"{console.ROLLOUTS.decode()}/iris@champion/abort"
+    assert served.post(verb, **bearer("alice")).status == 403
 
 
 def ask(served: Served, route: str, caller: str | None, model: str = "iris") -> Any:
