@@ -18,8 +18,8 @@ from pydantic.fields import FieldInfo
 from gateway import cgroup, yamltext
 from gateway.credentials import AccessSettings, Jwt, Limit, Team
 from gateway.names import near
-from gateway.policy import Canary, Capture, Guards, Notify, Replay, RolloutPolicy, Shadow
 from gateway.quantities import DURATION_SCHEMA, SIZE_SCHEMA, shown_seconds, shown_size
+from gateway.rollout_settings import Canary, Capture, Guards, Notify, Replay, RolloutPolicy, Shadow
 from gateway.settings import (
     Batch,
     ModelSettings,

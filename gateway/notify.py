@@ -31,7 +31,7 @@ import orjson
 
 from gateway import backoff
 from gateway.events import Event, RolloutChanged, Swapped, SwapRefused
-from gateway.policy import Notify
+from gateway.rollout_settings import Notify
 from gateway.state import Undelivered
 
 log = logging.getLogger("gateway.notify")

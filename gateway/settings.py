@@ -25,8 +25,8 @@ from pydantic import (
 from gateway import cgroup
 from gateway.credentials import AccessSettings, Limit, address
 from gateway.names import check_alias, parse_short
-from gateway.policy import Capture, CaptureSetting, Notify, RolloutPolicy, laid_over
 from gateway.quantities import SIZE_SCHEMA, Duration, Part, Size, listed, size
+from gateway.rollout_settings import Capture, CaptureSetting, Notify, RolloutPolicy, laid_over
 
 
 class SettingsError(ValueError):

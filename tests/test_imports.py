@@ -57,7 +57,7 @@ LEAVES = frozenset(
         "settings",
         "configuration",
         "quantities",
-        "policy",
+        "rollout_settings",
         "plugins",
         "state",
         "cgroup",
@@ -83,7 +83,7 @@ TABLE: dict[str, Row] = {
     # Leaves know leaves, and only those below them: circles are counted.
     **dict.fromkeys(("names", "patterns", "errors", "events", "tracing"), row(LEAVES)),
     **dict.fromkeys(("backoff", "cgroup", "pools", "staging", "statelock"), row()),
-    **dict.fromkeys(("quantities", "policy", "credentials", "plugins"), row(LEAVES, libraries="pydantic")),
+    **dict.fromkeys(("quantities", "rollout_settings", "credentials", "plugins"), row(LEAVES, libraries="pydantic")),
     "settings": row(LEAVES, libraries="pydantic platformdirs"),
     "configuration": row(LEAVES, libraries="pydantic"),
     "yamltext": row(libraries="yaml"),

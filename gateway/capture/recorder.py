@@ -29,7 +29,7 @@ from loaders.batch import Batch, Value, nbytes
 from loaders.worker.wire import Framed, WireError
 
 if TYPE_CHECKING:
-    from gateway.policy import Capture
+    from gateway.rollout_settings import Capture
 
 log = logging.getLogger("gateway.capture")
 

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from gateway.capture.store import CaptureStore
-    from gateway.policy import Replay
     from gateway.registries.base import Registry, Version
+    from gateway.rollout_settings import Replay
     from gateway.rollouts.preflight import Report
     from gateway.rollouts.replay import Replays
     from gateway.rollouts.replay import Report as ReplayReport
@@ -130,10 +130,10 @@ async def _reports(
     replayed: Replayed | None = None,
 ) -> list[Report]:
     from gateway.names import Reference
-    from gateway.policy import Replay
     from gateway.registries import open_registry
     from gateway.registries.listed import ListedModels
     from gateway.registries.resolution import resolve
+    from gateway.rollout_settings import Replay
     from gateway.rollouts.offline import workshop
     from gateway.rollouts.policy import policy_of
     from gateway.rollouts.preflight import examined

@@ -26,8 +26,8 @@ from gateway.rollouts.rollout import Course, InService, Rollout, shadow_of
 from gateway.rollouts.shadow import Shadow
 
 if TYPE_CHECKING:
-    from gateway.policy import RolloutPolicy
     from gateway.registries.base import Model, Version
+    from gateway.rollout_settings import RolloutPolicy
     from gateway.rollouts.alias import LiveAlias, Memory
     from gateway.rollouts.replay import Replays
     from gateway.serving.manager import Lease, Manager

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from gateway.errors import Detail, Problem
-from gateway.policy import RolloutPolicy
 from gateway.registries.base import Model, Version
+from gateway.rollout_settings import RolloutPolicy
 from gateway.rollouts.records import Record, not_registered
 from loaders.compatibility import compatible
 
@@ -125,7 +125,7 @@ class Gates:
             prepared = replace(prepared, forced=True)
         with trial.check("load, warm-up and example"):
             loaded = self._manager.find(target) is not None
-            lease = self._manager.lease(target, prepared, trial=dry_run)
+            lease = self._manager.lease(target, prepared, dry_run=dry_run)
             try:
                 await self._manager.ready(lease)
                 if not force:

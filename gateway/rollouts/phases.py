@@ -19,7 +19,7 @@ from gateway.quantities import shown_seconds
 from gateway.rollouts.agreement import Outcome
 
 if TYPE_CHECKING:
-    from gateway.policy import RolloutPolicy
+    from gateway.rollout_settings import RolloutPolicy
 
 
 class Phase(StrEnum):

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic import BaseModel, ValidationError
 
 from gateway.names import near
-from gateway.policy import Canary, Guards, Replay, RolloutPolicy, Shadow, laid_over
 from gateway.registries.base import UNREADABLE
+from gateway.rollout_settings import Canary, Guards, Replay, RolloutPolicy, Shadow, laid_over
 
 if TYPE_CHECKING:
     from gateway.registries.base import Model

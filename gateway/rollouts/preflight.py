@@ -18,8 +18,8 @@ from loaders import flavors
 
 if TYPE_CHECKING:
     from gateway.artifacts.packages import Prepared
-    from gateway.policy import RolloutPolicy
     from gateway.registries.base import Version
+    from gateway.rollout_settings import RolloutPolicy
     from gateway.rollouts import replay as replays
     from gateway.rollouts.offline import Workshop
     from loaders.signature import Signature

@@ -31,8 +31,8 @@ from loaders.enforcement import InvalidInput, RawInput, enforce
 
 if TYPE_CHECKING:
     from gateway.capture.records import Content, Record
-    from gateway.policy import Replay
     from gateway.registries.base import Version
+    from gateway.rollout_settings import Replay
     from gateway.serving.manager import Manager
     from gateway.serving.servable import Servable
     from loaders.batch import Batch

@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from gateway.policy import PRINCIPAL
-from gateway.policy import Shadow as ShadowPolicy
 from gateway.quantities import utc
+from gateway.rollout_settings import PRINCIPAL
+from gateway.rollout_settings import Shadow as ShadowPolicy
 from gateway.rollouts.afterwards import Afterwards
 from gateway.rollouts.before import Before, Reference
 from gateway.rollouts.canary import assigned
@@ -23,8 +23,8 @@ from gateway.rollouts.guards import ALPHA, Guards, Limits, Outcome
 from gateway.rollouts.phases import FOLLOWS, TAKEN_BACK, UNSEEN, Next, Phase, Seen, next_step
 
 if TYPE_CHECKING:
-    from gateway.policy import RolloutPolicy
     from gateway.registries.base import Version
+    from gateway.rollout_settings import RolloutPolicy
     from gateway.rollouts.agreement import Outcome as Compared
     from gateway.rollouts.replay import Report
     from gateway.rollouts.shadow import Shadow

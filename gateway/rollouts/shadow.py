@@ -27,8 +27,8 @@ from loaders.batch import nbytes
 from loaders.enforcement import InvalidInput, enforce
 
 if TYPE_CHECKING:
-    from gateway.policy import Shadow as ShadowPolicy
     from gateway.registries.base import Version
+    from gateway.rollout_settings import Shadow as ShadowPolicy
     from gateway.serving.manager import Manager
     from gateway.serving.servable import Servable
     from loaders.batch import Batch

@@ -131,18 +131,17 @@ class Manager:
     # Leases.
 
     def lease(
-        self, version: Version, prepared: Prepared | None = None, *, pin: bool = False, trial: bool = False
+        self, version: Version, prepared: Prepared | None = None, *, pin: bool = False, dry_run: bool = False
     ) -> Lease:
-        """Counts the caller in, at once. Starts the load if none is under way, from `prepared` where the
-        caller has it already. `pin`: see `Lease`. `trial`: for a dry run; a load that only dry runs want is
-        neither counted nor measured nor said. Raises the Problem of a version that failed and may not be
-        tried again yet."""
+        """Counts the caller at once. Starts the load if none is running, from `prepared` if it is given.
+        `pin`: see `Lease`. `dry_run`: a load for dry runs only is not counted, measured or published. Raises
+        the Problem of a version that failed and must not be loaded again yet."""
         servable = self._servables.get(version)
         if servable is None:
             servable = self._begin(version, prepared)
-            servable.on_trial = trial
-        elif servable.on_trial and not trial:
-            servable.on_trial = False
+            servable.dry_run = dry_run
+        elif servable.dry_run and not dry_run:
+            servable.dry_run = False
             if servable.announce is not None:
                 servable.announce()
         servable.abandoned = False
@@ -233,7 +232,7 @@ class Manager:
 
     def _say(self, servable: Servable, event: Event) -> None:
         """Publishes an event, except about a load for dry runs only."""
-        if not servable.on_trial:
+        if not servable.dry_run:
             self._emit(event)
 
     async def _load(self, servable: Servable, prepared: Prepared | None) -> None:
@@ -288,7 +287,7 @@ class Manager:
             for warning in servable.warnings:
                 self._emit(Warned(version.name, version.version, warning))
 
-        if servable.on_trial:
+        if servable.dry_run:
             servable.announce = announce
         else:
             announce()

@@ -213,7 +213,7 @@ class Servable:
         #: Why it is unloaded, from `Manager.retire` on.
         self.retiring: str | None = None
         #: Loaded only for a dry run: its load is not recorded, unless `announce` is called later.
-        self.on_trial = False
+        self.dry_run = False
         self.announce: Callable[[], None] | None = None
         #: No alias needs its load any more: it ends as soon as no request waits for it.
         self.abandoned = False

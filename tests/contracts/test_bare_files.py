@@ -328,7 +328,7 @@ def test_a_directory_with_several_model_files_names_them(tmp_path: Path) -> None
         package.read(tmp_path)
 
 
-def test_a_link_to_elsewhere_and_an_mlmodel_that_cannot_be_read_are_no_bare_file(tmp_path: Path) -> None:
+def test_a_link_to_elsewhere_and_an_unreadable_mlmodel_are_not_bare_files(tmp_path: Path) -> None:
     inside, outside = tmp_path / "inside", tmp_path / "secret.pkl"
     inside.mkdir()
     outside.write_bytes(pickle.dumps(1))

@@ -184,7 +184,7 @@ def test_push_makes_a_registry_and_gives_the_next_version(shell: Shell, packages
     assert [version["version"] for version in view["versions"]] == ["1", "2", "3"]
 
 
-def test_push_refuses_what_is_no_model(shell: Shell) -> None:
+def test_push_refuses_a_directory_that_is_not_a_model(shell: Shell) -> None:
     (shell.directory / "empty").mkdir()
     assert "MLmodel" in shell.called("push", "empty", "--name", "iris", "-r", "registry.yaml").failed()
     complaint = shell.called("push", "nowhere", "--name", "iris", "-r", "registry.yaml").failed()

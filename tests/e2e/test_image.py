@@ -175,7 +175,7 @@ def test_the_health_check_tells_the_living_from_the_dead(start: Callable[[], Con
     container.execute(*check, fails=True, GATEWAY_PORT=free_port())
 
 
-def test_whoever_is_inside_may_steer_it(start: Callable[[], Contained]) -> None:
+def test_control_works_from_inside_the_container(start: Callable[[], Contained]) -> None:
     container = start()
     container.ready()
     container.execute("gateway", "load", "iris@challenger", "--url", container.url)

@@ -152,7 +152,7 @@ def test_promise_3_without_registry_and_store_a_loaded_model_answers(tmp_path: P
         assert server.predict("scaled", [{"x": 3.0}]).json()["predictions"] == [6.0]
 
 
-def test_the_registry_is_followed_whoever_writes_it(tmp_path: Path) -> None:
+def test_changes_of_the_registry_are_followed_from_any_writer(tmp_path: Path) -> None:
     registry = tmp_path / "registry.yaml"
     for factor in (2.0, 3.0):
         log_scaled(registry, "scaled", factor)

@@ -61,7 +61,7 @@ def document(content: bytes) -> Iterator[tuple[str, list[int]]]:
         server.server_close()
 
 
-def test_a_registry_that_is_away_at_the_start_is_asked_again(tmp_path: Path) -> None:
+def test_a_registry_that_is_away_at_the_start_is_queried_again(tmp_path: Path) -> None:
     with document(b"version: 1\nmodels: {}\n") as (url, refusals):
         refusals += [503] * 2
         with Served(settings(tmp_path, poll_interval=0.05), url) as server:

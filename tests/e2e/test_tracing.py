@@ -69,7 +69,7 @@ def ask(server: Running, name: str, x: object = 1.0, headers: Mapping[str, str] 
     return httpx.post(f"{server.url}/predict/{name}", json=body, headers=headers, timeout=60)
 
 
-def test_whoever_is_asked_because_of_a_request_gets_its_trace(tmp_path: Path, asked: Asked) -> None:
+def test_every_server_that_is_called_for_a_request_gets_its_trace(tmp_path: Path, asked: Asked) -> None:
     with running(tmp_path, "--registry", f"http://127.0.0.1:{asked.server_port}") as server:
         answer = ask(server, "nobody")
         assert answer.json()["error_code"] == "MODEL_NOT_FOUND"

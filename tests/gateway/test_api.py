@@ -159,7 +159,7 @@ def test_push_takes_a_directory_once(tmp_path: Path) -> None:
     assert answers("models:/iris", registry="registry.json") == [0, 0, 1, 1]
 
 
-def test_push_refuses_what_is_no_package(tmp_path: Path) -> None:
+def test_push_refuses_a_directory_that_is_not_a_package(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(loaders.PackageError, match="this is not a model directory"):
         gateway.push("empty", "iris", registry="registry.yaml")

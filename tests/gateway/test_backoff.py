@@ -22,7 +22,7 @@ def test_many_that_fail_together_do_not_come_back_together() -> None:
     assert len({round(backoff.pause(3), 6) for _ in range(50)}) > 40
 
 
-def test_a_pause_that_was_asked_for_is_kept_within_reason() -> None:
+def test_a_requested_pause_is_kept_within_reason() -> None:
     assert 30 <= backoff.pause(1, asked=30) <= 30 * (1 + backoff.JITTER)
     assert backoff.pause(1, asked=10**9) <= 10 * backoff.LONGEST * (1 + backoff.JITTER)
 

@@ -140,7 +140,7 @@ def test_the_series_of_a_version_linger_five_minutes_and_totals_by_model_stay() 
     assert value(scrape(metrics), "gateway_requests_total", model="iris", version="1", code="2xx") == 1
 
 
-def test_a_version_that_is_still_asked_keeps_its_series() -> None:
+def test_a_version_that_still_gets_requests_keeps_its_series() -> None:
     clock = Clock()
     metrics = Metrics(clock)
     metrics.request("iris", "1", "MODEL_UNAVAILABLE", 0.004)

@@ -23,7 +23,7 @@ import pytest
 from gateway import backoff
 from gateway.events import Event, RolloutChanged, Swapped, SwapRefused
 from gateway.notify import GIVEN_UP_AFTER, MAX_WAITING, Notifier, read_secret, shown, signed
-from gateway.policy import Notify
+from gateway.rollout_settings import Notify
 from gateway.state import Outbox, State, Undelivered
 from tests.support.controlled import run
 

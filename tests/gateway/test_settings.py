@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gateway import settings
 from gateway.cgroup import memory_total
 from gateway.configuration import load
-from gateway.policy import Capture, RolloutPolicy
+from gateway.rollout_settings import Capture, RolloutPolicy
 from gateway.settings import ModelSettings, Settings, SettingsError
 
 GIB = 1024**3
@@ -101,7 +101,7 @@ def test_what_kubernetes_puts_in_for_a_service_is_ignored() -> None:
     assert of(environ={**injected, "GATEWAY_PORT": "9000"}).port == 9000
 
 
-def test_what_is_no_setting_of_the_server_is_left_alone() -> None:
+def test_a_variable_that_is_not_a_setting_of_the_server_is_ignored() -> None:
     assert (
         of(environ={"GATEWAY_URL": "x", "GATEWAY_ADMIN_KEY": "k", "PATH": "p", "GATEWAY_HOST": ""}).host
         == "127.0.0.1"
@@ -236,7 +236,7 @@ def test_lists_with_commas_or_as_json() -> None:
         of(environ={"GATEWAY_PRELOAD": "models://a"})
 
 
-def test_words_of_yaml_are_no_surprise(tmp_path: Path) -> None:
+def test_words_of_yaml_are_read_as_meant(tmp_path: Path) -> None:
     chosen = of("default_alias: no\nrequire_digest: yes\nmodels: {no: {pin: on}}", {}, tmp_path)
     assert chosen.default_alias == ["no"]
     assert chosen.require_digest is True

@@ -73,7 +73,7 @@ def test_a_snapshot_costs_the_models_that_changed(tmp_path: Path) -> None:
     state.close()
 
 
-def test_a_file_that_is_damaged_is_set_aside_and_begun_anew(tmp_path: Path) -> None:
+def test_a_damaged_file_is_set_aside_and_begun_again(tmp_path: Path) -> None:
     State(tmp_path).close()
     path = tmp_path / "state.db"
     path.write_bytes(b"this is no database, and it is long enough to be looked at" * 100)

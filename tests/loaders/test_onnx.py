@@ -255,7 +255,7 @@ def weighted(tmp_path: Path, location: str) -> Any:
     return tmp_path / "w.onnx"
 
 
-def test_weights_beside_the_graph_are_saved_with_it(tmp_path: Path) -> None:
+def test_weights_next_to_the_graph_are_saved_with_it(tmp_path: Path) -> None:
     loaded = opened(weighted(tmp_path, "weights.bin"), tmp_path / "m", verify=False)
     (tmp_path / "weights.bin").unlink()
     np.testing.assert_array_equal(
@@ -347,7 +347,7 @@ def test_session_options_are_applied_and_threads_are_capped(tmp_path: Path) -> N
 F4, I8 = np.dtype(np.float32), np.dtype(np.int64)
 
 
-def test_the_graph_says_what_it_takes_where_nobody_else_does(tmp_path: Path) -> None:
+def test_the_graph_declares_its_inputs_if_there_is_no_other_declaration(tmp_path: Path) -> None:
     """Names, dtypes and shapes, -1 for what is free or symbolic; a scalar input has no axis."""
     inputs: dict[str, tuple[int, list[Any]]] = {
         "a": (FLOAT, ["n", 2]),

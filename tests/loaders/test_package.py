@@ -76,7 +76,7 @@ def test_a_package_of_mlflow_1_is_read(tmp_path: Path) -> None:
     assert not found.type_hints
 
 
-def test_a_package_of_mlflow_3_is_read_with_fields_nobody_knows(tmp_path: Path) -> None:
+def test_a_package_of_mlflow_3_is_read_with_unknown_fields(tmp_path: Path) -> None:
     raw = {
         **MINIMAL,
         "model_id": "m-" + "0" * 32,
@@ -137,7 +137,9 @@ def test_a_worker_has_the_same_package_without_yaml(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_is_no_package_is_refused_with_its_place(tmp_path: Path, raw: str, place: str) -> None:
+def test_a_directory_that_is_not_a_package_is_refused_with_its_place(
+    tmp_path: Path, raw: str, place: str
+) -> None:
     assert problem(write(tmp_path / "p", raw)).place == place
 
 
@@ -269,7 +271,7 @@ def test_the_digest_is_the_one_that_the_contract_describes(tmp_path: Path) -> No
     assert package.files_bytes(tmp_path) == 12
 
 
-def test_the_digest_ignores_what_is_no_part_of_the_artifact(tmp_path: Path) -> None:
+def test_the_digest_ignores_what_is_not_part_of_the_artifact(tmp_path: Path) -> None:
     (tmp_path / "MLmodel").write_bytes(b"flavors")
     before = package.digest(tmp_path)
     (tmp_path / "registered_model_meta").write_text("model_name: x")

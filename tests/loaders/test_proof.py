@@ -140,7 +140,7 @@ def test_a_load_that_answers_otherwise_warns_with_the_field(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["xgboost", "lightgbm", "catboost", "statsmodels", "torch", "onnx"])
-def test_every_framework_can_be_asked_by_itself(tmp_path: Path, name: str) -> None:
+def test_every_framework_can_be_checked_by_itself(tmp_path: Path, name: str) -> None:
     """The original is compared, without a warning: both ways give the same answer."""
     from tests.support.flavors import SAMPLES
 

@@ -447,7 +447,7 @@ def coded(directory: Path, body: str, head: str = "import mlflow") -> str:
     return str(loaders.save_model(directory / "coded.py", directory / "package", verify=False).path)
 
 
-def test_what_needs_more_of_mlflow_says_so(tmp_path: Path) -> None:
+def test_what_needs_more_of_mlflow_is_refused_with_the_reason(tmp_path: Path) -> None:
     packages = [
         coded(tmp_path / "1", "return 1", "import mlflow, mlflow.sklearn"),
         coded(tmp_path / "2", "return 1", "import mlflow\nfrom mlflow import sklearn"),

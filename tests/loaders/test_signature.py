@@ -105,7 +105,7 @@ def test_old_files_are_read() -> None:
         ),
     ],
 )
-def test_what_is_no_signature_is_refused_with_its_place(inputs: str, place: str | None) -> None:
+def test_an_invalid_signature_is_refused_with_its_place(inputs: str, place: str | None) -> None:
     with pytest.raises(SignatureError) as refused:
         Signature.from_json({"inputs": inputs})
     if place is not None:

@@ -138,7 +138,7 @@ def test_mixed_columns_become_the_number_type_that_pandas_gives_them(kinds: tupl
     np.testing.assert_allclose(answer, expected, rtol=1e-12)
 
 
-def test_an_encoder_tells_large_integers_apart_beside_a_column_of_floats() -> None:
+def test_an_encoder_tells_large_integers_apart_next_to_a_column_of_floats() -> None:
     ids = np.tile(2**60 + np.arange(4), 25)
     frame = pd.DataFrame({"id": ids, "x": np.linspace(0.0, 1.0, len(ids))})
     model = make_pipeline(TargetEncoder(), LinearRegression()).fit(frame, (ids - 2**60) * 10.0)
@@ -167,7 +167,7 @@ def _texts() -> Any:
         {"a": 1},
     ],
 )
-def test_what_is_no_list_of_texts_is_refused_with_the_form_that_works(sent: Any) -> None:
+def test_input_that_is_not_a_list_of_texts_is_refused_with_the_form_that_works(sent: Any) -> None:
     estimator = Estimator(_texts(), "predict")
     batch = enforce(None, RawInput("inputs", sent)).batch
     with pytest.raises(Unsuitable, match=r'takes a list.*send \{"inputs": \["…", "…"\]\}'):

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from gateway.names import Reference
-from gateway.policy import RolloutPolicy
 from gateway.record import RequestRecord
 from gateway.registries.base import Alias, Model, Observation, Snapshot
+from gateway.rollout_settings import RolloutPolicy
 from gateway.rollouts.afterwards import Afterwards
 from gateway.rollouts.aliases import Aliases
 from gateway.rollouts.before import Before

@@ -94,7 +94,7 @@ def test_the_key_is_read_again_when_its_file_changes(key_file: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, "", " \n"])
-def test_a_missing_or_empty_key_file_admits_nobody(tmp_path: Path, content: str | None) -> None:
+def test_a_missing_or_empty_key_file_admits_no_caller(tmp_path: Path, content: str | None) -> None:
     file = tmp_path / "key"
     if content is not None:
         file.write_text(content)
@@ -109,7 +109,7 @@ def test_a_key_that_was_removed_admits_no_longer(key_file: Path) -> None:
     refusal(access, request)
 
 
-def test_a_pipe_or_a_device_in_place_of_the_key_admits_nobody_and_stops_nothing(key_file: Path) -> None:
+def test_a_pipe_or_a_device_in_place_of_the_key_admits_no_caller_and_stops_nothing(key_file: Path) -> None:
     access, request = access_to(key_file), record(HOST, (b"authorization", b"Bearer s3cret"))
     admitted(access, request)
     key_file.unlink()
@@ -164,7 +164,7 @@ def test_of_gateways_that_start_at_once_one_key_holds(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["control.key"]
 
 
-def test_where_no_key_can_be_written_control_is_closed_and_the_log_says_so(
+def test_where_no_key_can_be_written_control_is_closed_and_the_log_reports_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").touch()

@@ -223,7 +223,7 @@ def test_a_program_that_brings_code_is_refused(
 
 
 @pytest.mark.all
-def test_a_whole_module_beside_a_program_is_a_pickle(exported: Path, tmp_path: Path) -> None:
+def test_a_whole_module_next_to_a_program_is_a_pickle(exported: Path, tmp_path: Path) -> None:
     found = changed(exported, tmp_path / "m", lambda name, content: [(name, content)])
     assert judge(found, "pt2") is found
     (tmp_path / "m" / "data" / "model.pth").write_bytes(b"")

@@ -158,7 +158,7 @@ def test_sources_of_one_host_are_away_together(one: str, other: str, together: b
     assert len(stores) == (1 if together else 2)
 
 
-def test_a_source_that_is_no_url_is_a_reason_and_no_surprise(executors: Any, tmp_path: Path) -> None:
+def test_a_source_that_is_not_a_url_is_refused_with_a_reason(executors: Any, tmp_path: Path) -> None:
     packages = Packages(Artifacts(tmp_path / "cache", 10**9), *executors)
     # Where the library for the web is not installed, that is the reason.
     with pytest.raises(Problem, match=r"iris/1 cannot be (reached|loaded: cannot read the files)"):

@@ -81,7 +81,7 @@ def test_what_the_operator_does_not(allowed: list[str], source: str) -> None:
     ],
 )
 @pytest.mark.parametrize("local", [True, False])
-def test_metadata_services_are_never_asked(source: str, local: bool) -> None:
+def test_metadata_services_are_never_called(source: str, local: bool) -> None:
     for allowed in ((), ("http://", "https://", "mlflow+http://")):
         with pytest.raises(ArtifactError, match="metadata"):
             Sources(allowed, local=local).open(version(source))

@@ -20,7 +20,7 @@ from gateway.capture import recorder as module
 from gateway.capture.recorder import MAX_RECORD, MAX_WAITING, Recorder
 from gateway.capture.records import Record
 from gateway.capture.store import CaptureStore, Limits
-from gateway.policy import Capture
+from gateway.rollout_settings import Capture
 from loaders.batch import Batch, Columns, Tensors, Value
 from tests.support.controlled import run
 

@@ -104,7 +104,7 @@ def test_own_takes_its_own_even_where_this_one_fits(fitting: Any) -> None:
     assert chosen(fitting, environment="own").kind == "own"
 
 
-def test_same_tries_and_says_so(old: Any) -> None:
+def test_same_tries_and_warns(old: Any) -> None:
     runtime = chosen(old, environment="same")
     assert runtime.kind == "same"
     assert runtime.mismatch is not None

@@ -66,7 +66,7 @@ def test_each_side_may_be_json(pa: ModuleType, server: Running) -> None:
 
 @pytest.mark.all
 @pytest.mark.parametrize("body", [b"", b"no stream", b"\xff\xff\xff\xff\x10\x00\x00\x00" + b"\x00" * 40])
-def test_what_is_no_stream_is_refused(pa: ModuleType, server: Running, body: bytes) -> None:
+def test_a_body_that_is_not_a_stream_is_refused(pa: ModuleType, server: Running, body: bytes) -> None:
     answer = httpx.post(f"{server.url}/predict/scaled", content=body, headers={"Content-Type": STREAM})
     assert (answer.status_code, answer.json()["error_code"]) == (400, "MALFORMED_BODY")
 
@@ -132,7 +132,7 @@ def test_a_parquet_file_that_becomes_too_large_is_refused(pa: ModuleType, server
 
 
 @pytest.mark.all
-def test_what_is_no_parquet_file_is_refused(pa: ModuleType, server: Running) -> None:
+def test_a_body_that_is_not_a_parquet_file_is_refused(pa: ModuleType, server: Running) -> None:
     whole = parquet(pa.table({"x": [1.0, 2.0]}))
     random = np.random.default_rng(0)
     damaged = []

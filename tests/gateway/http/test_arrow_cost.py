@@ -115,7 +115,7 @@ def test_the_values_of_a_dictionary_are_made_once() -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"x" * 100])
-def test_what_is_no_stream_is_malformed(body: bytes) -> None:
+def test_a_body_that_is_not_a_stream_is_malformed(body: bytes) -> None:
     with pytest.raises(Problem) as refused:
         arrow.cost(body)
     assert refused.value.code == "MALFORMED_BODY"

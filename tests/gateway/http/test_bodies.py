@@ -221,7 +221,7 @@ def test_params_and_model() -> None:
 
 
 @pytest.mark.parametrize("params", ["[]", "5", '"x"', "true"])
-def test_params_that_are_no_object(params: str) -> None:
+def test_params_that_are_not_an_object(params: str) -> None:
     refused = problem(lambda: parsed(f'{{"inputs": 1, "params": {params}}}'))
     assert refused.code == "INVALID_INPUT"
     assert refused.details[0].path == "params"

@@ -114,7 +114,7 @@ PREDICT = {
 }
 
 
-def test_a_failure_nobody_foresaw_is_logged_and_not_shown(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unforeseen_failure_is_logged_and_not_shown(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.ERROR, "gateway.http"):
         start, body = call(Failing(KeyError("/srv/secret")), BODY, **PREDICT)
     content = json.loads(body["body"])

@@ -166,7 +166,7 @@ def test_a_404_says_what_there_is(server: Served) -> None:
         "",
     ],
 )
-def test_a_place_is_no_model_for_a_client(server: Served, reference: str) -> None:
+def test_a_path_is_not_a_model_for_a_client(server: Served, reference: str) -> None:
     assert status_and_code(server.post("/predict", GOOD, x_model=reference)) == REFERENCE
 
 
@@ -302,7 +302,7 @@ def test_pipelined_requests_are_answered_in_order(server: Served) -> None:
         (head(b"Transfer-Encoding: chunked"), b"5\r\nab"),
     ],
 )
-def test_half_a_request_and_then_nobody(server: Served, parts: tuple[bytes, ...]) -> None:
+def test_half_a_request_and_then_nothing(server: Served, parts: tuple[bytes, ...]) -> None:
     raw(server, *parts, end=True)
 
 
@@ -310,7 +310,7 @@ def test_half_a_request_and_then_nobody(server: Served, parts: tuple[bytes, ...]
     "request_line",
     [b"\x00\x01\x02", b"GET", b"POST /predict/iris HTTP/9.9", b"POST http://[ HTTP/1.1", b"\x16\x03\x01\x02"],
 )
-def test_what_is_no_http(server: Served, request_line: bytes) -> None:
+def test_a_request_that_is_not_http(server: Served, request_line: bytes) -> None:
     answer = raw(server, request_line + b"\r\n\r\n", end=True)
     assert answer == b"" or answer.startswith(b"HTTP/1.1 400")
 

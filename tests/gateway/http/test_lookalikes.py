@@ -65,7 +65,7 @@ def test_endpoints_answer_as_mlflow_does(server: Served) -> None:
     assert server.get("/api/2.0/endpoints/nothing").status == 404
 
 
-def test_elsewhere_positions_are_taken_only_where_the_operator_says_so(
+def test_elsewhere_positions_are_taken_only_if_the_operator_allows_it(
     server: Served, registry_file: str, tmp_path: Path
 ) -> None:
     assert server.post("/predict/iris", {"instances": ROWS}).status == 422

@@ -128,7 +128,7 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("kind", list(MALFORMED))
-def test_what_is_no_form_is_refused(served: Served, kind: str) -> None:
+def test_a_body_that_is_not_a_form_is_refused(served: Served, kind: str) -> None:
     refused = served.request("POST", "/predict/string", MALFORMED[kind], KIND)
     assert (refused.status, refused.code) == (400, "MALFORMED_BODY"), refused.json
 

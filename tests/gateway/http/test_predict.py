@@ -277,7 +277,7 @@ def test_a_draining_gateway_closes_its_connections_and_still_answers(
         assert int(gone.headers["retry-after"]) >= 1
 
 
-def test_requests_are_counted_and_names_nobody_has_are_not_series(server: Served) -> None:
+def test_requests_are_counted_and_unknown_names_are_not_series(server: Served) -> None:
     assert server.post("/predict/iris/versions/1", SPLIT).status == 200
     for i in range(50):
         assert server.post(f"/predict/invented-{i}", SPLIT).status == 404

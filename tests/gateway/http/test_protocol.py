@@ -216,7 +216,7 @@ def refused(answer: bytes, message: str) -> None:
         READY + b"and then this\r\n\r\n",
     ],
 )
-def test_what_is_no_http_is_told_so_in_json(server: Running, sent: bytes) -> None:
+def test_a_request_that_is_not_http_gets_a_json_error(server: Running, sent: bytes) -> None:
     with server.connect() as client:
         if sent.startswith(READY):
             client.sendall(READY)
@@ -305,7 +305,7 @@ def test_a_long_path_counts_too(server: Running) -> None:
 
 
 @pytest.mark.parametrize("at_once", [True, False])
-def test_a_large_body_is_no_large_head(server: Running, at_once: bool) -> None:
+def test_a_large_body_is_not_a_large_head(server: Running, at_once: bool) -> None:
     """Twice on one connection, so that the count begins anew."""
     head = b"POST / HTTP/1.1\r\nhost: x\r\nx-half: %s\r\ncontent-length: %d\r\n\r\n" % (
         b"y" * (OVER // 2),

@@ -328,7 +328,7 @@ def test_31_unknown_parameters_are_ignored(served: Served) -> None:
      b'{"inputs": [{"name": "a"}], "id": 5}', b'{"inputs": [{"name": "a"}], "outputs": [{}]}',
      b'{"inputs": [{"name": "a", "parameters": 1}]}'],
 )  # fmt: skip
-def test_32_a_body_that_is_no_request_is_400(served: Served, body: bytes) -> None:
+def test_32_a_body_that_is_not_a_request_is_400(served: Served, body: bytes) -> None:
     reply = served.post("/v2/models/typed/infer", body)
     assert reply.status in (400, 422)
     assert reply.json["error"]
@@ -459,7 +459,7 @@ def test_51_load_and_unload_need_control_access(served: Served) -> None:
 # ---- 60: which enforcement holds where
 
 
-def test_60_without_a_setting_only_mlflows_route_casts_and_says_so(served: Served) -> None:
+def test_60_without_a_setting_only_mlflows_route_casts_and_warns(served: Served) -> None:
     body = {"dataframe_split": {"columns": ["a", "b", "c"], "data": [["1", 2, 3]]}}
     assert served.post("/predict/doubles", body).status == 422
     cast = served.post("/invocations", body, x_model="doubles")

@@ -158,7 +158,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("kind", list(HOSTILE))
-def test_a_file_that_is_no_array_is_refused(kind: str) -> None:
+def test_a_file_that_is_not_an_array_is_refused(kind: str) -> None:
     with pytest.raises(Problem) as info:
         wholebodies.parse_npy(HOSTILE[kind])
     assert info.value.code == "MALFORMED_BODY"

@@ -71,7 +71,7 @@ def test_scalars_are_text() -> None:
     assert set(models["no"].aliases) == {"no", "on"}
 
 
-def test_an_alias_to_a_missing_version_is_no_problem_of_the_document() -> None:
+def test_an_alias_to_a_missing_version_does_not_make_the_document_invalid() -> None:
     assert read("models: {a: {aliases: {champion: 7}}}")["a"].aliases == {"champion": Alias("7")}
 
 
@@ -166,7 +166,7 @@ def test_json_problems_have_places_too() -> None:
     assert problems(" ", "json")[0][1] == "it is empty"
 
 
-def test_a_file_that_is_no_text() -> None:
+def test_a_file_that_is_not_text() -> None:
     with pytest.raises(RegistryInvalid, match="not UTF-8, at byte 2"):
         parse(b"a:\xff", "yaml", target="registry.yaml", base="/srv")
 

@@ -240,7 +240,7 @@ def test_the_same_version_again_writes_nothing(file: Path) -> None:
     )
 
 
-def test_what_the_user_keeps_beside_an_alias_stays(file: Path) -> None:
+def test_the_users_own_keys_of_an_alias_stay(file: Path) -> None:
     written = "champion: {version: 1, last_good: 1, x-why: asked for}  # do not touch"
     file.write_text(THREE.replace("champion: 1}", f"\n      {written}\n    }}").replace("  #", " #"))
     FileRegistry(str(file)).move(Move("iris", "champion", "2"))

@@ -103,7 +103,7 @@ def test_whatever_a_version_refers_to_stays(registry: FileRegistry, tmp_path: Pa
     "text",
     ["a: models/iris/1", '{"models": "broken, models/iris/1"', "x: iris/1\n", "x: iris/.//1", r'"iris\/1"'],
 )
-def test_what_a_document_beside_it_names_stays(registry: FileRegistry, tmp_path: Path, text: str) -> None:
+def test_what_a_document_next_to_it_names_stays(registry: FileRegistry, tmp_path: Path, text: str) -> None:
     (tmp_path / "staging.yaml").write_text(text)
     assert names(collect(registry)) == ["iris/3"]
     (tmp_path / "staging.yaml").write_text("a: models/iris/10")

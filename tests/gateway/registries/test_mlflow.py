@@ -160,7 +160,7 @@ def test_an_answer_to_an_earlier_question_does_not_win(mlflow_server: Server, st
     registry.close()
 
 
-def test_a_forgotten_name_is_asked_for_no_more(mlflow_server: Server, stored: str) -> None:
+def test_a_forgotten_name_is_not_queried_any_more(mlflow_server: Server, stored: str) -> None:
     with proxy(mlflow_server.port) as between:
         registry = MLflowRegistry(between.url, environ={})
         registry.find(Reference("stored"))

@@ -79,7 +79,7 @@ def test_the_fast_way_reads_as_the_slow_way_does(lines: list[str], others: list[
 
 @settings(deadline=None)
 @given(st.text(st.sampled_from('{}[]",:ab1 \n-') | st.characters(codec="utf-8"), max_size=30))
-def test_json_is_valid_where_the_library_says_so(text: str) -> None:
+def test_json_is_valid_if_the_library_accepts_it(text: str) -> None:
     found = read(text.encode(), "json")
     try:
         json.loads(text)
@@ -162,7 +162,7 @@ def only_longer(before: bytes, after: bytes) -> bool:
     st.lists(changes, min_size=1, max_size=2),
     st.sampled_from([None, 1, 2, "\t"]),
 )
-def test_an_edit_means_what_writing_all_anew_means_and_keeps_every_other_byte(
+def test_an_edit_means_the_same_as_a_rewrite_and_keeps_every_other_byte(
     text: str, number: int, wanted: list[Any], indent: Any
 ) -> None:
     whole = yamltext.data(yamltext.parse(text.removeprefix("\ufeff")), typed=False)
@@ -219,7 +219,7 @@ def test_what_did_not_change_is_not_made_again(form: Form) -> None:
     assert moved["m1"].versions["1"].source == "/elsewhere/a"
 
 
-def test_a_large_registry_is_not_made_into_models_that_nobody_asks_for() -> None:
+def test_a_large_registry_makes_no_models_that_are_not_requested() -> None:
     content = {f"m{i}": b'{"versions":{},"aliases":{}}' for i in range(25_000)}
     entries = Entries(content)
     assert len(entries) == sum(1 for model in entries.values() if model.aliases == {})

@@ -72,7 +72,7 @@ class Names(ReadOnly):
 
 
 @pytest.mark.anyio
-async def test_names_nobody_uses_are_polled_no_more_until_they_are_asked_for_again() -> None:
+async def test_unused_names_are_not_polled_until_they_are_requested_again() -> None:
     registry, clock = Names(), Clock()
     loaded = {"loaded"}
     applied: list[set[str]] = []
@@ -179,7 +179,7 @@ async def test_only_a_registry_that_does_not_answer_is_read_more_rarely(
 
 
 @pytest.mark.anyio
-async def test_a_read_that_succeeds_ends_the_pause_that_the_server_asked_for() -> None:
+async def test_a_read_that_succeeds_ends_the_pause_that_the_server_requested() -> None:
     registry = Failing(retry_after=600.0)
     registry.models["iris"] = Model("iris", {}, {})
     with ThreadPoolExecutor(1) as io:

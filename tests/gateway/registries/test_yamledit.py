@@ -108,7 +108,7 @@ def test_edits_of_other_shapes(text: str, path: str, value: Any, after: str) -> 
     assert changed(text, [(path.split("."), value)]) == (after, True)
 
 
-def test_what_cannot_be_edited_is_written_anew_and_reads_as_wanted() -> None:
+def test_what_cannot_be_edited_is_rewritten_and_reads_as_wanted() -> None:
     text, kept = changed("a: &x {b: 1}\nc: *x  # the same\n", [(("c", "b"), "2")])
     assert not kept
     assert read(text) == {"a": {"b": "1"}, "c": {"b": "2"}}

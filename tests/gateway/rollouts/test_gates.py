@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from gateway.errors import Problem
-from gateway.policy import RolloutPolicy
 from gateway.registries.base import Model, Verdict, Version
+from gateway.rollout_settings import RolloutPolicy
 from gateway.rollouts.gates import Gates, Trial, refusals
 from gateway.rollouts.records import Record
 from loaders.schema import Scalar

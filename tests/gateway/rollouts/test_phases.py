@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gateway.policy import Canary, RolloutPolicy
+from gateway.rollout_settings import Canary, RolloutPolicy
 from gateway.rollouts.phases import FOLLOWS, Phase, Seen, next_step
 
 CANARY = Canary(steps=[5, 50], every=60, requests=100, within=600)

@@ -8,9 +8,9 @@ import pytest
 from pydantic import ValidationError
 
 from gateway.configuration import load
-from gateway.policy import RolloutPolicy
 from gateway.registries import mlflow_answers
 from gateway.registries.base import Model
+from gateway.rollout_settings import RolloutPolicy
 from gateway.rollouts.policy import policy_of
 from gateway.settings import ModelSettings, Settings, SettingsError
 

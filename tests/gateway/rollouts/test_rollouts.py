@@ -11,9 +11,9 @@ import pytest
 from gateway.access.principal import ANONYMOUS, EVERYTHING, Principal
 from gateway.errors import Problem
 from gateway.events import RolloutChanged
-from gateway.policy import RolloutPolicy
 from gateway.record import RequestRecord
 from gateway.registries.base import Alias, Verdict
+from gateway.rollout_settings import RolloutPolicy
 from gateway.service import Inference
 from gateway.serving.servable import Status
 from loaders.enforcement import RawInput

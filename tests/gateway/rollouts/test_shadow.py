@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from gateway.events import Crashed, RolloutChanged
-from gateway.policy import Shadow as Policy
 from gateway.registries.base import Alias
+from gateway.rollout_settings import Shadow as Policy
 from gateway.rollouts import shadow as module
 from gateway.rollouts.rollout import SERVED
 from gateway.rollouts.shadow import MAX_BYTES, QUEUE, Shadow

@@ -11,8 +11,8 @@ import pytest
 
 from gateway.errors import Problem
 from gateway.events import Crashed, RolloutChanged, Swapped
-from gateway.policy import RolloutPolicy
 from gateway.registries.base import Alias, Verdict
+from gateway.rollout_settings import RolloutPolicy
 from gateway.rollouts.alias import LiveAlias
 from gateway.rollouts.phases import Phase
 from gateway.rollouts.rollout import SERVED, Rollout

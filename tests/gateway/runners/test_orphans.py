@@ -119,7 +119,7 @@ def test_what_is_left_at_the_end_ends_with_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.anyio
-async def test_nobody_s_exit_status_is_taken_from_him(tmp_path: Path, processes: Processes) -> None:
+async def test_exit_statuses_of_other_processes_are_not_taken(tmp_path: Path, processes: Processes) -> None:
     package = write_package(tmp_path / "p")
     runner = await processes.started(package)
     own = ended_with(7)

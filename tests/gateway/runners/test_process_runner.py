@@ -201,7 +201,7 @@ async def test_an_input_that_cannot_be_sent_is_an_error_of_the_call(
 
 
 @pytest.mark.anyio
-async def test_a_process_that_says_what_nobody_asked_is_ended(tmp_path: Path, processes: Processes) -> None:
+async def test_a_process_that_answers_without_a_call_is_ended(tmp_path: Path, processes: Processes) -> None:
     package = write_package(
         tmp_path / "p",
         at_predict="""

@@ -34,7 +34,7 @@ def test_merged_calls_and_several_slots_make_the_wait_shorter() -> None:
     assert door.expected_wait(100) == pytest.approx(5.0)
 
 
-def test_before_the_first_call_nothing_is_known_and_nobody_is_late() -> None:
+def test_before_the_first_call_nothing_is_known_and_no_request_is_late() -> None:
     Admission(max_queue=10).check(5, 100.0, 100.001)
 
 

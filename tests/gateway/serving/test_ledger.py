@@ -73,7 +73,7 @@ def test_memory_being_freed_is_not_free() -> None:
     assert ledger.plan(1.0).grant == ("b",)
 
 
-def test_what_an_alias_serves_does_not_go_for_a_load_that_nobody_wants() -> None:
+def test_what_an_alias_serves_does_not_go_for_an_unwanted_load() -> None:
     ledger = Ledger(100)
     resident(ledger, "served", 100)
     ledger["served"].serving = True
@@ -125,7 +125,7 @@ def test_what_can_never_fit_is_refused() -> None:
     assert ledger.plan(0).refuse == ("a",)
 
 
-def test_nobody_overtakes_the_first_that_waits() -> None:
+def test_no_load_overtakes_the_first_that_waits() -> None:
     ledger = Ledger(100)
     resident(ledger, "a", 60)
     ledger.lease("a")

@@ -147,7 +147,7 @@ async def test_a_broken_version_costs_one_load_per_pause(tmp_path: Path) -> None
 async def test_a_load_for_a_dry_run_is_recorded_only_if_somebody_else_wants_it(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     for _ in range(2):
-        lease = bench.manager.lease(version(), trial=True)
+        lease = bench.manager.lease(version(), dry_run=True)
         await bench.manager.ready(lease)
         lease.release()
         assert bench.events == []
@@ -156,12 +156,12 @@ async def test_a_load_for_a_dry_run_is_recorded_only_if_somebody_else_wants_it(t
         await gone.gone.wait()
     assert bench.events == []
     bench.on[version(2)] = Behaviour(fails="OSError: not yet")
-    lease = bench.manager.lease(version(2), trial=True)
+    lease = bench.manager.lease(version(2), dry_run=True)
     with pytest.raises(Problem):
         await bench.manager.ready(lease)
     assert bench.events == []
 
-    lease = bench.manager.lease(version(3), trial=True)
+    lease = bench.manager.lease(version(3), dry_run=True)
     await bench.manager.ready(lease)
     await use(bench, 3)
     await use(bench, 3)
@@ -198,7 +198,7 @@ async def test_everybody_who_waits_hears_of_the_failure(tmp_path: Path) -> None:
 
 @pytest.mark.anyio
 @bounded
-async def test_retiring_waits_for_leases_and_a_new_request_loads_anew(tmp_path: Path) -> None:
+async def test_retiring_waits_for_leases_and_a_new_request_loads_again(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     lease = bench.manager.lease(version())
     await bench.manager.ready(lease)

@@ -46,7 +46,7 @@ def stamp(text: str) -> np.datetime64:
     return np.datetime64(text, "ns")
 
 
-def test_a_misspelt_column_is_named_beside_the_one_that_is_missing() -> None:
+def test_a_misspelt_column_is_named_next_to_the_missing_one() -> None:
     wanted = Signature(tuple(ColSpec(Scalar.double, name) for name in ("sepal_length", "sepal_width", "Age")))
     row = {"sepal_length": 1.0, "sepal_w": 2.0, "AGE": 3.0, "colour": 4.0, "w" * 99: 5.0}
     with pytest.raises(InvalidInput) as refused:

@@ -330,7 +330,7 @@ def test_anything_is_taken_or_refused_with_a_path(
 
 
 @pytest.mark.parametrize("mode", ["strict", "warn", "mlflow"])
-def test_deep_nesting_is_no_crash(mode: Any) -> None:
+def test_deep_nesting_does_not_crash(mode: Any) -> None:
     deep: Any = 1
     for _ in range(5000):
         deep = [deep]

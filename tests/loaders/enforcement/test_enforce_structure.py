@@ -244,7 +244,7 @@ def test_zero_rows_are_allowed_where_the_columns_are_named() -> None:
         assert [str(array.dtype) for array in batch.arrays.values()] == ["int64", "float64"]
 
 
-def test_the_index_of_a_frame_is_kept_only_if_it_says_something() -> None:
+def test_the_index_of_a_frame_is_kept_only_if_it_differs_from_row_numbers() -> None:
     data = pd.DataFrame({"age": [1, 2], "height": [1.5, 2.5]})
     assert cast(PEOPLE, "python", data).index is None
     assert cast(PEOPLE, "python", data.set_index(pd.Index([5, 7]))).index.tolist() == [5, 7]

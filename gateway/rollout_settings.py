@@ -1,7 +1,7 @@
-"""The grammar of a rollout policy: the keys allowed under `rollout` in the settings, in a registry file and
-in MLflow's tag `gateway.rollout`; and the settings of what belongs to it, `capture` and `notify`.
+"""The settings of rollouts: the keys under `rollout` in the settings, in a registry file and in MLflow's tag
+`gateway.rollout`; and the settings `capture` and `notify`.
 
-Knows values and their bounds. `gateway.rollouts.policy` decides which policy holds for a model.
+Knows values and their limits. `gateway.rollouts.policy` decides which policy applies to a model.
 """
 
 from __future__ import annotations
