@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
 
 from gateway.environments import lock, pickles
@@ -19,6 +19,7 @@ from gateway.environments.interpreters import Minor, minor_of
 from loaders import environment as environments
 from loaders import flavors
 from loaders.compat import standin
+from loaders.files import package_files
 from loaders.package import PackageError
 from loaders.schema import ColSpec
 from loaders.yamltext import parse_yaml
@@ -223,24 +224,28 @@ def _pickles(package: Package) -> Iterator[str]:
         if package.bare.lower().endswith((".pkl", ".joblib")):
             yield package.bare
         return
-    for file in sorted(package.path.rglob("*")):
-        if pickles.is_pickle(file.name) and file.is_file() and not file.is_symlink():
-            yield file.relative_to(package.path).as_posix()
+    for relative, file, _ in package_files(package.path):
+        if pickles.is_pickle(file.name) and not file.is_symlink():
+            yield relative
+
+
+def _code(package: Package) -> Iterator[tuple[str, Path]]:
+    """Yields (path in the package, file) of the modules in the package."""
+    if package.code is not None:
+        below = package.code.relative_to(package.path)
+        for relative, file, _ in package_files(package.path):
+            if below in PurePosixPath(relative).parents:
+                yield relative, file
 
 
 def _compiled(package: Package) -> Iterator[str]:
-    """Compiled modules in `code/` without their source."""
-    code = package.code
-    for file in sorted(code.rglob("*")) if code is not None else ():
-        if file.parent.name != "__pycache__" and _COMPILED.search(file.name):
-            yield file.relative_to(package.path).as_posix()
+    """Yields compiled modules in `code/`, which have no source."""
+    return (relative for relative, _ in _code(package) if _COMPILED.search(relative))
 
 
 def _sources(package: Package) -> Iterator[str]:
-    """The source files that its loader imports: its own code, and a model saved as code."""
-    places: list[Path] = []
-    if package.code is not None:
-        places += sorted(package.code.rglob("*.py"))
+    """Yields the source files that its loader imports: its own code, and a model saved as code."""
+    places = [file for relative, file in _code(package) if relative.endswith(".py")]
     if path := package.text("model_code_path"):
         name = path.replace("\\", "/").rpartition("/")[2]
         places.append(package.path / name)

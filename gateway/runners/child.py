@@ -1,4 +1,4 @@
-"""A model process by its id, and how it and all its children are ended.
+"""A model process by its id: ends it and all its children, and reports its exit code.
 
 For each model process the gateway holds a pipe. When one end of it is closed, the kernel sends SIGKILL to the
 model's process group. Only the gateway holds both ends: the kernel closes them when the gateway ends, however
@@ -46,14 +46,31 @@ class Child:
             os.close(self.handle)
             self.handle = -1
 
+    async def exit_code(self, wait: float) -> int | None:
+        """Returns the exit code; None if it is not known within `wait` seconds."""
+        with suppress(TimeoutError):
+            return await asyncio.wait_for(asyncio.shield(self.ended), wait)
+        return None
+
     def _cut(self) -> None:
         for descriptor in self._lifeline:
             os.close(descriptor)
         self._lifeline = ()
 
 
+def described(code: int) -> str:
+    """Returns an exit code as text, for example "was killed by SIGSEGV"."""
+    if code >= 0:
+        return f"exited with code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    return f"was killed by {name}" + (" (out of memory?)" if -code == signal.SIGKILL else "")
+
+
 def _lifeline(group: int) -> tuple[int, ...]:
-    """Both ends."""
+    """Returns both ends of the pipe."""
     ends = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         for end in ends:

@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any, Final
 
 from gateway.runners.base import ModelError, RunnerCrashed, RunnerTimeout, model_error
-from gateway.runners.child import Child
+from gateway.runners.child import Child, described
 from gateway.runners.environments import Environment
 from gateway.runners.memory import Footprint, Memory, peak
 from gateway.runners.output import Output, Sink
@@ -441,13 +441,13 @@ class Worker:
         said, code = "ended", None
         if child is not None:
             self._loop.remove_reader(child.handle)
-            code = await _status(child, _LAST_WORD) if self._verdict is None else None
+            code = await child.exit_code(_LAST_WORD) if self._verdict is None else None
             if code is None:
                 child.kill()
-                if await _status(child, _STATUS_WAIT) is not None:
+                if await child.exit_code(_STATUS_WAIT) is not None:
                     said = "closed its connection and was stopped"
             else:
-                said = _described(code)
+                said = described(code)
         outside = code == -signal.SIGKILL
         verdict = self._verdict or RunnerCrashed(f"the model process {said}", outside=outside)
         if self._calls:
@@ -476,20 +476,3 @@ class Worker:
         if self._user is not None:
             self._zygotes.users.give_back(self._user)
             self._user = None
-
-
-async def _status(child: Child, wait: float) -> int | None:
-    """The exit code; None if it is not known within `wait` seconds."""
-    with suppress(TimeoutError):
-        return await asyncio.wait_for(asyncio.shield(child.ended), wait)
-    return None
-
-
-def _described(code: int) -> str:
-    if code >= 0:
-        return f"exited with code {code}"
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = f"signal {-code}"
-    return f"was killed by {name}" + (" (out of memory?)" if -code == signal.SIGKILL else "")
