@@ -181,7 +181,7 @@ def load_model(
 
 
 def _is_place(text: str) -> bool:
-    """Whether a text is the path of a model directory or of a model file."""
+    """Returns True if a text is the path of a model directory or model file."""
     return os.path.isdir(text) or (bare.is_bare(Path(text)) and os.path.isfile(text))
 
 

@@ -25,8 +25,8 @@ def pause(
     asked: float | None = None,
     chance: random.Random | None = None,
 ) -> float:
-    """Seconds to wait after `failures` failures in a row (at least 1). `asked`: the seconds that the server
-    asked for; the pause is that or a little longer, up to ten times `longest`."""
+    """Returns the seconds to wait after `failures` failures in a row (at least 1). `asked`: the seconds that
+    the server requests; the pause is that or a little longer, up to ten times `longest`."""
     share = (chance or _CHANCE).random()
     nominal = min(longest, first * 2.0 ** min(max(failures, 1) - 1, 30))
     found = nominal * (1 - JITTER * share)

@@ -71,7 +71,7 @@ def load(
         try:
             _merge(merged, _nested(path, _from_text(environ[name])), name, sources)
         except ValueError as error:
-            problems.append((name, f"begins like JSON, but is not valid JSON: {error}"))
+            problems.append((name, f"not JSON, although it begins like JSON: {error}"))
     for name, value in flags.items():
         if value is not None:
             _merge(merged, {name: value}, f"flag --{name.replace('_', '-')}", sources)

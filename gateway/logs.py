@@ -37,7 +37,7 @@ _LEVELS: dict[type, int] = {
 }
 #: The fields that a JSON line may have in addition to its event.
 _UNLOADED = {
-    "unloaded": "somebody asked for it",
+    "unloaded": "an operator requested it",
     "evicted": "to make room,",
     "replaced": "another version serves",
     "removed": "it is not in the registry any more",

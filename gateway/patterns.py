@@ -93,7 +93,7 @@ class Patterns:
         return f"<Patterns {', '.join(self.texts) or 'none'}>"
 
     def covers(self, reference: Reference) -> bool:
-        """Whether the credential may use the model by this reference."""
+        """Returns True if the credential may use the model by this reference."""
         if self.everything:
             return True
         last, decision = self._last

@@ -93,7 +93,7 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._bound = sockets or []
-        # Log this only now: whoever reads the line may send requests and signals.
+        # Log this only now: readers of the line may send requests and signals.
         registry = self._gateway.registry
         for admin in self._bound[1:]:
             log.info("control calls and metrics on %s", url_of(*admin.getsockname()[:2]))

@@ -149,7 +149,7 @@ class Service:
 
     @property
     def stopping(self) -> bool:
-        """Whether new work is refused."""
+        """Returns True if new work is refused."""
         return self._stopping()
 
     async def predict(self, inference: Inference, given: Target | None = None) -> Answer:
@@ -285,7 +285,7 @@ class Service:
             )
 
     def _violates(self, version: Version, answer: Answer) -> bool:
-        """Whether an answer differs from the version's output schema."""
+        """Returns True if an answer differs from the version's output schema."""
         servable = self._manager.find(version)
         prepared = None if servable is None else servable.prepared
         return prepared is not None and bool(prepared.check_output(answer.result))

@@ -1,8 +1,8 @@
-"""Model files without an `MLmodel`: which flavor loads them, by the file's name and its first bytes.
+"""Model files without an `MLmodel`: finds their flavor by the file's name and its first bytes.
 
-A directory without an `MLmodel` is a package all the same if it holds one such file: the only one, or the one
-named `model`. Reads at most some kilobytes of it. What the file says of its inputs is known once it is loaded
-(`Predictor.stated`), because only its own framework can read it. Executes nothing.
+A directory without an `MLmodel` is also a package if it contains one such file: the only one, or the one
+named `model`. Reads at most a few kilobytes of it. Its signature is known after loading (`Predictor.stated`),
+because only its own framework can read it. Executes nothing.
 
 Source of the names: the predictors of KServe (`model.joblib`, `model.bst`, …) and of each framework.
 """
@@ -30,7 +30,7 @@ _LIGHTGBM: Final = re.compile(rb"tree\r?\n")
 
 
 def is_bare(path: Path) -> bool:
-    """Whether a file's name is one of a bare model file."""
+    """Returns True if a file has the name of a bare model file."""
     return path.suffix.lower() in ENDINGS
 
 
@@ -72,7 +72,7 @@ def described(root: Path, name: str | None = None) -> dict[str, Any] | None:
 
 
 def _fits(file: Path) -> bool:
-    """Whether a file's content is what its name says: `requirements.txt` is no model of LightGBM."""
+    """Returns True if a file's content matches its name: `requirements.txt` is not a LightGBM model."""
     try:
         with file.open("rb") as handle:
             _flavor(file.name, handle.read(_HEAD))

@@ -89,7 +89,7 @@ _LISTED: Final = tuple(
          r"|parallel|_mocking|_test_common|_build_utils)(?:\.|\Z))(?:\.\w+)*",
          rf"(?!(?:Memory|Parallel|Path|Thread|ThreadPool|Popen|Process|Queue|Lock|StringIO|BytesIO|Template"
          rf"|Delayed)\Z){_CLASS}|newObj|__pyx_unpickle_\w+"),
-        # What FunctionTransformer and its like are given by default.
+        # Default arguments of FunctionTransformer and similar classes.
         (r"sklearn\.feature_selection\._univariate_selection", "f_classif|f_regression|f_oneway|chi2"
          "|r_regression"),
         (r"sklearn\.feature_selection\._mutual_info", r"mutual_info_\w+"),

@@ -71,8 +71,8 @@ class Beside(Protocol):
 
 
 class Artifacts:
-    """The cache under `cache_dir`. It and the environments (`beside`) take at most `disk_limit` bytes in all;
-    the least recently used of both is removed first."""
+    """The cache under `cache_dir`. Together with the environments (`beside`) it takes at most `disk_limit`
+    bytes; the least recently used entry of both is removed first."""
 
     def __init__(
         self,

@@ -98,7 +98,7 @@ def recorded(taken: Taken, redact: Collection[str], limit: int) -> Record:
         answer = _without(answer, names, set())
     pieces = wire.encode({"batch": batch, "params": params, "answer": answer}, limit, lenient=True)
     frame = b"".join(pieces)
-    # Part of the id is random, so that nobody finds a request's content by trying contents.
+    # Part of the id is random, so that the content of a request cannot be found by trial.
     identity = blake2b(frame, key=os.urandom(16), digest_size=8).hexdigest()
     return Record(
         identity, taken.model, taken.version, taken.digest, taken.at, taken.seconds, batch.rows or 1,

@@ -329,7 +329,7 @@ class Store:
         """The directories of uv's cache that are named after packages."""
         return [entry for entry in (self._root / "uv").glob("wheels-v*/*/*") if entry.is_dir()]
 
-    # What is there.
+    # Existing environments.
 
     def _use(self, key: str) -> Built | None:
         try:

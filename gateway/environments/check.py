@@ -224,7 +224,7 @@ def _requirements(facts: Facts, place: Installed) -> list[Comparison]:
 
 
 def _counts(name: str, facts: Facts) -> bool:
-    """Whether a requirement other than the flavor's framework is compared."""
+    """Returns True if a requirement other than the flavor's framework is compared."""
     if name == "pandas":
         return facts.text and facts.frames
     if name == "numpy":

@@ -48,7 +48,7 @@ class NoEnvironment(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What a package needs, and its check against this interpreter."""
+    """The needs of a package, and its check against this interpreter."""
 
     facts: Facts
     check: Check
@@ -81,7 +81,7 @@ class Runtime:
 
     @property
     def place(self) -> str:
-        """Where it runs, for a person."""
+        """Returns where it runs, as text for users."""
         if self.built is not None:
             return f"its own environment ({described(self.built.lock)})"
         return "this interpreter" if self.kind == "same" else "the named environment"

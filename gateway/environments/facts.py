@@ -68,7 +68,7 @@ class Facts:
     flavor's own fields. `byte_code`: the files with byte code. `modules`: what its code and pickles import.
     `custom`: it runs its own code. `mlflow`: why it needs the real mlflow, or None. `text`: its model gets
     frames that may hold text. `old_xgboost`: it has XGBoost's binary format. `estimator`: a class of another
-    framework that needs scikit-learn. `bare`: a model file that says nothing of its environment."""
+    framework that needs scikit-learn. `bare`: a model file, which does not describe its environment."""
 
     flavor: str
     python: str
@@ -94,7 +94,7 @@ class Facts:
         return minor_of(self.python)
 
     def imports(self, distribution: str) -> bool:
-        """Whether its code or its pickles import a module of a distribution."""
+        """Returns True if its code or its pickles import a module of a distribution."""
         module = MODULES.get(distribution, distribution.replace("-", "_"))
         return module in self.modules or module.partition(".")[0] in self.modules
 
@@ -232,7 +232,7 @@ def _pickles(package: Package) -> Iterator[str]:
 def _code(package: Package) -> Iterator[tuple[str, Path]]:
     """Yields (path in the package, file) of the modules in the package."""
     if package.code is not None:
-        below = package.code.relative_to(package.path)
+        below = PurePosixPath(package.code.relative_to(package.path))
         for relative, file, _ in package_files(package.path):
             if below in PurePosixPath(relative).parents:
                 yield relative, file
@@ -259,7 +259,7 @@ def _imported(source: str) -> set[str]:
 
 
 def _frames(package: Package, flavor: str) -> tuple[bool, bool]:
-    """Whether its model gets frames, and whether these may hold text."""
+    """Returns whether its model receives frames, and whether these may contain text."""
     inputs = None if package.signature is None else package.signature.inputs
     if inputs is None:
         return flavor != "onnx", flavor != "onnx"

@@ -110,7 +110,7 @@ def _pip_files(environ: Mapping[str, str]) -> Iterator[Path]:
 
 
 def _in_uv_files(environ: Mapping[str, str]) -> bool:
-    """Whether uv's own configuration names an index."""
+    """Returns True if uv's own configuration names an index."""
     home = Path(environ.get("HOME", "/nonexistent"))
     places = [
         Path(environ.get("XDG_CONFIG_HOME") or home / ".config", "uv", "uv.toml"),

@@ -62,7 +62,7 @@ def named(minor: Minor) -> str:
 
 
 def supported(minor: Minor) -> bool:
-    """Whether model processes support that version."""
+    """Returns True if model processes support this version."""
     return SUPPORTED[0] <= minor <= SUPPORTED[1]
 
 

@@ -52,7 +52,7 @@ class Named:
 
 
 def is_pickle(name: str) -> bool:
-    """Whether loaders unpickle a file of that name."""
+    """Returns True if loaders unpickle a file of this name."""
     suffixes = Path(name).suffixes
     while suffixes and suffixes[-1] in _COMPRESSED:
         suffixes.pop()

@@ -91,7 +91,7 @@ def _together(
 
 
 def agree(first: Lock, packages: Mapping[str, str], other: Lock) -> bool:
-    """Whether a lock can join a group with these packages."""
+    """Returns True if a lock can join a group with these packages."""
     if (first.python, first.platform) != (other.python, other.platform):
         return False
     return all(packages.get(name, version) == version for name, version in other.packages.items())

@@ -326,8 +326,8 @@ def parse_json(body: bytes) -> Parsed:
 
 
 def parse_vertex(body: bytes) -> Parsed:
-    """Vertex AI's form: `instances`, and the model's params as `parameters`. Raises MALFORMED_BODY, and
-    INVALID_INPUT for `parameters` that are no object."""
+    """Parses Vertex AI's form: `instances`, and the model's params as `parameters`. Raises MALFORMED_BODY,
+    and INVALID_INPUT if `parameters` is not an object."""
     document = decode_object(body, jsonbody.loads)
     if "instances" not in document:
         raise Problem("MALFORMED_BODY", "the body has no instances", hint='send {"instances": [...]}')

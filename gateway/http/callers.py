@@ -51,7 +51,7 @@ class Callers:
         record.principal = self._access.recall(headers) or await self._access.identify(headers)
 
     def principal(self, record: RequestRecord) -> Principal:
-        """Who calls, also where only the admin key is a credential."""
+        """Returns the caller, also if only the admin key is a credential."""
         if record.principal is None:
             twice = record.twice == "Authorization"
             found = None if twice else self._signed_in(record)
@@ -131,7 +131,7 @@ class Callers:
         return self._access.audit.calls(name, alias)
 
     def controls(self, record: RequestRecord, reference: Reference | None) -> bool:
-        """Whether the caller may control the model; None: the whole gateway."""
+        """Returns True if the caller may control the model; None: the whole gateway."""
         return self._access.controls(self.principal(record), reference)
 
     def operate(self, record: RequestRecord, *, always: bool = False) -> None:
@@ -171,7 +171,7 @@ class Callers:
         return principal.reads
 
     def sees_all(self, record: RequestRecord) -> bool:
-        """Whether the caller may know the names of all models."""
+        """Returns True if the caller may see the names of all models."""
         return record.principal is None or record.principal.reads_everything
 
 

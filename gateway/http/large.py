@@ -50,7 +50,7 @@ BODY_SECONDS: Final = 120.0
 _GROWN: Final = 64 << 20
 #: What the limit on its memory allows in addition to the parsed body: its own code, and temporary copies.
 _HEADROOM: Final = 512 << 20
-#: A parsed body may stand in memory twice: MLflow's casts begin with a copy.
+#: A parsed body may be in memory twice: MLflow's casts begin with a copy.
 _COPIES: Final = 2
 #: Which part of all memory may be in use while a body above the budget is parsed.
 _SHARE: Final = 0.7

@@ -45,7 +45,7 @@ ENDPOINT: Final = Dialect(bare=True, lenient=True, positional=True)
 
 
 def is_here(path: bytes) -> bool:
-    """Whether a raw path is one of these routes."""
+    """Returns True if a raw path is one of these routes."""
     return path.startswith((V1_MODELS, ENDPOINTS, LISTED))
 
 

@@ -67,7 +67,7 @@ class Deliveries:
             raise Problem("FORBIDDEN", "this gateway does not accept webhooks", hint=hint)
         try:
             if not self._file.is_file():  # a pipe would stop the event loop
-                raise FileNotFoundError(f"{self._file} is no file")
+                raise FileNotFoundError(f"{self._file} is not a file")
             secret = self._file.read_bytes().strip()
         except OSError as error:
             log.error("cannot read the webhook secret: %s", error)

@@ -198,7 +198,7 @@ class Batcher:
         return members
 
     async def _call(self, members: list[Member]) -> bool:
-        """Whether the model answered all of them together."""
+        """Calls the model. Returns True if it answered all members together."""
         digests: list[bytes] = []
         if self._suspects:
             members, digests = self._without_poison(members)

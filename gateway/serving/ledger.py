@@ -142,7 +142,7 @@ class Ledger(Generic[K]):
 
     @property
     def waiting(self) -> bool:
-        """Whether there is something to plan for."""
+        """Returns True if there is something to plan for."""
         return bool(self._waiting) or self._shared < self._shared_wanted
 
     @property
@@ -322,7 +322,7 @@ class Ledger(Generic[K]):
         if missing <= 0:
             why = tuple(reason(a, now, len(old_enough)) for a in chosen)
             return _Room(tuple(a.key for a in chosen), (), why)
-        # Evicting some would not be enough: leave them, they may be asked for before there is room.
+        # Evicting some would not free enough: keep them, because requests may come before there is memory.
         later = [a.since + self.min_residency for a in idle if a not in old_enough]
         missing -= sum(a.bytes for a in others if a.draining and a.state is AccountState.RESIDENT)
         loading = asking is not None and asking.state is AccountState.RESERVED and not unwanted

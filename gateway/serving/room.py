@@ -66,7 +66,7 @@ class Room:
         return self._evictions.get(version)
 
     def waits(self, servable: Servable) -> bool:
-        """Whether a load waits for memory."""
+        """Returns True if a load waits for memory."""
         return servable in self._grants
 
     async def reserve(self, servable: Servable, wanted: int) -> None:

@@ -303,7 +303,7 @@ class Servable:
     @property
     def batcher(self) -> Batcher:
         if self._batcher is None:
-            raise RuntimeError(f"{self!r} was asked before it was ready")
+            raise RuntimeError(f"{self!r} was used before it was ready")
         return self._batcher
 
     @property
@@ -326,7 +326,7 @@ class Servable:
         whether rows without names are read by position. `lenient` and `positional`: the defaults of the
         request's protocol, used where the settings say nothing."""
         if self.prepared is None:
-            raise RuntimeError(f"{self!r} was asked before it was ready")
+            raise RuntimeError(f"{self!r} was used before it was ready")
         prepared = self.prepared
         mode = self.options.enforcement or ("mlflow" if lenient else "strict")
         return (

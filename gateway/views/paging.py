@@ -1,7 +1,7 @@
-"""Pages of lists that may hold a hundred thousand models: which names come next.
+"""Selects the names on a page of a list, which may contain a hundred thousand models.
 
-Sorting and searching so many names takes longer than the event loop may wait, so `Names` does it in a thread
-and keeps the order until the registry's content is another one. Knows names, nothing of models.
+Sorting and searching so many names would block the event loop, so callers run `Names` in a thread. It keeps
+the order until the registry's content changes. Knows names; must not know models.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-#: The most items of one page.
+#: Maximum items on a page.
 MOST = 1000
-#: So many views are made before the event loop does other work.
+#: Number of views made before the event loop does other work.
 AT_ONCE = 25
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What a caller asks for. `after`: the last item of the page before; `search`: a part of the name, in any
-    case. `limit` None: everything. `reads`: whether the caller may read about a model; None: about all."""
+    """The page that a caller requests. `after`: the last item of the previous page. `search`: a part of the
+    name, in any case. `limit`: None means everything. `reads`: returns True if the caller may see a model;
+    None: all models."""
 
     limit: int | None = None
     after: str | None = None
@@ -27,7 +28,7 @@ class Page:
     reads: Callable[[str], bool] | None = None
 
     def takes(self, name: str) -> bool:
-        """Whether a name belongs to the list, on whatever page."""
+        """Returns True if a name belongs to the list, on any page."""
         found = self.search is None or self.search.lower() in name.lower()
         return found and (self.reads is None or self.reads(name))
 

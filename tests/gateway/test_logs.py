@@ -31,7 +31,7 @@ def test_every_event_has_words(lines: pytest.LogCaptureFixture) -> None:
         "loaded iris/2 in 0.250 s, 3.0 MB",
         "iris@champion serves version 2, previously 1 (promote)",
         "iris/2 raised ValueError: no (request r-1)\n    Traceback …\n    ValueError: no",
-        "unloaded iris/2: somebody asked for it",
+        "unloaded iris/2: an operator requested it",
         "unloaded iris/2: to make room, for wine/1: its value is least",
     ]
 
