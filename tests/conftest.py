@@ -27,7 +27,7 @@ def anyio_backend() -> str:
 
 
 def needs(module: str) -> ModuleType:
-    """The module, or a skip that says what to install; where GATEWAY_TEST_ALL is set, a failure."""
+    """Returns the module. Without it, skips with the package to install; fails if GATEWAY_TEST_ALL is set."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

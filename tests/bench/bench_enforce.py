@@ -1,4 +1,4 @@
-"""What enforcement costs beyond parsing, per form.
+"""Measures what enforcement costs in addition to parsing, per form.
 
     python tests/bench/bench_enforce.py
 

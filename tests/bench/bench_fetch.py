@@ -1,4 +1,4 @@
-"""A package of 1 GB from a real object store: seconds and peak memory, beside one plain stream.
+"""A package of 1 GB from a real object store: seconds and peak memory, compared with one plain stream.
 
     python -m tests.bench.bench_fetch [--megabytes 1000] [--rounds 5] [--each-connection MB_PER_S]
 
@@ -46,7 +46,7 @@ def fetch(directory: Path, digest: str) -> None:
 
 
 def resident_peak() -> float:
-    """In MB, of this process since it was last asked to begin anew."""
+    """Returns the peak of this process in MB, since the last reset."""
     found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
     return int(found[1]) / 1000
@@ -60,7 +60,7 @@ def measured(way: str, digest: str, megabytes: int) -> None:
 
     list(s3fs.S3FileSystem().find(f"s3://{BUCKET}/small"))
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as scratch:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         resident = resident_peak()
         before = resource.getrusage(resource.RUSAGE_SELF)
         began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Packs, measured beside a process per model: the same gateway, the same models, the same run.
+"""Packs, compared with a process per model: the same gateway, the same models, the same run.
 
     python -m tests.bench.bench_packs serve [N] [SECONDS]   N (100) different fits behind a real gateway, once
                                                             with isolation: auto, once with isolation: process

@@ -1,6 +1,6 @@
-"""Models in processes, measured: what a process costs beside the gateway's own, and what it saves.
+"""Models in processes, measured: the cost of a process compared with the gateway's own, and its savings.
 
-    python -m tests.bench.bench_process latency     one row, process beside inline; 1 and 2 processes
+    python -m tests.bench.bench_process latency     one row, process and inline; 1 and 2 processes
     python -m tests.bench.bench_process resident    200 scikit-learn models: private bytes, load p50 and p99
     python -m tests.bench.bench_process cycles N    N times (500) load and unload of a 200 MB model
     python -m tests.bench.bench_process kill        kill -9 under load: who failed, and for how long
@@ -205,7 +205,7 @@ async def kill(directory: Path, zygotes: Zygotes) -> None:
         calls += len(outcomes)
         await runner.close()
     say(f"10 kills under 16 callers: {failed} of {calls} calls failed; answering after {told(recoveries)}")
-    say(f"the model beside it answered {neighbours} calls, all of them")
+    say(f"the other model answered {neighbours} calls, all of them")
     await other.close()
 
 

@@ -127,7 +127,7 @@ def get(url: str) -> str:
 
 
 def memory(process: int) -> float:
-    """What a process holds, in MB."""
+    """Returns the memory of a process, in MB."""
     pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 

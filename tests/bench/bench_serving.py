@@ -1,4 +1,4 @@
-"""One-row scikit-learn predictions through the gateway, beside a constant answer and a server by hand.
+"""One-row scikit-learn predictions through the gateway, a constant answer and a handwritten server.
 
     python tests/bench/bench_serving.py [--rounds 5] [--seconds 3] [--connections 1 16 64] [--model logistic]
 

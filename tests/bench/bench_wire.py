@@ -1,4 +1,4 @@
-"""How a batch gets to a model process and back: frames over a socket pair beside shared memory.
+"""How a batch gets to a model process and back: frames over a socket pair, compared with shared memory.
 
     python -m tests.bench.bench_wire [ROUNDS]
 

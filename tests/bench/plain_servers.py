@@ -1,4 +1,4 @@
-"""The two servers the gateway is measured beside, on the same Starlette and uvicorn.
+"""The two servers that the gateway is compared with, on the same Starlette and uvicorn.
 
 `ceiling` reads the body and answers a constant: what this HTTP stack can do at most. `by_hand` is what
 people write without a gateway: parse, make a frame, call the model, answer; no checks, no batching.

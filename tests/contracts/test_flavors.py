@@ -179,7 +179,7 @@ def test_3_accepts_says_no_without_importing_anything(name: str, imported: dict[
 
 def test_3_accepts_says_yes_to_its_own(sample: Sample, saved: Saved) -> None:
     if sample.flavor == "loader":
-        return  # its data is a path: it is asked for by name
+        return  # its data is a path, so it is chosen by name
     assert flavors.for_model(saved.live).name == sample.flavor
 
 
@@ -224,7 +224,7 @@ def test_5_a_path_that_leaves_the_package_is_refused(sample: Sample, saved: Save
 
 
 def _leads(entry: str, flavor: str, key: str) -> bool:
-    """Whether a key of an entry is followed, or repeats what another says."""
+    """Returns True if a key of an entry is followed, or repeats another key."""
     if entry == "python_function":
         return key in {"model_path", "data", "code", "python_model"}
     return key == "data" and flavor not in {"onnx", "pytorch"}

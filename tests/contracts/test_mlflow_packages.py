@@ -1,6 +1,6 @@
 """Packages that the real MLflow wrote, asked where mlflow cannot be imported, answer as MLflow answers.
 
-Each package is asked in every payload form of the scoring protocol. Whatever MLflow's own scoring code
+Each package is called in every payload form of the scoring protocol. Whatever MLflow's own scoring code
 answers with 200, the product must answer with equal predictions (to 1e-6).
 """
 
@@ -38,7 +38,7 @@ MIXED = pd.DataFrame(
 
 @dataclass(frozen=True)
 class Logged:
-    """`save(mlflow, path)` writes the package; `data` is what it is asked with; `params` what goes along."""
+    """`save(mlflow, path)` writes the package; `data` and `params` are the input of its calls."""
 
     save: Callable[[Any, Path], None]
     data: Any
@@ -435,7 +435,7 @@ Answers = list[tuple[dict[str, Any], Any, Any]]
 
 @dataclass(frozen=True)
 class Written:
-    """The packages that MLflow wrote, what each was asked, and what MLflow answered."""
+    """The packages that MLflow wrote, the input of each, and MLflow's answer."""
 
     jobs: dict[str, dict[str, Any]]
     theirs: dict[str, list[Any]]

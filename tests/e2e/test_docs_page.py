@@ -48,7 +48,7 @@ def test_a_model_is_tried_on_its_page(browser: Any, served: Served, prefix: str)
     page.on("request", lambda request: asked.append(request.url))
 
     def strip(route: Any) -> None:
-        """What a proxy in front does that serves the gateway below a prefix."""
+        """Acts as a proxy that serves the gateway below a prefix."""
         answer = route.fetch(url=route.request.url.replace(f"{origin}{prefix}/", f"{origin}/", 1))
         route.fulfill(response=answer)
 

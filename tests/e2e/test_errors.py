@@ -1,4 +1,4 @@
-"""Every error code of the contract, asked of a running gateway: status, form of the body, headers."""
+"""Every error code of the contract, from a running gateway: status, form of the body, headers."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ Ask = Callable[[Gateways], httpx.Response]
 
 @dataclass(frozen=True)
 class Row:
-    """What is asked, what the contract has for it, and words of the hint."""
+    """A request, the contract's answer to it, and words of the hint."""
 
     code: str
     status: int

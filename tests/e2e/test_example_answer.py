@@ -18,7 +18,7 @@ EXAMPLE = pd.DataFrame({"x": [1.0, 2.0]})
 
 
 class Counting:
-    """Its answers depend on how often it was asked."""
+    """Its answers depend on the number of calls."""
 
     def predict(self, model_input: Any) -> list[int]:
         self.calls = getattr(self, "calls", 0) + 1

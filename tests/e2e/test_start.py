@@ -70,7 +70,7 @@ def test_a_registry_that_is_away_at_the_start_is_queried_again(tmp_path: Path) -
             assert server.get("/livez").status == 200
             assert eventually(lambda: server.get("/readyz").status == 200)
             metrics = server.get("/metrics").body.decode()
-        if first.status == 503:  # else all four refusals were over before it was asked
+        if first.status == 503:  # else all four refusals were over before the request
             assert first.json["ready"] is False
         if answer.status == 503:
             assert answer.json["error_code"] == "REGISTRY_UNAVAILABLE"

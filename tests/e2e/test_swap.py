@@ -47,7 +47,7 @@ def test_promise_2_an_alias_moves_fifty_times_under_load(tmp_path: Path) -> None
                     failures.append("header and body name two versions")
                 if response.json()["predictions"] != [x * FACTORS[version]]:
                     failures.append(f"version {version} did not answer {x}: {response.text}")
-                # No move was even asked for between the two looks, so the swap was over.
+                # No move was requested between the two looks, so the swap was over.
                 if before == after and version != before[1] and not moving.is_set():
                     failures.append(f"started after the swap to {before[1]}, answered by {version}")
                 with lock:

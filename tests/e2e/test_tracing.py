@@ -20,7 +20,7 @@ GIVEN = {"traceparent": f"00-{TRACE}-{PARENT}-01", "tracestate": "vendor=1"}
 
 
 class Asked(http.server.ThreadingHTTPServer):
-    """A tracking server without models, which keeps the headers it is asked with."""
+    """A tracking server without models, which keeps the headers of its requests."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)

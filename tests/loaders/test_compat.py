@@ -1,4 +1,4 @@
-"""What stands in for mlflow: the check of type hints, and the loader that travels with Python models."""
+"""The stand-in for mlflow: the check of type hints, and the loader that is saved with Python models."""
 
 from __future__ import annotations
 

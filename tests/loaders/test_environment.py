@@ -1,4 +1,4 @@
-"""What a model needs, captured and compared with what is here."""
+"""The needs of a model: captured, and compared with this environment."""
 
 from __future__ import annotations
 

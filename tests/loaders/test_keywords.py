@@ -85,7 +85,7 @@ def test_mlflows_words_for_the_model(tmp_path: Path) -> None:
 
 
 class Theirs:
-    """What MLflow's ModelSignature has."""
+    """Has the attributes of MLflow's ModelSignature."""
 
     inputs = outputs = params = None
 

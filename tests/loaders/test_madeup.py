@@ -43,7 +43,7 @@ def signature(*columns: tuple[str, str]) -> Signature:
 def test_what_a_model_knows_is_taken_where_it_is_of_the_column_s_type(
     kind: str, value: Any, taken: Any
 ) -> None:
-    """What a process tells of its model is a stranger's word."""
+    """The reports of a model process are not trusted."""
     row = madeup.row(signature(("c", kind)), {"c": value})
     assert row is not None
     assert row.data["data"] == [[taken]]

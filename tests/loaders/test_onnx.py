@@ -1,4 +1,4 @@
-"""The ONNX flavor beyond the contract: several inputs, narrowing, options, weights beside the graph."""
+"""The ONNX flavor beyond the contract: several inputs, narrowing, options, weights next to the graph."""
 
 from __future__ import annotations
 

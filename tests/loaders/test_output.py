@@ -1,4 +1,4 @@
-"""The output schema beside what a model answered: differences are named, whatever their form."""
+"""The output schema compared with a model's answer: differences are named in every form."""
 
 from __future__ import annotations
 

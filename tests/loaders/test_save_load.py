@@ -392,7 +392,7 @@ loaders.save_model(make_pipeline(neighbour.Centred(), LinearRegression()).fit(X,
 
 
 def test_local_classes_load_where_their_module_is_not(tmp_path: Path) -> None:
-    """A class of a script, one of a module beside it, and one deep inside a pipeline."""
+    """A class of a script, one of a module next to it, and one deep inside a pipeline."""
     (tmp_path / "second.py").write_text("ONE = 1\n")
     (tmp_path / "neighbour.py").write_text(NEIGHBOUR)
     (tmp_path / "script.py").write_text(SCRIPT)

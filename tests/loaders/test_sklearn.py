@@ -74,7 +74,7 @@ def table(frame: pd.DataFrame) -> Columns:
 
 
 def asked_with(estimator: Estimator, batch: Columns) -> list[type]:
-    """What kinds of input the framework was given for this batch."""
+    """Returns the kinds of input that the framework received for this batch."""
     given: list[type] = []
 
     def spy(ask: Any) -> Any:

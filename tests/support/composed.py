@@ -103,7 +103,7 @@ class Composed:
         return inference.record.version.version
 
     def written(self) -> str:
-        """Where the registry file says that the champion is."""
+        """Returns the version that the registry file names as champion."""
         return self.registry.read().models["iris"].aliases["champion"].version
 
 

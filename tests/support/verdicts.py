@@ -1,4 +1,4 @@
-"""The verdict table: every type in every form, ours beside MLflow's own. Writes VERDICTS.md when run.
+"""The verdict table: every type in every form, ours compared with MLflow's own. Writes VERDICTS.md when run.
 
     python -m tests.support.verdicts        (needs mlflow and pyarrow)
 

@@ -69,7 +69,7 @@ def test_how_far_a_fetch_is_can_be_seen(
         Halting.go_on.set()
         server.post(f"/models/{reference}/load")
         shown = server.get("/models/slow/versions/1").json
-        assert (shown["state"], "fetch" in shown) == ("FAILED", False)  # its flavor is nobody's
+        assert (shown["state"], "fetch" in shown) == ("FAILED", False)  # its flavor is unknown
 
 
 class Leaving(fsspec.AbstractFileSystem):  # type: ignore[misc]
@@ -135,7 +135,7 @@ def test_without_its_source_a_version_is_what_it_was(
     leaving.content = {"m/MLmodel": leaving.content["m/MLmodel"] + b" "}
     again = asyncio.run(packages.get(version))
     assert (again.digest == first.digest) is lasting
-    # What the source itself says is no outage.
+    # An error from the source itself is not an outage.
     leaving.fault = FileNotFoundError("gone")
     if lasting:
         assert asyncio.run(packages.get(version)).digest == first.digest
@@ -160,7 +160,7 @@ def test_sources_of_one_host_are_away_together(one: str, other: str, together: b
 
 def test_a_source_that_is_not_a_url_is_refused_with_a_reason(executors: Any, tmp_path: Path) -> None:
     packages = Packages(Artifacts(tmp_path / "cache", 10**9), *executors)
-    # Where the library for the web is not installed, that is the reason.
+    # If the library for HTTP is not installed, that is the reason.
     with pytest.raises(Problem, match=r"iris/1 cannot be (reached|loaded: cannot read the files)"):
         asyncio.run(packages.get(Version("iris", "1", "http://[x/y")))
 

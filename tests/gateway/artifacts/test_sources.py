@@ -349,7 +349,7 @@ def test_progress_of_every_kind_of_source(
         source, total = server.source, 10_000
         server.listed, server.files = [entry("weights", 10_000)], {"weights": b"x" * 10_000}
         fewest = 2
-    if kind == "silent":  # it says nothing of what comes
+    if kind == "silent":  # it does not announce the size
         got = type(memory).get_file
         monkeypatch.setattr(
             type(memory), "get_file", lambda self, one, other, callback=None: got(self, one, other)

@@ -274,7 +274,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, index: wheels.In
 
 @contextmanager
 def server(delay: float) -> Iterator[str]:
-    """An index that answers nothing for so many seconds."""
+    """An index that does not answer for `delay` seconds."""
     stopped = threading.Event()
 
     class Handler(http.server.BaseHTTPRequestHandler):

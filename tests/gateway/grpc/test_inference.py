@@ -65,7 +65,7 @@ def made_elsewhere(registry: str, name: str) -> None:
 
 def patient() -> Any:
     """A model that doubles `x`; where `port` is not 0, only once the listener there has closed the connection
-    that the model made. It tells the listener how many rows it was asked about."""
+    that the model made. It tells the listener how many rows it received."""
 
     class Patient:
         def predict(self, model_input: Any) -> Any:
@@ -346,7 +346,7 @@ def test_a_compressed_message_is_refused(called: rpc.Caller) -> None:
 
 
 class Gate:
-    """Where a model waits: it lets through, and says how many rows the model was asked about."""
+    """Where a model waits: it lets through, and reports how many rows the model received."""
 
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))

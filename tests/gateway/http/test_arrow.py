@@ -126,7 +126,7 @@ def test_a_parquet_file_that_becomes_too_large_is_refused(pa: ModuleType, server
             f"{server.url}/predict/scaled", content=body, headers={"Content-Type": PARQUET}, timeout=180
         )
         assert answer.status_code in (413, 422), (name, answer.text)
-        if answer.status_code == 422:  # it was read, and is no number
+        if answer.status_code == 422:  # it was read, and is not a number
             assert "text" in name
     assert resident() - before < 64 << 20  # nothing was read in the gateway
 

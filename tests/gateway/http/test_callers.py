@@ -1,4 +1,4 @@
-"""What each route needs: one table, which every route must be in."""
+"""The needs of each route: one table, which must contain every route."""
 
 from __future__ import annotations
 

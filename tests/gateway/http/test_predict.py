@@ -233,7 +233,7 @@ def test_who_is_refused_hears_it_a_moment_later_and_holds_nothing_meanwhile(
         assert int(refused.headers["retry-after"]) >= 1
         assert refused.headers["x-model-name"] == "echo"
         assert took >= REFUSAL_SECONDS
-        # Who does not wait to hear it is gone without a trace.
+        # A client that does not wait for the answer leaves no trace.
         with served.connect() as leaving:
             body = json.dumps(ONE)
             head = "POST /predict/echo HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"

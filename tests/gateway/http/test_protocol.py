@@ -306,7 +306,7 @@ def test_a_long_path_counts_too(server: Running) -> None:
 
 @pytest.mark.parametrize("at_once", [True, False])
 def test_a_large_body_is_not_a_large_head(server: Running, at_once: bool) -> None:
-    """Twice on one connection, so that the count begins anew."""
+    """Twice on one connection, so that the count begins again."""
     head = b"POST / HTTP/1.1\r\nhost: x\r\nx-half: %s\r\ncontent-length: %d\r\n\r\n" % (
         b"y" * (OVER // 2),
         OVER,

@@ -128,7 +128,7 @@ def test_a_graph_is_served_as_wide_as_it_is(served: Served) -> None:
     assert (reply.status, reply.json["predictions"]) == (200, {"y": [[1.0, 2.0, 3.0, 4.0]]})
     [version] = [one for one in served.get("/models/graph").json["versions"] if one["version"] == "1"]
     assert "the model takes more than its signature says: tensor<float32>[-1, -1]" in str(version)
-    # What is said of it is what it takes.
+    # The metadata has the shape that the graph accepts.
     assert served.get("/v2/models/graph").json["inputs"][0]["shape"] == [-1, -1]
     view = served.get("/models/graph/versions/1").json
     assert view["signature"]["inputs"][0]["tensor-spec"]["shape"] == [-1, -1]

@@ -63,7 +63,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def age(path: Path) -> None:
-    """Makes a file old enough that nobody can still be writing it."""
+    """Makes a file old enough that no writer can still be writing it."""
     os.utime(path, (1e9, 1e9))
 
 
@@ -113,7 +113,7 @@ def test_an_editors_rename_is_seen(file: Path) -> None:
 
 
 def mount_config_map(mount: Path, text: str, stamp: str) -> None:
-    """What the kubelet does for each update of a ConfigMap."""
+    """Does what the kubelet does for each update of a ConfigMap."""
     (mount / f"..{stamp}").mkdir(parents=True)
     (mount / f"..{stamp}" / "registry.yaml").write_text(text)
     (mount / "..data_tmp").symlink_to(f"..{stamp}")
@@ -487,7 +487,7 @@ import signal, sys
 from gateway.registries.file import FileRegistry
 from loaders.package import digest
 
-def now():  # asked for when the files are in their place and the entry is about to be written
+def now():  # called when the files are in place, before the entry is written
     print("here", flush=True)
     signal.pause()
 

@@ -40,7 +40,7 @@ def registry(tmp_path: Path) -> FileRegistry:
 
 
 def collect(registry: FileRegistry, *, days: float = 8, delete: bool = True) -> Collected:
-    """As it would be in so many days, for what is older than a week."""
+    """Collects as in `days` days, everything older than a week."""
     return registry.collect(WEEK, delete=delete, now=lambda: time.time() + days * 86400)
 
 

@@ -137,7 +137,7 @@ changes = st.sampled_from(
 
 
 def edges(content: bytes, form: Form, name: str) -> tuple[bytes, bytes]:
-    """What stands before and behind one model that is there."""
+    """The text before and after an existing model."""
     if form == "yaml":
         start = re.search(rb"(?m)^  %b:" % name.encode(), content)
         assert start is not None
@@ -150,7 +150,7 @@ def edges(content: bytes, form: Form, name: str) -> tuple[bytes, bytes]:
 
 
 def only_longer(before: bytes, after: bytes) -> bool:
-    """Whether something was put in and nothing taken out."""
+    """Returns True if something was added and nothing removed."""
     start = next((i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), len(before))
     return after.endswith(before[start:])
 
@@ -192,7 +192,7 @@ def test_an_edit_means_the_same_as_a_rewrite_and_keeps_every_other_byte(
 
 
 def read_anew(before: Mapping[str, Model], whole: Any, moves: list[Any]) -> dict[str, Model]:
-    """What a document with the changes says, through plain data."""
+    """Returns the document with the changes, made through plain data."""
     for path, value in moves:
         whole = yamledit.put(whole, path, yamledit._as_read(value))
     return dict(Reader("json", "t").read(json.dumps(whole).encode(), BASE))

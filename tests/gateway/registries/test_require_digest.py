@@ -36,7 +36,7 @@ def prepared(tmp_path: Path, version: Version, known: dict[Version, str], *, req
 
 def test_without_a_digest_nothing_is_fetched_and_nothing_remembered(tmp_path: Path, version: Version) -> None:
     known: dict[Version, str] = {}
-    for _ in range(2):  # what was refused once is no proof of itself
+    for _ in range(2):  # a refused download does not prove itself
         with pytest.raises(Problem, match=r"require_digest is set; .* the tag gateway\.digest"):
             prepared(tmp_path, version, known, required=True)
     assert known == {}

@@ -26,7 +26,7 @@ from tests.support.controlled import Clock
 
 
 class Names(ReadOnly):
-    """A registry that has whatever name it is asked for."""
+    """A registry that has every requested name."""
 
     identity = target = "names"
     poll_interval = 5.0

@@ -127,7 +127,7 @@ async def test_variables_are_passed_on_by_name_alone(
     {
         "read the state directory": "open(params['state'] + '/state.db').read()",
         "list the cache": "os.listdir(params['state'])",
-        "write beside it": "open(params['state'] + '/new', 'w').close()",
+        "write next to it": "open(params['state'] + '/new', 'w').close()",
         "remove its package": "os.remove(os.path.join(os.path.dirname(__file__), '..', 'MLmodel'))",
         "write into its package": "open(__file__, 'a').write('x')",
         "look into a home": "os.listdir(params['home'])",

@@ -1,4 +1,4 @@
-"""A killed zygote leaves no zombies and no strangers, and nobody's exit status is taken from him."""
+"""A killed zygote leaves no zombies and no orphans, and takes no exit status of others."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ return [left.pid, int(outside.stdout.readline())]
 
 @pytest.fixture(autouse=True)
 def subreaper() -> Iterator[None]:
-    """What makes this process as good as the first one of a container."""
+    """Makes this process like the first one of a container."""
     assert orphans.adopt()
     yield
     assert orphans.adopt(False)
@@ -41,7 +41,7 @@ def exists(pid: int) -> bool:
 
 
 def gone(h: Processes, *pids: int) -> bool:
-    """Whether they are no more in the process table, after one more look."""
+    """Returns True if they are not in the process table any more, after one more look."""
     h.zygotes.tend()
     return not any(map(exists, pids))
 

@@ -143,7 +143,7 @@ async def test_a_killed_process_fails_only_the_call_it_worked_on(tmp_path: Path,
     assert crashed.value.outside
     assert [given(answer) for answer in await asyncio.gather(*waiting)] == [[0], [2], [4], [6], [8], [1]]
     assert pid(two) != before
-    # Who had no call is loaded again when it is asked.
+    # A model without calls is loaded again at its next request.
     assert await answered_by(three, 1.0) == [3]
     assert pid(three) == pid(two)
     # The suspect runs alone until it is proved.

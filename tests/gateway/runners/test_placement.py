@@ -1,4 +1,4 @@
-"""Where a version runs, and that an operator can read why."""
+"""Checks where a version runs, and that an operator can read why."""
 
 from __future__ import annotations
 

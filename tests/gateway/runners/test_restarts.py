@@ -118,7 +118,7 @@ async def test_calls_wait_for_the_restart_and_a_broken_model_ends_in_quarantine(
     package = write_package(tmp_path / "p", at_predict="os._exit(1)")
     runner = await processes.started(package, restarts=Policy(base=0.5, crashes=3, suspects=3))
     for n in range(3):
-        # The third is asked while the restart waits for its half second, and waits too.
+        # The third call comes while the restart waits for its half second, and waits too.
         with pytest.raises(RunnerCrashed, match="code 1"):
             await runner.predict(ONE, {"n": n})
     for _ in range(2):
@@ -158,7 +158,7 @@ async def test_the_same_input_that_ends_each_process_does_not_quarantine_the_mod
 
 @pytest.mark.anyio
 async def test_a_spare_process_takes_over_at_once(tmp_path: Path, processes: Processes) -> None:
-    """Restarts would take ten minutes here: whoever answers is the spare."""
+    """A restart would take ten minutes here, so the spare answers."""
     package = write_package(tmp_path / "p", at_predict="if params.get('die'): os.abort()")
     runner = await processes.started(package, restarts=Policy(base=600.0, longest=600.0))
     with pytest.raises(RunnerCrashed):
@@ -183,7 +183,7 @@ async def test_a_spare_process_takes_over_at_once(tmp_path: Path, processes: Pro
     assert before is not None
     os.kill(runner.pids[0], 0)
     assert [what for what, _ in processes.observed].count("crashed") == 2, (
-        "a spare that is given up is no crash"
+        "a spare that is given up is not a crash"
     )
 
 

@@ -79,7 +79,7 @@ def evictions_of_the_hot_one(policy: Policy) -> int:
 
     for tick in range(30 * 50):
         now = tick / 50
-        # Just before the hot one is asked again it is the least recently used.
+        # Just before the next request the hot one is the least recently used.
         if tick % 50 == 49:
             for n in range(3):
                 use(f"scan{(tick // 50 * 3 + n) % 6}", now + 0.015 + n / 1000)

@@ -68,7 +68,7 @@ def test_memory_being_freed_is_not_free() -> None:
     ledger.ask("b", 100)
     assert ledger.plan(1.0).evict == ("a",)
     ledger.begin_close("a")
-    assert ledger.plan(1.0) == Plan(), "closing covers the need: nobody else must go, nothing is granted yet"
+    assert ledger.plan(1.0) == Plan(), "closing covers the need: no other model goes, nothing is granted yet"
     ledger.closed("a")
     assert ledger.plan(1.0).grant == ("b",)
 

@@ -384,7 +384,7 @@ async def test_a_load_that_is_given_up_before_its_first_step_leaves_nothing(tmp_
 @pytest.mark.anyio
 @bounded
 async def test_a_busy_model_drains_for_one_that_waits_and_comes_back(tmp_path: Path) -> None:
-    """Room for one, and two models that are asked all the time: both answer."""
+    """Memory for one model, and two models that get requests all the time: both answer."""
 
     bench = Bench(tmp_path, limit=15 * MB)
     first = bench.manager.lease(version(1))

@@ -1,4 +1,4 @@
-"""A servable's life: the table of its phases, and nothing beside the table."""
+"""A servable's life: the table of its phases, and nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pages of names: each name is on one page, whatever was asked for."""
+"""Pages of names: each name is on one page, for every request."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ JSON_FORMS = ("dataframe_split", "dataframe_records", "inputs columns", "inputs 
 
 
 def one(kind: Any, required: bool = True) -> Signature:
-    """A signature with one column that is looked at, and one beside it."""
+    """A signature with one column under test, and another column."""
     return Signature((ColSpec(Scalar.double, "k"), ColSpec(kind, "x", required)))
 
 

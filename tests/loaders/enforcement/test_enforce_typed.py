@@ -22,7 +22,7 @@ from tests.support.asking import cast, places, same
 
 
 def one(kind: Any, required: bool = True) -> Signature:
-    """A signature with one column that is looked at, and one beside it."""
+    """A signature with one column under test, and another column."""
     return Signature((ColSpec(Scalar.double, "k"), ColSpec(kind, "x", required)))
 
 

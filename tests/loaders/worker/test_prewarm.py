@@ -1,4 +1,4 @@
-"""What is done once in a zygote need not be done in its children."""
+"""Work done once in a zygote need not be repeated in its children."""
 
 from __future__ import annotations
 

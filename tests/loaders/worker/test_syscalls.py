@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def filtered(code: str, place: Path, **wanted: bool) -> str:
-    """What code prints in a process with the filter and nothing else."""
+    """Returns what code prints in a process with only the filter."""
     options = {"shared_user": True, "signals": False, "network": True, **wanted}
     head = f"""
         import ctypes

@@ -330,7 +330,7 @@ LIES = {
     "unit impossible": forged({"a": {"~": ["array", "<M8[xx]", [1]]}}, b"12345678"),
     "bytes past the end": forged({"a": {"~": ["bytes", 2**40]}}, b"1"),
     "negative bytes": forged({"a": {"~": ["bytes", -1]}}, b"1"),
-    "bytes nobody refers to": forged({"a": 1}, b"12345678"),
+    "bytes without a reference": forged({"a": 1}, b"12345678"),
     "same bytes twice": forged({"a": [{"~": ["bytes", 8]}] * 2}, b"12345678"),
     "objects do not fill": forged({"a": {"~": ["objects", [3], [1]]}}),
     "mask does not fit": forged(
