@@ -59,7 +59,6 @@ class Captures:
                 raise _invalid("?last", "needs a version", "/captures/NAME/versions/VERSION?last=N")
             numbers, _ = await self._blocking(lambda: self._store.newest(name, version, last))
             records = (one for number in numbers if (one := self._store.read(number)) is not None)
-        log.info("captured requests of %s are read by a control call", name)
         written: Callable[[Record], bytes] = to_frame if form == "frames" else _line
         media = FRAMES if form == "frames" else LINES
         return StreamingResponse(self._stream(records, written), media_type=media)
@@ -77,7 +76,6 @@ class Captures:
     async def drop(self, name: str | None, version: str | None) -> dict[str, Any]:
         await self._flush()
         dropped = await self._blocking(lambda: self._store.drop(name, version))
-        log.info("%d captured requests were deleted by a control call", dropped)
         return {"name": name, "version": version, "dropped": dropped}
 
     async def _blocking(self, work: Callable[[], T]) -> T:

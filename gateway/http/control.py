@@ -334,12 +334,14 @@ class Control:
         return StreamingResponse(self._feed.subscribe(self._draining), headers=EVENT_STREAM)
 
     async def _captured(self, request: Request) -> Result:
-        # Captures hold real data: here a view needs what a verb needs.
-        self._access.control(request.scope[problems.RECORD], _controlled(request))
-        if "name" not in request.path_params:
+        # Captures hold real data: here a view needs what a verb needs, and is written down as one.
+        record, reference = request.scope[problems.RECORD], _controlled(request)
+        if reference is None:
+            self._access.control(record, None)
             _flags(request)
             return await self._captures.summary()
-        return await self._captures.export(request, *_versions(request))
+        with self._access.audited(record, f"GET {request.scope['path']}", reference):
+            return await self._captures.export(request, *_versions(request))
 
     async def _drop_captures(self, request: Request) -> Result:
         _flags(request)

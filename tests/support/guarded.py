@@ -40,12 +40,13 @@ def guarded(registry_file: str, directory: Path, grpc_port: int | None = None, *
     """A gateway with these tokens and the admin key."""
     (directory / "tokens.json").write_text(entries(*TOKENS))
     (directory / "key").write_text(KEY)
-    limits = access.pop("limits", {})
+    limits, capture = access.pop("limits", {}), access.pop("capture", {})
     known = AccessSettings(tokens_file=directory / "tokens.json", **access)
     chosen = settings(
         directory,
         access=known,
         limits=limits,
+        capture=capture,
         admin_key_file=directory / "key",
         default_model="models:/iris",
         grpc_port=grpc_port,

@@ -394,6 +394,35 @@ def test_control_calls_are_written_down(registry_file: str, tmp_path: Path) -> N
         del TOKENS["mover"]
 
 
+def test_captured_requests_need_control_of_their_model_and_reading_them_is_written_down(
+    registry_file: str, tmp_path: Path
+) -> None:
+    TOKENS["keeper"] = {"control": ["iris"], "predict": ["iris", "echo"]}
+    try:
+        with guarded(registry_file, tmp_path, capture={"share": 1}) as made:
+            keeper, everything = bearer("keeper"), bearer("admin")
+            assert made.post("/predict/iris", GOOD, **keeper).status == 200
+            for path, caller, status in (
+                ("/captures/iris", keeper, 200), ("/captures/iris/versions/1", keeper, 200),
+                ("/captures/echo", keeper, 403), ("/captures", keeper, 403), ("/captures", everything, 200),
+                ("/captures/iris", bearer("alice"), 403), ("/captures/iris", {}, 401),
+            ):  # fmt: skip
+                assert made.get(path, **caller).status == status, (path, caller)
+            assert made.get("/captures", **everything).json["captures"][0]["requests"] == 1
+            assert made.request("DELETE", "/captures/echo", **keeper).status == 403
+            assert made.request("DELETE", "/captures/iris", **keeper).json["dropped"] == 1
+        lines = [json.loads(line) for line in (tmp_path / "state" / "audit.jsonl").read_text().splitlines()]
+        calls = [(line["who"], line["call"], line["result"]) for line in lines]
+        assert calls[:3] == [
+            ("token:keeper", "GET /captures/iris", "done"),
+            ("token:keeper", "GET /captures/iris/versions/1", "done"),
+            ("token:keeper", "GET /captures/echo", "FORBIDDEN"),
+        ]
+        assert calls[-1] == ("token:keeper", "DELETE /captures/iris", "done")
+    finally:
+        del TOKENS["keeper"]
+
+
 def test_without_credentials_a_foreign_header_is_ignored(server: Served) -> None:
     assert server.post("/predict/iris", GOOD, authorization="Bearer of-a-proxy").status == 200
     assert server.get("/models", authorization="Basic abc").status == 200
