@@ -151,10 +151,11 @@ class Usage:
         for pid, sharing in users.items():
             seconds = trees.get(pid, 0.0) - self._before.get(pid, 0.0)
             calls = sum(share for _, share in sharing)
-            if seconds <= 0 or (len(sharing) > 1 and not calls):
-                continue
-            for one, share in sharing:
-                self._give(one.version, Spent(cpu=seconds * (share / calls if len(sharing) > 1 else 1.0)))
+            if len(sharing) == 1:
+                sharing, calls = [(sharing[0][0], 1.0)], 1.0
+            for one, share in sharing if seconds > 0 else ():
+                if share:
+                    self._give(one.version, Spent(cpu=seconds * share / calls))
         self._before = {pid: max(seconds, self._before.get(pid, 0.0)) for pid, seconds in trees.items()}
         self._busy = {one.version: one.busy for one in held}
         self._total.cpu = own + ended + sum(process.seconds for process in processes.values())

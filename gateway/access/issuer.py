@@ -252,7 +252,7 @@ def _key(entry: Any) -> Key | None:
         return None
     try:
         key = jwt.PyJWK(entry, algorithms[0]).key
-    except (jwt.PyJWTError, ValueError, TypeError):
+    except (jwt.PyJWTError, ValueError, TypeError, LookupError, AttributeError):
         return None
     if kind == "RSA" and key.key_size < SMALLEST_RSA:
         return None

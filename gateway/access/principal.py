@@ -40,7 +40,7 @@ class Principal:
     fault: str = ""
 
     def __str__(self) -> str:
-        return self.name if self.kind in (self.name, "stranger") else f"{self.kind}:{self.name}"
+        return f"{self.kind}:{self.name}" if self.kind in ("token", "jwt") else self.kind
 
     @property
     def known(self) -> bool:

@@ -1,0 +1,74 @@
+"""How what was used is divided: by calls inside a pack, by rows among teams, and the rest as idle or shared."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from gateway.access.principal import Principal
+from gateway.metrics import Metrics
+from gateway.record import RequestRecord
+from gateway.registries.base import Version
+from gateway.usage import MAX_TEAMS, Held, Process, Usage, _trees
+
+ONE, TWO = Version("one", "1", "file:///one"), Version("two", "1", "file:///two")
+
+
+def usage() -> Usage:
+    manager: Any = SimpleNamespace()
+    return Usage(manager, Metrics())
+
+
+def ask(made: Usage, version: Version, team: str, rows: int) -> None:
+    made.request(RequestRecord(version=version, rows=rows, principal=Principal("a", "token", team)))
+
+
+def cpu(made: Usage, by: str) -> dict[Any, float]:
+    return {
+        tuple(one.get(name) for name in by.split(",")): one["cpu_seconds"] for one in made.view()["usage"]
+    }
+
+
+def test_a_process_with_the_processes_below_it_is_its_models() -> None:
+    processes = {5: Process(1, 2.0), 6: Process(5, 1.0), 7: Process(6, 0.5), 8: Process(1, 9.0)}
+    assert _trees(processes, {5, 99}) == {5: 3.5}
+
+
+def test_the_time_of_calls_divides_a_pack_and_rows_divide_a_model() -> None:
+    made = usage()
+    ask(made, ONE, "blue", 1)
+    ask(made, ONE, "red", 3)
+    ask(made, TWO, "red", 5)
+    held = [Held(ONE, (5,), 1.0, 10), Held(TWO, (5,), 3.0, 10)]
+    made._divide_cpu(held, own=2.0, ended=0.5, processes={5: Process(1, 8.0), 9: Process(1, 1.0)})
+    assert cpu(made, "team,model") == {("blue", "one"): 0.5, ("red", "one"): 1.5, ("red", "two"): 6.0}
+    view = made.view()
+    assert view["shared"]["gateway"]["cpu_seconds"] == 2.0
+    assert view["shared"]["others"]["cpu_seconds"] == 1.5
+    assert view["total"]["cpu_seconds"] == 11.5
+    # From then on only what was used since counts; without a request it is idle.
+    made._rows.clear()
+    held = [Held(ONE, (5,), 2.0, 10), Held(TWO, (5,), 3.0, 10)]
+    made._divide_cpu(held, own=2.0, ended=0.5, processes={5: Process(1, 9.0), 9: Process(1, 1.0)})
+    assert made.view()["idle"] == [{"model": "one", "cpu_seconds": 1.0, "memory_byte_seconds": 0}]
+    # A process that has ended, and one with its number that has used less, take nothing back.
+    made._divide_cpu(held, own=2.0, ended=9.5, processes={5: Process(1, 0.1)})
+    view = made.view()
+    parts = [one["cpu_seconds"] for key in ("usage", "idle") for one in view[key]]
+    parts += [one["cpu_seconds"] for one in view["shared"].values()]
+    assert sum(parts) == pytest.approx(view["total"]["cpu_seconds"])
+
+
+def test_teams_are_bounded_and_unknown_models_are_not_counted() -> None:
+    made = usage()
+    for number in range(MAX_TEAMS + 50):
+        ask(made, ONE, f"team {number}", 1)
+    made.request(RequestRecord(principal=Principal("a", "token", "late")))
+    teams = {one["team"] for one in made.view(("team",))["usage"]}
+    assert len(teams) == MAX_TEAMS + 1
+    assert "other" in teams
+    assert made.view(())["usage"] == [
+        {"requests": MAX_TEAMS + 50, "rows": MAX_TEAMS + 50, "cpu_seconds": 0.0, "memory_byte_seconds": 0}
+    ]
