@@ -1,4 +1,4 @@
-"""How what was used is divided: by calls inside a pack, by rows among teams, and the rest as idle or shared."""
+"""How usage is divided: by calls inside a pack, by rows among teams; the rest is idle or shared."""
 
 from __future__ import annotations
 
