@@ -2,19 +2,25 @@
 
 Each connection takes a file descriptor. Without descriptors nothing works: no prediction, no probe, no model
 process. So at most `most` connections are served. A new one replaces the connection that is idle for the
-longest time. While all are busy, `SPARE` more are accepted for probes and control calls only; a prediction on
-one of those is refused. Must not know a protocol.
+longest time, or else one whose client sends its request too slowly. While all are busy, `SPARE` more are
+accepted for probes and control calls only; a prediction on one of those is refused. Must not know a protocol.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import resource
+import time
+from collections.abc import Callable
 from typing import Final, Protocol
 
 #: The bytes a second that a client must send of a body, or take of an answer, on top of the time in which it
 #: may do nothing: otherwise a few bytes now and then would hold a body or an answer for ever.
 SLOWEST: Final = 50_000
+#: How long a body may come more slowly than that before its connection gives way to another one, in seconds.
+SLOW_SECONDS: Final = 5.0
+_LOOKED_AT: Final = 64
 #: Connections above the limit that are kept for probes and control calls.
 SPARE: Final = 32
 #: Descriptors kept for other uses: models, their processes, the registry, open files.
@@ -34,8 +40,11 @@ class Connections:
     the limit on descriptors. `stalled`: how many ended because the client took nothing of its answer, or too
     little. Only the event loop uses it."""
 
-    def __init__(self, most: int | None = None) -> None:
+    def __init__(self, most: int | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self.most = most or default_most()
+        self._clock = clock
+        #: Those that wait for the rest of a body: since when, and the bytes that came.
+        self._receiving: dict[Closable, tuple[float, int]] = {}
         self.open = 0
         self.stalled = 0
         self._idle: dict[Closable, None] = {}
@@ -53,16 +62,34 @@ class Connections:
         """Adds a connection, idle until its first request. Closes it when the limit is reached."""
         self.open += 1
         if self.open > self.most:
-            if self._idle:
-                self._close(next(iter(self._idle)))
+            if (other := next(iter(self._idle), None) or self._slow()) is not None:
+                self._close(other)
             elif self.open > self.most + SPARE:
                 self._close(connection)
                 return
         self._idle[connection] = None
 
+    def receiving(self, connection: Closable, size: int) -> None:
+        """So many bytes of a body came, and more are to come."""
+        since, before = self._receiving.get(connection) or (self._clock(), 0)
+        self._receiving[connection] = (since, before + size)
+
+    def received(self, connection: Closable) -> None:
+        """The body is complete."""
+        self._receiving.pop(connection, None)
+
+    def _slow(self) -> Closable | None:
+        """One of the connections that have waited longest for a body, if it comes more slowly than it may."""
+        now = self._clock() - SLOW_SECONDS
+        for connection, (since, size) in itertools.islice(self._receiving.items(), _LOOKED_AT):
+            if size < SLOWEST * (now - since):
+                return connection
+        return None
+
     def _close(self, connection: Closable) -> None:
         # Count it as closed at once: others may connect before the loop has closed it.
         self._idle.pop(connection, None)
+        self._receiving.pop(connection, None)
         self._closing.add(connection)
         self.open -= 1
         connection.close()
@@ -78,6 +105,7 @@ class Connections:
 
     def closed(self, connection: Closable) -> None:
         """It has been closed."""
+        self._receiving.pop(connection, None)
         if connection in self._closing:
             self._closing.remove(connection)
         else:

@@ -72,6 +72,7 @@ else:
         limiter: Connections | None = None
 
         _spare = False
+        _receives = False  # the rest of a body is still to come
         _slow: asyncio.TimerHandle | None = None  # runs while unsent bytes wait for the client
         _ends = float("inf")
         _offered = False
@@ -121,7 +122,11 @@ else:
             except httptools.HttpParserError:
                 self.send_400_response("")
                 return
-            if self._head > 0 and not self._refused:
+            if self._head == _BODY:
+                if self.limiter is not None:
+                    self._receives = True
+                    self.limiter.receiving(self, len(data))
+            elif self._head > 0 and not self._refused:
                 if self._head > MAX_HEAD_BYTES:
                     self._refuse(_too_large())
                 elif self._late is None:
@@ -157,6 +162,9 @@ else:
             if self._offered:
                 return
             self._head = 0
+            if self._receives and self.limiter is not None:
+                self._receives = False
+                self.limiter.received(self)
             super().on_message_complete()
 
         def on_response_complete(self) -> None:

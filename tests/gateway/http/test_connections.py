@@ -53,6 +53,29 @@ def test_while_all_are_busy_a_few_more_are_kept() -> None:
     assert connections.open == 5 + SPARE - 1
 
 
+def test_who_sends_a_body_too_slowly_gives_way() -> None:
+    now = [100.0]
+    connections = Connections(3, lambda: now[0])
+    fast, slow, asked = (Connection(connections) for _ in range(3))
+    for one in (fast, slow, asked):
+        connections.busy(one)
+    connections.receiving(fast, 1000)
+    connections.receiving(slow, 1000)
+    connections.receiving(asked, 1000)
+    connections.received(asked)
+    spare = Connection(connections)
+    assert connections.crowded, "nobody is too slow yet"
+    connections.busy(spare)
+    now[0] += 10.0
+    connections.receiving(fast, 10_000_000)
+    connections.receiving(slow, 1)
+    last = Connection(connections)
+    assert [one.open for one in (fast, slow, asked, spare, last)] == [True, False, True, True, True]
+    connections.busy(last)
+    assert Connection(connections).open
+    assert fast.open
+
+
 @pytest.mark.parametrize("given", [None, 7])
 def test_the_default_leaves_descriptors_for_the_rest(given: int | None) -> None:
     most = Connections(given).most
