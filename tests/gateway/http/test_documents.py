@@ -110,7 +110,7 @@ def test_a_page_and_all_that_it_loads_come_from_here(server: Served) -> None:
     for path in ("/docs", "/models/iris/docs", "/models/iris/versions/1/docs"):
         text = server.get(path).body.decode()
         assert "://" not in text
-        for found in re.findall(r'(?:src|href)="([^"]+)"', text):
+        for found in re.findall(r'(?:src|href)="([^"#]+)"', text):
             place = Path(path).parent / found
             resolved = "/" + str(place.as_posix()).lstrip("/")
             while "/../" in resolved:
