@@ -48,8 +48,10 @@ def find(root: Path) -> str | None:
 
 
 def described(root: Path, name: str | None = None) -> dict[str, Any] | None:
-    """What an `MLmodel` for the model file in a directory says; None if it holds none. `name`: the file, if
-    it is known. Raises PackageError for a file whose content is of no kind that its name allows."""
+    """What an `MLmodel` for the model file in a directory says; None if it holds none. `name`: the file that
+    the user named, which may be a link. Raises PackageError for a file whose content is of no kind that its
+    name allows."""
+    named = name is not None
     try:
         name = find(root) if name is None else name
     except OSError as error:
@@ -57,7 +59,7 @@ def described(root: Path, name: str | None = None) -> dict[str, Any] | None:
     if name is None:
         return None
     file = root / name
-    if not is_below(file.resolve(), root):
+    if not named and not is_below(file.resolve(), root):
         raise PackageError(name, "is a link that leaves the package")
     try:
         with file.open("rb") as handle:

@@ -16,6 +16,7 @@ import typer
 
 from gateway.commands.options import ConfigOption, OutputOption, RegistryOption, settings_of, url_of
 from gateway.commands.terminal import Failure, Output, result, working
+from gateway.names import InvalidReference, check_name
 
 if TYPE_CHECKING:
     from gateway.http.hosting import Hosting
@@ -113,6 +114,12 @@ def serve(
 def _named(name: str, models: list[str]) -> str:
     if len(models) != 1 or ":" in models[0].partition("/")[0]:
         raise Failure("--name needs one MODEL, a directory or a model file", "write NAME=MODEL for several")
+    try:
+        check_name(name)
+    except InvalidReference as error:
+        raise Failure(f"--name: {error}") from None
+    if "=" in name:
+        raise Failure("--name: a name on the command line holds no =", "push the model to a registry")
     return f"{name}={models[0]}"
 
 

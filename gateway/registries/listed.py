@@ -154,7 +154,10 @@ def _located(text: str) -> tuple[str, str, bool]:
 def _check_bare(place: Path, source: str) -> None:
     """Raises RegistryError unless a place is a model file, or a directory with one."""
     try:
-        package.read(place)
+        if place.is_file() and bare.is_bare(place):
+            bare.described(place.parent, place.name)  # a link counts as its file, which is copied
+        else:
+            package.read(place)
     except package.PackageError as error:
         if place.is_file() and not bare.is_bare(place):
             known = ", ".join(bare.ENDINGS)

@@ -258,7 +258,9 @@ class Manager:
             phase = "on its own example" if servable.phase is Phase.WARMING else "when it was loaded"
             # A missing library stays missing, so a retry by the client does not help.
             hopeless = str(error).startswith(_NOT_INSTALLED)
-            message, helps = f"{version} failed {phase}: {pathless(str(error))}", None
+            # Some frameworks add the stack of their own code.
+            reason = pathless(str(error).partition("\nStack trace:")[0].rstrip())
+            message, helps = f"{version} failed {phase}: {reason}", None
             runtime = None if servable.prepared is None else servable.prepared.runtime
             if runtime is not None and runtime.warning is not None:
                 # This is the most likely cause, and a retry does not change it.

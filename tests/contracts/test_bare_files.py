@@ -328,6 +328,19 @@ def test_a_directory_with_several_model_files_names_them(tmp_path: Path) -> None
         package.read(tmp_path)
 
 
+def test_a_named_link_counts_as_its_file(tmp_path: Path) -> None:
+    """As caches of downloads have it: a link with the file's name to content under its digest."""
+    from gateway.artifacts.cache import Artifacts
+    from gateway.registries.base import Version
+
+    _sklearn(_pickled)(tmp_path / "0123abcd")
+    (tmp_path / "iris.pkl").symlink_to(tmp_path / "0123abcd")
+    listed = ListedModels([str(tmp_path / "iris.pkl")])
+    version: Version = listed.read().models["iris"].versions["1"]
+    local = Artifacts(tmp_path / "cache", 1 << 30).fetch(version)
+    assert package.read(local.path).bare == "iris.pkl"
+
+
 def test_a_link_to_elsewhere_and_an_unreadable_mlmodel_are_not_bare_files(tmp_path: Path) -> None:
     inside, outside = tmp_path / "inside", tmp_path / "secret.pkl"
     inside.mkdir()
