@@ -147,8 +147,9 @@ class Issuer:
 
     def _claims(self, claims: dict[str, Any]) -> Claims:
         subject = claims.get(self._settings.subject)
-        if not isinstance(subject, str) or not subject or len(subject) > _LONGEST_NAME:
-            raise Refused(f"the token has no claim {self._settings.subject}, or it is not text")
+        valid = isinstance(subject, str) and subject.isprintable()  # it is written to logs
+        if not valid or not subject or len(subject) > _LONGEST_NAME:
+            raise Refused(f"the token has no claim {self._settings.subject}, or it is not printable text")
         given = claims.get(self._settings.teams)
         teams = [given] if isinstance(given, str) else given if isinstance(given, list) else []
         return Claims(subject, tuple(t for t in teams if isinstance(t, str)), float(claims["exp"]) + LEEWAY)

@@ -98,6 +98,7 @@ NOW = int(time.time())
         (lambda real: real.sign(RSA, nbf=NOW + 3600), "not valid yet"),
         (lambda real: real.sign(RSA, sub=None), "sub"),
         (lambda real: real.sign(RSA, sub="x" * 300), "sub"),
+        (lambda real: real.sign(RSA, sub="eve\n2026-01-01 INFO admin"), "sub"),
         (lambda real: real.sign(RSA, {"crit": ["x"], "x": 1}), "not valid|not known"),
         (lambda real: real.sign(RSA) + "x" * 20_000, "too long"),
         (lambda real: "a.b.c", "not known"),
