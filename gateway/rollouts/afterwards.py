@@ -63,7 +63,7 @@ class Afterwards:
             part = alpha * WEIGHTS[name] / total
             self._bounds[name] = 1 / (part * (1 - BOUND_SHARE))
             self._limits[name] = limit = self._limit(name, part * BOUND_SHARE)
-            self._sizes[name] = math.ceil(before.effects[MEASURES.index(name)] - 0.5) or 1
+            self._sizes[name] = math.ceil(before.weight(name) - 0.5) or 1
             self._open[name] = []
             if limit is not None:
                 self._bets[name] = Bet(0.5) if name == "latency" else _against(limit)

@@ -111,6 +111,17 @@ class Reference:
     def median(self) -> float | None:
         return self.quantiles[len(self.quantiles) // 2] if self.quantiles else None
 
+    def weight(self, measure: str) -> float:
+        """How many requests count as one, by their `errors`, `latency` or `output`. The design effects of the
+        last two are those of samples; between them are more requests."""
+        failures, violations, slow = self.effects
+        effect, sampled = {
+            "errors": (failures, self.requests),
+            "latency": (slow, self.timed),
+            "output": (violations, self.checked),
+        }[measure]
+        return 1 + (effect - 1) * max(1.0, (self.requests - self.failures) / max(1, sampled))
+
     def most_failures(self, alpha: float) -> float:
         """An upper bound of the true error rate; 1 if nothing is known. It is too low with a probability of
         at most `alpha`."""

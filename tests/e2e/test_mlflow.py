@@ -18,6 +18,8 @@ import loaders
 from gateway.registries import open_registry
 from gateway.registries.base import Move
 from tests.conftest import needs
+from tests.e2e.test_watch import EXAMPLE, Doubles
+from tests.support.callers import Callers
 from tests.support.front import Authority, front
 from tests.support.mlflow_server import SECRET, Server
 from tests.support.running import Running, log_scaled, running
@@ -142,6 +144,29 @@ def test_only_the_registry_ends_an_alias(mlflow_server: Server, client: Any, tmp
         assert served(server, "ending@kept") == "2"
         client.delete_registered_model("ending")
         until(lambda: served(server, "ending@kept") == "MODEL_NOT_FOUND")
+
+
+def test_a_version_that_is_worse_after_the_swap_is_taken_back_and_the_server_is_told(
+    mlflow_server: Server, client: Any, tmp_path: Path
+) -> None:
+    for how in ("works", "raises"):
+        gateway.log_model(
+            Doubles(how), "watched", mlflow_server.url, input_example=EXAMPLE, metadata={"how": how}
+        )
+    client.set_registered_model_tag("watched", "gateway.rollout", "watch: 10m\nguards: {latency: off}")
+    client.set_registered_model_alias("watched", "champion", "1")
+    with running(tmp_path, "--registry", mlflow_server.url, GATEWAY_POLL_INTERVAL="500ms") as server:
+        with Callers(server, "watched") as asked:
+            asked.until(100)
+            client.set_registered_model_alias("watched", "champion", "2")
+            until(lambda: "gateway.verdict.champion" in client.get_model_version("watched", "2").tags, 60)
+            asked.until(20)
+        assert {status for status, _ in asked.seen} == {200}
+        view = httpx.get(f"{server.url}/rollouts/watched@champion").json()
+        assert (view["phase"], view["serving"], view["desired"]) == ("rolled_back", "1", "2")
+        told = json.loads(client.get_model_version("watched", "2").tags["gateway.verdict.champion"])
+        assert (told["version"], told["outcome"]) == ("2", "rolled_back")
+        assert told["reason"].startswith("errors: ")
 
 
 def test_every_way_to_name_a_model(

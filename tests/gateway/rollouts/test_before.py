@@ -103,6 +103,22 @@ def test_the_bounds_are_too_low_as_rarely_as_they_promise() -> None:
     assert low_median <= 30
 
 
+def test_calls_that_are_slow_together_count_as_few() -> None:
+    draw = random.Random(3)
+    clock = Clock()
+    before = Before(clock)
+    for number in range(6000):
+        clock.now += 0.1
+        slow = number // 150 % 4 == 0  # 15 seconds of each minute
+        before.observe(
+            failed=False, seconds=(3.0 if slow else 1.0) * math.exp(draw.gauss(0, 0.4)), violated=False
+        )
+    reference = before.reference()
+    assert reference.weight("latency") > 10
+    assert reference.weight("errors") == reference.weight("output") == 1
+    assert (reference.slowest_median(0.001) or 0) > 1.2
+
+
 def test_the_design_effect_sees_bursts_and_only_those() -> None:
     draw = random.Random(2)
     even = [(sum(draw.random() < 0.05 for _ in range(100)), 100) for _ in range(60)]
