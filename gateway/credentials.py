@@ -16,7 +16,7 @@ from gateway.quantities import Part, listed
 
 
 def address(text: str) -> tuple[str, int]:
-    """HOST:PORT as a pair; an IPv6 address stands in brackets. Raises ValueError."""
+    """Splits HOST:PORT; an IPv6 address is in brackets, for example `[::1]:8080`. Raises ValueError."""
     host, _, port = text.rpartition(":")
     bare = host.removeprefix("[").removesuffix("]")
     if not bare or (":" in bare) != host.startswith("[") or not re.fullmatch(r"\d{1,5}", port):
@@ -55,7 +55,7 @@ class Jwt(Part):
 
 
 class Team(Part):
-    """What the members of a team may use: patterns of model references."""
+    """The models that the members of a team may use, as patterns of references."""
 
     predict: PatternList = []
     """The models that they may use and read about."""

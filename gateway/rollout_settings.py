@@ -186,7 +186,7 @@ class Notify(Part):
     """A URL that gets signed JSON when an alias serves another version, or does not."""
 
     url: str
-    """Where it is posted."""
+    """The address that it is posted to."""
     secret_file: Path
     """The file with the secret of the signature; it is read for each delivery."""
     on: Annotated[

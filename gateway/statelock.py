@@ -29,7 +29,7 @@ log = logging.getLogger("gateway.state")
 
 
 def machine() -> str:
-    """What is the same for all processes of one kernel."""
+    """Returns an id that is the same for all processes of a kernel."""
     with contextlib.suppress(OSError):
         return _BOOT.read_text().strip()
     return socket.gethostname()
@@ -82,7 +82,7 @@ def _taken(descriptor: int, here: str) -> str | None:
 
 
 def _other(descriptor: int, here: str) -> str | None:
-    """Who is named in the file, if it is on another machine."""
+    """Returns the holder named in the file, if it is on another machine."""
     try:
         about = json.loads(os.pread(descriptor, 4096, 0))
         if about["machine"] == here:

@@ -138,7 +138,8 @@ class Hosted:
     def _controlled(
         self, record: RequestRecord, call: str, reference: Reference
     ) -> AbstractContextManager[Any]:
-        """The host calls its container without a credential: only configured ones are asked for."""
+        """Checks control of the model. The host calls its container without credentials, so only configured
+        ones are required."""
         if not self._access.guarded:
             return nullcontext()
         return self._access.audited(record, call, reference)

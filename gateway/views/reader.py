@@ -116,7 +116,7 @@ class Views:
         return [replace(self.state(one.version, one), name=one.version.name) for one in self._manager]
 
     def troubles(self, reads: Callable[[str], bool] | None = None) -> list[Trouble]:
-        """What is wrong now with the models that a caller may read about."""
+        """Returns the current troubles of the models that a caller may see."""
         return troubles(self._aliases, self._manager, reads)
 
     def _held_now(self) -> dict[Version, Servable]:
