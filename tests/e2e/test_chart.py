@@ -169,7 +169,7 @@ def test_two_releases_in_one_namespace_select_their_own_pods(case: str) -> None:
 
 
 def test_two_overlays_in_one_namespace_select_their_own_pods(tmp_path: Path) -> None:
-    """The overlay of deploy/README.md, as it stands there."""
+    """The overlay of deploy/README.md, as it is there."""
     text = (KUSTOMIZE.parent / "README.md").read_text(encoding="utf-8")
     overlay = text.partition("```yaml\n# second/kustomization.yaml\n")[2].partition("```")[0]
     assert overlay

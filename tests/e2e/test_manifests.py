@@ -193,7 +193,7 @@ def pod(containers: Containers, tmp_path: Path) -> Iterator[Contained]:
     play(containers, upload, of_this_machine(manifest("upload/pod.yaml"), "gateway-upload"))
     containers.podman("exec", "gateway-upload-upload", "mkdir", "-p", "/models/iris")
     for version in ("1", "2"):
-        # What `kubectl cp` does: tar on both sides.
+        # Copies as `kubectl cp` does: tar on both sides.
         with tarfile.open(tmp_path / "copied.tar", "w") as copied:
             copied.add(tmp_path / "models" / "iris" / version, arcname=version)
         containers.podman("cp", tmp_path / "copied.tar", "gateway-upload-upload:/models/iris/copied.tar")

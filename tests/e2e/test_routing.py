@@ -90,7 +90,7 @@ class Backend(ThreadingHTTPServer):
         self._worker.start()
 
     def handle_error(self, *ignored: object) -> None:
-        """A checker that leaves after the first bytes is no error."""
+        """A checker that leaves after the first bytes is not an error."""
 
     def end(self) -> None:
         self.shutdown()

@@ -67,7 +67,7 @@ def built(directory: Path) -> dict[tuple[str, str], Any]:
 
 
 def files() -> dict[str, str]:
-    """What the generated files of `deploy/kubernetes` hold, by path."""
+    """Returns the contents of the generated files of `deploy/kubernetes`, by path."""
     made = {f"{stem}.yaml": text for stem, text in rendered().items()}
     for component, (values, templates) in COMPONENTS.items():
         texts = rendered(values) if templates else {}

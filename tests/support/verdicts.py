@@ -504,9 +504,9 @@ def _sent(value: Any) -> str:
 
 HEAD = """# Verdicts
 
-What enforcement (strict) says of each type in each form, beside the real MLflow's own verdict, and why they
-differ where they do. The value is that of a second row, after a sound first one; frames (python, arrow) hold
-the Python object that belongs to it. Generated: `python -m tests.support.verdicts`.
+This table lists the verdict of strict enforcement on each type in each form, next to the real MLflow's own
+verdict, and why they differ. The value is in a second row, after a valid first one; frames (python, arrow)
+hold the Python object of that type. Generated: `python -m tests.support.verdicts`.
 
 | type | case | sent | forms | verdict | MLflow | why they differ |
 |---|---|---|---|---|---|---|

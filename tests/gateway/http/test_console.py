@@ -45,7 +45,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def asking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A gateway that nobody may read without a credential."""
+    """A gateway that no caller may read without a credential."""
     directory = tmp_path_factory.mktemp("asking")
     with guarded(registry_in(directory), directory, anonymous="none") as running:
         yield running
@@ -54,7 +54,7 @@ def asking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 def post(
     served: Served, path: str, body: bytes = b"", method: str = "POST", **headers: str
 ) -> httpx.Response:
-    """What a browser sends: no credential but its cookie."""
+    """Sends what a browser sends: only its cookie as a credential."""
     sent = {name.replace("_", "-"): value for name, value in headers.items()}
     sent.setdefault("content-type", "application/x-www-form-urlencoded")
     return httpx.request(
