@@ -55,7 +55,7 @@ def lenient(specs: Specs, form: str, data: Any, faults: Faults, extras: list[Any
             return _columns([spec for spec in specs if isinstance(spec, ColSpec)], parsed, root, extras)
         except _Refused as refused:
             faults.add(refused.path, refused.problem, refused.expected, refused.got)
-        except Exception as error:  # noqa: BLE001 - whatever pandas or numpy raise in a cast is MLflow's refusal
+        except Exception as error:  # noqa: BLE001 - every error of pandas or numpy in a cast is a refusal by MLflow
             faults.add(root, v.WRONG_TYPE, None, type(error).__name__)
     return None
 

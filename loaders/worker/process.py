@@ -164,7 +164,7 @@ class RequestLoop:
             if model is None:
                 raise RuntimeError("no model was loaded")
             return {"op": "answer", "batch": model.run(message["batch"], message["params"])}
-        except BaseException as error:  # noqa: BLE001  (whatever the model raises is an answer, not an end)
+        except BaseException as error:  # noqa: BLE001  (every exception of the model is an answer)
             return _failure(error)
         finally:
             if os.getpid() != self._pid:

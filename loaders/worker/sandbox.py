@@ -142,7 +142,7 @@ def _said_of_signals(libc: Any, policy: Mapping[str, Any], filtered: bool) -> st
     if _has_own_user(policy):
         return "to processes of its own user"
     if filtered:
-        return "to itself alone: its children cannot be signalled either (Linux 6.12 can tell them apart)"
+        return "only to itself: it cannot signal its children either (Linux 6.12 can distinguish them)"
     return "not confined: it can signal every process of its user"
 
 

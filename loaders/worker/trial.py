@@ -23,7 +23,7 @@ def main(options: Mapping[str, Any]) -> None:
     `enforcement`: the mode."""
     try:
         reply = _tried(options)
-    except BaseException as error:  # noqa: BLE001  (whatever the model raises is an answer, not an end)
+    except BaseException as error:  # noqa: BLE001  (every exception of the model is an answer)
         reply = _failed(error)
     try:
         frame = b"".join(wire.encode(reply, lenient=True))
