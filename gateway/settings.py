@@ -308,6 +308,14 @@ class Settings(Part):
             parse_short(f"x{text}" if text.startswith("@") else text)
         return value
 
+    @field_validator("limits")
+    @classmethod
+    def _for_callers(cls, value: dict[str, Limit], info: ValidationInfo) -> dict[str, Limit]:
+        access = info.data.get("access")
+        if value and access is not None and not access.guarded:
+            raise ValueError("they need credentials: set access.tokens_file or access.jwt")
+        return value
+
     @field_validator("admin_listen")
     @classmethod
     def _listens(cls, value: str | None, info: ValidationInfo) -> str | None:
@@ -331,12 +339,6 @@ class Settings(Part):
         for place, value in given.items():
             if value not in known:
                 raise ValueError(f"{place}: {value!r} is not an environment; known: {', '.join(known)}")
-        return self
-
-    @model_validator(mode="after")
-    def _limits(self) -> Self:
-        if self.limits and not self.access.guarded:
-            raise ValueError("limits: needs credentials: set access.tokens_file or access.jwt")
         return self
 
     def for_model(self, name: str) -> ModelSettings:

@@ -90,11 +90,18 @@ def served(registry_file: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield made
 
 
+#: Pages, which say a refusal in HTML: `test_pages_of_the_console_leave_out_other_models`.
+PAGES = {
+    *("GET /", "GET /console/failures", "GET /console/rollouts", "GET /console/rollouts/{}"),
+    *("GET /console/sign-in", "POST /console/codes"),
+}
+
+
 def test_every_route_has_its_entry() -> None:
     """The document of the routes is held to the router by a test of its own."""
     word = re.compile(r"{\w+}")
     routes = {f"{route.method.upper()} {word.sub('{}', route.path)}" for route in service.routes()}
-    assert routes == NEEDS.keys()
+    assert routes == NEEDS.keys() | PAGES
     assert {path.decode() for path in invocations.PATHS} <= {route.partition(" ")[2] for route in NEEDS}
 
 
@@ -111,6 +118,8 @@ def test_pages_of_the_console_need_a_credential_and_leave_out_other_models(
     assert served.get(console.SIGN_IN.decode()).status == 200
     assert served.post(console.CODES.decode()).status == 401
     assert served.post(console.CODES.decode(), **bearer("alice")).status == 200
+    assert served.get(f"{console.ROLLOUTS.decode()}/iris@champion", **bearer("alice")).status == 200
+    assert served.get(f"{console.ROLLOUTS.decode()}/iris@champion", **bearer("bob")).status == 403
     verb = f"{console.ROLLOUTS.decode()}/iris@champion/abort"
     assert served.post(verb, **bearer("alice")).status == 403
 
