@@ -98,8 +98,7 @@ class Manager:
         return f"<Manager {len(self._servables)} servables, {len(self._leaving)} leaving, {self.ledger!r}>"
 
     def __iter__(self) -> Iterator[Servable]:
-        """Yields every servable. Leaving ones are first: of two servables of a version the later one
-        counts."""
+        """Yields every servable, leaving ones first: of two of a version the later one counts."""
         yield from self._leaving
         yield from self._servables.values()
 
@@ -151,11 +150,8 @@ class Manager:
         return Lease(servable, self, pin)
 
     async def ready(self, lease: Lease, timeout: float | None = None) -> Servable:
-        """Waits until the leased servable can answer, and returns it. A caller that leaves does not cancel
-        the load.
-
-        Raises the load's Problem, or MODEL_LOADING after `timeout` seconds; the load continues.
-        """
+        """Waits until the leased servable can answer, and returns it. Raises the load's Problem, or
+        MODEL_LOADING after `timeout` seconds. The load continues then, and also when a caller leaves."""
         servable = lease.servable
         task = self._loads.get(servable)
         if servable.status is Status.LOADING and task is not None:
@@ -171,8 +167,7 @@ class Manager:
         return servable
 
     def expected_load_seconds(self, servable: Servable | None = None) -> float:
-        """Returns the seconds that a load takes, from the last load of these files, else from recent
-        loads."""
+        """Returns the seconds of a load, from the last load of these files, else from recent loads."""
         prepared = None if servable is None else servable.prepared
         known = None if prepared is None else prepared.load_seconds
         return max(1.0, self._load_seconds if known is None else known)
@@ -201,8 +196,7 @@ class Manager:
         self._failures.check(version)
 
     def failed(self, version: Version, problem: Problem) -> None:
-        """Remembers that a version cannot be loaded, so that there is one attempt per pause, not per
-        request."""
+        """Remembers that a version cannot be loaded: one attempt per pause, not per request."""
         self._failures.remember(version, problem)
 
     def _begin(self, version: Version, prepared: Prepared | None) -> Servable:
@@ -387,8 +381,7 @@ class Manager:
                 self.retire(servable.version, "idle")
 
     def quarantine(self, version: Version, reason: str) -> None:
-        """Quarantines a version that crashes repeatedly: it is not loaded again before the longest pause
-        ends."""
+        """Quarantines a version that crashes repeatedly: no new load before the longest pause ends."""
         problem = Problem("MODEL_UNAVAILABLE", f"{version} is in quarantine: {reason}")
         self._failures.quarantine(version, problem)
         self.retire(version, "quarantined")
