@@ -21,6 +21,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from cachetools import LRUCache
@@ -105,6 +106,7 @@ class Aliases:
             wall=wall,
         )
         self._deleted: dict[tuple[str, str], asyncio.TimerHandle] = {}
+        self._announced: dict[tuple[str, str], tuple[str, str]] = {}
         self._attempts: LRUCache[tuple[str, str], Attempt] = LRUCache(ATTEMPTS_KEPT)
 
     def __iter__(self) -> Iterator[LiveAlias]:
@@ -237,6 +239,16 @@ class Aliases:
 
     # For the registry.
 
+    @contextmanager
+    def announced(self, name: str, alias: str, version: str, moved_by: str) -> Iterator[None]:
+        """While a move is written. A poll may read the new entry before its writer applies it: the move is
+        still the writer's then."""
+        self._announced[name, alias] = version, moved_by
+        try:
+            yield
+        finally:
+            self._announced.pop((name, alias), None)
+
     def apply(self, snapshot: Snapshot, moved_by: str = "registry") -> None:
         """Applies a new snapshot: moves the aliases that changed, and ends those that were deleted."""
         self._snapshot = snapshot
@@ -300,7 +312,8 @@ class Aliases:
             return
         if before[0] is not None:
             found.generation += 1
-            found.moved_by = moved_by
+            version, writer = self._announced.get((found.name, found.alias), ("", ""))
+            found.moved_by = writer if version == entry.version else moved_by
         if found.verdict is None:
             found.refusal = None
         if error is not None and found.serving != found.desired:

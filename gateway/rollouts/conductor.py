@@ -130,7 +130,7 @@ class Conductor:
 
     def wanted(self, found: LiveAlias, model: Model, target: Version) -> bool:
         """Whether `target` goes through steps before it serves: the policy has steps, and another version can
-        answer meanwhile. A version that has served before needs no steps."""
+        answer meanwhile. A version that has served before takes only the steps that its promotion names."""
         service = found.serving or found.last_good
         if service is None or service == target or target != found.desired or found.moved_by == ROLLBACK:
             return False
@@ -138,9 +138,13 @@ class Conductor:
         if not service.source or not (compares or self._steps(found, model, target)):
             return False
         course = self.course(found.name, found.alias)
-        if course is not None and course.version == target.version and course.phase is Phase.WATCHING:
-            return False  # its steps are over
-        return not _has_served(found, model, target)
+        named = False
+        if course is not None and course.version == target.version:
+            if course.phase is Phase.WATCHING:
+                return False  # its steps are over
+            begins = course.phase is Phase.CHECKING or course.phase in BEFORE_SERVING
+            named = begins and (course.steps is not None or course.shadow is not None)
+        return named or not _has_served(found, model, target)
 
     def _steps(self, found: LiveAlias, model: Model, target: Version) -> tuple[float, ...]:
         course = self.course(found.name, found.alias)

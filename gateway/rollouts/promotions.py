@@ -224,12 +224,13 @@ class Promotions:
         try:
             if not dry_run:
                 forget = self._aliases.conductor.plan(name, alias, move.version, steps, shadow)
-                try:
-                    snapshot = await self._writing(lambda: self._registry.move(move))
-                except BaseException:
-                    forget()
-                    raise
-                self._take(snapshot, moved_by)
+                with self._aliases.announced(name, alias, move.version, moved_by):
+                    try:
+                        snapshot = await self._writing(lambda: self._registry.move(move))
+                    except BaseException:
+                        forget()
+                        raise
+                    self._take(snapshot, moved_by)
             previous = None if entry is None else entry.version
             prepared = passed.lease.servable.prepared
             environment = None if prepared is None else prepared.environment()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gateway.errors import Problem
 from gateway.events import SwapRefused
+from gateway.rollouts.phases import Phase
 from gateway.rollouts.promotions import Moved, Promotions
 from tests.support.composed import Composed, composed
 from tests.support.processes import until
@@ -124,6 +126,43 @@ async def test_rollbacks_go_further_back_each_time(tmp_path: Path) -> None:
                 await parts.promotions.take_effect(moved, wait=10)
             went.append((parts.written(), await parts.answers()))
         assert went == [("2", "2"), ("1", "1")]
+
+
+async def test_a_move_that_a_poll_applies_first_is_still_its_writers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with composed(tmp_path) as parts:
+        await parts.answers()
+        await promote(parts.promotions, "2")
+        move, loop = parts.registry.move, asyncio.get_running_loop()
+
+        def polled(*given: Any) -> Any:
+            snapshot = move(*given)
+            asyncio.run_coroutine_threadsafe(apply(snapshot), loop).result(10)
+            return snapshot
+
+        async def apply(snapshot: Any) -> None:
+            parts.aliases.apply(snapshot)
+
+        monkeypatch.setattr(parts.registry, "move", polled)
+        async with parts.promotions.rollback("iris", "champion") as moved:
+            await parts.promotions.take_effect(moved, wait=10)
+        found = parts.aliases.find("iris", "champion")
+        assert found is not None
+        assert [served.moved_by for served in found.history][-2:] == ["promote", "rollback"]
+
+
+async def test_steps_that_a_promotion_names_are_taken_by_a_version_that_has_served(tmp_path: Path) -> None:
+    async with composed(tmp_path) as parts:
+        await parts.answers()
+        await promote(parts.promotions, "2")
+        async with parts.promotions.rollback("iris", "champion") as moved:
+            await parts.promotions.take_effect(moved, wait=10)
+        await promote(parts.promotions, "2", steps=(50.0,))
+        found = parts.aliases.find("iris", "champion")
+        assert found is not None
+        assert found.rollout is not None
+        assert (found.rollout.course.phase, found.serving) == (Phase.CANARY, parts.version(1))
 
 
 async def test_nothing_before_is_no_place_to_go_back_to(tmp_path: Path) -> None:
