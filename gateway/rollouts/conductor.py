@@ -20,7 +20,7 @@ from gateway.quantities import utc
 from gateway.registries import base
 from gateway.registries.base import Verdict
 from gateway.rollouts.before import Reference
-from gateway.rollouts.phases import BEFORE_SERVING, TAKEN_BACK, UNDER_WAY, Phase
+from gateway.rollouts.phases import BEFORE_SERVING, TAKEN_BACK, UNDER_WAY, UNSEEN, Phase
 from gateway.rollouts.records import ROLLBACK
 from gateway.rollouts.rollout import Course, InService, Rollout, shadow_of
 from gateway.rollouts.shadow import Shadow
@@ -172,10 +172,9 @@ class Conductor:
         registered = model()
         assert registered is not None
         rollout = self._begun(found, self.policy(registered), target)
+        if rollout is None:
+            return None
         lease = self._manager.lease(target, pin=True)
-        found.observe_with(rollout)
-        self._changed(found, rollout)
-        began(rollout.shown)
         work: dict[Phase, asyncio.Task[None]] = {}
 
         def look() -> None:
@@ -189,6 +188,9 @@ class Conductor:
                 work[phase] = self._begin_shadow(found, rollout)
 
         try:
+            found.observe_with(rollout)
+            self._changed(found, rollout)
+            began(rollout.shown)
             return await self._conducted(found, rollout, model, began, look)
         finally:
             found.observe_with(None)
@@ -208,13 +210,12 @@ class Conductor:
         policy = self.policy(model)
         back = service is not None and service != target and service.source
         if not back or not policy.watch or target != found.desired:
-            if resumed:
-                reason = "there is no watch any more, or no version to go back to"
-                self._save(found.name, found.alias, course.to(Phase.DONE, self._wall(), reason=reason))
+            self.close(found, target, "the policy has no watch, or there is no version to go back to")
             return False
         assert service is not None
         if not resumed:
             if found.moved_by == ROLLBACK or _has_served(found, model, target):
+                self.close(found, target, "the version has served before")
                 return False
             course = course.to(Phase.WATCHING, self._wall())
         if course.before is None:
@@ -226,6 +227,12 @@ class Conductor:
         found.observe_with(rollout)
         self._changed(found, rollout)
         return True
+
+    def close(self, found: LiveAlias, target: Version, reason: str) -> None:
+        """Records that the rollout of `target`, which serves, is over, if it was still under way."""
+        course = self.course(found.name, found.alias)
+        if course is not None and course.version == target.version and course.phase in UNDER_WAY:
+            self._save(found.name, found.alias, course.to(Phase.DONE, self._wall(), reason=reason))
 
     async def watched(
         self, found: LiveAlias, model: Callable[[], Model | None], began: Callable[[str], None]
@@ -247,8 +254,8 @@ class Conductor:
                 held.remove(lease)
                 lease.release()
 
-        began(rollout.shown)
         try:
+            began(rollout.shown)
             return await self._conducted(found, rollout, model, began, let_go)
         finally:
             found.observe_with(None)
@@ -295,24 +302,37 @@ class Conductor:
         self._overtaken(found, rollout)
         return None
 
-    def _begun(self, found: LiveAlias, policy: RolloutPolicy, target: Version) -> Rollout:
-        """A new rollout, or the one that a restart interrupted, in its phase and step."""
+    def _begun(self, found: LiveAlias, policy: RolloutPolicy, target: Version) -> Rollout | None:
+        """A new rollout, or the one that a restart interrupted, in its phase and step. A phase that the
+        policy does not have any more is skipped; None where no other follows."""
         service = found.serving or found.last_good
         saved = self.course(found.name, found.alias)
         now = self._wall()
-        if saved is not None and saved.version == target.version and saved.phase in BEFORE_SERVING:
-            course = replace(saved, since=now)
+        known = saved is not None and saved.version == target.version
+        if saved is not None and known and saved.phase in BEFORE_SERVING:
+            course, phase = replace(saved, since=now), saved.phase
+            if phase is not Phase.HELD and (follows := self._phase(phase, policy, saved)) is not phase:
+                if follows is None:
+                    return None
+                course = course.to(follows, now, reason=f"the policy has no phase {phase} any more")
+                course = replace(course, paused=saved.paused)
         else:
-            asked = saved is not None and saved.version == target.version and saved.phase is Phase.CHECKING
             course = Course(target.version)
-            if asked and saved is not None:
+            if saved is not None and known and saved.phase is Phase.CHECKING:
                 course = replace(course, steps=saved.steps, shadow=saved.shadow)
-            first = Phase.CANARY if shadow_of(policy, course) is None else Phase.SHADOWING
-            if policy.replay is not None and self._replays is not None:
-                first = Phase.REPLAYING
-            course = course.to(first, now)
+            course = course.to(self._phase(Phase.REPLAYING, policy, course) or Phase.CANARY, now)
         course = replace(course, service=None if service is None else service.version)
         return self._live(found, policy, course, target, service)
+
+    def _phase(self, first: Phase, policy: RolloutPolicy, course: Course) -> Phase | None:
+        """The phase `first`, or the next one that the policy has; None without one. A canary that has begun
+        goes on with its steps."""
+        if first is Phase.REPLAYING and policy.replay is not None and self._replays is not None:
+            return Phase.REPLAYING
+        if first in UNSEEN and shadow_of(policy, course) is not None:
+            return Phase.SHADOWING
+        steps = policy.canary.steps if course.steps is None else course.steps
+        return Phase.CANARY if steps or first is Phase.CANARY else None
 
     def _live(
         self,
@@ -409,7 +429,13 @@ class Conductor:
             rollout.pause()
         elif verb == "resume" and rollout.course.phase is Phase.HELD:
             course = rollout.course
-            rollout.move(course.to(course.stage, self._wall(), step=course.step, reason="resumed"))
+            phase = self._phase(course.stage, rollout.policy, course)
+            if phase is None:  # nothing that it was held in is left
+                rollout.order = "finish"
+            else:
+                step = course.step if phase is course.stage else 0
+                rollout.move(course.to(phase, self._wall(), step=step, reason="resumed"))
+                found.show(self._wall(), rollout.shown)
         elif verb == "resume":
             rollout.resume()
         else:

@@ -139,22 +139,6 @@ class Reconciler:
             return None
         try:
             passed = await self._checked_unless_moved(found, target)
-        except Problem as problem:
-            if generation == found.generation:
-                if problem.code in INTERRUPTED:
-                    found.refusal = problem  # for those who wait; nothing is wrong with the version
-                    found.show(self._wall(), "unloaded" if found.serving is None else "serving")
-                else:
-                    self._refused(found, target, problem)
-            return problem
-        except Exception:
-            # A bug must not end the reconciler: what serves goes on serving, and it is tried again.
-            log.exception("%s could not be tried", target)
-            unforeseen = Problem("MODEL_UNAVAILABLE", f"{target} cannot be loaded: the gateway failed")
-            if generation == found.generation:
-                self._refused(found, target, unforeseen)
-            return unforeseen
-        else:
             if passed is None:
                 return None  # overtaken
             try:
@@ -173,6 +157,21 @@ class Reconciler:
             finally:
                 passed.lease.release()
             return None
+        except Problem as problem:
+            if generation == found.generation:
+                if problem.code in INTERRUPTED:
+                    found.refusal = problem  # for those who wait; nothing is wrong with the version
+                    found.show(self._wall(), "unloaded" if found.serving is None else "serving")
+                else:
+                    self._refused(found, target, problem)
+            return problem
+        except Exception:
+            # A bug must not end the reconciler: what serves goes on serving, and it is tried again.
+            log.exception("%s could not be tried", target)
+            unforeseen = Problem("MODEL_UNAVAILABLE", f"{target} cannot be loaded: the gateway failed")
+            if generation == found.generation:
+                self._refused(found, target, unforeseen)
+            return unforeseen
         finally:
             if held is not None:
                 held.release()
@@ -228,11 +227,18 @@ class Reconciler:
         rollout = found.rollout
         assert rollout is not None
         found.end_attempt()
-        taken_back = await self._conductor.watched(
-            found, lambda: self._model(found.name), lambda phase: found.show(self._wall(), phase)
-        )
-        if taken_back is not None and rollout.service is not None:
-            self._go_back(found, rollout.candidate, rollout.service, taken_back)
+        try:
+            taken_back = await self._conductor.watched(
+                found, lambda: self._model(found.name), lambda phase: found.show(self._wall(), phase)
+            )
+            if taken_back is not None and rollout.service is not None:
+                self._go_back(found, rollout.candidate, rollout.service, taken_back)
+        except Exception:
+            # A bug must not end the reconciler: what serves goes on serving, without the watch.
+            log.exception("%s cannot be watched", rollout.candidate)
+            found.observe_with(None)
+            self._conductor.close(found, rollout.candidate, "the watch ended early: the gateway failed")
+            return None
         return taken_back
 
     def ended(self, name: str, version: str, reason: str, *, final: bool) -> None:
