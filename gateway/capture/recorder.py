@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 
@@ -31,6 +31,7 @@ from loaders.worker.wire import Framed, WireError
 if TYPE_CHECKING:
     from gateway.rollout_settings import Capture
 
+T = TypeVar("T")
 log = logging.getLogger("gateway.capture")
 
 #: The most requests, and about the most bytes, that wait for the disk.
@@ -77,6 +78,7 @@ class Recorder:
         self._waiting: deque[Taken] = deque()
         self._bytes = 0
         self._some = asyncio.Event()
+        self._changing = asyncio.Lock()
         self._failing = False
         self._unnamed: set[tuple[str, str]] = set()
 
@@ -101,7 +103,7 @@ class Recorder:
 
     async def run(self) -> None:
         """Writes what was taken, and deletes what is old, until it is cancelled."""
-        await self._in_thread(self._expire)
+        await self._alone(self._expire)
         swept = time.monotonic()
         while True:
             try:
@@ -112,23 +114,36 @@ class Recorder:
             except TimeoutError:
                 pass
             if time.monotonic() - swept >= SWEEP_EVERY:
-                await self._in_thread(self._expire)
+                await self._alone(self._expire)
                 swept = time.monotonic()
 
     async def flush(self) -> None:
-        """Writes what was taken so far."""
-        while self._waiting:
-            taken = list(self._waiting)
+        """Writes what was taken so far. Afterwards all of it is in the store or dropped, also what another
+        call had begun to write."""
+        await self._alone(lambda: None)
+
+    async def drop(self, name: str | None, version: str | None) -> int:
+        """Deletes captured requests, also those that were taken and not written yet. Returns how many. Raises
+        OSError and sqlite3.Error."""
+        return await self._alone(lambda: self.store.drop(name, version))
+
+    async def _alone(self, work: Callable[[], T]) -> T:
+        """Writes what was taken so far, then runs `work` in a thread, while nothing else changes the store.
+        Both go on if the caller is cancelled, because a thread cannot be stopped."""
+        return await asyncio.shield(asyncio.ensure_future(self._locked(work)))
+
+    async def _locked(self, work: Callable[[], T]) -> T:
+        loop = asyncio.get_running_loop()
+        async with self._changing:
+            taken, size = list(self._waiting), self._bytes
             self._waiting.clear()
             self._some.clear()
-            self._bytes = 0
-            counts = await asyncio.get_running_loop().run_in_executor(self.io, self._write, taken)
-            for (model, result), number in counts.items():
-                self._counted(model, result, number)
-        self._some.clear()
-
-    async def _in_thread(self, work: Callable[[], None]) -> None:
-        await asyncio.get_running_loop().run_in_executor(self.io, work)
+            if taken:
+                counts = await loop.run_in_executor(self.io, self._write, taken)
+                self._bytes -= size  # until now they were in memory
+                for (model, result), number in counts.items():
+                    self._counted(model, result, number)
+            return await loop.run_in_executor(self.io, work)
 
     # In the thread.
 
@@ -196,8 +211,7 @@ class Recorder:
                 )
 
     async def close(self) -> None:
-        await self.flush()
-        await self._in_thread(self.store.close)
+        await self._alone(self.store.close)
 
 
 def limits_of(settings: Capture) -> Limits:

@@ -14,6 +14,7 @@ import asyncio
 import logging
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import orjson
@@ -42,6 +43,7 @@ class Captures:
         self._store = recorder.store
         self._io = recorder.io
         self._flush = recorder.flush
+        self._drop = recorder.drop
 
     async def summary(self) -> dict[str, Any]:
         await self._flush()
@@ -74,17 +76,24 @@ class Captures:
             yield text
 
     async def drop(self, name: str | None, version: str | None) -> dict[str, Any]:
-        await self._flush()
-        dropped = await self._blocking(lambda: self._store.drop(name, version))
+        with _failures():
+            dropped = await self._drop(name, version)
         return {"name": name, "version": version, "dropped": dropped}
 
     async def _blocking(self, work: Callable[[], T]) -> T:
-        try:
+        with _failures():
             return await asyncio.get_running_loop().run_in_executor(self._io, work)
-        except (OSError, sqlite3.Error) as error:
-            log.error("cannot use the captured requests: %s", error)
-            message = "the captured requests cannot be read or changed; the gateway's log has the reason"
-            raise Problem("INTERNAL", message) from None
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """Makes INTERNAL of a failure of the disk or the store."""
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        log.error("cannot use the captured requests: %s", error)
+        message = "the captured requests cannot be read or changed; the gateway's log has the reason"
+        raise Problem("INTERNAL", message) from None
 
 
 def _line(record: Record) -> bytes:

@@ -20,9 +20,10 @@ from gateway.capture import recorder as module
 from gateway.capture.recorder import MAX_RECORD, MAX_WAITING, Recorder
 from gateway.capture.records import Record
 from gateway.capture.store import CaptureStore, Limits
+from gateway.http.captures import Captures
 from gateway.rollout_settings import Capture
 from loaders.batch import Batch, Columns, Tensors, Value
-from tests.support.controlled import run
+from tests.support.controlled import run, turns
 
 ROW = Columns({"age": np.array([1.0])}, 1)
 
@@ -31,6 +32,8 @@ class Blocked(CaptureStore):
     """Adds nothing before `go` is set, and fails with `error`."""
 
     error: Exception | None = None
+    closed_between = False
+    """Closed while it had nothing to add."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory, "one")
@@ -42,6 +45,10 @@ class Blocked(CaptureStore):
         if self.error is not None:
             raise self.error
         super().add(records, limits)
+
+    def close(self) -> None:
+        self.closed_between = self.go.is_set()
+        super().close()
 
 
 class Setup:
@@ -64,8 +71,8 @@ class Setup:
 
 
 @asynccontextmanager
-async def made(directory: Path, **settings: Any) -> AsyncIterator[Setup]:
-    with ThreadPoolExecutor(1) as pool:
+async def made(directory: Path, workers: int = 1, **settings: Any) -> AsyncIterator[Setup]:
+    with ThreadPoolExecutor(workers) as pool:
         setup = Setup(directory, pool, **settings)
         try:
             yield setup
@@ -108,13 +115,74 @@ def test_a_slow_disk_drops_requests_and_holds_up_nothing(tmp_path: Path) -> None
             setup.store.go.clear()
             setup.take()
             writing = asyncio.get_running_loop().create_task(setup.recorder.flush())
-            await asyncio.sleep(0)
+            await turns(4)
             for _ in range(MAX_WAITING + 10):
                 setup.take()
             assert setup.counts == {"full": 10}
             setup.store.go.set()
             await writing
+            await setup.recorder.flush()
             assert setup.kept == MAX_WAITING + 1
+
+    run(main)
+
+
+def test_what_is_being_written_is_deleted_too(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with made(tmp_path, workers=4) as setup:
+            setup.store.go.clear()
+            for _ in range(20):
+                setup.take()
+            writing = asyncio.get_running_loop().create_task(setup.recorder.flush())
+            await turns(4)
+            assert not setup.recorder._waiting
+            dropping = asyncio.get_running_loop().create_task(Captures(setup.recorder).drop("iris", None))
+            await turns(50)
+            setup.store.go.set()
+            assert (await dropping)["dropped"] == 20
+            await writing
+            assert setup.kept == 0
+
+    run(main)
+
+
+def test_what_is_being_written_counts_as_memory_until_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_WAITING_BYTES", 3 * 2 * ROW.arrays["age"].nbytes)
+
+    async def main() -> None:
+        async with made(tmp_path) as setup:
+            setup.store.go.clear()
+            for _ in range(3):
+                setup.take()
+            writing = asyncio.get_running_loop().create_task(setup.recorder.flush())
+            await turns(4)
+            setup.take()
+            assert setup.counts == {"full": 1}
+            setup.store.go.set()
+            await writing
+            setup.take()
+            assert setup.counts == {"full": 1, "kept": 3}
+
+    run(main)
+
+
+def test_the_end_waits_for_a_write_whose_caller_was_cancelled(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with made(tmp_path, workers=4) as setup:
+            setup.store.go.clear()
+            setup.take()
+            writing = asyncio.get_running_loop().create_task(setup.recorder.flush())
+            await turns(4)
+            writing.cancel()
+            closing = asyncio.get_running_loop().create_task(setup.recorder.close())
+            await asyncio.wait({writing})
+            await turns(4)
+            setup.store.go.set()
+            await closing
+            assert setup.store.closed_between
+            assert setup.counts == {"kept": 1}
 
     run(main)
 
