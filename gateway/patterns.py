@@ -108,6 +108,13 @@ class Patterns:
         self._last = reference, decided
         return decided
 
+    def covers_model(self, name: str) -> bool:
+        """Returns True if the credential may use all versions and aliases of the model."""
+        return self.everything or any(
+            pattern.alias is None and pattern.version is None and fnmatchcase(name, pattern.name)
+            for pattern in self._patterns
+        )
+
     def touches(self, name: str) -> bool:
         """Whether any pattern is about the model of this name, by whatever alias or version."""
         return self.everything or any(fnmatchcase(name, pattern.name) for pattern in self._patterns)

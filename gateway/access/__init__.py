@@ -52,10 +52,11 @@ class Access:
         self._tokens: TokensFile | None = None
         self._issuer: Issuer | None = None
         self._known: dict[bytes, Principal] = {}
+        #: The admin key when `_known` and the sessions were filled.
+        self._kept_under = b""
         self.audit = Audit(access.audit_file or settings.state_dir / AUDIT_FILE)
-        #: Browsers that are signed in, with the admin key as it was then.
+        #: Browsers that are signed in.
         self.sessions = Sessions(wall)
-        self._signed_with: bytes | None = None
         self._limits = Limits(settings.limits)
         self._teams = {
             name: (
@@ -84,7 +85,7 @@ class Access:
                     raise
                 message = "JWTs need the extra jwt: pip install 'model-gateway[jwt]'"
                 raise SettingsError([("access.jwt", message)]) from None
-            self._issuer = Issuer(access.jwt, changed=self._known.clear)
+            self._issuer = Issuer(access.jwt, changed=self._forget)
 
     # Who calls -----------------------------------------------------------------------------------
 
@@ -106,6 +107,7 @@ class Access:
         found = self._of(given)
         if found is None and self._issuer is not None and await self._issuer.look_for_a_new_key():
             found = self._of(given)
+        self._forget_another_key()
         if found is None:
             return stranger("no key of the issuer fits the token")
         if found.known:
@@ -118,18 +120,28 @@ class Access:
     def by_key(self, headers: Mapping[bytes, bytes]) -> Principal:
         """The principal of a control call where only the admin key is a credential."""
         secret = _secret(headers.get(b"authorization", b""))
-        return ADMIN if secret and self._admin.matches(secret) else ANONYMOUS
+        found = ADMIN if secret and self._admin.matches(secret) else ANONYMOUS
+        self._forget_another_key()
+        return found
 
     def signed_in(self, cookies: bytes) -> Principal | None:
         """The principal of a browser that is signed in, by its Cookie header. Another admin key signs
         everybody out."""
         if not self.guarded and self._admin.file is not None:
             self._admin.look()
-        if self._signed_with != self._admin.key:
-            if self._signed_with is not None:
-                self.sessions.clear()
-            self._signed_with = self._admin.key
+        self._forget_another_key()
         return self.sessions.find(cookies)
+
+    def _forget_another_key(self) -> None:
+        """Forgets everybody if the admin key changed, whichever call noticed it."""
+        if self._kept_under != self._admin.key:
+            self._kept_under = self._admin.key
+            self._forget()
+
+    def _forget(self) -> None:
+        """Credentials may have ended: each is verified again, and browsers sign in again."""
+        self._known.clear()
+        self.sessions.clear()
 
     def _of(self, given: bytes) -> Principal | None:
         """The principal of an Authorization header; None: the issuer's key is missing here."""
@@ -177,13 +189,17 @@ class Access:
 
     # What it may do ------------------------------------------------------------------------------
 
-    def check_control(self, principal: Principal, reference: Reference | None) -> None:
+    def check_control(
+        self, principal: Principal, reference: Reference | None, *, whole: bool = False
+    ) -> None:
         """Raises UNAUTHENTICATED or FORBIDDEN where the principal may not control the model; None: the whole
-        gateway."""
-        if self.controls(principal, reference):
+        gateway. `whole`: a bare NAME means the model with all its versions, not its default alias."""
+        if self.controls(principal, reference, whole=whole):
             return
         if self.guarded:
             what = "the whole gateway (the pattern *)" if reference is None else shown(reference)
+            if whole and reference is not None and reference.is_bare:
+                what = f"all of {what}: a pattern of the name alone is needed"
             raise refusal(principal, f"control {what}")
         if self._admin.file is None:
             raise Problem(
@@ -199,10 +215,12 @@ class Access:
             "reads it if it runs as the gateway's user",
         )
 
-    def controls(self, principal: Principal, reference: Reference | None) -> bool:
-        """Whether the principal may control the model, or the whole gateway."""
+    def controls(self, principal: Principal, reference: Reference | None, *, whole: bool = False) -> bool:
+        """Whether the principal may control the model, or the whole gateway. `whole`: see `check_control`."""
         if reference is None:
             return principal.control.everything
+        if whole and reference.is_bare:
+            return principal.control.covers_model(reference.name)
         return principal.control.covers(reference)
 
     # Background ----------------------------------------------------------------------------------
@@ -220,13 +238,14 @@ class Access:
         while True:
             await asyncio.sleep(LOOK_EVERY)
             if await asyncio.to_thread(self._look):
-                self._known.clear()
-                self.sessions.clear()
+                self._forget()
+            self._forget_another_key()
 
     def _look(self) -> bool:
-        key = self._admin.file is not None and self._admin.look()
-        tokens = self._tokens is not None and self._tokens.look()
-        return key or tokens
+        """Looks at the files. Returns whether the tokens are others now."""
+        if self._admin.file is not None:
+            self._admin.look()
+        return self._tokens is not None and self._tokens.look()
 
 
 def _fingerprint(given: bytes) -> bytes:

@@ -13,6 +13,7 @@ import logging
 import os
 import secrets
 import stat
+import threading
 from pathlib import Path
 from typing import Final
 
@@ -33,6 +34,7 @@ class AdminKey:
         self._stamp: tuple[int, int, int] | None = None
         self._key = b""
         self._told = False
+        self._looking = threading.Lock()
 
     @property
     def key(self) -> bytes:
@@ -47,7 +49,12 @@ class AdminKey:
         return bool(self._key) and hmac.compare_digest(secret, self._key)
 
     def look(self) -> bool:
-        """Reads the file if it has changed, and returns whether the key is another one now."""
+        """Reads the file if it has changed, and returns whether the key is another one now. More than one
+        thread may look, and one of them alone sees a change: who keeps something compares `key`."""
+        with self._looking:
+            return self._look()
+
+    def _look(self) -> bool:
         before = self._key
         assert self.file is not None
         try:

@@ -92,7 +92,8 @@ class Limits:
 
     def of(self, team: str, caller: str) -> tuple[Quota, ...]:
         """The quotas that a caller shares: its team's, and its token's (`caller`: `token:NAME`)."""
-        names = (team, caller)
+        # Other callers may be called like a team: `admin`.
+        names = (team, caller if caller.startswith("token:") else "")
         return tuple(self._quotas[name] for name in names if name in self._quotas)
 
 

@@ -183,6 +183,8 @@ class TokensFile:
             stamp, found = None, {}
             self._tell(f"there is no {error.filename}: no token is valid")
         except (OSError, InvalidTokens) as error:
+            if isinstance(error, InvalidTokens):
+                self._stamp = stamp  # it is read again when it changes, and not at every look
             self._tell(f"cannot read {self.file}: {error}; the tokens stay as they were")
             return False
         else:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from gateway.access import ANONYMOUS, Access, Principal
 from gateway.access.audit import DONE, Audited
-from gateway.access.principal import check_predict, check_read, shown, stranger
+from gateway.access.principal import check_predict, check_read, refusal, shown, stranger
 from gateway.errors import Problem
 from gateway.quantities import utc
 
@@ -84,15 +84,22 @@ class Callers:
         if record.principal is not None:
             check_predict(record.principal, reference)
 
+    def known(self, record: RequestRecord) -> None:
+        """Checks that the caller has a valid credential, where one is needed: before a body is read."""
+        principal = record.principal
+        if principal is not None and not principal.known:
+            raise refusal(principal, "do this")
+
     def read(self, record: RequestRecord, name: str) -> None:
         """Checks a view of a model."""
         if record.principal is not None:
             check_read(record.principal, name)
 
-    def control(self, record: RequestRecord, reference: Reference | None) -> None:
-        """Checks control of a model by this reference; None: of the whole gateway."""
+    def control(self, record: RequestRecord, reference: Reference | None, *, whole: bool = False) -> None:
+        """Checks control of a model by this reference; None: of the whole gateway. `whole`: a bare NAME means
+        the model with all its versions, not its default alias."""
         self._check_listener(record)
-        self._access.check_control(self.principal(record), reference)
+        self._access.check_control(self.principal(record), reference, whole=whole)
 
     @contextmanager
     def audited(
@@ -101,15 +108,17 @@ class Callers:
         call: str,
         reference: Reference | None,
         standing: Callable[[], str | None] = lambda: None,
+        *,
+        whole: bool = False,
     ) -> Iterator[dict[str, Any]]:
         """Checks control, and writes down the call that happens inside with how it ended. `standing`: how
-        what is controlled stands. Yields a place for what the call asks. A call without a valid credential
-        names no caller, and is not written down."""
+        what is controlled stands; `whole`: see `control`. Yields a place for what the call asks. A call
+        without a valid credential names no caller, and is not written down."""
         principal = self.principal(record)
         asked: dict[str, Any] = {}
         before, result = _quietly(standing), DONE
         try:
-            self.control(record, reference)
+            self.control(record, reference, whole=whole)
             yield asked
         except Problem as problem:
             result = problem.code

@@ -142,7 +142,8 @@ class Control:
                 call = f"{method} {request.scope['path']}"
                 standing = partial(self._standing, request.scope["path"], reference)
                 record = request.scope[problems.RECORD]
-                with self._access.audited(record, call, reference, standing) as asked:
+                whole = request.scope["path"].startswith("/captures")
+                with self._access.audited(record, call, reference, standing, whole=whole) as asked:
                     request.scope[_ASKED] = asked
                     result = await _done(handler(request))
             if not isinstance(result, Response):
@@ -340,7 +341,7 @@ class Control:
             self._access.control(record, None)
             _flags(request)
             return await self._captures.summary()
-        with self._access.audited(record, f"GET {request.scope['path']}", reference):
+        with self._access.audited(record, f"GET {request.scope['path']}", reference, whole=True):
             return await self._captures.export(request, *_versions(request))
 
     async def _drop_captures(self, request: Request) -> Result:

@@ -115,7 +115,7 @@ class Hosted:
         method, record = scope["method"], scope[problems.RECORD]
         problems.check_headers(record)
         if not name and method == "POST":
-            self._access.predict(record, None)
+            self._access.known(record)
             wanted = await self._wanted(scope, receive)
             with self._controlled(record, "POST /models", Reference(check_name(wanted[0]))):
                 return await self._add(models, wanted)
@@ -127,7 +127,8 @@ class Hosted:
             reference = self._known(name)
             return 200, _shown(reference.name, models.places[reference.name])
         if name and method == "DELETE":
-            with self._controlled(record, "DELETE /models", parse_path(name)):
+            # The host removes a model with all its versions, by whatever alias it names it.
+            with self._controlled(record, "DELETE /models", Reference(parse_path(name).name)):
                 reference = self._known(name)
                 await self._residency.unload(reference)
                 self._watch.take(models.remove(reference.name), "host")
@@ -142,7 +143,7 @@ class Hosted:
         ones are required."""
         if not self._access.guarded:
             return nullcontext()
-        return self._access.audited(record, call, reference)
+        return self._access.audited(record, call, reference, whole=True)
 
     async def _add(self, models: HostedModels, wanted: tuple[str, str]) -> tuple[int, dict[str, Any]]:
         """Adds a model and loads it. Removes it again if it cannot be loaded."""

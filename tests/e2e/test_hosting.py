@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -105,6 +107,27 @@ def test_sagemaker_adds_and_removes_models(tmp_path: Path) -> None:
         assert client.post("/models", json={"model_name": "c:d", "url": str(models)}).status_code == 400
         assert client.put("/models/a").status_code == 405
         assert client.get("/models/c").status_code == 404
+
+
+def test_a_token_for_control_alone_adds_and_removes_whole_models(tmp_path: Path) -> None:
+    save(tmp_path / "ml/models/a/model", 2.0)
+    tokens = {"whole": ["a"], "partly": ["a@champion"]}
+    entries = [
+        {"name": name, "sha256": hashlib.sha256(name.encode()).hexdigest(), "control": control}
+        for name, control in tokens.items()
+    ]
+    (tmp_path / "tokens.json").write_text(json.dumps(entries))
+    environ = {"SAGEMAKER_MULTI_MODEL": "true", "SAGEMAKER_BIND_TO_PORT": str(free_port())}
+    environ["GATEWAY_ACCESS__TOKENS_FILE"] = str(tmp_path / "tokens.json")
+    body = {"model_name": "a", "url": str(tmp_path / "ml/models/a/model")}
+    whole, partly = ({"authorization": f"Bearer {name}"} for name in tokens)
+    with started(tmp_path, "serve", SAGEMAKER_BASE_DIR=str(tmp_path / "ml"), **environ) as client:
+        assert client.post("/models", json=body).status_code == 401
+        assert client.post("/models", json=body, headers=partly).status_code == 403
+        assert client.post("/models", json=body, headers=whole).status_code == 200
+        for path in ("/models/a", "/models/a@champion"):
+            assert client.delete(path, headers=partly).status_code == 403
+        assert client.delete("/models/a", headers=whole).status_code == 200
 
 
 def test_a_model_that_does_not_fit_is_507_and_one_that_is_broken_is_not_kept(tmp_path: Path) -> None:

@@ -57,6 +57,18 @@ def test_a_bare_name_needs_every_alias_that_it_may_mean(default_alias: list[str]
     assert Patterns(["iris@*"], default_alias).covers(Reference("iris")) == bool(default_alias)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "whole"),
+    [
+        ("iris", True), ("ir*", True), ("*", True), ("wine", False), ("iris@champion", False),
+        ("iris@*", False), ("iris/2", False), ("iris/*", False),
+    ],
+)  # fmt: skip
+def test_a_whole_model_needs_a_pattern_of_its_name_alone(pattern: str, whole: bool) -> None:
+    assert Patterns([pattern], ["champion"]).covers_model("iris") == whole
+    assert Patterns(["wine@champion", pattern], ["champion"]).covers_model("iris") == whole
+
+
 @pytest.mark.parametrize("text", ["iris/versions/2", "models:/iris/versions/2", "iris/2"])
 def test_the_form_of_a_path_is_a_reference(text: str) -> None:
     assert parse_short(text) == Reference("iris", version="2")

@@ -19,9 +19,11 @@ needs("jwt")
 
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat  # noqa: E402
 
+from gateway.access import Access  # noqa: E402
 from gateway.access import issuer as issuers  # noqa: E402
 from gateway.access.issuer import Issuer, Refused, UnknownKey, keys_of  # noqa: E402
-from gateway.credentials import Jwt  # noqa: E402
+from gateway.credentials import AccessSettings, Jwt, Team  # noqa: E402
+from gateway.settings import Settings  # noqa: E402
 from tests.support.issuer import Issuer as Real  # noqa: E402
 from tests.support.issuer import SigningKey, forged, issuer  # noqa: E402
 
@@ -165,6 +167,25 @@ async def test_keys_rotate_and_a_key_that_is_gone_verifies_nothing(real: Real) -
     for _ in range(20):
         await verifies.look_for_a_new_key()
     assert real.asked == asked, "unknown keys do not make the issuer busy"
+
+
+async def test_a_key_that_is_gone_ends_what_it_signed_and_the_sessions_of_browsers(
+    real: Real, tmp_path: Path
+) -> None:
+    teams = {"*": Team(predict=["iris"])}
+    known = AccessSettings(jwt=Jwt(**real.settings()), teams=teams)
+    access = Access(Settings(state_dir=tmp_path, access=known))
+    headers = {b"authorization": b"Bearer " + real.sign(RSA).encode()}
+    caller = await access.identify(headers)
+    assert caller.known
+    secret = access.sessions.begin(access.sessions.code(caller))
+    cookie = f"{access.sessions.cookie}={secret}".encode()
+    assert access.signed_in(cookie) is caller
+    real.publish(SigningKey("new"))
+    assert access._issuer is not None
+    await access._issuer.look()
+    assert access.recall(headers) is None
+    assert access.signed_in(cookie) is None
 
 
 @pytest.mark.parametrize("fault", ["broken", "empty", "not json", "large", "gone"])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from gateway.access.principal import Principal
 from gateway.access.tokens import InvalidTokens, TokensFile, digest, new_token, parse
 
 HEX = hashlib.sha256(b"secret").hexdigest()
@@ -96,6 +98,29 @@ def test_the_file_is_followed(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
     file.unlink()
     os.mkfifo(file)
     assert not tokens.look()
+
+
+def test_an_invalid_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "tokens.yaml"
+    file.write_text("[]")
+    tokens = TokensFile(file, [])
+    tokens.read()
+    reads: list[str] = []
+
+    def counted(text: str, default_alias: Sequence[str]) -> dict[bytes, Principal]:
+        reads.append(text)
+        return parse(text, default_alias)
+
+    monkeypatch.setattr("gateway.access.tokens.parse", counted)
+    for text in ("- {name: ci}\n", "- {name: other}\n"):
+        replace(file, text)
+        for _ in range(3):
+            assert not tokens.look()
+        assert reads.pop() == text
+        assert not reads
+    replace(file, f"- {{name: ci, sha256: {HEX}}}\n")
+    assert tokens.look()
+    assert tokens.by_digest
 
 
 def test_a_new_token_is_long_and_recognisable() -> None:

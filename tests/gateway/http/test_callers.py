@@ -407,6 +407,7 @@ def test_captured_requests_need_control_of_their_model_and_reading_them_is_writt
     registry_file: str, tmp_path: Path
 ) -> None:
     TOKENS["keeper"] = {"control": ["iris"], "predict": ["iris", "echo"]}
+    TOKENS["partly"] = {"control": ["iris@champion", "iris/2"]}
     try:
         with guarded(registry_file, tmp_path, capture={"share": 1}) as made:
             keeper, everything = bearer("keeper"), bearer("admin")
@@ -415,10 +416,17 @@ def test_captured_requests_need_control_of_their_model_and_reading_them_is_writt
                 ("/captures/iris", keeper, 200), ("/captures/iris/versions/1", keeper, 200),
                 ("/captures/echo", keeper, 403), ("/captures", keeper, 403), ("/captures", everything, 200),
                 ("/captures/iris", bearer("alice"), 403), ("/captures/iris", {}, 401),
+                # Here a bare name means every version, and not the default alias.
+                ("/captures/iris", bearer("partly"), 403),
+                ("/captures/iris/versions/1", bearer("partly"), 403),
+                ("/captures/iris/versions/2", bearer("partly"), 200),
             ):  # fmt: skip
                 assert made.get(path, **caller).status == status, (path, caller)
             assert made.get("/captures", **everything).json["captures"][0]["requests"] == 1
             assert made.request("DELETE", "/captures/echo", **keeper).status == 403
+            refused = made.request("DELETE", "/captures/iris", **bearer("partly"))
+            assert refused.status == 403
+            assert "all of models:/iris" in refused.json["message"]
             assert made.request("DELETE", "/captures/iris", **keeper).json["dropped"] == 1
         lines = [json.loads(line) for line in (tmp_path / "state" / "audit.jsonl").read_text().splitlines()]
         calls = [(line["who"], line["call"], line["result"]) for line in lines]
@@ -429,7 +437,7 @@ def test_captured_requests_need_control_of_their_model_and_reading_them_is_writt
         ]
         assert calls[-1] == ("token:keeper", "DELETE /captures/iris", "done")
     finally:
-        del TOKENS["keeper"]
+        del TOKENS["keeper"], TOKENS["partly"]
 
 
 def test_without_credentials_a_foreign_header_is_ignored(server: Served) -> None:

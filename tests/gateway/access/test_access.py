@@ -1,0 +1,109 @@
+"""What the gateway remembers of its callers, and when it forgets them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.access import ADMIN, Access
+from gateway.credentials import AccessSettings
+from gateway.errors import Problem
+from gateway.http.callers import Callers
+from gateway.record import RequestRecord
+from gateway.settings import Settings
+from tests.support.guarded import entries, token
+
+
+def bearer(secret: str) -> dict[bytes, bytes]:
+    return {b"authorization": b"Bearer " + secret.encode()}
+
+
+def replace(file: Path, text: str) -> None:
+    fresh = file.with_name("fresh")
+    fresh.write_text(text)
+    os.replace(fresh, file)
+
+
+@pytest.fixture
+def access(tmp_path: Path) -> Access:
+    """A gateway with the admin key `first` and two tokens."""
+    (tmp_path / "key").write_text("first")
+    (tmp_path / "tokens.json").write_text(entries("alice", "op"))
+    known = AccessSettings(tokens_file=tmp_path / "tokens.json")
+    return Access(Settings(state_dir=tmp_path / "state", admin_key_file=tmp_path / "key", access=known))
+
+
+async def looked(access: Access) -> None:
+    """Lets the gateway look at its files once."""
+    turn: Any = asyncio.get_running_loop().create_task(access.run())
+    looked = asyncio.Event()
+    loop, look = asyncio.get_running_loop(), access._look
+
+    def counted() -> bool:
+        found = look()
+        loop.call_soon_threadsafe(looked.set)
+        return found
+
+    access._look = counted  # type: ignore[method-assign]
+    await looked.wait()
+    await asyncio.to_thread(int)  # the loop has taken what the thread found
+    await asyncio.sleep(0)
+    turn.cancel()
+    await asyncio.gather(turn, return_exceptions=True)
+    access._look = look  # type: ignore[method-assign]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("between", ["unknown", "new", None])
+async def test_a_key_that_was_replaced_is_forgotten_whoever_noticed_it(
+    access: Access, tmp_path: Path, between: str | None
+) -> None:
+    assert await access.identify(bearer("first")) is not None
+    assert str(access.recall(bearer("first"))) == "admin"
+    replace(tmp_path / "key", "new")
+    if between is not None:
+        assert (await access.identify(bearer(between))).known == (between == "new")
+    await looked(access)
+    assert access.recall(bearer("first")) is None
+    assert not (await access.identify(bearer("first"))).known
+    assert (await access.identify(bearer("new"))).kind == "admin"
+
+
+@pytest.mark.anyio
+async def test_browsers_are_signed_out_by_another_key_and_when_an_issuer_withdraws_one(
+    access: Access, tmp_path: Path
+) -> None:
+    def signed_in() -> bytes:
+        secret = access.sessions.begin(access.sessions.code(ADMIN))
+        return f"{access.sessions.cookie}={secret}".encode()
+
+    await access.identify(bearer("first"))
+    cookie = signed_in()
+    assert access.signed_in(cookie) is ADMIN
+    replace(tmp_path / "key", "new")
+    await access.identify(bearer("unknown"))
+    assert access.signed_in(cookie) is None
+    await access.identify(bearer("new"))
+    cookie = signed_in()
+    assert access.signed_in(cookie) is ADMIN
+    replace(tmp_path / "tokens.json", entries("alice"))
+    await looked(access)
+    assert access.signed_in(cookie) is None
+
+
+@pytest.mark.anyio
+async def test_a_known_caller_is_one_with_a_credential(access: Access) -> None:
+    callers = Callers(access)
+    for secret, code in ((token("op"), None), ("wrong", "UNAUTHENTICATED")):
+        record = RequestRecord(headers=bearer(secret))
+        await callers.identify(record)
+        if code is None:
+            callers.known(record)  # it may control, and predict nothing
+            continue
+        with pytest.raises(Problem) as caught:
+            callers.known(record)
+        assert caught.value.code == code
