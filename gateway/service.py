@@ -236,7 +236,9 @@ class Service:
         rollout = observer if isinstance(observer, Rollout) else None
         candidate = rollout is not None and version == rollout.candidate
         retries = candidate and other is not None and observer.retries
-        raw, unparsed = inference.raw, inference.unparsed
+        copies = rollout is not None and rollout.copies
+        raw = inference.raw if retries or copies else None  # else only the typed rows stay in memory
+        unparsed = inference.unparsed if retries else None
         failed = partial(observer.observe, caller, version, failed=True)
         try:
             async with asyncio.timeout(observer.patience if retries else None):
@@ -259,7 +261,7 @@ class Service:
         else:
             violated = self._violates(version, answer) if observer.checks else None
             observer.observe(caller, version, failed=False, seconds=record.predict, violated=violated)
-            if rollout is not None and rollout.copies:
+            if rollout is not None and copies and rollout.copies:
                 self._copy(inference, raw, answer, rollout)
             return answer
         inference.raw, inference.unparsed = raw, unparsed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,16 @@ import pytest
 
 from gateway.errors import Problem
 from gateway.events import Crashed, RolloutChanged, Swapped
+from gateway.record import RequestRecord
 from gateway.registries.base import Alias, Verdict
 from gateway.rollout_settings import RolloutPolicy
 from gateway.rollouts.alias import LiveAlias
 from gateway.rollouts.phases import Phase
 from gateway.rollouts.rollout import SERVED, Rollout
+from gateway.service import Inference
+from loaders.enforcement import RawInput
 from tests.support.controlled import MB, turns, version
-from tests.support.rollouts import Setup, conducted
+from tests.support.rollouts import CHAMPION, Setup, conducted
 
 WATCH = {"watch": "10m"}
 NO_RETRY = {"watch": "10m", "canary": {"retry": False}}
@@ -458,3 +462,29 @@ def test_a_version_that_never_answers_does_not_keep_callers_waiting(
         behaviour.hold_predict.set()
 
     conducted(tmp_path, test, WATCH)
+
+
+class Rows(list[list[float]]):
+    """Rows of a request that a test can wait to see freed."""
+
+
+@pytest.mark.parametrize("policy", [WATCH, {}])
+def test_a_recorded_request_keeps_only_its_typed_rows_while_it_waits(
+    tmp_path: Path, policy: dict[str, Any]
+) -> None:
+    async def test(setup: Setup) -> None:
+        setup.say("1")
+        await setup.ask()
+        setup.bench.behaviour(version(1)).hold_predict = held = asyncio.Event()
+        rows = Rows([[1.0]])
+        freed = weakref.ref(rows)
+        inference = Inference(CHAMPION, RawInput("instances", rows), record=RequestRecord(b"1"))
+        asked = asyncio.ensure_future(setup.service.predict(inference))
+        del rows
+        await turns(20)
+        assert not asked.done()
+        assert freed() is None
+        held.set()
+        await asked
+
+    conducted(tmp_path, test, policy)
