@@ -186,7 +186,7 @@ class Notify(Part):
     """A URL that gets signed JSON when an alias serves another version, or does not."""
 
     url: str
-    """The address that it is posted to."""
+    """The address that it is posted to; only one entry may have it."""
     secret_file: Path
     """The file with the secret of the signature; it is read for each delivery."""
     on: Annotated[

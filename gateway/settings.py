@@ -308,6 +308,16 @@ class Settings(Part):
             parse_short(f"x{text}" if text.startswith("@") else text)
         return value
 
+    @field_validator("notify")
+    @classmethod
+    def _receivers(cls, value: list[Notify]) -> list[Notify]:
+        urls = [target.url for target in value]
+        for url in urls:
+            if urls.count(url) > 1:  # a URL may hold a secret, so the message does not
+                places = [str(place) for place, other in enumerate(urls) if other == url]
+                raise ValueError(f"entries {' and '.join(places)} have the same url; write it once")
+        return value
+
     @field_validator("limits")
     @classmethod
     def _for_callers(cls, value: dict[str, Limit], info: ValidationInfo) -> dict[str, Limit]:
