@@ -93,6 +93,8 @@ class Notifier:
         #: The version that a rollout has just refused, and why, by alias.
         self._refused: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {}
         self._failing: set[str] = set()
+        #: The ids of those that are delivered or given up, and are still in the outbox.
+        self._over: set[str] = set()
 
     def notice(self, event: Event) -> None:
         """Sends the event to the URLs that want it. Returns at once."""
@@ -167,7 +169,7 @@ class Notifier:
             ) as client,
             asyncio.TaskGroup() as group,
         ):
-            for target in {target.url: target for target in self._targets}.values():
+            for target in self._targets:
                 group.create_task(self._deliver_all(client, target))
 
     async def _deliver_all(self, client: httpx.AsyncClient, target: Notify) -> None:
@@ -177,31 +179,35 @@ class Notifier:
             now = self._wall()
             try:
                 entry, due = await self._blocking(self._outbox.next, target.url, now, now + 3 * TIMEOUT)
+                if entry is not None:
+                    await self._deliver(client, target, entry)
+                    continue
             except Exception as error:  # noqa: BLE001 - the state is tried again
-                log.error("cannot read the notifications for %s: %s", shown(target.url), error)
-                entry, due = None, now + LONGEST_PAUSE
-            if entry is None:
-                try:
-                    async with asyncio.timeout(None if due is None else max(0.0, due - now)):
-                        await news.wait()
-                except TimeoutError:
-                    pass
-                continue
-            await self._deliver(client, target, entry)
+                log.error("cannot read or record the notifications for %s: %s", shown(target.url), error)
+                due = now + LONGEST_PAUSE
+            try:
+                async with asyncio.timeout(None if due is None else max(0.0, due - now)):
+                    await news.wait()
+            except TimeoutError:
+                pass
 
     async def _deliver(self, client: httpx.AsyncClient, target: Notify, entry: Undelivered) -> None:
+        """Posts one and records the result in the outbox. Raises sqlite3.Error."""
+        if entry.id in self._over:
+            await self._end(entry)
+            return
         problem = await self._post(client, target, entry)
         now = self._wall()
         if problem is None:
-            await self._blocking(self._outbox.delivered, entry.id)
             self._counted("delivered", 1)
             if target.url in self._failing:
                 self._failing.discard(target.url)
                 log.info("notifications reach %s again", shown(target.url))
+            await self._end(entry)
         elif now - entry.created >= GIVEN_UP_AFTER:
             log.error("a notification for %s is given up: %s", shown(target.url), problem)
             self._counted("dropped", 1)
-            await self._blocking(self._outbox.delivered, entry.id)
+            await self._end(entry)
         else:
             self._counted("failed", 1)
             if target.url not in self._failing:
@@ -211,6 +217,12 @@ class Notifier:
                 )
             pause = backoff.pause(entry.attempts + 1, longest=LONGEST_PAUSE)
             await self._blocking(self._outbox.failed, entry.id, now + pause)
+
+    async def _end(self, entry: Undelivered) -> None:
+        """Removes one from the outbox. While that fails, it is remembered, and not posted again."""
+        self._over.add(entry.id)
+        await self._blocking(self._outbox.delivered, entry.id)
+        self._over.discard(entry.id)
 
     async def _post(self, client: httpx.AsyncClient, target: Notify, entry: Undelivered) -> str | None:
         """Why it was not delivered, without secrets; None if it was."""
@@ -223,11 +235,13 @@ class Notifier:
             return str(error)
         headers = signed(key, entry.id, int(self._wall()), entry.body)
         try:
-            async with asyncio.timeout(2 * TIMEOUT):
-                answer = await client.post(target.url, content=entry.body, headers=headers)
+            async with (
+                asyncio.timeout(2 * TIMEOUT),
+                client.stream("POST", target.url, content=entry.body, headers=headers) as answer,
+            ):  # only the status counts: the body may be of any length
+                return None if answer.is_success else f"it answered {answer.status_code}"
         except (httpx.HTTPError, httpx.InvalidURL, OSError, TimeoutError) as error:
             return type(error).__name__
-        return None if answer.is_success else f"it answered {answer.status_code}"
 
     async def _blocking(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._io, function, *arguments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import hmac
 import json
@@ -31,7 +32,8 @@ SECRET = "of-the-operator"
 
 
 class Receiver:
-    """A server on this machine. `answers` are its next statuses, then 204; `hold` blocks them."""
+    """A server on this machine. `answers` are its next statuses, then 204; `hold` blocks them. `endless`: the
+    bodies of its answers do not end."""
 
     def __init__(self) -> None:
         self.answers: list[int] = []
@@ -39,6 +41,7 @@ class Receiver:
         self.changed = threading.Condition()
         self.hold = threading.Event()
         self.hold.set()
+        self.endless = False
         receiver = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -52,8 +55,11 @@ class Receiver:
                 self.send_response(status)
                 if status == 302:
                     self.send_header("location", "/elsewhere")
-                self.send_header("content-length", "0")
+                self.send_header("content-length", str(1 << 40) if receiver.endless else "0")
                 self.end_headers()
+                with contextlib.suppress(OSError):
+                    while receiver.endless:
+                        self.wfile.write(bytes(1 << 16))
 
             def log_message(self, *_: Any) -> None: ...
 
@@ -72,6 +78,7 @@ class Receiver:
 
     def close(self) -> None:
         self.hold.set()
+        self.endless = False
         self.server.shutdown()
         self.server.server_close()
         self.thread.join()
@@ -344,6 +351,47 @@ def test_a_state_that_cannot_be_written_is_said(tmp_path: Path, caplog: pytest.L
     run(main)
 
 
+def test_what_was_delivered_is_not_posted_again_if_the_state_cannot_say_so(
+    tmp_path: Path, receiver: Receiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        async with made(tmp_path, receiver.url) as setup:
+            outbox = setup.notifier._outbox
+            record, failures = outbox.delivered, [sqlite3.OperationalError("disk is full")]
+            failed = threading.Event()
+
+            def broken(identity: str) -> None:
+                if failures:
+                    failed.set()
+                    raise failures.pop()
+                record(identity)
+
+            outbox.delivered = broken  # type: ignore[method-assign]
+            setup.notice(swapped("2"))
+            assert await asyncio.to_thread(failed.wait, 60)
+            setup.now += 60  # nobody has claimed it any more
+            setup.notice(swapped("3"))
+            await setup.until(delivered=2)
+            bodies = await receiver.received(2)
+            assert [body["data"]["version"] for body in bodies] == ["2", "3"]
+        assert setup.counts == {"delivered": 2}
+        assert "disk is full" in caplog.text
+
+    run(main)
+
+
+def test_an_answer_without_an_end_is_not_read(tmp_path: Path, receiver: Receiver) -> None:
+    async def main() -> None:
+        receiver.answers, receiver.endless = [200], True
+        async with made(tmp_path, receiver.url) as setup:
+            setup.notice(swapped())
+            while not setup.counts:  # noqa: ASYNC110 - the delivery decides
+                await asyncio.sleep(0.005)
+            assert setup.counts == {"delivered": 1}
+
+    run(main)
+
+
 def test_without_urls_nothing_is_kept(tmp_path: Path) -> None:
     async def main() -> None:
         async with made(tmp_path) as setup:
@@ -375,3 +423,8 @@ def test_settings(tmp_path: Path) -> None:
         file.write_text(json.dumps({"notify": [wrong]}))
         with pytest.raises(SettingsError, match=said):
             load({}, {}, file)
+    same = {"url": "https://x/secret", "secret_file": "s"}
+    file.write_text(json.dumps({"notify": [same, {**same, "url": "https://y"}, {**same, "on": ["held"]}]}))
+    with pytest.raises(SettingsError, match="notify: entries 0 and 2 have the same url") as refused:
+        load({}, {}, file)
+    assert "x/secret" not in str(refused.value)
