@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -37,45 +36,44 @@ def access(tmp_path: Path) -> Access:
     return Access(Settings(state_dir=tmp_path / "state", admin_key_file=tmp_path / "key", access=known))
 
 
-async def looked(access: Access) -> None:
-    """Lets the gateway look at its files once."""
-    turn: Any = asyncio.get_running_loop().create_task(access.run())
-    looked = asyncio.Event()
-    loop, look = asyncio.get_running_loop(), access._look
+async def looked(access: Access, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the gateway look at its files, until it has taken what it found."""
+    monkeypatch.setattr("gateway.access.LOOK_EVERY", 0)
+    loop, look, starts, again = asyncio.get_running_loop(), access._look, [0], asyncio.Event()
 
     def counted() -> bool:
-        found = look()
-        loop.call_soon_threadsafe(looked.set)
-        return found
+        starts[0] += 1
+        if starts[0] == 2:  # the loop is done with the first look
+            loop.call_soon_threadsafe(again.set)
+        return look()
 
-    access._look = counted  # type: ignore[method-assign]
-    await looked.wait()
-    await asyncio.to_thread(int)  # the loop has taken what the thread found
-    await asyncio.sleep(0)
-    turn.cancel()
-    await asyncio.gather(turn, return_exceptions=True)
-    access._look = look  # type: ignore[method-assign]
+    monkeypatch.setattr(access, "_look", counted)
+    following = loop.create_task(access.run())
+    await again.wait()
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+    monkeypatch.undo()
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("between", ["unknown", "new", None])
 async def test_a_key_that_was_replaced_is_forgotten_whoever_noticed_it(
-    access: Access, tmp_path: Path, between: str | None
+    access: Access, tmp_path: Path, between: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert await access.identify(bearer("first")) is not None
     assert str(access.recall(bearer("first"))) == "admin"
     replace(tmp_path / "key", "new")
     if between is not None:
         assert (await access.identify(bearer(between))).known == (between == "new")
-    await looked(access)
+    await looked(access, monkeypatch)
     assert access.recall(bearer("first")) is None
     assert not (await access.identify(bearer("first"))).known
     assert (await access.identify(bearer("new"))).kind == "admin"
 
 
 @pytest.mark.anyio
-async def test_browsers_are_signed_out_by_another_key_and_when_an_issuer_withdraws_one(
-    access: Access, tmp_path: Path
+async def test_browsers_are_signed_out_by_another_key_and_by_another_tokens_file(
+    access: Access, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def signed_in() -> bytes:
         secret = access.sessions.begin(access.sessions.code(ADMIN))
@@ -91,7 +89,7 @@ async def test_browsers_are_signed_out_by_another_key_and_when_an_issuer_withdra
     cookie = signed_in()
     assert access.signed_in(cookie) is ADMIN
     replace(tmp_path / "tokens.json", entries("alice"))
-    await looked(access)
+    await looked(access, monkeypatch)
     assert access.signed_in(cookie) is None
 
 

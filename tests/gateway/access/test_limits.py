@@ -81,7 +81,7 @@ def test_a_token_has_its_own_and_its_teams_limit_and_a_refusal_takes_nothing() -
     assert limits.of("blue", "jwt:b")[0] is quotas[0], "a team shares its limit"
 
 
-def test_a_team_has_the_name_of_another_kind_of_caller() -> None:
+def test_a_team_that_is_called_like_another_caller_does_not_limit_it() -> None:
     limits = Limits({"admin": Limit(concurrency=1), "token:a": Limit(concurrency=1)}, Clock())
     assert limits.of("", "admin") == ()
     assert len(limits.of("admin", "token:b")) == 1
