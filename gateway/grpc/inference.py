@@ -125,7 +125,7 @@ class OpenInference:
         if texts > media.PARSED_BYTES:
             whole, length = request.as_body()
             form = media.Media("v2", length)
-            unparsed = large.LargeBody(whole, form, reference, self._large, texts)
+            unparsed = large.LargeBody(whole, form, reference, self._large, held, texts)
             deadline = min(deadlines, default=None)
             held.size += await self._bodies.charge_elsewhere(len(body), texts, deadline)
             return request, None, about(None, None, unparsed=unparsed)

@@ -253,6 +253,10 @@ class Held:
         """Holds more. Raises OVERLOADED."""
         self.size += self._reader.hold(size)
 
+    def charge(self, size: int, parsed: int) -> None:
+        """Holds what a body of `size` bytes takes once it is parsed. Raises BODY_TOO_LARGE, OVERLOADED."""
+        self.size += self._reader.charge(size, parsed)
+
     def release(self) -> None:
         """Releases all held bytes."""
         self._reader.held -= self.size  # as `BodyReader.release`, for one call less per request

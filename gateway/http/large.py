@@ -72,12 +72,14 @@ class Enforced(NamedTuple):
 @dataclass(slots=True)
 class LargeBody:
     """A body that was received but not parsed. `reference`: the model that the path or the header names.
-    `becomes`: the bytes that it takes when it is parsed. `asked`: as in `Parsed`, set by `enforce`."""
+    `becomes`: the bytes that it takes when it is parsed, which are counted in `held`. `asked`: as in
+    `Parsed`, set by `enforce`."""
 
     body: bytes
     media: Media
     reference: Reference | None
     place: LargeBodies
+    held: bodies.Held
     becomes: int = 0
     asked: Any = None
 
@@ -90,7 +92,8 @@ class LargeBody:
     async def enforce(
         self, signature: Signature | None, mode: Mode, type_hints: bool, positional: bool
     ) -> Enforced:
-        """The result of `enforce`. Raises InvalidInput, and Problem for a body that cannot be parsed."""
+        """The result of `enforce`. Raises InvalidInput, and Problem for a body that cannot be parsed or whose
+        rows take too much memory."""
         message = {
             "op": "enforce",
             "media": list(self.media),
@@ -105,6 +108,8 @@ class LargeBody:
         if self.reference is not None:
             bodies.agreed(self.reference, _model(reply))
         self.asked = reply["asked"]
+        # For a compressed form `becomes` is a guess: what really came is held as long as the request waits.
+        self.held.charge(len(self.body), max(0, frame[0].nbytes - self.becomes))
         return Enforced(wire.Framed(reply["rows"], *frame), tuple(reply["warnings"]), reply["lenient"])
 
 

@@ -154,7 +154,7 @@ class Prediction:
             becomes, is_large = media.weigh(form, body)
         asks: Any = None
         if is_large:
-            unparsed = large.LargeBody(body, form, reference, self._large, becomes)
+            unparsed = large.LargeBody(body, form, reference, self._large, held, becomes)
             held.size += await self._bodies.charge_elsewhere(len(body), becomes, deadline)
             if reference is None:
                 reference = bodies.agreed(None, await unparsed.model())

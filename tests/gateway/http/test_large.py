@@ -31,6 +31,10 @@ SIGNATURE = infer_signature(FRAME.head(3))
 BUDGET = 256 << 20
 
 
+def room(total: int = BUDGET) -> bodies.Held:
+    return bodies.Held(bodies.BodyReader(total, total))
+
+
 def in_arrow(frame: pd.DataFrame) -> bytes:
     pa: Any = needs("pyarrow")
     sink = io.BytesIO()
@@ -56,7 +60,9 @@ async def asked(*bodies_: tuple[bodies.Media, bytes], signature: Signature | Non
     place = large.LargeBodies(BUDGET)
     try:
         return [
-            await large.LargeBody(body, Media(media), None, place).enforce(signature, "strict", False, False)
+            await large.LargeBody(body, Media(media), None, place, room()).enforce(
+                signature, "strict", False, False
+            )
             for media, body in bodies_
         ]
     finally:
@@ -95,7 +101,9 @@ def test_what_outgrows_the_memory_of_the_process_is_too_large(monkeypatch: pytes
         try:
             body = b'{"inputs":[' + b"[]," * 10_000_000 + b"1]}"
             with pytest.raises(Problem) as refused:
-                await large.LargeBody(body, Media("json"), None, place).enforce(None, "strict", False, False)
+                await large.LargeBody(body, Media("json"), None, place, room()).enforce(
+                    None, "strict", False, False
+                )
             assert refused.value.code == "BODY_TOO_LARGE"
         finally:
             await place.close()
@@ -112,13 +120,13 @@ async def place() -> AsyncIterator[large.LargeBodies]:
 
 @pytest.mark.anyio
 async def test_the_process_ends_after_a_body_that_made_it_grow(place: large.LargeBodies) -> None:
-    small = large.LargeBody(FORMS["csv"][1], Media("csv"), None, place)
+    small = large.LargeBody(FORMS["csv"][1], Media("csv"), None, place, room())
     await small.enforce(SIGNATURE, "strict", False, False)
     first = place.pid
     await small.enforce(SIGNATURE, "strict", False, False)
     assert first == place.pid is not None
     rows = b"1.5,2,some text that is long enough to take memory\n" * 400_000
-    await large.LargeBody(b"x,n,t\n" + rows, Media("csv"), None, place).enforce(
+    await large.LargeBody(b"x,n,t\n" + rows, Media("csv"), None, place, room()).enforce(
         SIGNATURE, "strict", False, False
     )
     assert place.pid is None
@@ -127,8 +135,34 @@ async def test_the_process_ends_after_a_body_that_made_it_grow(place: large.Larg
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("total", "taken", "code"),
+    [(16 << 20, 0, "BODY_TOO_LARGE"), (64 << 20, 40 << 20, "OVERLOADED"), (64 << 20, 0, "")],
+)
+async def test_the_rows_of_a_compressed_body_count_as_what_they_are(
+    place: large.LargeBodies, total: int, taken: int, code: str
+) -> None:
+    pa: Any = needs("pyarrow")
+    from pyarrow import parquet
+
+    sink = io.BytesIO()
+    parquet.write_table(pa.table({"x": np.zeros(4_000_000)}), sink, compression="zstd")
+    held = room(total)
+    held.add(taken)
+    body = large.LargeBody(sink.getvalue(), Media("parquet"), None, place, held)
+    signature = Signature.from_json({"inputs": json.dumps([{"name": "x", "type": "double"}])})
+    if not code:
+        await body.enforce(signature, "strict", False, False)
+        assert held.size >= 32_000_000
+        return
+    with pytest.raises(Problem) as refused:
+        await body.enforce(signature, "strict", False, False)
+    assert refused.value.code == code
+
+
+@pytest.mark.anyio
 async def test_a_process_that_was_killed_is_started_again(place: large.LargeBodies) -> None:
-    body = large.LargeBody(FORMS["csv"][1], Media("csv"), None, place)
+    body = large.LargeBody(FORMS["csv"][1], Media("csv"), None, place, room())
     await body.enforce(SIGNATURE, "strict", False, False)
     assert place.pid is not None
     os.kill(place.pid, signal.SIGKILL)
@@ -183,7 +217,7 @@ def test_a_dense_body_above_the_budget_needs_room(used: int, limit: int, answer:
     async def ask() -> Any:
         place = large.LargeBodies(16 << 20, lambda: [Usage(GIB, 64 * GIB), Usage(used, limit)])
         try:
-            body = large.LargeBody(DENSE, Media("json"), None, place, becomes)
+            body = large.LargeBody(DENSE, Media("json"), None, place, room(), becomes)
             return (await body.enforce(None, "strict", False, False)).batch.rows
         finally:
             await place.close()
