@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -202,15 +204,28 @@ def test_a_file_that_somebody_removed_begins_again(store: CaptureStore, tmp_path
     assert numbers(store) == [2]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_directory_that_cannot_be_written(store: CaptureStore, tmp_path: Path) -> None:
-    store.add([record(1)], WIDE)
-    store.close()
-    (tmp_path / FILE).chmod(0o400)
-    tmp_path.chmod(0o500)
+@contextmanager
+def disk(directory: Path) -> Iterator[Callable[[], object]]:
+    """A directory, and a function after which it cannot be written, by the superuser either."""
+    directory.mkdir()
+    if os.geteuid() != 0:
+        yield lambda: ((directory / FILE).chmod(0o400), directory.chmod(0o500))
+        directory.chmod(0o700)
+        return
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", directory], check=True)
     try:
+        yield lambda: subprocess.run(["mount", "-o", "remount,ro", directory], check=True)
+    finally:
+        subprocess.run(["umount", "--lazy", directory], check=True)
+
+
+def test_a_directory_that_cannot_be_written(tmp_path: Path, clock: Clock) -> None:
+    with disk(tmp_path / "state") as fix:
+        store = CaptureStore(tmp_path / "state", "one", clock=clock)
+        store.add([record(1)], WIDE)
+        store.close()
+        fix()
         assert numbers(store) == [1]
         with pytest.raises(sqlite3.Error):
             store.add([record(2)], WIDE)
-    finally:
-        tmp_path.chmod(0o700)
+        store.close()
