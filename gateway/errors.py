@@ -51,7 +51,8 @@ HINTS: Final[dict[str, str]] = {
     "MODEL_NOT_FOUND": "GET /models lists the models",
     "VERSION_NOT_FOUND": "GET /models/NAME lists the versions",
     "ALIAS_NOT_FOUND": "GET /models/NAME lists the aliases",
-    "NOT_FOUND": "predictions: POST /predict/NAME; models: GET /models",
+    "NOT_FOUND": "predictions: POST /predict/NAME, /v1/models/NAME:predict, /v2/models/NAME/infer; models: "
+    "GET /models, /v2/models/NAME; GET /openapi.json lists every path",
     "METHOD_NOT_ALLOWED": "the header Allow lists the methods of this path",
     "ROLLOUT_REFUSED": "the alias stays where it is; promote a version that passes",
     "REGISTRY_READ_ONLY": "change the registry at its source; the gateway follows it",

@@ -112,10 +112,14 @@ def parse_path(raw: bytes) -> Reference:
     """Parses what follows `/predict/` in a raw URL path: NAME, NAME@ALIAS or NAME/versions/VERSION.
 
     Splits the raw path on the last literal `@` and then percent-decodes, so that `%40` belongs to the name.
-    Raises InvalidReference.
+    Raises InvalidReference, and NOT_FOUND for a path with more parts: it is not a route.
     """
     name, marker, version = raw.partition(b"/versions/")
+    if b"/" in name + version:
+        raise Problem("NOT_FOUND", "there is nothing at this path")
     if marker:
+        if b"@" in raw:
+            raise InvalidReference("the path names an alias and a version: give only one")
         return Reference(check_name(_decoded(name)), version=check_version(_decoded(version)))
     name, at, alias = raw.rpartition(b"@")
     if at:

@@ -29,7 +29,7 @@ from gateway.serving.batching import Outcome
 from gateway.serving.servable import Servable, Status
 from loaders.batch import Columns, Value
 from loaders.enforcement import InvalidInput, RawInput, enforce
-from loaders.enforcement.violations import NO_COLUMNS, NOT_WHOLE
+from loaders.enforcement.violations import NO_COLUMNS, NOT_WHOLE, WRONG_LENGTH
 from loaders.output import AnswerTooLarge
 
 if TYPE_CHECKING:
@@ -374,7 +374,8 @@ class Service:
             message = f"{version} does not take a body of this content type: its input is not one such value"
             return Problem("UNSUPPORTED_MEDIA_TYPE", message, details=details)
         message = f"the input does not fit the signature of {version}: {error.count_text}"
-        hint = _named_form(servable.rules()[0]) if NO_COLUMNS in kinds else None
+        unnamed = NO_COLUMNS in kinds or (inference.positional and WRONG_LENGTH in kinds)
+        hint = _named_form(servable.rules()[0], inference.positional) if unnamed else None
         return Problem("INVALID_INPUT", message, details=details, hint=hint)
 
     def _unanswered(self, servable: Servable, inference: Inference, error: Exception) -> Problem:
@@ -465,11 +466,14 @@ def _is_one_for_all(batch: Batch | Framed, answer: Batch) -> bool:
     return answer.rows == 1
 
 
-def _named_form(signature: Signature | None) -> str | None:
-    """The form that works, for a body without the names of the columns."""
+def _named_form(signature: Signature | None, positional: bool) -> str | None:
+    """The form that works, for a body without the names of the columns. `positional`: the route takes
+    `instances`, also without names."""
     names = [str(spec.name) for spec in (signature and signature.inputs) or () if spec.name is not None]
     if not names:
         return None
     few = names[:_SHOWN_NAMES]
     row = ", ".join(f"{json.dumps(name)}: …" for name in few) + (", …" if len(names) > len(few) else "")
-    return f'name the columns in each row: {{"dataframe_records": [{{{row}}}]}}'
+    form = "instances" if positional else "dataframe_records"
+    also = f", or send one value per column ({len(names)}) in each row" if positional else ""
+    return f'name the columns in each row: {{"{form}": [{{{row}}}]}}{also}'

@@ -243,7 +243,11 @@ def _pairs(head: memoryview, table: int, number: int) -> Iterator[tuple[int, int
 
 
 def _malformed(error: Exception) -> Problem:
-    return Problem("MALFORMED_BODY", f"the body is not a valid Arrow stream ({type(error).__name__})")
+    message = f"the body is not a valid Arrow stream ({type(error).__name__})"
+    hint = (
+        "send Arrow's stream format, as pyarrow.ipc.new_stream writes it, not a file in Arrow's file format"
+    )
+    return Problem("MALFORMED_BODY", message, hint=hint)
 
 
 def read(body: bytes) -> RawInput:
@@ -284,7 +288,8 @@ def read_parquet(body: bytes) -> RawInput:
         raise
     except (pa.ArrowException, OSError, ValueError, TypeError) as error:
         message = f"the body is not a valid Parquet file ({type(error).__name__})"
-        raise Problem("MALFORMED_BODY", message) from None
+        hint = "send a whole Parquet file, as pyarrow.parquet.write_table or DataFrame.to_parquet writes it"
+        raise Problem("MALFORMED_BODY", message, hint=hint) from None
     return RawInput("arrow", table)
 
 

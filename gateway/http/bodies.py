@@ -171,6 +171,7 @@ class BodyReader:
                 "MALFORMED_BODY",
                 f"the body came too slowly: nothing for {self.idle_seconds:g} s, or less than {SLOWEST} "
                 "bytes a second over a longer time",
+                hint="send the body without pauses, or in several smaller requests",
             ) from None
         except BaseException:
             self.release(size)
@@ -265,6 +266,9 @@ class Held:
         self.size = 0
 
 
+_GZIP: Final = "compress the whole body with gzip, or leave out the header Content-Encoding"
+
+
 def gunzip(body: bytes, limit: int) -> bytes:
     """Unpacks gzip (also with several members), and never makes more than `limit` + 1 bytes.
 
@@ -277,12 +281,12 @@ def gunzip(body: bytes, limit: int) -> bytes:
         try:
             part = member.decompress(body, limit + 1 - size)
         except zlib.error as error:
-            raise Problem("MALFORMED_BODY", f"the body is not gzip: {error}") from None
+            raise Problem("MALFORMED_BODY", f"the body is not gzip: {error}", hint=_GZIP) from None
         size += len(part)
         if size > limit:
             raise Problem("BODY_TOO_LARGE", f"the unpacked body is larger than {limit} bytes")
         if not member.eof:
-            raise Problem("MALFORMED_BODY", "the gzip body ends too early")
+            raise Problem("MALFORMED_BODY", "the gzip body ends too early", hint=_GZIP)
         parts.append(part)
         body = member.unused_data
     return b"".join(parts)
@@ -332,9 +336,10 @@ def parse_json(body: bytes) -> Parsed:
 def parse_vertex(body: bytes) -> Parsed:
     """Parses Vertex AI's form: `instances`, and the model's params as `parameters`. Raises MALFORMED_BODY,
     and INVALID_INPUT if `parameters` is not an object."""
-    document = decode_object(body, jsonbody.loads)
+    hint = 'send {"instances": [...]}'
+    document = decode_object(body, jsonbody.loads, hint)
     if "instances" not in document:
-        raise Problem("MALFORMED_BODY", "the body has no instances", hint='send {"instances": [...]}')
+        raise Problem("MALFORMED_BODY", "the body has no instances", hint=hint)
     params = document.get("parameters")
     if params is not None and not isinstance(params, dict):
         got = json_kind(params)
@@ -346,16 +351,20 @@ def parse_vertex(body: bytes) -> Parsed:
     return Parsed(RawInput("instances", document["instances"]), params, ABSENT)
 
 
-def decode_object(body: bytes, loads: Callable[[bytes], Any] = orjson.loads) -> dict[str, Any]:
-    """The body as a JSON object. Raises MALFORMED_BODY."""
+def decode_object(
+    body: bytes, loads: Callable[[bytes], Any] = orjson.loads, hint: str | None = None
+) -> dict[str, Any]:
+    """The body as a JSON object. `hint` says what to send; None: a payload of `parse_json`. Raises
+    MALFORMED_BODY."""
     if not body:
-        raise Problem("MALFORMED_BODY", "the body is empty", hint="send a JSON object")
+        raise Problem("MALFORMED_BODY", "the body is empty", hint=hint or "send a JSON object")
     try:
         document = loads(body)
     except ValueError as error:
-        raise Problem("MALFORMED_BODY", f"the body is not valid JSON: {error}") from None
+        raise Problem("MALFORMED_BODY", f"the body is not valid JSON: {error}", hint=hint) from None
     if not isinstance(document, dict):
-        raise Problem("MALFORMED_BODY", f"the body must be a JSON object, not {json_kind(document)}")
+        message = f"the body must be a JSON object, not {json_kind(document)}"
+        raise Problem("MALFORMED_BODY", message, hint=hint)
     return document
 
 

@@ -166,13 +166,13 @@ class Hosted:
 
     async def _wanted(self, scope: Scope, receive: Receive) -> tuple[str, str]:
         body = await self._bodies.read(receive, scope[problems.RECORD].headers)
+        hint = '{"model_name": "NAME", "url": "/opt/ml/models/NAME/model"}'
         try:
-            document = bodies.decode_object(body)
+            document = bodies.decode_object(body, hint=hint)
         finally:
             self._bodies.release(len(body))
         name, url = document.get("model_name"), document.get("url")
         if not isinstance(name, str) or not isinstance(url, str):
-            hint = '{"model_name": "NAME", "url": "/opt/ml/models/NAME/model"}'
             raise Problem("MALFORMED_BODY", "the body needs model_name and url, as strings", hint=hint)
         return name, url
 

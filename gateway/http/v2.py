@@ -156,7 +156,8 @@ class OpenInference:
     async def _flag(self, scope: Scope, receive: Receive, name: str) -> bool:
         body = await self._bodies.read(receive, scope[problems.RECORD].headers)
         try:
-            return bool(body.strip()) and bodies.decode_object(body).get(name) is True
+            hint = f'send {{"{name}": true}}, or no body'
+            return bool(body.strip()) and bodies.decode_object(body, hint=hint).get(name) is True
         finally:
             self._bodies.release(len(body))
 

@@ -50,6 +50,9 @@ DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
     "BYTES": np.dtype(object),
 }
 
+_HINT: Final = 'send {"inputs": [{"name": …, "shape": […], "datatype": …, "data": […]}]}'
+_OUTPUTS: Final = 'send "outputs": [{"name": …}] with each name once, or leave it out for all outputs'
+
 BINARY_SIZE: Final = "binary_data_size"
 _ELEMENT_BYTES: Final = 120
 #: None if the values are in `data`.
@@ -86,6 +89,7 @@ def split(body: bytes, length: str) -> tuple[bytes, memoryview]:
         raise Problem(
             "MALFORMED_BODY",
             f"Inference-Header-Content-Length is {size}, but the body has {len(body)} bytes",
+            hint="it is the length of the JSON part, which comes before the binary data",
         )
     return body[:size], memoryview(body)[size:]
 
@@ -112,7 +116,7 @@ def _elements(text: bytes, size: int) -> int:
 def parse(body: bytes, length: str) -> Parsed:
     """Parses an inference request in JSON with binary data after it. Raises Problem."""
     text, binary = split(body, length)
-    document = bodies.decode_object(text, jsonbody.loads)
+    document = bodies.decode_object(text, jsonbody.loads, _HINT)
     at = 0
 
     def share(place: int, parameters: Mapping[str, Any], root: str) -> memoryview | None:
@@ -121,7 +125,8 @@ def parse(body: bytes, length: str) -> Parsed:
         if size is None:
             return None
         if type(size) is not int or size < 0:
-            raise Problem("MALFORMED_BODY", f"binary_data_size of {root} must be a whole number")
+            message = f"binary_data_size of {root} must be a whole number"
+            raise Problem("MALFORMED_BODY", message, hint="it is the number of bytes of this input")
         if at + size > len(binary):
             message = f"binary_data_size of {root} extends past the end of the body"
             hint = "Inference-Header-Content-Length is the length of only the JSON part"
@@ -142,8 +147,7 @@ def read(document: Mapping[str, Any], share: Share) -> Parsed:
     flag. Raises Problem."""
     inputs = document.get("inputs")
     if not isinstance(inputs, list) or not inputs:
-        hint = 'send {"inputs": [{"name": …, "shape": […], "datatype": …, "data": […]}]}'
-        raise Problem("MALFORMED_BODY", "the request has no list of inputs", hint=hint)
+        raise _malformed("the request has no list of inputs")
     parameters = _parameters(document, "the request")
     faults = Faults()
     try:
@@ -161,6 +165,10 @@ def read(document: Mapping[str, Any], share: Share) -> Parsed:
     return Parsed(RawInput("tensors", arrays), params or None, ABSENT, asked)
 
 
+def _malformed(message: str) -> Problem:
+    return Problem("MALFORMED_BODY", message, hint=_HINT)
+
+
 def refused(violations: Sequence[v.Violation], count: str) -> Problem:
     details = [Detail(one.path, one.problem, one.expected, one.got) for one in violations]
     hint = "the model's metadata (GET /v2/models/NAME) has names, datatypes and shapes"
@@ -170,14 +178,14 @@ def refused(violations: Sequence[v.Violation], count: str) -> Problem:
 def _id(document: Mapping[str, Any]) -> str | None:
     given = document.get("id")
     if given is not None and not isinstance(given, str):
-        raise Problem("MALFORMED_BODY", "id must be a string")
+        raise _malformed("id must be a string")
     return given
 
 
 def _parameters(owner: Mapping[str, Any], what: str) -> dict[str, Any]:
     given = owner.get("parameters")
     if given is not None and not isinstance(given, dict):
-        raise Problem("MALFORMED_BODY", f"parameters of {what} must be an object")
+        raise _malformed(f"parameters of {what} must be an object")
     return given or {}
 
 
@@ -186,16 +194,17 @@ def _outputs(document: Mapping[str, Any]) -> list[list[Any]] | None:
     if given is None or given == []:
         return None
     if not isinstance(given, list):
-        raise Problem("MALFORMED_BODY", "outputs must be a list of objects with a name")
+        raise Problem("MALFORMED_BODY", "outputs must be a list of objects with a name", hint=_OUTPUTS)
     wanted: list[list[Any]] = []
     for place, one in enumerate(given):
         if not isinstance(one, dict) or not isinstance(one.get("name"), str):
-            raise Problem("MALFORMED_BODY", f"outputs[{place}] must be an object with a name")
+            message = f"outputs[{place}] must be an object with a name"
+            raise Problem("MALFORMED_BODY", message, hint=_OUTPUTS)
         binary = _parameters(one, f"outputs[{place}]").get("binary_data")
         wanted.append([one["name"], binary if isinstance(binary, bool) else None])
     names = [name for name, _ in wanted]
     if len(set(names)) < len(names):
-        raise Problem("MALFORMED_BODY", "outputs names an output twice")
+        raise Problem("MALFORMED_BODY", "outputs names an output twice", hint=_OUTPUTS)
     return wanted
 
 
@@ -204,7 +213,7 @@ def _arrays(inputs: list[Any], share: Share, faults: Faults) -> dict[str, Array]
     for place, one in enumerate(inputs):
         name = one.get("name") if isinstance(one, dict) else None
         if not isinstance(name, str) or not name:
-            raise Problem("MALFORMED_BODY", f"inputs[{place}] must be an object with a name")
+            raise _malformed(f"inputs[{place}] must be an object with a name")
         root = f"inputs.{shown(name)}"
         parameters = _parameters(one, root)
         raw = share(place, parameters, root)

@@ -26,6 +26,7 @@ _LONGEST_EMPTY: Final = 65_536
 _MOST_DIMENSIONS: Final = 32
 _NUMBERS: Final = "biuf"
 _MOST_PARAMS: Final = 65_536
+_PARAMS: Final = "the part `params` is a JSON object with the params of the model"
 
 
 def media_types(signature: Signature | None) -> tuple[str, ...]:
@@ -61,7 +62,8 @@ def parse_text(body: bytes) -> Parsed:
     try:
         return _parsed("text", body.decode())
     except UnicodeDecodeError as error:
-        raise Problem("MALFORMED_BODY", f"the body is not UTF-8 at byte {error.start}") from None
+        message = f"the body is not UTF-8 at byte {error.start}"
+        raise Problem("MALFORMED_BODY", message, hint="write the text in UTF-8") from None
 
 
 def parse_npy(body: bytes) -> Parsed:
@@ -74,21 +76,24 @@ def parse_npy(body: bytes) -> Parsed:
         read = header.read_array_header_1_0 if version == (1, 0) else header.read_array_header_2_0
         shape, is_fortran, dtype = read(file)
     except Exception:  # noqa: BLE001 - numpy reads a header as Python's text: a tokenizer's errors come too
-        hint = "send a file written by numpy.save"
-        raise Problem("MALFORMED_BODY", "the body is not a .npy file", hint=hint) from None
+        raise _no_npy("the body is not a .npy file") from None
     if dtype.kind not in _NUMBERS:
-        message = f"an array of {dtype.name} cannot be sent: only numbers and booleans"
-        raise Problem("MALFORMED_BODY", message)
+        raise _no_npy(f"an array of {dtype.name} cannot be sent: only numbers and booleans")
     at = file.tell()
     if len(shape) > _MOST_DIMENSIONS or not all(type(size) is int and size >= 0 for size in shape):
-        raise Problem("MALFORMED_BODY", "the file's header has an impossible shape")
+        raise _no_npy("the file's header has an impossible shape")
     count = math.prod(shape)
     if len(body) - at != count * dtype.itemsize or (not count and max(shape, default=0) > _LONGEST_EMPTY):
-        message = f"the file's header has the shape {list(shape)}, but the array has {len(body) - at} bytes"
-        raise Problem("MALFORMED_BODY", message)
+        raise _no_npy(
+            f"the file's header has the shape {list(shape)}, but the array has {len(body) - at} bytes"
+        )
     array = np.frombuffer(body, dtype, count, at) if count else np.zeros(0, dtype)
     array = array.reshape(shape, order="F" if is_fortran else "C")
     return _parsed("array", np.ascontiguousarray(array, dtype.newbyteorder("=")))
+
+
+def _no_npy(message: str) -> Problem:
+    return Problem("MALFORMED_BODY", message, hint="send a whole file, as numpy.save writes it")
 
 
 def parse_form(body: bytes, boundary: str) -> Parsed:
@@ -98,8 +103,9 @@ def parse_form(body: bytes, boundary: str) -> Parsed:
     if given is None:
         return parsed
     if len(given.content) > _MOST_PARAMS:
-        raise Problem("MALFORMED_BODY", f"the part `params` has more than {_MOST_PARAMS} bytes")
-    return parsed._replace(params=decode_object(bytes(given.content), jsonbody.loads))
+        message = f"the part `params` has more than {_MOST_PARAMS} bytes"
+        raise Problem("MALFORMED_BODY", message, hint=_PARAMS)
+    return parsed._replace(params=decode_object(bytes(given.content), jsonbody.loads, _PARAMS))
 
 
 def cost_of_form(body: bytes, boundary: str) -> int:

@@ -22,9 +22,17 @@ from loaders.enforcement.strict import plan_of, quick_doubles, strict
 from loaders.enforcement.tables import CsvTable
 from loaders.enforcement.type_hints import hinted
 from loaders.enforcement.untyped import untyped
-from loaders.enforcement.violations import Faults, InvalidInput, Violation, shown
+from loaders.enforcement.violations import (
+    MAX_COUNTED,
+    MAX_KEPT,
+    Faults,
+    InvalidInput,
+    Violation,
+    shown,
+)
 from loaders.enforcement.whole import Whole
 from loaders.signature import Signature
+from loaders.spelling import counted
 
 __all__ = ["CsvTable", "Enforced", "InvalidInput", "Mode", "RawInput", "Violation", "Whole", "enforce"]
 
@@ -100,6 +108,7 @@ def enforce(
     if positional and signature is not None and (rows := _by_position(signature, raw)) is not None:
         raw = RawInput("instances", rows)
         warnings = (BY_POSITION, *warnings)
+    of_params = faults.total
     extras: list[Any] = []
     batch: Batch | None
     is_lenient = False
@@ -116,6 +125,8 @@ def enforce(
     else:
         batch = strict(signature, raw.form, raw.data, faults, extras)
     if faults.total or batch is None:
+        if positional and signature is not None and (uneven := _uneven(signature, raw)):
+            raise InvalidInput(faults.kept[:of_params] + uneven, of_params + len(uneven))
         raise InvalidInput(faults.kept, faults.total)
     free = signature is None or signature.inputs is None or type_hints or plan_of(signature).open
     if free and _is_too_deep(_free(batch)):
@@ -135,6 +146,22 @@ def _by_position(signature: Signature, raw: RawInput) -> list[dict[Any, Any]] | 
     if not rows or not all(type(row) is list and len(row) == len(plan.names) for row in rows):
         return None
     return [dict(zip(plan.names, row, strict=True)) for row in rows]
+
+
+def _uneven(signature: Signature, raw: RawInput) -> list[Violation]:
+    """Returns the rows without names that have not one value per column; empty if there are other rows, or
+    if a list may be the value of the only column."""
+    plan, rows = plan_of(signature), raw.data
+    if raw.form != "instances" or not plan.named or not plan.columns or not isinstance(rows, list):
+        return []
+    if not all(type(row) is list for row in rows) or (len(plan.names) == 1 and not plan.scalar_only):
+        return []
+    wanted = counted(len(plan.names), "value")
+    return [
+        Violation(f"instances[{i}]", v.WRONG_LENGTH, wanted, counted(len(row), "value"))
+        for i, row in enumerate(rows)
+        if len(row) != len(plan.names)
+    ][:MAX_COUNTED]
 
 
 def _free(batch: Batch) -> Any:
@@ -190,14 +217,27 @@ def _as_mlflow(
     plan = plan_of(signature)
     if plan.doubles and (quick := quick_doubles(plan, raw.form, raw.data)) is not None:
         return quick, False  # both modes give the same result for numbers under the declared names
-    batch = _lenient(signature, raw, faults, extras)
-    if batch is None or faults.total:
-        return batch, False
+    refused = Faults()
+    batch = _lenient(signature, raw, refused, extras)
+    found = _refused_by_strict(signature, raw)
+    if batch is None or refused.total:
+        # The first refusal ends MLflow's cast: strict names all fields, with what they expect.
+        told = found if found.kept else refused
+        faults.kept = (faults.kept + told.kept)[:MAX_KEPT]
+        faults.total += max(told.total, 1)
+        return None, False
+    return batch, found.total > 0
+
+
+def _refused_by_strict(signature: Signature, raw: RawInput) -> Faults:
+    """Returns what strict refuses."""
+    found = Faults()
     try:
-        found = Faults()
-        return batch, strict(signature, raw.form, raw.data, found, []) is None or found.total > 0
-    except InvalidInput:
-        return batch, True
+        if strict(signature, raw.form, raw.data, found, []) is None:
+            found.total = max(found.total, 1)
+    except InvalidInput as error:
+        found.kept, found.total = error.violations, error.total
+    return found
 
 
 def _lenient(signature: Signature, raw: RawInput, faults: Faults, extras: list[Any]) -> Batch | None:

@@ -55,8 +55,8 @@ def lenient(specs: Specs, form: str, data: Any, faults: Faults, extras: list[Any
             return _columns([spec for spec in specs if isinstance(spec, ColSpec)], parsed, root, extras)
         except _Refused as refused:
             faults.add(refused.path, refused.problem, refused.expected, refused.got)
-        except Exception as error:  # noqa: BLE001 - every error of pandas or numpy in a cast is a refusal by MLflow
-            faults.add(root, v.WRONG_TYPE, None, type(error).__name__)
+        except Exception:  # noqa: BLE001 - every error of pandas or numpy in a cast is a refusal by MLflow
+            faults.add(root, v.WRONG_TYPE)
     return None
 
 
@@ -120,8 +120,6 @@ def _numpy_dtype(kind: Scalar) -> Any:
 
 
 def _cast_frame(specs: Specs, frame: Any, root: str) -> Any:
-    import pandas as pd
-
     pairs: list[tuple[Any, ColSpec | TensorSpec]] = [(spec.name, spec) for spec in specs]
     if specs[0].name is None:
         # One unnamed tensor holds all columns.
@@ -130,30 +128,43 @@ def _cast_frame(specs: Specs, frame: Any, root: str) -> Any:
     for name, spec in pairs:
         if name not in frame:
             continue
-        column = frame[name]
         path = f"{root}.{shown(name)}"
-        if isinstance(spec, TensorSpec):
-            if spec.dtype.kind == "S":
-                frame[name] = column.map(lambda text: bytes(text, "utf8"))
-            elif not isinstance(column.iloc[0], list):
-                wide = spec.dtype.kind == "U" and is_wide(column.tolist())
-                frame[name] = column.map(str) if wide else column.astype(spec.dtype)
-        elif isinstance(spec.type, AnyType):
-            continue
-        elif not isinstance(spec.type, Scalar):
-            kind, required = spec.type, spec.required
-            cells = [_nested(cell, kind, required, path) for cell in column]
-            frame[name] = pd.Series(objects(cells), index=frame.index, dtype=object)
-        elif spec.type is Scalar.binary:
-            frame[name] = column.map(lambda text: base64.decodebytes(bytes(text, "utf8")))
-        elif spec.type is Scalar.datetime:
-            parsed = pd.to_datetime(column)
-            frame[name] = parsed.dt.as_unit("ns") if parsed.dtype.kind == "M" else parsed
-        elif spec.type is Scalar.string and isinstance(column.dtype, pd.StringDtype):
-            continue
-        else:
-            frame[name] = column.astype(_pandas_dtype(spec.type))
+        try:
+            _cast_cells(frame, name, spec, path)
+        except _Refused:
+            raise
+        except Exception:  # noqa: BLE001 - every error of pandas or numpy in a cast is a refusal by MLflow
+            raise _Refused(
+                path, v.WRONG_TYPE, spec.dtype.name if isinstance(spec, TensorSpec) else spec.type
+            ) from None
     return frame
+
+
+def _cast_cells(frame: Any, name: Any, spec: ColSpec | TensorSpec, path: str) -> None:
+    import pandas as pd
+
+    column = frame[name]
+    if isinstance(spec, TensorSpec):
+        if spec.dtype.kind == "S":
+            frame[name] = column.map(lambda text: bytes(text, "utf8"))
+        elif not isinstance(column.iloc[0], list):
+            wide = spec.dtype.kind == "U" and is_wide(column.tolist())
+            frame[name] = column.map(str) if wide else column.astype(spec.dtype)
+    elif isinstance(spec.type, AnyType):
+        return
+    elif not isinstance(spec.type, Scalar):
+        kind, required = spec.type, spec.required
+        cells = [_nested(cell, kind, required, path) for cell in column]
+        frame[name] = pd.Series(objects(cells), index=frame.index, dtype=object)
+    elif spec.type is Scalar.binary:
+        frame[name] = column.map(lambda text: base64.decodebytes(bytes(text, "utf8")))
+    elif spec.type is Scalar.datetime:
+        parsed = pd.to_datetime(column)
+        frame[name] = parsed.dt.as_unit("ns") if parsed.dtype.kind == "M" else parsed
+    elif spec.type is Scalar.string and isinstance(column.dtype, pd.StringDtype):
+        return
+    else:
+        frame[name] = column.astype(_pandas_dtype(spec.type))
 
 
 def _cast_value(data: Any, spec: ColSpec | TensorSpec | None, path: str) -> Any:

@@ -371,7 +371,7 @@ def _tensors_of_inputs(plan: Plan, data: Any, form: str, faults: Faults, extras:
         if name not in values:
             faults.add(f"{root}.{shown(name)}", v.MISSING, spec)
             continue
-        path = f"{root}.{shown(name)}" if isinstance(data, Mapping) else root
+        path = f"{root}.{shown(name)}" if name and isinstance(data, Mapping) else root
         array = tensors.from_value(values[name], spec, origin, faults, path)
         if array is not None:
             arrays[name] = array

@@ -69,6 +69,7 @@ def test_each_side_may_be_json(pa: ModuleType, server: Running) -> None:
 def test_a_body_that_is_not_a_stream_is_refused(pa: ModuleType, server: Running, body: bytes) -> None:
     answer = httpx.post(f"{server.url}/predict/scaled", content=body, headers={"Content-Type": STREAM})
     assert (answer.status_code, answer.json()["error_code"]) == (400, "MALFORMED_BODY")
+    assert "stream format" in answer.json()["hint"]
 
 
 PARQUET = "application/vnd.apache.parquet"

@@ -33,6 +33,7 @@ REFERENCE = (400, "INVALID_REFERENCE")
 MEDIA = (415, "UNSUPPORTED_MEDIA_TYPE")
 INVALID = (422, "INVALID_INPUT")
 LARGE = (413, "BODY_TOO_LARGE")
+NOWHERE = (404, "NOT_FOUND")
 NO_MODEL = (404, "MODEL_NOT_FOUND")
 
 
@@ -122,21 +123,29 @@ def test_csv(server: Served, body: str) -> None:
         ("/predict/iris@", REFERENCE),
         ("/predict/iris@latest", REFERENCE),
         ("/predict/", REFERENCE),
-        ("/predict/iris/", REFERENCE),
+        ("/predict/iris/", NOWHERE),
         ("/predict/iris/versions/", REFERENCE),
         ("/predict/iris/versions/0", REFERENCE),
         ("/predict/iris/versions/-1", REFERENCE),
         ("/predict/iris/versions/1.0", REFERENCE),
         ("/predict/iris/versions/01", REFERENCE),
         ("/predict/..%2f..%2fetc", REFERENCE),
-        ("/predict/../../etc/passwd", REFERENCE),
+        ("/predict/../../etc/passwd", NOWHERE),
         ("/predict/%ff", REFERENCE),
         ("/predict/a%00b", REFERENCE),
         ("/predict/a%0d%0aX-Evil:%201", REFERENCE),
         ("/predict/file:%2f%2f%2fetc", REFERENCE),
         ("/predict/" + "n" * 300, REFERENCE),
-        ("/predictions", (404, "NOT_FOUND")),
-        ("/", (404, "NOT_FOUND")),
+        ("/predictions", NOWHERE),
+        ("/predict/iris/nope", NOWHERE),
+        ("/predict/iris/versions/1/nope", NOWHERE),
+        ("/predict/iris@champion/nope", NOWHERE),
+        ("/v1/models/iris/metadata", NOWHERE),
+        ("/v2/models/iris/stats", NOWHERE),
+        ("/predict/iris@champion/versions/1", REFERENCE),
+        ("/predict/iris/versions/1@champion", REFERENCE),
+        ("/v2/models/iris@champion/versions/1/infer", REFERENCE),
+        ("/", (405, "METHOD_NOT_ALLOWED")),
         ("//predict/iris", (404, "NOT_FOUND")),
         ("/v2/models/iris/infer", (400, "MALFORMED_BODY")),
     ],

@@ -53,6 +53,8 @@ def test_v1_errors_have_the_member_error(server: Served, path: str, body: Any, s
     reply = server.post(path, body)
     assert reply.status == status
     assert reply.json["error"] == reply.json["message"]
+    if body == {"instances": [[1, 2]]}:
+        assert '{"instances": [{"sl": …' in reply.json["hint"]
 
 
 def test_endpoints_answer_as_mlflow_does(server: Served) -> None:

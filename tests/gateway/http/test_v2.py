@@ -332,6 +332,7 @@ def test_32_a_body_that_is_not_a_request_is_400(served: Served, body: bytes) -> 
     reply = served.post("/v2/models/typed/infer", body)
     assert reply.status in (400, 422)
     assert reply.json["error"]
+    assert "dataframe_split" not in reply.json["hint"]
 
 
 def test_33_other_methods_and_paths(served: Served) -> None:

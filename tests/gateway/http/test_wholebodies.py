@@ -89,6 +89,8 @@ def test_an_array_is_the_tensor(served: Served, version: tuple[int, int]) -> Non
     for array in (PICTURES, np.asfortranarray(PICTURES), PICTURES.astype(">f4")):
         sent = npy(array, version)
         assert served.request("POST", "/predict/tensor", sent, "application/x-npy").json == expected
+    wrong = served.request("POST", "/predict/tensor", npy(PICTURES[0], version), "application/x-npy")
+    assert [one["path"] for one in wrong.json["details"]] == ["inputs"]
 
 
 def test_octets_are_the_values_of_a_tensor_with_one_free_length(served: Served) -> None:

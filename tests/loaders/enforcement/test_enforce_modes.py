@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
 from loaders.batch import Columns
-from loaders.enforcement import CsvTable, InvalidInput, RawInput, enforce
+from loaders.enforcement import CsvTable, InvalidInput, RawInput, Violation, enforce
 from loaders.signature import (
     Array,
     ColSpec,
@@ -12,6 +16,7 @@ from loaders.signature import (
     Scalar,
     Signature,
 )
+from loaders.spelling import counted
 from tests.support.asking import cast, places
 
 
@@ -26,8 +31,37 @@ def test_the_mode_mlflow_casts_as_mlflow() -> None:
         "i": [-(2**31)],
         "l": [1],
     }
-    assert places(signature, "inputs", {"b": [True], "i": [2**31], "l": [1]}, mode="mlflow") == ["inputs"]
+    assert places(signature, "inputs", {"b": [True], "i": [2**31], "l": [1]}, mode="mlflow") == [
+        "inputs.i[0]"
+    ]
     assert places(signature, "instances", [{"b": True, "i": 1}], mode="mlflow") == ["instances.l"]
+
+
+def test_the_mode_mlflow_names_all_fields_of_a_refused_input() -> None:
+    signature = Signature(
+        (ColSpec(Scalar.double, "a"), ColSpec(Scalar.long, "b"), ColSpec(Scalar.datetime, "t"))
+    )
+    with pytest.raises(InvalidInput) as refused:
+        cast(signature, "dataframe_records", [{"a": "x", "b": "y", "t": "2024-01-01"}], mode="mlflow")
+    assert refused.value.violations == [
+        Violation("dataframe_records[0].a", "has the wrong type", "double", "string"),
+        Violation("dataframe_records[0].b", "has the wrong type", "long", "string"),
+    ]
+    assert refused.value.total == 2
+
+
+@pytest.mark.parametrize("mode", ["strict", "warn", "mlflow"])
+@pytest.mark.parametrize(("columns", "rows", "wrong"), [("ab", [[1, 2], [1]], 1), ("a", [[5.0, 6]], 0)])
+def test_rows_by_position_of_another_length_are_counted(
+    mode: Any, columns: str, rows: Any, wrong: int
+) -> None:
+    signature = Signature(tuple(ColSpec(Scalar.double, name) for name in columns))
+    with pytest.raises(InvalidInput) as refused:
+        enforce(signature, RawInput("instances", rows), None, mode, positional=True)
+    expected, got = counted(len(columns), "value"), counted(len(rows[wrong]), "value")
+    assert refused.value.violations == [
+        Violation(f"instances[{wrong}]", "has the wrong number of values", expected, got)
+    ]
 
 
 def test_the_mode_warn_answers_as_mlflow_and_says_what_strict_would_refuse() -> None:
