@@ -119,7 +119,11 @@ def enforce(
     elif mode == "mlflow":
         batch, is_lenient = _as_mlflow(signature, raw, faults, extras)
     elif mode == "warn" and not faults.total:
-        batch, refused = _warned(signature, raw, extras)
+        refused: list[str] = []
+        try:
+            batch, refused = _warned(signature, raw, extras)
+        except InvalidInput as error:
+            batch, faults.kept, faults.total = None, error.violations, error.total
         is_lenient = bool(refused)
         warnings = (*refused, *warnings)
     else:

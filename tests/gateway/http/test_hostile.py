@@ -141,7 +141,7 @@ def test_csv(server: Served, body: str) -> None:
         ("/predict/iris/versions/1/nope", NOWHERE),
         ("/predict/iris@champion/nope", NOWHERE),
         ("/v1/models/iris/metadata", NOWHERE),
-        ("/v2/models/iris/stats", NOWHERE),
+        ("/v2/models/iris/stats/infer", NOWHERE),
         ("/predict/iris@champion/versions/1", REFERENCE),
         ("/predict/iris/versions/1@champion", REFERENCE),
         ("/v2/models/iris@champion/versions/1/infer", REFERENCE),
