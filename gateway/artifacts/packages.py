@@ -85,6 +85,11 @@ class Prepared:
         """What requests must fit: of a model that was loaded, what it accepts; else its package's."""
         return self.package.signature if self.accepted is None else self.accepted
 
+    @property
+    def stated(self) -> Signature | None:
+        """What callers may rely on: the package's signature. A bare model file states it once loaded."""
+        return self.accepted if self.package.bare else self.package.signature
+
     def environment(self) -> dict[str, Any]:
         """What the package was made with, how this interpreter differs, and where it runs once that was
         found, JSON-ready."""

@@ -136,7 +136,7 @@ async def _reports(
     from gateway.rollout_settings import Replay
     from gateway.rollouts.offline import workshop
     from gateway.rollouts.policy import policy_of
-    from gateway.rollouts.preflight import examined
+    from gateway.rollouts.preflight import examined, stated
     from gateway.rollouts.replay import Replays
 
     opened: Registry | None = None if target is None else open_registry(target)
@@ -147,7 +147,7 @@ async def _reports(
             snapshot = await asyncio.to_thread(opened.find, Reference(name, alias=alias))
             standing = resolve(snapshot, Reference(name, alias=alias))
             async with workshop(settings, opened) as parts:
-                signature = (await parts.packages.get(standing, remember=False)).package.signature
+                signature = await stated(parts, standing)
             replaced, policy = str(standing), policy_of(settings, snapshot.models[name])[0]
         place: Registry
         if uri is not None and not uri.startswith("models:"):

@@ -117,10 +117,8 @@ class Gates:
                 raise
         with trial.check(f"signature, compared with {record.against or 'nothing'}"):
             reasons = await self._compare(target, prepared, record, prepare)
-            if reasons and not force:
-                message = f"{target} may not replace {record.against}: {'; '.join(reasons)}"
-                details = [Detail("signature", reason) for reason in reasons]
-                raise Problem("ROLLOUT_REFUSED", message, details=details, hint=FORCE)
+            if not force:
+                _require_none(target, record, reasons)
         if force or self.policy(record.model).environment == "warn":
             prepared = replace(prepared, forced=True)
         with trial.check("load, warm-up and example"):
@@ -128,7 +126,9 @@ class Gates:
             lease = self._manager.lease(target, prepared, dry_run=dry_run)
             try:
                 await self._manager.ready(lease)
+                reasons += self._compare_loaded(target, record, prepared, lease.servable.prepared)
                 if not force:
+                    _require_none(target, record, reasons)
                     self._check_output(target, record, lease.servable.misfits)
             except BaseException:
                 lease.release()
@@ -136,6 +136,19 @@ class Gates:
                     self._manager.retire_unused(target, "refused")
                 raise
         return Passed(lease, tuple(reasons))
+
+    def _compare_loaded(
+        self, target: Version, record: Record, prepared: Prepared, loaded: Prepared | None
+    ) -> list[str]:
+        """The same for a version that states its signature only once it is loaded, as a bare model file
+        does."""
+        against = record.against
+        if not _states_later(prepared) or loaded is None or not _is_compared(target, record):
+            return []
+        before = None if against is None else self._manager.find(against)
+        if before is None or before.prepared is None:
+            return []
+        return refusals(self.policy(record.model), before.prepared.stated, loaded.stated)
 
     def _check_output(self, target: Version, record: Record, misfits: tuple[str, ...] | None) -> None:
         """Refuses a version whose answer to its own example is not what its output schema says, if that of
@@ -160,14 +173,14 @@ class Gates:
         """Why callers of the version in service would not be understood. A version that has answered under
         this alias before is not compared: the way back is always open."""
         against = record.against
-        if against is None or against == target or not against.source or target.version in record.served:
+        if against is None or _states_later(prepared) or not _is_compared(target, record):
             return []
         policy = self.policy(record.model)
         try:
-            predecessor = (await self._prepared(against, prepare)).package.signature
+            predecessor = (await self._prepared(against, prepare)).stated
         except Problem:
             return []  # its files are gone: there is nothing to compare with
-        return refusals(policy, predecessor, prepared.package.signature)
+        return refusals(policy, predecessor, prepared.stated)
 
     async def _prepared(
         self, version: Version, prepare: Callable[[Version], Awaitable[Prepared]]
@@ -188,6 +201,24 @@ class Gates:
     def policy_error(self, model: Model) -> str | None:
         """The error in the registry's policy for a model; None if it is valid."""
         return self._policy(model)[1]
+
+
+def _states_later(prepared: Prepared) -> bool:
+    return prepared.package.bare is not None and prepared.accepted is None
+
+
+def _is_compared(target: Version, record: Record) -> bool:
+    against = record.against
+    is_other = against is not None and against != target and bool(against.source)
+    return is_other and target.version not in record.served
+
+
+def _require_none(target: Version, record: Record, reasons: list[str]) -> None:
+    """Raises ROLLOUT_REFUSED with the reasons, if there are any."""
+    if reasons:
+        message = f"{target} may not replace {record.against}: {'; '.join(reasons)}"
+        details = [Detail("signature", reason) for reason in reasons]
+        raise Problem("ROLLOUT_REFUSED", message, details=details, hint=FORCE)
 
 
 FORCE = 'to move the alias anyway: --force, or {"force": true}'

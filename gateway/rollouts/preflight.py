@@ -80,13 +80,11 @@ async def examined(
         _refused(report, problem)
         return report
     _facts(report, prepared)
-    if replaced is not None and policy is not None:
-        reasons = refusals(policy, against, prepared.package.signature)
-        report.reasons += [f"it may not replace {replaced}: {reason}" for reason in reasons]
     lease = parts.manager.lease(version, prepared)
     try:
         servable = await parts.manager.ready(lease)
         report.warnings += servable.warnings
+        prepared = servable.prepared or prepared
         if servable.prepared is not None and servable.prepared.runtime is not None:
             report.runs_in = servable.prepared.runtime.kind
             report.environment = servable.prepared.environment()
@@ -99,7 +97,23 @@ async def examined(
         _refused(report, problem)
     finally:
         lease.release()
+    if replaced is not None and policy is not None:
+        reasons = refusals(policy, against, prepared.stated)
+        report.reasons[:0] = [f"it may not replace {replaced}: {reason}" for reason in reasons]
     return report
+
+
+async def stated(parts: Workshop, version: Version) -> Signature | None:
+    """The signature that callers of a version rely on. A bare model file states it only once it is loaded.
+    Raises Problem."""
+    prepared = await parts.packages.get(version, remember=False)
+    if prepared.package.bare:
+        lease = parts.manager.lease(version, prepared)
+        try:
+            prepared = (await parts.manager.ready(lease)).prepared or prepared
+        finally:
+            lease.release()
+    return prepared.stated
 
 
 def _facts(report: Report, prepared: Prepared) -> None:

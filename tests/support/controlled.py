@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +22,7 @@ from gateway.runners.base import ModelError
 from gateway.serving.ledger import Ledger
 from gateway.serving.manager import Manager
 from gateway.serving.servable import Servable
+from loaders import bare
 from loaders.batch import Batch, Tensors
 from loaders.package import Package, read
 from loaders.signature import Signature
@@ -53,6 +54,8 @@ class Behaviour:
     measured: int | None = None
     merges: bool = True
     signature: Signature | None = None
+    #: What the loaded model says that it accepts; its package is then a bare model file.
+    accepts: Signature | None = None
     #: What it answers for every row; None: the number of its version.
     answers: int | None = None
     starts: int = 0
@@ -75,7 +78,7 @@ class ControlledRunner:
         self.merges = behaviour.merges
         self.measured_bytes = behaviour.measured
         self.load_peak = 0
-        self.accepted: Signature | None = None
+        self.accepted = behaviour.accepts
         self.stuck: str | None = None
         self.spare: bool | None = None
 
@@ -159,6 +162,8 @@ class Bench:
             if behaviour.signature is None
             else with_signature(self._package, behaviour.signature)
         )
+        if behaviour.accepts is not None:
+            package = replace(package, raw={**package.raw, bare.KEY: "model.onnx"})
         local = cast(Any, None)  # nothing here reads its files
         return Prepared(
             version, package, local, "python", "sha256:0", behaviour.size, behaviour.size, None, ()
@@ -175,8 +180,6 @@ def bare_package(directory: Path) -> Package:
 
 
 def with_signature(package: Package, signature: Signature) -> Package:
-    from dataclasses import replace
-
     return replace(package, signature=signature)
 
 

@@ -98,6 +98,18 @@ async def test_what_a_gate_refuses(
         assert (await refused(gates, version(2), known, force=True)).code == code
 
 
+async def test_a_version_that_states_its_signature_after_its_load_is_compared_then(tmp_path: Path) -> None:
+    made, gates = bench(tmp_path)
+    made.behaviour(version(1)).accepts, made.behaviour(version(2)).accepts = NARROW, WIDE
+    (await gates.check(version(1), record())).lease.release()
+    assert "may not replace iris/1" in (await refused(gates, version(2), record(version(1)))).message
+    passed = await gates.check(version(2), record(version(1)), force=True)
+    assert len(passed.overruled) == 1
+    passed.lease.release()
+    made.behaviour(version(3)).accepts = NARROW
+    (await gates.check(version(3), record(version(1)))).lease.release()
+
+
 async def test_a_version_that_is_not_registered_is_not_fetched(tmp_path: Path) -> None:
     made, gates = bench(tmp_path)
     problem = await refused(gates, Version("iris", "9", source=""), record())
