@@ -9,6 +9,7 @@ import time
 from asyncio import CancelledError
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from gateway.access import ANONYMOUS, Access, Principal
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from gateway.access.sessions import Sessions
     from gateway.names import Reference
     from gateway.record import RequestRecord
+    from gateway.views import ReadinessView
 
 T = TypeVar("T")
 
@@ -80,9 +82,14 @@ class Callers:
         return self._access.signed_in(cookies)
 
     def predict(self, record: RequestRecord, reference: Reference | None) -> None:
-        """Checks a prediction. None: before the model is known, and before a body is read."""
-        if record.principal is not None:
-            check_predict(record.principal, reference)
+        """Checks a prediction. None: before the model is known, and before a body is read; then also raises
+        OVERLOADED for a caller whose limits let no request pass now."""
+        principal = record.principal
+        if principal is not None:
+            check_predict(principal, reference)
+            if reference is None and principal.quotas:
+                for quota in principal.quotas:
+                    quota.check()
 
     def known(self, record: RequestRecord) -> None:
         """Checks that the caller has a valid credential, where one is needed: before a body is read."""
@@ -150,6 +157,13 @@ class Callers:
         if (self.guarded or always) and not record.administers:
             self.control(record, None)
 
+    def still_operates(self, record: RequestRecord) -> bool:
+        """Whether `operate` would still pass, for a view that goes on: the credential may have ended."""
+        if record.administers:
+            return True
+        principal = self._signed_in(record) or self._access.verified(record.headers)
+        return self._access.controls(principal, None)
+
     def shows_pages(self, record: RequestRecord) -> None:
         """Raises NOT_FOUND where the console has another listener."""
         self._check_listener(record)
@@ -178,6 +192,15 @@ class Callers:
         if not principal.known:
             check_predict(principal, None)
         return principal.reads
+
+    def readiness(self, record: RequestRecord, view: ReadinessView) -> ReadinessView:
+        """What the caller may see of the gateway's readiness."""
+        if not self.controls(record, None):
+            # Probes come from elsewhere, and need not know where the registry lies.
+            registry = view.registry
+            reason = "it cannot be read now; the log says why" if registry["error"] else None
+            view = replace(view, registry={"age_seconds": registry["age_seconds"], "error": reason})
+        return view if self.sees_all(record) else view.without_names()
 
     def sees_all(self, record: RequestRecord) -> bool:
         """Returns True if the caller may see the names of all models."""

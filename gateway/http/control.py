@@ -239,15 +239,7 @@ class Control:
         return {"alive": True}
 
     def _readyz(self, request: Request) -> Result:
-        view = self._views.ready()
-        record = request.scope[problems.RECORD]
-        if not self._access.controls(record, None):
-            # Probes come from elsewhere, and need not know where the registry lies.
-            registry = view.registry
-            reason = "it cannot be read now; the log says why" if registry["error"] else None
-            view = replace(view, registry={"age_seconds": registry["age_seconds"], "error": reason})
-        if not self._access.sees_all(record):
-            view = view.without_names()
+        view = self._access.readiness(request.scope[problems.RECORD], self._views.ready())
         if self._draining():
             view = view.stopping()
         return (200 if view.ready else 503), view
@@ -329,10 +321,15 @@ class Control:
         return (200 if wait else 202), replace(self._views.state(version, servable), name=version.name)
 
     def _events(self, request: Request) -> Result:
-        self._access.operate(request.scope[problems.RECORD], always=True)
+        record = request.scope[problems.RECORD]
+        self._access.operate(record, always=True)
         if request.method == "HEAD":
             return Response(headers=EVENT_STREAM)
-        return StreamingResponse(self._feed.subscribe(self._draining), headers=EVENT_STREAM)
+
+        def ended() -> bool:
+            return self._draining() or not self._access.still_operates(record)
+
+        return StreamingResponse(self._feed.subscribe(ended), headers=EVENT_STREAM)
 
     async def _captured(self, request: Request) -> Result:
         # Captures hold real data: here a view needs what a verb needs, and is written down as one.

@@ -29,7 +29,7 @@ KEPT: Final = 256
 MAX_SUBSCRIBERS: Final = 32
 #: The seconds between two comments, which make proxies keep the stream open.
 HEARTBEAT: Final = 15.0
-#: A stream notices after this time, in seconds, that the gateway stops.
+#: A stream notices after this time, in seconds, that the gateway stops or its credential has ended.
 LOOK_EVERY: Final = 1.0
 
 

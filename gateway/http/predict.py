@@ -112,8 +112,8 @@ class Prediction:
                 status, head, parts = _failure(record, error, asked, dialect)
                 if watcher is not None:
                     watcher.end()
-                    if record.code == "OVERLOADED":
-                        await asyncio.sleep(REFUSAL_SECONDS)
+                if record.code == "OVERLOADED":
+                    await asyncio.sleep(REFUSAL_SECONDS)
             if record.code in _UNREAD_CODES and not held.complete:
                 await problems.refuse_unread(send, receive, status, head, parts[0])
             elif len(parts) == 1:

@@ -253,3 +253,14 @@ def test_only_codes_of_the_gateway_are_named() -> None:
     (failed,) = [text for title, text in expressions() if title == "Failed requests A"]
     (codes,) = re.findall(r'code=~"([A-Z_|]+)"', failed)
     assert set(codes.split("|")) == {code for code, status in STATUS.items() if status >= 500}
+
+
+def test_alerts_about_models_leave_out_refusals_that_name_none() -> None:
+    """A caller's own limit refuses it before its model is known."""
+    selectors = [
+        selector
+        for rule in rules()
+        for selector in re.findall(r"gateway_requests_total\{([^}]*)\}", rule["expr"])
+    ]
+    assert selectors
+    assert all('model!=""' in selector for selector in selectors)

@@ -101,7 +101,8 @@ class Console:
             listed = await self._views.names(page)
             models = [model async for part in self._views.models(listed) for model in part]
             loaded = [one for one in self._views.loaded() if reads is None or reads(str(one.name))]
-            troubles, ready = self._views.troubles(reads), self._views.ready()
+            troubles = self._views.troubles(reads)
+            ready = self._access.readiness(record, self._views.ready())
             whole = reads is None
             return pages.overview(ready, loaded, troubles, models, search, listed.next, visitor, whole)
         if path == FAILURES:

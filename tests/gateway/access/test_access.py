@@ -94,6 +94,21 @@ async def test_browsers_are_signed_out_by_another_key_and_by_another_tokens_file
 
 
 @pytest.mark.anyio
+async def test_a_caller_operates_as_long_as_its_credential_counts(
+    access: Access, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    callers, record = Callers(access), RequestRecord(headers=bearer("first"))
+    await callers.identify(record)
+    callers.operate(record)
+    replace(tmp_path / "tokens.json", entries("alice"))
+    await looked(access, monkeypatch)
+    assert callers.still_operates(record), "it was forgotten, and is valid"
+    replace(tmp_path / "key", "new")
+    await looked(access, monkeypatch)
+    assert not callers.still_operates(record)
+
+
+@pytest.mark.anyio
 async def test_a_known_caller_is_one_with_a_credential(access: Access) -> None:
     callers = Callers(access)
     for secret, code in ((token("op"), None), ("wrong", "UNAUTHENTICATED")):

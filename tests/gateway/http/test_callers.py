@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import json
 import re
 import time
@@ -300,8 +301,6 @@ def test_a_hint_names_no_model_that_the_caller_may_not_know(registry_file: str, 
 
 def test_a_revoked_token_ends_in_the_middle_of_a_connection(registry_file: str, tmp_path: Path) -> None:
     with guarded(registry_file, tmp_path) as made:
-        import http.client
-
         connection = http.client.HTTPConnection("127.0.0.1", made.port, timeout=60)
 
         def status() -> int:
@@ -355,6 +354,31 @@ def test_a_team_has_its_limits_and_its_label(registry_file: str, tmp_path: Path)
         assert 'code="OVERLOADED",model="",team="blue",version=""} 1.0' in text
         quotas = [quota for known in made.gateway.access._known.values() for quota in known.quotas]
         assert [quota.running for quota in quotas] == [0, 0]
+
+
+def test_a_caller_over_its_limits_is_refused_before_its_body_is_read(
+    registry_file: str, tmp_path: Path
+) -> None:
+    with guarded(registry_file, tmp_path, limits={"blue": Limit(requests_per_second=0.01)}) as made:
+        assert made.post("/predict/iris", GOOD, **bearer("blue")).status == 200
+        with made.connect() as connection:
+            head = f"POST /predict/iris HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token('blue')}\r\n"
+            head += "Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
+            connection.sendall(head.encode())
+            assert connection.recv(65536).startswith(b"HTTP/1.1 429")
+
+
+def test_a_stream_of_events_ends_with_its_credential(registry_file: str, tmp_path: Path) -> None:
+    with guarded(registry_file, tmp_path) as made:
+        connection = http.client.HTTPConnection("127.0.0.1", made.port, timeout=20)
+        connection.request("GET", "/events", headers=bearer("boss"))
+        stream = connection.getresponse()
+        assert stream.status == 200
+        fresh = tmp_path / "fresh"
+        fresh.write_text(entries("alice"))
+        fresh.replace(tmp_path / "tokens.json")
+        assert b": the events" in stream.read(), "it is read to its end"
+        connection.close()
 
 
 def test_control_calls_are_written_down(registry_file: str, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,27 @@ def test_a_page_is_html_that_loads_nothing_from_elsewhere(served: Served, path: 
     )
     assert served.request("HEAD", path).body == b""
     assert post(served, path.partition("?")[0]).status_code in (403, 405)
+
+
+def test_a_page_shows_of_the_readiness_what_readyz_shows(
+    served: Served, asking: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for gateway in (served, asking):
+        views = gateway.gateway.parts.views
+        registry = {"age_seconds": 1.0, "error": "cannot read /secret/registry.yaml"}
+        view = replace(views.ready(), registry=registry, preload_pending=["echo"])
+        monkeypatch.setattr(views, "ready", lambda view=view: view)
+    for gateway, given, is_operator in (
+        (served, {}, False),
+        (served, {"authorization": f"Bearer {served.key}"}, True),
+        (asking, bearer("alice"), False),
+        (asking, bearer("boss"), True),
+    ):
+        html = gateway.get("/", **given).body.decode()
+        assert ("/secret" in html) == is_operator
+        assert ("the log says why" in html) != is_operator
+    assert "It waits for: echo" in asking.get("/", **bearer("boss")).body.decode()
+    assert "It waits for" not in asking.get("/", **bearer("alice")).body.decode()
 
 
 def test_what_is_wrong_comes_first_with_what_to_do(served: Served) -> None:
