@@ -6,12 +6,14 @@ One JSON line per control call, in a file and in the log; the last calls of each
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -85,14 +87,20 @@ class Audit:
             descriptor = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 os.write(descriptor, line.encode("utf-8", "replace") + b"\n")
-                full = os.fstat(descriptor).st_size >= MAX_FILE
+                if os.fstat(descriptor).st_size >= MAX_FILE:
+                    self._rename(descriptor)
             finally:
                 os.close(descriptor)
-            if full:
-                os.replace(self._file, self._file.with_name(self._file.name + ".1"))
         except OSError as error:
             if not self._told:
                 log.error("cannot write the audit log %s: %s", self._file, error.strerror)
             self._told = True
         else:
             self._told = False
+
+    def _rename(self, descriptor: int) -> None:
+        """Renames the open file, unless another gateway with this `state_dir` has done so."""
+        fcntl.flock(descriptor, fcntl.LOCK_EX)  # until it is closed
+        with suppress(FileNotFoundError):
+            if os.path.samestat(self._file.stat(), os.fstat(descriptor)):
+                os.replace(self._file, self._file.with_name(self._file.name + ".1"))

@@ -1,0 +1,50 @@
+"""The file of the audit log, which gateways with one `state_dir` share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gateway.access import audit
+from gateway.access.audit import Audit
+
+
+@pytest.fixture
+def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Audit, Audit]]:
+    monkeypatch.setattr(audit, "MAX_FILE", 10)
+    made = Audit(tmp_path / "audit.jsonl"), Audit(tmp_path / "audit.jsonl")
+    yield made
+    for one in made:
+        one.close()
+
+
+@pytest.mark.parametrize("lines", [["a long line of the first"], ["a long line of the first", "short"]])
+def test_two_gateways_fill_the_file_at_once_and_lose_no_line(
+    logs: tuple[Audit, Audit],
+    lines: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    first, second = logs
+    write = os.write
+
+    def meanwhile(descriptor: int, data: bytes) -> int:
+        """The second one has opened the file when the first one writes and renames it."""
+        monkeypatch.setattr(os, "write", write)
+        for line in lines:
+            first._write(line)
+        return write(descriptor, data)
+
+    monkeypatch.setattr(os, "write", meanwhile)
+    second._write("a long line of the second")
+    renamed = (tmp_path / "audit.jsonl.1").read_text().splitlines()
+    assert renamed == ["a long line of the first", "a long line of the second"]
+    file = tmp_path / "audit.jsonl"
+    assert (file.read_text().splitlines() if file.exists() else []) == lines[1:]
+    assert not caplog.text
+    second._write("the next one")
+    assert (tmp_path / "audit.jsonl.1").read_text().splitlines() == [*lines[1:], "the next one"]
