@@ -151,7 +151,13 @@ def _expected(error: Exception) -> Failure | None:
     from gateway.artifacts.base import ArtifactError
     from gateway.errors import Problem
     from gateway.names import InvalidReference
-    from gateway.registries.base import NoRegistry, RegistryError, RegistryInvalid
+    from gateway.registries.base import (
+        NoRegistry,
+        RegistryError,
+        RegistryInvalid,
+        RegistryMissing,
+        RegistryUnavailable,
+    )
     from gateway.runners.base import ModelError
     from gateway.settings import SettingsError
     from loaders.flavors.base import MissingFramework
@@ -165,6 +171,14 @@ def _expected(error: Exception) -> Failure | None:
         return Failure(f"{error.target} is not a valid registry", problems=problems)
     if isinstance(error, InvalidReference | NoRegistry):
         return Failure(str(error), code=WRONG_USAGE)
+    if isinstance(error, RegistryMissing):
+        return Failure(
+            str(error), "--registry names a registry file; gateway push DIR --name NAME creates one"
+        )
+    if isinstance(error, RegistryUnavailable):
+        return Failure(
+            str(error), "is it running, and does --registry (or the environment) name its address?"
+        )
     if isinstance(error, Problem):
         message, lines = apart(str(error), [detail.problem for detail in error.details])
         return Failure(message, error.hint, problems=lines)

@@ -233,7 +233,8 @@ def _told(error: Any, sources: Mapping[str, str]) -> tuple[str, str]:
         meant = near(parts[-1], _known_beside(parts))
         if meant and place.startswith(PREFIX):
             meant = place[: len(place) - len(parts[-1])] + meant.upper()
-        return place, f"unknown setting, did you mean {meant}?" if meant else "unknown setting"
+        hint = f"did you mean {meant}?" if meant else "`gateway config --schema` describes every setting"
+        return place, f"unknown setting: {hint}"
     return place, str(error["msg"]).removeprefix("Value error, ")
 
 

@@ -88,6 +88,7 @@ def export(
     registry: RegistryOption = None,
     admin_key_file: KeyOption = None,
     config: ConfigOption = None,
+    output: OutputOption = Output.text,
 ) -> None:
     """Write captured requests to a file (mode 0600) or to stdout, oldest first.
 
@@ -95,6 +96,8 @@ def export(
     """
     name, version = _model(model)
     assert name is not None
+    if file is None and output is Output.json:
+        raise typer.BadParameter("--output json needs --file: without it the requests are the output")
     if file is None and form is Form.frames and sys.stdout.isatty():
         raise typer.BadParameter("frames are not text: give --file")
     with _place(url, registry, admin_key_file, config) as place, _written(file) as target:
@@ -102,6 +105,11 @@ def export(
         for text in place.export(name, version, form):
             target.write(text)
             count += text.count(b"\n") if form is Form.lines else 0
+    if output is Output.json:
+        counted = count if form is Form.lines else None
+        said = {"name": name, "version": version, "form": form.value, "requests": counted, "file": str(file)}
+        result(output, said, "")
+        return
     where = f" to {file}" if file is not None else ""
     note(f"exported {f'{count} requests' if form is Form.lines else 'requests'} of {model}{where}")
 

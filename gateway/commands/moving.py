@@ -160,7 +160,10 @@ def rollback(
     name, alias = alias_of(reference)
     wanted = None if to is None else version_of(to)
     if url is not None or (registry is None and url_given(url)):
-        with connect(url, admin_key_file, config) as client, working(f"rolling back {reference}"):
+        with (
+            connect(url, admin_key_file, config) as client,
+            working(f"rolling back {reference} at {client.url}"),
+        ):
             path = f"{_alias_path(name, alias)}/rollback"
             body = {} if wanted is None else {"to": wanted}
             done = client.call("POST", path, body, timeout=0, wait=wait)
@@ -168,7 +171,7 @@ def rollback(
     else:
         with _opened(registry) as (opened, target):
             done = _here(
-                f"rolling back {name}@{alias}",
+                f"rolling back {name}@{alias} in {target}",
                 opened,
                 settings_of(config, registry=target),
                 lambda here: here.rollback(name, alias, wanted),

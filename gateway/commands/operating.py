@@ -182,9 +182,14 @@ def _differences(rollouts: Sequence[Mapping[str, Any]]) -> list[str]:
         if (step := rollout.get("step")) is not None:
             lines.append(_under_way(rollout, step))
             continue
+        if rollout["phase"] == "deleted" and rollout["serving"] is None:
+            continue  # as it was asked to be
         if not rollout["diverged"] and rollout["phase"] != "deleted":
             continue
         wanted = "is deleted" if rollout["desired"] is None else f"should serve version {rollout['desired']}"
+        if rollout["phase"] == "deleted":
+            lines.append(f"{rollout['name']}@{rollout['alias']} {rollout['error'] or 'is deleted'}")
+            continue
         served = "serves no version" if rollout["serving"] is None else f"serves version {rollout['serving']}"
         reason = f": {rollout['error']}" if rollout["error"] else ""
         lines.append(f"{rollout['name']}@{rollout['alias']} {wanted}, but {served}{reason}")

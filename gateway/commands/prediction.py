@@ -92,7 +92,7 @@ def _form(source: str, content: bytes) -> Format:
 
 def _unfit(uri: str, error: InvalidInput) -> Failure:
     """Every violation, in one line each."""
-    found = [f"{violation.path}: {violation.problem}" for violation in error.violations[:SHOWN_VIOLATIONS]]
+    found = [str(violation) for violation in error.violations[:SHOWN_VIOLATIONS]]
     if error.total > len(found):
         found.append(f"{error.count_text} in all")
     return Failure(f"the input does not fit {uri}", problems=found)

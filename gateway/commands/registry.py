@@ -48,7 +48,15 @@ def push(
     Example: gateway push ./my-model --name iris --alias challenger
     """
     from gateway import api
+    from gateway.names import check_alias, check_name
 
+    if not directory.exists():
+        raise Failure(
+            f"{directory}: there is no such directory", "give a model directory: it has an MLmodel file"
+        )
+    check_name(name)
+    if alias is not None:
+        check_alias(alias)
     target = target_of(registry)
     with working(f"pushing {directory} to {target}"), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)

@@ -129,9 +129,10 @@ def progress(step: Mapping[str, Any]) -> str:
 
 
 def _line(view: Mapping[str, Any]) -> str:
-    wanted = "" if view["desired"] == view["serving"] else f", wanted {view['desired']}"
+    wanted = "" if view["desired"] in (None, view["serving"]) else f", wanted {view['desired']}"
     error = f": {view['error']}" if view["error"] else ""
-    return f"{name_of(view)}  {view['phase']}  serves {view['serving']}{wanted}{error}"
+    serves = "serves no version" if view["serving"] is None else f"serves {view['serving']}"
+    return f"{name_of(view)}  {view['phase']}  {serves}{wanted}{error}"
 
 
 def _changed(change: Mapping[str, Any], known: Mapping[str, Any]) -> str:

@@ -90,6 +90,6 @@ def default_target(
     if here.is_file():
         return str(here)
     raise NoRegistry(
-        "no registry: give --registry, set GATEWAY_REGISTRY, MLFLOW_REGISTRY_URI or MLFLOW_TRACKING_URI, "
-        "or have a file ./registry.yaml"
+        "no registry: give --registry, set GATEWAY_REGISTRY (or registry in gateway.yaml), "
+        "MLFLOW_REGISTRY_URI or MLFLOW_TRACKING_URI, or have a file ./registry.yaml"
     )

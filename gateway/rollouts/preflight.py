@@ -7,6 +7,7 @@ the parts of `offline`. Must not write anything, and must not know the command l
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -77,13 +78,13 @@ async def examined(
     try:
         prepared = await parts.packages.get(version, remember=False)
     except Problem as problem:
-        _refused(report, problem)
+        _refused(report, problem, version)
         return report
     _facts(report, prepared)
     lease = parts.manager.lease(version, prepared)
     try:
         servable = await parts.manager.ready(lease)
-        report.warnings += servable.warnings
+        report.warnings += [_about_subject(report, text, version) for text in servable.warnings]
         prepared = servable.prepared or prepared
         if servable.prepared is not None and servable.prepared.runtime is not None:
             report.runs_in = servable.prepared.runtime.kind
@@ -94,7 +95,7 @@ async def examined(
             if found.outcome is not Outcome.PASSED:
                 report.reasons.append(f"it may not replace {replaced}: {found}")
     except Problem as problem:
-        _refused(report, problem)
+        _refused(report, problem, version)
     finally:
         lease.release()
     if replaced is not None and policy is not None:
@@ -127,7 +128,14 @@ def _facts(report: Report, prepared: Prepared) -> None:
         report.environment = prepared.environment()
 
 
-def _refused(report: Report, problem: Problem) -> None:
-    report.reasons.append(problem.message)
+def _refused(report: Report, problem: Problem, version: Version) -> None:
+    report.reasons.append(_about_subject(report, problem.message, version))
     if problem.hint:
-        report.hints.append(problem.hint)
+        report.hints.append(_about_subject(report, problem.hint, version))
+
+
+def _about_subject(report: Report, text: str, version: Version) -> str:
+    """A text about a version, about the subject instead: a directory is no version 1 of a model."""
+    if version.source.endswith(report.subject) or report.subject.endswith(version.source):
+        return re.sub(rf"(?<![\w/@.-]){re.escape(str(version))}(?![\w/@.-])", lambda _: report.subject, text)
+    return text

@@ -189,6 +189,10 @@ def test_push_refuses_a_directory_that_is_not_a_model(shell: Shell) -> None:
     assert "MLmodel" in shell.called("push", "empty", "--name", "iris", "-r", "registry.yaml").failed()
     complaint = shell.called("push", "nowhere", "--name", "iris", "-r", "registry.yaml").failed()
     assert "nowhere: there is no such directory" in complaint
+    absolute = str(shell.directory / "nowhere")
+    complaint = shell.called("push", absolute, "--name", "iris", "-r", "registry.yaml").failed()
+    assert f"{absolute}: there is no such directory" in complaint
+    assert "pushing" not in shell.called("push", "empty", "--name", "a/b", "-r", "registry.yaml").err
     assert not (shell.directory / "registry.yaml").exists()
 
 
@@ -248,7 +252,9 @@ def test_promote_and_rollback_in_the_registry(shell: Shell, packages: dict[str, 
     assert "no version 7" in shell.called("promote", "iris@champion", "7").failed()
     assert shell.called("promote", "iris@fresh", "1", "--expect", "none").code == 0
     shell.called("promote", "iris@fresh", "2", "--expect", "none").failed()
-    back = shell.gateway("rollback", "iris@champion", "-o", "json").json()
+    rolled = shell.gateway("rollback", "iris@champion", "-o", "json")
+    assert "registry.yaml: running" in rolled.err
+    back = rolled.json()
     assert (back["version"], back["previous"]) == ("1", "2")
     assert aliases(shell) == {"champion": "1", "challenger": "2", "fresh": "1"}
     assert "--to V" in shell.called("rollback", "iris@champion").failed()
@@ -292,7 +298,7 @@ def test_predict_offline_enforces_the_signature(iris: Shell) -> None:
     for name, text in (("bad", json.dumps(bad)), ("none", "{"), ("row", json.dumps(ROW))):
         (iris.directory / f"{name}.json").write_text(text)
     complaint = iris.called("predict", "models:/iris@champion", "-i", "bad.json").failed()
-    assert "petal_width" in complaint
+    assert "petal_width has the wrong type (expected double, got string)" in complaint
     assert "wide" not in complaint
     assert "not valid JSON" in iris.called("predict", "models:/iris/1", "-i", "none.json").failed()
     assert "No such file" in iris.called("predict", "models:/iris/1", "-i", "nowhere.csv").failed()
@@ -494,7 +500,9 @@ def test_a_bare_directory_is_served_without_a_registry(shell: Shell, packages: d
 
 
 def test_what_cannot_be_served(iris: Shell) -> None:
-    assert "does not exist" in iris.gateway("serve", "-r", "nowhere.yaml", "--port", free_port()).failed()
+    complaint = iris.gateway("serve", "-r", "nowhere.yaml", "--port", free_port()).failed()
+    assert "does not exist" in complaint
+    assert "hint: --registry names a registry file" in complaint
     assert "does not exist" in iris.gateway("serve", "nowhere", "--port", free_port()).failed()
     assert "is a directory" in iris.gateway("serve", "-r", ".", "--port", free_port()).failed()
     with socket.socket() as taken:

@@ -136,6 +136,9 @@ def test_check_replays_in_ci(server: Running, shell: Shell) -> None:
     (report,) = json.loads(there.out)["reports"]
     assert report["replay"]["differ"] == 5
     run(shell, "capture", "export", "plain/1", "--form", "frames", "--file", "captured")
+    told = run(shell, "capture", "export", "plain/1", "--file", "lines", "--output", "json").json()
+    lines = (shell.directory / "lines").read_text().splitlines()
+    assert (told["file"], told["requests"]) == ("lines", len(lines))
     assert stat.S_IMODE((shell.directory / "captured").stat().st_mode) == 0o600
     good = run(shell, "check", "models:/plain/3", *asked[2:], "--captures", "captured")
     assert "100 equal" in good.out

@@ -111,6 +111,7 @@ def test_a_variable_that_is_not_a_setting_of_the_server_is_ignored() -> None:
 def test_every_problem_is_told_with_its_place(tmp_path: Path) -> None:
     text = """
 prot: 1
+zzqqxx: 1
 cold_wait: 5x
 drain_timeout: -1
 max_queue: many
@@ -129,6 +130,7 @@ models:
     found = problems(text, environ, tmp_path, port=99999)
     expected = {
         "gateway.yaml: prot": "did you mean port?",
+        "gateway.yaml: zzqqxx": "gateway config --schema",
         "gateway.yaml: cold_wait": "x is not a unit of time",
         "gateway.yaml: drain_timeout": "greater than or equal to 0",
         "gateway.yaml: max_queue": "valid integer",

@@ -129,6 +129,7 @@ def test_check_of_a_directory_names_it_in_the_command_that_helps(
     assert cli.run(["check", str(tmp_path / "m" / "a")]) == 1
     text = capsys.readouterr().out
     assert f"gateway env build {tmp_path / 'm' / 'a'}" in text
+    assert "a/1" not in text
     assert "environment: this interpreter is not its own: " in text
     assert "1.0.2" in text
 
