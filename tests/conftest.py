@@ -34,7 +34,7 @@ def needs(module: str) -> ModuleType:
         reason = f"needs {module}, which is not installed here (part of the test-all set)"
         if os.environ.get("GATEWAY_TEST_ALL"):
             pytest.fail(f"{reason}: {error}")
-        pytest.skip(reason)
+        pytest.skip(reason, allow_module_level=True)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
