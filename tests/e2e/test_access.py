@@ -127,7 +127,7 @@ def test_text_says_the_same(tmp_path: Path) -> None:
     with running(tmp_path, GATEWAY_ACCESS_LOG="yes", GATEWAY_LOG_FORMAT="text") as made:
         for quiet in ("/livez", "/readyz", "/metrics", "/ping", "/health"):
             httpx.get(made.url + quiet)
-        answer = httpx.get(made.url + "/models?a=hush", headers={"X-Request-Id": "a b"})
+        answer = httpx.get(made.url + "/models?q=hush", headers={"X-Request-Id": "a b"})
         made.stop()
         (said,) = [text for text in made.lines if " INFO GET " in text]
     size = len(answer.content)

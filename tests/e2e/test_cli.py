@@ -342,7 +342,7 @@ def test_each_of_several_problems_has_a_line(iris: Shell) -> None:
     for said, places in (
         (settings, ("GATEWAY_PORT: ", "GATEWAY_COLD_WAIT: ")),
         (registry, ("models.a.versions.x: ", "models.b/c: ")),
-        (values, ("dataframe_records[0].sepal_length: ", "dataframe_records.petal_width: ")),
+        (values, ("dataframe_records[0].sepal_length has ", "dataframe_records.petal_width is ")),
     ):
         lines = said.splitlines()
         assert any(line.startswith("gateway: ") and line.endswith(":") for line in lines), said
