@@ -252,7 +252,7 @@ def test_run_answers_a_batch_with_a_batch(tmp_path: Path, classifier: LogisticRe
         ("python_function", "loader_module", "os"),
         ("python_function", "predict_fn", "__class__"),
         ("python_function", "predict_fn", "fit"),
-        ("sklearn", "serialization_format", "joblib"),
+        ("sklearn", "serialization_format", "dill"),
     ],
 )
 def test_unknown_values_are_refused(
