@@ -129,6 +129,7 @@ def started(runtime: dict[str, Any], directory: Path, files: Path) -> Iterator[t
 
 @pytest.mark.parametrize("made", MAKE)
 def test_a_runtime_answers_the_client_of_kserve(made: str, tmp_path: Path, clients: str) -> None:
+    needs("grpc")  # the runtimes serve it
     runtime = runtimes()[f"gateway-{made}"]
     formats = runtime["spec"]["supportedModelFormats"]
     assert {one["name"] for one in formats} == {made}
