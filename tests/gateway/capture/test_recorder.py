@@ -105,6 +105,7 @@ def test_what_was_taken_is_on_disk_after_a_while_and_after_the_end(tmp_path: Pat
             task.cancel()
             setup.take()
         assert setup.kept == 2
+        setup.store.close()
 
     run(main)
 
