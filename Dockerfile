@@ -2,7 +2,7 @@
 # The gateway as an image: a virtual environment on any base that has python3 >= 3.11.
 #
 #   BASE       where it is built and where it runs: both need the same Python
-#   EXTRAS     frameworks, stores and grpc, by the names of the extras in pyproject.toml: sklearn,xgboost,s3,…
+#   EXTRAS     frameworks, stores, grpc and jwt, by the names of the extras in pyproject.toml: sklearn,xgboost,s3,…
 #   PACKAGES   more for pip: what models of your own import
 #   VERSION, REVISION, CREATED   for the labels
 #   --secret id=pip.conf   pip's configuration, for an index or proxy of your own

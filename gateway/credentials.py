@@ -86,7 +86,7 @@ class AccessSettings(Part):
 
     @property
     def guarded(self) -> bool:
-        """Whether requests are checked for credentials."""
+        """Returns True if requests are checked for credentials."""
         return self.tokens_file is not None or self.jwt is not None or self.anonymous == "none"
 
     @property

@@ -57,8 +57,8 @@ class Outbox(Protocol):
         """Adds one, and drops the oldest ones of its URL beyond `most`. Returns how many that were."""
 
     def next(self, url: str, now: float, claimed_until: float) -> tuple[Undelivered | None, float | None]:
-        """The oldest one that is due, which nobody else gets before `claimed_until`; and the time when the
-        next one is due if none is now."""
+        """The oldest one that is due, which no other caller gets before `claimed_until`; and the time when
+        the next one is due if none is now."""
 
     def delivered(self, identity: str) -> None: ...
 
@@ -93,8 +93,8 @@ class Notifier:
         #: The version that a rollout has just refused, and why, by alias.
         self._refused: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {}
         self._failing: set[str] = set()
-        #: The ids of those that are delivered or given up, and are still in the outbox.
-        self._over: set[str] = set()
+        #: The results by id of those that are delivered or given up, and are still in the outbox.
+        self._over: dict[str, str] = {}
 
     def notice(self, event: Event) -> None:
         """Sends the event to the URLs that want it. Returns at once."""
@@ -126,7 +126,7 @@ class Notifier:
                 kept.add_done_callback(lambda done, url=target.url: self._kept(url, done))  # type: ignore[misc]
 
     def _kind(self, event: Event) -> tuple[str, dict[str, Any]] | None:
-        """The kind of news and its content; None for an event that is no news."""
+        """The kind of news and its content; None for an event that is not sent."""
         match event:
             case Swapped() if event.previous is not None:
                 return "served", {
@@ -194,20 +194,18 @@ class Notifier:
     async def _deliver(self, client: httpx.AsyncClient, target: Notify, entry: Undelivered) -> None:
         """Posts one and records the result in the outbox. Raises sqlite3.Error."""
         if entry.id in self._over:
-            await self._end(entry)
+            await self._end(entry, self._over[entry.id])
             return
         problem = await self._post(client, target, entry)
         now = self._wall()
         if problem is None:
-            self._counted("delivered", 1)
             if target.url in self._failing:
                 self._failing.discard(target.url)
                 log.info("notifications reach %s again", shown(target.url))
-            await self._end(entry)
+            await self._end(entry, "delivered")
         elif now - entry.created >= GIVEN_UP_AFTER:
             log.error("a notification for %s is given up: %s", shown(target.url), problem)
-            self._counted("dropped", 1)
-            await self._end(entry)
+            await self._end(entry, "dropped")
         else:
             self._counted("failed", 1)
             if target.url not in self._failing:
@@ -218,11 +216,13 @@ class Notifier:
             pause = backoff.pause(entry.attempts + 1, longest=LONGEST_PAUSE)
             await self._blocking(self._outbox.failed, entry.id, now + pause)
 
-    async def _end(self, entry: Undelivered) -> None:
-        """Removes one from the outbox. While that fails, it is remembered, and not posted again."""
-        self._over.add(entry.id)
+    async def _end(self, entry: Undelivered, result: str) -> None:
+        """Removes one from the outbox, then counts it. While that fails, it is remembered, and not posted
+        again."""
+        self._over[entry.id] = result
         await self._blocking(self._outbox.delivered, entry.id)
-        self._over.discard(entry.id)
+        del self._over[entry.id]
+        self._counted(result, 1)
 
     async def _post(self, client: httpx.AsyncClient, target: Notify, entry: Undelivered) -> str | None:
         """Why it was not delivered, without secrets; None if it was."""

@@ -37,7 +37,7 @@ def machine() -> str:
 
 class StateLock:
     """The use of `directory` by this process. `holder`: who uses it on another machine; None: it may be used
-    here. Raises nothing: where files cannot be locked, the log says so."""
+    here. Does not raise: where files cannot be locked, the log says so."""
 
     def __init__(self, directory: Path, here: str | None = None) -> None:
         holder = None

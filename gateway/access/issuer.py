@@ -172,7 +172,7 @@ class Issuer:
         return await self.look()
 
     async def look(self) -> bool:
-        """Reads the keys; whoever asks meanwhile gets the same result. Returns whether they were read."""
+        """Reads the keys, once for all who call meanwhile. Returns True if they were read."""
         if self._reading is None:
             self._reading = asyncio.get_running_loop().create_task(self._look())
             self._reading.add_done_callback(self._read_ended)

@@ -42,7 +42,7 @@ class AdminKey:
         return self._key
 
     def matches(self, secret: bytes) -> bool:
-        """Whether this is the key, found in constant time."""
+        """Returns True if this is the key, in constant time."""
         if self.file is None:
             return False
         self.look()
@@ -50,7 +50,7 @@ class AdminKey:
 
     def look(self) -> bool:
         """Reads the file if it has changed, and returns whether the key is another one now. More than one
-        thread may look, and one of them alone sees a change: who keeps something compares `key`."""
+        thread may look, and only one of them sees a change: compare `key` to be sure."""
         with self._looking:
             return self._look()
 
@@ -62,7 +62,7 @@ class AdminKey:
             stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
             if stamp != self._stamp:
                 if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_KEY_FILE:
-                    raise OSError(errno.EINVAL, f"it is no file of at most {MAX_KEY_FILE} bytes")
+                    raise OSError(errno.EINVAL, f"it is not a file of at most {MAX_KEY_FILE} bytes")
                 self._key = self.file.read_bytes().strip()
                 self._stamp = stamp
         except OSError as error:

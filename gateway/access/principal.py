@@ -44,16 +44,16 @@ class Principal:
 
     @property
     def known(self) -> bool:
-        """Whether it showed a valid credential."""
+        """Returns True if it showed a valid credential."""
         return self.kind not in ("anonymous", "stranger")
 
     def reads(self, name: str) -> bool:
-        """Whether it may read about the model of this name."""
+        """Returns True if it may read about the model of this name."""
         return self.predict.touches(name) or self.control.touches(name)
 
     @property
     def reads_everything(self) -> bool:
-        """Whether it may read about every model."""
+        """Returns True if it may read about every model."""
         return self.predict.everything or self.control.everything
 
 

@@ -48,7 +48,7 @@ def new_token() -> str:
 
 
 def digest(secret: bytes) -> bytes:
-    """What the file keeps of a token."""
+    """Returns what the file keeps of a token."""
     return hashlib.sha256(secret).digest()
 
 

@@ -54,7 +54,7 @@ _NO_LIMIT: Final = 1 << 62
 
 class Recorder:
     """`capture` gives the settings of a model. `counted` is called with the model, a result (`kept`, `full`,
-    `large`, `unnamed`, `failed`) and a number. Only the event loop calls the methods, but for `_write` and
+    `large`, `unnamed`, `failed`) and a number. Only the event loop calls the methods, except `_write` and
     `_expire`."""
 
     def __init__(

@@ -152,7 +152,7 @@ class CaptureStore:
 
     def _delete(self, where: str, values: Collection[Any]) -> int:
         """Deletes rows, and returns their room to the disk. Part by part, so that others may write between
-        the parts, and so that a part fits into memory: on a full disk there is no room for a journal."""
+        the parts, and so that a part fits into memory: on a full disk a journal has no room."""
         deleted = 0
         while self._query(f"SELECT 1 FROM capture WHERE {where} LIMIT 1", values):
             try:
@@ -265,7 +265,7 @@ class CaptureStore:
             db.execute("COMMIT")
 
     def _opened(self, *, create: bool) -> sqlite3.Connection | None:
-        """The connection; None where there is no file, unless one is created."""
+        """Returns the connection; None if the file does not exist and is not to be created."""
         if self._db is not None and not self._path.exists():
             self._db.close()  # somebody has removed the file
             self._db = None

@@ -223,7 +223,7 @@ class Replayed:
                 chunks = client.chunks(path, form="frames", last=str(count))
             try:
                 for record in from_frames(chunks):
-                    # What is here may be replayed, however old it is.
+                    # All of it may be replayed, however old it is.
                     copy.add([record], Limits(math.inf, 1 << 62))
             except Unreadable as error:
                 raise Failure(

@@ -174,7 +174,7 @@ def _told(view: Mapping[str, Any]) -> str:
 
 
 def answered(kind: str, found: Mapping[str, Any] | None) -> list[str]:
-    """What the answers to captured or copied requests have shown."""
+    """Describes what the answers to captured or copied requests have shown."""
     if not found or not found["requests"]:
         return []
     lines = [

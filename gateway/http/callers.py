@@ -67,7 +67,7 @@ class Callers:
 
     def from_here(self, record: RequestRecord) -> bool:
         """Whether a browser sends a request for a page of this gateway, or for its user alone, and no other
-        page made it. A program that is no browser says nothing, and has no cookie of ours by accident."""
+        page made it. A program other than a browser says nothing, and has our cookie only on purpose."""
         headers = record.headers
         site = headers.get(b"sec-fetch-site")
         if site is not None:
@@ -194,7 +194,7 @@ class Callers:
         return principal.reads
 
     def readiness(self, record: RequestRecord, view: ReadinessView) -> ReadinessView:
-        """What the caller may see of the gateway's readiness."""
+        """Returns what the caller may see of the gateway's readiness."""
         if not self.controls(record, None):
             # Probes come from elsewhere, and need not know where the registry lies.
             registry = view.registry

@@ -220,7 +220,7 @@ class Control:
                 raise _invalid(f"?{name[:64]}", "is not known", "limit, after or q", hint=hint)
         limit = given.get("limit")
         if limit is not None and not (limit.isascii() and limit.isdigit() and 0 < int(limit[:9]) <= MOST):
-            raise _invalid("?limit", "is no number of items", f"1 to {MOST}")
+            raise _invalid("?limit", "is not a number of items", f"1 to {MOST}")
         reads = self._access.reads(request.scope[problems.RECORD])
         return Page(None if limit is None else int(limit), given.get("after"), given.get("q") or None, reads)
 

@@ -43,7 +43,7 @@ _EDGES: Final = 10.0 ** (np.arange(-12 * 5, 2 * 5 + 1) / 5)
 @dataclass(slots=True)
 class Column:
     """The counts of one output column. `near`: numbers that differ within the tolerance. `flips`: values that
-    differ and are no numbers. `spread`: a histogram of the relative differences that are not 0."""
+    differ and are not numbers. `spread`: a histogram of the relative differences that are not 0."""
 
     values: int = 0
     exact: int = 0
@@ -360,7 +360,7 @@ class Agreement:
 
     @property
     def breached(self) -> bool:
-        """Whether the agreement is proved to be below `wanted`, however often this was asked. Cheap."""
+        """Returns True if the agreement is proved to be below `wanted`, however often it is called."""
         if self._bet is None:
             return self.rows_agreed < self.rows
         return self._bet.peak >= 1.0 / self._alpha

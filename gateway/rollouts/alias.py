@@ -88,7 +88,7 @@ class LiveAlias:
 
     @property
     def in_steps(self) -> bool:
-        """Whether a new version currently gets a part of the requests."""
+        """Returns True if a new version currently gets a part of the requests."""
         return self.rollout is not None and not self.rollout.watching
 
     def observe_with(self, rollout: Rollout | None) -> None:

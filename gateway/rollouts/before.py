@@ -66,7 +66,7 @@ class Before:
 
     @property
     def checks(self) -> bool:
-        """Whether the next answer is compared with the output schema."""
+        """Returns True if the next answer is compared with the output schema."""
         return self._slot().checked < CHECKS
 
     def observe(self, *, failed: bool, seconds: float, violated: bool | None = None) -> None:

@@ -249,7 +249,7 @@ class Conductor:
                 log.warning("%s is watched without %s: %s", rollout.candidate, version, problem.message)
 
         def let_go() -> None:
-            """What the operator unloads is not kept."""
+            """Releases what the operator unloads."""
             for lease in [lease for lease in held if lease.servable.retiring is not None]:
                 held.remove(lease)
                 lease.release()

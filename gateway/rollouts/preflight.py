@@ -135,7 +135,7 @@ def _refused(report: Report, problem: Problem, version: Version) -> None:
 
 
 def _about_subject(report: Report, text: str, version: Version) -> str:
-    """A text about a version, about the subject instead: a directory is no version 1 of a model."""
+    """A text about a version, about the subject instead: a directory is not version 1 of a model."""
     if version.source.endswith(report.subject) or report.subject.endswith(version.source):
         return re.sub(rf"(?<![\w/@.-]){re.escape(str(version))}(?![\w/@.-])", lambda _: report.subject, text)
     return text

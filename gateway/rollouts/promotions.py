@@ -144,7 +144,7 @@ class Promotions:
         if to not in self._aliases.snapshot.models[name].versions:
             await self._ask(Reference(name, version=to))
         target = resolve(self._aliases.snapshot, Reference(name, version=to))
-        # `expect`: whoever moved it while this version was checked knows better.
+        # `expect`: a move that came while this version was checked is newer, and wins.
         move = Move(name, alias, to, entry.version, back=True)
         async with self._moved(move, target, force=True, moved_by=ROLLBACK) as moved:
             yield moved

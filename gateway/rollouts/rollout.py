@@ -224,7 +224,7 @@ class Rollout:
 
     @property
     def has_steps(self) -> bool:
-        """Whether there is a canary."""
+        """Returns True if there is a canary."""
         steps = self.course.steps if self.course.steps is not None else self.policy.canary.steps
         return bool(steps)
 
@@ -239,7 +239,7 @@ class Rollout:
 
     @property
     def watching(self) -> bool:
-        """Whether the candidate serves all callers."""
+        """Returns True if the candidate serves all callers."""
         return self.course.phase is Phase.WATCHING
 
     @property
@@ -255,7 +255,7 @@ class Rollout:
 
     @property
     def copies(self) -> bool:
-        """Whether the candidate gets copies of requests now."""
+        """Returns True if the candidate gets copies of requests now."""
         return self.course.phase is Phase.SHADOWING and not self.course.paused
 
     @property
@@ -277,7 +277,7 @@ class Rollout:
         return request_id if named is None else named.decode("latin-1")
 
     def takes(self, caller: str) -> bool:
-        """Whether the candidate answers this caller now."""
+        """Returns True if the candidate answers this caller now."""
         return assigned(caller, self.candidate.name, self.candidate.version, self.percent)
 
     def versions(self, caller: str, serving: Version) -> tuple[Version, Version | None]:

@@ -43,7 +43,7 @@ _POSTS: Final = (CODES, SIGN_IN, SIGN_OUT)
 
 
 def is_here(path: bytes) -> bool:
-    """Whether a raw path is one of the console's."""
+    """Returns True if a raw path is one of the console's."""
     return path == HOME or path.startswith(BELOW)
 
 

@@ -61,7 +61,7 @@ class Found(NamedTuple):
 
 
 def is_here(path: bytes) -> bool:
-    """Whether a raw path is one of these."""
+    """Returns True if a raw path is one of these."""
     if path.startswith(MODELS):
         return path[len(MODELS) :].endswith((OPENAPI, DOCS))
     return path in (OPENAPI, DOCS) or path.startswith(ASSETS)
