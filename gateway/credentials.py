@@ -64,7 +64,7 @@ class Team(Part):
 
 
 class AccessSettings(Part):
-    """Who may call the gateway."""
+    """Decides who may call the gateway."""
 
     tokens_file: Path | None = None
     """A list of `{name, sha256, team, predict, control, until}`; `gateway token create` makes an entry."""

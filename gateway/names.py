@@ -59,7 +59,7 @@ class Reference:
 
     @property
     def is_bare(self) -> bool:
-        """Whether it is a name alone."""
+        """Returns True if it is a name alone."""
         return bool(self.name) and self == Reference(self.name)
 
 

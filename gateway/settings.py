@@ -77,7 +77,7 @@ class Environments(Part):
     """How the gateway builds and chooses the environments of models."""
 
     build: Literal["auto", "never"] = "auto"
-    """Whether the gateway builds an environment when a model needs one."""
+    """auto: builds an environment when a model needs one. never: uses what is built already."""
     wheels_only: bool = True
     """Install only wheels: nothing is compiled, and no code of a package runs during a build."""
     as_of: Literal["created", "now"] = "created"
@@ -105,7 +105,7 @@ class Batch(Part):
     """Whether requests may share a call of the model, and the most rows in a call."""
 
     enabled: bool = True
-    """Whether requests that wait for the same model may share one call."""
+    """Lets requests that wait for the same model share one call."""
     max_rows: Annotated[int, Field(ge=1)] = 1024
     """The most rows in one call."""
 
@@ -137,11 +137,11 @@ class ModelSettings(Part):
     disk: Size | None = None
     """A process with more temporary files is ended. Not set: 4 GiB, at most a quarter of the disk."""
     pin: bool = False
-    """Whether the model is loaded at start and never evicted."""
+    """Loads the model at start and never evicts it."""
     idle_ttl: Duration | None = None
     """The model is unloaded after this time without a request. Not set: never for that reason."""
     batch: Annotated[Batch, BeforeValidator(_batch)] = Batch()
-    """Whether requests share a call: true, false, or `{enabled, max_rows}`."""
+    """Lets requests share a call: true, false, or `{enabled, max_rows}`."""
     # pydantic reserves the name `model_config`, so the field has another name here.
     config: dict[str, Any] = Field(default_factory=dict, alias="model_config")
     """The configuration for the model's loader; it overrides the package's own `model_config`."""
@@ -150,7 +150,7 @@ class ModelSettings(Part):
     env: Annotated[list[str], BeforeValidator(listed)] = []
     """The names of environment variables that the model process may see, in addition to a short list."""
     network: bool = True
-    """Whether the model process may use the network."""
+    """Lets the model process use the network."""
     readable: Annotated[list[str], BeforeValidator(listed)] = []
     """Paths that the model process may read, in addition to its package and its Python."""
     rollout: RolloutPolicy | None = None
@@ -251,7 +251,7 @@ class Settings(Part):
     admin_key_file: Path | None = None
     """The file with the key for control calls. Not set: the gateway writes a key to `state_dir`."""
     access: AccessSettings = AccessSettings()
-    """Who may call: tokens, JWTs, and callers without either."""
+    """Decides who may call: tokens, JWTs, and callers without either."""
     limits: dict[str, Limit] = {}
     """Limits by TEAM or `token:NAME`. They need credentials (`access`)."""
     console: bool = True
@@ -265,17 +265,17 @@ class Settings(Part):
     """The allowed beginnings of sources. None: any, but a remote registry may not name places on this
     machine."""
     mlflow_stages: bool = False
-    """Whether MLflow's stages answer as aliases: NAME@Production."""
+    """Lets MLflow's stages answer as aliases: NAME@Production."""
     mlflow_tags: bool = True
     """Whether the digests of first downloads are written back to MLflow as tags."""
     mlflow_status: bool = False
-    """Whether refusals are written back to MLflow as tags."""
+    """Writes refusals back to MLflow as tags."""
     log_format: Literal["auto", "json", "text"] = "auto"
     """`auto`: text on a terminal, JSON lines elsewhere."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The lowest level that is logged."""
     access_log: bool = False
-    """Whether the log has a line for each request."""
+    """Writes a log line for each request."""
     rollout: RolloutPolicy = RolloutPolicy()
     """How aliases move."""
     capture: CaptureSetting = Capture()
@@ -386,7 +386,7 @@ class Settings(Part):
         return self.for_model(name).capture or self.capture
 
     def captures(self, name: str) -> bool:
-        """Whether requests of a model are kept."""
+        """Returns True if requests of a model are kept."""
         return self.capture_of(name).share > 0
 
     def read_from(self, sources: Mapping[str, str], foreign: Sequence[str]) -> Self:

@@ -174,7 +174,7 @@ class Usage:
             self._asked[team, version.name].add(spent, count / total)
 
     def view(self, by: tuple[str, ...] = BY) -> dict[str, Any]:
-        """What was used since the start, by these of `BY`."""
+        """Returns the usage since the start, grouped by these of `BY`."""
         rows: dict[tuple[str, ...], Spent] = defaultdict(Spent)
         for key, spent in self._asked.items():
             rows[tuple(part for part, name in zip(key, BY, strict=True) if name in by)].add(spent)
@@ -204,7 +204,7 @@ class Usage:
 
 
 def _used(spent: Spent) -> dict[str, Any]:
-    """What was used without a request."""
+    """Returns the usage that belongs to no request."""
     return {name: value for name, value in spent.to_json().items() if name not in ("requests", "rows")}
 
 

@@ -138,7 +138,7 @@ def drop(
 
 
 class _Place(Protocol):
-    """Where the captured requests are."""
+    """Access to the captured requests: of a running gateway, or of a state directory."""
 
     name: str
 

@@ -183,7 +183,7 @@ def _differences(rollouts: Sequence[Mapping[str, Any]]) -> list[str]:
             lines.append(_under_way(rollout, step))
             continue
         if rollout["phase"] == "deleted" and rollout["serving"] is None:
-            continue  # as it was asked to be
+            continue  # a deleted alias is expected to serve nothing
         if not rollout["diverged"] and rollout["phase"] != "deleted":
             continue
         wanted = "is deleted" if rollout["desired"] is None else f"should serve version {rollout['desired']}"

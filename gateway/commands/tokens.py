@@ -20,7 +20,7 @@ Patterns = list[str] | None
 
 @app.command()
 def create(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Who holds the token, such as build-server.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Its holder, such as build-server.")],
     predict: Annotated[
         Patterns,
         typer.Option(

@@ -393,7 +393,7 @@ class Control:
         return {"accepted": True, "repeated": not fresh}
 
     async def _look_again(self, reference: Reference) -> None:
-        """Something happened to a model: if it is in use, the registry is asked now."""
+        """Reads the registry now if the model is in use: something happened to it."""
         if self._views.follows(reference.name):
             with contextlib.suppress(Problem):  # the next poll asks again
                 await self._watch.ask(reference)

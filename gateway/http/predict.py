@@ -226,7 +226,7 @@ def _failure(
 
 def attribute(record: RequestRecord, asked: float) -> None:
     """Says where the time of a failed request went: into the model, or into waiting for it. `asked`: when the
-    model was asked, 0 if it was not."""
+    model was called, 0 if it was not."""
     if asked and not record.predict:
         spent = perf_counter() - asked
         record.predict, record.queue = (spent, 0.0) if record.code in _MODEL_CODES else (0.0, spent)

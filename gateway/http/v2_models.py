@@ -1,4 +1,4 @@
-"""What the Open Inference Protocol (V2) says of the server and of models, whatever transport asks.
+"""The metadata of the Open Inference Protocol (V2) for the server and its models, equal for each transport.
 
 Knows the protocol's names for states, tensors and types; what a model's state means is `Views`' affair.
 """

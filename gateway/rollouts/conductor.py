@@ -178,7 +178,7 @@ class Conductor:
         work: dict[Phase, asyncio.Task[None]] = {}
 
         def look() -> None:
-            """What a phase needs next to the requests begins and ends with it."""
+            """Starts and stops what the phase needs next to the requests."""
             phase = rollout.course.phase
             for over in [begun for begun in work if begun is not phase]:
                 work.pop(over).cancel()

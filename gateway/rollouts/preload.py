@@ -69,7 +69,7 @@ class Entry:
 
 class Preload:
     """`pending`: what is not loaded yet, by its text, with the reason of its last failure ("" before one).
-    `unmatched`: patterns that match nothing, with the sentence that says so. `done`: everything was loaded
+    `unmatched`: patterns that match nothing, with a sentence for the user. `done`: everything was loaded
     once; it stays true. `again`: seconds between two looks at patterns that match nothing."""
 
     def __init__(

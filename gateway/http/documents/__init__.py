@@ -2,7 +2,8 @@
 
 `/openapi.json` and `/docs` are about the service, `/models/REFERENCE/openapi.json` and `…/docs` about the
 model that answers for the reference now. A document is made once for each version. Everything that a page
-needs is served here, and nothing is asked elsewhere. Knows paths, headers and who may see the saved example.
+needs is served here: it requests nothing from other hosts. Knows paths, headers and who may see the saved
+example.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ _API = ("docs", "API")
 
 @dataclass(frozen=True, slots=True)
 class Visitor:
-    """Who looks: `name` is None for a caller without a credential."""
+    """The caller that a page is made for: `name` is None without a credential."""
 
     name: str | None
 

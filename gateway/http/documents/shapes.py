@@ -76,7 +76,7 @@ def record(columns: Sequence[ColSpec]) -> Schema:
 
 
 def name(spec: ColSpec, place: int) -> str:
-    """What a column is called; one without a name has its number."""
+    """Returns the name of a column; one without a name has its number."""
     return str(place if spec.name is None else spec.name)
 
 
