@@ -47,6 +47,7 @@ _UNREAD: Final = (
     "string_view",
     "binary_view",
     "dense_union",
+    "sparse_union",
     "extension",
 )
 #: The types of a dictionary's values that may be long, and the bytes of their offsets.
@@ -87,7 +88,7 @@ def cost(body: bytes) -> int:
     batches = []
     try:
         with pa.ipc.open_stream(body) as stream:
-            kinds = [kind for field in stream.schema for kind in _kinds(field.type)]
+            kinds = [kind for field in stream.schema for kind in _kinds(field)]
         for message in pa.MessageReader.open_stream(body):
             if message.type == "schema":
                 ids = _dictionary_ids(memoryview(message.metadata))
@@ -105,20 +106,22 @@ def cost(body: bytes) -> int:
         for place, identity in uses:
             weights[place] += longest.get(identity, 0)
         total += sum(_message_bytes(message, weights) for message in batches)
-    except (pa.ArrowException, OSError, ValueError, LookupError, struct.error) as error:
+    except (pa.ArrowException, OSError, ValueError, LookupError, OverflowError, struct.error) as error:
         raise _malformed(error) from None
     return total
 
 
-def _kinds(kind: Any) -> list[Any]:
+def _kinds(field: Any) -> list[Any]:
     """The type of a column, then those of its inner columns, in the order in which a record batch lists
-    them. Raises MALFORMED_BODY for a type that is not supported."""
+    them. Raises MALFORMED_BODY for a type that is not supported, ValueError for a name that is not UTF-8."""
+    kind = field.type
     name = str(kind)
     is_dictionary = name.startswith("dictionary")
     if name.startswith(_UNREAD) or (is_dictionary and kind.value_type.num_fields):
         message = f"columns of the Arrow type {name[:40]} are not supported"
         raise Problem("MALFORMED_BODY", message, hint="send strings, lists or plain numbers")
-    inner = [] if is_dictionary else [kind.field(i).type for i in range(kind.num_fields)]
+    str(field.name)  # pyarrow decodes it here
+    inner = [] if is_dictionary else [kind.field(i) for i in range(kind.num_fields)]
     return [kind, *(deeper for one in inner for deeper in _kinds(one))]
 
 
@@ -203,15 +206,22 @@ def _message_bytes(message: Any, weights: list[int]) -> int:
     if message.type == "dictionary":
         batch, weights = _table_at(head, batch, 1, root=False), []
     length = _field(head, batch, 0)
-    total = _PLAIN_BYTES * (struct.unpack_from("<q", head, length)[0] if length else 0)
+    total = _PLAIN_BYTES * _size(struct.unpack_from("<q", head, length)[0] if length else 0)
     for place, (items, _) in enumerate(_pairs(head, batch, 1)):
-        total += items * (weights[place] if place < len(weights) else _OBJECT_BYTES)
+        total += _size(items) * (weights[place] if place < len(weights) else _OBJECT_BYTES)
     packed = _field(head, batch, 3) != 0
     for offset, size in _pairs(head, batch, 2):
         if packed and size >= 8:
             size = max(size, struct.unpack_from("<q", message.body, offset)[0])
-        total += 2 * size
+        total += 2 * _size(size)
     return total
+
+
+def _size(stated: int) -> int:
+    """A size that a message states. Raises ValueError for a negative one: it would hide what others take."""
+    if stated < 0:
+        raise ValueError("a negative size")
+    return stated
 
 
 def _field(head: memoryview, table: int, number: int) -> int:

@@ -25,6 +25,11 @@ from loaders.spelling import counted
 #: Maximum cells of a table of records, per value sent; and the number that is always allowed.
 _SPARSEST, _SPARSE = 16, 100_000
 
+#: What pyarrow raises for a value without an equal in Python, such as a date in the year 5 million, a decimal
+#: with a million zeros, or a map with one key twice. Its own exceptions derive from these.
+_UNREADABLE = (ValueError, ArithmeticError, LookupError, TypeError, NotImplementedError)
+_SHOWN_TYPE = 40
+
 Style = Literal["rows", "columns", "record", "list", "value"]
 Name = str | int
 
@@ -345,7 +350,14 @@ def from_arrow(table: Any, faults: Faults) -> Table | None:
     names = list(table.column_names)
     if not _are_unique(names, "arrow.columns", faults):
         return None
-    columns = [_arrow_array(table.column(i)) for i in range(len(names))]
+    columns = []
+    for i, name in enumerate(names):
+        try:
+            columns.append(_arrow_array(table.column(i)))
+        except _UNREADABLE:
+            faults.add(f"arrow.{shown(name)}", v.UNREADABLE, got=str(table.column(i).type)[:_SHOWN_TYPE])
+    if len(columns) < len(names):
+        return None
     return Table([*names], columns, table.num_rows, "python", "arrow", "columns", "arrow")
 
 

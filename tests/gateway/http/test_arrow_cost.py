@@ -10,8 +10,12 @@ import pytest
 
 from gateway.errors import Problem
 from gateway.http import arrow
+from loaders.enforcement import InvalidInput, Mode, enforce
 from loaders.enforcement.tables import from_arrow
+from loaders.enforcement.violations import UNREADABLE as UNREADABLE_VALUE
 from loaders.enforcement.violations import Faults
+from loaders.schema import ColSpec, Scalar
+from loaders.signature import Signature
 
 pa: Any = pytest.importorskip(
     "pyarrow", reason="needs pyarrow, which is not installed here (part of the test-all set)"
@@ -92,6 +96,7 @@ UNREAD = {
     ),
     "an extension": pa.ExtensionArray.from_storage(pa.uuid(), pa.array([bytes(16)], pa.binary(16))),
 }
+UNREAD["a sparse union"] = pa.UnionArray.from_sparse(pa.array([0], pa.int8()), [pa.array([1.0])])
 UNREAD["a list of dictionaries of lists"] = pa.ListArray.from_arrays(
     pa.array([0, 1], pa.int32()), UNREAD["a dictionary of lists"]
 )
@@ -112,6 +117,53 @@ def test_the_values_of_a_dictionary_are_made_once() -> None:
     cells = list(table.columns[0])
     assert cells == ["a" * 1000, None, "b", "a" * 1000]
     assert cells[0] is cells[3]
+
+
+def longer(kind: Any, value: int) -> Any:
+    """A column of one number, read as another type of the same width."""
+    return pa.array([value], pa.int32() if kind.bit_width == 32 else pa.int64()).view(kind)
+
+
+UNREADABLE = {
+    "a map with a key twice": pa.array([[("k", 1.0), ("k", 2.0)]], pa.map_(pa.string(), pa.float64())),
+    "a map with lists as keys": pa.array([[([1], 1.0)]], pa.map_(pa.list_(pa.int64()), pa.float64())),
+    "a date in the year 5 million": longer(pa.date32(), 2**31 - 1),
+    "a duration of an age of the universe": longer(pa.duration("s"), 2**62),
+    "a moment in a list": pa.ListArray.from_arrays(
+        pa.array([0, 1], pa.int32()), longer(pa.timestamp("s"), 2**62)
+    ),
+    "a time zone that is not known": pa.ListArray.from_arrays(
+        pa.array([0, 1], pa.int32()), longer(pa.timestamp("s", "Foo/Bar"), 0)
+    ),
+    "a field twice": pa.StructArray.from_arrays([pa.array([1]), pa.array([2])], ["d", "d"]),
+    "a decimal of two million digits": pa.array([bytes([1] * 16)], pa.binary(16)).view(
+        pa.decimal128(38, -(2**21))
+    ),
+}
+
+
+@pytest.mark.parametrize("mode", ["strict", "mlflow", "warn"])
+@pytest.mark.parametrize("column", UNREADABLE)
+def test_a_value_that_python_cannot_hold_is_a_violation(column: str, mode: Mode) -> None:
+    body = stream(pa.table({"good": [1.0], "x": UNREADABLE[column]}))
+    arrow.cost(body)
+    signature = Signature(inputs=(ColSpec(Scalar.double, "good"), ColSpec(Scalar.double, "x")))
+    with pytest.raises(InvalidInput) as refused:
+        enforce(signature, arrow.read(body), mode=mode)
+    assert {violation.path for violation in refused.value.violations} <= {"arrow.x", "arrow"}
+    if mode == "strict":
+        assert refused.value.violations[0].problem == UNREADABLE_VALUE
+
+
+def test_a_negative_size_does_not_hide_the_others() -> None:
+    body = stream(pa.table({"x": np.zeros(1000)}))
+    damaged = 0
+    for place in range(0, len(body) - 8, 8):
+        if body[place : place + 8] == (1000).to_bytes(8, "little"):  # the batch's rows, the column's items
+            with pytest.raises(Problem):
+                arrow.cost(body[:place] + (-(2**40)).to_bytes(8, "little", signed=True) + body[place + 8 :])
+            damaged += 1
+    assert damaged >= 2
 
 
 @pytest.mark.parametrize("body", [b"", b"x" * 100])
