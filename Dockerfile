@@ -1,13 +1,14 @@
 # syntax=docker/dockerfile:1
 # The gateway as an image: a virtual environment on any base that has python3 >= 3.11.
 #
-#   BASE       where it is built and where it runs: both need the same Python
+#   BASE       where it is built and where it runs: both need the same Python. Pin it by digest for a release:
+#              python:3.13-slim@sha256:…
 #   EXTRAS     frameworks, stores, grpc and jwt, by the names of the extras in pyproject.toml: sklearn,xgboost,s3,…
 #   PACKAGES   more for pip: what models of your own import
 #   VERSION, REVISION, CREATED   for the labels
 #   --secret id=pip.conf   pip's configuration, for an index or proxy of your own
 #   --secret id=ca         a certificate, named in that file as /run/secrets/ca
-# Neither secret becomes part of the image.
+# Neither secret becomes part of the image. /opt/gateway/sbom.cdx.json (CycloneDX) lists the Python packages in it.
 ARG BASE=python:3.13-slim
 
 FROM ${BASE} AS build
@@ -27,8 +28,15 @@ RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=ca --mount=type=cache
     PIP_CONFIG_FILE=/run/secrets/pip.conf \
     /opt/pip/bin/python -m pip --python /opt/gateway/bin/python --disable-pip-version-check \
     install --only-binary :all: "/src[${EXTRAS}]" ${PACKAGES}
+# The list of what was installed. The tool that writes it stays in this stage.
+RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=ca --mount=type=cache,target=/root/.cache/pip \
+    PIP_CONFIG_FILE=/run/secrets/pip.conf \
+    /opt/pip/bin/python -m pip --disable-pip-version-check install --only-binary :all: cyclonedx-bom==7.5.0 \
+    && /opt/pip/bin/cyclonedx-py environment --output-reproducible \
+        --output-file /opt/gateway/sbom.cdx.json /opt/gateway/bin/python
 
 FROM ${BASE}
+ARG BASE
 # The user needs a name: frameworks look it up.
 RUN groupadd --gid 10001 gateway \
     && useradd --uid 10001 --gid 10001 --home-dir /var/lib/gateway --no-create-home --shell /usr/sbin/nologin gateway \
@@ -59,6 +67,7 @@ ARG CREATED=unknown
 LABEL org.opencontainers.image.title="model-gateway" \
       org.opencontainers.image.description="Turns a model registry into a prediction service" \
       org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.base.name="${BASE}" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.created="${CREATED}"

@@ -7,16 +7,17 @@ not know HTTP, models or the ledger: it receives names and numbers.
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Final, TypedDict, Unpack
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram, Info
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from gateway import events
+from gateway import __version__, events
 from gateway.tallies import PHASES, Cached, Served
 from gateway.vitals import Vitals
 
@@ -83,6 +84,8 @@ class Metrics:
         self._teams: set[str] = set()
         #: Called for each request that has ended.
         self.usage: Callable[[RequestRecord], None] = lambda record: None
+        build = Info("gateway_build", "The gateway that runs, and its Python.", registry=own)
+        build.info({"version": __version__, "python": platform.python_version()})
         self._batches = Histogram(
             "gateway_batch_rows",
             "Rows per call of a model.",

@@ -133,7 +133,9 @@ TABLE: dict[str, Row] = {
     "views": row(ROLLOUTS, "registries.watcher", "registries.document", loaders=True),
     "vitals": row(),
     "tallies": row(libraries="prometheus_client numpy"),
-    "metrics": row(LEAVES, "record", "vitals", "tallies", libraries="prometheus_client", loaders=True),
+    "metrics": row(
+        LEAVES, "record", "vitals", "tallies", "__version__", libraries="prometheus_client", loaders=True
+    ),
     # HTTP receives parts and never the application: what `views` read, and who carries out the verbs.
     "http": row(
         LEAVES, VERSION, CAPTURE, "record", "service", "views", "metrics", "access", "usage", "__version__",

@@ -15,13 +15,18 @@ import pytest
 
 import gateway
 from tests.support.attempts import ATTEMPTS, REFUSED, write_attempts
-from tests.support.containers import IMAGE, ROOT, Contained, Containers, log_iris, tool
+from tests.support.containers import BASE, IMAGE, ROOT, Contained, Containers, log_iris, tool
 from tests.support.shell import free_port
 
 pytestmark = pytest.mark.all
 
 MOST_BYTES = 1_000_000_000
 MOST_SECONDS = 30.0
+INSTALLED = """
+import json
+from importlib.metadata import distributions
+print(json.dumps([(each.metadata["Name"], each.version) for each in distributions()]))
+"""
 VICTIM = "/var/lib/gateway/secret/admin.key"
 
 
@@ -114,6 +119,18 @@ def test_it_holds_what_is_needed_and_no_more(start: Callable[[], Contained]) -> 
     assert labels["org.opencontainers.image.version"] == "1.2.3"
     assert labels["org.opencontainers.image.revision"] == "abc"
     assert labels["org.opencontainers.image.created"] == "2026-01-01T00:00:00Z"
+    assert labels["org.opencontainers.image.base.name"] == BASE
+    # The bill of materials lists exactly what is installed.
+    bill = json.loads(container.execute("cat", "/opt/gateway/sbom.cdx.json"))
+    assert bill["bomFormat"] == "CycloneDX"
+    listed = {(canonical(part["name"]), part["version"]) for part in bill["components"]}
+    installed = json.loads(container.execute("/opt/gateway/bin/python", "-c", INSTALLED))
+    assert listed == {(canonical(name), version) for name, version in installed}
+    assert ("model-gateway", gateway.__version__) in listed
+
+
+def canonical(name: str) -> str:
+    return name.lower().replace("_", "-").replace(".", "-")
 
 
 AS_ROOT = (

@@ -33,6 +33,7 @@ class Running:
         *,
         port: int | None = 0,
         before: Sequence[str] = (),
+        python: str = sys.executable,
     ) -> None:
         settings = {
             "GATEWAY_CACHE_DIR": str(directory / "cache"),
@@ -52,7 +53,7 @@ class Running:
         clean.pop("PYTHONDONTWRITEBYTECODE", None)
         listening = [] if port is None else ["--port", str(port)]
         self.process = subprocess.Popen(
-            [*before, sys.executable, "-m", "gateway", "serve", *listening, *arguments],
+            [*before, python, "-m", "gateway", "serve", *listening, *arguments],
             cwd=directory,
             env={**clean, **settings, **environ},
             stdin=subprocess.DEVNULL,
