@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from functools import partial
 
-from gateway import cgroup, environments, events, logs
+from gateway import cgroup, environments, events, logs, spans
 from gateway.access import Access
 from gateway.artifacts.cache import Artifacts
 from gateway.artifacts.packages import Packages, formats
@@ -95,7 +96,9 @@ class Gateway:
             # Hints reach clients, who must not see a path of this machine.
             (lambda version: "DIRECTORY") if isinstance(registry, ListedModels) else None,
         )
-        self._zygotes = Zygotes(sink=lambda line: log.info("zygote: %s", line))
+        self.spans = spans.begin(os.environ)
+        traced = self.spans is not None
+        self._zygotes = Zygotes(sink=lambda line: log.info("zygote: %s", line), timed=traced)
         self._packs = Packs(self._zygotes)
         self._placement = Placement(
             settings, self._zygotes, lambda *news: self._upkeep.observe(*news), packs=self._packs
@@ -108,23 +111,21 @@ class Gateway:
             prepare=self._packages.get,
             open_runner=self._placement.open,
             with_runtime=self._preparation.with_runtime,
-            options=lambda name: Options.of(settings, name),
+            options=lambda name: Options.of(settings, name, traced=traced),
             measured=self._persistence.save_measurement,
             emit=self._emit,
             clock=time.monotonic,
             max_concurrent_loads=settings.max_concurrent_loads,
             capacity_wait=min(CAPACITY_WAIT, settings.cold_wait),
+            **({} if self.spans is None else {"traced": self.spans.load}),
         )
         gates = Gates(
             self.manager, prepare=self._packages.get, policy=lambda model: policy_of(settings, model)
         )
         self.recorder = Recorder(
-            CaptureStore(settings.state_dir, registry.identity),
-            settings.state_dir,
-            self._pools.disk,
-            capture=settings.capture_of,
-            counted=self.metrics.captured,
-        )
+            CaptureStore(settings.state_dir, registry.identity), settings.state_dir, self._pools.disk,
+            capture=settings.capture_of, counted=self.metrics.captured,
+        )  # fmt: skip
         self.aliases = Aliases(
             self.manager,
             gates,
@@ -154,14 +155,9 @@ class Gateway:
             recorder=self.recorder,
         )
         self.promotions = Promotions(
-            self.aliases,
-            self.manager,
-            registry,
-            io,
-            ask=self.watch.ask,
-            take=self.watch.take,
+            self.aliases, self.manager, registry, io, ask=self.watch.ask, take=self.watch.take,
             quiet=lambda version: self._packages.get(version, remember=False),
-        )
+        )  # fmt: skip
         again = LISTING_INTERVAL if registry.partial else LOOK_AGAIN
         preload = Preload.parsed(settings.preload, settings.default_alias, again=again)
         self.residency = Residency(self.aliases, self.manager, self.watch, registry, io, pending=preload)
@@ -174,6 +170,7 @@ class Gateway:
         self.parts = Parts.of(
             settings, self.service, self.views, self.promotions, self.residency, self.watch, self.metrics,
             self.recorder, access=self.access, usage=self.usage, draining=lambda: self.draining,
+            spans=self.spans,
         )  # fmt: skip
         self._governor = Governor(
             cgroup.memory_usage,
@@ -235,6 +232,8 @@ class Gateway:
         await self._zygotes.close()
         await self.recorder.close()
         await self._persistence.close()
+        if self.spans is not None:
+            await self.spans.close()
         await asyncio.to_thread(self.access.audit.close)
         self.registry.close()
         self._pools.close()

@@ -7,11 +7,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gateway.access.principal import Principal
     from gateway.registries.base import Version
+    from gateway.tracing import Work
 
 
 @dataclass(slots=True)
@@ -27,7 +28,8 @@ class RequestRecord:
     a prediction. `rows`: how many it has, 0 before they are counted. `lenient`: strict enforcement would have
     refused its input. `cached`: whether its version was loaded when it came; None if it did not get that far.
     `elsewhere`: the model runs in another environment than its own. `late`: it came when the gateway refused
-    new work.
+    new work. Only where traces are exported: `work`, the call of the model that answered it; `span`, its
+    span; `status`, the answer's.
     """
 
     id: bytes = b""
@@ -49,6 +51,9 @@ class RequestRecord:
     cached: bool | None = None
     elsewhere: bool = False
     late: bool = False
+    work: Work | None = None
+    span: Any = None
+    status: int = 0
 
     @property
     def shown_id(self) -> str:

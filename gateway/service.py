@@ -207,7 +207,11 @@ class Service:
         finally:
             if lease is not None:
                 lease.release()
-        record.queue, record.predict = outcome.queue_seconds, outcome.predict_seconds
+        record.queue, record.predict, record.work = (
+            outcome.queue_seconds,
+            outcome.predict_seconds,
+            outcome.work,
+        )
         marks = LENIENT if record.lenient else ()
         if mismatch is not None:
             warnings, marks = (*warnings, *mismatch), (*MISMATCH, *marks)

@@ -9,17 +9,29 @@ Must not know HTTP or logs. Source of the form: https://www.w3.org/TR/trace-cont
 from __future__ import annotations
 
 import asyncio
+import time
 import weakref
 from contextvars import ContextVar
 from random import Random
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 _HEX: Final = b"0123456789abcdef"
 _LENGTH: Final = len("00-") + 32 + 1 + 16 + len("-00")
-_SAMPLED: Final = 1
+#: The flag of a trace that is recorded.
+SAMPLED: Final = 1
 #: The standard requires to pass on this much; more is dropped.
 _MAX_STATE: Final = 512
 _IDS: Final = Random()
+
+
+class Work(NamedTuple):
+    """One call of a model: when it began and ended, in nanoseconds since the epoch, measured in the model's
+    process where it has one; how many requests shared it, and their rows."""
+
+    began: int
+    ended: int
+    requests: int
+    rows: int
 
 
 class Trace:
@@ -27,9 +39,11 @@ class Trace:
 
     __slots__ = ("_state", "_task", "flags", "span_id", "trace_id")
 
-    def __init__(self, trace_id: str, flags: int, state: str, task: asyncio.Task[Any]) -> None:
+    def __init__(
+        self, trace_id: str, flags: int, state: str, task: asyncio.Task[Any], span_id: str = ""
+    ) -> None:
         self.trace_id = trace_id
-        self.span_id = f"{_IDS.getrandbits(64) or 1:016x}"
+        self.span_id = span_id or f"{_IDS.getrandbits(64) or 1:016x}"
         self.flags = flags
         self._state = state
         self._task = weakref.ref(task)
@@ -50,6 +64,7 @@ class Trace:
 
 
 _current: ContextVar[Trace | None] = ContextVar("trace", default=None)
+_worked: ContextVar[tuple[int, int] | None] = ContextVar("worked", default=None)
 
 
 def begin(traceparent: bytes, tracestate: bytes = b"") -> Trace | None:
@@ -65,6 +80,21 @@ def begin(traceparent: bytes, tracestate: bytes = b"") -> Trace | None:
     trace = Trace(*named, state, task)
     _current.set(trace)
     return trace
+
+
+def enter(trace_id: str, span_id: str, flags: int, state: str) -> Trace | None:
+    """Makes the running task the part of a trace that has this id. Returns None outside of a task."""
+    task = asyncio.current_task()
+    if task is None:
+        return None
+    trace = Trace(trace_id, flags, state, task, span_id)
+    _current.set(trace)
+    return trace
+
+
+def origin() -> Trace | None:
+    """The trace of the request that caused what runs now, also after its end."""
+    return _current.get()
 
 
 def current() -> Trace | None:
@@ -94,4 +124,23 @@ def parse(traceparent: bytes) -> tuple[str, int] | None:
         return None
     if not trace_id.strip(b"0") or not parent_id.strip(b"0"):
         return None
-    return trace_id.decode(), int(flags, 16) & _SAMPLED
+    return trace_id.decode(), int(flags, 16) & SAMPLED
+
+
+def report(worked: object) -> None:
+    """Keeps the times that a model process gave for the call that the running task made. The process may be
+    hostile: anything but two times in order is ignored."""
+    match worked:
+        case [int(began), int(ended)] if 0 < began <= ended < 1 << 63:
+            _worked.set((began, ended))
+
+
+def work(requests: int, rows: int, seconds: float) -> Work:
+    """The call that the running task has just made: by the times that its process gave, else by these
+    seconds."""
+    worked = _worked.get()
+    if worked is None:
+        ended = time.time_ns()
+        return Work(ended - round(seconds * 1e9), ended, requests, rows)
+    _worked.set(None)
+    return Work(*worked, requests, rows)

@@ -126,7 +126,7 @@ TABLE: dict[str, Row] = {
     # The same gates without a server: a small composition root of its own.
     "rollouts.offline": row(ROLLOUTS, PARTS, loaders=True),
     # A request's facts: which version answered.
-    "record": row(VERSION, "access.principal"),
+    "record": row(LEAVES, VERSION, "access.principal"),
     "service": row(
         ROLLOUTS, RUNNER, CAPTURE, "record", "access.principal", "access.limits", loaders=True
     ),
@@ -138,7 +138,8 @@ TABLE: dict[str, Row] = {
     ),
     # HTTP receives parts and never the application: what `views` read, and who carries out the verbs.
     "http": row(
-        LEAVES, VERSION, CAPTURE, "record", "service", "views", "metrics", "access", "usage", "__version__",
+        LEAVES, VERSION, CAPTURE, "record", "service", "views", "metrics", "access", "usage", "spans",
+        "__version__",
         "rollouts.promotions", "rollouts.residency", "registries.watcher", "registries.webhooks",
         "registries.hosted",
         libraries="starlette uvicorn httptools orjson numpy pyarrow pydantic pydantic_core", loaders=True,
@@ -157,10 +158,12 @@ TABLE: dict[str, Row] = {
         "cgroup", "serving", "views", "metrics", "upkeep", "http.connections", "registries.watcher",
     ),
     "usage": row(VERSION, "record", "serving", "metrics"),
+    # Requests and loads as spans of OpenTelemetry.
+    "spans": row(LEAVES, "record", "serving", "__version__", libraries="opentelemetry"),
     "upkeep": row(LEAVES, PREPARED, "artifacts.cache", "runners", "serving"),
     "app": row(
         LEAVES, PARTS, CAPTURE, "serving", "rollouts", "service", "views", "http", "metrics", "gauges",
-        "persistence", "notify", "upkeep", "access", "usage",
+        "persistence", "notify", "upkeep", "access", "usage", "spans",
     ),
     "server": row(LEAVES, PARTS, "app", "http", "grpc", libraries="uvicorn uvloop"),
     # Python's interface: registry and artifacts, without a server.

@@ -78,13 +78,14 @@ class Calls:
         self._access = parts.access
         self._logged = parts.settings.access_log
         self._service = service
+        self._spans = parts.spans
         self._drained = drained
 
     def unary(self, method: str, work: Work) -> Callable[[bytes, Any], Awaitable[bytes | None]]:
         """Returns a handler for one message and one answer."""
 
         async def handle(body: bytes, context: Any) -> bytes | None:
-            call = self._begun(context)
+            call = self._begun(method, context)
             answer = await self._answered(method, work, body, call)
             if isinstance(answer, Problem):
                 trailing = [*call.metadata(), *statuses.metadata(answer)]
@@ -115,17 +116,25 @@ class Calls:
                     body = coming.result()
                     if body is None:
                         return
-                    answer = await self._answered(method, work, body, self._begun(context))
+                    answer = await self._answered(method, work, body, self._begun(method, context))
                     yield refused(statuses.text(answer)) if isinstance(answer, Problem) else answer
             finally:
                 drained.cancel()
 
         return handle
 
-    def _begun(self, context: Any) -> Call:
+    def _begun(self, method: str, context: Any) -> Call:
         call = Call(context)
         headers = call.record.headers
-        if b"traceparent" in headers:
+        if self._spans is not None and method not in QUIET:
+            names = [name for name in (b"traceparent", b"tracestate") if name in headers]
+            self._spans.request(
+                call.record,
+                f"{self._service}/{method}",
+                {"rpc.system": "grpc", "rpc.service": self._service, "rpc.method": method},
+                {name.decode(): headers[name].decode("latin-1") for name in names},
+            )
+        elif b"traceparent" in headers:
             tracing.begin(headers[b"traceparent"], headers.get(b"tracestate", b""))
         return call
 
@@ -157,6 +166,8 @@ class Calls:
                 self._metrics.record(record)
             if self._logged and method not in QUIET:
                 self._log(method, body, answer, record)
+            if record.span is not None and self._spans is not None:
+                self._spans.answered(record, failed=isinstance(answer, Problem) and answer.status >= 500)
         return answer
 
     def _log(self, method: str, body: bytes, answer: bytes | Problem | None, record: RequestRecord) -> None:

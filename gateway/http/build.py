@@ -20,7 +20,7 @@ from gateway.http.invocations import Invocations
 from gateway.http.lookalikes import Lookalikes
 from gateway.http.predict import Prediction
 from gateway.http.problems import CLOSE, RECORD, request_id
-from gateway.http.tracing import traced
+from gateway.http.tracing import UNTRACED, observed, traced
 from gateway.http.v2 import OpenInference
 from gateway.record import RequestRecord
 
@@ -48,6 +48,7 @@ def build(parts: Parts, hosting: Hosting | None = None, admin_port: int | None =
     logged = parts.settings.access_log
     callers = parts.access
     guarded = callers.guarded
+    spans = parts.spans
     if logged:
         access_log.enable()
 
@@ -59,7 +60,9 @@ def build(parts: Parts, hosting: Hosting | None = None, admin_port: int | None =
         record = scope[RECORD] = RequestRecord(request_id(headers), headers)
         if len(headers) < len(scope["headers"]):
             record.twice = problems.contradiction(scope["headers"])
-        if b"traceparent" in headers:
+        if spans is not None and scope["path"] not in UNTRACED:
+            send = observed(spans, scope, record, send)
+        elif b"traceparent" in headers:
             send = traced(scope["headers"], send)
         if admin_port is not None:
             record.administers = scope["server"][1] == admin_port
@@ -77,6 +80,9 @@ def build(parts: Parts, hosting: Hosting | None = None, admin_port: int | None =
                 parts.metrics.record(record)
             if line is not None:
                 line.write()
+            if record.span is not None and spans is not None:
+                record.span.set_attribute("http.response.status_code", record.status)
+                spans.answered(record, failed=record.status >= 500)
 
     def route(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         path = _raw_path(scope)

@@ -21,15 +21,16 @@ if TYPE_CHECKING:
     from gateway.rollouts.residency import Residency
     from gateway.service import Service
     from gateway.settings import Settings
+    from gateway.spans import Spans
     from gateway.usage import Usage
     from gateway.views import Views
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """`draining`: whether the gateway is stopping and clients should go elsewhere. The last five belong to
-    HTTP itself: who may call, bodies of predictions by whatever protocol they come, the event stream, and
-    captured requests."""
+    """`draining`: whether the gateway is stopping and clients should go elsewhere. `spans`: None where no
+    traces are exported. The last five belong to HTTP itself: who may call, bodies of predictions by whatever
+    protocol they come, the event stream, and captured requests."""
 
     service: Service
     views: Views
@@ -40,6 +41,7 @@ class Parts:
     settings: Settings
     draining: Callable[[], bool]
     usage: Usage
+    spans: Spans | None
     access: Callers
     bodies: BodyReader
     large_bodies: LargeBodies
@@ -61,6 +63,7 @@ class Parts:
         access: Access,
         usage: Usage,
         draining: Callable[[], bool],
+        spans: Spans | None = None,
     ) -> Parts:
         """These parts of the gateway, with what HTTP itself needs as the settings say."""
         return cls(
@@ -73,6 +76,7 @@ class Parts:
             settings,
             draining,
             usage,
+            spans,
             access=Callers(access, elsewhere=settings.admin_listen is not None),
             bodies=BodyReader(settings.max_body_bytes, settings.max_inflight_bytes),
             large_bodies=LargeBodies(settings.max_inflight_bytes),

@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
+from gateway import tracing
 from gateway.runners.base import (
     FAILURES,
     ModelError,
@@ -264,6 +265,8 @@ class PackedRunner:
                 raise
             if reply["op"] == "error":
                 raise self._without_path(model_error(reply), place)
+            if "worked" in reply:
+                tracing.report(reply["worked"])
             answer = reply.get("batch")
             if not isinstance(answer, Columns | Tensors | Value):
                 broken = RunnerCrashed("the model process broke the protocol: its answer is not a batch")

@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from gateway import tracing
 from gateway.runners import environments
 from gateway.runners.base import ModelError, RunnerCrashed, model_error, signature_of, unsendable
 from gateway.runners.confinement import Confinement
@@ -265,6 +266,8 @@ class ProcessRunner:
         self._replies += 1
         if reply["op"] == "error":
             raise self._without_path(model_error(reply))
+        if "worked" in reply:
+            tracing.report(reply["worked"])
         answer = reply.get("batch")
         if not isinstance(answer, Columns | Tensors | Value):
             worker.kill(RunnerCrashed("the model process broke the protocol: its answer is not a batch"))

@@ -201,6 +201,7 @@ class Worker:
         message = {
             "op": "load",
             **load,
+            "timed": self._zygotes.timed,
             "confinement": load["confinement"].to_json(self._user),
         }
         try:

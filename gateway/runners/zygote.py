@@ -225,6 +225,7 @@ class Zygotes:
     """One zygote per environment. `scratch`: the directory for the temporary directories of models.
 
     `sink` receives the output of zygotes. A zygote without model processes is ended after `idle` seconds.
+    `timed`: model processes report when their calls began and ended.
     """
 
     def __init__(
@@ -233,7 +234,9 @@ class Zygotes:
         scratch: Path | None = None,
         idle: float = 300.0,
         sink: Callable[[str], None] = lambda line: None,
+        timed: bool = False,
     ) -> None:
+        self.timed = timed
         self._scratch = tempfile.mkdtemp(prefix="model-gateway-", dir=scratch)
         os.chmod(self._scratch, 0o711)  # models of other users pass through it to their own
         self._idle = idle

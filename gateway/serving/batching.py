@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 
+from gateway import tracing
 from gateway.runners.base import RunnerCrashed
 from gateway.runners.suspects import Poisoned, Suspects, digest
 from gateway.serving.admission import Admission
@@ -34,11 +35,13 @@ DEFAULT_MAX_ROWS = 1024
 
 
 class Outcome(NamedTuple):
-    """The answer to one request's rows, and how long it waited for its turn and for the model, in seconds."""
+    """The answer to one request's rows, and how long it waited for its turn and for the model, in seconds.
+    `work`: the call, where it is traced."""
 
     result: Batch
     queue_seconds: float
     predict_seconds: float
+    work: tracing.Work | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -53,7 +56,8 @@ class Member:
 
 
 class Batcher:
-    """Calls `run` at most `slots` times at once. `dispatched(requests, rows)` is called for each."""
+    """Calls `run` at most `slots` times at once. `dispatched(requests, rows)` is called for each. `traced`:
+    each answer says which call it comes from."""
 
     def __init__(
         self,
@@ -64,8 +68,10 @@ class Batcher:
         max_rows: int = DEFAULT_MAX_ROWS,
         admission: Admission | None = None,
         dispatched: Callable[[int, int], None] = lambda requests, rows: None,
+        traced: bool = False,
     ) -> None:
         self.merges = merges
+        self._traced = traced
         self._run = run
         self._slots = slots
         self._max_rows = max_rows
@@ -232,9 +238,12 @@ class Batcher:
             self._suspects.answered(digests)
         seconds = perf_counter() - started
         self._admission.finished(len(members), seconds)
+        work = None
+        if self._traced:
+            work = tracing.work(len(members), sum(member.rows for member in members), seconds)
         for member, part in zip(members, parts, strict=True):
             if not member.future.done():
-                member.future.set_result(Outcome(part, started - member.arrived, seconds))
+                member.future.set_result(Outcome(part, started - member.arrived, seconds, work))
         return True
 
     def _without_poison(self, members: list[Member]) -> tuple[list[Member], list[bytes]]:

@@ -51,7 +51,8 @@ class Lease:
 
 class Manager:
     """`prepare`, `with_runtime`, `open_runner` and `options` make a running model from a version.
-    `capacity_wait`: the seconds that a load waits for memory before it is refused."""
+    `capacity_wait`: the seconds that a load waits for memory before it is refused. `traced` is called for
+    each load that has ended, in the context of the request that caused it."""
 
     def __init__(
         self,
@@ -66,8 +67,10 @@ class Manager:
         clock: Callable[[], float],
         max_concurrent_loads: int = 2,
         capacity_wait: float = 5.0,
+        traced: Callable[[Servable], None] = lambda servable: None,
     ) -> None:
         self.ledger = ledger
+        self._traced = traced
         self._prepare = prepare
         self._open_runner = open_runner
         self._with_runtime = with_runtime
@@ -212,6 +215,7 @@ class Manager:
     def _load_ended(self, servable: Servable) -> None:
         """Runs after every load. A load that was cancelled, even before its first step, ends here."""
         del self._loads[servable]
+        self._traced(servable)
         if servable.status is not Status.LOADING:
             return
         version, why = servable.version, servable.retiring

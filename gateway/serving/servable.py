@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -160,7 +161,7 @@ class Options:
     rows without names are read by position. `pin`: the model is never evicted. `idle_ttl`: it is unloaded
     after this many seconds without a request. `check_output`: the share of answers compared with the output
     schema. `warm_up`: it answers its own example before it serves. `capture`: the share of the answered
-    requests that is kept."""
+    requests that is kept. `traced`: answers say which call they come from."""
 
     enforcement: Mode | None = None
     positional: bool = False
@@ -172,9 +173,10 @@ class Options:
     check_output: float = 0.0
     warm_up: bool = True
     capture: float = 0.0
+    traced: bool = False
 
     @classmethod
-    def of(cls, settings: Settings, name: str) -> Options:
+    def of(cls, settings: Settings, name: str, *, traced: bool = False) -> Options:
         """The settings for the model `name`."""
         own = settings.for_model(name)
         return cls(
@@ -188,6 +190,7 @@ class Options:
             check_output=own.check_output,
             warm_up=own.warm_up,
             capture=0.0 if own.capture is None else own.capture.share,
+            traced=traced,
         )
 
 
@@ -199,6 +202,8 @@ class Servable:
         self.options = options
         self.phase = Phase.FETCHING
         self.status = STATUS[self.phase]
+        #: Its phases so far, and when each began, in nanoseconds since the epoch.
+        self.phases = [(self.phase, time.time_ns())]
         #: When its load began, in the manager's time, without the time of the fetch.
         self.began: float | None = None
         self.problem: Problem | None = None
@@ -231,6 +236,7 @@ class Servable:
         if after is None:
             raise IllegalTransition(f"{self!r} cannot {step.value}")
         self.phase, self.status = after, STATUS[after]
+        self.phases.append((after, time.time_ns()))
 
     def fail(self, problem: Problem) -> None:
         """Ends a load. Callers that wait for it get `problem`."""
@@ -296,6 +302,7 @@ class Servable:
             max_rows=self.options.max_rows,
             admission=Admission(self.options.max_queue, runner.slots),
             dispatched=dispatched,
+            traced=self.options.traced,
         )
         self.move(Step.READY)
         return measured

@@ -125,6 +125,7 @@ class RequestLoop:
         self._prewarms: dict[int, str] = {}
         self._for = 0
         self._pack = False
+        self._timed = False
         self._unloaded = 0
         self._grown: dict[int, int] = {}
         self._pid = os.getpid()
@@ -163,7 +164,11 @@ class RequestLoop:
                 return self._unload()
             if model is None:
                 raise RuntimeError("no model was loaded")
-            return {"op": "answer", "batch": model.run(message["batch"], message["params"])}
+            if not self._timed:
+                return {"op": "answer", "batch": model.run(message["batch"], message["params"])}
+            began = time.time_ns()
+            batch = model.run(message["batch"], message["params"])
+            return {"op": "answer", "batch": batch, "worked": [began, time.time_ns()]}
         except BaseException as error:  # noqa: BLE001  (every exception of the model is an answer)
             return _failure(error)
         finally:
@@ -257,6 +262,7 @@ class RequestLoop:
         os.environ.update(message["environment"])
         _limit_threads(message["threads"])
         self._limit = message.get("max_answer", self._limit)
+        self._timed = message.get("timed", False)
         return self._confine(message)
 
     def _unload(self) -> dict[str, Any]:

@@ -1,0 +1,205 @@
+"""Traces as OpenTelemetry spans: one of each request, with the model's call, and one of each load.
+
+The standard `OTEL_*` variables switch it on and configure it; the SDK reads them (sampler, limits, resource,
+batches, exporter). A thread of the SDK exports; a queue that is full drops spans, so a collector that is slow
+or away delays nothing. The libraries are the extra `otel`: nothing here is imported without the variables.
+Must not know HTTP: its callers name methods, routes and attributes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import platform
+import threading
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Final
+
+from gateway import __version__, tracing
+from gateway.serving.servable import Phase
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.trace import SpanKind
+
+    from gateway.record import RequestRecord
+    from gateway.serving.servable import Servable
+
+log = logging.getLogger("gateway")
+
+SERVICE: Final = "model-gateway"
+#: The last spans may take this long to leave when the gateway stops, in seconds.
+PATIENCE: Final = 3.0
+_ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+_PROTOCOLS: Final = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+_GROUP: Final = "opentelemetry_traces_exporter"
+#: The parts of a load by their spans' names.
+_PARTS: Final = {
+    Phase.FETCHING: "fetch",
+    Phase.BUILDING: "build",
+    Phase.QUEUED: "wait",
+    Phase.RESERVING: "reserve",
+    Phase.LOADING: "start",
+    Phase.WARMING: "warm up",
+}
+
+
+def exporters(environ: Mapping[str, str]) -> list[str]:
+    """The entry points of the exporters that the variables ask for; empty if traces are off. An endpoint
+    alone asks for OTLP."""
+    if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return []
+    asked = environ.get("OTEL_TRACES_EXPORTER", "").strip()
+    if not asked and not any(environ.get(name) for name in _ENDPOINTS):
+        return []
+    protocol = next((environ[name] for name in _PROTOCOLS if environ.get(name)), "http/protobuf")
+    otlp = "otlp_proto_grpc" if protocol == "grpc" else "otlp_proto_http"
+    names = [name.strip() for name in (asked or "otlp").split(",")]
+    return [otlp if name == "otlp" else name for name in names if name not in ("", "none")]
+
+
+def begin(environ: Mapping[str, str]) -> Spans | None:
+    """The spans of a gateway with these variables; None if they are off, or if a library is missing: the log
+    says which."""
+    names = exporters(environ)
+    if not names:
+        return None
+    try:
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    except ImportError:
+        log.warning("OTEL_* variables ask for traces, but nothing exports them: install model-gateway[otel]")
+        return None
+    own = {"service.name": SERVICE, "service.version": __version__, "host.name": platform.node()}
+    given = Resource.create()
+    named = not str(given.attributes.get("service.name", "")).startswith("unknown_service")
+    resource = Resource(own).merge(given) if named else given.merge(Resource(own))
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    found = 0
+    for name in names:
+        try:
+            (entry,) = entry_points(group=_GROUP, name=name)
+            provider.add_span_processor(BatchSpanProcessor(entry.load()()))
+            found += 1
+        except ValueError:
+            log.warning("no installed package exports traces as %s (opentelemetry-exporter-…)", name)
+        except Exception as error:  # noqa: BLE001 - a wrong variable must not keep the gateway from serving
+            log.warning("traces cannot be exported as %s: %s", name, error)
+    return Spans(provider) if found else None
+
+
+class Spans:
+    """The spans of one gateway. Only the event loop uses it."""
+
+    def __init__(self, provider: TracerProvider) -> None:
+        from opentelemetry import trace
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        self._api = trace
+        self._provider = provider
+        self._tracer = provider.get_tracer("gateway", __version__)
+        self._propagator = TraceContextTextMapPropagator()
+
+    def request(
+        self, record: RequestRecord, name: str, attributes: Mapping[str, Any], parent: Mapping[str, str]
+    ) -> tracing.Trace | None:
+        """Begins the span of a request, and makes the running task a part of its trace. `parent`: the headers
+        `traceparent` and `tracestate`, empty without a valid caller's trace."""
+        from opentelemetry.context import Context
+
+        context = self._propagator.extract(parent, Context())
+        kind = self._api.SpanKind.SERVER
+        span = record.span = self._tracer.start_span(name, context, kind, attributes)
+        about = span.get_span_context()
+        return tracing.enter(
+            f"{about.trace_id:032x}",
+            f"{about.span_id:016x}",
+            int(about.trace_flags) & tracing.SAMPLED,
+            about.trace_state.to_header(),
+        )
+
+    def answered(self, record: RequestRecord, failed: bool) -> None:
+        """Ends the span of a request. `failed`: by a fault that is not the client's."""
+        span = record.span
+        if span.is_recording():
+            span.set_attributes(_facts(record))
+            if failed:
+                span.set_attribute("error.type", record.code or "_OTHER")
+                span.set_status(self._api.StatusCode.ERROR)
+            if record.work is not None:
+                self._predict(record, record.work)
+        span.end()
+
+    def _predict(self, record: RequestRecord, work: tracing.Work) -> None:
+        called = {"gateway.batch.rows": work.rows, "gateway.batch.requests": work.requests}
+        attributes = {**_model(record.version), **called}
+        self._child("predict", self._api.set_span_in_context(record.span), work.began, work.ended, attributes)
+
+    def load(self, servable: Servable) -> None:
+        """The spans of a load that has ended, and of its parts. Its parent is the request that caused it; a
+        load without one is a trace of its own."""
+        from opentelemetry.context import Context
+
+        trace, api, context = tracing.origin(), self._api, Context()
+        if trace is not None:
+            flags = api.TraceFlags(trace.flags)
+            caused = api.SpanContext(int(trace.trace_id, 16), int(trace.span_id, 16), False, flags)
+            context = api.set_span_in_context(api.NonRecordingSpan(caused), context)
+        phases = servable.phases
+        attributes = _model(servable.version)
+        span = self._tracer.start_span(
+            "load", context, api.SpanKind.INTERNAL, attributes, start_time=phases[0][1]
+        )
+        if span.is_recording():
+            within = api.set_span_in_context(span, Context())
+            for (phase, began), (_, ended) in pairwise(phases):
+                if (name := _PARTS.get(phase)) is not None:
+                    self._child(name, within, began, ended, attributes)
+            if servable.problem is not None:
+                span.set_attribute("error.type", servable.problem.code)
+                span.set_status(api.StatusCode.ERROR, servable.problem.message)
+        span.end(phases[-1][1])
+
+    def _child(self, name: str, parent: Any, began: int, ended: int, attributes: Mapping[str, Any]) -> None:
+        kind: SpanKind = self._api.SpanKind.INTERNAL
+        self._tracer.start_span(name, parent, kind, attributes, start_time=began).end(ended)
+
+    async def close(self) -> None:
+        """Sends the last spans, for `PATIENCE` at most."""
+        loop, left = asyncio.get_running_loop(), asyncio.Event()
+
+        def shut_down() -> None:
+            self._provider.shutdown()
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(left.set)
+
+        # A daemon: the exporter may wait for a collector that is away longer than the gateway does.
+        threading.Thread(target=shut_down, name="spans", daemon=True).start()
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await left.wait()
+        except TimeoutError:
+            log.warning("the last traces were not sent within %g s", PATIENCE)
+
+
+def _model(version: Any) -> dict[str, str]:
+    return {"gateway.model.name": version.name, "gateway.model.version": version.version}
+
+
+def _facts(record: RequestRecord) -> dict[str, Any]:
+    """What is known about a request at its end."""
+    facts: dict[str, Any] = {"gateway.request.id": record.shown_id}
+    if record.code:
+        facts["gateway.code"] = record.code
+    if record.version is not None:
+        facts |= _model(record.version)
+    if record.alias is not None:
+        facts["gateway.model.alias"] = record.alias
+    if record.rows:
+        facts["gateway.rows"] = record.rows
+    if record.cached is not None:
+        facts["gateway.model.loaded"] = record.cached
+    return facts

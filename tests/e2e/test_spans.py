@@ -1,0 +1,130 @@
+"""Traces of a running gateway, as a collector gets them over OTLP."""
+
+from __future__ import annotations
+
+import re
+import socket
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.conftest import needs
+from tests.support.otlp import collector
+from tests.support.running import Running, log_scaled
+
+needs("opentelemetry.exporter.otlp.proto.http")
+pytestmark = pytest.mark.all
+
+SERVER = 2  # the kind of a span
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+PARENT = "b7ad6b7169203331"
+#: Spans leave at once, so that nothing waits for them.
+AT_ONCE = {"OTEL_BSP_SCHEDULE_DELAY": "50"}
+
+
+def ask(server: Running, path: str = "predict/scaled", flags: str | None = None) -> httpx.Response:
+    body = {"dataframe_records": [{"x": 1.0}, {"x": 2.0}]}
+    headers = {} if flags is None else {"traceparent": f"00-{TRACE}-{PARENT}-{flags}"}
+    return httpx.post(f"{server.url}/{path}", json=body, headers=headers, timeout=60)
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> str:
+    path = tmp_path / "registry.yaml"
+    log_scaled(path, "scaled", 2.0, alias="champion")
+    return str(path)
+
+
+def traced(tmp_path: Path, registry: str, to: str, **environ: str) -> Running:
+    return Running(
+        tmp_path, ["--registry", registry], {"OTEL_EXPORTER_OTLP_ENDPOINT": to, **AT_ONCE, **environ}
+    )
+
+
+def test_a_cold_request_is_a_trace_from_the_client_to_the_models_process(
+    tmp_path: Path, registry: str
+) -> None:
+    with collector() as seen:
+        server = traced(tmp_path, registry, seen.url, OTEL_SERVICE_NAME="iris-team")
+        try:
+            httpx.get(f"{server.url}/livez")
+            answer = ask(server, flags="01")
+            assert answer.status_code == 200, answer.text
+            request, load, predict = seen.named("POST /predict/{model}", "load", "predict")
+            fetch, build, start, warmed = seen.named("fetch", "build", "start", "warm up")
+            warm_id = ask(server).headers["X-Request-Id"]
+            assert ask(server, "predict/nobody").status_code == 404
+            seen.wait(lambda spans: sum(span.kind == SERVER for span in spans) == 3)
+        finally:
+            assert server.stop() == 0
+    assert (request.trace, request.parent, request.kind) == (TRACE, PARENT, SERVER)
+    assert answer.headers["traceresponse"] == f"00-{TRACE}-{request.id}-01"
+    assert request.resource["service.name"] == "iris-team"
+    about = request.attributes
+    assert about["http.request.method"] == "POST"
+    assert about["http.route"] == "/predict/{model}"
+    assert about["http.response.status_code"] == 200
+    assert about["gateway.model.name"] == "scaled"
+    assert about["gateway.model.version"] == "1"
+    assert about["gateway.model.alias"] == "champion"
+    assert about["gateway.rows"] == 2
+    assert about["gateway.model.loaded"] is False
+    assert about["gateway.request.id"] == answer.headers["X-Request-Id"]
+    assert not request.failed
+    # The model's call, with the times of its process, within the request's.
+    assert (predict.trace, predict.parent) == (TRACE, request.id)
+    assert predict.attributes["gateway.batch.rows"] == 2
+    assert predict.attributes["gateway.batch.requests"] == 1
+    assert request.began <= predict.began <= predict.ended <= request.ended
+    seen_here = float(re.search(r"predict;dur=([\d.]+)", answer.headers["Server-Timing"])[1])  # type: ignore[index]
+    assert (predict.ended - predict.began) / 1e6 < seen_here - 0.003  # without the way there and back
+    # The load that the request caused, and its parts in order.
+    assert (load.trace, load.parent) == (TRACE, request.id)
+    assert {part.parent for part in (fetch, build, start, warmed)} == {load.id}
+    assert (
+        load.began == fetch.began <= fetch.ended == build.began <= start.began <= warmed.began <= warmed.ended
+    )
+    second, third = (span for span in seen.spans if span.kind == SERVER and span.id != request.id)
+    assert TRACE not in (second.trace, third.trace)
+    assert second.attributes["gateway.model.loaded"] is True
+    assert second.attributes["gateway.request.id"] == warm_id
+    assert third.attributes["http.response.status_code"] == 404
+    assert not third.failed  # the client's fault
+    assert not any("livez" in span.name for span in seen.spans)
+
+
+def test_sampling_is_the_clients_or_the_operators(tmp_path: Path, registry: str) -> None:
+    with collector() as seen:
+        server = traced(tmp_path, registry, seen.url, OTEL_TRACES_SAMPLER="parentbased_always_off")
+        try:
+            not_sampled = ask(server, flags="00")
+            assert not_sampled.headers["traceresponse"].endswith("-00")  # and so to those that it asks
+            assert ask(server).status_code == 200
+            assert ask(server, flags="01").status_code == 200
+            seen.named("predict")
+        finally:
+            server.stop()
+    assert {span.name for span in seen.spans} == {"POST /predict/{model}", "predict"}
+    assert {span.trace for span in seen.spans} == {TRACE}
+
+
+@pytest.mark.parametrize("way", ["away", "silent"])
+def test_a_collector_that_does_not_answer_costs_no_request_and_no_end(
+    way: str, tmp_path: Path, registry: str
+) -> None:
+    with collector() as seen, socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))  # refuses connections: it does not listen
+        seen.answers.clear()
+        url = seen.url if way == "silent" else f"http://127.0.0.1:{bound.getsockname()[1]}"
+        server = traced(
+            tmp_path, registry, url, OTEL_BSP_MAX_QUEUE_SIZE="4", OTEL_BSP_MAX_EXPORT_BATCH_SIZE="2"
+        )
+        try:
+            answers = [ask(server) for _ in range(20)]
+            if way == "silent":
+                assert seen.reached.wait(30)
+            answers += [ask(server) for _ in range(20)]
+            assert {answer.status_code for answer in answers} == {200}
+        finally:
+            assert server.stop() == 0  # within 30 s
