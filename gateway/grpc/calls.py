@@ -167,6 +167,8 @@ class Calls:
             if self._logged and method not in QUIET:
                 self._log(method, body, answer, record)
             if record.span is not None and self._spans is not None:
+                code = statuses.code(answer).value[0] if isinstance(answer, Problem) else int(answer is None)
+                record.span.set_attribute("rpc.grpc.status_code", code)  # 1: cancelled
                 self._spans.answered(record, failed=isinstance(answer, Problem) and answer.status >= 500)
         return answer
 

@@ -7,11 +7,15 @@ import socket
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 
+import gateway
 from tests.conftest import needs
+from tests.support.flavors import graph
 from tests.support.otlp import collector
 from tests.support.running import Running, log_scaled
+from tests.support.shell import free_port
 
 needs("opentelemetry.exporter.otlp.proto.http")
 pytestmark = pytest.mark.all
@@ -107,6 +111,36 @@ def test_sampling_is_the_clients_or_the_operators(tmp_path: Path, registry: str)
             server.stop()
     assert {span.name for span in seen.spans} == {"POST /predict/{model}", "predict"}
     assert {span.trace for span in seen.spans} == {TRACE}
+
+
+def test_calls_over_grpc_and_in_packs_have_spans_too(tmp_path: Path) -> None:
+    rpc = needs("tests.support.rpc")
+    needs("onnx")
+    registry, port, example = str(tmp_path / "registry.yaml"), free_port(), np.ones((3, 3), np.float32)
+    model = graph(tmp_path)
+    gateway.log_model(
+        model, name="graph", registry=registry, input_example=example, alias="champion", verify=False
+    )
+    with collector() as seen:
+        server = traced(tmp_path, registry, seen.url, GATEWAY_GRPC_PORT=str(port))
+        try:
+            with rpc.caller(f"127.0.0.1:{port}") as caller:
+                asked = rpc.request("graph", {"x": ("FP32", example)})
+                _, trailing = caller.call("ModelInfer", asked, traceparent=f"00-{TRACE}-{PARENT}-01")
+            call, load, predict = seen.named("inference.GRPCInferenceService/ModelInfer", "load", "predict")
+            view = httpx.get(f"{server.url}/models/graph/versions/1", headers=server.key).json()
+        finally:
+            server.stop()
+    assert view["runner"]["isolation"] == "pack"
+    assert (call.trace, call.parent, call.kind) == (TRACE, PARENT, SERVER)
+    assert trailing["traceresponse"] == f"00-{TRACE}-{call.id}-01"
+    assert call.attributes["rpc.system"] == "grpc"
+    assert call.attributes["rpc.method"] == "ModelInfer"
+    assert call.attributes["rpc.grpc.status_code"] == 0
+    assert call.attributes["gateway.model.name"] == "graph"
+    assert {load.parent, predict.parent} == {call.id}
+    assert predict.attributes["gateway.batch.rows"] == 3
+    assert call.began <= predict.began <= predict.ended <= call.ended
 
 
 @pytest.mark.parametrize("way", ["away", "silent"])

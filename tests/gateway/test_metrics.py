@@ -179,6 +179,7 @@ def test_sources_that_were_not_handed_in_give_no_series() -> None:
     got = names(scrape(Metrics()))
     assert got == {
         "gateway_loop_lag_seconds", "gateway_registry_errors_total", "gateway_memory_short_total",
+        "gateway_build_info",
     }  # fmt: skip
 
 
