@@ -96,7 +96,7 @@ class Inference:
     default model. `raw`: None after enforcement, or if the body is `unparsed`. The service fills `record`.
     `lenient`: if the setting `enforcement` is not set, the input is cast as MLflow casts it. `positional`:
     rows without names are read by position. `quotas`: the limits that the request has entered, and whose rows
-    are not counted yet."""
+    are not counted yet. `size` and `memory`: the bytes of the body as it was sent, and as sent and parsed."""
 
     reference: Reference | None
     raw: RawInput | None
@@ -107,6 +107,8 @@ class Inference:
     lenient: bool = False
     positional: bool = False
     quotas: tuple[Quota, ...] = ()
+    size: int = 0
+    memory: int = 0
 
 
 @dataclass(slots=True)
@@ -280,12 +282,12 @@ class Service:
     def _copy(self, inference: Inference, raw: RawInput | None, answer: Answer, rollout: Rollout) -> None:
         """Hands an answered request to the shadow of a rollout."""
         if rollout.shadow is not None:
-            length = inference.record.headers.get(b"content-length", b"")
             rollout.shadow.offer(
                 raw,
                 inference.params,
                 answer.result,
-                size=int(length) if length.isdigit() else None,
+                size=inference.size,
+                memory=inference.memory,
                 lenient=inference.lenient,
                 positional=inference.positional,
             )

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 Array: TypeAlias = "np.ndarray[Any, Any]"
 
 _EXACT: Final = 2**53  # a double represents every integer up to here exactly
+#: A nested value takes about so many bytes of memory; at most so many are looked at to weigh a batch.
+_VALUE_BYTES: Final = 40
+_LOOKED_AT: Final = 10_000
 #: An array of text may hold this many characters, or this many times the characters of its texts.
 _PADDED: Final = 1 << 18
 _PADDING: Final = 4
@@ -152,6 +155,33 @@ def nbytes(batch: Batch) -> int:
     if isinstance(batch, Value):
         return 0
     return sum(a.nbytes for a in batch.arrays.values())
+
+
+def weight(batch: Batch, enough: int) -> int:
+    """About how many bytes of memory a batch takes, with its texts and objects. Stops at `enough`, which is
+    also the result where there are too many values to be looked at, so it never takes long."""
+    total, looked = 0, 0
+    left: list[Any] = [batch.value] if isinstance(batch, Value) else list(batch.arrays.values())
+    while left and total < enough:
+        one = left.pop()
+        parts: Any = ()
+        if isinstance(one, (str, bytes)):
+            total += len(one)
+        elif isinstance(one, np.ndarray):
+            total += one.nbytes
+            parts = one.reshape(-1) if one.dtype.kind == "O" else ()
+        elif isinstance(one, (list, tuple)):
+            parts = one
+        elif isinstance(one, dict):
+            if len(one) > _LOOKED_AT:
+                return enough
+            parts = [*one, *one.values()]
+        looked += len(parts)
+        if looked > _LOOKED_AT:
+            return enough
+        total += _VALUE_BYTES * len(parts)
+        left.extend(parts)
+    return min(total, enough)
 
 
 def is_wide(values: Sequence[Any] | Array) -> bool:

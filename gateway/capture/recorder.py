@@ -19,13 +19,11 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
-
-import numpy as np
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from gateway.capture.records import Record, Taken, Unnamed, recorded
 from gateway.capture.store import CaptureStore, Limits
-from loaders.batch import Batch, Value, nbytes
+from loaders.batch import Batch, weight
 from loaders.worker.wire import Framed, WireError
 
 if TYPE_CHECKING:
@@ -46,9 +44,6 @@ SWEEP_EVERY: Final = 60.0
 #: Nothing is captured while the disk has less room than this share of it, or than these bytes.
 _FREE_SHARE: Final = 0.02
 _FREE_BYTES: Final = 1 << 30
-#: So many nested values are looked at to find out how large they are, and each takes about so many bytes.
-_LOOKED_AT: Final = 10_000
-_VALUE_BYTES: Final = 40
 _NO_LIMIT: Final = 1 << 62
 
 
@@ -223,31 +218,5 @@ def limits_of(settings: Capture) -> Limits:
 
 
 def _size(batch: Batch | Framed) -> int:
-    """About how many bytes a batch takes. Looks at few of its texts and objects, so it never takes long."""
-    if isinstance(batch, Framed):
-        return len(batch.frame)
-    if isinstance(batch, Value):
-        return _weight([batch.value])
-    objects = [array for array in batch.arrays.values() if array.dtype.kind == "O"]
-    return nbytes(batch) + sum(_weight(array.reshape(-1).tolist()) for array in objects)
-
-
-def _weight(values: list[Any]) -> int:
-    """The bytes of nested values, about; `MAX_RECORD` where they are too many to be counted here."""
-    size, left, seen = 0, [values], 0
-    while left:
-        items = left.pop()
-        seen += len(items)
-        if seen > _LOOKED_AT:
-            return MAX_RECORD
-        size += _VALUE_BYTES * len(items)
-        for item in items:
-            if isinstance(item, str | bytes):
-                size += len(item)
-            elif isinstance(item, list | tuple):
-                left.append(list(item))
-            elif isinstance(item, dict):
-                left += [list(item), list(item.values())]
-            elif isinstance(item, np.ndarray):
-                size += item.nbytes
-    return size
+    """About how many bytes a batch takes; more than `MAX_RECORD` where it would take long to count them."""
+    return len(batch.frame) if isinstance(batch, Framed) else weight(batch, MAX_RECORD + 1)

@@ -167,6 +167,7 @@ class Prediction:
                 reference = bodies.agreed(reference, parsed.model)
             inference = Inference(reference, parsed.raw, parsed.params, deadline, record)
         inference.lenient, inference.positional = dialect.lenient, dialect.positional
+        inference.size, inference.memory = len(body), held.size
         record.parse = perf_counter() - started
         return inference, asks
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from gateway.capture.records import Unreadable
 from gateway.errors import Problem
-from gateway.rollouts.agreement import Agreement, Outcome, compare, unanswered
+from gateway.rollouts.agreement import Agreement, Compared, Outcome, compare, unanswered
 from gateway.runners.base import ModelError, NoProcess, RunnerCrashed, RunnerTimeout
 from gateway.runners.suspects import Poisoned
 from gateway.serving.admission import NotAdmitted
@@ -88,8 +88,8 @@ class Report:
         """None while it runs."""
         return self._agreement.outcome if self.ended else None
 
-    def answered(self, record: Record, answer: Batch, reference: Batch, seconds: float) -> None:
-        self._agreement.add(compare(answer, reference, self.policy.tolerance), record.id)
+    def answered(self, record: Record, compared: Compared, seconds: float) -> None:
+        self._agreement.add(compared, record.id)
         self._seconds.append(seconds)
         self._before.append(record.seconds)
 
@@ -232,7 +232,9 @@ class Replays:
                     f"\n{trace}" if (trace := getattr(error, "trace", "")) else "",
                 )  # fmt: skip
         else:
-            report.answered(record, outcome.result, content.answer, outcome.predict_seconds)
+            tolerance = report.policy.tolerance
+            compared = await self._blocking(compare, outcome.result, content.answer, tolerance)
+            report.answered(record, compared, outcome.predict_seconds)
 
     async def _suited(
         self, servable: Servable, content: Content, signature: Signature | None

@@ -19,11 +19,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from gateway.rollouts.agreement import Agreement, Outcome, compare, unanswered
+from gateway.rollouts.agreement import Agreement, Compared, Outcome, compare, unanswered
 from gateway.runners.base import ModelError, NoProcess, RunnerCrashed, RunnerTimeout
 from gateway.runners.suspects import Poisoned, digest
 from gateway.serving.admission import NotAdmitted
-from loaders.batch import nbytes
+from loaders.batch import weight
 from loaders.enforcement import InvalidInput, enforce
 
 if TYPE_CHECKING:
@@ -39,9 +39,9 @@ log = logging.getLogger("gateway.shadow")
 #: The most copies that wait, and that are sent together.
 QUEUE: Final = 64
 TOGETHER: Final = 16
-#: The largest body and the largest answer that are copied, and the bodies that wait together, in bytes.
+#: The largest body and the largest answer that are copied, and the memory of all copies that wait, in bytes.
 MAX_BYTES: Final = 256 * 1024
-MAX_WAITING: Final = 8 * MAX_BYTES
+MAX_WAITING: Final = 64 * MAX_BYTES
 MAX_ROWS: Final = 1024
 #: Copies are sent at the earliest this many seconds after they were made: the answers are on their way then.
 AFTER_ANSWER: Final = 0.01
@@ -54,15 +54,15 @@ _FAILURES: Final = (RunnerTimeout, NoProcess, Poisoned, RunnerCrashed, ModelErro
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """A request that was answered, with its answer. `size`: of its body, in bytes. `made`: the time of the
-    copy, of any clock."""
+    """A request that was answered, with its answer. `memory`: the bytes that both take. `made`: the time of
+    the copy, of any clock."""
 
     raw: RawInput
     params: Mapping[str, Any] | None
     lenient: bool
     positional: bool
     answer: Batch
-    size: int
+    memory: int
     made: float
 
 
@@ -108,23 +108,30 @@ class Shadow:
         params: Mapping[str, Any] | None,
         answer: Batch,
         *,
-        size: int | None = None,
+        size: int,
+        memory: int,
         lenient: bool = False,
         positional: bool = False,
     ) -> None:
         """Copies a request with its answer, or does not: never waits. `raw` None: a body that was not parsed
-        here. `size`: of the body, in bytes; None if it is not known."""
+        here. `size`: of the body as it was sent, in bytes; `memory`: of the body as sent and as parsed."""
         if self._chance.random() >= self.policy.share:
             return
-        size = MAX_BYTES if size is None else size
-        large = size > MAX_BYTES or nbytes(answer) > MAX_BYTES or (answer.rows or 1) > MAX_ROWS
-        if raw is None or large:
+        if raw is None or size > MAX_BYTES or memory > MAX_WAITING or (answer.rows or 1) > MAX_ROWS:
             self.large += 1
-        elif len(self._queue) >= QUEUE or self._waiting + size > MAX_WAITING:
+            return
+        if len(self._queue) >= QUEUE:
+            self.shed += 1
+            return
+        answered = weight(answer, MAX_BYTES + 1)
+        memory += answered
+        if answered > MAX_BYTES:
+            self.large += 1
+        elif self._waiting + memory > MAX_WAITING:
             self.shed += 1
         else:
-            self._queue.append(Copy(raw, params, lenient, positional, answer, size, self._clock()))
-            self._waiting += size
+            self._queue.append(Copy(raw, params, lenient, positional, answer, memory, self._clock()))
+            self._waiting += memory
             self._some.set()
 
     async def run(self) -> None:
@@ -136,7 +143,7 @@ class Shadow:
             copies = [self._queue.popleft() for _ in range(min(TOGETHER, len(self._queue)))]
             if not self._queue:
                 self._some.clear()
-            self._waiting -= sum(copy.size for copy in copies)
+            self._waiting -= sum(copy.memory for copy in copies)
             began = self._clock()
             fresh = [copy for copy in copies if began - copy.made <= self.policy.deadline]
             self.late += len(copies) - len(fresh)
@@ -185,9 +192,12 @@ class Shadow:
             kind = str(error).partition(":")[0] if isinstance(error, ModelError) else type(error).__name__
             self._failed(copy, kind[:80])
         else:
-            compared = compare(outcome.result, copy.answer, self.policy.tolerance)
-            shown = "" if compared.agrees else digest(enforced.batch, enforced.params).hex()
-            self._agreement.add(compared, shown)
+
+            def compared() -> tuple[Compared, str]:
+                found = compare(outcome.result, copy.answer, self.policy.tolerance)
+                return found, "" if found.agrees else digest(enforced.batch, enforced.params).hex()
+
+            self._agreement.add(*await asyncio.to_thread(compared))
 
     def _failed(self, copy: Copy, kind: str) -> None:
         """The candidate gave no answer. `kind`: of the error, without data."""

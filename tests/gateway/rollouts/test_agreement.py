@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.rollouts import agreement
 from gateway.rollouts.agreement import (
     COLUMNS_KEPT,
     TOLERANCE,
@@ -150,6 +151,19 @@ def test_more_tolerance_never_makes_numbers_disagree(numbers: list[float], less:
 )
 def test_values_in_lists(answer: list[Any], reference: list[Any], agrees: bool) -> None:
     assert compare(Value(answer, 1), Value(reference, 1)).agrees is agrees
+
+
+@pytest.mark.parametrize("rows", [1, 1000])
+def test_numbers_in_lists_are_compared_together(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    whole = agreement._array
+    monkeypatch.setattr(agreement, "_array", lambda *given: (calls.append(given), whole(*given))[1])
+    said = [{"share": 0.5, "scores": [0.25] * 10, "team": "a"} for _ in range(rows)]
+    other = [{**row, "scores": [*row["scores"][1:], 0.25 + 0.1 * (at % 2)]} for at, row in enumerate(said)]
+    found = compare(Value(other, rows), Value(said, rows))
+    assert (found.rows, found.agreed) == (rows, (rows + 1) // 2)
+    assert found.columns[""].values == 12 * rows
+    assert len(calls) == 1
 
 
 def test_the_share_is_that_of_rows() -> None:

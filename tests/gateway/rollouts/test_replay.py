@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
+import threading
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from gateway.capture.records import Record, Taken, recorded
 from gateway.capture.store import CaptureStore, Limits
 from gateway.events import RolloutChanged
 from gateway.registries.base import Alias
+from gateway.rollouts import agreement
+from gateway.rollouts.agreement import Compared
 from gateway.rollouts.phases import Phase
 from gateway.rollouts.replay import Replays
 from gateway.service import Inference
@@ -190,6 +193,28 @@ def test_promise_12_too_few_captured_requests_are_no_pass(tmp_path: Path, thin: 
         assert set(await setup.ask(20)) == {"1"}
 
     _run(tmp_path, test, {**POLICY, "thin": thin})
+
+
+def test_answers_are_compared_in_a_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: set[int] = set()
+
+    def compare(answer: Batch, reference: Batch, tolerance: float) -> Compared:
+        threads.add(threading.get_ident())
+        return agreement.compare(answer, reference, tolerance)
+
+    monkeypatch.setattr("gateway.rollouts.replay.compare", compare)
+
+    async def test(setup: Replayed) -> None:
+        setup.captured(*[record() for _ in range(20)])
+        with ThreadPoolExecutor(1) as io:
+            setup.aliases.conductor._replays = Replays(setup.store, setup.bench.manager, io)
+            await setup.started()
+            while setup.course == "replaying":
+                await turns(1)
+        assert threads
+        assert threading.get_ident() not in threads
+
+    _run(tmp_path, test)
 
 
 def test_few_requests_refuse_a_version_that_is_surely_too_different(tmp_path: Path) -> None:
