@@ -3,6 +3,12 @@
     python -m tests.bench.bench_packs serve [N] [SECONDS]   N (100) different fits behind a real gateway, once
                                                             with isolation: auto, once with isolation: process
     python -m tests.bench.bench_packs cycles [N]            N (500) load and unload of a 20 MB model in a pack
+    python -m tests.bench.bench_packs many [SECONDS] [NAMES] [ASKED] [MEGABYTES] [RATE]
+        Zipf(1.0) over ASKED (2,000) of NAMES (10,000) at RATE (200) a second for SECONDS (900), limited to
+        MEGABYTES (2,000)
+    python -m tests.bench.bench_packs chaos [SECONDS] [RATE]
+        50 models in packs at RATE (200) a second for SECONDS (60): one request of 200 ends its process, and a
+        process of models is killed every five seconds
 
 `serve` tells: the first answer of a cold model, the proportional memory of all of them resident, requests per
 second of one hot model, and of Zipf(1.0) over all with room for all and with room for a fifth. The caller is
@@ -14,11 +20,16 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import os
+import signal
 import statistics
 import sys
 import tempfile
 import threading
 import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +62,22 @@ def log_models(directory: Path, count: int) -> bytes:
         gateway.log_model(
             model, f"m{i}", registry, input_example=x[:3], alias="champion", verify=False
         )  # fmt: skip
+    return json.dumps({"dataframe_split": json.loads(x[:1].to_json(orient="split", index=False))}).encode()
+
+
+def log_packages(directory: Path, count: int) -> bytes:
+    """`count` different fits as packages, without a registry. Returns a request body."""
+    from sklearn.datasets import load_iris
+    from sklearn.linear_model import LogisticRegression
+
+    import loaders
+
+    x, y = load_iris(return_X_y=True, as_frame=True)
+    chance = np.random.default_rng(0)
+    for i in range(count):
+        rows = chance.choice(len(x), 120)
+        model = LogisticRegression(max_iter=200, tol=0.01).fit(x.iloc[rows], y.iloc[rows])
+        loaders.save_model(model, directory / "packages" / str(i), input_example=x[:3], verify=False)
     return json.dumps({"dataframe_split": json.loads(x[:1].to_json(orient="split", index=False))}).encode()
 
 
@@ -190,12 +217,169 @@ async def cycles(count: int) -> None:
         await quarters.packs.close()
 
 
+class Arrivals:
+    """Requests at a fixed rate, whatever the answers take: `send` runs in one of 64 threads for each."""
+
+    def __init__(self, send: Callable[[http.client.HTTPConnection, int], None], caller: Caller) -> None:
+        self._send = send
+        self._local = threading.local()
+        self._caller = caller
+        self.late = 0
+
+    def run(self, rate: float, seconds: float, each_second: Callable[[int], None]) -> None:
+        with ThreadPoolExecutor(64) as threads:
+            started = time.perf_counter()
+            for i in range(int(rate * seconds)):
+                due = started + i / rate
+                if (wait := due - time.perf_counter()) > 0:
+                    time.sleep(wait)
+                self.late += wait < -1.0
+                threads.submit(self._one, i)
+                if i % int(rate) == 0:
+                    each_second(int(i / rate))
+
+    def _one(self, i: int) -> None:
+        if not hasattr(self._local, "connection"):
+            self._local.connection = self._caller.connection()
+        try:
+            self._send(self._local.connection, i)
+        except OSError:
+            self._local.connection = self._caller.connection()
+            raise
+
+
+def total(text: str, name: str) -> float:
+    """The sum of a metric's series."""
+    return sum(
+        float(line.split()[-1]) for line in text.splitlines() if line.startswith((name + "{", name + " "))
+    )
+
+
+def many(seconds: float, names: int, asked: int, megabytes: int, rate: float) -> None:
+    directory = Path(tempfile.mkdtemp())
+    body = log_packages(directory, asked)
+    models = {
+        f"m{i}": {
+            "versions": {"1": {"source": str(directory / "packages" / str(i % asked))}},
+            "aliases": {"champion": "1"},
+        }
+        for i in range(names)
+    }
+    (directory / "registry.json").write_text(json.dumps({"models": models}))
+    environ = {"GATEWAY_MEMORY_LIMIT": f"{megabytes}MB"}
+    server = Running(directory, ["--registry", str(directory / "registry.json")], environ)
+    try:
+        caller = Caller(server.url, body)
+        shares = 1.0 / np.arange(1, asked + 1)
+        chosen = np.random.default_rng(1).choice(asked, int(rate * seconds), p=shares / shares.sum())
+        taken: list[tuple[int, float, int]] = []
+
+        def send(connection: http.client.HTTPConnection, i: int) -> None:
+            took, status = caller.one(connection, f"m{chosen[i]}")
+            taken.append((i, took, status))
+
+        def look(second: int) -> None:
+            if second % 60 == 0:
+                text = httpx.get(f"{server.url}/metrics", headers=server.key, timeout=30).text
+                hits, misses = (total(text, f"gateway_cache_{kind}_total") for kind in ("hits", "misses"))
+                held = proportional(server)
+                say(f"  minute {second // 60:3}: {held:7.1f} MB, {hits:.0f} hits, {misses:.0f} misses")
+
+        arrivals = Arrivals(send, caller)
+        arrivals.run(rate, seconds, look)
+        text = httpx.get(f"{server.url}/metrics", headers=server.key, timeout=30).text
+        hits, misses = (total(text, f"gateway_cache_{kind}_total") for kind in ("hits", "misses"))
+        first = {}
+        for i, took, _ in sorted(taken):
+            first.setdefault(int(chosen[i]), took)
+        cold = sorted(first.values())
+        everything = sorted(took for _, took, _ in taken)
+        say(f"{names} names, Zipf(1.0) over {asked}, {rate:g} a second for {seconds:g} s in {megabytes} MB")
+        failed = sum(status != 200 for _, _, status in taken)
+        say(f"  answered {len(taken)}, failed {failed}, sent late {arrivals.late}")
+        say(f"  hit ratio {hits / (hits + misses):.4f}; all: {_ms(everything)}")
+        say(f"  the first request of each of {len(cold)} models: {_ms(cold)}")
+    finally:
+        server.stop()
+
+
+def chaos(seconds: float, rate: float, count: int = 50) -> None:
+    directory = Path(tempfile.mkdtemp())
+    models = {}
+    for i in range(count):
+        package = write_package(
+            directory / "packages" / str(i), at_predict="if float(data.iloc[0, 0]) < 0:\n    os._exit(9)"
+        )
+        models[f"m{i}"] = {"versions": {"1": {"source": str(package.path)}}, "aliases": {"champion": "1"}}
+    (directory / "registry.json").write_text(json.dumps({"models": models}))
+    (directory / "gateway.yaml").write_text("models: {'*': {pack: chaos}}\n")
+    arguments = ["--registry", str(directory / "registry.json"), "--config", str(directory / "gateway.yaml")]
+    server = Running(directory, arguments, {})
+    good, poison = (json.dumps({"dataframe_records": [{"x": x}]}).encode() for x in (1.0, -1.0))
+    chance = np.random.default_rng(2)
+    bad = chance.random(int(rate * seconds)) < 0.005
+    chosen = chance.integers(0, count, int(rate * seconds))
+    outcomes: Counter[tuple[str, int]] = Counter()
+    taken: list[float] = []
+    kills = 0
+    try:
+        callers = {False: Caller(server.url, good), True: Caller(server.url, poison)}
+
+        def send(connection: http.client.HTTPConnection, i: int) -> None:
+            took, status = callers[bool(bad[i])].one(connection, f"m{chosen[i]}")
+            outcomes["guilty" if bad[i] else "innocent", status] += 1
+            if not bad[i]:
+                taken.append(took)
+
+        def kill(second: int) -> None:
+            nonlocal kills
+            if second % 5 == 4 and (found := busiest(server)):
+                os.kill(found, signal.SIGKILL)
+                kills += 1
+
+        Arrivals(send, callers[False]).run(rate, seconds, kill)
+        say(f"{count} models in packs, {rate:g} requests a second for {seconds:g} s, {kills} kills")
+        for (kind, status), number in sorted(outcomes.items()):
+            say(f"  {kind} requests with status {status}: {number}")
+        say(f"  innocent requests: {_ms(sorted(taken))}")
+    finally:
+        server.stop()
+
+
+def busiest(server: Running) -> int | None:
+    """The process below the gateway, without children, that has used the most processor time."""
+    below = descendants(server.process.pid)
+    parents = set()
+    used: dict[int, int] = {}
+    for pid in below:
+        try:
+            fields = Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        parents.add(int(fields[1]))
+        used[pid] = int(fields[11]) + int(fields[12])
+    leaves = [pid for pid in used if pid not in parents]
+    return max(leaves, key=used.__getitem__, default=None)
+
+
+def _ms(ordered: list[float]) -> str:
+    last = len(ordered) - 1
+    p50, p99, most = (ordered[min(last, int(len(ordered) * share))] * 1e3 for share in (0.5, 0.99, 1.0))
+    return f"p50 {p50:.1f} ms, p99 {p99:.1f} ms, most {most:.1f} ms"
+
+
 if __name__ == "__main__":
     match sys.argv[1:]:
         case ["serve", *rest]:
             serve(int(rest[0]) if rest else 100, float(rest[1]) if len(rest) > 1 else 10.0)
         case ["cycles", *rest]:
             asyncio.run(cycles(int(rest[0]) if rest else 500))
+        case ["many", *rest]:
+            given = [float(text) for text in rest]
+            seconds, names, asked, megabytes, rate = given + [900, 10_000, 2_000, 2_000, 200][len(given) :]
+            many(seconds, int(names), int(asked), int(megabytes), rate)
+        case ["chaos", *rest]:
+            chaos(float(rest[0]) if rest else 60.0, float(rest[1]) if len(rest) > 1 else 200.0)
         case _:
             say(__doc__ or "")
             sys.exit(2)
