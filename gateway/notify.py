@@ -2,7 +2,8 @@
 
 The signature is that of https://www.standardwebhooks.com, so its libraries verify it: the headers
 `webhook-id`, `webhook-timestamp` and `webhook-signature`, an HMAC-SHA256 over `ID.TIMESTAMP.BODY`. A delivery
-that fails is tried again, the oldest first, for a day. What is not delivered is in the durable state, so a
+that fails is tried again, the oldest first, for a day; one that its receiver refuses (4xx) does not hold up
+the next ones. What is not delivered is in the durable state, so a
 restart continues with it; a receiver may therefore get one twice, with the same id.
 
 Knows events and URLs. Nothing waits for a notification, and no secret, URL path or row is logged.
@@ -22,6 +23,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
@@ -47,6 +49,8 @@ MAX_WAITING: Final = 1000
 #: loaded is tried again and again.
 REPEATED: Final = 3600.0
 _LARGEST: Final = 256 * 1024
+#: The answers 4xx that concern the receiver, not this delivery: credentials, a timeout, too many requests.
+_LATER: Final = frozenset({401, 403, 404, 407, 408, 425, 429})
 _SECRET_PREFIX: Final = "whsec_"
 
 
@@ -62,7 +66,11 @@ class Outbox(Protocol):
 
     def delivered(self, identity: str) -> None: ...
 
-    def failed(self, identity: str, due: float) -> None: ...
+    def failed(self, entry: Undelivered, due: float, *, alone: bool) -> None:
+        """`alone`: the others for its URL need not wait for it."""
+
+    def forget_others(self, urls: Sequence[str]) -> int:
+        """Deletes those for other URLs. Returns how many that were."""
 
 
 class Notifier:
@@ -161,6 +169,10 @@ class Notifier:
 
     async def run(self) -> None:
         """Delivers until it is cancelled: each URL by itself, so that one that hangs holds up no other."""
+        try:
+            await self._blocking(self._outbox.forget_others, [target.url for target in self._targets])
+        except Exception as error:  # noqa: BLE001 - tried again at the next start
+            log.error("cannot delete notifications for URLs that are not configured any more: %s", error)
         if not self._targets:
             return
         async with (
@@ -196,7 +208,7 @@ class Notifier:
         if entry.id in self._over:
             await self._end(entry, self._over[entry.id])
             return
-        problem = await self._post(client, target, entry)
+        problem, alone = await self._post(client, target, entry)
         now = self._wall()
         if problem is None:
             if target.url in self._failing:
@@ -214,7 +226,8 @@ class Notifier:
                     "a notification does not reach %s, and is tried again: %s", shown(target.url), problem
                 )
             pause = backoff.pause(entry.attempts + 1, longest=LONGEST_PAUSE)
-            await self._blocking(self._outbox.failed, entry.id, now + pause)
+            failed = partial(self._outbox.failed, entry, now + pause, alone=alone)
+            await self._blocking(failed)
 
     async def _end(self, entry: Undelivered, result: str) -> None:
         """Removes one from the outbox, then counts it. While that fails, it is remembered, and not posted
@@ -224,24 +237,29 @@ class Notifier:
         del self._over[entry.id]
         self._counted(result, 1)
 
-    async def _post(self, client: httpx.AsyncClient, target: Notify, entry: Undelivered) -> str | None:
-        """Why it was not delivered, without secrets; None if it was."""
+    async def _post(
+        self, client: httpx.AsyncClient, target: Notify, entry: Undelivered
+    ) -> tuple[str | None, bool]:
+        """Why it was not delivered, without secrets, None if it was; and whether only this one is refused."""
         try:
             loop = asyncio.get_running_loop()
             key = await loop.run_in_executor(self._files, read_secret, target.secret_file)
         except OSError as error:
-            return f"cannot read the secret_file: {error.strerror or type(error).__name__}"
+            return f"cannot read the secret_file: {error.strerror or type(error).__name__}", False
         except ValueError as error:
-            return str(error)
+            return str(error), False
         headers = signed(key, entry.id, int(self._wall()), entry.body)
         try:
             async with (
                 asyncio.timeout(2 * TIMEOUT),
                 client.stream("POST", target.url, content=entry.body, headers=headers) as answer,
             ):  # only the status counts: the body may be of any length
-                return None if answer.is_success else f"it answered {answer.status_code}"
+                if answer.is_success:
+                    return None, False
+                refused = answer.is_client_error and answer.status_code not in _LATER
+                return f"it answered {answer.status_code}", refused
         except (httpx.HTTPError, httpx.InvalidURL, OSError, TimeoutError) as error:
-            return type(error).__name__
+            return type(error).__name__, False
 
     async def _blocking(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._io, function, *arguments)

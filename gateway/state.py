@@ -15,13 +15,14 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gateway.statelock import StateLock, log_ahead
+from gateway.database import log_ahead, private, transaction
+from gateway.statelock import StateLock
 
 log = logging.getLogger("gateway.state")
 
@@ -117,7 +118,7 @@ class State:
         self._saved: dict[str, tuple[str, Mapping[str, bytes]]] = {}
         self._lock_file: StateLock | None = None
         try:
-            directory.mkdir(parents=True, exist_ok=True)
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
             raise NotADirectoryError(errno.ENOTDIR, "it is not a directory", str(directory)) from None
         except OSError as error:
@@ -179,20 +180,16 @@ class State:
         return _prepared(sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None))
 
     def _open(self) -> sqlite3.Connection:
+        with contextlib.suppress(OSError):  # SQLite says what is wrong with the file
+            private(self._path)
         return _prepared(
             sqlite3.connect(self._path, timeout=LOCKED_SECONDS, check_same_thread=False, isolation_level=None)
         )
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._db
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
+        with self._lock, transaction(self._db):
+            yield self._db
 
     def _query(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         with self._lock:
@@ -364,26 +361,44 @@ class State:
     def next_undelivered(
         self, registry: str, url: str, now: float, claimed_until: float
     ) -> tuple[Undelivered | None, float | None]:
-        """The oldest one for this URL that is due, claimed until then; else the time when the oldest one is
-        due (None if there is none)."""
+        """The oldest one for this URL that is due, claimed until then; else the time when the next one is
+        due (None if there is none). Those behind one that is claimed, and has not failed yet, wait for it."""
         with self._transaction() as db:
             row = db.execute(
-                "SELECT id, url, body, created, attempts, due FROM outbox WHERE registry = ? AND url = ?"
-                " ORDER BY number LIMIT 1",
-                (registry, url),
+                "SELECT id, url, body, created, attempts FROM outbox AS one WHERE registry = ?1 AND url = ?2"
+                " AND due <= ?3 AND NOT EXISTS (SELECT 1 FROM outbox WHERE registry = ?1 AND url = ?2"
+                " AND number < one.number AND attempts = 0 AND due > ?3) ORDER BY number LIMIT 1",
+                (registry, url, now),
             ).fetchone()
-            if row is None or row[5] > now:
-                return None, None if row is None else row[5]
+            if row is None:
+                return None, db.execute(
+                    "SELECT min(due) FROM outbox WHERE registry = ? AND url = ? AND due > ?",
+                    (registry, url, now),
+                ).fetchone()[0]
             db.execute("UPDATE outbox SET due = ? WHERE id = ?", (claimed_until, row[0]))
-            return Undelivered(*row[:5]), None
+            return Undelivered(*row), None
 
     def delivered(self, identity: str) -> None:
         with self._transaction() as db:
             db.execute("DELETE FROM outbox WHERE id = ?", (identity,))
 
-    def not_delivered(self, identity: str, due: float) -> None:
+    def not_delivered(self, registry: str, entry: Undelivered, due: float, *, alone: bool) -> None:
+        """`alone`: the others for its URL need not wait for it."""
         with self._transaction() as db:
-            db.execute("UPDATE outbox SET attempts = attempts + 1, due = ? WHERE id = ?", (due, identity))
+            db.execute("UPDATE outbox SET attempts = attempts + 1, due = ? WHERE id = ?", (due, entry.id))
+            if not alone:
+                db.execute(
+                    "UPDATE outbox SET due = max(due, ?) WHERE registry = ? AND url = ?",
+                    (due, registry, entry.url),
+                )
+
+    def forget_undelivered(self, registry: str, urls: Sequence[str]) -> int:
+        """Deletes those for other URLs. Returns how many that were."""
+        known = ", ".join("?" * len(urls))
+        with self._transaction() as db:
+            return db.execute(
+                f"DELETE FROM outbox WHERE registry = ? AND url NOT IN ({known})", (registry, *urls)
+            ).rowcount
 
     def close(self) -> None:
         with self._lock:
@@ -432,8 +447,11 @@ class Outbox:
     def delivered(self, identity: str) -> None:
         self._state.delivered(identity)
 
-    def failed(self, identity: str, due: float) -> None:
-        self._state.not_delivered(identity, due)
+    def failed(self, entry: Undelivered, due: float, *, alone: bool) -> None:
+        self._state.not_delivered(self._registry, entry, due, alone=alone)
+
+    def forget_others(self, urls: Sequence[str]) -> int:
+        return self._state.forget_undelivered(self._registry, urls)
 
 
 class AliasMemory:

@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import socket
-import sqlite3
 import time
 from pathlib import Path
 from typing import Final
@@ -21,8 +20,6 @@ from typing import Final
 FILE: Final = "state.lock"
 TRIES: Final = 20
 PAUSE: Final = 0.05
-#: How long to wait for others that switch the same database, in seconds.
-BUSY_SECONDS: Final = 10.0
 _BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 
 log = logging.getLogger("gateway.state")
@@ -44,7 +41,7 @@ class StateLock:
         self._descriptor: int | None = None
         here = here or machine()
         try:
-            self._descriptor = os.open(directory / FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._descriptor = os.open(directory / FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             holder = _taken(self._descriptor, here)
         except OSError as error:
             log.warning("cannot tell whether another machine uses %s: %s", directory, error.strerror)
@@ -90,17 +87,3 @@ def _other(descriptor: int, here: str) -> str | None:
         return f"the gateway on host {about['host']} (process {about['pid']})"
     except (ValueError, KeyError, TypeError):
         return "a gateway that does not name itself"
-
-
-def log_ahead(db: sqlite3.Connection) -> None:
-    """Switches a database to the write-ahead log. SQLite does not wait by itself if others do the same at
-    this moment. Raises sqlite3.Error."""
-    end = time.monotonic() + BUSY_SECONDS
-    while True:
-        try:
-            db.execute("PRAGMA journal_mode=WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > end:
-                raise
-            time.sleep(PAUSE)

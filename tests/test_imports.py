@@ -51,6 +51,7 @@ LEAVES = frozenset(
         "patterns",
         "credentials",
         "statelock",
+        "database",
         "errors",
         "events",
         "tracing",
@@ -82,7 +83,7 @@ TABLE: dict[str, Row] = {
     "__main__": row("cli"),
     # Leaves know leaves, and only those below them: circles are counted.
     **dict.fromkeys(("names", "patterns", "errors", "events", "tracing"), row(LEAVES)),
-    **dict.fromkeys(("backoff", "cgroup", "pools", "staging", "statelock"), row()),
+    **dict.fromkeys(("backoff", "cgroup", "pools", "staging", "statelock", "database"), row()),
     **dict.fromkeys(("quantities", "credentials", "plugins"), row(LEAVES, libraries="pydantic")),
     "rollout_settings": row(LEAVES, libraries="pydantic"),
     "settings": row(LEAVES, libraries="pydantic platformdirs"),

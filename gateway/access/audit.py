@@ -10,13 +10,16 @@ import fcntl
 import json
 import logging
 import os
+import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+from gateway.logs import Bursts
 
 if TYPE_CHECKING:
     from gateway.names import Reference
@@ -36,7 +39,8 @@ log = logging.getLogger("gateway.audit")
 class Audited:
     """A control call. `who`: `admin`, `token:NAME` or `jwt:SUBJECT`. `call`: method and path, or the name of
     a gRPC call; `asked`: its query and body. `before`, `after`: the version of an alias, the phase of a
-    rollout or the state of a version. `result`: `done`, or the error code."""
+    rollout or the state of a version. `result`: `done`, or the error code. `note`: how many like it were left
+    out."""
 
     at: str
     who: str
@@ -48,24 +52,32 @@ class Audited:
     after: str | None = None
     result: str = DONE
     request_id: str = ""
+    note: str = ""
 
     def __str__(self) -> str:
         asked = f" {json.dumps(dict(self.asked))}" if self.asked else ""
         change = f": {self.before or '-'} → {self.after or '-'}" if self.before or self.after else ""
-        return f"{self.who} {self.call}{asked}{change} ({self.result})"
+        return f"{self.who} {self.call}{asked}{change} ({self.result}){self.note}"
 
 
 class Audit:
     """Writes to `file`. Only the event loop calls it; a thread writes, in order."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._file = file
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="audit")
         self._calls: dict[tuple[str, str], deque[Audited]] = {}
         self._told = False
+        self._refusals = Bursts(clock)
 
     def record(self, audited: Audited, reference: Reference | None) -> None:
-        """Keeps a call that has ended."""
+        """Keeps a call that has ended. Of the calls of one caller that are not allowed, only some are kept,
+        and none for `/rollouts`: else a caller without rights could replace all others."""
+        if audited.result == "FORBIDDEN":
+            ending = self._refusals.ending(audited.who)
+            if ending is None:
+                return
+            audited, reference = replace(audited, note=ending), None
         log.info("%s", audited, extra={"event": audited})
         if reference is not None and reference.alias is not None:
             key = (reference.name, reference.alias)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import sqlite3
 import threading
 import time
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from gateway.capture.records import Record
+from gateway.database import private, transaction
 from gateway.quantities import utc
 
 log = logging.getLogger("gateway.capture")
@@ -35,6 +35,8 @@ ROW_BYTES: Final = 512
 #: So many rows, and about so many bytes, are deleted at once.
 _PART_ROWS: Final = 20_000
 _PART_BYTES: Final = 16 << 20
+#: The share of `max_bytes` that stays when the oldest requests are deleted.
+_KEPT: Final = 0.95
 _TABLE = """
 CREATE TABLE IF NOT EXISTS capture (
     number INTEGER PRIMARY KEY, id TEXT NOT NULL, registry TEXT NOT NULL, name TEXT NOT NULL,
@@ -93,6 +95,8 @@ class CaptureStore:
         self._clock = clock
         self._lock = threading.Lock()
         self._db: sqlite3.Connection | None = None
+        #: The bytes by model, at least: other processes may have deleted some.
+        self._sizes: dict[str, int] = {}
 
     # Writing.
 
@@ -114,7 +118,11 @@ class CaptureStore:
                 ],
             )  # fmt: skip
         for name in {one.model for one in records}:
-            self._shrink(name, limits.max_bytes)
+            size = sum(one.size + ROW_BYTES for one in records if one.model == name)
+            if name in self._sizes:
+                self._sizes[name] += size
+            if self._sizes.get(name, limits.max_bytes + 1) > limits.max_bytes:
+                self._shrink(name, limits.max_bytes)
 
     def expire(self, limits: Callable[[str], Limits]) -> int:
         """Deletes what is older than its `keep`, then or now, and what was stored before a column was
@@ -137,16 +145,18 @@ class CaptureStore:
         return self._delete(*self._where(name, version))
 
     def _shrink(self, name: str, most: int) -> int:
-        """Deletes the oldest requests of a model beyond `most` bytes."""
+        """Deletes the oldest requests of a model if there are more than `most` bytes. Leaves a little room,
+        so that the next ones need not search again."""
         total = self._query(
             "SELECT sum(size) FROM capture WHERE registry = ? AND name = ?", (self._registry, name)
         )
-        if not total or (total[0][0] or 0) <= most:
+        self._sizes[name] = size = (total[0][0] or 0) if total else 0
+        if size <= most:
             return 0
         last = self._query(
             "SELECT max(number) FROM (SELECT number, sum(size) OVER (ORDER BY number DESC) AS total"
             " FROM capture WHERE registry = ? AND name = ?) WHERE total > ?",
-            (self._registry, name, most),
+            (self._registry, name, int(most * _KEPT)),
         )
         return self._delete("registry = ? AND name = ? AND number <= ?", (self._registry, name, last[0][0]))
 
@@ -154,6 +164,7 @@ class CaptureStore:
         """Deletes rows, and returns their room to the disk. Part by part, so that others may write between
         the parts, and so that a part fits into memory: on a full disk a journal has no room."""
         deleted = 0
+        self._sizes.clear()
         while self._query(f"SELECT 1 FROM capture WHERE {where} LIMIT 1", values):
             try:
                 part = self._delete_part(where, values)
@@ -255,14 +266,8 @@ class CaptureStore:
             if db is None:
                 yield None
                 return
-            db.execute("BEGIN IMMEDIATE")
-            try:
+            with transaction(db):
                 yield db
-            except BaseException:
-                with contextlib.suppress(sqlite3.Error):  # a full disk ends the transaction by itself
-                    db.execute("ROLLBACK")
-                raise
-            db.execute("COMMIT")
 
     def _opened(self, *, create: bool) -> sqlite3.Connection | None:
         """Returns the connection; None if the file does not exist and is not to be created."""
@@ -285,8 +290,7 @@ class CaptureStore:
 
     def _connected(self) -> sqlite3.Connection:
         try:
-            os.close(os.open(self._path, os.O_CREAT | os.O_RDWR, 0o600))
-            os.chmod(self._path, 0o600)
+            private(self._path)
             url = self._path.absolute().as_uri()
         except OSError:
             if not self._path.exists():

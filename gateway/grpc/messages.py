@@ -7,7 +7,6 @@ their shape. Must not know calls or models.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
@@ -77,7 +76,7 @@ class Request:
         total = 0
         for one, raw in zip(self.document["inputs"], self.raws, strict=True):
             if one["datatype"] == "BYTES" and raw is not None:
-                total += min(math.prod(map(abs, one["shape"])), len(raw) // 4)
+                total += v2_inputs.most_texts(one["shape"], len(raw))
         return total
 
     def read(self) -> Parsed:

@@ -219,7 +219,8 @@ class Control:
                 hint = "known here, once each: ?limit, ?after, ?q"
                 raise _invalid(f"?{name[:64]}", "is not known", "limit, after or q", hint=hint)
         limit = given.get("limit")
-        if limit is not None and not (limit.isascii() and limit.isdigit() and 0 < int(limit[:9]) <= MOST):
+        is_number = limit is not None and len(limit) <= 9 and limit.isascii() and limit.isdigit()
+        if limit is not None and not (is_number and 0 < int(limit) <= MOST):
             raise _invalid("?limit", "is not a number of items", f"1 to {MOST}")
         reads = self._access.reads(request.scope[problems.RECORD])
         return Page(None if limit is None else int(limit), given.get("after"), given.get("q") or None, reads)

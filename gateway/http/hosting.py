@@ -8,6 +8,7 @@ https://cloud.google.com/vertex-ai/docs/predictions/custom-container-requirement
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -131,7 +132,8 @@ class Hosted:
             with self._controlled(record, "DELETE /models", Reference(parse_path(name).name)):
                 reference = self._known(name)
                 await self._residency.unload(reference)
-                self._watch.take(models.remove(reference.name), "host")
+                models.remove(reference.name)
+                self._watch.take(models.read(), "host")
             return 200, {"modelName": reference.name}
         allowed = "GET, HEAD, DELETE" if name else "GET, HEAD, POST"
         raise Problem("METHOD_NOT_ALLOWED", f"{method} is not allowed here", hint=f"use {allowed}")
@@ -151,18 +153,22 @@ class Hosted:
         if name in models.places:
             raise _Answered(409, Problem("PRECONDITION_FAILED", f"{name} is already loaded"))
         try:
-            snapshot = models.add(name, url)
+            directory = await asyncio.to_thread(models.checked, name, url)
         except RegistryError as error:
             raise Problem("INVALID_REFERENCE", str(error)) from None
-        self._watch.take(snapshot, "host")
+        if name in models.places:  # added meanwhile by another call
+            raise _Answered(409, Problem("PRECONDITION_FAILED", f"{name} is already loaded"))
+        added = models.add(name, directory)
+        self._watch.take(models.read(), "host")
         try:
             await self._residency.load(Reference(name))
         except Problem as problem:
-            self._watch.take(models.remove(name), "host")
+            models.remove(name, added)  # unless the host has removed it, and maybe added another
+            self._watch.take(models.read(), "host")
             if problem.code == "CAPACITY_EXCEEDED":
                 raise _Answered(INSUFFICIENT, problem) from None
             raise
-        return 200, _shown(name, models.places[name])
+        return 200, _shown(name, added.source)
 
     async def _wanted(self, scope: Scope, receive: Receive) -> tuple[str, str]:
         body = await self._bodies.read(receive, scope[problems.RECORD].headers)

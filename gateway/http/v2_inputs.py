@@ -14,7 +14,7 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import chain
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeGuard
 
 import numpy as np
 import orjson
@@ -55,10 +55,11 @@ _OUTPUTS: Final = 'send "outputs": [{"name": …}] with each name once, or leave
 
 BINARY_SIZE: Final = "binary_data_size"
 _ELEMENT_BYTES: Final = 120
-#: None if the values are in `data`.
+#: A JSON part above this size is not parsed to count its tensors' values.
+_COUNTED_BYTES: Final = 65_536
+#: Maximum length of a dimension of a tensor without values: a model may answer for each position.
 _LONGEST_EMPTY: Final = 65_536
 _MAX_DIMENSIONS: Final = 32
-#: Maximum length of a dimension of a tensor without values: a model may answer for each position.
 #: Request parameters of the protocol, its extensions and its clients. All others belong to the model.
 _PROTOCOL: Final = frozenset(
     {"binary_data_output", "content_type", "headers", "priority", "timeout"}
@@ -104,13 +105,21 @@ def memory(body: bytes, length: str) -> int:
 
 
 def _elements(text: bytes, size: int) -> int:
-    """Returns the maximum number of BYTES values in the binary data: each takes at least four bytes."""
+    """Returns the maximum number of BYTES values in the binary data."""
+    if len(text) > _COUNTED_BYTES:
+        return size // 4
     try:
         inputs = orjson.loads(text)["inputs"]
-        counts = [int(math.prod(one["shape"])) for one in inputs if one["datatype"] == "BYTES"]
+        counts = [most_texts(one["shape"], size) for one in inputs if one["datatype"] == "BYTES"]
         return min(sum(counts), size // 4)
     except (ValueError, TypeError, KeyError):
         return size // 4  # the parser refuses it
+
+
+def most_texts(shape: object, size: int) -> int:
+    """Returns the maximum number of BYTES values that a tensor of this shape has in `size` bytes: each takes
+    at least four. `shape` is as the client sent it: its product is computed only where it is a shape."""
+    return min(math.prod(shape), size // 4) if _is_shape(shape) else size // 4
 
 
 def parse(body: bytes, length: str) -> Parsed:
@@ -249,7 +258,7 @@ def _arrays(inputs: list[Any], share: Share, faults: Faults) -> dict[str, Array]
     return arrays
 
 
-def _is_shape(shape: object) -> bool:
+def _is_shape(shape: object) -> TypeGuard[list[int]]:
     if not isinstance(shape, list) or len(shape) > _MAX_DIMENSIONS:
         return False
     if not all(type(length) is int and 0 <= length < 2**40 for length in shape):

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from itertools import count
 from pathlib import Path
+from typing import Final
 
 from gateway.names import check_name
 from gateway.registries.base import Alias, Model, ReadOnly, RegistryError, Snapshot, Version, Whole
 from gateway.registries.listed import ALIAS
 from loaders import package
+
+_NONE: Final = Model("", {}, {})
 
 
 class HostedModels(Whole, ReadOnly):
@@ -42,9 +45,9 @@ class HostedModels(Whole, ReadOnly):
         """The directory of each model."""
         return {name: next(iter(model.versions.values())).source for name, model in self._models.items()}
 
-    def add(self, name: str, place: str) -> Snapshot:
-        """Adds a model. Raises RegistryError for a directory that is not below the root or holds no model,
-        InvalidReference for a name that no model may have."""
+    def checked(self, name: str, place: str) -> Path:
+        """The directory of a model that may be added. Reads files. Raises RegistryError for a directory that
+        is not below the root or holds no model, InvalidReference for a name that no model may have."""
         check_name(name)
         directory = Path(place).resolve()
         if not directory.is_relative_to(self._root.resolve()):
@@ -54,16 +57,21 @@ class HostedModels(Whole, ReadOnly):
         except (package.PackageError, OSError) as error:
             problem = error.strerror if isinstance(error, OSError) else error
             raise RegistryError(f"the url of {name} is not a model directory: {problem}") from None
+        return directory
+
+    def add(self, name: str, directory: Path) -> Version:
+        """Adds a model in a directory that was `checked`."""
         number = str(next(self._numbers))
         version = Version(name, number, str(directory))
         self._models[name] = Model(name, {number: version}, {ALIAS: Alias(number)})
-        return self._changed()
+        self._changed()
+        return version
 
-    def remove(self, name: str) -> Snapshot:
-        """Removes a model, if it is there."""
-        self._models.pop(name, None)
-        return self._changed()
+    def remove(self, name: str, version: Version | None = None) -> None:
+        """Removes a model if it is there. `version`: only if it is still this one."""
+        if version is None or version.version in self._models.get(name, _NONE).versions:
+            self._models.pop(name, None)
+            self._changed()
 
-    def _changed(self) -> Snapshot:
+    def _changed(self) -> None:
         self._snapshot = Snapshot(dict(self._models), f"hosted {next(self._stamps)}")
-        return self._snapshot

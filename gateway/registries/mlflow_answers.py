@@ -17,6 +17,8 @@ from gateway.names import InvalidReference, check_version
 from gateway.registries.base import MAX_PREVIOUS, UNREADABLE, Alias, Verdict
 
 ROLLOUT_TAG: Final = "gateway.rollout"
+#: The digits of the largest whole number of 64 bits.
+_LONGEST_NUMBER: Final = 19
 
 
 def with_past(version: str, tag: str | None) -> Alias:
@@ -89,7 +91,8 @@ def tags(item: Mapping[str, Any]) -> dict[str, str]:
 
 
 def whole(value: object) -> int | None:
-    return int(value) if isinstance(value, int | str) and str(value).isdigit() else None
+    text = str(value) if isinstance(value, int | str) else ""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= _LONGEST_NUMBER else None
 
 
 def moment(value: object) -> str | None:

@@ -264,6 +264,55 @@ def test_a_receiver_that_fails_first_gets_it_later_and_in_order(
     run(main)
 
 
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_one_that_its_receiver_refuses_does_not_hold_up_the_next(
+    tmp_path: Path, receiver: Receiver, status: int
+) -> None:
+    async def main() -> None:
+        receiver.answers = [status]
+        async with made(tmp_path, receiver.url) as setup:
+            setup.notice(swapped("2"), swapped("3"))
+            await setup.until(delivered=2)
+            versions = [body["data"]["version"] for body in await receiver.received(3)]
+            assert sorted(versions) == ["2", "2", "3"]
+            assert setup.counts == {"failed": 1, "delivered": 2}
+
+    run(main)
+
+
+def test_one_that_is_refused_for_good_waits_alone(tmp_path: Path) -> None:
+    state = State(tmp_path / "state")
+    outbox = Outbox(state, "test")
+    for number in range(3):
+        outbox.put(Undelivered(f"m{number}", "http://x", b"{}", 0.0, 0), 5)
+    first, _ = outbox.next("http://x", 1.0, 100.0)
+    assert first is not None
+    outbox.failed(first, 300.0, alone=True)
+    second, _ = outbox.next("http://x", 1.0, 100.0)
+    assert second is not None
+    assert second.id == "m1"
+    outbox.failed(second, 50.0, alone=False)  # the receiver is away
+    assert outbox.next("http://x", 1.0, 100.0) == (None, 50.0)
+    again, _ = outbox.next("http://x", 50.0, 100.0)
+    assert again is not None
+    assert again.id == "m1"
+    state.close()
+
+
+def test_what_waits_for_a_url_that_is_not_configured_any_more_is_deleted(
+    tmp_path: Path, receiver: Receiver
+) -> None:
+    async def main() -> None:
+        async with made(tmp_path, "http://127.0.0.1:1/", running=False) as setup:
+            setup.notice(swapped())
+        async with made(tmp_path, receiver.url) as setup:
+            setup.notice(swapped("3"))
+            await setup.until(delivered=1)
+            assert Outbox(setup.state, "test").next("http://127.0.0.1:1/", 2e9, 3e9) == (None, None)
+
+    run(main)
+
+
 def test_what_is_not_delivered_outlasts_a_restart(tmp_path: Path, receiver: Receiver) -> None:
     async def main() -> None:
         async with made(tmp_path, receiver.url, running=False) as setup:

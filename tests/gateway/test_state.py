@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.database import transaction
 from gateway.state import HISTORY_KEPT, SCHEMA, AliasMemory, LastSnapshot, Served, State
 
 
@@ -161,3 +162,36 @@ def test_history_is_bounded_in_the_file_and_in_memory(tmp_path: Path) -> None:
     assert kept[-1] == Served("119", 119.0, "registry", 120.0, "replaced")
     assert state.histories("r")["iris", "champion"] == kept
     state.close()
+
+
+def test_only_the_owner_may_read_the_files(tmp_path: Path) -> None:
+    older = tmp_path / "older"
+    older.mkdir()
+    (older / "state.db").touch(0o644)
+    for directory in (tmp_path / "new", older):
+        state = State(directory)
+        state.save_last_good("r", "m", "a", "1")
+        assert {path.name: path.stat().st_mode & 0o077 for path in directory.iterdir()} == dict.fromkeys(
+            ("state.db", "state.db-wal", "state.db-shm", "state.lock"), 0
+        )
+        state.close()
+    assert (tmp_path / "new").stat().st_mode & 0o077 == 0
+
+
+def test_a_transaction_that_sqlite_has_ended_says_why() -> None:
+    db = sqlite3.connect(":memory:", isolation_level=None)
+    db.execute("CREATE TABLE t (x)")
+
+    def write(ends: str, error: Exception) -> None:
+        with transaction(db):
+            db.execute("INSERT INTO t VALUES (1)")
+            db.execute(ends)
+            raise error
+
+    full = sqlite3.OperationalError("database or disk is full")
+    with pytest.raises(sqlite3.OperationalError, match="disk is full"):
+        write("ROLLBACK", full)  # as SQLite does by itself on a full disk
+    with pytest.raises(ZeroDivisionError):
+        write("SELECT 1", ZeroDivisionError())
+    assert db.execute("SELECT count(*) FROM t").fetchone() == (0,)
+    db.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from gateway.access import audit
-from gateway.access.audit import Audit
+from gateway.access.audit import Audit, Audited
+from gateway.names import Reference
 
 
 @pytest.fixture
@@ -48,3 +50,23 @@ def test_two_gateways_fill_the_file_at_once_and_lose_no_line(
     assert not caplog.text
     second._write("the next one")
     assert (tmp_path / "audit.jsonl.1").read_text().splitlines() == [*lines[1:], "the next one"]
+
+
+def test_a_caller_without_rights_cannot_replace_the_calls_of_others(tmp_path: Path) -> None:
+    now = [0.0]
+    log = Audit(tmp_path / "audit.jsonl", lambda: now[0])
+
+    def called(who: str, result: str) -> None:
+        about = Audited("2026-01-01T00:00:00Z", who, "team", "PUT", "m@champion", result=result)
+        log.record(about, Reference("m", alias="champion"))
+
+    called("admin", "done")
+    for _ in range(1000):
+        called("token:curious", "FORBIDDEN")
+    now[0] = 60.0
+    called("token:curious", "FORBIDDEN")
+    log.close()
+    assert [call["who"] for call in log.calls("m", "champion")] == ["admin"]
+    lines = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    assert [line["who"] for line in lines] == ["admin", "token:curious", "token:curious"]
+    assert "999 more" in lines[2]["note"]

@@ -128,7 +128,18 @@ def test_lists_in_pages(server: Served) -> None:
 
 @pytest.mark.parametrize(
     "query",
-    ["limit=0", "limit=1001", "limit=x", "limit=%C2%B2", "limit=", "limit=1&limit=2", "page=1", "wait"],
+    [
+        "limit=0",
+        "limit=1001",
+        "limit=x",
+        "limit=%C2%B2",
+        "limit=",
+        f"limit=1{5000 * '0'}",
+        "limit=0000000001",
+        "limit=1&limit=2",
+        "page=1",
+        "wait",
+    ],
 )
 def test_a_page_that_is_none(server: Served, query: str) -> None:
     for path in ("/models", "/rollouts"):

@@ -17,6 +17,7 @@ import pytest
 
 import gateway
 from gateway import __version__
+from gateway.http import v2_inputs
 from loaders.signature import ColSpec, Signature, TensorSpec
 from tests.support.served import Reply, Served, settings
 
@@ -468,3 +469,15 @@ def test_60_without_a_setting_only_mlflows_route_casts_and_warns(served: Served)
     body["dataframe_split"]["data"] = [[1, 2, 3]]
     assert "x-model-warnings" not in served.post("/invocations", body, x_model="doubles").headers
     assert 'gateway_lenient_casts_total{model="doubles"} 1.0' in served.get("/metrics").body.decode()
+
+
+@pytest.mark.parametrize(
+    "shape", [["x", 10**8], [99] * 50_000, [-1, 2], {"x": 1}, [[1], 10**8]], ids=lambda shape: str(shape)[:12]
+)
+def test_70_only_a_shape_is_multiplied(shape: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    factors: list[Any] = []
+    monkeypatch.setattr(v2_inputs.math, "prod", lambda given: factors.extend(given) or 1)
+    text = json.dumps({"inputs": [{"name": "t", "datatype": "BYTES", "shape": shape}]}).encode()
+    assert v2_inputs.memory(text + bytes(400), str(len(text))) > 100 * 100
+    assert v2_inputs.most_texts(shape, 400) == 100
+    assert factors == []
