@@ -25,7 +25,7 @@ from concurrent.futures import Executor
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import httpx
@@ -33,8 +33,8 @@ import orjson
 
 from gateway import backoff
 from gateway.events import Event, RolloutChanged, Swapped, SwapRefused
+from gateway.outbox import Outbox, Undelivered
 from gateway.rollout_settings import Notify
-from gateway.state import Undelivered
 
 log = logging.getLogger("gateway.notify")
 
@@ -52,25 +52,6 @@ _LARGEST: Final = 256 * 1024
 #: The answers 4xx that concern the receiver, not this delivery: credentials, a timeout, too many requests.
 _LATER: Final = frozenset({401, 403, 404, 407, 408, 425, 429})
 _SECRET_PREFIX: Final = "whsec_"
-
-
-class Outbox(Protocol):
-    """The notifications that are not delivered yet. All methods block, and raise sqlite3.Error."""
-
-    def put(self, entry: Undelivered, most: int) -> int:
-        """Adds one, and drops the oldest ones of its URL beyond `most`. Returns how many that were."""
-
-    def next(self, url: str, now: float, claimed_until: float) -> tuple[Undelivered | None, float | None]:
-        """The oldest one that is due, which no other caller gets before `claimed_until`; and the time when
-        the next one is due if none is now."""
-
-    def delivered(self, identity: str) -> None: ...
-
-    def failed(self, entry: Undelivered, due: float, *, alone: bool) -> None:
-        """`alone`: the others for its URL need not wait for it."""
-
-    def forget_others(self, urls: Sequence[str]) -> int:
-        """Deletes those for other URLs. Returns how many that were."""
 
 
 class Notifier:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gateway.artifacts.base import ArtifactError
-from gateway.state import AliasMemory, LastSnapshot, Outbox, State
+from gateway.outbox import Outbox
+from gateway.state import AliasMemory, LastSnapshot, State
 from loaders import scan
 
 if TYPE_CHECKING:

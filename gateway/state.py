@@ -15,7 +15,7 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -84,18 +84,6 @@ class LastSnapshot:
     stamp: str
     entries: dict[str, bytes]
     seen: float
-
-
-@dataclass(frozen=True, slots=True)
-class Undelivered:
-    """A notification that its receiver has not got. `created`: unix seconds. `attempts`: those that
-    failed."""
-
-    id: str
-    url: str
-    body: bytes
-    created: float
-    attempts: int
 
 
 class _Newer(Exception):
@@ -187,7 +175,8 @@ class State:
         )
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Writes all of the block, or nothing. Raises sqlite3.Error."""
         with self._lock, transaction(self._db):
             yield self._db
 
@@ -199,7 +188,7 @@ class State:
 
     def save_snapshot(self, registry: str, stamp: str, entries: Mapping[str, bytes]) -> None:
         """Writes the differences to the saved snapshot. The caller must not change `entries` afterwards."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             row = db.execute("SELECT stamp FROM last_snapshot WHERE registry = ?", (registry,)).fetchone()
             before: Mapping[str, bytes]
             saved, before = self._saved.get(registry, (None, {}))
@@ -233,7 +222,7 @@ class State:
     # Aliases: the last good version, and the history of serving.
 
     def save_last_good(self, registry: str, name: str, alias: str, version: str) -> None:
-        with self._transaction() as db:
+        with self.transaction() as db:
             db.execute("REPLACE INTO alias VALUES (?, ?, ?, ?)", (registry, name, alias, version))
 
     def last_good(self, registry: str) -> dict[tuple[str, str], str]:
@@ -242,7 +231,7 @@ class State:
 
     def begin_serving(self, registry: str, name: str, alias: str, served: Served) -> None:
         """Starts a period; the previous one should have ended. Deletes old ones beyond `HISTORY_KEPT`."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             db.execute(
                 "INSERT INTO history (registry, name, alias, version, started, moved_by)"
                 " VALUES (?, ?, ?, ?, ?, ?)",
@@ -256,7 +245,7 @@ class State:
             )
 
     def end_serving(self, registry: str, name: str, alias: str, ended: float, reason: str) -> None:
-        with self._transaction() as db:
+        with self.transaction() as db:
             db.execute(
                 "UPDATE history SET ended = ?, reason = ?"
                 " WHERE registry = ? AND name = ? AND alias = ? AND ended IS NULL",
@@ -279,7 +268,7 @@ class State:
 
     def save_rollout(self, registry: str, name: str, alias: str, course: str | None) -> None:
         """`course` None deletes it."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             if course is None:
                 db.execute(
                     "DELETE FROM rollout WHERE registry = ? AND name = ? AND alias = ?",
@@ -298,7 +287,7 @@ class State:
         self, registry: str, name: str, version: str, source: str, digest: str, *, first: bool = True
     ) -> None:
         """`first`: keep the first digest; else keep the last one."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             db.execute(
                 f"INSERT OR {'IGNORE' if first else 'REPLACE'} INTO first_digest VALUES (?, ?, ?, ?, ?)",
                 (registry, name, version, source, digest),
@@ -317,7 +306,7 @@ class State:
     # Measurements by digest: the same files need the same memory under any name.
 
     def save_measurement(self, digest: str, size: int | None, load_seconds: float) -> None:
-        with self._transaction() as db:
+        with self.transaction() as db:
             db.execute(
                 "INSERT INTO measurement VALUES (?1, ?2, ?3) ON CONFLICT (digest) DO UPDATE"
                 " SET bytes = coalesce(?2, bytes), load_seconds = ?3",
@@ -332,7 +321,7 @@ class State:
     # What the files of a digest execute, as found by one edition of the scan.
 
     def save_scan(self, digest: str, edition: int, harmless: bool, reason: str) -> None:
-        with self._transaction() as db:
+        with self.transaction() as db:
             db.execute("REPLACE INTO scan VALUES (?, ?, ?, ?)", (digest, edition, harmless, reason))
 
     def scan(self, digest: str, edition: int) -> tuple[bool, str] | None:
@@ -341,64 +330,6 @@ class State:
             "SELECT harmless, reason FROM scan WHERE digest = ? AND edition = ?", digest, edition
         )
         return (bool(rows[0][0]), rows[0][1]) if rows else None
-
-    # Notifications that are not delivered.
-
-    def put_undelivered(self, registry: str, entry: Undelivered, most: int) -> int:
-        """Adds one, and drops the oldest ones of its URL beyond `most`. Returns how many that were."""
-        with self._transaction() as db:
-            db.execute(
-                "INSERT INTO outbox (id, registry, url, body, created, attempts, due)"
-                " VALUES (?, ?, ?, ?, ?, 0, 0)",
-                (entry.id, registry, entry.url, entry.body, entry.created),
-            )
-            return db.execute(
-                "DELETE FROM outbox WHERE registry = ?1 AND url = ?2 AND number NOT IN"
-                " (SELECT number FROM outbox WHERE registry = ?1 AND url = ?2 ORDER BY number DESC LIMIT ?3)",
-                (registry, entry.url, most),
-            ).rowcount
-
-    def next_undelivered(
-        self, registry: str, url: str, now: float, claimed_until: float
-    ) -> tuple[Undelivered | None, float | None]:
-        """The oldest one for this URL that is due, claimed until then; else the time when the next one is
-        due (None if there is none). Those behind one that is claimed, and has not failed yet, wait for it."""
-        with self._transaction() as db:
-            row = db.execute(
-                "SELECT id, url, body, created, attempts FROM outbox AS one WHERE registry = ?1 AND url = ?2"
-                " AND due <= ?3 AND NOT EXISTS (SELECT 1 FROM outbox WHERE registry = ?1 AND url = ?2"
-                " AND number < one.number AND attempts = 0 AND due > ?3) ORDER BY number LIMIT 1",
-                (registry, url, now),
-            ).fetchone()
-            if row is None:
-                return None, db.execute(
-                    "SELECT min(due) FROM outbox WHERE registry = ? AND url = ? AND due > ?",
-                    (registry, url, now),
-                ).fetchone()[0]
-            db.execute("UPDATE outbox SET due = ? WHERE id = ?", (claimed_until, row[0]))
-            return Undelivered(*row), None
-
-    def delivered(self, identity: str) -> None:
-        with self._transaction() as db:
-            db.execute("DELETE FROM outbox WHERE id = ?", (identity,))
-
-    def not_delivered(self, registry: str, entry: Undelivered, due: float, *, alone: bool) -> None:
-        """`alone`: the others for its URL need not wait for it."""
-        with self._transaction() as db:
-            db.execute("UPDATE outbox SET attempts = attempts + 1, due = ? WHERE id = ?", (due, entry.id))
-            if not alone:
-                db.execute(
-                    "UPDATE outbox SET due = max(due, ?) WHERE registry = ? AND url = ?",
-                    (due, registry, entry.url),
-                )
-
-    def forget_undelivered(self, registry: str, urls: Sequence[str]) -> int:
-        """Deletes those for other URLs. Returns how many that were."""
-        known = ", ".join("?" * len(urls))
-        with self._transaction() as db:
-            return db.execute(
-                f"DELETE FROM outbox WHERE registry = ? AND url NOT IN ({known})", (registry, *urls)
-            ).rowcount
 
     def close(self) -> None:
         with self._lock:
@@ -429,29 +360,6 @@ def _prepared(db: sqlite3.Connection) -> sqlite3.Connection:
         db.close()
         raise
     return db
-
-
-class Outbox:
-    """One registry's notifications that are not delivered."""
-
-    def __init__(self, state: State, registry: str) -> None:
-        self._state = state
-        self._registry = registry
-
-    def put(self, entry: Undelivered, most: int) -> int:
-        return self._state.put_undelivered(self._registry, entry, most)
-
-    def next(self, url: str, now: float, claimed_until: float) -> tuple[Undelivered | None, float | None]:
-        return self._state.next_undelivered(self._registry, url, now, claimed_until)
-
-    def delivered(self, identity: str) -> None:
-        self._state.delivered(identity)
-
-    def failed(self, entry: Undelivered, due: float, *, alone: bool) -> None:
-        self._state.not_delivered(self._registry, entry, due, alone=alone)
-
-    def forget_others(self, urls: Sequence[str]) -> int:
-        return self._state.forget_undelivered(self._registry, urls)
 
 
 class AliasMemory:

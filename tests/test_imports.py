@@ -52,6 +52,7 @@ LEAVES = frozenset(
         "credentials",
         "statelock",
         "database",
+        "outbox",
         "errors",
         "events",
         "tracing",
@@ -90,6 +91,7 @@ TABLE: dict[str, Row] = {
     "configuration": row(LEAVES, libraries="pydantic"),
     "yamltext": row(libraries="yaml"),
     "filesystems": row(libraries="fsspec"),
+    "outbox": row("state"),
     "state": row(LEAVES, libraries="platformdirs"),
     "logs": row(LEAVES, libraries="orjson"),
     # Credentials and callers, without a request.

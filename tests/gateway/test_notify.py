@@ -24,8 +24,9 @@ import pytest
 from gateway import backoff
 from gateway.events import Event, RolloutChanged, Swapped, SwapRefused
 from gateway.notify import GIVEN_UP_AFTER, MAX_WAITING, Notifier, read_secret, shown, signed
+from gateway.outbox import Outbox, Undelivered
 from gateway.rollout_settings import Notify
-from gateway.state import Outbox, State, Undelivered
+from gateway.state import State
 from tests.support.controlled import run
 
 SECRET = "of-the-operator"
