@@ -25,6 +25,7 @@ from gateway.http.parts import Parts
 from gateway.metrics import Metrics, count
 from gateway.names import parse_short
 from gateway.notify import Notifier
+from gateway.peers import Peers
 from gateway.persistence import Persistence
 from gateway.pools import Pools, large
 from gateway.registries.base import Registry
@@ -78,18 +79,11 @@ class Gateway:
         self._artifacts = Artifacts(settings.cache_dir, settings.disk_limit, sources, self.environments)
         chooser = Chooser(settings, self.environments, self._pools.builds, trim=self._artifacts.trim)
         self._packages = Packages(
-            self._artifacts,
-            self._pools.fetches,
-            self._pools.disk,
-            policy=formats(settings),
-            measured=self._persistence.measurement,
-            accepted=self._persistence.accepted,
-            scanned=self._persistence.scanned,
-            remembered=self._persistence.digest,
-            remember=self._persistence.save_digest,
-            lasting=registry.lasting,
-            examine=chooser.examine,
-        )
+            self._artifacts, self._pools.fetches, self._pools.disk, policy=formats(settings),
+            measured=self._persistence.measurement, accepted=self._persistence.accepted,
+            scanned=self._persistence.scanned, remembered=self._persistence.digest,
+            remember=self._persistence.save_digest, lasting=registry.lasting, examine=chooser.examine,
+        )  # fmt: skip
         self._preparation = Preparation(
             chooser,
             lambda version: self._persistence.served_before(version, self.aliases.snapshot),
@@ -158,19 +152,24 @@ class Gateway:
             self.aliases, self.manager, registry, io, ask=self.watch.ask, take=self.watch.take,
             quiet=lambda version: self._packages.get(version, remember=False),
         )  # fmt: skip
+        # What the registry can hold is read there.
+        self.peers = Peers.of(
+            settings, io, say=lambda: self.aliases.standings(verdicts=not registry.writable),
+            hear=self.aliases.hear,
+        )  # fmt: skip
         again = LISTING_INTERVAL if registry.partial else LOOK_AGAIN
         preload = Preload.parsed(settings.preload, settings.default_alias, again=again)
         self.residency = Residency(self.aliases, self.manager, self.watch, registry, io, pending=preload)
         self.views = Views(
             self.aliases, self.manager, self.watch, registry, io, trials=self.promotions.trials,
-            prepare=self._packages.get, fetching=self._packages.fetching, preload=preload,
+            prepare=self._packages.get, fetching=self._packages.fetching, preload=preload, peers=self.peers,
         )  # fmt: skip
         self.connections = Connections(settings.max_connections)
         self.usage = Usage(self.manager, self.metrics)
         self.parts = Parts.of(
             settings, self.service, self.views, self.promotions, self.residency, self.watch, self.metrics,
-            self.recorder, access=self.access, usage=self.usage, draining=lambda: self.draining,
-            spans=self.spans,
+            self.recorder, access=self.access, usage=self.usage, peers=self.peers, spans=self.spans,
+            draining=lambda: self.draining,
         )  # fmt: skip
         self._governor = Governor(
             cgroup.memory_usage,
@@ -191,9 +190,10 @@ class Gateway:
             self._upkeep.notice,
             self.aliases.notice,
             self._notifier.notice,
+            *([] if self.peers is None else [self.peers.notice]),
         )
         self._background = Background()
-        expose(self.metrics, self.manager, self.views, self.watch, self.connections, self._upkeep)
+        expose(self.metrics, self.manager, self.views, self.watch, self.connections, self._upkeep, self.peers)
 
     async def start(self) -> None:
         """Reads the registry, or its remembered content, and starts the background work. Raises RegistryError
@@ -203,6 +203,9 @@ class Gateway:
         await first_read(self.registry, self.watch, remembered)
         loop.set_default_executor(large())
         self.metrics.vitals.start(loop)
+        if self.peers is not None:
+            self._background.start(peers=self.peers.run)
+            await self.peers.meet()
         self._background.start(
             watch=self.watch.run,
             preload=self.residency.preload,

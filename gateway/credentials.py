@@ -26,6 +26,14 @@ def address(text: str) -> tuple[str, int]:
     return bare, int(port)
 
 
+def named_address(text: str) -> tuple[str, int | None]:
+    """Splits NAME or NAME:PORT. The port is None if it is missing. Raises ValueError."""
+    host, port = address(text) if ":" in text else (text, None)
+    if port == 0 or not re.fullmatch(r"[A-Za-z0-9_.:-]{1,253}", host):
+        raise ValueError("write a DNS name, or NAME:PORT, such as gateway-peers or gateway-peers:8080")
+    return host, port
+
+
 def _patterns(value: object) -> object:
     texts = listed(value)
     for text in texts if isinstance(texts, list) else ():

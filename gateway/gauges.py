@@ -5,6 +5,8 @@ from __future__ import annotations
 from gateway import cgroup
 from gateway.http.connections import Connections, descriptors
 from gateway.metrics import Metrics
+from gateway.peers import Peers
+from gateway.peers.series import PeerSeries
 from gateway.registries.watcher import Watch
 from gateway.serving.manager import Manager
 from gateway.upkeep import Upkeep
@@ -18,6 +20,7 @@ def expose(
     watch: Watch,
     connections: Connections,
     upkeep: Upkeep,
+    peers: Peers | None,
 ) -> None:
     """Connects every gauge to its source."""
     ledger = manager.ledger
@@ -57,3 +60,7 @@ def expose(
         stalled=lambda: connections.stalled,
         descriptors=descriptors,
     )
+    if peers is not None:
+        metrics.registry.register(
+            PeerSeries(peers, lambda: {key: version for key, (version, _) in views.alias_states().items()})
+        )

@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from gateway import cgroup
-from gateway.credentials import AccessSettings, Limit, address
+from gateway.credentials import AccessSettings, Limit, address, named_address
 from gateway.names import check_alias, parse_short
 from gateway.quantities import SIZE_SCHEMA, Duration, Part, Size, listed, size
 from gateway.rollout_settings import Capture, CaptureSetting, Notify, RolloutPolicy, laid_over
@@ -259,6 +259,12 @@ class Settings(Part):
     admin_listen: str | None = None
     """HOST:PORT of a listener for control calls, the console, /metrics, /usage, /events and /registry.yaml.
     Port 0: a free one. Not set: they are with all other routes."""
+    peers: str | None = None
+    """The other gateways: a DNS name with all their addresses, or NAME:PORT. Without a port it is that of
+    `admin_listen`, else `port`. Needs `peers_key_file`."""
+    peers_key_file: Path | None = None
+    """The file with the secret that the peers share, 16 characters or more. Two lines while it is changed:
+    the first one signs, both are accepted."""
     webhook_secret_file: Path | None = None
     """The file with the secret of MLflow's webhooks. Not set: webhooks are refused."""
     artifact_sources: Annotated[list[str], BeforeValidator(listed)] = []
@@ -334,10 +340,33 @@ class Settings(Part):
             raise ValueError(f"port {port} is taken by another listener of the gateway")
         return value
 
-    @field_validator("cache_dir", "state_dir", "admin_key_file", "webhook_secret_file")
+    @field_validator("cache_dir", "state_dir", "admin_key_file", "peers_key_file", "webhook_secret_file")
     @classmethod
     def _paths(cls, value: Path | None) -> Path | None:
         return None if value is None else value.expanduser().absolute()
+
+    @field_validator("peers")
+    @classmethod
+    def _named(cls, value: str | None) -> str | None:
+        if value is not None:
+            named_address(value)
+        return value
+
+    @model_validator(mode="after")
+    def _with_peers(self) -> Self:
+        if (self.peers is None) != (self.peers_key_file is None):
+            missing, given = ("peers_key_file", "peers") if self.peers else ("peers", "peers_key_file")
+            raise ValueError(f"{given} needs {missing}: set both or neither")
+        if self.peers is not None and not self.peers_place[1]:
+            raise ValueError(f"peers: name the port, such as {self.peers}:8080: this gateway's is not fixed")
+        return self
+
+    @property
+    def peers_place(self) -> tuple[str, int]:
+        """The name of the peers, and the port where they listen for each other."""
+        host, port = named_address(self.peers or "")
+        listens = self.port if self.admin_listen is None else address(self.admin_listen)[1]
+        return host, listens if port is None else port
 
     @model_validator(mode="after")
     def _environments(self) -> Self:

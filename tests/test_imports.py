@@ -133,7 +133,7 @@ TABLE: dict[str, Row] = {
     "service": row(
         ROLLOUTS, RUNNER, CAPTURE, "record", "access.principal", "access.limits", loaders=True
     ),
-    "views": row(ROLLOUTS, "registries.watcher", "registries.document", loaders=True),
+    "views": row(ROLLOUTS, "peers", "registries.watcher", "registries.document", loaders=True),
     "vitals": row(),
     "tallies": row(libraries="prometheus_client numpy"),
     "metrics": row(
@@ -142,7 +142,7 @@ TABLE: dict[str, Row] = {
     # HTTP receives parts and never the application: what `views` read, and who carries out the verbs.
     "http": row(
         LEAVES, VERSION, CAPTURE, "record", "service", "views", "metrics", "access", "usage", "spans",
-        "__version__",
+        "__version__", "peers",
         "rollouts.promotions", "rollouts.residency", "registries.watcher", "registries.webhooks",
         "registries.hosted",
         libraries="starlette uvicorn httptools orjson numpy pyarrow pydantic pydantic_core", loaders=True,
@@ -153,12 +153,16 @@ TABLE: dict[str, Row] = {
         LEAVES, "record", "service", "http", "__version__",
         libraries="grpc grpc_health google orjson numpy starlette", loaders=True,
     ),
+    # Other gateways: what they say of aliases, and how they are asked.
+    "peers": row(
+        LEAVES, VERSION, "rollouts.verdicts", libraries="httpx orjson prometheus_client",
+    ),
     # It posts news that others emit.
     "notify": row(LEAVES, libraries="httpx orjson"),
     # Around the composition root: what remembers, measures and looks after the parts.
     "persistence": row(LEAVES, VERSION, PREPARED, "artifacts.base", loaders=True),
     "gauges": row(
-        "cgroup", "serving", "views", "metrics", "upkeep", "http.connections", "registries.watcher",
+        "cgroup", "serving", "views", "metrics", "upkeep", "http.connections", "registries.watcher", "peers",
     ),
     "usage": row(VERSION, "record", "serving", "metrics"),
     # Requests and loads as spans of OpenTelemetry.
@@ -166,7 +170,7 @@ TABLE: dict[str, Row] = {
     "upkeep": row(LEAVES, PREPARED, "artifacts.cache", "runners", "serving"),
     "app": row(
         LEAVES, PARTS, CAPTURE, "serving", "rollouts", "service", "views", "http", "metrics", "gauges",
-        "persistence", "notify", "upkeep", "access", "usage", "spans",
+        "persistence", "notify", "upkeep", "access", "usage", "spans", "peers",
     ),
     "server": row(LEAVES, PARTS, "app", "http", "grpc", libraries="uvicorn uvloop"),
     # Python's interface: registry and artifacts, without a server.

@@ -18,6 +18,7 @@ from gateway.http.documents import Documents
 from gateway.http.hosting import Hosted
 from gateway.http.invocations import Invocations
 from gateway.http.lookalikes import Lookalikes
+from gateway.http.peers import PATH, PeerQuestions
 from gateway.http.predict import Prediction
 from gateway.http.problems import CLOSE, RECORD, request_id
 from gateway.http.tracing import UNTRACED, observed, traced
@@ -45,6 +46,7 @@ def build(parts: Parts, hosting: Hosting | None = None, admin_port: int | None =
     described = Documents(parts)
     pages = Console(parts) if parts.settings.console else None
     control = Control(parts)
+    peers = None if parts.peers is None else PeerQuestions(parts.peers, parts.access)
     logged = parts.settings.access_log
     callers = parts.access
     guarded = callers.guarded
@@ -100,6 +102,8 @@ def build(parts: Parts, hosting: Hosting | None = None, admin_port: int | None =
             return described.serve(scope, receive, send, path)
         if pages is not None and console.is_here(path):
             return pages.serve(scope, receive, send, path)
+        if peers is not None and path == PATH:
+            return peers.serve(scope, receive, send)
         if path in invocations.PATHS:
             return mlflow.serve(scope, receive, send, path)
         return control.serve(scope, receive, send, path)

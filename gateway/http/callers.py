@@ -105,7 +105,7 @@ class Callers:
     def control(self, record: RequestRecord, reference: Reference | None, *, whole: bool = False) -> None:
         """Checks control of a model by this reference; None: of the whole gateway. `whole`: a bare NAME means
         the model with all its versions, not its default alias."""
-        self._check_listener(record)
+        self.check_listener(record)
         self._access.check_control(self.principal(record), reference, whole=whole)
 
     @contextmanager
@@ -153,7 +153,7 @@ class Callers:
     def operate(self, record: RequestRecord, *, always: bool = False) -> None:
         """Checks a view of the whole gateway. It needs control where credentials are configured (`always`:
         everywhere), but not on a listener of its own."""
-        self._check_listener(record)
+        self.check_listener(record)
         if (self.guarded or always) and not record.administers:
             self.control(record, None)
 
@@ -164,11 +164,8 @@ class Callers:
         principal = self._signed_in(record) or self._access.verified(record.headers)
         return self._access.controls(principal, None)
 
-    def shows_pages(self, record: RequestRecord) -> None:
-        """Raises NOT_FOUND where the console has another listener."""
-        self._check_listener(record)
-
-    def _check_listener(self, record: RequestRecord) -> None:
+    def check_listener(self, record: RequestRecord) -> None:
+        """Raises NOT_FOUND where control calls, the console and peers have another listener."""
         if self._elsewhere and not record.administers:
             hint = "control calls and metrics have a listener of their own: the setting admin_listen"
             raise Problem("NOT_FOUND", "there is nothing at this path here", hint=hint)

@@ -198,17 +198,19 @@ class Control:
         page = self._page(request)
         if page.after is not None and "@" not in page.after:
             raise _invalid("?after", "is no NAME@ALIAS", "the `next` of the page before")
+        control = self._access.controls(request.scope[problems.RECORD], None)
+        rest = self._views.sharing(addresses=control)
         parts, count, last = [], 0, None
         async for rollouts in self._views.rollouts(page):
             if page.limit is not None and count + len(rollouts) > page.limit:
                 rollouts = rollouts[: page.limit - count]
                 last = f"{rollouts[-1].name}@{rollouts[-1].alias}" if rollouts else last
                 parts.append(_items(rollouts))
-                return _list("rollouts", parts, {"next": last})
+                return _list("rollouts", parts, {**rest, "next": last})
             if rollouts:
                 parts.append(_items(rollouts))
                 count, last = count + len(rollouts), f"{rollouts[-1].name}@{rollouts[-1].alias}"
-        return _list("rollouts", parts, {} if page.limit is None else {"next": None})
+        return _list("rollouts", parts, rest if page.limit is None else {**rest, "next": None})
 
     def _page(self, request: Request) -> Page:
         """`?limit=50&after=NAME&q=TEXT`. Raises INVALID_INPUT, and UNAUTHENTICATED where a credential is

@@ -16,6 +16,7 @@ from gateway.http.large import LargeBodies
 if TYPE_CHECKING:
     from gateway.capture.recorder import Recorder
     from gateway.metrics import Metrics
+    from gateway.peers import Peers
     from gateway.registries.watcher import Watch
     from gateway.rollouts.promotions import Promotions
     from gateway.rollouts.residency import Residency
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class Parts:
     """`draining`: whether the gateway is stopping and clients should go elsewhere. `spans`: None where no
-    traces are exported. The last five belong to HTTP itself: who may call, bodies of predictions by whatever
-    protocol they come, the event stream, and captured requests."""
+    traces are exported. `peers`: the other gateways, if the settings name them. The last five belong to HTTP
+    itself: who may call, bodies of predictions by whatever protocol they come, the event stream, and captured
+    requests."""
 
     service: Service
     views: Views
@@ -42,6 +44,7 @@ class Parts:
     draining: Callable[[], bool]
     usage: Usage
     spans: Spans | None
+    peers: Peers | None
     access: Callers
     bodies: BodyReader
     large_bodies: LargeBodies
@@ -62,6 +65,7 @@ class Parts:
         *,
         access: Access,
         usage: Usage,
+        peers: Peers | None,
         draining: Callable[[], bool],
         spans: Spans | None = None,
     ) -> Parts:
@@ -77,6 +81,7 @@ class Parts:
             draining,
             usage,
             spans,
+            peers,
             access=Callers(access, elsewhere=settings.admin_listen is not None),
             bodies=BodyReader(settings.max_body_bytes, settings.max_inflight_bytes),
             large_bodies=LargeBodies(settings.max_inflight_bytes),

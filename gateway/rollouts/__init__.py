@@ -14,5 +14,5 @@ A rollout: `policy` (which policy applies), `phases` (what comes next), `rollout
 version in service), `canary` (which caller gets it), `guards` (is it worse on the same minutes?), `before`
 and `afterwards` (is it worse than the version before it was?), `agreement` (does it answer the same?),
 `replay` and `shadow` (of what),
-`conductor` (carries it out).
+`conductor` (carries it out), `verdicts` (what it found, where the registry cannot hold it; what peers found).
 """

@@ -5,7 +5,7 @@ answers requests. *last good* is the last version that has answered; it survives
 alias moves serving towards desired (`rollouts.reconciler`): a swap, a rollback, an outage and a restart all
 work this way.
 
-Order of the methods: for requests, for the registry, for operators and promotions.
+Order of the methods: for requests, for the registry, for operators and promotions, for peers.
 
 An alias whose model is not loaded moves lazily: the first request takes it through the gates. A finding of
 one gateway (a refusal, the last good version) is written to the registry if possible, so that every gateway
@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -40,6 +40,7 @@ from gateway.rollouts.gates import Gates
 from gateway.rollouts.reconciler import INTERRUPTED, Reconciler
 from gateway.rollouts.records import Record
 from gateway.rollouts.replay import Replays
+from gateway.rollouts.verdicts import Standing, Verdicts
 from gateway.serving.admission import LOADING_FULL
 from gateway.serving.manager import Manager
 
@@ -78,9 +79,10 @@ class Aliases:
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.gates = gates
+        self.verdicts = Verdicts(memory, digest=self._digest, wall=wall, clock=clock)
         self.conductor = Conductor(
-            manager, memory, policy=gates.policy, emit=emit, counted=counted, replays=replays,
-            wall=wall, clock=clock,
+            manager, memory, verdicts=self.verdicts, policy=gates.policy, emit=emit, counted=counted,
+            replays=replays, wall=wall, clock=clock,
         )  # fmt: skip
         self._interrupted = set(self.conductor.under_way())
         self._manager = manager
@@ -102,7 +104,7 @@ class Aliases:
             model=lambda name: self._snapshot.models.get(name),
             record=self.record,
             emit=emit,
-            found_out=found_out,
+            found_out=self._found,
             wall=wall,
         )
         self._deleted: dict[tuple[str, str], asyncio.TimerHandle] = {}
@@ -127,10 +129,17 @@ class Aliases:
         model = self._snapshot.models.get(name)
         if found is not None or model is None or alias not in model.aliases:
             return found
-        seen = records.seen(model, alias, self._memory, self._wall())
-        entry = model.aliases[alias]
-        seen.error = records.want(seen, model, entry, self.conductor.verdict(name, alias, entry))
+        own = self.verdicts.of(model, alias)
+        seen = self._seen(model, alias)
+        seen.error = records.want(seen, model, model.aliases[alias], own)
         seen.phase = "unloaded" if seen.error is None else seen.stopped
+        return seen
+
+    def _seen(self, model: base.Model, alias: str) -> LiveAlias:
+        """An alias that was not used here yet."""
+        seen = records.seen(model, alias, self._memory, self._wall())
+        if seen.last_good is None and (good := self.verdicts.good(model.name, alias)) is not None:
+            seen.last_good = model.versions.get(good)
         return seen
 
     def attempts(self) -> list[Attempt]:
@@ -252,6 +261,7 @@ class Aliases:
     def apply(self, snapshot: Snapshot, moved_by: str = "registry") -> None:
         """Applies a new snapshot: moves the aliases that changed, and ends those that were deleted."""
         self._snapshot = snapshot
+        self.verdicts.look(snapshot)
         for found in list(self._aliases.values()):
             self._take(found, moved_by)
         wanted = {version for found in self for version in (found.serving, found.desired, found.last_good)}
@@ -273,7 +283,7 @@ class Aliases:
         found = self._aliases.get((name, alias))
         if found is None:
             find_alias(self._snapshot, name, alias)
-            found = records.seen(self._snapshot.models[name], alias, self._memory, self._wall())
+            found = self._seen(self._snapshot.models[name], alias)
             found.moved_by = moved_by
             self._aliases[name, alias] = found
             self._attempts.pop((name, alias), None)
@@ -299,14 +309,21 @@ class Aliases:
             timer.cancel()
             log.info("%s@%s is in the registry again", found.name, found.alias)
             found.show(self._wall(), "serving" if found.serving is not None else "unloaded")
-        if found.last_good is None and entry.last_good is not None:
-            found.last_good = model.versions.get(entry.last_good)
+        good = entry.last_good or self.verdicts.good(found.name, found.alias)
+        if found.last_good is None and good is not None:
+            found.last_good = model.versions.get(good)
         if model.rollout != found.said:
             found.said = model.rollout
             if found.serving is not None:
                 self.conductor.records(found, model, found.serving)
         before = (found.desired, found.forced, found.verdict)
-        own = self.conductor.verdict(found.name, found.alias, entry)
+        if before[0] is not None and before[0].version != entry.version:
+            self.verdicts.left(found.name, found.alias, before[0].version)
+        own = self.verdicts.of(model, found.alias)
+        if own is not None and (found.last_good is None or found.last_good.version == own.version):
+            # A peer took back what has answered here; it names a version that is good.
+            good = self._memory.last_good(found.name, found.alias)
+            found.last_good = None if good is None else model.versions.get(good)
         error = records.want(found, model, entry, own)
         if (found.desired, found.forced, found.verdict) == before:
             return
@@ -400,7 +417,7 @@ class Aliases:
             model, entry = self._entry(found.name, found.alias)
             assert model is not None
             assert entry is not None
-            records.want(found, model, entry, self.conductor.verdict(found.name, found.alias, entry))
+            records.want(found, model, entry, self.verdicts.of(model, found.alias))
         if found.desired is not None:
             self._manager.retry(found.desired)
         found.show(self._wall(), "serving" if found.serving is not None else "unloaded")
@@ -410,6 +427,48 @@ class Aliases:
             found.generation += 1
             found.moved.set()
             self._reconciler.start(found)
+
+    # For peers.
+
+    def standings(self, *, verdicts: bool) -> list[Standing]:
+        """What this gateway says of its aliases to its peers. `verdicts`: with those that the registry does
+        not hold; their aliases come first."""
+        said: list[Standing] = []
+        for key in dict.fromkeys((*self.verdicts.held(), *self._aliases)):
+            model, entry = self._entry(*key)
+            if model is None or entry is None:
+                continue
+            found = self._aliases.get(key) or self.view(*key)
+            assert found is not None
+            serving, good = number(found.serving), number(found.last_good)
+            said.append(
+                self.verdicts.standing(model, key[1], serving=serving, last_good=good, verdicts=verdicts)
+            )
+        said.sort(key=lambda one: one.verdict is None)
+        return said
+
+    def hear(self, said: Iterable[Standing]) -> None:
+        """What a peer says of aliases: a verdict that it reached holds here, too."""
+        changed, again = self.verdicts.hear(said)
+        for key in changed:
+            model, entry = self._entry(*key)
+            if model is None or entry is None:
+                continue
+            if (found := self._aliases.get(key)) is None:
+                self.verdicts.of(model, key[1])
+                continue
+            self._take(found, "peers")
+            if key in again and found.verdict is None:
+                self.clear_error(found)
+
+    def _found(self, observation: Observation) -> None:
+        self.verdicts.found(observation)
+        self._found_out(observation)
+
+    def _digest(self, version: Version) -> str | None:
+        held = self._manager.find(version)
+        prepared = None if held is None else held.prepared
+        return version.digest or (None if prepared is None else prepared.digest)
 
     async def close(self) -> None:
         for timer in self._deleted.values():

@@ -16,14 +16,12 @@ from typing import TYPE_CHECKING, Final
 
 from gateway.errors import Problem
 from gateway.events import Emit, RolloutChanged
-from gateway.quantities import utc
-from gateway.registries import base
-from gateway.registries.base import Verdict
 from gateway.rollouts.before import Reference
 from gateway.rollouts.phases import BEFORE_SERVING, TAKEN_BACK, UNDER_WAY, UNSEEN, Phase
 from gateway.rollouts.records import ROLLBACK
 from gateway.rollouts.rollout import Course, InService, Rollout, shadow_of
 from gateway.rollouts.shadow import Shadow
+from gateway.rollouts.verdicts import ELSEWHERE, Verdicts
 
 if TYPE_CHECKING:
     from gateway.registries.base import Model, Version
@@ -51,14 +49,16 @@ class TakenBack(Problem):
 
 
 class Conductor:
-    """`policy` gives the policy that applies to a model. `counted` is called with the model, the alias and
-    the arm of each request. `replays` lets a candidate answer captured requests."""
+    """`verdicts` knows the courses. `policy` gives the policy that applies to a model. `counted` is called
+    with the model, the alias and the arm of each request. `replays` lets a candidate answer captured
+    requests."""
 
     def __init__(
         self,
         manager: Manager,
         memory: Memory,
         *,
+        verdicts: Verdicts,
         policy: Callable[[Model], RolloutPolicy],
         emit: Emit = lambda event: None,
         counted: Callable[[str, str, str], None] = lambda name, alias, arm: None,
@@ -68,6 +68,7 @@ class Conductor:
     ) -> None:
         self._manager = manager
         self._memory = memory
+        self.verdicts = verdicts
         self.policy = policy
         self._emit = emit
         self._counted = counted
@@ -79,8 +80,7 @@ class Conductor:
 
     def course(self, name: str, alias: str) -> Course | None:
         """The last rollout of an alias, also if it has ended."""
-        saved = self._memory.rollout(name, alias)
-        return None if saved is None else Course.from_json(saved)
+        return self.verdicts.course(name, alias)
 
     def _save(self, name: str, alias: str, course: Course) -> None:
         self._memory.save_rollout(name, alias, course.to_json())
@@ -107,24 +107,6 @@ class Conductor:
         elif course is not None and course.version == version and course.phase not in UNDER_WAY:
             self._memory.save_rollout(name, alias, None)
         return lambda: self._memory.save_rollout(name, alias, before)
-
-    def verdict(self, name: str, alias: str, entry: base.Alias) -> Verdict | None:
-        """This gateway's verdict on the version that an alias points to, if the registry could not be
-        written. Once the registry holds a verdict, only the registry counts: removing it there means another
-        try."""
-        course = self.course(name, alias)
-        if course is None or course.version != entry.version or course.phase not in TAKEN_BACK:
-            return None
-        if entry.verdict is not None:
-            if not course.recorded:
-                self._save(name, alias, replace(course, recorded=True))
-            return None
-        if course.recorded:
-            self._memory.save_rollout(name, alias, None)
-            return None
-        outcome = "refused" if course.phase is Phase.REFUSED else "rolled_back"
-        at = utc(course.since)
-        return Verdict(course.version, outcome, course.reason or "no reason is given", at)
 
     # Actions.
 
@@ -404,10 +386,10 @@ class Conductor:
 
     def _overtaken(self, found: LiveAlias, rollout: Rollout) -> None:
         """The alias moved, was deleted, or another gateway has taken the candidate back."""
-        verdict = found.verdict
+        verdict, own = found.verdict, self.course(found.name, found.alias)
         if verdict is not None and verdict.version == rollout.candidate.version:
             phase = Phase.REFUSED if verdict.outcome == "refused" else Phase.ROLLED_BACK
-            reason = f"another gateway: {verdict.reason}"
+            reason = ELSEWHERE + verdict.reason.removeprefix(ELSEWHERE)
         else:
             phase = Phase.SUPERSEDED
             goal = None if found.desired is None else found.desired.version
@@ -415,7 +397,10 @@ class Conductor:
             reason = f"the alias moved to version {goal}" if moved else "the alias was deleted or moved again"
         evidence = rollout.evidence()
         rollout.move(rollout.course.to(phase, self._wall(), reason=reason, evidence=evidence))
-        if phase is not Phase.SUPERSEDED:
+        if phase is not Phase.SUPERSEDED and own is not None and own.phase in TAKEN_BACK:
+            # A peer's verdict, which the registry does not hold: it keeps its time.
+            rollout.course = replace(rollout.course, recorded=own.recorded, since=own.since)
+        elif phase is not Phase.SUPERSEDED:
             rollout.course = replace(rollout.course, recorded=True)
         self._changed(found, rollout)
 

@@ -40,6 +40,7 @@ from gateway.views.troubles import troubles
 
 if TYPE_CHECKING:
     from gateway.artifacts.packages import Fetched, Prepared
+    from gateway.peers import Peers
     from gateway.registries.watcher import Watch
     from gateway.rollouts.alias import LiveAlias
     from gateway.rollouts.aliases import Aliases
@@ -59,8 +60,8 @@ SHOWN_ALIASES = 1000
 class Views:
     """`trials`: the promotions that are being checked, by model and alias. `prepare`: gets a version's
     verified files without loading it. `fetching`: the progress of downloads. `preload`: the versions that
-    readiness waits for. Every method runs on the event loop; blocking calls go through `io`. Raises
-    Problem."""
+    readiness waits for. `peers`: the other gateways, if there are any. Every method runs on the event loop;
+    blocking calls go through `io`. Raises Problem."""
 
     def __init__(
         self,
@@ -74,6 +75,7 @@ class Views:
         prepare: Callable[[Version], Awaitable[Prepared]],
         fetching: Mapping[Version, Fetched],
         preload: Preload,
+        peers: Peers | None = None,
         wall: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -86,6 +88,7 @@ class Views:
         self._prepare = prepare
         self._fetching = fetching
         self._preload = preload
+        self._peers = peers
         self._wall = wall
         self._clock = clock
         self._document: tuple[bytes, str] | None = None
@@ -316,12 +319,26 @@ class Views:
     def rollout(self, name: str, alias: str) -> RolloutView:
         found = self._aliases.view(name, alias)
         if found is not None:
-            return RolloutView.of(found, self._trials.get((name, alias)))
+            view = RolloutView.of(found, self._trials.get((name, alias)))
+            return view if self._peers is None else replace(view, peers=self._peers.versions_of(name, alias))
         attempt = self._aliases.attempt(name, alias)
         if attempt is None:
             find_alias(self._aliases.snapshot, name, alias)  # raises: there is no such alias
             raise Problem("ALIAS_NOT_FOUND", f"{name} has no alias {alias}")
         return RolloutView.of_attempt(attempt)
+
+    def sharing(self, *, addresses: bool) -> dict[str, Any]:
+        """Returns how verdicts reach other gateways, and which peers there are. `addresses`: with the address
+        of each."""
+        if self._registry.writable:
+            how = "the registry: every gateway reads them there"
+        elif self._peers is not None:
+            how = "peers: the registry cannot be written from here"
+        else:
+            how = "nothing: the registry cannot be written from here and there are no peers, so each gateway "
+            how += "decides by itself"
+        shown: dict[str, Any] = {"verdicts_shared_by": how}
+        return shown if self._peers is None else {**shown, "peers": self._peers.to_json(addresses=addresses)}
 
     def pointed(self, name: str, alias: str) -> str | None:
         """The version that the registry says of an alias, None if there is none."""

@@ -150,8 +150,8 @@ class RolloutView(View):
     attempt with an alias that does not exist (any more).
 
     `calls`: the last control calls about it, for callers who may control it. `step`: the step of a running
-    canary. `policy` and `rollout` exist only in full views; `forced_past`, `checks` and `environment` only
-    after a promotion.
+    canary. `peers`: how many other gateways serve each version, if the settings name them. `policy` and
+    `rollout` exist only in full views; `forced_past`, `checks` and `environment` only after a promotion.
     """
 
     name: str
@@ -167,6 +167,7 @@ class RolloutView(View):
     verdict: Mapping[str, Any] | None = None
     trial: Mapping[str, Any] | None = None
     step: Mapping[str, Any] | None = None
+    peers: Mapping[str, int] | Absent = ABSENT
     history: tuple[Stretch, ...] = ()
     policy: Mapping[str, Any] | Absent = ABSENT
     rollout: CourseView | Absent = ABSENT

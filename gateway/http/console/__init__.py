@@ -63,7 +63,7 @@ class Console:
         is_read = method in ("GET", "HEAD")
         try:
             problems.check_headers(record)
-            self._access.shows_pages(record)
+            self._access.check_listener(record)
             writes = path in _POSTS or path.rpartition(b"/")[2].decode("latin-1") in VERBS
             allowed = "GET, HEAD, POST" if path == SIGN_IN else "POST" if writes else "GET, HEAD"
             if method not in allowed.split(", "):
