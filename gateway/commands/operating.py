@@ -66,6 +66,9 @@ def status(
             "not_shown": len(rows) - len(shown),
             "evicted": evicted[:_EVICTIONS_SHOWN],
             "differences": _differences(rollouts["rollouts"]),
+            "verdicts_shared_by": rollouts.get("verdicts_shared_by"),
+            "peers": rollouts.get("peers"),
+            "skew": _skew(rollouts["rollouts"]),
         }
         result(output, view, lambda: _show(view))
 
@@ -196,6 +199,31 @@ def _differences(rollouts: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
+def _skew(rollouts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each alias of which other gateways serve another version than this one."""
+    lines = []
+    for rollout in rollouts:
+        versions, serving = rollout.get("peers") or {}, rollout["serving"]
+        others = {version: count for version, count in versions.items() if version != serving}
+        if serving is not None and others:
+            shown = ", ".join(
+                f"version {version} at {counted(count, 'peer')}" for version, count in others.items()
+            )
+            lines.append(f"{rollout['name']}@{rollout['alias']} serves version {serving} here, but {shown}")
+    return lines
+
+
+def _peers(peers: Mapping[str, Any]) -> list[str]:
+    """How many of the other gateways answer, and why the others do not."""
+    ago = peers["last_contact_seconds"]
+    heard = "none was heard" if ago is None else f"last heard {ago:.1f} s ago"
+    lines = [f"peers: {peers['reached']} of {peers['known']} reached, {heard}"]
+    for one in peers.get("addresses", ()):  # only with control access
+        if not one["reached"]:
+            lines.append(f"peer {one['address']}: {one['problem'] or 'not asked yet'}")
+    return lines
+
+
 def _under_way(rollout: Mapping[str, Any], step: Mapping[str, Any]) -> str:
     """How far a rollout is: its phase, the share of the new version and the step."""
     subject, desired, phase = f"{rollout['name']}@{rollout['alias']}", rollout["desired"], rollout["phase"]
@@ -220,7 +248,7 @@ def _show(view: Mapping[str, Any]) -> None:
     typer.echo(" · ".join(facts))
     if registry.get("error"):
         typer.echo(f"registry error: {registry['error']}")
-    for line in view["differences"]:
+    for line in [*(_peers(view["peers"]) if view["peers"] else ()), *view["skew"], *view["differences"]]:
         typer.echo(line)
     for sentence in view.get("preload_unmatched", {}).values():
         typer.echo(f"preload: {sentence}")

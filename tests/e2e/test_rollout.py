@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pandas as pd
@@ -19,23 +18,12 @@ from gateway.registries.base import Move
 from tests.support.callers import Callers
 from tests.support.running import Running, running
 from tests.support.shell import Shell
+from tests.support.versions import Picky
 
 POLICY = {
     "canary": {"steps": [20, 50], "every": 0, "requests": 150},
     "guards": {"latency": "off"},  # a busy machine is not a slow version
 }
-
-
-class Picky:
-    """Doubles x; version 2 cannot do so for one value in five."""
-
-    def __init__(self, worst: int) -> None:
-        self.worst = worst
-
-    def predict(self, model_input: Any) -> Any:
-        if ((model_input["x"] % 5) < self.worst).any():
-            raise RuntimeError("no such region")
-        return (model_input["x"] * 2).to_numpy()
 
 
 @pytest.fixture(scope="module")
