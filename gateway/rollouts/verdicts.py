@@ -91,19 +91,21 @@ class Verdicts:
         """The verdict of this gateway or a peer on the version that an alias points to, if the registry has
         none. Once the registry holds a verdict, only the registry counts: removing it there means another
         try."""
-        entry = model.aliases[alias]
+        name, entry = model.name, model.aliases[alias]
+        course = self.course(name, alias)
+        if course is not None and course.version == entry.version and course.phase in TAKEN_BACK:
+            if entry.verdict is not None:
+                if not course.recorded:
+                    self._save(name, alias, replace(course, recorded=True))
+                return None
+            if course.recorded:
+                self._memory.save_rollout(name, alias, None)
+                if self._void.get((name, alias, entry.version), 0.0) < course.since:
+                    # It was taken out of the registry now; otherwise the alias was elsewhere meanwhile.
+                    self._void[name, alias, entry.version] = self._wall()
         self._adopt(model, alias)
-        course = self.course(model.name, alias)
-        if course is None or course.version != entry.version or course.phase not in TAKEN_BACK:
-            return None
-        if entry.verdict is not None:
-            if not course.recorded:
-                self._save(model.name, alias, replace(course, recorded=True))
-            return None
-        if course.recorded:
-            self._memory.save_rollout(model.name, alias, None)
-            return None
-        return _verdict(course)
+        course = self.course(name, alias)
+        return _verdict(course) if course is not None and _holds(course, entry.version) else None
 
     def good(self, name: str, alias: str) -> str | None:
         """The last good version that a peer named."""
