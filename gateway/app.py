@@ -139,15 +139,10 @@ class Gateway:
         )  # fmt: skip
         default_model = settings.default_model
         self.service = Service(
-            self.aliases,
-            self.manager,
+            self.aliases, self.manager, cold_wait=settings.cold_wait, emit=self._emit,
             default_model=None if default_model is None else parse_short(default_model),
-            cold_wait=settings.cold_wait,
-            emit=self._emit,
-            stopping=lambda: self._refusing,
-            find=self.watch.find,
-            recorder=self.recorder,
-        )
+            stopping=lambda: self._refusing, find=self.watch.find, recorder=self.recorder,
+        )  # fmt: skip
         self.promotions = Promotions(
             self.aliases, self.manager, registry, io, ask=self.watch.ask, take=self.watch.take,
             quiet=lambda version: self._packages.get(version, remember=False),
