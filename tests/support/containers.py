@@ -28,6 +28,8 @@ ROOT = Path(__file__).parents[2]
 TOOLS = ("mmdebstrap", "buildah", "podman", "runc", "catatonit")
 BASE, IMAGE = "localhost/base", "localhost/model-gateway"
 PATIENCE = 60.0
+#: The image is built in the background, while other tests use the machine.
+BUILD_SECONDS = 2400.0
 # Inside another container, limits cannot be raised to podman's defaults, and there is no systemd.
 ENGINE = """\
 [containers]
@@ -122,7 +124,7 @@ class Containers:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT if both else subprocess.PIPE,
             text=True,
-            timeout=600,
+            timeout=BUILD_SECONDS,
             check=False,
         )
         assert (done.returncode != 0) == fails, (
