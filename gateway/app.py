@@ -160,7 +160,7 @@ class Gateway:
             prepare=self._packages.get, fetching=self._packages.fetching, preload=preload, peers=self.peers,
         )  # fmt: skip
         self.connections = Connections(settings.max_connections)
-        self.usage = Usage(self.manager, self.metrics)
+        self.usage = Usage(self.manager, self.metrics, self._persistence.usage)
         self.parts = Parts.of(
             settings, self.service, self.views, self.promotions, self.residency, self.watch, self.metrics,
             self.recorder, access=self.access, usage=self.usage, peers=self.peers, spans=self.spans,
@@ -223,6 +223,7 @@ class Gateway:
         self._upkeep.close()
         self.metrics.vitals.stop()
         await self._background.stop()
+        await self.usage.close()
         await self.parts.large_bodies.close()
         await self.aliases.close()
         await self.manager.close()

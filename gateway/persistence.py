@@ -12,9 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gateway.aliasmemory import AliasMemory
 from gateway.artifacts.base import ArtifactError
 from gateway.outbox import Outbox
-from gateway.state import AliasMemory, LastSnapshot, State
+from gateway.state import LastSnapshot, State
+from gateway.usagememory import UsageMemory
 from loaders import scan
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ class Persistence:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="state")
         self.writer = self._writer
         self.outbox = Outbox(self._state, registry.identity)
+        self.usage = UsageMemory(self._state, registry.identity, self._write_behind)
         self.aliases = AliasMemory(self._state, registry.identity, self._write_behind)
 
     def last_snapshot(self) -> LastSnapshot | None:

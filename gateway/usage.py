@@ -3,7 +3,8 @@
 Every few seconds the kernel's figures of all processes are read. What a model's processes used goes to the
 teams that asked it meanwhile, by their rows; without a request it is idle. In a pack, the time of its calls
 divides the process. All else is shared: the gateway's own process, and the others (zygotes, parsers, what a
-process used at its very end). So the parts add up to the total. Knows processes and numbers, and no route.
+process used at its very end). So the parts add up to the total. The sums outlive the gateway: every minute
+and at its end they are added to those in the state. Knows processes and numbers, and no route.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ import os
 import resource
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
+
+from gateway.usagememory import Used
 
 if TYPE_CHECKING:
     from gateway.metrics import Metrics
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 
 #: How often the kernel's figures are read, in seconds.
 INTERVAL: Final = 5.0
+#: The sums are saved once in so many intervals: a gateway that is killed loses at most a minute of them.
+SAVED_EVERY: Final = 12
 MAX_TEAMS: Final = 100
 BY: Final = ("team", "model")
 
@@ -35,6 +40,16 @@ _PROC: Final = Path("/proc")
 
 Key: TypeAlias = tuple[str, str]
 """A team, empty for callers without one, and a model."""
+Part: TypeAlias = tuple[str, str, str]
+"""What it was used for, a team and a model."""
+ASKED, IDLE, GATEWAY, OTHERS, TIME = "asked", "idle", "gateway", "others", "time"
+
+
+class Kept(Protocol):
+    """The sums of this gateway and of those before it. `add` returns at once."""
+
+    def read(self) -> tuple[Sequence[Used], float | None]: ...
+    def add(self, since: float, used: list[Used]) -> None: ...
 
 
 @dataclass(slots=True)
@@ -45,6 +60,15 @@ class Spent:
     rows: int = 0
     cpu: float = 0.0
     memory: float = 0.0
+
+    def but(self, other: Spent) -> Spent:
+        """What this is more than the other."""
+        return Spent(
+            self.requests - other.requests,
+            self.rows - other.rows,
+            self.cpu - other.cpu,
+            self.memory - other.memory,
+        )
 
     def add(self, other: Spent, share: float = 1.0) -> None:
         self.requests += other.requests
@@ -76,19 +100,23 @@ class Held:
 
 
 class Usage:
-    """Counts since it was made. Only the event loop uses it; the kernel is read in a thread."""
+    """Counts since it was made, on top of the sums in `kept`. Only the event loop uses it; the kernel is read
+    in a thread."""
 
-    def __init__(self, manager: Manager, metrics: Metrics) -> None:
+    def __init__(self, manager: Manager, metrics: Metrics, kept: Kept | None = None) -> None:
         self._manager = manager
-        self._since = time.time()
-        self._looked = time.monotonic()
+        self._kept = kept
+        earlier, began = ([], None) if kept is None else kept.read()
+        self._earlier = {(one.kind, one.team, one.model): Spent(*one[3:]) for one in earlier}
+        self._since = time.time() if began is None else began
+        self._began = self._looked = time.monotonic()
+        self._saved: dict[Part, Spent] = {}
         self._looking = asyncio.Lock()
         self._teams: set[str] = set()
         self._asked: dict[Key, Spent] = defaultdict(Spent)
         self._idle: dict[str, Spent] = defaultdict(Spent)
         self._own = Spent()
         self._others = Spent()
-        self._total = Spent()
         #: The rows that each team has sent to each version since the last look.
         self._rows: dict[Version, dict[str, int]] = {}
         self._before: dict[int, float] = {}
@@ -114,8 +142,33 @@ class Usage:
     async def run(self) -> None:
         """Looks at the kernel's figures until it is cancelled."""
         while True:
-            await self.look()
-            await asyncio.sleep(INTERVAL)
+            for _ in range(SAVED_EVERY):
+                await self.look()
+                await asyncio.sleep(INTERVAL)
+            self.save()
+
+    async def close(self) -> None:
+        """Saves the last sums."""
+        await self.look()
+        self.save()
+
+    def save(self) -> None:
+        """Adds what was used since the last save to the sums in the state."""
+        if self._kept is None:
+            return
+        parts = self._parts()
+        more = [(part, spent.but(self._saved.get(part, Spent()))) for part, spent in parts.items()]
+        self._kept.add(
+            self._since, [Used(*part, *astuple(spent)) for part, spent in more if spent != Spent()]
+        )
+        self._saved = {part: replace(spent) for part, spent in parts.items()}
+
+    def _parts(self) -> dict[Part, Spent]:
+        """What was used since the start."""
+        parts: dict[Part, Spent] = {(ASKED, *key): spent for key, spent in self._asked.items()}
+        parts |= {(IDLE, "", model): spent for model, spent in self._idle.items()}
+        own = {GATEWAY: self._own, OTHERS: self._others, TIME: Spent(cpu=time.monotonic() - self._began)}
+        return parts | {(kind, "", ""): spent for kind, spent in own.items()}
 
     async def look(self) -> None:
         """Divides what was used since the last look."""
@@ -130,7 +183,6 @@ class Usage:
                 self._give(one.version, Spent(memory=one.bytes * passed))
             self._own.memory += memory * passed
             self._others.memory += shared * passed
-            self._total.memory += (memory + shared + sum(one.bytes for one in held)) * passed
             self._rows.clear()
 
     def _of(self, servable: Any) -> Held:
@@ -158,10 +210,10 @@ class Usage:
                     self._give(one.version, Spent(cpu=seconds * share / calls))
         self._before = {pid: max(seconds, self._before.get(pid, 0.0)) for pid, seconds in trees.items()}
         self._busy = {one.version: one.busy for one in held}
-        self._total.cpu = own + ended + sum(process.seconds for process in processes.values())
+        total = own + ended + sum(process.seconds for process in processes.values())
         self._own.cpu = own
         given = sum(spent.cpu for part in (self._asked, self._idle) for spent in part.values())
-        self._others.cpu = max(0.0, self._total.cpu - own - given)
+        self._others.cpu = max(0.0, total - own - given)
 
     def _give(self, version: Version, spent: Spent) -> None:
         """What a version used, to the teams that asked it; without any, it was idle."""
@@ -174,33 +226,38 @@ class Usage:
             self._asked[team, version.name].add(spent, count / total)
 
     def view(self, by: tuple[str, ...] = BY) -> dict[str, Any]:
-        """Returns the usage since the start, grouped by these of `BY`."""
-        rows: dict[tuple[str, ...], Spent] = defaultdict(Spent)
-        for key, spent in self._asked.items():
-            rows[tuple(part for part, name in zip(key, BY, strict=True) if name in by)].add(spent)
+        """What was used so far, by these of `BY`. `seconds`: for how long that was counted."""
+        asked: dict[Key, Spent] = defaultdict(Spent)
         idle: dict[str, Spent] = defaultdict(Spent)
-        for model, spent in self._idle.items():
-            idle[model if "model" in by else ""].add(spent)
-        named = [name for name in BY if name in by]
-        used = [
-            {**dict(zip(named, key, strict=True)), **spent.to_json()} for key, spent in sorted(rows.items())
-        ]
+        own: dict[str, Spent] = {GATEWAY: Spent(), OTHERS: Spent(), TIME: Spent()}
         total = Spent()
-        for spent in rows.values():
-            total.requests, total.rows = total.requests + spent.requests, total.rows + spent.rows
-        total.cpu, total.memory = self._total.cpu, self._total.memory
+        for parts in (self._earlier, self._parts()):
+            for (kind, team, model), spent in parts.items():
+                if kind == ASKED:
+                    asked[team if "team" in by else "", model if "model" in by else ""].add(spent)
+                elif kind == IDLE:
+                    idle[model if "model" in by else ""].add(spent)
+                elif kind in own:
+                    own[kind].add(spent)
+                if kind != TIME:
+                    total.add(spent)
+        named = [name for name in BY if name in by]
         return {
             "since": self._since,
-            "seconds": round(time.time() - self._since, 3),
+            "seconds": round(own[TIME].cpu, 3),
             "by": named,
-            "usage": used,
+            "usage": [{**_named(key, named), **spent.to_json()} for key, spent in sorted(asked.items())],
             "idle": [
                 {**({"model": model} if "model" in by else {}), **_used(spent)}
                 for model, spent in sorted(idle.items())
             ],
-            "shared": {"gateway": _used(self._own), "others": _used(self._others)},
+            "shared": {"gateway": _used(own[GATEWAY]), "others": _used(own[OTHERS])},
             "total": total.to_json(),
         }
+
+
+def _named(key: Key, names: list[str]) -> dict[str, str]:
+    return {name: part for name, part in zip(BY, key, strict=True) if name in names}
 
 
 def _used(spent: Spent) -> dict[str, Any]:

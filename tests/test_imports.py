@@ -53,6 +53,7 @@ LEAVES = frozenset(
         "statelock",
         "database",
         "outbox",
+        "usagememory",
         "errors",
         "events",
         "tracing",
@@ -62,6 +63,7 @@ LEAVES = frozenset(
         "rollout_settings",
         "plugins",
         "state",
+        "aliasmemory",
         "cgroup",
         "yamltext",
         "backoff",
@@ -91,8 +93,8 @@ TABLE: dict[str, Row] = {
     "configuration": row(LEAVES, libraries="pydantic"),
     "yamltext": row(libraries="yaml"),
     "filesystems": row(libraries="fsspec"),
-    "outbox": row("state"),
-    "state": row(LEAVES, libraries="platformdirs"),
+    **dict.fromkeys(("outbox", "usagememory"), row("state")),
+    **dict.fromkeys(("state", "aliasmemory"), row(LEAVES, libraries="platformdirs")),
     "logs": row(LEAVES, libraries="orjson"),
     # Credentials and callers, without a request.
     "access": row(LEAVES, libraries="jwt httpx orjson"),
@@ -164,7 +166,7 @@ TABLE: dict[str, Row] = {
     "gauges": row(
         "cgroup", "serving", "views", "metrics", "upkeep", "http.connections", "registries.watcher", "peers",
     ),
-    "usage": row(VERSION, "record", "serving", "metrics"),
+    "usage": row(LEAVES, VERSION, "record", "serving", "metrics"),
     # Requests and loads as spans of OpenTelemetry.
     "spans": row(LEAVES, "record", "serving", "__version__", libraries="opentelemetry"),
     "upkeep": row(LEAVES, PREPARED, "artifacts.cache", "runners", "serving"),

@@ -1,7 +1,8 @@
 """The audit log: who controlled what, how it stood before and after, and with which result.
 
 One JSON line per control call, in a file and in the log; the last calls of each alias stay in memory for
-`/rollouts`. Holds no secret: callers are named, credentials never. Must not know a route.
+`/rollouts`, at the start those at the file's end. Holds no secret: callers are named, credentials never. Must
+not know a route.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import fcntl
 import json
 import logging
 import os
+import stat
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -17,18 +19,19 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
+from gateway.errors import Problem
 from gateway.logs import Bursts
-
-if TYPE_CHECKING:
-    from gateway.names import Reference
+from gateway.names import Reference, parse_uri
 
 #: The file is renamed to `.1` when it has this many bytes; so at most twice as many are kept.
 MAX_FILE: Final = 16 << 20
 #: So many calls of each alias, and so many aliases, stay in memory.
 SHOWN: Final = 20
 MAX_ALIASES: Final = 1000
+#: So many bytes at the file's end are read at the start.
+RECALLED: Final = 1 << 20
 
 DONE: Final = "done"
 
@@ -69,6 +72,8 @@ class Audit:
         self._calls: dict[tuple[str, str], deque[Audited]] = {}
         self._told = False
         self._refusals = Bursts(clock)
+        for audited, reference in _recalled(file):
+            self._remember(audited, reference)
 
     def record(self, audited: Audited, reference: Reference | None) -> None:
         """Keeps a call that has ended. Of the calls of one caller that are not allowed, only some are kept,
@@ -79,16 +84,21 @@ class Audit:
                 return
             audited, reference = replace(audited, note=ending), None
         log.info("%s", audited, extra={"event": audited})
-        if reference is not None and reference.alias is not None:
-            key = (reference.name, reference.alias)
-            if key not in self._calls and len(self._calls) >= MAX_ALIASES:
-                del self._calls[next(iter(self._calls))]
-            self._calls.setdefault(key, deque(maxlen=SHOWN)).append(audited)
+        if reference is not None:
+            self._remember(audited, reference)
         self._writer.submit(self._write, json.dumps(asdict(audited), ensure_ascii=False))
 
     def calls(self, name: str, alias: str) -> list[dict[str, Any]]:
-        """The last calls about an alias since the start, oldest first."""
+        """The last calls about an alias, oldest first."""
         return [asdict(audited) for audited in self._calls.get((name, alias), ())]
+
+    def _remember(self, audited: Audited, reference: Reference) -> None:
+        if reference.alias is None:
+            return
+        key = (reference.name, reference.alias)
+        if key not in self._calls and len(self._calls) >= MAX_ALIASES:
+            del self._calls[next(iter(self._calls))]
+        self._calls.setdefault(key, deque(maxlen=SHOWN)).append(audited)
 
     def close(self) -> None:
         """Completes all pending writes."""
@@ -116,3 +126,23 @@ class Audit:
         with suppress(FileNotFoundError):
             if os.path.samestat(self._file.stat(), os.fstat(descriptor)):
                 os.replace(self._file, self._file.with_name(self._file.name + ".1"))
+
+
+def _recalled(file: Path) -> list[tuple[Audited, Reference]]:
+    """The calls about models at the end of a file; empty without one. A line that is not whole, or of another
+    form, is left out."""
+    try:
+        if not stat.S_ISREG(file.stat().st_mode):
+            return []
+        with file.open("rb") as lines:
+            lines.seek(max(0, lines.seek(0, os.SEEK_END) - RECALLED))
+            text = lines.read(RECALLED)
+    except OSError:
+        return []
+    found = []
+    for line in text.splitlines():
+        with suppress(ValueError, TypeError, Problem):
+            audited = Audited(**json.loads(line))
+            if isinstance(audited.reference, str) and audited.result != "FORBIDDEN":
+                found.append((audited, parse_uri(audited.reference)))
+    return found

@@ -21,7 +21,7 @@ def usage(
     config: ConfigOption = None,
     output: OutputOption = Output.text,
 ) -> None:
-    """Show what teams and models have used since the gateway started.
+    """Show what teams and models have used, at this gateway and those before it with the same state_dir.
 
     CPU S are CPU-seconds; GB H are gigabyte-hours of memory. IDLE is what models used while no request came,
     shared is the gateway's own process and the processes that serve all models. The parts add up to the

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gateway import environments
+from gateway.aliasmemory import AliasMemory
 from gateway.artifacts.cache import Artifacts
 from gateway.artifacts.packages import Packages, formats
 from gateway.artifacts.sources import sources_for
@@ -32,7 +33,7 @@ from gateway.serving.ledger import Ledger
 from gateway.serving.manager import Manager
 from gateway.serving.preparation import Preparation
 from gateway.serving.servable import Options, Servable
-from gateway.state import AliasMemory, Served, State
+from gateway.state import Served, State
 
 if TYPE_CHECKING:
     from gateway.artifacts.packages import Prepared

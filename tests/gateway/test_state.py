@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from gateway.aliasmemory import AliasMemory
 from gateway.database import transaction
-from gateway.state import HISTORY_KEPT, SCHEMA, AliasMemory, LastSnapshot, Served, State
+from gateway.state import HISTORY_KEPT, SCHEMA, LastSnapshot, Served, State
 
 
 def test_everything_survives_a_restart(tmp_path: Path) -> None:

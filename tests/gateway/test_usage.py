@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,14 +12,21 @@ from gateway.access.principal import Principal
 from gateway.metrics import Metrics
 from gateway.record import RequestRecord
 from gateway.registries.base import Version
-from gateway.usage import MAX_TEAMS, Held, Process, Usage, _trees
+from gateway.state import State
+from gateway.usage import INTERVAL, MAX_TEAMS, SAVED_EVERY, Held, Process, Usage, _trees
+from gateway.usagememory import UsageMemory, Used
 
 ONE, TWO = Version("one", "1", "file:///one"), Version("two", "1", "file:///two")
 
 
-def usage() -> Usage:
+def usage(sums: Any = None) -> Usage:
     manager: Any = SimpleNamespace()
-    return Usage(manager, Metrics())
+    return Usage(manager, Metrics(), sums)
+
+
+def kept(state: State, **options: Any) -> UsageMemory:
+    """The sums in a state, written at once."""
+    return UsageMemory(state, "registry", lambda write: write(), **options)
 
 
 def ask(made: Usage, version: Version, team: str, rows: int) -> None:
@@ -72,3 +80,45 @@ def test_teams_are_bounded_and_unknown_models_are_not_counted() -> None:
     assert made.view(())["usage"] == [
         {"requests": MAX_TEAMS + 50, "rows": MAX_TEAMS + 50, "cpu_seconds": 0.0, "memory_byte_seconds": 0}
     ]
+
+
+def test_the_sums_outlive_the_gateway_and_add_up_with_those_of_others(tmp_path: Path) -> None:
+    state = State(tmp_path)
+    first, other = usage(kept(state)), usage(kept(state))
+    ask(first, ONE, "blue", 3)
+    first._divide_cpu([Held(ONE, (5,), 1.0, 10)], own=2.0, ended=0.0, processes={5: Process(1, 8.0)})
+    first.save()
+    ask(first, ONE, "blue", 1)
+    first.save()
+    first.save()  # nothing was used since
+    ask(other, TWO, "red", 5)  # another gateway with the same state
+    other._divide_cpu([], own=1.0, ended=0.0, processes={})
+    other.save()
+    state.close()
+    state = State(tmp_path)
+    again = usage(kept(state))
+    ask(again, ONE, "blue", 1)
+    view = again.view()
+    assert view["since"] == first.view()["since"]
+    shown = {(one["team"], one["model"]): one for one in view["usage"]}
+    assert {key: (one["requests"], one["rows"]) for key, one in shown.items()} == {
+        ("blue", "one"): (3, 5),
+        ("red", "two"): (1, 5),
+    }
+    assert shown["blue", "one"]["cpu_seconds"] == 8.0
+    assert view["shared"]["gateway"]["cpu_seconds"] == 3.0
+    assert view["total"]["cpu_seconds"] == 11.0
+    assert view["total"]["requests"] == 4
+    assert UsageMemory(state, "another", lambda write: write()).read() == ([], None)
+    assert INTERVAL * SAVED_EVERY <= 60  # what a killed gateway loses
+    state.close()
+
+
+def test_the_state_keeps_a_bounded_number_of_sums(tmp_path: Path) -> None:
+    now = iter(range(1000))
+    state = State(tmp_path)
+    sums = kept(state, most=4, clock=lambda: float(next(now)))
+    for number in range(10):
+        sums.add(0.0, [Used("asked", "", f"model {number}", 1, 1, 0.0, 0.0)])
+    assert [one.model for one in sums.read()[0]] == [f"model {number}" for number in range(6, 10)]
+    state.close()

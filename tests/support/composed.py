@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from gateway.aliasmemory import AliasMemory
 from gateway.names import Reference
 from gateway.registries.base import Version
 from gateway.registries.file import FileRegistry
@@ -20,7 +21,7 @@ from gateway.rollouts.preload import Preload
 from gateway.rollouts.promotions import Promotions
 from gateway.rollouts.residency import Residency
 from gateway.service import Answer, Inference, Service
-from gateway.state import AliasMemory, State
+from gateway.state import State
 from gateway.views import Views
 from loaders.enforcement import RawInput
 from tests.support.controlled import Behaviour, Bench

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gateway.aliasmemory import AliasMemory
 from gateway.names import Reference
 from gateway.record import RequestRecord
 from gateway.registries.base import Alias, Model, Observation, Snapshot
@@ -22,7 +23,7 @@ from gateway.rollouts.gates import Gates
 from gateway.rollouts.guards import Guards, Limits, Outcome, Verdict
 from gateway.rollouts.rollout import Rollout
 from gateway.service import Inference, Service
-from gateway.state import AliasMemory, State
+from gateway.state import State
 from loaders.enforcement import RawInput
 from tests.support.controlled import MB, Bench, run, turns, version
 

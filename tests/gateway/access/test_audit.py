@@ -70,3 +70,39 @@ def test_a_caller_without_rights_cannot_replace_the_calls_of_others(tmp_path: Pa
     lines = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
     assert [line["who"] for line in lines] == ["admin", "token:curious", "token:curious"]
     assert "999 more" in lines[2]["note"]
+
+
+def test_the_calls_about_an_alias_are_there_after_a_restart(tmp_path: Path) -> None:
+    file = tmp_path / "audit.jsonl"
+
+    def called(number: int) -> Audited:
+        return Audited("now", "admin", "", f"PUT {number}", "models:/iris@champion", {"version": "2"})
+
+    before = Audit(file)
+    for number in range(audit.SHOWN + 5):
+        before.record(called(number), Reference("iris", alias="champion"))
+    before.record(Audited("now", "admin", "", "POST /registry/refresh", None), None)
+    shown = before.calls("iris", "champion")
+    before.close()
+    with file.open("ab") as lines:
+        lines.write(b'{"at": "now"}\nnot JSON\n[]\n{"at": "now", "who": "admin", "te')
+    after = Audit(file)
+    assert after.calls("iris", "champion") == shown
+    assert [one["call"] for one in shown][-1] == f"PUT {audit.SHOWN + 4}"
+    after.close()
+
+
+def test_a_long_file_is_read_at_its_end_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit, "RECALLED", 400)
+    before = Audit(tmp_path / "audit.jsonl")
+    for number in range(10):
+        before.record(Audited("now", "admin", "", str(number), "models:/iris@champion"), None)
+    before.close()
+    after = Audit(tmp_path / "audit.jsonl")
+    assert [one["call"] for one in after.calls("iris", "champion")] == ["8", "9"]
+    after.close()
+
+
+def test_a_pipe_in_place_of_the_file_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    Audit(tmp_path / "pipe").close()

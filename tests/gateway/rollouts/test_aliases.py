@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.aliasmemory import AliasMemory
 from gateway.errors import Problem
 from gateway.events import Swapped, SwapRefused
 from gateway.names import Reference
@@ -18,7 +19,7 @@ from gateway.rollouts.gates import Gates
 from gateway.rollouts.records import rollback_target
 from gateway.serving.ledger import Plan
 from gateway.serving.servable import Servable, Status
-from gateway.state import AliasMemory, Served, State
+from gateway.state import Served, State
 from loaders.signature import ColSpec, Signature
 from tests.support.controlled import MB, Behaviour, Bench, bounded, turns, version
 

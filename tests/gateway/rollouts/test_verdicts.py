@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.aliasmemory import AliasMemory
 from gateway.errors import Problem
 from gateway.events import AliasDeleted
 from gateway.names import Reference
@@ -14,7 +15,7 @@ from gateway.registries.base import Alias, Model, Move, Observation, Snapshot, V
 from gateway.registries.file import FileRegistry
 from gateway.rollouts.aliases import Aliases
 from gateway.rollouts.gates import Gates
-from gateway.state import AliasMemory, State
+from gateway.state import State
 from loaders.signature import ColSpec, Signature
 from tests.support.controlled import Bench, bounded, turns, version
 
