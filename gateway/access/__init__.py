@@ -85,7 +85,7 @@ class Access:
                     raise
                 message = "JWTs need the extra jwt: pip install 'model-gateway[jwt]'"
                 raise SettingsError([("access.jwt", message)]) from None
-            self._issuer = Issuer(access.jwt, changed=self._forget)
+            self._issuer = Issuer(access.jwt, changed=self._forget, state_dir=settings.state_dir)
 
     # Who calls -----------------------------------------------------------------------------------
 

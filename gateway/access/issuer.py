@@ -20,6 +20,7 @@ import httpx
 import jwt
 import orjson
 
+from gateway.access.keptkeys import KeptKeys
 from gateway.backoff import pause
 
 if TYPE_CHECKING:
@@ -81,9 +82,16 @@ class Key:
 
 
 class Issuer:
-    """`changed` is called when the keys are others than before."""
+    """`changed` is called when the keys are others than before. `state_dir`: where keys of a URL are kept; the
+    first ones are those, until others are read. Blocks to read them."""
 
-    def __init__(self, settings: Jwt, *, changed: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        settings: Jwt,
+        *,
+        changed: Callable[[], None] = lambda: None,
+        state_dir: Path | None = None,
+    ) -> None:
         self._settings = settings
         self._changed = changed
         self._keys: tuple[Key, ...] = ()
@@ -91,8 +99,23 @@ class Issuer:
         self._stamp: object = None
         self._looked = -LOOK_AGAIN
         self._reading: asyncio.Task[bool] | None = None
+        self._kept: KeptKeys | None = None
         if self._is_url and urlsplit(settings.jwks).scheme != "https":
             _log.warning("the keys of %s come over plain HTTP: use https", settings.issuer)
+        if self._is_url and state_dir is not None:
+            self._kept = KeptKeys(state_dir, (settings.issuer, settings.jwks), MAX_DOCUMENT)
+            self._recall(self._kept.read())
+
+    def _recall(self, document: bytes | None) -> None:
+        if document is not None:
+            try:
+                self._keys = keys_of(document)
+            except ValueError as error:
+                _log.warning("the kept keys of %s cannot be used: %s", self._settings.issuer, error)
+            else:
+                _log.info(
+                    "the keys of %s are those of the last run: %d", self._settings.issuer, len(self._keys)
+                )
 
     def verify(self, token: bytes) -> Claims:
         """Raises Refused, and UnknownKey where a key may be missing here."""
@@ -188,6 +211,8 @@ class Issuer:
             if document is None:
                 return True
             keys = keys_of(document)
+            if self._kept is not None:
+                await asyncio.to_thread(self._kept.write, document)
         except (OSError, ValueError, httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
             reason = str(error) or type(error).__name__
             _log.error(

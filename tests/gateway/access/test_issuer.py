@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat 
 from gateway.access import Access  # noqa: E402
 from gateway.access import issuer as issuers  # noqa: E402
 from gateway.access.issuer import Issuer, Refused, UnknownKey, keys_of  # noqa: E402
+from gateway.access.keptkeys import OLDEST  # noqa: E402
 from gateway.credentials import AccessSettings, Jwt, Team  # noqa: E402
 from gateway.settings import Settings  # noqa: E402
 from tests.support.issuer import Issuer as Real  # noqa: E402
@@ -54,6 +55,77 @@ async def test_a_token_of_the_issuer_is_accepted(real: Real, key: SigningKey) ->
     assert verifies.verify(without_kid.encode()).subject == "alice"
     several = real.sign(key, aud=["x", "model-gateway"], groups="fraud")
     assert verifies.verify(several.encode()).teams == ("fraud",)
+
+
+async def test_a_gateway_that_starts_while_the_issuer_is_away_uses_the_last_keys(
+    real: Real, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = Jwt(**real.settings())
+    assert await Issuer(settings, state_dir=tmp_path).look()
+    (file,) = tmp_path.iterdir()
+    assert file.stat().st_mode & 0o777 == 0o600
+    real.broken = True
+    token = real.sign(RSA).encode()
+    again = Issuer(settings, state_dir=tmp_path)
+    assert not await again.look()
+    assert again.verify(token).subject == "alice"
+    # The keys of another issuer, or of another place, are not these.
+    elsewhere = Jwt(**{**real.settings(), "jwks": f"{real.url}/others"})
+    for other in (Issuer(elsewhere, state_dir=tmp_path), Issuer(settings), Issuer(settings, state_dir=file)):
+        with pytest.raises(UnknownKey):
+            other.verify(token)
+    # What the issuer withdraws is gone once it can be read again.
+    real.broken = False
+    real.publish(EC)
+    assert await again.look()
+    with pytest.raises(UnknownKey):
+        Issuer(settings, state_dir=tmp_path).verify(token)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    "way", ["old", "of the future", "readable", "writable", "a link", "a pipe", "no keys", "large"]
+)
+async def test_kept_keys_that_others_may_have_written_or_that_are_old_are_not_used(
+    way: str, real: Real, tmp_path: Path
+) -> None:
+    settings = Jwt(**real.settings())
+    assert await Issuer(settings, state_dir=tmp_path / "").look()
+    (file,) = tmp_path.iterdir()
+    now = time.time()
+    match way:
+        case "old":
+            os.utime(file, (now, now - OLDEST - 60))
+        case "of the future":
+            os.utime(file, (now, now + 3600))
+        case "readable":
+            file.chmod(0o640)
+        case "writable":
+            file.chmod(0o602)
+        case "a link":
+            file.rename(tmp_path / "there")
+            file.symlink_to(tmp_path / "there")
+        case "a pipe":
+            file.unlink()
+            os.mkfifo(file, 0o600)
+        case "no keys":
+            file.write_text("{}")
+        case _:
+            file.write_bytes(file.read_bytes() + b" " * issuers.MAX_DOCUMENT)
+    again = Issuer(settings, state_dir=tmp_path)
+    with pytest.raises(UnknownKey):
+        again.verify(real.sign(RSA).encode())
+    assert await again.look()
+    assert again.verify(real.sign(RSA).encode()).subject == "alice"
+
+
+async def test_an_unchanged_key_is_as_young_as_its_last_read(real: Real, tmp_path: Path) -> None:
+    verifies = Issuer(Jwt(**real.settings()), state_dir=tmp_path)
+    assert await verifies.look()
+    (file,) = tmp_path.iterdir()
+    os.utime(file, (0, 0))
+    assert await verifies.look()
+    assert time.time() - file.stat().st_mtime < 3600
 
 
 async def test_other_claims_may_name_caller_and_teams(real: Real) -> None:
