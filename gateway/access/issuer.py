@@ -82,8 +82,8 @@ class Key:
 
 
 class Issuer:
-    """`changed` is called when the keys are others than before. `state_dir`: where keys of a URL are kept; the
-    first ones are those, until others are read. Blocks to read them."""
+    """`changed` is called when the keys are others than before. `state_dir`: where keys of a URL are kept.
+    Those of the last run are the first ones, until others are read; the disk is read when it is made."""
 
     def __init__(
         self,

@@ -1,8 +1,9 @@
-"""The last keys of an issuer, in a file of `state_dir`: a gateway that restarts while the issuer is away still
-verifies tokens.
+"""The last keys of an issuer, in a file of `state_dir`: a gateway that restarts while the issuer is away
+still verifies tokens.
 
-The keys are public, but who could replace them could sign in as anybody: only a file that belongs to this user,
-and that no one else can write or read, is used. Its time is when the keys were last read. Must not know JWTs.
+The keys are public, but a user who replaces them can sign in as any caller: only a file that belongs to this
+user, and that no other can write or read, is used. Its time is when the keys were last read. Must not know
+JWTs.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class KeptKeys:
     def read(self) -> bytes | None:
         """The document, if it may be used."""
         try:
-            with self._file.open("rb", opener=_unlinked) as kept:
+            with open(self._file, "rb", opener=_unlinked) as kept:
                 status = os.fstat(kept.fileno())
                 mine = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
                 if not mine or status.st_mode & 0o077 or status.st_size > self._most:

@@ -128,8 +128,8 @@ def test_usage_adds_up_to_what_the_kernel_counts(tmp_path: Path, group: Group) -
             ("red", "busy"): (5, 5),
             ("red", "small"): (40, 400),
         }
-        # 20 calls of 0.15 s, which the clock's ticks and the load of the machine blur. What a call has used when
-        # the kernel is read during it is idle.
+        # 20 calls of 0.15 s, which the clock's ticks and the load of the machine blur. What a call has used
+        # when the kernel is read during it is idle.
         assert 13 * 0.15 <= shown["blue", "busy"]["cpu_seconds"] < 2 * 15 * 0.15 + 1
         assert 3 * 0.14 <= shown["red", "busy"]["cpu_seconds"] < 2 * 5 * 0.15 + 1
         assert all(one["memory_byte_seconds"] > 0 for one in shown.values())

@@ -57,12 +57,18 @@ async def test_a_token_of_the_issuer_is_accepted(real: Real, key: SigningKey) ->
     assert verifies.verify(several.encode()).teams == ("fraud",)
 
 
+def only(directory: Path) -> Path:
+    """The one file there."""
+    (file,) = directory.iterdir()
+    return file
+
+
 async def test_a_gateway_that_starts_while_the_issuer_is_away_uses_the_last_keys(
     real: Real, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = Jwt(**real.settings())
     assert await Issuer(settings, state_dir=tmp_path).look()
-    (file,) = tmp_path.iterdir()
+    file = only(tmp_path)
     assert file.stat().st_mode & 0o777 == 0o600
     real.broken = True
     token = real.sign(RSA).encode()
@@ -80,7 +86,7 @@ async def test_a_gateway_that_starts_while_the_issuer_is_away_uses_the_last_keys
     assert await again.look()
     with pytest.raises(UnknownKey):
         Issuer(settings, state_dir=tmp_path).verify(token)
-    assert len(list(tmp_path.iterdir())) == 1
+    assert only(tmp_path) == file
 
 
 @pytest.mark.parametrize(
@@ -90,8 +96,8 @@ async def test_kept_keys_that_others_may_have_written_or_that_are_old_are_not_us
     way: str, real: Real, tmp_path: Path
 ) -> None:
     settings = Jwt(**real.settings())
-    assert await Issuer(settings, state_dir=tmp_path / "").look()
-    (file,) = tmp_path.iterdir()
+    assert await Issuer(settings, state_dir=tmp_path).look()
+    file = only(tmp_path)
     now = time.time()
     match way:
         case "old":
@@ -122,7 +128,7 @@ async def test_kept_keys_that_others_may_have_written_or_that_are_old_are_not_us
 async def test_an_unchanged_key_is_as_young_as_its_last_read(real: Real, tmp_path: Path) -> None:
     verifies = Issuer(Jwt(**real.settings()), state_dir=tmp_path)
     assert await verifies.look()
-    (file,) = tmp_path.iterdir()
+    file = only(tmp_path)
     os.utime(file, (0, 0))
     assert await verifies.look()
     assert time.time() - file.stat().st_mtime < 3600
