@@ -256,7 +256,7 @@ class Usage:
         }
 
 
-def _named(key: Key, names: list[str]) -> dict[str, str]:
+def _named(key: Key, names: Sequence[str]) -> dict[str, str]:
     return {name: part for name, part in zip(BY, key, strict=True) if name in names}
 
 
