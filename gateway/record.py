@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gateway.access.principal import Principal
+    from gateway.names import Reference
     from gateway.registries.base import Version
     from gateway.tracing import Work
 
@@ -23,7 +24,7 @@ class RequestRecord:
     name of a header that came with two values, empty if none did. `version` and `alias` are the result of
     resolving the reference, None before that. `principal` is the caller, None while no credential was needed,
     as for a prediction where no credentials are configured. `administers`: it came on the listener for
-    control calls. `code` is `2xx` or the error code of the answer, empty before the answer. `began` is a time
+    control calls. `reference`: the model that it asks, set once the caller may predict with it. `code` is `2xx` or the error code of the answer, empty before the answer. `began` is a time
     of `perf_counter`; `parse`, `queue`, `predict` and `encode` are in seconds. `predicts`: the request is for
     a prediction. `rows`: how many it has, 0 before they are counted. `lenient`: strict enforcement would have
     refused its input. `cached`: whether its version was loaded when it came; None if it did not get that far.
@@ -40,6 +41,7 @@ class RequestRecord:
     began: float = field(default_factory=perf_counter)
     predicts: bool = False
     rows: int = 0
+    reference: Reference | None = None
     version: Version | None = None
     alias: str | None = None
     code: str = ""

@@ -10,6 +10,7 @@ import asyncio
 import json
 import random
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -165,10 +166,12 @@ class Service:
                 "the request names no model, and no default_model is set",
                 hint="POST /predict/NAME, or send the header X-Model: models:/NAME@ALIAS",
             )
-        if record.principal is not None and given is None:
-            check_predict(record.principal, reference)
-            if record.principal.quotas and not inference.quotas:
-                return await self._limited(inference, record.principal.quotas)
+        principal = record.principal if given is None else None
+        if principal is not None:
+            check_predict(principal, reference)
+        record.reference = reference
+        if principal is not None and principal.quotas and not inference.quotas:
+            return await self._limited(inference, principal.quotas)
         if record.late:
             raise Problem("SHUTTING_DOWN", "the gateway is stopping", retry_after=1)
         try:
@@ -218,6 +221,14 @@ class Service:
         if mismatch is not None:
             warnings, marks = (*warnings, *mismatch), (*MISMATCH, *marks)
         return Answer(outcome.result, warnings, marks, signature)
+
+    def name(self, record: RequestRecord) -> None:
+        """Names the version in the record of a request that was refused before its model was asked: the
+        version that its reference means now. Names none if there is none."""
+        if record.version is None and record.reference is not None:
+            with suppress(Problem):
+                record.version, found = self._aliases.meant(record.reference)
+                record.alias = None if found is None else found.alias
 
     async def _limited(self, inference: Inference, quotas: tuple[Quota, ...]) -> Answer:
         """A request of a caller with limits. Raises OVERLOADED."""

@@ -21,8 +21,8 @@ _RAW: Final = 7
 _CONTENTS: Final = 5
 _BYTES_CONTENTS: Final = 8
 #: Memory per byte of packed values, in protobuf's list and in an array, by field of InferTensorContents. A
-_PACKED: Final[Mapping[int, int]] = {1: 2, 2: 8, 3: 16, 4: 8, 5: 16, 6: 2, 7: 2}
 #: number of eight bytes may be one byte on the wire.
+_PACKED: Final[Mapping[int, int]] = {1: 2, 2: 8, 3: 16, 4: 8, 5: 16, 6: 2, 7: 2}
 #: Memory of a value of type bytes in addition to its bytes.
 _VALUE: Final = 160
 _LENGTH_DELIMITED: Final = 2

@@ -103,6 +103,7 @@ class OpenInference:
             return encoded
         except Problem as problem:
             record.code = problem.code
+            self._service.name(record)
             attribute(record, asked)
             if problem.code == "OVERLOADED" and asked:
                 held.release()
@@ -119,6 +120,7 @@ class OpenInference:
         reference = _reference(request.model, request.version)
         if reference is not None:
             self._access.predict(call.record, reference)
+            call.record.reference = reference
         texts = _TEXT_BYTES * request.texts
         deadlines = [one for one in (call.deadline, deadline_of(call.record.headers)) if one is not None]
         about = partial(Inference, reference, deadline=min(deadlines, default=None), record=call.record)

@@ -10,6 +10,7 @@ import asyncio
 import string
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
@@ -42,6 +43,8 @@ TARGET_MODEL: Final = b"x-amzn-sagemaker-target-model"
 _PLAIN: Final = "".join(c for c in string.printable if c.isprintable() and c != "%")
 _SERVER_TIMING: Final = b"parse;dur=%.3f, queue;dur=%.3f, predict;dur=%.3f, encode;dur=%.3f"
 _MODEL_CODES: Final = frozenset({"PREDICTION_FAILED", "WORKER_CRASHED"})
+#: The request names no model, or two, or one that the caller may not know.
+_NO_MODEL: Final = frozenset({"FORBIDDEN", "INVALID_REFERENCE", "MODEL_NOT_FOUND", "UNAUTHENTICATED"})
 _UNREAD_CODES: Final = frozenset({"BODY_TOO_LARGE", "OVERLOADED"})
 _ARROW: Final[Header] = (b"content-type", arrow.MEDIA.encode())
 
@@ -100,15 +103,18 @@ class Prediction:
             except (bodies.ClientLeft, asyncio.CancelledError) as error:
                 if isinstance(error, bodies.ClientLeft) or (watcher and watcher.left):
                     record.code = "CLIENT_LEFT"
+                    self._name(record, target, error)
                     return
                 if not self._service.stopping:
                     raise
                 held.release()
                 message = "the gateway stopped before this request was answered"
                 stopped = Problem("SHUTTING_DOWN", message, retry_after=1)
+                self._name(record, target, stopped)
                 status, head, parts = _failure(record, stopped, asked, dialect)
             except Exception as error:  # noqa: BLE001 - nothing may reach the server without an answer
                 held.release()
+                self._name(record, target, error)
                 status, head, parts = _failure(record, error, asked, dialect)
                 if watcher is not None:
                     watcher.end()
@@ -170,6 +176,17 @@ class Prediction:
         inference.size, inference.memory = len(body), held.size
         record.parse = perf_counter() - started
         return inference, asks
+
+    def _name(self, record: RequestRecord, target: bytes | Reference | None, error: BaseException) -> None:
+        """Names the version in the record of a request that was refused before its model was asked, if the
+        caller may know it. A body that was not read may name another model than `default_model`."""
+        if record.version is not None or (isinstance(error, Problem) and error.code in _NO_MODEL):
+            return
+        with suppress(Problem):
+            if record.reference is None and (reference := _reference(target, record.headers)) is not None:
+                self._access.predict(record, reference)
+                record.reference = reference
+            self._service.name(record)
 
     async def _success(
         self, record: RequestRecord, answer: Answer, asks: Any, dialect: Dialect

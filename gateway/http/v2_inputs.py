@@ -31,6 +31,7 @@ from loaders.spelling import counted
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 #: Returns an input's values as little-endian bytes, by its position, its parameters and its path in messages;
+#: None if the values are in `data`.
 Share: TypeAlias = "Callable[[int, Mapping[str, Any], str], memoryview | None]"
 
 DTYPES: Final[Mapping[str, np.dtype[Any]]] = {

@@ -71,7 +71,8 @@ class RawInput(NamedTuple):
 
 
 class Enforced(NamedTuple):
-    """The input for the model. `warnings` name ignored columns and params, and in the mode `warn` the
+    """The input for the model. `warnings` name ignored columns and params, but no params of tensors for a
+    model that has none, and in the mode `warn` the
     violations of `strict`. `lenient` is True if `strict` would have refused the input."""
 
     batch: Batch
@@ -96,6 +97,7 @@ def enforce(
     names, if each row has one value per column of the signature.
     """
     faults = Faults()
+    of_tensors = raw.form == "tensors"
     if raw.form == "whole":
         raw = RawInput("tensors", whole.tensors(signature, raw.data))
     specs = None if signature is None else signature.params
@@ -103,7 +105,8 @@ def enforce(
     warnings: tuple[str, ...] = ()
     if specs or params is not None:
         checked, ignored = enforce_params(specs, params, faults)
-        if ignored:
+        # Clients of tensor protocols send parameters of their own to any model.
+        if ignored and (specs or not of_tensors):
             warnings = (_ignored("params", ignored),)
     if positional and signature is not None and (rows := _by_position(signature, raw)) is not None:
         raw = RawInput("instances", rows)

@@ -217,6 +217,13 @@ def test_promise_10_an_answer_from_another_environment_says_so(called: rpc.Calle
     assert trailing["x-model-warnings"] == "environment"
 
 
+def test_a_refusal_before_the_model_is_asked_names_it_too(called: rpc.Caller) -> None:
+    wrong = rpc.request("typed", {"x": ("FP64", np.array([1.0]))})
+    wrong.inputs[0].shape[:] = [-1]
+    _, _, trailing = failed(called, wrong)
+    assert (trailing["x-model-name"], trailing["x-model-version"]) == ("typed", "1")
+
+
 def bad_requests() -> dict[str, tuple[Any, Any, str]]:
     good = rpc.request("typed", COLUMNS)
     fewer, both, wrong, narrow, shape = (rpc.request("typed", COLUMNS) for _ in range(5))

@@ -65,6 +65,9 @@ class Failing:
             inference.record.version, inference.record.alias = self.version, "champion"
         raise self.error
 
+    def name(self, record: Any) -> None:
+        pass
+
 
 def call(service: Any, *incoming: dict[str, Any], **scope: Any) -> list[dict[str, Any]]:
     """What the application sends to a server that calls it with this scope and these messages."""

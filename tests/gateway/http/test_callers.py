@@ -333,6 +333,8 @@ def test_anonymous_callers_may_predict_where_the_settings_say_so(registry_file: 
         assert made.get("/models/iris").status == 200
         assert made.post("/predict/iris", GOOD, authorization="Bearer mgw_wrong").status == 401
         assert made.post("/predict/iris", GOOD, **bearer("bob")).status == 403
+        hidden = made.post("/predict/iris", "{", **bearer("bob"))
+        assert (hidden.status, hidden.headers.get("x-model-version")) == (403, None)
         assert made.get("/metrics").status == 401
         assert made.post("/models/iris/load").status == 401
 
@@ -345,13 +347,14 @@ def test_a_team_has_its_limits_and_its_label(registry_file: str, tmp_path: Path)
         assert (refused.status, refused.code) == (429, "OVERLOADED")
         assert 50 < int(refused.headers["retry-after"]) <= 100
         assert "the team blue" in refused.json["message"]
+        assert refused.headers["x-model-version"] == "1"
         assert made.get("/models/iris", **bearer("blue")).status == 200, "only predictions count"
         rows = {"dataframe_records": [{"x": 1.0}] * 100}
         assert [made.post("/predict/echo", rows, **bearer("bob")).status for _ in range(2)] == [200, 429]
         assert made.post("/predict/iris", GOOD, **bearer("alice")).status == 200
         text = made.get("/metrics", **bearer("boss")).body.decode()
         assert 'code="2xx",model="iris",team="blue",version="1"} 1.0' in text
-        assert 'code="OVERLOADED",model="",team="blue",version=""} 1.0' in text
+        assert 'code="OVERLOADED",model="iris",team="blue",version="1"} 1.0' in text
         quotas = [quota for known in made.gateway.access._known.values() for quota in known.quotas]
         assert [quota.running for quota in quotas] == [0, 0]
 

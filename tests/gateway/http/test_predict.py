@@ -294,6 +294,48 @@ def test_requests_are_counted_and_unknown_names_are_not_series(server: Served) -
         assert f'gateway_phase_seconds_count{{model="iris",phase="{phase}",version="1"}}' in text
 
 
+V2_SHAPE = '{"inputs": [{"name": "sl", "datatype": "FP64", "shape": [-1], "data": [1]}]}'
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "headers", "code"),
+    [
+        ("/predict/iris", "{", {}, "MALFORMED_BODY"),
+        ("/predict/iris@champion", '{"inputs": [1], "params": 5}', {}, "INVALID_INPUT"),
+        ("/predict/iris/versions/1", "x", {"content_type": "text/html"}, "UNSUPPORTED_MEDIA_TYPE"),
+        ("/predict/iris", "{}", {"x_request_timeout_ms": "soon"}, "MALFORMED_BODY"),
+        ("/predict/iris", "[" * (MAX_BODY + 1), {}, "BODY_TOO_LARGE"),
+        ("/predict", "{", {"x_model": "models:/iris"}, "MALFORMED_BODY"),
+        ("/invocations", "{", {"x_model": "iris"}, "MALFORMED_BODY"),
+        ("/v1/models/iris:predict", "{}", {}, "MALFORMED_BODY"),
+        ("/endpoints/iris/invocations", "{}", {}, "MALFORMED_BODY"),
+        ("/v2/models/iris/infer", V2_SHAPE, {}, "INVALID_INPUT"),
+        ("/v2/models/iris/infer", "{}", {"inference_header_content_length": "-1"}, "MALFORMED_BODY"),
+        ("/v2/models/iris/versions/1/infer", '{"inputs": []}', {}, "MALFORMED_BODY"),
+    ],
+)
+def test_a_refusal_before_the_model_is_asked_names_it_too(
+    server: Served, path: str, body: str, headers: dict[str, str], code: str
+) -> None:
+    counted = f'gateway_requests_total{{code="{code}",model="iris",version="1"}}'
+
+    def count() -> float:
+        lines = server.get("/metrics").body.decode().splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(counted))
+
+    before = count()
+    refused = server.post(path, body, **headers)
+    assert refused.code == code
+    assert (refused.headers["x-model-name"], refused.headers["x-model-version"]) == ("iris", "1")
+    wait_for(lambda: count() == before + 1)
+
+
+def test_a_refusal_that_names_two_models_or_none_names_no_version(server: Served) -> None:
+    body = '{"inputs": [1], "model": "models:/echo"}'
+    for path, sent in (("/predict/iris", body), ("/predict/nothing", "{"), ("/predict/iris@no", "{")):
+        assert "x-model-name" not in server.post(path, sent).headers
+
+
 # MLflow's own endpoints.
 
 

@@ -18,7 +18,7 @@ import pytest
 import gateway
 from gateway import __version__
 from gateway.http import v2_inputs
-from loaders.signature import ColSpec, Signature, TensorSpec
+from loaders.signature import ColSpec, ParamSpec, Scalar, Signature, TensorSpec
 from tests.support.served import Reply, Served, settings
 
 COLUMNS = ("flag", "small", "whole", "short", "number", "text", "bytes", "moment")
@@ -58,6 +58,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     optional = (ColSpec("long", "n", False), ColSpec("string", "t", False), ColSpec("double", "d", False))
     log("gaps", signature=Signature(inputs=optional))
     log("doubles", signature=Signature(inputs=tuple(ColSpec("double", name) for name in "abc")))
+    tuned = Signature(inputs=(ColSpec("double", "a"),), params=(ParamSpec("threshold", Scalar.double, 0.1),))
+    log("tuned", signature=tuned)
     half = TensorSpec(np.dtype(np.float32), (-1, 2), "x")
     log("tensors", signature=Signature(inputs=(half, TensorSpec(np.dtype(np.int64), (-1,), "k"))))
     log("floats", signature=Signature(inputs=(TensorSpec(np.dtype(np.float64), (-1,)),)))
@@ -282,6 +284,17 @@ def test_26_an_extra_input_is_ignored_with_a_warning(served: Served) -> None:
     reply = infer(served, "typed", *TYPED, tensor("more", "INT32", [2], [1, 2]))
     assert "more" in reply.json["parameters"]["warnings"]
     assert list(outputs(reply)) == list(COLUMNS)
+
+
+def test_26_unknown_parameters_are_ignored_and_only_a_model_with_params_warns(served: Served) -> None:
+    for one in (TYPED, [tensor("flag", "BOOL", [2], [True, False], trace="a"), *TYPED[1:]]):
+        reply = infer(served, "typed", *one, parameters={"trace": "a", "content_type": "pd"})
+        assert list(outputs(reply)) == list(COLUMNS)
+        assert "parameters" not in reply.json
+    inputs = [tensor("a", "FP64", [1], [1.0])]
+    reply = infer(served, "tuned", *inputs, parameters={"treshold": 0.5, "content_type": "pd"})
+    assert "treshold" in reply.json["parameters"]["warnings"]
+    assert "content_type" not in reply.json["parameters"]["warnings"]
 
 
 def test_27_an_input_twice_is_refused(served: Served) -> None:
