@@ -24,6 +24,7 @@ from gateway.names import InvalidReference, Reference, check_alias, check_name, 
 from gateway.registries import default_target, open_registry
 from gateway.registries.base import Version
 from gateway.registries.resolution import resolve
+from gateway.settings import Settings
 from loaders import bare, keywords, proof
 from loaders import package as packages
 
@@ -142,7 +143,7 @@ def _add(
     registry: str | os.PathLike[str] | None,
     tags: Mapping[str, str] | None,
 ) -> ModelVersion:
-    opened = open_registry(_target(registry), create=True)
+    opened = open_registry(_target(registry, configuration.load({}, os.environ)), create=True)
     try:
         digest = packages.digest(package.path)
         version = opened.add_version(name, str(package.path), digest, tags=tags, alias=alias)
@@ -163,16 +164,25 @@ def load_model(
     A digest is verified before any byte is deserialised. Executes the package's code. Raises RegistryError,
     ArtifactError, InvalidReference, and what `loaders.load_model` raises.
     """
+    return load(uri, registry, model_config, configuration.load({}, os.environ))
+
+
+def load(
+    uri: str | os.PathLike[str],
+    registry: str | os.PathLike[str] | None,
+    model_config: Mapping[str, Any] | None,
+    chosen: Settings,
+) -> loaders.Model:
+    """The same as `load_model`, with these settings."""
     text = os.fspath(uri)
-    chosen = configuration.load({}, os.environ)
     reference = None if _is_place(text) else _reference(text)
     if reference is None and not _SCHEME.match(text):
         return loaders.load_model(text, model_config, chosen.enforcement or "strict")
     if reference is None:
         version = Version("model", "0", text)
     else:
-        version = _resolved(reference, _target(registry), chosen.default_alias)
-    named = Sources() if reference is None else sources_for(_target(registry), chosen.artifact_sources)
+        version = _resolved(reference, _target(registry, chosen), chosen.default_alias)
+    named = Sources() if reference is None else sources_for(_target(registry, chosen), chosen.artifact_sources)
     local = Artifacts(chosen.cache_dir, chosen.disk_limit, named).fetch(version)
     model = loaders.load_model(local.path, model_config, chosen.enforcement or "strict")
     # The model may read its files later: they stay in the cache until the model is freed.
@@ -205,8 +215,8 @@ def _resolved(reference: Reference, target: str, default_alias: list[str]) -> Ve
         opened.close()
 
 
-def _target(registry: str | os.PathLike[str] | None) -> str:
-    return default_target(flag=None if registry is None else os.fspath(registry))
+def _target(registry: str | os.PathLike[str] | None, chosen: Settings) -> str:
+    return default_target(flag=chosen.registry if registry is None else os.fspath(registry))
 
 
 def _let_go(local: Local) -> None:

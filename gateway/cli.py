@@ -155,7 +155,6 @@ def _expected(error: Exception) -> Failure | None:
         NoRegistry,
         RegistryError,
         RegistryInvalid,
-        RegistryMissing,
         RegistryUnavailable,
     )
     from gateway.runners.base import ModelError
@@ -171,14 +170,8 @@ def _expected(error: Exception) -> Failure | None:
         return Failure(f"{error.target} is not a valid registry", problems=problems)
     if isinstance(error, InvalidReference | NoRegistry):
         return Failure(str(error), code=WRONG_USAGE)
-    if isinstance(error, RegistryMissing):
-        return Failure(
-            str(error), "--registry names a registry file; gateway push DIR --name NAME creates one"
-        )
     if isinstance(error, RegistryUnavailable):
-        return Failure(
-            str(error), "is it running, and does --registry (or the environment) name its address?"
-        )
+        return Failure(str(error), error.hint)
     if isinstance(error, Problem):
         message, lines = apart(str(error), [detail.problem for detail in error.details])
         return Failure(message, error.hint, problems=lines)

@@ -192,7 +192,7 @@ def _place(
             yield _Gateway(client)
         return
     settings = settings_of(config)
-    with here(settings, target_of(registry or settings.registry)) as store:
+    with here(settings, target_of(registry, config)) as store:
         yield _Here(store, str(settings.state_dir))
 
 

@@ -94,7 +94,7 @@ def check(
     if (captures is not None or url is not None) and not replay:
         raise typer.BadParameter("--captures and --url need --replay")
     uri = _as_reference(uri)
-    target = target_of(registry) if uri is None or against or uri.startswith("models:") else None
+    target = target_of(registry, config) if uri is None or against or uri.startswith("models:") else None
     settings = settings_of(config, registry=target)
     if environment is not None:
         settings = settings.model_copy(update={"environment": environment})

@@ -163,7 +163,7 @@ class _Found:
 
 def _planned(registry: str | None, config: Any, reference: str | None) -> _Found:
     local = reference is not None and not reference.startswith("models:")
-    target = None if local else target_of(registry)
+    target = None if local else target_of(registry, config)
     settings = settings_of(config, registry=target)
     with working(f"reading {reference or target}") as say:
         return asyncio.run(_read(target, settings, reference, say))

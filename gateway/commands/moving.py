@@ -119,7 +119,7 @@ def promote(
         for option, given in (("--canary", canary), ("--shadow", shadow)):
             if given is not None:
                 raise typer.BadParameter(f"{option} needs a running gateway: name it with --url")
-        with _opened(registry) as (opened, target):
+        with _opened(registry, config) as (opened, target):
             goal = wanted or _alias_here(opened, name, source or "")
             stands = _expectation(expect)
             done = _here(
@@ -169,7 +169,7 @@ def rollback(
             done = client.call("POST", path, body, timeout=0, wait=wait)
             target = client.url
     else:
-        with _opened(registry) as (opened, target):
+        with _opened(registry, config) as (opened, target):
             done = _here(
                 f"rolling back {name}@{alias} in {target}",
                 opened,
@@ -312,10 +312,10 @@ def _told(reference: str, done: dict[str, Any], target: str, *, dry_run: bool) -
 
 
 @contextmanager
-def _opened(target: str | None) -> Iterator[tuple[Registry, str]]:
+def _opened(registry: str | None, config: Path | None) -> Iterator[tuple[Registry, str]]:
     from gateway.registries import open_registry
 
-    chosen = target_of(target)
+    chosen = target_of(registry, config)
     opened = open_registry(chosen)
     try:
         yield opened, chosen

@@ -115,12 +115,12 @@ def _on_this_machine(url: str) -> bool:
         return False
 
 
-def target_of(registry: str | None) -> str:
-    """The registry to use; without the option the one of the settings, as for the server. Raises NoRegistry,
-    which names the five ways to set one, if none is set, and SettingsError."""
+def target_of(registry: str | None, config: Path | None = None) -> str:
+    """The registry to use; without the option the one of the settings (`config`: their file), as for the
+    server. Raises NoRegistry, which names the five ways to set one, if none is set, and SettingsError."""
     from gateway.registries import default_target
 
-    return default_target(os.environ, registry or settings_of().registry)
+    return default_target(os.environ, registry or settings_of(config).registry)
 
 
 def alias_of(text: str) -> tuple[str, str]:

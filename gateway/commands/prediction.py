@@ -61,7 +61,7 @@ def predict(
     parsed = bodies.parse_json(content) if chosen is Format.json else bodies.parse_csv(content)
     settings = settings_of(config)
     with working(f"loading {uri}"):
-        model = api.load_model(uri, registry=registry)
+        model = api.load(uri, registry, None, settings)
     package = model.package
     try:
         enforced = enforce(

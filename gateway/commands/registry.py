@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gateway.commands.checking import said
-from gateway.commands.options import OutputOption, RegistryOption, target_of
+from gateway.commands.options import ConfigOption, OutputOption, RegistryOption, target_of
 from gateway.commands.terminal import Failure, Output, note, result, size, table, working
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def push(
         str | None, typer.Option(metavar="A", help="Move this alias to the new version.")
     ] = None,
     registry: RegistryOption = None,
+    config: ConfigOption = None,
     output: OutputOption = Output.text,
 ) -> None:
     """Add a model directory to the registry as the next version.
@@ -57,7 +58,7 @@ def push(
     check_name(name)
     if alias is not None:
         check_alias(alias)
-    target = target_of(registry)
+    target = target_of(registry, config)
     with working(f"pushing {directory} to {target}"), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         pushed = api.push(directory, name, alias=alias, registry=target)
@@ -93,12 +94,13 @@ def models(
         str | None, typer.Argument(metavar="[NAME]", help="Show only this model, with its versions.")
     ] = None,
     registry: RegistryOption = None,
+    config: ConfigOption = None,
     output: OutputOption = Output.text,
 ) -> None:
     """Show the models in the registry, with their versions and aliases."""
     from gateway.registries import open_registry
 
-    target = target_of(registry)
+    target = target_of(registry, config)
     opened = open_registry(target)
     try:
         found = opened.listing(name).models
@@ -124,6 +126,7 @@ def gc(
     delete: Annotated[
         bool, typer.Option("--delete/--dry-run", help="Remove them, or only list them.")
     ] = False,
+    config: ConfigOption = None,
     output: OutputOption = Output.text,
 ) -> None:
     """List or remove files in the store of a registry file that no version uses.
@@ -138,7 +141,7 @@ def gc(
     from gateway.registries import open_registry
     from gateway.registries.file import FileRegistry
 
-    target = target_of(registry)
+    target = target_of(registry, config)
     try:
         age = float(str(seconds(older_than)))
     except ValueError as error:

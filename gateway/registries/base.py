@@ -26,7 +26,10 @@ LONGEST_PAUSE: Final = 60.0
 
 
 class RegistryError(Exception):
-    """A registry cannot be used; the message is for operators."""
+    """A registry cannot be used; the message is for operators. `hint`: what they can do, None if the message
+    says it."""
+
+    hint: str | None = None
 
 
 class NoRegistry(RegistryError):
@@ -37,6 +40,8 @@ class RegistryUnavailable(RegistryError):
     """It cannot be reached or read now. The last valid snapshot stays. `retry_after`: the seconds that its
     server asks to wait, or None."""
 
+    hint = "check that it runs and that its address is right: `gateway config` shows where that comes from"
+
     def __init__(self, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
@@ -44,6 +49,8 @@ class RegistryUnavailable(RegistryError):
 
 class RegistryMissing(RegistryUnavailable):
     """It is a file on this machine that does not exist, or is a directory."""
+
+    hint = "--registry names a registry file; gateway push DIR --name NAME creates one"
 
 
 class RegistryInvalid(RegistryError):

@@ -43,13 +43,15 @@ async def first_read(
         last = await remembered()
     failure = watch.failure
     why = failure or f"no answer within {FIRST_READ:.0f} s"
+    hint = RegistryUnavailable.hint if failure is None else failure.hint
+    told = f". Hint: {hint}" if hint else ""
     if last is not None:
         age = time.time() - last.seen
-        log.warning("cannot read the registry (%s): using its content of %.0f s ago", why, age)
+        log.warning("cannot read the registry (%s): using its content of %.0f s ago%s", why, age, told)
         watch.take(Snapshot(Entries(last.entries), last.stamp), "registry", age=age)
     elif failure is not None and (
         isinstance(failure, RegistryMissing) or not isinstance(failure, RegistryUnavailable)
     ):
         raise failure
     else:
-        log.error("cannot read the registry (%s): not ready until a read succeeds; trying again", why)
+        log.error("cannot read the registry (%s): not ready until a read succeeds; trying again%s", why, told)

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import onnx
 import pytest
 import yaml
 
@@ -159,6 +160,41 @@ def test_without_a_registry_all_ways_to_name_one_are_named(shell: Shell) -> None
         assert way in complaint
 
 
+REGISTRY_COMMANDS: dict[str, list[str]] = {
+    "models": ["models"],
+    "gc": ["gc"],
+    "push": ["push", "PACKAGE", "--name", "iris"],
+    "promote": ["promote", "iris@champion", "1"],
+    "rollback": ["rollback", "iris@champion", "--to", "1"],
+    "predict": ["predict", "models:/iris@champion", "-i", "rows.json"],
+    "check": ["check"],
+    "env plan": ["env", "plan"],
+    "env build": ["env", "build", "--all"],
+}
+
+
+@pytest.mark.parametrize("command", REGISTRY_COMMANDS)
+def test_every_command_finds_its_registry_in_the_same_order(
+    shell: Shell, packages: dict[str, Path], command: str
+) -> None:
+    """Each registry is a directory: the complaint names the one that was chosen."""
+    (shell.directory / "rows.json").write_text('{"inputs": [1]}')
+    for name in ("variable", "given", "file", "mlflow"):
+        (shell.directory / name).mkdir()
+    (shell.directory / "given.yaml").write_text("registry: given\n")
+    arguments = [part.replace("PACKAGE", str(packages["unloadable"])) for part in REGISTRY_COMMANDS[command]]
+
+    def chosen(*more: str, **variables: str) -> str:
+        return shell.called(*arguments, *more, **variables).failed()
+
+    variables = {"MLFLOW_TRACKING_URI": "mlflow"}
+    (shell.directory / "gateway.yaml").write_text("registry: file\n")
+    assert "file is a directory" in chosen(**variables)
+    assert "given is a directory" in chosen("--config", "given.yaml", **variables)
+    variables["GATEWAY_REGISTRY"] = "variable"
+    assert "variable is a directory" in chosen("--config", "given.yaml", **variables)
+
+
 # The registry -------------------------------------------------------------------------------------
 
 
@@ -303,6 +339,25 @@ def test_predict_offline_enforces_the_signature(iris: Shell) -> None:
     assert "not valid JSON" in iris.called("predict", "models:/iris/1", "-i", "none.json").failed()
     assert "No such file" in iris.called("predict", "models:/iris/1", "-i", "nowhere.csv").failed()
     assert "rose" in iris.called("predict", "models:/rose", "-i", "row.json").failed()
+
+
+def test_predict_offline_with_a_graph(shell: Shell) -> None:
+    """As a package, and as the file alone; the graph's own types decide."""
+    helper, kind = onnx.helper, onnx.TensorProto
+    x = helper.make_tensor_value_info("x", kind.FLOAT, ["n", 2])
+    y = helper.make_tensor_value_info("y", kind.FLOAT, ["n", 1])
+    weights = helper.make_tensor("w", kind.FLOAT, [2, 1], [2.0, 0.5])
+    body = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", [x], [y], [weights])
+    graph = helper.make_model(body, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    example = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)
+    loaders.save_model(graph, shell.directory / "package", input_example=example)
+    onnx.save(graph, shell.directory / "graph.onnx")
+    (shell.directory / "rows.json").write_text(json.dumps({"inputs": example.tolist()}))
+    (shell.directory / "wrong.json").write_text(json.dumps({"inputs": [["a", "b"]]}))
+    for model in ("package", "graph.onnx"):
+        answer = shell.gateway("predict", model, "-i", "rows.json").json()
+        assert answer == {"predictions": {"y": [[3.0], [8.0]]}}
+        assert "does not fit" in shell.called("predict", model, "-i", "wrong.json").failed()
 
 
 # Settings -----------------------------------------------------------------------------------------
@@ -500,11 +555,11 @@ def test_a_bare_directory_is_served_without_a_registry(shell: Shell, packages: d
 
 
 def test_what_cannot_be_served(iris: Shell) -> None:
-    complaint = iris.gateway("serve", "-r", "nowhere.yaml", "--port", free_port()).failed()
+    complaint = iris.gateway("serve", "-r", "nowhere.yaml", "--port", 0).failed()
     assert "does not exist" in complaint
     assert "hint: --registry names a registry file" in complaint
-    assert "does not exist" in iris.gateway("serve", "nowhere", "--port", free_port()).failed()
-    assert "is a directory" in iris.gateway("serve", "-r", ".", "--port", free_port()).failed()
+    assert "does not exist" in iris.gateway("serve", "nowhere", "--port", 0).failed()
+    assert "is a directory" in iris.gateway("serve", "-r", ".", "--port", 0).failed()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -61,7 +61,9 @@ def document(content: bytes) -> Iterator[tuple[str, list[int]]]:
         server.server_close()
 
 
-def test_a_registry_that_is_away_at_the_start_is_queried_again(tmp_path: Path) -> None:
+def test_a_registry_that_is_away_at_the_start_is_queried_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with document(b"version: 1\nmodels: {}\n") as (url, refusals):
         refusals += [503] * 2
         with Served(settings(tmp_path, poll_interval=0.05), url) as server:
@@ -70,6 +72,7 @@ def test_a_registry_that_is_away_at_the_start_is_queried_again(tmp_path: Path) -
             assert server.get("/livez").status == 200
             assert eventually(lambda: server.get("/readyz").status == 200)
             metrics = server.get("/metrics").body.decode()
+        assert "`gateway config` shows where that comes from" in caplog.text
         if first.status == 503:  # else all four refusals were over before the request
             assert first.json["ready"] is False
         if answer.status == 503:
