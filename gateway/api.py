@@ -182,7 +182,9 @@ def load(
         version = Version("model", "0", text)
     else:
         version = _resolved(reference, _target(registry, chosen), chosen.default_alias)
-    named = Sources() if reference is None else sources_for(_target(registry, chosen), chosen.artifact_sources)
+    named = (
+        Sources() if reference is None else sources_for(_target(registry, chosen), chosen.artifact_sources)
+    )
     local = Artifacts(chosen.cache_dir, chosen.disk_limit, named).fetch(version)
     model = loaders.load_model(local.path, model_config, chosen.enforcement or "strict")
     # The model may read its files later: they stay in the cache until the model is freed.

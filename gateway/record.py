@@ -24,10 +24,11 @@ class RequestRecord:
     name of a header that came with two values, empty if none did. `version` and `alias` are the result of
     resolving the reference, None before that. `principal` is the caller, None while no credential was needed,
     as for a prediction where no credentials are configured. `administers`: it came on the listener for
-    control calls. `reference`: the model that it asks, set once the caller may predict with it. `code` is `2xx` or the error code of the answer, empty before the answer. `began` is a time
-    of `perf_counter`; `parse`, `queue`, `predict` and `encode` are in seconds. `predicts`: the request is for
-    a prediction. `rows`: how many it has, 0 before they are counted. `lenient`: strict enforcement would have
-    refused its input. `cached`: whether its version was loaded when it came; None if it did not get that far.
+    control calls. `reference`: the model that it asks, set once the caller may predict with it. `code` is
+    `2xx` or the error code of the answer, empty before the answer. `began` is a time of `perf_counter`;
+    `parse`, `queue`, `predict` and `encode` are in seconds. `predicts`: the request is for a prediction.
+    `rows`: how many it has, 0 before they are counted. `lenient`: strict enforcement would have refused its
+    input. `cached`: whether its version was loaded when it came; None if it did not get that far.
     `elsewhere`: the model runs in another environment than its own. `late`: it came when the gateway refused
     new work. Only where traces are exported: `work`, the call of the model that answered it; `span`, its
     span; `status`, the answer's.
