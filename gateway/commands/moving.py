@@ -34,9 +34,8 @@ from gateway.commands.rollouts import failure, follow
 from gateway.commands.terminal import Failure, Output, note, result, working
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
 
     from gateway.commands.client import Client
     from gateway.registries.base import Registry
