@@ -19,6 +19,7 @@ from gateway.record import RequestRecord
 from gateway.service import MISMATCH
 
 if TYPE_CHECKING:
+    from gateway.grpc.arrivals import Arrivals
     from gateway.http.parts import Parts
 
 #: Frequent calls without information, such as probes, have no line in the access log.
@@ -71,9 +72,14 @@ class Call:
 
 
 class Calls:
-    """Makes the handlers of methods. `service`: the full name of their service."""
+    """Makes the handlers of methods. `service`: the full name of their service. `arrivals` receives the
+    messages of calls, `on_streams` those of streams."""
 
-    def __init__(self, parts: Parts, service: str, drained: asyncio.Event) -> None:
+    def __init__(
+        self, parts: Parts, service: str, drained: asyncio.Event, arrivals: Arrivals, on_streams: Arrivals
+    ) -> None:
+        self._arrivals = arrivals
+        self._on_streams = on_streams
         self._metrics = parts.metrics
         self._access = parts.access
         self._logged = parts.settings.access_log
@@ -81,10 +87,16 @@ class Calls:
         self._spans = parts.spans
         self._drained = drained
 
-    def unary(self, method: str, work: Work) -> Callable[[bytes, Any], Awaitable[bytes | None]]:
-        """Returns a handler for one message and one answer."""
+    def unary(
+        self, method: str, work: Work
+    ) -> Callable[[AsyncIterator[bytes], Any], Awaitable[bytes | None]]:
+        """Returns a handler for one message and one answer. It is a handler of a stream, which on the wire is
+        the same: only such a handler begins before the message is complete."""
 
-        async def handle(body: bytes, context: Any) -> bytes | None:
+        async def handle(bodies: AsyncIterator[bytes], context: Any) -> bytes | None:
+            body = await _received(self._arrivals, bodies)
+            if body is None:
+                body = Problem("MALFORMED_BODY", "the call has no message")
             call = self._begun(method, context)
             answer = await self._answered(method, work, body, call)
             if isinstance(answer, Problem):
@@ -107,7 +119,7 @@ class Calls:
             drained = asyncio.ensure_future(self._drained.wait())
             try:
                 while True:
-                    coming = asyncio.ensure_future(anext(bodies, None))
+                    coming = asyncio.ensure_future(_received(self._on_streams, bodies))
                     await asyncio.wait({coming, drained}, return_when=asyncio.FIRST_COMPLETED)
                     if not coming.done():
                         coming.cancel()
@@ -115,6 +127,9 @@ class Calls:
                         await context.abort(statuses.code(stopping), statuses.text(stopping))
                     body = coming.result()
                     if body is None:
+                        return
+                    if isinstance(body, Problem):
+                        await context.abort(statuses.code(body), statuses.text(body))
                         return
                     answer = await self._answered(method, work, body, self._begun(method, context))
                     yield refused(statuses.text(answer)) if isinstance(answer, Problem) else answer
@@ -138,11 +153,14 @@ class Calls:
             tracing.begin(headers[b"traceparent"], headers.get(b"tracestate", b""))
         return call
 
-    async def _answered(self, method: str, work: Work, body: bytes, call: Call) -> bytes | Problem:
-        """Returns the answer or the Problem; counts and logs both."""
+    async def _answered(self, method: str, work: Work, body: bytes | Problem, call: Call) -> bytes | Problem:
+        """Returns the answer or the Problem; counts and logs both. `body`: the message, or why there is
+        none."""
         record = call.record
         answer: bytes | Problem | None = None
         try:
+            if isinstance(body, Problem):
+                raise body
             problems.check_headers(record)
             if self._access.guarded:
                 await self._access.identify(record)
@@ -172,11 +190,20 @@ class Calls:
                 self._spans.answered(record, failed=isinstance(answer, Problem) and answer.status >= 500)
         return answer
 
-    def _log(self, method: str, body: bytes, answer: bytes | Problem | None, record: RequestRecord) -> None:
+    def _log(
+        self, method: str, body: bytes | Problem, answer: bytes | Problem | None, record: RequestRecord
+    ) -> None:
         line = access_log.Answered("gRPC", f"/{self._service}/{method}")
-        line.bytes_in = len(body)
+        line.bytes_in = 0 if isinstance(body, Problem) else len(body)
         if isinstance(answer, Problem):
             line.status = answer.status
         elif answer is not None:
             line.status, line.bytes_out = 200, len(answer)
         access_log.write(line, record)
+
+
+async def _received(arrivals: Arrivals, messages: AsyncIterator[bytes]) -> bytes | Problem | None:
+    try:
+        return await arrivals.next(messages)
+    except Problem as problem:
+        return problem

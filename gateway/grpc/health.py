@@ -7,10 +7,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 from grpc_health.v1 import health_pb2
+
+from gateway.errors import Problem
+from gateway.grpc import statuses
+
+if TYPE_CHECKING:
+    from gateway.grpc.arrivals import Arrivals
 
 #: Seconds between two checks of a watched status.
 INTERVAL: Final = 1.0
@@ -22,9 +28,16 @@ _UNKNOWN: Final = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 class Health:
     """The health service. `services`: the known names; the empty name means the whole gateway. `drained`: set
-    when the gateway stops."""
+    when the gateway stops. `arrivals` receives the messages."""
 
-    def __init__(self, ready: Callable[[], bool], services: frozenset[str], drained: asyncio.Event) -> None:
+    def __init__(
+        self,
+        ready: Callable[[], bool],
+        services: frozenset[str],
+        drained: asyncio.Event,
+        arrivals: Arrivals,
+    ) -> None:
+        self._arrivals = arrivals
         self._ready = ready
         self._services = services
         self._drained = drained
@@ -37,18 +50,28 @@ class Health:
             "response_serializer": health_pb2.HealthCheckResponse.SerializeToString,
         }
         methods = {
-            "Check": grpc.unary_unary_rpc_method_handler(self._check, **serialized),
-            "Watch": grpc.unary_stream_rpc_method_handler(self._watch, **serialized),
+            "Check": grpc.stream_unary_rpc_method_handler(self._check, **serialized),
+            "Watch": grpc.stream_stream_rpc_method_handler(self._watch, **serialized),
         }
         return grpc.method_handlers_generic_handler("grpc.health.v1.Health", methods)
 
-    async def _check(self, request: Any, context: Any) -> Any:
+    async def _request(self, messages: AsyncIterator[Any], context: Any) -> Any:
+        """The request of a call, which is received as that of a stream: see `calls.Calls.unary`."""
+        try:
+            request = await self._arrivals.next(messages)
+        except Problem as problem:
+            await context.abort(statuses.code(problem), statuses.text(problem))
+        return health_pb2.HealthCheckRequest() if request is None else request
+
+    async def _check(self, messages: AsyncIterator[Any], context: Any) -> Any:
+        request = await self._request(messages, context)
         if request.service not in self._services:
             await context.abort(grpc.StatusCode.NOT_FOUND, "there is no service of this name")
         return health_pb2.HealthCheckResponse(status=self._status(request.service))
 
-    async def _watch(self, request: Any, context: Any) -> AsyncIterator[Any]:
+    async def _watch(self, messages: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
         """Yields the current status, and each change; ends when the gateway stops."""
+        request = await self._request(messages, context)
         said = None
         while True:
             status = self._status(request.service)

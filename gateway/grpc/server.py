@@ -15,10 +15,11 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 import grpc
 import grpc.aio
 
+from gateway.grpc.arrivals import Arrivals
 from gateway.grpc.calls import Call, Calls
 from gateway.grpc.health import Health
 from gateway.grpc.inference import SERVICE, OpenInference, refused, streamed
-from gateway.http.connections import default_most
+from gateway.http.connections import SLOWEST, default_most
 
 if TYPE_CHECKING:
     from gateway.http.parts import Parts
@@ -38,7 +39,8 @@ _IDENTITY_ONLY: Final = 1
 class RpcServer:
     """The server. Create it on its event loop. Its limits of connections and of concurrent calls equal HTTP's
     limit of connections. A message counts towards `max_inflight_bytes` once it is complete, because gRPC does
-    not show it before."""
+    not show it before; unfinished messages of calls take as much at most, and those of streams twice as
+    much."""
 
     def __init__(self, parts: Parts) -> None:
         settings = parts.settings
@@ -53,6 +55,7 @@ class RpcServer:
             ("grpc.max_receive_message_length", settings.max_body_bytes),
             ("grpc.max_send_message_length", -1),
             ("grpc.compression_enabled_algorithms_bitset", _IDENTITY_ONLY),
+            ("grpc.http2.bdp_probe", 0),  # else a call that waits for its turn may send megabytes
             ("grpc.so_reuseport", 0),  # a port in use is an error
             ("grpc.keepalive_time_ms", PING_AFTER * 1000),
             ("grpc.keepalive_timeout_ms", PING_TIMEOUT * 1000),
@@ -65,9 +68,12 @@ class RpcServer:
             options.append(("grpc.max_connection_age_grace_ms", int(settings.drain_timeout * 1000)))
         self._server: Any = grpc.aio.server(options=options, maximum_concurrent_rpcs=most)
         inference = OpenInference(parts)
-        calls = Calls(parts, SERVICE, self._drained)
+        bodies = max(1, settings.max_inflight_bytes // settings.max_body_bytes)
+        longest = settings.send_timeout + settings.max_body_bytes / SLOWEST
+        arrivals = Arrivals(bodies, longest)
+        calls = Calls(parts, SERVICE, self._drained, arrivals, Arrivals(2 * bodies))
         methods: dict[str, Any] = {
-            name: grpc.unary_unary_rpc_method_handler(calls.unary(name, work))
+            name: grpc.stream_unary_rpc_method_handler(calls.unary(name, work))
             for name, work in inference.methods.items()
         }
 
@@ -79,7 +85,7 @@ class RpcServer:
         def ready() -> bool:
             return parts.views.ready().ready and not parts.draining()
 
-        health = Health(ready, frozenset({"", SERVICE}), self._drained)
+        health = Health(ready, frozenset({"", SERVICE}), self._drained, arrivals)
         self._server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(SERVICE, methods), health.handler)
         )

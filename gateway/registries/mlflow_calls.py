@@ -28,6 +28,8 @@ class Unavailable(RegistryUnavailable):
     def __init__(self, error: MLflowUnavailable) -> None:
         super().__init__(str(error), error.retry_after)
         self.reached = error.reached
+        if error.status in (401, 403):
+            self.hint = None  # the message says what to set
 
 
 class Calls:

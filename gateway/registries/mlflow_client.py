@@ -277,9 +277,7 @@ class MLflowClient:
         if status in (401, 403):
             hint = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
             message = f"{self.base} refuses this gateway's credentials ({status}): {hint}"
-            refused = MLflowUnavailable(message, status=status, reached=True)
-            refused.hint = None
-            return refused
+            return MLflowUnavailable(message, status=status, reached=True)
         code = answer.get("error_code") if isinstance(answer, dict) else None
         if isinstance(code, str) and 400 <= status < 500 and status not in _RETRIED:
             message = str(answer.get("message") or code) if isinstance(answer, dict) else code

@@ -22,6 +22,7 @@ grpc = pytest.importorskip("grpc", reason="the extra grpc is not installed")
 pytest.importorskip("grpc_health", reason="the extra grpc is not installed")
 
 from tests.support import rpc  # noqa: E402
+from tests.support.http2 import Unfinished  # noqa: E402
 
 X = {"x": ("FP64", np.array([1.0]))}
 
@@ -31,6 +32,12 @@ def address(server: Running) -> str:
     found = re.search(r"serving V2 over gRPC on ([\d.:]+)", lines)
     assert found, lines
     return found[1]
+
+
+def resident(server: Running) -> int:
+    """The memory of the gateway's process, in bytes."""
+    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split(None, 1)[0]) * 1024
 
 
 def held() -> Any:
@@ -152,6 +159,30 @@ def test_connections_and_their_calls_are_limited(tmp_path: Path) -> None:
             except ConnectionError:
                 refused = b""
             assert refused == b""
+
+
+@pytest.mark.parametrize(("method", "kept"), [("ModelInfer", 2), ("ModelStreamInfer", 4)])
+def test_promise_11_unfinished_messages_take_a_bounded_memory(tmp_path: Path, method: str, kept: int) -> None:
+    """`max_inflight_bytes` is four messages: two slow calls may wait for the rest of one, four streams."""
+    import socket
+
+    size = 4 << 20
+    limits = {"GATEWAY_MAX_BODY_BYTES": str(size), "GATEWAY_MAX_INFLIGHT_BYTES": str(4 * size)}
+    log_scaled(tmp_path / "registry.yaml", "scaled", 3.0, alias="champion")
+    with running(tmp_path, GATEWAY_GRPC_PORT="0", GATEWAY_ISOLATION="inline", **limits) as server:
+        host, _, port = address(server).rpartition(":")
+        with rpc.caller(address(server)) as called:
+            called.infer(rpc.request("scaled", X))
+            before = resident(server)
+            with socket.create_connection((host, int(port))) as connection:
+                calls = Unfinished(connection)
+                for _ in range(20):
+                    calls.begin(f"{rpc.SERVICE}{method}", size - 1000)
+                while calls.go_on() or len(calls.open) > kept:
+                    assert resident(server) - before < 14 * size, "without a bound it is 20 messages"
+                answer = called.infer(rpc.request("scaled", X))  # while some of them still wait
+                assert rpc.outputs(answer)["predictions"] == [3.0]
+                assert len(calls.open) == kept
 
 
 def test_a_port_that_is_taken_is_said(tmp_path: Path) -> None:
