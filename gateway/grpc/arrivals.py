@@ -37,11 +37,13 @@ class Arrivals:
         and DEADLINE_EXCEEDED for a message that takes too long."""
         async with self._turns:
             patience = asyncio.timeout(self._seconds)
+            loop, timers = asyncio.get_running_loop(), list[asyncio.TimerHandle]()
+
+            def half() -> None:
+                timers.append(loop.call_later(self._slow_after / 2, self._late, patience))
+
             # In two steps: after a pause of the loop, what came meanwhile is seen before the second one.
-            half, loop = self._slow_after / 2, asyncio.get_running_loop()
-            timers = [
-                loop.call_later(half, lambda: timers.append(loop.call_later(half, self._late, patience)))
-            ]
+            timers.append(loop.call_later(self._slow_after / 2, half))
             try:
                 async with patience:
                     return await anext(messages, None)

@@ -40,7 +40,9 @@ class RegistryUnavailable(RegistryError):
     """It cannot be reached or read now. The last valid snapshot stays. `retry_after`: the seconds that its
     server asks to wait, or None."""
 
-    hint = "check that it runs and that its address is right: `gateway config` shows where that comes from"
+    hint: str | None = (
+        "check that it runs and that its address is right: `gateway config` shows where that comes from"
+    )
 
     def __init__(self, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
