@@ -22,7 +22,7 @@ from gateway.events import Emit, InputRefused, OutputDiffers, PredictionFailed, 
 from gateway.names import Reference
 from gateway.record import RequestRecord
 from gateway.rollouts.aliases import Target
-from gateway.rollouts.rollout import Rollout
+from gateway.rollouts.rollout import Rollout, hangs
 from gateway.runners.base import ModelError, NoProcess, RunnerCrashed, RunnerTimeout
 from gateway.runners.suspects import Poisoned
 from gateway.serving.admission import FULL, LOADING_FULL, NotAdmitted
@@ -97,7 +97,8 @@ class Inference:
     default model. `raw`: None after enforcement, or if the body is `unparsed`. The service fills `record`.
     `lenient`: if the setting `enforcement` is not set, the input is cast as MLflow casts it. `positional`:
     rows without names are read by position. `quotas`: the limits that the request has entered, and whose rows
-    are not counted yet. `size` and `memory`: the bytes of the body as it was sent, and as sent and parsed."""
+    are not counted yet. `size` and `memory`: the bytes of the body as it was sent, and as sent and parsed.
+    `stalled`: if its caller gave up, the seconds for which it had got no further (see `Batcher.stalled`)."""
 
     reference: Reference | None
     raw: RawInput | None
@@ -110,6 +111,7 @@ class Inference:
     quotas: tuple[Quota, ...] = ()
     size: int = 0
     memory: int = 0
+    stalled: float | None = None
 
 
 @dataclass(slots=True)
@@ -257,31 +259,38 @@ class Service:
         raw = inference.raw if retries or copies else None  # else only the typed rows stay in memory
         unparsed = inference.unparsed if retries else None
         failed = partial(observer.observe, caller, version, failed=True)
+        clock = asyncio.get_running_loop().time
+        began, patience = clock(), observer.patience
         try:
-            async with asyncio.timeout(observer.patience if retries else None):
+            async with asyncio.timeout(patience if retries else None):
                 answer = await self.predict(inference, Target(version, found))
         except asyncio.CancelledError:
-            if not self._stopping():  # the caller did not want to wait that long
+            if not self._stopping() and hangs(patience, clock() - began, inference.stalled):
                 failed()
             raise
         except (Problem, TimeoutError) as error:
-            if isinstance(error, Problem) and error.code == "SHUTTING_DOWN":
+            if isinstance(error, TimeoutError):
+                error = Problem("DEADLINE_EXCEEDED", f"{version} did not answer in time")
+            if error.code == "SHUTTING_DOWN":
                 raise
-            refused = isinstance(error, Problem) and error.of_input
-            now = asyncio.get_running_loop().time()
+            refused, now = error.of_input, clock()
+            # A full queue is the load's fault, and a caller's deadline is the caller's choice.
+            given_up = inference.stalled is not None
+            if error.code == "OVERLOADED" or (
+                given_up and not hangs(patience, now - began, inference.stalled)
+            ):
+                failed = _unrecorded
             late = inference.deadline is not None and now >= inference.deadline
             if not retries or late or other is None:
                 failed(refused=refused)
-                if isinstance(error, Problem):
-                    raise
-                raise Problem("DEADLINE_EXCEEDED", f"{version} did not answer in time") from None
+                raise error from None
         else:
             violated = self._violates(version, answer) if observer.checks else None
             observer.observe(caller, version, failed=False, seconds=record.predict, violated=violated)
             if rollout is not None and copies and rollout.copies:
                 self._copy(inference, raw, answer, rollout)
             return answer
-        inference.raw, inference.unparsed = raw, unparsed
+        inference.raw, inference.unparsed, inference.stalled = raw, unparsed, None
         if rollout is None or not rollout.watching:
             failed(refused=refused, repeats=True)
             return await self.predict(inference, Target(other, found))
@@ -294,14 +303,9 @@ class Service:
         """Hands an answered request to the shadow of a rollout."""
         if rollout.shadow is not None:
             rollout.shadow.offer(
-                raw,
-                inference.params,
-                answer.result,
-                size=inference.size,
-                memory=inference.memory,
-                lenient=inference.lenient,
-                positional=inference.positional,
-            )
+                raw, inference.params, answer.result, size=inference.size, memory=inference.memory,
+                lenient=inference.lenient, positional=inference.positional,
+            )  # fmt: skip
 
     def _violates(self, version: Version, answer: Answer) -> bool:
         """Returns True if an answer differs from the version's output schema."""
@@ -320,13 +324,9 @@ class Service:
         try:
             if inference.raw is not None:
                 enforced = enforce(
-                    signature,
-                    inference.raw,
-                    inference.params,
-                    mode,
-                    type_hints=type_hints,
-                    positional=positional,
-                )
+                    signature, inference.raw, inference.params, mode,
+                    type_hints=type_hints, positional=positional,
+                )  # fmt: skip
                 params = enforced.params
                 inference.raw = None  # only the typed rows are kept while the request waits
             else:
@@ -339,6 +339,7 @@ class Service:
         for quota in inference.quotas:
             quota.rows(inference.record.rows)
         inference.quotas = ()
+        answer: asyncio.Future[Outcome] | None = None
         try:
             answer = servable.batcher.submit(enforced.batch, params, inference.deadline)
             if inference.deadline is None:
@@ -346,7 +347,11 @@ class Service:
             else:
                 async with asyncio.timeout_at(inference.deadline):
                     outcome = await answer
-        except _UNANSWERED as error:
+        except (asyncio.CancelledError, *_UNANSWERED) as error:
+            if isinstance(error, (asyncio.CancelledError, TimeoutError)):  # its caller gave up
+                inference.stalled = 0.0 if answer is None else servable.batcher.stalled(answer)
+            if isinstance(error, asyncio.CancelledError):
+                raise
             raise self._unanswered(servable, inference, error) from None
         servable.recent.answered(outcome.queue_seconds + outcome.predict_seconds)
         if servable.options.check_output:
@@ -462,6 +467,7 @@ class Service:
             return problem
         if asyncio.get_running_loop().time() < inference.deadline:
             return problem
+        inference.stalled = 0.0
         return Problem("DEADLINE_EXCEEDED", f"the caller's deadline passed: {problem.message}")
 
     def _patience(self, inference: Inference) -> float:
@@ -469,6 +475,10 @@ class Service:
         if inference.deadline is None:
             return self._cold_wait
         return max(0.0, min(self._cold_wait, inference.deadline - asyncio.get_running_loop().time()))
+
+
+def _unrecorded(**facts: bool) -> None:
+    """Takes the place of `observe` for a request that says nothing about its version."""
 
 
 def _is_one_for_all(batch: Batch | Framed, answer: Batch) -> bool:

@@ -110,20 +110,39 @@ def shadow_of(policy: RolloutPolicy, course: Course | None) -> ShadowPolicy | No
     return (policy.shadow or ShadowPolicy()).model_copy(update={"share": course.shadow})
 
 
+def _patience(slowest: float) -> float | None:
+    """How long an answer may take, in seconds; None if no call is known yet. `slowest`: the longest call of
+    the version in service."""
+    return max(PATIENCE_SECONDS, PATIENCE_TIMES * slowest) if slowest else None
+
+
+def hangs(patience: float | None, waited: float, stalled: float | None) -> bool:
+    """Whether a request that was given up, after `waited` seconds, counts as a failure of its version: the
+    version's call, or the wait and most of it for one call, took longer than an answer may take. In a queue
+    that moves, the request would have had its turn. `stalled`: as in `Batcher.stalled`; None: not given up."""
+    if patience is None or stalled is None:
+        return False
+    return stalled >= patience or (waited >= patience and stalled >= patience / 2)
+
+
 class InService:
     """The version that serves an alias whose policy has a watch: its last minutes are recorded. It has the
     methods that a request needs of `Rollout`."""
 
     retries = False
-    patience: float | None = None
 
     def __init__(self, version: Version, clock: Callable[[], float] = time.monotonic) -> None:
         self.version = version
         self.before = Before(clock)
+        self._slowest = 0.0
 
     @property
     def checks(self) -> bool:
         return self.before.checks
+
+    @property
+    def patience(self) -> float | None:
+        return _patience(self._slowest)
 
     def caller(self, headers: Mapping[bytes, bytes], request_id: str, principal: str | None = None) -> str:
         return ""
@@ -145,6 +164,7 @@ class InService:
         """Records a finished request. Left out: one that failed because of its input, and one of an earlier
         version, which was on its way at a swap."""
         if version == self.version and not (failed and refused):
+            self._slowest = max(self._slowest, seconds)
             self.before.observe(failed=failed, seconds=max(seconds, FELT_SECONDS), violated=violated)
 
 
@@ -260,7 +280,7 @@ class Rollout:
 
     @property
     def patience(self) -> float | None:
-        return max(PATIENCE_SECONDS, PATIENCE_TIMES * self._slowest) if self._slowest else None
+        return _patience(self._slowest)
 
     @property
     def checks(self) -> bool:

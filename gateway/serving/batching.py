@@ -46,6 +46,9 @@ class Outcome(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Member:
+    """A request in the queue or in a call. `arrived`, `started` (its call; 0 before): times of
+    `perf_counter`. `deadline`: in the loop's time."""
+
     batch: Asked
     params: Mapping[str, Any]
     key: Hashable | None
@@ -53,6 +56,7 @@ class Member:
     arrived: float
     deadline: float | None
     future: asyncio.Future[Outcome]
+    started: float = 0.0
 
 
 class Batcher:
@@ -79,7 +83,7 @@ class Batcher:
         self._dispatched = dispatched
         self._suspects = Suspects()
         self._queue: deque[Member] = deque()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], list[Member]] = {}
         self._scheduled = False
         self._running = 0
         self._loop = asyncio.get_running_loop()
@@ -99,6 +103,16 @@ class Batcher:
     def inflight(self) -> int:
         """The requests that wait or are being answered."""
         return len(self._queue) + self._running
+
+    def stalled(self, future: asyncio.Future[Outcome]) -> float:
+        """The seconds for which a request has got no further: since its call began, or, while it waits for
+        its turn, since the newest of the running calls began; 0 if a call may begin now."""
+        calls = [members for members in self._tasks.values() if members]
+        mine = [member for members in calls for member in members if member.future is future]
+        if not mine and len(calls) < self._slots:
+            return 0.0
+        newest = max(member.started for members in (mine and [mine]) or calls for member in members)
+        return perf_counter() - newest if newest else 0.0
 
     def submit(
         self, batch: Asked, params: Mapping[str, Any], deadline: float | None = None
@@ -150,7 +164,7 @@ class Batcher:
             members = self._take()
             if members:
                 task = self._loop.create_task(self._work(members))
-                self._tasks.add(task)
+                self._tasks[task] = members
                 task.add_done_callback(self._finished)
 
     async def _work(self, members: list[Member]) -> None:
@@ -165,10 +179,10 @@ class Batcher:
                 self._running -= len(members)
             if not together or self.merges:
                 return
-            members = self._take()
+            members[:] = self._take()
 
     def _finished(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+        self._tasks.pop(task, None)
         if self._queue:
             self._pump()
         if not task.cancelled() and (error := task.exception()) is not None:
@@ -211,6 +225,8 @@ class Batcher:
             if not members:
                 return False
         started = perf_counter()
+        for member in members:
+            member.started = started
         try:
             self._dispatched(len(members), sum(member.rows for member in members))
             asked = [member.batch for member in members]

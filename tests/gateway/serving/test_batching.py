@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -322,3 +323,28 @@ def test_the_warm_up_sees_answers_that_depend_on_the_neighbours() -> None:
     many = repeated(rows(7.0, 8.0), 3)
     assert isinstance(many, Columns)
     assert many.arrays["x"].tolist() == [7.0, 7.0, 7.0]
+
+
+@pytest.mark.anyio
+@bounded
+async def test_a_request_is_stalled_while_its_call_or_the_one_before_it_runs() -> None:
+    model = Doubler()
+    model.hold = held = asyncio.Event()
+    batcher = Batcher(model, merges=False, slots=2)
+    hanging = batcher.submit(rows(1.0), {})
+    await turns()
+    began = perf_counter()
+    waiting = asyncio.get_running_loop().create_future()
+    assert batcher.stalled(waiting) == 0.0  # a slot is free
+    other = batcher.submit(rows(2.0), {})
+    behind = batcher.submit(rows(3.0), {})
+    await turns()
+    now = perf_counter()
+    assert batcher.stalled(hanging) >= now - began
+    assert batcher.stalled(hanging) >= batcher.stalled(other) > 0.0
+    assert batcher.stalled(behind) < batcher.stalled(hanging)  # the newest call may still end soon
+    other.cancel()
+    assert batcher.stalled(other) > 0.0  # its call runs on
+    held.set()
+    await asyncio.gather(hanging, behind)
+    assert batcher.stalled(behind) == 0.0
