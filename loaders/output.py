@@ -2,7 +2,8 @@
 
 Names the differences from the schema, but refuses nothing for them. Compares only kinds (a float32 answer
 fits a double output), because the width of a framework's result often differs from the example's without a
-change in meaning. Knows batches and schemas; must not know frameworks.
+change in meaning. Of many values it looks at a few, spread over the answer, so that it never takes long: a
+gateway does this between requests. Knows batches and schemas; must not know frameworks.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import datetime
 import decimal
 import math
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -48,6 +50,12 @@ _PYTHON: dict[Scalar, tuple[type, ...]] = {
 
 #: The minimum bytes of JSON for a value with its comma, a list or an object.
 _VALUE, _LIST = 2, 3
+
+
+#: The most rows of a list that are compared with the schema, and about the most values in all of them.
+_ROWS, _LOOKED_AT = 256, 4096
+#: An array of texts takes the length of the longest for each, so only so many characters are looked at.
+_SHOWN = 32
 
 
 class AnswerTooLarge(ValueError):
@@ -115,24 +123,26 @@ def mismatches(signature: Signature, answer: Batch) -> list[str]:
 
 
 def _tensor_mismatches(specs: list[TensorSpec], answer: Batch) -> list[str]:
+    if isinstance(answer, Columns):
+        return ["the output is a table, but declared as tensors"]
     if isinstance(answer, Value):
-        answer = _as_tensors(specs, answer.value)
-    if not isinstance(answer, Tensors):
-        return ["the output is a table, but declared as tensors"] if isinstance(answer, Columns) else []
+        forms = _forms_of_lists(specs, answer.value)
+    else:
+        forms = {name: (array.dtype, array.shape) for name, array in answer.arrays.items()}
     found = []
     for spec in specs:
-        array = answer.arrays.get(spec.name or "")
         label = f"output {spec.name}" if spec.name else "the output"
-        if array is None:
+        if (spec.name or "") not in forms:
             found.append(f"{label} is declared but missing from the answer")
             continue
-        if array.dtype.kind != np.dtype(spec.dtype).kind:
-            found.append(f"{label} is {array.dtype}, declared {spec.dtype}")
-        fits = array.ndim == len(spec.shape) and all(
-            want in (-1, have) for want, have in zipped(spec.shape, array.shape)
+        dtype, shape = forms[spec.name or ""]
+        if dtype.kind != np.dtype(spec.dtype).kind:
+            found.append(f"{label} is {dtype}, declared {spec.dtype}")
+        fits = len(shape) == len(spec.shape) and all(
+            want in (-1, have) for want, have in zipped(spec.shape, shape)
         )
         if not fits:
-            found.append(f"{label} has the shape {array.shape}, declared {spec.shape}")
+            found.append(f"{label} has the shape {shape}, declared {spec.shape}")
     return found
 
 
@@ -161,21 +171,48 @@ def _column_mismatches(specs: list[ColSpec], answer: Batch) -> list[str]:
     return found
 
 
-def _as_tensors(specs: list[TensorSpec], value: Any) -> Tensors:
-    """Converts a list (or an object of lists) to arrays; a ragged list becomes an array of lists."""
+def _forms_of_lists(specs: list[TensorSpec], value: Any) -> dict[str, tuple[Any, tuple[int, ...]]]:
+    """The dtypes and shapes that a list (or an object of lists) has as arrays; a ragged list is an array of
+    lists."""
     listed = value if isinstance(value, dict) else {specs[0].name or "": value}
-    arrays = {}
-    for name, item in listed.items():
-        try:
-            arrays[str(name)] = np.asarray(item)
-        except ValueError:
-            arrays[str(name)] = np.empty((len(item),), dtype=object)
+    forms = {}
     for spec in specs:
-        array = arrays.get(spec.name or "")
+        name = spec.name or ""
+        if name not in listed:
+            continue
+        dtype, shape = _form_of_list(listed[name])
         # JSON numbers have no width, only whole numbers differ from others; JSON text has no length.
-        if array is not None and (array.dtype.kind, spec.dtype.kind) in (("i", "u"), ("i", "f"), ("U", "O")):
-            arrays[spec.name or ""] = array.astype(spec.dtype)
-    return Tensors(arrays, None)
+        alike = (dtype.kind, spec.dtype.kind) in (("i", "u"), ("i", "f"), ("U", "O"))
+        forms[name] = (spec.dtype if alike else dtype, shape)
+    return forms
+
+
+def _form_of_list(item: Any) -> tuple[Any, tuple[int, ...]]:
+    """The dtype and the shape of the array that a list becomes, from a few of its items."""
+    if not isinstance(item, (list, tuple)):
+        array = np.asarray(item)
+        return array.dtype, array.shape
+    shape: list[int] = []
+    level, few = [item], _LOOKED_AT
+    while level and all(isinstance(part, (list, tuple)) for part in level):
+        if len({len(part) for part in level}) > 1:
+            break
+        shape.append(len(level[0]))
+        each = max(1, few // len(level))
+        level = [inner for part in level for inner in _spread(part, each)]
+    level = [part[:_SHOWN] if isinstance(part, (str, bytes)) else part for part in level]
+    try:
+        array = np.asarray(level)
+    except ValueError:
+        return np.dtype(object), (len(item),)
+    if any(isinstance(part, (list, tuple)) for part in level):
+        return np.dtype(object), (len(item),)
+    return array.dtype, (*shape, *array.shape[1:])
+
+
+def _spread(items: Any, most: int) -> Any:
+    """At most so many items of a list or an array, at equal distances."""
+    return items if len(items) <= most else [items[at * len(items) // most] for at in range(most)]
 
 
 def _listed_mismatches(specs: list[ColSpec], value: Any) -> list[str]:
@@ -183,17 +220,21 @@ def _listed_mismatches(specs: list[ColSpec], value: Any) -> list[str]:
     names, a list of their values, or the value of the only column."""
     rows = value if isinstance(value, list) else [value]
     found: dict[str, str] = {}
+    rows = _spread(rows, min(_ROWS, max(1, _LOOKED_AT // len(specs))))
+    few = max(1, _LOOKED_AT // len(specs) // max(1, len(rows)))
     for row in rows:
-        for label, problem in _row_mismatches(specs, row):
+        for label, problem in _row_mismatches(specs, row, few):
             found.setdefault(label, problem)
     return list(found.values())
 
 
-def _row_mismatches(specs: list[ColSpec], row: Any) -> Iterator[tuple[str, str]]:
+def _row_mismatches(specs: list[ColSpec], row: Any, few: int) -> Iterator[tuple[str, str]]:
+    """`few`: how many values of a column are looked at."""
     named = specs[0].name is not None
     single = len(specs) == 1 and not (isinstance(row, dict) and specs[0].name in row)
     if single:
-        yield from _value_mismatch(specs[0].type, row, f"output {specs[0].name}" if named else "the output")
+        label = f"output {specs[0].name}" if named else "the output"
+        yield from _value_mismatch(specs[0].type, row, label, few)
         return
     if isinstance(row, (list, tuple)) and len(row) == len(specs):
         row = {
@@ -206,28 +247,33 @@ def _row_mismatches(specs: list[ColSpec], row: Any) -> Iterator[tuple[str, str]]
     for place, spec in enumerate(specs):
         name = place if spec.name is None else spec.name
         if name in row:
-            yield from _value_mismatch(spec.type, row[name], f"output {name}", spec.required)
+            yield from _value_mismatch(spec.type, row[name], f"output {name}", few)
         elif spec.required:
             yield str(name), f"output {name} is declared but missing from the answer"
 
 
-def _value_mismatch(kind: Type, value: Any, label: str, required: bool = True) -> Iterator[tuple[str, str]]:
+def _value_mismatch(kind: Type, value: Any, label: str, few: int) -> Iterator[tuple[str, str]]:
     """Yields the places where a plain Python value does not have the kind of its type; null fits every
     kind."""
     if value is None or isinstance(kind, AnyType):
         return
-    if isinstance(value, (np.ndarray, np.generic)):
+    if isinstance(value, np.ndarray) and value.ndim:
+        value = list(_spread(value, few))
+    elif isinstance(value, (np.ndarray, np.generic)):
         value = value.tolist()
     if isinstance(kind, SchemaArray) and isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _value_mismatch(kind.items, item, f"an item of {label}")
+        items = _spread(value, few)
+        for item in items:
+            yield from _value_mismatch(kind.items, item, f"an item of {label}", max(1, few // len(items)))
     elif isinstance(kind, Map) and isinstance(value, dict):
-        for item in value.values():
-            yield from _value_mismatch(kind.values, item, f"a value of {label}")
+        values = list(islice(value.values(), few))
+        for item in values:
+            yield from _value_mismatch(kind.values, item, f"a value of {label}", max(1, few // len(values)))
     elif isinstance(kind, Object) and isinstance(value, dict):
+        each = max(1, few // max(1, len(kind.properties)))
         for part in kind.properties:
             if part.name in value:
-                yield from _value_mismatch(part.type, value[part.name], f"{label}.{part.name}")
+                yield from _value_mismatch(part.type, value[part.name], f"{label}.{part.name}", each)
             elif part.required:
                 yield f"{label}.{part.name}", f"{label}.{part.name} is declared but missing from the answer"
     elif (

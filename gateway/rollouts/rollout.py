@@ -119,7 +119,7 @@ def _patience(slowest: float) -> float | None:
 def hangs(patience: float | None, waited: float, stalled: float | None) -> bool:
     """Whether a request that was given up, after `waited` seconds, counts as a failure of its version: the
     version's call, or the wait and most of it for one call, took longer than an answer may take. In a queue
-    that moves, the request would have had its turn. `stalled`: as in `Batcher.stalled`; None: not given up."""
+    that moves, the request would have had its turn. `stalled`: see `Batcher.stalled`; None: not given up."""
     if patience is None or stalled is None:
         return False
     return stalled >= patience or (waited >= patience and stalled >= patience / 2)

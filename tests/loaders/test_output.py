@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,48 @@ TENSOR = (TensorSpec(np.dtype("float32"), (-1, 2)),)
 )
 def test_differences_are_named(outputs: object, answer: Batch, expected: list[str]) -> None:
     assert mismatches(Signature(outputs=outputs), answer) == expected  # type: ignore[arg-type]
+
+
+class Rows(list[Any]):
+    """Counts the items that are looked at one by one."""
+
+    looked = 0
+
+    def __getitem__(self, place: Any) -> Any:
+        Rows.looked += 1
+        return super().__getitem__(place)
+
+    def __iter__(self) -> Iterator[Any]:
+        for item in super().__iter__():
+            Rows.looked += 1
+            yield item
+
+
+MANY = 100_000
+COLUMN = (ColSpec(Scalar.double, "share"),)
+LISTS = (ColSpec(Array(Scalar.double), "scores"),)
+PAIRS = (TensorSpec(np.dtype("f8"), (-1, 2)),)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "value", "problems"),
+    [
+        (COLUMN, Rows([{"share": 0.5}] * MANY), 0),
+        (COLUMN, Rows([{"share": 0.5}] * MANY + [{"share": "half"}] * MANY), 1),
+        (LISTS, Rows([{"scores": [0.5] * 10}] * MANY), 0),
+        (LISTS, [{"scores": Rows([0.5] * MANY)}] * 2, 0),
+        (LISTS, [{"scores": Rows([0.5] * MANY + ["half"] * MANY)}], 1),
+        (PAIRS, Rows([[0.5, 0.5]] * MANY), 0),
+        (PAIRS, Rows([[0.5, 0.5, 0.5]] * MANY), 1),
+        (PAIRS, Rows([["a", "b"]] * MANY), 1),
+        (PAIRS, Rows([[0.5, 0.5]] * MANY + [[0.5]] * MANY), 2),
+    ],
+)
+def test_few_values_of_a_long_answer_are_compared(outputs: object, value: Any, problems: int) -> None:
+    Rows.looked = 0
+    found = mismatches(Signature(outputs=outputs), Value(value))  # type: ignore[arg-type]
+    assert len(found) == problems, found
+    assert 0 < Rows.looked <= 2 * 4096
 
 
 @pytest.mark.parametrize(
