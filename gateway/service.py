@@ -258,7 +258,7 @@ class Service:
         copies = rollout is not None and rollout.copies
         raw = inference.raw if retries or copies else None  # else only the typed rows stay in memory
         unparsed = inference.unparsed if retries else None
-        failed = partial(observer.observe, caller, version, failed=True)
+        failed: Callable[..., None] = partial(observer.observe, caller, version, failed=True)
         clock = asyncio.get_running_loop().time
         began, patience = clock(), observer.patience
         try:

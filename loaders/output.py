@@ -193,12 +193,12 @@ def _form_of_list(item: Any) -> tuple[Any, tuple[int, ...]]:
         array = np.asarray(item)
         return array.dtype, array.shape
     shape: list[int] = []
-    level, few = [item], _LOOKED_AT
+    level: list[Any] = [item]
     while level and all(isinstance(part, (list, tuple)) for part in level):
         if len({len(part) for part in level}) > 1:
             break
         shape.append(len(level[0]))
-        each = max(1, few // len(level))
+        each = max(1, _LOOKED_AT // len(level))
         level = [inner for part in level for inner in _spread(part, each)]
     level = [part[:_SHOWN] if isinstance(part, (str, bytes)) else part for part in level]
     try:

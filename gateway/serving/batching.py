@@ -111,7 +111,7 @@ class Batcher:
         mine = [member for members in calls for member in members if member.future is future]
         if not mine and len(calls) < self._slots:
             return 0.0
-        newest = max(member.started for members in (mine and [mine]) or calls for member in members)
+        newest = max(member.started for members in ([mine] if mine else calls) for member in members)
         return perf_counter() - newest if newest else 0.0
 
     def submit(
