@@ -26,6 +26,7 @@ EVERYTHING: dict[str, Any] = {
     "admin": True,
     "grpc": True,
     "routing": True,
+    "peers": {"secret": "peers", "key": "shared"},
     "upload": True,
     "monitoring": {"enabled": True, "labels": {"release": "prometheus"}, "tokenSecret": "scrape"},
     "networkPolicy": {
@@ -107,7 +108,12 @@ def test_the_kustomize_files_are_the_chart_s() -> None:
 
 @pytest.mark.parametrize(
     "components",
-    [(), *((name,) for name in COMPONENTS), ("monitoring", "admin", "network-policy", "model-users")],
+    [
+        (),
+        *((name,) for name in COMPONENTS),
+        ("monitoring", "admin", "network-policy", "model-users"),
+        ("admin", "network-policy", "peers"),
+    ],
 )
 def test_helm_and_kustomize_make_the_same_objects(components: tuple[str, ...], tmp_path: Path) -> None:
     values: dict[str, Any] = {}
@@ -269,6 +275,7 @@ def test_metrics_are_scraped_where_they_are() -> None:
         {"settings": {"registry": "elsewhere"}},
         {"registry": {"file": "x" * 1_000_001}},
         {"autoscaling": {"saturation": 0}},
+        {"peers": {"secret": "a/b"}},
     ],
 )
 def test_a_wrong_value_is_refused(wrong: dict[str, Any]) -> None:
@@ -297,3 +304,31 @@ def test_helm_finds_nothing_to_complain_about() -> None:
     found = helm.lint(str(CHART))
     assert found["errors"] == []
     assert [one["error"] for one in found["messages"] if "icon" not in one["error"]] == []
+
+
+def test_the_pods_find_each_other_and_share_a_key(tmp_path: Path) -> None:
+    """By the name of a Service that selects them, ready or not; through the policy, where there is one."""
+    values: dict[str, Any] = {"peers": {"secret": "shared"}, "networkPolicy": EVERYTHING["networkPolicy"]}
+    for admin, port in ((False, 8080), (True, 9090)):
+        found = of({**values, "admin": admin}, "mine")
+        pod = found["Deployment"]["spec"]["template"]
+        (container,) = pod["spec"]["containers"]
+        environ = {entry["name"]: entry["value"] for entry in container["env"]}
+        effective = configuration.load({}, environ, directory=tmp_path)
+        assert effective.peers_place == ("mine-peers", port)
+        service = found["Service/mine-peers"]["spec"]
+        assert (service["clusterIP"], service["publishNotReadyAddresses"]) == ("None", True)
+        assert service["selector"].items() <= pod["metadata"]["labels"].items()
+        mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+        volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
+        key = effective.peers_key_file
+        assert key is not None
+        assert volumes[mounts[str(key.parent)]]["secret"]["secretName"] == "shared"
+        policy = found["NetworkPolicy"]["spec"]
+        for rules, end in (("ingress", "from"), ("egress", "to")):
+            assert any(
+                peer.get("podSelector", {}).get("matchLabels") == service["selector"]
+                and port in [one["port"] for one in rule["ports"]]
+                for rule in policy[rules]
+                for peer in rule.get(end, ())
+            ), rules

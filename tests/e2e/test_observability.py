@@ -17,7 +17,7 @@ import yaml
 from gateway.errors import STATUS
 from tests.support.charts import CHART
 from tests.support.containers import tool
-from tests.support.running import Running, log_scaled, running
+from tests.support.running import Running, log_scaled
 from tests.support.shell import free_port
 
 pytestmark = pytest.mark.all
@@ -93,8 +93,23 @@ def gateway_with_traffic(tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
     }
     registry.write_text(yaml.safe_dump(document))
     environ = {"GATEWAY_ISOLATION": "inline", "GATEWAY_MEMORY_LIMIT": str(110 * MB)}
-    with running(directory, **environ) as server:
-        yield server
+    # A peer, for the series of peers: it serves a, too.
+    key = directory / "peers.key"
+    key.write_text("a key of sixteen or more")
+    ports = free_port(), free_port()
+    environ |= {"GATEWAY_PEERS_KEY_FILE": str(key), "GATEWAY_REGISTRY": str(registry)}
+    made: list[Running] = []
+    try:
+        for number, own in enumerate(ports):
+            place = directory / str(number)
+            place.mkdir()
+            peer = {"GATEWAY_PEERS": f"127.0.0.1:{ports[1 - number]}"}
+            made.append(Running(place, ["--port", str(own)], {**environ, **peer}, port=None))
+        assert made[1].predict("a", [{"x": 1.0}]).status_code == 200
+        yield made[0]
+    finally:
+        for server in made:
+            server.stop()
 
 
 def traffic(server: Running) -> None:
@@ -218,10 +233,14 @@ def test_rules_fire_for_recorded_series_and_only_for_those(tmp_path: Path) -> No
         series(f"gateway_loop_lag_seconds{{{pods[0]}}}", "0.01x60"),
         series(f"gateway_open_connections{{{pods[0]}}}", "95x60"),
         series(f"gateway_max_connections{{{pods[0]}}}", "100x60"),
+        series(f'gateway_peers{{{pods[0]}, state="lost"}}', "1x60"),
+        series(f'gateway_peers{{{pods[1]}, state="lost"}}', "0x60"),
+        series(f'gateway_peer_messages_total{{{pods[0]}, result="refused"}}', "0+3x60"),
+        series(f'gateway_peer_messages_total{{{pods[1]}, result="accepted"}}', "0+60x60"),
     ]
     fires = {
         "GatewayVersionSkew", "GatewaySaturated", "GatewayThrashing", "GatewayConnectionsFull",
-        "GatewayLoadsFail",
+        "GatewayLoadsFail", "GatewayPeersLost", "GatewayPeersRefused",
     }  # fmt: skip
     # 10 of 1000 requests of m fail, which is less than 2 %.
     checks = []

@@ -29,6 +29,7 @@ COMPONENTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "model-users": ({"modelUsers": True}, ()),
     "monitoring": ({"monitoring": {"enabled": True}}, ("servicemonitor", "prometheusrule", "dashboard")),
     "routing": ({"routing": True}, ("routing",)),
+    "peers": ({"peers": {"secret": "gateway-peers"}}, ("peers",)),
     "network-policy": ({"networkPolicy": {"enabled": True}}, ("networkpolicy",)),
 }
 UPLOAD = {"upload": True}
