@@ -35,6 +35,14 @@ def parse(content: bytes, form: Form, *, target: str, base: str) -> Mapping[str,
     return Reader(form, target).read(content, base)
 
 
+def _is_cut(text: bytes, before: bytes) -> bool:
+    """Whether a text is the one before up to the middle of a line. YAML cut there may still be valid, with
+    half a source. A person who deletes the last lines leaves whole ones."""
+    whole = len(text) >= len(before) or not before.endswith(b"\n")
+    around = before[len(text) - 1 : len(text) + 1]
+    return not whole and b"\n" not in around and before.startswith(text)
+
+
 class Reader:
     """Reads a document again and again, in JSON without parsing again what did not change since. Not for two
     threads at once. `target` is what the document is called in errors.
@@ -48,6 +56,8 @@ class Reader:
         self._target = target
         self._base: str | None = None
         self._entries = Entries({})
+        #: YAML: the last valid text.
+        self._text = b""
         #: JSON: by name, the length and the digest of the text of its value, and its entry.
         self._values: dict[str, tuple[int, bytes, bytes]] = {}
 
@@ -56,12 +66,17 @@ class Reader:
 
         An alias that points to a missing version does not make the document invalid: the gateway keeps
         serving what it has and reports it. A document that had models until now is invalid without any,
-        unless it says `models: {}`: it may have been cut.
+        unless it says `models: {}`: it may have been cut. So is a YAML text that is the last one up to the
+        middle of a line.
         """
         if base != self._base:
             self._values, self._base = {}, base
         problems: list[tuple[str, str]] = []
         checker = _Checker(problems, base)
+        if self._form == "yaml" and _is_cut(content, self._text):
+            line = content.count(b"\n") + 1
+            problem = "it ends in the middle of this line, and is else as before: it may have been cut"
+            raise RegistryInvalid(self._target, [(f"line {line}", problem)])
         try:
             entries = (self._json if self._form == "json" else self._yaml)(content, checker)
         except UnicodeDecodeError as error:
@@ -77,6 +92,8 @@ class Reader:
             raise RegistryInvalid(self._target, [("models", problem)])
         kept = {name: old if (old := before.get(name)) == new else new for name, new in entries.items()}
         self._entries = Entries(kept, self._entries)
+        if self._form == "yaml":
+            self._text = content
         return self._entries
 
     def _yaml(self, content: bytes, checker: _Checker) -> dict[str, bytes]:

@@ -22,6 +22,7 @@ log = logging.getLogger("gateway")
 
 #: Seconds that the start waits for the registry's first answer.
 FIRST_READ = 2.0
+_SHOWN = 10
 
 
 async def first_read(
@@ -30,17 +31,15 @@ async def first_read(
     """Reads the registry, or continues with its remembered content. The watcher keeps retrying a registry
     that does not answer; the gateway is not ready until it does. Raises RegistryError for a registry that
     cannot be used: a file that does not exist, a document that is not valid."""
-    last = None
-    if registry.partial:
-        last = await remembered()
-        if last is not None:
-            registry.resume(Snapshot(Entries(last.entries), last.stamp))
+    last = await remembered()  # first: what is read takes its place
+    if registry.partial and last is not None:
+        registry.resume(Snapshot(Entries(last.entries), last.stamp))
     looking = watch.looking(quiet=True)
     await asyncio.wait({looking}, timeout=FIRST_READ)
-    if watch.seen:
+    if watch.content is not None:
+        if last is not None and not registry.partial:
+            _warn_of_missing(last, watch.content)
         return
-    if last is None:
-        last = await remembered()
     failure = watch.failure
     why = failure or f"no answer within {FIRST_READ:.0f} s"
     hint = RegistryUnavailable.hint if failure is None else failure.hint
@@ -55,3 +54,15 @@ async def first_read(
         raise failure
     else:
         log.error("cannot read the registry (%s): not ready until a read succeeds; trying again%s", why, told)
+
+
+def _warn_of_missing(last: LastSnapshot, now: Snapshot) -> None:
+    """Logs which models were there at the last read of the gateway before, and are not now: nothing else says
+    so, because they were never served here."""
+    missing = sorted(last.entries.keys() - now.models.keys())
+    if missing:
+        shown = ", ".join(missing[:_SHOWN]) + (", …" if len(missing) > _SHOWN else "")
+        log.warning(
+            "the registry no longer has %d of the %d models that it had %.0f s ago: %s",
+            len(missing), len(last.entries), time.time() - last.seen, shown,
+        )  # fmt: skip

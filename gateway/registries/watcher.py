@@ -76,6 +76,8 @@ class Watch:
         self._emit = emit
         self._clock = clock
         self._stamp: str | None = None
+        #: The content that was taken last; None before the first.
+        self.content: Snapshot | None = None
         self._read_at: float | None = None
         self._error: str | None = None
         self._failure: RegistryError | None = None
@@ -118,6 +120,7 @@ class Watch:
     def _take(self, snapshot: Snapshot, moved_by: str) -> None:
         if snapshot.stamp != self._stamp:
             self._apply(snapshot, moved_by)
+            self.content = snapshot
             self._stamp = snapshot.stamp
             self._remember(snapshot)
 

@@ -95,6 +95,46 @@ def test_a_document_that_was_cut_before_its_models_does_not_delete_them(form: Fo
         assert reader.read(b'{"version": 1, "models": {}}', "/srv") == {}
 
 
+TEXT = """\
+models:
+  a:
+    versions:
+      1: {source: /models/a/1}
+      2:
+        source: /models/a/2
+    aliases: {champion: 2}
+  b:
+    versions:
+      1:
+        source: /models/b/1
+"""
+
+
+def test_a_text_that_was_cut_in_a_line_changes_nothing() -> None:
+    """Every cut is refused or takes whole lines away: none gives another source."""
+    reader = Reader("yaml", "the registry")
+    whole = dict(reader.read(TEXT.encode(), "/srv"))
+    taken = set()
+    for length in range(1, len(TEXT) - 1):
+        try:
+            models = reader.read(TEXT[:length].encode(), "/srv")
+        except RegistryInvalid:
+            continue
+        assert TEXT[length - 1] == "\n" or TEXT[length] == "\n"
+        taken.add(length)
+        for name, model in models.items():
+            for number, version in model.versions.items():
+                assert version == whole[name].versions[number]
+        assert dict(reader.read(TEXT.encode(), "/srv")) == whole
+    assert taken  # a person may delete the last lines
+    with pytest.raises(RegistryInvalid, match="line 11: it ends in the middle of this line"):
+        reader.read(TEXT[:-3].encode(), "/srv")
+    # Another text may end anywhere, and so may one that never ended with a line.
+    other = TEXT.replace("/models/b/1\n", "/models/c/1")
+    assert reader.read(other.encode(), "/srv")["b"].versions["1"].source == "/models/c/1"
+    assert reader.read(other.encode()[:-2], "/srv")["b"].versions["1"].source == "/models/c"
+
+
 @pytest.mark.parametrize(
     ("text", "place", "problem"),
     [
