@@ -251,14 +251,19 @@ class Observation:
     verdict: Verdict | None = None
 
     def applied(self, current: Alias | None) -> Alias | None:
-        """The alias with this written down; `current` itself where it does not apply, or says nothing new."""
+        """The alias with this written down; `current` itself where it does not apply, or says nothing new.
+        Gateways may disagree: a verdict wins over none, and a rollback over a refusal, in any order."""
         if current is None or current.version != self.version:
             return current
         known = current.verdict
         verdict = self.verdict or known
-        if known is not None and verdict is not None and known.reason == verdict.reason:
-            verdict = known  # found out before, by this gateway or another
+        if known is not None and verdict is not None and known.version == self.version:
+            found_before = known.reason == verdict.reason  # by this gateway or another
+            if found_before or known.outcome == "rolled_back":
+                verdict = known
         good = self.last_good or current.last_good
+        if verdict is not None and verdict.version == good == self.version:
+            good = current.last_good  # one gateway served it, another took it back
         new = replace(current, last_good=good, verdict=verdict)
         return current if new == current else new
 

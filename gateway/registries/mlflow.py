@@ -212,6 +212,8 @@ class MLflowRegistry:
         aliases = self._aliases(registered)
         latest = answers.listed_versions(registered)
         needed = {entry.version for entry in aliases.values()} | ({wanted} if wanted else set())
+        # What answers while a newer version is tried, or was taken back by another gateway.
+        needed |= {entry.last_good for entry in aliases.values() if entry.last_good is not None}
         if latest:
             needed.add(max(latest, key=int))
         for alias, entry in before.aliases.items():

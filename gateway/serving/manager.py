@@ -238,7 +238,7 @@ class Manager:
         started = self._clock()
 
         def dispatched(requests: int, rows: int) -> None:
-            self._emit(Dispatched(version.name, version.version, requests, rows))
+            self._say(servable, Dispatched(version.name, version.version, requests, rows))
 
         def reserve(wanted: int) -> Awaitable[None]:
             return self._room.reserve(servable, wanted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from pathlib import Path
 
@@ -180,6 +181,21 @@ def test_a_finding_in_a_registry_file_is_ignored_by_older_readers_and_void_after
     moved = registry.move(Move("iris", "champion", "1")).models["iris"].aliases["champion"]
     assert (moved.verdict, moved.previous) == (None, ())  # version 2 never served
     assert "x-verdict" not in file.read_text()
+
+
+SERVED = Observation("iris", "champion", "2", "2")
+GONE_BACK = Observation("iris", "champion", "2", "1", Verdict("2", "rolled_back", "errors", "now"))
+NOT_LET_IN = Observation("iris", "champion", "2", "1", Verdict("2", "refused", "it does not load", "now"))
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations([SERVED, GONE_BACK, NOT_LET_IN])))
+def test_of_verdicts_in_conflict_a_rollback_wins_in_any_order(order: tuple[Observation, ...]) -> None:
+    alias: Alias | None = Alias("2", previous=("1",), last_good="1")
+    for observation in order:
+        alias = observation.applied(alias)
+    assert alias is not None
+    assert alias.verdict == GONE_BACK.verdict
+    assert alias.last_good == "1"
 
 
 def test_an_operator_who_asks_again_ends_a_verdict(tmp_path: Path) -> None:
