@@ -129,7 +129,7 @@ TABLE: dict[str, Row] = {
     "rollouts.residency": row(ROLLOUTS, "registries.watcher"),
     "rollouts.preflight": row(ROLLOUTS, "environments.check", loaders=True),
     # The same gates without a server: a small composition root of its own.
-    "rollouts.offline": row(ROLLOUTS, PARTS, loaders=True),
+    "rollouts.offline": row(ROLLOUTS, PARTS, CAPTURE, loaders=True),
     # A request's facts: which version answered.
     "record": row(LEAVES, VERSION, "access.principal"),
     "service": row(

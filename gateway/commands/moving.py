@@ -30,7 +30,7 @@ from gateway.commands.options import (
     url_given,
     version_of,
 )
-from gateway.commands.rollouts import failure, follow
+from gateway.commands.rollouts import answered, failure, follow
 from gateway.commands.terminal import Failure, Output, note, result, working
 
 if TYPE_CHECKING:
@@ -64,7 +64,9 @@ def promote(
     force: Annotated[
         bool, typer.Option("--force", help="Move it even if the signatures are not compatible.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Run the gates, but move nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Run the gates and the replay of the policy, but move nothing.")
+    ] = False,
     wait: Annotated[
         bool,
         typer.Option("--wait", help="Wait until the gateway serves it or refuses it (needs a gateway)."),
@@ -281,6 +283,8 @@ def _here(
     done: dict[str, Any] = {"name": move.name, "alias": move.alias, "version": move.version}
     done["previous"] = moved.previous
     done["environment"] = moved.environment
+    if moved.replay is not None:
+        done["replay"] = moved.replay.to_json()
     return {**done, "forced_past": list(moved.overruled)} if moved.overruled else done
 
 
@@ -296,7 +300,12 @@ def _expectation(expect: str | None) -> str | None:
 def _told(reference: str, done: dict[str, Any], target: str, *, dry_run: bool) -> str:
     """The text output: where the alias points now, and which registry or gateway was changed."""
     if dry_run:
-        return f"{reference} may move to version {done['version']} in {target}: all checks passed"
+        text = f"{reference} may move to version {done['version']} in {target}: all checks passed"
+        replay = done.get("replay")
+        if replay is None:
+            return text
+        held = "; the rollout would be held" if replay["outcome"] == "thin" else ""
+        return "\n".join([f"{text}{held}", f"  {replay['says']}", *answered("replay", replay)])
     if "serving" in done:  # a gateway's answer: its rollout
         if done["serving"] == done["desired"]:
             return f"{reference} is {done['desired']} and served at {target}"

@@ -20,6 +20,7 @@ from gateway.aliasmemory import AliasMemory
 from gateway.artifacts.cache import Artifacts
 from gateway.artifacts.packages import Packages, formats
 from gateway.artifacts.sources import sources_for
+from gateway.capture.store import CaptureStore
 from gateway.environments.choose import Chooser
 from gateway.names import Reference
 from gateway.registries.listed import ListedModels
@@ -27,6 +28,7 @@ from gateway.rollouts.aliases import Aliases
 from gateway.rollouts.gates import Gates
 from gateway.rollouts.policy import policy_of
 from gateway.rollouts.promotions import Promotions
+from gateway.rollouts.replay import Replays
 from gateway.runners.placement import Placement
 from gateway.runners.zygote import Zygotes
 from gateway.serving.ledger import Ledger
@@ -123,7 +125,13 @@ async def offline(
             if parts.state is None
             else AliasMemory(parts.state, registry.identity, lambda write: None)
         )
-        aliases = Aliases(parts.manager, parts.gates, memory=memory, default_alias=settings.default_alias)
+        store = CaptureStore(settings.state_dir, registry.identity)
+        replays = None
+        if parts.state is not None:  # for dry runs: the requests that a gateway of this machine has captured
+            replays = Replays(store, parts.manager, parts.io, captured=settings.captures)
+        aliases = Aliases(
+            parts.manager, parts.gates, memory=memory, default_alias=settings.default_alias, replays=replays
+        )
 
         async def ask(reference: Reference) -> None:
             loop = asyncio.get_running_loop()
@@ -136,6 +144,7 @@ async def offline(
             )  # fmt: skip
         finally:
             await aliases.close()
+            store.close()
 
 
 class _Nothing:

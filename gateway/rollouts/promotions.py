@@ -9,6 +9,7 @@ Knows references, gates and registries; must not know a protocol or a terminal.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
@@ -28,12 +29,15 @@ from gateway.registries.base import (
     Version,
 )
 from gateway.registries.resolution import find_alias, resolve
+from gateway.rollouts.agreement import Outcome
 from gateway.rollouts.gates import Trial
 from gateway.rollouts.records import PROMOTE, ROLLBACK
 
 if TYPE_CHECKING:
     from gateway.artifacts.packages import Prepared
     from gateway.rollouts.aliases import Aliases
+    from gateway.rollouts.records import Record
+    from gateway.rollouts.replay import Report
     from gateway.serving.manager import Lease, Manager
 
 T = TypeVar("T")
@@ -47,7 +51,8 @@ class Moved:
     """A move that passed its gates. `previous`: the version the alias pointed to before (None: it did not
     exist). `overruled`: reasons against it that the operator overruled. `checks`: each with its seconds.
     `environment`: what the version was made with and where it runs here, None where it was not looked at.
-    `unchanged`: it points there already. `written` False: a dry run."""
+    `unchanged`: it points there already. `written` False: a dry run. `replay`: what captured requests have
+    shown in a dry run; None if a rollout would not replay any."""
 
     move: Move
     target: Version
@@ -57,6 +62,7 @@ class Moved:
     environment: dict[str, Any] | None = None
     unchanged: bool = False
     written: bool = True
+    replay: Report | None = None
 
 
 class Promotions:
@@ -115,8 +121,8 @@ class Promotions:
             raise Problem("ROLLOUT_REFUSED", wrong, hint="correct the policy in the registry")
         if entry is not None and entry.version == version and not entry.refused and entry.forced >= force:
             found = self._aliases.find(name, alias)
-            if not dry_run and (found is None or found.rollout is None):
-                self._aliases.conductor.plan(name, alias, version, steps, shadow)
+            if not dry_run and (found is None or (found.rollout is None and found.serving != target)):
+                self._aliases.conductor.courses.plan(name, alias, version, steps, shadow)
             held = self._manager.find(target)
             prepared = None if held is None else held.prepared
             environment = None if prepared is None else prepared.environment()
@@ -166,8 +172,9 @@ class Promotions:
 
     def direct(self, name: str, alias: str, verb: str) -> None:
         """Runs `pause`, `resume`, `finish` or `abort` on the current rollout at once. Raises Problem."""
-        find_alias(self._aliases.snapshot, name, alias)
-        self._aliases.conductor.say(self._aliases.open(name, alias), verb)
+        snapshot = self._aliases.snapshot
+        find_alias(snapshot, name, alias)
+        self._aliases.conductor.say(self._aliases.open(name, alias), verb, snapshot.models[name])
 
     async def delete_alias(self, name: str, alias: str) -> None:
         await self._must_be_writable()
@@ -206,6 +213,16 @@ class Promotions:
                 trial=trial,
                 dry_run=dry_run,
             )
+            replay = None
+            if dry_run:
+                try:
+                    named = steps is not None or shadow is not None
+                    replay = await self._rehearsed(name, alias, target, record, trial, named=named)
+                except BaseException:
+                    passed.lease.release()
+                    if not loaded:
+                        self._manager.retire_unused(target, "unloaded")
+                    raise
         except Problem as problem:
             if dry_run and failed is None:
                 self._manager.retry(target)
@@ -223,7 +240,7 @@ class Promotions:
         )  # fmt: skip
         try:
             if not dry_run:
-                forget = self._aliases.conductor.plan(name, alias, move.version, steps, shadow)
+                forget = self._aliases.conductor.courses.plan(name, alias, move.version, steps, shadow)
                 with self._aliases.announced(name, alias, move.version, moved_by):
                     try:
                         snapshot = await self._writing(lambda: self._registry.move(move))
@@ -235,11 +252,38 @@ class Promotions:
             prepared = passed.lease.servable.prepared
             environment = None if prepared is None else prepared.environment()
             checks = tuple(trial.checks)
-            yield Moved(move, target, previous, passed.overruled, checks, environment, written=not dry_run)
+            yield Moved(
+                move, target, previous, passed.overruled, checks, environment,
+                written=not dry_run, replay=replay,
+            )  # fmt: skip
         finally:
             passed.lease.release()
             if dry_run and not loaded:
                 self._manager.retire_unused(target, "unloaded")
+
+    async def _rehearsed(
+        self, name: str, alias: str, target: Version, record: Record, trial: Trial, *, named: bool
+    ) -> Report | None:
+        """Lets a version that passed the gates answer captured requests, as its rollout would. Raises Problem
+        if the rollout would be refused."""
+        conductor, found = self._aliases.conductor, self._aliases.view(name, alias)
+        service = record.against
+        if found is None or service is None:
+            return None
+        report = conductor.rehearsal(found, record.model, target, service, named=named)
+        if report is None:
+            return None
+        signature = None
+        if self._quiet is not None:
+            with contextlib.suppress(Problem):  # its files are gone: the inputs are typed again
+                signature = (await self._quiet(service)).stated
+        with trial.check("captured requests"):
+            await conductor.rehearse(report, signature)
+            thin = report.outcome is Outcome.THIN and conductor.policy(record.model).thin == "refuse"
+            if report.outcome is Outcome.FAILED or thin:
+                message = f"{target} may not replace {service}: {report}"
+                raise Problem("ROLLOUT_REFUSED", message, details=report.details())
+        return report
 
     def _held(self, name: str, alias: str) -> Lease | None:
         """A lease that keeps the version in service loaded while another one is tried, so that it is not

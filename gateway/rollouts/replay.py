@@ -21,7 +21,7 @@ from statistics import median_high
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from gateway.capture.records import Unreadable
-from gateway.errors import Problem
+from gateway.errors import Detail, Problem
 from gateway.rollouts.agreement import Agreement, Compared, Outcome, compare, unanswered
 from gateway.runners.base import ModelError, NoProcess, RunnerCrashed, RunnerTimeout
 from gateway.runners.suspects import Poisoned
@@ -119,6 +119,29 @@ class Report:
         if self.problem is not None:
             found["problem"] = self.problem
         return found
+
+    def to_json(self) -> dict[str, Any]:
+        """The evidence with its outcome, and in words."""
+        outcome = None if self.outcome is None else self.outcome.value
+        return {"outcome": outcome, "says": str(self), **self.evidence()}
+
+    def details(self) -> list[Detail]:
+        """What is too low or too few, and the output columns that differ, for an error."""
+        found = self._agreement.verdict().evidence
+        got = found["agreement"]
+        if found["requests"] < found["requests_wanted"]:
+            wanted, answered = found["requests_wanted"], found["requests"]
+            details = [Detail("replay.requests", "are too few", f"{wanted}", f"{answered}")]
+        else:
+            details = []
+        if got is not None:
+            low = "is too low" if got < found["wanted"] else "is high enough"
+            details.append(Detail("replay.agreement", low, f"{found['wanted']:g}", f"{got:g}"))
+        for column, counts in found["worst_columns"].items():
+            if counts["differ"]:
+                differs = f"{counts['differ']} of {counts['values']} values differ"
+                details.append(Detail(f"replay.{column}", differs))
+        return details
 
     def __str__(self) -> str:
         verdict = self._agreement.verdict()

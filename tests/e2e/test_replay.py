@@ -3,8 +3,11 @@ is found by the requests of yesterday, before any caller gets it."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
+import sqlite3
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +22,7 @@ from gateway.registries import open_registry
 from gateway.registries.base import Move
 from tests.support.running import Running, running
 from tests.support.shell import Done, Shell
+from tests.support.traffic import until
 
 REQUESTS = 120
 SETTINGS = {
@@ -88,6 +92,67 @@ def run(shell: Shell, *arguments: object, code: int = 0) -> Done:
 def captures(server: Running) -> dict[str, dict[str, Any]]:
     found = httpx.get(f"{server.url}/captures", headers=server.key).json()["captures"]
     return {f"{one['model']}/{one['version']}": one for one in found}
+
+
+def kept(server: Running) -> tuple[str, dict[str, Any], list[str], list[Any]]:
+    """What a dry run must leave as it is: the registry, the rollouts, the metrics of models, the state."""
+    measured = ("gateway_model_bytes",)  # of the version in service, now
+    models = [
+        line
+        for line in httpx.get(f"{server.url}/metrics").text.splitlines()
+        if re.match(r'gateway_\w+\{.*model="(plain|double)"', line) and not line.startswith(measured)
+    ]
+    with contextlib.closing(sqlite3.connect(server.directory / "state" / "state.db")) as state:
+        tables = ("measurement", "scan", "first_digest", "history", "rollout", "alias")
+        rows = [state.execute(f"SELECT * FROM {table}").fetchall() for table in tables]
+    rollouts = httpx.get(f"{server.url}/rollouts").json()
+    return (server.directory / "registry.yaml").read_text(), rollouts, models, rows
+
+
+@pytest.mark.parametrize("where", ["gateway", "here"])
+def test_a_dry_run_says_what_the_replay_says_and_leaves_nothing_behind(
+    server: Running, shell: Shell, where: str
+) -> None:
+    at = ("--url", server.url) if where == "gateway" else ()
+    until(lambda: all(one["requests"] == REQUESTS for one in captures(server).values()))
+    before = kept(server)
+    told = run(shell, "promote", "plain@champion", "2", "--dry-run", *at, code=1)
+    assert "plain/2 may not replace plain/1: replay: 5 of 100 requests got another answer" in told.err
+    assert "agreement 0.9500, wanted 0.98" in told.err
+    told = run(shell, "promote", "plain@champion", "3", "--dry-run", *at)
+    assert "all checks passed\n  replay: 0 of 100 requests got another answer" in told.out
+    assert "replay: 100 equal, 0 within the tolerance, 0 different of 100" in told.out
+    assert "captured requests" in told.err  # a check like the others
+    # Requests with a redacted column are not replayed: too few are left, and too few are no pass.
+    told = run(shell, "promote", "double@champion", "3", "--dry-run", *at)
+    assert "all checks passed; the rollout would be held" in told.out
+    assert "too few captured requests: 0 of 100 were replayed; 120 more have a redacted column" in told.out
+    for was, now in zip(before, kept(server), strict=True):
+        assert now == was
+
+
+def test_a_dry_run_over_http_has_the_numbers(server: Running) -> None:
+    def asked(name: str, version: str) -> httpx.Response:
+        return httpx.put(
+            f"{server.url}/models/{name}/aliases/champion?dry_run=true", headers=server.key,
+            json={"version": version}, timeout=60,
+        )  # fmt: skip
+
+    refused = asked("plain", "2")
+    assert (refused.status_code, refused.json()["error_code"]) == (409, "ROLLOUT_REFUSED")
+    assert refused.json()["details"] == [
+        {"path": "replay.agreement", "problem": "is too low", "expected": "0.98", "got": "0.95"},
+        {"path": "replay.output", "problem": "5 of 100 values differ"},
+    ]
+    passed = asked("plain", "3").json()
+    assert (passed["accepted"], passed["dry_run"]) == (True, True)
+    replay = passed["replay"]
+    assert (replay["outcome"], replay["agreement"], replay["exact"], replay["requests"]) == (
+        "passed", 1.0, 100, 100,
+    )  # fmt: skip
+    thin = asked("double", "3").json()["replay"]
+    assert (thin["outcome"], thin["requests"], thin["requests_wanted"]) == ("thin", 0, 100)
+    assert thin["not_replayed"]["redacted"] == REQUESTS
 
 
 def test_a_version_that_is_wrong_for_one_row_in_twenty_is_refused_unseen(
