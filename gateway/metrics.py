@@ -42,7 +42,7 @@ class Sources(TypedDict, total=False):
     mismatches      (model, version) of each version that runs in another environment than its own
     stuck           model -> how many of its versions have a process that does not work
     aliases         (model, alias) -> (version in service or None, whether it differs from the desired one)
-    rollouts        (model, alias) -> phase, of each rollout in progress
+    rollouts        (model, alias) -> phase, of each rollout in progress and the last ones
     disk            bytes of the artifact cache
     registry_age    seconds since the registry was last read, None before the first read
     connections     open client connections, and the most that may be open
@@ -390,7 +390,7 @@ class Metrics:
             yield apart
         if "rollouts" in sources:
             family = GaugeMetricFamily(
-                "gateway_rollout_phase", "1 for the current phase of a rollout.",
+                "gateway_rollout_phase", "1 for the phase of an alias's current or last rollout.",
                 labels=["model", "alias", "phase"],
             )  # fmt: skip
             for (model, alias), phase in sources["rollouts"]().items():

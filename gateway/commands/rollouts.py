@@ -137,7 +137,8 @@ def _line(view: Mapping[str, Any]) -> str:
 
 def _changed(change: Mapping[str, Any], known: Mapping[str, Any]) -> str:
     reason = f": {change['reason']}" if change.get("reason") else ""
-    return f"{change['at']}  version {known['version']}  {change['phase']}{reason}{_evidence(change)}"
+    share = f" {change['percent']:g} %" if "percent" in change else ""
+    return f"{change['at']}  version {known['version']}  {change['phase']}{share}{reason}{_evidence(change)}"
 
 
 def _evidence(change: Mapping[str, Any]) -> str:
@@ -170,6 +171,9 @@ def _told(view: Mapping[str, Any]) -> str:
                 f"  {guard}: {found['candidate']} against {found['service']}, allowed {found['allowed']} "
                 f"(evidence {found['evidence']:g}, bound {found['bound']:g})"
             )
+    if earlier := view.get("earlier_rollouts"):
+        lines.append("earlier rollouts, with what they have shown:")
+        lines += [f"  {_changed(one['changes'][-1], one)}" for one in earlier]
     return "\n".join(lines)
 
 

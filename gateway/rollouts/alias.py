@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from gateway.errors import Problem
 from gateway.registries.base import Verdict, Version
@@ -21,26 +21,6 @@ STOPPED: Final = frozenset({"refused", "rolled_back"})
 
 #: The versions of an alias whose last minutes are kept.
 RECORDS_KEPT: Final = 3
-
-
-class Memory(Protocol):
-    """The facts about an alias that survive a restart. Calls return at once; another thread writes."""
-
-    def last_good(self, name: str, alias: str) -> str | None: ...
-
-    def history(self, name: str, alias: str) -> list[Served]: ...
-
-    def save_last_good(self, name: str, alias: str, version: str) -> None: ...
-
-    def rollout(self, name: str, alias: str) -> dict[str, Any] | None: ...
-
-    def rollouts(self) -> Mapping[tuple[str, str], dict[str, Any]]: ...
-
-    def save_rollout(self, name: str, alias: str, course: dict[str, Any] | None) -> None: ...
-
-    def begin_serving(self, name: str, alias: str, served: Served) -> None: ...
-
-    def end_serving(self, name: str, alias: str, ended: float, reason: str) -> None: ...
 
 
 @dataclass(slots=True, eq=False)

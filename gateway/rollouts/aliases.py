@@ -34,9 +34,10 @@ from gateway.registries import base
 from gateway.registries.base import Observation, Snapshot, Version
 from gateway.registries.resolution import find_alias, resolve
 from gateway.rollouts import records
-from gateway.rollouts.alias import STOPPED, Attempt, LiveAlias, Memory, number
+from gateway.rollouts.alias import STOPPED, Attempt, LiveAlias, number
 from gateway.rollouts.conductor import Conductor
 from gateway.rollouts.gates import Gates
+from gateway.rollouts.memory import Courses, Memory
 from gateway.rollouts.reconciler import INTERRUPTED, Reconciler
 from gateway.rollouts.records import Record
 from gateway.rollouts.replay import Replays
@@ -79,12 +80,13 @@ class Aliases:
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.gates = gates
-        self.verdicts = Verdicts(memory, digest=self._digest, wall=wall, clock=clock)
+        courses = Courses(memory, wall)
+        self.verdicts = Verdicts(memory, courses, digest=self._digest, wall=wall, clock=clock)
         self.conductor = Conductor(
-            manager, memory, verdicts=self.verdicts, policy=gates.policy, emit=emit, counted=counted,
-            replays=replays, wall=wall, clock=clock,
+            manager, courses, policy=gates.policy, emit=emit, counted=counted, replays=replays,
+            wall=wall, clock=clock,
         )  # fmt: skip
-        self._interrupted = set(self.conductor.under_way())
+        self._interrupted = set(self.conductor.courses.under_way())
         self._manager = manager
         self._memory = memory
         self._default_alias = tuple(default_alias)
@@ -308,7 +310,7 @@ class Aliases:
         if (timer := self._deleted.pop((found.name, found.alias), None)) is not None:
             timer.cancel()
             log.info("%s@%s is in the registry again", found.name, found.alias)
-            found.show(self._wall(), "serving" if found.serving is not None else "unloaded")
+            found.show(self._wall(), self.conductor.settled(found))
         good = entry.last_good or self.verdicts.good(found.name, found.alias)
         if found.last_good is None and good is not None:
             found.last_good = model.versions.get(good)
@@ -420,7 +422,7 @@ class Aliases:
             records.want(found, model, entry, self.verdicts.of(model, found.alias))
         if found.desired is not None:
             self._manager.retry(found.desired)
-        found.show(self._wall(), "serving" if found.serving is not None else "unloaded")
+        found.show(self._wall(), self.conductor.settled(found))
         found.refusal = None
         if found.diverged:
             found.renew_attempt()

@@ -12,30 +12,34 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from gateway.errors import Problem
 from gateway.events import Emit, RolloutChanged
 from gateway.rollouts.before import Reference
-from gateway.rollouts.phases import BEFORE_SERVING, TAKEN_BACK, UNDER_WAY, UNSEEN, Phase
-from gateway.rollouts.records import ROLLBACK
-from gateway.rollouts.rollout import Course, InService, Rollout, shadow_of
+from gateway.rollouts.course import policy_of_step, shadow_of, steps_of
+from gateway.rollouts.phases import BEFORE_SERVING, STOPPED, TAKEN_BACK, UNDER_WAY, UNSEEN, Phase
+from gateway.rollouts.records import ROLLBACK, has_served, is_other
+from gateway.rollouts.rollout import InService, Rollout
 from gateway.rollouts.shadow import Shadow
-from gateway.rollouts.verdicts import ELSEWHERE, Verdicts
+from gateway.rollouts.verdicts import ELSEWHERE
 
 if TYPE_CHECKING:
     from gateway.registries.base import Model, Version
     from gateway.rollout_settings import RolloutPolicy
-    from gateway.rollouts.alias import LiveAlias, Memory
-    from gateway.rollouts.replay import Replays
+    from gateway.rollouts.alias import LiveAlias
+    from gateway.rollouts.course import Course
+    from gateway.rollouts.memory import Courses
+    from gateway.rollouts.replay import Replays, Report
     from gateway.serving.manager import Lease, Manager
+    from loaders.signature import Signature
 
 log = logging.getLogger("gateway.aliases")
 
 #: A rollout is looked at this often, in seconds, although nothing happened.
 TICK: Final = 1.0
-ROLLED_BACK: Final = "rolled back: "
-"""The prefix of the reason in the history when a version was rolled back."""
+BEGINS: Final = UNDER_WAY | {Phase.CHECKING}
+"""The phases of a rollout that has not ended."""
 
 
 class TakenBack(Problem):
@@ -49,16 +53,15 @@ class TakenBack(Problem):
 
 
 class Conductor:
-    """`verdicts` knows the courses. `policy` gives the policy that applies to a model. `counted` is called
-    with the model, the alias and the arm of each request. `replays` lets a candidate answer captured
+    """`courses` remembers the rollouts. `policy` gives the policy that applies to a model. `counted` is
+    called with the model, the alias and the arm of each request. `replays` lets a candidate answer captured
     requests."""
 
     def __init__(
         self,
         manager: Manager,
-        memory: Memory,
+        courses: Courses,
         *,
-        verdicts: Verdicts,
         policy: Callable[[Model], RolloutPolicy],
         emit: Emit = lambda event: None,
         counted: Callable[[str, str, str], None] = lambda name, alias, arm: None,
@@ -67,8 +70,7 @@ class Conductor:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._manager = manager
-        self._memory = memory
-        self.verdicts = verdicts
+        self.courses = courses
         self.policy = policy
         self._emit = emit
         self._counted = counted
@@ -76,71 +78,72 @@ class Conductor:
         self._wall = wall
         self._clock = clock
 
-    # Memory.
-
     def course(self, name: str, alias: str) -> Course | None:
         """The last rollout of an alias, also if it has ended."""
-        return self.verdicts.course(name, alias)
+        return self.courses.of(name, alias)
 
-    def _save(self, name: str, alias: str, course: Course) -> None:
-        self._memory.save_rollout(name, alias, course.to_json())
+    def settled(self, found: LiveAlias) -> str:
+        """The phase of an alias without a rollout under way and without a verdict."""
+        if found.serving is None:
+            return "unloaded"
+        course = self._known(found, found.serving)
+        ended = course is not None and course.phase is Phase.DONE and found.serving == found.desired
+        return Phase.DONE.value if ended else "serving"
 
-    def under_way(self) -> list[tuple[str, str]]:
-        """The aliases whose rollout had not ended when the gateway last stopped."""
-        return [key for key, saved in self._memory.rollouts().items() if Phase(saved["phase"]) in UNDER_WAY]
-
-    def plan(
-        self,
-        name: str,
-        alias: str,
-        version: str,
-        steps: tuple[float, ...] | None,
-        shadow: float | None = None,
-    ) -> Callable[[], None]:
-        """Records the steps of a promotion and its share of copied requests before the registry is written;
-        None means those of the policy. Forgets an earlier try of that version, because a person asks for it
-        again. Returns a function that undoes the record if the registry cannot be written."""
-        before = self._memory.rollout(name, alias)
-        course = self.course(name, alias)
-        if steps is not None or shadow is not None:
-            self._save(name, alias, Course(version, steps=steps, shadow=shadow, since=self._wall()))
-        elif course is not None and course.version == version and course.phase not in UNDER_WAY:
-            self._memory.save_rollout(name, alias, None)
-        return lambda: self._memory.save_rollout(name, alias, before)
+    def phase(self, found: LiveAlias) -> str | None:
+        """The phase of the rollout of the version that the alias points to, also if it has ended. None if
+        there was none."""
+        if found.rollout is not None:
+            return found.rollout.course.phase.value
+        course = None if found.desired is None else self._known(found, found.desired)
+        if course is not None and course.phase is not Phase.CHECKING:
+            return course.phase.value
+        return found.phase if found.phase in STOPPED else None
 
     # Actions.
 
     def wanted(self, found: LiveAlias, model: Model, target: Version) -> bool:
-        """Whether `target` goes through steps before it serves: the policy has steps, and another version can
-        answer meanwhile. A version that has served before takes only the steps that its promotion names."""
+        """Whether `target` goes through steps before it serves: the policy has steps, or they have begun, and
+        another version can answer meanwhile. A version that has served before takes only the steps that its
+        promotion names."""
         service = found.serving or found.last_good
-        if service is None or service == target or target != found.desired or found.moved_by == ROLLBACK:
+        if not is_other(service, target) or target != found.desired or found.moved_by == ROLLBACK:
             return False
-        compares = self._replayed(model) or self._shadowed(found, model, target)
-        if not service.source or not (compares or self._steps(found, model, target)):
+        course = self._known(found, target)
+        if course is not None and course.phase in UNDER_WAY:
+            return course.phase is not Phase.WATCHING  # after the swap, its steps are over
+        policy = self.policy(model)
+        compares = self._replayed(policy) or shadow_of(policy, course) is not None
+        if not (compares or steps_of(policy, course)):
             return False
-        course = self.course(found.name, found.alias)
-        named = False
-        if course is not None and course.version == target.version:
-            if course.phase is Phase.WATCHING:
-                return False  # its steps are over
-            begins = course.phase is Phase.CHECKING or course.phase in BEFORE_SERVING
-            named = begins and (course.steps is not None or course.shadow is not None)
-        return named or not _has_served(found, model, target)
+        planned = course is not None and course.phase is Phase.CHECKING
+        named = planned and course is not None and (course.steps is not None or course.shadow is not None)
+        return named or not has_served(found, model, target)
 
-    def _steps(self, found: LiveAlias, model: Model, target: Version) -> tuple[float, ...]:
+    def _known(self, found: LiveAlias, target: Version) -> Course | None:
+        """The last rollout of an alias, if it is that of this version."""
         course = self.course(found.name, found.alias)
-        if course is not None and course.version == target.version and course.steps is not None:
-            return course.steps
-        return tuple(self.policy(model).canary.steps)
+        return course if course is not None and course.version == target.version else None
 
-    def _shadowed(self, found: LiveAlias, model: Model, target: Version) -> bool:
-        course = self.course(found.name, found.alias)
-        known = course is not None and course.version == target.version
-        return shadow_of(self.policy(model), course if known else None) is not None
+    def _replayed(self, policy: RolloutPolicy) -> bool:
+        return self._replays is not None and policy.replay is not None
 
-    def _replayed(self, model: Model) -> bool:
-        return self._replays is not None and self.policy(model).replay is not None
+    def rehearsal(
+        self, found: LiveAlias, model: Model, target: Version, service: Version | None, *, named: bool
+    ) -> Report | None:
+        """An empty report for the replay that a rollout of `target` would begin with; None if it would not
+        replay. `named`: whether the promotion names steps. `Replays.run` fills it."""
+        policy = self.policy(model)
+        if self._replays is None or policy.replay is None or service is None:
+            return None
+        if not is_other(service, target) or not (named or not has_served(found, model, target)):
+            return None
+        return self._replays.report(target, service, policy.replay)
+
+    async def rehearse(self, report: Report, signature: Signature | None) -> None:
+        """Replays, without a rollout. `signature`: that of the version in service, if it is not loaded."""
+        assert self._replays is not None
+        await self._replays.run(report, signature=signature)
 
     async def run(
         self,
@@ -183,23 +186,25 @@ class Conductor:
     def watch(self, found: LiveAlias, model: Model, target: Version, service: Version | None) -> bool:
         """Begins to watch `target`, which serves from now on in the place of `service`. Returns False if the
         policy has no watch, or if there is nothing to go back to."""
-        course = self.course(found.name, found.alias)
-        if course is None or course.version != target.version or course.phase not in UNDER_WAY:
-            course = Course(target.version)
-        resumed = course.phase is Phase.WATCHING
-        if resumed and course.service is not None:
-            service = model.versions.get(course.service)
+        course = self._known(found, target)
+        resumed = course is not None and course.phase is Phase.WATCHING
         policy = self.policy(model)
-        back = service is not None and service != target and service.source
-        if not back or not policy.watch or target != found.desired:
-            self.close(found, target, "the policy has no watch, or there is no version to go back to")
+        if course is not None and resumed:
+            policy = policy_of_step(course, policy)
+            service = service if course.service is None else model.versions.get(course.service)
+        if not is_other(service, target) or not policy.watch or target != found.desired:
+            self.close(
+                found, target, service, "the policy has no watch, or there is no version to go back to"
+            )
             return False
         assert service is not None
-        if not resumed:
-            if found.moved_by == ROLLBACK or _has_served(found, model, target):
-                self.close(found, target, "the version has served before")
+        if course is None or not resumed:
+            if found.moved_by == ROLLBACK or has_served(found, model, target):
+                self.close(found, target, service, "the version has served before")
                 return False
-            course = course.to(Phase.WATCHING, self._wall())
+            if course is None or course.phase not in BEGINS:
+                course = self.courses.new(found.name, found.alias, target.version)
+            course = self._onto(course, policy, Phase.WATCHING)
         if course.before is None:
             last = found.in_service
             known = last is not None and last.version == service
@@ -210,11 +215,18 @@ class Conductor:
         self._changed(found, rollout)
         return True
 
-    def close(self, found: LiveAlias, target: Version, reason: str) -> None:
-        """Records that the rollout of `target`, which serves, is over, if it was still under way."""
-        course = self.course(found.name, found.alias)
-        if course is not None and course.version == target.version and course.phase in UNDER_WAY:
-            self._save(found.name, found.alias, course.to(Phase.DONE, self._wall(), reason=reason))
+    def close(self, found: LiveAlias, target: Version, service: Version | None, reason: str) -> None:
+        """Records that the rollout of `target`, which serves, is over. A move without steps and watch is a
+        rollout too; the first version of an alias takes the place of none."""
+        course = self._known(found, target)
+        if course is None or course.phase not in BEGINS:
+            moved = service is not None and service != target and target == found.desired
+            if not moved or service is None or (course is not None and course.phase is Phase.DONE):
+                return
+            course = replace(
+                self.courses.new(found.name, found.alias, target.version), service=service.version
+            )
+        self._save(found, course.to(Phase.DONE, self._wall(), reason=reason), Phase.DONE.value)
 
     async def watched(
         self, found: LiveAlias, model: Callable[[], Model | None], began: Callable[[str], None]
@@ -256,23 +268,25 @@ class Conductor:
         generation, target, watching = found.generation, rollout.candidate, rollout.watching
         while generation == found.generation:
             look()
-            decision = rollout.decide(self._lost(target, watching))
+            now = model()
+            later = rollout.policy if now is None or watching else self.policy(now)
+            decision = rollout.decide(self._lost(target, watching), later)
             if decision.phase is None:
                 await _either(rollout.changed, found.moved, TICK)
                 rollout.changed.clear()
                 continue
-            evidence = rollout.evidence()
-            course = rollout.course.to(
-                decision.phase, self._wall(), step=decision.step or rollout.course.step,
-                reason=decision.reason, evidence=evidence,
+            held = decision.phase is Phase.HELD
+            course = self._onto(
+                rollout.course, rollout.policy if held else later, decision.phase, step=decision.step,
+                reason=decision.reason, evidence=rollout.evidence(),
             )  # fmt: skip
-            if decision.phase is Phase.CANARY:
-                now = model()
-                if now is not None:
-                    rollout.follow(self.policy(now))
+            if held:
+                course = replace(course, step=rollout.course.step)
+            elif decision.phase in UNDER_WAY:
+                rollout.follow(later)
             rollout.move(course)
             if decision.phase is Phase.WATCHING and not watching:
-                self._save(found.name, found.alias, course)  # a restart goes on with the watch
+                self.courses.save(found.name, found.alias, course)  # a restart goes on with the watch
                 return None
             self._changed(found, rollout)
             if decision.phase is Phase.DONE:
@@ -288,33 +302,49 @@ class Conductor:
         """A new rollout, or the one that a restart interrupted, in its phase and step. A phase that the
         policy does not have any more is skipped; None where no other follows."""
         service = found.serving or found.last_good
-        saved = self.course(found.name, found.alias)
+        course = self._known(found, target)
         now = self._wall()
-        known = saved is not None and saved.version == target.version
-        if saved is not None and known and saved.phase in BEFORE_SERVING:
-            course, phase = replace(saved, since=now), saved.phase
-            if phase is not Phase.HELD and (follows := self._phase(phase, policy, saved)) is not phase:
+        if course is not None and course.phase in BEFORE_SERVING:
+            policy = policy_of_step(course, policy)
+            phase, paused = course.phase, course.paused
+            course = replace(course, since=now)
+            if phase is not Phase.HELD and (follows := self._phase(phase, policy, course)) is not phase:
                 if follows is None:
                     return None
-                course = course.to(follows, now, reason=f"the policy has no phase {phase} any more")
-                course = replace(course, paused=saved.paused)
+                reason = f"the policy has no phase {phase} any more"
+                course = replace(self._onto(course, policy, follows, reason=reason), paused=paused)
         else:
-            course = Course(target.version)
-            if saved is not None and known and saved.phase is Phase.CHECKING:
-                course = replace(course, steps=saved.steps, shadow=saved.shadow)
-            course = course.to(self._phase(Phase.REPLAYING, policy, course) or Phase.CANARY, now)
+            if course is None or course.phase is not Phase.CHECKING:
+                course = self.courses.new(found.name, found.alias, target.version)
+            course = self._onto(course, policy, self._phase(Phase.REPLAYING, policy, course) or Phase.CANARY)
         course = replace(course, service=None if service is None else service.version)
         return self._live(found, policy, course, target, service)
 
     def _phase(self, first: Phase, policy: RolloutPolicy, course: Course) -> Phase | None:
         """The phase `first`, or the next one that the policy has; None without one. A canary that has begun
         goes on with its steps."""
-        if first is Phase.REPLAYING and policy.replay is not None and self._replays is not None:
+        if first is Phase.REPLAYING and self._replayed(policy):
             return Phase.REPLAYING
         if first in UNSEEN and shadow_of(policy, course) is not None:
             return Phase.SHADOWING
-        steps = policy.canary.steps if course.steps is None else course.steps
-        return Phase.CANARY if steps or first is Phase.CANARY else None
+        return Phase.CANARY if steps_of(policy, course) or first is Phase.CANARY else None
+
+    def _onto(
+        self,
+        course: Course,
+        policy: RolloutPolicy,
+        phase: Phase,
+        *,
+        step: int = 0,
+        reason: str | None = None,
+        **said: Any,
+    ) -> Course:
+        """The course in its next phase or step, which keeps the policy that it begins with."""
+        if phase is Phase.CANARY and (steps := steps_of(policy, course)):
+            said = {"percent": steps[min(step, len(steps) - 1)], **said}
+        course = course.to(phase, self._wall(), step=step, reason=reason, **said)
+        kept = policy.model_dump(mode="json") if phase in UNDER_WAY else None
+        return replace(course, policy=kept)
 
     def _live(
         self,
@@ -362,15 +392,11 @@ class Conductor:
     def crash_loop(self, found: LiveAlias, target: Version, service: Version, reason: str) -> TakenBack:
         """Takes back a version that crashed again and again soon after its swap, without a watch."""
         why = f"crash loop: {reason}"
-        course = Course(target.version, service=service.version)
-        course = course.to(Phase.ROLLED_BACK, self._wall(), reason=why, evidence={"reference": "none"})
-        self._save(found.name, found.alias, course)
-        evidence = course.changes[-1].get("evidence")
-        self._emit(
-            RolloutChanged(
-                found.name, found.alias, target.version, service.version, course.phase.value, why, evidence
-            )
-        )
+        course = self.courses.new(found.name, found.alias, target.version)
+        course = replace(course, service=service.version)
+        evidence = {"reference": "none"}
+        course = course.to(Phase.ROLLED_BACK, self._wall(), reason=why, evidence=evidence)
+        self._save(found, course, course.phase.value)
         return TakenBack(target, "rolled_back", why)
 
     def _lost(self, target: Version, watching: bool) -> str | None:
@@ -404,8 +430,9 @@ class Conductor:
             rollout.course = replace(rollout.course, recorded=True)
         self._changed(found, rollout)
 
-    def say(self, found: LiveAlias, verb: str) -> None:
-        """A person's word: pause, resume, abort, finish. Raises Problem where no rollout is under way."""
+    def say(self, found: LiveAlias, verb: str, model: Model | None = None) -> None:
+        """A person's word: pause, resume, abort, finish. `model`: as the registry has it now. Raises Problem
+        where no rollout is under way."""
         rollout = found.rollout
         if rollout is None:
             message = f"no rollout of {found.name}@{found.alias} is under way"
@@ -413,40 +440,48 @@ class Conductor:
         if verb == "pause":
             rollout.pause()
         elif verb == "resume" and rollout.course.phase is Phase.HELD:
-            course = rollout.course
-            phase = self._phase(course.stage, rollout.policy, course)
-            if phase is None:  # nothing that it was held in is left
-                rollout.order = "finish"
-            else:
-                step = course.step if phase is course.stage else 0
-                rollout.move(course.to(phase, self._wall(), step=step, reason="resumed"))
-                found.show(self._wall(), rollout.shown)
+            self._resume(found, rollout, rollout.policy if model is None else self.policy(model))
         elif verb == "resume":
             rollout.resume()
         else:
             rollout.order = verb
-        self._save(found.name, found.alias, rollout.course)
+        self.courses.save(found.name, found.alias, rollout.course)
         rollout.changed.set()
 
+    def _resume(self, found: LiveAlias, rollout: Rollout, policy: RolloutPolicy) -> None:
+        """The phase or step that was held begins again, by the present policy; a step keeps its share."""
+        course, stage = rollout.course, rollout.course.stage
+        phase = self._phase(stage, policy, course)
+        if phase is None:  # nothing that it was held in is left
+            rollout.order = "finish"
+            return
+        if stage is Phase.CANARY:
+            canary = policy.canary.model_copy(update={"steps": rollout.policy.canary.steps})
+            policy = policy.model_copy(update={"canary": canary})
+        step = course.step if phase is stage else 0
+        rollout.follow(policy)
+        rollout.move(self._onto(course, policy, phase, step=step, reason="resumed"))
+        found.show(self._wall(), rollout.shown)
+
     def _changed(self, found: LiveAlias, rollout: Rollout) -> None:
-        course = rollout.course
-        saved = self.course(found.name, found.alias)
-        if course.phase is not Phase.SUPERSEDED or saved is None or saved.version == course.version:
-            self._save(found.name, found.alias, course)
-        event = RolloutChanged(
-            found.name, found.alias, course.version, course.service, rollout.shown, course.reason,
-            rollout.evidence() if not course.changes else course.changes[-1].get("evidence"),
+        evidence = None if rollout.course.changes else rollout.evidence()
+        self._save(found, rollout.course, rollout.shown, evidence)
+
+    def _save(
+        self, found: LiveAlias, course: Course, shown: str, evidence: dict[str, Any] | None = None
+    ) -> None:
+        """Saves a change and publishes it. `evidence`: if the change has none."""
+        if course.phase is Phase.SUPERSEDED:
+            self.courses.superseded(found.name, found.alias, course)
+        else:
+            self.courses.save(found.name, found.alias, course)
+        known = course.evidence
+        self._emit(
+            RolloutChanged(
+                found.name, found.alias, course.version, course.service, shown, course.reason,
+                evidence if known is None else dict(known),
+            )
         )  # fmt: skip
-        self._emit(event)
-
-
-def _has_served(found: LiveAlias, model: Model, target: Version) -> bool:
-    """Whether a version has proved itself under an alias: it needs no steps and no watch."""
-    entry = model.aliases.get(found.alias)
-    if entry is not None and target.version in (*entry.previous, entry.last_good):
-        return True
-    stretches = [served for served in found.history if served.version == target.version]
-    return not all((served.reason or "").startswith(ROLLED_BACK) for served in stretches)
 
 
 async def _either(one: asyncio.Event, other: asyncio.Event, timeout: float) -> None:

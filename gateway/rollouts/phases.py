@@ -38,19 +38,19 @@ class Phase(StrEnum):
     SUPERSEDED = "superseded"
 
 
-_STOPPED: Final = frozenset({Phase.REFUSED, Phase.ROLLED_BACK, Phase.ABORTED, Phase.SUPERSEDED})
+STOPPED: Final = frozenset({Phase.REFUSED, Phase.ROLLED_BACK, Phase.ABORTED, Phase.SUPERSEDED})
 _SERVES: Final = frozenset({Phase.WATCHING, Phase.DONE})
 
 FOLLOWS: Final[dict[Phase, frozenset[Phase]]] = {
     Phase.CHECKING: frozenset({Phase.REPLAYING, Phase.SHADOWING, Phase.CANARY, Phase.HELD})
     | _SERVES
-    | _STOPPED,
-    Phase.REPLAYING: frozenset({Phase.SHADOWING, Phase.CANARY, Phase.HELD}) | _SERVES | _STOPPED,
-    Phase.SHADOWING: frozenset({Phase.CANARY, Phase.HELD}) | _SERVES | _STOPPED,
-    Phase.CANARY: frozenset({Phase.CANARY, Phase.HELD}) | _SERVES | _STOPPED,
-    Phase.HELD: frozenset({Phase.REPLAYING, Phase.SHADOWING, Phase.CANARY}) | _SERVES | _STOPPED,
-    Phase.WATCHING: frozenset({Phase.DONE}) | _STOPPED,
-    **dict.fromkeys((Phase.DONE, *_STOPPED), frozenset()),
+    | STOPPED,
+    Phase.REPLAYING: frozenset({Phase.SHADOWING, Phase.CANARY, Phase.HELD}) | _SERVES | STOPPED,
+    Phase.SHADOWING: frozenset({Phase.CANARY, Phase.HELD}) | _SERVES | STOPPED,
+    Phase.CANARY: frozenset({Phase.CANARY, Phase.HELD}) | _SERVES | STOPPED,
+    Phase.HELD: frozenset({Phase.REPLAYING, Phase.SHADOWING, Phase.CANARY}) | _SERVES | STOPPED,
+    Phase.WATCHING: frozenset({Phase.DONE}) | STOPPED,
+    **dict.fromkeys((Phase.DONE, *STOPPED), frozenset()),
 }
 """The phases that may follow each phase. A phase without followers ends the rollout."""
 
@@ -58,20 +58,19 @@ UNSEEN: Final = frozenset({Phase.REPLAYING, Phase.SHADOWING})
 """The phases in which no caller gets an answer of the candidate."""
 BEFORE_SERVING: Final = UNSEEN | {Phase.CANARY, Phase.HELD}
 UNDER_WAY: Final = BEFORE_SERVING | {Phase.WATCHING}
-TAKEN_BACK: Final = frozenset({Phase.ROLLED_BACK, Phase.ABORTED, Phase.REFUSED})
+TAKEN_BACK: Final = STOPPED - {Phase.SUPERSEDED}
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """The facts for a decision. `step` counts from 0. `seconds` and `requests` (of the candidate) are those
-    of this step, without pauses. `shadows`: whether the candidate gets copies of requests. `compared`: the
-    outcome of a replay or of a shadow, None while it is open; `comparison`: the same in words. `breached`: a
-    guard's finding. `lost`: why the candidate can no longer answer. `order`: a person's command, `finish` or
-    `abort`."""
+    """The facts for a decision. `seconds` and `requests` (of the candidate) are those of this step, without
+    pauses. `following`: the number of the canary's next step, which counts from 0; None after the last one.
+    `shadows`: whether copies of requests follow. `compared`: the outcome of a replay or of a shadow, None
+    while it is open; `comparison`: the same in words. `breached`: a guard's finding. `lost`: why the
+    candidate can no longer answer. `order`: a person's command, `finish` or `abort`."""
 
     phase: Phase
-    step: int
-    steps: int
+    following: int | None = None
     seconds: float = 0.0
     requests: int = 0
     breached: str | None = None
@@ -95,24 +94,26 @@ class Next:
 WAIT: Final = Next()
 
 
-def next_step(policy: RolloutPolicy, seen: Seen) -> Next:
+def next_step(policy: RolloutPolicy, seen: Seen, later: RolloutPolicy | None = None) -> Next:
     """Decides what a rollout does next. Findings against the candidate come first: a known breach overrides a
-    person's command."""
+    person's command. `policy`: that of the present phase or step. `later`: that of the next one, None for the
+    same."""
+    later = later or policy
     found = seen.lost or seen.breached
     if found is not None:
         return Next(Phase.REFUSED if seen.phase in UNSEEN else Phase.ROLLED_BACK, reason=found)
     if seen.order == "abort":
         return Next(Phase.ABORTED, reason="a person aborted it")
     if seen.order == "finish":
-        last = Phase.DONE if seen.phase is Phase.WATCHING else swapped(policy)
+        last = Phase.DONE if seen.phase is Phase.WATCHING else swapped(later)
         return Next(last, reason="a person finished it")
     if seen.paused:
         return WAIT
     match seen.phase:
         case Phase.REPLAYING | Phase.SHADOWING:
-            return _after_comparison(policy, seen)
+            return _after_comparison(policy, seen, later)
         case Phase.CANARY:
-            return _after_step(policy, seen)
+            return _after_step(policy, seen, later)
         case Phase.WATCHING if seen.seconds >= policy.watch:
             compared = f"{seen.requests} requests in {shown_seconds(policy.watch)}"
             return Next(Phase.DONE, reason=f"no guard found a difference: {compared}")
@@ -124,26 +125,31 @@ def swapped(policy: RolloutPolicy) -> Phase:
     return Phase.WATCHING if policy.watch else Phase.DONE
 
 
-def _after_comparison(policy: RolloutPolicy, seen: Seen) -> Next:
+def _onwards(seen: Seen, later: RolloutPolicy, reason: str | None = None) -> Next:
+    """The next step of the canary, or the swap."""
+    if seen.following is None:
+        return Next(swapped(later), reason=reason)
+    return Next(Phase.CANARY, seen.following, reason)
+
+
+def _after_comparison(policy: RolloutPolicy, seen: Seen, later: RolloutPolicy) -> Next:
     match seen.compared:
         case None:
             return WAIT
         case Outcome.PASSED:
-            shadow = seen.shadows and seen.phase is Phase.REPLAYING
-            steps = Phase.CANARY if seen.steps else swapped(policy)
-            return Next(Phase.SHADOWING if shadow else steps, reason=seen.comparison)
+            if seen.shadows and seen.phase is Phase.REPLAYING:
+                return Next(Phase.SHADOWING, reason=seen.comparison)
+            return _onwards(seen, later, seen.comparison)
         case Outcome.FAILED:
             return Next(Phase.REFUSED, reason=seen.comparison)
         case Outcome.THIN:
             return Next(Phase.HELD if policy.thin == "hold" else Phase.REFUSED, reason=seen.comparison)
 
 
-def _after_step(policy: RolloutPolicy, seen: Seen) -> Next:
+def _after_step(policy: RolloutPolicy, seen: Seen, later: RolloutPolicy) -> Next:
     canary = policy.canary
     if seen.seconds >= canary.every and seen.requests >= canary.requests:
-        if seen.step + 1 >= seen.steps:
-            return Next(swapped(policy))
-        return Next(Phase.CANARY, seen.step + 1)
+        return _onwards(seen, later)
     if seen.seconds >= max(canary.within, canary.every) and seen.requests < canary.requests:
         reason = f"too little traffic: {seen.requests} of {canary.requests} requests in {canary.within:g} s"
         return Next(Phase.HELD if policy.thin == "hold" else Phase.REFUSED, reason=reason)

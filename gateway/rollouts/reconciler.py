@@ -36,11 +36,12 @@ from gateway.events import Emit, Swapped, SwapRefused
 from gateway.quantities import utc
 from gateway.registries import base
 from gateway.registries.base import Observation, Version
-from gateway.rollouts.alias import LiveAlias, Memory, number
-from gateway.rollouts.conductor import ROLLED_BACK, Conductor, TakenBack
+from gateway.rollouts.alias import LiveAlias, number
+from gateway.rollouts.conductor import Conductor, TakenBack
 from gateway.rollouts.gates import Gates, Passed
 from gateway.rollouts.lingering import LINGER, Lingering
-from gateway.rollouts.records import ROLLBACK, Record
+from gateway.rollouts.memory import Memory
+from gateway.rollouts.records import ROLLBACK, ROLLED_BACK, Record
 from gateway.serving.manager import Lease, Manager
 from gateway.state import HISTORY_KEPT, Served
 
@@ -123,7 +124,7 @@ class Reconciler:
                 refusals_in_a_row += 1
                 await self._pause(found, refusal, refusals_in_a_row)
             if found.serving is not None and found.serving == found.desired and found.phase != "deleted":
-                found.show(self._wall(), "serving")
+                found.show(self._wall(), self._conductor.settled(found))
         finally:
             found.task = None
             found.end_attempt()
@@ -161,7 +162,7 @@ class Reconciler:
             if generation == found.generation:
                 if problem.code in INTERRUPTED:
                     found.refusal = problem  # for those who wait; nothing is wrong with the version
-                    found.show(self._wall(), "unloaded" if found.serving is None else "serving")
+                    found.show(self._wall(), self._conductor.settled(found))
                 else:
                     self._refused(found, target, problem)
             return problem
@@ -237,7 +238,9 @@ class Reconciler:
             # A bug must not end the reconciler: what serves goes on serving, without the watch.
             log.exception("%s cannot be watched", rollout.candidate)
             found.observe_with(None)
-            self._conductor.close(found, rollout.candidate, "the watch ended early: the gateway failed")
+            self._conductor.close(
+                found, rollout.candidate, rollout.service, "the watch ended early: the gateway failed"
+            )
             return None
         return taken_back
 
@@ -307,7 +310,8 @@ class Reconciler:
         found.refusal = None if version is found.desired else found.refusal
         now = self._wall()
         if version is found.desired:
-            found.show(self._wall(), "serving" if found.rollout is None else found.rollout.shown)
+            shown = self._conductor.settled(found) if found.rollout is None else found.rollout.shown
+            found.show(self._wall(), shown)
         else:
             found.show(self._wall(), found.stopped, found.error)
         if not (

@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from gateway.errors import Problem
 from gateway.registries import base
 from gateway.registries.base import Model, Verdict, Version
-from gateway.rollouts.alias import LiveAlias, Memory
+from gateway.rollouts.alias import LiveAlias
+from gateway.rollouts.memory import Memory
 from gateway.state import Served
 
 PROMOTE, ROLLBACK = "promote", "rollback"
+ROLLED_BACK = "rolled back: "
+"""The prefix of the reason in the history when a version was rolled back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,3 +112,17 @@ def rollback_target(history: Sequence[Served], current: str | None) -> str | Non
         # What the registry wants now has not served yet: back means to what serves.
         return stack[-1]
     return stack[-2] if len(stack) > 1 else None
+
+
+def is_other(service: Version | None, target: Version) -> bool:
+    """Whether there is another version in service that the target can be compared with."""
+    return service is not None and service != target and bool(service.source)
+
+
+def has_served(found: LiveAlias, model: Model, target: Version) -> bool:
+    """Whether a version has proved itself under an alias: it needs no steps and no watch."""
+    entry = model.aliases.get(found.alias)
+    if entry is not None and target.version in (*entry.previous, entry.last_good):
+        return True
+    stretches = [served for served in found.history if served.version == target.version]
+    return not all((served.reason or "").startswith(ROLLED_BACK) for served in stretches)

@@ -1,8 +1,7 @@
 """One rollout: a candidate and the version in service, side by side under one alias.
 
-`Course` is the part of a rollout that survives a restart; `Rollout` is the live half, which assigns
-callers, counts what both versions did and asks the guards. `InService` records a version that may be compared
-later. Knows versions and outcomes; no HTTP, no manager.
+`Rollout` assigns callers, counts what both versions did and asks the guards; its `Course` survives a restart.
+`InService` records a version that may be compared later. Knows versions and outcomes; no HTTP, no manager.
 """
 
 from __future__ import annotations
@@ -10,32 +9,33 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from gateway.quantities import utc
 from gateway.rollout_settings import PRINCIPAL
-from gateway.rollout_settings import Shadow as ShadowPolicy
 from gateway.rollouts.afterwards import Afterwards
 from gateway.rollouts.before import Before, Reference
 from gateway.rollouts.canary import assigned
+from gateway.rollouts.course import shadow_of, steps_of
 from gateway.rollouts.guards import ALPHA, Guards, Limits, Outcome
-from gateway.rollouts.phases import FOLLOWS, TAKEN_BACK, UNSEEN, Next, Phase, Seen, next_step
+from gateway.rollouts.phases import TAKEN_BACK, UNSEEN, Next, Phase, Seen, next_step
 
 if TYPE_CHECKING:
     from gateway.registries.base import Version
     from gateway.rollout_settings import RolloutPolicy
+    from gateway.rollout_settings import Shadow as ShadowPolicy
     from gateway.rollouts.agreement import Outcome as Compared
+    from gateway.rollouts.course import Course
     from gateway.rollouts.replay import Report
     from gateway.rollouts.shadow import Shadow
 
 #: The phase of an alias while its new version is watched, for people.
 SERVED: Final = "serving (watching)"
-#: So many changes of a rollout are remembered.
-CHANGES_KEPT: Final = 50
 #: Calls faster than this, in seconds, count as equally fast: which of two processes has the warmer caches is
 #: no difference between two versions.
 FELT_SECONDS: Final = 0.005
+#: The percentage of a canary without steps, which only another edition of the gateway can leave behind.
+ANY_SHARE: Final = 50.0
 #: A request that the candidate has not answered after this time, in seconds, and after this many times the
 #: slowest call of the version in service, goes to the version in service.
 PATIENCE_SECONDS: Final = 2.0
@@ -44,70 +44,6 @@ PATIENCE_TIMES: Final = 10.0
 CRASHES: Final = 3
 #: The part of the guards' alpha for a watch that follows a canary; the canary has the rest.
 WATCH_SHARE: Final = 0.2
-
-
-@dataclass(frozen=True, slots=True)
-class Course:
-    """The durable state of a rollout. `version` is the candidate, `service` the version it is compared with.
-
-    `steps`: the percentages of the promotion, None for the policy's; `shadow`: its share of copied requests,
-    likewise. `since`: the unix time of the phase or step. `recorded`: the registry has held the verdict, so
-    only the registry counts from then on. `changes`: the changes, oldest first. `before`: the reference of a
-    watch.
-    """
-
-    version: str
-    service: str | None = None
-    phase: Phase = Phase.CHECKING
-    step: int = 0
-    steps: tuple[float, ...] | None = None
-    shadow: float | None = None
-    paused: bool = False
-    reason: str | None = None
-    since: float = 0.0
-    recorded: bool = False
-    changes: tuple[Mapping[str, Any], ...] = ()
-    before: Mapping[str, Any] | None = None
-
-    @property
-    def stage(self) -> Phase:
-        """The phase; the one that was left for it while the rollout is held."""
-        if self.phase is not Phase.HELD:
-            return self.phase
-        before = [change["phase"] for change in self.changes if change["phase"] != Phase.HELD]
-        return Phase(before[-1]) if before else Phase.CANARY
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Course:
-        """The inverse of `to_json`."""
-        facts = dict(value)
-        steps = facts.get("steps")
-        facts["phase"] = Phase(facts["phase"])
-        facts["steps"] = None if steps is None else tuple(steps)
-        facts["changes"] = tuple(facts.get("changes", ()))
-        return cls(**facts)
-
-    def to(
-        self, phase: Phase, now: float, *, step: int = 0, reason: str | None = None, **said: Any
-    ) -> Course:
-        """The course after a change of phase or step. Raises ValueError for one that the table does not
-        have."""
-        if phase not in FOLLOWS[self.phase]:
-            raise ValueError(f"a rollout does not go from {self.phase} to {phase}")
-        at = utc(now)
-        change = {"at": at, "phase": phase.value, **({"reason": reason} if reason else {}), **said}
-        kept = (*self.changes, change)[-CHANGES_KEPT:]
-        return replace(self, phase=phase, step=step, reason=reason, since=now, paused=False, changes=kept)
-
-
-def shadow_of(policy: RolloutPolicy, course: Course | None) -> ShadowPolicy | None:
-    """The policy for copies of requests: the share of the promotion overrides the policy's."""
-    if course is None or course.shadow is None:
-        return policy.shadow
-    return (policy.shadow or ShadowPolicy()).model_copy(update={"share": course.shadow})
 
 
 def _patience(slowest: float) -> float | None:
@@ -207,35 +143,42 @@ class Rollout:
         self._slowest = 0.0
         self._header = b""
         self._by_principal = False
-        self._steps: tuple[float, ...] = (50.0,)
-        self.follow(policy)
         self.guards: Guards | Afterwards
-        limits = Limits(
-            errors=policy.guards.errors, latency=policy.guards.latency, output=policy.guards.output
-        )
+        self.follow(policy)
         if course.phase is Phase.WATCHING:
             before = Reference() if course.before is None else Reference.from_json(course.before)
             after_steps = any(change["phase"] == Phase.CANARY.value for change in course.changes)
             alpha = ALPHA * WATCH_SHARE if after_steps else ALPHA
-            self.guards = Afterwards(limits, before, alpha=alpha, repeats=self.retries)
+            self.guards = Afterwards(_limits(policy), before, alpha=alpha, repeats=self.retries)
             self._slowest = before.slowest
         else:
-            alpha = ALPHA * (1 - WATCH_SHARE) if policy.watch else ALPHA
-            self.guards = Guards(limits, share=self._share / 100, alpha=alpha)
+            self.guards = self._guards()
 
     def __repr__(self) -> str:
         return f"<Rollout of {self.candidate}, {self.shown}>"
 
     def follow(self, policy: RolloutPolicy) -> None:
-        """Sets the policy. A change during a rollout applies from the next step."""
+        """Sets the policy of the phase or step that begins. Other limits mean that the guards start again."""
+        changed = policy.guards != self.policy.guards
         self.policy = policy
         self._by_principal = policy.canary.key == PRINCIPAL
         self._header = (policy.canary.key or "").lower().encode()
-        self._steps = self.course.steps or tuple(policy.canary.steps) or self._steps
+        if changed:
+            self.guards = self._guards()
+
+    def _guards(self) -> Guards:
+        alpha = ALPHA * (1 - WATCH_SHARE) if self.policy.watch else ALPHA
+        return Guards(_limits(self.policy), share=self._share / 100, alpha=alpha)
 
     @property
     def steps(self) -> tuple[float, ...]:
-        return self._steps
+        return steps_of(self.policy, self.course)
+
+    def following(self, later: RolloutPolicy) -> int | None:
+        """The number of the next step, by the policy that holds from then on: the first one with a larger
+        share, so that a caller who is in stays in. None if there is none."""
+        steps, now = steps_of(later, self.course), self.percent
+        return next((number for number, percent in enumerate(steps) if percent > now), None)
 
     @property
     def shadows(self) -> ShadowPolicy | None:
@@ -243,14 +186,8 @@ class Rollout:
         return shadow_of(self.policy, self.course)
 
     @property
-    def has_steps(self) -> bool:
-        """Returns True if there is a canary."""
-        steps = self.course.steps if self.course.steps is not None else self.policy.canary.steps
-        return bool(steps)
-
-    @property
     def _share(self) -> float:
-        return self.steps[min(self.course.step, len(self.steps) - 1)]
+        return self.steps[min(self.course.step, len(self.steps) - 1)] if self.steps else ANY_SHARE
 
     @property
     def percent(self) -> float:
@@ -354,22 +291,21 @@ class Rollout:
 
     # Decisions.
 
-    def seen(self, lost: str | None) -> Seen:
+    def seen(self, lost: str | None, later: RolloutPolicy) -> Seen:
         breached = None
         if self.guards.breached is not None:
             breached = str(self.guards.verdict())
         compared, comparison = self._compared()
         return Seen(
             self.course.phase,
-            self.course.step,
-            len(self.steps) if self.has_steps or self.course.stage is Phase.CANARY else 0,
+            self.following(later),
             self.seconds,
             self._requests,
             breached=breached,
             lost=self._crash_loop or lost,
             order=self.order,
             paused=self.course.paused,
-            shadows=self.shadows is not None,
+            shadows=shadow_of(later, self.course) is not None,
             compared=compared,
             comparison=comparison,
         )
@@ -388,13 +324,15 @@ class Rollout:
         """The duration of the step so far, without pauses."""
         return (self._paused_at if self._paused_at is not None else self._clock()) - self._began
 
-    def decide(self, lost: str | None) -> Next:
-        """Decides what happens next. Before a step ends, the remaining requests are compared; the moment
-        depends on time and counts, never on the answers."""
-        decision = next_step(self.policy, self.seen(lost))
+    def decide(self, lost: str | None, later: RolloutPolicy | None = None) -> Next:
+        """Decides what happens next. `later`: the policy that holds from the next phase or step, None for the
+        same. Before a step ends, the remaining requests are compared; the moment depends on time and counts,
+        never on the answers."""
+        later = later or self.policy
+        decision = next_step(self.policy, self.seen(lost, later), later)
         if decision.phase not in (None, *TAKEN_BACK) and self.order is None:
             self.guards.end_block()
-            decision = next_step(self.policy, self.seen(lost))
+            decision = next_step(self.policy, self.seen(lost, later), later)
         return decision
 
     def move(self, course: Course) -> None:
@@ -432,7 +370,7 @@ class Rollout:
         if self.course.stage is Phase.REPLAYING:
             return {
                 "number": 0,
-                "of": len(self.steps) if self.has_steps else 0,
+                "of": len(self.steps),
                 "percent": 0.0,
                 "seconds": round(self.seconds, 1),
                 "seconds_wanted": 0.0,
@@ -461,3 +399,8 @@ class Rollout:
             "requests_wanted": canary.requests,
             **common,
         }
+
+
+def _limits(policy: RolloutPolicy) -> Limits:
+    guards = policy.guards
+    return Limits(errors=guards.errors, latency=guards.latency, output=guards.output)

@@ -22,11 +22,11 @@ from cachetools import LRUCache
 
 from gateway.quantities import utc
 from gateway.registries.base import Model, Observation, Snapshot, Verdict, Version
-from gateway.rollouts.phases import TAKEN_BACK, Phase
-from gateway.rollouts.rollout import Course
+from gateway.rollouts.course import Course
+from gateway.rollouts.phases import TAKEN_BACK, UNDER_WAY, Phase
 
 if TYPE_CHECKING:
-    from gateway.rollouts.alias import Memory
+    from gateway.rollouts.memory import Courses, Memory
 
 #: The most aliases of which something is remembered.
 KEPT: Final = 10_000
@@ -57,18 +57,20 @@ class Standing:
 
 
 class Verdicts:
-    """`memory` keeps the courses of rollouts. `digest` gives the digest of a version, None while it is
+    """`courses` are the rollouts in `memory`. `digest` gives the digest of a version, None while it is
     unknown. Only the event loop calls the methods."""
 
     def __init__(
         self,
         memory: Memory,
+        courses: Courses,
         *,
         digest: Callable[[Version], str | None] = lambda version: version.digest,
         wall: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._memory = memory
+        self._courses = courses
         self._digest = digest
         self._wall = wall
         self._clock = clock
@@ -82,29 +84,24 @@ class Verdicts:
         self._void: LRUCache[tuple[str, str, str], float] = LRUCache(KEPT)
         self._digests: LRUCache[Version, str] = LRUCache(KEPT)
 
-    def course(self, name: str, alias: str) -> Course | None:
-        """The last rollout of an alias, also if it has ended."""
-        saved = self._memory.rollout(name, alias)
-        return None if saved is None else Course.from_json(saved)
-
     def of(self, model: Model, alias: str) -> Verdict | None:
         """The verdict of this gateway or a peer on the version that an alias points to, if the registry has
         none. Once the registry holds a verdict, only the registry counts: removing it there means another
         try."""
         name, entry = model.name, model.aliases[alias]
-        course = self.course(name, alias)
+        course = self._courses.of(name, alias)
         if course is not None and course.version == entry.version and course.phase in TAKEN_BACK:
             if entry.verdict is not None:
                 if not course.recorded:
-                    self._save(name, alias, replace(course, recorded=True))
+                    self._courses.save(name, alias, replace(course, recorded=True))
                 return None
             if course.recorded:
-                self._memory.save_rollout(name, alias, None)
+                self._courses.save(name, alias, self._courses.new(name, alias, course.version))
                 if self._void.get((name, alias, entry.version), 0.0) < course.since:
                     # It was taken out of the registry now; otherwise the alias was elsewhere meanwhile.
                     self._void[name, alias, entry.version] = self._wall()
         self._adopt(model, alias)
-        course = self.course(name, alias)
+        course = self._courses.of(name, alias)
         return _verdict(course) if course is not None and _holds(course, entry.version) else None
 
     def good(self, name: str, alias: str) -> str | None:
@@ -141,7 +138,7 @@ class Verdicts:
         )
         if not verdicts or entry.verdict is not None:
             return said
-        course, refused = self.course(*key), self._refused.get(key)
+        course, refused = self._courses.of(*key), self._refused.get(key)
         if _holds(course, entry.version):
             assert course is not None
             good = last_good or (None if serving == entry.version else serving)
@@ -166,7 +163,7 @@ class Verdicts:
             if model is None:
                 continue  # of a large registry, only the models in use are known
             entry = model.aliases.get(key[1])
-            course, refused = self.course(*key), self._refused.get(key)
+            course, refused = self._courses.of(*key), self._refused.get(key)
             for version in {one.version for one in (course, refused) if one is not None}:
                 if entry is None or entry.version != version:
                     self.left(*key, version)
@@ -179,7 +176,7 @@ class Verdicts:
         """Ends the verdicts on a version until this time. Returns whether there was one."""
         self._void[name, alias, version] = until
         key, ended = (name, alias), False
-        refused, heard, course = self._refused.get(key), self._heard.get(key), self.course(name, alias)
+        refused, heard, course = self._refused.get(key), self._heard.get(key), self._courses.of(name, alias)
         if refused is not None and refused.version == version and refused.at <= until:
             del self._refused[key]
             ended = True
@@ -189,7 +186,7 @@ class Verdicts:
             assert course is not None
             if course.since <= until:
                 # As if the registry had held it: pointing there again means another try.
-                self._save(name, alias, replace(course, recorded=True))
+                self._courses.save(name, alias, replace(course, recorded=True))
                 ended = True
         return ended
 
@@ -247,7 +244,7 @@ class Verdicts:
         digest = self._known_digest(version)
         if digest is not None and heard.digest is not None and digest != heard.digest:
             return  # another package under the same number
-        course, refused = self.course(*key), self._refused.get(key)
+        course, refused = self._courses.of(*key), self._refused.get(key)
         if _holds(course, entry.version):
             assert course is not None
             if course.phase is not Phase.REFUSED or verdict.outcome == "refused":
@@ -265,10 +262,15 @@ class Verdicts:
         reason = ELSEWHERE + verdict.reason.removeprefix(ELSEWHERE)
         change = {"at": utc(heard.at), "phase": phase.value, "reason": reason}
         steps = None if course is None or course.version != entry.version else course.steps
-        self._save(
-            *key,
-            Course(entry.version, back, phase, steps=steps, reason=reason, since=heard.at, changes=(change,)),
-        )
+        if course is not None and course.phase in UNDER_WAY:
+            earlier = course.earlier  # it ends with this verdict
+        else:
+            earlier = self._courses.new(*key, entry.version).earlier
+        taken_back = Course(
+            entry.version, back, phase, steps=steps, reason=reason, since=heard.at, changes=(change,),
+            earlier=earlier,
+        )  # fmt: skip
+        self._courses.save(*key, taken_back)
 
     def _known_digest(self, version: Version) -> str | None:
         """The digest of a version, also after it was unloaded."""
@@ -277,9 +279,6 @@ class Verdicts:
             return self._digests.get(version)
         self._digests[version] = digest
         return digest
-
-    def _save(self, name: str, alias: str, course: Course) -> None:
-        self._memory.save_rollout(name, alias, course.to_json())
 
 
 def _holds(course: Course | None, version: str) -> bool:

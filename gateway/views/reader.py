@@ -369,10 +369,16 @@ class Views:
                 course.phase.value if live is None else live.shown,
                 course.reason,
                 None if live is None else live.step_view(),
-                course.changes[-1].get("evidence") if live is None else live.evidence(),
+                course.evidence if live is None else live.evidence(),
                 list(course.changes),
             )
-        return replace(view, policy=policy, rollout=shown)
+        earlier = () if course is None else course.earlier
+        return replace(
+            view,
+            policy=policy,
+            rollout=shown,
+            earlier_rollouts=[CourseView.earlier(kept) for kept in reversed(earlier)],
+        )
 
     def moved(self, moved: Moved) -> RolloutView | DryRunView:
         """Returns the result of a promotion or rollback: the current state of the alias."""
@@ -381,20 +387,18 @@ class Views:
         overruled = list(moved.overruled) or ABSENT
         if not moved.written:
             return DryRunView(
-                move.name, move.alias, move.version, moved.previous, checks, moved.environment, overruled
-            )
+                move.name, move.alias, move.version, moved.previous, checks, moved.environment, overruled,
+                ABSENT if moved.replay is None else moved.replay.to_json(),
+            )  # fmt: skip
         found = self._aliases.find(move.name, move.alias)
         in_steps = found is not None and found.in_steps
         view = (self.rollout_in_full if in_steps else self.rollout)(move.name, move.alias)
         return replace(view, forced_past=overruled, checks=checks, environment=moved.environment)
 
     def rollout_phases(self) -> dict[tuple[str, str], str]:
-        """Returns the phases of running rollouts, by model and alias."""
-        return {
-            (found.name, found.alias): found.rollout.course.phase.value
-            for found in self._aliases
-            if found.rollout is not None
-        }
+        """Returns the phases of the rollouts under way, and of the last ones, by model and alias."""
+        phases = {(found.name, found.alias): self._aliases.conductor.phase(found) for found in self._aliases}
+        return {key: phase for key, phase in phases.items() if phase is not None}
 
     def alias_states(self) -> dict[tuple[str, str], tuple[str | None, bool]]:
         """Returns (version in service, whether it differs from the desired one), by model and alias, for

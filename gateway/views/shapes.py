@@ -143,6 +143,12 @@ class CourseView(View):
     evidence: Mapping[str, Any] | None
     changes: list[Mapping[str, Any]]
 
+    @classmethod
+    def earlier(cls, kept: Mapping[str, Any]) -> CourseView:
+        """A rollout that a later one has replaced, as `Course.put_away` keeps it."""
+        known: dict[str, Any] = {field.name: kept.get(field.name) for field in fields(cls)}
+        return cls(**known)
+
 
 @dataclass(frozen=True, slots=True)
 class RolloutView(View):
@@ -150,8 +156,9 @@ class RolloutView(View):
     attempt with an alias that does not exist (any more).
 
     `calls`: the last control calls about it, for callers who may control it. `step`: the step of a running
-    canary. `peers`: how many other gateways serve each version, if the settings name them. `policy` and
-    `rollout` exist only in full views; `forced_past`, `checks` and `environment` only after a promotion.
+    canary. `peers`: how many other gateways serve each version, if the settings name them. `policy`,
+    `rollout` and `earlier_rollouts` (newest first) exist only in full views; `forced_past`, `checks` and
+    `environment` only after a promotion.
     """
 
     name: str
@@ -171,6 +178,7 @@ class RolloutView(View):
     history: tuple[Stretch, ...] = ()
     policy: Mapping[str, Any] | Absent = ABSENT
     rollout: CourseView | Absent = ABSENT
+    earlier_rollouts: list[CourseView] | Absent = ABSENT
     forced_past: list[str] | Absent = ABSENT
     checks: list[dict[str, Any]] | Absent = ABSENT
     environment: Mapping[str, Any] | Absent | None = ABSENT
@@ -202,7 +210,8 @@ class RolloutView(View):
 
 @dataclass(frozen=True, slots=True)
 class DryRunView(View):
-    """A promotion that passed its checks but was not made."""
+    """A promotion that passed its checks but was not made. `replay`: what captured requests have shown, if
+    its rollout would begin with them: `outcome` is `passed`, or `thin`, which holds the rollout."""
 
     name: str
     alias: str
@@ -211,6 +220,7 @@ class DryRunView(View):
     checks: list[dict[str, Any]]
     environment: Mapping[str, Any] | None
     forced_past: list[str] | Absent = ABSENT
+    replay: Mapping[str, Any] | Absent = ABSENT
     dry_run: bool = True
     accepted: bool = True
 

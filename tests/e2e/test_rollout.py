@@ -106,7 +106,18 @@ def test_a_good_version_completes_its_steps(server: Running, shell: Shell) -> No
     assert [line.split(" ")[0] for line in lines] == ["canary", "canary", "done"]
     assert {status for status, _ in traffic.seen} == {200}
     view = httpx.get(f"{server.url}/rollouts/picky@champion").json()
-    assert (view["phase"], view["serving"], view["diverged"]) == ("serving", "3", False)
+    assert (view["phase"], view["serving"], view["diverged"]) == ("done", "3", False)
+    assert server.metric("gateway_rollout_phase", model="picky", alias="champion", phase="done") == 1
+    # What the rollouts before have shown stays, newest first.
+    canary, shadow = view["earlier_rollouts"]
+    assert (canary["version"], canary["phase"], shadow["phase"]) == ("2", "rolled_back", "refused")
+    assert canary["evidence"]["retried"] > 0
+    told = shell.gateway("rollout", "picky@champion").out
+    assert "picky@champion  done  serves 3" in told
+    assert "version 2  rolled_back: errors: " in told
+    assert "version 2  refused: shadow: " in told
+    page = httpx.get(f"{server.url}/console/rollouts/picky@champion").text
+    assert "Version 2: rolled_back" in page
 
 
 def _until_done(events: httpx.Response) -> Iterator[str]:
@@ -123,3 +134,19 @@ def test_a_stream_of_events_does_not_hold_up_the_end(server: Running) -> None:
         assert next(lines).startswith(":")
         assert server.stop() == 0
         assert list(lines) == [""]
+
+
+def test_what_the_rollouts_have_shown_survives_a_restart(server: Running, shell: Shell) -> None:
+    with running(server.directory, GATEWAY_ROLLOUT=json.dumps(POLICY)) as again:
+        assert again.predict("picky", [{"x": 1.0}]).status_code == 200
+        view = httpx.get(f"{again.url}/rollouts/picky@champion").json()
+        assert (view["phase"], view["rollout"]["phase"]) == ("done", "done")
+        assert [one["phase"] for one in view["earlier_rollouts"]] == ["rolled_back", "refused"]
+        moved = httpx.put(
+            f"{again.url}/models/picky/aliases/champion", params={"wait": "true"}, headers=again.key,
+            json={"version": "1"}, timeout=60,
+        )  # fmt: skip
+        assert (moved.status_code, moved.json()["phase"]) == (200, "done")
+        view = httpx.get(f"{again.url}/rollouts/picky@champion").json()
+        assert [one["version"] for one in view["earlier_rollouts"]] == ["3", "2", "2"]
+        assert view["earlier_rollouts"][0]["evidence"]["candidate"]["requests"] >= 300

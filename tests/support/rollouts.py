@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import random
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -211,6 +211,18 @@ class Setup:
         course = self.aliases.conductor.course("iris", "champion")
         assert course is not None
         return course.phase.value
+
+    @property
+    def earlier(self) -> tuple[Mapping[str, Any], ...]:
+        """The rollouts before the last one, oldest first."""
+        course = self.aliases.conductor.course("iris", "champion")
+        return () if course is None else course.earlier
+
+    def say_verb(self, verb: str) -> None:
+        """A person's word about the rollout under way."""
+        found = self.aliases.find("iris", "champion")
+        assert found is not None
+        self.aliases.conductor.say(found, verb, self.aliases.snapshot.models["iris"])
 
     def fails(self, number: int, text: str | None = "boom") -> None:
         self.bench.behaviour(version(number)).fails_predict = text

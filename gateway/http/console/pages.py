@@ -202,6 +202,13 @@ def rollout(
         parts.append(_values(course.evidence) if course.evidence else "<p>There is none yet.</p>")
         if course.changes:
             parts += ["<h3>What happened</h3>", _changes(course.changes)]
+    if not isinstance(view.earlier_rollouts, Absent) and view.earlier_rollouts:
+        parts.append("<h2>Earlier rollouts</h2>")
+        for one in view.earlier_rollouts:
+            parts.append(
+                f"<details><summary>Version {escape(one.version)}: {escape(one.phase)}</summary>"
+                f"{_changes(one.changes)}</details>"
+            )
     if not isinstance(view.policy, Absent):
         parts += ["<h2>Policy</h2>", _values(view.policy)]
     if view.history:

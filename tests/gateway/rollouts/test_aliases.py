@@ -137,7 +137,7 @@ async def test_promise_1_a_version_that_fails_never_serves(tmp_path: Path) -> No
     setup.say("3")
     await setup.settled()
     assert await setup.ask() == "3"
-    assert (found.error, found.diverged, found.phase) == (None, False, "serving")
+    assert (found.error, found.diverged, found.phase) == (None, False, "done")
 
 
 @pytest.mark.anyio

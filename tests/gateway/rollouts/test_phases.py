@@ -15,7 +15,7 @@ HOLD, REFUSE = RolloutPolicy(canary=CANARY), RolloutPolicy(canary=CANARY, thin="
 
 
 def seen(**facts: Any) -> Seen:
-    return Seen(**{"phase": Phase.CANARY, "step": 0, "steps": 2, **facts})
+    return Seen(**{"phase": Phase.CANARY, "following": 1, **facts})
 
 
 ENOUGH = {"seconds": 60, "requests": 100}
@@ -29,11 +29,11 @@ ENOUGH = {"seconds": 60, "requests": 100}
         ({"seconds": 60, "requests": 99}, HOLD, None, 0),
         ({"seconds": 59, "requests": 5000}, HOLD, None, 0),
         (ENOUGH, HOLD, Phase.CANARY, 1),
-        ({**ENOUGH, "step": 1}, HOLD, Phase.DONE, 0),
+        ({**ENOUGH, "following": None}, HOLD, Phase.DONE, 0),
         # Too little traffic is never a pass.
         ({"seconds": 600, "requests": 99}, HOLD, Phase.HELD, 0),
         ({"seconds": 600, "requests": 99}, REFUSE, Phase.REFUSED, 0),
-        ({"seconds": 600, "requests": 0, "step": 1}, REFUSE, Phase.REFUSED, 0),
+        ({"seconds": 600, "requests": 0, "following": None}, REFUSE, Phase.REFUSED, 0),
         ({"seconds": 600, "requests": 100}, REFUSE, Phase.CANARY, 1),
         ({**ENOUGH, "phase": Phase.HELD}, HOLD, None, 0),
         # What speaks against the candidate wins over everything.
@@ -50,7 +50,7 @@ ENOUGH = {"seconds": 60, "requests": 100}
         ({**ENOUGH, "paused": True}, HOLD, None, 0),
         ({"seconds": 600, "paused": True}, HOLD, None, 0),
         # After the swap.
-        ({**ENOUGH, "step": 1}, WATCH, Phase.WATCHING, 0),
+        ({**ENOUGH, "following": None}, WATCH, Phase.WATCHING, 0),
         ({"order": "finish"}, WATCH, Phase.WATCHING, 0),
         ({"phase": Phase.WATCHING, "seconds": 59, "requests": 5000}, WATCH, None, 0),
         ({"phase": Phase.WATCHING, "seconds": 60}, WATCH, Phase.DONE, 0),
@@ -69,6 +69,15 @@ def test_what_comes_next(
     if phase is not None:
         assert phase in FOLLOWS[seen(**facts).phase]
         assert phase in (Phase.CANARY, Phase.WATCHING, Phase.DONE) or decision.reason
+
+
+def test_the_next_step_follows_the_policy_of_the_next_step() -> None:
+    assert next_step(WATCH, seen(**ENOUGH, following=None), RolloutPolicy()).phase is Phase.DONE
+    assert next_step(HOLD, seen(**ENOUGH, following=None), WATCH).phase is Phase.WATCHING
+    assert next_step(HOLD, seen(order="finish"), WATCH).phase is Phase.WATCHING
+    # The present step keeps its own.
+    quick = RolloutPolicy(canary=Canary(steps=[5, 50], every=0, requests=1))
+    assert next_step(HOLD, seen(seconds=1, requests=5), quick).phase is None
 
 
 def test_a_rollout_that_is_over_stays_over() -> None:

@@ -36,7 +36,7 @@ async def test_its_task_ends_when_serving_and_desired_agree(tmp_path: Path) -> N
         await moved_to(parts, 2)
         assert found.task is not None
         await until(lambda: found.task is None)
-        assert (found.serving, found.phase) == (parts.version(2), "serving")
+        assert (found.serving, found.phase) == (parts.version(2), "done")
         assert [event.version for event in parts.bench.of(Swapped)] == ["1", "2"]
 
 

@@ -144,7 +144,7 @@ def test_a_canary_follows_the_replay(tmp_path: Path) -> None:
         assert setup.phase == "canary 50 %"
         assert setup.rollout.guards.service.requests == 0
         await setup.ask(60)
-        assert setup.phase == "serving"
+        assert setup.phase == "done"
 
     _run(tmp_path, test, WITH_CANARY)
 
@@ -400,7 +400,7 @@ def test_requests_that_the_candidate_refuses_do_not_agree(tmp_path: Path) -> Non
 
 
 def test_the_phases_of_a_held_rollout_lead_back_to_where_it_was_held() -> None:
-    from gateway.rollouts.rollout import Course
+    from gateway.rollouts.course import Course
 
     course = Course("2").to(Phase.REPLAYING, 0.0).to(Phase.HELD, 1.0)
     assert course.stage is Phase.REPLAYING

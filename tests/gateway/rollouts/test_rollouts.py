@@ -26,7 +26,7 @@ def test_an_identical_version_completes_its_steps(tmp_path: Path) -> None:
         await setup.begun()
         assert setup.phase == "canary 20 %"
         answered = await setup.ask(400)
-        assert setup.phase == "serving"
+        assert setup.phase == "done"
         assert answered[-1] == "2"
         assert [one for one in setup.found if one.verdict is not None] == []
         shares = [event.phase for event in setup.bench.of(RolloutChanged)]
@@ -46,7 +46,7 @@ def test_a_caller_keeps_its_version_within_a_step_and_stays_in(tmp_path: Path) -
         for _ in range(3):
             assert await setup.ask(key=inside[0]) == ["2"]
         await setup.ask(200)
-        assert setup.phase == "canary 50 %" or setup.phase == "serving"
+        assert setup.phase in ("canary 50 %", "done")
 
     conducted(tmp_path, test, {"canary": {**STEPS["canary"], "requests": 30}})
 
@@ -158,7 +158,7 @@ def test_promise_12_too_little_traffic_refuses_where_the_policy_says_so(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("verb", "phase", "serves"), [("finish", "serving", "2"), ("abort", "rolled_back", "1")]
+    ("verb", "phase", "serves"), [("finish", "done", "2"), ("abort", "rolled_back", "1")]
 )
 def test_a_person_ends_a_rollout(tmp_path: Path, verb: str, phase: str, serves: str) -> None:
     async def test(setup: Setup) -> None:
@@ -207,6 +207,57 @@ def test_a_promotion_supersedes_a_canary(tmp_path: Path) -> None:
         assert set(await setup.ask(60)) == {"1", "3"}
 
     conducted(tmp_path, test, {"canary": {**STEPS["canary"], "requests": 1000}})
+
+
+def test_the_evidence_of_a_finished_rollout_stays_after_the_next_move_and_a_restart(tmp_path: Path) -> None:
+    async def test(setup: Setup) -> None:
+        await setup.begun()
+        while setup.phase != "done":
+            await setup.ask()
+        setup.say(Alias("1", last_good="2"))
+        await turns(50)
+        setup.say(Alias("3", previous=("1",), last_good="1"))
+        await turns(50)
+        setup.say(Alias("1", last_good="1"))
+        await turns(50)
+        await setup.restart()
+        await setup.ask()
+        assert (setup.phase, setup.course) == ("serving", "superseded")  # version 3 never served
+        (one,) = setup.earlier
+        assert (one["version"], one["compared_with"], one["phase"]) == ("2", "1", "done")
+        assert one["evidence"]["candidate"]["requests"] >= 40
+        assert [change["phase"] for change in one["changes"]] == ["canary", "canary", "done"]
+
+    conducted(tmp_path, test)
+
+
+def test_a_finished_rollout_is_done_after_a_restart(tmp_path: Path) -> None:
+    async def test(setup: Setup) -> None:
+        await setup.begun()
+        while setup.phase != "done":
+            await setup.ask()
+        await setup.restart()
+        assert (await setup.ask(), setup.phase) == (["2"], "done")
+
+    conducted(tmp_path, test)
+
+
+def test_a_version_that_was_taken_back_is_tried_again_when_the_alias_comes_back_to_it(
+    tmp_path: Path,
+) -> None:
+    async def test(setup: Setup) -> None:
+        await setup.begun()
+        setup.fails(2)
+        await setup.ask(100)
+        assert setup.phase == "rolled_back"
+        setup.fails(2, None)
+        for number in "12":  # by a registry that this gateway cannot write
+            setup.say(Alias(number, last_good="1"))
+            await turns(50)
+        assert setup.phase == "canary 20 %"
+        assert [one["phase"] for one in setup.earlier] == ["rolled_back"]
+
+    conducted(tmp_path, test)
 
 
 def test_moving_back_ends_a_canary(tmp_path: Path) -> None:
@@ -379,12 +430,13 @@ def test_a_first_version_and_the_way_back_take_no_steps(tmp_path: Path) -> None:
     async def test(setup: Setup) -> None:
         setup.say("1")
         assert await setup.ask() == ["1"]  # nothing to compare with
+        assert setup.phase == "serving"  # and no move
         setup.say(Alias("2", previous=("1",), last_good="1"))
         await setup.ask(400)
-        assert setup.phase == "serving"
+        assert setup.phase == "done"
         setup.say(Alias("1", last_good="2"))
         await turns(50)
-        assert setup.phase == "serving"
+        assert setup.phase == "done"
         assert await setup.ask() == ["1"]
 
     conducted(tmp_path, test)

@@ -55,7 +55,7 @@ def test_a_version_that_agrees_goes_on_and_callers_never_got_it(tmp_path: Path) 
         await setup.begun()
         assert (setup.phase, setup.rollout.percent) == ("shadowing", 0.0)
         await compared(setup, 20)
-        assert setup.phase == "serving"
+        assert setup.phase == "done"
         phases = [event.phase for event in setup.bench.of(RolloutChanged)]
         assert phases == ["shadowing", "done"]
         evidence = setup.bench.of(RolloutChanged)[-1].evidence["shadow"]
@@ -132,7 +132,7 @@ def test_promise_12_too_few_copies_never_pass(tmp_path: Path, thin: str, phase: 
             setup.aliases.conductor.say(found, "resume")
             await turns(50)
             await compared(setup, 15)  # what was compared before counts
-            assert setup.phase == "serving"
+            assert setup.phase == "done"
 
     conducted(tmp_path, test, {**POLICY, "thin": thin})
 
@@ -175,7 +175,7 @@ def test_the_share_of_a_promotion_overrides_that_of_the_policy(tmp_path: Path) -
         same(setup)
         setup.say("1")
         await setup.ask()
-        setup.aliases.conductor.plan("iris", "champion", "2", None, 0.5)
+        setup.aliases.conductor.courses.plan("iris", "champion", "2", None, 0.5)
         setup.say(Alias("2", last_good="1"))
         await turns(50)
         assert setup.phase == "shadowing"
@@ -189,7 +189,7 @@ def test_the_share_of_a_promotion_overrides_that_of_the_policy(tmp_path: Path) -
     conducted(tmp_path, test, {})
 
 
-@pytest.mark.parametrize(("verb", "phase"), [("finish", "serving"), ("abort", "rolled_back")])
+@pytest.mark.parametrize(("verb", "phase"), [("finish", "done"), ("abort", "rolled_back")])
 def test_a_person_ends_a_shadow(tmp_path: Path, verb: str, phase: str) -> None:
     async def test(setup: Setup) -> None:
         await setup.begun()

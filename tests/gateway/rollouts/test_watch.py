@@ -56,7 +56,7 @@ def test_the_version_before_stays_loaded_until_the_watch_is_over(tmp_path: Path)
         setup.bench.clock.now += 601
         rollout.changed.set()
         await turns(50)
-        assert (setup.phase, setup.course) == ("serving", "done")
+        assert (setup.phase, setup.course) == ("done", "done")
         assert setup.bench.ledger[before].pins == 0
         await setup.ask()
         assert alias(setup).last_good == version(2)
@@ -134,7 +134,7 @@ def test_a_restart_between_the_last_step_and_the_swap_watches(tmp_path: Path) ->
     async def test(setup: Setup) -> None:
         await setup.begun()
         course = setup.rollout.course
-        setup.aliases.conductor._save("iris", "champion", course.to(Phase.WATCHING, 0.0))
+        setup.aliases.conductor.courses.save("iris", "champion", course.to(Phase.WATCHING, 0.0))
         await setup.restart()
         assert await setup.ask(30) == ["2"] * 30  # no step is made again
         assert setup.phase == SERVED
@@ -260,7 +260,7 @@ def test_without_retry_callers_see_what_fails_until_the_guard_knows(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("verb", "phase", "serves"), [("finish", "serving", "2"), ("abort", "rolled_back", "1")]
+    ("verb", "phase", "serves"), [("finish", "done", "2"), ("abort", "rolled_back", "1")]
 )
 def test_a_person_ends_a_watch(tmp_path: Path, verb: str, phase: str, serves: str) -> None:
     async def test(setup: Setup) -> None:
@@ -278,7 +278,8 @@ def test_a_rollback_by_a_person_ends_the_watch_and_is_not_watched(tmp_path: Path
         await swapped(setup)
         setup.say(Alias("1", last_good="1"))
         await turns(50)
-        assert (setup.phase, setup.course) == ("serving", "superseded")
+        assert (setup.phase, setup.course) == ("done", "done")
+        assert [(one["version"], one["phase"]) for one in setup.earlier] == [("2", "superseded")]
         assert set(await setup.ask(10)) == {"1"}
         assert setup.found == []
 
