@@ -110,7 +110,18 @@ def test_a_message_is_believed_once_and_not_late(here: One, there: One, clock: C
     with pytest.raises(Refused, match="differs by more than 30 s"):
         here.gets(*late)
     here.gets(*there.question())
-    assert len(here.heard) == 3
+    assert here.peers.counts == {"accepted": 3, "refused": 3, "failed": 0}
+
+
+def test_what_a_peer_repeats_is_read_rarely(here: One, there: One, clock: Clock) -> None:
+    for _ in range(3):
+        here.gets(*there.question())
+    assert here.heard == [SAID]
+    clock.now += exchange.READ_AGAIN
+    here.gets(*there.question())
+    assert here.heard == [SAID, SAID]
+    here.gets(*there.question(messages.encode("there", [])))  # something new
+    assert here.peers.versions() == {}
 
 
 def test_this_gateway_is_no_peer_of_its_own(here: One) -> None:
