@@ -1,10 +1,12 @@
 """The console in a real browser, as an operator uses it: signed in by the command, at two widths, below a
-path prefix, by keyboard; a canary is paused, resumed and finished there. Screenshots are kept where
-GATEWAY_SCREENSHOTS names a directory."""
+path prefix, by keyboard, and by the rules for screen readers (axe-core); a canary is paused, resumed and
+finished there. Screenshots are kept where GATEWAY_SCREENSHOTS names a directory."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -18,6 +20,8 @@ import httpx
 import pytest
 import yaml
 
+from tests.conftest import needs
+from tests.e2e.test_credentials import made
 from tests.e2e.test_docs_page import browser as browser
 from tests.support.running import Running, log_scaled, running
 
@@ -45,6 +49,12 @@ def server(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
         yield server
 
 
+def inaccessible(page: Any) -> list[str]:
+    """What axe-core finds wrong on a page: the rule, and where it is broken."""
+    found = needs("axe_playwright_python.sync_playwright").Axe().run(page).response["violations"]
+    return [f"{one['id']}: {node['html'][:120]}" for one in found for node in one["nodes"]]
+
+
 @pytest.mark.parametrize("width", [420, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_pages(browser: Any, server: Running, width: int, scheme: str) -> None:
@@ -60,15 +70,19 @@ def test_the_pages(browser: Any, server: Running, width: int, scheme: str) -> No
         ("rollouts", "/console/rollouts"),
         ("rollout", "/console/rollouts/scaled@champion"),
         ("model", "/models/scaled/docs"),
+        ("version", "/models/scaled/versions/1/docs"),
+        ("models", "/docs"),
         ("sign-in", "/console/sign-in"),
+        ("not-found", "/console/nothing"),
     ):
         page.goto(server.url + path)
         assert page.get_by_role("heading", level=1).count() == 1
         assert page.get_by_role("navigation").get_by_role("link").count() == 4
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert inaccessible(page) == []
         if kept := os.environ.get("GATEWAY_SCREENSHOTS"):
             page.screenshot(path=Path(kept, f"{name}-{width}-{scheme}.png"), full_page=True)
-    assert problems == []
+    assert [text for text in problems if "404" not in text] == []
     assert all(url.startswith((server.url, "data:")) for url in asked)
     page.close()
 
@@ -93,8 +107,8 @@ def test_without_javascript_and_by_keyboard(browser: Any, server: Running) -> No
 
 
 @contextmanager
-def below(server: Running, prefix: str) -> Iterator[str]:
-    """The URL of a proxy that serves the gateway below a prefix, which it takes off."""
+def below(origin: str, prefix: str) -> Iterator[str]:
+    """The URL of a proxy that serves the gateway at `origin` below a prefix, which it takes off."""
 
     class Proxy(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -102,7 +116,7 @@ def below(server: Running, prefix: str) -> Iterator[str]:
             path = self.path.removeprefix(prefix) if self.path.startswith(f"{prefix}/") else "/nowhere"
             passed = {name: value for name, value in self.headers.items() if name.lower() != "connection"}
             answer = httpx.request(
-                self.command, server.url + path, headers=passed, content=self.rfile.read(length), timeout=60
+                self.command, origin + path, headers=passed, content=self.rfile.read(length), timeout=60
             )
             self.send_response(answer.status_code)
             for name, value in answer.headers.items():
@@ -125,26 +139,31 @@ def below(server: Running, prefix: str) -> Iterator[str]:
         thread.join()
 
 
-def signed_in(browser: Any, server: Running, url: str) -> Any:
-    """A page of a browser that opened what `gateway console` prints. `url`: the gateway for the browser."""
+def signed_in(browser: Any, origin: str, url: str, name: str = "admin", **environ: str) -> Any:
+    """A page of a browser that opened what `gateway console` prints for the gateway at `origin`, which the
+    browser reaches at `url`. `name`: whose credential the command finds in `environ`."""
     printed = subprocess.run(
-        [sys.executable, "-m", "gateway", "console", "--url", server.url],
-        env={**os.environ, "GATEWAY_STATE_DIR": str(server.directory / "state")},
+        [sys.executable, "-m", "gateway", "console", "--url", origin],
+        env={**os.environ, **environ},
         capture_output=True,
         text=True,
         check=True,
     )
     page = browser.new_context().new_page()
-    page.goto(printed.stdout.strip().replace(server.url, url, 1))
+    page.goto(printed.stdout.strip().replace(origin, url, 1))
     page.get_by_role("button", name="Sign in").click()
     page.wait_for_url(f"{url}/")
-    assert "admin" in page.get_by_role("banner").inner_text()
+    assert name in page.get_by_role("banner").inner_text()
     return page
 
 
+def state(server: Running) -> str:
+    return str(server.directory / "state")
+
+
 def test_below_a_prefix(browser: Any, server: Running) -> None:
-    with below(server, "/ml") as url:
-        page = signed_in(browser, server, url)
+    with below(server.url, "/ml") as url:
+        page = signed_in(browser, server.url, url, GATEWAY_STATE_DIR=state(server))
         page.get_by_role("link", name="Rollouts").click()
         page.get_by_role("link", name="scaled@champion").click()
         page.get_by_role("link", name="The model").click()
@@ -156,10 +175,46 @@ def test_below_a_prefix(browser: Any, server: Running) -> None:
         page.context.close()
 
 
+def test_on_a_listener_of_its_own_where_each_caller_needs_a_credential(browser: Any, tmp_path: Path) -> None:
+    """`admin_listen` with tokens (`anonymous` is `none`), below a prefix: the browser has only its cookie."""
+    log_scaled(tmp_path / "registry.yaml", "scaled", 2.0, alias="champion")
+    token, entry = made("ops", "--predict", "*", "--control", "*")
+    (tmp_path / "tokens.yaml").write_text(json.dumps([entry]))
+    environ = {
+        "GATEWAY_ACCESS__TOKENS_FILE": str(tmp_path / "tokens.yaml"),
+        "GATEWAY_ADMIN_LISTEN": "127.0.0.1:0",
+        "GATEWAY_ISOLATION": "inline",
+    }
+    with running(tmp_path, **environ) as server:
+        (said,) = [line for line in server.lines if "control calls and metrics on" in line]
+        admin = re.findall(r"http://[\d.:]+", said)[0]
+        assert httpx.get(server.url + "/").status_code == 404
+        with below(admin, "/ops/gateway") as url:
+            stranger = browser.new_page()
+            refused = stranger.goto(f"{url}/")
+            assert refused.status == 401
+            assert "scaled" not in stranger.content()
+            assert inaccessible(stranger) == []
+            stranger.get_by_role("link", name="Sign in").first.click()
+            stranger.wait_for_url(f"{url}/console/sign-in")
+            stranger.close()
+            page = signed_in(browser, admin, url, "ops", GATEWAY_ADMIN_KEY=token)
+            page.get_by_role("link", name="scaled").first.click()
+            page.wait_for_url(f"{url}/models/scaled/docs")
+            page.get_by_role("button", name="Send").click()
+            page.get_by_text("Status 200").wait_for()
+            page.get_by_role("link", name="champion").click()
+            page.wait_for_url(f"{url}/console/rollouts/scaled@champion")
+            page.get_by_role("button", name="Sign out").click()
+            page.wait_for_url(f"{url}/")
+            assert "scaled" not in page.content()
+            page.context.close()
+
+
 def test_a_canary_is_paused_resumed_and_finished(browser: Any, server: Running) -> None:
     put = f"{server.url}/models/scaled/aliases/champion"
     assert httpx.put(put, json={"version": "2"}, headers=server.key, timeout=60).status_code == 202
-    page = signed_in(browser, server, server.url)
+    page = signed_in(browser, server.url, server.url, GATEWAY_STATE_DIR=state(server))
     stranger = browser.new_page()
     place = f"{server.url}/console/rollouts/scaled@champion"
     for _ in range(200):
@@ -173,6 +228,7 @@ def test_a_canary_is_paused_resumed_and_finished(browser: Any, server: Running) 
     page.get_by_role("button", name="Resume").click()
     page.get_by_role("button", name="Pause").wait_for()
     assert page.get_by_role("heading", name="Evidence").count() == 1
+    assert inaccessible(page) == []
     page.get_by_role("button", name="Finish").click()
     page.wait_for_url(place)
     for _ in range(200):

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, urlencode
 
 from gateway.http.documents.frame import Visitor, console_page, facts, size, table
 from gateway.names import Reference, url_path
+from gateway.quantities import shown_seconds
 from gateway.views.shapes import Absent
 
 if TYPE_CHECKING:
     from gateway.views import ModelView, ReadinessView, RolloutView, VersionView
     from gateway.views.troubles import Trouble
+
+#: The durations of a rollout policy.
+_DURATIONS: Final = frozenset({"deleted_grace", "every", "watch", "within"})
 
 _FIRST = 5
 
@@ -274,9 +278,17 @@ def _flat(value: Any, above: str = "") -> list[tuple[str, str]]:
     if isinstance(value, Mapping):
         pairs = [_flat(item, f"{above}.{key}" if above else str(key)) for key, item in value.items()]
         return [pair for found in pairs for pair in found]
-    if isinstance(value, float):
-        return [(above, f"{value:.6g}")]
-    return [(above, ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value))]
+    items = value if isinstance(value, (list, tuple)) else (value,)
+    return [(above, ", ".join(_told(item, above.rpartition(".")[2]) for item in items))]
+
+
+def _told(value: Any, name: str) -> str:
+    """A value in the form that settings have."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if name in _DURATIONS and isinstance(value, (int, float)):
+        return shown_seconds(value)
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _next(path: str, search: str, after: str | None, text: str) -> str:

@@ -29,6 +29,8 @@ _FRAME = """<!doctype html>
 """
 _CONSOLE = (("", "Overview"), ("console/rollouts", "Rollouts"), ("console/failures", "Failures"))
 _API = ("docs", "API")
+#: A cell with more characters keeps a width in which it can be read.
+_LONG = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +66,13 @@ def console_page(title: str, up: str, here: str, visitor: Visitor, body: str) ->
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table. The cells are HTML already."""
     top = "".join(f'<th scope="col">{escape(one)}</th>' if one else "<td></td>" for one in head)
-    lines = "\n".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    lines = "\n".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rows)
     body = f"<table>\n<thead><tr>{top}</tr></thead>\n<tbody>\n{lines}\n</tbody>\n</table>"
     return f'<div class="wide" tabindex="0" role="group" aria-label="Table">\n{body}\n</div>'
+
+
+def _cell(content: str) -> str:
+    return f'<td class="long">{content}</td>' if len(content) > _LONG else f"<td>{content}</td>"
 
 
 def facts(pairs: Iterable[tuple[str, str]]) -> str:

@@ -43,7 +43,7 @@ _FORM = """<h2 id="try">Try it</h2>
 </form>
 <h3 id="answer-title">Answer</h3>
 <p id="status" role="status" aria-live="polite">Nothing was sent yet.</p>
-<pre id="answer" tabindex="0" aria-labelledby="answer-title"></pre>
+<pre id="answer" role="group" tabindex="0" aria-labelledby="answer-title"></pre>
 <noscript><p>The form needs JavaScript; the commands below do not.</p></noscript>
 """
 
