@@ -25,6 +25,7 @@ from gateway.http.parts import Parts
 from gateway.metrics import Metrics, count
 from gateway.names import parse_short
 from gateway.notify import Notifier
+from gateway.otlpmetrics import OtlpMetrics
 from gateway.peers import Peers
 from gateway.persistence import Persistence
 from gateway.pools import Pools, large
@@ -210,6 +211,7 @@ class Gateway:
             access=self.access.run,
             usage=self.usage.run,
             notify=self._notifier.run,
+            otlp=OtlpMetrics(self.metrics, os.environ).run,
         )
 
     def refuse(self) -> None:

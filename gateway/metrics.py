@@ -277,6 +277,11 @@ class Metrics:
         name."""
         self._sources.update(sources)
 
+    def collect(self) -> list[Metric]:
+        """All metrics as they are now."""
+        self._sweep()
+        return list(self.registry.collect())
+
     def render(self, accept: str = "") -> tuple[bytes, str]:
         """The text that Prometheus reads and its content type; OpenMetrics if `accept` names it."""
         self._sweep()

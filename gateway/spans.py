@@ -1,23 +1,18 @@
 """Traces as OpenTelemetry spans: one of each request, with the model's call, and one of each load.
 
-The standard `OTEL_*` variables switch it on and configure it; the SDK reads them (sampler, limits, resource,
-batches, exporter). A thread of the SDK exports; a queue that is full drops spans, so a collector that is slow
-or away delays nothing. The libraries are the extra `otel`: nothing here is imported without the variables.
-Must not know HTTP: its callers name methods, routes and attributes.
+`otel` says whether they are on; the SDK reads its own variables (sampler, limits, batches). A thread of the
+SDK exports; a queue that is full drops spans, so a collector that is slow or away delays nothing. Must not
+know HTTP: its callers name methods, routes and attributes.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import platform
-import threading
 from collections.abc import Mapping
-from importlib.metadata import entry_points
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
-from gateway import __version__, tracing
+from gateway import __version__, otel, tracing
 from gateway.serving.servable import Phase
 
 if TYPE_CHECKING:
@@ -29,12 +24,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("gateway")
 
-SERVICE: Final = "model-gateway"
-#: The last spans may take this long to leave when the gateway stops, in seconds.
-PATIENCE: Final = 3.0
-_ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-_PROTOCOLS: Final = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
-_GROUP: Final = "opentelemetry_traces_exporter"
 #: The parts of a load by their spans' names.
 _PARTS: Final = {
     Phase.FETCHING: "fetch",
@@ -46,49 +35,18 @@ _PARTS: Final = {
 }
 
 
-def exporters(environ: Mapping[str, str]) -> list[str]:
-    """The entry points of the exporters that the variables ask for; empty if traces are off. An endpoint
-    alone asks for OTLP."""
-    if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
-        return []
-    asked = environ.get("OTEL_TRACES_EXPORTER", "").strip()
-    if not asked and not any(environ.get(name) for name in _ENDPOINTS):
-        return []
-    protocol = next((environ[name] for name in _PROTOCOLS if environ.get(name)), "http/protobuf")
-    otlp = "otlp_proto_grpc" if protocol == "grpc" else "otlp_proto_http"
-    names = [name.strip() for name in (asked or "otlp").split(",")]
-    return [otlp if name == "otlp" else name for name in names if name not in ("", "none")]
-
-
 def begin(environ: Mapping[str, str]) -> Spans | None:
-    """The spans of a gateway with these variables; None if they are off, or if a library is missing: the log
-    says which."""
-    names = exporters(environ)
-    if not names:
+    """The spans of a gateway with these variables; None if they are off, or if a library is missing."""
+    found = otel.exporters(environ, "traces")
+    if not found:
         return None
-    try:
-        from opentelemetry.sdk.resources import Resource
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
-    except ImportError:
-        log.warning("OTEL_* variables ask for traces, but nothing exports them: install model-gateway[otel]")
-        return None
-    own = {"service.name": SERVICE, "service.version": __version__, "host.name": platform.node()}
-    given = Resource.create()
-    named = not str(given.attributes.get("service.name", "")).startswith("unknown_service")
-    resource = Resource(own).merge(given) if named else given.merge(Resource(own))
-    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-    found = 0
-    for name in names:
-        try:
-            (entry,) = entry_points(group=_GROUP, name=name)
-            provider.add_span_processor(BatchSpanProcessor(entry.load()()))
-            found += 1
-        except ValueError:
-            log.warning("no installed package exports traces as %s (opentelemetry-exporter-…)", name)
-        except Exception as error:  # noqa: BLE001 - a wrong variable must not keep the gateway from serving
-            log.warning("traces cannot be exported as %s: %s", name, error)
-    return Spans(provider) if found else None
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    provider = TracerProvider(resource=otel.resource(), shutdown_on_exit=False)
+    for exporter in found:
+        provider.add_span_processor(BatchSpanProcessor(exporter))
+    return Spans(provider)
 
 
 class Spans:
@@ -168,21 +126,9 @@ class Spans:
         self._tracer.start_span(name, parent, kind, attributes, start_time=began).end(ended)
 
     async def close(self) -> None:
-        """Sends the last spans, for `PATIENCE` at most."""
-        loop, left = asyncio.get_running_loop(), asyncio.Event()
-
-        def shut_down() -> None:
-            self._provider.shutdown()
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(left.set)
-
-        # A daemon: the exporter may wait for a collector that is away longer than the gateway does.
-        threading.Thread(target=shut_down, name="spans", daemon=True).start()
-        try:
-            async with asyncio.timeout(PATIENCE):
-                await left.wait()
-        except TimeoutError:
-            log.warning("the last traces were not sent within %g s", PATIENCE)
+        """Sends the last spans, for a moment at most."""
+        if not await otel.briefly(self._provider.shutdown):
+            log.warning("the last traces were not sent within %g s", otel.PATIENCE)
 
 
 def _model(version: Any) -> dict[str, str]:

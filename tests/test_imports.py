@@ -167,12 +167,14 @@ TABLE: dict[str, Row] = {
         "cgroup", "serving", "views", "metrics", "upkeep", "http.connections", "registries.watcher", "peers",
     ),
     "usage": row(LEAVES, VERSION, "record", "serving", "metrics"),
-    # Requests and loads as spans of OpenTelemetry.
-    "spans": row(LEAVES, "record", "serving", "__version__", libraries="opentelemetry"),
+    # OpenTelemetry: requests and loads as spans, and the metrics.
+    "otel": row("__version__", libraries="opentelemetry"),
+    "spans": row(LEAVES, "otel", "record", "serving", "__version__", libraries="opentelemetry"),
+    "otlpmetrics": row("otel", "metrics", "__version__", libraries="opentelemetry prometheus_client"),
     "upkeep": row(LEAVES, PREPARED, "artifacts.cache", "runners", "serving"),
     "app": row(
         LEAVES, PARTS, CAPTURE, "serving", "rollouts", "service", "views", "http", "metrics", "gauges",
-        "persistence", "notify", "upkeep", "access", "usage", "spans", "peers",
+        "persistence", "notify", "upkeep", "access", "usage", "spans", "otlpmetrics", "peers",
     ),
     "server": row(LEAVES, PARTS, "app", "http", "grpc", libraries="uvicorn uvloop"),
     # Python's interface: registry and artifacts, without a server.

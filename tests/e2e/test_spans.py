@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 import socket
+from itertools import accumulate
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 import gateway
 from tests.conftest import needs
 from tests.support.flavors import graph
-from tests.support.otlp import collector
+from tests.support.otlp import collector, values
 from tests.support.running import Running, log_scaled
 from tests.support.shell import free_port
 
@@ -143,6 +145,40 @@ def test_calls_over_grpc_and_in_packs_have_spans_too(tmp_path: Path) -> None:
     assert call.began <= predict.began <= predict.ended <= call.ended
 
 
+def test_the_metrics_are_those_that_are_scraped(tmp_path: Path, registry: str) -> None:
+    with collector() as seen:
+        environ = {"OTEL_METRICS_EXPORTER": "otlp", "OTEL_METRIC_EXPORT_INTERVAL": "200"}
+        server = traced(tmp_path, registry, seen.url, OTEL_TRACES_EXPORTER="none", **environ)
+        try:
+            assert [ask(server).status_code for _ in range(3)] == [200] * 3
+            seen.wait_for_metrics(lambda metrics: "gateway_request_seconds" in metrics)
+            assert ask(server).status_code == 200
+            scraped = text_string_to_metric_families(httpx.get(f"{server.url}/metrics").text)
+            families = {family.name: family for family in scraped}
+        finally:
+            server.stop()
+    # The last ones are sent at the end.
+    sent = {name: metric for name, metric in seen.metrics.items() if name != "gateway_unloads_total"}
+    names = {name + ("_total" if one.type == "counter" else "") for name, one in families.items()}
+    empty = {name for name, one in families.items() if not one.samples}
+    created = {name for name in names if name.endswith("_created")}  # a start time in OTLP
+    assert set(sent) == names - empty - {f"{name}_total" for name in empty} - created
+    (requests,) = sent["gateway_requests_total"].sum.data_points
+    assert values(requests.attributes) == {"model": "scaled", "version": "1", "code": "2xx"}
+    assert requests.as_double == 4
+    assert sent["gateway_requests_total"].sum.is_monotonic
+    (seconds,) = sent["gateway_request_seconds"].histogram.data_points
+    samples = families["gateway_request_seconds"].samples
+    below = [sample.value for sample in samples if sample.name.endswith("_bucket")]
+    assert list(accumulate(seconds.bucket_counts)) == below
+    assert seconds.count == 4
+    assert len(seconds.explicit_bounds) == len(seconds.bucket_counts) - 1
+    assert seconds.sum == next(sample.value for sample in samples if sample.name.endswith("_sum"))
+    (version,) = sent["gateway_build_info"].gauge.data_points
+    assert values(version.attributes)["version"] == gateway.__version__
+    assert not seen.spans
+
+
 @pytest.mark.parametrize("way", ["away", "silent"])
 def test_a_collector_that_does_not_answer_costs_no_request_and_no_end(
     way: str, tmp_path: Path, registry: str
@@ -151,8 +187,14 @@ def test_a_collector_that_does_not_answer_costs_no_request_and_no_end(
         bound.bind(("127.0.0.1", 0))  # refuses connections: it does not listen
         seen.answers.clear()
         url = seen.url if way == "silent" else f"http://127.0.0.1:{bound.getsockname()[1]}"
+        metrics = {"OTEL_METRICS_EXPORTER": "otlp", "OTEL_METRIC_EXPORT_INTERVAL": "100"}
         server = traced(
-            tmp_path, registry, url, OTEL_BSP_MAX_QUEUE_SIZE="4", OTEL_BSP_MAX_EXPORT_BATCH_SIZE="2"
+            tmp_path,
+            registry,
+            url,
+            OTEL_BSP_MAX_QUEUE_SIZE="4",
+            OTEL_BSP_MAX_EXPORT_BATCH_SIZE="2",
+            **metrics,
         )
         try:
             answers = [ask(server) for _ in range(20)]

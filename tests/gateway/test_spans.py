@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from gateway import spans, tracing
+from gateway import otel, spans, tracing
 from gateway.http.tracing import route_of
 from gateway.serving.batching import Batcher
 from tests.gateway.serving.test_batching import Doubler, rows
@@ -35,9 +35,25 @@ HTTP, GRPC = "otlp_proto_http", "otlp_proto_grpc"
     ],
 )
 def test_the_standard_variables_decide(environ: dict[str, str], wanted: list[str]) -> None:
-    assert spans.exporters(environ) == wanted
+    assert otel.wanted(environ, "traces") == wanted
     if not wanted:
         assert spans.begin(environ) is None
+
+
+@pytest.mark.parametrize(
+    ("environ", "wanted"),
+    [
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318"}, []),  # they are scraped
+        ({"OTEL_TRACES_EXPORTER": "otlp"}, []),
+        ({"OTEL_METRICS_EXPORTER": "otlp"}, [HTTP]),
+        ({"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "http://c:4318/v1/metrics"}, [HTTP]),
+        ({"OTEL_METRICS_EXPORTER": "otlp", "OTEL_SDK_DISABLED": "true"}, []),
+    ],
+)
+def test_metrics_are_sent_only_where_a_variable_of_metrics_says_so(
+    environ: dict[str, str], wanted: list[str]
+) -> None:
+    assert otel.wanted(environ, "metrics") == wanted
 
 
 def test_without_the_library_the_log_says_what_to_install(

@@ -1,11 +1,10 @@
-"""A collector of traces: it takes OTLP over HTTP, decodes it, and keeps the spans."""
+"""A collector of traces and metrics: it takes OTLP over HTTP, decodes it, and keeps what came."""
 
 from __future__ import annotations
 
 import gzip
 import http.server
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +37,8 @@ class Collector(http.server.ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.spans: list[Span] = []
+        #: The last metrics that came, by name, as protobuf.
+        self.metrics: dict[str, Any] = {}
         self.came = threading.Condition()
         self.answers = threading.Event()
         self.answers.set()
@@ -49,13 +50,16 @@ class Collector(http.server.ThreadingHTTPServer):
 
     def wait(self, wanted: Callable[[list[Span]], bool]) -> list[Span]:
         """The spans so far, once they are as `wanted`."""
-        deadline = time.monotonic() + PATIENCE
         with self.came:
-            while not wanted(self.spans):
-                left = deadline - time.monotonic()
-                assert left > 0, [(span.name, span.attributes) for span in self.spans]
-                self.came.wait(left)
+            in_time = self.came.wait_for(lambda: wanted(self.spans), PATIENCE)
+            assert in_time, [(span.name, span.attributes) for span in self.spans]
             return list(self.spans)
+
+    def wait_for_metrics(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """The last metrics, once they are as `wanted`."""
+        with self.came:
+            assert self.came.wait_for(lambda: wanted(self.metrics), PATIENCE), sorted(self.metrics)
+            return dict(self.metrics)
 
     def named(self, *names: str) -> list[Span]:
         """One span of each name, the first that came, in this order."""
@@ -67,26 +71,30 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     server: Collector
 
     def do_POST(self) -> None:
-        from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as service
+        from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as metrics
+        from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as traces
 
         body = self.rfile.read(int(self.headers["Content-Length"]))
         if self.headers.get("Content-Encoding") == "gzip":
             body = gzip.decompress(body)
-        request = service.ExportTraceServiceRequest.FromString(body)
         self.server.reached.set()
         self.server.answers.wait(PATIENCE)
         with self.server.came:
-            for resource in request.resource_spans:
-                about = _values(resource.resource.attributes)
-                for scope in resource.scope_spans:
-                    self.server.spans += [_span(span, about) for span in scope.spans]
+            if self.path == "/v1/traces":
+                for resource in traces.ExportTraceServiceRequest.FromString(body).resource_spans:
+                    about = values(resource.resource.attributes)
+                    for scope in resource.scope_spans:
+                        self.server.spans += [_span(span, about) for span in scope.spans]
+            else:
+                assert self.path == "/v1/metrics", self.path
+                for resource in metrics.ExportMetricsServiceRequest.FromString(body).resource_metrics:
+                    for scope in resource.scope_metrics:
+                        self.server.metrics |= {metric.name: metric for metric in scope.metrics}
             self.server.came.notify_all()
-        answer = service.ExportTraceServiceResponse().SerializeToString()
-        self.send_response(200 if self.path == "/v1/traces" else 404)
+        self.send_response(200)
         self.send_header("Content-Type", "application/x-protobuf")
-        self.send_header("Content-Length", str(len(answer)))
+        self.send_header("Content-Length", "0")
         self.end_headers()
-        self.wfile.write(answer)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
         pass
@@ -95,12 +103,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 def _span(span: Any, resource: dict[str, Any]) -> Span:
     return Span(
         span.name, span.trace_id.hex(), span.span_id.hex(), span.parent_span_id.hex(), span.kind,
-        span.start_time_unix_nano, span.end_time_unix_nano, _values(span.attributes), span.status.code == 2,
+        span.start_time_unix_nano, span.end_time_unix_nano, values(span.attributes), span.status.code == 2,
         resource,
     )  # fmt: skip
 
 
-def _values(attributes: Any) -> dict[str, Any]:
+def values(attributes: Any) -> dict[str, Any]:
     return {one.key: getattr(one.value, one.value.WhichOneof("value")) for one in attributes}
 
 
