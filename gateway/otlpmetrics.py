@@ -74,7 +74,7 @@ def metrics_data(families: Iterable[Metric], started: int, now: int) -> Any:
         if family.type == "histogram":
             return sdk.Histogram(_histograms(family, started, now, sdk.HistogramDataPoint), temporality)
         points = [
-            sdk.NumberDataPoint(sample.labels, started, now, sample.value)
+            sdk.NumberDataPoint(sample.labels, started, now, float(sample.value))
             for sample in family.samples
             if not sample.name.endswith("_created")
         ]
