@@ -137,19 +137,23 @@ class Verdict:
 
 
 OUTCOMES: Final = ("refused", "rolled_back")
+BACK: Final = "x-back"
+"""The key of an alias that names the version that a rollback went to. Older gateways ignore it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Alias:
-    """An alias and its version. `previous`: the versions it pointed to before, newest first. `forced`: the
-    operator overruled the gates, which every gateway must know. `last_good`: the last version that has
-    answered. `verdict`: a gateway's verdict on `version`."""
+    """An alias and its version. `previous`: the versions that served under it before, newest first. `forced`:
+    the operator overruled the gates, which every gateway must know. `last_good`: the last version that has
+    answered. `verdict`: a gateway's verdict on `version`. `back`: a rollback went to `version`, so it has
+    served before, and every gateway goes back at once."""
 
     version: str
     previous: tuple[str, ...] = ()
     last_good: str | None = None
     forced: bool = False
     verdict: Verdict | None = None
+    back: bool = False
 
     @property
     def refused(self) -> Verdict | None:
@@ -159,6 +163,12 @@ class Alias:
             return None
         # A move clears verdicts, so a rollback verdict is newer than `forced`.
         return None if self.forced and verdict.outcome == "refused" else verdict
+
+    @property
+    def served(self) -> str | None:
+        """The version that served last, as far as the registry knows: one that was superseded while it was
+        tried, or refused, has not served. None: unknown."""
+        return self.last_good or (self.version if self.refused is None else None)
 
     def to_json(self) -> str | dict[str, Any]:
         """Returns the form written to a document: only the version when nothing else is set."""
@@ -171,6 +181,8 @@ class Alias:
             value["forced"] = True
         if self.verdict is not None:
             value["x-verdict"] = self.verdict.to_json()
+        if self.back:
+            value[BACK] = self.version  # void once a person writes another version
         return self.version if len(value) == 1 else value
 
     @classmethod
@@ -181,7 +193,8 @@ class Alias:
         previous = value.get("previous", ())
         earlier = (previous,) if isinstance(previous, str) else tuple(previous)
         verdict = Verdict.from_json(value.get("x-verdict"))
-        return cls(value["version"], earlier, value.get("last_good"), value.get("forced", False), verdict)
+        version, forced = value["version"], value.get("forced", False)
+        return cls(version, earlier, value.get("last_good"), forced, verdict, value.get(BACK) == version)
 
 
 ANYWHERE: Final = "*"
@@ -196,7 +209,8 @@ class Move:
 
     `expect`: the version it must point to now; None: it must not exist; `ANYWHERE`: either; `EXISTING`: any
     version. `forced`: a gate was overruled. `back`: a rollback, so the version it leaves does not become a
-    `previous` one. `last_good`: the version that served until now, where the mover knows it.
+    `previous` one. `last_good`: the last version that has answered, and `serving`: the one that serves until
+    now, where the mover knows them.
     """
 
     name: str
@@ -206,6 +220,7 @@ class Move:
     forced: bool = False
     back: bool = False
     last_good: str | None = None
+    serving: str | None = None
 
     def __str__(self) -> str:
         return f"{self.name}@{self.alias}"
@@ -230,13 +245,25 @@ class Move:
             # The operator repeats the move: the version is checked again.
             return replace(current, forced=current.forced or self.forced, verdict=None)
         good = self.last_good or current.last_good
-        earlier = current.previous
         if self.back:
-            # After a rollback, the versions after that point are no longer previous ones.
-            earlier = earlier[earlier.index(self.version) + 1 :] if self.version in earlier else earlier
-        elif current.refused is None:  # a refused version has not served, so it is not a previous one
-            earlier = (current.version, *earlier)[:MAX_PREVIOUS]
-        return Alias(self.version, earlier, good, self.forced)
+            earlier = since(current.previous, self.version)
+        else:
+            served = self.serving or current.served
+            earlier = before(current.previous, served, self.version)
+        return Alias(self.version, earlier, good, self.forced, back=self.back)
+
+
+def since(previous: tuple[str, ...], version: str) -> tuple[str, ...]:
+    """The previous versions after a rollback: those after that point are no longer previous ones."""
+    return previous[previous.index(version) + 1 :] if version in previous else previous
+
+
+def before(previous: tuple[str, ...], served: str | None, version: str) -> tuple[str, ...]:
+    """The previous versions after a move to `version`. `served`: the version that served until then, None if
+    none did."""
+    if served is None or served in (version, *previous[:1]):
+        return previous
+    return (served, *previous)[:MAX_PREVIOUS]
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,16 @@ import orjson
 from gateway import yamltext
 from gateway.names import InvalidReference, check_alias, check_name, check_version, did_you_mean
 from gateway.registries import jsontext, yamledit
-from gateway.registries.base import MAX_PREVIOUS, Alias, Entries, Model, RegistryInvalid, Verdict, Version
+from gateway.registries.base import (
+    BACK,
+    MAX_PREVIOUS,
+    Alias,
+    Entries,
+    Model,
+    RegistryInvalid,
+    Verdict,
+    Version,
+)
 from loaders.spelling import counted
 
 Form = Literal["yaml", "json"]
@@ -371,7 +380,8 @@ class _Checker:
         if version is None or not self._named(check_version, version, f"{place}.version"):
             return None
         verdict = Verdict.from_json(value.get("x-verdict"))
-        return Alias(version, tuple(earlier[:MAX_PREVIOUS]), last_good, forced == "true", verdict)
+        back = value.get(BACK) == version
+        return Alias(version, tuple(earlier[:MAX_PREVIOUS]), last_good, forced == "true", verdict, back)
 
     def _mapping(self, value: Any, place: str, known: tuple[str, ...] | None) -> dict[str, Any]:
         """The entries of a mapping. With `known`: without its `x-` keys, and a problem for each other key

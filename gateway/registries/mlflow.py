@@ -418,7 +418,7 @@ class MLflowRegistry:
 
     def _write_past(self, name: str, alias: str, new: Alias) -> None:
         value: dict[str, Any] = {"version": new.version, "previous": list(new.previous), "forced": new.forced}
-        value["last_good"] = new.last_good
+        value |= {"last_good": new.last_good, "back": new.back}
         value["verdict"] = None if new.verdict is None else new.verdict.to_json()
         tag = {"name": name, "key": ALIAS_TAG + alias, "value": json.dumps(value)}
         try:

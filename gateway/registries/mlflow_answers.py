@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from gateway import yamltext
 from gateway.names import InvalidReference, check_version
-from gateway.registries.base import MAX_PREVIOUS, UNREADABLE, Alias, Verdict
+from gateway.registries.base import UNREADABLE, Alias, Verdict, before, since
 
 ROLLOUT_TAG: Final = "gateway.rollout"
 #: The digits of the largest whole number of 64 bits.
@@ -31,13 +31,14 @@ def with_past(version: str, tag: str | None) -> Alias:
         last_good = None if past.get("last_good") is None else check_version(str(past["last_good"]))
     except (TypeError, KeyError, InvalidReference):
         return Alias(version)
+    verdict = Verdict.from_json(past.get("verdict"))
+    stands = Alias(stood, previous, last_good, past.get("forced") is True, back=past.get("back") is True)
     if stood == version:
-        return Alias(version, previous, last_good, past.get("forced") is True)
+        return stands
     if version in previous:
-        return Alias(version, previous[previous.index(version) + 1 :], last_good)
-    if Verdict.from_json(past.get("verdict")) is None:  # a refused version has not served
-        previous = (stood, *previous)
-    return Alias(version, previous[:MAX_PREVIOUS], last_good)
+        return Alias(version, since(previous, version), last_good, back=True)
+    served = replace(stands, verdict=verdict).served
+    return Alias(version, before(previous, served, version), last_good)
 
 
 def with_verdict(alias: Alias, tag: str | None, told: str | None) -> Alias:

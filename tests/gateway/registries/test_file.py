@@ -215,10 +215,15 @@ def test_going_back_forgets_what_was_left(file: Path) -> None:
     for version in ("2", "3"):
         registry.move(Move("iris", "champion", version))
     back = registry.move(Move("iris", "champion", "2", back=True))
-    assert back.models["iris"].aliases["champion"] == Alias("2", ("1",))
+    assert back.models["iris"].aliases["champion"] == Alias("2", ("1",), back=True)
+    text = file.read_text()
+    file.write_text(text.replace("champion: {version: 2", "champion: {version: 3"))
+    assert file.read_text() != text
+    by_hand = registry.read().models["iris"].aliases["champion"]
+    assert (by_hand.version, by_hand.back) == ("3", False)  # a person moves it forward
     back = registry.move(Move("iris", "champion", "1", back=True))
-    assert back.models["iris"].aliases["champion"] == Alias("1")
-    assert file.read_text() == THREE
+    assert back.models["iris"].aliases["champion"] == Alias("1", back=True)
+    assert back == registry.read()
 
 
 def test_at_most_ten_earlier_versions_are_kept(file: Path) -> None:
