@@ -158,11 +158,16 @@ class Alias:
     @property
     def refused(self) -> Verdict | None:
         """The verdict, if it is on the alias's version and `forced` does not overrule it; else None."""
-        verdict = self.verdict
-        if verdict is None or verdict.version != self.version:
-            return None
+        verdict = self.standing
         # A move clears verdicts, so a rollback verdict is newer than `forced`.
-        return None if self.forced and verdict.outcome == "refused" else verdict
+        forced = verdict is not None and self.forced and verdict.outcome == "refused"
+        return None if forced else verdict
+
+    @property
+    def standing(self) -> Verdict | None:
+        """The verdict, if it is on the alias's version; one on another version is void."""
+        verdict = self.verdict
+        return verdict if verdict is not None and verdict.version == self.version else None
 
     @property
     def served(self) -> str | None:
@@ -448,65 +453,3 @@ class Registry(Protocol):
         """
 
     def close(self) -> None: ...
-
-
-class Whole:
-    """The reading half of a registry whose snapshots hold the whole content."""
-
-    longest_pause = LONGEST_PAUSE
-    partial = False
-    lasting = True
-
-    def read(self) -> Snapshot:
-        raise NotImplementedError
-
-    def find(self, reference: Reference) -> Snapshot:
-        return self.read()
-
-    def known(self) -> Snapshot | None:
-        return None
-
-    def listing(self, name: str | None = None) -> Snapshot:
-        return self.read()
-
-    def resume(self, snapshot: Snapshot) -> None:
-        """Does nothing: the registry is read as a whole."""
-
-    def forget(self, names: Collection[str]) -> None:
-        """Does nothing: the registry is read as a whole."""
-
-    def record_digest(self, version: Version, digest: str) -> None:
-        """Does nothing: the owner writes digests."""
-
-    def record_status(self, name: str, alias: str, version: str, status: str) -> None:
-        """Does nothing: only observations are written."""
-
-
-class ReadOnly:
-    """The writing half of a registry that cannot be written from here. `why_not` says why, and what to do."""
-
-    writable = False
-    why_not: str
-
-    def why_not_writable(self) -> str | None:
-        return self.why_not
-
-    def move(self, move: Move) -> Snapshot:
-        raise RegistryReadOnly(self.why_not)
-
-    def delete_alias(self, name: str, alias: str) -> Snapshot:
-        raise RegistryReadOnly(self.why_not)
-
-    def record(self, observation: Observation) -> Snapshot | None:
-        return None
-
-    def add_version(
-        self,
-        name: str,
-        package: str,
-        digest: str,
-        *,
-        tags: Mapping[str, str] | None = None,
-        alias: str | None = None,
-    ) -> Version:
-        raise RegistryReadOnly(self.why_not)

@@ -40,8 +40,8 @@ from gateway.registries.base import (
     RegistryUnavailable,
     Snapshot,
     Version,
-    Whole,
 )
+from gateway.registries.halves import Whole
 from gateway.registries.resolution import find_alias, resolve
 from gateway.registries.store import (
     MAX_BYTES,

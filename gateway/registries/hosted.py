@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from gateway.names import check_name
-from gateway.registries.base import Alias, Model, ReadOnly, RegistryError, Snapshot, Version, Whole
+from gateway.registries.base import Alias, Model, RegistryError, Snapshot, Version
+from gateway.registries.halves import ReadOnly, Whole
 from gateway.registries.listed import ALIAS
 from loaders import package
 

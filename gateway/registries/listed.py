@@ -17,13 +17,12 @@ from gateway.registries.base import (
     Model,
     Move,
     Observation,
-    ReadOnly,
     Registry,
     RegistryError,
     Snapshot,
     Version,
-    Whole,
 )
+from gateway.registries.halves import ReadOnly, Whole
 from loaders import bare, package
 
 ALIAS = "champion"

@@ -19,13 +19,12 @@ from gateway import backoff, tracing
 from gateway.filesystems import asked
 from gateway.registries import document
 from gateway.registries.base import (
-    ReadOnly,
     RegistryError,
     RegistryInvalid,
     RegistryUnavailable,
     Snapshot,
-    Whole,
 )
+from gateway.registries.halves import ReadOnly, Whole
 
 TIMEOUT: Final = 10.0
 DEADLINE: Final = 30.0

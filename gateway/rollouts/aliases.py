@@ -58,6 +58,11 @@ class Target(NamedTuple):
     alias: LiveAlias | None
 
 
+def _mover(entry: base.Alias, moved_by: str) -> str:
+    """What moved an alias: the registry says of every rollback that it is one, whoever wrote it."""
+    return records.ROLLBACK if entry.back else moved_by
+
+
 class Aliases:
     """`gates` decide about versions. `found_out` publishes findings that every gateway should know. `grace`:
     the seconds for which a deleted alias of a model continues to answer. `counted` is called with the arm of
@@ -163,7 +168,8 @@ class Aliases:
 
     def earlier(self, name: str, alias: str) -> str | None:
         """The version that a rollback goes to. Raises NotInRegistry."""
-        return records.earlier(find_alias(self._snapshot, name, alias), self._memory.history(name, alias))
+        find_alias(self._snapshot, name, alias)
+        return records.earlier(self.record(name, alias), alias, self._memory.history(name, alias))
 
     # For requests.
 
@@ -286,7 +292,7 @@ class Aliases:
         if found is None:
             find_alias(self._snapshot, name, alias)
             found = self._seen(self._snapshot.models[name], alias)
-            found.moved_by = moved_by
+            found.moved_by = _mover(self._snapshot.models[name].aliases[alias], moved_by)
             self._aliases[name, alias] = found
             self._attempts.pop((name, alias), None)
             self._take(found, "registry")
@@ -332,7 +338,7 @@ class Aliases:
         if before[0] is not None:
             found.generation += 1
             version, writer = self._announced.get((found.name, found.alias), ("", ""))
-            found.moved_by = writer if version == entry.version else moved_by
+            found.moved_by = _mover(entry, writer if version == entry.version else moved_by)
         if found.verdict is None:
             found.refusal = None
         if error is not None and found.serving != found.desired:

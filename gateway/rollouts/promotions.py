@@ -160,7 +160,7 @@ class Promotions:
         it. The version is loaded, so this is usually quick. `wait`: the seconds that the caller waits; a
         refusal is then raised as a Problem. None: the caller does not wait."""
         move = moved.move
-        found = self._aliases.open(move.name, move.alias, PROMOTE)
+        found = self._aliases.open(move.name, move.alias, ROLLBACK if move.back else PROMOTE)
         if moved.unchanged:
             self._aliases.clear_error(found)
         try:
@@ -234,9 +234,11 @@ class Promotions:
                 del self.trials[name, alias]
             if held is not None:
                 held.release()
+        found = self._aliases.find(name, alias)
+        serving = None if found is None or found.serving is None else found.serving.version
         move = Move(
-            name, alias, move.version, expect,
-            forced=bool(passed.overruled), back=move.back, last_good=record.good,
+            name, alias, move.version, expect, forced=bool(passed.overruled), back=move.back,
+            last_good=record.good, serving=serving,
         )  # fmt: skip
         try:
             if not dry_run:

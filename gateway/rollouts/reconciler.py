@@ -143,7 +143,7 @@ class Reconciler:
             if passed is None:
                 return None  # overtaken
             try:
-                if held is not None and self._in_steps(found, target):
+                if generation == found.generation and held is not None and self._in_steps(found, target):
                     taken_back = await self._conducted(found, target)
                     if taken_back is not None:
                         return taken_back

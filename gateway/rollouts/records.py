@@ -27,8 +27,8 @@ class Record:
 
     `model`: the registry's current model. `against`: the version that callers of the alias use now (None:
     unknown). `good`: the number of the last version that answered. `served`: the numbers of the versions that
-    have answered under the alias. `verdict`: another gateway's verdict on the version that the alias points
-    to.
+    have proved themselves under the alias: they need no steps, no watch and no comparison, and a rollback may
+    go to them. `verdict`: another gateway's verdict on the version that the alias points to.
     """
 
     model: Model
@@ -72,22 +72,30 @@ def record_of(
     entry = model.aliases.get(alias)
     if entry is None or found is None:
         return Record(model)
-    served = {stretch.version for stretch in history} | {*entry.previous}
     good = None if found.last_good is None else found.last_good.version
-    served |= {version for version in (entry.last_good, good) if version is not None}
+    served = _served(entry, history, good)
     against = found.serving or found.last_good
     if against is None and entry.refused is None and not again:
         against = model.versions.get(entry.version)
-    return Record(model, against, good, frozenset(served), None if again else entry.refused)
+    return Record(model, against, good, served, None if again else entry.refused)
 
 
-def earlier(entry: base.Alias, history: Sequence[Served]) -> str | None:
+def _served(entry: base.Alias, history: Sequence[Served], good: str | None) -> frozenset[str]:
+    """The versions that have served, here or (from the registry) elsewhere. A version that was rolled back
+    each time that it served here has not proved itself, but a person's rollback may go to it."""
+    stayed = {stretch.version for stretch in history if not (stretch.reason or "").startswith(ROLLED_BACK)}
+    taken_back = {stretch.version for stretch in history} - stayed
+    said = {*stayed, *entry.previous, entry.last_good} - taken_back
+    back = entry.version if entry.back else None
+    return frozenset(version for version in (*said, good, back) if version is not None)
+
+
+def earlier(record: Record, alias: str, history: Sequence[Served]) -> str | None:
     """The target of a rollback: the version that served before, here or (from the registry) elsewhere."""
-    back = rollback_target(history, entry.version)
-    if back is not None and back != entry.version:
-        return back
-    known = [*entry.previous, *([entry.last_good] if entry.last_good else [])]
-    return next((version for version in known if version != entry.version), None)
+    entry = record.model.aliases[alias]
+    good = None if entry.back else entry.last_good  # after a rollback, that may be the version it left
+    known = (rollback_target(history, entry.version), *entry.previous, good)
+    return next((version for version in known if version in record.served - {entry.version}), None)
 
 
 def not_registered(target: Version) -> Problem:
@@ -99,14 +107,14 @@ def rollback_target(history: Sequence[Served], current: str | None) -> str | Non
     """The version served before the present one, going further back with every rollback. Pure.
 
     Moves forward push onto a stack, a rollback pops down to where it went; so a second rollback goes
-    behind the first one instead of forward again. None: nothing was served before.
+    behind the first one instead of forward again. That holds too for a version that has not served here
+    before: it served elsewhere, before all that did here. None: nothing was served before.
     """
     stack: list[str] = []
     for served in history:
-        if served.moved_by == ROLLBACK and served.version in stack:
-            while stack[-1] != served.version:
-                stack.pop()
-        elif not stack or stack[-1] != served.version:
+        while served.moved_by == ROLLBACK and stack and stack[-1] != served.version:
+            stack.pop()
+        if not stack or stack[-1] != served.version:
             stack.append(served.version)
     if current is not None and stack and stack[-1] != current:
         # What the registry wants now has not served yet: back means to what serves.
@@ -121,8 +129,4 @@ def is_other(service: Version | None, target: Version) -> bool:
 
 def has_served(found: LiveAlias, model: Model, target: Version) -> bool:
     """Whether a version has proved itself under an alias: it needs no steps and no watch."""
-    entry = model.aliases.get(found.alias)
-    if entry is not None and target.version in (*entry.previous, entry.last_good):
-        return True
-    stretches = [served for served in found.history if served.version == target.version]
-    return not all((served.reason or "").startswith(ROLLED_BACK) for served in stretches)
+    return target.version in record_of(model, found.alias, found, found.history).served

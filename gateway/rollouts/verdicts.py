@@ -91,7 +91,7 @@ class Verdicts:
         name, entry = model.name, model.aliases[alias]
         course = self._courses.of(name, alias)
         if course is not None and course.version == entry.version and course.phase in TAKEN_BACK:
-            if entry.verdict is not None:
+            if entry.standing is not None:
                 if not course.recorded:
                     self._courses.save(name, alias, replace(course, recorded=True))
                 return None
@@ -136,7 +136,7 @@ class Verdicts:
             last_good,
             void_until=self._void.get((*key, entry.version)),
         )
-        if not verdicts or entry.verdict is not None:
+        if not verdicts or entry.standing is not None:
             return said
         course, refused = self._courses.of(*key), self._refused.get(key)
         if _holds(course, entry.version):
@@ -235,7 +235,7 @@ class Verdicts:
         if heard is None or heard.verdict is None or self._clock() - at > HEARD_SECONDS:
             return
         verdict, version = heard.verdict, model.versions.get(entry.version)
-        if heard.version != entry.version or entry.verdict is not None or version is None:
+        if heard.version != entry.version or entry.standing is not None or version is None:
             return
         if replace(entry, verdict=verdict).refused is None:
             return  # a person has overruled the gates
