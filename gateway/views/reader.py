@@ -22,8 +22,8 @@ from gateway.registries.document import dump
 from gateway.registries.resolution import find_alias, resolve
 from gateway.rollouts.alias import number
 from gateway.serving.ledger import AccountState
-from gateway.serving.servable import Phase, Servable, Status
-from gateway.views import contents
+from gateway.serving.servable import Servable, Status
+from gateway.views import contents, progress
 from gateway.views.contents import Described
 from gateway.views.paging import AT_ONCE, Listed, Names, Page
 from gateway.views.shapes import (
@@ -184,11 +184,11 @@ class Views:
             account = self._manager.ledger.find(servable)
             state = servable.status
             if state is Status.LOADING:
-                reason, load = self._loading(servable, fetched)
+                reason, load = progress.loading(servable, fetched, self._clock())
             if account is not None:
                 last_used = utc(self._wall() - (self._clock() - account.last_used))
         elif fetched is not None:  # for an alias's gates, before anything is loaded
-            state, reason = Status.LOADING, _fetching(fetched)
+            state, reason = Status.LOADING, progress.fetching(fetched)
         return VersionView(
             version=version.version,
             state=state.value,
@@ -228,26 +228,6 @@ class Views:
             found["stuck"] = runner.stuck
             found["placement"] = {"isolation": runner.isolation, "reason": runner.placement}
         return found
-
-    def _loading(self, servable: Servable, fetched: Fetched | None) -> tuple[str, Mapping[str, Any] | Absent]:
-        """Returns the progress of a load, as text and numbers. `expected_seconds`: the last load time of
-        these files; None for new files."""
-        if fetched is not None:
-            return _fetching(fetched), ABSENT
-        if servable.began is None:
-            if servable.building is not None and servable.phase is Phase.BUILDING:
-                return f"building its environment: {servable.building}", ABSENT
-            return servable.phase.value, ABSENT
-        seconds = round(self._clock() - servable.began, 1)
-        before = None if servable.prepared is None else servable.prepared.load_seconds
-        if before is None:
-            known = ""
-        elif seconds <= before:
-            known = f" of about {before:.1f} s"
-        else:
-            known = f", longer than usual ({before:.1f} s)"
-        load = {"phase": servable.phase.value, "seconds": seconds, "expected_seconds": before}
-        return f"{servable.phase.value} {seconds} s{known}", load
 
     def _model(self, model: Model, held: Mapping[Version, Servable]) -> ModelView:
         versions = sorted(model.versions.values(), key=lambda version: int(version.version))
@@ -487,8 +467,3 @@ def _runtime(servable: Servable | None) -> Mapping[str, Any] | Absent:
     """Returns where a servable runs, once that is known."""
     prepared = None if servable is None else servable.prepared
     return ABSENT if prepared is None or prepared.runtime is None else prepared.runtime.to_json()
-
-
-def _fetching(fetched: Fetched) -> str:
-    total = "" if fetched.total is None else f"/{fetched.total / 1e6:.1f}"
-    return f"fetching {fetched.bytes / 1e6:.1f}{total} MB"

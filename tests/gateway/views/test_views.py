@@ -6,12 +6,15 @@ import asyncio
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from gateway.errors import Problem
 from gateway.names import Reference
+from gateway.serving.servable import Phase
 from gateway.views import View, shapes
+from gateway.views.progress import before_rollout
 from tests.support.composed import CHAMPION, Composed, composed
 from tests.support.processes import until
 
@@ -93,6 +96,29 @@ async def test_a_load_under_way_is_shown(tmp_path: Path) -> None:
         await parts.bench.manager.ready(lease)
         assert parts.views.state(parts.version(1), lease.servable).load is shapes.ABSENT
         lease.release()
+
+
+async def test_an_alias_says_how_far_its_new_version_is(tmp_path: Path) -> None:
+    async with composed(tmp_path) as parts:
+        hold = parts.of(1).hold = asyncio.Event()
+        asked = asyncio.ensure_future(parts.ask())
+        await until(lambda: parts.of(1).starts == 1)
+        assert parts.views.rollout("iris", "champion").phase == "loading"
+        hold.set()
+        await asked
+        assert parts.views.rollout("iris", "champion").phase == "serving"
+
+
+def test_each_phase_before_a_rollout_has_its_name() -> None:
+    servable = SimpleNamespace(phase=Phase.FETCHING)
+    shown = []
+    for phase in (Phase.FETCHING, Phase.BUILDING, Phase.QUEUED, Phase.LOADING, Phase.WARMING, Phase.SERVING):
+        servable.phase = phase
+        shown.append(before_rollout(servable, fetched=False))  # type: ignore[arg-type]
+    assert shown == ["fetching", "building", "loading", "loading", "warming", "checking"]
+    assert (before_rollout(None, fetched=True), before_rollout(None, fetched=False)) == (
+        "fetching", "resolving",
+    )  # fmt: skip
 
 
 async def test_a_rollout_shows_desired_and_serving_side_by_side(tmp_path: Path) -> None:
