@@ -9,11 +9,13 @@ import asyncio
 import logging
 import platform
 import threading
+import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from gateway import __version__
+from gateway.logs import Bursts
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource
@@ -24,6 +26,20 @@ SERVICE: Final = "model-gateway"
 PATIENCE: Final = 3.0
 
 log = logging.getLogger("gateway")
+
+
+class _Told(logging.Handler):
+    """Passes on what the SDK says, of each of its loggers one line in ten seconds: it says several for each
+    attempt to reach a collector that is away."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._bursts = Bursts(time.monotonic)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        ending = self._bursts.ending(record.name)
+        if ending is not None:
+            log.log(record.levelno, "%s%s", record.getMessage(), ending)
 
 
 def wanted(environ: Mapping[str, str], signal: Signal) -> list[str]:
@@ -57,6 +73,8 @@ def exporters(environ: Mapping[str, str], signal: Signal) -> list[Any]:
             "OTEL_* variables ask for %s, but nothing exports them: install model-gateway[otel]", signal
         )
         return []
+    told = logging.getLogger("opentelemetry")
+    told.handlers[:], told.propagate = [_Told()], False
     found = []
     for name in names:
         try:

@@ -40,19 +40,24 @@ class OtlpMetrics:
         self._seconds = max(_LEAST_MS, int(given) if given.isdigit() else _DEFAULT_MS) / 1000
 
     async def run(self) -> None:
-        """Sends until it is cancelled, then once more."""
+        """Sends until it is cancelled, then once more, unless a collector does not answer just then."""
         if not self._exporters:
             return
         try:
             while True:
                 await asyncio.sleep(self._seconds)
-                if self._sending is None or not self._sending.is_alive():
+                if not self._is_sending:
                     families = self._metrics.collect()
                     self._sending = threading.Thread(target=self._send, args=(families,), daemon=True)
                     self._sending.start()
         finally:
-            families = self._metrics.collect()
-            await otel.briefly(lambda: self._send(families))
+            if not self._is_sending:
+                families = self._metrics.collect()
+                await otel.briefly(lambda: self._send(families))
+
+    @property
+    def _is_sending(self) -> bool:
+        return self._sending is not None and self._sending.is_alive()
 
     def _send(self, families: list[Metric]) -> None:
         data = metrics_data(families, self._started, time.time_ns())

@@ -168,7 +168,7 @@ TABLE: dict[str, Row] = {
     ),
     "usage": row(LEAVES, VERSION, "record", "serving", "metrics"),
     # OpenTelemetry: requests and loads as spans, and the metrics.
-    "otel": row("__version__", libraries="opentelemetry"),
+    "otel": row("logs", "__version__", libraries="opentelemetry"),
     "spans": row(LEAVES, "otel", "record", "serving", "__version__", libraries="opentelemetry"),
     "otlpmetrics": row("otel", "metrics", "__version__", libraries="opentelemetry prometheus_client"),
     "upkeep": row(LEAVES, PREPARED, "artifacts.cache", "runners", "serving"),

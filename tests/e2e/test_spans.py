@@ -204,3 +204,5 @@ def test_a_collector_that_does_not_answer_costs_no_request_and_no_end(
             assert {answer.status_code for answer in answers} == {200}
         finally:
             assert server.stop() == 0  # within 30 s
+        said = [line for line in server.lines if "Transient error" in line or "Failed to export" in line]
+        assert len(said) <= 6  # one for each signal in ten seconds, and not for each attempt
