@@ -106,8 +106,11 @@ def wanted(facts: Facts, *, as_of: datetime | None) -> lock.Wanted:
         raise lock.LockError(facts.refused)
     named = lock.pins(facts.requirements)
     lines = [line for line in facts.requirements if not _is_mlflow(line)]
-    relied = [f"{name}=={version.partition('+')[0]}" for name, version in facts.frameworks.items()]
-    lines += [line for line in relied if line.partition("==")[0] not in named]
+    lines += [
+        lock.pin(name, version.partition("+")[0], "MLmodel")
+        for name, version in facts.frameworks.items()
+        if name not in named
+    ]
     also = ["numpy", "setuptools"]
     also += ["pandas"] if facts.frames else []
     also += ["cloudpickle"] if "cloudpickle" in facts.modules else []
@@ -115,7 +118,7 @@ def wanted(facts: Facts, *, as_of: datetime | None) -> lock.Wanted:
     also += ["scikit-learn"] if facts.estimator else []
     lines += [name for name in dict.fromkeys(also) if name not in named and name not in facts.frameworks]
     if facts.mlflow is not None:
-        exact = f"mlflow=={facts.mlflow_version}" if facts.mlflow_version else "mlflow"
+        exact = lock.pin("mlflow", facts.mlflow_version, "MLmodel") if facts.mlflow_version else "mlflow"
         given = [line for line in facts.requirements if _is_mlflow(line)]
         # A bare `mlflow` would be the newest version of that day, not the one that wrote the package.
         lines += [line for line in given if str(*lock.pins([line]).values())] or [exact]
@@ -281,7 +284,7 @@ def _old_xgboost(package: Package, flavor: str) -> bool:
 
 def _plain_version(text: str | None) -> str | None:
     """The version if an index can have it; None for a development version."""
-    return text if text and re.fullmatch(r"\d+(\.\d+)+", text) else None
+    return text if text and re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9}){1,5}", text) else None
 
 
 def _mlflow(

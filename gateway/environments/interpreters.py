@@ -52,7 +52,7 @@ class Interpreter:
 
 def minor_of(version: str | None) -> Minor | None:
     """(3, 9) for `3.9.18`; None if the text is not a version."""
-    match = re.match(r"(\d+)\.(\d+)", version or "")
+    match = re.match(r"([0-9]{1,4})\.([0-9]{1,4})(?![0-9])", version or "")
     return None if match is None else (int(match[1]), int(match[2]))
 
 

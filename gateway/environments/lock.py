@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from packaging.requirements import InvalidRequirement, Requirement
+from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -33,6 +33,8 @@ PYPROJECT_LOCK: Final = "uv.lock"
 CONSTRAINTS: Final = "constraints.txt"
 MLFLOW: Final = frozenset({"mlflow", "mlflow-skinny", "mlflow-tracing"})
 _MAX_BYTES: Final = 4 << 20
+_MAX_LINE: Final = 2_000
+_MAX_NESTED: Final = 20
 
 #: Distributions that mlflow needs but models do not. They are left out of the resolution, so that only
 #: mlflow's bounds on the models' own distributions remain.
@@ -60,6 +62,8 @@ _FORMS: Final = (
     (r"\S+\.(whl|tar\.gz|zip|tar\.bz2)\b", "a path"),
     (r"file:", "a path"),
 )
+#: Control characters, and all that ends a line for Python, pip or uv.
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class LockError(Exception):
@@ -189,7 +193,27 @@ def readable(found: Iterable[str]) -> list[str]:
     return kept
 
 
+def pin(name: str, version: str, place: str) -> str:
+    """The line `name==version`, from two texts of a package. Raises LockError if it would say anything else:
+    uv reads every line of a requirement file, options included."""
+    try:
+        Version(version)
+    except ValueError:
+        raise LockError(_refused(f"{name}=={version}", place, "not a pinned version")) from None
+    return _line(f"{name}=={version.strip()}", place)
+
+
+def checked(line: str) -> str:
+    """The line, just before it is written to a file for uv. Raises LockError if it could be an option or
+    several lines."""
+    if not re.match(r"[A-Za-z0-9]", line) or _CONTROL.search(line):
+        raise LockError(_refused(line, "requirements", "not a requirement"))
+    return line
+
+
 def _line(bare: str, place: str) -> str:
+    if _CONTROL.search(bare) or len(bare) > _MAX_LINE or bare.count("(") > _MAX_NESTED:
+        raise LockError(_refused(bare, place, "not a requirement"))
     for pattern, what in _FORMS:
         if re.match(pattern, bare, re.IGNORECASE):
             raise LockError(_refused(bare, place, what))
@@ -197,7 +221,9 @@ def _line(bare: str, place: str) -> str:
         raise LockError(_refused(bare, place, "a requirement with an option"))
     try:
         requirement = Requirement(bare)
-    except InvalidRequirement:
+        if requirement.marker is not None:
+            requirement.marker.evaluate()  # some markers compare what cannot be compared
+    except (ValueError, RecursionError):
         raise LockError(_refused(bare, place, "not a requirement")) from None
     if requirement.url is not None:
         what = "a version control reference" if "+" in requirement.url.partition(":")[0] else "a URL"
@@ -261,7 +287,9 @@ def shipped_lock(package: Package) -> tuple[list[str], dict[str, frozenset[str]]
         found = {str(f.get("hash", "")).removeprefix("sha256:") for f in files if isinstance(f, dict)}
         hashes[f"{name}=={version}"] = frozenset(found - {""})
     # A lock with two versions of a package (for two platforms) does not say which is ours.
-    pinned = [f"{name}=={next(iter(found))}" for name, found in versions.items() if len(found) == 1]
+    pinned = [
+        pin(name, next(iter(found)), PYPROJECT_LOCK) for name, found in versions.items() if len(found) == 1
+    ]
     return sorted(pinned), hashes
 
 

@@ -146,5 +146,6 @@ def _here() -> Minor:
 
 
 def _written(file: Path, lines: Sequence[str]) -> str:
-    file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    """Raises LockError for a line that could be anything but a requirement."""
+    file.write_text("".join(f"{locks.checked(line)}\n" for line in lines), encoding="utf-8")
     return str(file)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from gateway.environments import lock
-from gateway.environments.lock import Lock, LockError
+from gateway.environments import facts, lock
+from gateway.environments.interpreters import Interpreters
+from gateway.environments.lock import Lock, LockError, Wanted
+from gateway.environments.resolve import Resolver
+from gateway.environments.uv import Uv
 from tests.support.packages import described
 
 PYLOCK = """
@@ -50,13 +54,15 @@ wheels = [{ url = "https://index/numpy.whl", hashes = { sha256 = "aa" }, upload-
         ("acme==1.0 --hash=sha256:aa", "a requirement with an option"),
         ("acme==1.0 --config-settings x=y", "a requirement with an option"),
         ("acme==", "not a requirement"),
+        (f"acme; {'(' * 900}os_name == 'x'{')' * 900}", "not a requirement"),
         ("$(touch /tmp/x)", "not a requirement"),
     ],
 )
 def test_a_line_of_any_other_form_is_refused_by_name(line: str, what: str) -> None:
     with pytest.raises(LockError) as refused:
         lock.lines(f"numpy==1.0\n{line}\n", "requirements.txt")
-    shown = line if "@git.example" not in line else "acme @ git+ssh://…@git.example/acme.git@main"
+    shown = line if len(line) <= 120 else line[:117]
+    shown = shown if "@git.example" not in line else "acme @ git+ssh://…@git.example/acme.git@main"
     assert shown in str(refused.value).replace("\\\\", "\\")
     assert f"is {what};" in str(refused.value)
 
@@ -115,6 +121,40 @@ def test_a_shipped_lock_with_a_source_of_its_own_is_refused(source: str, tmp_pat
     package = described(tmp_path, files={"uv.lock": content})
     with pytest.raises(LockError, match=r"takes acme from .*versions and hashes only"):
         lock.shipped_lock(package)
+
+
+@pytest.mark.parametrize("form", ["{0}", "1.5.0\n{0}", "1.5.0\r{0}", "1.5.0\u2028{0}", "1.5.0 {0}",
+                                  "1.5.0; os_name == '\n{0}\n'", "1.5.0 @ http://x"])  # fmt: skip
+@pytest.mark.parametrize("place", ["the flavor", "the version", "the name"])
+def test_a_version_that_names_an_index_is_refused(form: str, place: str, tmp_path: Path) -> None:
+    """The texts from which the gateway itself makes lines are held to the same form."""
+    text = form.format("--extra-index-url http://elsewhere.example/")
+    entry = {"version": text, "name": "acme"} if place == "the version" else {"version": "1", "name": text}
+    shipped = "".join(f"{key} = {json.dumps(value)}\n" for key, value in entry.items())
+    files: dict[str, bytes | str] = {
+        "uv.lock": f'[[package]]\n{shipped}source = {{ registry = "https://x" }}\n'
+    }
+    package = described(
+        tmp_path,
+        requirements="acme\n",
+        flavors={"sklearn": {"sklearn_version": text if place == "the flavor" else "1.5.0"}},
+        files={} if place == "the flavor" else files,
+    )
+    with pytest.raises(LockError, match="installs only lines of the form"):
+        facts.wanted(facts.read(package), as_of=None)
+
+
+@pytest.mark.parametrize("line", ["acme\n--extra-index-url http://x/", "--pre", "-i http://x/", "./acme", ""])
+@pytest.mark.parametrize("where", ["requirements", "constraints"])
+def test_no_other_line_reaches_a_file_for_uv(line: str, where: str, tmp_path: Path) -> None:
+    class Unused(Uv):
+        def run(self, *arguments: str, indexed: bool = True) -> str:
+            raise AssertionError("uv was started")
+
+    resolver = Resolver(Unused(tmp_path, tmp_path, {}), Interpreters(), gpu=False)
+    given = {"requirements": ("acme",), where: (line,)}
+    with pytest.raises(LockError, match="not a requirement"):
+        resolver.resolve(Wanted(**given))  # type: ignore[arg-type]
 
 
 def test_a_wheel_that_the_shipped_lock_does_not_know_is_found() -> None:
