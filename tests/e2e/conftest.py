@@ -42,11 +42,30 @@ def containers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containers]
 def clients(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The interpreter of an environment with other projects' clients. They do not fit into this one: kserve
     pins pandas 2."""
-    place = tmp_path_factory.mktemp("clients")
+    return environment(tmp_path_factory, "clients", "tritonclient[grpc,http]", "kserve", "boto3")
+
+
+@pytest.fixture(scope="session")
+def mlserver(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The interpreter of an environment with MLServer. Its codecs know the types of pandas 2."""
+    return environment(tmp_path_factory, "mlserver", "mlserver", "pandas<3")
+
+
+@pytest.fixture(scope="session")
+def schemathesis(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The command of schemathesis, in an environment of its own: it brings a pytest plugin."""
+    python = environment(tmp_path_factory, "schemathesis", "schemathesis")
+    return str(Path(python).with_name("schemathesis"))
+
+
+def environment(tmp_path_factory: pytest.TempPathFactory, name: str, *packages: str) -> str:
+    """The interpreter of a new environment with these packages, which takes a while to make."""
+    if not os.environ.get("GATEWAY_TEST_ALL"):
+        pytest.skip("installs other projects' packages: only where GATEWAY_TEST_ALL is set")
+    place = tmp_path_factory.mktemp(name)
     environ = {name: value for name, value in os.environ.items() if name != "UV_OFFLINE"}
     uv = Uv(Path(platformdirs.user_cache_dir("uv")), place / "scratch", environ)
     uv.run("venv", "--python", sys.executable, str(place / "env"), indexed=False)
     made = str(place / "env/bin/python")
-    packages = ("tritonclient[grpc,http]", "kserve", "boto3")
     uv.run("pip", "install", "--only-binary", ":all:", "--python", made, *packages)
     return made

@@ -161,6 +161,72 @@ def sagemaker(url: str, key: str) -> None:
     assert json.loads(answer["Body"].read())["predictions"] == WANTED
 
 
+def mlserver(url: str, address: str) -> None:
+    """MLServer's codecs make the requests, and read the answers."""
+    import datetime
+    from urllib.error import HTTPError
+    from urllib.request import Request, urlopen
+
+    import grpc
+    import pandas as pd
+    from mlserver.codecs import Base64Codec, DatetimeCodec, NumpyRequestCodec, PandasCodec, StringRequestCodec
+    from mlserver.grpc import converters, dataplane_pb2_grpc
+    from mlserver.types import InferenceRequest, InferenceResponse, MetadataModelResponse
+
+    def get(path: str) -> bytes:
+        with urlopen(url + path) as answer:
+            return bytes(answer.read())
+
+    def infer(model: str, asked: InferenceRequest) -> InferenceResponse:
+        body = asked.model_dump_json(exclude_none=True).encode()
+        with urlopen(Request(f"{url}/v2/models/{model}/infer", body)) as answer:
+            return InferenceResponse.model_validate_json(answer.read())
+
+    channel = grpc.insecure_channel(address)
+    stub = dataplane_pb2_grpc.GRPCInferenceServiceStub(channel)
+
+    def infer_by_grpc(model: str, asked: InferenceRequest) -> InferenceResponse:
+        sent = converters.ModelInferRequestConverter.from_types(asked, model_name=model, model_version="")
+        return converters.ModelInferResponseConverter.to_types(stub.ModelInfer(sent))
+
+    metadata = MetadataModelResponse.model_validate_json(get("/v2/models/iris"))
+    assert [one.name for one in metadata.inputs or []] == list(NAMES)
+    assert metadata.versions == ["1", "2"]
+    assert json.loads(get("/v2/models/iris/versions/2/ready"))["ready"]
+    frame = pd.DataFrame(ROWS, columns=list(NAMES))
+    mixed = pd.DataFrame({"whole": [1, -(2**60)], "number": [0.5, 1e300], "flag": [True, False]})
+    mixed["text"] = ["a", "ñ 名"]
+    moment, content = datetime.datetime(2024, 1, 2, 3, 4, 5), b"\x00\xff"
+    for ask in (infer, infer_by_grpc):
+        for codec, payload in ((PandasCodec, frame), (NumpyRequestCodec, ROWS)):
+            answer = ask("iris", codec.encode_request(payload))
+            assert NumpyRequestCodec.decode_response(answer).reshape(-1).tolist() == WANTED
+            assert (answer.model_name, answer.model_version) == ("iris", "1")
+            assert answer.parameters is None, answer.parameters
+        for use_bytes in (False, True):
+            answer = ask("mixed", PandasCodec.encode_request(mixed, use_bytes=use_bytes))
+            decoded = PandasCodec.decode_response(answer)
+            for name in mixed:
+                values = [one.decode() if isinstance(one, bytes) else one for one in decoded[name]]
+                assert values == mixed[name].tolist(), (name, values)
+        inputs = [
+            Base64Codec.encode_input("content", [content], use_bytes=False),
+            DatetimeCodec.encode_input("moment", [moment], use_bytes=False),
+        ]
+        answer = ask("others", InferenceRequest(inputs=inputs))
+        assert [one.name for one in answer.outputs] == ["content", "moment"]
+        assert moment.isoformat() in str(answer.outputs[1].data.root)
+        assert ask("texts", StringRequestCodec.encode_request(["a", "b"])).outputs[0].shape[0] == 2
+    wrong = PandasCodec.encode_request(frame.assign(sl=["a", "b"]))
+    refused = ""
+    try:
+        infer("iris", wrong)
+    except HTTPError as error:
+        refused = json.loads(error.read())["error"]
+    assert "signature" in refused
+    channel.close()
+
+
 async def runtime(url: str, model: str, address: str) -> None:
     """A model that KServe serves: what its inputs are, says its metadata. Prints the answers."""
     import httpx
@@ -195,6 +261,8 @@ def main(client: str, url: str, key: str, address: str) -> None:
     if client == "tritonclient":
         triton(url, key)
         triton_grpc(address, key)
+    elif client == "mlserver":
+        mlserver(url, address)
     elif client == "kserve":
         asyncio.run(kserve(url, key))
         asyncio.run(kserve_grpc(address, key))

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+import gateway
+from loaders.signature import ColSpec, Scalar, Signature
+from tests.gateway.http.test_v2 import mirror
 from tests.support.served import Served, make_registry, settings
 
 mlflow_deployments = pytest.importorskip("mlflow.deployments")
@@ -21,7 +24,17 @@ SCRIPT = Path(__file__).with_name("foreign_clients.py")
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     directory = tmp_path_factory.mktemp("clients")
-    with Served(settings(directory, grpc_port=0), make_registry(directory)) as running:
+    registry = make_registry(directory)
+    mixed = {"whole": "long", "number": "double", "flag": "boolean", "text": "string"}
+    columns = {
+        "mixed": mixed,
+        "others": {"content": "binary", "moment": "datetime"},
+        "texts": {"t": "string"},
+    }
+    for name, types in columns.items():
+        signature = Signature(inputs=tuple(ColSpec(Scalar(kind), column) for column, kind in types.items()))
+        gateway.log_model(mirror(), name, registry, signature=signature, alias="champion", verify=False)
+    with Served(settings(directory, grpc_port=0), registry) as running:
         yield running
 
 
@@ -36,6 +49,14 @@ def test_clients_of_triton_kserve_and_sagemaker(served: Served, clients: str, cl
     )
     assert asked.returncode == 0, asked.stderr[-4000:]
     assert asked.stdout == f"{client} answered\n"
+
+
+def test_the_codecs_of_mlserver(served: Served, mlserver: str) -> None:
+    url = f"http://127.0.0.1:{served.port}"
+    asked = subprocess.run(
+        [mlserver, str(SCRIPT), "mlserver", url, "", served.grpc], capture_output=True, text=True, check=False
+    )
+    assert asked.returncode == 0, asked.stderr[-4000:]
 
 
 def test_mlflows_client_for_deployments(served: Served) -> None:

@@ -5,27 +5,43 @@ One table of routes; a test holds it to the routes there are. Pure: knows the co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from gateway import __version__
-from gateway.http import schemas
+from gateway.http import captures, schemas
 from gateway.http.documents import openapi
 from gateway.http.documents.openapi import PREDICTION
 from gateway.http.documents.shapes import Schema
+from gateway.views.paging import MOST
 
 _ANSWERS: Final = {"200": "The answer."}
 _READINESS: Final = {"200": "Yes.", "503": "No."}
 _MOVED: Final = {"200": "Done.", "202": "Under way."}
-_HTML: Final = "text/html"
-_TEXT: Final = "text/plain"
+_JSON: Final = "application/json"
+_HTML: Final = ("text/html",)
+_TEXT: Final = ("text/plain",)
+_FRAMES: Final = (captures.LINES, captures.FRAMES)
+#: Routes that never need a credential.
+_OPEN: Final = frozenset(
+    {"/livez", "/readyz", "/ping", "/health", "/version", "/v2", "/v2/health/live", "/v2/health/ready"}
+    | {"/openapi.json", "/console/sign-in"}
+)
+_PAGE: Final[Mapping[str, Schema]] = {
+    "limit": {"type": "integer", "minimum": 1, "maximum": MOST},
+    "after": {"type": "string"},
+    "q": {"type": "string"},
+}
+_CAPTURES: Final[Mapping[str, Schema]] = {"form": {"enum": ["lines", "frames"]}}
+_LAST: Final[Mapping[str, Schema]] = {**_CAPTURES, "last": {"type": "integer", "minimum": 1}}
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
     """One method of one path. `body`: the schema of its JSON body, None where it takes none; `flags`: what
-    its query may switch; `control`: it needs control access."""
+    its query may switch; `query`: other parameters of its query; `control`: it needs control access; `media`:
+    the content types of its answer. The errors of a page are pages, too."""
 
     method: str
     path: str
@@ -34,8 +50,9 @@ class Route:
     answers: dict[str, str] | None = None
     body: Schema | None = None
     flags: Sequence[str] = ()
+    query: Mapping[str, Schema] = field(default_factory=dict)
     control: bool = False
-    media: str = "application/json"
+    media: Sequence[str] = (_JSON,)
 
 
 def _ask(path: str, summary: str, body: Schema | None = None) -> Route:
@@ -43,7 +60,7 @@ def _ask(path: str, summary: str, body: Schema | None = None) -> Route:
 
 
 def _verb(path: str, summary: str, flags: Sequence[str] = (), method: str = "post") -> Route:
-    errors = ("400", "404", "409", "503")
+    errors = ("400", "404", "409", "422", "503")
     return Route(method, path, summary, errors, _MOVED, {}, flags, control=True)
 
 
@@ -85,10 +102,18 @@ def _routes() -> list[Route]:
         Route("get", "/v2/health/live", "Alive."),
         Route("get", "/v2/health/ready", "Readiness for traffic.", answers=_READINESS),
         Route("get", "/v2/models/{model}", "A model's tensors.", ready),
-        Route("get", "/v2/models/{model}/ready", "A model's readiness.", ready),
+        Route(
+            *(
+                "get",
+                "/v2/models/{model}/ready",
+                "A model's readiness; `?load=true` waits for the load.",
+                ready,
+            ),
+            query={"load": {"enum": ["true", "false"]}},
+        ),
         _ask("/v2/models/{model}/infer", "Ask a model by V2.", v2),
         _ask("/v2/models/{model}/versions/{version}/infer", "Ask one version by V2.", v2),
-        Route("post", "/v2/repository/index", "All versions and their states.", body={}),
+        Route("post", "/v2/repository/index", "All versions and their states.", ("400", "413"), body={}),
         _verb("/v2/repository/models/{model}/load", "Load a model."),
         _verb("/v2/repository/models/{model}/unload", "Unload a model."),
         Route("get", "/v1/models", "The names of all models."),
@@ -97,7 +122,10 @@ def _routes() -> list[Route]:
         _ask("/endpoints/{model}/invocations", "Ask a model, for mlflow.deployments and boto3."),
         Route("get", "/api/2.0/endpoints", "All models, for mlflow.deployments."),
         Route("get", "/api/2.0/endpoints/{model}", "A model, for mlflow.deployments.", ready),
-        Route("get", "/models", "All models, their aliases and versions, and what is loaded."),
+        Route(
+            *("get", "/models", "All models, their aliases and versions, and what is loaded.", ("422",)),
+            query=_PAGE,
+        ),
         Route("get", "/models/{model}", "One model.", ("400", "404")),
         Route("get", "/models/{model}/versions/{version}", "One version: state, signature.", ("400", "404")),
         Route("get", "/models/{model}/openapi.json", "The document of one model.", ready),
@@ -119,30 +147,41 @@ def _routes() -> list[Route]:
         _verb("/models/{model}/versions/{version}/load", "Load a version.", ("wait",)),
         _verb("/models/{model}/unload", "Unload a model.", ("wait",)),
         _verb("/models/{model}/versions/{version}/unload", "Unload a version.", ("wait",)),
-        Route("get", "/rollouts", "All aliases: desired, serving, last good."),
+        Route("get", "/rollouts", "All aliases: desired, serving, last good.", ("422",), query=_PAGE),
         Route("get", "/rollouts/{model}", "One alias and its history: NAME@ALIAS.", ("400", "404")),
         _verb("/rollouts/{model}/pause", "Pause a rollout under way."),
         _verb("/rollouts/{model}/resume", "Resume a rollout that is paused."),
         _verb("/rollouts/{model}/abort", "End a rollout: the version in service stays."),
         _verb("/rollouts/{model}/finish", "Serve the new version to all callers now."),
-        Route("get", "/events", "Events, server-sent.", control=True, media="text/event-stream"),
+        Route("get", "/events", "Events, server-sent.", control=True, media=("text/event-stream",)),
         Route("get", "/captures", "Captured requests, counted by model and version.", ("400",), control=True),
         _verb("/captures", "Drop all captured requests.", method="delete"),
-        Route("get", "/captures/{model}", "The captured requests of a model.", ("400", "404"), control=True),
+        Route(
+            *("get", "/captures/{model}", "The captured requests of a model."),
+            errors=("400", "404", "422"),
+            query=_CAPTURES,
+            control=True,
+            media=_FRAMES,
+        ),
         _verb("/captures/{model}", "Drop the captured requests of a model.", method="delete"),
         Route(
             *("get", "/captures/{model}/versions/{version}", "The captured requests of a version."),
-            errors=("400", "404"),
+            errors=("400", "404", "422"),
+            query=_LAST,
             control=True,
+            media=_FRAMES,
         ),
         _verb("/captures/{model}/versions/{version}", "Drop those of a version.", method="delete"),
         _verb("/registry/refresh", "Read the registry now."),
-        Route("get", "/registry.yaml", "This registry as a document.", media="application/yaml"),
+        Route("get", "/registry.yaml", "This registry as a document.", media=("application/yaml",)),
         Route("post", "/webhooks/mlflow", "A signed hint of an MLflow server.", ("401", "403"), body={}),
         Route("get", "/livez", "The process is alive."),
         Route("get", "/readyz", "Readiness for traffic.", answers=_READINESS),
         Route("get", "/metrics", "Metrics for Prometheus.", media=_TEXT),
-        Route("get", "/usage", "Usage by team and model.", ("400",)),
+        Route(
+            *("get", "/usage", "Usage by team and model.", ("422",)),
+            query={"by": {"enum": ["team", "model", "team,model", "model,team"]}},
+        ),
         Route("get", "/openapi.json", "This document."),
         Route("get", "/docs", "A page with all models and routes.", media=_HTML),
     ]
@@ -170,27 +209,30 @@ def document(console: bool = True) -> dict[str, Any]:
 
 
 def _operation(route: Route) -> dict[str, Any]:
-    schema: Schema = {} if route.media == "application/json" else {"type": "string"}
-    content = {route.media: {"schema": schema}}
+    content = {kind: {"schema": {} if kind == _JSON else {"type": "string"}} for kind in route.media}
     answers = {
         status: {"description": said, "content": content}
         for status, said in (route.answers or _ANSWERS).items()
     }
-    errors = sorted({*route.errors, *(("401", "403") if route.control else ())})
+    errors = sorted({*route.errors, *(() if route.path in _OPEN else ("401", "403"))})
+    failures = openapi.errors(*errors)
+    if route.media == _HTML and not route.path.endswith("docs"):
+        failures = {status: {**said, "content": content} for status, said in failures.items()}
     any_other = openapi.as_json("Any other failure.", {"$ref": "#/components/schemas/Error"})
     words = "".join(c if c.isalnum() else " " for c in route.path).split()
     found: dict[str, Any] = {
         "operationId": "_".join([route.method, *words]),
         "summary": route.summary,
-        "responses": {**openapi.errors(*errors), **answers, "default": any_other},
+        "responses": {**failures, **answers, "default": any_other},
     }
     if route.control:
         found["security"] = [{"key": []}]
     if route.body is not None:
         body = {"application/json": {"schema": route.body}}
         found["requestBody"] = {"required": bool(route.body.get("required")), "content": body}
-    if route.flags:
+    query = {**route.query, **{flag: {"type": "boolean"} for flag in route.flags}}
+    if query:
         found["parameters"] = [
-            {"name": flag, "in": "query", "schema": {"type": "boolean"}} for flag in route.flags
+            {"name": name, "in": "query", "schema": schema} for name, schema in query.items()
         ]
     return found
