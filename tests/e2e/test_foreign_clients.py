@@ -25,14 +25,16 @@ SCRIPT = Path(__file__).with_name("foreign_clients.py")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     directory = tmp_path_factory.mktemp("clients")
     registry = make_registry(directory)
-    mixed = {"whole": "long", "number": "double", "flag": "boolean", "text": "string"}
     columns = {
-        "mixed": mixed,
+        "mixed": {"whole": "long", "number": "double", "flag": "boolean", "text": "string"},
         "others": {"content": "binary", "moment": "datetime"},
-        "texts": {"t": "string"},
     }
-    for name, types in columns.items():
-        signature = Signature(inputs=tuple(ColSpec(Scalar(kind), column) for column, kind in types.items()))
+    signatures = {
+        name: Signature(inputs=tuple(ColSpec(Scalar(kind), column) for column, kind in types.items()))
+        for name, types in columns.items()
+    }
+    signatures["texts"] = Signature(inputs=(ColSpec(Scalar.string),))
+    for name, signature in signatures.items():
         gateway.log_model(mirror(), name, registry, signature=signature, alias="champion", verify=False)
     with Served(settings(directory, grpc_port=0), registry) as running:
         yield running
