@@ -3,9 +3,10 @@
 A pack is made when a model first needs it, and ended when it has been empty for a while. Its process does one
 thing at a time, in order. When the process ends, only its current call fails; the others are `NotReached`,
 and their models take places in the next process. If the current call takes too long, the process is let go in
-the same way, without a failed call. The memory that unloading does not free is measured: above a bound the
-models in use move one by one to a new process, and the old one ends. `places` holds a process and its places;
-`packed` is the runner of a model in a pack. Everything runs on the event loop.
+the same way, without a failed call. If that call is a load, it is ended, and its model runs alone. The memory
+that unloading does not free is measured: above a bound the models in use move one by one to a new process,
+and the old one ends. `places` holds a process and its places; `packed` is the runner of a model in a pack.
+Everything runs on the event loop.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from gateway.runners.base import RunnerCrashed
+from gateway.runners.base import RunnerCrashed, RunnerTimeout
 from gateway.runners.places import Conditions, Member, Place, Process
 from gateway.runners.worker import NotReached
 from loaders.worker import temporary
@@ -34,6 +35,8 @@ _LOG: Final = logging.getLogger("gateway.models")
 
 #: A process whose call takes longer, in seconds, while others wait, is let go. Checked once a second.
 HOLD: Final = 1.0
+#: The same for a load while only other loads wait: the first load of a pack imports the libraries for all.
+LOAD_HOLD: Final = 30.0
 #: A pack without models ends after this time, in seconds.
 IDLE: Final = 60.0
 #: After this many crashes of a pack's processes within this time, in seconds, its models run alone for the
@@ -58,6 +61,8 @@ class Pack:
         self._recycling: asyncio.Task[None] | None = None
         self._numbers = itertools.count(1)
         self._loading = asyncio.Lock()
+        #: How many models are being loaded, or wait for the load of another one.
+        self._taking_in = 0
         self._ends: deque[float] = deque()
         self._empty_since: float | None = None
         self._hot: tuple[Place | None, int] = (None, 0)
@@ -82,14 +87,18 @@ class Pack:
         """Loads a model and returns its place. One load at a time; waiting calls run before the next load.
         Raises ModelError, RunnerCrashed, RunnerTimeout."""
         self._empty_since = None
-        while True:
-            async with self._loading:
-                process = await self._ready()
-                try:
-                    return await process.load(runner, next(self._numbers))
-                except NotReached:
-                    if self.packs.closed:
-                        raise RunnerCrashed("the gateway is closing") from None
+        self._taking_in += 1
+        try:
+            while True:
+                async with self._loading:
+                    process = await self._ready()
+                    try:
+                        return await process.load(runner, next(self._numbers))
+                    except NotReached:
+                        if self.packs.closed:
+                            raise RunnerCrashed("the gateway is closing") from None
+        finally:
+            self._taking_in -= 1
 
     async def _ready(self) -> Process:
         process = self._process
@@ -163,24 +172,30 @@ class Pack:
             if process.left:
                 continue
             process.measure()
-            if worker.waiting and now - worker.working_since > HOLD:
-                self._let_go(process)
+            held = now - worker.working_since
+            if worker.waiting and held > HOLD:
+                self._let_go(process, HOLD)
+            elif process.loading and self._taking_in > 1 and held > LOAD_HOLD:
+                self._let_go(process, LOAD_HOLD)
             elif process is self._process and self._recycling is None and self._wasteful(process):
                 self._recycling = asyncio.ensure_future(self._recycle(process))
                 self._recycling.add_done_callback(self._recycled)
         self._look_for_hot()
         self._end_if_empty(now)
 
-    def _let_go(self, process: Process) -> None:
-        place = process.worker.first
+    def _let_go(self, process: Process, hold: float) -> None:
+        place, loading = process.worker.first, process.loading
         process.expected = True
         if self._process is process:
             self._process = None
         process.let_go()
+        what = "its load" if loading else "one of its calls"
+        why = f"{what} blocked the other models of its pack for over {hold:g} s"
         if isinstance(place, Place):
-            place.runner.move_out(
-                f"one of its calls blocked the other models of its pack for over {HOLD:g} s"
-            )
+            place.runner.move_out(why)
+        if loading:
+            # All places are invalid now, and the next load can begin only when this one has ended.
+            process.worker.kill(RunnerTimeout(why))
 
     def _wasteful(self, process: Process) -> bool:
         return process.waste > max(LEAST_WASTE, WASTE * process.private)

@@ -140,6 +140,12 @@ class Process:
         return f"<Process {self.worker.pid} of {self.conditions}: {len(self.places)} models>"
 
     @property
+    def loading(self) -> bool:
+        """Whether its current call is the load of a model."""
+        place = self.worker.first
+        return isinstance(place, Place) and not place.loaded
+
+    @property
     def models(self) -> int:
         """The counted bytes of its models."""
         return sum(place.bytes for place in self.places.values())

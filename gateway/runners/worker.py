@@ -334,14 +334,8 @@ class Worker:
             if not self._reader.pull(self._sock):
                 self._finish()
                 return
-            while (whole := self._reader.frame()) is not None:
-                frame, header = whole
-                call = self._answered()
-                if len(frame) > _DECODE_ON_LOOP:
-                    decoding = self._loop.run_in_executor(None, self._decode, frame, header)
-                    decoding.add_done_callback(partial(self._decoded, call))
-                else:
-                    self._deliver(call, self._decode(frame, header))
+            while not self.gone and (whole := self._reader.frame()) is not None:
+                self._take(*whole)
         except BlockingIOError:
             return
         except wire.WireError as error:
@@ -360,6 +354,15 @@ class Worker:
         measured, *shared_memory = descriptors
         self._footprint = Footprint(measured, self.pid, *shared_memory)
 
+    def _take(self, frame: wire.Array, header: int) -> None:
+        """Takes an answer; a large one is decoded in a thread. Raises WireError."""
+        call = self._answered()
+        if len(frame) > _DECODE_ON_LOOP:
+            decoding = self._loop.run_in_executor(self._zygotes.answers, self._decode, frame, header)
+            decoding.add_done_callback(lambda done: self._deliver(call, done.result))
+        else:
+            self._deliver(call, partial(self._decode, frame, header))
+
     def _decode(self, frame: wire.Array, header: int) -> dict[str, Any]:
         """Decodes a message. A message that would take more memory than an answer may is an error of the
         model."""
@@ -367,15 +370,6 @@ class Worker:
             return wire.decode(frame, header, self._max_answer)
         except wire.TooLarge as error:
             return {"op": "error", "type": "AnswerTooLarge", "message": str(error)}
-
-    def _decoded(self, call: _Call, decoding: asyncio.Future[dict[str, Any]]) -> None:
-        try:
-            self._deliver(call, decoding.result())
-        except (wire.WireError, asyncio.CancelledError) as error:
-            verdict = RunnerCrashed(f"the model process broke the protocol: {error}")
-            if not call.answer.done():
-                call.answer.set_exception(verdict)
-            self.kill(verdict)
 
     def _answered(self) -> _Call:
         """The call whose answer has arrived, in the order of the calls; begins the next one."""
@@ -391,12 +385,17 @@ class Worker:
         self._worked(call.asker, seconds)
         return call
 
-    def _deliver(self, call: _Call, message: dict[str, Any]) -> None:
-        if message.get("op") not in ("answer", "error", "loaded"):
-            verdict = wire.WireError("it answered without a call")
+    def _deliver(self, call: _Call, decoded: Callable[[], dict[str, Any]]) -> None:
+        try:
+            message = decoded()
+            if message.get("op") not in ("answer", "error", "loaded"):
+                raise wire.WireError("its message is not an answer")
+        except (wire.WireError, asyncio.CancelledError) as error:
+            verdict = RunnerCrashed(f"the model process broke the protocol: {error}")
             if not call.answer.done():
-                call.answer.set_exception(RunnerCrashed(f"the model process broke the protocol: {verdict}"))
-            raise verdict
+                call.answer.set_exception(verdict)
+            self.kill(verdict)
+            return
         self.answers += 1
         if not call.answer.done():
             call.answer.set_result(message)
@@ -417,16 +416,13 @@ class Worker:
         counts."""
         if self._child is not None:
             self._loop.remove_reader(self._child.handle)
-        while not self.gone and self._sock is not None and self._footprint is not None:
-            before = self.answers
+        while self._calls and not self.gone and self._sock is not None and self._footprint is not None:
             try:
                 if not self._reader.pull(self._sock):
                     break
-                while (whole := self._reader.frame()) is not None:
-                    self._deliver(self._answered(), self._decode(*whole))
+                while not self.gone and (whole := self._reader.frame()) is not None:
+                    self._take(*whole)
             except (wire.WireError, OSError):
-                break
-            if self.answers != before and not self._calls:
                 break
         self._finish()
 

@@ -249,6 +249,8 @@ class Zygotes:
         self._closed = False
         self._orphans = Orphans()
         self._files = ThreadPoolExecutor(1, thread_name_prefix="files")
+        #: Decodes the large answers of models, which delay no client's body there.
+        self.answers = ThreadPoolExecutor(1, thread_name_prefix="answers")
         self.users = Users()
 
     def __repr__(self) -> str:
@@ -296,6 +298,7 @@ class Zygotes:
                 task.cancel()
         await asyncio.gather(*(self._end(task) for task in tasks), *self._retiring)
         self._orphans.end()
+        self.answers.shutdown(wait=False, cancel_futures=True)
         # Empty, except for files that the models of a killed zygote left.
         temporary.remove(self._scratch)
 

@@ -22,6 +22,9 @@ from loaders.compat.pythons import zipped
 from loaders.weight import counted
 from loaders.worker.packing import ALIGN, MAX_FRAME, PLAIN, TAG, Array, TooLarge, WireError
 
+#: At most this many keys of a dict, or names of a table, may have hashes that others have.
+_COLLISIONS: Final = 64
+_MOST_AXES: Final = 64
 _RAW_DTYPE: Final = re.compile(r"[<>|=][biufcSUMm][1-9]\d{0,9}(\[\d*[A-Za-z]{1,2}\])?\Z")
 
 
@@ -83,7 +86,8 @@ def _dtype(text: str) -> np.dtype[Any]:
 
 def _check_shape(shape: list[int]) -> None:
     """Checks a shape. An empty array has no bytes, so its other axes must be checked separately."""
-    if any(type(n) is not int or n < 0 for n in shape) or math.prod(n for n in shape if n) > MAX_FRAME:
+    axes_fit = len(shape) <= _MOST_AXES and all(type(n) is int and n >= 0 for n in shape)
+    if not axes_fit or math.prod(n for n in shape if n) > MAX_FRAME:
         raise WireError("an array of an impossible shape")
 
 
@@ -113,9 +117,27 @@ def _objects(cursor: Cursor, shape: list[int], items: list[Any]) -> Array:
     return array.reshape(shape)
 
 
+def _dict(cursor: Cursor, pairs: list[Any]) -> dict[Any, Any]:
+    unpacked = [(unpack(key, cursor), unpack(item, cursor)) for key, item in pairs]
+    _check_hashes([key for key, _ in unpacked])
+    return dict(unpacked)
+
+
+def _check_hashes(keys: list[Any]) -> None:
+    """Refuses keys with equal hashes: a dict of n of them takes n squared steps. Only the hashes of texts,
+    bytes and dates are secret. Numbers with a chosen hash are easy to find. Raises WireError."""
+    if len(keys) <= _COLLISIONS or all(type(key) is str for key in keys):
+        return
+    hashes = np.sort(np.fromiter(map(hash, keys), np.int64, len(keys)))
+    if np.count_nonzero(hashes[1:] == hashes[:-1]) > _COLLISIONS:
+        raise WireError("a dict or a table with too many keys of the same hash")
+
+
 def _columns(cursor: Cursor, rows: int, runs: list[Any], index: Any, texts: list[Any]) -> Columns:
     if type(rows) is not int or not 0 <= rows <= MAX_FRAME:
         raise WireError("a table without rows")
+    _check_hashes([name for dtype, names, *_ in runs for name in ([names] if dtype is None else names)])
+    _check_hashes(texts)
     table: dict[str | int, Array] = {}
     for dtype, names, *array in runs:
         if dtype is None:
@@ -170,7 +192,7 @@ KINDS: Final[dict[str, Callable[..., Any]]] = {
     "scalar": lambda cursor, dtype: _array(cursor, dtype, [])[()],
     "bytes": lambda cursor, size: cursor.take(size).tobytes(),
     "tuple": lambda cursor, items: tuple(unpack(items, cursor)),
-    "dict": lambda cursor, pairs: {unpack(key, cursor): unpack(item, cursor) for key, item in pairs},
+    "dict": _dict,
     "datetime": lambda cursor, text: datetime.fromisoformat(text),
     "date": lambda cursor, text: date.fromisoformat(text),
     "time": lambda cursor, text: time.fromisoformat(text),

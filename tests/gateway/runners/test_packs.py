@@ -218,6 +218,42 @@ async def test_a_call_that_holds_the_others_is_left_behind_and_still_answered(
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("waits", ["a call", "a load"])
+async def test_a_load_that_holds_the_others_is_ended_and_goes_on_alone(
+    waits: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bench: PackBench
+) -> None:
+    monkeypatch.setattr(packs_module, "HOLD" if waits == "a call" else "LOAD_HOLD", 0.0)
+    begun, go = tmp_path / "begun", tmp_path / "go"
+    held = write_package(
+        tmp_path / "held",
+        at_load=f"""
+            import time
+            open({str(begun)!r}, "w").close()
+            while not os.path.exists({str(go)!r}):
+                time.sleep(0.002)
+        """,
+    )
+    other = bench.runner(scaled(tmp_path / "2", 2))
+    if waits == "a call":
+        await other.start()
+    slow = bench.runner(held)
+    loading = asyncio.ensure_future(slow.start())
+    await until(begun.exists)
+    waiting = asyncio.ensure_future(answered_by(other, 4))
+    await until(lambda: bench.pack.processes[0].worker.waiting or bench.pack._taking_in == 2)
+    bench.packs.tend()
+    assert await asyncio.wait_for(waiting, 60) == [8]
+    assert other.isolation == "pack"
+    assert not loading.done()
+    go.touch()
+    await loading
+    assert await answered_by(slow, 5) == [5]
+    assert slow.isolation == "process"
+    assert "its load blocked the other models" in slow.placement
+    assert bench.pack.refuses() is None
+
+
+@pytest.mark.anyio
 async def test_a_timeout_is_the_affair_of_its_model_alone(tmp_path: Path, bench: PackBench) -> None:
     held = write_package(tmp_path / "held", at_predict=HELD)
     slow = await bench.started(held, timeout=0.3)

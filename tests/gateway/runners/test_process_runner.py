@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import threading
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from gateway.runners.base import ModelError, NoProcess, RunnerCrashed, RunnerTim
 from gateway.runners.confinement import Confinement
 from gateway.runners.output import Output
 from gateway.runners.restarts import Policy
+from gateway.runners.worker import Worker
 from loaders.batch import Batch, Columns, Opaque, Tensors, Value
 from tests.support.hostile import alive, write_package
 from tests.support.processes import ONE, Processes, until
@@ -217,6 +219,49 @@ async def test_a_process_that_answers_without_a_call_is_ended(tmp_path: Path, pr
     runner = await processes.started(package)
     with pytest.raises(RunnerCrashed, match="broke the protocol"):
         await runner.predict(ONE, {})
+
+
+SENDS = """
+    import stat
+    for fd in range(3, 50):
+        try:
+            if stat.S_ISSOCK(os.fstat(fd).st_mode):
+                os.write(fd, {frame})
+        except OSError:
+            pass
+    os._exit(0)
+"""
+
+
+@pytest.mark.anyio
+async def test_an_answer_that_cannot_be_read_fails_its_call(tmp_path: Path, processes: Processes) -> None:
+    frame = b"mgw1" + (16).to_bytes(4, "little") + bytes(8) + b"{" * 16
+    runner = await processes.started(write_package(tmp_path / "p", at_predict=SENDS.format(frame=frame)))
+    with pytest.raises(RunnerCrashed, match="broke the protocol"):
+        await asyncio.wait_for(runner.predict(ONE, {}), 60)
+
+
+@pytest.mark.anyio
+async def test_a_large_last_answer_is_not_read_by_the_event_loop(
+    tmp_path: Path, processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readers = []
+    decode = Worker._decode
+
+    def decoded(self: Worker, frame: Any, header: int) -> dict[str, Any]:
+        readers.append(threading.current_thread().name)
+        return decode(self, frame, header)
+
+    answer = b'{"op":"answer","batch":{"~":["value",null,1]}}'
+    frame = f"b'mgw1' + (400_000).to_bytes(4, 'little') + bytes(8) + {answer!r}.ljust(400_000)"
+    runner = await processes.started(write_package(tmp_path / "p", at_predict=SENDS.format(frame=frame)))
+    (worker,) = runner._workers
+    assert worker._sock is not None
+    asyncio.get_running_loop().remove_reader(worker._sock)  # the end of the process is seen first
+    monkeypatch.setattr(Worker, "_decode", decoded)
+    assert (await asyncio.wait_for(runner.predict(ONE, {}), 60)).value == 1  # type: ignore[union-attr]
+    assert len(readers) == 1
+    assert readers[0].startswith("answers")
 
 
 # ---- waiting and giving up

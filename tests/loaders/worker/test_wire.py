@@ -321,6 +321,7 @@ LIES = {
     "tag of a number": forged({"a": {"~": 5}}),
     "array past the end": forged({"a": {"~": ["array", "<f8", [1000]]}}, b"12345678"),
     "negative shape": forged({"a": {"~": ["array", "<f8", [-1]]}}, b"12345678"),
+    "endless shape": forged({"a": {"~": ["array", "<f8", [1] * 65]}}, b"12345678"),
     "shape of text": forged({"a": {"~": ["array", "<f8", ["8"]]}}, b"12345678"),
     "shape of truth": forged({"a": {"~": ["array", "<f8", [True]]}}, b"12345678"),
     "huge and empty": forged({"a": {"~": ["array", "<f8", [0, 2**62]]}}),
@@ -357,6 +358,34 @@ LIES = {
     "no number": forged({"a": {"~": ["decimal", "one"]}}),
     "span overflows": forged({"a": {"~": ["timedelta", 10**12, 0, 0]}}),
 }
+
+
+PRIME = 2**61 - 1  # the hash of a number is its remainder
+EMPTY = {"~": ["array", "|i1", [0]]}
+COLLIDING = {
+    "numbers": {"~": ["dict", [[PRIME * n, 0] for n in range(1, 100)]]},
+    "decimals": {"~": ["dict", [[{"~": ["decimal", str(PRIME * n)]}, 0] for n in range(1, 100)]]},
+    "tuples": {"~": ["dict", [[{"~": ["tuple", [PRIME * n]]}, 0] for n in range(1, 100)]]},
+    "names": {"~": ["columns", 0, [["|i1", [PRIME * n for n in range(1, 100)]]], None, []]},
+    "names, one by one": {"~": ["columns", 0, [[None, PRIME * n, EMPTY] for n in range(1, 100)], None, []]},
+    "texts": {"~": ["columns", 0, [], None, [PRIME * n for n in range(1, 100)]]},
+}
+
+
+@pytest.mark.parametrize("name", COLLIDING)
+def test_keys_that_were_made_to_collide_are_refused(name: str) -> None:
+    with pytest.raises(wire.WireError, match="same hash"):
+        read(forged({"a": COLLIDING[name]}))
+
+
+def test_a_large_dict_with_honest_keys_is_read() -> None:
+    for honest in (
+        {n - 5_000: n for n in range(10_000)},
+        {n / 7: n for n in range(-5_000, 5_000)},
+        {Decimal(n) / 100: n for n in range(10_000)},
+        {timedelta(minutes=n): n for n in range(10_000)},
+    ):
+        assert wire.loads(b"".join(map(bytes, wire.encode({"a": honest})))) == {"a": honest}
 
 
 @pytest.mark.parametrize("name", LIES)
