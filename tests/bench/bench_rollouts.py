@@ -33,6 +33,8 @@ from tests.support.running import Running, running
 
 EXAMPLE = pd.DataFrame({"x": [2.0]})
 HEAD = b"POST /predict/m HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+#: A connection that was idle for longer is not used again: the server closes it after 75 s.
+IDLE_SECONDS = 30.0
 CANARY: dict[str, Any] = {"canary": {"steps": [20, 50], "every": "2s", "requests": 100, "within": "10m"}}
 SHADOW = {"shadow": {"share": 1.0, "requests": 10_000_000, "within": "10h"}}
 
@@ -59,7 +61,7 @@ class Load:
     def __init__(self, url: str) -> None:
         self._host, _, port = url.removeprefix("http://").partition(":")
         self._port = int(port)
-        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter, float]] = []
         self.seen: Counter[str] = Counter()
 
     async def run(self, rate: float, seconds: float) -> list[float]:
@@ -76,18 +78,23 @@ class Load:
     async def _ask(self, number: int, due: float, taken: list[float]) -> None:
         body = b'{"dataframe_records":[{"x":%d.0}]}' % (10 + number)
         try:
-            reader, writer = self._idle.pop() if self._idle else await self._connected()
+            reader, writer = await self._connected()
             writer.write(HEAD % len(body) + body)
             answer = await reader.readuntil(b"\r\n\r\n")
             length = int(answer.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
             await reader.readexactly(length)
             self.seen[answer[9:12].decode()] += 1
-            self._idle.append((reader, writer))
+            self._idle.append((reader, writer, time.monotonic()))
         except (OSError, asyncio.IncompleteReadError) as error:
             self.seen[type(error).__name__] += 1
         taken.append(time.perf_counter() - due)
 
     async def _connected(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        while self._idle:
+            reader, writer, since = self._idle.pop()
+            if time.monotonic() - since < IDLE_SECONDS:
+                return reader, writer
+            writer.close()
         return await asyncio.open_connection(self._host, self._port)
 
     @property
