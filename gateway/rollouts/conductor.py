@@ -86,8 +86,8 @@ class Conductor:
         """The phase of an alias without a rollout under way and without a verdict."""
         if found.serving is None:
             return "unloaded"
-        course = self._known(found, found.serving)
-        ended = course is not None and course.phase is Phase.DONE and found.serving == found.desired
+        phase = self.courses.phase(found.name, found.alias, found.serving.version)
+        ended = phase is Phase.DONE and found.serving == found.desired
         return Phase.DONE.value if ended else "serving"
 
     def phase(self, found: LiveAlias) -> str | None:
@@ -95,9 +95,10 @@ class Conductor:
         there was none."""
         if found.rollout is not None:
             return found.rollout.course.phase.value
-        course = None if found.desired is None else self._known(found, found.desired)
-        if course is not None and course.phase is not Phase.CHECKING:
-            return course.phase.value
+        number = None if found.desired is None else found.desired.version
+        phase = None if number is None else self.courses.phase(found.name, found.alias, number)
+        if phase not in (None, Phase.CHECKING):
+            return phase.value
         return found.phase if found.phase in STOPPED else None
 
     # Actions.

@@ -300,6 +300,7 @@ class Views:
         found = self._aliases.view(name, alias)
         if found is not None:
             view = RolloutView.of(found, self._trials.get((name, alias)))
+            view = replace(view, phase=self._phase(found))
             return view if self._peers is None else replace(view, peers=self._peers.versions_of(name, alias))
         attempt = self._aliases.attempt(name, alias)
         if attempt is None:
@@ -319,6 +320,15 @@ class Views:
             how += "decides by itself"
         shown: dict[str, Any] = {"verdicts_shared_by": how}
         return shown if self._peers is None else {**shown, "peers": self._peers.to_json(addresses=addresses)}
+
+    def _phase(self, found: LiveAlias) -> str:
+        """Returns the phase of an alias, in more detail than the reconciler needs."""
+        goal = found.goal
+        if found.phase == "loading" and goal is not None:
+            return progress.before_rollout(self._manager.find(goal), fetched=goal in self._fetching)
+        if found.phase == "rolled_back" and self._aliases.conductor.phase(found) == "aborted":
+            return "aborted"  # by a person
+        return found.phase
 
     def pointed(self, name: str, alias: str) -> str | None:
         """The version that the registry says of an alias, None if there is none."""

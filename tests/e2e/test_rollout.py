@@ -18,6 +18,7 @@ from gateway.registries.base import Move
 from tests.support.callers import Callers
 from tests.support.running import Running, running
 from tests.support.shell import Shell
+from tests.support.traffic import until
 from tests.support.versions import Picky
 
 POLICY = {
@@ -90,6 +91,14 @@ def test_a_version_that_fails_for_one_row_in_five_is_taken_back_without_a_failed
     assert model["aliases"]["champion"]["x-verdict"]["outcome"] == "rolled_back"
 
 
+def test_a_person_aborts_a_rollout(server: Running, shell: Shell) -> None:
+    assert shell.gateway("promote", "picky@champion", "3").code == 0
+    assert shell.gateway("rollout", "abort", "picky@champion").code == 0
+    until(lambda: httpx.get(f"{server.url}/rollouts/picky@champion").json()["phase"] == "aborted")
+    assert server.metric("gateway_rollout_phase", model="picky", phase="aborted") == 1
+    assert "picky@champion  aborted  serves 1, wanted 3" in shell.gateway("rollout").out
+
+
 def test_a_good_version_completes_its_steps(server: Running, shell: Shell) -> None:
     with httpx.stream("GET", f"{server.url}/events", headers=server.key, timeout=60) as events:
         assert shell.gateway("promote", "picky@champion", "3").code == 0
@@ -109,8 +118,9 @@ def test_a_good_version_completes_its_steps(server: Running, shell: Shell) -> No
     assert (view["phase"], view["serving"], view["diverged"]) == ("done", "3", False)
     assert server.metric("gateway_rollout_phase", model="picky", alias="champion", phase="done") == 1
     # What the rollouts before have shown stays, newest first.
-    canary, shadow = view["earlier_rollouts"]
+    aborted, canary, shadow = view["earlier_rollouts"]
     assert (canary["version"], canary["phase"], shadow["phase"]) == ("2", "rolled_back", "refused")
+    assert (aborted["version"], aborted["phase"]) == ("3", "aborted")
     assert canary["evidence"]["retried"] > 0
     told = shell.gateway("rollout", "picky@champion").out
     assert "picky@champion  done  serves 3" in told
@@ -141,12 +151,12 @@ def test_what_the_rollouts_have_shown_survives_a_restart(server: Running, shell:
         assert again.predict("picky", [{"x": 1.0}]).status_code == 200
         view = httpx.get(f"{again.url}/rollouts/picky@champion").json()
         assert (view["phase"], view["rollout"]["phase"]) == ("done", "done")
-        assert [one["phase"] for one in view["earlier_rollouts"]] == ["rolled_back", "refused"]
+        assert [one["phase"] for one in view["earlier_rollouts"]] == ["aborted", "rolled_back", "refused"]
         moved = httpx.put(
             f"{again.url}/models/picky/aliases/champion", params={"wait": "true"}, headers=again.key,
             json={"version": "1"}, timeout=60,
         )  # fmt: skip
         assert (moved.status_code, moved.json()["phase"]) == (200, "done")
         view = httpx.get(f"{again.url}/rollouts/picky@champion").json()
-        assert [one["version"] for one in view["earlier_rollouts"]] == ["3", "2", "2"]
+        assert [one["version"] for one in view["earlier_rollouts"]] == ["3", "3", "2", "2"]
         assert view["earlier_rollouts"][0]["evidence"]["candidate"]["requests"] >= 300
