@@ -92,6 +92,8 @@ def call(service: Any, *incoming: dict[str, Any], **scope: Any) -> list[dict[str
         large_bodies=None,
         access=Callers(Access(Settings(admin_key_file=Path("no-key")))),
         feed=None,
+        spans=None,
+        peers=None,
         usage=None,
         captures=None,
     )
