@@ -18,20 +18,20 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from gateway.access.limits import enter
 from gateway.access.principal import check_predict
 from gateway.errors import Detail, Problem, overloaded
-from gateway.events import Emit, InputRefused, OutputDiffers, PredictionFailed, RequestRefused
+from gateway.events import Emit, InputRefused, OutputDiffers
 from gateway.names import Reference
 from gateway.record import RequestRecord
 from gateway.rollouts.aliases import Target
 from gateway.rollouts.rollout import Rollout, hangs
 from gateway.runners.base import ModelError, NoProcess, RunnerCrashed, RunnerTimeout
 from gateway.runners.suspects import Poisoned
-from gateway.serving.admission import FULL, LOADING_FULL, NotAdmitted
+from gateway.serving.admission import LOADING_FULL, NotAdmitted
 from gateway.serving.batching import Outcome
 from gateway.serving.servable import Servable, Status
+from gateway.unanswered import unanswered
 from loaders.batch import Columns, Value
 from loaders.enforcement import InvalidInput, RawInput, enforce
 from loaders.enforcement.violations import NO_COLUMNS, NOT_WHOLE, WRONG_LENGTH
-from loaders.output import AnswerTooLarge
 
 if TYPE_CHECKING:
     from gateway.access.limits import Quota
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
 
 #: How many columns the hint of a body without names shows.
 _SHOWN_NAMES: Final = 10
-_UNSUITABLE: Final = "does not suit the model"
 _ONE_FOR_ALL: Final = (
     "the model gave one answer for several rows of text: it may expect a list of texts, not a table"
 )
@@ -270,6 +269,7 @@ class Service:
             raise
         except (Problem, TimeoutError) as error:
             if isinstance(error, TimeoutError):
+                inference.stalled = inference.stalled or 0.0  # perhaps it did not get into the queue
                 error = Problem("DEADLINE_EXCEEDED", f"{version} did not answer in time")
             if error.code == "SHUTTING_DOWN":
                 raise
@@ -401,59 +401,9 @@ class Service:
         return Problem("INVALID_INPUT", message, details=details, hint=hint)
 
     def _unanswered(self, servable: Servable, inference: Inference, error: Exception) -> Problem:
-        """The problem for a full queue (429), a deadline (504), an ended process (502, 503) or a failed model
-        (500). Failures of the model count in its statistics."""
-        version, recent = servable.version, servable.recent
-        match error:
-            case NotAdmitted():
-                why = "its turn would come after its deadline" if error.late else FULL
-                self._emit(RequestRefused(version.name, version.version, why, inference.record.shown_id))
-                return overloaded(version.name, why, error.retry_after)
-            case RunnerTimeout():
-                recent.failed("no answer within the operator's timeout")
-                return Problem("DEADLINE_EXCEEDED", str(error))
-            case TimeoutError():
-                return Problem("DEADLINE_EXCEEDED", "the caller's deadline passed before the answer came")
-            case NoProcess():
-                recent.failed(str(error))
-                message = f"{version} cannot answer now: {error}"
-                return Problem("MODEL_UNAVAILABLE", message, retry_after=error.retry_after)
-            case Poisoned():
-                recent.failed(str(error))
-                self._failed(version, inference, str(error))
-                message = (
-                    f"{version} cannot process this input: it ended the model's process each time it ran"
-                )
-                hint = "do not send it again; the model answers other inputs"
-                return Problem("PREDICTION_FAILED", message, hint=hint)
-            case ModelError():
-                return self._model_failed(servable, inference, error)
-        recent.failed(f"its process ended in the call: {error}")
-        message = f"the process of {version} ended while it worked on the request"
-        return Problem("WORKER_CRASHED", message, retry_after=1)
-
-    def _model_failed(self, servable: Servable, inference: Inference, error: ModelError) -> Problem:
-        """The model raised an exception: 500, or 422 if the exception says that the input is wrong."""
-        version = servable.version
-        if error.unsuitable:
-            identity = inference.record.shown_id
-            self._emit(InputRefused(version.name, version.version, (_UNSUITABLE,), identity))
-            message = f"the input does not suit {version}: {error.shown}"
-            return Problem("INVALID_INPUT", message, details=[Detail("body", _UNSUITABLE)])
-        kind = str(error).partition(":")[0]
-        servable.recent.failed(kind)
-        self._failed(version, inference, str(error), error.trace)
-        if kind == AnswerTooLarge.__name__:
-            message = f"the answer of {version} is larger than an answer may be"
-            hint = "send fewer rows in one request; the operator's limit is the setting max_answer_bytes"
-        else:
-            message = f"{version} raised {kind}" + (f": {error.shown}" if error.shown else "")
-            hint = "the gateway's log has the text and the traceback, under this request's id"
-        return Problem("PREDICTION_FAILED", message, hint=hint)
-
-    def _failed(self, version: Version, inference: Inference, why: str, trace: str = "") -> None:
-        identity = inference.record.shown_id
-        self._emit(PredictionFailed(version.name, version.version, why, trace, identity))
+        if isinstance(error, TimeoutError) and inference.stalled is None:
+            inference.stalled = 0.0  # its caller gave up before its turn came
+        return unanswered(servable, inference.record, error, self._emit)
 
     def _check_crowd(self, servable: Servable) -> None:
         """Refuses a request if too many already wait for the load: they are a queue too."""

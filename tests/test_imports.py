@@ -133,8 +133,9 @@ TABLE: dict[str, Row] = {
     # A request's facts: which version answered.
     "record": row(LEAVES, VERSION, "access.principal"),
     "service": row(
-        ROLLOUTS, RUNNER, CAPTURE, "record", "access.principal", "access.limits", loaders=True
+        ROLLOUTS, RUNNER, CAPTURE, "record", "unanswered", "access.principal", "access.limits", loaders=True
     ),
+    "unanswered": row(LEAVES, RUNNER, "serving", "record", loaders=True),
     "views": row(ROLLOUTS, "peers", "registries.watcher", "registries.document", loaders=True),
     "vitals": row(),
     "tallies": row(libraries="prometheus_client numpy"),

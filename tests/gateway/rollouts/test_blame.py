@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from gateway.errors import Problem
@@ -16,6 +18,7 @@ from gateway.rollouts.rollout import Rollout, hangs
 from gateway.service import Inference
 from gateway.serving.admission import NotAdmitted
 from loaders.enforcement import RawInput
+from loaders.worker.wire import Framed
 from tests.support.controlled import turns, version
 from tests.support.rollouts import CHAMPION, Setup, conducted
 
@@ -139,6 +142,40 @@ def test_a_version_that_hangs_is_taken_back_though_all_callers_are_impatient(
         held.set()
 
     conducted(tmp_path, test, {"watch": "10m"})
+
+
+class LargeBody:
+    """A body whose first turn to be parsed never comes."""
+
+    def __init__(self) -> None:
+        self.turns = 0
+
+    async def enforce(self, *rules: object) -> Any:
+        self.turns += 1
+        if self.turns == 1:
+            await asyncio.Event().wait()
+        return SimpleNamespace(batch=Framed(1, np.zeros(1), 0), warnings=(), lenient=False)
+
+
+@PHASES
+def test_a_body_that_waits_to_be_parsed_says_nothing_about_the_version(
+    tmp_path: Path, phase: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.rollouts.rollout.PATIENCE_SECONDS", 0.02)
+    monkeypatch.setattr("gateway.rollouts.rollout.PATIENCE_TIMES", 1.0)
+
+    async def test(setup: Setup) -> None:
+        rollout = await begun(setup)
+        await setup.ask(200)  # one of them is answered by version 1, so it is known how long that takes
+        before = rollout.guards.candidate.requests
+        caller = next(name for name in map(str, range(100)) if rollout.watching or rollout.takes(name))
+        body = LargeBody()
+        inference = Inference(CHAMPION, None, record=RequestRecord(caller.encode()), unparsed=body)
+        await setup.service.predict(inference)
+        assert (body.turns, str(inference.record.version)) == (2, "iris/1")
+        assert rollout.guards.candidate.requests == before
+
+    conducted(tmp_path, test, phase)
 
 
 @pytest.mark.parametrize(
