@@ -66,9 +66,9 @@ class Gateway:
         self.settings = settings
         self.registry = registry
         self.draining = self._refusing = False
-        self.access = Access(settings)
-        self.metrics = Metrics()
         self._pools = Pools()
+        self.access = Access(settings, self._pools.disk)
+        self.metrics = Metrics()
         io = self._pools.registry
         self._persistence = Persistence(settings.state_dir, registry, pack_bytes=settings.pack_bytes)
         self._feedback = Feedback(

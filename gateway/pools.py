@@ -7,8 +7,9 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-#: The name of all these threads. A thread that never ends does not keep the server process alive.
+#: The names of all these threads. A thread that never ends does not keep the server process alive.
 IO_THREAD: Final = "io"
+LARGE_THREAD: Final = "large"
 
 
 class Pools:
@@ -30,4 +31,4 @@ class Pools:
 def large() -> ThreadPoolExecutor:
     """Returns the pool that parses, enforces and encodes large bodies, one at a time. Each holds the
     interpreter's lock for long, and several together would block the event loop."""
-    return ThreadPoolExecutor(1, thread_name_prefix="large")
+    return ThreadPoolExecutor(1, thread_name_prefix=LARGE_THREAD)

@@ -30,7 +30,7 @@ from gateway.errors import Problem
 from gateway.http.build import build
 from gateway.http.protocol import protocol
 from gateway.names import Reference, parse_uri, url_path
-from gateway.pools import IO_THREAD
+from gateway.pools import IO_THREAD, LARGE_THREAD
 from gateway.registries import default_target, open_registry
 from gateway.registries.base import Registry, RegistryError
 from gateway.registries.listed import ALIAS, ListedModels, Subset
@@ -167,8 +167,9 @@ def serve(
             log.warning("%s is not a setting of the gateway and is ignored", name)
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             code = runner.run(_serve(settings, registry, sockets, reload, hosting))
-    if any(thread.name.startswith((THREAD, IO_THREAD)) for thread in threading.enumerate()):
-        # A model in this process or a download has not ended: Python would wait for its thread forever.
+    unfinished = (THREAD, IO_THREAD, LARGE_THREAD)
+    if any(thread.name.startswith(unfinished) for thread in threading.enumerate()):
+        # A model in this process, a download or a large body has not ended: Python would wait for its thread.
         logging.shutdown()
         os._exit(code)
     return code

@@ -331,8 +331,11 @@ class Service:
                 inference.raw = None  # only the typed rows are kept while the request waits
             else:
                 assert inference.unparsed is not None
-                enforced = await inference.unparsed.enforce(signature, mode, type_hints, positional)
+                async with asyncio.timeout_at(inference.deadline):
+                    enforced = await inference.unparsed.enforce(signature, mode, type_hints, positional)
                 inference.unparsed = None
+        except TimeoutError as error:
+            raise self._unanswered(servable, inference, error) from None
         except InvalidInput as error:
             raise self._misfit(servable, inference, error) from None
         inference.record.rows = enforced.batch.rows or 1

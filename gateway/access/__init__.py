@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -43,10 +44,14 @@ _LONG: Final = 200
 
 class Access:
     """`guarded`: credentials are configured, so that every request has a principal. Otherwise only control
-    calls need one, and a request costs nothing. Raises SettingsError for a file that cannot be used."""
+    calls need one, and a request costs nothing. `files` reads files. Raises SettingsError for a file that
+    cannot be used."""
 
-    def __init__(self, settings: Settings, *, wall: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, settings: Settings, files: Executor | None = None, *, wall: Callable[[], float] = time.time
+    ) -> None:
         access = settings.access
+        self._files = files
         self._wall = wall
         self._admin = AdminKey(settings.admin_key_file or control_key(settings.state_dir))
         self._tokens: TokensFile | None = None
@@ -85,7 +90,7 @@ class Access:
                     raise
                 message = "JWTs need the extra jwt: pip install 'model-gateway[jwt]'"
                 raise SettingsError([("access.jwt", message)]) from None
-            self._issuer = Issuer(access.jwt, changed=self._forget, state_dir=settings.state_dir)
+            self._issuer = Issuer(access.jwt, changed=self._forget, state_dir=settings.state_dir, files=files)
 
     # Who calls -----------------------------------------------------------------------------------
 
@@ -243,7 +248,7 @@ class Access:
     async def _follow(self) -> None:
         while True:
             await asyncio.sleep(LOOK_EVERY)
-            if await asyncio.to_thread(self._look):
+            if await asyncio.get_running_loop().run_in_executor(self._files, self._look):
                 self._forget()
             self._forget_another_key()
 

@@ -11,7 +11,9 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
@@ -82,8 +84,9 @@ class Key:
 
 
 class Issuer:
-    """`changed` is called when the keys are others than before. `state_dir`: where keys of a URL are kept.
-    Those of the last run are the first ones, until others are read; the disk is read when it is made."""
+    """`changed` is called when the keys are others than before. `files` reads and writes files. `state_dir`:
+    where keys of a URL are kept. Those of the last run are the first ones, until others are read; the disk is
+    read when it is made."""
 
     def __init__(
         self,
@@ -91,8 +94,10 @@ class Issuer:
         *,
         changed: Callable[[], None] = lambda: None,
         state_dir: Path | None = None,
+        files: Executor | None = None,
     ) -> None:
         self._settings = settings
+        self._files = files
         self._changed = changed
         self._keys: tuple[Key, ...] = ()
         self._is_url = "://" in settings.jwks
@@ -207,12 +212,13 @@ class Issuer:
     async def _look(self) -> bool:
         self._looked = time.monotonic()
         try:
-            document = await (self._from_url() if self._is_url else asyncio.to_thread(self._from_file))
+            on_disk = partial(asyncio.get_running_loop().run_in_executor, self._files)
+            document = await (self._from_url() if self._is_url else on_disk(self._from_file))
             if document is None:
                 return True
             keys = keys_of(document)
             if self._kept is not None:
-                await asyncio.to_thread(self._kept.write, document)
+                await on_disk(self._kept.write, document)
         except (OSError, ValueError, httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
             reason = str(error) or type(error).__name__
             _log.error(

@@ -6,6 +6,7 @@ Must not know models, registries or servers. Every error is a `Failure`: a messa
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from gateway.logs import printable
 
 REFUSED = 1
 WRONG_USAGE = 2
+_CREDENTIALS = re.compile(r"(://)[^/?#@\s\"']+@(?=[^/?#@\s])")
 
 
 class Output(StrEnum):
@@ -48,16 +50,16 @@ class Failure(Exception):
 def result(output: Output, value: Any, text: str | Callable[[], None]) -> None:
     """Prints a result: `value` as JSON, or `text`. If `text` is a function, calls it to print the text."""
     if output is Output.json:
-        typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+        typer.echo(_public(json.dumps(value, indent=2, ensure_ascii=False, default=str)))
     elif isinstance(text, str):
-        typer.echo(text)
+        typer.echo(_public(text))
     else:
         text()
 
 
 def note(text: str) -> None:
     """Prints a line to stderr: people see it, a pipe does not."""
-    typer.echo(text, err=True)
+    typer.echo(_public(text), err=True)
 
 
 def complain(message: str, hint: str | None, problems: Sequence[str] = ()) -> None:
@@ -109,8 +111,8 @@ def working(what: str) -> Iterator[Callable[[str], None]]:
     from rich.console import Console
     from rich.markup import escape
 
-    with Console(stderr=True).status(escape(what)) as status:
-        yield lambda text: status.update(escape(text))
+    with Console(stderr=True).status(escape(_public(what))) as status:
+        yield lambda text: status.update(escape(_public(text)))
 
 
 def size(count: float | None) -> str:
@@ -122,6 +124,11 @@ def size(count: float | None) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} GB"
+
+
+def _public(text: str) -> str:
+    """The text without the credentials of a URL in it: a registry's URL may have a user and a password."""
+    return _CREDENTIALS.sub(r"\1***@", text)
 
 
 def _one_line(text: str) -> str:

@@ -258,6 +258,17 @@ class Held:
         """Holds what a body of `size` bytes takes once it is parsed. Raises BODY_TOO_LARGE, OVERLOADED."""
         self.size += self._reader.charge(size, parsed)
 
+    def outlast(self, work: asyncio.Future[Any]) -> None:
+        """Holds the bytes until `work` has ended, however early the request does."""
+        size, self.size = self.size, 0
+
+        def ended(done: asyncio.Future[Any]) -> None:
+            self._reader.release(size)
+            if not done.cancelled():
+                done.exception()  # its caller has left: nothing else looks at it
+
+        work.add_done_callback(ended)
+
     def release(self) -> None:
         """Releases all held bytes."""
         self._reader.held -= self.size  # as `BodyReader.release`, for one call less per request
@@ -266,29 +277,41 @@ class Held:
         self.size = 0
 
 
+#: What is unpacked at once: the bytes of it that follow a member are copied.
+_GZIP_CHUNK: Final = 8192
+#: A body has so many members at most, and one more for each of these bytes.
+_FEW_MEMBERS: Final = 16
+_MEMBER_BYTES: Final = 256
 _GZIP: Final = "compress the whole body with gzip, or leave out the header Content-Encoding"
 
 
 def gunzip(body: bytes, limit: int) -> bytes:
-    """Unpacks gzip (also with several members), and never makes more than `limit` + 1 bytes.
+    """Unpacks gzip (also with several members), and never makes more than `limit` + 1 bytes. The time is
+    proportional to the body, so the members must not be many and tiny.
 
     Raises BODY_TOO_LARGE, MALFORMED_BODY.
     """
+    rest, at = memoryview(body), 0
     parts: list[bytes] = []
-    size = 0
-    while body:
+    size = members = 0
+    while at < len(rest):
+        members += 1
+        if members > _FEW_MEMBERS + len(rest) // _MEMBER_BYTES:
+            raise Problem("MALFORMED_BODY", "the gzip body has too many members", hint=_GZIP)
         member = zlib.decompressobj(wbits=31)
-        try:
-            part = member.decompress(body, limit + 1 - size)
-        except zlib.error as error:
-            raise Problem("MALFORMED_BODY", f"the body is not gzip: {error}", hint=_GZIP) from None
-        size += len(part)
-        if size > limit:
-            raise Problem("BODY_TOO_LARGE", f"the unpacked body is larger than {limit} bytes")
-        if not member.eof:
-            raise Problem("MALFORMED_BODY", "the gzip body ends too early", hint=_GZIP)
-        parts.append(part)
-        body = member.unused_data
+        while not member.eof:
+            if at >= len(rest):
+                raise Problem("MALFORMED_BODY", "the gzip body ends too early", hint=_GZIP)
+            chunk = rest[at : at + _GZIP_CHUNK]
+            try:
+                part = member.decompress(chunk, limit + 1 - size)
+            except zlib.error as error:
+                raise Problem("MALFORMED_BODY", f"the body is not gzip: {error}", hint=_GZIP) from None
+            size += len(part)
+            if size > limit:
+                raise Problem("BODY_TOO_LARGE", f"the unpacked body is larger than {limit} bytes")
+            parts.append(part)
+            at += len(chunk) - len(member.unused_data)
     return b"".join(parts)
 
 

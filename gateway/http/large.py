@@ -83,10 +83,16 @@ class LargeBody:
     becomes: int = 0
     asked: Any = None
 
-    async def model(self) -> object:
-        """The body's member `model`, for a request that names its model nowhere else. Raises Problem."""
+    async def model(self, deadline: float | None) -> object:
+        """The body's member `model`, for a request that names its model nowhere else. `deadline`: in the
+        loop's time. Raises Problem."""
         message = {"op": "model", "media": list(self.media), "body": _array(self.body)}
-        reply, _ = await self.place.ask(message, self.becomes)
+        try:
+            async with asyncio.timeout_at(deadline):
+                reply, _ = await self.place.ask(message, self.becomes, self.held)
+        except TimeoutError:
+            late = "the caller's deadline passed before the body was parsed"
+            raise Problem("DEADLINE_EXCEEDED", late) from None
         return _model(reply)
 
     async def enforce(
@@ -103,7 +109,7 @@ class LargeBody:
             "type_hints": type_hints,
             "positional": positional,
         }
-        reply, frame = await self.place.ask(message, self.becomes)
+        reply, frame = await self.place.ask(message, self.becomes, self.held)
         assert frame is not None
         if self.reference is not None:
             bodies.agreed(self.reference, _model(reply))
@@ -124,6 +130,7 @@ class LargeBodies:
         self._process: subprocess.Popen[bytes] | None = None
         self._sock: socket.socket | None = None
         self._idle: asyncio.TimerHandle | None = None
+        self._turn = asyncio.Lock()
         self._waiting = 0
 
     @property
@@ -133,18 +140,27 @@ class LargeBodies:
         return None if process is None else process.pid
 
     async def ask(
-        self, message: Mapping[str, Any], becomes: int
+        self, message: Mapping[str, Any], becomes: int, held: bodies.Held
     ) -> tuple[dict[str, Any], tuple[wire.Array, int] | None]:
         """Sends one message. Returns the reply, and the frame that follows the reply to `enforce`. `becomes`:
-        the bytes of the parsed body. Raises BODY_TOO_LARGE if it can never be parsed here, OVERLOADED if it
-        cannot be parsed now."""
+        the bytes of the parsed body. `held`: what the request holds; if its caller leaves while the body is
+        parsed, it is held until the end of that. Raises BODY_TOO_LARGE if it can never be parsed here,
+        OVERLOADED if it cannot be parsed now."""
         loop = asyncio.get_running_loop()
         if self._idle is not None:
             self._idle.cancel()
             self._idle = None
         self._waiting += 1
         try:
-            reply, frame = await loop.run_in_executor(self._thread, self._ask, message, becomes)
+            # Here, not in the thread's queue: a body whose caller leaves while it waits is dropped.
+            await self._turn.acquire()
+            running = loop.run_in_executor(self._thread, self._ask, message, becomes)
+            running.add_done_callback(lambda done: self._turn.release())
+            try:
+                reply, frame = await asyncio.shield(running)
+            except asyncio.CancelledError:
+                held.outlast(running)
+                raise
         finally:
             self._waiting -= 1
             if not self._waiting:

@@ -163,7 +163,7 @@ class Prediction:
             unparsed = large.LargeBody(body, form, reference, self._large, held, becomes)
             held.size += await self._bodies.charge_elsewhere(len(body), becomes, deadline)
             if reference is None:
-                reference = bodies.agreed(None, await unparsed.model())
+                reference = bodies.agreed(None, await unparsed.model(deadline))
             inference = Inference(reference, None, None, deadline, record, unparsed)
         else:
             held.size += self._bodies.charge(len(body), becomes)

@@ -275,7 +275,7 @@ def _nulls(given: object, shape: Sequence[int], root: str, faults: Faults) -> li
     if not isinstance(given, list) or not all(type(row) is int and 0 <= row < rows for row in given):
         faults.add(f"{root}.parameters.nulls", v.WRONG_TYPE, "the numbers of the rows that contain null")
         return []
-    return given
+    return sorted(set(given))
 
 
 def _with_nulls(array: Array, nulls: Sequence[int]) -> Array:

@@ -19,7 +19,7 @@ from loaders.enforcement import violations as v
 from loaders.enforcement.mlflow import lenient
 from loaders.enforcement.params import enforce_params
 from loaders.enforcement.strict import plan_of, quick_doubles, strict
-from loaders.enforcement.tables import CsvTable
+from loaders.enforcement.tables import CsvTable, too_large
 from loaders.enforcement.type_hints import hinted
 from loaders.enforcement.untyped import untyped
 from loaders.enforcement.violations import (
@@ -249,6 +249,11 @@ def _refused_by_strict(signature: Signature, raw: RawInput) -> Faults:
 
 def _lenient(signature: Signature, raw: RawInput, faults: Faults, extras: list[Any]) -> Batch | None:
     specs = signature.inputs or ()
+    if raw.form == "dataframe_split" and isinstance(raw.data, dict):
+        large = too_large(raw.data.get("columns"))
+        if large is not None:  # pandas compares names by their hashes, too
+            faults.add(f"dataframe_split.columns[{large}]", v.OUT_OF_RANGE, "string")
+            return None
     if raw.form != "tensors":
         return lenient(specs, raw.form, raw.data, faults, extras)
     plan = plan_of(signature)

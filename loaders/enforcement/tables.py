@@ -30,6 +30,8 @@ _SPARSEST, _SPARSE = 16, 100_000
 _UNREADABLE = (ValueError, ArithmeticError, LookupError, TypeError, NotImplementedError)
 _SHOWN_TYPE = 40
 
+_LARGEST_NAME = 2**53
+
 Style = Literal["rows", "columns", "record", "list", "value"]
 Name = str | int
 
@@ -125,7 +127,19 @@ def _are_names(names: Any, path: str, faults: Faults) -> bool:
             if type(name) not in (str, int):
                 faults.add(f"{path}[{i}]", v.WRONG_TYPE, "string", kind_of(name))
         return False
+    if (large := too_large(names)) is not None:
+        faults.add(f"{path}[{large}]", v.OUT_OF_RANGE, "string")
+        return False
     return _are_unique(names, path, faults)
+
+
+def too_large(names: object) -> int | None:
+    """Returns the place of the first integer in a list that JSON numbers do not hold exactly. Python's
+    integers have equal hashes where they differ by 2**61 - 1: a table of such names takes quadratic time."""
+    for i, name in enumerate(names if isinstance(names, list) else ()):
+        if type(name) is int and not -_LARGEST_NAME <= name <= _LARGEST_NAME:
+            return i
+    return None
 
 
 def _are_unique(names: Sequence[Name], path: str, faults: Faults) -> bool:

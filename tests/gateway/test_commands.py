@@ -8,6 +8,7 @@ import pytest
 
 from gateway.commands.operating import _differences
 from gateway.commands.rollouts import _line
+from gateway.commands.terminal import Output, note, result, working
 
 ROLLOUT: dict[str, Any] = {
     "name": "iris",
@@ -35,6 +36,19 @@ def test_status_names_no_fault_of_an_alias_that_ended_as_wanted(
     rollout: dict[str, Any], lines: list[str]
 ) -> None:
     assert _differences([rollout]) == lines
+
+
+def test_no_command_shows_the_password_of_a_registry(capsys: pytest.CaptureFixture[str]) -> None:
+    url = "http://u:p%40ss@mlflow.internal:5000/x"
+    result(Output.json, {"registry": url, "mail": "a@b"}, "")
+    result(Output.text, {}, f"pushed to {url}")
+    note(f"gateway gc --registry {url}")
+    with working(f"reading {url}"):
+        pass
+    shown = capsys.readouterr()
+    assert (shown.out + shown.err).count("http://***@mlflow.internal:5000/x") == 4
+    assert "p%40ss" not in shown.out + shown.err
+    assert "a@b" in shown.out
 
 
 def test_a_rollout_without_a_version_says_so() -> None:

@@ -7,7 +7,9 @@ import csv
 import gzip
 import io
 import json
+import os
 import tracemalloc
+import zlib
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -18,7 +20,7 @@ from hypothesis import strategies as st
 
 from gateway.errors import Problem
 from gateway.http import bodies
-from gateway.http.bodies import ABSENT, BodyReader, ClientLeft, Parsed
+from gateway.http.bodies import ABSENT, BodyReader, ClientLeft, Parsed, gunzip
 from loaders.enforcement import CsvTable
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -174,6 +176,18 @@ def test_gzip_is_unpacked_and_counted_as_unpacked() -> None:
 
 def test_gzip_of_several_members() -> None:
     assert read(BodyReader(100, 100), sent(gzip.compress(b"ab") + gzip.compress(b"cd")), GZIP) == b"abcd"
+
+
+def test_the_members_of_a_gzip_body_are_not_many_and_tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    real = zlib.decompressobj
+    monkeypatch.setattr(zlib, "decompressobj", lambda **options: made.append(0) or real(**options))
+    with pytest.raises(Problem) as refused:
+        gunzip(gzip.compress(b"") * 100_000, 1 << 20)
+    assert refused.value.code == "MALFORMED_BODY"
+    assert len(made) < 10_000
+    blocks = [gzip.compress(os.urandom(n), compresslevel=1) for n in (1, 8191, 8192, 100_000, 0, 3)]
+    assert gunzip(b"".join(blocks * 3), 1 << 20) == b"".join(map(gzip.decompress, blocks * 3))
 
 
 def test_a_gzip_bomb_is_stopped_at_the_limit() -> None:

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import signal
+import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -116,6 +117,60 @@ async def place() -> AsyncIterator[large.LargeBodies]:
     place = large.LargeBodies(BUDGET)
     yield place
     await place.close()
+
+
+@pytest.mark.anyio
+async def test_a_body_whose_caller_left_is_dropped_or_counted(
+    place: large.LargeBodies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = bodies.BodyReader(BUDGET, BUDGET)
+    parses, go_on = threading.Event(), threading.Event()
+
+    def ask(message: Any, becomes: int) -> Any:
+        parses.set()
+        assert go_on.wait(30)
+        raise Problem("MALFORMED_BODY", "it is parsed at last")
+
+    monkeypatch.setattr(place, "_ask", ask)
+
+    def begun() -> asyncio.Task[Any]:
+        held = bodies.Held(reader)
+        held.size += reader.hold(1000)
+
+        async def request() -> None:
+            try:
+                await large.LargeBody(b"x", Media("json"), None, place, held).enforce(
+                    None, "strict", False, False
+                )
+            finally:
+                held.release()
+
+        return asyncio.get_running_loop().create_task(request())
+
+    running, waiting = begun(), begun()
+    assert await asyncio.to_thread(parses.wait, 30)
+    for task in (running, waiting):
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert reader.held == 1000  # the one that is parsed; the other is gone
+    go_on.set()
+    with pytest.raises(Problem):
+        await begun()
+    assert reader.held == 0
+
+
+@pytest.mark.anyio
+async def test_a_deadline_holds_while_a_body_waits_for_its_turn(
+    place: large.LargeBodies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    monkeypatch.setattr(place, "_ask", lambda message, becomes: go_on.wait(30))
+    body = large.LargeBody(b"x", Media("json"), None, place, room())
+    with pytest.raises(Problem) as late:
+        await body.model(asyncio.get_running_loop().time())
+    assert late.value.code == "DEADLINE_EXCEEDED"
+    go_on.set()
 
 
 @pytest.mark.anyio

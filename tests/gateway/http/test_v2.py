@@ -18,6 +18,7 @@ import pytest
 import gateway
 from gateway import __version__
 from gateway.http import v2_inputs
+from loaders.enforcement.violations import Faults
 from loaders.signature import ColSpec, ParamSpec, Scalar, Signature, TensorSpec
 from tests.support.served import Reply, Served, settings
 
@@ -494,3 +495,13 @@ def test_70_only_a_shape_is_multiplied(shape: Any, monkeypatch: pytest.MonkeyPat
     assert v2_inputs.memory(text + bytes(400), str(len(text))) > 100 * 100
     assert v2_inputs.most_texts(shape, 400) == 100
     assert factors == []
+
+
+@pytest.mark.parametrize("nulls", [[0] * 5000, [1, 0, 1]])
+def test_71_a_row_is_null_once(served: Served, nulls: list[int]) -> None:
+    rows = 2
+    gaps = tensor("d", "FP64", [rows, 3], [[1.0, 2.0, 3.0]] * rows, nulls=nulls)
+    parsed = v2_inputs.read({"inputs": [gaps]}, lambda place, parameters, root: None)
+    array = parsed.raw.data["d"]
+    assert np.isnan(array).all(axis=1).tolist() == [row in nulls for row in range(rows)]
+    assert v2_inputs._nulls(nulls, [rows, 3], "d", Faults()) == sorted(set(nulls))

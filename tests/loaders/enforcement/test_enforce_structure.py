@@ -319,3 +319,17 @@ def test_integer_names_are_found_under_their_text() -> None:
         assert [array.tolist() for array in enforced.batch.arrays.values()] == [[1], ["a"]]
         assert list(enforced.batch.arrays) == [0, 1]
         assert enforced.warnings == ()
+
+
+@pytest.mark.parametrize("mode", ["strict", "mlflow", "warn"])
+@pytest.mark.parametrize("signature", [None, Signature(inputs=(ColSpec("double", "a"),))])
+def test_names_with_equal_hashes_are_refused_before_they_are_compared(
+    signature: Signature | None, mode: Any
+) -> None:
+    names = [k * (2**61 - 1) for k in range(1, 20_000)]  # each is compared with all before it
+    split = {"columns": names, "data": [[0.0] * len(names)]}
+    with pytest.raises(InvalidInput) as refused:
+        enforce(signature, RawInput("dataframe_split", split), mode=mode)
+    assert [str(one) for one in refused.value.violations] == [
+        "dataframe_split.columns[0] is out of range (expected string)"
+    ]
