@@ -96,7 +96,7 @@ class Inference:
     default model. `raw`: None after enforcement, or if the body is `unparsed`. The service fills `record`.
     `lenient`: if the setting `enforcement` is not set, the input is cast as MLflow casts it. `positional`:
     rows without names are read by position. `quotas`: the limits that the request has entered, and whose rows
-    are not counted yet. `size` and `memory`: the bytes of the body as it was sent, and as sent and parsed.
+    are not counted yet. `memory`: the bytes that the body takes, as sent and as parsed.
     `stalled`: if its caller gave up, the seconds for which it had got no further (see `Batcher.stalled`)."""
 
     reference: Reference | None
@@ -108,7 +108,6 @@ class Inference:
     lenient: bool = False
     positional: bool = False
     quotas: tuple[Quota, ...] = ()
-    size: int = 0
     memory: int = 0
     stalled: float | None = None
 
@@ -303,7 +302,7 @@ class Service:
         """Hands an answered request to the shadow of a rollout."""
         if rollout.shadow is not None:
             rollout.shadow.offer(
-                raw, inference.params, answer.result, size=inference.size, memory=inference.memory,
+                raw, inference.params, answer.result, memory=inference.memory,
                 lenient=inference.lenient, positional=inference.positional,
             )  # fmt: skip
 

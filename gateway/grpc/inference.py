@@ -133,7 +133,7 @@ class OpenInference:
             return request, None, about(None, None, unparsed=unparsed)
         held.size += self._bodies.charge(0, texts)
         found = await asyncio.to_thread(request.read) if heavy else request.read()
-        return request, found.asked, about(found.raw, found.params, size=len(body), memory=held.size)
+        return request, found.asked, about(found.raw, found.params, memory=held.size)
 
     async def _live(self, body: bytes, call: Call) -> bytes:
         return _bytes(pb.ServerLiveResponse(live=True))

@@ -173,7 +173,7 @@ class Prediction:
                 reference = bodies.agreed(reference, parsed.model)
             inference = Inference(reference, parsed.raw, parsed.params, deadline, record)
         inference.lenient, inference.positional = dialect.lenient, dialect.positional
-        inference.size, inference.memory = len(body), held.size
+        inference.memory = held.size
         record.parse = perf_counter() - started
         return inference, asks
 

@@ -39,9 +39,11 @@ log = logging.getLogger("gateway.shadow")
 #: The most copies that wait, and that are sent together.
 QUEUE: Final = 64
 TOGETHER: Final = 16
-#: The largest body and the largest answer that are copied, and the memory of all copies that wait, in bytes.
-MAX_BYTES: Final = 256 * 1024
-MAX_WAITING: Final = 64 * MAX_BYTES
+#: The memory of the largest request and of the largest answer that are copied, and of all copies that wait,
+#: in bytes.
+MAX_REQUEST: Final = 4 << 20
+MAX_ANSWER: Final = 256 << 10
+MAX_WAITING: Final = 16 << 20
 MAX_ROWS: Final = 1024
 #: Copies are sent at the earliest this many seconds after they were made: the answers are on their way then.
 AFTER_ANSWER: Final = 0.01
@@ -108,24 +110,23 @@ class Shadow:
         params: Mapping[str, Any] | None,
         answer: Batch,
         *,
-        size: int,
         memory: int,
         lenient: bool = False,
         positional: bool = False,
     ) -> None:
         """Copies a request with its answer, or does not: never waits. `raw` None: a body that was not parsed
-        here. `size`: of the body as it was sent, in bytes; `memory`: of the body as sent and as parsed."""
+        here. `memory`: the bytes of the body, as sent and as parsed."""
         if self._chance.random() >= self.policy.share:
             return
-        if raw is None or size > MAX_BYTES or memory > MAX_WAITING or (answer.rows or 1) > MAX_ROWS:
+        if raw is None or memory > MAX_REQUEST or (answer.rows or 1) > MAX_ROWS:
             self.large += 1
             return
         if len(self._queue) >= QUEUE:
             self.shed += 1
             return
-        answered = weight(answer, MAX_BYTES + 1)
+        answered = weight(answer, MAX_ANSWER + 1)
         memory += answered
-        if answered > MAX_BYTES:
+        if answered > MAX_ANSWER:
             self.large += 1
         elif self._waiting + memory > MAX_WAITING:
             self.shed += 1

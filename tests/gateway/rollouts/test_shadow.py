@@ -17,7 +17,7 @@ from gateway.rollouts import agreement
 from gateway.rollouts import shadow as module
 from gateway.rollouts.agreement import Compared
 from gateway.rollouts.rollout import SERVED
-from gateway.rollouts.shadow import MAX_BYTES, MAX_WAITING, QUEUE, Shadow
+from gateway.rollouts.shadow import MAX_ANSWER, MAX_REQUEST, MAX_WAITING, QUEUE, Shadow
 from loaders.batch import Batch, Columns, Tensors, Value
 from loaders.enforcement import RawInput
 from tests.support.controlled import turns, version
@@ -211,17 +211,16 @@ def test_what_is_too_large_or_too_much_is_not_copied(tmp_path: Path) -> None:
         rollout = await setup.begun()
         shadow = Shadow(version(2), version(1), Policy(), setup.bench.manager, changed=rollout.changed.set)
         answer, raw = Tensors({"": np.zeros(1)}, 1), RawInput("instances", [[1.0]])
-        shadow.offer(None, None, answer, size=10, memory=10)
-        shadow.offer(raw, None, answer, size=MAX_BYTES + 1, memory=MAX_BYTES + 1)
-        shadow.offer(raw, None, answer, size=10, memory=MAX_WAITING + 1)
-        shadow.offer(raw, None, Tensors({"": np.zeros(MAX_BYTES)}, 1), size=10, memory=10)
-        shadow.offer(raw, None, Tensors({"": np.zeros(2000)}, 2000), size=10, memory=10)
-        assert (shadow.large, shadow.shed) == (5, 0)
+        shadow.offer(None, None, answer, memory=10)
+        shadow.offer(raw, None, answer, memory=MAX_REQUEST + 1)
+        shadow.offer(raw, None, Tensors({"": np.zeros(MAX_ANSWER)}, 1), memory=10)
+        shadow.offer(raw, None, Tensors({"": np.zeros(2000)}, 2000), memory=10)
+        assert (shadow.large, shadow.shed) == (4, 0)
         for _ in range(10):  # small as they were sent, and large in memory
-            shadow.offer(raw, None, answer, size=10, memory=MAX_WAITING // 8)
+            shadow.offer(raw, None, answer, memory=MAX_WAITING // 8)
         assert shadow.shed == 3
         for _ in range(QUEUE):
-            shadow.offer(raw, None, answer, size=0, memory=0)
+            shadow.offer(raw, None, answer, memory=0)
         assert shadow.shed == 3 + 7
 
     conducted(tmp_path, test, POLICY)
@@ -232,7 +231,7 @@ def test_what_is_too_large_or_too_much_is_not_copied(tmp_path: Path) -> None:
     [
         Value([[0.5] * 10_000], 1),
         Value({"scores": [[0.5] * 100] * 100}),
-        Value("x" * (MAX_BYTES + 1)),
+        Value("x" * (MAX_ANSWER + 1)),
         Columns({"vector": np.array([[0.5] * 10_000, None], object)[:1]}, 1),
     ],
     ids=["lists", "nested", "text", "cells"],
@@ -241,7 +240,7 @@ def test_a_large_answer_is_not_copied_in_any_form(tmp_path: Path, answer: Batch)
     async def test(setup: Setup) -> None:
         rollout = await setup.begun()
         shadow = Shadow(version(2), version(1), Policy(), setup.bench.manager, changed=rollout.changed.set)
-        shadow.offer(RawInput("instances", [[1.0]]), None, answer, size=10, memory=10)
+        shadow.offer(RawInput("instances", [[1.0]]), None, answer, memory=10)
         assert (shadow.large, shadow.shed) == (1, 0)
 
     conducted(tmp_path, test, POLICY)
@@ -253,7 +252,7 @@ def test_answers_that_wait_count_too(tmp_path: Path) -> None:
         shadow = Shadow(version(2), version(1), Policy(), setup.bench.manager, changed=rollout.changed.set)
         for _ in range(QUEUE):
             answer = Value([[0.5] * 6000], 1)  # just not too large
-            shadow.offer(RawInput("instances", [[1.0]]), None, answer, size=10, memory=MAX_BYTES)
+            shadow.offer(RawInput("instances", [[1.0]]), None, answer, memory=MAX_ANSWER)
         assert QUEUE * 0.4 < shadow.shed < QUEUE * 0.6
 
     conducted(tmp_path, test, POLICY)
@@ -284,7 +283,7 @@ def test_a_share_copies_that_part_of_the_requests(tmp_path: Path) -> None:
             version(2), version(1), Policy(share=0.25), setup.bench.manager, changed=rollout.changed.set
         )
         for _ in range(2000):
-            shadow.offer(None, None, Tensors({"": np.zeros(1)}, 1), size=10, memory=10)
+            shadow.offer(None, None, Tensors({"": np.zeros(1)}, 1), memory=10)
         assert 400 < shadow.large < 600
 
     conducted(tmp_path, test, POLICY)
