@@ -269,14 +269,14 @@ class Conductor:
         generation, target, watching = found.generation, rollout.candidate, rollout.watching
         while generation == found.generation:
             look()
-            now = model()
-            later = rollout.policy if now is None or watching else self.policy(now)
-            decision = rollout.decide(self._lost(target, watching), later)
+            decision = rollout.decide(
+                self._lost(target, watching), lambda: self._later(rollout, model(), watching=watching)
+            )
             if decision.phase is None:
                 await _either(rollout.changed, found.moved, TICK)
                 rollout.changed.clear()
                 continue
-            held = decision.phase is Phase.HELD
+            held, later = decision.phase is Phase.HELD, self._later(rollout, model(), watching=watching)
             course = self._onto(
                 rollout.course, rollout.policy if held else later, decision.phase, step=decision.step,
                 reason=decision.reason, evidence=rollout.evidence(),
@@ -298,6 +298,10 @@ class Conductor:
             began(rollout.shown)
         self._overtaken(found, rollout)
         return None
+
+    def _later(self, rollout: Rollout, model: Model | None, *, watching: bool) -> RolloutPolicy:
+        """The policy of the next phase or step. A watch keeps its own."""
+        return rollout.policy if model is None or watching else self.policy(model)
 
     def _begun(self, found: LiveAlias, policy: RolloutPolicy, target: Version) -> Rollout | None:
         """A new rollout, or the one that a restart interrupted, in its phase and step. A phase that the

@@ -324,16 +324,17 @@ class Rollout:
         """The duration of the step so far, without pauses."""
         return (self._paused_at if self._paused_at is not None else self._clock()) - self._began
 
-    def decide(self, lost: str | None, later: RolloutPolicy | None = None) -> Next:
-        """Decides what happens next. `later`: the policy that holds from the next phase or step, None for the
-        same. Before a step ends, the remaining requests are compared; the moment depends on time and counts,
-        never on the answers."""
-        later = later or self.policy
-        decision = next_step(self.policy, self.seen(lost, later), later)
-        if decision.phase not in (None, *TAKEN_BACK) and self.order is None:
+    def decide(self, lost: str | None, later: Callable[[], RolloutPolicy] | None = None) -> Next:
+        """Decides what happens next. `later` gives the policy that holds from the next phase or step; it is
+        called only when one begins. None: the same. Before a step ends, the remaining requests are compared;
+        the moment depends on time and counts, never on the answers."""
+        decision = next_step(self.policy, self.seen(lost, self.policy))
+        if decision.phase in (None, *TAKEN_BACK):
+            return decision
+        if self.order is None:
             self.guards.end_block()
-            decision = next_step(self.policy, self.seen(lost, later), later)
-        return decision
+        policy = self.policy if later is None else later()
+        return next_step(self.policy, self.seen(lost, policy), policy)
 
     def move(self, course: Course) -> None:
         """Continues with `course`: the clock and the count of requests start again."""
