@@ -104,6 +104,8 @@ class MLflowRegistry:
         self._names: dict[str, _Known] = {}
         self._fixed: dict[str, Model] = {}
         self._absent: dict[str, int] = {}
+        #: The models that could not be read last time, with the logged reasons.
+        self._told: dict[str, str] = {}
         self._life = uuid.uuid4().hex
         self._changes = 0
 
@@ -120,26 +122,38 @@ class MLflowRegistry:
         if not names:  # no model to query: check the connection and the credentials
             self._calls.read("registered-models/search", {"max_results": 1}, retries=0)
             return self.known()
-        failed: list[Unavailable] = []
+        failed: dict[str, Exception] = {}
+        away: Unavailable | None = None
         with ThreadPoolExecutor(min(AT_ONCE, len(names))) as pool:
             for i in range(0, len(names), AT_ONCE):
-                came = pool.map(self._refreshed, names[i : i + AT_ONCE])
-                failed += [error for error in came if error is not None]
-                if any(not error.reached for error in failed):
-                    break
-        away = [error for error in failed if not error.reached]
-        if away or (failed and len(failed) == len(names)):
-            raise (away or failed)[-1]
-        for error in failed:
-            log.warning("keeping a model's last known state: %s", error)
+                some = names[i : i + AT_ONCE]
+                for name, error in zip(some, pool.map(self._refreshed, some), strict=True):
+                    if error is not None:
+                        failed[name] = error
+                    if isinstance(error, Unavailable) and not error.reached:
+                        away = error
+                if away is not None:
+                    raise away
+        if len(failed) == len(names):
+            raise failed[names[-1]]
+        self._tell(failed)
         return self.known()
 
-    def _refreshed(self, name: str) -> Unavailable | None:
+    def _refreshed(self, name: str) -> Exception | None:
         try:
             self._refresh(name, retries=0)
-        except Unavailable as error:
+        except Exception as error:  # noqa: BLE001 - whatever one model's answer holds, the others are read
             return error
         return None
+
+    def _tell(self, failed: Mapping[str, Exception]) -> None:
+        """Logs the models whose last known state stays; a reason that lasts, once."""
+        told = {name: f"{type(error).__name__}: {error}" for name, error in failed.items()}
+        for name, error in failed.items():
+            if self._told.get(name) != told[name]:
+                bug = None if isinstance(error, RegistryError) else error
+                log.warning("keeping the last known state of %s: %s", name, told[name], exc_info=bug)
+        self._told = told
 
     def find(self, reference: Reference) -> Snapshot:
         if reference.name:

@@ -19,6 +19,8 @@ from gateway.registries.base import UNREADABLE, Alias, Verdict, before, since
 ROLLOUT_TAG: Final = "gateway.rollout"
 #: The digits of the largest whole number of 64 bits.
 _LONGEST_NUMBER: Final = 19
+#: The end of the year 9999, the last that a date can have, in milliseconds since 1970.
+_LAST_MOMENT: Final = 253_402_300_799_000
 
 
 def with_past(version: str, tag: str | None) -> Alias:
@@ -53,7 +55,7 @@ def with_verdict(alias: Alias, tag: str | None, told: str | None) -> Alias:
 def _past(tag: str | None) -> dict[str, Any]:
     try:
         past = json.loads(tag or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):  # any user of MLflow can write a tag
         return {}
     return past if isinstance(past, dict) else {}
 
@@ -98,6 +100,6 @@ def whole(value: object) -> int | None:
 
 def moment(value: object) -> str | None:
     milliseconds = whole(value)
-    if milliseconds is None:
+    if milliseconds is None or milliseconds > _LAST_MOMENT:
         return None
     return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -144,7 +144,7 @@ class MLflowClient:
             content = b"".join(self._chunks(response, MAX_ANSWER))
         try:
             answer = json.loads(content)
-        except ValueError:
+        except (ValueError, RecursionError):
             answer = None
         if response.status_code == 200 and isinstance(answer, dict):
             return answer
@@ -159,7 +159,7 @@ class MLflowClient:
             content = b"".join(self._chunks(response, MAX_ANSWER))
         try:
             answer = json.loads(content)
-        except ValueError:
+        except (ValueError, RecursionError):
             answer = None
         if response.status_code != 200 or not isinstance(answer, dict):
             raise self._refusal(response, answer)

@@ -273,7 +273,9 @@ class Watch:
         async with self._turns:
             try:
                 snapshot = await self._blocking(self._registry.find, reference)
-            except RegistryError as error:
+            except Exception as error:
+                if not isinstance(error, RegistryError):
+                    log.exception("cannot read the registry's answer about %s", reference)
                 self._emit(RegistryFailed(f"query for {reference}: {error}", repeated=True))
                 asked = getattr(error, "retry_after", None)
                 if asked is not None:

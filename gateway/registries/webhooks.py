@@ -84,5 +84,5 @@ def concerned(body: bytes) -> Reference | None:
         if event.get("entity") not in _ALIAS_EVENTS:
             return None
         return Reference(check_name(event["data"]["name"]))
-    except (ValueError, KeyError, TypeError, AttributeError, InvalidReference):
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError, InvalidReference):
         return None

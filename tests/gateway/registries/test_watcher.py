@@ -15,12 +15,12 @@ from gateway.registries.base import (
     LONGEST_PAUSE,
     Alias,
     Model,
-    ReadOnly,
     RegistryInvalid,
     RegistryUnavailable,
     Snapshot,
     Version,
 )
+from gateway.registries.halves import ReadOnly
 from gateway.registries.watcher import FORGET_UNUSED, SILENT_AFTER, Watch
 from tests.support.controlled import Clock
 
@@ -197,3 +197,24 @@ async def test_a_read_that_succeeds_ends_the_pause_that_the_server_requested() -
                 await asyncio.sleep(0.01)
         polling.cancel()
         await asyncio.wait({polling})
+
+
+class Broken(Names):
+    """A registry with a bug in what it reads about one name."""
+
+    def find(self, reference: Reference) -> Snapshot:
+        raise RecursionError
+
+
+@pytest.mark.anyio
+async def test_an_answer_that_cannot_be_read_is_the_registrys_fault() -> None:
+    said: list[Event] = []
+    with ThreadPoolExecutor(1) as io:
+        watch = Watch(
+            Broken(), io, interval=5.0, clock=Clock(), emit=said.append,
+            apply=lambda snapshot, moved_by: None, remember=lambda snapshot: None,
+        )  # fmt: skip
+        with pytest.raises(Problem) as error:
+            await watch.find(Reference("iris"))
+    assert error.value.code == "REGISTRY_UNAVAILABLE"
+    assert [type(event) for event in said] == [RegistryFailed]
