@@ -7,6 +7,7 @@ import http.server
 import ipaddress
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,8 @@ class Front(http.server.ThreadingHTTPServer):
         self.target = target
         self.token = token
         self.authorizations: list[str | None] = []
+        #: When each request came (`time.monotonic`), and its method and path.
+        self.requests: list[tuple[float, str]] = []
         self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.server_port}"
         self.client = httpx.Client(base_url=target, timeout=60)
         self._tls = tls
@@ -50,6 +53,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _pass_on(self) -> None:
         told = self.headers["authorization"]
         self.server.authorizations.append(told)
+        self.server.requests.append((time.monotonic(), f"{self.command} {self.path.partition('?')[0]}"))
         content = self.rfile.read(int(self.headers["content-length"] or 0))
         if self.server.token is not None and told != f"Bearer {self.server.token}":
             self._answer(401, {"content-type": "text/plain", "www-authenticate": "Bearer"}, b"who are you?")
