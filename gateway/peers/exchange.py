@@ -68,6 +68,12 @@ SAID_FOR: Final = 1.0
 READ_AGAIN: Final = 10.0
 
 
+_REFUSALS: Final = {
+    401: "it has another key, or its clock differs",
+    404: "it has no peers, or they have another port there",
+}
+
+
 class Refused(Exception):
     """A question that is not believed. The message says why, without a secret."""
 
@@ -259,7 +265,9 @@ class Peers:
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
-                self._tasks.clear()
+                # A run that fails is begun again, with tasks of its own.
+                for kept in (self._tasks, self._news, self.addresses):
+                    kept.clear()
 
     async def _look(self, client: httpx.AsyncClient) -> None:
         """Reads the key if it has changed, and follows the addresses behind the name. Names that cannot be
@@ -302,8 +310,9 @@ class Peers:
             except Exception:
                 log.exception("cannot talk with the peer %s", one.address)
                 problem = "the gateway failed"
-            self._tried.add(one.address)
-            self._is_met()
+            if not self._met.is_set():
+                self._tried.add(one.address)
+                self._is_met()
             self._note(one, problem)
             pause = self._every * self._chance.uniform(0.8, 1.0)
             if one.failures:
@@ -342,7 +351,8 @@ class Peers:
                 client.stream("POST", one.url, content=body, headers=headers) as response,
             ):
                 if response.status_code != 200:
-                    return f"it answered {response.status_code}"
+                    why = _REFUSALS.get(response.status_code)
+                    return f"it answered {response.status_code}" + (f": {why}" if why else "")
                 given = Head.parse(response.headers.get(HEADER, ""))
                 if given is None:
                     return "it is not a gateway with this key"
