@@ -287,7 +287,7 @@ def test_26_an_extra_input_is_ignored_with_a_warning(served: Served) -> None:
     assert list(outputs(reply)) == list(COLUMNS)
 
 
-def test_26_unknown_parameters_are_ignored_and_only_a_model_with_params_warns(served: Served) -> None:
+def test_31_only_a_model_with_params_warns_of_unknown_parameters(served: Served) -> None:
     for one in (TYPED, [tensor("flag", "BOOL", [2], [True, False], trace="a"), *TYPED[1:]]):
         reply = infer(served, "typed", *one, parameters={"trace": "a", "content_type": "pd"})
         assert list(outputs(reply)) == list(COLUMNS)
