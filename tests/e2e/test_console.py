@@ -96,8 +96,16 @@ def test_without_javascript_and_by_keyboard(browser: Any, server: Running) -> No
     page.wait_for_url("**/#content")
     page.get_by_label("Part of the name").fill("OTHER-5")
     page.keyboard.press("Enter")
-    page.wait_for_url("**/?q=OTHER-5")
+    page.wait_for_url("**/?q=OTHER-5*")
     assert page.get_by_role("link", name="other-5").count() == 10
+    for shown, name, others in (("Loaded", "scaled", "other-01"), ("With problems", "<b>broken", "scaled")):
+        page.goto(server.url + "/")
+        page.get_by_label("Which models").select_option(label=shown)
+        page.get_by_role("button", name="Search").click()
+        page.wait_for_url("**show=*")
+        listed = page.get_by_role("table").last
+        assert listed.get_by_role("link", name=name).count() == 1
+        assert listed.get_by_role("link", name=others).count() == 0
     page.goto(server.url + "/")
     page.get_by_role("link", name="More models").click()
     page.wait_for_url("**after=*")

@@ -9,6 +9,7 @@ from (`Callers`). Knows paths, forms and headers; what pages look like is for `p
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qs
 
@@ -98,13 +99,17 @@ class Console:
         reads = self._access.reads(record)
         page = Page(_SHOWN, after, search or None, reads)
         if path == HOME:
-            listed = await self._views.names(page)
-            models = [model async for part in self._views.models(listed) for model in part]
             loaded = [one for one in self._views.loaded() if reads is None or reads(str(one.name))]
             troubles = self._views.troubles(reads)
+            chosen = {"loaded": {str(one.name) for one in loaded}, "problems": {one.name for one in troubles}}
+            show = asked.get("show", "")
+            if show in chosen:
+                page = replace(page, reads=chosen[show].__contains__)
+            listed = await self._views.names(page)
+            models = [model async for part in self._views.models(listed) for model in part]
             ready = self._access.readiness(record, self._views.ready())
             whole = reads is None
-            return pages.overview(ready, loaded, troubles, models, search, listed.next, visitor, whole)
+            return pages.overview(ready, loaded, troubles, models, search, show, listed.next, visitor, whole)
         if path == FAILURES:
             return pages.failures(self._views.troubles(reads), visitor)
         if path == ROLLOUTS:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _DURATIONS: Final = frozenset({"deleted_grace", "every", "watch", "within"})
 
 _FIRST = 5
+#: Which models the overview may list.
+SHOWN: Final = {"": "All", "loaded": "Loaded", "problems": "With problems"}
 
 
 def overview(
@@ -32,11 +34,13 @@ def overview(
     troubles: Sequence[Trouble],
     models: Sequence[ModelView],
     search: str,
+    show: str,
     after: str | None,
     visitor: Visitor,
     whole: bool,
 ) -> str:
-    """`whole`: the visitor may know of all models, and so the totals."""
+    """`show`: which models, a key of `SHOWN`. `whole`: the visitor may know of all models, and so the
+    totals."""
     parts = ["<h1>Model gateway</h1>", _readiness(ready)]
     if troubles:
         parts.append(f'<h2 id="problems">Problems ({len(troubles)})</h2>')
@@ -50,7 +54,8 @@ def overview(
     parts.append("<h2>Models</h2>")
     parts.append(
         '<form action="." method="get" role="search"><p><label for="q">Part of the name</label>'
-        f'<input id="q" name="q" type="search" value="{escape(search)}"> '
+        f'<input id="q" name="q" type="search" value="{escape(search)}"></p>'
+        f'<p><label for="show">Which models</label><select id="show" name="show">{_choices(show)}</select> '
         '<button type="submit">Search</button></p></form>'
     )
     rows = []
@@ -59,10 +64,17 @@ def overview(
         link = f'<a href="models/{url_path(Reference(model.name))}/docs">{escape(model.name)}</a>'
         states = sorted({one.state for one in model.versions if one.state != "UNLOADED"})
         rows.append([link, escape(aliases), str(len(model.versions)), ", ".join(states) or "not loaded"])
-    none = "<p>No model has such a name.</p>" if search else "<p>The registry has no models.</p>"
+    none = f"<p>{'No such model.' if search or show else 'The registry has no models.'}</p>"
     parts.append(table(["Model", "Aliases", "Versions", "State"], rows) if rows else none)
-    parts.append(_next(".", search, after, "More models"))
+    parts.append(_next(".", search, after, "More models", show))
     return console_page("Model gateway", ".", "", visitor, "\n".join(parts))
+
+
+def _choices(chosen: str) -> str:
+    return "".join(
+        f'<option value="{value}"{" selected" if value == chosen else ""}>{text}</option>'
+        for value, text in SHOWN.items()
+    )
 
 
 def _readiness(ready: ReadinessView) -> str:
@@ -291,10 +303,11 @@ def _told(value: Any, name: str) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _next(path: str, search: str, after: str | None, text: str) -> str:
+def _next(path: str, search: str, after: str | None, text: str, show: str = "") -> str:
     if after is None:
         return ""
-    query = urlencode({"q": search, "after": after} if search else {"after": after})
+    asked = {"q": search, "show": show, "after": after}
+    query = urlencode({name: value for name, value in asked.items() if value})
     return f'<p><a rel="next" href="{path}?{escape(query)}">{text}</a></p>'
 
 

@@ -159,6 +159,13 @@ async def ready(parts: Composed, reference: Reference) -> str | None:
 async def test_what_the_next_request_would_meet(tmp_path: Path) -> None:
     async with composed(tmp_path) as parts:
         assert await ready(parts, CHAMPION) is None  # not loaded: the request loads it
+        hold = parts.of(1).hold = asyncio.Event()
+        asked = asyncio.ensure_future(parts.ask(CHAMPION))
+        await asyncio.sleep(0)
+        assert await ready(parts, CHAMPION) is None  # it loads: the request waits for it
+        hold.set()
+        await asked
+        assert await ready(parts, CHAMPION) is None
         parts.of(2).fails = "ValueError: no"
         second = Reference("iris", version="2")
         with pytest.raises(Problem):
