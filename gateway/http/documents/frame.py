@@ -29,7 +29,7 @@ _FRAME = """<!doctype html>
 """
 _CONSOLE = (("", "Overview"), ("console/rollouts", "Rollouts"), ("console/failures", "Failures"))
 _API = ("docs", "API")
-#: A cell with more characters keeps a width in which it can be read.
+#: A text with more characters keeps a width in which it can be read.
 _LONG = 40
 
 
@@ -72,7 +72,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _cell(content: str) -> str:
-    return f'<td class="long">{content}</td>' if len(content) > _LONG else f"<td>{content}</td>"
+    is_long = len(content) > _LONG and "<" not in content
+    return f'<td class="long">{content}</td>' if is_long else f"<td>{content}</td>"
 
 
 def facts(pairs: Iterable[tuple[str, str]]) -> str:

@@ -96,7 +96,7 @@ def model(
     """The document of one model. `reference`: what its paths name; `up`: the relative URL from the document
     to the gateway; `raw`: media types that its only input may come in; `example`: its saved input."""
     target = url_path(reference)
-    served = f"Version {version}" + (f", to which the alias {alias} points." if alias else ".")
+    served = f"Version {version}" + (f", which answers for the alias {alias}." if alias else ".")
     return {
         "openapi": "3.1.0",
         "info": {"title": name, "version": version, "description": served},
