@@ -21,6 +21,10 @@ File: TypeAlias = "tuple[str, str, int | None]"
 Progress: TypeAlias = Callable[[int, int | None], None]
 """Called with the bytes received and the total (None: unknown), from any thread."""
 
+Room: TypeAlias = Callable[[int], None]
+"""Called with the bytes of a file of unknown size, before they are written. Raises ArtifactError if the cache
+has no space for them."""
+
 PeerCheck: TypeAlias = "Callable[[str, Iterable[str]], None]"
 """Called with a host and the addresses that a connection to it would use or uses, before anything is sent.
 Raises NotAllowed for one that may not be asked."""
@@ -63,11 +67,11 @@ class Source(Protocol):
         """All files of the package. Raises ArtifactError, OSError."""
 
     def copy(
-        self, version: Version, files: list[File], to: Path, *, limit: int, meter: Meter
+        self, version: Version, files: list[File], to: Path, *, room: Room, meter: Meter
     ) -> dict[str, str]:
-        """Puts them into the directory `to`; never more than `limit` bytes in all. What comes is added to
-        `meter`. Returns the SHA-256 of files that were read through meanwhile, by their paths within the
-        package. Raises ArtifactError, OSError."""
+        """Puts them into the directory `to`. Files with announced bytes have their space already; for others
+        it asks `room`. What comes is added to `meter`. Returns the SHA-256 of files that were read through
+        meanwhile, by their paths within the package. Raises ArtifactError, OSError."""
 
 
 class Meter:

@@ -27,9 +27,9 @@ import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
-from gateway.artifacts.base import ArtifactError, DigestMismatch, Meter, Progress, Unreachable
+from gateway.artifacts.base import ArtifactError, DigestMismatch, Meter, Progress, Room, Unreachable
 from gateway.artifacts.sources import Sources
 from gateway.registries.base import Version
 from gateway.staging import Staging, notes, sweep
@@ -40,6 +40,8 @@ log = logging.getLogger("gateway.artifacts")
 Fingerprint: TypeAlias = "tuple[tuple[str, int, int, int, int], ...]"
 """(path, inode, bytes, modification time, change time) of each file of an entry; times in ns."""
 
+#: Space for files of unknown size is reserved in about so many steps.
+_STEPS: Final = 64
 _ENTRY = re.compile(r"sha256-[0-9a-f]{64}\Z")
 
 
@@ -146,10 +148,10 @@ class Artifacts:
         path = self._root / name
         if not path.is_dir():
             return None
-        held = self._hold(name)
-        try:
+        with contextlib.ExitStack() as use:
+            held = self._hold(name)
+            use.callback(os.close, held)
             if not path.is_dir():  # removed before this process held the lock
-                os.close(held)
                 return None
             now = _fingerprint(path)
             with self._lock:
@@ -158,7 +160,7 @@ class Artifacts:
                 found = _digest_or_none(path)
                 if found != digest:
                     log.warning("the cached package %s is damaged (%s): fetching it again", path, found)
-                    os.close(held)
+                    use.close()
                     self._remove(name)
                     return None
                 with self._lock:
@@ -166,12 +168,8 @@ class Artifacts:
             with _unless_read_only():
                 os.utime(held)
             local = Local(path, digest, self._size(name, held))
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.close(held)
-            raise
-        weakref.finalize(local, os.close, held)
-        return local
+            weakref.finalize(local, use.pop_all().close)
+            return local
 
     def _hold(self, name: str) -> int:
         """A descriptor that holds the entry's lock shared, on the current lock file."""
@@ -210,9 +208,9 @@ class Artifacts:
         if total > self._limit:
             sizes = f"{total / 1e6:.0f} MB, the disk limit is {self._limit / 1e6:.0f} MB"
             raise ArtifactError(f"the files of {version} do not fit in the cache: {sizes}")
-        with self._room(version, total) as staged:
+        with self._room(version, total) as (staged, room):
             meter = Meter(files, progress)
-            hashed = source.copy(version, files, staged.path, limit=self._limit, meter=meter)
+            hashed = source.copy(version, files, staged.path, room=room, meter=meter)
             try:
                 digest = packages.digest(staged.path, hashed)
             except packages.PackageError as error:
@@ -230,42 +228,61 @@ class Artifacts:
         for _ in range(3):
             if (local := self._found(digest)) is not None:
                 return local
-            held = self._hold(name)
-            try:
-                os.ftruncate(held, 0)
-                os.pwrite(held, size, 0)
-                # Hold the lock: a count in between would find the package in neither place.
-                with _alone(self._root / ".room.lock"):
-                    staged.publish(self._root / name)
-            except OSError as error:
-                os.close(held)
-                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                    raise
-            else:
+            with contextlib.ExitStack() as use:
+                held = self._hold(name)
+                use.callback(os.close, held)
+                try:
+                    os.ftruncate(held, 0)
+                    os.pwrite(held, size, 0)
+                    # Hold the lock: a count in between would find the package in neither place.
+                    with _alone(self._root / ".room.lock"):
+                        staged.publish(self._root / name)
+                except OSError as error:
+                    if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                        raise
+                    continue
                 with self._lock:
                     self._verified[digest] = _fingerprint(self._root / name)
                 local = Local(self._root / name, digest, int(size))
-                weakref.finalize(local, os.close, held)
+                weakref.finalize(local, use.pop_all().close)
                 return local
         raise ArtifactError(
             f"the files of {version} cannot be cached", f"{self._root / name} is damaged and in use"
         )
 
     @contextlib.contextmanager
-    def _room(self, version: Version, needed: int) -> Iterator[Staging]:
-        """Yields a directory to fetch into when `needed` bytes fit in the cache. Other fetches in progress
-        count with the size in their directories' names."""
+    def _room(self, version: Version, needed: int) -> Iterator[tuple[Staging, Room]]:
+        """Yields a directory to fetch into when `needed` bytes fit in the cache, and what reserves more. More
+        space is an empty directory for each step, because the name of the first one is in use."""
+        with contextlib.ExitStack() as held:
+            staged = held.enter_context(self._reserved(version, needed))
+            asked = left = 0
+
+            def room(count: int) -> None:
+                nonlocal asked, left
+                asked += count
+                if needed + asked > self._limit:
+                    raise ArtifactError(f"the files of {version} do not fit in the cache")
+                if count > left:
+                    step = max(count - left, min(self._limit // _STEPS, self._limit - needed - asked))
+                    held.enter_context(self._reserved(version, step, needed + asked - count + left))
+                    left += step
+                left -= count
+
+            yield staged, room
+
+    def _reserved(self, version: Version, needed: int, held: int = 0) -> Staging:
+        """A new directory that reserves `needed` bytes, in addition to `held` ones for the same files: other
+        fetches count the number in its name. Raises ArtifactError."""
         with _alone(self._root / ".room.lock"):
             sweep(self._root)
             used = self._make_room(needed)
             if used + needed > self._limit:
-                what = f"{needed / 1e6:.0f} MB are needed and {used / 1e6:.0f} MB in use"
+                sizes = f"{(held + needed) / 1e6:.0f} MB are needed and {(used - held) / 1e6:.0f} MB in use"
                 raise ArtifactError(
-                    f"the cache has no space for {version}: {what} of {self._limit / 1e6:.0f} MB"
+                    f"the cache has no space for {version}: {sizes} of {self._limit / 1e6:.0f} MB"
                 )
-            staged = Staging(self._root, str(needed))
-        with staged:
-            yield staged
+            return Staging(self._root, str(needed))
 
     def _make_room(self, needed: int) -> int:
         """Removes what was used longest ago until `needed` bytes fit, and returns the bytes that are in use

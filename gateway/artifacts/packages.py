@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -163,6 +164,7 @@ class Packages:
         self._lasting = lasting
         self._examine = examine
         self._examined: LRUCache[str, Needs] = LRUCache(1000)
+        self._lock = threading.Lock()
         #: The time (monotonic seconds) until which a store counts as unavailable.
         self._away: dict[str, float] = {}
         #: The fetches in progress: the fetching threads write it, any thread may read it.
@@ -223,14 +225,17 @@ class Packages:
         """The facts of the files with this digest; each digest is read once."""
         if self._examine is None:
             return None
-        if (known := self._examined.get(digest)) is None:
+        with self._lock:
+            known = self._examined.get(digest)
+        if known is None:
             try:
                 known = self._examine(package)
             except PackageError as error:
                 raise _unavailable(version, str(error)) from error
             except OSError as error:
                 raise _unavailable(version, f"cannot read its files: {error.strerror}") from error
-            self._examined[digest] = known
+            with self._lock:
+                self._examined[digest] = known
         return known
 
     def _check_digest(self, version: Version) -> None:

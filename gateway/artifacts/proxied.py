@@ -18,6 +18,7 @@ from gateway.artifacts.base import (
     File,
     Meter,
     PeerCheck,
+    Room,
     Unreachable,
     checked_list,
     stays_inside,
@@ -67,7 +68,7 @@ class Proxied:
                 yield relative, f"{self._place.rstrip('/')}/{relative}", size
 
     def copy(
-        self, version: Version, files: list[File], to: Path, *, limit: int, meter: Meter
+        self, version: Version, files: list[File], to: Path, *, room: Room, meter: Meter
     ) -> dict[str, str]:
         def whole(file: File) -> None:
             relative, place, size = file

@@ -25,6 +25,7 @@ from gateway.artifacts.base import (
     File,
     Meter,
     PeerCheck,
+    Room,
     Unreachable,
     checked_list,
     stays_inside,
@@ -104,7 +105,7 @@ class Remote:
                 yield from self._linked(version, name, depth + 1)
 
     def copy(
-        self, version: Version, files: list[File], to: Path, *, limit: int, meter: Meter
+        self, version: Version, files: list[File], to: Path, *, room: Room, meter: Meter
     ) -> dict[str, str]:
         small = [file for file in files if file[2] is not None and file[2] < ranges.RANGED]
         for i in range(0, len(small), _BATCH):
@@ -122,28 +123,23 @@ class Remote:
                     raise ArtifactError(problem)
             meter.add(total - counted.bytes)  # not every library reports all received bytes
         hashed = {}
-        left = limit - sum(size or 0 for _, _, size in files)
         for relative, name, size in files:
             if size is None:
                 with self._failing(version):
-                    left -= self._stream(version, name, target_of(to, relative), left, meter)
+                    self._stream(name, target_of(to, relative), room, meter)
             elif size >= ranges.RANGED:
                 read = self._range_of(version, name)
                 with self._failing(version):
                     hashed[relative] = in_ranges(read, size, target_of(to, relative), meter)
         return hashed
 
-    def _stream(self, version: Version, name: str, target: Path, limit: int, meter: Meter) -> int:
-        """Copies a file of unknown size; returns the size."""
-        size = 0
+    def _stream(self, name: str, target: Path, room: Room, meter: Meter) -> None:
+        """Copies a file of unknown size."""
         with self._files.open(name, "rb", block_size=0) as from_, target.open("xb") as file:
             while chunk := from_.read(CHUNK):
-                size += len(chunk)
-                if size > limit:
-                    raise ArtifactError(f"the files of {version} do not fit in the cache")
+                room(len(chunk))
                 file.write(chunk)
                 meter.add(len(chunk))
-        return size
 
     def _range_of(self, version: Version, name: str) -> Callable[[int, int], bytes]:
         def read(start: int, end: int) -> bytes:

@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from gateway.artifacts.allowed import SCHEME, Allowed, is_here, is_local, links, path_of
-from gateway.artifacts.base import ArtifactError, File, Meter, Source, target_of
+from gateway.artifacts.base import ArtifactError, File, Meter, Room, Source, target_of
 from gateway.artifacts.proxied import PROXY, Proxied
 from gateway.artifacts.remote import Remote
 from gateway.registries.base import Version
@@ -103,7 +103,7 @@ class _Directory:
             raise ArtifactError(f"the files of {version} cannot be used: {error}", str(self._path)) from None
 
     def copy(
-        self, version: Version, files: list[File], to: Path, *, limit: int, meter: Meter
+        self, version: Version, files: list[File], to: Path, *, room: Room, meter: Meter
     ) -> dict[str, str]:
         for relative, file, _ in files:
             meter.add(copy_file(Path(file), target_of(to, relative), self._root))

@@ -168,7 +168,7 @@ def test_a_link_that_takes_a_files_place_while_it_is_copied_is_not_followed(
     (package / swapped).symlink_to(secret / swapped)
     (tmp_path / "to").mkdir()
     with pytest.raises(OSError, match="a link leads elsewhere"):
-        source.copy(wanted, files, tmp_path / "to", limit=10**9, meter=Meter(files))
+        source.copy(wanted, files, tmp_path / "to", room=lambda count: None, meter=Meter(files))
 
 
 def test_a_link_that_takes_the_directorys_place_after_the_check_is_not_followed(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_a_link_that_takes_the_directorys_place_after_the_check_is_not_followed(
     (tmp_path / "to").mkdir()
     files = source.files(wanted)
     with pytest.raises(OSError, match="a link leads elsewhere"):
-        source.copy(wanted, files, tmp_path / "to", limit=10**9, meter=Meter(files))
+        source.copy(wanted, files, tmp_path / "to", room=lambda count: None, meter=Meter(files))
 
 
 def test_a_pipe_is_not_part_of_a_package_for_the_digest_and_for_the_copy(
@@ -339,6 +339,27 @@ def test_a_damaged_entry_is_fetched_again_after_a_restart(cache: Artifacts, tmp_
     local = Artifacts(tmp_path / "cache", disk_limit=100 * MB).fetch(wanted)
     assert digest(local.path) == wanted.digest
     assert not under_way(tmp_path / "cache")
+
+
+def test_a_lock_is_closed_once_when_a_damaged_entry_cannot_be_removed(
+    cache: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = version(make_package(tmp_path / "package"))
+    weights = cache.fetch(wanted).path / "data" / "weights"
+    gc.collect()
+    weights.chmod(0o644)
+    weights.write_bytes(b"")
+    others = []
+
+    def full(*args: Any) -> bool:
+        others.append(os.open(os.devnull, os.O_RDONLY))  # takes the number of what was closed
+        raise OSError(errno.ENOSPC, "the disk is full")
+
+    monkeypatch.setattr(cache, "_remove", full)
+    with pytest.raises(ArtifactError):
+        cache.find(wanted)
+    (other,) = others
+    os.close(other)  # raises if it was closed by another
 
 
 def test_a_lost_mark_is_made_again(cache: Artifacts, tmp_path: Path) -> None:

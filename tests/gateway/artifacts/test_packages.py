@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import fsspec
 import pytest
+from cachetools import LRUCache
 
 from gateway.artifacts.cache import Artifacts
 from gateway.artifacts.packages import FormatPolicy, Packages, _store
 from gateway.artifacts.sources import Sources
 from gateway.errors import Problem
 from gateway.registries.base import Version
+from loaders.package import read
 from tests.support.served import Served, settings
+
+if TYPE_CHECKING:
+    from gateway.environments.choose import Needs
 
 FILES = {"m/MLmodel": b"flavors: {python_function: {loader_module: mine}}", "m/weights": b"x" * 1000}
 
@@ -208,3 +214,23 @@ async def test_a_download_that_hangs_does_not_keep_out_what_is_here(
     assert not hanging.done()
     leaving.hang.set()
     await hanging
+
+
+def test_threads_share_what_was_examined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache of the facts removes entries while other threads read it."""
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "MLmodel").write_bytes(FILES["m/MLmodel"])
+    package, made = read(tmp_path / "p"), cast("Needs", object())
+    with ThreadPoolExecutor(8) as pool:
+        packages = Packages(Artifacts(tmp_path / "cache", 10**9), pool, pool, examine=lambda package: made)
+        packages._examined = LRUCache(2)
+        wanted = Version("m", "1", "/m")
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        try:
+            digests = [str(i % 5) for i in range(20_000)]
+            found = list(pool.map(lambda digest: packages._needs(wanted, package, digest), digests))
+        finally:
+            sys.setswitchinterval(before)
+    assert all(needs is made for needs in found)
+    assert len(packages._examined) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import http.server
 import json
 import threading
@@ -281,6 +282,40 @@ def test_a_file_without_an_announced_size_does_not_fill_the_disk(
         Artifacts(tmp_path / "cache", 2_000_000).fetch(version("memory://m"))
     assert [path.name for path in (tmp_path / "cache").iterdir() if path.is_dir()] == []
     assert Artifacts(tmp_path / "cache", 4_000_000).fetch(version("memory://m")).bytes == 3_000_011
+
+
+def test_files_without_announced_sizes_take_only_the_space_that_is_left(
+    memory: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of a web server."""
+    for name in "abc":
+        memory.pipe({f"/{name}/MLmodel": b"flavors: {}", f"/{name}/weights": name.encode() * 900_000})
+    sized = type(memory).find
+    monkeypatch.setattr(
+        type(memory), "find", lambda *a, **k: {name: {"type": "file"} for name in sized(*a, **k)}
+    )
+    cache = Artifacts(tmp_path / "cache", 2_000_000)
+    used = [cache.fetch(version(f"memory://{name}")) for name in "ab"]
+    with pytest.raises(ArtifactError, match="the cache has no space"):
+        cache.fetch(version("memory://c"))
+    assert cache.bytes() == sum(local.bytes for local in used) == 1_800_022
+    assert len([path for path in (tmp_path / "cache").iterdir() if path.is_dir()]) == 2
+    del used
+    gc.collect()  # nothing is in use, so what is older gives way
+    assert cache.fetch(version("memory://c")).bytes == 900_011
+    assert cache.bytes() == 1_800_022
+
+
+def test_what_comes_of_unknown_size_counts_for_other_fetches(
+    memory: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = Artifacts(tmp_path / "cache", 2_000_000)
+    memory.pipe({"/a/MLmodel": b"flavors: {}", "/b/MLmodel": b"flavors: {}", "/b/weights": b"b" * 900_000})
+    with cache._room(version("memory://a"), 0) as (_, room):
+        room(1_500_000)
+        with pytest.raises(ArtifactError, match="the cache has no space"):
+            cache.fetch(version("memory://b"))
+    assert cache.fetch(version("memory://b")).bytes == 900_011
 
 
 @pytest.mark.all
