@@ -27,7 +27,10 @@ REQUIREMENTS: Final = "requirements.txt"
 PYTHON_ENV: Final = "python_env.yaml"
 CONDA: Final = "conda.yaml"
 _MLFLOW: Final = frozenset({"mlflow", "mlflow-skinny", "mlflow-tracing"})
-_IMPORTS_MLFLOW: Final = re.compile(rb"^\s*(?:import|from)\s+mlflow\b", re.MULTILINE)
+# `\s` would match line ends too: quadratic in empty lines.
+_IMPORTS_MLFLOW: Final = re.compile(rb"^[ \t]*(?:import|from)[ \t]+mlflow\b", re.MULTILINE)
+_SOURCE_BYTES: Final = 1 << 20
+_ALL_SOURCE_BYTES: Final = 32 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +182,12 @@ def _installed(name: str, _places: tuple[str, ...]) -> str | None:
 def _imports_mlflow(package: Package) -> bool:
     """Whether a source file in the package imports mlflow. A model saved as code does not count: it always
     imports mlflow, with known names."""
-    code = package.code
-    return code is not None and any(
-        _IMPORTS_MLFLOW.search(file.read_bytes()) for file in code.rglob("*.py") if file.is_file()
-    )
+    left = _ALL_SOURCE_BYTES
+    for file in () if package.code is None else package.code.rglob("*.py"):
+        if left > 0 and file.is_file():
+            with file.open("rb") as handle:
+                source = handle.read(_SOURCE_BYTES)
+            left -= len(source)
+            if _IMPORTS_MLFLOW.search(source):
+                return True
+    return False

@@ -11,13 +11,14 @@ the gateway.
 
 from __future__ import annotations
 
+import io
 import pickletools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
-from loaders import flavors
+from loaders import flavors, opcodes
 from loaders.flavors.lightgbm import BOOSTER
 from loaders.package import PackageError
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 #: The edition of this scan. Raise it with any change here, so that results of an earlier edition are not
 #: used.
-EDITION: Final = 2
+EDITION: Final = 3
 #: A longer pickle would hold the interpreter's lock for too long.
 MOST_OPERATIONS: Final = 300_000
 MOST_BYTES: Final = 256 << 20
@@ -104,6 +105,7 @@ _TEXTS: Final = frozenset(
     {"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE", "STRING", "BINSTRING", "SHORT_BINSTRING"}
 )
 _CHANGES: Final = frozenset({"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS"})
+_DESCRIBED: Final = {code.name: code for code in pickletools.opcodes}
 _UNKNOWN: Final = object()
 _MARK: Final = object()
 
@@ -180,23 +182,22 @@ def _package(read: Package, most_bytes: int) -> Verdict:
 def _pickle(file: Path, most_bytes: int) -> Verdict:
     if file.stat().st_size > most_bytes:
         return Verdict(False, f"its pickle is larger than the {most_bytes} bytes that are scanned")
-    for name in names(file.read_bytes()):
-        if not name.listed:
-            return Verdict(False, f"its pickle names {str(name)[:200]}")
+    with file.open("rb") as handle:
+        for name in names(handle):
+            if not name.listed:
+                return Verdict(False, f"its pickle names {str(name)[:200]}")
     return Verdict(True, "its pickle names only framework classes")
 
 
-def names(pickled: bytes) -> Iterator[Name]:
+def names(pickled: bytes | IO[bytes]) -> Iterator[Name]:
     """Every name that a pickle looks up, in order, without executing anything. Raises NotProved."""
     machine = _Machine()
-    end = 0
+    handle = io.BytesIO(pickled) if isinstance(pickled, bytes) else pickled
     try:
-        for count, (code, argument, position) in enumerate(pickletools.genops(pickled)):
+        for count, (name, argument) in enumerate(opcodes.operations(handle)):
             if count >= MOST_OPERATIONS:
                 raise NotProved(f"its pickle has more than {MOST_OPERATIONS} operations")
-            assert position is not None
-            end = position
-            found = machine.step(code, argument)
+            found = machine.step(name, argument)
             if found is not None:
                 yield found
     except NotProved:
@@ -204,7 +205,7 @@ def names(pickled: bytes) -> Iterator[Name]:
     except Exception as error:  # noqa: BLE001  (a parser that was given anything at all)
         text = f"{type(error).__name__}: {error}"[:200]
         raise NotProved(f"its pickle cannot be scanned to its end ({text})") from None
-    if end + 1 != len(pickled):
+    if handle.read(1):
         raise NotProved("its pickle cannot be scanned to its end: the file has bytes after it")
 
 
@@ -215,10 +216,9 @@ class _Machine:
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
 
-    def step(self, code: Any, argument: Any) -> Name | None:
+    def step(self, name: str, argument: Any) -> Name | None:
         """Performs one operation. Returns the name that it looks up, or None. Raises NotProved,
         LookupError."""
-        name = code.name
         stack = self._stack
         if name in _TEXTS:
             stack.append(argument if isinstance(argument, str) else _UNKNOWN)
@@ -258,7 +258,7 @@ class _Machine:
             if isinstance(stack[-1], Name):
                 raise NotProved(f"its pickle changes {stack[-1]} for all")
         else:
-            self._other(code)
+            self._other(name)
         return None
 
     def _look_up(self, name: str, argument: str) -> Name:
@@ -285,8 +285,9 @@ class _Machine:
         del self._stack[at:]
         return values
 
-    def _other(self, code: Any) -> None:
+    def _other(self, name: str) -> None:
         """Any other operation: pops and pushes as its description says."""
+        code = _DESCRIBED[name]
         before = [kind.name for kind in code.stack_before]
         if "mark" in before:
             self._to_mark()
@@ -294,7 +295,7 @@ class _Machine:
         if before:
             if len(before) > len(self._stack):
                 raise LookupError("the stack is empty")
-            if code.name in _CHANGES and isinstance(self._stack[-len(before)], Name):
+            if name in _CHANGES and isinstance(self._stack[-len(before)], Name):
                 raise NotProved(f"its pickle changes {self._stack[-len(before)]} for all")
             del self._stack[-len(before) :]
         self._stack.extend(_UNKNOWN for _ in code.stack_after)

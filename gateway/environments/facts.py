@@ -56,8 +56,15 @@ _DISTRIBUTIONS: Final = {
 }  # fmt: skip
 """The modules that a flavor's loader imports."""
 _CODE_MODULES: Final = frozenset({"_make_function", "subimport", "_make_skel_func"})
-_SOURCE_BYTES: Final = 4 << 20
-_IMPORT: Final = re.compile(r"^\s*(?:import|from)\s+([A-Za-z_][\w.]*)", re.MULTILINE)
+# A syntax tree takes some 600 times the bytes of its source, and making one holds the interpreter's lock.
+_PARSED_BYTES: Final = 64 << 10
+_ALL_PARSED_BYTES: Final = 1 << 20
+_SOURCE_BYTES: Final = 1 << 20
+_ALL_SOURCE_BYTES: Final = 32 << 20
+_LONGEST_CHAIN: Final = 20
+_MOST_MODULES: Final = 100_000
+# `\s` would match line ends too: quadratic in empty lines.
+_IMPORT: Final = re.compile(r"^[ \t]*(?:import|from)[ \t]+([A-Za-z_][\w.]*)", re.MULTILINE)
 _COMPILED: Final = re.compile(r"(?:\.cpython-(\d)(\d+)[^/]*\.so|\.pyc)\Z")
 
 
@@ -155,13 +162,14 @@ def read(package: Package) -> Facts:
         flavor = flavors.find(package).name
     except PackageError:
         flavor = "mlflow"
-    named = {file: pickles.read(package.path / file) for file in _pickles(package)}
+    budget = pickles.Budget()
+    named = {file: pickles.read(package.path / file, budget) for file in _pickles(package)}
     byte_code = [file for file, what in named.items() if what.byte_code] + list(_compiled(package))
     globals_ = {entry for what in named.values() for entry in what.globals}
     texts = {text for what in named.values() for text in what.texts}
-    sources = list(_sources(package))
     modules = {module.partition(".")[0] for module, _ in globals_}
-    modules |= {module for source in sources for module in _imported(source)}
+    imported, beyond = _of_sources(package)
+    modules |= imported
     if any(name in _CODE_MODULES for _, name in globals_):
         # Functions pickled by value name their imports as plain text.
         modules |= {text.partition(".")[0] for text in texts if re.fullmatch(r"[A-Za-z_][\w.]*", text)}
@@ -178,7 +186,7 @@ def read(package: Package) -> Facts:
         byte_code=tuple(byte_code),
         modules=frozenset(modules),
         custom=custom,
-        mlflow=_mlflow(package, flavor, globals_, texts, sources),
+        mlflow=_mlflow(package, flavor, globals_, texts, beyond),
         mlflow_version=_plain_version(package.mlflow_version),
         frames=frames,
         text=text,
@@ -252,13 +260,35 @@ def _sources(package: Package) -> Iterator[str]:
     if path := package.text("model_code_path"):
         name = path.replace("\\", "/").rpartition("/")[2]
         places.append(package.path / name)
+    left = _ALL_SOURCE_BYTES
     for file in places:
-        if file.is_file() and not file.is_symlink() and file.stat().st_size <= _SOURCE_BYTES:
-            yield file.read_text(encoding="utf-8", errors="replace")
+        if left > 0 and file.is_file() and not file.is_symlink():
+            with file.open("rb") as handle:
+                source = handle.read(_SOURCE_BYTES)
+            left -= len(source)
+            yield source.decode("utf-8", errors="replace")
 
 
-def _imported(source: str) -> set[str]:
-    return {match.partition(".")[0] for match in _IMPORT.findall(source)}
+def _of_sources(package: Package) -> tuple[frozenset[str], str | None]:
+    """Returns the modules that its sources import, and the first name of mlflow in them that the stand-in for
+    mlflow does not have. One source is in memory at a time. Beyond the limits on what is parsed, every import
+    of mlflow is taken for one that the stand-in does not have."""
+    imported: set[str] = set()
+    beyond = None
+    known = standin.names()
+    left = _ALL_PARSED_BYTES
+    for source in _sources(package):
+        found = {match.partition(".")[0] for match in _IMPORT.findall(source)}
+        if len(imported) < _MOST_MODULES:
+            imported |= found
+        if beyond is not None or "mlflow" not in source:
+            continue
+        if len(source) <= min(_PARSED_BYTES, left):
+            left -= len(source)
+            beyond = _beyond(source, known)
+        elif "mlflow" in found:
+            beyond = "mlflow"
+    return frozenset(imported), beyond
 
 
 def _frames(package: Package, flavor: str) -> tuple[bool, bool]:
@@ -288,7 +318,7 @@ def _plain_version(text: str | None) -> str | None:
 
 
 def _mlflow(
-    package: Package, flavor: str, globals_: set[tuple[str, str]], texts: set[str], sources: list[str]
+    package: Package, flavor: str, globals_: set[tuple[str, str]], texts: set[str], beyond: str | None
 ) -> str | None:
     if flavor == "mlflow":
         return f"models of {package.loader_module} are loaded by mlflow"
@@ -301,18 +331,15 @@ def _mlflow(
     by_value = any(name in _CODE_MODULES for _, name in globals_)
     if by_value and "subimport" in {name for _, name in globals_} and "mlflow" in texts:
         return "its code imports mlflow"
-    for source in sources:
-        if (wanted := _beyond(source, known)) is not None:
-            return f"its code uses {wanted}"
-    return None
+    return None if beyond is None else f"its code uses {beyond}"
 
 
 def _beyond(source: str, known: dict[str, frozenset[str]]) -> str | None:
     """The first name of mlflow in a source file that the stand-in for mlflow does not have."""
     try:
         tree = ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError):
-        return "mlflow" if re.search(r"^\s*(?:import|from)\s+mlflow\b", source, re.MULTILINE) else None
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return "mlflow" if "mlflow" in {name.partition(".")[0] for name in _IMPORT.findall(source)} else None
     aliases: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "mlflow":
@@ -344,9 +371,9 @@ def _beyond(source: str, known: dict[str, frozenset[str]]) -> str | None:
 
 
 def _chain(node: ast.AST) -> list[str]:
-    """The names of an expression such as `a.b.c`."""
+    """The names of an expression such as `a.b.c`; empty for a longer one, whose parts come by themselves."""
     names: list[str] = []
-    while isinstance(node, ast.Attribute):
+    while isinstance(node, ast.Attribute) and len(names) < _LONGEST_CHAIN:
         names.append(node.attr)
         node = node.value
     return [node.id, *reversed(names)] if names and isinstance(node, ast.Name) else []

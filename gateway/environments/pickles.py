@@ -1,32 +1,30 @@
 """Scans a pickle without executing anything: its globals, its short texts, its byte code.
 
-`pickletools` lists the instructions of a pickle and executes none. cloudpickle and dill write byte code for
-functions and classes that they store by value; it runs only on the minor version of Python that wrote it.
-Must not know flavors.
+Takes a bounded amount of time and memory for the pickles of a package, whatever they claim to be. cloudpickle
+and dill write byte code for functions and classes that they store by value; it runs only on the minor version
+of Python that wrote it. Must not know flavors.
 """
 
 from __future__ import annotations
 
 import bz2
 import gzip
-import itertools
+import io
 import lzma
-import mmap
-import pickletools
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
+
+from loaders import opcodes, scan
 
 SUFFIXES: Final = frozenset(
     {".pkl", ".pickle", ".cloudpickle", ".joblib", ".statsmodels", ".dill", ".pth", ".pt"}
 )
 _COMPRESSED: Final[dict[str, Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
-_MAX_STEPS: Final = 3_000_000
 _MAX_TEXT: Final = 200
 _MAX_TEXTS: Final = 20_000
-_MAX_LOOKED: Final = 1 << 30
 _TEXTS: Final = frozenset(
     {"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE", "SHORT_BINSTRING", "STRING"}
 )
@@ -51,6 +49,10 @@ class Named:
     whole: bool
 
 
+_UNREADABLE: Final = Named(frozenset(), frozenset(), True, False)
+"""Of a file that cannot be read: taken for the worse."""
+
+
 def is_pickle(name: str) -> bool:
     """Returns True if loaders unpickle a file of this name."""
     suffixes = Path(name).suffixes
@@ -59,100 +61,137 @@ def is_pickle(name: str) -> bool:
     return bool(suffixes) and suffixes[-1] in SUFFIXES
 
 
-def read(file: Path) -> Named:
-    """Scans a file; in a zip archive (as torch writes), scans all its pickles. Raises OSError."""
-    if zipfile.is_zipfile(file):
-        with zipfile.ZipFile(file) as archive:
-            parts = []
-            for name in archive.namelist():
-                if is_pickle(name):
-                    with archive.open(name) as member:
-                        parts.append(_scanned(member))
-        return _together(parts)
-    opened = _COMPRESSED.get(file.suffix, open)
-    with opened(file, "rb") as handle:
-        named = _scanned(handle)
-    if not named.whole and not named.byte_code and _marked(file, opened):
-        return Named(named.globals, named.texts, True, False)
+@dataclass(slots=True)
+class Budget:
+    """What the scan of all pickles of one package may take: `operations`, bytes `unpacked` from compressed
+    files, and `names` and texts that are kept."""
+
+    operations: int = 10 * scan.MOST_OPERATIONS
+    unpacked: int = 4 * scan.MOST_BYTES
+    names: int = 100_000
+
+
+class _Exhausted(ValueError):
+    """The budget is used up."""
+
+
+def read(file: Path, budget: Budget | None = None) -> Named:
+    """Scans a file; in a zip archive (as torch writes), scans all its pickles. Takes from `budget`. Raises
+    OSError."""
+    budget = Budget() if budget is None else budget
+    try:
+        if zipfile.is_zipfile(file):
+            return _archived(file, budget)
+        return _read(lambda: _opened(file, budget), budget)
+    except (*opcodes.DAMAGED, lzma.LZMAError):
+        return _UNREADABLE
+    except OSError as error:
+        if not opcodes.damaged(error):
+            raise
+        return _UNREADABLE
+
+
+def _archived(file: Path, budget: Budget) -> Named:
+    with opcodes.archive(file) as archive:
+        members = [name for name in archive.namelist() if is_pickle(name)]
+        return _together(
+            [_read(lambda name=name: _Unpacked(archive.open(name), budget), budget) for name in members]  # type: ignore[misc]
+        )
+
+
+def _opened(file: Path, budget: Budget) -> opcodes.Readable:
+    opener = _COMPRESSED.get(file.suffix)
+    return file.open("rb") if opener is None else _Unpacked(opener(file, "rb"), budget)
+
+
+def _read(opened: Callable[[], opcodes.Readable], budget: Budget) -> Named:
+    with opened() as handle:
+        named = _scanned(handle, budget)
+    if not named.whole and not named.byte_code:
+        with opened() as handle:
+            if _marked(handle):
+                return Named(named.globals, named.texts, True, False)
     return named
 
 
-def _scanned(handle: IO[bytes]) -> Named:
+class _Unpacked(io.BufferedIOBase):
+    """A compressed file that gives no more bytes than the budget has, and a file's share of it."""
+
+    def __init__(self, handle: IO[bytes], budget: Budget) -> None:
+        self._handle = handle
+        self._budget = budget
+        self._left = scan.MOST_BYTES
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return self._counted(self._handle.read(-1 if size is None else size))
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        return self._counted(self._handle.readline(-1 if size is None else size))
+
+    def _counted(self, data: bytes) -> bytes:
+        self._left -= len(data)
+        self._budget.unpacked -= len(data)
+        if min(self._left, self._budget.unpacked) < 0:
+            raise _Exhausted("the file is too large once it is unpacked")
+        return data
+
+    def close(self) -> None:
+        self._handle.close()
+        super().close()
+
+
+def _scanned(handle: opcodes.Readable, budget: Budget) -> Named:
     found: set[tuple[str, str]] = set()
     texts: set[str] = set()
-    memo: dict[int, str | None] = {}
+    memo: dict[int, str] = {}
+    memoized = 0
     last: str | None = None  # the text on top of the stack, if it is one
     recent: list[str | None] = [None, None]  # the last two pushed values
     whole = True
     try:
-        for step, (op, argument, _) in enumerate(_operations(handle)):
-            if step >= _MAX_STEPS:
+        for step, (name, argument) in enumerate(_operations(handle)):
+            budget.operations -= 1
+            if step >= scan.MOST_OPERATIONS or budget.operations < 0 or budget.names < 0:
                 whole = False
                 break
-            name = op.name
             if name in _TEXTS:
-                last = argument if isinstance(argument, str) else None
+                last = argument if isinstance(argument, str) and len(argument) <= _MAX_TEXT else None
                 recent = [recent[1], last]
-                if last is not None and len(last) <= _MAX_TEXT and len(texts) < _MAX_TEXTS:
+                if last is not None and len(texts) < _MAX_TEXTS and last not in texts:
                     texts.add(last)
-            elif name == "MEMOIZE":
-                memo[len(memo)] = last
-            elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
-                memo[int(argument)] = last
+                    budget.names -= 1
+            elif name in ("MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT"):
+                place = memoized if name == "MEMOIZE" else int(argument)
+                memoized += 1
+                if last is None:
+                    memo.pop(place, None)
+                else:
+                    memo[place] = last
             elif name in ("GET", "BINGET", "LONG_BINGET"):
                 last = memo.get(int(argument))
                 recent = [recent[1], last]
-            elif name in ("GLOBAL", "INST"):
-                module, _, attribute = str(argument).partition(" ")
-                found.add((module, attribute))
-                last = None
-            elif name == "STACK_GLOBAL":
-                if recent[0] is None or recent[1] is None:
+            elif name in ("GLOBAL", "INST", "STACK_GLOBAL"):
+                module, attribute = recent
+                if name != "STACK_GLOBAL":
+                    module, _, attribute = str(argument or "").partition(" ")
+                if not module or attribute is None or len(module) + len(attribute) > 2 * _MAX_TEXT:
                     whole = False
-                else:
-                    found.add((recent[0], recent[1]))
+                elif (module, attribute) not in found:
+                    found.add((module, attribute))
+                    budget.names -= 1
                 last = None
             elif name not in ("FRAME", "PROTO", "MARK"):
                 last = None
-    except (
-        ValueError,
-        EOFError,
-        UnicodeError,
-        lzma.LZMAError,
-        zipfile.BadZipFile,
-        MemoryError,
-        OverflowError,
-    ):
+    except (*opcodes.DAMAGED, lzma.LZMAError):
         whole = False  # not a pickle, or one with raw data in it, as joblib writes
     return Named(frozenset(found), frozenset(texts), _holds_code(found, texts), whole)
 
 
-def _operations(handle: IO[bytes]) -> Iterator[tuple[Any, Any, int | None]]:
+def _operations(handle: opcodes.Readable) -> Iterator[tuple[str, Any]]:
     """The instructions of all pickles in a file, one after the other."""
-    yield from pickletools.genops(handle)
-    rest: Any
-    while True:
-        following = handle.read(1)
-        if following != b"\x80":
-            return
-        rest = _Rest(following, handle)
-        yield from pickletools.genops(rest)
-
-
-class _Rest:
-    """A file whose first byte has been read already."""
-
-    def __init__(self, first: bytes, handle: IO[bytes]) -> None:
-        self._first = first
-        self._handle = handle
-
-    def read(self, size: int) -> bytes:
-        first, self._first = self._first[:size], self._first[size:]
-        return first + self._handle.read(size - len(first))
-
-    def readline(self) -> bytes:
-        first, self._first = self._first, b""
-        return first + self._handle.readline()
+    yield from opcodes.operations(handle)
+    while (following := handle.read(1)) == b"\x80":
+        yield from opcodes.operations(handle, following)
 
 
 def _holds_code(found: Iterable[tuple[str, str]], texts: set[str]) -> bool:
@@ -162,24 +201,19 @@ def _holds_code(found: Iterable[tuple[str, str]], texts: set[str]) -> bool:
     return "_builtin_type" in names and "CodeType" in texts
 
 
-def _marked(file: Path, opened: Any) -> bool:
-    """Whether a file that could not be read to its end contains a mark of byte code."""
-    if opened is open:
-        with file.open("rb") as handle:
-            if not file.stat().st_size:
-                return False
-            with mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return any(data.find(mark) >= 0 for mark in _MARKS)
-    with opened(file, "rb") as handle:
-        tail = b""
-        for _ in itertools.takewhile(lambda n: n < _MAX_LOOKED, itertools.count(0, 1 << 20)):
-            block = handle.read(1 << 20)
-            if not block:
-                return False
+def _marked(handle: opcodes.Readable) -> bool:
+    """Whether a file that could not be read to its end contains a mark of byte code, or is too large to
+    search."""
+    tail = b""
+    try:
+        while block := handle.read(1 << 20):
+            # In pieces, because a search holds the interpreter's lock.
             if any(mark in tail + block for mark in _MARKS):
                 return True
             tail = block[-64:]
-    return True  # too large to search: assume that it does
+    except _Exhausted:
+        return True
+    return False
 
 
 def _together(parts: list[Named]) -> Named:
