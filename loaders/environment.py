@@ -93,10 +93,10 @@ def read(package: Package) -> Environment:
     only that). Options such as `-c constraints.txt` are left out. Raises PackageError."""
     python = package.text("python_version") or ""
     if (package.path / REQUIREMENTS).exists():
-        text = package.inside(REQUIREMENTS).read_text(encoding="utf-8", errors="replace")
+        text = package.content(REQUIREMENTS).decode("utf-8", errors="replace")
         return Environment(python, tuple(requirement_lines(text)))
     if (package.path / CONDA).exists():
-        content = parse_yaml(package.inside(CONDA).read_bytes(), CONDA)
+        content = parse_yaml(package.content(CONDA), CONDA)
         return Environment(python, tuple(pip_part(content) or ()))
     return Environment(python, ())
 

@@ -19,11 +19,14 @@ from loaders.plain import NotPlain, plain
 if TYPE_CHECKING:
     from loaders.enforcement import RawInput
 
+MOST_SERVED: Final = 4 << 20
+"""The bytes of the largest example that a server reads."""
+
 FILE: Final = "input_example.json"
 SERVING_FILE: Final = "serving_input_example.json"
 
 _TYPES: Final = ("dataframe", "ndarray", "json_object", "sparse_matrix_csr", "sparse_matrix_csc")
-_MAX_CELLS: Final = 10_000_000
+_MAX_CELLS: Final = 1_000_000
 
 
 class InvalidExample(ValueError):
@@ -70,10 +73,13 @@ class ExampleInfo:
         return info
 
 
-def read(info: ExampleInfo, file: Path) -> tuple[RawInput, dict[str, Any] | None]:
-    """The example in `file` as the payload of a request, and its params or None. Raises InvalidExample."""
+def read(info: ExampleInfo, file: Path, most: int | None = None) -> tuple[RawInput, dict[str, Any] | None]:
+    """The example in `file` as the payload of a request, and its params or None. Raises InvalidExample, also
+    for a file of more than `most` bytes."""
     from loaders.enforcement import RawInput
 
+    if most is not None and file.stat().st_size > most:
+        raise InvalidExample(f"{info.artifact_path} is larger than {most >> 20} MiB")
     try:
         content = json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:

@@ -7,6 +7,7 @@ so a model may refuse it. Pure. Knows signatures; must not know models.
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
@@ -30,7 +31,8 @@ _SCALARS: Final[dict[Scalar, Any]] = {
     Scalar.binary: base64.b64encode(b"a").decode(),
     Scalar.datetime: "2024-01-01T00:00:00",
 }
-_LARGEST: Final = 1 << 22
+MOST_VALUES: Final = 1 << 20
+"""The values of the largest row."""
 _OF_SCALAR: Final[dict[Scalar, tuple[type, ...]]] = {
     Scalar.boolean: (bool,),
     Scalar.integer: (int,),
@@ -41,10 +43,19 @@ _OF_SCALAR: Final[dict[Scalar, tuple[type, ...]]] = {
 }
 
 
-def row(signature: Signature | None, known: Mapping[str, Any] = MappingProxyType({})) -> RawInput | None:
-    """None where the signature says too little, or wants more than a few megabytes. `known`: values that the
-    model knows, by column, as a process that may be hostile tells them."""
-    inputs = [] if signature is None else list(signature.inputs or ())
+def row(
+    signature: Signature | None,
+    known: Mapping[str, Any] = MappingProxyType({}),
+    most: int = MOST_VALUES,
+) -> RawInput | None:
+    """None where the signature says too little, or wants more than `most` values in all. `known`: values that
+    the model knows, by column, as a process that may be hostile tells them."""
+    inputs: list[ColSpec | TensorSpec] = [] if signature is None else list(signature.inputs or ())
+    count = 0
+    for spec in inputs:
+        count += _values(spec)
+        if count > most:
+            return None
     columns = [spec for spec in inputs if isinstance(spec, ColSpec)]
     tensors = [spec for spec in inputs if isinstance(spec, TensorSpec)]
     if columns and all(spec.name is not None for spec in columns):
@@ -79,10 +90,23 @@ def _value(kind: Type) -> Any:
     return 1
 
 
+def _values(spec: ColSpec | TensorSpec) -> int:
+    """How many values and lists one row of it has. Python's integers do not wrap, those of numpy do."""
+    if isinstance(spec, TensorSpec):
+        return math.prod(max(abs(length), 1) for length in spec.shape)
+    pending, count = [spec.type], 0
+    while pending:
+        kind = pending.pop()
+        count += 1
+        if isinstance(kind, Object):
+            pending += [item.type for item in kind.properties]
+        elif isinstance(kind, (Array, Map)):
+            pending.append(kind.items if isinstance(kind, Array) else kind.values)
+    return count
+
+
 def _tensor(spec: TensorSpec) -> Any:
     shape = [1 if length == -1 else length for length in spec.shape]
-    if int(np.prod(shape)) > _LARGEST:
-        return None
     if spec.dtype.kind in "biuf":
         return np.ones(shape, spec.dtype).tolist()
     return np.full(shape, "a").tolist() if spec.dtype.kind in "USO" else None

@@ -12,8 +12,6 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import IO, Any, Final, TypeAlias
 
 Readable: TypeAlias = IO[bytes] | io.BufferedIOBase
@@ -91,22 +89,27 @@ def _skip(handle: Readable, size: int) -> None:
         size -= len(block)
 
 
-class _Narrow(io.BufferedReader):
+class _Narrow:
     """A file of which no more than `MOST_DIRECTORY` bytes are read at once: zipfile reads the list of members
     in one piece, as long as the archive says."""
 
-    def read(self, size: int | None = -1, /) -> bytes:
-        wanted = MOST_DIRECTORY + 1 if size is None or size < 0 else size
-        if (size or 0) > MOST_DIRECTORY or len(found := super().read(wanted)) > MOST_DIRECTORY:
+    def __init__(self, handle: IO[bytes]) -> None:
+        self._handle = handle
+        self.seek = handle.seek
+        self.tell = handle.tell
+        self.seekable = handle.seekable
+        self.close = handle.close
+
+    def read(self, size: int = -1) -> bytes:
+        found = self._handle.read(min(size, MOST_DIRECTORY + 1) if size >= 0 else MOST_DIRECTORY + 1)
+        if len(found) > MOST_DIRECTORY:
             raise zipfile.BadZipFile("its list of members is too long")
         return found
 
 
-@contextmanager
-def archive(file: Path) -> Iterator[zipfile.ZipFile]:
-    """The zip archive in a file. Raises BadZipFile and others of DAMAGED, and OSError."""
-    with _Narrow(io.FileIO(file)) as handle, zipfile.ZipFile(handle) as opened:
-        yield opened
+def archived(handle: IO[bytes]) -> zipfile.ZipFile:
+    """The zip archive in an open file. Raises BadZipFile and others of DAMAGED, and OSError."""
+    return zipfile.ZipFile(_Narrow(handle))
 
 
 def damaged(error: OSError) -> bool:

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 FILE: Final = "MLmodel"
 PYTHON_FUNCTION: Final = "python_function"
 
+#: The bytes of the largest file that describes an environment.
+MAX_SIDE_BYTES: Final = 1 << 20
+
 _MAX_BYTES: Final = 16 << 20
 
 
@@ -128,13 +131,24 @@ class Package:
             raise PackageError(shown, "is a link that leaves the package")
         return self.path / pure
 
-    def example_input(self) -> tuple[RawInput | None, dict[str, Any] | None]:
+    def content(self, relative: str, most: int = MAX_SIDE_BYTES) -> bytes:
+        """Returns the content of a small file next to `MLmodel`. Raises PackageError, also for a file of more
+        than `most` bytes."""
+        file = self.inside(relative)
+        if not file.is_file():
+            raise PackageError(relative, "is not a file")
+        if file.stat().st_size > most:
+            raise PackageError(relative, f"is larger than {most >> 20} MiB")
+        return file.read_bytes()
+
+    def example_input(self, most: int | None = None) -> tuple[RawInput | None, dict[str, Any] | None]:
         """Returns the saved input example in the form of a request, and its params; (None, None) if there is
-        none. Raises PackageError if the named example is missing or malformed."""
+        none. Raises PackageError if the named example is missing or malformed, or larger than `most`
+        bytes."""
         if self.example is None:
             return None, None
         try:
-            return examples.read(self.example, self.inside(self.example.artifact_path))
+            return examples.read(self.example, self.inside(self.example.artifact_path), most)
         except examples.InvalidExample as error:
             raise PackageError("saved_input_example_info", str(error)) from error
 

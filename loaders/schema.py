@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
 _MAX_DEPTH: Final = 32
+_MAX_RANK: Final = 64  # numpy's own limit
+_MAX_LENGTH: Final = 2**63 - 1
 
 
 class SignatureError(ValueError):
@@ -369,8 +371,10 @@ def _tensor(item: dict[str, Any], place: str) -> TensorSpec:
     if dtype.kind not in "biufcUSMO" or dtype.shape:
         raise SignatureError(f"{place}.tensor-spec.dtype", "is not a dtype that a tensor can have")
     shape = spec.get("shape")
-    if not isinstance(shape, list) or any(type(n) is not int or n < -1 for n in shape):
+    if not isinstance(shape, list) or any(type(n) is not int or not -1 <= n <= _MAX_LENGTH for n in shape):
         raise SignatureError(f"{place}.tensor-spec.shape", "is not a list of lengths")
+    if len(shape) > _MAX_RANK:
+        raise SignatureError(f"{place}.tensor-spec.shape", f"has more than {_MAX_RANK} dimensions")
     name = item.get("name")
     if not isinstance(name, (str, type(None))):
         raise SignatureError(f"{place}.name", "is not text")

@@ -7,26 +7,38 @@ does.
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 from loaders.files import PackageError
 
 MAX_DEPTH: Final = 64
 MAX_NODES: Final = 500_000
+MAX_NUMBER: Final = 4_000
+"""The characters of the longest number."""
+
+_NUMBERS: Final = {
+    "tag:yaml.org,2002:int": re.compile(r"[-+]?(?:0b[0-1_]+|0[0-7_]+|0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)\Z"),
+    "tag:yaml.org,2002:float": re.compile(
+        r"(?:[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+][0-9]+)?|\.[0-9][0-9_]*(?:[eE][-+][0-9]+)?"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))\Z"
+    ),
+}
+"""PyYAML's own forms without those to the base 60, such as `1:30`: reading one takes quadratic time."""
 
 
 def parse_yaml(text: bytes, place: str) -> Any:
     """Hostile YAML as plain data: mappings with string keys, lists, text, numbers, booleans, null.
 
-    Times stay text. More than 500,000 nodes with aliases expanded, more than 64 levels, aliases that
-    contain themselves and any other tag raise PackageError.
+    Times stay text, also `1:30`. Numbers of more than 4,000 characters, more than 500,000 nodes with aliases
+    expanded, more than 64 levels, aliases that contain themselves and any other tag raise PackageError.
     """
     import yaml
 
     base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     timestamp = "tag:yaml.org,2002:timestamp"
     resolvers = {
-        first: [(tag, pattern) for tag, pattern in entries if tag != timestamp]
+        first: [(tag, _NUMBERS.get(tag, pattern)) for tag, pattern in entries if tag != timestamp]
         for first, entries in base.yaml_implicit_resolvers.items()
     }
     loader = type("_Loader", (base,), {"yaml_implicit_resolvers": resolvers})
@@ -68,6 +80,8 @@ def _expanded(node: Any, known: dict[int, int | None], place: str) -> int:
         return count
     known[id(node)] = None
     count = 1
+    if node.tag in _NUMBERS and len(node.value) > MAX_NUMBER:
+        raise PackageError(place, f"holds a number of more than {MAX_NUMBER:,} characters")
     if not isinstance(node.value, str):
         for child in node.value:
             pair = child if isinstance(child, tuple) else (child,)

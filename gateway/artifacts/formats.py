@@ -8,14 +8,18 @@ not know the policy of a version.
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from loaders import opcodes
 from loaders.flavors.lightgbm import BOOSTER
 from loaders.flavors.pytorch import exported_program
 from loaders.package import Package, PackageError
@@ -26,7 +30,10 @@ if TYPE_CHECKING:
 PT2: Final = "pt2"
 SKOPS: Final = "skops:"
 
-_MAX_JSON: Final = 64 << 20
+_MAX_JSON: Final = 16 << 20  # in memory it takes up to 20 times that
+_MAX_INPUTS: Final = 64 << 20
+_MAX_PICKLE: Final = 1 << 20  # it holds the shapes of tensors, not their values
+_MAX_READ: Final = 128 << 20
 # skops itself decides which of their members it trusts, when it loads with only the operator's list.
 _TRUSTED_ROOTS: Final = frozenset({"builtins", "collections", "numpy", "scipy", "sklearn", "datetime"})
 _PT2_MEMBERS: Final = re.compile(
@@ -34,6 +41,10 @@ _PT2_MEMBERS: Final = re.compile(
     r"_config\.json)|data/sample_inputs/[\w.-]+\.pt|archive_format|archive_version|version|byteorder"
     r"|\.data/(version|serialization_id)|\.format_version|\.storage_alignment)\Z"
 )
+
+
+_NOT_READ: Final = ("data/weights/weight_", "data/constants/tensor_")
+"""The values of tensors, which are never read here."""
 
 
 class Unsafe(Exception):
@@ -102,9 +113,12 @@ def _judge_pt2(file: Path, accepted: Sequence[str]) -> None:
         )
     with _archive(file, PT2) as archive:
         names = archive.namelist()
-        for name in names:
+        read = [one for one in archive.infolist() if not one.filename.partition("/")[2].startswith(_NOT_READ)]
+        if sum(one.file_size for one in read) > _MAX_READ:
+            raise Unsafe(f"its format (pytorch, {PT2}) holds more than can be checked")
+        for name, times in Counter(names).items():
             inner = name.partition("/")[2]
-            if not _PT2_MEMBERS.match(inner) or names.count(name) > 1:
+            if not _PT2_MEMBERS.match(inner) or times > 1:
                 raise Unsafe(
                     f"its format (pytorch, {PT2}) holds {name[:80]!r}, which executes code or is unknown"
                 )
@@ -137,31 +151,42 @@ def _judge_program(program: Any) -> None:
 def _judge_tensors(archive: zipfile.ZipFile, name: str) -> None:
     """Checks the example inputs of a program, a pickle of tensors: reads its globals without resolving
     them."""
-    import io
-    import pickletools
-
     if not archive.getinfo(name).file_size:
         return
-    if archive.getinfo(name).file_size > _MAX_JSON:
+    if archive.getinfo(name).file_size > _MAX_INPUTS:
         raise Unsafe(f"its format (pytorch, {PT2}) holds example inputs that are too large to check")
-    content = archive.read(name)
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as inner:
-            members = inner.namelist()
-            plain = content[:4] == b"PK\x03\x04" and len(set(members)) == len(members)
-            plain = plain and all(_TENSOR_MEMBERS.match(member.partition("/")[2]) for member in members)
-            pickles = [inner.read(member) for member in members if member.endswith("/data.pkl")]
-            for opcode, argument, _ in (step for data in pickles for step in pickletools.genops(data)):
-                if opcode.name in _OTHER_GLOBALS or (
-                    opcode.name == "GLOBAL" and not _TENSOR_GLOBALS.match(str(argument))
-                ):
-                    plain = False
-    except (zipfile.BadZipFile, ValueError, KeyError, NotImplementedError):
+        with archive.open(name) as member:
+            content = member.read(_MAX_INPUTS)
+        plain = content[:4] == b"PK\x03\x04" and _only_tensors(content)
+    except opcodes.DAMAGED:
         plain = False
     if not plain:
         raise Unsafe(
             f"its format (pytorch, {PT2}) holds example inputs ({name[:80]!r}) that are not only tensors"
         )
+
+
+def _only_tensors(content: bytes) -> bool:
+    """Whether a file of torch holds nothing but tensors. Raises what opcodes.DAMAGED lists."""
+    with opcodes.archived(io.BytesIO(content)) as inner:
+        members = inner.namelist()
+        pickles = [member for member in members if member.endswith("/data.pkl")]
+        if len(set(members)) < len(members) or len(pickles) > 1:
+            return False
+        if not all(_TENSOR_MEMBERS.match(member.partition("/")[2]) for member in members):
+            return False
+        if any(inner.getinfo(member).file_size > _MAX_PICKLE for member in pickles):
+            return False
+        for member in pickles:
+            with inner.open(member) as handle:
+                pickled = handle.read(_MAX_PICKLE)
+            for name, argument in opcodes.operations(io.BytesIO(pickled)):
+                if name in _OTHER_GLOBALS:
+                    return False
+                if name == "GLOBAL" and not _TENSOR_GLOBALS.match(str(argument)):
+                    return False
+    return True
 
 
 _EXPRESSION: Final = re.compile(
@@ -182,11 +207,19 @@ _TENSOR_GLOBALS: Final = re.compile(
 _OTHER_GLOBALS: Final = frozenset({"STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"})
 
 
-def _archive(file: Path, form: str) -> zipfile.ZipFile:
+@contextmanager
+def _archive(file: Path, form: str) -> Iterator[zipfile.ZipFile]:
     try:
-        return zipfile.ZipFile(file)
-    except (OSError, zipfile.BadZipFile, ValueError):
+        handle = file.open("rb")
+    except OSError:
         raise PackageError(file.name, f"is not a {form} file") from None
+    with handle:
+        try:
+            opened = opcodes.archived(handle)
+        except (OSError, *opcodes.DAMAGED):
+            raise PackageError(file.name, f"is not a {form} file") from None
+        with opened as archive:
+            yield archive
 
 
 def _json(archive: zipfile.ZipFile, name: str) -> Any:
@@ -195,7 +228,7 @@ def _json(archive: zipfile.ZipFile, name: str) -> Any:
             raise PackageError(name, f"is larger than {_MAX_JSON >> 20} MiB")
         with archive.open(name) as member:
             return json.loads(member.read(_MAX_JSON))
-    except (KeyError, ValueError, RecursionError, zipfile.BadZipFile, NotImplementedError, RuntimeError):
+    except opcodes.DAMAGED:
         raise PackageError(name, "cannot be read: it should be JSON in the model's archive") from None
 
 

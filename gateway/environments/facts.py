@@ -203,7 +203,7 @@ def _python(package: Package) -> str:
         return version
     for file, find in ((environments.PYTHON_ENV, _of_virtualenv), (environments.CONDA, _of_conda)):
         if (package.path / file).exists():
-            content = parse_yaml(package.inside(file).read_bytes(), file)
+            content = parse_yaml(package.content(file), file)
             if isinstance(content, dict) and (version := find(content)):
                 return version
     return ""

@@ -22,7 +22,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from loaders import environment as environments
-from loaders.package import PackageError
+from loaders.package import MAX_SIDE_BYTES
 from loaders.yamltext import parse_yaml
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ MLFLOW: Final = frozenset({"mlflow", "mlflow-skinny", "mlflow-tracing"})
 _MAX_BYTES: Final = 4 << 20
 _MAX_LINE: Final = 2_000
 _MAX_NESTED: Final = 20
+_MAX_DOTS: Final = 200  # reading a key takes time quadratic in its parts
 
 #: Distributions that mlflow needs but models do not. They are left out of the resolution, so that only
 #: mlflow's bounds on the models' own distributions remain.
@@ -251,7 +252,7 @@ def required(package: Package) -> tuple[list[str], list[str]]:
             bounds, _ = lines(_text(package, CONSTRAINTS), CONSTRAINTS)
         return found, bounds
     if (package.path / environments.CONDA).exists():
-        content = parse_yaml(package.inside(environments.CONDA).read_bytes(), environments.CONDA)
+        content = parse_yaml(package.content(environments.CONDA), environments.CONDA)
         dependencies = content.get("dependencies") if isinstance(content, dict) else None
         for item in dependencies if isinstance(dependencies, list) else []:
             if isinstance(item, dict) and isinstance(item.get("pip"), list):
@@ -265,10 +266,13 @@ def shipped_lock(package: Package) -> tuple[list[str], dict[str, frozenset[str]]
     in it has its own source: only the operator chooses sources."""
     if not (package.path / PYPROJECT_LOCK).exists():
         return [], {}
+    text = _text(package, PYPROJECT_LOCK, _MAX_BYTES)
+    if any(line.count(".") > _MAX_DOTS for line in text.splitlines()):
+        raise LockError(f"its {PYPROJECT_LOCK} has a line with more than {_MAX_DOTS} dots")
     try:
-        content = tomllib.loads(_text(package, PYPROJECT_LOCK))
-    except tomllib.TOMLDecodeError as error:
-        raise LockError(f"its {PYPROJECT_LOCK} is not valid TOML: {error}") from None
+        content = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise LockError(f"its {PYPROJECT_LOCK} is not valid TOML: {str(error)[:200]}") from None
     entries = content.get("package", [])
     versions: dict[str, set[str]] = {}
     hashes: dict[str, frozenset[str]] = {}
@@ -355,11 +359,8 @@ def pins(requirements: Iterable[str]) -> dict[str, SpecifierSet]:
     return {canonicalize_name(r.name): r.specifier for r in map(Requirement, requirements)}
 
 
-def _text(package: Package, name: str) -> str:
-    file = package.inside(name)
-    if file.stat().st_size > _MAX_BYTES:
-        raise PackageError(name, f"is larger than {_MAX_BYTES >> 20} MiB")
-    return file.read_text(encoding="utf-8-sig", errors="replace")
+def _text(package: Package, name: str, most: int = MAX_SIDE_BYTES) -> str:
+    return package.content(name, most).decode("utf-8-sig", errors="replace")
 
 
 def _toml(value: Mapping[str, Any]) -> str:

@@ -92,7 +92,7 @@ def read(file: Path, budget: Budget | None = None) -> Named:
 
 
 def _archived(file: Path, budget: Budget) -> Named:
-    with opcodes.archive(file) as archive:
+    with file.open("rb") as handle, opcodes.archived(handle) as archive:
         members = [name for name in archive.namelist() if is_pickle(name)]
         return _together(
             [_read(lambda name=name: _Unpacked(archive.open(name), budget), budget) for name in members]  # type: ignore[misc]

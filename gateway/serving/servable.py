@@ -40,7 +40,8 @@ from gateway.serving.batching import Batcher, agree, repeated
 from gateway.serving.recent import Recent
 from loaders import madeup
 from loaders.enforcement import Enforced, InvalidInput, RawInput, enforce
-from loaders.package import PackageError
+from loaders.example import MOST_SERVED
+from loaders.package import Package, PackageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -372,16 +373,15 @@ class Servable:
             warnings.append(NO_WARM_UP)
             return runner.merges, tuple(warnings)
         try:
-            example, example_params = prepared.package.example_input()
+            enforced = await asyncio.to_thread(self._example, prepared.package)
         except PackageError as error:
             warnings.append(f"the saved input example cannot be read: {error}")
-            example, example_params = None, None
-        if example is None:
-            return runner.merges, (*warnings, *await self._asked_made_up(runner, prepared))
-        enforced = self._enforced_example(example, example_params)
-        if enforced is None:
+            enforced = None
+        except InvalidInput:
             warnings.append("the saved input example does not fit the model's signature: no warm-up")
             return runner.merges, tuple(warnings)
+        if enforced is None:
+            return runner.merges, (*warnings, *await self._asked_made_up(runner, prepared))
         try:
             answer = await runner.prewarm(enforced.batch, enforced.params)
         except ModelError as error:
@@ -406,8 +406,10 @@ class Servable:
         row: a package's own code may do anything with it."""
         if prepared.needs is None or prepared.needs.facts.custom:
             return []
-        made = madeup.row(prepared.signature, runner.known)
-        enforced = None if made is None else self._enforced_example(made, None)
+        try:
+            enforced = await asyncio.to_thread(self._made_up, prepared.signature, runner.known)
+        except InvalidInput:
+            return []
         if enforced is None:
             return []
         try:
@@ -418,12 +420,19 @@ class Servable:
             return [f"it has no input example, and a made-up row does not suit it ({error.shown})"]
         return []
 
-    def _enforced_example(self, example: RawInput, params: Any) -> Enforced | None:
-        try:
-            signature, mode, type_hints, _ = self.rules()
-            return enforce(signature, example, params, mode, type_hints=type_hints)
-        except InvalidInput:
-            return None
+    def _example(self, package: Package) -> Enforced | None:
+        """The saved example, enforced; None without one. Blocks. Raises PackageError and InvalidInput."""
+        example, params = package.example_input(MOST_SERVED)
+        return None if example is None else self._enforced(example, params)
+
+    def _made_up(self, signature: Signature | None, known: Mapping[str, Any]) -> Enforced | None:
+        """A made-up row, enforced; None where there can be none. Blocks. Raises InvalidInput."""
+        made = madeup.row(signature, known)
+        return None if made is None else self._enforced(made, None)
+
+    def _enforced(self, example: RawInput, params: Any) -> Enforced:
+        signature, mode, type_hints, _ = self.rules()
+        return enforce(signature, example, params, mode, type_hints=type_hints)
 
     async def _merging_is_safe(self, runner: Runner, batch: Batch, params: Mapping[str, Any]) -> bool:
         one = repeated(batch, 1)

@@ -9,6 +9,7 @@ import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from loaders import recorded
+from loaders.example import MOST_SERVED
 from loaders.package import Package, PackageError
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class Described(NamedTuple):
 
 def example(package: Package) -> dict[str, Any] | None:
     try:
-        given, params = package.example_input()
+        given, params = package.example_input(MOST_SERVED)
     except PackageError:
         return None  # the version's warnings report it after loading
     return None if given is None else {given.form: given.data, "params": params}

@@ -76,6 +76,8 @@ def _array(octets: bytes, spec: TensorSpec) -> NDArray:
     row = known * dtype.itemsize
     free = -1 in spec.shape
     fits = len(octets) % row == 0 and len(octets) >= row if free and row else len(octets) == row
+    if free and not row:
+        raise InvalidInput([Violation("body", v.WRONG_LENGTH, "a tensor without values in another form")])
     if not fits:
         wanted = f"a multiple of {row} bytes" if free else f"{row} bytes"
         raise InvalidInput([Violation("body", v.WRONG_LENGTH, wanted, f"{len(octets)} bytes")])

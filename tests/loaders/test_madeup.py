@@ -15,9 +15,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder
 
 import loaders
+from gateway.http.documents import openapi
 from loaders import madeup
 from loaders.enforcement import enforce
+from loaders.schema import Array, ColSpec, Object, Property, Scalar, SignatureError, TensorSpec
 from loaders.signature import Signature
+from tests.support.memory import at_most
 from tests.support.processes import Processes, run
 
 FRAME = pd.DataFrame({"city": ["Bonn", "Rome"], "floor": [3, 4], "x": [0.5, 1.5]})
@@ -51,6 +54,52 @@ def test_what_a_model_knows_is_taken_where_it_is_of_the_column_s_type(
 
 def test_a_hostile_process_changes_no_row() -> None:
     assert madeup.row(signature(("c", "string")), "no mapping") == madeup.row(signature(("c", "string")))  # type: ignore[arg-type]
+
+
+FLOAT = np.dtype(np.float64)
+LONG = Object(tuple(Property(f"p{number}", Array(Scalar.long)) for number in range(600)))
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        tuple(TensorSpec(FLOAT, (2**20,), f"t{number}") for number in range(12)),
+        (TensorSpec(FLOAT, (2**32, 2**32), "t"),),
+        (TensorSpec(FLOAT, (2**62, 4), "t"),),
+        (TensorSpec(FLOAT, (2**22, 0), "t"),),
+        (TensorSpec(FLOAT, (0, 2**22), "t"),),
+        tuple(ColSpec(LONG, f"c{number}") for number in range(1_000)),
+    ],
+    ids=["many tensors", "wraps to 0", "wraps to 0 again", "empty lists", "an empty list", "nested columns"],
+)
+def test_a_row_has_one_budget(inputs: Any) -> None:
+    """A signature of a few bytes may ask for gigabytes."""
+    with at_most(2):
+        most = 10_000 if isinstance(inputs[0], ColSpec) else madeup.MOST_VALUES
+        assert madeup.row(Signature(inputs), most=most) is None
+        assert openapi.made_up(Signature(inputs)) == {}
+        assert (
+            openapi.v2_example(Signature(inputs)) is None
+            or isinstance(inputs[0], ColSpec)
+            or 0 in inputs[0].shape
+        )
+
+
+def test_a_document_has_smaller_rows_than_a_warm_up() -> None:
+    picture = Signature((TensorSpec(FLOAT, (-1, 224, 224, 3)),))
+    assert madeup.row(picture) is not None
+    with at_most(2):
+        assert openapi.made_up(picture) == {}
+        small = tuple(TensorSpec(FLOAT, (9_000,), f"t{number}") for number in range(100))
+        assert openapi.made_up(Signature(small)) == {}
+        assert openapi.v2_example(Signature(small)) is None
+
+
+@pytest.mark.parametrize("shape", [[1] * 65, [2**63]])
+def test_a_shape_that_no_array_can_have_is_refused(shape: list[int]) -> None:
+    spec = {"type": "tensor", "tensor-spec": {"dtype": "float64", "shape": shape}}
+    with pytest.raises(SignatureError, match="shape"):
+        Signature.from_json({"inputs": [spec]})
 
 
 @pytest.mark.parametrize(

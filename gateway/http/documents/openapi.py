@@ -8,6 +8,7 @@ Source: https://spec.openapis.org/oas/v3.1.0
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -74,6 +75,9 @@ _V2_TENSOR: Final[Schema] = {
     "required": ["name", "datatype", "shape"],
 }
 
+
+#: The values of the largest made-up row in a document.
+_MOST_VALUES: Final = 10_000
 
 _FORM: Final[Schema] = {
     "type": "object",
@@ -186,7 +190,7 @@ def body(signature: Signature | None) -> Schema:
 
 def made_up(signature: Signature | None) -> dict[str, Any]:
     """One made-up row in each form that has a place for it."""
-    row = madeup.row(signature)
+    row = madeup.row(signature, most=_MOST_VALUES)
     if row is None or signature is None:
         return {}
     found: dict[str, Any] = {row.form: row.data}
@@ -215,15 +219,14 @@ def v2_example(signature: Signature | None) -> dict[str, Any] | None:
     """A made-up request of the Open Inference Protocol; None where the signature says too little."""
     if signature is None or not signature.inputs:
         return None
-    tensors = []
+    tensors, left = [], _MOST_VALUES
     for one in v2_models.tensors(signature.inputs, "input"):
         if one["datatype"] == "BYTES" and len(one["shape"]) > 1:
             return None
         shape = [1 if length == -1 else length for length in one["shape"]]
-        count = 1
-        for length in shape:
-            count *= length
-        if count > 10_000:
+        count = math.prod(shape)
+        left -= count
+        if left < 0:
             return None
         value: Any = {"BOOL": True, "BYTES": "a"}.get(one["datatype"], 1)
         tensors.append(

@@ -18,6 +18,7 @@ import yaml
 from sklearn.linear_model import LogisticRegression
 
 import loaders
+from gateway.artifacts import formats
 from gateway.artifacts.cache import Artifacts
 from gateway.artifacts.formats import Unsafe, judged
 from gateway.artifacts.packages import FormatPolicy, Packages
@@ -26,6 +27,7 @@ from gateway.registries.base import Version
 from loaders import flavors, package
 from loaders.package import Package
 from tests.conftest import needs
+from tests.support.memory import at_most
 
 X = np.array([[0.0], [1.0], [2.0], [3.0]])
 
@@ -220,6 +222,55 @@ def test_a_program_that_brings_code_is_refused(
 ) -> None:
     with pytest.raises(Unsafe, match=message):
         judge(changed(exported, tmp_path / "m", change), "pt2")
+
+
+def archive(members: dict[str, bytes]) -> bytes:
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as written:
+        for name, content in members.items():
+            written.writestr(name, content)
+    return made.getvalue()
+
+
+INPUTS = "m/data/sample_inputs/model.pt"
+HUGE = b"\x80\x04" + b"N0" * (16 << 20) + b"N."
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({INPUTS: archive({"a/data.pkl": HUGE})}, "not only tensors"),
+        ({INPUTS: archive({"a/data.pkl": HUGE, "a/code.py": b""})}, "not only tensors"),
+        ({INPUTS: archive({"a/data.pkl": b"N.", "b/data.pkl": b"N."})}, "not only tensors"),
+        ({INPUTS: b"PK\x03\x04" + b"\xff" * 100}, "not only tensors"),
+        (
+            {f"m/data/sample_inputs/{number}.pt": b"\0" * (30 << 20) for number in range(5)},
+            "more than can be checked",
+        ),
+        (
+            {f"m/models/{number}.json": b"[]" + b" " * (14 << 20) for number in range(10)},
+            "more than can be checked",
+        ),
+    ],
+    ids=["a huge pickle", "and code", "two pickles", "no archive", "many inputs", "many programs"],
+)
+def test_a_program_that_unpacks_to_too_much_is_refused_unread(
+    members: dict[str, bytes], message: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "model.pt2"
+    file.write_bytes(archive(members))
+    with at_most(8), pytest.raises(Unsafe, match=message):
+        formats._judge_pt2(file, ["pt2"])
+
+
+def test_a_program_of_many_members_is_judged_in_linear_time(tmp_path: Path) -> None:
+    """Comparing each name with each took minutes."""
+    file = tmp_path / "model.pt2"
+    file.write_bytes(archive({f"m/data/weights/weight_{number}": b"" for number in range(20_000)}))
+    formats._judge_pt2(file, ["pt2"])
+    file.write_bytes(archive({f"m/data/weights/weight_{number}": b"" for number in range(60_000)}))
+    with pytest.raises(package.PackageError, match="not a pt2 file"):
+        formats._judge_pt2(file, ["pt2"])
 
 
 @pytest.mark.all

@@ -9,7 +9,6 @@ import io
 import lzma
 import pickle
 import struct
-import tracemalloc
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,21 +19,11 @@ import pytest
 
 from gateway.environments import facts, pickles
 from loaders import environment, opcodes, scan
+from tests.support.memory import at_most
 from tests.support.packages import described
 
 LONG = 32 << 20
 ZEROS = bytes(1 << 20)
-
-
-@contextmanager
-def at_most(mebibytes: int) -> Iterator[None]:
-    """What is done inside takes no more memory than this."""
-    tracemalloc.start()
-    try:
-        yield
-        assert tracemalloc.get_traced_memory()[1] < mebibytes << 20
-    finally:
-        tracemalloc.stop()
 
 
 def long_argument(handle: Any, size: int = LONG) -> None:

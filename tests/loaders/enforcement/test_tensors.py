@@ -12,6 +12,7 @@ import scipy.sparse
 
 from loaders.batch import Tensors
 from loaders.enforcement import CsvTable, InvalidInput, RawInput, enforce
+from loaders.enforcement.whole import Whole, tensors
 from loaders.schema import Array, ColSpec, Scalar
 from loaders.signature import (
     Signature,
@@ -21,6 +22,14 @@ from tests.support.asking import cast, places
 
 IMAGE = Signature((TensorSpec(np.dtype(np.float32), (-1, 2)),))
 PAIR = Signature((TensorSpec(np.dtype(np.float32), (-1, 2), "a"), TensorSpec(np.dtype(np.int64), (-1,), "b")))
+
+
+@pytest.mark.parametrize("shape", [(-1, 0), (0, -1), (-1, 2, 0)])
+@pytest.mark.parametrize("octets", [b"", b"\0" * 8])
+def test_octets_for_a_tensor_without_values_are_refused(shape: tuple[int, ...], octets: bytes) -> None:
+    with pytest.raises(InvalidInput) as raised:
+        tensors(Signature((TensorSpec(np.dtype(np.float64), shape),)), Whole("octets", octets))
+    assert [violation.path for violation in raised.value.violations] == ["body"]
 
 
 @pytest.mark.parametrize(
