@@ -363,8 +363,10 @@ class Peers:
                         return "its answer is too large"
         except TimeoutError:
             return f"no answer within {TIMEOUT:g} s"
+        except httpx.ConnectError:
+            return "no connection: nothing listens there, or a NetworkPolicy is in the way"
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-            return type(error).__name__
+            return f"its answer is not HTTP, or was cut ({type(error).__name__})"
         content = messages.signed_content(head.signature.encode(), given.gateway, given.sent, bytes(answer))
         if not self._keys.verify(content, given.signature):
             return "its answer is not signed with the key of the peers"
