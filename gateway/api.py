@@ -143,7 +143,7 @@ def _add(
     registry: str | os.PathLike[str] | None,
     tags: Mapping[str, str] | None,
 ) -> ModelVersion:
-    opened = open_registry(_target(registry, configuration.load({}, os.environ)), create=True)
+    opened = open_registry(_target(registry), create=True)
     try:
         digest = packages.digest(package.path)
         version = opened.add_version(name, str(package.path), digest, tags=tags, alias=alias)
@@ -217,8 +217,11 @@ def _resolved(reference: Reference, target: str, default_alias: list[str]) -> Ve
         opened.close()
 
 
-def _target(registry: str | os.PathLike[str] | None, chosen: Settings) -> str:
-    return default_target(flag=chosen.registry if registry is None else os.fspath(registry))
+def _target(registry: str | os.PathLike[str] | None, chosen: Settings | None = None) -> str:
+    """The registry to use: as for the commands, which `chosen` or the settings of this process name."""
+    if registry is not None:
+        return os.fspath(registry)
+    return default_target(flag=(chosen or configuration.load({}, os.environ)).registry)
 
 
 def _let_go(local: Local) -> None:

@@ -118,6 +118,18 @@ def test_directories_and_urls_need_no_registry(registry: str, tmp_path: Path) ->
     memory.rm("/bucket", recursive=True)
 
 
+def test_the_registry_may_come_from_the_settings(
+    registry: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    (tmp_path / "gateway.yaml").write_text(f"registry: {registry}\n")
+    assert gateway.load_model("models:/iris@champion").signature is not None
+    (tmp_path / "gateway.yaml").write_text("port: high\n")
+    package = Path(registry).parent / "models/iris/1"
+    assert gateway.push(package, "iris", registry=registry).version == "1"  # no settings are needed
+
+
 def test_the_registry_may_come_from_the_environment(registry: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RegistryError, match="no registry: give --registry"):
         gateway.load_model("models:/iris")
