@@ -8,7 +8,8 @@ Layout of the directory, which several gateways may share:
     KEY.lock            held shared while a gateway uses the environment, exclusively to remove it; its
                         modification time is the last use
     .KEY.build          held while a process resolves or builds, so that the others find it done
-    .making-KEY-…       an environment that is being built; the next builder removes what a killed one left
+    .making-KEY-…       an environment that is being built; the next builder, of any environment,
+                        removes what killed ones left
 
 A process that is killed at any point leaves no environment that looks complete, because locks are the
 kernel's. Everything here blocks. Must not know a policy or a model.
@@ -194,7 +195,8 @@ class Store:
         return True
 
     def tidy(self) -> None:
-        """Removes packages from the cache that no environment has."""
+        """Removes packages from the cache that no environment has, and what killed builders left."""
+        self._sweep()
         self._clean({entry.name for entry in self._cached()})
 
     def remove(self, key: str) -> bool:
@@ -221,7 +223,7 @@ class Store:
     def _make(self, lock: Lock, interpreter: Interpreter, progress: Progress) -> None:
         self._root.mkdir(parents=True, exist_ok=True)
         self._root.chmod(0o755)  # model processes of other users read the environments below
-        self._sweep(lock.key)
+        self._sweep(own=lock.key)
         making = self._root / f".making-{lock.key}-{os.getpid()}-{time.monotonic_ns()}"
         try:
             progress(f"creating an environment for Python {interpreter.version}")
@@ -303,10 +305,22 @@ class Store:
                 if file.stat().st_nlink > 1 and compiled.stat().st_nlink == 1:
                     os.link(compiled, pool / _identity(file))
 
-    def _sweep(self, key: str) -> None:
-        """Removes what a killed builder of this lock left. The caller must hold the build lock."""
-        for left in self._root.glob(f".making-{key}-*"):
-            shutil.rmtree(left, ignore_errors=True)
+    def _sweep(self, own: str = "") -> None:
+        """Removes what killed builders left. `own`: the key whose build lock the caller holds."""
+        for left in self._root.glob(".making-*"):
+            key = left.name.split("-")[1]
+            with contextlib.suppress(OSError):
+                if key == own:
+                    shutil.rmtree(left, ignore_errors=True)
+                    continue
+                descriptor = os.open(
+                    self._root / f".{key}.build", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644
+                )
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # its builder lives if this fails
+                    shutil.rmtree(left, ignore_errors=True)
+                finally:
+                    os.close(descriptor)
 
     def _clean(self, names: set[str]) -> None:
         """Removes packages from the cache that no environment has, and compiled modules that none shares."""

@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import re
-import socket
 import ssl
 import threading
 import time
@@ -24,6 +23,7 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 import httpx
 
 from gateway import backoff, tracing
+from gateway.registries.deadline import Deadline
 
 #: The deadline of one call with its retries, in seconds; MLFLOW_HTTP_REQUEST_TIMEOUT replaces it.
 DEADLINE: Final = 10.0
@@ -219,45 +219,29 @@ class MLflowClient:
     def _sent(self, method: str, path: str, until: float, **parts: Any) -> Iterator[httpx.Response]:
         left = max(0.1, until - self._clock())
         timeout = httpx.Timeout(min(left, 30.0), connect=min(left, 5.0))
-        streams: list[Any] = []
         headers = {**tracing.headers(), **parts.pop("headers", {})}
 
-        def watch(event: str, info: Mapping[str, Any]) -> None:
-            if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
-                streams.append(info["return_value"])
-                try:
-                    if self._peer is not None:
-                        self._peer(self.host, [streams[-1].get_extra_info("server_addr")[0]])
-                except BaseException:
-                    streams[-1].close()
-                    raise
+        def connected(stream: Any) -> None:
+            if self._peer is not None:
+                self._peer(self.host, [stream.get_extra_info("server_addr")[0]])
 
-        def end() -> None:
-            """Ends the call at its deadline: a server may send so slowly that no single read times out."""
-            with contextlib.suppress(OSError, IndexError):
-                streams[-1].get_extra_info("socket").shutdown(socket.SHUT_RDWR)
-
-        timer = threading.Timer(left, end)
-        timer.daemon = True
-        timer.start()
-        try:
-            with self._http().stream(
-                method,
-                f"{self.base}/{path}",
-                timeout=timeout,
-                auth=self._auth,
-                headers=headers,
-                extensions={"trace": watch},
-                **parts,
-            ) as response:
-                yield response
-        except httpx.HTTPError as error:
-            reason = str(error) or type(error).__name__
-            if not timer.is_alive():
-                reason = f"its answer did not come within {left:.0f} s"
-            raise MLflowUnavailable(f"cannot reach {self.base}: {reason}") from error
-        finally:
-            timer.cancel()
+        with Deadline(left, connected) as deadline:
+            try:
+                with self._http().stream(
+                    method,
+                    f"{self.base}/{path}",
+                    timeout=timeout,
+                    auth=self._auth,
+                    headers=headers,
+                    extensions={"trace": deadline.trace},
+                    **parts,
+                ) as response:
+                    yield response
+            except httpx.HTTPError as error:
+                reason = str(error) or type(error).__name__
+                if deadline.passed:
+                    reason = f"its answer did not come within {left:.0f} s"
+                raise MLflowUnavailable(f"cannot reach {self.base}: {reason}") from error
 
     def _chunks(self, response: httpx.Response, limit: int) -> Iterator[bytes]:
         """The body. Raises MLflowUnavailable beyond the limit."""

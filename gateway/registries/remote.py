@@ -7,7 +7,6 @@ again. fsspec reads everything except HTTP. Knows how to get bytes; `document` p
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
@@ -24,6 +23,7 @@ from gateway.registries.base import (
     RegistryUnavailable,
     Snapshot,
 )
+from gateway.registries.deadline import Deadline
 from gateway.registries.halves import ReadOnly, Whole
 
 TIMEOUT: Final = 10.0
@@ -37,12 +37,9 @@ class RemoteRegistry(Whole, ReadOnly):
 
     poll_interval = 5.0
 
-    def __init__(
-        self, target: str, *, create: bool = False, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, target: str, *, create: bool = False) -> None:
         parts = urlsplit(target)
         form = "json" if parts.path.lower().endswith(".json") else "yaml"
-        self._clock = clock
         self._last: Snapshot | None = None
         self._etag: str | None = None
         self._read: Callable[[], bytes | None]
@@ -50,7 +47,13 @@ class RemoteRegistry(Whole, ReadOnly):
             auth = (parts.username, parts.password or "") if parts.username else None
             shown = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, parts.query, ""))
             self.target = shown
-            self._client = httpx.Client(timeout=TIMEOUT, follow_redirects=True, max_redirects=3, auth=auth)
+            self._client = httpx.Client(
+                timeout=TIMEOUT,
+                follow_redirects=True,
+                max_redirects=3,
+                auth=auth,
+                limits=httpx.Limits(max_keepalive_connections=0),  # each call can be ended alone
+            )
             self._read = self._over_http
         else:
             self.target = target
@@ -92,11 +95,16 @@ class RemoteRegistry(Whole, ReadOnly):
 
     def _over_http(self) -> bytes | None:
         """The document; None if it has not changed."""
-        until = self._clock() + DEADLINE
         headers = {"If-None-Match": self._etag} if self._etag and self._last is not None else {}
         sent = headers | tracing.headers()
+        deadline = Deadline(DEADLINE)
         try:
-            with self._client.stream("GET", self.target, headers=sent) as response:
+            with (
+                deadline,
+                self._client.stream(
+                    "GET", self.target, headers=sent, extensions={"trace": deadline.trace}
+                ) as response,
+            ):
                 if response.status_code == 304 and headers:
                     return None
                 if response.status_code != 200:
@@ -106,11 +114,14 @@ class RemoteRegistry(Whole, ReadOnly):
                 for chunk in response.iter_bytes():
                     chunks.append(chunk)
                     size += len(chunk)
-                    if size > MAX_BYTES or self._clock() > until:
-                        raise RegistryUnavailable(f"{self.target} is too large, or the download is too slow")
+                    if size > MAX_BYTES:
+                        raise RegistryUnavailable(f"{self.target} is larger than {MAX_BYTES >> 20} MiB")
         except httpx.HTTPError as error:
-            reason = str(error) or type(error).__name__
-            raise RegistryUnavailable(f"{self.target} cannot be read: {reason}") from error
+            if not deadline.passed:
+                reason = str(error) or type(error).__name__
+                raise RegistryUnavailable(f"{self.target} cannot be read: {reason}") from error
+        if deadline.passed:  # what came may be a part
+            raise RegistryUnavailable(f"{self.target} did not come within {DEADLINE:g} s")
         self._etag = response.headers.get("etag")
         return b"".join(chunks)
 

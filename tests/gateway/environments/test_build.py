@@ -223,6 +223,27 @@ def test_what_a_killed_builder_left_is_invisible_and_swept_away(tmp_path: Path, 
     assert not list((tmp_path / "e").glob(".making-*"))
 
 
+@pytest.mark.parametrize("by", ["another build", "tidy"])
+def test_what_killed_builders_of_other_locks_left_is_swept_away(
+    by: str, tmp_path: Path, index: wheels.Index
+) -> None:
+    here = store(tmp_path / "e", index.environ)
+    (tmp_path / "e").mkdir()
+    dead, alive = (tmp_path / "e" / f".making-{key * 32}-1-1" for key in "ab")
+    for making in (dead, alive):
+        making.mkdir()
+        (making / "large").write_bytes(b"x" * 100_000)
+    with here._alone("b" * 32, lambda step: None):
+        if by == "tidy":
+            here.tidy()
+        else:
+            here.build(here.resolve(ACME))
+        assert not dead.exists()
+        assert alive.exists()
+    here.tidy()
+    assert not alive.exists()
+
+
 def test_a_wheel_that_is_none_is_said(tmp_path: Path, index: wheels.Index) -> None:
     here = store(tmp_path / "e", index.environ)
     lock = here.resolve(ACME)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from gateway.registries import open_registry
+from gateway.registries import open_registry, remote
 from gateway.registries.base import Move, RegistryInvalid, RegistryReadOnly, RegistryUnavailable
 from gateway.registries.document import dump, parse
 from tests.support.tcp_proxy import FAULTS, HALF_OPEN, HANG, PASS, proxy
@@ -119,6 +121,32 @@ def test_a_document_that_cannot_be_had_changes_nothing(fault: str, documents: Do
             registry.read()
         between.breaks(PASS)
         assert registry.read().models == first.models
+        registry.close()
+
+
+@pytest.mark.parametrize("part", ["headers", "body"])
+def test_a_server_that_sends_without_end_is_given_up(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each read gets something in time, and the whole never comes."""
+    monkeypatch.setattr(remote, "DEADLINE", 0.5)
+    head = b"HTTP/1.1 200 OK\r\n" + (b"" if part == "headers" else b"\r\n")
+    ended = threading.Event()
+
+    def trickle(server: socket.socket) -> None:
+        with server.accept()[0] as client, contextlib.suppress(OSError):
+            client.sendall(head)
+            for _ in range(200):
+                client.sendall(b"x: y\r\n")
+                if ended.wait(0.05):
+                    return
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        sending = threading.Thread(target=trickle, args=(server,))
+        sending.start()
+        registry = open_registry(f"http://127.0.0.1:{server.getsockname()[1]}/registry.yaml")
+        with pytest.raises(RegistryUnavailable, match="did not come within"):
+            registry.read()
+        ended.set()
+        sending.join()
         registry.close()
 
 
