@@ -10,26 +10,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from gateway import tracing
+from gateway.runners import calls
 from gateway.runners.base import (
     FAILURES,
     ModelError,
     NoProcess,
     RunnerCrashed,
     RunnerTimeout,
-    model_error,
     signature_of,
-    unsendable,
 )
 from gateway.runners.packs import Pack, Packs
 from gateway.runners.places import Conditions, Place
 from gateway.runners.worker import NotReached
-from loaders.batch import Columns, Tensors, Value
 from loaders.worker import wire
 from loaders.worker.process import LOADED_AGAIN
 
@@ -249,8 +245,12 @@ class PackedRunner:
             if place is None or place.process.left or place.process.worker.gone:
                 await self._placed()
                 continue
+            message = calls.call(op, batch, params)
+            pieces = await calls.encoded_apart(message) if calls.is_long(message) else calls.encoded(message)
+            if place is not self._place:
+                continue  # it has moved meanwhile
             try:
-                reply = await place.ask(_pieces(op, batch, params), self._timeout)
+                reply = await place.ask(pieces, self._timeout)
             except NotReached:
                 continue
             except RunnerTimeout:
@@ -263,16 +263,11 @@ class PackedRunner:
                 self._suspect(f"{error} while it worked on a call of this model")
                 self._observe("crashed", str(error))
                 raise
-            if reply["op"] == "error":
-                raise self._without_path(model_error(reply), place)
-            if "worked" in reply:
-                tracing.report(reply["worked"])
-            answer = reply.get("batch")
-            if not isinstance(answer, Columns | Tensors | Value):
-                broken = RunnerCrashed("the model process broke the protocol: its answer is not a batch")
+            try:
+                return calls.answer_of(reply, place.directory)
+            except RunnerCrashed as broken:
                 place.process.worker.kill(broken)
-                raise broken
-            return answer
+                raise
 
     async def _ask_own(self, op: str, batch: Batch | wire.Framed, params: Mapping[str, Any]) -> Batch:
         own = self._own
@@ -444,18 +439,3 @@ class PackedRunner:
         task = asyncio.ensure_future(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
-
-    def _without_path(self, error: ModelError, place: Place) -> ModelError:
-        """The model's error without paths of this machine."""
-        text = str(error).replace(place.directory, "(package)")
-        return ModelError(text, error.trace, shown=error.shown, unsuitable=error.unsuitable)
-
-
-def _pieces(op: str, batch: Batch | wire.Framed, params: Mapping[str, Any]) -> deque[wire.Segment]:
-    """Encodes a call for sending. Raises ModelError."""
-    if isinstance(batch, wire.Framed):
-        return batch.pieces()
-    try:
-        return wire.encode({"op": op, "batch": batch, "params": dict(params)})
-    except wire.WireError as error:
-        raise unsendable(error) from None

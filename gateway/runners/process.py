@@ -15,16 +15,14 @@ import os
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from gateway import tracing
-from gateway.runners import environments
-from gateway.runners.base import ModelError, RunnerCrashed, model_error, signature_of, unsendable
+from gateway.runners import calls, environments
+from gateway.runners.base import ModelError, RunnerCrashed, signature_of
 from gateway.runners.confinement import Confinement
 from gateway.runners.environments import Environment
 from gateway.runners.pool import Pool
 from gateway.runners.restarts import Policy, Restarts
 from gateway.runners.suspects import digest
 from gateway.runners.worker import Worker
-from loaders.batch import Columns, Tensors, Value
 from loaders.worker import wire
 from loaders.worker.process import LOADED_AGAIN
 
@@ -39,7 +37,6 @@ Observe = Callable[[str, str], None]
 """Told what happened to a model's processes: (what, reason). What: crashed, timeout, recycled, stopped,
 restarted, quarantined, stuck, moving (a stuck one works again)."""
 
-_ENCODE_ON_LOOP: Final = 20_000
 _MEMORY_INTERVAL: Final = 0.2
 _FAR_OVER: Final = 1.5
 _MEASURE_INTERVAL: Final = 1.0
@@ -226,11 +223,11 @@ class ProcessRunner:
         self._started = True
 
     def predict(self, batch: Batch | wire.Framed, params: Mapping[str, Any]) -> Coroutine[Any, Any, Batch]:
-        return self._asked({"op": "predict", "batch": batch, "params": dict(params)})
+        return self._asked(calls.call("predict", batch, params))
 
     def prewarm(self, batch: Batch, params: Mapping[str, Any]) -> Coroutine[Any, Any, Batch]:
         self._prewarmed = True
-        return self._asked({"op": "prewarm", "batch": batch, "params": dict(params)})
+        return self._asked(calls.call("prewarm", batch, params))
 
     async def finish_prewarm(self) -> None:
         """Replaces a process that had to answer in place although its model may keep state of a call. The
@@ -245,16 +242,7 @@ class ProcessRunner:
                 await self._start_worker()
 
     async def _asked(self, message: dict[str, Any]) -> Batch:
-        batch = message["batch"]
-        try:
-            if isinstance(batch, wire.Framed):
-                pieces = batch.pieces()
-            elif _objects(batch) > _ENCODE_ON_LOOP:
-                pieces = await asyncio.to_thread(wire.encode, message)
-            else:
-                pieces = wire.encode(message)
-        except wire.WireError as error:
-            raise unsendable(error) from None
+        pieces = await calls.encoded_apart(message) if calls.is_long(message) else calls.encoded(message)
         worker = self._pool.take()
         if worker is None:
             worker = await self._pool.wait()
@@ -264,15 +252,11 @@ class ProcessRunner:
         finally:
             worker.call = None
         self._replies += 1
-        if reply["op"] == "error":
-            raise self._without_path(model_error(reply))
-        if "worked" in reply:
-            tracing.report(reply["worked"])
-        answer = reply.get("batch")
-        if not isinstance(answer, Columns | Tensors | Value):
-            worker.kill(RunnerCrashed("the model process broke the protocol: its answer is not a batch"))
-            raise RunnerCrashed("the model process broke the protocol: its answer is not a batch")
-        return answer
+        try:
+            return calls.answer_of(reply, self._path)
+        except RunnerCrashed as broken:
+            worker.kill(broken)
+            raise
 
     def stop(self, reason: str) -> None:
         """Ends all its processes now, as a crash does. Used for a model that grows without end."""
@@ -372,7 +356,7 @@ class ProcessRunner:
                 self._workers.remove(worker)
             await worker.close()
             if isinstance(error, ModelError):
-                raise self._without_path(error) from None
+                raise calls.without_path(error, self._path) from None
             raise
         self._merges = bool(worker.loaded["merges"])
         self._known = worker.loaded["known"]
@@ -475,21 +459,6 @@ class ProcessRunner:
             else:
                 self._replace(worker)
         self._watch_memory()
-
-    def _without_path(self, error: ModelError) -> ModelError:
-        """The model's error without paths of this machine."""
-        text = str(error).replace(self._path, "(package)")
-        return ModelError(text, error.trace, shown=error.shown, unsuitable=error.unsuitable)
-
-
-def _objects(batch: Batch) -> int:
-    """About how many Python objects must be encoded to send it."""
-    if isinstance(batch, Columns):
-        return batch.rows * len([a for a in batch.arrays.values() if a.dtype.kind == "O"])
-    if isinstance(batch, Tensors):
-        return sum(int(array.size) for array in batch.arrays.values() if array.dtype.kind == "O")
-    value = batch.value
-    return 10 * len(value) if isinstance(value, list | dict) else 0
 
 
 def _logged(name: str, version: str) -> Sink:

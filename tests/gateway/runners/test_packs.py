@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,26 @@ async def test_each_caller_gets_the_answer_to_its_own_rows(tmp_path: Path, bench
 
     await asyncio.gather(*(call(i, n) for n in range(20) for i in range(6)))
     assert bench.observed == []
+
+
+@pytest.mark.anyio
+async def test_a_call_of_many_objects_is_not_encoded_by_the_event_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bench: PackBench
+) -> None:
+    runner = await bench.started(write_package(tmp_path / "p"))
+    encoders: list[bool] = []
+    encode = wire.encode
+
+    def encoded(message: Any, *args: Any, **options: Any) -> Any:
+        encoders.append(threading.current_thread() is threading.main_thread())
+        return encode(message, *args, **options)
+
+    monkeypatch.setattr(wire, "encode", encoded)
+    texts = Tensors({"": np.array(["x"] * 20_001, dtype=object)}, 20_001)
+    for asked, on_loop in ((texts, False), (rows(1), True)):
+        encoders.clear()
+        assert (await runner.predict(asked, {})).rows == asked.rows
+        assert encoders == [on_loop]
 
 
 @pytest.mark.anyio
