@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +270,7 @@ def test_answers_are_not_compared_on_the_event_loop(tmp_path: Path, monkeypatch:
 
     async def test(setup: Setup) -> None:
         await setup.begun()
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))  # a real thread
         await compared(setup, 1)
         assert threads
         assert threading.get_ident() not in threads
