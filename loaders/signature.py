@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from loaders.compat.pythons import zipped
 from loaders.schema import (
@@ -47,6 +47,9 @@ __all__ = [
     "TensorSpec",
     "Type",
 ]
+
+#: The values in the JSON of a signature's part, as its brackets and commas show them before it is read.
+_MAX_VALUES: Final = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,8 @@ def _parsed(value: object, place: str) -> Any:
         return None
     if not isinstance(value, str):
         return value
+    if sum(map(value.count, "[{,")) > _MAX_VALUES:
+        raise SignatureError(place, "is too large")
     try:
         return json.loads(value)
     except (ValueError, RecursionError):

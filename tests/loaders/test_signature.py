@@ -17,6 +17,7 @@ from loaders.signature import (
     SignatureError,
 )
 from tests.conftest import needs
+from tests.support.memory import at_most
 from tests.support.signatures import signatures
 
 
@@ -110,6 +111,13 @@ def test_an_invalid_signature_is_refused_with_its_place(inputs: str, place: str 
         Signature.from_json({"inputs": inputs})
     if place is not None:
         assert refused.value.place == place
+
+
+@pytest.mark.parametrize("item", ["[],", "0,", '{"":0},'])
+def test_a_signature_that_is_huge_once_it_is_read_is_refused_unread(item: str) -> None:
+    text = f"[{item * 1_000_000}0]"
+    with at_most(1), pytest.raises(SignatureError, match="inputs: is too large"):
+        Signature.from_json({"inputs": text})
 
 
 @given(

@@ -8,6 +8,7 @@ example.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -139,7 +140,9 @@ class Documents:
         kept = self._kept.get(key)
         if kept is None:
             document = await self._document(reference, described, in_full)
-            kept = document, _found(orjson.dumps(document), JSON, private=in_full)
+            # A signature may have many columns: large documents take seconds.
+            text = await asyncio.to_thread(orjson.dumps, document)
+            kept = document, _found(text, JSON, private=in_full)
             while len(self._kept) >= KEPT:
                 del self._kept[next(iter(self._kept))]
             self._kept[key] = kept
@@ -158,7 +161,8 @@ class Documents:
             view = await self._views.version(version.name, version.version, in_full=True)
             example = view.input_example if isinstance(view.input_example, dict) else None
         signature = described.prepared.signature
-        return openapi.model(
+        return await asyncio.to_thread(
+            openapi.model,
             version.name,
             version.version,
             described.alias,

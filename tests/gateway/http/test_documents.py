@@ -178,6 +178,22 @@ def test_a_document_is_made_once_for_each_version_and_has_a_tag(server: Served) 
     assert len(made) == 1
 
 
+def test_a_document_is_made_off_the_event_loop(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signature may have a hundred thousand columns."""
+    loops: list[Any] = []
+    original = openapi.model
+
+    def watched(*given: Any, **named: Any) -> Any:
+        loops.append(asyncio._get_running_loop())
+        return original(*given, **named)
+
+    monkeypatch.setattr(openapi, "model", watched)
+    documents = Documents(server.gateway.parts)
+    find = documents._find(RequestRecord(), b"/models/iris/openapi.json")
+    asyncio.run_coroutine_threadsafe(find, server.loop).result(30)  # type: ignore[arg-type]
+    assert loops == [None]
+
+
 def test_the_form_is_one_of_those_that_are_shown(server: Served) -> None:
     text = server.get("/models/iris/docs").body.decode()
     for body in re.findall(r'data-type="application/json" data-body="([^"]+)"', text):
