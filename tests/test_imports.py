@@ -70,6 +70,7 @@ LEAVES = frozenset(
         "logs",
         "pools",
         "staging",
+        "namedlock",
         "filesystems",
     }
 )
@@ -86,7 +87,7 @@ TABLE: dict[str, Row] = {
     "__main__": row("cli"),
     # Leaves know leaves, and only those below them: circles are counted.
     **dict.fromkeys(("names", "patterns", "errors", "events", "tracing"), row(LEAVES)),
-    **dict.fromkeys(("backoff", "cgroup", "pools", "staging", "statelock", "database"), row()),
+    **dict.fromkeys(("backoff", "cgroup", "pools", "staging", "namedlock", "statelock", "database"), row()),
     **dict.fromkeys(("quantities", "credentials", "plugins"), row(LEAVES, libraries="pydantic")),
     "rollout_settings": row(LEAVES, libraries="pydantic"),
     "settings": row(LEAVES, libraries="pydantic platformdirs"),

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import logging
 import os
@@ -29,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol, TypeAlias
 
+from gateway import namedlock
 from gateway.artifacts.base import ArtifactError, DigestMismatch, Meter, Progress, Room, Unreachable
 from gateway.artifacts.sources import Sources
 from gateway.registries.base import Version
@@ -120,7 +120,7 @@ class Artifacts:
             if version.digest is not None and (local := self._found(version.digest)) is not None:
                 return local
             source = hashlib.sha256((version.digest or version.source).encode("utf-8", "surrogatepass"))
-            with _alone(self._root / f".fetch-{source.hexdigest()[:2]}.lock"):
+            with namedlock.alone(self._root / f".fetch-{source.hexdigest()[:2]}.lock"):
                 if version.digest is not None and (local := self._found(version.digest)) is not None:
                     return local
                 return self._fetch(version, progress)
@@ -136,7 +136,7 @@ class Artifacts:
 
     def trim(self) -> None:
         """Enforces the limit after an environment has grown. Keeps what is in use."""
-        with _alone(self._root / ".room.lock"):
+        with namedlock.alone(self._root / ".room.lock"):
             self._make_room(0)
 
     # -- Entries
@@ -173,7 +173,7 @@ class Artifacts:
 
     def _hold(self, name: str) -> int:
         """A descriptor that holds the entry's lock shared, on the current lock file."""
-        return _locked(self._root / f"{name}.lock", fcntl.LOCK_SH)
+        return namedlock.shared(self._root / f"{name}.lock")
 
     def _size(self, name: str, held: int) -> int:
         with contextlib.suppress(ValueError):
@@ -235,7 +235,7 @@ class Artifacts:
                     os.ftruncate(held, 0)
                     os.pwrite(held, size, 0)
                     # Hold the lock: a count in between would find the package in neither place.
-                    with _alone(self._root / ".room.lock"):
+                    with namedlock.alone(self._root / ".room.lock"):
                         staged.publish(self._root / name)
                 except OSError as error:
                     if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
@@ -274,7 +274,7 @@ class Artifacts:
     def _reserved(self, version: Version, needed: int, held: int = 0) -> Staging:
         """A new directory that reserves `needed` bytes, in addition to `held` ones for the same files: other
         fetches count the number in its name. Raises ArtifactError."""
-        with _alone(self._root / ".room.lock"):
+        with namedlock.alone(self._root / ".room.lock"):
             sweep(self._root)
             used = self._make_room(needed)
             if used + needed > self._limit:
@@ -309,11 +309,11 @@ class Artifacts:
     def _remove(self, name: str) -> bool:
         """Removes an entry. Returns False if it is in use."""
         mark = self._root / f"{name}.lock"
-        try:
-            held = _locked(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        try:
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(namedlock.at_once(mark))
+            except OSError:
+                return False
             # Rename it first, so that no reader finds half of it; `sweep` removes directories of this name.
             gone = Staging(self._root)
             with gone:
@@ -323,21 +323,9 @@ class Artifacts:
                     os.rename(path, gone.path / name)
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(mark)
-        finally:
-            os.close(held)
         with self._lock:
             self._verified.pop(_digest_of(name), None)
         return True
-
-
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Holds a lock that only one process at a time can hold."""
-    held = _locked(path, fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
-        os.close(held)
 
 
 @contextlib.contextmanager
@@ -348,29 +336,6 @@ def _unless_read_only() -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.EROFS, errno.EBADF):
             raise
-
-
-def _locked(path: Path, how: int) -> int:
-    """A descriptor with a lock on the current file of this name, never on a removed one.
-
-    Raises OSError; with LOCK_NB also if another process holds the lock.
-    """
-    while True:
-        try:
-            held = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            if error.errno != errno.EROFS or how & fcntl.LOCK_EX:
-                raise
-            held = os.open(path, os.O_RDONLY)  # on a read-only disk existing entries can be used
-        try:
-            fcntl.flock(held, how)
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(held), os.stat(path)):
-                    return held
-        except BaseException:
-            os.close(held)
-            raise
-        os.close(held)
 
 
 def _read_only(path: Path) -> None:

@@ -18,7 +18,6 @@ kernel's. Everything here blocks. Must not know a policy or a model.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import math
 import os
@@ -30,9 +29,11 @@ import time
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
+from gateway import namedlock
 from gateway.environments.interpreters import Interpreter, Interpreters, Minor, missing, named
 from gateway.environments.lock import Lock, LockError, Wanted, parsed
 from gateway.environments.resolve import Progress, Resolver
@@ -202,21 +203,15 @@ class Store:
     def remove(self, key: str) -> bool:
         """Removes an environment. Returns False if it is in use."""
         try:
-            descriptor = os.open(self._root / f"{key}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            with namedlock.at_once(self._root / f"{key}.lock"):
+                doomed = self._root / f".making-{key}-{os.getpid()}-{time.monotonic_ns()}"
+                (self._root / key).rename(doomed)
+                self._known.pop(key, None)
+                shutil.rmtree(doomed, ignore_errors=True)
+                self._changed()
+                return True
         except OSError:
             return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            doomed = self._root / f".making-{key}-{os.getpid()}-{time.monotonic_ns()}"
-            (self._root / key).rename(doomed)
-            self._known.pop(key, None)
-            shutil.rmtree(doomed, ignore_errors=True)
-            self._changed()
-            return True
-        except OSError:
-            return False
-        finally:
-            os.close(descriptor)
 
     # The steps of a build.
 
@@ -313,14 +308,8 @@ class Store:
                 if key == own:
                     shutil.rmtree(left, ignore_errors=True)
                     continue
-                descriptor = os.open(
-                    self._root / f".{key}.build", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644
-                )
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # its builder lives if this fails
+                with namedlock.at_once(self._building(key)):  # fails if its builder lives
                     shutil.rmtree(left, ignore_errors=True)
-                finally:
-                    os.close(descriptor)
 
     def _clean(self, names: set[str]) -> None:
         """Removes packages from the cache that no environment has, and compiled modules that none shares."""
@@ -346,24 +335,20 @@ class Store:
     # Existing environments.
 
     def _use(self, key: str) -> Built | None:
-        try:
-            descriptor = os.open(self._root / f"{key}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError:
-            return self._unheld(key)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        with contextlib.ExitStack() as use:
+            try:
+                held = namedlock.shared(self._root / f"{key}.lock")
+            except OSError:
+                return self._unheld(key)
+            use.callback(os.close, held)
             facts = self._facts(key)
             if facts is None:
-                os.close(descriptor)
                 return None
             with contextlib.suppress(OSError):
-                os.utime(descriptor)
-        except OSError:
-            os.close(descriptor)
-            return None
-        built = Built(key, self._root / key, facts[0], facts[1], facts[2], time.time())
-        weakref.finalize(built, os.close, descriptor)
-        return built
+                os.utime(held)
+            built = Built(key, self._root / key, facts[0], facts[1], facts[2], time.time())
+            weakref.finalize(built, use.pop_all().close)
+            return built
 
     def _unheld(self, key: str) -> Built | None:
         """For a read-only disk, as in an image with environments built ahead: nothing can be removed
@@ -401,16 +386,12 @@ class Store:
     def _alone(self, key: str, progress: Progress) -> Iterator[None]:
         """Within it no other thread or process resolves or builds this. The lock ends with its holder."""
         self._root.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self._root / f".{key}.build", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                progress("waiting for another process that already builds it")
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        waiting = partial(progress, "waiting for another process that already builds it")
+        with namedlock.alone(self._building(key), waiting):
             yield
-        finally:
-            os.close(descriptor)
+
+    def _building(self, key: str) -> Path:
+        return self._root / f".{key}.build"
 
 
 def described(lock: Lock) -> str:
