@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 REQUIREMENTS: Final = "requirements.txt"
 PYTHON_ENV: Final = "python_env.yaml"
 CONDA: Final = "conda.yaml"
+#: The requirements that are compared; each takes some time.
+MOST_LINES: Final = 5_000
 _MLFLOW: Final = frozenset({"mlflow", "mlflow-skinny", "mlflow-tracing"})
 # `\s` would match line ends too: quadratic in empty lines.
 _IMPORTS_MLFLOW: Final = re.compile(rb"^[ \t]*(?:import|from)[ \t]+mlflow\b", re.MULTILINE)
@@ -127,7 +129,7 @@ def distributions(modules: Iterable[str]) -> tuple[str, ...]:
 
 def _compared(requirements: Sequence[str], *, counts_mlflow: bool) -> list[Mismatch]:
     try:
-        from packaging.requirements import InvalidRequirement, Requirement
+        from packaging.requirements import Requirement
         from packaging.utils import canonicalize_name
     except ImportError:
         return [Mismatch("requirements", "a list that only the package 'packaging' can compare", None)]
@@ -135,17 +137,18 @@ def _compared(requirements: Sequence[str], *, counts_mlflow: bool) -> list[Misma
     for line in requirements:
         try:
             requirement = Requirement(line)
-        except InvalidRequirement:
-            mismatches.append(Mismatch(line, "a requirement that cannot be compared", None))
+            if requirement.marker is not None and not requirement.marker.evaluate():
+                continue
+            if canonicalize_name(requirement.name) in _MLFLOW and not counts_mlflow:
+                continue
+            found = _installed(requirement.name, tuple(sys.path))
+            # An installed pre-release satisfies its pin: installing it was a deliberate choice.
+            fits = found is not None and requirement.specifier.contains(found, prereleases=True)
+        except (ValueError, RecursionError):
+            mismatches.append(Mismatch(line[:200], "a requirement that cannot be compared", None))
             continue
-        if requirement.marker is not None and not requirement.marker.evaluate():
-            continue
-        if canonicalize_name(requirement.name) in _MLFLOW and not counts_mlflow:
-            continue
-        found = _installed(requirement.name, tuple(sys.path))
-        # An installed pre-release satisfies its pin: installing it was a deliberate choice.
-        if found is None or not requirement.specifier.contains(found, prereleases=True):
-            wanted = str(requirement.specifier) or "any version"
+        if not fits:
+            wanted = str(requirement.specifier)[:200] or "any version"
             mismatches.append(Mismatch(requirement.name, wanted, found))
     return mismatches
 
@@ -161,8 +164,10 @@ def pip_part(conda: object) -> list[str] | None:
 
 def requirement_lines(text: str) -> list[str]:
     """The requirements in pip's format, without comments, options and hashes."""
-    lines = []
+    lines: list[str] = []
     for line in re.sub(r"\\\r?\n", " ", text).splitlines():
+        if len(lines) >= MOST_LINES:
+            break
         bare = re.sub(r"(^|\s)#.*$", "", line)
         bare = re.split(r"\s--?[a-z]", bare)[0].strip()
         if bare and not bare.startswith("-"):

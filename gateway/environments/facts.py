@@ -63,6 +63,7 @@ _SOURCE_BYTES: Final = 1 << 20
 _ALL_SOURCE_BYTES: Final = 32 << 20
 _LONGEST_CHAIN: Final = 20
 _MOST_MODULES: Final = 100_000
+_LONGEST_VERSION: Final = 100
 # `\s` would match line ends too: quadratic in empty lines.
 _IMPORT: Final = re.compile(r"^[ \t]*(?:import|from)[ \t]+([A-Za-z_][\w.]*)", re.MULTILINE)
 _COMPILED: Final = re.compile(r"(?:\.cpython-(\d)(\d+)[^/]*\.so|\.pyc)\Z")
@@ -200,7 +201,7 @@ def read(package: Package) -> Facts:
 def _python(package: Package) -> str:
     """From `MLmodel`, else `python_env.yaml`, else `conda.yaml`."""
     if (version := package.text("python_version")) is not None:
-        return version
+        return version[:_LONGEST_VERSION]
     for file, find in ((environments.PYTHON_ENV, _of_virtualenv), (environments.CONDA, _of_conda)):
         if (package.path / file).exists():
             content = parse_yaml(package.content(file), file)
@@ -210,7 +211,7 @@ def _python(package: Package) -> str:
 
 
 def _of_virtualenv(content: dict[str, object]) -> str:
-    return str(content.get("python") or "")
+    return str(content.get("python") or "")[:_LONGEST_VERSION]
 
 
 def _of_conda(content: dict[str, object]) -> str:
@@ -226,7 +227,7 @@ def _frameworks(package: Package, flavor: str) -> dict[str, str]:
     for name, (distribution, field) in VERSION_FIELDS.items():
         version = package.flavors.get(name, {}).get(field)
         if isinstance(version, str) and version:
-            found[distribution] = version
+            found[distribution] = version[:_LONGEST_VERSION]
     return found
 
 

@@ -180,6 +180,8 @@ def lines(text: str, place: str) -> tuple[list[str], bool]:
             constrained = True
             continue
         found.append(_line(bare, place))
+        if len(found) > environments.MOST_LINES:
+            raise LockError(f"its {place} has more than {environments.MOST_LINES:,} requirements")
     return found, constrained
 
 

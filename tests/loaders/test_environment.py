@@ -78,6 +78,17 @@ def test_an_equal_environment_has_no_findings(tmp_path: Path) -> None:
     assert environment.check(packaged(tmp_path, f"numpy=={NUMPY}\nPyYAML\n")) == []
 
 
+PIN = "1" * 5_000
+
+
+@pytest.mark.parametrize(
+    "line", [f"acme; {'(' * 2_000}os_name == 'x'{')' * 2_000}", f"numpy=={PIN}", f"numpy<{PIN}"]
+)
+def test_a_requirement_that_cannot_be_compared_is_a_difference(line: str, tmp_path: Path) -> None:
+    [found] = environment.check(packaged(tmp_path, f"{line}\n"))
+    assert len(str(found)) < 500
+
+
 @pytest.mark.parametrize(
     ("line", "expected"),
     [

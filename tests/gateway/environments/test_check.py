@@ -61,6 +61,13 @@ def test_the_version_that_the_flavor_names_counts_without_requirements(tmp_path:
     assert found(package).verdict is Verdict.DIFFERS
 
 
+def test_a_version_has_a_bound(tmp_path: Path) -> None:
+    flavors = {"sklearn": {"sklearn_version": "1" * 5_000_000}}
+    result = found(described(tmp_path, requirements=None, flavors=flavors, python="3." + "1" * 5_000_000))
+    assert not result.satisfied
+    assert len(result.sentence) < 1_000
+
+
 def test_any_supported_python_does_without_byte_code(tmp_path: Path) -> None:
     package = described(tmp_path, requirements="scikit-learn==1.9.1", python="3.8.18")
     assert found(package).verdict is Verdict.COMPATIBLE

@@ -13,6 +13,7 @@ from gateway.environments.interpreters import Interpreters
 from gateway.environments.lock import Lock, LockError, Wanted
 from gateway.environments.resolve import Resolver
 from gateway.environments.uv import Uv
+from loaders import environment
 from tests.support.packages import described
 
 PYLOCK = """
@@ -65,6 +66,21 @@ def test_a_line_of_any_other_form_is_refused_by_name(line: str, what: str) -> No
     shown = shown if "@git.example" not in line else "acme @ git+ssh://…@git.example/acme.git@main"
     assert shown in str(refused.value).replace("\\\\", "\\")
     assert f"is {what};" in str(refused.value)
+
+
+def test_requirements_have_a_bound(tmp_path: Path) -> None:
+    package = described(tmp_path, requirements="acme\n" * 100_000)
+    with pytest.raises(LockError, match="more than 5,000 requirements"):
+        lock.required(package)
+    assert len(environment.read(package).requirements) == 5_000
+
+
+@pytest.mark.parametrize("text", [f"a{'.a' * 500_000} = 1", "a = " + "[" * 100_000, f"a = {'1' * 100_000}"])
+def test_a_shipped_lock_that_is_made_to_be_slow_is_refused(text: str, tmp_path: Path) -> None:
+    """The first of these took hours, the others ended the load."""
+    package = described(tmp_path, files={"uv.lock": text})
+    with pytest.raises(LockError, match=r"its uv\.lock"):
+        lock.shipped_lock(package)
 
 
 def test_a_password_in_a_refused_line_is_not_shown() -> None:
