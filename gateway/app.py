@@ -106,7 +106,7 @@ class Gateway:
             prepare=self._packages.get,
             open_runner=self._placement.open,
             with_runtime=self._preparation.with_runtime,
-            options=lambda name: Options.of(settings, name, traced=traced),
+            options=lambda name: Options.of(settings, name, traced=traced, disk=self._pools.disk),
             measured=self._persistence.save_measurement,
             emit=self._emit,
             clock=time.monotonic,

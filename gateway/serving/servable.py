@@ -31,6 +31,7 @@ import asyncio
 import enum
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -162,7 +163,8 @@ class Options:
     rows without names are read by position. `pin`: the model is never evicted. `idle_ttl`: it is unloaded
     after this many seconds without a request. `check_output`: the share of answers compared with the output
     schema. `warm_up`: it answers its own example before it serves. `capture`: the share of the answered
-    requests that is kept. `traced`: answers say which call they come from."""
+    requests that is kept. `traced`: answers say which call they come from. `disk`: reads files; the loop's
+    default executor may be at work for long."""
 
     enforcement: Mode | None = None
     positional: bool = False
@@ -175,9 +177,12 @@ class Options:
     warm_up: bool = True
     capture: float = 0.0
     traced: bool = False
+    disk: Executor | None = None
 
     @classmethod
-    def of(cls, settings: Settings, name: str, *, traced: bool = False) -> Options:
+    def of(
+        cls, settings: Settings, name: str, *, traced: bool = False, disk: Executor | None = None
+    ) -> Options:
         """The settings for the model `name`."""
         own = settings.for_model(name)
         return cls(
@@ -192,6 +197,7 @@ class Options:
             warm_up=own.warm_up,
             capture=0.0 if own.capture is None else own.capture.share,
             traced=traced,
+            disk=disk,
         )
 
 
@@ -373,7 +379,7 @@ class Servable:
             warnings.append(NO_WARM_UP)
             return runner.merges, tuple(warnings)
         try:
-            enforced = await asyncio.to_thread(self._example, prepared.package)
+            enforced = await self._on_disk(self._example, prepared.package)
         except PackageError as error:
             warnings.append(f"the saved input example cannot be read: {error}")
             enforced = None
@@ -407,7 +413,7 @@ class Servable:
         if prepared.needs is None or prepared.needs.facts.custom:
             return []
         try:
-            enforced = await asyncio.to_thread(self._made_up, prepared.signature, runner.known)
+            enforced = await self._on_disk(self._made_up, prepared.signature, runner.known)
         except InvalidInput:
             return []
         if enforced is None:
@@ -419,6 +425,9 @@ class Servable:
                 raise
             return [f"it has no input example, and a made-up row does not suit it ({error.shown})"]
         return []
+
+    async def _on_disk(self, function: Callable[..., Enforced | None], *arguments: object) -> Enforced | None:
+        return await asyncio.get_running_loop().run_in_executor(self.options.disk, function, *arguments)
 
     def _example(self, package: Package) -> Enforced | None:
         """The saved example, enforced; None without one. Blocks. Raises PackageError and InvalidInput."""
