@@ -26,7 +26,9 @@ from gateway.runners.pulse import Pulse, of_group, read
 from gateway.runners.zygote import ZygoteGone, Zygotes
 from loaders.worker import wire
 
+#: A larger frame, or one with a larger header, is decoded in a thread. The header determines the time.
 _DECODE_ON_LOOP: Final = 256 << 10
+_HEADER_ON_LOOP: Final = 64 << 10
 _ANSWER_SLACK: Final = 1 << 20
 _SOCKET_BUFFER: Final = 1 << 20
 _STATUS_WAIT: Final = 1.0
@@ -357,7 +359,7 @@ class Worker:
     def _take(self, frame: wire.Array, header: int) -> None:
         """Takes an answer; a large one is decoded in a thread. Raises WireError."""
         call = self._answered()
-        if len(frame) > _DECODE_ON_LOOP:
+        if len(frame) > _DECODE_ON_LOOP or header > _HEADER_ON_LOOP:
             decoding = self._loop.run_in_executor(self._zygotes.answers, self._decode, frame, header)
             decoding.add_done_callback(lambda done: self._deliver(call, done.result))
         else:

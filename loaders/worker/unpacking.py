@@ -86,7 +86,7 @@ def _dtype(text: str) -> np.dtype[Any]:
 
 def _check_shape(shape: list[int]) -> None:
     """Checks a shape. An empty array has no bytes, so its other axes must be checked separately."""
-    axes_fit = len(shape) <= _MOST_AXES and all(type(n) is int and n >= 0 for n in shape)
+    axes_fit = len(shape) <= _MOST_AXES and all(type(n) is int and 0 <= n <= MAX_FRAME for n in shape)
     if not axes_fit or math.prod(n for n in shape if n) > MAX_FRAME:
         raise WireError("an array of an impossible shape")
 

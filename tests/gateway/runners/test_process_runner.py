@@ -241,9 +241,10 @@ async def test_an_answer_that_cannot_be_read_fails_its_call(tmp_path: Path, proc
         await asyncio.wait_for(runner.predict(ONE, {}), 60)
 
 
+@pytest.mark.parametrize("size", [400_000, 100_000])
 @pytest.mark.anyio
 async def test_a_large_last_answer_is_not_read_by_the_event_loop(
-    tmp_path: Path, processes: Processes, monkeypatch: pytest.MonkeyPatch
+    size: int, tmp_path: Path, processes: Processes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     readers = []
     decode = Worker._decode
@@ -253,7 +254,7 @@ async def test_a_large_last_answer_is_not_read_by_the_event_loop(
         return decode(self, frame, header)
 
     answer = b'{"op":"answer","batch":{"~":["value",null,1]}}'
-    frame = f"b'mgw1' + (400_000).to_bytes(4, 'little') + bytes(8) + {answer!r}.ljust(400_000)"
+    frame = f"b'mgw1' + ({size}).to_bytes(4, 'little') + bytes(8) + {answer!r}.ljust({size})"
     runner = await processes.started(write_package(tmp_path / "p", at_predict=SENDS.format(frame=frame)))
     (worker,) = runner._workers
     assert worker._sock is not None
