@@ -65,7 +65,7 @@ def test_a_prediction_has_its_line(server: Running) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status", "code", "model"),
     [
-        ("POST", "/predict/gr%C3%B6%C3%9Fe", 415, "UNSUPPORTED_MEDIA_TYPE", None),
+        ("POST", "/predict/gr%C3%B6%C3%9Fe", 415, "UNSUPPORTED_MEDIA_TYPE", "größe"),
         ("POST", "/predict/nobody", 404, "MODEL_NOT_FOUND", None),
         ("GET", "/models", 200, None, None),
         ("GET", "/version", 200, None, None),
