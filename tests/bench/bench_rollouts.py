@@ -156,7 +156,7 @@ async def flips(server: Running, registry: str, rate: float, count: int) -> None
     print(f"{done} flips, {load.failures} failures of {sum(load.seen.values())} requests {dict(load.seen)}")
 
 
-async def identical(server: Running, registry: str, rate: float, count: int) -> None:
+async def identical(server: Running, rate: float, count: int) -> None:
     load, ended = Load(server.url), Counter[str]()
     async with httpx.AsyncClient(timeout=60) as client:
         await load.run(rate, 1)
@@ -188,16 +188,18 @@ async def identical(server: Running, registry: str, rate: float, count: int) -> 
     )
 
 
-async def shadow(server: Running, registry: str, rate: float, rounds: int) -> None:
+async def shadow(server: Running, rate: float, rounds: int) -> None:
     load = Load(server.url)
     taken: dict[str, list[list[float]]] = {"none": [], "shadow": [], "sleeps": []}
     async with httpx.AsyncClient(timeout=60) as client:
         await load.run(rate, 3)
         for _ in range(rounds):
             for (kind, runs), version in zip(taken.items(), "123", strict=True):
-                await asyncio.to_thread(move, registry, version)
-                await client.post(f"{server.url}/registry/refresh", headers=server.key)
-                await until(server, client, version, "done", "serving", "shadowing")
+                copies = {} if kind == "none" else {"shadow": 1.0}
+                path = f"{server.url}/models/m/aliases/champion"
+                await client.put(path, headers=server.key, json={"version": version, **copies})
+                phases = ("done", "serving") if kind == "none" else ("shadowing",)
+                await until(server, client, version, *phases)
                 runs.append(await load.run(rate, 5))
                 if kind != "none":
                     view = await view_of(server, client)
@@ -229,9 +231,9 @@ def main() -> None:
                 case "flips":
                     asyncio.run(flips(server, registry, given.rate or 200.0, given.flips))
                 case "identical":
-                    asyncio.run(identical(server, registry, given.rate or 200.0, given.runs))
+                    asyncio.run(identical(server, given.rate or 200.0, given.runs))
                 case _:
-                    asyncio.run(shadow(server, registry, given.rate or 100.0, given.rounds))
+                    asyncio.run(shadow(server, given.rate or 100.0, given.rounds))
 
 
 if __name__ == "__main__":
