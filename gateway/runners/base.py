@@ -169,6 +169,19 @@ def signature_of(reply: Mapping[str, Any]) -> Signature | None:
         return None
 
 
+_LOADED: Final = {"merges": bool, "known": dict, "prewarms": str, "confinement": dict}
+
+
+def loaded_of(reply: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The facts in the answer of a model's process to its load. Raises ModelError, and RunnerCrashed for
+    facts of another form, as a hostile model may send: its process must be ended."""
+    if reply["op"] != "loaded":
+        raise model_error(reply)
+    if not all(isinstance(reply.get(name), kind) for name, kind in _LOADED.items()):
+        raise RunnerCrashed("the model process broke the protocol: its answer to the load is wrong")
+    return reply
+
+
 def model_error(reply: Mapping[str, Any]) -> ModelError:
     """The model's exception, from its process's answer."""
     kind, text = str(reply.get("type", "Error")), str(reply.get("message", ""))

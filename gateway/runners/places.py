@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from gateway.runners.base import RunnerCrashed, RunnerTimeout, model_error
+from gateway.runners.base import RunnerCrashed, RunnerTimeout, loaded_of
 from gateway.runners.worker import NotReached, Worker
 from loaders.worker import wire
 
@@ -188,8 +188,11 @@ class Process:
                 ),
                 runner.load_timeout,
             )
-            if reply["op"] != "loaded":
-                raise model_error(reply)
+            try:
+                loaded_of(reply)
+            except RunnerCrashed as broken:
+                self.worker.kill(broken)
+                raise
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError):
                 with suppress(NotReached):  # no caller waits for it, but it will be loaded
@@ -197,7 +200,8 @@ class Process:
             shutil.rmtree(directory, ignore_errors=True)
             raise
         place.loaded = reply
-        place.bytes = max(LEAST, int(reply["grown"]))
+        grown = reply.get("grown")  # never more than the process has, whatever it says
+        place.bytes = max(LEAST, min(grown, self.worker.memory().private) if isinstance(grown, int) else 0)
         self.places[number] = place
         return place
 

@@ -17,7 +17,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
-from gateway.runners.base import ModelError, RunnerCrashed, RunnerTimeout, model_error
+from gateway.runners.base import ModelError, RunnerCrashed, RunnerTimeout, loaded_of
 from gateway.runners.child import Child, described
 from gateway.runners.environments import Environment
 from gateway.runners.memory import Footprint, Memory, peak
@@ -214,10 +214,12 @@ class Worker:
         except asyncio.CancelledError:
             self.kill(RunnerCrashed("no caller waits for it any more"))
             raise
-        if reply["op"] != "loaded":
+        try:
+            loaded_of(reply)
+        except (ModelError, RunnerCrashed):
             self.kill(RunnerCrashed("the model could not be loaded"))
             await self.wait_gone()
-            raise model_error(reply)
+            raise
         self.loaded = reply
         memory = self.memory()
         # The process's peak includes memory shared with the zygote, which it did not add.

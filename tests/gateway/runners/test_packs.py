@@ -124,6 +124,32 @@ async def test_each_caller_gets_the_answer_to_its_own_rows(tmp_path: Path, bench
 
 
 @pytest.mark.anyio
+async def test_what_a_model_says_it_takes_is_never_more_than_its_process_has(
+    tmp_path: Path, bench: PackBench
+) -> None:
+    facts = {"op": "loaded", "merges": False, "known": {}, "prewarms": "", "confinement": {}, "grown": 10**15}
+    frame = b"".join(map(bytes, wire.encode(facts)))
+    package = write_package(
+        tmp_path / "p",
+        at_load=f"""
+            import stat, time
+            for fd in range(3, 50):
+                try:
+                    if stat.S_ISSOCK(os.fstat(fd).st_mode):
+                        os.write(fd, {frame!r})
+                except OSError:
+                    pass
+            time.sleep(600)
+        """,
+    )
+    runner = await bench.started(package)
+    assert runner.isolation == "pack"
+    assert runner.measured_bytes is not None
+    assert runner.measured_bytes < 10**10
+    bench.pack.processes[0].worker.kill(RunnerCrashed("the test has ended"))
+
+
+@pytest.mark.anyio
 async def test_a_call_of_many_objects_is_not_encoded_by_the_event_loop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bench: PackBench
 ) -> None:

@@ -241,6 +241,14 @@ async def test_an_answer_that_cannot_be_read_fails_its_call(tmp_path: Path, proc
         await asyncio.wait_for(runner.predict(ONE, {}), 60)
 
 
+@pytest.mark.anyio
+async def test_facts_of_a_load_in_another_form_are_a_crash(tmp_path: Path, processes: Processes) -> None:
+    frame = b"mgw1" + (16).to_bytes(4, "little") + bytes(8) + b'{"op":"loaded"} '
+    package = write_package(tmp_path / "p", at_load=SENDS.format(frame=frame))
+    with pytest.raises(RunnerCrashed, match="broke the protocol"):
+        await processes.started(package)
+
+
 @pytest.mark.parametrize("size", [400_000, 100_000])
 @pytest.mark.anyio
 async def test_a_large_last_answer_is_not_read_by_the_event_loop(
