@@ -12,9 +12,12 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
-from typing import IO, Any, Final, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, Final
 
-Readable: TypeAlias = IO[bytes] | io.BufferedIOBase
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+Readable: TypeAlias = "IO[bytes] | io.BufferedIOBase"
 
 MOST_ARGUMENT: Final = 1 << 16
 """The bytes of the longest argument that is read."""

@@ -18,6 +18,7 @@ import loaders
 from gateway.registries import open_registry
 from gateway.registries.base import Move
 from tests.support.callers import Callers
+from tests.support.hostile import eventually
 from tests.support.running import Running, running
 from tests.support.traffic import until
 
@@ -121,6 +122,11 @@ def refused_view(server: Running, number: str) -> dict[str, Any]:
     return views[-1]
 
 
+def told(server: Running, number: int, reason: str) -> bool:
+    """Whether the log says why. It is read by a thread."""
+    return any(f"version {number}: " in line and reason in line for line in list(server.lines))
+
+
 @pytest.mark.parametrize("by", ["gateway", "file"])
 def test_ten_kinds_of_bad_version_are_refused_and_no_caller_notices(
     registry: Path, tmp_path: Path, by: str
@@ -141,7 +147,7 @@ def test_ten_kinds_of_bad_version_are_refused_and_no_caller_notices(
                 view = refused_view(server, str(number) if by == "file" else "1")
                 assert (view["phase"], view["serving"]) == ("refused", "1"), kind
                 assert reason in view["error"], kind
-                assert any(f"version {number}: " in line and reason in line for line in server.lines), kind
+                assert eventually(lambda: told(server, number, reason)), kind  # noqa: B023 - called at once
                 assert httpx.get(f"{server.url}/readyz").status_code == 200
             traffic.until(20)
         assert set(traffic.seen) == {(200, "1")}
