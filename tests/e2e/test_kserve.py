@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import yaml
@@ -22,6 +23,7 @@ import yaml
 import gateway
 from tests.conftest import needs
 from tests.support.containers import ROOT, tool
+from tests.support.hostile import eventually
 from tests.support.running import Running
 from tests.support.shell import free_port
 
@@ -121,7 +123,10 @@ def started(runtime: dict[str, Any], directory: Path, files: Path) -> Iterator[t
     lasting = f'{mounts} && mount -o remount,bind,ro /mnt/models && exec "$@"'
     before = [tool("unshare"), "--mount", *user, "sh", "-c", lasting, "sh"]
     server = Running(directory, arguments, environ, port=None, before=before)
+    probe = container["readinessProbe"]["httpGet"]["path"]
     try:
+        # KServe sends no request before the probe succeeds.
+        assert eventually(lambda: httpx.get(f"{server.url}{probe}").status_code == 200, 60)
         yield server, grpc
     finally:
         assert server.stop() == 0
