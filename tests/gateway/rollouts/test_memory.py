@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,10 @@ IRIS = ("iris", "champion")
 
 
 @pytest.fixture
-def courses(tmp_path: Path) -> Courses:
-    return Courses(AliasMemory(State(tmp_path), "test", lambda write: write()), lambda: 100.0)
+def courses(tmp_path: Path) -> Iterator[Courses]:
+    state = State(tmp_path)
+    yield Courses(AliasMemory(state, "test", lambda write: write()), lambda: 100.0)
+    state.close()
 
 
 def canary(version: str = "2") -> Course:
