@@ -148,7 +148,7 @@ class Gateway:
             self.aliases, self.manager, registry, io, ask=self.watch.ask, take=self.watch.take,
             quiet=lambda version: self._packages.get(version, remember=False),
         )  # fmt: skip
-        # What the registry can hold is read there.
+        # Peers pass on only those verdicts that the registry cannot hold.
         self.peers = Peers.of(
             settings, io, say=lambda: self.aliases.standings(verdicts=not registry.writable),
             hear=self.aliases.hear,

@@ -3,8 +3,8 @@
 The signature is that of https://www.standardwebhooks.com, so its libraries verify it: the headers
 `webhook-id`, `webhook-timestamp` and `webhook-signature`, an HMAC-SHA256 over `ID.TIMESTAMP.BODY`. A delivery
 that fails is tried again, the oldest first, for a day; one that its receiver refuses (4xx) does not hold up
-the next ones. What is not delivered is in the durable state, so a
-restart continues with it; a receiver may therefore get one twice, with the same id.
+the next ones. What is not delivered is in the durable state, so a restart continues with it; a receiver may
+therefore get one twice, with the same id.
 
 Knows events and URLs. Nothing waits for a notification, and no secret, URL path or row is logged.
 """

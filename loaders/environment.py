@@ -10,7 +10,7 @@ from __future__ import annotations
 import platform
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -187,12 +187,16 @@ def _installed(name: str, _places: tuple[str, ...]) -> str | None:
 def _imports_mlflow(package: Package) -> bool:
     """Whether a source file in the package imports mlflow. A model saved as code does not count: it always
     imports mlflow, with known names."""
+    files = () if package.code is None else package.code.rglob("*.py")
+    return any(_IMPORTS_MLFLOW.search(source) for source in sources(files))
+
+
+def sources(files: Iterable[Path]) -> Iterator[bytes]:
+    """Yields the beginning of each source file, one at a time: a package may hold files of any size."""
     left = _ALL_SOURCE_BYTES
-    for file in () if package.code is None else package.code.rglob("*.py"):
+    for file in files:
         if left > 0 and file.is_file():
             with file.open("rb") as handle:
                 source = handle.read(_SOURCE_BYTES)
             left -= len(source)
-            if _IMPORTS_MLFLOW.search(source):
-                return True
-    return False
+            yield source

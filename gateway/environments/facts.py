@@ -59,8 +59,6 @@ _CODE_MODULES: Final = frozenset({"_make_function", "subimport", "_make_skel_fun
 # A syntax tree takes some 600 times the bytes of its source, and making one holds the interpreter's lock.
 _PARSED_BYTES: Final = 64 << 10
 _ALL_PARSED_BYTES: Final = 1 << 20
-_SOURCE_BYTES: Final = 1 << 20
-_ALL_SOURCE_BYTES: Final = 32 << 20
 _LONGEST_CHAIN: Final = 20
 _MOST_MODULES: Final = 100_000
 _LONGEST_VERSION: Final = 100
@@ -261,13 +259,8 @@ def _sources(package: Package) -> Iterator[str]:
     if path := package.text("model_code_path"):
         name = path.replace("\\", "/").rpartition("/")[2]
         places.append(package.path / name)
-    left = _ALL_SOURCE_BYTES
-    for file in places:
-        if left > 0 and file.is_file() and not file.is_symlink():
-            with file.open("rb") as handle:
-                source = handle.read(_SOURCE_BYTES)
-            left -= len(source)
-            yield source.decode("utf-8", errors="replace")
+    for source in environments.sources(file for file in places if not file.is_symlink()):
+        yield source.decode("utf-8", errors="replace")
 
 
 def _of_sources(package: Package) -> tuple[frozenset[str], str | None]:

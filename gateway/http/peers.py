@@ -1,5 +1,5 @@
-"""`POST /peers`: a question of another gateway. Open to whoever signs it with the key of the peers, and to
-nobody else: no admin key, token or address replaces the signature.
+"""`POST /peers`: a question of another gateway. Only the key of the peers opens it: no admin key, token or
+address replaces the signature.
 
 Knows bytes and limits; what is said is the affair of `gateway.peers`.
 """

@@ -161,11 +161,10 @@ class Peers:
 
     def reached(self) -> list[Address]:
         """The addresses of other gateways that answered lately."""
-        patience = max(FRESH, 3 * self._every)
         return [
             one
             for one in self._others()
-            if one.reached is not None and self._clock() - one.reached <= patience
+            if one.reached is not None and self._clock() - one.reached <= self._patience
         ]
 
     def lost(self) -> list[Address]:
@@ -223,12 +222,17 @@ class Peers:
         return [one for one in self.addresses.values() if not one.own]
 
     def _fresh(self) -> list[Known]:
-        patience, now = max(FRESH, 3 * self._every), self._clock()
-        return [known for known in self._known.values() if now - known.heard <= patience]
+        now = self._clock()
+        return [known for known in self._known.values() if now - known.heard <= self._patience]
 
     @property
     def _every(self) -> float:
         return max(EVERY, len(self.addresses) / PER_SECOND)
+
+    @property
+    def _patience(self) -> float:
+        """How long what a peer said counts, in seconds: many peers are asked less often."""
+        return max(FRESH, 3 * self._every)
 
     # Background.
 
@@ -454,7 +458,7 @@ class Peers:
         for gateway, known in list(self._known.items()):
             if now - known.heard > 2 * WINDOW:  # each question of it is stale by now
                 del self._known[gateway]
-            elif now - known.heard > max(FRESH, 3 * self._every):
+            elif now - known.heard > self._patience:
                 known.serving, known.body = {}, b""
         if len(self._known) >= MOST_KNOWN:
             raise ValueError(f"{MOST_KNOWN} other gateways are known")

@@ -26,6 +26,7 @@ class Whole:
     lasting = True
 
     def read(self) -> Snapshot:
+        """Returns the whole content. Each registry has its own way. Raises RegistryError."""
         raise NotImplementedError
 
     def find(self, reference: Reference) -> Snapshot:

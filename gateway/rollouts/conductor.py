@@ -194,9 +194,8 @@ class Conductor:
             policy = policy_of_step(course, policy)
             service = service if course.service is None else model.versions.get(course.service)
         if not is_other(service, target) or not policy.watch or target != found.desired:
-            self.close(
-                found, target, service, "the policy has no watch, or there is no version to go back to"
-            )
+            why = "the policy has no watch" if not policy.watch else "there is no version to go back to"
+            self.close(found, target, service, why)
             return False
         assert service is not None
         if course is None or not resumed:

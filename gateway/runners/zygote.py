@@ -22,6 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
+from gateway.pools import LARGE_THREAD
 from gateway.runners import files
 from gateway.runners.child import Child
 from gateway.runners.confinement import Users
@@ -250,7 +251,7 @@ class Zygotes:
         self._orphans = Orphans()
         self._files = ThreadPoolExecutor(1, thread_name_prefix="files")
         #: Decodes the large answers of models, which delay no client's body there.
-        self.answers = ThreadPoolExecutor(1, thread_name_prefix="answers")
+        self.answers = ThreadPoolExecutor(1, thread_name_prefix=f"{LARGE_THREAD}-answers")
         self.users = Users()
 
     def __repr__(self) -> str:

@@ -72,8 +72,8 @@ class RawInput(NamedTuple):
 
 class Enforced(NamedTuple):
     """The input for the model. `warnings` name ignored columns and params, but no params of tensors for a
-    model that has none, and in the mode `warn` the
-    violations of `strict`. `lenient` is True if `strict` would have refused the input."""
+    model that has none, and in the mode `warn` the violations of `strict`. `lenient` is True if `strict`
+    would have refused the input."""
 
     batch: Batch
     params: dict[str, Any]
