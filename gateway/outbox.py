@@ -39,9 +39,10 @@ class Outbox:
                 (entry.id, self._registry, entry.url, entry.body, entry.created),
             )
             return db.execute(
-                "DELETE FROM outbox WHERE registry = ?1 AND url = ?2 AND number NOT IN"
-                " (SELECT number FROM outbox WHERE registry = ?1 AND url = ?2 ORDER BY number DESC LIMIT ?3)",
-                (self._registry, entry.url, most),
+                "DELETE FROM outbox WHERE registry = :registry AND url = :url AND number NOT IN"
+                " (SELECT number FROM outbox WHERE registry = :registry AND url = :url"
+                " ORDER BY number DESC LIMIT :most)",
+                {"registry": self._registry, "url": entry.url, "most": most},
             ).rowcount
 
     def next(self, url: str, now: float, claimed_until: float) -> tuple[Undelivered | None, float | None]:
@@ -50,10 +51,11 @@ class Outbox:
         not failed yet, wait for it."""
         with self._state.transaction() as db:
             row = db.execute(
-                "SELECT id, url, body, created, attempts FROM outbox AS one WHERE registry = ?1 AND url = ?2"
-                " AND due <= ?3 AND NOT EXISTS (SELECT 1 FROM outbox WHERE registry = ?1 AND url = ?2"
-                " AND number < one.number AND attempts = 0 AND due > ?3) ORDER BY number LIMIT 1",
-                (self._registry, url, now),
+                "SELECT id, url, body, created, attempts FROM outbox AS one"
+                " WHERE registry = :registry AND url = :url AND due <= :now"
+                " AND NOT EXISTS (SELECT 1 FROM outbox WHERE registry = :registry AND url = :url"
+                " AND number < one.number AND attempts = 0 AND due > :now) ORDER BY number LIMIT 1",
+                {"registry": self._registry, "url": url, "now": now},
             ).fetchone()
             if row is None:
                 return None, db.execute(

@@ -241,10 +241,10 @@ class State:
                 (registry, name, alias, served.version, served.started, served.moved_by),
             )
             db.execute(
-                "DELETE FROM history WHERE registry = ?1 AND name = ?2 AND alias = ?3 AND id NOT IN"
-                " (SELECT id FROM history WHERE registry = ?1 AND name = ?2 AND alias = ?3"
-                " ORDER BY id DESC LIMIT ?4)",
-                (registry, name, alias, HISTORY_KEPT),
+                "DELETE FROM history WHERE registry = :registry AND name = :name AND alias = :alias"
+                " AND id NOT IN (SELECT id FROM history WHERE registry = :registry AND name = :name"
+                " AND alias = :alias ORDER BY id DESC LIMIT :most)",
+                {"registry": registry, "name": name, "alias": alias, "most": HISTORY_KEPT},
             )
 
     def end_serving(self, registry: str, name: str, alias: str, ended: float, reason: str) -> None:
@@ -311,8 +311,8 @@ class State:
     def save_measurement(self, digest: str, size: int | None, load_seconds: float) -> None:
         with self.transaction() as db:
             db.execute(
-                "INSERT INTO measurement VALUES (?1, ?2, ?3) ON CONFLICT (digest) DO UPDATE"
-                " SET bytes = coalesce(?2, bytes), load_seconds = ?3",
+                "INSERT INTO measurement VALUES (?, ?, ?) ON CONFLICT (digest) DO UPDATE"
+                " SET bytes = coalesce(excluded.bytes, bytes), load_seconds = excluded.load_seconds",
                 (digest, size, load_seconds),
             )
 

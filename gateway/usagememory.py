@@ -68,7 +68,7 @@ class UsageMemory:
                 rows,
             )
             db.execute(
-                "DELETE FROM used WHERE registry = ?1 AND rowid NOT IN"
-                " (SELECT rowid FROM used WHERE registry = ?1 ORDER BY changed DESC LIMIT ?2)",
-                (self._registry, self._most),
+                "DELETE FROM used WHERE registry = :registry AND rowid NOT IN"
+                " (SELECT rowid FROM used WHERE registry = :registry ORDER BY changed DESC LIMIT :most)",
+                {"registry": self._registry, "most": self._most},
             )

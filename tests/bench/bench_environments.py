@@ -183,11 +183,13 @@ def sizes(count: int, locks: int) -> None:
     for i in range(locks):
         wheels.wheel(root / "index", "acme", f"{i + 1}.0")
     for i in range(count):
-        python, day, requirements = STACKS[names[i % 3]]
-        own = f"acme=={i % locks + 1}.0"
-        package(root / "m" / f"m{i}", python, day, (*requirements, own), models[names[i % 3]])
+        lock = i % locks  # decides the stack too, so that there are as many environments as locks
+        python, day, requirements = STACKS[names[lock % 3]]
+        package(
+            root / "m" / f"m{i}", python, day, (*requirements, f"acme=={lock + 1}.0"), models[names[lock % 3]]
+        )
     registry = registered(root, [f"m{i}" for i in range(count)])
-    # Beside the machine's own index.
+    # In addition to the machine's own index.
     links = " ".join(filter(None, [os.environ.get("PIP_FIND_LINKS", ""), str(root / "index")]))
     with running(root, "--registry", str(registry), PIP_FIND_LINKS=links, **settings) as server:
         began = time.monotonic()
