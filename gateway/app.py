@@ -28,7 +28,7 @@ from gateway.notify import Notifier
 from gateway.otlpmetrics import OtlpMetrics
 from gateway.peers import Peers
 from gateway.persistence import Persistence
-from gateway.pools import Pools, large
+from gateway.pools import Pools
 from gateway.registries.base import Registry
 from gateway.registries.feedback import Feedback
 from gateway.registries.first_read import first_read
@@ -197,7 +197,6 @@ class Gateway:
         loop = asyncio.get_running_loop()
         remembered = partial(loop.run_in_executor, self._pools.registry, self._persistence.last_snapshot)
         await first_read(self.registry, self.watch, remembered)
-        loop.set_default_executor(large())
         self.metrics.vitals.start(loop)
         if self.peers is not None:
             self._background.start(peers=self.peers.run)

@@ -4,8 +4,15 @@ delay the others. Must not know the work.
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final
+from contextvars import copy_context
+from functools import partial
+from typing import Final, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 #: The names of all these threads. A thread that never ends does not keep the server process alive.
 IO_THREAD: Final = "io"
@@ -26,9 +33,32 @@ class Pools:
         """Closes the pools without waiting, because running work may hang."""
         for pool in (self.registry, self.fetches, self.disk, self.builds):
             pool.shutdown(wait=False, cancel_futures=True)
+        _LARGE.close()
 
 
-def large() -> ThreadPoolExecutor:
-    """Returns the pool that parses, enforces and encodes large bodies, one at a time. Each holds the
-    interpreter's lock for long, and several together would block the event loop."""
-    return ThreadPoolExecutor(1, thread_name_prefix=LARGE_THREAD)
+class _Large:
+    """One thread for large bodies and answers, which starts when it is needed."""
+
+    def __init__(self) -> None:
+        self._pool: ThreadPoolExecutor | None = None
+
+    def submit(self, work: Callable[[], T]) -> asyncio.Future[T]:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(1, thread_name_prefix=LARGE_THREAD)
+        return asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+    def close(self) -> None:
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(wait=False)
+
+
+#: One for the process, as the interpreter's lock is.
+_LARGE: Final = _Large()
+
+
+async def in_large_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Parses, enforces or encodes a large body or answer: as `asyncio.to_thread`, but one at a time. Each
+    holds the interpreter's lock for long, and several together would block the event loop. Use
+    `asyncio.to_thread` for all other work: here it would wait for the bodies."""
+    return await _LARGE.submit(partial(copy_context().run, function, *args, **kwargs))

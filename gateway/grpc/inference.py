@@ -21,6 +21,7 @@ from gateway.grpc.messages import Request, parsed, response
 from gateway.http import answers, bodies, large, media, v2_models, v2_outputs
 from gateway.http.predict import REFUSAL_SECONDS, attribute, deadline_of
 from gateway.names import Reference
+from gateway.pools import in_large_thread
 from gateway.service import Inference
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class OpenInference:
             held.complete = True
             started = perf_counter()
             is_long = len(body) > bodies.COUNT_ON_LOOP
-            becomes = await asyncio.to_thread(cost.memory, body) if is_long else cost.memory(body)
+            becomes = await in_large_thread(cost.memory, body) if is_long else cost.memory(body)
             held.size += self._bodies.charge(len(body), becomes)
             request, asks, inference = await self._inference(body, call, held)
             record.parse = perf_counter() - started
@@ -98,7 +99,7 @@ class OpenInference:
                 return response(about, outputs, asks, typed=typed, limit=self._max_answer)
 
             heavy = answers.weight(answer.result) > answers.OFF_LOOP_BYTES
-            encoded = await asyncio.to_thread(encode) if heavy else encode()
+            encoded = await in_large_thread(encode) if heavy else encode()
             record.encode = perf_counter() - began
             return encoded
         except Problem as problem:
@@ -116,7 +117,7 @@ class OpenInference:
         """Reads a message: the request, its wishes for the answer (None: read later), and the inference.
         Raises Problem."""
         heavy = len(body) > PARSED_ON_LOOP
-        request = await asyncio.to_thread(Request, body) if heavy else Request(body)
+        request = await in_large_thread(Request, body) if heavy else Request(body)
         reference = _reference(request.model, request.version)
         if reference is not None:
             self._access.predict(call.record, reference)
@@ -132,7 +133,7 @@ class OpenInference:
             held.size += await self._bodies.charge_elsewhere(len(body), texts, deadline)
             return request, None, about(None, None, unparsed=unparsed)
         held.size += self._bodies.charge(0, texts)
-        found = await asyncio.to_thread(request.read) if heavy else request.read()
+        found = await in_large_thread(request.read) if heavy else request.read()
         return request, found.asked, about(found.raw, found.params, memory=held.size)
 
     async def _live(self, body: bytes, call: Call) -> bytes:

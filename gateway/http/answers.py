@@ -8,7 +8,6 @@ answer that must exceed the limit is refused before anything is built.
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import datetime
 import decimal
@@ -20,6 +19,7 @@ import numpy as np
 import orjson
 
 from gateway.errors import Problem
+from gateway.pools import in_large_thread
 from loaders.batch import Array, Batch, Columns, Opaque, Tensors, nbytes
 from loaders.output import least_json
 from loaders.plain import opened
@@ -39,7 +39,7 @@ async def encode(batch: Batch, limit: int) -> list[bytes]:
     lists, several arrays as an object, any other value as itself. Raises PREDICTION_FAILED, also for more
     than `limit` bytes."""
     if weight(batch) > OFF_LOOP_BYTES:
-        return await asyncio.to_thread(encode_large, batch, limit)
+        return await in_large_thread(encode_large, batch, limit)
     return [encode_now(batch)]
 
 

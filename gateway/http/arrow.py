@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from gateway.errors import Problem
+from gateway.http import answers
+from gateway.pools import in_large_thread
 from loaders.batch import Batch, Columns, Tensors
 from loaders.enforcement import RawInput
 
@@ -307,7 +309,8 @@ async def encode(batch: Batch, about: Mapping[str, Any]) -> bytes:
     """An answer as a stream. `about` (the model, warnings) is JSON in the schema's metadata, under `gateway`.
     One array without a name becomes the column `predictions`. Raises PREDICTION_FAILED for an answer that is
     not a table."""
-    return await asyncio.to_thread(_encode, batch, about)
+    apart = in_large_thread if answers.weight(batch) > answers.OFF_LOOP_BYTES else asyncio.to_thread
+    return await apart(_encode, batch, about)
 
 
 def _encode(batch: Batch, about: Mapping[str, Any]) -> bytes:

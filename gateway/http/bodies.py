@@ -21,6 +21,7 @@ from gateway import names
 from gateway.errors import Detail, Problem, overloaded
 from gateway.http import arrow, cost, jsonbody
 from gateway.http.connections import SLOWEST
+from gateway.pools import in_large_thread
 from loaders.enforcement import CsvTable, RawInput
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ class BodyReader:
             if size > self.limit:
                 raise self._too_large()
             if encoding == b"gzip":
-                body = await asyncio.to_thread(gunzip, body, self.limit)
+                body = await in_large_thread(gunzip, body, self.limit)
                 self.release(size)
                 size = 0
                 self.hold(len(body))

@@ -27,6 +27,7 @@ from gateway.http.dialects import PREDICT, Dialect
 from gateway.http.problems import JSON, Header
 from gateway.http.protocol import SPARE
 from gateway.names import Reference
+from gateway.pools import in_large_thread
 from gateway.service import MISMATCH, Answer, Inference
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ class Prediction:
         held.complete = True
         started = perf_counter()
         if len(body) > bodies.COUNT_ON_LOOP:
-            becomes, is_large = await asyncio.to_thread(media.weigh, form, body)
+            becomes, is_large = await in_large_thread(media.weigh, form, body)
         else:
             becomes, is_large = media.weigh(form, body)
         asks: Any = None

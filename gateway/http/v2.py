@@ -6,7 +6,6 @@ Knows the protocol's paths and documents. `v2_inputs` reads tensors, `v2_outputs
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -20,6 +19,7 @@ from gateway.http import answers, bodies, problems, v2_inputs, v2_models, v2_out
 from gateway.http.dialects import Dialect
 from gateway.http.media import Media
 from gateway.http.problems import JSON, Header
+from gateway.pools import in_large_thread
 from loaders.batch import Columns, Tensors
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ async def _encode(
     if answers.weight(answer.result) > answers.OFF_LOOP_BYTES:
         if isinstance(answer.result, Columns | Tensors) and not asks["binary"] and asks["outputs"] is None:
             answers.check(answer.result, limit)
-        parts, length = await asyncio.to_thread(whole)
+        parts, length = await in_large_thread(whole)
     else:
         parts, length = whole()
     if length is None:

@@ -4,12 +4,12 @@ and in a pack. Must not know where the model runs.
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway import tracing
+from gateway.pools import in_large_thread
 from gateway.runners.base import ModelError, RunnerCrashed, model_error, unsendable
 from loaders.batch import Columns, Tensors, Value
 from loaders.worker import wire
@@ -43,8 +43,8 @@ def encoded(message: Mapping[str, Any]) -> deque[wire.Segment]:
 
 
 async def encoded_apart(message: Mapping[str, Any]) -> deque[wire.Segment]:
-    """The same, in a thread."""
-    return await asyncio.to_thread(encoded, message)
+    """The same, in the thread for large bodies."""
+    return await in_large_thread(encoded, message)
 
 
 def answer_of(reply: Mapping[str, Any], directory: str) -> Batch:

@@ -163,8 +163,8 @@ class Options:
     rows without names are read by position. `pin`: the model is never evicted. `idle_ttl`: it is unloaded
     after this many seconds without a request. `check_output`: the share of answers compared with the output
     schema. `warm_up`: it answers its own example before it serves. `capture`: the share of the answered
-    requests that is kept. `traced`: answers say which call they come from. `disk`: reads files; the loop's
-    default executor may be at work for long."""
+    requests that is kept. `traced`: answers say which call they come from. `disk`: the executor that reads
+    files."""
 
     enforcement: Mode | None = None
     positional: bool = False

@@ -252,13 +252,13 @@ def test_large_answers_are_encoded_off_the_loop(value: Any, monkeypatch: pytest.
     batch = from_result(value, None)
     assert answers.weight(batch) > answers.OFF_LOOP_BYTES
     moved = []
-    plain = asyncio.to_thread
+    plain = answers.in_large_thread
 
     async def seen(function: Any, *arguments: Any) -> Any:
         moved.append(function)
         return await plain(function, *arguments)
 
-    monkeypatch.setattr(asyncio, "to_thread", seen)
+    monkeypatch.setattr(answers, "in_large_thread", seen)
     assert b"".join(asyncio.run(answers.encode(batch, 1 << 30))) == answers.encode_now(batch)
     assert moved
 
