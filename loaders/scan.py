@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 #: The edition of this scan. Raise it with any change here, so that results of an earlier edition are not
 #: used.
-EDITION: Final = 3
+EDITION: Final = 4
 #: A longer pickle would hold the interpreter's lock for too long.
 MOST_OPERATIONS: Final = 300_000
 MOST_BYTES: Final = 256 << 20
@@ -85,11 +85,12 @@ _LISTED: Final = tuple(
          "|(?:U?Int(?:8|16|32|64)|Float(?:32|64)|Boolean)Dtype"),
         (r"pandas\.arrays", "StringArray|NumpyExtensionArray|DatetimeArray|IntegerArray|FloatingArray"
          "|BooleanArray"),
-        # Classes, wherever the version of the day keeps them; not what reads files or starts threads.
+        # Classes, wherever the version of the day keeps them; not what reads files, starts threads or opens
+        # connections.
         (r"sklearn(?!(?:\.\w+)*\.(?:externals|tests?|datasets|conftest|inspection|_testing|_joblib|fixes|mocking"
-         r"|parallel|_mocking|_test_common|_build_utils)(?:\.|\Z))(?:\.\w+)*",
+         r"|parallel|callback|_mocking|_test_common|_build_utils|estimator_checks)(?:\.|\Z))(?:\.\w+)*",
          rf"(?!(?:Memory|Parallel|Path|Thread|ThreadPool|Popen|Process|Queue|Lock|StringIO|BytesIO|Template"
-         rf"|Delayed)\Z){_CLASS}|newObj|__pyx_unpickle_\w+"),
+         rf"|Delayed|Client|Connection|Listener)\Z){_CLASS}|newObj|__pyx_unpickle_\w+"),
         # Default arguments of FunctionTransformer and similar classes.
         (r"sklearn\.feature_selection\._univariate_selection", "f_classif|f_regression|f_oneway|chi2"
          "|r_regression"),

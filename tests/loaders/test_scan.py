@@ -3,7 +3,9 @@ loaded here."""
 
 from __future__ import annotations
 
+import importlib
 import pickle
+import pkgutil
 import struct
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +16,7 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
+import sklearn
 from sklearn.compose import make_column_transformer
 from sklearn.datasets import load_iris
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
@@ -127,6 +130,10 @@ NAMED = {
     "what scikit-learn imports": (b"csklearn.externals._arff\nLOADER\n.", "sklearn.externals._arff.LOADER"),
     "what reads files": (b"cnumpy\nload\n.", "numpy.load"),
     "what starts threads": (b"csklearn.utils.parallel\nParallel\n.", "sklearn.utils.parallel.Parallel"),
+    "what opens connections": (
+        b"csklearn.callback._transport\nConnection\n(I3\ntR.",
+        "sklearn.callback._transport.Connection",
+    ),
     "what is named alike": (b"csklearnx.base\nBaseEstimator\n.", "sklearnx.base.BaseEstimator"),
 }  # fmt: skip
 
@@ -135,6 +142,33 @@ NAMED = {
 def test_a_name_is_found_however_it_is_written(how: str) -> None:
     pickled, expected = NAMED[how]
     assert expected in [str(found) for found in scan.names(pickled) if not found.listed]
+
+
+#: The origins of harmless names that modules of scikit-learn import.
+PURE = {
+    "sklearn", "numpy", "scipy", "pandas", "abc", "builtins", "collections", "inspect", "numbers", "typing",
+    "enum", "View", "_cyutility",
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")  # importing a deprecated module warns
+def test_no_listed_name_leads_out_of_scikit_learn() -> None:
+    """Modules import what they need, and each imported class is a name in the module, too."""
+    foreign = set()
+    for found in pkgutil.walk_packages(sklearn.__path__, "sklearn."):
+        # Importing a module of `experimental` changes others.
+        if ".experimental" in found.name or not scan.Name(found.name, "LinearRegression").listed:
+            continue
+        try:
+            module = importlib.import_module(found.name)
+        except ImportError:
+            continue  # it needs a library that is not installed
+        for name, value in vars(module).items():
+            if callable(value) and scan.Name(found.name, name).listed:
+                origin = getattr(value, "__module__", None) or type(value).__module__
+                if origin.partition(".")[0] not in PURE:
+                    foreign.add(f"{found.name}.{name}")
+    assert foreign == set()
 
 
 NOT_PROVED = {
