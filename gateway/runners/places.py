@@ -173,9 +173,9 @@ class Process:
     async def load(self, runner: Member, number: int) -> Place:
         """A place for a model. Raises ModelError, RunnerCrashed, RunnerTimeout, NotReached."""
         directory = os.path.join(self.directory, str(number))
-        link(runner.package_path, directory)
         place = Place(runner, self, number, directory)
         try:
+            await self._link(runner.package_path, directory)
             reply = await place.ask(
                 wire.encode(
                     {
@@ -195,7 +195,7 @@ class Process:
                 raise
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError):
-                with suppress(NotReached):  # no caller waits for it, but it will be loaded
+                with suppress(NotReached):  # no caller waits for it, but it may be loaded
                     place.ask(wire.encode({"op": "unload"}), None)
             shutil.rmtree(directory, ignore_errors=True)
             raise
@@ -205,6 +205,21 @@ class Process:
         self.places[number] = place
         return place
 
+    async def _link(self, package: str, directory: str) -> None:
+        """Calls `link` in a thread, because a copy takes long. Raises OSError, and NotReached if the process
+        ended meanwhile."""
+        linking = asyncio.ensure_future(asyncio.to_thread(link, package, directory))
+        try:
+            await asyncio.shield(linking)
+        except asyncio.CancelledError:
+            await asyncio.wait({linking})  # a thread cannot be stopped, and its files are removed next
+            linking.exception()  # mark as retrieved
+            raise
+        except OSError:
+            if self.left or self.worker.gone:
+                raise NotReached from None
+            raise
+
     async def unload(self, place: Place) -> None:
         """Gives a place up after its pending calls; its memory is free when this returns."""
         if self.places.pop(place.number, None) is None or self.left or self.worker.gone:
@@ -212,7 +227,7 @@ class Process:
         self.unloads += 1
         with suppress(NotReached, RunnerCrashed, RunnerTimeout):
             await place.ask(wire.encode({"op": "unload"}), self._start_timeout)
-        shutil.rmtree(place.directory, ignore_errors=True)
+        await asyncio.to_thread(shutil.rmtree, place.directory, ignore_errors=True)
 
     def measure(self) -> None:
         """Measures the process. Growth while nothing is unloaded is not memory that unloading left."""
@@ -253,11 +268,12 @@ class Process:
 
 
 def link(package: str, directory: str) -> None:
-    """Links the package's files into a directory that a pack may read; copies them if links are not possible.
-    Raises OSError."""
+    """Links the package's files into a directory that a pack may read; copies them if links are not possible,
+    for example to another disk. Blocks. Raises OSError."""
     for folder, _, files in os.walk(package):
         made = os.path.normpath(os.path.join(directory, os.path.relpath(folder, package)))
-        os.makedirs(made, 0o755)
+        os.mkdir(made)
+        os.chmod(made, 0o755)  # whatever the umask: a pack may run as another user
         for name in files:
             source, target = os.path.join(folder, name), os.path.join(made, name)
             try:

@@ -190,7 +190,7 @@ def serve(count: int, seconds: float) -> None:
 
 
 async def cycles(count: int) -> None:
-    from tests.gateway.runners.test_packs import Quarters, answered_by, scaled
+    from tests.support.packs import PackBench, answered_by, scaled
     from tests.support.processes import processes
 
     directory = Path(tempfile.mkdtemp())
@@ -198,23 +198,23 @@ async def cycles(count: int) -> None:
         directory / "p", at_load="import numpy as np; global kept; kept = np.ones(20 << 17)"
     )
     async with processes(directory / "scratch") as made:
-        quarters = Quarters(made)
-        stays = await quarters.started(scaled(directory / "2", 2.0))
+        bench = PackBench(made)
+        stays = await bench.started(scaled(directory / "2", 2.0))
         sizes = []
         for i in range(count):
-            runner = await quarters.started(large)
+            runner = await bench.started(large)
             await answered_by(runner, 1.0)
             await runner.close()
-            quarters.runners.remove(runner)
-            quarters.packs.tend()
+            bench.runners.remove(runner)
+            bench.packs.tend()
             if i % max(1, count // 10) == 0 or i == count - 1:
                 assert await answered_by(stays, 1.0) == [2.0]
-                (process,) = quarters.pack.processes
+                (process,) = bench.pack.processes
                 sizes.append(process.worker.memory().private)
                 say(f"cycle {i:4}: {sizes[-1] / 1e6:7.2f} MB private")
         say(f"the last is {sizes[-1] / sizes[1] - 1:+.1%} of what it was after the first tenth")
         await stays.close()
-        await quarters.packs.close()
+        await bench.packs.close()
 
 
 class Arrivals:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from tests.support import processes as support
+from tests.support.packs import PackBench
 from tests.support.processes import Processes
 
 
@@ -17,3 +19,11 @@ async def processes(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIter
     start = request.getfixturevalue("start") if "start" in request.fixturenames else "fork"
     async with support.processes(tmp_path / "tmp", start) as made:
         yield made
+
+
+@pytest.fixture
+async def bench(processes: Processes) -> AsyncIterator[PackBench]:
+    made = PackBench(processes)
+    yield made
+    await asyncio.gather(*(runner.close() for runner in made.runners))
+    await made.packs.close()

@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,12 @@ from gateway.runners import packs as packs_module
 from gateway.runners.base import ModelError, RunnerCrashed, RunnerTimeout
 from gateway.runners.confinement import Confinement
 from gateway.runners.environments import Environment
-from gateway.runners.packed import PackedRunner, Record
-from gateway.runners.packs import Pack, Packs
-from gateway.runners.places import Conditions
+from gateway.runners.packed import Record
 from loaders.batch import Tensors
-from loaders.package import Package
 from loaders.worker import wire
 from tests.support.hostile import write_package
-from tests.support.processes import Processes, until
+from tests.support.packs import PackBench, answered_by, given, pid, rows, scaled
+from tests.support.processes import until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="model processes need Linux")
 
@@ -36,76 +33,6 @@ if data[0] == 13:
     while not os.path.exists(params["go"]):
         time.sleep(0.002)
 """
-
-
-def rows(*values: float) -> Tensors:
-    return Tensors({"": np.array(values)}, len(values))
-
-
-def given(answer: Any) -> list[float]:
-    assert isinstance(answer, Tensors)
-    return list(answer.arrays[""].tolist())
-
-
-class PackBench:
-    """Model processes, with packs over their zygotes."""
-
-    def __init__(self, made: Processes) -> None:
-        self.processes = made
-        self.packs = Packs(made.zygotes)
-        self.runners: list[PackedRunner] = []
-        self.observed: list[tuple[str, str]] = []
-
-    def runner(self, package: Package, *, record: Record | None = None, **options: Any) -> PackedRunner:
-        conditions = {
-            "group": "g",
-            "environment": Environment(),
-            "threads": 1,
-            "variables": (),
-            # The tests meet their models by files.
-            "confinement": Confinement(filesystem=False, user="same"),
-            "max_answer": wire.MAX_FRAME,
-        }
-        conditions |= {name: options.pop(name) for name in list(options) if name in conditions}
-        made = PackedRunner(
-            package, {}, packs=self.packs, conditions=Conditions(**conditions),
-            alone=lambda reason: self.processes.runner(package, confinement=conditions["confinement"]),
-            record=record or Record(), placement="in a pack",
-            observe=lambda what, reason: self.observed.append((what, reason)), **options,
-        )  # fmt: skip
-        self.runners.append(made)
-        return made
-
-    async def started(self, package: Package, **options: Any) -> PackedRunner:
-        runner = self.runner(package, **options)
-        await runner.start()
-        return runner
-
-    @property
-    def pack(self) -> Pack:
-        (pack,) = self.packs
-        return pack
-
-
-@pytest.fixture
-async def bench(processes: Processes) -> AsyncIterator[PackBench]:
-    made = PackBench(processes)
-    yield made
-    await asyncio.gather(*(runner.close() for runner in made.runners))
-    await made.packs.close()
-
-
-def pid(runner: PackedRunner) -> int:
-    (process,) = runner.status()["processes"]
-    return int(process["pid"])
-
-
-def scaled(directory: Path, factor: float) -> Package:
-    return write_package(directory, at_predict=f"return data * {factor}")
-
-
-async def answered_by(runner: PackedRunner, *values: float) -> list[float]:
-    return given(await runner.predict(rows(*values), {}))
 
 
 @pytest.mark.anyio

@@ -1,0 +1,104 @@
+"""The files of a pack: linked or copied apart from the event loop, readable for the pack, and removed."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import shutil
+import stat
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.packs import PackBench, answered_by, scaled
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="model processes need Linux")
+
+
+@pytest.mark.anyio
+async def test_files_that_cannot_be_linked_are_not_copied_by_the_event_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bench: PackBench
+) -> None:
+    copiers: set[threading.Thread] = set()
+    copy = shutil.copyfile
+
+    def refused(*args: Any, **options: Any) -> None:
+        raise OSError(errno.EXDEV, "another disk")
+
+    def copied(*args: Any, **options: Any) -> Any:
+        copiers.add(threading.current_thread())
+        return copy(*args, **options)
+
+    monkeypatch.setattr(os, "link", refused)
+    monkeypatch.setattr(shutil, "copyfile", copied)
+    runner = await bench.started(scaled(tmp_path / "p", 2))
+    assert runner.isolation == "pack"
+    assert await answered_by(runner, 3) == [6]
+    assert copiers
+    assert threading.main_thread() not in copiers
+
+
+@pytest.mark.anyio
+async def test_the_files_of_a_pack_can_be_read_by_its_user_whatever_the_umask(
+    tmp_path: Path, bench: PackBench
+) -> None:
+    package = scaled(tmp_path / "p", 2)
+    before = os.umask(0o077)
+    try:
+        await bench.started(package)
+    finally:
+        os.umask(before)
+    (process,) = bench.pack.processes
+    for directory, _, _ in os.walk(process.directory):
+        if not directory.endswith("__pycache__"):  # the model's own
+            assert stat.S_IMODE(os.stat(directory).st_mode) == 0o755
+
+
+@pytest.mark.anyio
+async def test_a_load_whose_files_cannot_be_copied_leaves_none_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bench: PackBench
+) -> None:
+    await bench.started(scaled(tmp_path / "first", 1))
+    (process,) = bench.pack.processes
+    kept = os.listdir(process.directory)
+
+    def full(*args: Any, **options: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "link", full)
+    monkeypatch.setattr(shutil, "copyfile", full)
+    runner = await bench.started(scaled(tmp_path / "second", 2))
+    assert runner.isolation == "process"
+    assert await answered_by(runner, 3) == [6]
+    assert os.listdir(process.directory) == kept
+
+
+@pytest.mark.anyio
+async def test_a_load_that_is_given_up_while_files_are_copied_leaves_none_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bench: PackBench
+) -> None:
+    await bench.started(scaled(tmp_path / "first", 1))
+    (process,) = bench.pack.processes
+    kept = os.listdir(process.directory)
+    begun, go = threading.Event(), threading.Event()
+    link = os.link
+
+    def held(*args: Any, **options: Any) -> None:
+        begun.set()
+        go.wait(30)
+        link(*args, **options)
+
+    monkeypatch.setattr(os, "link", held)
+    loading = asyncio.ensure_future(process.load(bench.runner(scaled(tmp_path / "second", 2)), 7))
+    await asyncio.to_thread(begun.wait, 30)
+    loading.cancel()
+    await asyncio.sleep(0)
+    assert not loading.done()
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await loading
+    assert os.listdir(process.directory) == kept
