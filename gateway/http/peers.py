@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from gateway.errors import Problem
 from gateway.http import bodies, problems
-from gateway.peers import Refused
+from gateway.peers import RefusalKind, Refused
 from gateway.peers.messages import HEADER, LARGEST
 
 if TYPE_CHECKING:
@@ -25,6 +25,21 @@ PATH: Final = b"/peers"
 #: The most bytes of questions that are read at once, and how long one may take, in seconds.
 MOST_HELD: Final = 16 * LARGEST
 SLOWEST: Final = 5.0
+#: When one gateway too many may ask again, in seconds.
+CROWD_SECONDS: Final = 10.0
+
+#: The code and the hint for each reason to refuse a question.
+_REFUSALS: Final[dict[RefusalKind, tuple[str, str]]] = {
+    "signature": ("UNAUTHENTICATED", "peers share one peers_key_file"),
+    "header": ("MALFORMED_BODY", "run the same release in all gateways"),
+    "malformed": ("MALFORMED_BODY", "run the same release in all gateways"),
+    "stale": ("FORBIDDEN", "set the clocks of both machines"),
+    "replayed": ("PRECONDITION_FAILED", "sign each question once, with a later time"),
+    "crowd": (
+        "OVERLOADED",
+        "remove gateways that are not needed; those that ended are forgotten after a minute",
+    ),
+}
 
 
 class PeerQuestions:
@@ -48,7 +63,9 @@ class PeerQuestions:
             record.code = "CLIENT_LEFT"
             return
         except Refused as refused:
-            problem = Problem("UNAUTHENTICATED", f"refused: {refused}", hint="peers share one peers_key_file")
+            code, hint = _REFUSALS[refused.kind]
+            wait = CROWD_SECONDS if refused.kind == "crowd" else None
+            problem = Problem(code, f"refused: {refused}", hint=hint, retry_after=wait)
             await problems.respond_problem(send, problem, record)
             return
         except TimeoutError:

@@ -33,9 +33,11 @@ from gateway.logs import Bursts
 from gateway.peers import messages
 from gateway.peers.keys import InvalidKeys, KeyFile
 from gateway.peers.messages import HEADER, QUESTION, Head
+from gateway.peers.refusals import MEANINGS, Refused
 from gateway.settings import SettingsError
 
 if TYPE_CHECKING:
+    from gateway.peers.refusals import RefusalKind
     from gateway.rollouts.verdicts import Standing
     from gateway.settings import Settings
 
@@ -66,16 +68,6 @@ AT_MOST_EVERY: Final = 0.1
 SAID_FOR: Final = 1.0
 #: What a peer repeats is read again this often, in seconds.
 READ_AGAIN: Final = 10.0
-
-
-_REFUSALS: Final = {
-    401: "it has another key, or its clock differs",
-    404: "it has no peers, or they have another port there",
-}
-
-
-class Refused(Exception):
-    """A question that is not believed. The message says why, without a secret."""
 
 
 @dataclass(slots=True)
@@ -355,7 +347,7 @@ class Peers:
                 client.stream("POST", one.url, content=body, headers=headers) as response,
             ):
                 if response.status_code != 200:
-                    why = _REFUSALS.get(response.status_code)
+                    why = MEANINGS.get(response.status_code)
                     return f"it answered {response.status_code}" + (f": {why}" if why else "")
                 given = Head.parse(response.headers.get(HEADER, ""))
                 if given is None:
@@ -375,13 +367,12 @@ class Peers:
         if not self._keys.verify(content, given.signature):
             return "its answer is not signed with the key of the peers"
         one.own = given.gateway == self.me
+        if not one.own:
+            try:
+                one.host = self._take(given, bytes(answer)).host
+            except Refused as error:
+                return f"its answer was refused: {error}"
         one.reached, one.gateway = self._clock(), given.gateway
-        if one.own:
-            return None
-        try:
-            one.host = self._take(given, bytes(answer)).host
-        except ValueError as error:
-            return str(error)
         return None
 
     # Messages.
@@ -389,9 +380,11 @@ class Peers:
     def checked(self, header: str, sender: str) -> Head:
         """The header of a question, before its body is read. `sender`: an address, for the log. Raises
         Refused."""
+        if not header:
+            raise self._refused("signature", f"the header {HEADER} is missing", sender)
         head = Head.parse(header)
         if head is None:
-            raise self._refused("signature", f"the header {HEADER} is missing or malformed", sender)
+            raise self._refused("header", f"the header {HEADER} is not GATEWAY;TIME;SIGNATURE", sender)
         if abs(head.sent / 1e9 - self._wall()) > WINDOW:
             why = f"its time differs by more than {WINDOW:g} s from the clock here"
             raise self._refused("stale", why, sender)
@@ -410,23 +403,23 @@ class Peers:
                 raise self._refused("replayed", why, sender)
             try:
                 self._take(head, body)
-            except ValueError as error:
-                raise self._refused("malformed", str(error), sender) from None
+            except Refused as error:
+                raise self._refused(error.kind, str(error), sender) from None
             self._known[head.gateway].asked = head.sent
         said = self._statement()
         signed = self._signed(head.signature.encode(), said)
         assert signed is not None  # a key has verified the question
         return str(signed), said
 
-    def _refused(self, kind: str, why: str, sender: str) -> Refused:
+    def _refused(self, kind: RefusalKind, why: str, sender: str) -> Refused:
         self.counts["refused"] += 1
         if (more := self._bursts.ending(kind)) is not None:
             log.warning("refused a message to /peers from %s: %s%s", sender, why, more)
-        return Refused(why)
+        return Refused(kind, why)
 
     def _take(self, head: Head, body: bytes) -> Known:
-        """Hears a message whose signature fits. Raises ValueError for one that is none, or that comes from
-        one gateway too many."""
+        """Hears a message whose signature fits. Raises Refused for a body that is not a message, and for one
+        gateway too many."""
         known, now = self._known.get(head.gateway), self._clock()
         digest = hashlib.sha256(body).digest()
         if known is not None and known.body == digest and now - known.read < READ_AGAIN:
@@ -436,7 +429,8 @@ class Peers:
         try:
             message = messages.decode(body)
         except ValueError as error:
-            raise ValueError(f"it is not a message of a peer: {str(error)[:100]}") from None
+            why = f"it is signed, but it is not a message of a peer: {str(error)[:100]}"
+            raise Refused("malformed", why) from None
         if known is None:
             self._make_room()
             known = self._known[head.gateway] = Known(0, now, {})
@@ -453,7 +447,7 @@ class Peers:
         return known
 
     def _make_room(self) -> None:
-        """Forgets what gateways said that are gone. Raises ValueError if too many are known."""
+        """Forgets what gateways said that are gone. Raises Refused if too many are known."""
         now = self._clock()
         for gateway, known in list(self._known.items()):
             if now - known.heard > 2 * WINDOW:  # each question of it is stale by now
@@ -461,7 +455,7 @@ class Peers:
             elif now - known.heard > self._patience:
                 known.serving, known.body = {}, b""
         if len(self._known) >= MOST_KNOWN:
-            raise ValueError(f"{MOST_KNOWN} other gateways are known")
+            raise Refused("crowd", f"{MOST_KNOWN} other gateways are known")
 
     def _statement(self) -> bytes:
         """What this gateway says now."""

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from gateway.peers import Peers, Refused, exchange, messages
@@ -89,13 +90,34 @@ def test_what_is_not_believed_changes_nothing_and_is_logged_once_without_the_sec
         head, sent = head if sent is None else (head, sent)
         with pytest.raises(Refused, match=why):
             here.gets(head, sent)
-    with pytest.raises(Refused, match="missing or malformed"):
+    with pytest.raises(Refused, match="is missing"):
         here.peers.checked("", "10.0.0.9")
     assert here.heard == []
     assert here.peers.counts["refused"] == 5
     assert len([line for line in caplog.messages if "refused a message" in line]) == 2  # one of each kind
     assert SECRET not in caplog.text
     here.gets(question, body)  # the true one
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("said", [b"[]", b"no", b"\xff"])
+async def test_a_peer_whose_signed_answer_is_not_a_message_is_not_reached(
+    here: One, there: One, said: bytes
+) -> None:
+    def answered(request: httpx.Request) -> httpx.Response:
+        asked = Head.parse(request.headers[messages.HEADER])
+        assert asked is not None
+        head = there.peers._signed(asked.signature.encode(), said)
+        return httpx.Response(200, headers={messages.HEADER: str(head)}, stream=httpx.ByteStream(said))
+
+    one = exchange.Address("10.0.0.9", "http://10.0.0.9:8080/peers")
+    here.peers.addresses[one.address] = one
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answered)) as client:
+        problem = await here.peers._ask(client, one)
+    assert problem is not None
+    assert "its answer was refused: it is signed, but it is not a message" in problem
+    assert here.peers.reached() == []
+    assert here.peers.last_contact() is None
 
 
 def test_a_message_is_believed_once_and_not_late(here: One, there: One, clock: Clock) -> None:
