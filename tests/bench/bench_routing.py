@@ -1,14 +1,15 @@
 """How many requests are cold behind a balancer: gateways with less room than there are models.
 
-    python -m tests.bench.bench_routing [--balancers none,haproxy,nginx] [--parts kill,grow] [--requests 3000]
+    python -m tests.bench.bench_routing [--balancers none,envoy,haproxy,nginx] [--parts kill,grow]
 
 `none` is HAProxy with the balancing of requests in turn. Each gateway has room for 40 of 200 models. The
 requests are Zipf(1.0) over the models, from 8 connections. `kill`: five gateways; one of them is killed; it
 is back, empty. `grow`: three gateways become six. A request is cold if its version is not loaded when it
-comes. `new`: the models that were asked of a gateway that was never asked for them before, because they moved
-or came for the first time: each must be loaded once, whatever the balancer does. `again`: the share of the
-requests that were cold for another reason: their model was evicted, or others asked for it during the same
-load. The exit is 1 if a request fails, other than those that were under way at the gateway that was killed.
+comes; there are three kinds, in percent of the requests. `new`: the first for a model at a gateway that was
+never asked for it, because it moved or came for the first time: it must be loaded once, whatever the
+balancer does. `gone`: the first for a model that was at this gateway and evicted before this phase began.
+`again`: each other one: the model was evicted in this phase, or others asked for it during the same load.
+The exit is 1 if a request fails, other than those that were under way at the gateway that was killed.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import signal
 import sys
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -37,6 +39,8 @@ from tests.support.shell import free_port
 MODELS = 200
 ROOM = 40
 CONNECTIONS = 8
+#: The port of a gateway, and a model.
+Place = tuple[int, str]
 
 
 def say(text: str) -> None:
@@ -79,15 +83,21 @@ class Fleet:
             server.stop()
         self.running.clear()
 
-    def counts(self) -> tuple[int, dict[int, set[str]]]:
-        """The cold requests so far, and the models that each gateway was asked for."""
-        cold, asked = 0, {}
+    def counts(self) -> tuple[Counter[Place], set[Place], set[Place]]:
+        """For each gateway and model: the cold requests so far, whether it was asked for, whether it is
+        loaded."""
+        cold: Counter[Place] = Counter()
+        asked, loaded = set(), set()
         for port, server in self.running.items():
             text = httpx.get(f"{server.url}/metrics", timeout=60).text
-            cold += sum(int(float(v)) for v in re.findall(r"gateway_cache_misses_total{.*} (\S+)", text))
-            found = re.findall(r'gateway_cache_(?:hits|misses)_total{model="(m\d+)"} ([\d.]+)', text)
-            asked[port] = {f"{name}={int(float(count))}" for name, count in found}
-        return cold, asked
+            for kind, name, count in re.findall(
+                r'gateway_cache_(hits|misses)_total{model="(m\d+)"} (\S+)', text
+            ):
+                asked.add((port, name))
+                if kind == "misses":
+                    cold[port, name] = int(float(count))
+            loaded |= {(port, name) for name in re.findall(r'gateway_model_bytes{.*model="(m\d+)"', text)}
+        return cold, asked, loaded
 
 
 class Load:
@@ -153,30 +163,27 @@ class Phases:
         self._fleet = fleet
         self._load = load
         self._kind = kind
-        self._owners: dict[str, set[int]] = {}
         self.failures = 0
 
     def run(self, name: str, url: str, requests: int, *, may_fail: int = 0) -> None:
-        cold_before, before = self._fleet.counts()
+        cold_before, asked, loaded = self._fleet.counts()
         self._load.failed.clear()
         self._load.run(url, requests)
-        cold, after = self._fleet.counts()
-        owners: dict[str, set[int]] = {}
-        for port, counts in after.items():
-            for entry in counts - before.get(port, set()):
-                owners.setdefault(entry.partition("=")[0], set()).add(port)
-        moved = sum(len(ports - self._owners.get(model, set())) for model, ports in owners.items())
-        new = cold - cold_before
-        again = max(0, new - moved) / requests
+        cold, _, _ = self._fleet.counts()
+        fresh = cold - cold_before
+        first = fresh.keys() - loaded
+        new = len(first - asked)
+        gone = len(first & asked)
+        again = fresh.total() - new - gone
         failed = len(self._load.failed)
         say(
-            f"{self._kind:8} {name:28} {requests} requests: cold {100 * new / requests:5.1f} %, "
-            f"new {moved:3}, again {100 * again:4.1f} %, failed {failed}"
+            f"{self._kind:8} {name:18} {requests} requests: cold {100 * fresh.total() / requests:5.1f} %: "
+            f"new {100 * new / requests:4.1f}, gone {100 * gone / requests:4.1f}, "
+            f"again {100 * again / requests:4.1f}; failed {failed}"
         )
         if failed > may_fail:
             self.failures += failed
             say(f"  {self._load.failed[0]}")
-        self._owners = {**self._owners, **owners}
 
 
 def kill(kind: str, place: Path, fleet: Fleet, requests: int) -> int:
@@ -217,7 +224,7 @@ PARTS = {"kill": kill, "grow": grow}
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--balancers", default="none,haproxy,nginx")
+    parser.add_argument("--balancers", default="none,envoy,haproxy,nginx")
     parser.add_argument("--requests", type=int, default=3000)
     parser.add_argument("--parts", default="kill,grow")
     given: Any = parser.parse_args()

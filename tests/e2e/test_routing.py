@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from tests.support.balancers import BALANCERS, ROUTING, balancing
+from tests.support.traffic import until
 
 pytestmark = pytest.mark.all
 
@@ -55,11 +56,14 @@ class Answer(BaseHTTPRequestHandler):
     """Says which backend it is. While the backend drains: as a gateway does after SIGTERM."""
 
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # head and body in one segment: two would wait for each other
     server: Backend
 
     def answer(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
         draining = self.server.draining
+        if draining and self.path == "/readyz":
+            self.server.told += 1
         if self.path != "/readyz":
             self.server.open.wait(30)
         body = json.dumps(self.server.port).encode()
@@ -84,9 +88,11 @@ class Backend(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), Answer)
         self.port: int = self.server_address[1]
         self.draining = False
+        #: How often it has said that it drains.
+        self.told = 0
         self.open = threading.Event()
         self.open.set()
-        self._worker = threading.Thread(target=self.serve_forever, daemon=True)
+        self._worker = threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True)
         self._worker.start()
 
     def handle_error(self, *ignored: object) -> None:
@@ -174,6 +180,18 @@ def test_a_model_that_is_asked_for_more_than_all_others_gets_more_gateways(kind:
             finally:
                 held.open.set()
             assert {one.result() for one in asked} > {home}
+
+
+@pytest.mark.parametrize("kind", ["envoy", "nginx"])
+def test_gateways_that_all_fail_their_check_and_answer_are_used(kind: str, tmp_path: Path) -> None:
+    """They are slow, or one drains and the balancer has not seen yet that the other is back. HAProxy has no
+    such mode."""
+    with backends(2) as behind, routed(kind, tmp_path / kind, behind) as client:
+        for one in behind:
+            one.draining = True
+        if kind == "envoy":
+            until(lambda: min(one.told for one in behind) >= 2)
+        assert {reached(client, WAYS[0], name) for name in NAMES} == {one.port for one in behind}
 
 
 def test_the_example_for_envoy_gateway_hashes_the_header_of_the_gateway() -> None:
