@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 
 ABSENT = "none"
 """The value of `--expect` for an alias that does not exist."""
+NO_GATEWAY = "--wait has no effect without a gateway: name one with --url or GATEWAY_URL"
+WATCHED = "serving (watching)"
+"""The phase of an alias whose new version serves and is watched."""
 CHECK_EVERY = 0.25
 """Seconds between two requests for the checks that a gateway has made so far."""
 
@@ -69,7 +72,11 @@ def promote(
     ] = False,
     wait: Annotated[
         bool,
-        typer.Option("--wait", help="Wait until the gateway serves it or refuses it (needs a gateway)."),
+        typer.Option(
+            "--wait",
+            help="Wait for the end of its rollout, with its steps and its watch; exit 1 unless it serves then "
+            "(needs a gateway).",
+        ),
     ] = False,
     canary: Annotated[
         str | None,
@@ -97,7 +104,11 @@ def promote(
 
     With --shadow, or with `shadow` in the rollout policy, the new version first answers copies of requests,
     which callers do not notice. With --canary, or with `canary` in the policy, it then gets a growing share
-    of the callers. --wait follows the rollout to its end; Ctrl-C leaves it running.
+    of the callers.
+
+    --wait follows the rollout to its end: through all steps and, with `watch` in the policy, through the
+    watch after the swap. It exits with 0 only if the version serves then, and with 1 and the reason if it was
+    refused, rolled back, superseded or held. Ctrl-C leaves the rollout running.
 
     Example: gateway promote iris@champion 2 --url http://127.0.0.1:8080 --wait
     """
@@ -114,9 +125,9 @@ def promote(
             body = _body(wanted, expect, force=force, steps=steps, shadow=shadow)
             done = _promote_there(client, name, alias, body, dry_run=dry_run, wait=wait)
             target = client.url
-            if wait and (done.get("rollout") or {}).get("step") is not None:
-                done = follow(client, name, alias, until_served=True)
-                if (refused := failure(done)) is not None:
+            if wait and not dry_run:
+                done |= follow(client, name, alias, wanted)
+                if (refused := failure(done, wanted)) is not None:
                     raise refused
     else:
         for option, given in (("--canary", canary), ("--shadow", shadow)):
@@ -133,7 +144,7 @@ def promote(
                 shown=wait or dry_run,
             )
             if wait:
-                note("--wait has no effect without a gateway: name one with --url or GATEWAY_URL")
+                note(NO_GATEWAY)
     for line in said(done.get("environment")):
         note(line)
     result(output, {**done, "target": target}, _told(reference, done, target, dry_run=dry_run))
@@ -144,7 +155,7 @@ def rollback(
     to: Annotated[str | None, typer.Option("--to", metavar="V", help="Back to this version.")] = None,
     wait: Annotated[
         bool,
-        typer.Option("--wait", help="Wait until the gateway serves it or refuses it (needs a gateway)."),
+        typer.Option("--wait", help="Wait until the gateway serves it (needs a gateway)."),
     ] = False,
     registry: RegistryOption = None,
     url: UrlOption = None,
@@ -179,6 +190,8 @@ def rollback(
                 settings_of(config, registry=target),
                 lambda here: here.rollback(name, alias, wanted),
             )
+            if wait:
+                note(NO_GATEWAY)
     for line in said(done.get("environment")):
         note(line)
     result(output, {**done, "target": target}, _told(reference, done, target, dry_run=False))
@@ -308,7 +321,9 @@ def _told(reference: str, done: dict[str, Any], target: str, *, dry_run: bool) -
         return "\n".join([f"{text}{held}", f"  {replay['says']}", *answered("replay", replay)])
     if "serving" in done:  # a gateway's answer: its rollout
         if done["serving"] == done["desired"]:
-            return f"{reference} is {done['desired']} and served at {target}"
+            watched = f"; `gateway rollout {reference} --watch` follows its watch"
+            under_way = watched if done["phase"] == WATCHED else ""
+            return f"{reference} is {done['desired']} and served at {target}{under_way}"
         if (done.get("rollout") or {}).get("step") is not None:
             return f"{reference} is {done['desired']} at {target}: {done['rollout']['phase']}"
         until = (

@@ -78,18 +78,18 @@ def path_of(name: str, alias: str) -> str:
     return f"/rollouts/{quote(name, safe='')}@{quote(alias, safe='')}"
 
 
-def follow(client: Client, name: str, alias: str, *, until_served: bool = False) -> dict[str, Any]:
-    """Prints each change of a rollout until it ends, and returns the last view. Ctrl-C ends this command, not
-    the rollout. `until_served`: returns when the new version serves, also if it is then watched."""
-    shown = 0
+def follow(client: Client, name: str, alias: str, version: str | None = None) -> dict[str, Any]:
+    """Prints each change of a rollout until it ends or is held, and returns the last view. Ctrl-C ends this
+    command, not the rollout. `version`: the rollout of this version, also if a newer one takes its place."""
+    last: Mapping[str, Any] | None = None
     while True:
         view = client.call("GET", path_of(name, alias))
-        known = view.get("rollout") or {}
+        known = of_version(view, version)
         changes = known.get("changes", [])
-        for change in changes[shown:]:
+        for change in changes[changes.index(last) + 1 if last in changes else 0 :]:
             note(_changed(change, known))
-        shown = len(changes)
-        if known.get("step") is None or (until_served and view["serving"] == view["desired"]):
+            last = change
+        if known.get("step") is None:
             return view
         if known["phase"] == "held":
             note(
@@ -99,14 +99,32 @@ def follow(client: Client, name: str, alias: str, *, until_served: bool = False)
         time.sleep(LOOK_EVERY)
 
 
-def failure(view: Mapping[str, Any]) -> Failure | None:
-    """Why a followed move ended without its version in service; None if the version serves or is held."""
+def of_version(view: Mapping[str, Any], version: str | None) -> Mapping[str, Any]:
+    """The last rollout of a version, which may be an earlier one of the alias; None: the current or the last
+    one. Empty if there was none."""
     known = view.get("rollout") or {}
-    if known.get("phase") not in FAILED:
+    if version is None or known.get("version") == version:
+        return known
+    earlier = view.get("earlier_rollouts") or ()
+    return next((one for one in earlier if one["version"] == version), {})
+
+
+def failure(view: Mapping[str, Any], version: str) -> Failure | None:
+    """Why a followed move of an alias to `version` is no success; None if the version serves and its rollout
+    is over."""
+    known = of_version(view, version)
+    phase, reason = known.get("phase"), known.get("reason")
+    serves = f"{name_of(view)} serves version {view['serving']}"
+    if phase == "held":
+        hint = f"{serves}; `gateway rollout finish {name_of(view)}` or `abort` decides"
+        return Failure(f"the rollout of version {version} is held: {reason}", hint)
+    if view["serving"] == view["desired"] == version and view["phase"] not in FAILED:
         return None
-    said = str(known["phase"]).replace("_", " ")
-    message = f"version {known['version']} was {said}: {known['reason']}"
-    return Failure(message, f"{name_of(view)} serves version {view['serving']}")
+    if phase in FAILED:
+        return Failure(f"version {version} was {str(phase).replace('_', ' ')}: {reason}", serves)
+    if view["desired"] != version:
+        return Failure(f"{name_of(view)} was moved to version {view['desired']} meanwhile", serves)
+    return Failure(f"version {version} does not serve: {view['error'] or view['phase']}", serves)
 
 
 def name_of(view: Mapping[str, Any]) -> str:

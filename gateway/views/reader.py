@@ -381,8 +381,8 @@ class Views:
                 ABSENT if moved.replay is None else moved.replay.to_json(),
             )  # fmt: skip
         found = self._aliases.find(move.name, move.alias)
-        in_steps = found is not None and found.in_steps
-        view = (self.rollout_in_full if in_steps else self.rollout)(move.name, move.alias)
+        under_way = found is not None and found.rollout is not None
+        view = (self.rollout_in_full if under_way else self.rollout)(move.name, move.alias)
         return replace(view, forced_past=overruled, checks=checks, environment=moved.environment)
 
     def rollout_phases(self) -> dict[tuple[str, str], str]:

@@ -4,7 +4,6 @@ that is as good as the version in service."""
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from gateway.registries import open_registry
 from gateway.registries.base import Move
 from tests.support.callers import Callers
 from tests.support.running import Running, running
-from tests.support.shell import Shell
+from tests.support.shell import Shell, operator
 from tests.support.traffic import until
 from tests.support.versions import Picky
 
@@ -44,9 +43,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 @pytest.fixture
 def shell(server: Running, tmp_path: Path) -> Shell:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}
-    key = server.key["Authorization"].removeprefix("Bearer ")
-    return Shell(tmp_path, {**environment, "GATEWAY_URL": server.url, "GATEWAY_ADMIN_KEY": key})
+    return operator(server, tmp_path)
 
 
 def test_a_shadow_refuses_a_version_that_fails_for_one_row_in_five_before_a_caller_gets_it(

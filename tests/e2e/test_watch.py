@@ -19,6 +19,7 @@ from gateway.registries import open_registry
 from gateway.registries.base import Move
 from tests.support.callers import Callers
 from tests.support.running import Running, running
+from tests.support.shell import operator
 from tests.support.traffic import until
 
 POLICY = {"watch": "10m", "guards": {"latency": "off"}}  # a busy machine is not a slow version
@@ -77,12 +78,19 @@ def test_a_bad_version_is_taken_back_after_the_swap_without_a_failed_request(
         with Callers(server, "twice") as traffic:
             traffic.until(150)
             for number in ("2", "3"):
-                if by == "gateway":
+                if by == "gateway" and number == "2":
+                    # The command waits for the end of the watch, not for the swap.
+                    done = operator(server, tmp_path).gateway("promote", "twice@champion", "2", "--wait")
+                    assert done.code == 1, done.err
+                    assert "  watching" in done.err
+                    assert "gateway: version 2 was rolled back: " in done.err
+                elif by == "gateway":
                     moved = httpx.put(
                         f"{server.url}/models/twice/aliases/champion", params={"wait": "true"},
                         headers=server.key, json={"version": number}, timeout=60,
                     )  # fmt: skip
                     assert moved.status_code == 200, moved.text
+                    assert moved.json()["phase"] == moved.json()["rollout"]["phase"] == "serving (watching)"
                 else:
                     open_registry(str(registry)).move(Move("twice", "champion", number))
                 until(lambda: view_of(server)["desired"] == number)  # noqa: B023

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from gateway.commands.operating import _differences
-from gateway.commands.rollouts import _line
+from gateway.commands.rollouts import _line, failure, follow
 from gateway.commands.terminal import Output, note, result, working
+
+if TYPE_CHECKING:
+    from gateway.commands.client import Client
 
 ROLLOUT: dict[str, Any] = {
     "name": "iris",
@@ -54,3 +57,72 @@ def test_no_command_shows_the_password_of_a_registry(capsys: pytest.CaptureFixtu
 def test_a_rollout_without_a_version_says_so() -> None:
     assert _line(ROLLOUT) == "iris@old  deleted  serves no version: the alias is no longer in the registry"
     assert _line(AWAY) == "iris@old  refused  serves no version, wanted 3: too old"
+
+
+class Views:
+    """A client whose gateway shows these views of an alias, one after the other."""
+
+    def __init__(self, *views: dict[str, Any]) -> None:
+        self.left = list(views)
+
+    def call(self, method: str, path: str) -> dict[str, Any]:
+        return self.left.pop(0)
+
+
+def shown(
+    phases: str, *, version: str = "2", serving: str = "2", desired: str = "2", earlier: Any = (), **said: Any
+) -> dict[str, Any]:
+    """A view of an alias with a rollout that went through these phases. It is over if the last one is."""
+    *_, last = names = phases.split()
+    changes = [{"at": f"t{at}", "phase": phase} for at, phase in enumerate(names)]
+    step = {} if last in ("canary", "watching", "held") else None
+    phase = "serving (watching)" if last == "watching" else last
+    known = {"version": version, "phase": phase, "reason": "why", "step": step, "changes": changes}
+    view = {"phase": phase, "serving": serving, "desired": desired, "error": None, "rollout": known}
+    return {"name": "iris", "alias": "old", **view, "earlier_rollouts": list(earlier), **said}
+
+
+SUPERSEDED = [{"version": "2", "phase": "superseded", "reason": "the alias moved to version 3", "changes": []}]
+
+
+@pytest.mark.parametrize(
+    ("views", "phases", "refused"),
+    [
+        (["canary", "canary watching", "canary watching done"], ["canary", "watching", "done"], None),
+        # The swap is not the end: what is watched may still be taken back.
+        (
+            ["watching", shown("watching rolled_back", serving="1")],
+            ["watching", "rolled_back"],
+            "version 2 was rolled back: why",
+        ),
+        ([shown("canary held", serving="1")], ["canary", "held"], "the rollout of version 2 is held: why"),
+        (
+            [shown("canary", serving="1"), shown("canary", version="3", desired="3", earlier=SUPERSEDED)],
+            ["canary"],
+            "version 2 was superseded: the alias moved to version 3",
+        ),
+        # The newer version serves, and is no success for this one.
+        (
+            [shown("done", version="3", serving="3", desired="3", earlier=SUPERSEDED)],
+            [],
+            "version 2 was superseded: the alias moved to version 3",
+        ),
+        ([shown("done", serving="1", desired="1")], ["done"], "iris@old was moved to version 1 meanwhile"),
+        ([shown("done", rollout=None)], [], None),  # a first version has no rollout
+    ],
+)
+def test_a_promotion_that_is_followed_ends_with_its_rollout(
+    views: list[str | dict[str, Any]],
+    phases: list[str],
+    refused: str | None,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gateway.commands.rollouts.LOOK_EVERY", 0.0)
+    client = Views(*(shown(view) if isinstance(view, str) else view for view in views))
+    view = follow(cast("Client", client), "iris", "old", "2")
+    assert client.left == []
+    lines = [line.split("version 2  ")[1] for line in capsys.readouterr().err.splitlines() if "  " in line]
+    assert lines == phases
+    found = failure(view, "2")
+    assert (None if found is None else found.message) == refused

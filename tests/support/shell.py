@@ -14,11 +14,14 @@ from collections.abc import Callable, Iterator
 from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
 from gateway import cli
+
+if TYPE_CHECKING:
+    from tests.support.running import Running
 
 SCRIPT = Path(sys.executable).with_name("gateway")
 COMMAND = [str(SCRIPT)] if SCRIPT.exists() else [sys.executable, "-m", "gateway"]
@@ -142,3 +145,10 @@ def clean_shell(directory: Path) -> Shell:
     work = directory / "work"
     work.mkdir()
     return Shell(work, environment)
+
+
+def operator(server: Running, directory: Path) -> Shell:
+    """A shell whose commands reach a running gateway, with its key."""
+    shell = clean_shell(directory)
+    key = server.key["Authorization"].removeprefix("Bearer ")
+    return Shell(directory, {**shell.environment, "GATEWAY_URL": server.url, "GATEWAY_ADMIN_KEY": key})

@@ -19,6 +19,10 @@ from gateway.views.paging import MOST
 _ANSWERS: Final = {"200": "The answer."}
 _READINESS: Final = {"200": "Yes.", "503": "No."}
 _MOVED: Final = {"200": "Done.", "202": "Under way."}
+_PROMOTED: Final = {
+    "200": "With `wait`: the version serves here. `phase` is `serving (watching)` while it is watched.",
+    "202": "Under way, or its first step has begun: `/rollouts/NAME@ALIAS` shows how it ends.",
+}
 _JSON: Final = "application/json"
 _HTML: Final = ("text/html",)
 _TEXT: Final = ("text/plain",)
@@ -131,7 +135,7 @@ def _routes() -> list[Route]:
         Route("get", "/models/{model}/openapi.json", "The document of one model.", ready),
         Route("get", "/models/{model}/docs", "A page to try a model.", ready, media=_HTML),
         Route(
-            *("put", "/models/{model}/aliases/{alias}", "Move an alias, after the gates.", move, _MOVED),
+            *("put", "/models/{model}/aliases/{alias}", "Move an alias, after the gates.", move, _PROMOTED),
             body=_fields(schemas.Promotion),
             flags=("wait", "dry_run"),
             control=True,
