@@ -116,8 +116,7 @@ def failure(view: Mapping[str, Any], version: str) -> Failure | None:
     phase, reason = known.get("phase"), known.get("reason")
     serves = f"{name_of(view)} serves version {view['serving']}"
     if phase == "held":
-        hint = f"{serves}; `gateway rollout finish {name_of(view)}` or `abort` decides"
-        return Failure(f"the rollout of version {version} is held: {reason}", hint)
+        return Failure(f"the rollout of version {version} is held: {reason}", serves)
     if view["serving"] == view["desired"] == version and view["phase"] not in FAILED:
         return None
     if phase in FAILED:

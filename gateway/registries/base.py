@@ -249,7 +249,7 @@ class Move:
         if current.version == self.version:
             # The operator repeats the move: the version is checked again.
             return replace(current, forced=current.forced or self.forced, verdict=None)
-        good = self.last_good or current.last_good
+        good = self.last_good or self.serving or current.last_good
         if self.back:
             earlier = since(current.previous, self.version)
         else:

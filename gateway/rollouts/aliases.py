@@ -448,7 +448,8 @@ class Aliases:
                 continue
             found = self._aliases.get(key) or self.view(*key)
             assert found is not None
-            serving, good = number(found.serving), number(found.last_good)
+            tried = found.serving if found.in_steps else None  # it may not have answered yet
+            serving, good = number(found.serving), number(tried or found.last_good)
             said.append(
                 self.verdicts.standing(model, key[1], serving=serving, last_good=good, verdicts=verdicts)
             )

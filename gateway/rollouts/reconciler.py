@@ -210,6 +210,7 @@ class Reconciler:
     async def _conducted(self, found: LiveAlias, target: Version) -> TakenBack | None:
         """Takes a version that passed its gates through its steps, while requests are answered."""
         found.end_attempt()
+        self._tell_service(found, target)
         taken_back = await self._conductor.run(
             found,
             lambda: self._model(found.name),
@@ -221,6 +222,15 @@ class Reconciler:
             if not any(target == other.serving for other in self._all()):
                 self._manager.retire(target, "rolled back")
         return taken_back
+
+    def _tell_service(self, found: LiveAlias, target: Version) -> None:
+        """Writes down which version serves while another one is tried. A person or another client may have
+        moved the alias in the registry, and may do so again during the steps: the next move must not take
+        the candidate for a version that has served."""
+        model, service = self._model(found.name), number(found.serving or found.last_good)
+        entry = None if model is None else model.aliases.get(found.alias)
+        if entry is not None and service is not None and entry.last_good != service:
+            self._found_out(Observation(found.name, found.alias, target.version, service))
 
     async def _watched(self, found: LiveAlias) -> TakenBack | None:
         """Watches the version that serves since the last swap. If it is worse, the version before serves

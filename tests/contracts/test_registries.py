@@ -144,6 +144,18 @@ def test_preconditions_hold(registry: Registry, packages: list[str]) -> None:
     assert registry.read().models["iris"].aliases["champion"] == Alias("1")
 
 
+def test_a_version_that_was_only_tried_does_not_become_a_previous_one(
+    registry: Registry, packages: list[str]
+) -> None:
+    for package in packages:
+        registry.add_version("iris", package, digest(package))
+    for number in "12":
+        registry.move(Move("iris", "champion", number))
+    registry.record(Observation("iris", "champion", "2", "1"))  # a gateway tries 2, and 1 serves
+    moved = registry.move(Move("iris", "champion", "3")).models["iris"].aliases["champion"]
+    assert (moved.previous, moved.served) == (("1",), "1")
+
+
 def test_what_is_not_there_is_said(registry: Registry, packages: list[str]) -> None:
     registry.add_version("iris", packages[0], digest(packages[0]))
     for name, version, code in (("no", "1", "MODEL_NOT_FOUND"), ("iris", "9", "VERSION_NOT_FOUND")):

@@ -223,7 +223,7 @@ def test_redacted_columns_are_on_no_disk_and_their_requests_are_not_replayed(
     exported = run(shell, "capture", "export", "double", "--url", server.url).out.splitlines()
     assert "secret-" not in "".join(exported)
     assert json.loads(exported[0])["redacted"] == ["ssn"]
-    told = run(shell, "promote", "double@champion", "3", "--wait", "--url", server.url)
+    told = run(shell, "promote", "double@champion", "3", "--wait", "--url", server.url, code=1)
     assert (
         f"too few captured requests: 0 of 100 were replayed; {REQUESTS} more have a redacted column"
         in told.err

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gateway.aliasmemory import AliasMemory
 from gateway.events import RolloutChanged
 from gateway.registries import mlflow_answers
 from gateway.registries.base import Alias, Model, Move, Observation, Verdict
 from gateway.rollout_settings import RolloutPolicy
 from gateway.rollouts import records
 from gateway.rollouts.alias import LiveAlias
+from gateway.rollouts.aliases import Aliases
 from gateway.rollouts.records import PROMOTE, ROLLBACK, ROLLED_BACK
-from gateway.state import Served
-from tests.support.composed import composed
+from gateway.state import Served, State
+from tests.support.composed import Composed, composed
 from tests.support.controlled import turns, version
 from tests.support.processes import until
 from tests.support.rollouts import STEPS, Setup, conducted
 
 SHADOW = {"shadow": {"share": 1.0, "requests": 20, "within": "1h", "agreement": 0.9}}
+Way = Callable[[Composed, str], Awaitable[None]]
 BACK = Alias("1", last_good="2", back=True)
 
 
@@ -100,6 +104,96 @@ async def test_a_version_that_is_superseded_while_it_is_tried_has_not_served(tmp
             await parts.promotions.take_effect(moved, wait=10)
         await until(lambda: candidate(found) == "2")  # it is tried from the beginning
         assert found.serving == parts.version(1)
+
+
+async def by_hand(parts: Composed, number: str) -> None:
+    """A person writes the file, and drops what the gateway kept next to the alias."""
+    text = parts.file.read_text()
+    head = text[: text.index("    aliases:")]
+    parts.file.write_text(f"{head}    aliases: {{champion: {number}}}\n")
+    parts.aliases.apply(parts.registry.read())
+
+
+async def elsewhere(parts: Composed, number: str) -> None:
+    """A command without a gateway, or a gateway that does not serve the alias."""
+    parts.registry.move(Move("iris", "champion", number))
+    parts.aliases.apply(parts.registry.read())
+
+
+async def through_it(parts: Composed, number: str) -> None:
+    async with parts.promotions.promote("iris", "champion", number) as moved:
+        await parts.promotions.take_effect(moved, wait=10)
+
+
+WAYS = [by_hand, elsewhere, through_it]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("then", WAYS)
+@pytest.mark.parametrize("first", WAYS)
+@pytest.mark.parametrize("answered", [True, False], ids=["answered", "loaded"])
+async def test_a_candidate_that_a_move_overtakes_is_no_version_to_go_back_to(
+    tmp_path: Path, answered: bool, first: Way, then: Way
+) -> None:
+    async with composed(tmp_path) as parts:
+
+        def found_out(observation: Observation) -> None:
+            parts.registry.record(observation)
+            parts.aliases.apply(parts.registry.read())
+
+        parts.aliases._found_out = found_out
+        parts.aliases.gates._policy = lambda model: (RolloutPolicy.model_validate(STEPS), None)
+        found = parts.aliases.open("iris", "champion")
+        if answered:
+            assert await parts.answers() == "1"
+        else:
+            parts.aliases.begin(found)
+            await until(lambda: found.serving == parts.version(1))
+        await first(parts, "2")
+        await until(lambda: candidate(found) == "2")
+        await then(parts, "3")
+        await until(lambda: candidate(found) == "3")
+        assert found.serving == parts.version(1)
+        assert parts.aliases.record("iris", "champion").served == {"1"}
+        assert parts.aliases.earlier("iris", "champion") == "1"
+        # What the registry says to a command, or to a gateway without a memory of its own.
+        entry = parts.registry.read().models["iris"].aliases["champion"]
+        assert entry.previous in ((), ("1",))
+        assert entry.served == "1"
+        other = Aliases(
+            parts.bench.manager, parts.aliases.gates,
+            memory=AliasMemory(parts.state, "other", lambda write: write()),
+        )  # fmt: skip
+        other.apply(parts.registry.read())
+        assert other.earlier("iris", "champion") == "1"
+        async with parts.promotions.rollback("iris", "champion") as moved:
+            await parts.promotions.take_effect(moved, wait=10)
+        assert found.serving == found.desired == parts.version(1)
+        assert parts.aliases.earlier("iris", "champion") is None
+
+
+def test_a_gateway_without_memory_learns_from_the_registry_which_version_is_only_tried(
+    tmp_path: Path,
+) -> None:
+    async def test(setup: Setup) -> None:
+        setup.say("1")
+        assert await setup.ask() == ["1"]
+        setup.say("2")  # by hand: the registry says nothing else
+        await turns(50)
+        [observation] = setup.found
+        assert (observation.version, observation.last_good, observation.verdict) == ("2", "1", None)
+        setup.entry = observation.applied(setup.entry)
+        setup.state = State(tmp_path / "other")
+        await setup.restart()
+        await setup.ask()
+        await turns(50)
+        assert setup.rollout.candidate.version == "2"
+        found = setup.aliases.find("iris", "champion")
+        assert found is not None
+        assert found.serving == version(1)
+        setup.state.close()
+
+    conducted(tmp_path, test)
 
 
 def test_a_verdict_on_another_version_does_not_lift_this_gateways_own(tmp_path: Path) -> None:
