@@ -74,8 +74,8 @@ def promote(
         bool,
         typer.Option(
             "--wait",
-            help="Wait for the end of its rollout, with its steps and its watch; exit 1 unless it serves then "
-            "(needs a gateway).",
+            help="Wait for the end of its rollout, with its steps and its watch; exit 1 unless it then "
+            "serves (needs a gateway).",
         ),
     ] = False,
     canary: Annotated[

@@ -82,7 +82,9 @@ def shown(
     return {"name": "iris", "alias": "old", **view, "earlier_rollouts": list(earlier), **said}
 
 
-SUPERSEDED = [{"version": "2", "phase": "superseded", "reason": "the alias moved to version 3", "changes": []}]
+SUPERSEDED = [
+    {"version": "2", "phase": "superseded", "reason": "the alias moved to version 3", "changes": []}
+]
 
 
 @pytest.mark.parametrize(
