@@ -82,6 +82,11 @@ def selectors(found: Mapping[tuple[str, str], Any]) -> Iterator[tuple[str, dict[
             yield kind, spec["selector"]["matchLabels"]
         elif kind == "NetworkPolicy":
             yield kind, spec["podSelector"]["matchLabels"]
+            for rule in (*spec["ingress"], *spec["egress"]):
+                for peer in (*rule.get("from", ()), *rule.get("to", ())):
+                    labels = peer.get("podSelector", {}).get("matchLabels", {})
+                    if "app.kubernetes.io/name" in labels:
+                        yield kind, labels
         if kind == "Deployment":
             for spread in spec["template"]["spec"]["topologySpreadConstraints"]:
                 yield "spread", spread["labelSelector"]["matchLabels"]
@@ -174,15 +179,26 @@ def test_two_releases_in_one_namespace_select_their_own_pods(case: str) -> None:
         assert not selector.items() <= labels.items(), kind
 
 
-def test_two_overlays_in_one_namespace_select_their_own_pods(tmp_path: Path) -> None:
-    """The overlay of deploy/README.md, as it is there."""
+@pytest.mark.parametrize("components", [(), tuple(reversed(COMPONENTS))])
+def test_two_overlays_in_one_namespace_use_their_own_pods(
+    components: tuple[str, ...], tmp_path: Path
+) -> None:
+    """The overlay of deploy/README.md, as it is there, also with every component."""
     text = (KUSTOMIZE.parent / "README.md").read_text(encoding="utf-8")
     overlay = text.partition("```yaml\n# second/kustomization.yaml\n")[2].partition("```")[0]
     assert overlay
     relative = os.path.relpath(KUSTOMIZE, tmp_path)
-    (tmp_path / "kustomization.yaml").write_text(overlay.replace("../kubernetes", relative), encoding="utf-8")
+    taken = yaml.safe_load(overlay.replace("../kubernetes", relative))
+    taken["components"] = [f"{relative}/{component}" for component in components]
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(taken), encoding="utf-8")
     first, second = built(KUSTOMIZE), built(tmp_path)
     assert not first.keys() & second.keys()
+    if components:
+        assert second["ScaledObject", "second-gateway"]["spec"]["scaleTargetRef"]["name"] == "second-gateway"
+        (container,) = second["Deployment", "second-gateway"]["spec"]["template"]["spec"]["containers"]
+        environ = {entry["name"]: entry["value"] for entry in container["env"]}
+        assert ("Service", environ["GATEWAY_PEERS"]) in second
+        assert {"ServiceMonitor", "NetworkPolicy"} <= {kind for kind, _ in selectors(second)}
     (deployment,) = (one for (kind, _), one in second.items() if kind == "Deployment")
     labels = deployment["spec"]["template"]["metadata"]["labels"]
     for kind, selector in selectors(first):
