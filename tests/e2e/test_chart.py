@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -54,6 +52,11 @@ CASES: dict[str, dict[str, Any]] = {
     "keda": {"keda": {"enabled": True}},
     "fixed": {"autoscaling": {"enabled": False}, "replicas": 3},
     "bucket": {"registry": {"uri": "s3://bucket/registry.yaml"}, "models": {"enabled": False}},
+    "nothing more": {
+        "networkPolicy": {"enabled": True, "egress": []},
+        "settings": {"preload": []},
+        "env": {},
+    },
     "own claim": {"models": {"existingClaim": "models"}, "service": {"type": "LoadBalancer"}},
 }
 
@@ -138,14 +141,11 @@ def test_the_pod_for_copying_is_the_same_by_both() -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_is_rendered_is_valid(case: str, tmp_path: Path) -> None:
-    needs("kubernetes_validate")
-    found = [one for (kind, _), one in objects(rendered(CASES[case]).values()).items() if kind not in FOREIGN]
-    file = tmp_path / "all.yaml"
-    file.write_text(yaml.safe_dump_all(found), encoding="utf-8")
-    command = [sys.executable, "-m", "kubernetes_validate", "--strict", "--kubernetes-version", VERSION]
-    done = subprocess.run([*command, str(file)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_what_is_rendered_is_valid(case: str) -> None:
+    validator = needs("kubernetes_validate")
+    for (kind, _), one in objects(rendered(CASES[case]).values()).items():
+        if kind not in FOREIGN:
+            validator.validate(one, VERSION, strict=True)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -163,6 +163,7 @@ def test_every_pod_passes_the_restricted_standard_or_says_why_not(case: str) -> 
             assert security["allowPrivilegeEscalation"] is False
             assert security["readOnlyRootFilesystem"] is True
             assert security["capabilities"]["drop"] == ["ALL"]
+            assert number or container["terminationMessagePolicy"] == "FallbackToLogsOnError"
             assert ("add" in security["capabilities"]) is (root and container["name"] == "gateway")
         volumes = {next(key for key in volume if key != "name") for volume in spec["volumes"]}
         assert volumes <= {"configMap", "emptyDir", "persistentVolumeClaim", "secret"}
@@ -214,6 +215,11 @@ def test_what_scales_is_not_undone_by_an_apply(case: str) -> None:
     scaler = found["ScaledObject"] if case == "keda" else found["HorizontalPodAutoscaler"]
     assert scaler["spec"].get("minReplicas", scaler["spec"].get("minReplicaCount")) == 2
     assert ("HorizontalPodAutoscaler" in found) is (case != "keda")
+
+
+def test_a_pod_that_is_not_ready_keeps_no_node_from_draining() -> None:
+    budget = of({})["PodDisruptionBudget"]["spec"]
+    assert (budget["maxUnavailable"], budget["unhealthyPodEvictionPolicy"]) == (1, "AlwaysAllow")
 
 
 def test_replicas_are_fixed_only_without_a_scaler() -> None:

@@ -19,5 +19,5 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- $registry := .Values.registry.uri | default "/registry/registry.yaml" -}}
 {{- $made := dict "registry" $registry -}}
 {{- if .Values.cache.sharedClaim }}{{ $_ := set $made "cache_dir" "/var/cache/gateway" }}{{ end -}}
-{{ toYaml (merge $made .Values.settings) }}
+{{ toYaml (merge $made (.Values.settings | default dict)) }}
 {{- end }}
