@@ -7,10 +7,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import platformdirs
 import pytest
 
+import gateway
+import loaders
 from gateway.environments.uv import Uv
+from tests.support.cli import FLOWER, Adder, Unloadable
 from tests.support.containers import TOOLS, Containers, tool
 from tests.support.shell import Shell, clean_shell
 
@@ -18,6 +22,38 @@ from tests.support.shell import Shell, clean_shell
 @pytest.fixture
 def shell(tmp_path: Path) -> Shell:
     return clean_shell(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Model directories: two of iris, one with a column more, one that cannot be loaded, two small ones."""
+    from sklearn.datasets import load_iris
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.tree import DecisionTreeClassifier
+
+    directory = tmp_path_factory.mktemp("packages")
+    table, target = load_iris(return_X_y=True, as_frame=True)
+    table.columns = list(FLOWER)
+    example = table.head(2)
+    loaders.save_model(
+        LogisticRegression(max_iter=500).fit(table, target), directory / "v1", input_example=example
+    )
+    loaders.save_model(DecisionTreeClassifier().fit(table, target), directory / "v2", input_example=example)
+    loaders.save_model(Adder(0.0), directory / "wider", input_example=table.assign(colour=1.0).head(2))
+    loaders.save_model(Unloadable(), directory / "unloadable", verify=False)
+    for number in (1.0, 2.0):
+        loaders.save_model(
+            Adder(number), directory / f"add{number:g}", input_example=np.array([[1.0], [2.0]])
+        )
+    return {path.name: path for path in directory.iterdir()}
+
+
+@pytest.fixture
+def iris(shell: Shell, packages: dict[str, Path]) -> Shell:
+    """A shell with ./registry.yaml: iris 1 (champion) and 2 (challenger)."""
+    for name, alias in (("v1", "champion"), ("v2", "challenger")):
+        gateway.push(packages[name], "iris", alias=alias, registry=str(shell.directory / "registry.yaml"))
+    return shell
 
 
 @pytest.fixture(scope="session")
