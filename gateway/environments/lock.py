@@ -93,9 +93,10 @@ class Wanted:
 
     @property
     def key(self) -> str:
-        """Equal for packages with equal requirements: they share one resolution."""
+        """Equal for packages with equal requirements and hashes: they share one resolution."""
+        hashes = sorted((name, sorted(files)) for name, files in self.hashes.items())
         parts = [
-            sorted(self.requirements), sorted(self.constraints), sorted(self.hashes),
+            sorted(self.requirements), sorted(self.constraints), hashes,
             None if self.created is None else self.created.isoformat(),
             self.python, self.exact, self.mlflow, self.keeps_mlflow,
         ]  # fmt: skip
@@ -104,7 +105,7 @@ class Wanted:
 
 def union(wishes: Sequence[Wanted], python: Minor) -> Wanted | None:
     """What meets several wishes at once on a Python: all their requirements, as of the latest day. None where
-    two of them pin a package to different versions."""
+    two of them pin a package to different versions, or allow different files of it."""
     pinned: dict[str, str] = {}
     hashes: dict[str, frozenset[str]] = {}
     for wanted in wishes:
@@ -113,7 +114,10 @@ def union(wishes: Sequence[Wanted], python: Minor) -> Wanted | None:
             if exact is not None and pinned.setdefault(name, exact) != exact:
                 return None
         for name, allowed in wanted.hashes.items():
-            hashes[name] = hashes.get(name, allowed) & allowed
+            both = hashes.get(name, allowed) & allowed
+            if allowed and not both:
+                return None
+            hashes[name] = both
     days = [wanted.created for wanted in wishes if wanted.created is not None]
     writers = [wanted.mlflow for wanted in wishes if wanted.mlflow is not None]
     return Wanted(
@@ -156,12 +160,12 @@ class Lock:
 
     def satisfies(self, other: Lock) -> bool:
         """Whether everything that runs in `other` runs here: the same Python, and every package of `other` in
-        the same version with at least one file in common."""
+        the same version, from files that `other` allows too."""
         return (
             (self.python, self.platform) == (other.python, other.platform)
             and all(self.packages.get(name) == version for name, version in other.packages.items())
             and all(
-                not hashes or not self.hashes.get(name) or self.hashes[name] & hashes
+                not hashes or not self.hashes.get(name) or self.hashes[name] <= hashes
                 for name, hashes in other.hashes.items()
             )
         )
@@ -330,21 +334,36 @@ def merged(locks: Sequence[Lock]) -> Lock:
     """One lock that satisfies all of them. They must not disagree about a version (`plan` ensures that)."""
     first = locks[0]
     entries: dict[str, dict[str, Any]] = {}
+    files: dict[str, frozenset[str]] = {}
     for lock in locks:
         for entry in tomllib.loads(lock.text)["packages"]:
-            entries.setdefault(canonicalize_name(entry["name"]), entry)
+            name = canonicalize_name(entry["name"])
+            if name not in entries or lock.hashes[name] < files[name]:
+                entries[name], files[name] = entry, lock.hashes[name]
     head = {k: v for k, v in tomllib.loads(first.text).items() if k != "packages"}
     text = _toml({**head, "packages": [entries[name] for name in sorted(entries)]})
     return parsed(text, first.python, first.platform, dated=all(lock.dated for lock in locks))
 
 
-def wrong_hash(lock: Lock, hashes: Mapping[str, frozenset[str]]) -> str | None:
-    """The first package whose wheel the model package's own lock does not allow; None if it allows all."""
-    for name, version in lock.packages.items():
-        allowed = hashes.get(f"{name}=={version}")
-        if allowed and not lock.hashes.get(name, frozenset()) & allowed:
-            return f"{name}=={version}"
-    return None
+def restricted(lock: Lock, hashes: Mapping[str, frozenset[str]]) -> Lock:
+    """The lock with only the wheels that the model package's own lock allows. Raises LockError if it allows
+    no wheel of a package."""
+    allowed = {name: hashes.get(f"{name}=={version}") for name, version in lock.packages.items()}
+    narrowed = {name for name, files in allowed.items() if files and lock.hashes[name] - files}
+    for name in narrowed:
+        if not lock.hashes[name] & (allowed[name] or frozenset()):
+            raise LockError(
+                f"{name}=={lock.packages[name]}: the files of the index differ from those in the package's"
+                f" {PYPROJECT_LOCK}"
+            )
+    if not narrowed:
+        return lock
+    content = tomllib.loads(lock.text)
+    for entry in content["packages"]:
+        if (name := canonicalize_name(entry["name"])) in narrowed:
+            files = allowed[name] or frozenset()
+            entry["wheels"] = [w for w in entry["wheels"] if w.get("hashes", {}).get("sha256") in files]
+    return parsed(_toml(content), lock.python, lock.platform, dated=lock.dated)
 
 
 def created(package: Package) -> datetime | None:

@@ -52,8 +52,8 @@ class Resolver:
                     raise
                 failures.append((interpreter, error))
                 continue
-            self._accept(lock, wanted)
-            return lock
+            self._check_builds(lock)
+            return locks.restricted(lock, wanted.hashes)
         tried = ", ".join(named(interpreter.minor) for interpreter, _ in failures)
         raise LockError(f"its requirements cannot be installed for Python {tried}: {failures[0][1]}")
 
@@ -126,11 +126,8 @@ class Resolver:
             return []
         return [line for line in pinned if "==" in line and not locks.MLFLOW & locks.pins([line]).keys()]
 
-    def _accept(self, lock: Lock, wanted: Wanted) -> None:
-        if (wrong := locks.wrong_hash(lock, wanted.hashes)) is not None:
-            raise LockError(
-                f"{wrong}: the files of the index differ from those in the package's {locks.PYPROJECT_LOCK}"
-            )
+    def _check_builds(self, lock: Lock) -> None:
+        """Raises LockError for builds that this machine cannot use."""
         heavy = [name for name in lock.packages if name.startswith("nvidia-c")]
         if heavy and not self._gpu:
             torch = lock.packages.get("torch", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.server
 import json
 import os
@@ -264,6 +265,21 @@ def test_a_file_with_another_hash_is_said(tmp_path: Path, index: wheels.Index) -
     with pytest.raises(UvError, match="does not have the hash") as failed:
         store(tmp_path / "e", index.environ).build(other)
     assert failed.value.kind == "wrong hash"
+
+
+def test_only_files_that_the_shipped_lock_allows_are_installed(tmp_path: Path, index: wheels.Index) -> None:
+    file = index.directory / "acme-1.0-py3-none-any.whl"
+    known = frozenset({hashlib.sha256(file.read_bytes()).hexdigest()})
+    # An installer prefers the higher build number.
+    other = wheels.wheel(tmp_path / "other", "acme", "1.0", body="VERSION = 'another'\n")
+    shutil.copy(other, index.directory / "acme-1.0-2-py3-none-any.whl")
+    here = store(tmp_path / "e", index.environ)
+    assert imported(here.build(here.resolve(ACME))) == "another"
+    lock = here.resolve(Wanted(ACME.requirements, hashes={"acme==1.0": known}))
+    assert lock.hashes["acme"] == known
+    assert imported(here.build(lock)) == "1.0"
+    with pytest.raises(LockError, match="the files of the index differ"):
+        here.resolve(Wanted(ACME.requirements, hashes={"acme==1.0": frozenset({"0" * 64})}))
 
 
 def test_requirements_that_cannot_be_met_are_said(tmp_path: Path, index: wheels.Index) -> None:

@@ -175,9 +175,20 @@ def test_no_other_line_reaches_a_file_for_uv(line: str, where: str, tmp_path: Pa
 
 def test_a_wheel_that_the_shipped_lock_does_not_know_is_found() -> None:
     resolved = lock.parsed(PYLOCK, (3, 8), "linux-x86_64", dated=True)
-    assert lock.wrong_hash(resolved, {"numpy==1.23.4": frozenset({"aa"})}) is None
-    assert lock.wrong_hash(resolved, {"numpy==1.23.4": frozenset({"bb"})}) == "numpy==1.23.4"
-    assert lock.wrong_hash(resolved, {}) is None
+    assert lock.restricted(resolved, {"numpy==1.23.4": frozenset({"aa", "bb"})}) is resolved
+    assert lock.restricted(resolved, {"numpy==1.23.4": frozenset()}) is resolved
+    assert lock.restricted(resolved, {}) is resolved
+    with pytest.raises(LockError, match=r"numpy==1\.23\.4: the files of the index differ"):
+        lock.restricted(resolved, {"numpy==1.23.4": frozenset({"bb"})})
+
+
+def test_hashes_are_part_of_what_is_wanted() -> None:
+    wanted = [Wanted(("acme==1.0",), hashes={"acme==1.0": frozenset(files)}) for files in ("a", "b", "ab")]
+    assert len({one.key for one in wanted}) == 3
+    assert lock.union(wanted[:2], (3, 8)) is None
+    both = lock.union(wanted[1:], (3, 8))
+    assert both is not None
+    assert both.hashes == {"acme==1.0": frozenset("b")}
 
 
 def test_the_key_of_a_lock_is_its_content() -> None:
@@ -203,6 +214,16 @@ def test_a_lock_satisfies_those_that_it_holds() -> None:
     assert not made(numpy="1").satisfies(whole)
     assert not whole.satisfies(made(numpy="2"))
     assert not whole.satisfies(made((3, 9), numpy="1"))
+
+
+def test_a_lock_with_more_files_of_a_package_does_not_satisfy_one_with_fewer() -> None:
+    few = made(numpy="1")
+    wheels = 'wheels = [{ url = "v", hashes = { sha256 = "more" } }, {'
+    more = lock.parsed(few.text.replace("wheels = [{", wheels), few.python, few.platform, dated=True)
+    assert few.satisfies(more)
+    assert not more.satisfies(few)
+    assert lock.merged([more, few]).satisfies(few)
+    assert lock.merged([more, few]).satisfies(more)
 
 
 def test_locks_that_agree_are_merged_into_one_that_satisfies_both() -> None:
