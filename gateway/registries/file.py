@@ -382,6 +382,8 @@ class FileRegistry(Whole):
         except OSError as error:
             raise RegistryReadOnly(f"{self.target} cannot be locked: {error.strerror or error}") from error
         try:
+            with contextlib.suppress(OSError):  # a new registry, or the lock of another user
+                _keep_owner_and_mode(lock.lock_file, real.stat(), 0o666)
             yield
         finally:
             lock.release()
@@ -445,11 +447,16 @@ def _alias_changes(
     return [((*path, key), value.get(key)) for key in keys if value.get(key) != old.get(key)]
 
 
-def _keep_owner_and_mode(handle: int, like: os.stat_result) -> None:
-    mine = os.fstat(handle)
+def _keep_owner_and_mode(file: int | str, like: os.stat_result, mask: int = 0o7777) -> None:
+    """Gives a file, or a descriptor of it, the owner, the group and the mode of another one, as far as this
+    user may: all who could read and write that one can do so afterwards. Raises OSError."""
+    mine = os.stat(file)
     if (mine.st_uid, mine.st_gid) != (like.st_uid, like.st_gid):
-        # Only root can change a file's owner; otherwise the new file belongs to this user, as with any
-        # editor.
-        with contextlib.suppress(PermissionError):
-            os.fchown(handle, like.st_uid, like.st_gid)
-    os.fchmod(handle, like.st_mode & 0o7777)
+        try:
+            os.chown(file, like.st_uid, like.st_gid)
+        except PermissionError:
+            # Only root can change a file's owner; otherwise the new file belongs to this user, as with any
+            # editor. Its group can be any group of this user.
+            with contextlib.suppress(PermissionError):
+                os.chown(file, -1, like.st_gid)
+    os.chmod(file, like.st_mode & mask)

@@ -5,7 +5,6 @@ import logging
 import multiprocessing
 import os
 import signal
-import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -305,25 +304,6 @@ def test_comments_are_lost_only_with_a_warning(file: Path, caplog: pytest.LogCap
         snapshot = FileRegistry(str(file)).move(Move("b", "c", "2"))
     assert [m.aliases["c"].version for m in snapshot.models.values()] == ["1", "2"]
     assert "without comments" in caplog.text
-
-
-def test_mode_and_links_are_kept(tmp_path: Path) -> None:
-    real = tmp_path / "real" / "registry.yaml"
-    real.parent.mkdir()
-    real.write_text(THREE)
-    real.chmod(0o640)
-    if os.getuid() == 0:
-        os.chown(real, 4321, 4322)
-    link = tmp_path / "registry.yaml"
-    link.symlink_to("real/registry.yaml")
-    registry = FileRegistry(str(link))
-    snapshot = registry.move(Move("iris", "champion", "2"))
-    assert link.is_symlink()
-    assert "version: 2" in real.read_text()
-    assert stat.S_IMODE(real.stat().st_mode) == 0o640
-    if os.getuid() == 0:
-        assert (real.stat().st_uid, real.stat().st_gid) == (4321, 4322)
-    assert snapshot.models["iris"].versions["1"].source == str(tmp_path / "real/models/iris/1")
 
 
 def test_a_read_only_file_is_not_written(file: Path) -> None:
