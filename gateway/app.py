@@ -109,6 +109,7 @@ class Gateway:
             options=lambda name: Options.of(settings, name, traced=traced, disk=self._pools.disk),
             measured=self._persistence.save_measurement,
             emit=self._emit,
+            dispatched=self.metrics.batch,
             clock=time.monotonic,
             max_concurrent_loads=settings.max_concurrent_loads,
             capacity_wait=min(CAPACITY_WAIT, settings.cold_wait),

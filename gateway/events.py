@@ -88,16 +88,6 @@ class AliasDeleted:
 
 
 @dataclass(frozen=True, slots=True)
-class Dispatched:
-    """One call of a model, which merged `requests` requests."""
-
-    model: str
-    version: str
-    requests: int
-    rows: int
-
-
-@dataclass(frozen=True, slots=True)
 class PredictionFailed:
     model: str
     version: str
@@ -201,7 +191,6 @@ Event: TypeAlias = (
     | SwapRefused
     | RolloutChanged
     | AliasDeleted
-    | Dispatched
     | PredictionFailed
     | Crashed
     | Restarted

@@ -97,8 +97,6 @@ class EventLog:
         self._traces: dict[tuple[str, str, str], tuple[str, int]] = {}
 
     def __call__(self, event: Event) -> None:
-        if isinstance(event, events.Dispatched):
-            return  # there is one per call of a model: metrics count them
         if isinstance(event, events.RegistryRead) and not (event.changed or event.recovered):
             return
         if isinstance(event, events.RegistryFailed) and event.repeated:

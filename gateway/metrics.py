@@ -451,8 +451,6 @@ class _Gauges(Collector):
 def count(metrics: Metrics, event: events.Event) -> None:
     """Counts an event in its metric."""
     match event:
-        case events.Dispatched():
-            metrics.batch(event.model, event.rows)
         case events.Loaded():
             metrics.load(event.model, "success", event.seconds)
         case events.LoadFailed():

@@ -58,11 +58,13 @@ class Served:
         self.seconds = Tally(_REQUEST_BUCKETS)
         self.phases = [Tally(_PHASE_BUCKETS) for _ in PHASES]
         self._waiting: list[tuple[float, ...]] = []
+        self._observed = 0
 
     def observe(self, times: tuple[float, ...]) -> None:
         """Keeps the seconds of a request and of its phases; `count` counts many of them together."""
+        self._observed += 1
         self._waiting.append(times)
-        if len(self._waiting) >= _COUNT_AT_ONCE:
+        if self._observed % _COUNT_AT_ONCE == 0:
             self.count()
 
     def count(self) -> None:

@@ -136,8 +136,10 @@ class Usage:
         spent = self._asked[team, version.name]
         spent.requests += 1
         spent.rows += record.rows
-        rows = self._rows.setdefault(version, {})
-        rows[team] = rows.get(team, 0) + max(1, record.rows)
+        rows = self._rows.get(version)
+        if rows is None:
+            rows = self._rows[version] = defaultdict(int)
+        rows[team] += record.rows or 1
 
     async def run(self) -> None:
         """Looks at the kernel's figures until it is cancelled."""

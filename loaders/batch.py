@@ -402,6 +402,6 @@ _MOST: Final[Mapping[str, int]] = {
 
 
 def _join(arrays: list[Array]) -> Array:
-    if any(isinstance(a, np.ma.MaskedArray) for a in arrays):
+    if np.ma.MaskedArray in map(type, arrays):
         return np.ma.concatenate(arrays)  # type: ignore[no-any-return,no-untyped-call]
     return np.concatenate(arrays)

@@ -212,8 +212,10 @@ def _array(array: Array) -> bytes:
     kind = array.dtype.kind
     if kind == "f" and array.dtype.itemsize < 8 and not np.ma.isMaskedArray(array):
         array = array.astype(np.float64)
-    if array.ndim and array.dtype in _NATIVE and not np.ma.isMaskedArray(array):
-        return orjson.dumps(np.ascontiguousarray(array), option=orjson.OPT_SERIALIZE_NUMPY)
+    if array.ndim and array.dtype in _NATIVE and not isinstance(array, np.ma.MaskedArray):
+        if not array.flags.c_contiguous:
+            array = np.ascontiguousarray(array)
+        return orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY)
     return _dumps(_items(array))
 
 

@@ -132,13 +132,7 @@ class BodyReader:
         Raises BODY_TOO_LARGE (at once if Content-Length says so), OVERLOADED if too much is held,
         UNSUPPORTED_MEDIA_TYPE for an encoding other than gzip, MALFORMED_BODY, and ClientLeft.
         """
-        encoding = headers.get(b"content-encoding", b"").strip().lower()
-        if encoding not in (b"", b"identity", b"gzip"):
-            raise Problem(
-                "UNSUPPORTED_MEDIA_TYPE",
-                f"the content encoding {encoding[:40].decode('latin-1')!r} is not supported",
-                hint="send the body as it is, or with Content-Encoding: gzip",
-            )
+        is_packed = b"content-encoding" in headers and _is_packed(headers[b"content-encoding"])
         announced = headers.get(b"content-length")
         if announced is not None and int(announced) > self.limit:
             raise self._too_large()
@@ -161,7 +155,7 @@ class BodyReader:
                 body = b"".join(chunks)
             if size > self.limit:
                 raise self._too_large()
-            if encoding == b"gzip":
+            if is_packed:
                 body = await in_large_thread(gunzip, body, self.limit)
                 self.release(size)
                 size = 0
@@ -184,7 +178,10 @@ class BodyReader:
         if message["type"] != "http.request":
             raise ClientLeft
         body: bytes = message.get("body", b"")
-        self.hold(len(body))
+        size = len(body)
+        if self.held + size > self.total:
+            self.hold(size)  # raises
+        self.held += size
         return body, message.get("more_body", False)
 
     def charge(self, size: int, parsed: int) -> int:
@@ -198,7 +195,10 @@ class BodyReader:
                 f"together may take {self.total}",
                 hint="send fewer rows in one request, or Arrow; the limit is the setting max_inflight_bytes",
             )
-        return self.hold(parsed)
+        if self.held + parsed > self.total:
+            self.hold(parsed)  # raises
+        self.held += parsed
+        return parsed
 
     async def charge_elsewhere(self, size: int, parsed: int, deadline: float | None) -> int:
         """The same for a body that another process parses, one at a time: however large it becomes there, it
@@ -239,6 +239,18 @@ class BodyReader:
             f"the body is larger than {self.limit} bytes",
             hint="send fewer rows in one request; the limit is the setting max_body_bytes",
         )
+
+
+def _is_packed(encoding: bytes) -> bool:
+    """Whether a Content-Encoding is gzip. Raises UNSUPPORTED_MEDIA_TYPE for any other one."""
+    encoding = encoding.strip().lower()
+    if encoding not in (b"", b"identity", b"gzip"):
+        raise Problem(
+            "UNSUPPORTED_MEDIA_TYPE",
+            f"the content encoding {encoding[:40].decode('latin-1')!r} is not supported",
+            hint="send the body as it is, or with Content-Encoding: gzip",
+        )
+    return encoding == b"gzip"
 
 
 class Held:

@@ -90,7 +90,7 @@ def build(parts: Parts, hosting: Hosting | None = None, admin_port: int | None =
         path = _raw_path(scope)
         if hosted is not None and hosted.is_here(path):
             return hosted.serve(scope, receive, send, path)
-        if path.startswith(b"/predict/"):
+        if path[:9] == b"/predict/":
             return prediction.serve(scope, receive, send, path[9:])
         if path == b"/predict":
             return prediction.serve(scope, receive, send, None)
@@ -135,7 +135,8 @@ def _raw_path(scope: Scope) -> bytes:
     """The path as the client wrote it, without the query and the mount point. It is optional in ASGI: a
     server that does not give it has decoded the path already, and then `%40` cannot be told from `@`."""
     raw: bytes = scope.get("raw_path") or scope["path"].encode()
-    raw = raw.partition(b"?")[0]
+    if b"?" in raw:
+        raw = raw.partition(b"?")[0]
     root = scope.get("root_path", "")
     return raw.removeprefix(root.encode()) if root else raw
 

@@ -27,7 +27,8 @@ _CSV: Final = {
 
 def json_bytes(body: bytes) -> int:
     """The memory that a JSON body takes as Python values, in bytes."""
-    return _counted(body, weight.JSON)
+    size = len(body)
+    return size * DENSEST if size <= UNCOUNTED else _counted(body, weight.JSON)
 
 
 def csv_bytes(body: bytes) -> int:

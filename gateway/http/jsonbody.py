@@ -23,7 +23,7 @@ _WHOLE: Final = re.compile(rb"[\[,:\s]-?\d{19,}\s*[,\]}]")
 
 def loads(body: bytes) -> Any:
     """The value of a JSON text. Raises ValueError with the reason, which quotes nothing from the body."""
-    if body.startswith(codecs.BOM_UTF8):
+    if body[:3] == codecs.BOM_UTF8:
         body = body[len(codecs.BOM_UTF8) :]
     try:
         value = orjson.loads(body)

@@ -39,6 +39,7 @@ WATCH_AFTER_SECONDS: Final = 0.1
 #: requests that are queued.
 REFUSAL_SECONDS: Final = 0.05
 
+TIMEOUT: Final = b"x-request-timeout-ms"
 TARGET_MODEL: Final = b"x-amzn-sagemaker-target-model"
 
 _PLAIN: Final = "".join(c for c in string.printable if c.isprintable() and c != "%")
@@ -48,6 +49,7 @@ _MODEL_CODES: Final = frozenset({"PREDICTION_FAILED", "WORKER_CRASHED"})
 _NO_MODEL: Final = frozenset({"FORBIDDEN", "INVALID_REFERENCE", "MODEL_NOT_FOUND", "UNAUTHENTICATED"})
 _UNREAD_CODES: Final = frozenset({"BODY_TOO_LARGE", "OVERLOADED"})
 _ARROW: Final[Header] = (b"content-type", arrow.MEDIA.encode())
+_JSON: Final = (JSON,)
 
 
 class Prediction:
@@ -100,6 +102,7 @@ class Prediction:
                 if len(parts) > 1:
                     held.add(sum(map(len, parts)))  # counted until they are sent
                 watcher.end()
+                watcher = None
                 status, record.code = 200, "2xx"
             except (bodies.ClientLeft, asyncio.CancelledError) as error:
                 if isinstance(error, bodies.ClientLeft) or (watcher and watcher.left):
@@ -128,7 +131,8 @@ class Prediction:
             else:
                 await problems.respond_in_parts(send, status, head, parts)
         finally:
-            held.release()
+            if held.size:
+                held.release()
             if watcher is not None:
                 watcher.end()
 
@@ -145,29 +149,31 @@ class Prediction:
         headers = record.headers
         if record.twice:
             problems.check_headers(record)
-        self._access.predict(record, None)
+        if record.principal is not None:
+            self._access.predict(record, None)
         form = dialect.media(headers)
-        deadline = deadline_of(headers)
+        deadline = deadline_of(headers) if TIMEOUT in headers else None
         reference = _reference(target, headers)
-        if reference is not None:
+        if record.principal is not None and reference is not None:
             self._access.predict(record, reference)
         body = await self._bodies.read(receive, headers)
-        held.size += len(body)
+        size = len(body)
+        held.size += size
         held.complete = True
         started = perf_counter()
-        if len(body) > bodies.COUNT_ON_LOOP:
+        if size > bodies.COUNT_ON_LOOP:
             becomes, is_large = await in_large_thread(media.weigh, form, body)
         else:
             becomes, is_large = media.weigh(form, body)
         asks: Any = None
         if is_large:
             unparsed = large.LargeBody(body, form, reference, self._large, held, becomes)
-            held.size += await self._bodies.charge_elsewhere(len(body), becomes, deadline)
+            held.size += await self._bodies.charge_elsewhere(size, becomes, deadline)
             if reference is None:
                 reference = bodies.agreed(None, await unparsed.model(deadline))
             inference = Inference(reference, None, None, deadline, record, unparsed)
         else:
-            held.size += self._bodies.charge(len(body), becomes)
+            held.size += self._bodies.charge(size, becomes)
             parsed = media.parse(form, body)
             asks = parsed.asked
             if parsed.model is not bodies.ABSENT:
@@ -195,33 +201,37 @@ class Prediction:
         """The headers and the body: whole, or in parts if the answer is large. Raises Problem."""
         began = perf_counter()
         headers = record.headers
-        as_table = dialect.encode is None and b"accept" in headers and arrow.wanted(headers[b"accept"])
+        accept = headers.get(b"accept") if dialect.encode is None else None
+        as_table = accept is not None and arrow.wanted(accept)
         encoded: list[Header] = []
         if dialect.encode is not None:
             encoded, predictions = await dialect.encode(record, answer, asks, self._max_answer)
         elif as_table:
             answers.check(answer.result, self._max_answer)
             predictions = [await arrow.encode(answer.result, _about(record, answer))]
-        else:
+        elif answers.weight(answer.result) > answers.OFF_LOOP_BYTES:
             predictions = await answers.encode(answer.result, self._max_answer)
+        else:
+            predictions = [answers.encode_now(answer.result)]
         record.encode = perf_counter() - began
-        assert record.version is not None
-        model, name, number = resolved(record.version.name, record.version.version, record.alias)
+        version = record.version
+        assert version is not None
+        model, name, number = resolved(version.name, version.version, record.alias)
         head = [name, number, (b"x-request-id", record.id), _timing(record)]
         if answer.marks:
             head.append((b"x-model-warnings", ", ".join(answer.marks).encode()))
         if dialect.encode is not None:
             return head + encoded, predictions
-        head.append(_ARROW if as_table else JSON)
         if as_table:
-            return head, predictions
-        parts = [b'{"predictions":', *predictions]
-        if not dialect.bare:
-            parts.append(model)
+            return [*head, _ARROW], predictions
+        head += _JSON
+        after = b"" if dialect.bare else model
         if answer.warnings and (dialect.positional or not dialect.bare):
-            parts += (b',"warnings":', orjson.dumps(answer.warnings))
-        parts.append(b"}" if dialect.bare else b"}\n")
-        return head, parts if len(predictions) > 1 else [b"".join(parts)]
+            after += b',"warnings":' + orjson.dumps(answer.warnings)
+        after += b"}" if dialect.bare else b"}\n"
+        if len(predictions) > 1:
+            return head, [b'{"predictions":', *predictions, after]
+        return head, [b'{"predictions":' + predictions[0] + after]
 
 
 def _failure(
@@ -329,7 +339,7 @@ def resolved(name: str, version: str, alias: str | None) -> tuple[bytes, Header,
 
 def deadline_of(headers: Mapping[bytes, bytes]) -> float | None:
     """The client's X-Request-Timeout-Ms as a time on the loop's clock."""
-    given = headers.get(b"x-request-timeout-ms")
+    given = headers.get(TIMEOUT)
     if given is None:
         return None
     if not given.isdigit() or len(given) > 9 or int(given) == 0:

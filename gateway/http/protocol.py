@@ -151,7 +151,7 @@ else:
                 if self._spare and self.limiter.crowded:
                     self.scope[SPARE] = True  # type: ignore[typeddict-unknown-key]
             super().on_headers_complete()
-            if self.loop.time() >= self._ends:
+            if self.max_age is not None and self.loop.time() >= self._ends:
                 self.cycle.default_headers = [*self.cycle.default_headers, problems.CLOSE]
             if self.pipeline:
                 while self._earlier and self._earlier[0].response_complete:
@@ -298,16 +298,18 @@ def _ambiguity(headers: list[tuple[bytes, bytes]], version: str) -> str | None:
     parser refuses by itself (two lengths, a length next to a coding) never comes here."""
     if version not in _VERSIONS:
         return f"HTTP/{version} is not spoken here"
-    names = [name for name, _ in headers]
-    hosts = names.count(b"host")
+    host, coding, hosts, codings = b"", b"", 0, 0
+    for name, value in headers:
+        if name == b"host":
+            host, hosts = value, hosts + 1
+        elif name == b"transfer-encoding":
+            coding, codings = value, codings + 1
     if hosts != 1 and (hosts or version == "1.1"):
         return "the request has more than one Host header" if hosts else "the request has no Host header"
-    if hosts and headers[names.index(b"host")][1].translate(None, _HOST):
+    if host.translate(None, _HOST):
         return "the Host header is not the name of a host"
-    if b"transfer-encoding" in names:
-        codings = [value for name, value in headers if name == b"transfer-encoding"]
-        if version == "1.0" or [coding.strip().lower() for coding in codings] != [b"chunked"]:
-            return "the only Transfer-Encoding is chunked, in HTTP/1.1"
+    if codings and (version == "1.0" or codings > 1 or coding.strip().lower() != b"chunked"):
+        return "the only Transfer-Encoding is chunked, in HTTP/1.1"
     return None
 
 

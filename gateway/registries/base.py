@@ -99,6 +99,9 @@ class Version:
     created: str | None = None
     tags: Mapping[str, str] = field(default_factory=dict, compare=False)
 
+    def __hash__(self) -> int:
+        return hash((self.name, self.version))  # each request looks it up: two are rarely of one name
+
     def __str__(self) -> str:
         return f"{self.name}/{self.version}"
 

@@ -36,6 +36,10 @@ def encoded(message: Mapping[str, Any]) -> deque[wire.Segment]:
     batch = message["batch"]
     if isinstance(batch, wire.Framed):
         return batch.pieces()
+    if type(batch) is Columns and not message["params"]:
+        quick = wire.encode_table(message["op"], batch)
+        if quick is not None:
+            return deque((quick,))
     try:
         return wire.encode(message)
     except wire.WireError as error:
@@ -71,7 +75,10 @@ def _objects(batch: Batch | wire.Framed) -> int:
     if isinstance(batch, wire.Framed):
         return 0
     if isinstance(batch, Columns):
-        return batch.rows * len([a for a in batch.arrays.values() if a.dtype.kind == "O"])
+        objects = 0
+        for array in batch.arrays.values():
+            objects += array.dtype.kind == "O"
+        return batch.rows * objects
     if isinstance(batch, Tensors):
         return sum(int(array.size) for array in batch.arrays.values() if array.dtype.kind == "O")
     value = batch.value

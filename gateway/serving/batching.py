@@ -60,8 +60,8 @@ class Member:
 
 
 class Batcher:
-    """Calls `run` at most `slots` times at once. `dispatched(requests, rows)` is called for each. `traced`:
-    each answer says which call it comes from."""
+    """Calls `run` at most `slots` times at once. `dispatched(rows)` is called for each. `traced`: each
+    answer says which call it comes from."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class Batcher:
         slots: int = 1,
         max_rows: int = DEFAULT_MAX_ROWS,
         admission: Admission | None = None,
-        dispatched: Callable[[int, int], None] = lambda requests, rows: None,
+        dispatched: Callable[[int], None] = lambda rows: None,
         traced: bool = False,
     ) -> None:
         self.merges = merges
@@ -120,9 +120,11 @@ class Batcher:
         """Queues a request; the future has its answer. `deadline` is in the loop's time. Cancelling the
         future takes a request that was not dispatched out of the queue. Raises NotAdmitted."""
         if self._queue:
-            if len(self._queue) >= self._admission.max_queue:
+            full = len(self._queue) >= self._admission.max_queue
+            if full:
                 self._drop_dead()
-            self._admission.check(len(self._queue), self._loop.time(), deadline)
+            if full or deadline is not None:
+                self._admission.check(len(self._queue), self._loop.time(), deadline)
         future: asyncio.Future[Outcome] = self._loop.create_future()
         key = self._merge_key(batch, params) if self.merges else None
         rows = 1 if batch.rows is None else batch.rows
@@ -137,8 +139,10 @@ class Batcher:
         shape = None if isinstance(batch, Framed) else layout(batch)
         if shape is None:
             return None
+        if not params:
+            return shape
+        key = (shape, tuple(params.items()))
         try:
-            key = (shape, tuple(params.items())) if params else shape
             hash(key)
         except TypeError:
             return None
@@ -201,13 +205,13 @@ class Batcher:
         members = [first]
         if first.key is None or not self.merges:
             return members
-        rows = first.rows
+        rows, key = first.rows, first.key
         stay: list[Member] = []
         while queue:
             member = queue.popleft()
-            if self._is_dead(member, now):
+            if (member.deadline is not None or member.future.done()) and self._is_dead(member, now):
                 continue
-            if member.key == first.key and rows + member.rows <= self._max_rows:
+            if member.key == key and rows + member.rows <= self._max_rows:
                 members.append(member)
                 rows += member.rows
             else:
@@ -224,11 +228,12 @@ class Batcher:
             members, digests = self._without_poison(members)
             if not members:
                 return False
-        started = perf_counter()
+        started, rows = perf_counter(), 0
         for member in members:
             member.started = started
+            rows += member.rows
         try:
-            self._dispatched(len(members), sum(member.rows for member in members))
+            self._dispatched(rows)
             asked = [member.batch for member in members]
             joined = asked[0] if len(asked) == 1 else concat(cast("list[Batch]", asked))
             result = await self._run(joined, members[0].params)
@@ -256,7 +261,7 @@ class Batcher:
         self._admission.finished(len(members), seconds)
         work = None
         if self._traced:
-            work = tracing.work(len(members), sum(member.rows for member in members), seconds)
+            work = tracing.work(len(members), rows, seconds)
         for member, part in zip(members, parts, strict=True):
             if not member.future.done():
                 member.future.set_result(Outcome(part, started - member.arrived, seconds, work))

@@ -257,13 +257,15 @@ class Ledger(Generic[K]):
             raise ValueError(f"{key!r} is closing")
         account.leases += 1
 
-    def release(self, key: K, now: float) -> None:
+    def release(self, key: K, now: float) -> bool:
+        """Ends a lease. Returns `waiting`. Raises KeyError without an account."""
         account = self._accounts[key]
         if account.leases <= 0:
             raise ValueError(f"{key!r} has no lease")
         account.leases -= 1
         account.uses = 1.0 + account.uses * 0.5 ** ((now - account.last_used) / HALF_LIFE)
         account.last_used = now
+        return bool(self._waiting) or self._shared < self._shared_wanted
 
     def pin(self, key: K) -> None:
         self._accounts[key].pins += 1

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from gateway.errors import Problem, pathless
-from gateway.events import Dispatched, Emit, Event, Loaded, LoadFailed, Unloaded, Warned
+from gateway.events import Emit, Event, Loaded, LoadFailed, Unloaded, Warned
 from gateway.runners.base import FAILURES, Runner
 from gateway.serving.failures import Failures
 from gateway.serving.governor import Reading
@@ -51,8 +51,9 @@ class Lease:
 
 class Manager:
     """`prepare`, `with_runtime`, `open_runner` and `options` make a running model from a version.
-    `capacity_wait`: the seconds that a load waits for memory before it is refused. `traced` is called for
-    each load that has ended, in the context of the request that caused it."""
+    `dispatched` is called for each call of a model, with its name and the rows. `capacity_wait`: the seconds
+    that a load waits for memory before it is refused. `traced` is called for each load that has ended, in the
+    context of the request that caused it."""
 
     def __init__(
         self,
@@ -64,6 +65,7 @@ class Manager:
         options: Callable[[str], Options] = lambda name: Options(),
         measured: Callable[[Prepared, int | None, float], None] = lambda prepared, size, seconds: None,
         emit: Emit = lambda event: None,
+        dispatched: Callable[[str, int], None] = lambda model, rows: None,
         clock: Callable[[], float],
         max_concurrent_loads: int = 2,
         capacity_wait: float = 5.0,
@@ -77,6 +79,7 @@ class Manager:
         self._options = options
         self._measured = measured
         self._emit = emit
+        self._dispatched = dispatched
         self._clock = clock
         self._slots = asyncio.Semaphore(max_concurrent_loads)
         self._servables: dict[Version, Servable] = {}
@@ -121,10 +124,7 @@ class Manager:
 
     def held(self, version: Version) -> list[Servable]:
         """Returns the servables with memory for a version: the leaving ones, and the current one last."""
-        held = [servable for servable in self._leaving if servable.version == version]
-        if version in self._servables:
-            held.append(self._servables[version])
-        return held
+        return [servable for servable in self if servable.version == version]
 
     def eviction(self, version: Version) -> Eviction | None:
         """Returns the last eviction of a version, or None."""
@@ -180,16 +180,17 @@ class Manager:
         self._failures.forget(version)
 
     def _release(self, servable: Servable, pins: bool) -> None:
-        if servable not in self.ledger:
+        try:
+            others_wait = self.ledger.release(servable, self._clock())
+        except KeyError:
             return  # the load failed during this lease; its account is gone
         if pins:
             self.ledger.unpin(servable)
-        self.ledger.release(servable, self._clock())
         if servable.retiring is not None:
             self._close_if_unused(servable, servable.retiring)
         elif servable.abandoned:
             self._cancel_if_unwanted(servable)
-        elif self.ledger.waiting:
+        elif others_wait:
             self._room.carry_out_plan()
 
     # Loading.
@@ -204,9 +205,8 @@ class Manager:
 
     def _begin(self, version: Version, prepared: Prepared | None) -> Servable:
         self.check(version)
-        now = self._clock()
         servable = self._servables[version] = Servable(version, self._options(version.name))
-        self.ledger.open(servable, now).serving = version in self._served
+        self.ledger.open(servable, self._clock()).serving = version in self._served
         task = asyncio.get_running_loop().create_task(self._load(servable, prepared), name=f"load {version}")
         self._loads[servable] = task
         task.add_done_callback(lambda _: self._load_ended(servable))
@@ -237,8 +237,9 @@ class Manager:
         version = servable.version
         started = self._clock()
 
-        def dispatched(requests: int, rows: int) -> None:
-            self._say(servable, Dispatched(version.name, version.version, requests, rows))
+        def dispatched(rows: int) -> None:
+            if not servable.dry_run:
+                self._dispatched(version.name, rows)
 
         def reserve(wanted: int) -> Awaitable[None]:
             return self._room.reserve(servable, wanted)
@@ -488,8 +489,7 @@ class Manager:
         self._room.close()
         if self._stop_timer is not None:
             self._stop_timer.cancel()
-        for task in list(self._loads.values()):
-            task.cancel()
+        self._cancel_loads()
         if self._loads:
             await asyncio.wait(list(self._loads.values()))
         for servable in [*self._servables.values(), *self._leaving]:

@@ -49,7 +49,7 @@ class Recent:
 
     def answered(self, seconds: float) -> None:
         """Counts an answered request. `seconds`: its time in the queue and in the call."""
-        slot = self._slot()
+        slot = self._slots[-1] if self._clock() < self._next else self._slot()
         slot.requests += 1
         slot.counts[bisect_left(BOUNDS, seconds)] += 1
 

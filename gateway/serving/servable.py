@@ -33,7 +33,7 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from gateway.runners.base import ModelError
 from gateway.serving.admission import Admission
@@ -56,6 +56,9 @@ if TYPE_CHECKING:
     from loaders.signature import Signature
 
 Mode = Literal["strict", "warn", "mlflow"]
+#: Signature, mode, whether the signature was made from type hints, whether rows are read by position.
+Rules: TypeAlias = "tuple[Signature | None, Mode, bool, bool]"
+_NO_RULES: Final[tuple[None, Rules]] = (None, (None, "strict", False, False))
 WithRuntime = Callable[["Prepared", Callable[[str], None]], Awaitable["Prepared"]]
 
 #: Warnings about a version in `status`, until its owner or the operator changes it.
@@ -233,6 +236,8 @@ class Servable:
         self.recent = Recent()
         self._runner: Runner | None = None
         self._batcher: Batcher | None = None
+        #: `rules` by its arguments, each for one value of `prepared`.
+        self._rules: dict[tuple[bool, bool], tuple[Prepared | None, Rules]] = {}
 
     def __repr__(self) -> str:
         return f"<Servable {self.version} {self.status.value} ({self.phase.value})>"
@@ -273,7 +278,7 @@ class Servable:
         self,
         reserve: Callable[[int], Awaitable[None]],
         open_runner: Callable[[Prepared], Runner],
-        dispatched: Callable[[int, int], None],
+        dispatched: Callable[[int], None],
     ) -> int | None:
         """Makes it ready to answer, after `prepare`. Returns its measured bytes, None where they cannot be
         measured.
@@ -333,22 +338,20 @@ class Servable:
         """The requests that wait or are being answered, and how many calls can run at the same time."""
         return (0, 0) if self._batcher is None else (self._batcher.inflight, self._batcher.slots)
 
-    def rules(
-        self, lenient: bool = False, positional: bool = False
-    ) -> tuple[Signature | None, Mode, bool, bool]:
+    def rules(self, lenient: bool = False, positional: bool = False) -> Rules:
         """The rules for enforcing requests: signature, mode, whether the signature was made from type hints,
         whether rows without names are read by position. `lenient` and `positional`: the defaults of the
         request's protocol, used where the settings say nothing."""
         if self.prepared is None:
             raise RuntimeError(f"{self!r} was used before it was ready")
         prepared = self.prepared
-        mode = self.options.enforcement or ("mlflow" if lenient else "strict")
-        return (
-            prepared.signature,
-            mode,
-            prepared.package.type_hints,
-            positional or self.options.positional,
-        )
+        of, rules = self._rules.get((lenient, positional), _NO_RULES)
+        if of is not prepared:
+            mode = self.options.enforcement or ("mlflow" if lenient else "strict")
+            by_position = positional or self.options.positional
+            rules = (prepared.signature, mode, prepared.package.type_hints, by_position)
+            self._rules[lenient, positional] = prepared, rules
+        return rules
 
     async def close(self) -> None:
         """Frees the model. When this returns its memory is free."""

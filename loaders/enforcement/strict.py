@@ -60,7 +60,7 @@ class Plan:
 
 
 def plan_of(signature: Signature) -> Plan:
-    plan = signature.plans.get("strict")
+    plan: Plan | None = signature.plans.get("strict")
     if plan is None:
         inputs: Sequence[ColSpec | TensorSpec] = signature.inputs or ()
         columns = tuple(spec for spec in inputs if isinstance(spec, ColSpec))
@@ -73,7 +73,9 @@ def plan_of(signature: Signature) -> Plan:
             bool(inputs) and inputs[0].name is not None,
             any(isinstance(spec.type, ArrayType | Object | Map) for spec in columns),
             all(isinstance(spec.type, Scalar) for spec in columns),
-            all(spec.type is Scalar.double for spec in columns) and isinstance(inputs[0].name, str),
+            0 < len(columns) == len(inputs)
+            and all(spec.type is Scalar.double for spec in columns)
+            and isinstance(inputs[0].name, str),
             frozenset(name for name, spec in zip(names, columns, strict=True) if spec.type is Scalar.string),
             frozenset(
                 name for name, spec in zip(names, columns, strict=True) if isinstance(spec.type, AnyType)
@@ -82,7 +84,6 @@ def plan_of(signature: Signature) -> Plan:
             or any(isinstance(spec, TensorSpec) and spec.dtype.kind == "O" for spec in inputs),
         )
         signature.plans["strict"] = plan
-    assert isinstance(plan, Plan)
     return plan
 
 

@@ -25,6 +25,7 @@ from loaders.worker.packing import ALIGN, MAX_FRAME, PLAIN, TAG, Array, TooLarge
 #: At most this many keys of a dict, or names of a table, may have hashes that others have.
 _COLLISIONS: Final = 64
 _MOST_AXES: Final = 64
+_JSON: Final = json.JSONDecoder()
 _RAW_DTYPE: Final = re.compile(r"[<>|=][biufcSUMm][1-9]\d{0,9}(\[\d*[A-Za-z]{1,2}\])?\Z")
 
 
@@ -43,7 +44,11 @@ class Cursor:
             self._budget -= counted(text.data)
             if self._budget < 0:
                 raise TooLarge("the values of the frame take more memory than allowed")
-        return json.loads(text.tobytes())
+        written = text.tobytes().decode("ascii")
+        value, end = _JSON.raw_decode(written)
+        if end < len(written) and written[end:].strip(" "):
+            raise WireError("the header holds more than one value")
+        return value
 
     def take(self, size: int) -> Array:
         start = self._at + -self._at % ALIGN
@@ -58,12 +63,13 @@ class Cursor:
 
 
 def unpack(value: Any, cursor: Cursor) -> Any:
-    if isinstance(value, list):
+    kind = type(value)  # of JSON, so no subclass
+    if kind is list:
         return value if PLAIN.issuperset(map(type, value)) else [unpack(item, cursor) for item in value]
-    if not isinstance(value, dict):
+    if kind is not dict:
         return value
     if TAG not in value:
-        return {key: unpack(item, cursor) for key, item in value.items()}
+        return {key: item if type(item) in PLAIN else unpack(item, cursor) for key, item in value.items()}
     kind, *rest = value[TAG]
     return KINDS[kind](cursor, *rest)
 
@@ -86,8 +92,11 @@ def _dtype(text: str) -> np.dtype[Any]:
 
 def _check_shape(shape: list[int]) -> None:
     """Checks a shape. An empty array has no bytes, so its other axes must be checked separately."""
-    axes_fit = len(shape) <= _MOST_AXES and all(type(n) is int and 0 <= n <= MAX_FRAME for n in shape)
-    if not axes_fit or math.prod(n for n in shape if n) > MAX_FRAME:
+    total, fits = 1, len(shape) <= _MOST_AXES
+    for n in shape:
+        fits = fits and type(n) is int and 0 <= n <= MAX_FRAME
+        total *= n if fits and n else 1
+    if not fits or total > MAX_FRAME:
         raise WireError("an array of an impossible shape")
 
 
@@ -160,11 +169,13 @@ def _column(array: Any, rows: int) -> Array:
 
 
 def _tensors(cursor: Cursor, rows: int | None, arrays: list[Any]) -> Tensors:
-    tensors = {_name(name, str): unpack(array, cursor) for name, array in arrays}
-    if rows is not None and any(array.shape[:1] != (rows,) for array in tensors.values()):
-        raise WireError("tensors without a shared first axis")
-    if not all(isinstance(array, np.ndarray) for array in tensors.values()):
-        raise WireError("tensors that are not arrays")
+    tensors: dict[str, Array] = {}
+    for name, described in arrays:
+        array = tensors[_name(name, str)] = unpack(described, cursor)
+        if not isinstance(array, np.ndarray):
+            raise WireError("tensors that are not arrays")
+        if rows is not None and array.shape[:1] != (rows,):
+            raise WireError("tensors without a shared first axis")
     return Tensors(tensors, rows)
 
 

@@ -24,10 +24,12 @@ import struct
 from collections import deque
 from collections.abc import Mapping
 from decimal import InvalidOperation
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from loaders.batch import Columns
 from loaders.compat.pythons import dataclass
 from loaders.worker.packing import ALIGN, JOIN_BELOW, JSON, Body, pack
 from loaders.worker.packing import MAX_FRAME as MAX_FRAME
@@ -47,6 +49,8 @@ _PREFIX: Final = struct.Struct("<4sIQ")
 _SMALL: Final = 1 << 16
 _READ_AT_ONCE: Final = 1 << 20
 _SEGMENTS_AT_ONCE: Final = 512
+#: The most columns of a table that `encode_table` takes: it remembers their names.
+_QUICK_COLUMNS: Final = 64
 #: A header up to this length is parsed without estimating its memory first.
 _UNWEIGHED: Final = 1 << 16
 
@@ -79,6 +83,39 @@ def encode(message: Mapping[str, Any], limit: int = MAX_FRAME, *, lenient: bool 
     if body.size < JOIN_BELOW:
         return deque([b"".join([prefix, header, *pieces])])
     return deque([prefix + header, *pieces])
+
+
+def encode_table(op: str, table: Columns) -> bytes | None:
+    """The frame of `{"op": op, "batch": table, "params": {}}` for a small table of numbers of one dtype, the
+    most common call: the bytes that `encode` makes, at a fraction of the time. None for any other table."""
+    arrays = table.arrays
+    if table.index is not None or table.texts or not 0 < len(arrays) <= _QUICK_COLUMNS:
+        return None
+    dtype = None
+    size = 0
+    for array in arrays.values():
+        if type(array) is not np.ndarray or not array.flags.c_contiguous:
+            return None
+        if dtype is None:
+            dtype = array.dtype
+        elif array.dtype is not dtype:
+            return None
+        size += array.nbytes
+    if dtype is None or dtype.kind not in "biuf" or size >= JOIN_BELOW:
+        return None
+    header = b'{"op":"%b","batch":{"~":["columns",%d,%b' % (
+        op.encode("ascii"),
+        table.rows,
+        _tail(dtype.str, tuple(arrays)),
+    )
+    header += b" " * (-len(header) % ALIGN)
+    return b"".join((_PREFIX.pack(_MAGIC, len(header), size), header, *arrays.values()))
+
+
+@lru_cache(maxsize=256)
+def _tail(dtype: str, names: tuple[str | int, ...]) -> bytes:
+    """The end of the header that `encode_table` writes."""
+    return JSON.encode([[dtype, names]]).encode("ascii") + b',null,[]]},"params":{}}'
 
 
 def size(data: bytes | bytearray) -> int | None:
@@ -126,7 +163,10 @@ def transmit(sock: socket.socket, pieces: deque[Segment]) -> None:
     BlockingIOError when it is full: call again with the remaining pieces. Raises OSError if the other end is
     closed."""
     while pieces:
-        sent = sock.sendmsg([pieces[i] for i in range(min(len(pieces), _SEGMENTS_AT_ONCE))])
+        if len(pieces) <= _SEGMENTS_AT_ONCE:
+            sent = sock.sendmsg(pieces)
+        else:
+            sent = sock.sendmsg([pieces[i] for i in range(_SEGMENTS_AT_ONCE)])
         while pieces and sent >= len(pieces[0]):
             sent -= len(pieces.popleft())
         if sent:

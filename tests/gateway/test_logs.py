@@ -23,7 +23,6 @@ def test_every_event_has_words(lines: pytest.LogCaptureFixture) -> None:
     say(events.Loaded("iris", "2", 0.25, 3_000_000))
     say(events.Swapped("iris", "champion", "2", "1", "promote"))
     say(events.PredictionFailed("iris", "2", "ValueError: no", "Traceback …\nValueError: no", "r-1"))
-    say(events.Dispatched("iris", "2", 3, 3))
     say(events.Unloaded("iris", "2", "unloaded"))
     say(events.Unloaded("iris", "2", "evicted", "for wine/1: its value is least"))
     said = [record.getMessage() for record in lines.records]

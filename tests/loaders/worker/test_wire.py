@@ -514,3 +514,34 @@ def test_a_frame_whose_values_take_too_much_is_not_read(pieces: bool) -> None:
     with pytest.raises(wire.TooLarge):
         wire.decode(frame, header, 4_000_000)
     assert wire.decode(frame, header, 40_000_000) == {"value": [[]] * 100_000}
+
+
+QUICK = {
+    "doubles": Columns({"a": np.array([1.5, math.nan]), "é": np.array([2.5, -0.0])}, 2),
+    "integers": Columns({0: np.array([1], np.int64), "b": np.array([2], np.int64)}, 1),
+    "truths": Columns({"a": np.array([True, False, True])}, 3),
+    "columns of one matrix": Columns(dict(zip("abc", np.ones((3, 2)), strict=True)), 2),
+    "no rows": Columns({"a": np.empty(0)}, 0),
+}
+SLOW = {
+    "two types": Columns({"a": np.ones(1), "b": np.ones(1, np.int64)}, 1),
+    "text": Columns({"a": np.array(["x"], object)}, 1, None, frozenset("a")),
+    "labels": Columns({"a": np.ones(1)}, 1, np.array([7])),
+    "gaps": Columns({"a": np.ma.MaskedArray([1], mask=[True])}, 1),
+    "dates": Columns({"a": np.array(["2020-01-01"], "M8[ns]")}, 1),
+    "not side by side": Columns({"a": np.ones((2, 2))[:, 0]}, 2),
+    "large": Columns({"a": np.ones(5000)}, 5000),
+    "no columns": Columns({}, 3),
+    "many columns": Columns({str(i): np.ones(1) for i in range(100)}, 1),
+}
+
+
+@pytest.mark.parametrize("table", QUICK.values(), ids=QUICK.keys())
+def test_a_small_table_of_numbers_takes_the_quick_way_to_the_same_frame(table: Columns) -> None:
+    frame = b"".join(wire.encode({"op": "predict", "batch": table, "params": {}}))
+    assert wire.encode_table("predict", table) == frame
+
+
+@pytest.mark.parametrize("table", SLOW.values(), ids=SLOW.keys())
+def test_any_other_table_does_not(table: Columns) -> None:
+    assert wire.encode_table("predict", table) is None
