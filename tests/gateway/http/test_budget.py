@@ -12,8 +12,8 @@ import pytest
 from loaders.batch import Tensors
 from tests.bench.bench_http import COLUMNS, asking, calls
 
-#: A request calls 124 functions in Python and in C. Raise this only with a reason.
-MOST = 132
+#: A request calls 100 functions in Python and in C. Raise this only with a reason.
+MOST = 104
 
 
 @pytest.mark.anyio
