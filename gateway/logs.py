@@ -181,8 +181,6 @@ def sentence(event: Event) -> str:
             return event.message
         case events.Warned():
             return f"{event.model}/{event.version}: {event.message}"
-        case _:
-            return repr(event)
 
 
 def printable(text: str) -> str:

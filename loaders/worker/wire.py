@@ -109,7 +109,8 @@ def encode_table(op: str, table: Columns) -> bytes | None:
         _tail(dtype.str, tuple(arrays)),
     )
     header += b" " * (-len(header) % ALIGN)
-    return b"".join((_PREFIX.pack(_MAGIC, len(header), size), header, *arrays.values()))
+    parts: list[Any] = [_PREFIX.pack(_MAGIC, len(header), size), header, *arrays.values()]
+    return b"".join(parts)
 
 
 @lru_cache(maxsize=256)
