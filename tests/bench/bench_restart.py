@@ -28,7 +28,7 @@ from tests.support.balancers import BALANCERS, balancing
 from tests.support.pods import BARE, Chart, Pods
 from tests.support.running import log_scaled
 
-MODELS = 20
+MODELS = 4
 CHARTS = {"chart": Chart.of, "bare": lambda: BARE}
 
 
