@@ -1,11 +1,11 @@
 """How many requests fail while all gateways are replaced, one after the other, behind each balancer.
 
-    python -m tests.bench.bench_restart [--values chart,bare] [--pods 3] [--rounds 2] [--balancers envoy]
+    python -m tests.bench.bench_restart [--values chart,aging,bare] [--pods 3] [--rounds 2]
 
 `chart`: the values that Helm renders for the chart (`drain_delay`, `keep_alive`, `preStop`, the grace
-period). `bare`: a gateway without settings in a pod without `preStop`. Each balancer has its file of
-`deploy/routing`, and clients that keep their connections and send without pause. The exit is 1 if a request
-fails with the values of the chart.
+period). `aging`: the same, but each connection to a gateway ends after two seconds. `bare`: a gateway without
+settings in a pod without `preStop`. Each balancer has its file of `deploy/routing`, and clients that keep
+their connections and send without pause. The exit is 1 if a request fails with the values of the chart.
 """
 
 from __future__ import annotations
@@ -29,7 +29,11 @@ from tests.support.pods import BARE, Chart, Pods
 from tests.support.running import log_scaled
 
 MODELS = 4
-CHARTS = {"chart": Chart.of, "bare": lambda: BARE}
+CHARTS = {
+    "chart": Chart.of,
+    "aging": lambda: Chart.of({"settings": {"max_connection_age": "2s"}}),
+    "bare": lambda: BARE,
+}
 
 
 class Callers:
@@ -96,14 +100,14 @@ def measured(values: str, given: Any) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--values", default="chart,bare")
+    parser.add_argument("--values", default="chart,aging,bare")
     parser.add_argument("--balancers", default=",".join(BALANCERS))
     parser.add_argument("--pods", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--connections", type=int, default=3)
     given = parser.parse_args()
     failed = {values: measured(values, given) for values in given.values.split(",")}
-    sys.exit(1 if failed.get("chart") else 0)
+    sys.exit(1 if failed.get("chart") or failed.get("aging") else 0)
 
 
 if __name__ == "__main__":
