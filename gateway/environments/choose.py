@@ -181,6 +181,8 @@ class Chooser:
             )
         helps = None
         if not check.satisfied:
+            with self._mutex:
+                self._named.pop(python, None)  # the operator may install what is missing: ask again
             helps = f"install what it needs there, or look at environments.named.{policy} in the settings"
         return Runtime("named", python, check, check.sentence, helps, frozenset(installed.versions))
 

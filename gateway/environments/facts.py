@@ -7,6 +7,7 @@ code imports, and whether its loader needs the real mlflow. `check` compares the
 from __future__ import annotations
 
 import ast
+import posixpath
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from loaders import environment as environments
 from loaders import flavors
 from loaders.compat import standin
 from loaders.files import package_files
+from loaders.flavors.lightgbm import BOOSTER
 from loaders.package import PackageError
 from loaders.schema import ColSpec
 from loaders.yamltext import parse_yaml
@@ -234,9 +236,20 @@ def _pickles(package: Package) -> Iterator[str]:
         if package.bare.lower().endswith((".pkl", ".joblib")):
             yield package.bare
         return
+    stated = _stated_pickles(package)
     for relative, file, _ in package_files(package.path):
-        if pickles.is_pickle(file.name) and not file.is_symlink():
+        if (pickles.is_pickle(file.name) or relative in stated) and not file.is_symlink():
             yield relative
+
+
+def _stated_pickles(package: Package) -> frozenset[str]:
+    """The files that its loader unpickles, whatever their names."""
+    names = [package.text("python_model"), package.text("model_path")]
+    names.append(package.flavors.get("sklearn", {}).get("pickled_model"))
+    lightgbm = package.flavors.get("lightgbm", {})
+    if lightgbm.get("model_class", BOOSTER) != BOOSTER:
+        names.append(lightgbm.get("data"))
+    return frozenset(posixpath.normpath(name) for name in names if isinstance(name, str))
 
 
 def _code(package: Package) -> Iterator[tuple[str, Path]]:

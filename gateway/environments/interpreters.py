@@ -1,7 +1,8 @@
 """The Python interpreters of this machine: from the settings, PATH, pyenv and uv's own directory.
 
-An interpreter is started once, in isolated mode, when its minor version is needed. The result is kept while
-its file does not change. Nothing is ever downloaded. Must not know packages or models.
+An interpreter is started once, in isolated mode, when its minor version is needed. Its answer is kept while
+its file does not change; one that gave no answer is asked again later. Nothing is ever downloaded. Must not
+know packages or models.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -26,6 +28,7 @@ _ASK: Final = (
     "getattr(sys, '_base_executable', sys.executable) or sys.executable]))"
 )
 _TIMEOUT: Final = 20.0
+_ASK_AGAIN: Final = 60.0
 _IN_NAME: Final = re.compile(r"(?:^|[^0-9])3\.(\d{1,2})(?:\.\d+)?")
 
 Minor = tuple[int, int]
@@ -67,14 +70,21 @@ def supported(minor: Minor) -> bool:
 
 
 class Interpreters:
-    """`paths`: the operator's executables by minor version (`3.9`). `environ`: as os.environ."""
+    """`paths`: the operator's executables by minor version (`3.9`). `environ`: as os.environ. `clock`: as
+    time.monotonic."""
 
     def __init__(
-        self, paths: Mapping[str, Path | str] | None = None, environ: Mapping[str, str] = os.environ
+        self,
+        paths: Mapping[str, Path | str] | None = None,
+        environ: Mapping[str, str] = os.environ,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._paths = dict(paths or {})
         self._environ = environ
+        self._clock = clock
         self._known: dict[tuple[str, int], Interpreter | None] = {}
+        #: Those that gave no answer, and when they may be asked again.
+        self._silent: dict[tuple[str, int], float] = {}
         self._lock = threading.Lock()
 
     def find(self, minor: Minor) -> Interpreter | None:
@@ -134,9 +144,17 @@ class Interpreters:
         except OSError:
             return None
         with self._lock:
-            if key not in self._known:
-                self._known[key] = _asked(file)
-            return self._known[key]
+            if key in self._known:
+                return self._known[key]
+            if self._clock() < self._silent.get(key, 0.0):
+                return None
+            try:
+                self._known[key] = found = _asked(file)
+            except (OSError, subprocess.SubprocessError, ValueError):
+                # A busy machine, or a file system that is away: this may pass.
+                self._silent[key] = self._clock() + _ASK_AGAIN
+                return None
+            return found
 
 
 def missing(minor: Minor) -> str:
@@ -149,14 +167,12 @@ def missing(minor: Minor) -> str:
 
 
 def _asked(file: Path) -> Interpreter | None:
-    """Asks an executable what it is; None if it is not a CPython or does not answer."""
-    try:
-        answer = subprocess.run(  # `-I`: the caller's variables and directories have no effect
-            [str(file), "-I", "-S", "-c", _ASK], capture_output=True, timeout=_TIMEOUT, check=True, env={}
-        )
-        version, implementation, platform, base = json.loads(answer.stdout)
-    except (OSError, subprocess.SubprocessError, ValueError):
-        return None
+    """Asks an executable what it is; None if it is not a CPython. Raises OSError, SubprocessError and
+    ValueError if it does not answer."""
+    answer = subprocess.run(  # `-I`: the caller's variables and directories have no effect
+        [str(file), "-I", "-S", "-c", _ASK], capture_output=True, timeout=_TIMEOUT, check=True, env={}
+    )
+    version, implementation, platform, base = json.loads(answer.stdout)
     if implementation != "cpython":
         return None
     # For a virtual environment, the Python that it was made from.

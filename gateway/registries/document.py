@@ -84,7 +84,8 @@ class Reader:
         checker = _Checker(problems, base)
         if self._form == "yaml" and _is_cut(content, self._text):
             line = content.count(b"\n") + 1
-            problem = "it ends in the middle of this line, and is else as before: it may have been cut"
+            problem = "it ends in the middle of this line, and the rest is as before: it may have been cut"
+            problem += "; if it is whole, end it with a line break"
             raise RegistryInvalid(self._target, [(f"line {line}", problem)])
         try:
             entries = (self._json if self._form == "json" else self._yaml)(content, checker)

@@ -58,9 +58,11 @@ class RemoteRegistry(Whole, ReadOnly):
         else:
             self.target = target
             try:
-                self._files, self._path = fsspec.core.url_to_fs(target)
+                fsspec.get_filesystem_class(parts.scheme)
             except (ImportError, ValueError) as error:
                 raise RegistryError(f"{target} cannot be read here: {error}") from error
+            #: The file system and the path in it; None: not connected.
+            self._place: tuple[Any, str] | None = None
             self._read = self._through_fsspec
         self._base = urlunsplit(urlsplit(self.target)._replace(query="", fragment="")).rpartition("/")[0]
         self._json = document.Reader("json", self.target)
@@ -128,15 +130,20 @@ class RemoteRegistry(Whole, ReadOnly):
     def _through_fsspec(self) -> bytes | None:
         """The document; None if its entity tag in the store has not changed."""
         try:
-            self._files.invalidate_cache()
-            info = asked(self._files, "info", TIMEOUT, self._path)
+            if self._place is None:
+                # Some connect at once, and keep a connection that broke.
+                self._place = fsspec.core.url_to_fs(self.target, skip_instance_cache=True)
+            files, path = self._place
+            files.invalidate_cache()
+            info = asked(files, "info", TIMEOUT, path)
             etag = info.get("ETag") or info.get("etag")
             if etag is not None and etag == self._etag and self._last is not None:
                 return None
-            content: bytes = asked(self._files, "cat_file", DEADLINE, self._path)
+            content: bytes = asked(files, "cat_file", DEADLINE, path)
         except FileNotFoundError:
             raise RegistryUnavailable(f"{self.target} does not exist") from None
         except Exception as error:  # each file system raises the errors of its own library
+            self._place = None
             problem = f"{self.target} cannot be read: {type(error).__name__}: {error}"
             raise RegistryUnavailable(problem) from error
         self._etag = etag  # of the document before the read: a later change is read again

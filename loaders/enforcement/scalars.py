@@ -362,6 +362,7 @@ def parse_date(text: str) -> int:
         if not text.isascii() or text[4] != "-" or text[7] != "-" or text[10:11] not in ("", "T", "t", " "):
             raise Refused(v.BAD_DATE, "string")
         extra = 0
+        text = text.replace(",", ".", 1)  # both are ISO 8601; the standard library cuts digits after either
         point = text.find(".")
         if point > 0:
             end = point + 1

@@ -329,6 +329,24 @@ def server(delay: float) -> Iterator[str]:
             httpd.shutdown()
 
 
+def test_an_interpreter_that_gave_no_answer_is_asked_again(tmp_path: Path) -> None:
+    python = tmp_path / "python3.9"
+    answer = [[3, 9, 18], "cpython", "linux-x86_64", str(python)]
+    python.write_text(f"#!/bin/sh\necho asked >> {tmp_path}/asked\ncat {tmp_path}/answer\n")
+    python.chmod(0o755)
+    now = [0.0]
+    interpreters = Interpreters({"3.9": python}, {}, lambda: now[0])
+    assert interpreters.find((3, 9)) is None
+    assert interpreters.find((3, 9)) is None
+    (tmp_path / "answer").write_text(json.dumps(answer))
+    now[0] = 61.0
+    for _ in range(2):
+        found = interpreters.find((3, 9))
+        assert found is not None
+        assert found.version == "3.9.18"
+    assert (tmp_path / "asked").read_text().splitlines() == ["asked"] * 2
+
+
 def test_an_index_that_is_away_is_said_without_its_password(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

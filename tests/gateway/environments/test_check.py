@@ -86,6 +86,17 @@ def test_byte_code_needs_its_own_python(python: str | None, blocked: bool, tmp_p
     assert any("byte code" in reason for reason in result.reasons) is blocked
 
 
+@pytest.mark.parametrize("key", ["python_model", "model_path"])
+def test_byte_code_is_found_whatever_the_name_of_its_file(key: str, tmp_path: Path) -> None:
+    loader = {"python_model": "mlflow.pyfunc.model", "model_path": "mlflow.sklearn"}[key]
+    package = described(
+        tmp_path, loader=loader, requirements="cloudpickle\npandas==3.1.0\nscikit-learn==1.9.1",
+        python="3.12.1", function={key: "model.bin"}, files={"model.bin": by_value()},
+    )  # fmt: skip
+    assert facts.read(package).byte_code == ("model.bin",)
+    assert found(package).byte_code
+
+
 def test_reading_a_pickle_executes_nothing(tmp_path: Path) -> None:
     class Trap:
         def __reduce__(self) -> Any:

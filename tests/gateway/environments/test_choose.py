@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -202,3 +203,30 @@ def test_a_named_environment_is_compared_too(old: Any) -> None:
     values["environments"]["named"]["mine"]["python"] = "/nowhere/python"  # type: ignore[index]
     with pytest.raises(NoEnvironment, match="does not run"):
         chosen(old, **values)
+
+
+def test_what_is_installed_in_a_named_environment_counts_without_a_restart(
+    fitting: Any, tmp_path: Path
+) -> None:
+    python, listed = tmp_path / "python", tmp_path / "listed"
+    python.write_text(f"#!/bin/sh\ncat {listed}\n")
+    python.chmod(0o755)
+    named = {"environment": "mine", "environments": {"named": {"mine": {"python": str(python)}}}}
+
+    async def chosen_twice() -> list[str | None]:
+        found = []
+        for installed in ({}, HERE):
+            listed.write_text(json.dumps(["3.11.7", list(installed.items())]))
+            runtime = await chooser.runtime(
+                "iris", "models:/iris/1", needs, served=False, forced=False, say=lambda step: None
+            )
+            found.append(runtime.mismatch)
+        return found
+
+    with ThreadPoolExecutor(1) as threads:
+        chooser = Chooser(Settings.model_validate(named), Shelf(), threads)  # type: ignore[arg-type]
+        needs = chooser.examine(fitting)
+        before, after = asyncio.run(chosen_twice())
+    assert before is not None
+    assert "scikit-learn" in before
+    assert after is None

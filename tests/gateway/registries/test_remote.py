@@ -8,9 +8,11 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from gateway.registries import open_registry, remote
 from gateway.registries.base import Move, RegistryInvalid, RegistryReadOnly, RegistryUnavailable
@@ -167,6 +169,45 @@ def test_a_document_in_any_store(tmp_path: Path) -> None:
         assert registry.read().models["iris"].aliases.keys() == {"other"}
     finally:
         store.rm("/bucket", recursive=True)
+
+
+class Connected(MemoryFileSystem):  # type: ignore[misc]
+    """Connects when it is made, as those of FTP and SFTP do, and is of no use once its connection broke."""
+
+    protocol = "connected"
+    up = False
+
+    def __init__(self, *args: object, **options: object) -> None:
+        super().__init__(*args, **options)
+        if not Connected.up:
+            raise ConnectionRefusedError("nothing listens there")
+        self.alive = True
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> Any:
+        return super()._strip_protocol(path.removeprefix("connected:"))
+
+    def info(self, path: str, **options: object) -> Any:
+        if not self.alive:
+            raise EOFError
+        return super().info(path, **options)
+
+
+def test_a_store_that_is_away_at_the_start_or_breaks_off_is_connected_again() -> None:
+    fsspec.register_implementation("connected", Connected, clobber=True)
+    fsspec.filesystem("memory").pipe("/bucket/registry.yaml", DOCUMENT)
+    try:
+        registry = open_registry("connected://bucket/registry.yaml")
+        with pytest.raises(RegistryUnavailable, match="ConnectionRefusedError"):
+            registry.read()
+        Connected.up = True
+        assert "iris" in registry.read().models
+        registry._place[0].alive = False  # type: ignore[attr-defined]
+        with pytest.raises(RegistryUnavailable, match="EOFError"):
+            registry.read()
+        assert "iris" in registry.read().models
+    finally:
+        fsspec.filesystem("memory").rm("/bucket", recursive=True)
 
 
 def test_credentials_stay_here() -> None:

@@ -94,6 +94,7 @@ ACCEPTED: list[tuple[Any, bool, Any, Any]] = [
     (Scalar.datetime, True, "2024-01-02T03:04:05.5+02:00", stamp("2024-01-02T01:04:05.5")),
     (Scalar.datetime, True, "2024-01-02T03:04:05.123456789", stamp("2024-01-02T03:04:05.123456789")),
     (Scalar.datetime, True, "2024-01-02T03:04:05.123456789-00:30", stamp("2024-01-02T03:34:05.123456789")),
+    (Scalar.datetime, True, "2024-01-02T03:04:05,123456789", stamp("2024-01-02T03:04:05.123456789")),
     (Scalar.datetime, True, None, np.datetime64("NaT", "ns")),
     (Array(Scalar.double), True, [1, 2.5], [1.0, 2.5]),
     (Array(Scalar.double), True, [1.5, None], [1.5, math.nan]),
