@@ -168,7 +168,8 @@ def test_a_gateway_that_ends_moves_only_its_models_and_no_request_fails(kind: st
 
 @pytest.mark.parametrize("kind", ["envoy", "haproxy"])
 def test_a_model_that_is_asked_for_more_than_all_others_gets_more_gateways(kind: str, tmp_path: Path) -> None:
-    """The bound: while a gateway has 1.5 times the mean of the requests, its neighbour gets the next ones."""
+    """The bound: while a gateway has 1.5 times the mean of the requests (HAProxy: twice), its neighbour gets
+    the next ones."""
     with backends(3) as behind, routed(kind, tmp_path / kind, behind) as client:
         home = reached(client, WAYS[0], "hot")
         held = next(one for one in behind if one.port == home)
