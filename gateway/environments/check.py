@@ -198,7 +198,8 @@ def _requirements(facts: Facts, place: Installed) -> list[Comparison]:
     for line in facts.requirements:
         requirement = Requirement(line)
         if requirement.marker is None or requirement.marker.evaluate({"python_version": named(place.minor)}):
-            specifiers[canonicalize_name(requirement.name)] = requirement.specifier
+            key = canonicalize_name(requirement.name)  # several lines may name it, and all count
+            specifiers[key] = specifiers.get(key, SpecifierSet()) & requirement.specifier
     framework = _FRAMEWORK.get(facts.flavor)
     counted: dict[str, str | SpecifierSet] = {}
     for name, specifier in specifiers.items():

@@ -376,8 +376,12 @@ def created(package: Package) -> datetime | None:
 
 
 def pins(requirements: Iterable[str]) -> dict[str, SpecifierSet]:
-    """The specifiers by canonical name, from lines that `lines` has read."""
-    return {canonicalize_name(r.name): r.specifier for r in map(Requirement, requirements)}
+    """The specifiers by canonical name, from lines that `lines` has read. Of several lines, all count."""
+    found: dict[str, SpecifierSet] = {}
+    for requirement in map(Requirement, requirements):
+        name = canonicalize_name(requirement.name)
+        found[name] = found.get(name, SpecifierSet()) & requirement.specifier
+    return found
 
 
 def _text(package: Package, name: str, most: int = MAX_SIDE_BYTES) -> str:

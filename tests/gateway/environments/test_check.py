@@ -56,6 +56,14 @@ def test_a_framework_must_be_equal_in_its_unit(
         assert here is None or here in reason
 
 
+@pytest.mark.parametrize(
+    "lines", ["scikit-learn==1.8.2\nscikit-learn\n", "scikit-learn<1.9\nScikit_Learn>=1\n"]
+)
+def test_all_lines_about_a_library_count(lines: str, tmp_path: Path) -> None:
+    result = found(described(tmp_path, requirements=lines, python="3.11.2"))
+    assert result.verdict is Verdict.DIFFERS
+
+
 def test_the_version_that_the_flavor_names_counts_without_requirements(tmp_path: Path) -> None:
     package = described(tmp_path, requirements=None, flavors={"sklearn": {"sklearn_version": "1.0.2"}})
     assert found(package).verdict is Verdict.DIFFERS

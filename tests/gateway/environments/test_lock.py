@@ -182,6 +182,12 @@ def test_a_wheel_that_the_shipped_lock_does_not_know_is_found() -> None:
         lock.restricted(resolved, {"numpy==1.23.4": frozenset({"bb"})})
 
 
+def test_all_lines_about_a_library_count() -> None:
+    assert str(lock.pins(["acme==1.0", "Acme"])["acme"]) == "==1.0"
+    wishes = [Wanted((f"acme=={version}.0", "acme")) for version in (1, 2)]
+    assert lock.union(wishes, (3, 8)) is None
+
+
 def test_hashes_are_part_of_what_is_wanted() -> None:
     wanted = [Wanted(("acme==1.0",), hashes={"acme==1.0": frozenset(files)}) for files in ("a", "b", "ab")]
     assert len({one.key for one in wanted}) == 3
