@@ -195,9 +195,10 @@ def _python(facts: Facts, place: Installed) -> Comparison:
 
 def _requirements(facts: Facts, place: Installed) -> list[Comparison]:
     specifiers: dict[str, SpecifierSet] = {}
+    there = {"python_version": named(place.minor), "python_full_version": place.python}
     for line in facts.requirements:
         requirement = Requirement(line)
-        if requirement.marker is None or requirement.marker.evaluate({"python_version": named(place.minor)}):
+        if requirement.marker is None or requirement.marker.evaluate(there):
             key = canonicalize_name(requirement.name)  # several lines may name it, and all count
             specifiers[key] = specifiers.get(key, SpecifierSet()) & requirement.specifier
     framework = _FRAMEWORK.get(facts.flavor)

@@ -64,6 +64,14 @@ def test_all_lines_about_a_library_count(lines: str, tmp_path: Path) -> None:
     assert result.verdict is Verdict.DIFFERS
 
 
+@pytest.mark.parametrize("variable", ["python_version", "python_full_version"])
+def test_a_marker_is_about_the_python_there(variable: str, tmp_path: Path) -> None:
+    lines = f"scikit-learn==1.8.2; {variable} >= '3.13'\nscikit-learn==1.9.1; {variable} < '3.13'\n"
+    package = described(tmp_path, requirements=lines, python="3.11.2")
+    assert found(package, python="3.12.4").satisfied
+    assert not found(package, python="3.13.1").satisfied
+
+
 def test_the_version_that_the_flavor_names_counts_without_requirements(tmp_path: Path) -> None:
     package = described(tmp_path, requirements=None, flavors={"sklearn": {"sklearn_version": "1.0.2"}})
     assert found(package).verdict is Verdict.DIFFERS
