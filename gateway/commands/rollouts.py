@@ -138,6 +138,7 @@ def progress(step: Mapping[str, Any]) -> str:
     share = f"{step['percent']:g} % of the {'requests, as copies' if 'copies' in step else 'callers'}"
     wanted = f" of {step['requests_wanted']}" if "requests_wanted" in step else ""
     paused = ", paused" if step["paused"] else ""
+    paused += f"; it waits for more evidence: {step['waits']}" if "waits" in step else ""
     facts = (
         f"{share}, {step['seconds']:.0f} of {step['seconds_wanted']:g} s, "
         f"{step['requests']}{wanted} requests{paused}"

@@ -36,6 +36,10 @@ large one a large excess fast; the average of all is never far from the best."""
 WEIGHTS: Final = {"errors": 5.0, "latency": 2.0, "output": 2.0, "disagreement": 1.0}
 """How ALPHA is divided among the active guards. Errors get the largest part, because users notice them."""
 
+SUSPICION: Final = 10.0
+"""From this evidence on, a step does not end with a pass: it waits until the guard knows more. An identical
+version gets there in a few of a hundred rollouts at most, and does not stay there."""
+
 BLOCK: Final = 64
 """The fewest requests of both arms that are grouped at once."""
 
@@ -229,6 +233,24 @@ class Guards:
             if bet.peak >= self._bounds[name] and self._enough_callers(name):
                 return name
         return None
+
+    def suspected(self) -> str | None:
+        """The guard that is closest to its bound, in words, if there is strong evidence but no proof; else
+        None."""
+        near = [
+            (bet.evidence / self._bounds[name], name)
+            for name, bet in self._bets.items()
+            if bet.evidence >= SUSPICION and self._enough_callers(name)
+        ]
+        if not near:
+            return None
+        share, name = max(near)
+        candidate, service = self._measured(name)
+        bound = self._bounds[name]
+        return (
+            f"{name}: {candidate} against {service}, allowed {getattr(self.limits, name)}: "
+            f"evidence {share * bound:.0f}, proved from {bound:.0f}"
+        )
 
     def verdict(self) -> Verdict:
         shown: dict[str, Any] = {}

@@ -66,14 +66,15 @@ class Seen:
     """The facts for a decision. `seconds` and `requests` (of the candidate) are those of this step, without
     pauses. `following`: the number of the canary's next step, which counts from 0; None after the last one.
     `shadows`: whether copies of requests follow. `compared`: the outcome of a replay or of a shadow, None
-    while it is open; `comparison`: the same in words. `breached`: a guard's finding. `lost`: why the
-    candidate can no longer answer. `order`: a person's command, `finish` or `abort`."""
+    while it is open; `comparison`: the same in words. `breached`: a guard's finding. `suspected`: that of
+    a guard with strong evidence, which is no proof. `lost`: why the candidate can no longer answer. `order`: a person's command, `finish` or `abort`."""
 
     phase: Phase
     following: int | None = None
     seconds: float = 0.0
     requests: int = 0
     breached: str | None = None
+    suspected: str | None = None
     lost: str | None = None
     order: str | None = None
     paused: bool = False
@@ -148,9 +149,20 @@ def _after_comparison(policy: RolloutPolicy, seen: Seen, later: RolloutPolicy) -
 
 def _after_step(policy: RolloutPolicy, seen: Seen, later: RolloutPolicy) -> Next:
     canary = policy.canary
+    undecided = Phase.HELD if policy.thin == "hold" else Phase.REFUSED
     if seen.seconds >= canary.every and seen.requests >= canary.requests:
-        return _onwards(seen, later)
+        if seen.suspected is None:
+            return _onwards(seen, later)
+        if seen.seconds < longest_step(policy):
+            return WAIT
+        return Next(undecided, reason=f"not decided in {seen.seconds:.0f} s: {seen.suspected}")
     if seen.seconds >= max(canary.within, canary.every) and seen.requests < canary.requests:
         reason = f"too little traffic: {seen.requests} of {canary.requests} requests in {canary.within:g} s"
-        return Next(Phase.HELD if policy.thin == "hold" else Phase.REFUSED, reason=reason)
+        return Next(undecided, reason=reason)
     return WAIT
+
+
+def longest_step(policy: RolloutPolicy) -> float:
+    """The seconds after which a step ends although a guard suspects the candidate: `within`, but at least
+    twice the time that a step takes anyway."""
+    return max(policy.canary.within, 2 * policy.canary.every)

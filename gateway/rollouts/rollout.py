@@ -302,6 +302,7 @@ class Rollout:
             self.seconds,
             self._requests,
             breached=breached,
+            suspected=None if breached else self._suspected(),
             lost=self._crash_loop or lost,
             order=self.order,
             paused=self.course.paused,
@@ -309,6 +310,14 @@ class Rollout:
             compared=compared,
             comparison=comparison,
         )
+
+    def _suspected(self) -> str | None:
+        """What keeps a step from its end although it has its time and its requests; None if nothing does."""
+        canary = self.policy.canary
+        full = self._requests >= canary.requests and self.seconds >= canary.every
+        if self.course.phase is not Phase.CANARY or not full or isinstance(self.guards, Afterwards):
+            return None
+        return self.guards.suspected()
 
     def _compared(self) -> tuple[Compared | None, str]:
         """The outcome of the replay or the shadow that is under way, None while it is open, and in words."""
@@ -391,8 +400,9 @@ class Rollout:
             compared = 0 if self.shadow is None else self.shadow.requests
             wanted = {"seconds_wanted": shadow.within, "requests_wanted": shadow.requests}
             return {"percent": shadow.share * 100, **wanted, **common, "requests": compared, "copies": True}
-        canary = self.policy.canary
+        canary, suspected = self.policy.canary, self._suspected()
         return {
+            **({} if suspected is None else {"waits": suspected}),
             "number": self.course.step + 1,
             "of": len(self.steps),
             "percent": self.percent,

@@ -1,21 +1,28 @@
 """The guards of a rollout over thousands of simulated rollouts: how often an identical version is rolled
 back, and how many candidate requests a worse one needs.
 
-    python tests/bench/bench_guards.py [ROLLOUTS] [canary|watch]     default 2000 of each kind, both
+    python -m tests.bench.bench_guards [ROLLOUTS] [canary|watch|steps]    default 2000 of each kind, all
 
 A row is one kind of rollout. `p50` and `p95` are candidate requests until the verdict. Little traffic ends
 blocks by the clock: at one request per minute each ten requests, which is ten minutes. A watch has ten
 minutes of the version in service at the given rate as its reference; at 100 requests per second it is
-simulated a tenth as often. All takes some minutes for a canary, and an hour for a watch, on one core.
+simulated a tenth as often. `steps` are whole canaries at 10 requests/s, each kind without and with the wait
+of a step for more evidence. All takes some minutes for a canary, and an hour for a watch, on one core.
 """
 
 from __future__ import annotations
 
+import math
 import random
 import sys
+from collections import Counter
 from typing import Any
+from unittest import mock
 
-from tests.support.rollouts import after_swap, simulate
+from gateway.rollout_settings import RolloutPolicy
+from gateway.rollouts import guards
+from gateway.rollouts.phases import Phase
+from tests.support.rollouts import after_swap, simulate, stepped
 
 SHARES = (0.05, 0.25, 0.5)
 LIMIT = 4_000
@@ -70,10 +77,47 @@ def watch(rollouts: int) -> None:
                 rate=rate, slower=1.5, spread=spread, requests=LIMIT)  # fmt: skip
 
 
+def steps(rollouts: int, rate: float = 10.0) -> None:
+    short = {"steps": [10], "every": 10, "requests": 100, "within": "1h"}
+    usual = {"steps": [5, 25, 50], "every": 10, "requests": 100, "within": "1h"}
+    kinds: dict[str, dict[str, Any]] = {
+        "identical, errors 0.001": {},
+        "identical, errors 0.01": {"service": 0.01, "candidate": 0.01},
+        "5 % more errors, errors 0.001": {"candidate": 0.051},
+        "5 % more errors, errors 0.01": {"service": 0.01, "candidate": 0.06},
+        "1.5 times slower": {"slower": 1.5},
+    }
+    for canary in (short, usual):
+        policy = RolloutPolicy.model_validate({"canary": canary})
+        for name, kind in kinds.items():
+            for level in (math.inf, guards.SUSPICION):
+                draw = random.Random(name)
+                with mock.patch.object(guards, "SUSPICION", level):
+                    runs = [stepped(draw, policy=policy, rate=rate, **kind) for _ in range(rollouts)]
+                ended = Counter(run.phase for run in runs)
+                requests, seconds = (
+                    sorted(values)[int(0.95 * rollouts)]
+                    for values in zip(*((run.requests, run.seconds) for run in runs), strict=True)
+                )
+                shown = "  ".join(
+                    f"{what} {ended[phase] / rollouts:7.2%}"
+                    for what, phase in (
+                        ("passed", Phase.DONE), ("rolled back", Phase.ROLLED_BACK), ("held", Phase.HELD),
+                    )
+                )  # fmt: skip
+                waits = "ends" if level == math.inf else f"from {level:g}"
+                print(
+                    f"steps {canary['steps']!s:12s} {waits:7s} {name:30s} {shown}  "
+                    f"p95 {requests:.0f} requests, {seconds:.0f} s", flush=True,
+                )  # fmt: skip
+
+
 if __name__ == "__main__":
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 2_000
-    kinds = sys.argv[2:] or ["canary", "watch"]
+    kinds = sys.argv[2:] or ["canary", "watch", "steps"]
     if "canary" in kinds:
         canary(count)
     if "watch" in kinds:
         watch(count)
+    if "steps" in kinds:
+        steps(count)

@@ -19,8 +19,10 @@ from gateway.rollout_settings import RolloutPolicy
 from gateway.rollouts.afterwards import Afterwards
 from gateway.rollouts.aliases import Aliases
 from gateway.rollouts.before import Before
+from gateway.rollouts.course import Course
 from gateway.rollouts.gates import Gates
 from gateway.rollouts.guards import Guards, Limits, Outcome, Verdict
+from gateway.rollouts.phases import Phase
 from gateway.rollouts.rollout import Rollout
 from gateway.service import Inference, Service
 from gateway.state import State
@@ -119,6 +121,56 @@ def after_swap(
         if guards.breached is not None:
             break
     return Run(guards.verdict(), guards.candidate.requests)
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """How a simulated canary ended: its last phase, the candidate's requests, the seconds."""
+
+    phase: Phase
+    requests: int
+    seconds: float
+
+
+def stepped(
+    draw: random.Random,
+    *,
+    policy: RolloutPolicy,
+    rate: float,
+    service: float = 0.001,
+    candidate: float = 0.001,
+    slower: float = 1.0,
+    spread: float = 0.4,
+) -> Stepped:
+    """One canary by `policy` at `rate` requests per second, from its first step to the swap or to its end
+    before that; decided once a second, and after each request of the candidate that may decide.
+
+    `service`, `candidate`: error rates. `slower`: ratio of call times. `spread`: of their log.
+    """
+    now = 0.0
+    course = Course("2", "1").to(Phase.CANARY, now)
+    rollout = Rollout(version(2), policy, course, service=version(1), clock=lambda: now)
+    guards = rollout.guards
+    assert isinstance(guards, Guards)
+    guards._random = random.Random(draw.getrandbits(32))
+    tick = 0.0
+    while True:
+        now += draw.expovariate(rate)
+        caller = str(draw.getrandbits(32))
+        chosen = rollout.takes(caller)
+        failed = draw.random() < (candidate if chosen else service)
+        seconds = 0.01 * math.exp(draw.gauss(0, spread)) * (slower if chosen else 1.0)
+        rollout.observe(caller, version(2 if chosen else 1), failed=failed, seconds=seconds)
+        if now - tick < 1.0 and not rollout.changed.is_set():
+            continue
+        tick = now
+        rollout.changed.clear()
+        decision = rollout.decide(None)
+        if decision.phase is None:
+            continue
+        if decision.phase is not Phase.CANARY:
+            return Stepped(decision.phase, guards.candidate.requests, now)
+        rollout.move(rollout.course.to(Phase.CANARY, now, step=decision.step))
 
 
 CHAMPION = Reference("iris", alias="champion")

@@ -140,3 +140,25 @@ def test_a_verdict_names_its_evidence() -> None:
     assert found["evidence"] >= found["bound"]
     assert found["allowed"] == 0.01
     assert str(run.verdict) == f"errors: {found['candidate']} against {found['service']}, allowed 0.01"
+
+
+def test_a_suspicion_is_strong_evidence_of_several_callers_and_ends_with_it() -> None:
+    guards = Guards(Limits(latency=None, output=None), 0.5)
+
+    def add(requests: int, failed: bool, key: str = "") -> None:
+        for number in range(requests):
+            for candidate in (True, False):
+                outcome = Outcome(failed and candidate, 0.01, key=key or str(number))
+                guards.observe(outcome, candidate=candidate)
+        guards.end_block()
+
+    add(6, failed=True, key="anna")
+    assert guards.suspected() is None  # one caller does not decide
+    add(2, failed=True)
+    assert guards.breached is None
+    found = guards.suspected()
+    assert found is not None
+    assert found.startswith("errors: 8 of 8 against 0 of 8, allowed 0.01: evidence ")
+    assert found.endswith("proved from 100")
+    add(300, failed=False)
+    assert guards.suspected() is None

@@ -13,6 +13,8 @@ CANARY = Canary(steps=[5, 50], every=60, requests=100, within=600)
 WATCH = RolloutPolicy(canary=CANARY, watch=60)
 HOLD, REFUSE = RolloutPolicy(canary=CANARY), RolloutPolicy(canary=CANARY, thin="refuse")
 
+SHORT = RolloutPolicy(canary=Canary(steps=[5, 50], every=60, requests=100, within=60))
+
 
 def seen(**facts: Any) -> Seen:
     return Seen(**{"phase": Phase.CANARY, "following": 1, **facts})
@@ -36,6 +38,14 @@ ENOUGH = {"seconds": 60, "requests": 100}
         ({"seconds": 600, "requests": 0, "following": None}, REFUSE, Phase.REFUSED, 0),
         ({"seconds": 600, "requests": 100}, REFUSE, Phase.CANARY, 1),
         ({**ENOUGH, "phase": Phase.HELD}, HOLD, None, 0),
+        # Strong evidence that is no proof: more is needed, up to a bound.
+        ({**ENOUGH, "suspected": "errors"}, HOLD, None, 0),
+        ({**ENOUGH, "suspected": "errors", "seconds": 599}, HOLD, None, 0),
+        ({**ENOUGH, "suspected": "errors", "seconds": 600}, HOLD, Phase.HELD, 0),
+        ({**ENOUGH, "suspected": "errors", "seconds": 600}, REFUSE, Phase.REFUSED, 0),
+        ({**ENOUGH, "suspected": "errors", "order": "finish"}, HOLD, Phase.DONE, 0),
+        ({**ENOUGH, "suspected": "errors", "seconds": 119}, SHORT, None, 0),
+        ({**ENOUGH, "suspected": "errors", "seconds": 120}, SHORT, Phase.HELD, 0),
         # What speaks against the candidate wins over everything.
         ({**ENOUGH, "breached": "errors"}, HOLD, Phase.ROLLED_BACK, 0),
         ({"lost": "it crashed"}, HOLD, Phase.ROLLED_BACK, 0),

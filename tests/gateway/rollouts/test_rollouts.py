@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +16,13 @@ from gateway.events import RolloutChanged
 from gateway.record import RequestRecord
 from gateway.registries.base import Alias, Verdict
 from gateway.rollout_settings import RolloutPolicy
+from gateway.rollouts import guards
+from gateway.rollouts.phases import Phase
 from gateway.service import Inference
 from gateway.serving.servable import Status
 from loaders.enforcement import RawInput
 from tests.support.controlled import MB, turns, version
-from tests.support.rollouts import CHAMPION, STEPS, Setup, conducted
+from tests.support.rollouts import CHAMPION, STEPS, Setup, conducted, stepped
 
 
 def test_an_identical_version_completes_its_steps(tmp_path: Path) -> None:
@@ -140,6 +144,48 @@ def test_promise_12_too_little_traffic_holds(tmp_path: Path) -> None:
         assert setup.course == "done"
 
     conducted(tmp_path, test)
+
+
+def test_a_step_waits_while_a_guard_suspects_the_version_and_is_held_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(setup: Setup) -> None:
+        rollout = await setup.begun()
+        monkeypatch.setattr(guards, "SUSPICION", 0.0)  # any evidence is suspicious
+        await setup.ask(200)
+        assert setup.phase == "canary 20 %"
+        view = rollout.step_view()
+        assert view["requests"] >= view["requests_wanted"]
+        assert view["waits"].endswith("allowed 1.25: evidence 0, proved from 450")
+        setup.bench.clock.now += 3601
+        rollout.changed.set()
+        await turns(50)
+        assert setup.phase == "held"
+        assert (rollout.course.reason or "").startswith("not decided in 3601 s: latency: ")
+        monkeypatch.setattr(guards, "SUSPICION", math.inf)
+        setup.say_verb("resume")
+        await turns(50)
+        await setup.ask(400)
+        assert setup.phase == "done"
+
+    conducted(tmp_path, test)
+
+
+def test_a_worse_version_passes_less_often_when_a_step_waits_and_an_equal_one_passes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    policy = RolloutPolicy.model_validate({"canary": {"steps": [10], "every": 1, "requests": 100}})
+
+    def passed(candidate: float) -> int:
+        draw = random.Random(7)
+        runs = [stepped(draw, policy=policy, rate=10, candidate=candidate) for _ in range(30)]
+        assert {run.phase for run in runs} <= {Phase.DONE, Phase.ROLLED_BACK}
+        return sum(run.phase is Phase.DONE for run in runs)
+
+    waits, equal = passed(0.06), passed(0.001)
+    monkeypatch.setattr(guards, "SUSPICION", math.inf)
+    assert equal == 30
+    assert waits + 3 < passed(0.06)
 
 
 def test_promise_12_too_little_traffic_refuses_where_the_policy_says_so(tmp_path: Path) -> None:
