@@ -125,7 +125,7 @@ TABLE: dict[str, Row] = {
     "rollouts.agreement": row("rollouts.guards", libraries="numpy", loaders=True),
     # They ask a candidate's queue, as a caller does.
     "rollouts.replay": row(ROLLOUTS, RUNNER, CAPTURE, loaders=True),
-    "rollouts.shadow": row(ROLLOUTS, RUNNER, loaders=True),
+    "rollouts.shadow": row(ROLLOUTS, RUNNER, "runners.priority", loaders=True),
     # A person's loads need the registry's whole content for patterns.
     "rollouts.residency": row(ROLLOUTS, "registries.watcher"),
     "rollouts.preflight": row(ROLLOUTS, "environments.check", loaders=True),

@@ -204,6 +204,9 @@ def answered(kind: str, found: Mapping[str, Any] | None) -> list[str]:
         f"{found['differ']} different of {found['requests']} "
         f"(agreement {found['agreement']:g}, wanted {found['wanted']:g})"
     ]
+    dropped = found.get("not_compared") or {}
+    if any(dropped.values()):
+        lines.append(f"    not compared: {', '.join(f'{count} {why}' for why, count in dropped.items())}")
     for column, counts in found["worst_columns"].items():
         if counts["differ"]:
             lines.append(f"    {column}: {counts['differ']} of {counts['values']} values differ")

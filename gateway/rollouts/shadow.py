@@ -1,9 +1,10 @@
 """Shadow: a candidate answers copies of requests, after callers had the answers of the version in service.
 
-Copies wait in a queue of their own. They are sent together when nothing waits for the version in service, and
-the candidate then rests as long as it worked: so users keep at least the other half of a processor. What does
-not fit, or is too old, is dropped and counted. A candidate that crashes, hangs or is slow drops its own
-copies and nothing else.
+Copies wait in a queue of their own and take idle time only. They are sent one by one, each at a moment when
+no request is in flight or waits at the version in service and the event loop has nothing else to do; the
+candidate then rests as long as it worked. Its processes have the lowest priority meanwhile. What does not fit
+into the queue, or becomes too old in it, is dropped and counted. A candidate that crashes, hangs or is slow
+drops its own copies and nothing else.
 
 Knows versions and their queues; must not know aliases, the registry or HTTP.
 """
@@ -15,12 +16,13 @@ import logging
 import random
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway.rollouts.agreement import Agreement, Compared, Outcome, compare, unanswered
 from gateway.runners.base import ModelError, NoProcess, RunnerCrashed, RunnerTimeout
+from gateway.runners.priority import Background
 from gateway.runners.suspects import Poisoned, digest
 from gateway.serving.admission import NotAdmitted
 from loaders.batch import weight
@@ -36,9 +38,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("gateway.shadow")
 
-#: The most copies that wait, and that are sent together.
+#: The most copies that wait.
 QUEUE: Final = 64
-TOGETHER: Final = 16
 #: The memory of the largest request and of the largest answer that are copied, and of all copies that wait,
 #: in bytes.
 MAX_REQUEST: Final = 4 << 20
@@ -47,8 +48,10 @@ MAX_WAITING: Final = 16 << 20
 MAX_ROWS: Final = 1024
 #: Copies are sent at the earliest this many seconds after they were made: the answers are on their way then.
 AFTER_ANSWER: Final = 0.01
-#: The version in service is looked at this often, in seconds, until nothing waits for it.
+#: The version in service is looked at this often, in seconds, until it is idle.
 LOOK_EVERY: Final = 0.005
+#: A turn of the event loop that took longer, in seconds, had work for users.
+LAG: Final = 0.001
 #: The most kinds of errors that the evidence lists.
 KINDS: Final = 10
 _FAILURES: Final = (RunnerTimeout, NoProcess, Poisoned, RunnerCrashed, ModelError)
@@ -95,6 +98,7 @@ class Shadow:
         self._queue: deque[Copy] = deque()
         self._waiting = 0
         self._some = asyncio.Event()
+        self._background = Background()
 
     def __repr__(self) -> str:
         return f"<Shadow of {self.candidate}: {self.requests} compared, {len(self._queue)} waiting>"
@@ -137,32 +141,56 @@ class Shadow:
 
     async def run(self) -> None:
         """Sends the copies to the candidate, until it is cancelled."""
-        while True:
-            await self._some.wait()
-            await asyncio.sleep(AFTER_ANSWER)
-            await self._quiet()
-            copies = [self._queue.popleft() for _ in range(min(TOGETHER, len(self._queue)))]
-            if not self._queue:
-                self._some.clear()
-            self._waiting -= sum(copy.memory for copy in copies)
-            began = self._clock()
-            fresh = [copy for copy in copies if began - copy.made <= self.policy.deadline]
-            self.late += len(copies) - len(fresh)
-            try:
-                await asyncio.gather(*map(self._answer, fresh))
-            except Exception:
-                log.exception("a copy for %s failed", self.candidate)
-            if self._agreement.breached or self.requests >= self.policy.requests:
-                self._changed()
-            await asyncio.sleep(min(self._clock() - began, 1.0))
+        try:
+            while True:
+                await self._some.wait()
+                await self._next(self._queue[0])
+        finally:
+            self._background.restore()
 
-    async def _quiet(self) -> None:
-        """Returns when no request waits for the version in service, or the copies become too old."""
-        while self._queue and self._clock() - self._queue[0].made < self.policy.deadline:
-            servable = self._manager.find(self.service)
-            if servable is None or not servable.queued:
-                return
+    async def _next(self, copy: Copy) -> None:
+        """Sends the oldest copy now, drops it, or leaves it where it is."""
+        await asyncio.sleep(max(0.0, copy.made + AFTER_ANSWER - self._clock()))
+        idle = await self._idle()
+        late = self._clock() - copy.made > self.policy.deadline
+        if not idle and not late:
             await asyncio.sleep(LOOK_EVERY)
+            return
+        self._queue.popleft()
+        self._waiting -= copy.memory
+        if not self._queue:
+            self._some.clear()
+        if late:
+            self.late += 1
+            return
+        self._background.lower(self._processes())
+        began = self._clock()
+        try:
+            await self._answer(copy)
+        except Exception:
+            log.exception("a copy for %s failed", self.candidate)
+        if self._agreement.breached or self.requests >= self.policy.requests:
+            self._changed()
+        await asyncio.sleep(min(self._clock() - began, 1.0))
+
+    async def _idle(self) -> bool:
+        """Whether the version in service could take another request at once, and nothing waits for the event
+        loop."""
+        began = time.perf_counter()
+        await asyncio.sleep(0)  # what has arrived is read, and gets into the queue
+        if time.perf_counter() - began > LAG:
+            return False
+        servable = self._manager.find(self.service)
+        inflight, slots = (0, 1) if servable is None else servable.calls
+        return inflight < max(slots, 1)
+
+    def _processes(self) -> Sequence[int]:
+        """The processes that answer only copies: none that the candidate shares, or in which it serves
+        another alias."""
+        servable = self._manager.find(self.candidate)
+        if servable is None or servable.runner is None or self._manager.ledger[servable].serving:
+            return ()
+        return servable.runner.pids if servable.runner.isolation == "process" else ()
 
     async def _answer(self, copy: Copy) -> None:
         servable = self._manager.find(self.candidate)

@@ -19,9 +19,10 @@ from gateway.rollouts import shadow as module
 from gateway.rollouts.agreement import Compared
 from gateway.rollouts.rollout import SERVED
 from gateway.rollouts.shadow import MAX_ANSWER, MAX_REQUEST, MAX_WAITING, QUEUE, Shadow
+from gateway.runners.priority import Background
 from loaders.batch import Batch, Columns, Tensors, Value
 from loaders.enforcement import RawInput
-from tests.support.controlled import turns, version
+from tests.support.controlled import ControlledRunner, turns, version
 from tests.support.rollouts import Setup, conducted
 
 SHADOW: dict[str, Any] = {"share": 1.0, "requests": 20, "within": "1h", "agreement": 0.9}
@@ -157,6 +158,62 @@ def test_a_version_that_hangs_drops_its_own_copies_and_holds_nobody_up(
         behaviour.hold_predict.set()
 
     conducted(tmp_path, test, {"shadow": {**SHADOW, "deadline": 0.05}})
+
+
+def test_copies_go_one_by_one_and_only_while_the_version_in_service_is_idle(tmp_path: Path) -> None:
+    async def test(setup: Setup) -> None:
+        same(setup)
+        await setup.begun()
+        service, candidate = (setup.bench.behaviour(version(number)) for number in (1, 2))
+        shadow = setup.rollout.shadow
+        assert shadow is not None
+        service.hold_predict = asyncio.Event()
+        waits = asyncio.create_task(setup.ask())
+        await turns(20)
+        before = len(candidate.calls)
+        for _ in range(QUEUE + 5):
+            shadow.offer(RawInput("instances", [[1.0]]), None, Tensors({"": np.ones(1)}, 1), memory=10)
+        for _ in range(20):  # the version in service has a request all the time
+            await asyncio.sleep(module.LOOK_EVERY)
+        assert len(candidate.calls) == before
+        assert shadow.shed == 5
+        candidate.hold_predict = asyncio.Event()
+        service.hold_predict.set()
+        while len(candidate.calls) == before:
+            await turns(1)
+        await turns(50)
+        assert len(candidate.calls) == before + 1  # the next one waits until this one is answered
+        candidate.hold_predict.set()
+        assert await waits == ["1"]
+        while setup.phase == "shadowing":
+            await turns(1)
+        assert set(candidate.calls[before:]) == {1}
+
+    conducted(tmp_path, test, POLICY)
+
+
+@pytest.mark.parametrize(
+    ("isolation", "serves", "lowered"),
+    [("process", False, [7]), ("process", True, []), ("pack", False, []), ("inline", False, [])],
+)
+def test_processes_of_the_candidate_alone_get_the_lowest_priority_until_the_shadow_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, isolation: str, serves: bool, lowered: list[int]
+) -> None:
+    monkeypatch.setattr(ControlledRunner, "isolation", isolation)
+    monkeypatch.setattr(ControlledRunner, "pids", [7], raising=False)
+    said: list[list[int] | None] = []
+    monkeypatch.setattr(Background, "lower", lambda self, pids: said.append(list(pids)))
+    monkeypatch.setattr(Background, "restore", lambda self: said.append(None))
+
+    async def test(setup: Setup) -> None:
+        same(setup)
+        await setup.begun()
+        setup.bench.manager.serves(version(2), serves)
+        await compared(setup, 20)
+        assert setup.phase == "done"
+        assert said == [lowered] * 20 + [None]
+
+    conducted(tmp_path, test, POLICY)
 
 
 def test_a_crash_loop_in_the_shadow_refuses(tmp_path: Path) -> None:
