@@ -200,6 +200,7 @@ async def shadow(server: Running, rate: float, rounds: int) -> None:
                 await client.put(path, headers=server.key, json={"version": version, **copies})
                 phases = ("done", "serving") if kind == "none" else ("shadowing",)
                 await until(server, client, version, *phases)
+                await load.run(rate, 2)  # what the load of the version has left behind
                 runs.append(await load.run(rate, 5))
                 if kind != "none":
                     view = await view_of(server, client)

@@ -160,5 +160,5 @@ def test_a_suspicion_is_strong_evidence_of_several_callers_and_ends_with_it() ->
     assert found is not None
     assert found.startswith("errors: 8 of 8 against 0 of 8, allowed 0.01: evidence ")
     assert found.endswith("proved from 100")
-    add(300, failed=False)
+    add(1500, failed=False)
     assert guards.suspected() is None
