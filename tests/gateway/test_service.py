@@ -15,10 +15,13 @@ from gateway.names import Reference
 from gateway.record import RequestRecord
 from gateway.runners.base import ModelError, NoProcess, RunnerCrashed, RunnerTimeout
 from gateway.runners.suspects import Poisoned
+from gateway.service import Inference
 from gateway.serving.admission import NotAdmitted
 from gateway.serving.servable import Servable
+from loaders.enforcement import RawInput
 from loaders.schema import Scalar
 from loaders.signature import ColSpec, Signature
+from tests.bench.bench_http import calls
 from tests.support.composed import CHAMPION, Composed, composed
 from tests.support.processes import until
 
@@ -155,3 +158,19 @@ async def test_a_leave_while_the_model_works_gives_the_lease_back(tmp_path: Path
             await asking
         assert parts.bench.ledger[servable(parts)].leases == 0
         hold.set()
+
+
+#: A prediction calls 152 functions, those of the loop and of the model in this test included. Raise this
+#: only with a reason.
+MOST_CALLS = 160
+
+
+async def test_a_prediction_of_a_loaded_model_calls_few_functions(tmp_path: Path) -> None:
+    async with composed(tmp_path) as parts:
+        parts.of(1).signature = Signature(inputs=(ColSpec(Scalar.double, "age"),))
+        raw = RawInput("dataframe_split", {"columns": ["age"], "data": [[1.5]]})
+
+        async def ask() -> None:
+            await parts.service.predict(Inference(CHAMPION, raw))
+
+        assert await calls(ask) <= MOST_CALLS
