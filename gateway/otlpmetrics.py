@@ -37,7 +37,8 @@ class OtlpMetrics:
         self._started = time.time_ns()
         self._sending: threading.Thread | None = None
         given = environ.get(_INTERVAL, "")
-        self._seconds = max(_LEAST_MS, int(given) if given.isdigit() else _DEFAULT_MS) / 1000
+        valid = given.isascii() and given.isdigit() and len(given) < 10
+        self._seconds = max(_LEAST_MS, int(given) if valid else _DEFAULT_MS) / 1000
 
     async def run(self) -> None:
         """Sends until it is cancelled, then once more, unless a collector does not answer just then."""

@@ -32,8 +32,8 @@ MAX_BYTES: Final = 512 * 1024**2
 
 
 class RemoteRegistry(Whole, ReadOnly):
-    """The document at a URL. Credentials in the URL of an HTTP server are used but never shown. Raises
-    RegistryError for a scheme that is not supported here."""
+    """The document at a URL. Credentials in the URL (a user, a signature in the query) are used but never
+    shown. Raises RegistryError for a scheme that is not supported here."""
 
     poll_interval = 5.0
 
@@ -43,10 +43,13 @@ class RemoteRegistry(Whole, ReadOnly):
         self._last: Snapshot | None = None
         self._etag: str | None = None
         self._read: Callable[[], bytes | None]
+        host = parts.netloc.rpartition("@")[2]
+        #: What is requested, and the same as it is shown.
+        self._url = target
+        self.target = urlunsplit(parts._replace(netloc=host, query="…" if parts.query else "", fragment=""))
         if parts.scheme in ("http", "https"):
             auth = (parts.username, parts.password or "") if parts.username else None
-            shown = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, parts.query, ""))
-            self.target = shown
+            self._url = urlunsplit(parts._replace(netloc=host, fragment=""))
             self._client = httpx.Client(
                 timeout=TIMEOUT,
                 follow_redirects=True,
@@ -56,18 +59,18 @@ class RemoteRegistry(Whole, ReadOnly):
             )
             self._read = self._over_http
         else:
-            self.target = target
             try:
                 fsspec.get_filesystem_class(parts.scheme)
             except (ImportError, ValueError) as error:
-                raise RegistryError(f"{target} cannot be read here: {error}") from error
+                raise RegistryError(f"{self.target} cannot be read here: {error}") from error
             #: The file system and the path in it; None: not connected.
             self._place: tuple[Any, str] | None = None
             self._read = self._through_fsspec
-        self._base = urlunsplit(urlsplit(self.target)._replace(query="", fragment="")).rpartition("/")[0]
+        self._base = urlunsplit(urlsplit(self._url)._replace(query="", fragment="")).rpartition("/")[0]
         self._json = document.Reader("json", self.target)
         self._reader = self._json if form == "json" else document.Reader("yaml", self.target)
-        self.identity = f"remote:{self.target}"
+        query = hashlib.sha256(parts.query.encode()).hexdigest()[:16] if parts.query else ""
+        self.identity = f"remote:{self.target.removesuffix('…')}{query}"
         self.why_not = f"{self.target} cannot be written from here: change the document at its source"
 
     def __repr__(self) -> str:
@@ -104,7 +107,7 @@ class RemoteRegistry(Whole, ReadOnly):
             with (
                 deadline,
                 self._client.stream(
-                    "GET", self.target, headers=sent, extensions={"trace": deadline.trace}
+                    "GET", self._url, headers=sent, extensions={"trace": deadline.trace}
                 ) as response,
             ):
                 if response.status_code == 304 and headers:
@@ -132,7 +135,7 @@ class RemoteRegistry(Whole, ReadOnly):
         try:
             if self._place is None:
                 # Some connect at once, and keep a connection that broke.
-                self._place = fsspec.core.url_to_fs(self.target, skip_instance_cache=True)
+                self._place = fsspec.core.url_to_fs(self._url, skip_instance_cache=True)
             files, path = self._place
             files.invalidate_cache()
             info = asked(files, "info", TIMEOUT, path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ class Documents(http.server.ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
+        self.asked: list[str] = []
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
     @property
@@ -41,6 +43,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     server: Documents
 
     def do_GET(self) -> None:
+        self.server.asked.append(self.path)
         if self.path != "/a/registry.yaml":
             self.send_error(404)
             return
@@ -102,6 +105,24 @@ def test_json_is_read_as_what_it_is(documents: Documents) -> None:
     documents.content = b"{models: {}}"  # YAML in flow style
     assert registry.read().models == {}
     registry.close()
+
+
+def test_what_is_secret_in_its_url_is_sent_and_not_shown(documents: Documents) -> None:
+    address = documents.url.replace("http://", "http://me:word@")
+    registry = open_registry(f"{address}/a/registry.yaml?sig=key")
+    with pytest.raises(RegistryUnavailable, match="404") as error:  # the path is compared with its query
+        registry.read()
+    assert documents.asked == ["/a/registry.yaml?sig=key"]
+    other = open_registry(f"{address}/a/registry.yaml?sig=other")
+    assert registry.identity != other.identity
+    for shown in (registry.target, registry.identity, repr(registry), str(error.value), registry.why_not):
+        assert not {"word", "key"} & set(re.split(r"\W", shown)), shown
+    away = open_registry("ftp://me:word@127.0.0.1:1/a/registry.yaml")
+    with pytest.raises(RegistryUnavailable) as refused:
+        away.read()
+    assert "word" not in str(refused.value) + away.target + away.identity
+    for one in (registry, other, away):
+        one.close()
 
 
 def test_it_is_not_written_from_here(documents: Documents) -> None:
