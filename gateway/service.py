@@ -223,7 +223,7 @@ class Service:
         return Answer(outcome.result, warnings, marks, signature)
 
     def name(self, record: RequestRecord) -> None:
-        """Names the version in the record of a request that was refused before its model was asked: the
+        """Names the version in the record of a request that was refused before its model was called: the
         version that its reference means now. Names none if there is none."""
         if record.version is None and record.reference is not None:
             with suppress(Problem):
@@ -430,7 +430,7 @@ class Service:
 
 
 def _unrecorded(**facts: bool) -> None:
-    """Takes the place of `observe` for a request that says nothing about its version."""
+    """Replaces `observe` for a request that tells nothing about its version."""
 
 
 def _is_one_for_all(batch: Batch | Framed, answer: Batch) -> bool:

@@ -136,7 +136,7 @@ def _model(version: Any) -> dict[str, str]:
 
 
 def _facts(record: RequestRecord) -> dict[str, Any]:
-    """What is known about a request at its end."""
+    """Returns the attributes of a request that has ended."""
     facts: dict[str, Any] = {"gateway.request.id": record.shown_id}
     if record.code:
         facts["gateway.code"] = record.code

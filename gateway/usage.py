@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 #: How often the kernel's figures are read, in seconds.
 INTERVAL: Final = 5.0
-#: The sums are saved once in so many intervals: a gateway that is killed loses at most a minute of them.
+#: Saves the sums once in this many intervals: a gateway that is killed loses at most a minute of them.
 SAVED_EVERY: Final = 12
 MAX_TEAMS: Final = 100
 BY: Final = ("team", "model")
@@ -41,7 +41,7 @@ _PROC: Final = Path("/proc")
 Key: TypeAlias = tuple[str, str]
 """A team, empty for callers without one, and a model."""
 Part: TypeAlias = tuple[str, str, str]
-"""What it was used for, a team and a model."""
+"""The purpose (such as `ASKED`), a team and a model."""
 ASKED, IDLE, GATEWAY, OTHERS, TIME = "asked", "idle", "gateway", "others", "time"
 
 
@@ -62,7 +62,7 @@ class Spent:
     memory: float = 0.0
 
     def but(self, other: Spent) -> Spent:
-        """What this is more than the other."""
+        """Returns the difference from the other."""
         return Spent(
             self.requests - other.requests,
             self.rows - other.rows,
@@ -166,7 +166,7 @@ class Usage:
         self._saved = {part: replace(spent) for part, spent in parts.items()}
 
     def _parts(self) -> dict[Part, Spent]:
-        """What was used since the start."""
+        """Returns the use since the start."""
         parts: dict[Part, Spent] = {(ASKED, *key): spent for key, spent in self._asked.items()}
         parts |= {(IDLE, "", model): spent for model, spent in self._idle.items()}
         own = {GATEWAY: self._own, OTHERS: self._others, TIME: Spent(cpu=time.monotonic() - self._began)}

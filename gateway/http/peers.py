@@ -1,7 +1,7 @@
-"""`POST /peers`: a question of another gateway. Only the key of the peers opens it: no admin key, token or
-address replaces the signature.
+"""`POST /peers`: a question from another gateway. It must be signed with the key of the peers; an admin key,
+a token or an address does not replace the signature.
 
-Knows bytes and limits; what is said is the affair of `gateway.peers`.
+Knows bytes and limits; `gateway.peers` knows the meaning of the messages.
 """
 
 from __future__ import annotations

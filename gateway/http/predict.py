@@ -185,7 +185,7 @@ class Prediction:
         return inference, asks
 
     def _name(self, record: RequestRecord, target: bytes | Reference | None, error: BaseException) -> None:
-        """Names the version in the record of a request that was refused before its model was asked, if the
+        """Names the version in the record of a request that was refused before its model was called, if the
         caller may know it. A body that was not read may name another model than `default_model`."""
         if record.version is not None or (isinstance(error, Problem) and error.code in _NO_MODEL):
             return

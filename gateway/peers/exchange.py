@@ -43,18 +43,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("gateway.peers")
 
-#: The most addresses that are asked. More gateways hear each other through these.
+#: Sends questions to at most this many addresses. Further gateways exchange their news through these.
 MOST_PEERS: Final = 64
-#: The most gateways that are remembered, with those that ended a moment ago.
+#: Remembers at most this many gateways, with those that ended a moment ago.
 MOST_KNOWN: Final = 4 * MOST_PEERS
-#: A peer is asked this often, in seconds, and at most `PER_SECOND` peers in a second.
+#: Seconds between two questions to one peer. At most `PER_SECOND` questions are sent in a second.
 EVERY: Final = 1.0
 PER_SECOND: Final = 10.0
 #: A question takes at most this long, in seconds.
 TIMEOUT: Final = 2.0
 #: A gateway that starts waits at most this long for its peers, in seconds.
 MEETING: Final = 1.0
-#: The longest pause before a peer that does not answer is asked again, in seconds.
+#: The longest pause after a peer did not answer, in seconds.
 LONGEST_PAUSE: Final = 10.0
 #: The name is resolved this often, in seconds.
 RESOLVE_EVERY: Final = 5.0
@@ -62,7 +62,7 @@ RESOLVE_EVERY: Final = 5.0
 FRESH: Final = 15.0
 #: A message whose time differs more than this from the clock here is refused, in seconds.
 WINDOW: Final = 30.0
-#: After news, a peer is asked at most this often, in seconds.
+#: The shortest pause between two questions to one peer when there is news, in seconds.
 AT_MOST_EVERY: Final = 0.1
 #: What this gateway says is put together this often, in seconds, unless there is a new verdict.
 SAID_FOR: Final = 1.0
@@ -165,7 +165,7 @@ class Peers:
         return [one for one in self._others() if one.address not in reached]
 
     def last_contact(self) -> float | None:
-        """The seconds since a peer was heard, whoever asked. None: none was."""
+        """The seconds since the last message of any peer. None: there was no message."""
         heard = [known.heard for known in self._known.values()]
         return None if not heard else max(0.0, self._clock() - max(heard))
 
@@ -223,13 +223,13 @@ class Peers:
 
     @property
     def _patience(self) -> float:
-        """How long what a peer said counts, in seconds: many peers are asked less often."""
+        """The seconds for which a message of a peer counts. With many peers the questions are rarer."""
         return max(FRESH, 3 * self._every)
 
     # Background.
 
     def notice(self, event: Event) -> None:
-        """A verdict is said at once."""
+        """Tells the peers about a verdict at once."""
         if isinstance(event, SwapRefused) or (
             isinstance(event, RolloutChanged) and event.phase in ("refused", "rolled_back", "aborted")
         ):
@@ -458,7 +458,7 @@ class Peers:
             raise Refused("crowd", f"{MOST_KNOWN} other gateways are known")
 
     def _statement(self) -> bytes:
-        """What this gateway says now."""
+        """This gateway's current message to its peers."""
         now = self._clock()
         if self._said is None or now - self._said[0] > SAID_FOR:
             self._said = now, messages.encode(socket.gethostname(), self._say())

@@ -59,7 +59,7 @@ class Target(NamedTuple):
 
 
 def _mover(entry: base.Alias, moved_by: str) -> str:
-    """What moved an alias: the registry says of every rollback that it is one, whoever wrote it."""
+    """Returns what moved an alias. The registry marks each rollback, those of other gateways too."""
     return records.ROLLBACK if entry.back else moved_by
 
 

@@ -154,7 +154,7 @@ class Verdicts:
             if saved["phase"] in TAKEN_BACK and not saved.get("recorded"):
                 yield key
 
-    # What ends a verdict.
+    # The end of a verdict.
 
     def look(self, snapshot: Snapshot) -> None:
         """Ends the verdicts on versions that their alias does not point to any more."""
@@ -190,11 +190,11 @@ class Verdicts:
                 ended = True
         return ended
 
-    # What peers say.
+    # Messages of peers.
 
     def hear(self, said: Iterable[Standing]) -> tuple[set[tuple[str, str]], set[tuple[str, str]]]:
-        """What a peer says of aliases. Returns the aliases to look at again, and those of which a refusal at
-        the gates has ended."""
+        """Takes what a peer says of aliases. Returns the aliases to look at again, and those of which a
+        refusal at the gates has ended."""
         changed: set[tuple[str, str]] = set()
         again: set[tuple[str, str]] = set()
         now = self._clock()

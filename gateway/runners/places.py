@@ -141,7 +141,7 @@ class Process:
 
     @property
     def loading(self) -> bool:
-        """Whether its current call is the load of a model."""
+        """Returns whether its current call loads a model."""
         place = self.worker.first
         return isinstance(place, Place) and not place.loaded
 

@@ -1,8 +1,8 @@
 """The console: pages of the running gateway at `/` and below `/console`, the forms of their buttons, and how
 a browser signs in.
 
-A browser signs in with a one-time code and then has a cookie, which counts like the credential of the one who
-asked for the code. It is sent by pages of this gateway alone (SameSite), and each form checks where it comes
+A browser signs in with a one-time code and then has a cookie, which counts like the credential of the caller
+who requested the code. Only pages of this gateway send it (SameSite), and each form checks where it comes
 from (`Callers`). Knows paths, forms and headers; what pages look like is for `pages`.
 """
 
