@@ -17,6 +17,7 @@ from typing import Any, Final, Literal
 from gateway.errors import Problem
 from gateway.http import problems
 from gateway.http.connections import SLOWEST, Connections
+from gateway.http.transport import JoiningTransport
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 HEAD_SECONDS: Final = 30.0
@@ -83,6 +84,7 @@ else:
 
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(transport)  # type: ignore[arg-type]
+            self.transport = JoiningTransport(self.transport, self.loop)  # type: ignore[assignment]
             self._earlier: deque[Any] = deque()  # cycles that another cycle follows
             if self.limiter is not None:
                 self.limiter.opened(self)
