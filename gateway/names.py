@@ -116,7 +116,8 @@ def parse_path(raw: bytes) -> Reference:
     """
     name, marker, version = raw.partition(b"/versions/")
     if b"/" in name + version:
-        raise Problem("NOT_FOUND", "there is nothing at this path")
+        hint = "a version is named NAME/versions/VERSION in a path, and an alias NAME@ALIAS"
+        raise Problem("NOT_FOUND", "there is nothing at this path", hint=hint)
     if marker:
         if b"@" in raw:
             raise InvalidReference("the path names an alias and a version: give only one")

@@ -89,7 +89,7 @@ def refusal(principal: Principal, what: str) -> Problem:
     if principal.known:
         message = f"the credential of {principal.name!r} may not {what}"
         return Problem("FORBIDDEN", message, hint="ask the operator for a pattern that covers it")
-    hint = "send the header Authorization: Bearer TOKEN"
+    hint = "send the header Authorization: Bearer TOKEN, with a token that is valid here"
     return Problem("UNAUTHENTICATED", principal.fault or NEEDED, hint=hint)
 
 

@@ -100,11 +100,13 @@ def export(
         raise typer.BadParameter("--output json needs --file: without it the requests are the output")
     if file is None and form is Form.frames and sys.stdout.isatty():
         raise typer.BadParameter("frames are not text: give --file")
-    with _place(url, registry, admin_key_file, config) as place, _written(file) as target:
+    with _place(url, registry, admin_key_file, config) as place:
+        _check_captured(place, name, version)
         count = 0
-        for text in place.export(name, version, form):
-            target.write(text)
-            count += text.count(b"\n") if form is Form.lines else 0
+        with _written(file) as target:
+            for text in place.export(name, version, form):
+                target.write(text)
+                count += text.count(b"\n") if form is Form.lines else 0
     if output is Output.json:
         counted = count if form is Form.lines else None
         said = {"name": name, "version": version, "form": form.value, "requests": counted, "file": str(file)}
@@ -132,6 +134,8 @@ def drop(
         raise typer.BadParameter("give NAME[/VERSION], or --all")
     name, version = _model(model)
     with _place(url, registry, admin_key_file, config) as place:
+        if name is not None:
+            _check_captured(place, name, version)
         dropped = place.drop(name, version)
         said = f"deleted {dropped} captured requests of {model or 'all models'} at {place.name}"
         result(output, {"name": name, "version": version, "dropped": dropped, "target": place.name}, said)
@@ -229,6 +233,15 @@ def _model(text: str | None) -> tuple[str | None, str | None]:
     if reference.alias is not None or reference.latest:
         raise typer.BadParameter(f"{text!r} names no version: write NAME or NAME/VERSION")
     return reference.name, reference.version
+
+
+def _check_captured(place: _Place, name: str, version: str | None) -> None:
+    """Raises Failure if nothing is captured of a model: its name may be mistyped."""
+    captured = [(one["model"], str(one["version"])) for one in place.summary()]
+    if not any(known == name and version in (None, number) for known, number in captured):
+        wanted = name if version is None else f"{name}/{version}"
+        others = ", ".join(f"{known}/{number}" for known, number in captured) or "nothing"
+        raise Failure(f"no requests of {wanted} are captured at {place.name}", f"captured: {others}")
 
 
 @contextlib.contextmanager

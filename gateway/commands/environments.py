@@ -242,10 +242,15 @@ def _show_plan(found: _Found) -> None:
         )  # fmt: skip
     if rows:
         table(["Python", "models", "packages", "size", "members"], rows, right=["models", "packages", "size"])
-    typer.echo(
-        f"environments for {counted(len(found.locks), 'package')}: {len(found.groups)}; packages that run in "
-        f"this interpreter: {len(found.here)}; refused: {len(found.refused)}"
-    )
+    if found.locks or found.refused:
+        typer.echo(
+            f"environments for {counted(len(found.locks), 'package')}: {len(found.groups)}; packages that"
+            f" run in this interpreter: {len(found.here)}; refused: {len(found.refused)}"
+        )
+    else:
+        runs = "run" if len(found.here) != 1 else "runs"
+        here = counted(len(found.here), "package")
+        typer.echo(f"no environment is needed: {here} {runs} in this interpreter")
     for group in found.groups:
         for line in group.apart:
             typer.echo(f"  {group.members[0]} {line}")

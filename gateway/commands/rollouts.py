@@ -66,6 +66,8 @@ def rollout(
             client.call("POST", f"{path_of(name, alias)}/{verb}")
             note(f"{verb}: {reference} at {client.url}")
         if watch:
+            if (client.call("GET", path_of(name, alias)).get("rollout") or {}).get("step") is None:
+                note(f"no rollout of {reference} is under way; the last one:")
             view = follow(client, name, alias)
         else:
             view = client.call("GET", path_of(name, alias))

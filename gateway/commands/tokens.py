@@ -6,12 +6,13 @@ Knows the form of an entry. It asks no gateway, and writes no file: the secret i
 from __future__ import annotations
 
 import json
+import time
 from typing import Annotated
 
 import typer
 
 from gateway.commands.options import OutputOption
-from gateway.commands.terminal import Output, result
+from gateway.commands.terminal import Output, note, result
 
 app = typer.Typer(help="Make tokens for callers.", no_args_is_help=True)
 
@@ -49,10 +50,14 @@ def create(
     known |= {"control": control, "until": until}
     entry = {key: value for key, value in known.items() if value}
     try:
-        parse(json.dumps([entry]), ())
+        (principal,) = parse(json.dumps([entry]), ()).values()
     except InvalidTokens as error:
         told = "; ".join(f"{place.partition('.')[2]}: {what}" for place, what in error.problems)
         raise typer.BadParameter(told) from None
+    if principal.until <= time.time():
+        raise typer.BadParameter(f"{until} is over: give a day to come", param_hint="--until")
+    if not predict and not control:
+        note("warning: this token allows nothing: give --predict PATTERN, or --control PATTERN")
     lines = [f"{'- ' if key == 'name' else '  '}{key}: {_yaml(value)}" for key, value in entry.items()]
     shown = "\n".join([f"token: {token}", "entry for the tokens file:", *lines])
     result(output, {"token": token, "entry": entry}, shown)

@@ -23,7 +23,7 @@ def usage(
 ) -> None:
     """Show what teams and models have used, at this gateway and those before it with the same state_dir.
 
-    CPU S are CPU-seconds; GB H are gigabyte-hours of memory. IDLE is what models used while no request came,
+    CPU S are CPU-seconds; GB H are gigabyte-hours of memory. idle is what models used while no request came,
     shared is the gateway's own process and the processes that serve all models. The parts add up to the
     total.
     """

@@ -194,13 +194,14 @@ class Conductor:
             policy = policy_of_step(course, policy)
             service = service if course.service is None else model.versions.get(course.service)
         if not is_other(service, target) or not policy.watch or target != found.desired:
-            why = "the policy has no watch" if not policy.watch else "there is no version to go back to"
+            why = "its policy has no watch" if not policy.watch else "there is no version to go back to"
+            why = f"it serves ({why})"
             self.close(found, target, service, why)
             return False
         assert service is not None
         if course is None or not resumed:
             if found.moved_by == ROLLBACK or has_served(found, model, target):
-                self.close(found, target, service, "the version has served before")
+                self.close(found, target, service, "it serves (it has served before)")
                 return False
             if course is None or course.phase not in BEGINS:
                 course = self.courses.new(found.name, found.alias, target.version)

@@ -107,7 +107,12 @@ def test_what_is_wrong_with_the_tokens_is_said_at_the_start(tmp_path: Path) -> N
 
 
 def test_a_wrong_pattern_or_name_is_wrong_usage() -> None:
-    for arguments in (["a", "--predict", "x/y"], ["a", "--until", "soon"], ["a\nb"]):
+    for arguments in (
+        ["a", "--predict", "x/y"],
+        ["a", "--until", "soon"],
+        ["a", "--until", "2020-01-01"],
+        ["a\nb"],
+    ):
         command = [sys.executable, "-m", "gateway", "token", "create", *arguments]
         assert subprocess.run(command, capture_output=True, timeout=120).returncode == 2
 

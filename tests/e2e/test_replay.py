@@ -257,6 +257,10 @@ def test_drop_by_the_command(server: Running, shell: Shell) -> None:
     assert any(line.split()[:3] == ["double/1", str(REQUESTS), "0"] for line in listed)
     assert "deleted" in run(shell, "capture", "drop", "double/1", "--url", server.url).out
     assert "double/1" not in captures(server)
+    for command in (["drop", "double/1"], ["export", "dobule", "--url", server.url]):
+        told = run(shell, "capture", *command, code=1).err
+        assert f"no requests of {command[1]} are captured" in told
+        assert "captured: plain/1" in told
     run(shell, "capture", "drop", code=2)
     assert "deleted" in run(shell, "capture", "drop", "--all").out
     assert captures(server) == {}
