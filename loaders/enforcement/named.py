@@ -36,6 +36,14 @@ def table(data: Mapping[str, NDArray], specs: Sequence[ColSpec], faults: Faults)
     if (matrix := _matrix(data, specs)) is not None:
         columns = [matrix[:, i] for i in range(len(names))]
         return Table(names, columns, len(matrix), "python", ROOT, "columns", ROOT)
+    if len(data) == 1 and specs[0].name is not None and _are_alike(specs):
+        ((only, array),) = data.items()
+        required = any(spec.required for spec in specs)
+        if array.ndim == 2 and array.shape[1] > 1 and only not in kinds and required:
+            # Meant as all columns, not as an unknown one.
+            wanted = f"shape [n, {len(specs)}]"
+            faults.add(f"{ROOT}.{shown(only)}", v.WRONG_SHAPE, wanted, f"shape {list(array.shape)}")
+            return None
     found: dict[Name, Any] = {}
     if specs[0].name is None and data.keys() == kinds.keys():
         data = {name: data[name] for name in kinds}  # unnamed columns are taken in their order
@@ -66,10 +74,14 @@ def _matrix(data: Mapping[str, NDArray], specs: Sequence[ColSpec]) -> NDArray | 
     if len(data) != 1:
         return None
     ((name, array),) = data.items()
-    kinds = {spec.type for spec in specs}
     if array.ndim != 2 or array.shape[1] != len(specs) or name in {spec.name for spec in specs}:
         return None
-    return array if len(kinds) == 1 and next(iter(kinds)) in _NUMBERS else None
+    return array if _are_alike(specs) else None
+
+
+def _are_alike(specs: Sequence[ColSpec]) -> bool:
+    """Whether all columns have one numeric type."""
+    return specs[0].type in _NUMBERS and all(spec.type == specs[0].type for spec in specs)
 
 
 def _column(array: NDArray, name: str, spec: ColSpec | None, faults: Faults) -> Any:

@@ -249,6 +249,14 @@ def test_11_one_matrix_stands_for_columns_of_one_type(served: Served, data: Any)
     assert {name: one["data"] for name, one in found.items()} == {"a": [1, 4], "b": [2, 5], "c": [3, 6]}
 
 
+def test_11_a_matrix_of_too_few_columns_is_named(served: Served) -> None:
+    reply = infer(served, "doubles", tensor("all", "FP64", [1, 2], [1, 2]))
+    assert (reply.status, reply.code) == (422, "INVALID_INPUT")
+    (detail,) = reply.json["details"]
+    assert detail["path"] == "inputs.all"
+    assert (detail["expected"], detail["got"]) == ("shape [n, 3]", "shape [1, 2]")
+
+
 BAD = {
     "12 wrong size": tensor("number", "FP64", [2], [1]),
     "13 wrong nesting": tensor("number", "FP64", [2, 1], [[1, 2]]),
