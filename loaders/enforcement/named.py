@@ -37,12 +37,12 @@ def table(data: Mapping[str, NDArray], specs: Sequence[ColSpec], faults: Faults)
         columns = [matrix[:, i] for i in range(len(names))]
         return Table(names, columns, len(matrix), "python", ROOT, "columns", ROOT)
     if len(data) == 1 and specs[0].name is not None and _are_alike(specs):
-        ((only, array),) = data.items()
+        ((sole, array),) = data.items()
         required = any(spec.required for spec in specs)
-        if array.ndim == 2 and array.shape[1] > 1 and only not in kinds and required:
+        if array.ndim == 2 and array.shape[1] > 1 and sole not in kinds and required:
             # Meant as all columns, not as an unknown one.
-            wanted = f"shape [n, {len(specs)}]"
-            faults.add(f"{ROOT}.{shown(only)}", v.WRONG_SHAPE, wanted, f"shape {list(array.shape)}")
+            expected, got = f"shape [n, {len(specs)}]", f"shape {list(array.shape)}"
+            faults.add(f"{ROOT}.{shown(sole)}", v.WRONG_SHAPE, expected, got)
             return None
     found: dict[Name, Any] = {}
     if specs[0].name is None and data.keys() == kinds.keys():
