@@ -331,7 +331,8 @@ def parsed(text: str, python: Minor, platform: str, *, dated: bool) -> Lock:
 
 
 def merged(locks: Sequence[Lock]) -> Lock:
-    """One lock that satisfies all of them. They must not disagree about a version (`plan` ensures that)."""
+    """One lock that satisfies all of them. They must not disagree about a version or a file (`plan` ensures
+    that)."""
     first = locks[0]
     entries: dict[str, dict[str, Any]] = {}
     files: dict[str, frozenset[str]] = {}

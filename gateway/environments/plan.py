@@ -37,7 +37,7 @@ def grouped(locks: Mapping[str, Lock]) -> list[Group]:
     groups: list[tuple[list[str], list[Lock], dict[str, str]]] = []
     for name, lock in sorted(locks.items(), key=lambda item: (-len(item[1].packages), item[0])):
         for members, parts, packages in groups:
-            if agree(parts[0], packages, lock):
+            if agree(parts[0], packages, lock) and all(nested(part, lock) for part in parts):
                 members.append(name)
                 parts.append(lock)
                 packages.update(lock.packages)
@@ -95,6 +95,16 @@ def agree(first: Lock, packages: Mapping[str, str], other: Lock) -> bool:
     if (first.python, first.platform) != (other.python, other.platform):
         return False
     return all(packages.get(name, version) == version for name, version in other.packages.items())
+
+
+def nested(one: Lock, other: Lock) -> bool:
+    """Whether for each package the files that one lock allows are all among those of the other, so that the
+    narrower choice satisfies both."""
+    for name, files in one.hashes.items():
+        others = other.hashes.get(name, frozenset())
+        if files and others and not (files <= others or others <= files):
+            return False
+    return True
 
 
 def conflicts(one: Lock, other: Lock) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import struct
-from functools import cache, lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -69,7 +69,6 @@ def available() -> bool:
     return True
 
 
-@lru_cache(maxsize=256)
 def wanted(accept: bytes) -> bool:
     """Whether the client accepts an Arrow stream (an Accept header that names it)."""
     return MEDIA.encode() in accept.lower() and available()

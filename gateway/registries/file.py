@@ -383,7 +383,7 @@ class FileRegistry(Whole):
             raise RegistryReadOnly(f"{self.target} cannot be locked: {error.strerror or error}") from error
         try:
             with contextlib.suppress(OSError):  # a new registry, or the lock of another user
-                _keep_owner_and_mode(lock.lock_file, real.stat(), 0o666)
+                _share(lock.lock_file, real.stat())
             yield
         finally:
             lock.release()
@@ -447,7 +447,18 @@ def _alias_changes(
     return [((*path, key), value.get(key)) for key in keys if value.get(key) != old.get(key)]
 
 
-def _keep_owner_and_mode(file: int | str, like: os.stat_result, mask: int = 0o7777) -> None:
+def _share(lock_file: str, like: os.stat_result) -> None:
+    """Lets all who may write the registry take its lock. Follows no link: another user of the directory may
+    have put one in the place of the file."""
+    handle = os.open(lock_file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if stat.S_ISREG(os.fstat(handle).st_mode):
+            _keep_owner_and_mode(handle, like, 0o666)
+    finally:
+        os.close(handle)
+
+
+def _keep_owner_and_mode(file: int, like: os.stat_result, mask: int = 0o7777) -> None:
     """Gives a file, or a descriptor of it, the owner, the group and the mode of another one, as far as this
     user may: all who could read and write that one can do so afterwards. Raises OSError."""
     mine = os.stat(file)

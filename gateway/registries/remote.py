@@ -43,10 +43,19 @@ class RemoteRegistry(Whole, ReadOnly):
         self._last: Snapshot | None = None
         self._etag: str | None = None
         self._read: Callable[[], bytes | None]
-        host = parts.netloc.rpartition("@")[2]
+        user, at, host = parts.netloc.rpartition("@")
         #: What is requested, and the same as it is shown.
         self._url = target
-        self.target = urlunsplit(parts._replace(netloc=host, query="…" if parts.query else "", fragment=""))
+        shown = host
+        if parts.scheme not in (
+            "http",
+            "https",
+        ):  # elsewhere a user may be a container, as in abfs://C@ACCOUNT
+            shown = user.partition(":")[0] + at + host
+        self.target = target
+        if shown != parts.netloc or parts.query or parts.fragment:
+            shown_query = "…" if parts.query else ""
+            self.target = urlunsplit(parts._replace(netloc=shown, query=shown_query, fragment=""))
         if parts.scheme in ("http", "https"):
             auth = (parts.username, parts.password or "") if parts.username else None
             self._url = urlunsplit(parts._replace(netloc=host, fragment=""))

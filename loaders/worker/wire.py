@@ -24,7 +24,6 @@ import struct
 from collections import deque
 from collections.abc import Mapping
 from decimal import InvalidOperation
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -46,6 +45,9 @@ MAX_HEADER: Final = 1 << 28
 
 _MAGIC: Final = b"mgw1"
 _PREFIX: Final = struct.Struct("<4sIQ")
+_LONGEST_TAIL: Final = 4096
+_MOST_TAILS: Final = 256
+_TAILS: Final[dict[tuple[str, tuple[str | int, ...]], bytes]] = {}
 _SMALL: Final = 1 << 16
 _READ_AT_ONCE: Final = 1 << 20
 _SEGMENTS_AT_ONCE: Final = 512
@@ -113,9 +115,19 @@ def encode_table(op: str, table: Columns) -> bytes | None:
     return b"".join(parts)
 
 
-@lru_cache(maxsize=256)
 def _tail(dtype: str, names: tuple[str | int, ...]) -> bytes:
-    """The end of the header that `encode_table` writes."""
+    """The end of the header that `encode_table` writes. Keeps short ones: clients may choose the names."""
+    tail = _TAILS.get((dtype, names))
+    if tail is None:
+        tail = _made_tail(dtype, names)
+        if len(tail) <= _LONGEST_TAIL:
+            if len(_TAILS) >= _MOST_TAILS:
+                _TAILS.clear()
+            _TAILS[dtype, names] = tail
+    return tail
+
+
+def _made_tail(dtype: str, names: tuple[str | int, ...]) -> bytes:
     return JSON.encode([[dtype, names]]).encode("ascii") + b',null,[]]},"params":{}}'
 
 
