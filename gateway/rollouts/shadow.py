@@ -1,8 +1,8 @@
 """Shadow: a candidate answers copies of requests, after callers had the answers of the version in service.
 
 Copies wait in a queue of their own and take idle time only. They are sent one by one, each at a moment when
-no request is in flight or waits at the version in service and the event loop has nothing else to do; the
-candidate then rests as long as it worked. Its processes have the lowest priority meanwhile. What does not fit
+the version in service could answer one more at once and the event loop has nothing else to do; the
+candidate then rests as long as it worked. Its processes give way to others meanwhile. What does not fit
 into the queue, or becomes too old in it, is dropped and counted. A candidate that crashes, hangs or is slow
 drops its own copies and nothing else.
 

@@ -1,15 +1,13 @@
-"""The priority of model processes that nobody waits for: they get a processor when nothing else wants it.
+"""The priority of model processes for whose answers no caller waits: they give way to others.
 
-Must not know models, versions or why nobody waits.
+Must not know models, versions or why no caller waits.
 """
 
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Collection, Iterator
 from contextlib import suppress
-from functools import cache
 
 from gateway.runners.memory import PROC, descendants
 
@@ -43,25 +41,13 @@ class Background:
                         os.sched_setscheduler(task, os.SCHED_OTHER, os.sched_param(0))
 
 
-@cache
 def lowest() -> int | None:
-    """The lowest scheduling policy that a task here can leave again. `SCHED_IDLE` runs only when a processor
-    is free, but leaving it needs RLIMIT_NICE of 20 or CAP_SYS_NICE; a thread tries that. Otherwise
-    `SCHED_BATCH`, which does not interrupt others when it wakes up. None without such policies."""
-    if not hasattr(os, "SCHED_IDLE") or os.sched_getscheduler(0) != os.SCHED_OTHER:
+    """`SCHED_BATCH`, which does not interrupt others when it wakes up, and which a task may leave again. Not
+    `SCHED_IDLE`: on a busy machine such a process gets no processor at all, and a healthy version would look
+    as if it hung. None without such policies."""
+    if not hasattr(os, "SCHED_BATCH") or os.sched_getscheduler(0) != os.SCHED_OTHER:
         return None
-    returned: list[bool] = []
-
-    def try_it() -> None:
-        with suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-            returned.append(True)
-
-    thread = threading.Thread(target=try_it, name="priority")
-    thread.start()
-    thread.join()
-    return os.SCHED_IDLE if returned else os.SCHED_BATCH
+    return os.SCHED_BATCH
 
 
 def _tasks(pids: Collection[int]) -> Iterator[int]:
