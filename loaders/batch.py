@@ -402,6 +402,7 @@ _MOST: Final[Mapping[str, int]] = {
 
 
 def _join(arrays: list[Array]) -> Array:
-    if np.ma.MaskedArray in map(type, arrays):
-        return np.ma.concatenate(arrays)  # type: ignore[no-any-return,no-untyped-call]
+    for array in arrays:
+        if isinstance(array, np.ma.MaskedArray):
+            return np.ma.concatenate(arrays)  # type: ignore[no-any-return,no-untyped-call]
     return np.concatenate(arrays)

@@ -269,14 +269,11 @@ def said(view: Mapping[str, Any] | None) -> list[str]:
     return [f"environment: {place}: {view['sentence']}"]
 
 
-_PLACES = {"same": "this interpreter", "own": "its own environment"}
-
-
 def _show(reports: list[Report]) -> None:
     for report in reports:
         typer.echo(f"{report.subject}: {'would serve' if report.serves else 'would NOT serve'}")
         facts = [
-            f"runs in {_PLACES.get(report.runs_in, report.runs_in)}" if report.runs_in else "",
+            f"runs in {report.place}" if report.place else "",
             "its files can execute code when they are loaded" if report.executes_code else "",
             "no signature" if report.signature is False else "",
         ]

@@ -45,8 +45,6 @@ if TYPE_CHECKING:
 ABSENT = "none"
 """The value of `--expect` for an alias that does not exist."""
 NO_GATEWAY = "--wait has no effect without a gateway: name one with --url or GATEWAY_URL"
-WATCHED = "serving (watching)"
-"""The phase of an alias whose new version serves and is watched."""
 CHECK_EVERY = 0.25
 """Seconds between two requests for the checks that a gateway has made so far."""
 
@@ -320,11 +318,11 @@ def _told(reference: str, done: dict[str, Any], target: str, *, dry_run: bool) -
         held = "; the rollout would be held" if replay["outcome"] == "thin" else ""
         return "\n".join([f"{text}{held}", f"  {replay['says']}", *answered("replay", replay)])
     if "serving" in done:  # a gateway's answer: its rollout
+        is_under_way = (done.get("rollout") or {}).get("step") is not None
         if done["serving"] == done["desired"]:
-            watched = f"; `gateway rollout {reference} --watch` follows its watch"
-            under_way = watched if done["phase"] == WATCHED else ""
-            return f"{reference} is {done['desired']} and served at {target}{under_way}"
-        if (done.get("rollout") or {}).get("step") is not None:
+            watched = f"; `gateway rollout {reference} --watch` follows its watch" if is_under_way else ""
+            return f"{reference} is {done['desired']} and served at {target}{watched}"
+        if is_under_way:
             return f"{reference} is {done['desired']} at {target}: {done['rollout']['phase']}"
         until = (
             f"{done['serving']} serves until it is ready" if done["serving"] else "loaded on first request"

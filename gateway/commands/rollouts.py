@@ -112,8 +112,8 @@ def of_version(view: Mapping[str, Any], version: str | None) -> Mapping[str, Any
 
 
 def failure(view: Mapping[str, Any], version: str) -> Failure | None:
-    """Why a followed move of an alias to `version` is no success; None if the version serves and its rollout
-    is over."""
+    """Why a followed move of an alias to `version` did not succeed; None if the version serves and its
+    rollout is over."""
     known = of_version(view, version)
     phase, reason = known.get("phase"), known.get("reason")
     serves = f"{name_of(view)} serves version {view['serving']}"

@@ -25,7 +25,7 @@ from packaging.version import InvalidVersion, Version
 
 from gateway.environments.facts import Facts
 from gateway.environments.interpreters import named, supported
-from gateway.environments.lock import MLFLOW
+from gateway.environments.lock import MLFLOW, pins
 
 
 class Verdict(enum.IntEnum):
@@ -194,13 +194,9 @@ def _python(facts: Facts, place: Installed) -> Comparison:
 
 
 def _requirements(facts: Facts, place: Installed) -> list[Comparison]:
-    specifiers: dict[str, SpecifierSet] = {}
     there = {"python_version": named(place.minor), "python_full_version": place.python}
-    for line in facts.requirements:
-        requirement = Requirement(line)
-        if requirement.marker is None or requirement.marker.evaluate(there):
-            key = canonicalize_name(requirement.name)  # several lines may name it, and all count
-            specifiers[key] = specifiers.get(key, SpecifierSet()) & requirement.specifier
+    markers = {line: Requirement(line).marker for line in facts.requirements}
+    specifiers = pins(line for line, marker in markers.items() if marker is None or marker.evaluate(there))
     framework = _FRAMEWORK.get(facts.flavor)
     counted: dict[str, str | SpecifierSet] = {}
     for name, specifier in specifiers.items():

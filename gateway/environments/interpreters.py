@@ -1,7 +1,7 @@
 """The Python interpreters of this machine: from the settings, PATH, pyenv and uv's own directory.
 
 An interpreter is started once, in isolated mode, when its minor version is needed. Its answer is kept while
-its file does not change; one that gave no answer is asked again later. Nothing is ever downloaded. Must not
+its file does not change; one that gave no answer is started again later. Nothing is ever downloaded. Must not
 know packages or models.
 """
 

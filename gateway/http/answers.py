@@ -34,13 +34,11 @@ _MAX_DEPTH: Final = 200
 _NATIVE: Final = frozenset(np.dtype(code) for code in "?bhilqBHILQd")
 
 
-async def encode(batch: Batch, limit: int) -> list[bytes]:
+async def encode_apart(batch: Batch, limit: int) -> list[bytes]:
     """`predictions` as JSON, in pieces to send one after the other: a table as records, an array as nested
     lists, several arrays as an object, any other value as itself. Raises PREDICTION_FAILED, also for more
     than `limit` bytes."""
-    if weight(batch) > OFF_LOOP_BYTES:
-        return await in_large_thread(encode_large, batch, limit)
-    return [encode_now(batch)]
+    return await in_large_thread(encode_large, batch, limit)
 
 
 def encode_now(batch: Batch) -> bytes:

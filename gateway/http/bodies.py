@@ -179,7 +179,7 @@ class BodyReader:
             raise ClientLeft
         body: bytes = message.get("body", b"")
         size = len(body)
-        if self.held + size > self.total:
+        if self.held + size > self.total:  # as `hold`, without a call for each request
             self.hold(size)  # raises
         self.held += size
         return body, message.get("more_body", False)

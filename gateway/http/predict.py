@@ -210,7 +210,7 @@ class Prediction:
             answers.check(answer.result, self._max_answer)
             predictions = [await arrow.encode(answer.result, _about(record, answer))]
         elif answers.weight(answer.result) > answers.OFF_LOOP_BYTES:
-            predictions = await answers.encode(answer.result, self._max_answer)
+            predictions = await answers.encode_apart(answer.result, self._max_answer)
         else:
             predictions = [answers.encode_now(answer.result)]
         record.encode = perf_counter() - began

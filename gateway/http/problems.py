@@ -47,11 +47,9 @@ _log = logging.getLogger("gateway.http")
 def request_id(headers: Mapping[bytes, bytes]) -> bytes:
     """The client's X-Request-Id if it is 1 to 128 printable ASCII characters, else a new one."""
     given = headers.get(b"x-request-id")
-    if given is None:
-        return b"%032x" % _IDENTITIES.getrandbits(128)  # unique, not secret: system randomness costs a call
-    if 0 < len(given) <= _MAX_REQUEST_ID and given.isascii() and given.decode().isprintable():
+    if given and len(given) <= _MAX_REQUEST_ID and given.isascii() and given.decode().isprintable():
         return given
-    return b"%032x" % _IDENTITIES.getrandbits(128)
+    return b"%032x" % _IDENTITIES.getrandbits(128)  # unique, not secret: system randomness costs a call
 
 
 def contradiction(headers: Iterable[Header]) -> str:

@@ -149,7 +149,7 @@ class Peers:
         """The peers that the settings name, if they do. Raises SettingsError."""
         return None if settings.peers is None else cls(settings, io, say=say, hear=hear)
 
-    # What is so now.
+    # The present state.
 
     def reached(self) -> list[Address]:
         """The addresses of other gateways that answered lately."""
@@ -279,7 +279,7 @@ class Peers:
             self._met.set()
             return
         if len(found) > MOST_PEERS and (more := self._bursts.ending("most")) is not None:
-            log.warning("%s has %d addresses; %d are asked%s", self._host, len(found), MOST_PEERS, more)
+            log.warning("%s has %d addresses; questions go to %d%s", self._host, len(found), MOST_PEERS, more)
         found = found[:MOST_PEERS]
         for gone in self.addresses.keys() - found:
             del self.addresses[gone], self._news[gone]

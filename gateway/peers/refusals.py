@@ -11,14 +11,14 @@ RefusalKind = Literal["signature", "header", "stale", "replayed", "malformed", "
 
 MEANINGS: Final = {
     400: "it cannot read the message: it is of another release",
-    401: "it has another key",
+    401: "it has another key, or is of an older release and its clock differs",
     403: "its clock differs",
     404: "it has no peers, or they have another port there",
     412: "it has heard a later message of this gateway",
     413: "the message is too large for it: it is of another release",
     429: "it knows too many gateways",
 }
-"""What the status of an answer says about a peer."""
+"""The meaning of the status of a peer's answer."""
 
 
 class Refused(Exception):

@@ -459,15 +459,15 @@ def _share(lock_file: str, like: os.stat_result) -> None:
 
 
 def _keep_owner_and_mode(file: int, like: os.stat_result, mask: int = 0o7777) -> None:
-    """Gives a file, or a descriptor of it, the owner, the group and the mode of another one, as far as this
+    """Gives an open file, by its descriptor, the owner, the group and the mode of another one, as far as this
     user may: all who could read and write that one can do so afterwards. Raises OSError."""
-    mine = os.stat(file)
+    mine = os.fstat(file)
     if (mine.st_uid, mine.st_gid) != (like.st_uid, like.st_gid):
         try:
-            os.chown(file, like.st_uid, like.st_gid)
+            os.fchown(file, like.st_uid, like.st_gid)
         except PermissionError:
             # Only root can change a file's owner; otherwise the new file belongs to this user, as with any
             # editor. Its group can be any group of this user.
             with contextlib.suppress(PermissionError):
-                os.chown(file, -1, like.st_gid)
-    os.chmod(file, like.st_mode & mask)
+                os.fchown(file, -1, like.st_gid)
+    os.fchmod(file, like.st_mode & mask)

@@ -43,20 +43,16 @@ class RemoteRegistry(Whole, ReadOnly):
         self._last: Snapshot | None = None
         self._etag: str | None = None
         self._read: Callable[[], bytes | None]
+        is_http = parts.scheme in ("http", "https")
         user, at, host = parts.netloc.rpartition("@")
+        # Elsewhere than in HTTP the user may be a container, as in abfs://CONTAINER@ACCOUNT.
+        shown = host if is_http else user.partition(":")[0] + at + host
         #: What is requested, and the same as it is shown.
-        self._url = target
-        shown = host
-        if parts.scheme not in (
-            "http",
-            "https",
-        ):  # elsewhere a user may be a container, as in abfs://C@ACCOUNT
-            shown = user.partition(":")[0] + at + host
-        self.target = target
+        self._url = self.target = target
         if shown != parts.netloc or parts.query or parts.fragment:
             shown_query = "…" if parts.query else ""
             self.target = urlunsplit(parts._replace(netloc=shown, query=shown_query, fragment=""))
-        if parts.scheme in ("http", "https"):
+        if is_http:
             auth = (parts.username, parts.password or "") if parts.username else None
             self._url = urlunsplit(parts._replace(netloc=host, fragment=""))
             self._client = httpx.Client(

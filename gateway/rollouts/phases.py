@@ -67,8 +67,8 @@ class Seen:
     pauses. `following`: the number of the canary's next step, which counts from 0; None after the last one.
     `shadows`: whether copies of requests follow. `compared`: the outcome of a replay or of a shadow, None
     while it is open; `comparison`: the same in words. `breached`: a guard's finding. `suspected`: that of a
-    guard with strong evidence, which is no proof. `lost`: why the candidate can no longer answer. `order`: a
-    person's command, `finish` or `abort`."""
+    guard with strong evidence that is not yet proof. `lost`: why the candidate can no longer answer.
+    `order`: a person's command, `finish` or `abort`."""
 
     phase: Phase
     following: int | None = None

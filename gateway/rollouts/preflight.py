@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @dataclass(slots=True)
 class Report:
     """The findings. `reasons`: why it would not serve, or not replace the version in service. `hints`: what
-    helps. `warnings`: other facts for the operator."""
+    helps. `warnings`: other facts for the operator. `place`: where it runs, as text."""
 
     subject: str
     reasons: list[str] = field(default_factory=list)
@@ -40,6 +40,7 @@ class Report:
     example: bool | None = None
     environment: dict[str, Any] | None = None
     runs_in: str | None = None
+    place: str | None = None
     replay: dict[str, Any] | None = None
 
     @property
@@ -87,7 +88,8 @@ async def examined(
         report.warnings += [_about_subject(report, text, version) for text in servable.warnings]
         prepared = servable.prepared or prepared
         if servable.prepared is not None and servable.prepared.runtime is not None:
-            report.runs_in = servable.prepared.runtime.kind
+            runtime = servable.prepared.runtime
+            report.runs_in, report.place = runtime.kind, runtime.place
             report.environment = servable.prepared.environment()
         if replay is not None:
             found = await replay(against)

@@ -24,7 +24,7 @@ class Background:
             return
         self.restore()
         self._pids = tuple(pids)
-        policy = lowest()
+        policy = giving_way()
         if policy is not None:
             for task in _tasks(self._pids):
                 with suppress(OSError):  # it has ended, or belongs to another user
@@ -33,7 +33,7 @@ class Background:
 
     def restore(self) -> None:
         pids, self._pids = self._pids, ()
-        policy = lowest()
+        policy = giving_way()
         for _ in range(2 if policy is not None else 0):  # a thread may have started another one meanwhile
             for task in _tasks(pids):
                 with suppress(OSError):
@@ -41,7 +41,7 @@ class Background:
                         os.sched_setscheduler(task, os.SCHED_OTHER, os.sched_param(0))
 
 
-def lowest() -> int | None:
+def giving_way() -> int | None:
     """`SCHED_BATCH`, which does not interrupt others when it wakes up, and which a task may leave again. Not
     `SCHED_IDLE`: on a busy machine such a process gets no processor at all, and a healthy version would look
     as if it hung. None without such policies."""

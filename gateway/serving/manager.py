@@ -51,9 +51,8 @@ class Lease:
 
 class Manager:
     """`prepare`, `with_runtime`, `open_runner` and `options` make a running model from a version.
-    `dispatched` is called for each call of a model, with its name and the rows. `capacity_wait`: the seconds
-    that a load waits for memory before it is refused. `traced` is called for each load that has ended, in the
-    context of the request that caused it."""
+    `dispatched(name, rows)` is called for each call of a model. `capacity_wait`: the seconds that a load
+    waits for memory. `traced` is called for each load that has ended, in the context of its request."""
 
     def __init__(
         self,
@@ -124,7 +123,8 @@ class Manager:
 
     def held(self, version: Version) -> list[Servable]:
         """Returns the servables with memory for a version: the leaving ones, and the current one last."""
-        return [servable for servable in self if servable.version == version]
+        held = [servable for servable in self._leaving if servable.version == version]
+        return [*held, self._servables[version]] if version in self._servables else held
 
     def eviction(self, version: Version) -> Eviction | None:
         """Returns the last eviction of a version, or None."""

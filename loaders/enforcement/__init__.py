@@ -97,11 +97,10 @@ def enforce(
     names, if each row has one value per column of the signature.
     """
     if params is None and signature is not None and not (signature.params or positional or type_hints):
+        # Every mode gives the same result for numbers under the declared names.
         plan = plan_of(signature)
         if plan.doubles and (quick := quick_doubles(plan, raw.form, raw.data)) is not None:
-            return Enforced(
-                quick, {}
-            )  # every mode gives the same result for numbers under the declared names
+            return Enforced(quick, {})
     faults = Faults()
     of_tensors = raw.form == "tensors"
     if raw.form == "whole":

@@ -119,16 +119,12 @@ def _tail(dtype: str, names: tuple[str | int, ...]) -> bytes:
     """The end of the header that `encode_table` writes. Keeps short ones: clients may choose the names."""
     tail = _TAILS.get((dtype, names))
     if tail is None:
-        tail = _made_tail(dtype, names)
+        tail = JSON.encode([[dtype, names]]).encode("ascii") + b',null,[]]},"params":{}}'
         if len(tail) <= _LONGEST_TAIL:
             if len(_TAILS) >= _MOST_TAILS:
                 _TAILS.clear()
             _TAILS[dtype, names] = tail
     return tail
-
-
-def _made_tail(dtype: str, names: tuple[str | int, ...]) -> bytes:
-    return JSON.encode([[dtype, names]]).encode("ascii") + b',null,[]]},"params":{}}'
 
 
 def size(data: bytes | bytearray) -> int | None:

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from gateway.commands.capture import _check_captured
 from gateway.commands.operating import _differences
 from gateway.commands.rollouts import _line, failure, follow
-from gateway.commands.terminal import Output, note, result, working
+from gateway.commands.terminal import Failure, Output, note, result, working
 
 if TYPE_CHECKING:
     from gateway.commands.client import Client
@@ -128,3 +129,16 @@ def test_a_promotion_that_is_followed_ends_with_its_rollout(
     assert lines == phases
     found = failure(view, "2")
     assert (None if found is None else found.message) == refused
+
+
+class OneModelsCaptures:
+    """The captures as a token for one model meets them: without their list."""
+
+    name = "a gateway"
+
+    def summary(self) -> list[dict[str, Any]]:
+        raise Failure("the credential of 'iris-team' may not control the whole gateway")
+
+
+def test_a_token_for_one_model_may_export_its_captures() -> None:
+    _check_captured(cast("Any", OneModelsCaptures()), "iris", None)

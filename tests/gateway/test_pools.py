@@ -35,7 +35,7 @@ async def begun(monkeypatch: pytest.MonkeyPatch, end: threading.Event) -> asynci
         return [b"[]"]
 
     monkeypatch.setattr(answers, "encode_large", encode)
-    task = asyncio.create_task(answers.encode(LARGE, 1 << 30))
+    task = asyncio.create_task(answers.encode_apart(LARGE, 1 << 30))
     await began.wait()
     return task
 

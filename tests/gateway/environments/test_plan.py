@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -28,6 +29,18 @@ def test_a_lock_that_holds_the_others_is_taken_as_it_is() -> None:
     large = made(numpy="1", pandas="2")
     [group] = plan.grouped({"a": large, "b": made(numpy="1")})
     assert group.lock is large
+
+
+def test_a_lock_that_allows_other_files_stays_apart() -> None:
+    """Of one version, `b` allows fewer files than `a`, and `c` others."""
+    files = {"a": "123", "b": "12", "c": "23"}
+    locks = {
+        name: replace(made(numpy="1"), hashes={"numpy": frozenset(kept)}) for name, kept in files.items()
+    }
+    groups = plan.grouped(locks)
+    assert [group.members for group in groups] == [("a", "b"), ("c",)]
+    assert plan.nested(locks["a"], locks["b"])
+    assert not plan.nested(locks["b"], locks["c"])
 
 
 def test_why_two_cannot_share_is_said() -> None:

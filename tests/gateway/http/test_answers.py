@@ -259,7 +259,7 @@ def test_large_answers_are_encoded_off_the_loop(value: Any, monkeypatch: pytest.
         return await plain(function, *arguments)
 
     monkeypatch.setattr(answers, "in_large_thread", seen)
-    assert b"".join(asyncio.run(answers.encode(batch, 1 << 30))) == answers.encode_now(batch)
+    assert b"".join(asyncio.run(answers.encode_apart(batch, 1 << 30))) == answers.encode_now(batch)
     assert moved
 
 
@@ -291,7 +291,7 @@ LARGE: dict[str, Any] = {
 @pytest.mark.parametrize("name", LARGE)
 def test_a_large_answer_comes_in_pieces_and_is_the_same(name: str) -> None:
     batch = from_result(LARGE[name], None)
-    parts = asyncio.run(answers.encode(batch, 1 << 30))
+    parts = asyncio.run(answers.encode_apart(batch, 1 << 30))
     assert len(parts) > 1
     assert max(map(len, parts)) <= 1 << 20
     assert b"".join(parts) == answers.encode_now(batch)
@@ -312,7 +312,7 @@ def test_a_large_answer_comes_in_pieces_and_is_the_same(name: str) -> None:
 )
 def test_an_answer_over_the_limit_is_refused_before_it_is_built(batch: Batch) -> None:
     with pytest.raises(Problem) as refused:
-        asyncio.run(answers.encode(batch, 1_000_000))
+        asyncio.run(answers.encode_apart(batch, 1_000_000))
     assert refused.value.code == "PREDICTION_FAILED"
     assert "1000000 bytes" in refused.value.message
     assert "max_answer_bytes" in str(refused.value.hint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from gateway.registries.base import Move
-from gateway.registries.file import FileRegistry
+from gateway.registries.file import FileRegistry, _share
 
 THREE = """\
 version: 1
@@ -62,6 +63,19 @@ def test_a_member_of_its_group_keeps_the_group(tmp_path: Path, monkeypatch: pyte
     for written in (file, tmp_path / ".registry.yaml.lock"):
         assert written.stat().st_gid == 4322
         assert stat.S_IMODE(written.stat().st_mode) == 0o660
+
+
+def test_a_link_in_the_place_of_the_lock_is_not_followed(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_text("secret")
+    other.chmod(0o600)
+    link = tmp_path / ".registry.yaml.lock"
+    link.symlink_to(other)
+    file = tmp_path / "registry.yaml"
+    file.write_text(THREE)
+    with pytest.raises(OSError, match=os.strerror(errno.ELOOP)):
+        _share(str(link), file.stat())
+    assert stat.S_IMODE(other.stat().st_mode) == 0o600
 
 
 def test_the_lock_can_be_held_by_all_who_can_write_the_file(tmp_path: Path) -> None:

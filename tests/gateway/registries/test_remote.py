@@ -125,6 +125,12 @@ def test_what_is_secret_in_its_url_is_sent_and_not_shown(documents: Documents) -
         one.close()
 
 
+def test_containers_of_one_account_are_different_registries() -> None:
+    one, two = (open_registry(f"memory://{name}@account/registry.yaml") for name in ("prod", "staging"))
+    assert one.identity != two.identity
+    assert "prod@account" in one.target
+
+
 def test_it_is_not_written_from_here(documents: Documents) -> None:
     registry = open_registry(f"{documents.url}/a/registry.yaml")
     assert not registry.writable

@@ -196,7 +196,7 @@ def test_copies_go_one_by_one_and_only_while_the_version_in_service_is_idle(tmp_
     ("isolation", "serves", "lowered"),
     [("process", False, [7]), ("process", True, []), ("pack", False, []), ("inline", False, [])],
 )
-def test_processes_of_the_candidate_alone_get_the_lowest_priority_until_the_shadow_ends(
+def test_processes_of_the_candidate_alone_give_way_until_the_shadow_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, isolation: str, serves: bool, lowered: list[int]
 ) -> None:
     monkeypatch.setattr(ControlledRunner, "isolation", isolation)

@@ -545,3 +545,11 @@ def test_a_small_table_of_numbers_takes_the_quick_way_to_the_same_frame(table: C
 @pytest.mark.parametrize("table", SLOW.values(), ids=SLOW.keys())
 def test_any_other_table_does_not(table: Columns) -> None:
     assert wire.encode_table("predict", table) is None
+
+
+def test_only_few_and_short_names_of_clients_are_kept() -> None:
+    for number in range(2 * wire._MOST_TAILS):
+        for name in (f"c{number}", f"c{number}" * 2000):
+            assert wire.encode_table("predict", Columns({name: np.ones(1)}, 1)) is not None
+    assert 0 < len(wire._TAILS) <= wire._MOST_TAILS
+    assert max(map(len, wire._TAILS.values())) <= wire._LONGEST_TAIL
