@@ -50,9 +50,16 @@ def view_of(server: Running) -> dict[str, Any]:
     return found
 
 
-def until_phase(server: Running, phase: str) -> dict[str, Any]:
-    until(lambda: view_of(server)["phase"] == phase, 60.0)
-    return view_of(server)
+def until_phase(server: Running, phase: str, desired: str | None = None) -> dict[str, Any]:
+    """Waits for a phase of the alias; with `desired`, of the move to that version, not of an earlier one."""
+    views: list[dict[str, Any]] = []
+
+    def reached() -> bool:
+        views[:] = [view_of(server)]
+        return views[0]["phase"] == phase and desired in {None, views[0]["desired"]}
+
+    until(reached, 60.0)
+    return views[0]
 
 
 def registry_of(directory: Path, *how: str) -> Path:
@@ -93,8 +100,7 @@ def test_a_bad_version_is_taken_back_after_the_swap_without_a_failed_request(
                     assert moved.json()["phase"] == moved.json()["rollout"]["phase"] == "serving (watching)"
                 else:
                     open_registry(str(registry)).move(Move("twice", "champion", number))
-                until(lambda: view_of(server)["desired"] == number)  # noqa: B023
-                view = until_phase(server, "rolled_back")
+                view = until_phase(server, "rolled_back", number)
                 assert (view["serving"], view["desired"], view["last_good"]) == ("1", number, "1")
                 assert view["rollout"]["evidence"]["felt"] == 0, view
                 assert f"twice/{number} was rolled back: " in view["error"]
@@ -121,7 +127,8 @@ def test_one_gateway_takes_a_version_back_for_all_and_a_person_may_go_back_first
                 traffic.until(60)
         # A person goes back to a smaller number during the watch: it ends, and nothing is held against 2.
         open_registry(str(registry)).move(Move("twice", "champion", "2"))
-        until_phase(one, "serving (watching)")
+        until_phase(one, "serving (watching)", "2")
+        until(lambda: view_of(other)["desired"] == "2")
         gone = httpx.post(
             f"{one.url}/models/twice/aliases/champion/rollback", params={"wait": "true"},
             headers=one.key, json={}, timeout=60,
@@ -132,7 +139,7 @@ def test_one_gateway_takes_a_version_back_for_all_and_a_person_may_go_back_first
         until(lambda: view_of(other)["serving"] == "1")
         # The other gateway has no traffic of its own, and follows the verdict.
         open_registry(str(registry)).move(Move("twice", "champion", "3"))
-        until_phase(other, "serving (watching)")
+        until_phase(other, "serving (watching)", "3")
         with Callers(one, "twice") as traffic:
             until_phase(one, "rolled_back")
             passed = until(lambda: view_of(other)["serving"] == "1")
