@@ -5,7 +5,9 @@ policy, a version that only lingers after a swap is evicted before all others.
 
 `gdsf` (Greedy Dual Size Frequency, the default) keeps models that are expensive to miss: requests per unit of
 time × measured load seconds ÷ bytes. Requests count with a half-life, so a formerly hot model ages, and a
-scan over many models does not evict a hot one. `lru` uses only the time of the last use.
+scan over many models does not evict a hot one. The counts outlive an eviction, so a model that becomes hot
+is recognised although it was evicted between its requests. `lru` uses only the time of the last use.
+`tests/bench/bench_eviction.py` compares them.
 """
 
 from __future__ import annotations
@@ -15,8 +17,9 @@ from typing import Any, Final, Protocol
 
 #: A model is not evicted for this time after its load, in seconds: an immediate reload would only cost time.
 MIN_RESIDENCY: Final = 0.1
-#: The half-life of a request, in seconds.
-HALF_LIFE: Final = 120.0
+#: The half-life of a request, in seconds: long enough to know models with a few requests a minute, and short
+#: enough to follow callers who move on to other models.
+HALF_LIFE: Final = 60.0
 #: Shorter loads, in seconds, count as this long.
 SHORTEST_LOAD: Final = 0.01
 

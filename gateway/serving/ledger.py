@@ -27,7 +27,7 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
-from gateway.serving.eviction import HALF_LIFE, Policy, gdsf, reason
+from gateway.serving.eviction import HALF_LIFE, Policy, decayed, gdsf, reason
 
 K = TypeVar("K", bound=Hashable)
 
@@ -45,7 +45,7 @@ class Account(Generic[K]):
     """One servable's bytes. If `wanted` is above `bytes`, it waits for the difference. `leases`: the requests
     that use it. `pins`: keep it resident without a lease (a swap, an operator). `serving`: an alias serves
     it. `draining`: it closes when its leases end. `uses`: its requests with a half-life, as of `last_used`.
-    `load_seconds`: the measured time of its load."""
+    `load_seconds`: the measured time of its load. `name`: what its requests are remembered by after it."""
 
     key: K
     wanted: int
@@ -60,6 +60,7 @@ class Account(Generic[K]):
     draining: bool = False
     uses: float = 0.0
     load_seconds: float = 0.0
+    name: Hashable = None
 
 
 class Plan(NamedTuple, Generic[K]):
@@ -86,6 +87,8 @@ class _Room(NamedTuple, Generic[K]):
     retry_at: float | None = None
 
 
+#: How many evicted or unloaded models are remembered with their requests.
+REMEMBERED = 10_000
 #: A busy model keeps its memory for this multiple of its load time, and at least for this many seconds.
 TURN_LOADS = 5.0
 SHORTEST_TURN = 2.0
@@ -111,6 +114,7 @@ class Ledger(Generic[K]):
         self._accounts: dict[K, Account[K]] = {}
         self._waiting: dict[K, None] = {}
         self._bytes = dict.fromkeys(AccountState, 0)
+        self._past: dict[Hashable, tuple[float, float]] = {}
         self._shared = 0
         self._shared_wanted = 0
 
@@ -160,11 +164,16 @@ class Ledger(Generic[K]):
 
     # The life of an account, in order.
 
-    def open(self, key: K, now: float) -> Account[K]:
-        """Opens a new account that asks for nothing yet (its size is unknown until its files are fetched)."""
+    def open(self, key: K, now: float, name: Hashable = None) -> Account[K]:
+        """Opens a new account that asks for nothing yet (its size is unknown until its files are fetched).
+        `name`: an earlier account with this name passes its requests on; `key` if None."""
         if key in self._accounts:
             raise ValueError(f"{key!r} has an account")
-        account = self._accounts[key] = Account(key, 0, since=now, last_used=now)
+        name = key if name is None else name
+        uses, last_used = self._past.pop(name, (0.0, now))
+        account = self._accounts[key] = Account(
+            key, 0, since=now, last_used=now, uses=decayed(uses, now - last_used), name=name
+        )
         return account
 
     def ask(self, key: K, wanted: int) -> bool:
@@ -208,6 +217,7 @@ class Ledger(Generic[K]):
             raise ValueError(f"{key!r} is not loading")
         if measured is not None and measured > account.bytes:
             raise ValueError(f"{key!r} measures more than it was granted: ask first")
+        account.uses = decayed(account.uses, now - account.last_used)
         account.since = account.last_used = now
         if load_seconds is not None:
             account.load_seconds = load_seconds
@@ -239,6 +249,9 @@ class Ledger(Generic[K]):
             raise ValueError(f"{key!r} is not closing")
         self._move(account, AccountState.CLOSING, 0)
         del self._accounts[key]
+        self._past[account.name] = (account.uses, account.last_used)
+        if len(self._past) > REMEMBERED:
+            del self._past[next(iter(self._past))]
 
     def drop(self, key: K) -> None:
         """Ends the account of a servable that failed to load and holds no memory, with all its leases."""

@@ -206,7 +206,7 @@ class Manager:
     def _begin(self, version: Version, prepared: Prepared | None) -> Servable:
         self.check(version)
         servable = self._servables[version] = Servable(version, self._options(version.name))
-        self.ledger.open(servable, self._clock()).serving = version in self._served
+        self.ledger.open(servable, self._clock(), version).serving = version in self._served
         task = asyncio.get_running_loop().create_task(self._load(servable, prepared), name=f"load {version}")
         self._loads[servable] = task
         task.add_done_callback(lambda _: self._load_ended(servable))

@@ -92,5 +92,38 @@ def test_a_scan_does_not_push_out_the_hot_model() -> None:
     assert evictions_of_the_hot_one(lru) > 0, "the trace is one that the simple policy fails"
 
 
+def test_requests_count_also_after_an_eviction() -> None:
+    """Room for two. Callers leave the two hot models for two others: these soon both stay."""
+    ledger: Ledger[tuple[str, int]] = Ledger(20 * MB)
+    loads = 0
+
+    def use(name: str, now: float) -> None:
+        nonlocal loads
+        resident = {account.key for account in ledger}
+        key = next((key for key in resident if key[0] == name), (name, loads))
+        if key not in ledger:
+            loads += 1
+            ledger.open(key, now, name)
+            ledger.ask(key, 10 * MB)
+            while key not in (plan := ledger.plan(now)).grant:
+                for victim in plan.evict:
+                    ledger.begin_close(victim)
+                    ledger.closed(victim)
+            ledger.grant(key)
+            ledger.loaded(key, now, None, 0.3)
+        ledger.lease(key)
+        ledger.release(key, now)
+        ledger.check()
+
+    for second in range(100):
+        use("a", second)
+        use("b", second)
+    assert loads == 2
+    for second in range(100, 400):
+        use("cd"[second % 2], second)
+    assert {account.name for account in ledger} == {"c", "d"}
+    assert loads < 100
+
+
 def test_each_policy_has_a_name() -> None:
     assert set(POLICIES) == {"gdsf", "lru"}
