@@ -65,6 +65,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
                 for name, body in (("plain", row), ("double", {**row, "ssn": f"secret-{number}"})):
                     sent = {"dataframe_records": [body]}
                     assert client.post(f"/predict/{name}@champion", json=sent).status_code == 200
+        until(lambda: all(one["requests"] == REQUESTS for one in captures(served).values()))  # by a thread
         yield served
 
 
@@ -114,7 +115,6 @@ def test_a_dry_run_says_what_the_replay_says_and_leaves_nothing_behind(
     server: Running, shell: Shell, where: str
 ) -> None:
     at = ("--url", server.url) if where == "gateway" else ()
-    until(lambda: all(one["requests"] == REQUESTS for one in captures(server).values()))
     before = kept(server)
     told = run(shell, "promote", "plain@champion", "2", "--dry-run", *at, code=1)
     assert "plain/2 may not replace plain/1: replay: 5 of 100 requests got another answer" in told.err
