@@ -24,6 +24,7 @@ from tests.conftest import needs
 from tests.e2e.test_credentials import made
 from tests.e2e.test_docs_page import browser as browser
 from tests.support.running import Running, log_scaled, running
+from tests.support.traffic import until
 
 POLICY = {"canary": {"steps": [50], "every": "1h", "requests": 1000}}
 
@@ -225,10 +226,12 @@ def test_a_canary_is_paused_resumed_and_finished(browser: Any, server: Running) 
     page = signed_in(browser, server.url, server.url, GATEWAY_STATE_DIR=state(server))
     stranger = browser.new_page()
     place = f"{server.url}/console/rollouts/scaled@champion"
-    for _ in range(200):
+
+    def can_be_paused() -> bool:
         page.goto(place)
-        if page.get_by_role("button", name="Pause").count():
-            break
+        return bool(page.get_by_role("button", name="Pause").count())
+
+    until(can_be_paused)
     stranger.goto(place)
     assert stranger.get_by_role("button", name="Pause").count() == 0
     assert stranger.get_by_text("Sign in with control access").count() == 1
@@ -239,9 +242,7 @@ def test_a_canary_is_paused_resumed_and_finished(browser: Any, server: Running) 
     assert inaccessible(page) == []
     page.get_by_role("button", name="Finish").click()
     page.wait_for_url(place)
-    for _ in range(200):
-        if server.predict("scaled", [{"x": 1.0}]).json()["predictions"] == [3.0]:
-            break
+    until(lambda: server.predict("scaled", [{"x": 1.0}]).json()["predictions"] == [3.0])
     page.goto(place)
     assert page.get_by_role("heading", name="What happened").count() == 1
     stranger.close()

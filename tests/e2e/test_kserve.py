@@ -126,7 +126,7 @@ def started(runtime: dict[str, Any], directory: Path, files: Path) -> Iterator[t
     probe = container["readinessProbe"]["httpGet"]["path"]
     try:
         # KServe sends no request before the probe succeeds.
-        assert eventually(lambda: httpx.get(f"{server.url}{probe}").status_code == 200, 60)
+        assert eventually(lambda: httpx.get(f"{server.url}{probe}").status_code == 200)
         yield server, grpc
     finally:
         assert server.stop() == 0

@@ -225,7 +225,7 @@ def test_the_pod_runs_and_follows_its_config_map(pod: Contained, containers: Con
     for version in ("2", "1"):
         changed = text.replace("champion: 1", f"champion: {version}")
         config_map.update({"registry.yaml": changed})
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while True:
             answer = pod.predict()
             assert answer.status_code == 200, answer.text

@@ -52,7 +52,7 @@ def logged(mlflow_server: Server) -> dict[str, str]:
         [sys.executable, "-W", "ignore", "-c", LOGGING, mlflow_server.url],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -76,8 +76,8 @@ def test_mlflows_client_moves_an_alias_under_load(
             for number in ("2", "1", "2"):
                 client.set_registered_model_alias("times table", "moving", number)
                 took.append(until(lambda wanted=number: served(server, "times table@moving") == wanted))
+            until(lambda: asked.answers > 50)
         assert asked.failures == []
-        assert asked.answers > 50
         for line in server.lines:
             assert "Traceback" not in line
     log.info("moved by MLflow's client, polled each 0.5 s: served after %s s", took)
@@ -159,7 +159,7 @@ def test_a_version_that_is_worse_after_the_swap_is_taken_back_and_the_server_is_
         with Callers(server, "watched") as asked:
             asked.until(100)
             client.set_registered_model_alias("watched", "champion", "2")
-            until(lambda: "gateway.verdict.champion" in client.get_model_version("watched", "2").tags, 60)
+            until(lambda: "gateway.verdict.champion" in client.get_model_version("watched", "2").tags)
             asked.until(20)
         assert {status for status, _ in asked.seen} == {200}
         view = httpx.get(f"{server.url}/rollouts/watched@champion").json()

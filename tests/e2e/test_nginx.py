@@ -48,7 +48,7 @@ def nginx(server: Running, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         f"server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass {server.url}; }} }} }}\n"
     )
     process = subprocess.Popen([program, "-e", str(place / "error.log"), "-c", str(config)])
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60
     while True:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:

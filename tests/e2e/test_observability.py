@@ -29,7 +29,7 @@ VARIABLES = {
     "$namespace": ".*",
     "$job": ".*",
     "$model": ".*",
-    "$__rate_interval": "10s",
+    "$__rate_interval": "20s",
     "$__range": "1m",
 }
 MB = 1024**2
@@ -56,7 +56,7 @@ def rules() -> list[dict[str, Any]]:
 
 
 class Prometheus:
-    """A server that reads one gateway each half second."""
+    """A server that reads one gateway each second."""
 
     def __init__(self, url: str) -> None:
         self._client = httpx.Client(base_url=url, timeout=30)
@@ -126,7 +126,7 @@ def prometheus(
     target = gateway_with_traffic.url.removeprefix("http://")
     labels = {"namespace": "models", "pod": "gateway-1"}
     config = {
-        "global": {"scrape_interval": "500ms", "evaluation_interval": "1s"},
+        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
         "rule_files": [str(ALERTS)],
         "scrape_configs": [
             {"job_name": "gateway", "static_configs": [{"targets": [target], "labels": labels}]}
@@ -136,7 +136,7 @@ def prometheus(
     arguments = [f"--config.file={place}/prometheus.yml", f"--storage.tsdb.path={place}/data"]
     arguments += [f"--web.listen-address=127.0.0.1:{port}", "--log.level=error"]
     process = subprocess.Popen([tool("prometheus"), *arguments])
-    served, end = Prometheus(f"http://127.0.0.1:{port}"), time.monotonic() + 60
+    served, end = Prometheus(f"http://127.0.0.1:{port}"), time.monotonic() + 120
     try:
         while not served.ready():
             assert process.poll() is None
@@ -166,13 +166,12 @@ def test_every_expression_of_the_dashboard_has_data(
     assert moved.status_code == 200, moved.text
     wanted = {title: text for title, text in expressions() if title not in UNUSED}
     assert len(wanted) > 25
-    deadline = time.monotonic() + 60
-    while True:
+    deadline = time.monotonic() + 180
+    while wanted:
         traffic(server)
-        empty = {title: text for title, text in wanted.items() if not has_data(prometheus.ask(text))}
-        if not empty:
-            break
-        assert time.monotonic() < deadline, empty
+        # What had data once is not asked again: on a busy machine a round may last longer than a rate looks back.
+        wanted = {title: text for title, text in wanted.items() if not has_data(prometheus.ask(text))}
+        assert time.monotonic() < deadline, wanted
     for title, text in expressions():
         if title in UNUSED:
             prometheus.ask(text)
@@ -187,13 +186,11 @@ def test_every_alert_is_evaluated_and_one_fires_for_what_is_wrong(
 ) -> None:
     """A version without files: it was refused, its alias diverged, and requests for it fail."""
     wanted = {"GatewayRolledBack", "GatewayErrors", "GatewayAliasDiverged"}
-    deadline = time.monotonic() + 90
-    while True:
+    deadline = time.monotonic() + 240
+    while wanted:
         traffic(gateway_with_traffic)
-        pending = {one["metric"]["alertname"] for one in prometheus.ask("ALERTS")}
-        if wanted <= pending:
-            break
-        assert time.monotonic() < deadline, pending
+        wanted -= {one["metric"]["alertname"] for one in prometheus.ask("ALERTS")}
+        assert time.monotonic() < deadline, wanted
     for rule in rules():
         prometheus.ask(rule["expr"])
 

@@ -75,7 +75,7 @@ def test_a_model_process_that_is_killed_under_traffic_costs_no_request(tmp_path:
         callers = [pool.submit(call, server) for _ in range(4)]
         try:
             for count in range(1, kills + 1):
-                end = time.monotonic() + 30
+                end = time.monotonic() + 90
                 while not (serving := pids(server, "moody")):
                     assert time.monotonic() < end, "no process came back"
                 os.kill(serving[0], signal.SIGKILL)
@@ -84,7 +84,7 @@ def test_a_model_process_that_is_killed_under_traffic_costs_no_request(tmp_path:
                 assert server.predict("moody", [{"x": 1.0}]).status_code == 200
         finally:
             done.set()
-        codes = [code for caller in callers for code in caller.result(30)]
+        codes = [code for caller in callers for code in caller.result(90)]
         assert set(codes) == {200}
         assert server.predict("scaled", [{"x": 1.0}]).json()["predictions"] == [2.0]
 
@@ -92,7 +92,7 @@ def test_a_model_process_that_is_killed_under_traffic_costs_no_request(tmp_path:
 def test_what_a_model_does_in_predict_is_its_own_affair(tmp_path: Path) -> None:
     log_scaled(tmp_path / "registry.yaml", "scaled", 2.0, alias="champion")
     log_moody(tmp_path)
-    (tmp_path / "gateway.yaml").write_text("models: {moody: {timeout: 2s}}\n")
+    (tmp_path / "gateway.yaml").write_text("models: {moody: {timeout: 6s}}\n")
     with running(tmp_path) as server:
         expected = {
             13.0: (500, "PREDICTION_FAILED"),
@@ -103,7 +103,7 @@ def test_what_a_model_does_in_predict_is_its_own_affair(tmp_path: Path) -> None:
             answer = server.predict("moody", [{"x": x}])
             assert (answer.status_code, answer.json()["error_code"]) == (status, code), answer.text
             assert server.predict("scaled", [{"x": 1.0}]).json()["predictions"] == [2.0]
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while server.predict("moody", [{"x": 1.0}]).status_code != 200:
             assert time.monotonic() < end
 
@@ -137,7 +137,7 @@ def test_no_process_outlives_a_gateway_that_is_killed(tmp_path: Path) -> None:
         assert children
         assert zygotes
         server.stop(signal.SIGKILL)
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while any(is_alive(pid) for pid in (*children, *zygotes)):
             assert time.monotonic() < end, "processes outlive the gateway"
 
@@ -150,7 +150,7 @@ def test_a_gateway_buries_what_a_killed_zygote_leaves(tmp_path: Path) -> None:
         zygote = _parent(Path("/proc", str(model)))
         for pid in (zygote, model):
             os.kill(pid, signal.SIGKILL)
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while any(Path("/proc", str(pid)).exists() for pid in (zygote, model)):
             assert time.monotonic() < end, "zombies are left"
             time.sleep(0.05)
@@ -242,6 +242,6 @@ def test_the_sums_are_what_the_kernel_says(tmp_path: Path) -> None:
             real += sum(_kernel_says(pid, "Anonymous") for pid in zygotes)
         except PermissionError:
             pytest.skip("model processes are closed to others of this user, and only root may look into them")
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while abs(server.metric("gateway_memory_bytes") - real) > 0.05 * real:
             assert time.monotonic() < end, (server.metric("gateway_memory_bytes"), real)

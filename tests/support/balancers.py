@@ -72,7 +72,7 @@ def balancing(kind: str, place: Path, backends: Sequence[int]) -> Iterator[str]:
     with (place / "output.log").open("wb") as log:
         process = subprocess.Popen(BALANCERS[kind](place, port, backends), stdout=log, stderr=log)
     try:
-        url, end = f"http://127.0.0.1:{port}", time.monotonic() + 30
+        url, end = f"http://127.0.0.1:{port}", time.monotonic() + 120
         while True:
             try:
                 if httpx.get(f"{url}/readyz").status_code == 200:

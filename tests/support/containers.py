@@ -27,7 +27,7 @@ from tests.support.shell import free_port
 ROOT = Path(__file__).parents[2]
 TOOLS = ("mmdebstrap", "buildah", "podman", "runc", "catatonit")
 BASE, IMAGE = "localhost/base", "localhost/model-gateway"
-PATIENCE = 60.0
+PATIENCE = 120.0
 #: The image is built in the background, while other tests use the machine.
 BUILD_SECONDS = 2400.0
 # Inside another container, limits cannot be raised to podman's defaults, and there is no systemd.

@@ -204,11 +204,11 @@ def version(number: int = 1, name: str = "iris") -> Version:
 
 
 def bounded(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
-    """Bounds an async test: a test that hangs fails after 20 seconds."""
+    """Bounds an async test: a test that hangs fails after 90 seconds."""
 
     @functools.wraps(test)
     async def within(*args: object, **kwargs: object) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(90):
             await test(*args, **kwargs)
 
     return within
@@ -218,7 +218,7 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
     """Runs a test on a fresh event loop, bounded: a test that hangs fails."""
 
     async def bounded() -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(90):
             await test()
 
     asyncio.run(bounded())

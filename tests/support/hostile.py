@@ -90,7 +90,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def eventually(condition: Callable[[], object], seconds: float = 30.0) -> bool:
+def eventually(condition: Callable[[], object], seconds: float = 90.0) -> bool:
     """Polls a condition of the operating system that has no event; returns False after `seconds`."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

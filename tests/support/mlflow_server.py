@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,9 +17,10 @@ import httpx
 import pytest
 
 from tests.conftest import needs
+from tests.support.shell import free_port
 
 SECRET = "of-the-webhook"
-_STARTS_WITHIN = 120.0
+_STARTS_WITHIN = 300.0
 
 
 class Server:
@@ -81,13 +81,6 @@ class Server:
         """Deletes a registered model, if there is one."""
         url = f"{self.url}/api/2.0/mlflow/registered-models/delete"
         httpx.request("DELETE", url, json={"name": name}, auth=self.auth, timeout=30)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="session")

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +18,7 @@ import httpx
 import pytest
 
 from tests.conftest import needs
+from tests.support.shell import free_port
 
 IDENTITY = {
     "identities": [
@@ -38,9 +36,9 @@ class ObjectStore:
     """Listens on `port`; `environ(port)` is what a client needs to reach it there, or at a proxy's port."""
 
     def __init__(self, directory: Path, volumes: int = 20) -> None:
-        self.port = _listening_port()
+        self.port = free_port()
         (directory / "s3.json").write_text(json.dumps(IDENTITY))
-        ports = {"s3": self.port} | {name: _listening_port() for name in ("master", "volume", "filer")}
+        ports = {"s3": self.port} | {name: free_port() for name in ("master", "volume", "filer")}
         command = [_weed(), "server", f"-dir={directory}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3"]
         command += [f"-{name}.port={port}" for name, port in ports.items()]
         command += [f"-{name}.port.grpc={_listening_port()}" for name in ports]
@@ -55,7 +53,7 @@ class ObjectStore:
 
     def wait(self) -> None:
         """Until it answers."""
-        until = time.monotonic() + 60
+        until = time.monotonic() + 180
         while time.monotonic() < until and self._process.poll() is None:
             try:
                 if httpx.get(f"http://127.0.0.1:{self.port}", timeout=2).status_code == 403:
@@ -82,7 +80,7 @@ class ObjectStore:
             endpoint_url=keys["AWS_ENDPOINT_URL"],
             client_kwargs={"region_name": keys["AWS_DEFAULT_REGION"]},
         )
-        for _ in range(100):  # the first volume takes a moment
+        for _ in range(600):  # the first volume takes a moment
             try:
                 made.makedirs(BUCKET, exist_ok=True)
                 made.pipe(f"{BUCKET}/.there", b"x")
@@ -95,15 +93,6 @@ class ObjectStore:
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait(30)
-
-
-def _listening_port() -> int:
-    """One that no outgoing connection takes before the store listens there: its parts start one by one."""
-    while True:
-        port = random.randrange(10_000, 30_000)
-        with contextlib.suppress(OSError), socket.socket() as probe:
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 def _weed() -> str:

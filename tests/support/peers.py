@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 import yaml
 
 from tests.support.running import Running
+from tests.support.shell import free_port
 from tests.support.traffic import until
 
 NAME = "peers.test"
@@ -43,7 +43,7 @@ class Installation:
         self._settings = settings
         self._publish()
         self.running: dict[int, Running] = {}
-        self.port = _port()
+        self.port = free_port()
 
     def _publish(self) -> None:
         """The document is replaced at once, and nobody may write it."""
@@ -109,13 +109,6 @@ class Installation:
 
 def address(number: int) -> str:
     return f"127.0.0.{number}"
-
-
-def _port() -> int:
-    """A port that is free at every address of these tests."""
-    with socket.socket() as probe:
-        probe.bind(("0.0.0.0", 0))
-        return int(probe.getsockname()[1])
 
 
 def policy(**rollout: Any) -> dict[str, str]:

@@ -76,7 +76,7 @@ class Pods:
             "GATEWAY_CACHE_DIR": str(self._directory / "cache"),
         }
         started = self.running[port] = Running(place, ["--port", str(port)], environ, port=None)
-        until(lambda: httpx.get(f"{started.url}/readyz", timeout=30).status_code == 200, 60)
+        until(lambda: httpx.get(f"{started.url}/readyz", timeout=30).status_code == 200)
 
     def replace(self, port: int) -> bool:
         """One step of a rolling restart. Returns whether the pod ended by itself; else it is killed."""

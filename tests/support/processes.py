@@ -89,10 +89,10 @@ def run(
         async with processes(scratch, start) as made:
             await work(made)
 
-    asyncio.run(asyncio.wait_for(main(), 60))
+    asyncio.run(asyncio.wait_for(main(), 180))
 
 
-async def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
+async def until(condition: Callable[[], object], seconds: float = 90.0) -> None:
     """Lets the loop turn until something has happened in another process."""
     end = asyncio.get_running_loop().time() + seconds
     while not condition():

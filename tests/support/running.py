@@ -19,7 +19,7 @@ import numpy as np
 
 import gateway
 
-READY_WITHIN = 60.0
+READY_WITHIN = 180.0
 
 
 class Running:
@@ -41,6 +41,8 @@ class Running:
             "GATEWAY_LOG_FORMAT": "json",
             # A test whose models do not fit must not start builds from the network.
             "GATEWAY_ENVIRONMENTS__BUILD": "never",
+            # On a busy machine a load may take longer than callers usually wait for one.
+            "GATEWAY_COLD_WAIT": "120s",
         }
         self.directory = directory
         self._state = Path({**settings, **environ}["GATEWAY_STATE_DIR"])
@@ -81,11 +83,11 @@ class Running:
         """The header of control calls, with the key that the gateway made."""
         return {"Authorization": f"Bearer {(self._state / 'control.key').read_text().strip()}"}
 
-    def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
+    def stop(self, how: signal.Signals = signal.SIGTERM, within: float = 120.0) -> int:
         if self.process.poll() is None:
             self.process.send_signal(how)
-        code = self.process.wait(30)
-        self._reader.join(5)
+        code = self.process.wait(within)
+        self._reader.join(60)
         if self.process.stderr is not None:
             self.process.stderr.close()
         return code

@@ -17,7 +17,7 @@ from tests.support.running import Running
 FACTORS = {"1": 10.0, "2": 1000.0}
 
 
-def until(condition: Callable[[], bool], seconds: float = 30.0) -> float:
+def until(condition: Callable[[], bool], seconds: float = 120.0) -> float:
     """How long it took, in seconds."""
     began = time.monotonic()
     while not condition():

@@ -209,7 +209,7 @@ async def test_a_download_that_hangs_does_not_keep_out_what_is_here(
     hanging = asyncio.ensure_future(packages.get(Version("iris", "2", "leaving://m")))
     assert await asyncio.to_thread(leaving.asked.acquire, timeout=30)
     stored = Version("iris", "1", "leaving://m", here.digest)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(90):
         assert (await packages.get(stored)).local.path == here.local.path
     assert not hanging.done()
     leaving.hang.set()

@@ -313,7 +313,7 @@ def test_a_revoked_token_ends_in_the_middle_of_a_connection(registry_file: str, 
         fresh = tmp_path / "fresh"
         fresh.write_text(entries("bob"))
         fresh.replace(tmp_path / "tokens.json")
-        end = time.monotonic() + 30
+        end = time.monotonic() + 90
         while status() != 401:
             assert time.monotonic() < end
         fresh.write_text(entries("bob", "alice"))
@@ -373,7 +373,7 @@ def test_a_caller_over_its_limits_is_refused_before_its_body_is_read(
 
 def test_a_stream_of_events_ends_with_its_credential(registry_file: str, tmp_path: Path) -> None:
     with guarded(registry_file, tmp_path) as made:
-        connection = http.client.HTTPConnection("127.0.0.1", made.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", made.port, timeout=60)
         connection.request("GET", "/events", headers=bearer("boss"))
         stream = connection.getresponse()
         assert stream.status == 200

@@ -252,7 +252,7 @@ def inflight(server: Served, model: str) -> float:
 
 def wait_for(condition: Any) -> None:
     """Asks until it is so; the server says when, over HTTP."""
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)

@@ -42,7 +42,7 @@ class Brief(protocol.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self.timeout_keep_alive = 0.2
+        self.timeout_keep_alive = 3.0
 
     def data_received(self, data: bytes) -> None:
         if b"/busy" in data:
@@ -112,7 +112,7 @@ class Running:
         self._thread.join()
 
     def connect(self) -> socket.socket:
-        return socket.create_connection(self._bound.getsockname(), timeout=20)
+        return socket.create_connection(self._bound.getsockname(), timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,10 @@ def test_a_client_that_reads_a_little_now_and_then_is_left() -> None:
 
 
 def test_a_client_that_reads_steadily_gets_all() -> None:
-    with Running(Impatient) as running, running.connect() as client:
+    kind = type(
+        "Patient", (Impatient,), {"send_seconds": 20.0}
+    )  # the reader may stand still on a busy machine
+    with Running(kind) as running, running.connect() as client:
         client.sendall(READY.replace(b"/", b"/much", 1))
         assert len(whole(client)) > 8 << 20
 
@@ -156,7 +159,7 @@ def test_a_request_that_comes_as_the_connection_is_about_to_be_closed_is_answere
         other.sendall(READY.replace(b"/", b"/busy", 1))
         assert Brief.busy.wait(30)
         client.sendall(READY)
-        threading.Timer(0.5, Brief.go_on.set).start()  # after the connection's time is over
+        threading.Timer(3.5, Brief.go_on.set).start()  # after the connection's time is over
         assert whole(client)
         assert client.recv(1) == b""  # and now it is idle for long enough
 

@@ -31,7 +31,7 @@ class Counted:
 class Connection:
     def __init__(self) -> None:
         self.client, self._server = socket.socketpair()
-        self.client.settimeout(10)
+        self.client.settimeout(60)
 
     async def __aenter__(self) -> Connection:
         loop = asyncio.get_running_loop()

@@ -25,7 +25,7 @@ from tests.support.mlflow_server import Server, another
 from tests.support.tcp_proxy import CUT, DRIP, FAULTS, HALF_OPEN, HANG, PASS, RESET, proxy
 
 pytestmark = pytest.mark.all
-QUICK = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "1", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+QUICK = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "3", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 
 
 def make_package(directory: Path, content: bytes) -> str:
@@ -75,7 +75,7 @@ def test_a_registry_that_fails_changes_nothing(fault: str, mlflow_server: Server
             began = time.monotonic()
             with pytest.raises(RegistryUnavailable) as error:
                 ask()
-            assert time.monotonic() - began < 10
+            assert time.monotonic() - began < 40
             assert between.url in str(error.value)
         assert registry.known() == before
         between.breaks(PASS)
@@ -125,7 +125,7 @@ def test_a_call_has_a_deadline(fault: str, mlflow_server: Server) -> None:
         began = time.monotonic()
         with pytest.raises(MLflowUnavailable):
             client.call("GET", "registered-models/search", {"max_results": 1})
-        assert 0.5 < time.monotonic() - began < 10
+        assert 0.5 < time.monotonic() - began < 40
         client.close()
 
 

@@ -188,7 +188,7 @@ async def test_a_read_that_succeeds_ends_the_pause_that_the_server_requested() -
             apply=lambda snapshot, moved_by: None, remember=lambda snapshot: None,
         )  # fmt: skip
         polling = asyncio.ensure_future(watch.run())
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(90):
             while registry.asked != ["read"]:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
             registry.failing = False

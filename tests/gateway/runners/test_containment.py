@@ -171,8 +171,8 @@ def test_nothing_outlives_a_killed_gateway(tmp_path: Path, start: Start) -> None
         assert len(family) >= 6
         host.kill()
         host.wait()
-        assert eventually(lambda: not any(map(alive, family)), 5), "something outlived the gateway"
-        assert eventually(lambda: os.listdir(scratch) == [], 5)
+        assert eventually(lambda: not any(map(alive, family))), "something outlived the gateway"
+        assert eventually(lambda: os.listdir(scratch) == [])
 
 
 # Lets go of whatever might end it, in every way that is left to it, and has a child do more. It keeps its
@@ -217,7 +217,7 @@ def test_nothing_outlives_a_killed_zygote_and_a_killed_gateway(tmp_path: Path) -
         assert all(map(alive, models)), "the models live on without their zygote"
         host.kill()
         host.wait()
-        assert eventually(lambda: not any(map(alive, models)), 5)
+        assert eventually(lambda: not any(map(alive, models)))
 
 
 INHERITED = """

@@ -230,8 +230,8 @@ async def test_a_load_that_holds_the_others_is_ended_and_goes_on_alone(
 @pytest.mark.anyio
 async def test_a_timeout_is_the_affair_of_its_model_alone(tmp_path: Path, bench: PackBench) -> None:
     held = write_package(tmp_path / "held", at_predict=HELD)
-    slow = await bench.started(held, timeout=0.3)
-    other = await bench.started(scaled(tmp_path / "2", 2), timeout=30.0)
+    slow = await bench.started(held, timeout=4.0)
+    other = await bench.started(scaled(tmp_path / "2", 2), timeout=120.0)
     params = {"begun": str(tmp_path / "begun"), "go": str(tmp_path / "never")}
     call = asyncio.ensure_future(slow.predict(rows(13), params))
     await until((tmp_path / "begun").exists)
