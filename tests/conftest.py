@@ -22,15 +22,15 @@ settings.load_profile("patient")
 # index of their own, or say that they use this machine's; no other test asks an index.
 os.environ["UV_OFFLINE"] = "1"
 
-# A client of a test is patient: httpx's own five seconds are short where several test runs share two processors.
+# A test's client is patient: httpx's own five seconds are short where several test runs share two processors.
 _TIMEOUT = inspect.signature(httpx.request).parameters["timeout"].default
 _TIMEOUT.connect = _TIMEOUT.read = _TIMEOUT.write = _TIMEOUT.pool = 60.0
 
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What runs in this process and names no cache uses one of this test run, and not the user's: several runs
-    may share a machine."""
+    """What runs in this process and names no cache uses one of this test run, and not the user's: several
+    runs may share a machine."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GATEWAY_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
         yield

@@ -108,8 +108,8 @@ def no_http(g: Gateways) -> httpx.Response:
 
 
 def too_many(g: Gateways) -> httpx.Response:
-    """One is answered, one waits, and there is no room for a third. On a busy machine six callers may come one
-    after the other, so they try until they meet."""
+    """One is answered, one waits, and there is no room for a third. On a busy machine six callers may come
+    one after the other, so they try until they meet."""
     end = time.monotonic() + 60
     with ThreadPoolExecutor(6) as pool:
         while True:

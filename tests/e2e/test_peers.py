@@ -170,8 +170,8 @@ def test_a_peer_that_is_killed_or_stopped_or_answers_garbage_costs_no_request(
         two.process.send_signal(signal.SIGCONT)
         gateways.meet(2, among=1)
     assert set(traffic.seen) == {(200, "1")}
-    # At least two questions took the two seconds that a peer may take. A gateway that waits for them would hold
-    # up both callers each time; a stall of the machine holds them up once.
+    # At least two questions took the two seconds that a peer may take. A gateway that waits for them would
+    # hold up both callers each time; a stall of the machine holds them up once.
     assert sum(wait >= 2.0 for wait in traffic.waits) < 4
     problems = {peer["address"]: peer["problem"] for peer in shown["addresses"]}
     assert problems[address(3)] == "no answer within 2 s"
