@@ -169,7 +169,7 @@ def test_every_expression_of_the_dashboard_has_data(
     deadline = time.monotonic() + 180
     while wanted:
         traffic(server)
-        # What had data once is not asked again: on a busy machine a round may be longer than a rate looks back.
+        # What had data once is not asked again: on a busy machine a round may outlast a rate's window.
         wanted = {title: text for title, text in wanted.items() if not has_data(prometheus.ask(text))}
         assert time.monotonic() < deadline, wanted
     for title, text in expressions():

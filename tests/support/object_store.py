@@ -41,7 +41,7 @@ class ObjectStore:
         ports = {"s3": self.port} | {name: free_port() for name in ("master", "volume", "filer")}
         command = [_weed(), "server", f"-dir={directory}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3"]
         command += [f"-{name}.port={port}" for name, port in ports.items()]
-        command += [f"-{name}.port.grpc={_listening_port()}" for name in ports]
+        command += [f"-{name}.port.grpc={free_port()}" for name in ports]
         command += ["-s3.config=s3.json", f"-volume.max={volumes}", "-master.volumeSizeLimitMB=64"]
         # Disable services with fixed ports, and telemetry.
         command += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]

@@ -133,8 +133,8 @@ def answers(url: str) -> bool:
 
 
 def free_port() -> int:
-    """One that is free at every address, and that no outgoing connection and no other test run takes before its
-    user listens there: the kernel gives it to nobody, and what is drawn is not seeded."""
+    """One that is free at every address. No outgoing connection takes it before its user listens there,
+    because the kernel gives it to none, and hardly any other test run: it is drawn without a seed."""
     while True:
         port = random.SystemRandom().randrange(10_000, 30_000)
         with suppress(OSError), socket.socket() as probe:
