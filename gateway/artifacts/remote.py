@@ -32,7 +32,7 @@ from gateway.artifacts.base import (
     target_of,
 )
 from gateway.artifacts.ranges import CHUNK, in_ranges
-from gateway.filesystems import asked
+from gateway.filesystems import CONNECT_SECONDS, asked, connected, within
 from gateway.registries.base import Version
 from gateway.registries.mlflow_client import download_seconds
 from loaders.files import MAX_FILES, is_part
@@ -54,15 +54,21 @@ class Remote:
         if scheme == "chain":
             options = {"http": web, "https": web}
         try:
-            self._files, self._path = fsspec.core.url_to_fs(version.source, **options)
+            self._files, self._path = connected(version.source, **options)
         except ImportError as error:
             raise ArtifactError(
                 f"{problem}: {error}"
             ) from error  # fsspec's text names the package to install
         except ValueError as error:
             raise ArtifactError(f"{problem}: {scheme}:// is not supported", str(error)) from error
-        except OSError as error:  # an installed library without one of its own dependencies
-            raise ArtifactError(f"{problem}: {scheme}:// does not work here", str(error)) from error
+        except OSError as error:
+            if error.errno is None:  # an installed library without one of its own dependencies
+                raise ArtifactError(f"{problem}: {scheme}:// does not work here", str(error)) from error
+            raise Unreachable(f"{problem}: {error.strerror}", f"{version.source}: {error}") from error
+        except Exception as error:  # each file system raises the errors of its own library
+            raise Unreachable(f"{problem}: {type(error).__name__}", f"{version.source}: {error}") from error
+        #: Without an event loop, a library's call that was abandoned may go on. So it writes no file here.
+        self._writes = getattr(self._files, "async_impl", False)
 
     def files(self, version: Version) -> list[File]:
         self._files.invalidate_cache()
@@ -107,7 +113,7 @@ class Remote:
     def copy(
         self, version: Version, files: list[File], to: Path, *, room: Room, meter: Meter
     ) -> dict[str, str]:
-        small = [file for file in files if file[2] is not None and file[2] < ranges.RANGED]
+        small = [file for file in files if file[2] is not None and file[2] < ranges.RANGED and self._writes]
         for i in range(0, len(small), _BATCH):
             part = small[i : i + _BATCH]
             targets = [target_of(to, relative) for relative, _, _ in part]
@@ -127,6 +133,13 @@ class Remote:
             if size is None:
                 with self._failing(version):
                     self._stream(name, target_of(to, relative), room, meter)
+            elif size < ranges.RANGED and not self._writes:
+                content = self._asked(version, "cat_file", download_seconds(size), name)
+                if len(content) != size:
+                    problem = f"a file of {version} is incomplete: {relative}, {len(content)} of {size} bytes"
+                    raise ArtifactError(problem)
+                target_of(to, relative).write_bytes(content)
+                meter.add(size)
             elif size >= ranges.RANGED:
                 read = self._range_of(version, name)
                 with self._failing(version):
@@ -135,11 +148,17 @@ class Remote:
 
     def _stream(self, name: str, target: Path, room: Room, meter: Meter) -> None:
         """Copies a file of unknown size."""
-        with self._files.open(name, "rb", block_size=0) as from_, target.open("xb") as file:
-            while chunk := from_.read(CHUNK):
-                room(len(chunk))
-                file.write(chunk)
-                meter.add(len(chunk))
+        seconds = download_seconds(CHUNK)
+        opened = within(seconds, lambda: self._files.open(name, "rb", block_size=0))
+        try:
+            with target.open("xb") as file:
+                while chunk := within(seconds, lambda: opened.read(CHUNK)):
+                    room(len(chunk))
+                    file.write(chunk)
+                    meter.add(len(chunk))
+        finally:
+            with contextlib.suppress(Exception):  # a source that went silent may not answer this either
+                within(CONNECT_SECONDS, opened.close)
 
     def _range_of(self, version: Version, name: str) -> Callable[[int, int], bytes]:
         def read(start: int, end: int) -> bytes:

@@ -12,8 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-import fsspec
-
+from gateway.filesystems import asked, connected
 from gateway.names import Reference
 from gateway.registries import mlflow_answers as answers
 from gateway.registries.base import (
@@ -22,7 +21,7 @@ from gateway.registries.base import (
     Version,
 )
 from gateway.registries.mlflow_calls import Calls, not_mlflow, refused
-from gateway.registries.mlflow_client import MLflowError, MLflowUnavailable
+from gateway.registries.mlflow_client import MLflowError, MLflowUnavailable, download_seconds
 from gateway.registries.resolution import key
 from loaders import package as packages
 from loaders.files import PackageError, package_files
@@ -65,8 +64,8 @@ class MLflowArtifacts:
             listed = self._tracking.call("GET", "artifacts/list", values)
             if any(str(item.get("path", "")) != path for item in answers.objects(listed.get("files"))):
                 return self._fixed_version(reference, run, f"/{path}")
-            asked = {"experiment_ids": [run.get("experiment_id")], "filter": f"name = '{parts[0]}'"}
-            logged = self._tracking.call("POST", "logged-models/search", asked)
+            wanted = {"experiment_ids": [run.get("experiment_id")], "filter": f"name = '{parts[0]}'"}
+            logged = self._tracking.call("POST", "logged-models/search", wanted)
         except MLflowError as error:
             if error.absent or error.code == "INVALID_PARAMETER_VALUE":
                 return None
@@ -103,8 +102,8 @@ class MLflowArtifacts:
         logged model, or the artifacts of a run if the server has no logged models (MLflow 2)."""
         tracking = self._tracking
         try:
-            asked = {"experiment_id": self._experiment, "name": "model"}
-            model = answers.info(tracking.write("POST", "logged-models", asked).get("model"))
+            wanted = {"experiment_id": self._experiment, "name": "model"}
+            model = answers.info(tracking.write("POST", "logged-models", wanted).get("model"))
         except RegistryUnavailable as error:
             cause = error.__cause__
             if not isinstance(cause, MLflowUnavailable) or cause.status != 404:
@@ -131,9 +130,9 @@ class MLflowArtifacts:
                 for relative, file, _ in files:
                     self._tracking.client.upload(str(PurePosixPath(below, relative)), file)
             else:
-                store, root = fsspec.core.url_to_fs(source)
-                for relative, file, _ in files:
-                    store.put_file(str(file), f"{root}/{relative}")
+                store, root = connected(source)
+                for relative, file, size in files:
+                    asked(store, "put_file", download_seconds(size), str(file), f"{root}/{relative}")
         except PackageError as error:
             raise RegistryError(f"{package}: {error}") from None
         except MLflowError as error:

@@ -15,7 +15,7 @@ import fsspec
 import httpx
 
 from gateway import backoff, tracing
-from gateway.filesystems import asked
+from gateway.filesystems import asked, connected
 from gateway.registries import document
 from gateway.registries.base import (
     RegistryError,
@@ -139,8 +139,8 @@ class RemoteRegistry(Whole, ReadOnly):
         """The document; None if its entity tag in the store has not changed."""
         try:
             if self._place is None:
-                # Some connect at once, and keep a connection that broke.
-                self._place = fsspec.core.url_to_fs(self._url, skip_instance_cache=True)
+                # Some keep a connection that broke.
+                self._place = connected(self._url, skip_instance_cache=True)
             files, path = self._place
             files.invalidate_cache()
             info = asked(files, "info", TIMEOUT, path)

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from gateway.runners.base import RunnerCrashed, RunnerTimeout, loaded_of
@@ -212,8 +213,9 @@ class Process:
         try:
             await asyncio.shield(linking)
         except asyncio.CancelledError:
-            await asyncio.wait({linking})  # a thread cannot be stopped, and its files are removed next
-            linking.exception()  # mark as retrieved
+            # A thread cannot be stopped. What it makes is removed when it ends, also without this wait.
+            linking.add_done_callback(partial(_remove, directory))
+            await asyncio.wait({linking})
             raise
         except OSError:
             if self.left or self.worker.gone:
@@ -250,8 +252,10 @@ class Process:
 
     async def end(self) -> None:
         self.left = True
-        await self.worker.close()
-        shutil.rmtree(self.directory, ignore_errors=True)
+        try:
+            await self.worker.close()
+        finally:
+            shutil.rmtree(self.directory, ignore_errors=True)
 
     def _worked(self, asker: object, seconds: float) -> None:
         if isinstance(asker, Place):
@@ -265,6 +269,12 @@ class Process:
     def _ended(self, worker: Worker, reason: str) -> None:
         self.left = True
         self._ended_because(self, reason)
+
+
+def _remove(directory: str, linking: asyncio.Future[None]) -> None:
+    if not linking.cancelled():
+        linking.exception()  # mark as retrieved
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def link(package: str, directory: str) -> None:

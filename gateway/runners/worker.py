@@ -278,10 +278,12 @@ class Worker:
                     self._sock.shutdown(socket.SHUT_RDWR)
             left = asyncio.Event()
             self._loop.add_reader(self._child.handle, left.set)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(left.wait(), grace)
-            self._child.kill()
-            self._finish()
+            try:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(left.wait(), grace)
+            finally:  # a caller that does not wait leaves no process behind
+                self._child.kill()
+                self._finish()
         await self.wait_gone()
 
     async def wait_gone(self) -> None:

@@ -150,15 +150,19 @@ class Zygote:
         ended."""
         self._lost("the gateway closed it")
         process = self._process
-        for _ in range(2):
-            if process is None or await _exited(process, grace):
-                break
-            process.kill()
-        if self._output is not None:
-            self._output.close()
-        if self._footprint is not None:
-            self._footprint.close()
-            self._footprint = None
+        try:
+            for _ in range(2):
+                if process is None or await _exited(process, grace):
+                    break
+                process.kill()
+        finally:
+            if process is not None and process.poll() is None:  # its caller does not wait
+                process.kill()
+            if self._output is not None:
+                self._output.close()
+            if self._footprint is not None:
+                self._footprint.close()
+                self._footprint = None
 
     def _read(self) -> None:
         assert self._control is not None

@@ -235,6 +235,7 @@ class Servable:
         self.gone = asyncio.Event()
         self.recent = Recent()
         self._runner: Runner | None = None
+        self._closing: asyncio.Future[None] | None = None
         self._batcher: Batcher | None = None
         #: `rules` by its arguments, each for one value of `prepared`.
         self._rules: dict[tuple[bool, bool], tuple[Prepared | None, Rules]] = {}
@@ -305,7 +306,7 @@ class Servable:
                 await reserve(measured)
         except BaseException:
             self._runner = None
-            await runner.close()
+            await self._close_to_the_end(runner)
             raise
         self._batcher = Batcher(
             runner.predict,
@@ -360,9 +361,15 @@ class Servable:
         runner, self._runner, self._batcher = self._runner, None, None
         try:
             if runner is not None:
-                await runner.close()
+                await self._close_to_the_end(runner)
         finally:
             self.move(Step.CLOSED)
+
+    async def _close_to_the_end(self, runner: Runner) -> None:
+        """Closes a runner. A caller that is cancelled meanwhile does not wait, and leaves no half of it
+        behind."""
+        self._closing = asyncio.ensure_future(runner.close())
+        await asyncio.shield(self._closing)
 
     async def _warm_up(self, runner: Runner, prepared: Prepared) -> tuple[bool, tuple[str, ...]]:
         """Predicts the model's own saved example. Returns whether requests may be merged, and warnings.

@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 
+from gateway.runners import places
 from tests.support.packs import PackBench, answered_by, scaled
+from tests.support.processes import until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="model processes need Linux")
 
@@ -77,28 +79,32 @@ async def test_a_load_whose_files_cannot_be_copied_leaves_none_behind(
     assert os.listdir(process.directory) == kept
 
 
+@pytest.mark.parametrize("cancellations", [1, 2])
 @pytest.mark.anyio
 async def test_a_load_that_is_given_up_while_files_are_copied_leaves_none_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bench: PackBench
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bench: PackBench, cancellations: int
 ) -> None:
     await bench.started(scaled(tmp_path / "first", 1))
     (process,) = bench.pack.processes
     kept = os.listdir(process.directory)
-    begun, go = threading.Event(), threading.Event()
-    link = os.link
+    begun, go, ended = threading.Event(), threading.Event(), threading.Event()
+    link = places.link
 
-    def held(*args: Any, **options: Any) -> None:
+    def held(package: str, directory: str) -> None:
         begun.set()
-        go.wait(30)
-        link(*args, **options)
+        go.wait(60)
+        link(package, directory)
+        ended.set()
 
-    monkeypatch.setattr(os, "link", held)
+    monkeypatch.setattr(places, "link", held)
     loading = asyncio.ensure_future(process.load(bench.runner(scaled(tmp_path / "second", 2)), 7))
-    await asyncio.to_thread(begun.wait, 30)
-    loading.cancel()
-    await asyncio.sleep(0)
-    assert not loading.done()
+    await asyncio.to_thread(begun.wait, 60)
+    for _ in range(cancellations):
+        assert not loading.done()
+        loading.cancel()
+        await asyncio.sleep(0)
     go.set()
     with pytest.raises(asyncio.CancelledError):
         await loading
-    assert os.listdir(process.directory) == kept
+    await asyncio.to_thread(ended.wait, 60)
+    await until(lambda: os.listdir(process.directory) == kept)

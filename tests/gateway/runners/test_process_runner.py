@@ -448,6 +448,25 @@ async def test_close_ends_a_hanging_process_within_its_bound(tmp_path: Path, pro
 
 
 @pytest.mark.anyio
+async def test_a_close_that_is_cancelled_leaves_no_process(tmp_path: Path, processes: Processes) -> None:
+    package = write_package(tmp_path / "p", at_predict="import time; time.sleep(1000)")
+    runner = await processes.started(package)
+    call = asyncio.ensure_future(runner.predict(ONE, {}))
+    await asyncio.sleep(0)
+    (pid,) = runner.pids
+    closing = asyncio.ensure_future(runner.close())
+    for _ in range(3):  # it waits for the process to end by itself
+        await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    processes.runners.clear()
+    await until(lambda: not alive(pid))
+    with pytest.raises(RunnerCrashed, match="unloaded"):
+        await call
+
+
+@pytest.mark.anyio
 async def test_close_lets_a_model_say_goodbye(tmp_path: Path, processes: Processes) -> None:
     package = write_package(tmp_path / "p", at_import="import atexit; atexit.register(print, 'goodbye')")
     runner = await processes.started(package)

@@ -32,7 +32,7 @@ from loaders import enforcement
 from loaders.batch import Value
 from loaders.schema import ColSpec, Scalar
 from loaders.signature import Signature
-from tests.support.controlled import version
+from tests.support.controlled import turns, version
 
 
 def at(phase: Phase) -> Servable:
@@ -112,6 +112,31 @@ def test_the_example_is_read_and_enforced_off_the_event_loop(
         _, [warning] = asyncio.run(it._warm_up(runner, prepared))
         assert "cannot be read" in warning
         assert "larger than" in warning
+
+
+@pytest.mark.anyio
+async def test_a_load_that_is_cancelled_twice_closes_what_it_began() -> None:
+    go, closed = asyncio.Event(), asyncio.Event()
+
+    async def close() -> None:
+        await go.wait()
+        closed.set()
+
+    async def reserve(size: int) -> None: ...
+
+    runner: Any = SimpleNamespace(start=asyncio.Event().wait, close=close)
+    prepared: Any = SimpleNamespace(estimate=1)
+    it = at(Phase.QUEUED)
+    it.prepared = prepared
+    loading = asyncio.ensure_future(it.load(reserve, lambda found: runner, lambda rows: None))
+    for _ in range(2):
+        await turns()
+        loading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await loading
+    go.set()
+    async with asyncio.timeout(60):
+        await closed.wait()
 
 
 def test_the_diagram_of_the_docs_is_printed_from_the_table() -> None:
