@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from gateway.record import RequestRecord
 
 WATCH_AFTER_SECONDS: Final = 0.1
+#: How often the requests are looked at for those that have become so old.
+LOOK_SECONDS: Final = 0.02
 #: The delay before a 429 is sent: clients that retry at once would otherwise take the loop's time from the
 #: requests that are queued.
 REFUSAL_SECONDS: Final = 0.05
@@ -273,8 +275,8 @@ def _about(record: RequestRecord, answer: Answer) -> dict[str, object]:
 
 
 class _DisconnectWatchers:
-    """Watches the requests that take longer than `WATCH_AFTER_SECONDS`. One timer serves all of them: a timer
-    per request would slow down the short ones."""
+    """Watches the requests that take longer than `WATCH_AFTER_SECONDS`. One timer serves all of them, at most
+    every `LOOK_SECONDS`: a timer per request would slow down the short ones."""
 
     def __init__(self) -> None:
         self._young: deque[tuple[float, _DisconnectWatcher]] = deque()
@@ -292,7 +294,7 @@ class _DisconnectWatchers:
         while self._young and self._young[0][0] <= now:
             self._young.popleft()[1].begin()
         if self._young:
-            loop.call_at(self._young[0][0], self._begin, loop)
+            loop.call_later(LOOK_SECONDS, self._begin, loop)
 
 
 class _DisconnectWatcher:

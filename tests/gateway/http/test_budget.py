@@ -3,12 +3,16 @@ machine."""
 
 from __future__ import annotations
 
+import asyncio
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
 import pytest
 
+from gateway.http.predict import LOOK_SECONDS, _DisconnectWatchers
 from loaders.batch import Tensors
 from tests.bench.bench_http import COLUMNS, asking, calls
 
@@ -23,3 +27,31 @@ async def test_a_prediction_calls_few_functions_however_many_rows_it_has(rows: i
     body = orjson.dumps({"dataframe_split": split})
     async with asking(body, Tensors({"": np.arange(rows)}, rows), tmp_path) as ask:
         assert await calls(ask) <= MOST
+
+
+def test_looking_for_clients_that_left_takes_few_turns_of_the_loop() -> None:
+    """The clock of uvloop counts milliseconds: a timer for the exact moment came too early, again and again."""
+    uvloop = pytest.importorskip("uvloop")
+    looks = 0
+
+    class Counted(_DisconnectWatchers):
+        def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
+            nonlocal looks
+            looks += 1
+            super()._begin(loop)
+
+    async def never() -> Any:
+        raise AssertionError("the request has ended")
+
+    async def requests() -> float:
+        watchers, began = Counted(), time.monotonic()
+        for _ in range(20):
+            watchers.watch(never).end()
+            await asyncio.sleep(0.003)
+        while watchers._young:
+            await asyncio.sleep(0.01)
+        return time.monotonic() - began
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        seconds = runner.run(requests())
+    assert 0 < looks <= seconds / LOOK_SECONDS + 1
