@@ -16,7 +16,7 @@ import importlib
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Final
@@ -26,6 +26,7 @@ from loaders.compat.pythons import standard_library
 _TURN: Final = threading.RLock()
 # In a worker this package has a private name, so that a model may contain a package called `loaders`.
 _OURS: Final = frozenset({__name__.partition(".")[0]})
+_NOTHING: Final = nullcontext()
 
 
 class Imports:
@@ -48,12 +49,12 @@ class Imports:
         self._entered = 0
         self._displaced: dict[str, ModuleType] = {}
 
-    @contextmanager
-    def turn(self) -> Iterator[None]:
+    def turn(self) -> AbstractContextManager[None]:
         """Activates the package's imports in the `with` block. Turns of the same package may be nested."""
-        if self._directory is None and not self._stand_ins:
-            yield
-            return
+        return _NOTHING if self._directory is None and not self._stand_ins else self._active()
+
+    @contextmanager
+    def _active(self) -> Iterator[None]:
         with _TURN:
             self._enter()
             try:

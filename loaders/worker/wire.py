@@ -30,6 +30,7 @@ import numpy as np
 
 from loaders.batch import Columns
 from loaders.compat.pythons import dataclass
+from loaders.worker import shortcuts
 from loaders.worker.packing import ALIGN, JOIN_BELOW, JSON, Body, pack
 from loaders.worker.packing import MAX_FRAME as MAX_FRAME
 from loaders.worker.packing import Array as Array
@@ -45,14 +46,9 @@ MAX_HEADER: Final = 1 << 28
 
 _MAGIC: Final = b"mgw1"
 _PREFIX: Final = struct.Struct("<4sIQ")
-_LONGEST_TAIL: Final = 4096
-_MOST_TAILS: Final = 256
-_TAILS: Final[dict[tuple[str, tuple[str | int, ...]], bytes]] = {}
 _SMALL: Final = 1 << 16
 _READ_AT_ONCE: Final = 1 << 20
 _SEGMENTS_AT_ONCE: Final = 512
-#: The most columns of a table that `encode_table` takes: it remembers their names.
-_QUICK_COLUMNS: Final = 64
 #: A header up to this length is parsed without estimating its memory first.
 _UNWEIGHED: Final = 1 << 16
 
@@ -69,6 +65,8 @@ def encode(message: Mapping[str, Any], limit: int = MAX_FRAME, *, lenient: bool 
     UUIDs text, dataclasses and pydantic models dicts, structured arrays tuples. Any other value becomes the
     name of its type (`Opaque`), so that the error about the answer can name it.
     """
+    if lenient and (quick := _encode_answer(message, limit)) is not None:
+        return deque((quick,))
     body = Body(limit, lenient=lenient)
     try:
         packed = pack(dict(message), body)
@@ -88,43 +86,23 @@ def encode(message: Mapping[str, Any], limit: int = MAX_FRAME, *, lenient: bool 
 
 
 def encode_table(op: str, table: Columns) -> bytes | None:
-    """The frame of `{"op": op, "batch": table, "params": {}}` for a small table of numbers of one dtype, the
-    most common call: the bytes that `encode` makes, at a fraction of the time. None for any other table."""
-    arrays = table.arrays
-    if table.index is not None or table.texts or not 0 < len(arrays) <= _QUICK_COLUMNS:
+    """The frame of `{"op": op, "batch": table, "params": {}}` for a small table of numbers of one dtype: the
+    bytes that `encode` makes. None for any other table."""
+    known = shortcuts.call(op, table)
+    if known is None:
         return None
-    dtype = None
-    size = 0
-    for array in arrays.values():
-        if type(array) is not np.ndarray or not array.flags.c_contiguous:
-            return None
-        if dtype is None:
-            dtype = array.dtype
-        elif array.dtype is not dtype:
-            return None
-        size += array.nbytes
-    if dtype is None or dtype.kind not in "biuf" or size >= JOIN_BELOW:
-        return None
-    header = b'{"op":"%b","batch":{"~":["columns",%d,%b' % (
-        op.encode("ascii"),
-        table.rows,
-        _tail(dtype.str, tuple(arrays)),
-    )
-    header += b" " * (-len(header) % ALIGN)
-    parts: list[Any] = [_PREFIX.pack(_MAGIC, len(header), size), header, *arrays.values()]
+    header, size = known
+    parts: list[Any] = [_PREFIX.pack(_MAGIC, len(header), size), header, *table.arrays.values()]
     return b"".join(parts)
 
 
-def _tail(dtype: str, names: tuple[str | int, ...]) -> bytes:
-    """The end of the header that `encode_table` writes. Keeps short ones: clients may choose the names."""
-    tail = _TAILS.get((dtype, names))
-    if tail is None:
-        tail = JSON.encode([[dtype, names]]).encode("ascii") + b',null,[]]},"params":{}}'
-        if len(tail) <= _LONGEST_TAIL:
-            if len(_TAILS) >= _MOST_TAILS:
-                _TAILS.clear()
-            _TAILS[dtype, names] = tail
-    return tail
+def _encode_answer(message: Mapping[str, Any], limit: int) -> bytes | None:
+    """The frame of a small answer; None for any other message."""
+    known = shortcuts.answer(message) if limit > 2 * JOIN_BELOW else None
+    if known is None:
+        return None
+    header, data = known
+    return b"".join((_PREFIX.pack(_MAGIC, len(header), len(data)), header, data))
 
 
 def size(data: bytes | bytearray) -> int | None:
@@ -262,6 +240,9 @@ def receive(sock: socket.socket, reader: Reader) -> dict[str, Any] | None:
 def decode(frame: Array, header: int, budget: int | None = None) -> dict[str, Any]:
     """Decodes a message from the bytes of its header and body. Arrays are views of `frame`. `budget`: the
     maximum bytes of lists, objects and text in memory. Raises WireError."""
+    known = shortcuts.read(frame, header)
+    if known is not None:
+        return known
     cursor = Cursor(frame[header:], budget)
     try:
         message = unpack(cursor.json(frame[:header], _UNWEIGHED), cursor)
@@ -272,4 +253,5 @@ def decode(frame: Array, header: int, budget: int | None = None) -> dict[str, An
         raise WireError("the frame is nested too deeply or too large") from None
     if not isinstance(message, dict):
         raise WireError("the frame contains no message")
+    shortcuts.learn(frame, header, message)
     return message
