@@ -249,8 +249,9 @@ class Aliases:
                 self._found_out(Observation(found.name, found.alias, version.version, version.version))
 
     def notice(self, event: Event) -> None:
-        """A process of a version ended: a new version whose processes end again and again is taken back."""
-        if isinstance(event, Crashed) and event.what != "recycled":
+        """A process of a version ended: a new version whose processes end again and again is taken back. One
+        that did not answer in time is no crash: the guards count its requests."""
+        if isinstance(event, Crashed) and event.what in ("crashed", "quarantined"):
             final = event.what == "quarantined"
             self._reconciler.ended(event.model, event.version, event.reason, final=final)
 

@@ -42,6 +42,8 @@ log = logging.getLogger("gateway.replay")
 
 #: The most kinds of errors that a report lists.
 _KINDS: Final = 10
+#: So many requests without an answer in time may end a replay.
+_HANGS: Final = 3
 _REFUSED: Final = "input refused"
 _HUNG: Final = "no answer in time"
 _FAILURES: Final = (RunnerTimeout, NoProcess, Poisoned, RunnerCrashed, ModelError)
@@ -78,6 +80,17 @@ class Report:
     @property
     def requests(self) -> int:
         return self._agreement.requests
+
+    @property
+    def answers(self) -> int:
+        """How many requests the candidate has answered."""
+        return self._agreement.requests - self._agreement.failed
+
+    @property
+    def hangs(self) -> bool:
+        """Whether enough requests had no answer in time to be sure that the agreement is too low: to wait for
+        the others would tell nothing more."""
+        return self._agreement.breached and self._errors[RunnerTimeout.__name__] >= _HANGS
 
     @property
     def wanted(self) -> int:
@@ -198,6 +211,9 @@ class Replays:
         except Exception:
             report.problem = "the replay failed; the gateway's log has the reason"
             log.exception("the replay for %s failed", report.candidate)
+        finally:
+            if (servable := self._manager.find(report.candidate)) is not None:
+                servable.give_way(False)
         report.ended = True
 
     async def _run(self, report: Report, signature: Signature | None) -> None:
@@ -224,7 +240,10 @@ class Replays:
             if servable is None or not self._manager.is_ready(report.candidate):
                 report.problem = f"{report.candidate} is not loaded any more"
                 return
+            servable.give_way(not self._manager.ledger[servable].serving)  # another alias may use it
             await self._one(report, servable, record, content, signature)
+            if report.hangs:
+                return
 
     async def _one(
         self,

@@ -139,6 +139,8 @@ class Rollout:
         self._paused_at = self._began if course.paused else None
         self._requests = 0
         self._crashes = 0
+        #: Its answers to captured and copied requests when a process ended last.
+        self._answers = 0
         self._crash_loop: str | None = None
         self._slowest = 0.0
         self._header = b""
@@ -283,7 +285,9 @@ class Rollout:
     def crashed(self, reason: str, *, final: bool) -> None:
         """A process of the candidate ended. Too many of them without an answer in between take it back.
         `final`: it is not started again."""
-        self._crashes += 1
+        answers = sum(one.answers for one in (self.replay, self.shadow) if one is not None)
+        self._crashes = self._crashes + 1 if answers == self._answers else 1
+        self._answers = answers
         if final or self._crashes >= CRASHES:
             times = "" if final else f" {self._crashes} times without an answer"
             self._crash_loop = f"crash loop: its process ended{times}: {reason}"

@@ -4,7 +4,7 @@ Copies wait in a queue of their own and take idle time only. They are sent one b
 the version in service could answer one more at once and the event loop has nothing else to do; the
 candidate then rests as long as it worked. Its processes give way to others meanwhile. What does not fit
 into the queue, or becomes too old in it, is dropped and counted. A candidate that crashes, hangs or is slow
-drops its own copies and nothing else.
+drops its own copies and nothing else; what it does not answer in time says nothing about its answers.
 
 Knows versions and their queues; must not know aliases, the registry or HTTP.
 """
@@ -16,13 +16,12 @@ import logging
 import random
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway.rollouts.agreement import Agreement, Compared, Outcome, compare, unanswered
 from gateway.runners.base import ModelError, NoProcess, RunnerCrashed, RunnerTimeout
-from gateway.runners.priority import Background
 from gateway.runners.suspects import Poisoned, digest
 from gateway.serving.admission import NotAdmitted
 from loaders.batch import weight
@@ -54,7 +53,7 @@ LOOK_EVERY: Final = 0.005
 LAG: Final = 0.001
 #: The most kinds of errors that the evidence lists.
 KINDS: Final = 10
-_FAILURES: Final = (RunnerTimeout, NoProcess, Poisoned, RunnerCrashed, ModelError)
+_FAILURES: Final = (Poisoned, RunnerCrashed, ModelError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +97,6 @@ class Shadow:
         self._queue: deque[Copy] = deque()
         self._waiting = 0
         self._some = asyncio.Event()
-        self._background = Background()
 
     def __repr__(self) -> str:
         return f"<Shadow of {self.candidate}: {self.requests} compared, {len(self._queue)} waiting>"
@@ -107,6 +105,11 @@ class Shadow:
     def requests(self) -> int:
         """How many copies were compared."""
         return self._agreement.requests
+
+    @property
+    def answers(self) -> int:
+        """How many copies the candidate has answered."""
+        return self._agreement.requests - self._agreement.failed
 
     def offer(
         self,
@@ -146,7 +149,8 @@ class Shadow:
                 await self._some.wait()
                 await self._next(self._queue[0])
         finally:
-            self._background.restore()
+            if (servable := self._manager.find(self.candidate)) is not None:
+                servable.give_way(False)
 
     async def _next(self, copy: Copy) -> None:
         """Sends the oldest copy now, drops it, or leaves it where it is."""
@@ -163,7 +167,6 @@ class Shadow:
         if late:
             self.late += 1
             return
-        self._background.lower(self._processes())
         began = self._clock()
         try:
             await self._answer(copy)
@@ -184,19 +187,12 @@ class Shadow:
         inflight, slots = (0, 1) if servable is None else servable.calls
         return inflight < max(slots, 1)
 
-    def _processes(self) -> Sequence[int]:
-        """The processes that answer only copies: none that the candidate shares, or in which it serves
-        another alias."""
-        servable = self._manager.find(self.candidate)
-        if servable is None or servable.runner is None or self._manager.ledger[servable].serving:
-            return ()
-        return servable.runner.pids if servable.runner.isolation == "process" else ()
-
     async def _answer(self, copy: Copy) -> None:
         servable = self._manager.find(self.candidate)
         if servable is None or not self._manager.is_ready(self.candidate):
             self.shed += 1
             return
+        servable.give_way(not self._manager.ledger[servable].serving)  # another alias may use it
         lease = self._manager.lease(self.candidate)
         try:
             await self._ask(servable, copy)
@@ -211,9 +207,9 @@ class Shadow:
             )
             async with asyncio.timeout(self.policy.deadline):
                 outcome = await servable.batcher.submit(enforced.batch, enforced.params)
-        except TimeoutError:
+        except (TimeoutError, RunnerTimeout):  # the deadline of copies, or that of the model
             self.late += 1
-        except NotAdmitted:
+        except (NotAdmitted, NoProcess):  # its queue is full, or its process starts again
             self.shed += 1
         except InvalidInput:
             self._failed(copy, "input refused")
@@ -248,7 +244,7 @@ class Shadow:
         return f"shadow: {verdict}" + (f" (errors: {errors})" if errors else "")
 
     def _dropped(self) -> str:
-        dropped = {"answered too late": self.late, "dropped": self.shed, "too large": self.large}
+        dropped = {"not answered in time": self.late, "dropped": self.shed, "too large": self.large}
         shown = ", ".join(f"{count} {what}" for what, count in dropped.items() if count)
         return f" ({shown})" if shown else ""
 

@@ -395,7 +395,6 @@ class Manager:
 
     def retire(self, version: Version, reason: str) -> Servable | None:
         """Ends a servable once its leases have ended, or its load at once. A new request loads it again.
-
         Returns the servable, whose `gone` is set when its memory is free, or None if there is none."""
         servable = self._servables.pop(version, None)
         if servable is None:
@@ -427,9 +426,10 @@ class Manager:
     def serves(self, version: Version, serving: bool) -> None:
         """Records whether an alias serves this version, loaded or not. An unwanted load does not evict it."""
         (self._served.add if serving else self._served.discard)(version)
-        servable = self._servables.get(version)
-        if servable is not None:
+        if (servable := self._servables.get(version)) is not None:
             self.ledger[servable].serving = serving
+            if serving:
+                servable.give_way(False)
 
     def retire_unused(self, version: Version, reason: str) -> None:
         """Unloads a version if it is not in use."""

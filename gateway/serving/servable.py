@@ -36,6 +36,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from gateway.runners.base import ModelError
+from gateway.runners.priority import Background
 from gateway.serving.admission import Admission
 from gateway.serving.batching import Batcher, agree, repeated
 from gateway.serving.recent import Recent
@@ -237,6 +238,7 @@ class Servable:
         self._runner: Runner | None = None
         self._closing: asyncio.Future[None] | None = None
         self._batcher: Batcher | None = None
+        self._background = Background()
         #: `rules` by its arguments, each for one value of `prepared`.
         self._rules: dict[tuple[bool, bool], tuple[Prepared | None, Rules]] = {}
 
@@ -338,6 +340,13 @@ class Servable:
     def calls(self) -> tuple[int, int]:
         """The requests that wait or are being answered, and how many calls can run at the same time."""
         return (0, 0) if self._batcher is None else (self._batcher.inflight, self._batcher.slots)
+
+    def give_way(self, wanted: bool) -> None:
+        """Lowers the priority of its processes while no caller waits for their answers, or restores it.
+        Leaves processes alone that it shares. Cheap if nothing changes."""
+        runner = self.runner if wanted else None
+        alone = runner is not None and runner.isolation == "process"
+        self._background.lower(runner.pids if runner is not None and alone else ())
 
     def rules(self, lenient: bool = False, positional: bool = False) -> Rules:
         """The rules for enforcing requests: signature, mode, whether the signature was made from type hints,

@@ -50,6 +50,8 @@ class Behaviour:
     hold_predict: asyncio.Event | None = None
     fails: str | None = None
     fails_predict: str | None = None
+    #: What a call ends with instead of an answer.
+    ends_predict: Exception | None = None
     unavailable: str | None = None
     bug: bool = False
     size: int = 10 * MB
@@ -114,6 +116,8 @@ class ControlledRunner:
         self._behaviour.calls.append(rows)
         if self._behaviour.hold_predict is not None:
             await self._behaviour.hold_predict.wait()
+        if self._behaviour.ends_predict is not None:
+            raise self._behaviour.ends_predict
         if self._behaviour.fails_predict is not None:
             raise ModelError(self._behaviour.fails_predict)
         answers = self._behaviour.answers

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from gateway.aliasmemory import AliasMemory
 from gateway.names import Reference
 from gateway.record import RequestRecord
@@ -24,10 +26,11 @@ from gateway.rollouts.gates import Gates
 from gateway.rollouts.guards import Guards, Limits, Outcome, Verdict
 from gateway.rollouts.phases import Phase
 from gateway.rollouts.rollout import Rollout
+from gateway.runners.priority import Background
 from gateway.service import Inference, Service
 from gateway.state import State
 from loaders.enforcement import RawInput
-from tests.support.controlled import MB, Bench, run, turns, version
+from tests.support.controlled import MB, Bench, ControlledRunner, run, turns, version
 
 
 @dataclass(frozen=True)
@@ -171,6 +174,20 @@ def stepped(
         if decision.phase is not Phase.CANARY:
             return Stepped(decision.phase, guards.candidate.requests, now)
         rollout.move(rollout.course.to(Phase.CANARY, now, step=decision.step))
+
+
+def giving_way(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """Which processes give way, after each change. Process 7 is that of a version."""
+    said: list[list[int]] = [[]]
+
+    def lower(self: Background, pids: list[int]) -> None:
+        if list(pids) != said[-1]:
+            said.append(list(pids))
+
+    monkeypatch.setattr(ControlledRunner, "isolation", "process")
+    monkeypatch.setattr(ControlledRunner, "pids", [7], raising=False)
+    monkeypatch.setattr(Background, "lower", lower)
+    return said
 
 
 CHAMPION = Reference("iris", alias="champion")

@@ -22,13 +22,14 @@ from gateway.rollouts import agreement
 from gateway.rollouts.agreement import Compared
 from gateway.rollouts.phases import Phase
 from gateway.rollouts.replay import Replays
+from gateway.runners.base import RunnerTimeout
 from gateway.service import Inference
 from loaders.batch import Batch, Columns, Tensors
 from loaders.enforcement import RawInput
 from loaders.schema import ColSpec, Scalar
 from loaders.signature import Signature
 from tests.support.controlled import Behaviour, run, turns, version
-from tests.support.rollouts import CHAMPION, Setup
+from tests.support.rollouts import CHAMPION, Setup, giving_way
 
 POLICY = {"replay": {"requests": 20, "agreement": 0.9}}
 WITH_CANARY = {**POLICY, "canary": {"steps": [50], "every": 0, "requests": 10, "within": "1h"}}
@@ -308,6 +309,34 @@ def test_a_restart_during_the_replay_begins_it_again(tmp_path: Path) -> None:
         await turns(400)
         assert setup.phase == "canary 50 %"
         assert setup.replay["requests"] == 20
+
+    _run(tmp_path, test, WITH_CANARY)
+
+
+def test_a_candidate_that_is_stopped_at_its_timeout_again_and_again_is_refused_with_that_reason(
+    tmp_path: Path,
+) -> None:
+    async def test(setup: Replayed) -> None:
+        setup.captured(*[record() for _ in range(20)])
+        setup.bench.behaviour(version(2)).ends_predict = RunnerTimeout("it did not answer within 1 s")
+        await setup.started()
+        assert setup.phase == "refused"
+        assert setup.replay["errors"] == {"RunnerTimeout": 3}  # the others would take as long
+        assert "3 of 3 requests got another answer (3 of them none)" in setup.reason
+
+    _run(tmp_path, test)
+
+
+def test_processes_of_the_candidate_give_way_during_the_replay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_way = giving_way(monkeypatch)
+
+    async def test(setup: Replayed) -> None:
+        setup.captured(*[record() for _ in range(20)])
+        await setup.started()
+        assert setup.phase == "canary 50 %"
+        assert given_way == [[], [7], []]
 
     _run(tmp_path, test, WITH_CANARY)
 

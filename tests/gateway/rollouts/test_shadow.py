@@ -19,11 +19,11 @@ from gateway.rollouts import shadow as module
 from gateway.rollouts.agreement import Compared
 from gateway.rollouts.rollout import SERVED
 from gateway.rollouts.shadow import MAX_ANSWER, MAX_REQUEST, MAX_WAITING, QUEUE, Shadow
-from gateway.runners.priority import Background
+from gateway.runners.base import NoProcess, RunnerTimeout
 from loaders.batch import Batch, Columns, Tensors, Value
 from loaders.enforcement import RawInput
 from tests.support.controlled import ControlledRunner, turns, version
-from tests.support.rollouts import Setup, conducted
+from tests.support.rollouts import Setup, conducted, giving_way
 
 SHADOW: dict[str, Any] = {"share": 1.0, "requests": 20, "within": "1h", "agreement": 0.9}
 POLICY = {"shadow": SHADOW}
@@ -192,26 +192,51 @@ def test_copies_go_one_by_one_and_only_while_the_version_in_service_is_idle(tmp_
     conducted(tmp_path, test, POLICY)
 
 
-@pytest.mark.parametrize(
-    ("isolation", "serves", "lowered"),
-    [("process", False, [7]), ("process", True, []), ("pack", False, []), ("inline", False, [])],
-)
-def test_processes_of_the_candidate_alone_give_way_until_the_shadow_ends(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, isolation: str, serves: bool, lowered: list[int]
+def test_processes_of_the_candidate_give_way_until_the_shadow_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ControlledRunner, "isolation", isolation)
-    monkeypatch.setattr(ControlledRunner, "pids", [7], raising=False)
-    said: list[list[int] | None] = []
-    monkeypatch.setattr(Background, "lower", lambda self, pids: said.append(list(pids)))
-    monkeypatch.setattr(Background, "restore", lambda self: said.append(None))
+    given_way = giving_way(monkeypatch)
 
     async def test(setup: Setup) -> None:
         same(setup)
         await setup.begun()
-        setup.bench.manager.serves(version(2), serves)
         await compared(setup, 20)
         assert setup.phase == "done"
-        assert said == [lowered] * 20 + [None]
+        assert given_way == [[], [7], []]
+
+    conducted(tmp_path, test, POLICY)
+
+
+def test_processes_give_way_no_longer_when_another_alias_serves_the_candidate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_way = giving_way(monkeypatch)
+
+    async def test(setup: Setup) -> None:
+        same(setup)
+        await setup.begun()
+        await compared(setup, 5)
+        assert given_way == [[], [7]]
+        setup.bench.manager.serves(version(2), True)
+        assert given_way == [[], [7], []]  # at once: no copy is needed
+        await compared(setup, 15)
+        assert given_way == [[], [7], []]
+
+    conducted(tmp_path, test, POLICY)
+
+
+@pytest.mark.parametrize("isolation", ["pack", "inline"])
+def test_processes_that_other_models_use_do_not_give_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, isolation: str
+) -> None:
+    given_way = giving_way(monkeypatch)
+    monkeypatch.setattr(ControlledRunner, "isolation", isolation)
+
+    async def test(setup: Setup) -> None:
+        same(setup)
+        await setup.begun()
+        await compared(setup, 20)
+        assert given_way == [[]]
 
     conducted(tmp_path, test, POLICY)
 
@@ -224,6 +249,47 @@ def test_a_crash_loop_in_the_shadow_refuses(tmp_path: Path) -> None:
         await turns(50)
         assert (setup.phase, setup.course) == ("refused", "refused")
         assert set(await setup.ask(10)) == {"1"}
+
+    conducted(tmp_path, test, POLICY)
+
+
+def test_crashes_with_copies_answered_in_between_are_no_loop(tmp_path: Path) -> None:
+    async def test(setup: Setup) -> None:
+        same(setup)
+        await setup.begun()
+        for _ in range(10):
+            setup.aliases.notice(Crashed("iris", "2", "crashed", "signal 11"))
+            await compared(setup, 1)
+        assert setup.phase == "shadowing"
+
+    conducted(tmp_path, test, POLICY)
+
+
+@pytest.mark.parametrize(
+    ("error", "dropped"),
+    [(RunnerTimeout("the model did not answer within 1 s"), "late"), (NoProcess("it starts again"), "shed")],
+)
+def test_a_model_that_is_stopped_at_its_own_timeout_drops_its_copies_and_is_no_crash_loop(
+    tmp_path: Path, error: Exception, dropped: str
+) -> None:
+    async def test(setup: Setup) -> None:
+        await setup.begun()
+        setup.bench.behaviour(version(2)).ends_predict = error
+        shadow = setup.rollout.shadow
+        assert shadow is not None
+        for times in range(1, 6):
+            assert await setup.ask() == ["1"]
+            while getattr(shadow, dropped) < times:
+                await turns(1)
+            setup.aliases.notice(Crashed("iris", "2", "timeout", str(error)))
+            await turns(20)
+        assert (setup.phase, shadow.requests) == ("shadowing", 0)
+        setup.bench.clock.now += 3601
+        setup.rollout.changed.set()
+        await turns(50)
+        assert setup.phase == "held"  # too few answers: no pass, and no refusal
+        what = "not answered in time" if dropped == "late" else "dropped"
+        assert f"5 {what}" in (setup.rollout.course.reason or "")
 
     conducted(tmp_path, test, POLICY)
 

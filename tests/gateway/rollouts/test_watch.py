@@ -183,6 +183,18 @@ def test_crashes_with_answers_in_between_are_no_loop(tmp_path: Path) -> None:
     conducted(tmp_path, test, WATCH)
 
 
+@pytest.mark.parametrize("what", ["timeout", "moved", "recycled"])
+def test_a_process_that_ended_for_another_reason_than_a_crash_is_no_loop(tmp_path: Path, what: str) -> None:
+    async def test(setup: Setup) -> None:
+        await swapped(setup)
+        for _ in range(5):
+            setup.aliases.notice(Crashed("iris", "2", what, "the model did not answer within 1 s"))
+            await turns(20)
+        assert setup.phase == SERVED  # the guards count the requests
+
+    conducted(tmp_path, test, WATCH)
+
+
 def test_without_a_policy_a_crash_loop_soon_after_the_swap_rolls_back(tmp_path: Path) -> None:
     async def test(setup: Setup) -> None:
         setup.say("1")
