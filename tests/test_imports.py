@@ -116,6 +116,8 @@ TABLE: dict[str, Row] = {
     "runners.placement": row(LEAVES, PREPARED, libraries="cachetools", loaders=True),
     # Requests on disk: no model, no process.
     "capture": row(LEAVES, libraries="numpy", loaders=True),
+    # A life may give way to others.
+    "serving.servable": row(LEAVES, VERSION, PREPARED, RUNNER, "runners.priority", loaders=True),
     # Lives of versions: no alias, and no registry.
     "serving": row(
         LEAVES, VERSION, PREPARED, RUNNER, "environments.choose", libraries="cachetools numpy", loaders=True
@@ -125,7 +127,7 @@ TABLE: dict[str, Row] = {
     "rollouts.agreement": row("rollouts.guards", libraries="numpy", loaders=True),
     # They ask a candidate's queue, as a caller does.
     "rollouts.replay": row(ROLLOUTS, RUNNER, CAPTURE, loaders=True),
-    "rollouts.shadow": row(ROLLOUTS, RUNNER, "runners.priority", loaders=True),
+    "rollouts.shadow": row(ROLLOUTS, RUNNER, loaders=True),
     # A person's loads need the registry's whole content for patterns.
     "rollouts.residency": row(ROLLOUTS, "registries.watcher"),
     "rollouts.preflight": row(ROLLOUTS, "environments.check", loaders=True),
