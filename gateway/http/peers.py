@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from gateway.record import RequestRecord
 
 PATH: Final = b"/peers"
-#: The most bytes of questions that are read at once, and how long one may take, in seconds.
+#: The most bytes of questions that are read at once, of peers and of other senders: a signature can only be
+#: checked with the whole body. And how long one may take, in seconds.
 MOST_HELD: Final = 16 * LARGEST
+MOST_OF_OTHERS: Final = 4 * LARGEST
 SLOWEST: Final = 5.0
 #: When one gateway too many may ask again, in seconds.
 CROWD_SECONDS: Final = 10.0
@@ -49,6 +51,8 @@ class PeerQuestions:
         self._peers = peers
         self._access = access
         self._bodies = bodies.BodyReader(LARGEST, MOST_HELD, idle_seconds=SLOWEST)
+        #: Of addresses that the name of the peers does not lead to: a new gateway, or a stranger.
+        self._others = bodies.BodyReader(LARGEST, MOST_OF_OTHERS, idle_seconds=SLOWEST)
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         record: RequestRecord = scope[problems.RECORD]
@@ -89,9 +93,10 @@ class PeerQuestions:
         client = scope.get("client")
         sender = "an unknown address" if client is None else str(client[0])
         head = self._peers.checked(headers.get(HEADER.encode(), b"").decode("latin-1"), sender)
+        reader = self._bodies if self._peers.lists(sender) else self._others
         async with asyncio.timeout(SLOWEST):
-            body = await self._bodies.read(receive, headers)
+            body = await reader.read(receive, headers)
         try:
             return self._peers.answer(head, body, sender)
         finally:
-            self._bodies.release(len(body))
+            reader.release(len(body))

@@ -377,6 +377,10 @@ class Peers:
 
     # Messages.
 
+    def lists(self, sender: str) -> bool:
+        """Returns True if the name of the peers leads to this address."""
+        return sender in self.addresses
+
     def checked(self, header: str, sender: str) -> Head:
         """The header of a question, before its body is read. `sender`: an address, for the log. Raises
         Refused."""
