@@ -5,6 +5,7 @@ delay the others. Must not know the work.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
@@ -37,23 +38,29 @@ class Pools:
 
 
 class _Large:
-    """One thread for large bodies and answers, which starts when it is needed."""
+    """One thread for large bodies and answers, which starts when it is needed. Any thread may submit and
+    close. After a close, what was submitted still runs to its end, and the next work starts another thread:
+    so a gateway that ends takes nothing from another one in this process."""
 
     def __init__(self) -> None:
         self._pool: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()
 
     def submit(self, work: Callable[[], T]) -> asyncio.Future[T]:
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(1, thread_name_prefix=LARGE_THREAD)
-        return asyncio.get_running_loop().run_in_executor(self._pool, work)
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(1, thread_name_prefix=LARGE_THREAD)
+            return asyncio.get_running_loop().run_in_executor(self._pool, work)
 
     def close(self) -> None:
-        pool, self._pool = self._pool, None
+        with self._lock:
+            pool, self._pool = self._pool, None
         if pool is not None:
             pool.shutdown(wait=False)
 
 
-#: One for the process, as the interpreter's lock is.
+#: One for the process, because gateways in one process share the interpreter's lock, which is why large work
+#: takes turns.
 _LARGE: Final = _Large()
 
 

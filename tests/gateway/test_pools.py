@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from gateway import pools
 from gateway.app import Gateway
 from gateway.http import answers
 from gateway.registries import open_registry
@@ -55,6 +57,27 @@ async def test_other_work_does_not_wait_for_a_large_answer(
     finally:
         end.set()
         await gateway.stop()
+
+
+@pytest.mark.anyio
+async def test_a_gateway_that_ends_takes_no_thread_from_another_one_in_its_process() -> None:
+    """They run on loops in threads of their own, which take turns often here."""
+    ended = threading.Event()
+
+    def ends() -> None:
+        while not ended.is_set():
+            pools._LARGE.close()
+
+    other, before = threading.Thread(target=ends), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    other.start()
+    try:
+        for number in range(3000):
+            assert await pools.in_large_thread(lambda number=number: number) == number
+    finally:
+        ended.set()
+        other.join()
+        sys.setswitchinterval(before)
 
 
 def test_a_stop_does_not_wait_for_a_large_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
