@@ -354,7 +354,7 @@ class Service:
                 inference.stalled = 0.0 if answer is None else servable.batcher.stalled(answer)
             if isinstance(error, asyncio.CancelledError):
                 raise
-            raise self._unanswered(servable, inference, error) from None
+            raise self._unanswered(servable, inference, error, enforced.batch) from None
         servable.recent.answered(outcome.queue_seconds + outcome.predict_seconds)
         if servable.options.check_output:
             self._check_output(servable, outcome.result)
@@ -402,10 +402,12 @@ class Service:
         hint = _named_form(servable.rules()[0], inference.positional) if unnamed else None
         return Problem("INVALID_INPUT", message, details=details, hint=hint)
 
-    def _unanswered(self, servable: Servable, inference: Inference, error: Exception) -> Problem:
+    def _unanswered(
+        self, servable: Servable, inference: Inference, error: Exception, batch: object = None
+    ) -> Problem:
         if isinstance(error, TimeoutError) and inference.stalled is None:
             inference.stalled = 0.0  # its caller gave up before its turn came
-        return unanswered(servable, inference.record, error, self._emit)
+        return unanswered(servable, inference.record, error, self._emit, batch)
 
     def _check_crowd(self, servable: Servable) -> None:
         """Refuses a request if too many already wait for the load: they are a queue too."""

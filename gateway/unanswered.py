@@ -12,6 +12,8 @@ from gateway.events import InputRefused, PredictionFailed, RequestRefused
 from gateway.runners.base import ModelError, NoProcess, RunnerTimeout
 from gateway.runners.suspects import Poisoned
 from gateway.serving.admission import FULL, NotAdmitted
+from loaders.batch import incomplete
+from loaders.enforcement.violations import shown
 from loaders.output import AnswerTooLarge
 
 if TYPE_CHECKING:
@@ -20,11 +22,16 @@ if TYPE_CHECKING:
     from gateway.serving.servable import Servable
 
 _UNSUITABLE: Final = "does not suit the model"
+#: Where a table is larger, its missing values are not looked for; and so many columns are named.
+MOST_CELLS: Final = 200_000
+MOST_NAMED: Final = 5
 
 
-def unanswered(servable: Servable, record: RequestRecord, error: Exception, emit: Emit) -> Problem:
+def unanswered(
+    servable: Servable, record: RequestRecord, error: Exception, emit: Emit, batch: object = None
+) -> Problem:
     """The problem for a full queue (429), a deadline (504), an ended process (502, 503) or a failed model
-    (500). Failures of the model count in its statistics."""
+    (500). Failures of the model count in its statistics. `batch`: what the model was asked."""
     version, recent = servable.version, servable.recent
     match error:
         case NotAdmitted():
@@ -47,13 +54,15 @@ def unanswered(servable: Servable, record: RequestRecord, error: Exception, emit
             hint = "do not send it again; the model answers other inputs"
             return Problem("PREDICTION_FAILED", message, hint=hint)
         case ModelError():
-            return _model_failed(servable, record, error, emit)
+            return _model_failed(servable, record, error, emit, batch)
     recent.failed(f"its process ended in the call: {error}")
     message = f"the process of {version} ended while it worked on the request"
     return Problem("WORKER_CRASHED", message, retry_after=1)
 
 
-def _model_failed(servable: Servable, record: RequestRecord, error: ModelError, emit: Emit) -> Problem:
+def _model_failed(
+    servable: Servable, record: RequestRecord, error: ModelError, emit: Emit, batch: object
+) -> Problem:
     """The model raised an exception: 500, or 422 if the exception says that the input is wrong."""
     version = servable.version
     if error.unsuitable:
@@ -70,4 +79,7 @@ def _model_failed(servable: Servable, record: RequestRecord, error: ModelError, 
     else:
         message = f"{version} raised {kind}" + (f": {error.shown}" if error.shown else "")
         hint = "the gateway's log has the text and the traceback, under this request's id"
+        if gaps := incomplete(batch, MOST_CELLS):
+            named = ", ".join(map(shown, gaps[:MOST_NAMED])) + (", …" if len(gaps) > MOST_NAMED else "")
+            hint = f"the request has missing values in {named}, which not every model takes; {hint}"
     return Problem("PREDICTION_FAILED", message, hint=hint)

@@ -91,6 +91,24 @@ class Opaque:
 Batch: TypeAlias = "Columns | Tensors | Value"
 
 
+def incomplete(batch: object, most_cells: int) -> list[str | int]:
+    """The names of a table's columns with missing values. Empty for other batches, and for a table of more
+    than `most_cells` cells."""
+    if not isinstance(batch, Columns) or batch.rows * len(batch.arrays) > most_cells:
+        return []
+    return [name for name, array in batch.arrays.items() if _has_missing(array)]
+
+
+def _has_missing(array: Array) -> bool:
+    if isinstance(array, np.ma.MaskedArray):
+        return bool(np.ma.getmaskarray(array).any())
+    if array.dtype.kind == "f":
+        return bool(np.isnan(array).any())
+    if array.dtype.kind in "mM":
+        return bool(np.isnat(array).any())
+    return array.dtype.kind == "O" and any(cell is None for cell in array)
+
+
 def layout(batch: Batch) -> Hashable | None:
     """The properties that two batches must share to be merged (kind, names, dtypes, trailing shapes). None:
     never merge this batch."""

@@ -120,6 +120,7 @@ def test_a_known_sentence_without_data_is_shown(served: Served) -> None:
     reply = served.post("/predict/numbers", {"dataframe_records": [{"x": None}]})
     assert (reply.status, reply.code) == (500, "PREDICTION_FAILED")
     assert reply.json["message"].endswith("raised ValueError: Input X contains NaN.")
+    assert reply.json["hint"].startswith("the request has missing values in x, which not every model takes; ")
 
 
 def test_a_graph_is_served_as_wide_as_it_is(served: Served) -> None:
