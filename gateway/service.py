@@ -31,7 +31,7 @@ from gateway.serving.servable import Servable, Status
 from gateway.unanswered import unanswered
 from loaders.batch import Columns, Value
 from loaders.enforcement import InvalidInput, RawInput, enforce
-from loaders.enforcement.violations import NO_COLUMNS, NOT_WHOLE, WRONG_LENGTH
+from loaders.enforcement.violations import EMPTY, NO_COLUMNS, NOT_WHOLE, WRONG_LENGTH
 
 if TYPE_CHECKING:
     from gateway.access.limits import Quota
@@ -398,8 +398,11 @@ class Service:
             message = f"{version} does not take a body of this content type: its input is not one such value"
             return Problem("UNSUPPORTED_MEDIA_TYPE", message, details=details)
         message = f"the input does not fit the signature of {version}: {error.count_text}"
-        unnamed = NO_COLUMNS in kinds or (inference.positional and WRONG_LENGTH in kinds)
+        nameless = NO_COLUMNS in kinds or EMPTY in kinds
+        unnamed = nameless or (inference.positional and WRONG_LENGTH in kinds)
         hint = _named_form(servable.rules()[0], inference.positional) if unnamed else None
+        if EMPTY in kinds and hint:
+            hint = f"send at least one row, and {hint}"
         return Problem("INVALID_INPUT", message, details=details, hint=hint)
 
     def _unanswered(

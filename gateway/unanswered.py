@@ -79,7 +79,9 @@ def _model_failed(
     else:
         message = f"{version} raised {kind}" + (f": {error.shown}" if error.shown else "")
         hint = "the gateway's log has the text and the traceback, under this request's id"
-        if gaps := incomplete(batch, MOST_CELLS):
+        if getattr(batch, "rows", None) == 0:
+            hint = f"the request has no rows, which not every model takes; {hint}"
+        elif gaps := incomplete(batch, MOST_CELLS):
             named = ", ".join(map(shown, gaps[:MOST_NAMED])) + (", …" if len(gaps) > MOST_NAMED else "")
             hint = f"the request has missing values in {named}, which not every model takes; {hint}"
     return Problem("PREDICTION_FAILED", message, hint=hint)

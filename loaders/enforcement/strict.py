@@ -221,7 +221,7 @@ def _table(plan: Plan, form: str, data: Any, faults: Faults) -> Table | None:
             faults.add(form, v.WRONG_TYPE, "array", kind_of(data))
             return None
         if not data and plan.named:
-            faults.add(form, v.NO_COLUMNS, "records")
+            faults.add(form, v.EMPTY, "records")
             return None
         return tables.from_rows(data, form, "json", faults)
     if form == "csv":
@@ -263,7 +263,7 @@ def _inputs_table(plan: Plan, data: Any, root: str, origin: Origin, faults: Faul
             return tables.from_list(data, 0, root, origin)
         return tables.from_rows(data, root, origin, faults)
     if not data and (root == "instances" or not cells_of_one):
-        faults.add(root, v.NO_COLUMNS, "records")
+        faults.add(root, v.EMPTY, "records")
         return None
     if cells_of_one and name is not None and not isinstance(name, int):
         if plan.nested:
@@ -326,7 +326,7 @@ def _tensors(plan: Plan, form: str, data: Any, faults: Faults, extras: list[Any]
     table: Table | None = None
     if form in ("dataframe_split", "dataframe_records", "csv", "arrow"):
         if form == "dataframe_records" and isinstance(data, list) and not data and plan.named:
-            faults.add(form, v.NO_COLUMNS, "records")
+            faults.add(form, v.EMPTY, "records")
             return None
         table = _table(plan, form, data, faults)
     elif form == "python" and hasattr(data, "iloc") and (hasattr(data, "columns") or plan.named):
@@ -360,7 +360,7 @@ def _tensors_of_inputs(plan: Plan, data: Any, form: str, faults: Faults, extras:
         return _tensors_of_instances(plan, data, faults, extras)
     elif len(plan.tensors) == 1 and not (isinstance(data, list) and any(isinstance(d, dict) for d in data)):
         if form == "instances" and isinstance(data, list) and not data:
-            faults.add(root, v.NO_COLUMNS, "records")
+            faults.add(root, v.EMPTY, "records")
             return None
         values = {plan.tensors[0].name or "": data}
     else:

@@ -133,6 +133,21 @@ def test_answers_that_json_needs_help_with(server: Served, give: str, prediction
     assert reply.json["predictions"] == predictions
 
 
+@pytest.mark.parametrize("form", ["dataframe_records", "instances", "inputs"])
+def test_no_rows_at_all_are_said_to_be_none(server: Served, form: str) -> None:
+    reply = server.post("/predict/iris", {form: []})
+    assert (reply.status, reply.code) == (422, "INVALID_INPUT")
+    (detail,) = reply.json["details"]
+    assert (detail["path"], detail["problem"]) == (form, "is empty, so it names no columns")
+    assert reply.json["hint"].startswith("send at least one row, and name the columns in each row: {")
+
+
+def test_a_model_that_takes_no_empty_table_fails_with_a_hint(server: Served) -> None:
+    reply = server.post("/predict/iris", {"dataframe_split": {"columns": COLUMNS, "data": []}})
+    assert (reply.status, reply.code) == (500, "PREDICTION_FAILED")
+    assert reply.json["hint"].startswith("the request has no rows, which not every model takes; ")
+
+
 @pytest.mark.parametrize("give", ["object", "raise"])
 def test_what_the_model_does_wrong_is_a_500_of_a_resolved_model(server: Served, give: str) -> None:
     reply = server.post("/predict/echo", ONE | {"params": {"give": give}})
