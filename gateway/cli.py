@@ -33,7 +33,19 @@ from gateway.commands import (
 from gateway.commands.terminal import REFUSED, WRONG_USAGE, Failure, apart, complain, note
 
 INTERRUPTED = 130
-_LISTING = re.compile(r"GET /models(/NAME)?(?![\w/])")
+#: What a hint says to HTTP clients, and what it says on the command line. A member of a body is left out: the
+#: hint names the option next to it.
+_IN_COMMANDS = tuple(
+    (re.compile(http), command)
+    for http, command in (
+        (r", or \{[^{}]*\}", ""),
+        (r"GET /models/NAME(/versions/VERSION)?(?![\w/])", "`gateway models NAME`"),
+        (r"GET /models(?![\w/])", "`gateway models`"),
+        (r"GET /rollouts/NAME@ALIAS(?![\w/])", "`gateway rollout NAME@ALIAS`"),
+        (r"\bafter Retry-After\b", "a little later"),
+        (r"\bfor the time in Retry-After\b", "a little"),
+    )
+)
 
 # Typer uses its own copy of click or the installed one, and exports only this exception. Its base class is
 # the class of every usage error.
@@ -141,7 +153,11 @@ def _setting_meant(error: Exception, path: str) -> str | None:
 
 def _in_commands(hint: str | None) -> str | None:
     """A hint for HTTP clients as one for the command line: `GET /models` becomes `gateway models`."""
-    return hint and _LISTING.sub(lambda found: f"`gateway models{' NAME' if found[1] else ''}`", hint)
+    if not hint:
+        return hint
+    for http, command in _IN_COMMANDS:
+        hint = http.sub(command, hint)
+    return hint
 
 
 def _expected(error: Exception) -> Failure | None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from gateway import cli
 from gateway.commands.capture import _check_captured
 from gateway.commands.operating import _differences
 from gateway.commands.rollouts import _line, failure, follow
 from gateway.commands.terminal import Failure, Output, note, result, working
+from gateway.errors import HINTS
+from gateway.rollouts.gates import FORCE
 
 if TYPE_CHECKING:
     from gateway.commands.client import Client
@@ -26,6 +30,29 @@ ROLLOUT: dict[str, Any] = {
 }
 KEPT = {**ROLLOUT, "serving": "2", "error": "the alias is no longer in the registry; it continues to answer"}
 AWAY = {**ROLLOUT, "phase": "refused", "desired": "3", "diverged": True, "error": "too old"}
+
+
+#: What no command can meet: it writes the request itself.
+OF_REQUESTS = {
+    *("MALFORMED_BODY", "INVALID_REFERENCE", "NOT_FOUND", "METHOD_NOT_ALLOWED", "UNSUPPORTED_MEDIA_TYPE"),
+    *("UNAUTHENTICATED", "DEADLINE_EXCEEDED"),
+}
+
+
+@pytest.mark.parametrize(
+    "hint", [FORCE, *(hint for code, hint in HINTS.items() if code not in OF_REQUESTS)], ids=str
+)
+def test_a_hint_names_commands_and_no_requests(hint: str) -> None:
+    said = cli._in_commands(hint)
+    assert said
+    assert not re.search(r"[{}]|\b(GET|PUT|POST) /|Retry-After", said), said
+
+
+def test_a_hint_keeps_what_a_person_types() -> None:
+    assert cli._in_commands(FORCE) == "to move the alias anyway: --force"
+    assert cli._in_commands(HINTS["PRECONDITION_FAILED"]) == (
+        "look where the alias points now (`gateway models NAME`), then decide again"
+    )
 
 
 @pytest.mark.parametrize(
