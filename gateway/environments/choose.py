@@ -59,8 +59,8 @@ class Runtime:
     """The place where a package runs. `kind`: same, own or named. `python`: the interpreter, None for this
     one. `check`: the check against it. `mismatch`: how it differs from the package's own environment, None if
     it is equivalent. `help`: the commands that help then. `distributions`: what is installed there. `lock`:
-    its key. `dated`: whether its versions are as of the package's day. `built`: keeps the environment from
-    being removed."""
+    its key. `dated`: whether its versions are as of the package's day. `unchecked`: the packages in it for
+    which the model package's own lock has no hash. `built`: keeps the environment from being removed."""
 
     kind: str
     python: str | None
@@ -70,6 +70,7 @@ class Runtime:
     distributions: frozenset[str] = frozenset()
     lock: str | None = None
     dated: bool = True
+    unchecked: tuple[str, ...] = ()
     built: Built | None = None
 
     @property
@@ -92,6 +93,8 @@ class Runtime:
             view["help"] = self.help
         if self.lock is not None:
             view |= {"lock": self.lock, "as_of_creation": self.dated}
+        if self.unchecked:
+            view["without_hash"] = list(self.unchecked)
         return view
 
 
@@ -288,13 +291,18 @@ class Chooser:
 
 def own(facts: Facts, lock: Lock, built: Built) -> Runtime:
     """The runtime of a package in an environment that was built for it."""
-    installed = Installed(f"{named(built.lock.python)}.0", built.lock.packages)
+    packages = built.lock.packages
+    installed = Installed(f"{named(built.lock.python)}.0", packages)
+    unchecked = [
+        name for name, version in packages.items() if facts.hashes.get(f"{name}=={version}") == set()
+    ]
     return Runtime(
         "own",
         built.python,
         checks.check(facts, installed),
-        distributions=frozenset(built.lock.packages),
+        distributions=frozenset(packages),
         lock=built.key,
         dated=lock.dated,
+        unchecked=tuple(sorted(unchecked)),
         built=built,
     )

@@ -7,7 +7,7 @@ aliases, and must not load anything.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gateway.environments.choose import Chooser
     from gateway.registries.base import Version
 
+_MOST_NAMED = 5
 _UNDATED = "its environment was resolved without its day: the index does not say when its files came"
 
 
@@ -59,7 +60,13 @@ class Preparation:
             raise Problem("MODEL_UNAVAILABLE", message, hint=refused.hint, retryable=False) from None
         warnings: tuple[str, ...] = () if runtime.warning is None else (runtime.warning,)
         warnings += () if runtime.dated else (_UNDATED,)
+        warnings += (_unchecked(runtime.unchecked),) if runtime.unchecked else ()
         return replace(prepared, runtime=runtime, warnings=warnings)
+
+
+def _unchecked(names: Sequence[str]) -> str:
+    few = ", ".join(names[:_MOST_NAMED]) + (", …" if len(names) > _MOST_NAMED else "")
+    return f"its uv.lock has no hash of {few}: what the index has of that version was installed"
 
 
 def _in_registry(version: Version) -> str:

@@ -5,14 +5,20 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from gateway.artifacts.packages import Prepared
 from gateway.environments import facts, lock
+from gateway.environments.choose import Runtime, own
 from gateway.environments.interpreters import Interpreters
 from gateway.environments.lock import Lock, LockError, Wanted
 from gateway.environments.resolve import Resolver
 from gateway.environments.uv import Uv
+from gateway.registries.base import Version
+from gateway.serving.preparation import Preparation
 from loaders import environment
 from tests.support.packages import described
 
@@ -129,6 +135,32 @@ wheels = [{ url = "https://elsewhere.example/numpy.whl", hash = "sha256:aa" }]
 """
     package = described(tmp_path, files={"uv.lock": content})
     assert lock.shipped_lock(package) == (["numpy==1.23.4"], {"numpy==1.23.4": frozenset({"aa"})})
+
+
+@pytest.mark.anyio
+async def test_what_a_shipped_lock_cannot_vouch_for_is_said(tmp_path: Path) -> None:
+    content = "".join(
+        f'[[package]]\nname = "{name}"\nversion = "1.23.4"\nsource = {{ registry = "https://e.example" }}\n'
+        f'wheels = [{{ url = "https://e.example/a.whl"{hashed} }}]\n'
+        for name, hashed in {"numpy": "", "scipy": ', hash = "sha256:aa"'}.items()
+    )
+    found = facts.read(described(tmp_path, files={"uv.lock": content}))
+    resolved = lock.parsed(PYLOCK, (3, 11), "linux", dated=True)
+    built: Any = SimpleNamespace(lock=resolved, python="/p", key="k")
+    runtime = own(found, resolved, built)
+    assert runtime.to_json()["without_hash"] == ["numpy"]
+
+    async def chosen(*args: object, **options: object) -> Runtime:
+        return runtime
+
+    nothing: Any = None
+    chooser: Any = SimpleNamespace(runtime=chosen)
+    needs: Any = SimpleNamespace(facts=found)
+    prepared = Prepared(
+        Version("m", "1", source="/m"), nothing, nothing, "python", "sha256:0", 1, 1, None, needs=needs
+    )
+    (warning,) = (await Preparation(chooser).with_runtime(prepared)).warnings
+    assert "uv.lock has no hash of numpy: " in warning
 
 
 @pytest.mark.parametrize("source", ['git = "https://x/y"', 'url = "https://x/y.whl"', 'path = "../y"'])
