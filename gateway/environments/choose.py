@@ -293,9 +293,8 @@ def own(facts: Facts, lock: Lock, built: Built) -> Runtime:
     """The runtime of a package in an environment that was built for it."""
     packages = built.lock.packages
     installed = Installed(f"{named(built.lock.python)}.0", packages)
-    unchecked = [
-        name for name, version in packages.items() if facts.hashes.get(f"{name}=={version}") == set()
-    ]
+    hashes = {name: facts.hashes.get(f"{name}=={version}") for name, version in packages.items()}
+    unchecked = [name for name, files in hashes.items() if files is not None and not files]
     return Runtime(
         "own",
         built.python,
