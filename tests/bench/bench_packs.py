@@ -145,12 +145,16 @@ def proportional(server: Running) -> float:
     return total / 1024
 
 
-def room_for(server: Running, share: float) -> int:
-    """Bytes that hold what belongs to no model, and that share of what the models take now."""
-    found = httpx.get(f"{server.url}/metrics", headers=server.key).text.splitlines()
-    models = sum(float(line.split()[-1]) for line in found if line.startswith("gateway_model_bytes{"))
-    states = sum(float(line.split()[-1]) for line in found if line.startswith("gateway_memory_bytes{"))
-    return int(states - models + share * models)
+def room_for(url: str, share: float) -> int:
+    """The `memory_limit` that has room for that share of what the models take now.
+
+    The gateway counts what belongs to no model, such as zygotes and the rest of packs, with at most half of
+    the limit: small models need no more than twice their own bytes, however much the rest takes.
+    """
+    text = httpx.get(f"{url}/metrics", timeout=30).text
+    models = total(text, "gateway_model_bytes")
+    rest = total(text, "gateway_memory_bytes") - models
+    return int(share * models + min(rest, share * models))
 
 
 def serve(count: int, seconds: float) -> None:
@@ -171,7 +175,7 @@ def serve(count: int, seconds: float) -> None:
             result["cold_p99_ms"] = round(sorted(cold)[int(len(cold) * 0.99)] * 1e3, 1)
             time.sleep(2.5)
             result["resident_pss_mb"] = round(proportional(server), 1)
-            limit = room_for(server, 0.2)
+            limit = room_for(server.url, 0.2)
             result["hot"] = caller.load([["m0"]] * CONNECTIONS, seconds)
             result["zipf"] = caller.load(zipf(count), seconds)
         finally:

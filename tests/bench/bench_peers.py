@@ -120,7 +120,13 @@ def main() -> None:
             raw = several.raw()
         print(f"\ntook {time.monotonic() - began:.0f} s")
         if options.json:
-            options.json.write_text(json.dumps(raw, indent=1))
+            about = {
+                "machine": machine(),
+                "date": time.strftime("%Y-%m-%d", time.gmtime()),
+                "arguments": sys.argv[1:],
+            }
+            versions = {name: stage.environments[name].versions() for name in dict.fromkeys(used)}
+            options.json.write_text(json.dumps({**about, **raw, "versions": versions}, indent=1))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

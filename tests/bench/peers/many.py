@@ -11,9 +11,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
-import httpx
 import numpy as np
 
+from tests.bench.bench_packs import room_for
 from tests.bench.peers.load import Asked, Connection, Measured, measured
 from tests.bench.peers.process import Server
 from tests.bench.peers.stage import FAILURES, Stage, Unusable
@@ -90,7 +90,7 @@ def _round(
             statistics.median(cold) * 1e3, cold[int(len(cold) * 0.99)] * 1e3, server.proportional_megabytes()
         )
         if name == "gateway":
-            environ["GATEWAY_MEMORY_LIMIT"] = str(_bytes_for(port, room / count))
+            environ["GATEWAY_MEMORY_LIMIT"] = str(room_for(f"http://127.0.0.1:{port}", room / count))
         hot = [peer.asked("m0", row) for row in stage.rows]
         found.hot = _load(server, port, hot, range(len(hot)), seconds, load_core)
         requests, order = _zipf(stage, peer, count)
@@ -141,16 +141,6 @@ def _load(
     got: Measured = measured(port, requests, order, CONNECTIONS, seconds, core)
     used = server.processor_seconds() - before
     return Load(got.rate, got.p50_ms, got.p99_ms, used / got.requests * 1e6)
-
-
-def _bytes_for(port: int, share: float) -> int:
-    """The gateway's `memory_limit` for what belongs to no model, and this share of what the models take."""
-    lines = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text.splitlines()
-    models, states = (
-        sum(float(line.split()[-1]) for line in lines if line.startswith(metric + "{"))
-        for metric in ("gateway_model_bytes", "gateway_memory_bytes")
-    )
-    return int(states - models + share * models)
 
 
 def report(outcome: Outcome, names: Sequence[str], count: int, room: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -52,6 +53,7 @@ def main(port: int, directory: Path, room: int, scratch: str) -> None:
         pass
     serve.shutdown()
     ray.shutdown()
+    shutil.rmtree(scratch, ignore_errors=True)
     os._exit(0)
 
 
