@@ -19,8 +19,8 @@ import fsspec.asyn
 
 T = TypeVar("T")
 
-#: A connection takes at most this long, in seconds.
-CONNECT_SECONDS: Final = 10.0
+#: A connection takes at most this long, in seconds. Some libraries are imported only then.
+CONNECT_SECONDS: Final = 30.0
 #: The most calls that were abandoned and have not ended. Each holds a thread, so no more begin then.
 MOST_HANGING: Final = 32
 _HANGING: Final = threading.BoundedSemaphore(MOST_HANGING)

@@ -67,8 +67,6 @@ class Remote:
             raise Unreachable(f"{problem}: {error.strerror}", f"{version.source}: {error}") from error
         except Exception as error:  # each file system raises the errors of its own library
             raise Unreachable(f"{problem}: {type(error).__name__}", f"{version.source}: {error}") from error
-        #: Without an event loop, a library's call that was abandoned may go on. So it writes no file here.
-        self._writes = getattr(self._files, "async_impl", False)
 
     def files(self, version: Version) -> list[File]:
         self._files.invalidate_cache()
@@ -113,7 +111,7 @@ class Remote:
     def copy(
         self, version: Version, files: list[File], to: Path, *, room: Room, meter: Meter
     ) -> dict[str, str]:
-        small = [file for file in files if file[2] is not None and file[2] < ranges.RANGED and self._writes]
+        small = [file for file in files if file[2] is not None and file[2] < ranges.RANGED]
         for i in range(0, len(small), _BATCH):
             part = small[i : i + _BATCH]
             targets = [target_of(to, relative) for relative, _, _ in part]
@@ -133,13 +131,6 @@ class Remote:
             if size is None:
                 with self._failing(version):
                     self._stream(name, target_of(to, relative), room, meter)
-            elif size < ranges.RANGED and not self._writes:
-                content = self._asked(version, "cat_file", download_seconds(size), name)
-                if len(content) != size:
-                    problem = f"a file of {version} is incomplete: {relative}, {len(content)} of {size} bytes"
-                    raise ArtifactError(problem)
-                target_of(to, relative).write_bytes(content)
-                meter.add(size)
             elif size >= ranges.RANGED:
                 read = self._range_of(version, name)
                 with self._failing(version):
