@@ -58,6 +58,7 @@ class Upkeep:
             self.disk_bytes = await loop.run_in_executor(self._io, self._artifacts.bytes)
             for _ in range(DISK_INTERVAL):
                 await asyncio.sleep(MEASURE_INTERVAL)
+                await self._zygotes.read_memory()
                 self._packs.tend()
                 self._manager.remeasure(self._zygotes.bytes + self._packs.overhead)
                 self._manager.retire_idle()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,6 +26,8 @@ _EXACTLY: Final = 64
 #: that makes it slow must not take the time of all others.
 _LONG: Final = 0.01
 _REST: Final = 20
+#: A reading is recent for so many seconds: somewhat longer than the time between two readings in a thread.
+RECENT: Final = 3.0
 PROC: Final = Path("/proc")
 
 
@@ -43,7 +46,10 @@ class Footprint:
     """The memory of a model process, of its child processes, and of its `/dev/shm`. Takes over the
     descriptors. `pid` None: only that process. `shared_memory`: a descriptor of its own `/dev/shm`, -1 if it
     has none. `tasks`: the number of its processes and threads at the last reading, as far as they were
-    counted."""
+    counted.
+
+    A reading takes milliseconds, because the kernel looks at every page. So a thread may call `read`, and the
+    event loop uses `recent` where it can. All else is the event loop's."""
 
     def __init__(
         self,
@@ -60,6 +66,9 @@ class Footprint:
         self._last = Memory()
         self._read_again = self._bound_again = float("-inf")
         self._bound = 0
+        self._read_at = float("-inf")
+        self._reading = threading.Lock()
+        self._closing = False
         self.tasks = 0
 
     def read(self) -> Memory:
@@ -69,24 +78,35 @@ class Footprint:
         Memory shared by a model and its children is divided among them. A child that cannot be inspected
         counts fully.
         """
-        if self._descriptor >= 0 and time.monotonic() >= self._read_again:
-            began = self._cost()
-            with suppress(ProcessLookupError):  # it has ended
-                own = parse(os.pread(self._descriptor, 4096, 0))
-                others = _of_children(self._children())
-                shared = self._in_shared_memory()
-                self._last = Memory(
-                    private=(own.private if others is None else own.proportional + others) + shared,
-                    resident=own.resident,
-                    anonymous=own.anonymous,
-                    proportional=own.proportional,
-                )
-            self._read_again = self._after(began)
+        with self._reading:
+            if self._descriptor >= 0 and time.monotonic() >= self._read_again:
+                began = self._cost()
+                with suppress(ProcessLookupError):  # it has ended
+                    self._last = self._look()
+                self._read_again = self._after(began)
+            self._read_at = time.monotonic()
+        if self._closing:
+            self._give_back()
         return self._last
+
+    def _look(self) -> Memory:
+        own = parse(os.pread(self._descriptor, 4096, 0))
+        others = _of_children(self._children())
+        shared = self._in_shared_memory()
+        return Memory(
+            private=(own.private if others is None else own.proportional + others) + shared,
+            resident=own.resident,
+            anonymous=own.anonymous,
+            proportional=own.proportional,
+        )
+
+    def recent(self) -> Memory:
+        """The figures of a reading that is at most `RECENT` seconds old; reads if there is none."""
+        return self._last if time.monotonic() - self._read_at <= RECENT else self.read()
 
     def upper_bound(self) -> int:
         """A value never below `read().private`, in a few microseconds per process; 0 after its end."""
-        if self._pid is None or self._descriptor < 0:
+        if self._pid is None or self._closing:
             return 0
         if time.monotonic() >= self._bound_again:
             began = self._cost()
@@ -100,10 +120,18 @@ class Footprint:
         return time.monotonic() + (_REST * spent if spent > _LONG else 0.0)
 
     def close(self) -> None:
-        for descriptor in (self._descriptor, self._shared_memory):
+        """Gives the descriptors back. Does not wait for a thread that reads: it does so when it has read."""
+        self._closing = True
+        if not self._reading.locked():
+            self._give_back()
+
+    def _give_back(self) -> None:
+        with self._reading:
+            descriptors = self._descriptor, self._shared_memory
+            self._descriptor = self._shared_memory = -1
+        for descriptor in descriptors:
             if descriptor >= 0:
                 os.close(descriptor)
-        self._descriptor = self._shared_memory = -1
 
     def _children(self) -> list[int]:
         if self._pid is None:

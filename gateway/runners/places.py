@@ -235,7 +235,7 @@ class Process:
         """Measures the process. Growth while nothing is unloaded is not memory that unloading left."""
         if self.worker.gone:
             return
-        self.private = self.worker.memory().private
+        self.private = self.worker.recent_memory().private
         rest = self.private - self.models
         if not self.unloads or rest < self.rest:
             self.rest = rest

@@ -175,15 +175,17 @@ class ProcessRunner:
 
     @property
     def measured_bytes(self) -> int | None:
-        """The private bytes of all its processes. At most one second old; during warm-up, never older than
+        """The private bytes of all its processes. At most some seconds old; during warm-up, never older than
         the last answer."""
         if not self._workers:
             return self._measured
         now = asyncio.get_running_loop().time()
         answers = sum(worker.answers for worker in self._workers)
         fresh = now - self._measured_at < _MEASURE_INTERVAL
-        if self._measured is None or not fresh or (answers != self._answers and answers <= _WARMING):
-            self._measured = sum(worker.memory().private for worker in self._workers)
+        exactly = self._measured is None or (answers != self._answers and answers <= _WARMING)
+        if exactly or not fresh:
+            read = Worker.memory if exactly else Worker.recent_memory
+            self._measured = sum(read(worker).private for worker in self._workers)
             self._measured_at, self._answers = now, answers
         return self._measured
 
@@ -200,7 +202,7 @@ class ProcessRunner:
                 {
                     "pid": w.pid,
                     "busy": w.busy,
-                    "bytes": w.memory().private,
+                    "bytes": w.recent_memory().private,
                     "temporary_bytes": w.files,
                     "spare": w is self._spare,
                     "stuck": w.pulse.stuck,

@@ -80,7 +80,11 @@ class Zygote:
     @property
     def bytes(self) -> int:
         """Its own memory in bytes. The memory that its children share with it counts here, once."""
-        return 0 if self._footprint is None else self._footprint.read().anonymous
+        return 0 if self._footprint is None else self._footprint.recent().anonymous
+
+    @property
+    def footprint(self) -> Footprint | None:
+        return self._footprint
 
     async def start(self) -> None:
         """Starts it; it can make processes when this returns. Raises ZygoteGone, OSError."""
@@ -254,6 +258,9 @@ class Zygotes:
         self._closed = False
         self._orphans = Orphans()
         self._files = ThreadPoolExecutor(1, thread_name_prefix="files")
+        self._memory = ThreadPoolExecutor(1, thread_name_prefix="memory")
+        #: The memory of the model processes.
+        self.footprints: weakref.WeakSet[Footprint] = weakref.WeakSet()
         #: Decodes the large answers of models, which delay no client's body there.
         self.answers = ThreadPoolExecutor(1, thread_name_prefix=f"{LARGE_THREAD}-answers")
         self.users = Users()
@@ -286,6 +293,15 @@ class Zygotes:
                     raise
         raise AssertionError("not reached")
 
+    async def read_memory(self) -> None:
+        """Reads the memory of all zygotes and model processes in a thread, where it does not hold up the
+        event loop: some milliseconds for each."""
+        footprints = [zygote.footprint for zygote in self.alive] + list(self.footprints)
+        loop = asyncio.get_running_loop()
+        for footprint in footprints:
+            if footprint is not None:
+                await loop.run_in_executor(self._memory, footprint.read)
+
     def measure(self, child: Child, enough: int) -> Future[int]:
         """The bytes of a process's temporary files; the count ends above `enough`."""
         return self._files.submit(files.used, child.pid, child.temporary, enough)
@@ -294,6 +310,7 @@ class Zygotes:
         """Ends all zygotes, and with them every process they made."""
         self._closed = True
         self._files.shutdown(wait=False, cancel_futures=True)
+        self._memory.shutdown(wait=False, cancel_futures=True)
         if self._timer is not None:
             self._timer.cancel()
         tasks = list(self._zygotes.values())

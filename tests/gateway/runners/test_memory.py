@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -228,3 +229,26 @@ def test_a_look_that_took_long_is_not_repeated_at_once(monkeypatch: pytest.Monke
             assert footprint.read().resident
         assert len([descriptor for descriptor, *_ in looks if descriptor == own]) == expected
         footprint.close()
+
+
+def test_descriptors_that_a_thread_reads_are_given_back_when_it_has_read() -> None:
+    reads, goes_on = threading.Event(), threading.Event()
+
+    def cost() -> float:
+        reads.set()
+        assert goes_on.wait(20)
+        return 0.0
+
+    descriptor = os.open("/proc/self/smaps_rollup", os.O_RDONLY)
+    footprint = Footprint(descriptor, cost=cost)
+    thread = threading.Thread(target=footprint.read)
+    thread.start()
+    assert reads.wait(20)
+    footprint.close()  # does not wait
+    os.fstat(descriptor)  # still its own: no other file has this number
+    goes_on.set()
+    thread.join(20)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
+    assert footprint.recent().resident
+    footprint.close()

@@ -1,0 +1,41 @@
+"""The periodic work of a gateway: it does not hold up the event loop."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from gateway.runners.memory import Footprint, Memory
+from tests.support.running import log_scaled
+from tests.support.served import Served, settings
+from tests.support.traffic import until
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="model processes need Linux")
+def test_the_memory_of_models_is_not_read_on_the_event_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readings: Counter[str] = Counter()
+    read = Footprint.read
+
+    def counted(self: Footprint) -> Memory:
+        readings[threading.current_thread().name] += 1
+        return read(self)
+
+    registry = tmp_path / "registry.yaml"
+    log_scaled(registry, "scaled", 2.0, alias="champion")
+    with Served(settings(tmp_path, isolation="process"), str(registry)) as server:
+        for _ in range(20):  # until then, each answer may show more memory
+            asked = server.post("/predict/scaled", {"dataframe_records": [{"x": 1.0}]})
+            assert asked.status == 200, asked.body
+        monkeypatch.setattr(Footprint, "read", counted)
+        readings.clear()
+        until(lambda: readings.total() >= 8)  # of each process, once a second
+        server.get("/metrics")
+        server.get("/models/scaled/versions/1")
+        elsewhere = {name: count for name, count in readings.items() if not name.startswith("memory")}
+        assert sum(elsewhere.values()) <= 2, elsewhere  # a spare process that has just started is read once
