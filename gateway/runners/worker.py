@@ -52,7 +52,7 @@ class _Call:
 
 class Worker:
     """`idle` is called after each answer, `ended` once when the process has ended. `queues`: it accepts calls
-    while it works; the calls of one turn of the loop are sent together. `worked` is called for each answer,
+    while it works; those of one turn of the loop are sent together. `worked` is called for each answer,
     in order, with the caller and the seconds."""
 
     def __init__(
@@ -242,7 +242,7 @@ class Worker:
         if len(self._calls) == 1:
             self._begin(call)
         self._pending.extend(pieces)
-        if not self._queues:
+        if len(self._calls) == 1:  # the process waits for it
             self._send()
         elif not self._sending:
             self._sending = True
