@@ -16,7 +16,7 @@ from gateway.http.predict import LOOK_SECONDS, WATCH_AFTER_SECONDS, _DisconnectW
 from loaders.batch import Tensors
 from tests.bench.bench_http import COLUMNS, asking, calls
 
-#: A request calls 100 functions in Python and in C. Raise this only with a reason.
+#: A request calls 103 functions in Python and in C. Raise this only with a reason.
 MOST = 104
 
 
