@@ -201,8 +201,12 @@ class Process:
             shutil.rmtree(directory, ignore_errors=True)
             raise
         place.loaded = reply
-        grown = reply.get("grown")  # never more than the process has, whatever it says
-        place.bytes = max(LEAST, min(grown, self.worker.memory().private) if isinstance(grown, int) else 0)
+        grown = reply.get("grown")
+        if isinstance(grown, int) and grown > LEAST:
+            # Never more than the process has, whatever it says. This reading takes milliseconds.
+            place.bytes = max(LEAST, min(grown, self.worker.memory().private))
+        else:
+            place.bytes = LEAST
         self.places[number] = place
         return place
 

@@ -18,6 +18,7 @@ from gateway.runners.base import ModelError, RunnerCrashed, RunnerTimeout
 from gateway.runners.confinement import Confinement
 from gateway.runners.environments import Environment
 from gateway.runners.packed import Record
+from gateway.runners.places import LEAST
 from loaders.batch import Tensors
 from loaders.worker import wire
 from tests.support.hostile import write_package
@@ -74,6 +75,18 @@ async def test_what_a_model_says_it_takes_is_never_more_than_its_process_has(
     assert runner.measured_bytes is not None
     assert runner.measured_bytes < 10**10
     bench.pack.processes[0].worker.kill(RunnerCrashed("the test has ended"))
+
+
+@pytest.mark.anyio
+async def test_the_load_of_a_small_model_does_not_measure_the_whole_process(
+    tmp_path: Path, bench: PackBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.started(scaled(tmp_path / "first", 2))
+    (process,) = bench.pack.processes
+    monkeypatch.setattr(process.worker, "memory", lambda: pytest.fail("it read the memory of the process"))
+    runner = await bench.started(scaled(tmp_path / "second", 3))
+    assert runner.measured_bytes == LEAST
+    monkeypatch.undo()
 
 
 @pytest.mark.anyio
