@@ -53,7 +53,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--room", type=int, default=20)
     parser.add_argument("--peers", nargs="+", choices=sorted({*ONE, *MANY}))
     parser.add_argument("--envs", type=Path, default=environments.default_root())
-    parser.add_argument("--python", default=sys.executable)
+    # Not that of a virtual environment: whichever asks, the environments stay the same.
+    parser.add_argument("--python", default=getattr(sys, "_base_executable", sys.executable))
     parser.add_argument("--json", type=Path, help="also write every round there")
     return parser.parse_args()
 
