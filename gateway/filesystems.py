@@ -21,16 +21,16 @@ T = TypeVar("T")
 
 #: A connection takes at most this long, in seconds. Some libraries are imported only then.
 CONNECT_SECONDS: Final = 30.0
-#: The most calls that were abandoned and have not ended. Each holds a thread, so no more begin then.
-MOST_HANGING: Final = 32
-_HANGING: Final = threading.BoundedSemaphore(MOST_HANGING)
+#: The most calls at a time, those that were abandoned and have not ended included. Each holds a thread.
+MOST_CALLS: Final = 32
+_CALLS: Final = threading.BoundedSemaphore(MOST_CALLS)
 
 
 def connected(url: str, **options: Any) -> tuple[Any, str]:
     """Returns the file system of a URL, and the path in it. Those of SFTP and FTP connect at once. Raises
     TimeoutError, and what fsspec and the file system's library raise."""
     if "::" not in url and not getattr(_class_of(url), "async_impl", False):
-        # Its connection is of one thread, and breaks. One with an event loop is shared.
+        # A thread cannot use another thread's connection, and connections break.
         options = {"skip_instance_cache": True, **options}
     connect: Callable[[], tuple[Any, str]] = partial(fsspec.core.url_to_fs, url, **options)
     return within(CONNECT_SECONDS, connect, "connection")
@@ -48,10 +48,11 @@ def asked(files: Any, verb: str, seconds: float, *args: Any, **options: Any) -> 
 
 
 def within(seconds: float, call: Callable[[], T], what: str = "answer") -> T:
-    """Returns what `call` returns. It runs in a thread of its own, which is abandoned after `seconds`. Raises
-    TimeoutError, and what `call` raises."""
-    if not _HANGING.acquire(blocking=False):
-        raise TimeoutError(errno.ETIMEDOUT, f"{MOST_HANGING} earlier calls hang and have not ended")
+    """Returns what `call` returns. It runs in a thread of its own, which is abandoned after `seconds`; before
+    that it waits as long for one of the others to end. Raises TimeoutError, and what `call` raises."""
+    if not _CALLS.acquire(timeout=seconds):
+        why = f"{MOST_CALLS} earlier calls have not ended within {seconds:g} s"
+        raise TimeoutError(errno.ETIMEDOUT, why)
     result: Future[T] = Future()
     context = copy_context()
 
@@ -61,10 +62,14 @@ def within(seconds: float, call: Callable[[], T], what: str = "answer") -> T:
         except BaseException as error:  # noqa: BLE001 - it is the caller's
             result.set_exception(error)
         finally:
-            _HANGING.release()
+            _CALLS.release()
 
-    # A daemon: a call that never ends keeps no process alive.
-    threading.Thread(target=run, name="fsspec", daemon=True).start()
+    try:
+        # A daemon: a call that never ends keeps no process alive.
+        threading.Thread(target=run, name="fsspec", daemon=True).start()
+    except RuntimeError:  # no more threads
+        _CALLS.release()
+        raise
     try:
         return result.result(seconds)
     except TimeoutError as error:

@@ -65,9 +65,11 @@ def sweep(parent: Path, older_than: float = 0.0) -> None:
     except FileNotFoundError:
         return
     for name in names:
+        if not name.startswith(PREFIX):
+            continue
         path = parent / name
         try:
-            if not name.startswith(PREFIX) or (older_than and time.time() - changed(path) < older_than):
+            if older_than and time.time() - changed(path) < older_than:
                 continue
             lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except OSError:

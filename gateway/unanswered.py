@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _UNSUITABLE: Final = "does not suit the model"
 #: Where a table is larger, its missing values are not looked for; and so many columns are named.
-MOST_CELLS: Final = 200_000
+MOST_CELLS: Final = 20_000
 MOST_NAMED: Final = 5
 
 

@@ -89,6 +89,8 @@ class Artifacts:
         self._beside = beside
         #: By digest: the inode, size and times of the files when they were last hashed.
         self._verified: dict[str, Fingerprint] = {}
+        #: By name: the size of an entry, which never changes.
+        self._sizes: dict[str, int] = {}
         self._lock = threading.Lock()
         self._root.mkdir(parents=True, exist_ok=True)
         if not os.access(self._root, os.W_OK):
@@ -131,7 +133,7 @@ class Artifacts:
         """The size of all packages in the cache and of the environments; 0 if it cannot be read."""
         with contextlib.suppress(OSError):
             beside = 0 if self._beside is None else self._beside.bytes()
-            return sum(size for _, size, _ in self._entries()) + beside
+            return self._own_bytes() + beside
         return 0
 
     def trim(self) -> None:
@@ -183,21 +185,31 @@ class Artifacts:
             os.pwrite(held, str(size).encode(), 0)
         return size
 
+    def _own_bytes(self) -> int:
+        """The size of all packages. Reads the size of an entry once: a fetch must not cost more the more
+        packages there are."""
+        sizes = {}
+        for name in self._names():
+            sizes[name] = self._sizes.get(name) or self._mark(name)[1]
+        self._sizes = sizes
+        return sum(sizes.values())
+
     def _entries(self) -> list[tuple[float, int, str]]:
         """(last use, bytes, name) of every package, oldest first."""
-        found: list[tuple[float, int, str]] = []
-        if not self._root.is_dir():
-            return found
-        for name in os.listdir(self._root):
-            if not _ENTRY.match(name):
-                continue
-            try:
-                with open(self._root / f"{name}.lock", "rb") as mark:
-                    found.append((os.fstat(mark.fileno()).st_mtime, int(mark.read(32) or b"0"), name))
-            except (OSError, ValueError):  # its lock file is lost, or is being written
-                with contextlib.suppress(OSError, packages.PackageError):
-                    found.append((0.0, packages.files_bytes(self._root / name), name))
-        return sorted(found)
+        return sorted((*self._mark(name), name) for name in self._names())
+
+    def _names(self) -> list[str]:
+        return [name for name in os.listdir(self._root) if _ENTRY.match(name)] if self._root.is_dir() else []
+
+    def _mark(self, name: str) -> tuple[float, int]:
+        """(last use, bytes) of an entry."""
+        try:
+            with open(self._root / f"{name}.lock", "rb") as mark:
+                return os.fstat(mark.fileno()).st_mtime, int(mark.read(32) or b"0")
+        except (OSError, ValueError):  # its lock file is lost, or is being written
+            with contextlib.suppress(OSError, packages.PackageError):
+                return 0.0, packages.files_bytes(self._root / name)
+        return 0.0, 0  # removed meanwhile
 
     # -- Fetching
 
@@ -287,12 +299,15 @@ class Artifacts:
     def _make_room(self, needed: int) -> int:
         """Removes what was used longest ago until `needed` bytes fit, and returns the bytes that are in use
         then. For the holder of `.room.lock`."""
-        entries = self._entries()
-        own = sum(size for _, size, _ in entries)
+        own = self._own_bytes()
         own += sum(int(note) for note in notes(self._root) if note.isdecimal())
         beside = 0 if self._beside is None else self._beside.bytes()
-        going: list[tuple[float, str, int | None]] = [(used, name, size) for used, size, name in entries]
-        if self._beside is not None and own + beside + needed > self._limit:
+        if own + beside + needed <= self._limit:
+            return own + beside
+        going: list[tuple[float, str, int | None]] = [
+            (used, name, size) for used, size, name in self._entries()
+        ]
+        if self._beside is not None:
             going += [(used, key, None) for used, key in self._beside.idle()]
         for _, name, size in sorted(going, key=lambda one: one[:2]):
             if own + beside + needed <= self._limit:

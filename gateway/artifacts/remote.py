@@ -62,9 +62,11 @@ class Remote:
         except ValueError as error:
             raise ArtifactError(f"{problem}: {scheme}:// is not supported", str(error)) from error
         except OSError as error:
-            if error.errno is None:  # an installed library without one of its own dependencies
+            if type(error) is OSError and error.errno is None:  # a library without one of its dependencies
                 raise ArtifactError(f"{problem}: {scheme}:// does not work here", str(error)) from error
-            raise Unreachable(f"{problem}: {error.strerror}", f"{version.source}: {error}") from error
+            raise Unreachable(
+                f"{problem}: {error.strerror or type(error).__name__}", f"{version.source}: {error}"
+            ) from error
         except Exception as error:  # each file system raises the errors of its own library
             raise Unreachable(f"{problem}: {type(error).__name__}", f"{version.source}: {error}") from error
 
@@ -112,8 +114,10 @@ class Remote:
         self, version: Version, files: list[File], to: Path, *, room: Room, meter: Meter
     ) -> dict[str, str]:
         small = [file for file in files if file[2] is not None and file[2] < ranges.RANGED]
-        for i in range(0, len(small), _BATCH):
-            part = small[i : i + _BATCH]
+        # Without an event loop, a call that was given up goes on in its thread: it must not have more files.
+        batch = _BATCH if getattr(self._files, "async_impl", False) else 1
+        for i in range(0, len(small), batch):
+            part = small[i : i + batch]
             targets = [target_of(to, relative) for relative, _, _ in part]
             remote = [name for _, name, _ in part]
             local = [str(target) for target in targets]

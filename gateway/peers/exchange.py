@@ -379,7 +379,12 @@ class Peers:
 
     def lists(self, sender: str) -> bool:
         """Returns True if the name of the peers leads to this address."""
-        return sender in self.addresses
+        try:
+            address = ipaddress.ip_address(sender)
+        except ValueError:
+            return False
+        # A socket for both families shows an IPv4 address as one of IPv6.
+        return str(getattr(address, "ipv4_mapped", None) or address) in self.addresses
 
     def checked(self, header: str, sender: str) -> Head:
         """The header of a question, before its body is read. `sender`: an address, for the log. Raises

@@ -4,7 +4,8 @@ Copies wait in a queue of their own and take idle time only. They are sent one b
 the version in service could answer one more at once and the event loop has nothing else to do; the
 candidate then rests as long as it worked. Its processes give way to others meanwhile. What does not fit
 into the queue, or becomes too old in it, is dropped and counted. A candidate that crashes, hangs or is slow
-drops its own copies and nothing else; what it does not answer in time says nothing about its answers.
+drops its own copies and nothing else. What it does not answer in time says nothing about its answers, but
+a version that hangs on more copies than may disagree does not pass.
 
 Knows versions and their queues; must not know aliases, the registry or HTTP.
 """
@@ -88,6 +89,8 @@ class Shadow:
         self.candidate = candidate
         self.service = service
         self.late = self.shed = self.large = 0
+        #: Of the late ones, those that were sent.
+        self._hung = 0
         self._manager = manager
         self._changed = changed
         self._chance = chance or random.Random()
@@ -209,6 +212,7 @@ class Shadow:
                 outcome = await servable.batcher.submit(enforced.batch, enforced.params)
         except (TimeoutError, RunnerTimeout):  # the deadline of copies, or that of the model
             self.late += 1
+            self._hung += 1
         except (NotAdmitted, NoProcess):  # its queue is full, or its process starts again
             self.shed += 1
         except InvalidInput:
@@ -233,13 +237,22 @@ class Shadow:
     def outcome(self, seconds: float) -> Outcome | None:
         """None while it is open. `seconds`: the duration so far."""
         found = self._agreement.outcome
+        if found is Outcome.PASSED and self._hangs:
+            found = Outcome.THIN
         return None if found is Outcome.THIN and seconds < self.policy.within else found
+
+    @property
+    def _hangs(self) -> bool:
+        """Whether the agreement would be too low if the copies without an answer in time counted."""
+        return self._hung > (1.0 - self.policy.agreement) * (self.requests + self._hung)
 
     def __str__(self) -> str:
         verdict = self._agreement.verdict()
         if verdict.outcome is Outcome.THIN:
             compared = f"{self.requests} of {self.policy.requests} copies were compared"
             return f"too little traffic: {compared} in {self.policy.within:g} s{self._dropped()}"
+        if verdict.outcome is Outcome.PASSED and self._hangs:
+            return f"shadow: {self._hung} of {self.requests + self._hung} copies had no answer in time"
         errors = ", ".join(f"{kind} {count}" for kind, count in self._errors.most_common(3))
         return f"shadow: {verdict}" + (f" (errors: {errors})" if errors else "")
 

@@ -49,7 +49,8 @@ class Footprint:
     counted.
 
     A reading takes milliseconds, because the kernel looks at every page. So a thread may call `read`, and the
-    event loop uses `recent` where it can. All else is the event loop's."""
+    event loop uses `recent` where it can. Everything else is called on the
+    event loop."""
 
     def __init__(
         self,
@@ -78,15 +79,17 @@ class Footprint:
         Memory shared by a model and its children is divided among them. A child that cannot be inspected
         counts fully.
         """
-        with self._reading:
-            if self._descriptor >= 0 and time.monotonic() >= self._read_again:
-                began = self._cost()
-                with suppress(ProcessLookupError):  # it has ended
-                    self._last = self._look()
-                self._read_again = self._after(began)
-            self._read_at = time.monotonic()
-        if self._closing:
-            self._give_back()
+        try:
+            with self._reading:
+                if self._descriptor >= 0 and time.monotonic() >= self._read_again:
+                    began = self._cost()
+                    with suppress(ProcessLookupError):  # it has ended
+                        self._last = self._look()
+                    self._read_again = self._after(began)
+                self._read_at = time.monotonic()
+        finally:
+            if self._closing:
+                self._give_back()
         return self._last
 
     def _look(self) -> Memory:

@@ -9,6 +9,7 @@ called.
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 from collections import deque
@@ -25,6 +26,8 @@ from gateway.runners.output import Output, Sink
 from gateway.runners.pulse import Pulse, of_group, read
 from gateway.runners.zygote import ZygoteGone, Zygotes
 from loaders.worker import wire
+
+log = logging.getLogger("gateway.runners")
 
 #: A larger frame, or one with a larger header, is decoded in a thread. The header determines the time.
 _DECODE_ON_LOOP: Final = 256 << 10
@@ -401,7 +404,9 @@ class Worker:
             message = decoded()
             if message.get("op") not in ("answer", "error", "loaded"):
                 raise wire.WireError("its message is not an answer")
-        except (wire.WireError, asyncio.CancelledError) as error:
+        except (Exception, asyncio.CancelledError) as error:  # whatever it sends, its call must end
+            if not isinstance(error, (wire.WireError, asyncio.CancelledError)):
+                log.exception("cannot read what a model process sent")
             verdict = RunnerCrashed(f"the model process broke the protocol: {error}")
             if not call.answer.done():
                 call.answer.set_exception(verdict)

@@ -1,7 +1,7 @@
 """The gateway's side of zygotes: starts them when first needed, requests model processes, ends idle ones.
 
 A zygote runs `loaders.worker.zygote`. If one is killed, a new one repeats the current loads. Everything runs
-on the event loop, without threads. Must not know packages or predictions.
+on the event loop, but for what its executors do. Must not know packages or predictions.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-from gateway.pools import LARGE_THREAD
+from gateway.pools import IO_THREAD, LARGE_THREAD
 from gateway.runners import files
 from gateway.runners.child import Child
 from gateway.runners.confinement import Users
@@ -257,8 +257,8 @@ class Zygotes:
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
         self._orphans = Orphans()
-        self._files = ThreadPoolExecutor(1, thread_name_prefix="files")
-        self._memory = ThreadPoolExecutor(1, thread_name_prefix="memory")
+        self._files = ThreadPoolExecutor(1, thread_name_prefix=f"{IO_THREAD}-files")
+        self._memory = ThreadPoolExecutor(1, thread_name_prefix=f"{IO_THREAD}-memory")
         #: The memory of the model processes.
         self.footprints: weakref.WeakSet[Footprint] = weakref.WeakSet()
         #: Decodes the large answers of models, which delay no client's body there.

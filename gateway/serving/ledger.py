@@ -241,6 +241,7 @@ class Ledger(Generic[K]):
             raise ValueError(f"{key!r} is closing already")
         self.withdraw(key)
         self._move(account, AccountState.CLOSING, account.bytes)
+        self._remember(account)  # it may be loaded again before its memory is free
 
     def closed(self, key: K) -> None:
         """Its memory is free."""
@@ -249,9 +250,6 @@ class Ledger(Generic[K]):
             raise ValueError(f"{key!r} is not closing")
         self._move(account, AccountState.CLOSING, 0)
         del self._accounts[key]
-        self._past[account.name] = (account.uses, account.last_used)
-        if len(self._past) > REMEMBERED:
-            del self._past[next(iter(self._past))]
 
     def drop(self, key: K) -> None:
         """Ends the account of a servable that failed to load and holds no memory, with all its leases."""
@@ -261,6 +259,12 @@ class Ledger(Generic[K]):
         self.withdraw(key)
         self._move(account, AccountState.RESERVED, 0)
         del self._accounts[key]
+        self._remember(account)
+
+    def _remember(self, account: Account[K]) -> None:
+        self._past[account.name] = (account.uses, account.last_used)
+        if len(self._past) > REMEMBERED:
+            del self._past[next(iter(self._past))]
 
     # Use.
 

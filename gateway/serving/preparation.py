@@ -66,7 +66,7 @@ class Preparation:
 
 def _unchecked(names: Sequence[str]) -> str:
     few = ", ".join(names[:_MOST_NAMED]) + (", …" if len(names) > _MOST_NAMED else "")
-    return f"its uv.lock has no hash of {few}: what the index has of that version was installed"
+    return f"its uv.lock has no hash of {few}: whatever file the index has of that version was accepted"
 
 
 def _in_registry(version: Version) -> str:

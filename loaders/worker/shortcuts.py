@@ -57,7 +57,12 @@ def answer(message: Mapping[str, Any]) -> tuple[bytes, bytes] | None:
     """The header and the buffer of `{"op": "answer", "batch": batch}` with one small array of numbers. None
     for a message without a shortcut."""
     batch = message.get("batch")
-    if type(batch) is not Tensors or len(batch.arrays) != 1 or len(message) != 2 or message["op"] != "answer":
+    if (
+        type(batch) is not Tensors
+        or len(batch.arrays) != 1
+        or len(message) != 2
+        or message.get("op") != "answer"
+    ):
         return None
     array = batch.arrays.get("")
     if type(array) is not np.ndarray or array.dtype.kind not in "biuf" or not 0 < array.nbytes < JOIN_BELOW:

@@ -174,7 +174,7 @@ def _tensors(cursor: Cursor, rows: int | None, arrays: list[Any]) -> Tensors:
         array = tensors[_name(name, str)] = unpack(described, cursor)
         if not isinstance(array, np.ndarray):
             raise WireError("tensors that are not arrays")
-        if rows is not None and array.shape[:1] != (rows,):
+        if rows is not None and (type(rows) is not int or array.shape[:1] != (rows,)):
             raise WireError("tensors without a shared first axis")
     return Tensors(tensors, rows)
 

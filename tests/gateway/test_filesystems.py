@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def test_a_store_that_falls_silent_is_given_up(
 
 
 def test_calls_that_hang_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(filesystems, "_HANGING", threading.BoundedSemaphore(2))
+    monkeypatch.setattr(filesystems, "_CALLS", threading.BoundedSemaphore(2))
     go_on, ended = threading.Event(), threading.Semaphore(0)
 
     def call() -> None:
@@ -96,19 +97,33 @@ def test_calls_that_hang_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(2):
         with pytest.raises(TimeoutError, match=r"no answer within 0\.01 s"):
             filesystems.within(0.01, call)
-    with pytest.raises(TimeoutError, match="earlier calls hang"):
-        filesystems.within(60, call)
+    with pytest.raises(TimeoutError, match="earlier calls have not ended"):
+        filesystems.within(0.01, call)
     go_on.set()
     for _ in range(2):
         assert ended.acquire(timeout=60)
-    until = threading.Event()
-    for _ in range(600):  # a thread gives its place back just after its call
-        try:
-            assert filesystems.within(60, lambda: 5) == 5
-            return
-        except TimeoutError:
-            until.wait(0.1)
-    pytest.fail("the places did not come back")
+    assert filesystems.within(60, lambda: 5) == 5
+
+
+def test_many_calls_that_are_well_wait_for_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filesystems, "_CALLS", threading.BoundedSemaphore(2))
+    with ThreadPoolExecutor(16) as callers:
+        assert list(callers.map(lambda number: filesystems.within(60, lambda: number), range(64))) == [
+            *range(64)
+        ]
+
+
+def test_a_thread_that_cannot_start_takes_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filesystems, "_CALLS", threading.BoundedSemaphore(1))
+
+    def start(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start)
+        with pytest.raises(RuntimeError):
+            filesystems.within(60, lambda: 5)
+    assert filesystems.within(60, lambda: 5) == 5
 
 
 def test_what_a_call_raises_is_raised() -> None:

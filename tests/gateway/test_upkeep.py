@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.runners import memory
 from gateway.runners.memory import Footprint, Memory
 from tests.support.running import log_scaled
 from tests.support.served import Served, settings
@@ -33,9 +34,10 @@ def test_the_memory_of_models_is_not_read_on_the_event_loop(
             asked = server.post("/predict/scaled", {"dataframe_records": [{"x": 1.0}]})
             assert asked.status == 200, asked.body
         monkeypatch.setattr(Footprint, "read", counted)
+        monkeypatch.setattr(memory, "RECENT", 600.0)  # a busy machine makes readings old
         readings.clear()
         until(lambda: readings.total() >= 8)  # of each process, once a second
         server.get("/metrics")
         server.get("/models/scaled/versions/1")
-        elsewhere = {name: count for name, count in readings.items() if not name.startswith("memory")}
+        elsewhere = {name: count for name, count in readings.items() if not name.startswith("io-memory")}
         assert sum(elsewhere.values()) <= 2, elsewhere  # a spare process that has just started is read once

@@ -578,3 +578,19 @@ def test_a_cache_that_is_removed_is_made_again(cache: Artifacts, tmp_path: Path)
     shutil.rmtree(directory)
     assert cache.bytes() == 0
     assert (cache.fetch(wanted).path / "data" / "weights").read_bytes() == b"one"
+
+
+def test_a_fetch_reads_no_other_entry(
+    cache: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    mark = Artifacts._mark
+
+    def counted(self: Artifacts, name: str) -> tuple[float, int]:
+        read.append(name)
+        return mark(self, name)
+
+    monkeypatch.setattr(Artifacts, "_mark", counted)
+    kept = [cache.fetch(version(make_package(tmp_path / str(n), str(n).encode()))) for n in range(10)]
+    assert len(read) == len(set(read)) <= len(kept)
+    assert cache.bytes() == sum(local.bytes for local in kept)

@@ -219,3 +219,11 @@ def test_a_key_file_that_cannot_be_used_stops_the_start(tmp_path: Path) -> None:
         with pytest.raises(SettingsError, match=f"peers_key_file: .*{said}") as raised:
             exchange.opened(file)
         assert text is None or text not in str(raised.value)
+
+
+def test_a_mapped_address_is_a_peers(here: One) -> None:
+    here.peers.addresses["10.0.0.1"] = exchange.Address("10.0.0.1", "http://10.0.0.1")
+    assert here.peers.lists("10.0.0.1")
+    assert here.peers.lists("::ffff:10.0.0.1")
+    assert not here.peers.lists("::ffff:10.0.0.2")
+    assert not here.peers.lists("")

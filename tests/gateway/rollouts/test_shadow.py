@@ -294,6 +294,32 @@ def test_a_model_that_is_stopped_at_its_own_timeout_drops_its_copies_and_is_no_c
     conducted(tmp_path, test, POLICY)
 
 
+def test_a_version_that_hangs_on_some_copies_does_not_pass(tmp_path: Path) -> None:
+    async def test(setup: Setup) -> None:
+        same(setup)
+        await setup.begun()
+        shadow = setup.rollout.shadow
+        assert shadow is not None
+        hanging = setup.bench.behaviour(version(2))
+        for times in range(1, shadow.policy.requests + 1):
+            hanging.ends_predict = RunnerTimeout("the model did not answer within 1 s")
+            await setup.ask()
+            while shadow.late < times:
+                await turns(1)
+            hanging.ends_predict = None
+            await compared(setup, 1)
+        await turns(50)
+        assert (setup.phase, shadow.requests) == ("shadowing", shadow.policy.requests)
+        setup.bench.clock.now += 3601
+        setup.rollout.changed.set()
+        await turns(50)
+        assert setup.phase == "held"
+        count = shadow.policy.requests
+        assert f"{count} of {2 * count} copies had no answer in time" in (setup.rollout.course.reason or "")
+
+    conducted(tmp_path, test, POLICY)
+
+
 def test_the_share_of_a_promotion_overrides_that_of_the_policy(tmp_path: Path) -> None:
     async def test(setup: Setup) -> None:
         same(setup)

@@ -19,6 +19,7 @@ from gateway.runners.output import Output
 from gateway.runners.restarts import Policy
 from gateway.runners.worker import Worker
 from loaders.batch import Batch, Columns, Opaque, Tensors, Value
+from loaders.worker import wire
 from tests.support.hostile import alive, write_package
 from tests.support.processes import ONE, Processes, until
 
@@ -238,6 +239,16 @@ SENDS = """
 async def test_an_answer_that_cannot_be_read_fails_its_call(tmp_path: Path, processes: Processes) -> None:
     frame = b"mgw1" + (16).to_bytes(4, "little") + bytes(8) + b"{" * 16
     runner = await processes.started(write_package(tmp_path / "p", at_predict=SENDS.format(frame=frame)))
+    with pytest.raises(RunnerCrashed, match="broke the protocol"):
+        await asyncio.wait_for(runner.predict(ONE, {}), 60)
+
+
+@pytest.mark.anyio
+async def test_a_message_of_no_kind_fails_its_call(tmp_path: Path, processes: Processes) -> None:
+    """One small array, as most answers have, without saying that it is an answer. The process lives on."""
+    frame = b"".join(wire.encode({"x": 1, "batch": Tensors({"": np.zeros(1)}, 1)}))
+    lives_on = SENDS.format(frame=frame).replace("os._exit(0)", "import time; time.sleep(3600)")
+    runner = await processes.started(write_package(tmp_path / "p", at_predict=lives_on))
     with pytest.raises(RunnerCrashed, match="broke the protocol"):
         await asyncio.wait_for(runner.predict(ONE, {}), 60)
 

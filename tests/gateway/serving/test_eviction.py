@@ -125,5 +125,21 @@ def test_requests_count_also_after_an_eviction() -> None:
     assert loads < 100
 
 
+def test_requests_count_although_the_memory_is_not_free_yet() -> None:
+    ledger: Ledger[str] = Ledger(20 * MB)
+    ledger.open("first", 0.0, "a")
+    ledger.ask("first", 10 * MB)
+    ledger.grant("first")
+    ledger.loaded("first", 0.0)
+    for _ in range(9):
+        ledger.lease("first")
+        ledger.release("first", 0.0)
+    ledger.begin_close("first")
+    assert ledger.open("second", 0.0, "a").uses == 9.0
+    ledger.closed("first")
+    ledger.drop("second")  # its load failed
+    assert ledger.open("third", 0.0, "a").uses == 9.0
+
+
 def test_each_policy_has_a_name() -> None:
     assert set(POLICIES) == {"gdsf", "lru"}
