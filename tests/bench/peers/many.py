@@ -1,7 +1,7 @@
 """Many different small models: a cold answer, memory of all, one hot model, Zipf with room for all or some.
 
-Servers are started one at a time, and again for each round: nothing that a server keeps for its next start
-counts.
+Servers are started one at a time, and again for each round. Only the run with little room starts with what
+the server kept of the one before.
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ def _round(
     finally:
         server.stop()
     if peer.load is None and room < count:
-        server, port = stage.start(f"{name}-room", peer, number, room, environ)
+        # In the same directory: the gateway knows then how much each model takes, and reserves no more.
+        server, port = stage.start(f"{name}-all", peer, number, room, environ)
         try:
             stage.check(peer, port, range(count), CONNECTIONS, rows=1)
             found.little_room = _load(server, port, requests, order, seconds, load_core)
