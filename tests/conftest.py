@@ -13,8 +13,14 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, settings
 
-# A property is about answers, not about how fast a shared machine finds examples.
-settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# A property is about answers, not about how fast a shared machine finds examples. `.ci/run` takes the same
+# examples each time; every other run looks for new ones.
+settings.register_profile(
+    "patient",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize="TESTS_REPEATABLE" in os.environ,
+)
 settings.load_profile("patient")
 
 

@@ -46,8 +46,8 @@ def parse(content: bytes, form: Form, *, target: str, base: str) -> Mapping[str,
 
 def _is_cut(text: bytes, before: bytes) -> bool:
     """Whether a text is the one before up to the middle of a line. YAML cut there may still be valid, with
-    half a source. A person who deletes the last lines leaves whole ones."""
-    whole = len(text) >= len(before) or not before.endswith(b"\n")
+    half a source. A person who deletes the last lines leaves whole ones. An empty text is refused as such."""
+    whole = not text or len(text) >= len(before) or not before.endswith(b"\n")
     around = before[len(text) - 1 : len(text) + 1]
     return not whole and b"\n" not in around and before.startswith(text)
 

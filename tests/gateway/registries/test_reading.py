@@ -55,6 +55,7 @@ def read_whole(text: str) -> Any:
 
 
 @settings(deadline=None)
+@example([""], [])
 @example(["  ? a", "  : {}"], [])
 @example(["  a: {versions: {1: {source: x", "  b: y}}}"], [])
 @example(["  a: {versions: {1: {source: 'x", "  b: y'}}}"], [])
