@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import cProfile
+import gc
 import pstats
 import sys
 import tempfile
@@ -101,10 +102,15 @@ async def calls(ask: Ask, requests: int = 200) -> float:
     """How many functions a request calls, in Python and in C."""
     await ask()
     profile = cProfile.Profile()
-    profile.enable()
-    for _ in range(requests):
-        await ask()
-    profile.disable()
+    gc.collect()
+    gc.disable()  # finalizers of what came before would count
+    try:
+        profile.enable()
+        for _ in range(requests):
+            await ask()
+        profile.disable()
+    finally:
+        gc.enable()
     return float(pstats.Stats(profile).total_calls) / requests  # type: ignore[attr-defined]
 
 
