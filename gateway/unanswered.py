@@ -15,6 +15,7 @@ from gateway.serving.admission import FULL, NotAdmitted
 from loaders.batch import incomplete
 from loaders.enforcement.violations import shown
 from loaders.output import AnswerTooLarge
+from loaders.spelling import few
 
 if TYPE_CHECKING:
     from gateway.events import Emit
@@ -31,7 +32,7 @@ def unanswered(
     servable: Servable, record: RequestRecord, error: Exception, emit: Emit, batch: object = None
 ) -> Problem:
     """The problem for a full queue (429), a deadline (504), an ended process (502, 503) or a failed model
-    (500). Failures of the model count in its statistics. `batch`: what the model was asked."""
+    (500). Failures of the model count in its statistics. `batch`: the input that the model got."""
     version, recent = servable.version, servable.recent
     match error:
         case NotAdmitted():
@@ -82,6 +83,6 @@ def _model_failed(
         if getattr(batch, "rows", None) == 0:
             hint = f"the request has no rows, which not every model takes; {hint}"
         elif gaps := incomplete(batch, MOST_CELLS):
-            named = ", ".join(map(shown, gaps[:MOST_NAMED])) + (", …" if len(gaps) > MOST_NAMED else "")
+            named = few([shown(name) for name in gaps], MOST_NAMED)
             hint = f"the request has missing values in {named}, which not every model takes; {hint}"
     return Problem("PREDICTION_FAILED", message, hint=hint)

@@ -1,11 +1,12 @@
-"""Words of messages: the known name that is most like a given one, and a number with its noun.
+"""Words of messages: the known name that is most like a given one, a number with its noun, the first of many
+names.
 
 The gateway has its own search for names in `gateway.names`: loaders never import the gateway.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def near(word: str, known: Iterable[str], ratio: float = 0.6) -> str | None:
@@ -21,3 +22,8 @@ def counted(count: int, noun: str) -> str:
     if count != 1:
         noun = noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
     return f"{count:,} {noun}"
+
+
+def few(names: Sequence[str], most: int) -> str:
+    """The first `most` names, joined; `…` says that there are more: `a, b, …`."""
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")

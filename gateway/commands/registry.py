@@ -17,6 +17,7 @@ import typer
 from gateway.commands.checking import said
 from gateway.commands.options import ConfigOption, OutputOption, RegistryOption, target_of
 from gateway.commands.terminal import Failure, Output, note, result, size, table, working
+from loaders.spelling import few
 
 if TYPE_CHECKING:
     from gateway.registries.base import Model, Version
@@ -106,9 +107,7 @@ def models(
         found = opened.listing(name).models
         if name is not None and name not in found:
             others = sorted(opened.listing().models)
-            more = ", …" if len(others) > SHOWN else ""
-            known = ", ".join(others[:SHOWN]) + more
-            raise Failure(f"{target} has no model {name}", f"its models: {known or 'none'}")
+            raise Failure(f"{target} has no model {name}", f"its models: {few(others, SHOWN) or 'none'}")
     finally:
         opened.close()
     if name is None:

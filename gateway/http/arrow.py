@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 MEDIA: Final = "application/vnd.apache.arrow.stream"
+_MEDIA: Final = MEDIA.encode()
 PARQUET: Final = "application/vnd.apache.parquet"
 
 #: A Parquet file is expected to become so many times its size; what it becomes is known once it was read.
@@ -71,7 +72,7 @@ def available() -> bool:
 
 def wanted(accept: bytes) -> bool:
     """Whether the client accepts an Arrow stream (an Accept header that names it)."""
-    return MEDIA.encode() in accept.lower() and available()
+    return _MEDIA in accept.lower() and available()
 
 
 def cost(body: bytes) -> int:

@@ -17,6 +17,7 @@ from gateway.registries.base import (
 )
 from gateway.registries.watcher import Watch
 from gateway.state import LastSnapshot
+from loaders.spelling import few
 
 log = logging.getLogger("gateway")
 
@@ -61,8 +62,7 @@ def _warn_of_missing(last: LastSnapshot, now: Snapshot) -> None:
     so, because they were never served here."""
     missing = sorted(last.entries.keys() - now.models.keys())
     if missing:
-        shown = ", ".join(missing[:_SHOWN]) + (", …" if len(missing) > _SHOWN else "")
         log.warning(
             "the registry no longer has %d of the %d models that it had %.0f s ago: %s",
-            len(missing), len(last.entries), time.time() - last.seen, shown,
+            len(missing), len(last.entries), time.time() - last.seen, few(missing, _SHOWN),
         )  # fmt: skip

@@ -10,6 +10,7 @@ from itertools import islice
 
 from gateway.names import Reference, did_you_mean
 from gateway.registries.base import Alias, Model, NotInRegistry, Snapshot, Version
+from loaders.spelling import few
 
 
 def resolve(
@@ -72,4 +73,4 @@ def _version(model: Model, version: str, otherwise: str) -> Version:
 
 def _some(names: Sequence[str]) -> str:
     """Joins at most twenty names, for a hint."""
-    return ", ".join(names[:20]) + (", …" if len(names) > 20 else "") if names else "none"
+    return few(names, 20) or "none"

@@ -378,6 +378,11 @@ class Agreement:
             self._examples.append(example)
 
     @property
+    def answers(self) -> int:
+        """How many requests the candidate has answered."""
+        return self.requests - self.failed
+
+    @property
     def differ(self) -> int:
         return self.requests - self.agreed
 

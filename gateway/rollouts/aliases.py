@@ -250,7 +250,7 @@ class Aliases:
 
     def notice(self, event: Event) -> None:
         """A process of a version ended: a new version whose processes end again and again is taken back. One
-        that did not answer in time is no crash: the guards count its requests."""
+        that did not answer in time has not crashed: the guards count its requests."""
         if isinstance(event, Crashed) and event.what in ("crashed", "quarantined"):
             final = event.what == "quarantined"
             self._reconciler.ended(event.model, event.version, event.reason, final=final)

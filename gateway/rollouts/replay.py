@@ -84,7 +84,7 @@ class Report:
     @property
     def answers(self) -> int:
         """How many requests the candidate has answered."""
-        return self._agreement.requests - self._agreement.failed
+        return self._agreement.answers
 
     @property
     def hangs(self) -> bool:

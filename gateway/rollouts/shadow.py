@@ -112,7 +112,7 @@ class Shadow:
     @property
     def answers(self) -> int:
         """How many copies the candidate has answered."""
-        return self._agreement.requests - self._agreement.failed
+        return self._agreement.answers
 
     def offer(
         self,

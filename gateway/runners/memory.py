@@ -26,7 +26,7 @@ _EXACTLY: Final = 64
 #: that makes it slow must not take the time of all others.
 _LONG: Final = 0.01
 _REST: Final = 20
-#: A reading is recent for so many seconds: somewhat longer than the time between two readings in a thread.
+#: The age up to which a reading is recent, in seconds: more than the time between two readings in a thread.
 RECENT: Final = 3.0
 PROC: Final = Path("/proc")
 
@@ -49,8 +49,7 @@ class Footprint:
     counted.
 
     A reading takes milliseconds, because the kernel looks at every page. So a thread may call `read`, and the
-    event loop uses `recent` where it can. Everything else is called on the
-    event loop."""
+    event loop uses `recent` where it can. Everything else is called on the event loop."""
 
     def __init__(
         self,

@@ -1,7 +1,8 @@
 """The gateway's side of zygotes: starts them when first needed, requests model processes, ends idle ones.
 
 A zygote runs `loaders.worker.zygote`. If one is killed, a new one repeats the current loads. Everything runs
-on the event loop, but for what its executors do. Must not know packages or predictions.
+on the event loop, except that threads read memory and count temporary files. Must not know packages or
+predictions.
 """
 
 from __future__ import annotations

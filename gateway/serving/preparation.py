@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from gateway.environments.choose import NoEnvironment
 from gateway.errors import Problem, pathless
+from loaders.spelling import few
 
 if TYPE_CHECKING:
     from gateway.artifacts.packages import Prepared
@@ -65,8 +66,8 @@ class Preparation:
 
 
 def _unchecked(names: Sequence[str]) -> str:
-    few = ", ".join(names[:_MOST_NAMED]) + (", …" if len(names) > _MOST_NAMED else "")
-    return f"its uv.lock has no hash of {few}: whatever file the index has of that version was accepted"
+    named = few(names, _MOST_NAMED)
+    return f"its uv.lock has no hash of {named}: whatever file the index has of that version was accepted"
 
 
 def _in_registry(version: Version) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 
 from gateway.serving.eviction import POLICIES, Candidate, Policy, decayed
 from gateway.serving.ledger import Ledger
+from tests.support.ledgers import load
 
 RATE = 200.0
 MB = 1_000_000
@@ -96,15 +97,7 @@ def play(trace: Trace, policy: Policy) -> tuple[float, float]:
             ledger.lease(key)
         else:
             size, seconds = costs[key]
-            ledger.open(key, now)
-            ledger.lease(key)
-            ledger.ask(key, size)
-            while key not in (plan := ledger.plan(now)).grant:
-                for victim in plan.evict:
-                    ledger.begin_close(victim)
-                    ledger.closed(victim)
-            ledger.grant(key)
-            ledger.loaded(key, now, None, seconds)
+            load(ledger, key, size, seconds, now)
             loading += seconds
         ledger.release(key, now)
     ledger.check()

@@ -19,7 +19,6 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -40,6 +39,7 @@ from loaders.signature import ColSpec, Scalar, Signature
 from tests.bench.bench_packs import Caller, log_models, proportional, say
 from tests.bench.bench_protocols import COLUMNS, cpu_seconds, summing
 from tests.support.running import Running, running
+from tests.support.shell import free_port
 from tests.support.traffic import until
 
 REGISTERED = (10, 1_000, 100_000)
@@ -141,12 +141,6 @@ def resident(count: int) -> None:
                         say(f"  {points[-1][0]:>5} loaded: {points[-1][1]:7.1f} MB")
                 slope, base = np.polyfit(*zip(*points, strict=True), 1)
                 say(f"  each model {slope:.2f} MB, all else {base:.0f} MB")
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def first_answer(

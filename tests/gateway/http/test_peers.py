@@ -125,22 +125,24 @@ def test_what_cannot_be_heard_says_why_and_makes_no_peer(with_peers: Served, key
     ]
 
 
-def test_slow_bodies_of_strangers_hold_up_no_peer(with_peers: Served, peer: Peer, key_file: Path) -> None:
+def test_slow_bodies_of_strangers_hold_up_no_peer(
+    registry_file: str, tmp_path: Path, peer: Peer, key_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The name of the peers leads to 127.0.0.1 here. At 127.0.0.9 are many that keep their last byte."""
+    monkeypatch.setattr("gateway.http.peers.SLOWEST", 600.0)  # they hold their room until the end
     head = "".join(f"{HEADER}: {value}\r\n" for value in peer.head(b"").values())
     head = f"POST /peers HTTP/1.1\r\nHost: x\r\n{head}Content-Length: {LARGEST}\r\n\r\n"
     body = json.dumps({"aliases": [], "x": "y" * (LARGEST // 2)}).encode()
     with ExitStack() as stack:
+        served = stack.enter_context(Served(chosen(tmp_path, key_file), registry_file))
         strangers = []
         for _ in range(2 * MOST_HELD // LARGEST):
-            one = socket.create_connection(
-                ("127.0.0.1", with_peers.port), 60, source_address=("127.0.0.9", 0)
-            )
+            one = socket.create_connection(("127.0.0.1", served.port), 60, source_address=("127.0.0.9", 0))
             strangers.append(stack.enter_context(one))
             one.sendall(head.encode() + b" " * (LARGEST - 1))
         assert select.select(strangers, [], [], 60)[0], "more came than strangers may send"
         mine = Peer(key_file)
-        assert with_peers.post("/peers", body, **mine.head(body)).status == 200
+        assert served.post("/peers", body, **mine.head(body)).status == 200
 
 
 def test_who_shares_verdicts_is_said(with_peers: Served, server: Served, key_file: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from gateway.serving.eviction import HALF_LIFE, POLICIES, Policy, decayed, gdsf, lru
 from gateway.serving.ledger import Ledger
+from tests.support.ledgers import load
 
 MB = 1_000_000
 NOW = 1000.0
@@ -60,20 +61,10 @@ def evictions_of_the_hot_one(policy: Policy) -> int:
 
     def use(key: str, now: float) -> None:
         nonlocal evicted
-        if key not in ledger:
-            ledger.open(key, now)
+        if key in ledger:
             ledger.lease(key)
-            ledger.ask(key, sizes[key])
-            while key not in (plan := ledger.plan(now)).grant:
-                assert plan.evict, plan
-                for victim in plan.evict:
-                    evicted += victim == "hot"
-                    ledger.begin_close(victim)
-                    ledger.closed(victim)
-            ledger.grant(key)
-            ledger.loaded(key, now, None, 0.3)
         else:
-            ledger.lease(key)
+            evicted += load(ledger, key, sizes[key], 0.3, now).count("hot")
         ledger.release(key, now)
         ledger.check()
 
@@ -101,17 +92,11 @@ def test_requests_count_also_after_an_eviction() -> None:
         nonlocal loads
         resident = {account.key for account in ledger}
         key = next((key for key in resident if key[0] == name), (name, loads))
-        if key not in ledger:
+        if key in ledger:
+            ledger.lease(key)
+        else:
             loads += 1
-            ledger.open(key, now, name)
-            ledger.ask(key, 10 * MB)
-            while key not in (plan := ledger.plan(now)).grant:
-                for victim in plan.evict:
-                    ledger.begin_close(victim)
-                    ledger.closed(victim)
-            ledger.grant(key)
-            ledger.loaded(key, now, None, 0.3)
-        ledger.lease(key)
+            load(ledger, key, 10 * MB, 0.3, now, name)
         ledger.release(key, now)
         ledger.check()
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 import resource
 import socket
 import struct
 import threading
 from collections import OrderedDict
-from datetime import UTC, date, datetime, time, timedelta, timezone
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -18,50 +17,12 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
-from loaders.batch import Batch, Columns, Tensors, Value
-from loaders.worker import shortcuts, unpacking, wire
+from loaders.batch import Batch, Columns, Value
+from loaders.worker import unpacking, wire
+from tests.support.frames import batches, frame, nested, same, texts
 
-# ---- helpers of this file: equality to the bit, and a round trip through a real socket ----
-
-
-def same(a: Any, b: Any) -> bool:
-    if isinstance(a, np.ma.MaskedArray):
-        return (
-            isinstance(b, np.ma.MaskedArray)
-            and same(np.asarray(a.data), np.asarray(b.data))
-            and same(np.ma.getmaskarray(a), np.ma.getmaskarray(b))
-        )
-    if isinstance(a, np.ndarray):
-        if not isinstance(b, np.ndarray) or a.dtype != b.dtype or a.shape != b.shape:
-            return False
-        if a.dtype.kind == "O":
-            return all(same(x, y) for x, y in zip(a.reshape(-1), b.reshape(-1), strict=True))
-        return a.tobytes() == b.tobytes()
-    if isinstance(a, np.generic):
-        return isinstance(b, np.generic) and a.dtype == b.dtype and a.tobytes() == b.tobytes()
-    if isinstance(a, Columns):
-        return (
-            isinstance(b, Columns)
-            and a.rows == b.rows
-            and list(a.arrays) == list(b.arrays)
-            and all(same(a.arrays[n], b.arrays[n]) for n in a.arrays)
-            and same(a.index, b.index)
-        )
-    if isinstance(a, Tensors):
-        return isinstance(b, Tensors) and a.rows == b.rows and same(a.arrays, b.arrays)
-    if isinstance(a, Value):
-        return isinstance(b, Value) and a.rows == b.rows and same(a.value, b.value)
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, dict):
-        return list(a) == list(b) and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    if isinstance(a, float):
-        return (math.isnan(a) and math.isnan(b)) or (a == b and math.copysign(1, a) == math.copysign(1, b))
-    return bool(a == b)
+# ---- helpers of this file: a round trip through a real socket, and forged frames ----
 
 
 def passed(message: dict[str, Any]) -> dict[str, Any]:
@@ -75,10 +36,6 @@ def passed(message: dict[str, Any]) -> dict[str, Any]:
         sender.join()
     assert received is not None
     return received
-
-
-def frame(message: dict[str, Any]) -> bytes:
-    return b"".join(bytes(piece) for piece in wire.encode(message))
 
 
 def read(data: bytes, limit: int = wire.MAX_FRAME) -> dict[str, Any] | None:
@@ -97,83 +54,6 @@ def forged(
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     text += b" " * (-len(text) % 16)
     return struct.pack("<4sIQ", magic, *(sizes or (len(text), len(body)))) + text + body
-
-
-# ---- strategies ----
-
-texts = st.text(st.characters(exclude_categories=()), max_size=8)  # lone surrogates too
-scalars = (
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**70), 2**70)
-    | st.floats()
-    | texts
-    | st.binary(max_size=40)
-    | st.datetimes()
-    | st.datetimes(timezones=st.sampled_from([UTC, timezone(timedelta(hours=5, minutes=30))]))
-    | st.dates()
-    | st.times()
-    | st.timedeltas()
-    | st.decimals(allow_nan=False)
-    | st.complex_numbers(allow_nan=False)
-)
-dtypes = st.one_of(
-    hnp.boolean_dtypes(),
-    hnp.integer_dtypes(endianness="?"),
-    hnp.unsigned_integer_dtypes(endianness="?"),
-    hnp.floating_dtypes(endianness="?"),
-    hnp.complex_number_dtypes(),
-    hnp.unicode_string_dtypes(max_len=5),
-    hnp.byte_string_dtypes(max_len=5),
-    st.just(np.dtype("datetime64[ns]")),
-    st.just(np.dtype("timedelta64[us]")),
-)
-tensors = dtypes.flatmap(
-    lambda d: hnp.arrays(d, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4))
-)
-nested = st.recursive(
-    scalars | tensors,
-    lambda inner: (
-        st.lists(inner, max_size=4)
-        | st.lists(inner, max_size=3).map(tuple)
-        | st.dictionaries(texts | st.just("~"), inner, max_size=4)
-        | st.dictionaries(st.integers() | st.text(max_size=3), inner, max_size=3)
-    ),
-    max_leaves=12,
-)
-
-
-@st.composite
-def tables(draw: st.DrawFn) -> Columns:
-    rows = draw(st.integers(0, 5))
-
-    def column() -> Any:
-        kind = draw(st.sampled_from(["raw", "masked", "objects"]))
-        if kind == "objects":
-            array = np.empty(rows, dtype=object)
-            for i in range(rows):
-                array[i] = draw(nested)
-            return array
-        if kind == "masked":
-            data = draw(hnp.arrays(draw(hnp.integer_dtypes() | hnp.boolean_dtypes()), rows))
-            return np.ma.MaskedArray(data, mask=draw(hnp.arrays(bool, rows)))
-        return draw(hnp.arrays(draw(dtypes), rows))
-
-    names = draw(st.lists(texts | st.integers(0, 5), max_size=4, unique=True))
-    index = draw(st.none() | hnp.arrays(np.int64, rows))
-    return Columns({name: column() for name in names}, rows, index)
-
-
-@st.composite
-def tensor_batches(draw: st.DrawFn) -> Tensors:
-    arrays = draw(st.dictionaries(texts, tensors, max_size=3))
-    lengths = {a.shape[0] if a.ndim else -1 for a in arrays.values()}
-    rows = lengths.pop() if len(lengths) == 1 and -1 not in lengths else None
-    return Tensors(arrays, rows)
-
-
-values = st.builds(Value, nested) | st.lists(nested, max_size=4).map(lambda items: Value(items, len(items)))
-batches: st.SearchStrategy[Batch] = tables() | tensor_batches() | values
 
 
 # ---- round trips ----
@@ -514,111 +394,3 @@ def test_a_frame_whose_values_take_too_much_is_not_read(pieces: bool) -> None:
     with pytest.raises(wire.TooLarge):
         wire.decode(frame, header, 4_000_000)
     assert wire.decode(frame, header, 40_000_000) == {"value": [[]] * 100_000}
-
-
-QUICK = {
-    "doubles": Columns({"a": np.array([1.5, math.nan]), "é": np.array([2.5, -0.0])}, 2),
-    "integers": Columns({0: np.array([1], np.int64), "b": np.array([2], np.int64)}, 1),
-    "truths": Columns({"a": np.array([True, False, True])}, 3),
-    "columns of one matrix": Columns(dict(zip("abc", np.ones((3, 2)), strict=True)), 2),
-    "no rows": Columns({"a": np.empty(0)}, 0),
-}
-SLOW = {
-    "two types": Columns({"a": np.ones(1), "b": np.ones(1, np.int64)}, 1),
-    "text": Columns({"a": np.array(["x"], object)}, 1, None, frozenset("a")),
-    "labels": Columns({"a": np.ones(1)}, 1, np.array([7])),
-    "gaps": Columns({"a": np.ma.MaskedArray([1], mask=[True])}, 1),
-    "dates": Columns({"a": np.array(["2020-01-01"], "M8[ns]")}, 1),
-    "not side by side": Columns({"a": np.ones((2, 2))[:, 0]}, 2),
-    "large": Columns({"a": np.ones(5000)}, 5000),
-    "no columns": Columns({}, 3),
-    "many columns": Columns({str(i): np.ones(1) for i in range(100)}, 1),
-}
-
-
-@pytest.mark.parametrize("table", QUICK.values(), ids=QUICK.keys())
-def test_a_small_table_of_numbers_takes_the_quick_way_to_the_same_frame(table: Columns) -> None:
-    frame = b"".join(wire.encode({"op": "predict", "batch": table, "params": {}}))
-    assert wire.encode_table("predict", table) == frame
-
-
-@pytest.mark.parametrize("table", SLOW.values(), ids=SLOW.keys())
-def test_any_other_table_does_not(table: Columns) -> None:
-    assert wire.encode_table("predict", table) is None
-
-
-def without_shortcuts(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("call", "answer", "read"):
-        monkeypatch.setattr(shortcuts, name, lambda *given: None)
-
-
-small = hnp.arrays(dtypes, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4))
-number_tables = st.tuples(dtypes, st.integers(0, 4), st.lists(texts, max_size=4, unique=True)).map(
-    lambda given: Columns({name: np.ones(given[1], given[0]) for name in given[2]}, given[1])
-)
-
-
-@settings(max_examples=200)
-@given(small, st.booleans())
-def test_an_answer_is_written_and_read_as_without_a_shortcut(array: Any, with_rows: bool) -> None:
-    rows = len(array) if with_rows and array.ndim else None
-    message = {"op": "answer", "batch": Tensors({"": array}, rows)}
-    written = b"".join(map(bytes, wire.encode(message, lenient=True)))
-    both_ways(message, written, lenient=True)
-
-
-@settings(max_examples=200)
-@given(batches | number_tables, st.sampled_from(["predict", "prewarm", "answer", 'a"b', "é"]))
-def test_a_call_is_read_as_without_a_shortcut(batch: Batch, op: str) -> None:
-    message: dict[str, Any] = {"op": op, "batch": batch, "params": {}}
-    both_ways(message, frame(message), lenient=False)
-
-
-def both_ways(message: dict[str, Any], written: bytes, *, lenient: bool) -> None:
-    """Compares the frame with that of `packing`, and what is read, before and after its header is known, with
-    what `unpacking` reads."""
-    with pytest.MonkeyPatch.context() as patch:
-        without_shortcuts(patch)
-        assert b"".join(map(bytes, wire.encode(message, lenient=lenient))) == written
-        plain = wire.loads(written)
-    for _ in range(2):
-        found = wire.loads(written)
-        assert same(plain, found)
-        assert list(plain) == list(found)
-        batch = found["batch"]
-        if isinstance(batch, Columns | Tensors):
-            assert all(array.flags.writeable for array in batch.arrays.values() if array.size)
-
-
-@pytest.mark.parametrize("kind", ["call", "answer"])
-def test_the_second_frame_with_a_header_is_not_unpacked(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    name, batch = f"only here: {kind}", np.ones(1, ">f8")
-    message: dict[str, Any] = {"op": "answer", "batch": Tensors({"": batch.reshape((1,) * 7)}, 1)}
-    if kind == "call":
-        message = {"op": "predict", "batch": Columns({name: batch}, 1), "params": {}}
-    written = b"".join(map(bytes, wire.encode(message, lenient=kind == "answer")))
-    wire.loads(written)
-    monkeypatch.setattr(wire, "unpack", lambda *given: pytest.fail("it was unpacked"))
-    assert same(wire.loads(written), message)
-
-
-def test_a_known_header_with_another_body_is_refused() -> None:
-    message: dict[str, Any] = {"op": "answer", "batch": Tensors({"": np.arange(3)}, 3)}
-    whole = b"".join(map(bytes, wire.encode(message, lenient=True)))
-    assert same(wire.loads(whole), message)
-    header = int.from_bytes(whole[4:8], "little")
-    for body in (b"", bytes(8), bytes(32)):
-        with pytest.raises(wire.WireError):
-            wire.loads(struct.pack("<4sIQ", b"mgw1", header, len(body)) + whole[16 : 16 + header] + body)
-
-
-def test_only_few_and_short_headers_of_clients_and_models_are_kept() -> None:
-    for number in range(2 * shortcuts._MOST_REMEMBERED):
-        for name in (f"c{number}", f"c{number}" * 2000):
-            written = wire.encode_table("predict", Columns({name: np.ones(1)}, 1))
-            assert written is not None
-            wire.loads(written)
-    for kept in (shortcuts._WRITTEN, shortcuts._READ):
-        assert 0 < len(kept) <= shortcuts._MOST_REMEMBERED
-    assert max(map(len, shortcuts._WRITTEN.values())) <= shortcuts._LONGEST_REMEMBERED
-    assert max(map(len, shortcuts._READ)) <= shortcuts._LONGEST_REMEMBERED
