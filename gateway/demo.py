@@ -97,7 +97,7 @@ Predict with the other two models (an ONNX graph, a Python class with a param), 
 
 def _predict(url: str, name: str, body: dict[str, Any]) -> str:
     data = shlex.quote(json.dumps(body))
-    return f"  curl -sS -w '\\n' {url}/predict/{name} -H 'Content-Type: application/json' -d {data}"
+    return f"  curl -sS {url}/predict/{name} -H 'Content-Type: application/json' -d {data}"
 
 
 def _missing(registry: Path) -> list[tuple[str, str]]:
