@@ -170,6 +170,7 @@ class Gateway:
         )  # fmt: skip
         self._governor = Governor(
             cgroup.memory_usage,
+            self._zygotes.read_memory,
             self.manager.readings,
             self.manager.stop,
             report=lambda text: self._emit(events.MemoryShort(text)),

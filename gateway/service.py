@@ -341,6 +341,8 @@ class Service:
         for quota in inference.quotas:
             quota.rows(inference.record.rows)
         inference.quotas = ()
+        if servable.background.lowered:
+            servable.background.come_first()
         answer: asyncio.Future[Outcome] | None = None
         try:
             answer = servable.batcher.submit(enforced.batch, params, inference.deadline)

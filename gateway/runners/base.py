@@ -101,8 +101,8 @@ class Runner(Protocol):
     def measured_bytes(self) -> int | None:
         """Its private bytes as the kernel counts them; None if they cannot be separated."""
 
-    def present_bytes(self) -> int | None:
-        """`measured_bytes`, read now, including processes that are still loading."""
+    def recent_bytes(self) -> int | None:
+        """`measured_bytes` as of the last reading in a thread, including processes that are still loading."""
 
     @property
     def isolation(self) -> str:

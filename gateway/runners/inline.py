@@ -92,7 +92,7 @@ class InlineRunner:
     def load_peak(self) -> int:
         return self._measured or 0
 
-    def present_bytes(self) -> int | None:
+    def recent_bytes(self) -> int | None:
         return self._measured
 
     @property

@@ -138,17 +138,17 @@ class PackedRunner:
             return self._own.measured_bytes
         return None if self._place is None else self._place.bytes
 
-    def present_bytes(self) -> int | None:
+    def recent_bytes(self) -> int | None:
         """Its bytes. The growth of the pack since its last measurement counts for the last called model."""
         if self._own is not None:
-            return self._own.present_bytes()
+            return self._own.recent_bytes()
         place = self._place
         if place is None:
             return None
         process = place.process
         if process.last is not place or process.worker.gone:
             return place.bytes
-        return place.bytes + max(0, process.worker.memory().private - process.private)
+        return place.bytes + max(0, process.worker.recent_memory().private - process.private)
 
     @property
     def isolation(self) -> str:

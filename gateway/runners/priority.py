@@ -6,17 +6,39 @@ Must not know models, versions or why no caller waits.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+import time
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
+from typing import Final
 
 from gateway.runners.memory import PROC, descendants
 
+#: After a caller has used them, processes keep their priority for so many seconds.
+QUIET: Final = 1.0
+
 
 class Background:
-    """Lowers the priority of processes, with their threads and children, until `restore`."""
+    """Lowers the priority of processes, with their threads and children, until `restore`. `lowered`: whether
+    they give way now."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.lowered = False
         self._pids: tuple[int, ...] = ()
+        self._clock = clock
+        self._came_first = float("-inf")
+
+    def give_way(self, pids: Collection[int], *, used: bool) -> None:
+        """Lowers these processes, and restores others; none: restores all. `used`: a call of them is under
+        way. Those that callers use, or used a moment ago, stay as they are."""
+        if pids and not self.lowered and (used or self._clock() - self._came_first < QUIET):
+            return
+        self.lowered = bool(pids)
+        self.lower(pids)
+
+    def come_first(self) -> None:
+        """Restores the priority: a caller waits for an answer."""
+        self._came_first = self._clock()
+        self.give_way((), used=True)
 
     def lower(self, pids: Collection[int]) -> None:
         """Lowers these processes, and restores others that were lowered. Cheap if they are the same."""

@@ -189,9 +189,9 @@ class ProcessRunner:
             self._measured_at, self._answers = now, answers
         return self._measured
 
-    def present_bytes(self) -> int:
-        """The current private bytes, including processes that are still loading."""
-        return sum(worker.memory().private for worker in self._workers)
+    def recent_bytes(self) -> int:
+        """The private bytes at the last reading, including processes that are still loading."""
+        return sum(worker.recent_memory().private for worker in self._workers)
 
     def status(self) -> dict[str, Any]:
         """Its state for operators, JSON-ready."""

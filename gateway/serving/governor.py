@@ -4,14 +4,14 @@ process, which in a container may be every process.
 The ledger plans; the governor watches the real usage, and decides only from that. It stops only a model that
 grew: one that took more than it was granted, or that grew while memory became short. If no model grew, the
 pressure comes from outside (a neighbour, another container): the governor reports it and stops nothing. The
-decision is pure; reading, stopping and reporting are arguments. Must not know anything about models but their
-bytes.
+decision is pure; reading, stopping and reporting are arguments. Reading the memory of all models takes
+milliseconds, so a thread does it. Must not know anything about models but their bytes.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 from gateway.cgroup import Usage
@@ -66,18 +66,21 @@ def victim(
 
 
 class Governor:
-    """Checks memory repeatedly. `readings` is called only when memory is short; `stop` must not block;
-    `report` is called for pressure that no model causes."""
+    """Checks memory repeatedly. Only when memory is short, `read` measures all models without blocking the
+    event loop, and `readings` then gives what it found. `stop` must not block; `report` is called for
+    pressure that no model causes."""
 
     def __init__(
         self,
         usage: Callable[[], Usage],
+        read: Callable[[], Awaitable[None]],
         readings: Callable[[], Sequence[Reading]],
         stop: Callable[[Hashable, str], None],
         rule: Rule | None = None,
         report: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._usage = usage
+        self._read = read
         self._readings = readings
         self._stop = stop
         self._report = report
@@ -87,7 +90,7 @@ class Governor:
         self._reported_at = float("-inf")
         self._before: dict[Hashable, int] = {}
 
-    def look(self, now: float) -> float:
+    async def look(self, now: float) -> float:
         """Checks once, stops at most one model, and returns the seconds until the next check."""
         rule = self._rule
         usage = self._usage()
@@ -96,6 +99,7 @@ class Governor:
             return rule.calm
         short = usage.share >= rule.high and now >= self._recovered_at
         if short or now - self._sampled_at >= rule.sample:
+            await self._read()
             models = self._readings()
             if short:
                 self._relieve(usage, models, now)
@@ -129,4 +133,4 @@ class Governor:
         """Until it is cancelled."""
         loop = asyncio.get_running_loop()
         while True:  # noqa: ASYNC110  (what is waited for is outside this process)
-            await asyncio.sleep(self.look(loop.time()))
+            await asyncio.sleep(await self.look(loop.time()))

@@ -359,10 +359,10 @@ class Manager:
         return found
 
     def readings(self) -> list[Reading]:
-        """Returns the current and the granted memory of every model that runs in processes."""
+        """Returns the recent and the granted memory of every model that runs in processes."""
         found = []
         for servable in self:
-            measured = None if servable.runner is None else servable.runner.present_bytes()
+            measured = None if servable.runner is None else servable.runner.recent_bytes()
             account = self.ledger.find(servable)
             if measured is not None and account is not None:
                 found.append(Reading(servable, measured, account.bytes))

@@ -238,7 +238,7 @@ class Servable:
         self._runner: Runner | None = None
         self._closing: asyncio.Future[None] | None = None
         self._batcher: Batcher | None = None
-        self._background = Background()
+        self.background = Background()
         #: `rules` by its arguments, each for one value of `prepared`.
         self._rules: dict[tuple[bool, bool], tuple[Prepared | None, Rules]] = {}
 
@@ -343,10 +343,11 @@ class Servable:
 
     def give_way(self, wanted: bool) -> None:
         """Lowers the priority of its processes while no caller waits for their answers, or restores it.
-        Leaves processes alone that it shares. Cheap if nothing changes."""
+        Leaves processes alone that it shares, and those that callers use. Cheap if nothing changes."""
         runner = self.runner if wanted else None
         alone = runner is not None and runner.isolation == "process"
-        self._background.lower(runner.pids if runner is not None and alone else ())
+        pids = runner.pids if runner is not None and alone else ()
+        self.background.give_way(pids, used=self.calls[0] > 0)
 
     def rules(self, lenient: bool = False, positional: bool = False) -> Rules:
         """The rules for enforcing requests: signature, mode, whether the signature was made from type hints,

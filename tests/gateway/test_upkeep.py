@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from gateway import cgroup
+from gateway.cgroup import Usage
 from gateway.runners import memory
 from gateway.runners.memory import Footprint, Memory
 from tests.support.running import log_scaled
@@ -17,8 +19,9 @@ from tests.support.traffic import until
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="model processes need Linux")
+@pytest.mark.parametrize("used", [0.1, 0.7, 0.95], ids=["room", "watched", "short"])
 def test_the_memory_of_models_is_not_read_on_the_event_loop(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used: float
 ) -> None:
     readings: Counter[str] = Counter()
     read = Footprint.read
@@ -29,14 +32,17 @@ def test_the_memory_of_models_is_not_read_on_the_event_loop(
 
     registry = tmp_path / "registry.yaml"
     log_scaled(registry, "scaled", 2.0, alias="champion")
+    share = [0.1]
+    monkeypatch.setattr(cgroup, "memory_usage", lambda: Usage(int(share[0] * 1000), 1000))
     with Served(settings(tmp_path, isolation="process"), str(registry)) as server:
         for _ in range(20):  # until then, each answer may show more memory
             asked = server.post("/predict/scaled", {"dataframe_records": [{"x": 1.0}]})
             assert asked.status == 200, asked.body
         monkeypatch.setattr(Footprint, "read", counted)
         monkeypatch.setattr(memory, "RECENT", 600.0)  # a busy machine makes readings old
+        share[0] = used
         readings.clear()
-        until(lambda: readings.total() >= 8)  # of each process, once a second
+        until(lambda: readings.total() >= 8)  # of each process, at least once a second
         server.get("/metrics")
         server.get("/models/scaled/versions/1")
         elsewhere = {name: count for name, count in readings.items() if not name.startswith("io-memory")}

@@ -86,7 +86,7 @@ class ControlledRunner:
         self.stuck: str | None = None
         self.spare: bool | None = None
 
-    def present_bytes(self) -> int | None:
+    def recent_bytes(self) -> int | None:
         return self.measured_bytes
 
     def start_spare(self) -> None:

@@ -238,14 +238,16 @@ class Setup:
         models = {"iris": Model("iris", {n: version(int(n)) for n in "123"}, aliases)}
         self.aliases.apply(Snapshot(models, str(self.stamp)))
 
-    async def ask(self, times: int = 1, key: str | None = None) -> list[str]:
+    async def ask(
+        self, times: int = 1, key: str | None = None, *, reference: Reference = CHAMPION
+    ) -> list[str]:
         """So many callers, one after the other: which versions answered. Raises Problem."""
         answered = []
         for _ in range(times):
             self.asked += 1
             name = (key or f"caller-{self.asked}").encode()
             record = RequestRecord(name)
-            inference = Inference(CHAMPION, RawInput("instances", [[1.0]]), record=record)
+            inference = Inference(reference, RawInput("instances", [[1.0]]), record=record)
             try:
                 await self.service.predict(inference)
                 assert record.version is not None

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from gateway.events import Crashed, RolloutChanged
+from gateway.names import Reference
 from gateway.registries.base import Alias
 from gateway.rollout_settings import Shadow as Policy
 from gateway.rollouts import agreement
@@ -19,6 +20,7 @@ from gateway.rollouts import shadow as module
 from gateway.rollouts.agreement import Compared
 from gateway.rollouts.rollout import SERVED
 from gateway.rollouts.shadow import MAX_ANSWER, MAX_REQUEST, MAX_WAITING, QUEUE, Shadow
+from gateway.runners import priority
 from gateway.runners.base import NoProcess, RunnerTimeout
 from loaders.batch import Batch, Columns, Tensors, Value
 from loaders.enforcement import RawInput
@@ -221,6 +223,32 @@ def test_processes_give_way_no_longer_when_another_alias_serves_the_candidate(
         assert given_way == [[], [7], []]  # at once: no copy is needed
         await compared(setup, 15)
         assert given_way == [[], [7], []]
+
+    conducted(tmp_path, test, POLICY)
+
+
+def test_processes_give_way_no_longer_when_a_caller_names_the_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_way = giving_way(monkeypatch)
+    held = asyncio.Event()
+
+    async def test(setup: Setup) -> None:
+        same(setup)
+        await setup.begun()
+        await compared(setup, 5)
+        assert given_way == [[], [7]]
+        setup.bench.behaviour(version(2)).hold_predict = held
+        direct = asyncio.ensure_future(setup.ask(1, reference=Reference("iris", version="2")))
+        await turns(5)
+        assert given_way == [[], [7], []]  # while the caller waits
+        held.set()
+        assert await direct == ["2"]
+        await compared(setup, 5)
+        assert given_way == [[], [7], []]  # the next caller may come at any moment
+        monkeypatch.setattr(priority, "QUIET", 0.0)
+        await compared(setup, 5)
+        assert given_way == [[], [7], [], [7]]
 
     conducted(tmp_path, test, POLICY)
 

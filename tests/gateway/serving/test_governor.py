@@ -23,6 +23,10 @@ GB = 1 << 30
 RULE = Rule()
 
 
+async def nothing() -> None:
+    """Reads no memory."""
+
+
 @pytest.mark.parametrize(
     ("used", "models", "before", "expected"),
     [
@@ -63,33 +67,36 @@ def test_only_what_grew_is_stopped_and_only_when_memory_is_short(
         assert chosen.bytes > min(chosen.granted, before.get(chosen.key, chosen.granted))
 
 
-def test_a_model_that_grows_within_its_grant_is_stopped_and_an_innocent_one_is_not() -> None:
+@pytest.mark.anyio
+async def test_a_model_that_grows_within_its_grant_is_stopped_and_an_innocent_one_is_not() -> None:
     """The books follow what a model takes, so its grant says nothing of how fast it grew."""
     used, grows = [0.7], [100]
     stopped: list[Hashable] = []
     reported: list[str] = []
     governor = Governor(
         lambda: Usage(int(used[0] * 1000) * MB, 1000 * MB),
+        nothing,
         lambda: [Reading("grows", grows[0] * MB, grows[0] * MB), Reading("calm", 500 * MB, 500 * MB)],
         lambda key, why: stopped.append(key),
         report=reported.append,
     )
-    governor.look(0.0)
+    await governor.look(0.0)
     used[0], grows[0] = 0.92, 320
-    governor.look(1.0)
+    await governor.look(1.0)
     assert stopped == ["grows"]
     grows[0] = 100
     for second in range(2, 10):
         used[0] = 0.99
-        governor.look(float(second))
+        await governor.look(float(second))
     assert stopped == ["grows"]
     assert len(reported) == 1
     assert "no model grew" in reported[0]
-    governor.look(70.0)
+    await governor.look(70.0)
     assert len(reported) == 2
 
 
-def test_it_stops_one_waits_until_memory_came_back_and_looks_often_when_it_matters() -> None:
+@pytest.mark.anyio
+async def test_it_stops_one_waits_until_memory_came_back_and_looks_often_when_it_matters() -> None:
     used = [0.1]
     stopped: list[tuple[Hashable, str]] = []
     asked: list[int] = []
@@ -99,18 +106,18 @@ def test_it_stops_one_waits_until_memory_came_back_and_looks_often_when_it_matte
         return [Reading("a", 500 * MB, 100), Reading("b", 400 * MB, 100)]
 
     governor = Governor(
-        lambda: Usage(int(used[0] * GB), GB), models, lambda key, why: stopped.append((key, why))
+        lambda: Usage(int(used[0] * GB), GB), nothing, models, lambda key, why: stopped.append((key, why))
     )
-    assert governor.look(0.0) == RULE.calm
+    assert await governor.look(0.0) == RULE.calm
     assert not asked
     used[0] = 0.7
-    assert governor.look(1.0) == RULE.alert
+    assert await governor.look(1.0) == RULE.alert
     used[0] = 0.92
-    governor.look(2.0)
-    governor.look(2.1)
+    await governor.look(2.0)
+    await governor.look(2.1)
     assert [key for key, _ in stopped] == ["a"]
     assert "memory ran short" in stopped[0][1]
-    governor.look(2.6)
+    await governor.look(2.6)
     assert len(stopped) == 2
 
 
@@ -125,7 +132,9 @@ async def test_it_runs_until_it_is_cancelled() -> None:
             done.set()
         return Usage(7, 10)
 
-    task = asyncio.ensure_future(Governor(usage, list, lambda key, why: None, Rule(alert=0.001)).run())
+    task = asyncio.ensure_future(
+        Governor(usage, nothing, list, lambda key, why: None, Rule(alert=0.001)).run()
+    )
     await asyncio.wait_for(done.wait(), 10)
     task.cancel()
     await asyncio.wait([task])
@@ -222,7 +231,8 @@ async def main():
     }
     governor = Governor(
         memory_usage,
-        lambda: [Reading(path, runner.present_bytes(), 30 << 20) for path, runner in runners.items()],
+        zygotes.read_memory,
+        lambda: [Reading(path, runner.recent_bytes(), 30 << 20) for path, runner in runners.items()],
         lambda path, why: runners[path].stop(why),
     )
     watching = asyncio.ensure_future(governor.run())
