@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 VERBS: Final = ("pause", "resume", "abort", "finish")
 #: The final phases in which the version does not serve.
 FAILED: Final = frozenset({"refused", "rolled_back", "aborted", "superseded"})
+#: The phases of a version that is loaded and checked before its rollout.
+BEFORE: Final = frozenset({"resolving", "fetching", "building", "loading", "warming", "checking"})
 LOOK_EVERY: Final = 0.5
 """Seconds between two requests for the state of a rollout that is followed."""
 
@@ -66,7 +68,8 @@ def rollout(
             client.call("POST", f"{path_of(name, alias)}/{verb}")
             note(f"{verb}: {reference} at {client.url}")
         if watch:
-            if (client.call("GET", path_of(name, alias)).get("rollout") or {}).get("step") is None:
+            view = client.call("GET", path_of(name, alias))
+            if _before(view) is None and (view.get("rollout") or {}).get("step") is None:
                 note(f"no rollout of {reference} is under way; the last one:")
             view = follow(client, name, alias)
         else:
@@ -84,9 +87,16 @@ def follow(client: Client, name: str, alias: str, version: str | None = None) ->
     """Prints each change of a rollout until it ends or is held, and returns the last view. Ctrl-C ends this
     command, not the rollout. `version`: the rollout of this version, also if a newer one takes its place."""
     last: Mapping[str, Any] | None = None
+    before: str | None = None
     while True:
         view = client.call("GET", path_of(name, alias))
         known = of_version(view, version)
+        if (now := _before(view)) is not None and version in (None, view["desired"]):
+            if now != before:
+                note(now)
+            before = now
+            time.sleep(LOOK_EVERY)
+            continue
         changes = known.get("changes", [])
         for change in changes[changes.index(last) + 1 if last in changes else 0 :]:
             note(_changed(change, known))
@@ -99,6 +109,14 @@ def follow(client: Client, name: str, alias: str, version: str | None = None) ->
             )
             return view
         time.sleep(LOOK_EVERY)
+
+
+def _before(view: Mapping[str, Any]) -> str | None:
+    """What is done with a new version before its rollout begins; None if there is no such version."""
+    trial = view.get("trial")
+    if trial is not None:
+        return f"version {trial['version']} is checked: {trial['now'] or 'the registry is written'}"
+    return f"version {view['desired']} is {view['phase']}" if view["phase"] in BEFORE else None
 
 
 def of_version(view: Mapping[str, Any], version: str | None) -> Mapping[str, Any]:

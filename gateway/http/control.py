@@ -358,7 +358,7 @@ class Control:
             hint = "POST /rollouts/NAME@ALIAS/VERB"
             raise Problem("INVALID_REFERENCE", "the path names no alias", hint=hint)
         verb = request.scope["path"].rpartition("/")[2]
-        self._promotions.direct(reference.name, reference.alias, verb)
+        await self._promotions.direct(reference.name, reference.alias, verb)
         return self._views.rollout_in_full(reference.name, reference.alias)
 
     async def _refresh(self, request: Request) -> Result:

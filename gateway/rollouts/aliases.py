@@ -38,6 +38,7 @@ from gateway.rollouts.alias import STOPPED, Attempt, LiveAlias, number
 from gateway.rollouts.conductor import Conductor
 from gateway.rollouts.gates import Gates
 from gateway.rollouts.memory import Courses, Memory
+from gateway.rollouts.orders import Orders
 from gateway.rollouts.reconciler import INTERRUPTED, Reconciler
 from gateway.rollouts.records import Record
 from gateway.rollouts.replay import Replays
@@ -113,6 +114,9 @@ class Aliases:
             emit=emit,
             found_out=self._found,
             wall=wall,
+        )
+        self.orders = Orders(
+            self.conductor, self._reconciler, model=lambda name: self._snapshot.models.get(name), wall=wall
         )
         self._deleted: dict[tuple[str, str], asyncio.TimerHandle] = {}
         self._announced: dict[tuple[str, str], tuple[str, str]] = {}
@@ -328,6 +332,7 @@ class Aliases:
         before = (found.desired, found.forced, found.verdict)
         if before[0] is not None and before[0].version != entry.version:
             self.verdicts.left(found.name, found.alias, before[0].version)
+            self.conductor.courses.left(found.name, found.alias, before[0].version)
         own = self.verdicts.of(model, found.alias)
         if own is not None and (found.last_good is None or found.last_good.version == own.version):
             # A peer took back what has answered here; it names a version that is good.

@@ -205,7 +205,7 @@ class Conductor:
                 return False
             if course is None or course.phase not in BEGINS:
                 course = self.courses.new(found.name, found.alias, target.version)
-            course = self._onto(course, policy, Phase.WATCHING)
+            course = self.onto(course, policy, Phase.WATCHING)
         if course.before is None:
             last = found.in_service
             known = last is not None and last.version == service
@@ -277,7 +277,7 @@ class Conductor:
                 rollout.changed.clear()
                 continue
             held, later = decision.phase is Phase.HELD, self._later(rollout, model(), watching=watching)
-            course = self._onto(
+            course = self.onto(
                 rollout.course, rollout.policy if held else later, decision.phase, step=decision.step,
                 reason=decision.reason, evidence=rollout.evidence(),
             )  # fmt: skip
@@ -311,21 +311,25 @@ class Conductor:
         now = self._wall()
         if course is not None and course.phase in BEFORE_SERVING:
             policy = policy_of_step(course, policy)
-            phase, paused = course.phase, course.paused
+            phase, paused, order = course.phase, course.paused, course.order
             course = replace(course, since=now)
-            if phase is not Phase.HELD and (follows := self._phase(phase, policy, course)) is not phase:
+            if phase is not Phase.HELD and (follows := self.first_phase(phase, policy, course)) is not phase:
                 if follows is None:
                     return None
                 reason = f"the policy has no phase {phase} any more"
-                course = replace(self._onto(course, policy, follows, reason=reason), paused=paused)
+                course = replace(self.onto(course, policy, follows, reason=reason), paused=paused)
         else:
             if course is None or course.phase is not Phase.CHECKING:
                 course = self.courses.new(found.name, found.alias, target.version)
-            course = self._onto(course, policy, self._phase(Phase.REPLAYING, policy, course) or Phase.CANARY)
+            paused, order = course.paused, course.order
+            first = self.first_phase(Phase.REPLAYING, policy, course) or Phase.CANARY
+            course = replace(self.onto(course, policy, first), paused=paused)
         course = replace(course, service=None if service is None else service.version)
-        return self._live(found, policy, course, target, service)
+        rollout = self._live(found, policy, course, target, service)
+        rollout.order = order
+        return rollout
 
-    def _phase(self, first: Phase, policy: RolloutPolicy, course: Course) -> Phase | None:
+    def first_phase(self, first: Phase, policy: RolloutPolicy, course: Course) -> Phase | None:
         """The phase `first`, or the next one that the policy has; None without one. A canary that has begun
         goes on with its steps."""
         if first is Phase.REPLAYING and self._replayed(policy):
@@ -334,7 +338,7 @@ class Conductor:
             return Phase.SHADOWING
         return Phase.CANARY if steps_of(policy, course) or first is Phase.CANARY else None
 
-    def _onto(
+    def onto(
         self,
         course: Course,
         policy: RolloutPolicy,
@@ -394,15 +398,18 @@ class Conductor:
         elif found.in_service is None or found.in_service.version != serving:
             found.record(found.recorded.get(serving) or InService(serving, self._clock))
 
-    def crash_loop(self, found: LiveAlias, target: Version, service: Version, reason: str) -> TakenBack:
-        """Takes back a version that crashed again and again soon after its swap, without a watch."""
-        why = f"crash loop: {reason}"
-        course = self.courses.new(found.name, found.alias, target.version)
+    def ended_early(
+        self, found: LiveAlias, target: Version, service: Version, phase: Phase, reason: str
+    ) -> TakenBack:
+        """Takes back a version without a step or a watch: a person aborted it before its first step, or it
+        crashed again and again soon after its swap."""
+        course = self._known(found, target)
+        if course is None or course.phase not in BEGINS:
+            course = self.courses.new(found.name, found.alias, target.version)
         course = replace(course, service=service.version)
-        evidence = {"reference": "none"}
-        course = course.to(Phase.ROLLED_BACK, self._wall(), reason=why, evidence=evidence)
+        course = course.to(phase, self._wall(), reason=reason, evidence={"reference": "none"})
         self._save(found, course, course.phase.value)
-        return TakenBack(target, "rolled_back", why)
+        return TakenBack(target, "rolled_back", reason)
 
     def _lost(self, target: Version, watching: bool) -> str | None:
         """Why the candidate cannot answer any more: it ended again and again, or was unloaded. One that
@@ -434,39 +441,6 @@ class Conductor:
         elif phase is not Phase.SUPERSEDED:
             rollout.course = replace(rollout.course, recorded=True)
         self._changed(found, rollout)
-
-    def say(self, found: LiveAlias, verb: str, model: Model | None = None) -> None:
-        """A person's word: pause, resume, abort, finish. `model`: as the registry has it now. Raises Problem
-        where no rollout is under way."""
-        rollout = found.rollout
-        if rollout is None:
-            message = f"no rollout of {found.name}@{found.alias} is under way"
-            raise Problem("ROLLOUT_REFUSED", message, hint="gateway rollout shows which are")
-        if verb == "pause":
-            rollout.pause()
-        elif verb == "resume" and rollout.course.phase is Phase.HELD:
-            self._resume(found, rollout, rollout.policy if model is None else self.policy(model))
-        elif verb == "resume":
-            rollout.resume()
-        else:
-            rollout.order = verb
-        self.courses.save(found.name, found.alias, rollout.course)
-        rollout.changed.set()
-
-    def _resume(self, found: LiveAlias, rollout: Rollout, policy: RolloutPolicy) -> None:
-        """The phase or step that was held begins again, by the present policy; a step keeps its share."""
-        course, stage = rollout.course, rollout.course.stage
-        phase = self._phase(stage, policy, course)
-        if phase is None:  # nothing that it was held in is left
-            rollout.order = "finish"
-            return
-        if stage is Phase.CANARY:
-            canary = policy.canary.model_copy(update={"steps": rollout.policy.canary.steps})
-            policy = policy.model_copy(update={"canary": canary})
-        step = course.step if phase is stage else 0
-        rollout.follow(policy)
-        rollout.move(self._onto(course, policy, phase, step=step, reason="resumed"))
-        found.show(self._wall(), rollout.shown)
 
     def _changed(self, found: LiveAlias, rollout: Rollout) -> None:
         evidence = None if rollout.course.changes else rollout.evidence()

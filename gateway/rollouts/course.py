@@ -31,8 +31,9 @@ class Course:
     """The durable state of a rollout. `version` is the candidate, `service` the version it is compared with.
 
     `steps`: the percentages of the promotion, None for the policy's; `shadow`: its share of copied requests,
-    likewise. `since`: the unix time of the phase or step. `recorded`: the registry has held the verdict, so
-    only the registry counts from then on. `changes`: the changes, oldest first. `before`: the reference of a
+    likewise. `order`: what a person said before it began, `finish` or None. `since`: the unix time of the
+    phase or step. `recorded`: the registry has held the verdict, so only the registry counts from then on.
+    `changes`: the changes, oldest first. `before`: the reference of a
     watch. `policy`: the policy that the phase or step began with. `earlier`: the rollouts of the alias before
     this one, oldest first, as `put_away` writes them.
     """
@@ -44,6 +45,7 @@ class Course:
     steps: tuple[float, ...] | None = None
     shadow: float | None = None
     paused: bool = False
+    order: str | None = None
     reason: str | None = None
     since: float = 0.0
     recorded: bool = False
@@ -90,7 +92,9 @@ class Course:
         at = utc(now)
         change = {"at": at, "phase": phase.value, **({"reason": reason} if reason else {}), **said}
         kept = (*self.changes, change)[-CHANGES_KEPT:]
-        return replace(self, phase=phase, step=step, reason=reason, since=now, paused=False, changes=kept)
+        return replace(
+            self, phase=phase, step=step, reason=reason, since=now, paused=False, order=None, changes=kept
+        )
 
     def put_away(self, now: float) -> tuple[Mapping[str, Any], ...]:
         """The earlier rollouts for the next one: with this one, unless it has nothing to tell: a swap without

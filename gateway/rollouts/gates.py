@@ -11,6 +11,7 @@ Knows versions, packages and the manager that loads them. Must not write anythin
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -35,12 +36,23 @@ log = logging.getLogger("gateway.rollouts")
 @dataclass(slots=True)
 class Trial:
     """One run of the gates. `checks`: the finished checks with their seconds. `now`: the running check.
-    `told` is called when a check ends."""
+    `told` is called when a check ends. `order`: what a person said meanwhile, `pause`, `resume` or `finish`;
+    `aborted` is set by `abort`."""
 
     version: str
     checks: list[tuple[str, float]] = field(default_factory=list)
     now: str | None = None
     told: Callable[[str, float], None] = lambda check, seconds: None
+    dry_run: bool = False
+    order: str | None = None
+    aborted: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def say(self, verb: str) -> None:
+        """A person's order, which comes before the alias moves."""
+        if verb == "abort":
+            self.aborted.set()
+        else:
+            self.order = verb
 
     @contextmanager
     def check(self, name: str) -> Iterator[None]:
@@ -136,6 +148,25 @@ class Gates:
                     self._manager.retire_unused(target, "refused")
                 raise
         return Passed(lease, tuple(reasons))
+
+    async def check_unless(
+        self, ends: asyncio.Event, target: Version, record: Record, **more: Any
+    ) -> Passed | None:
+        """The same as `check`, but returns None as soon as `ends` is set."""
+        checking = asyncio.ensure_future(self.check(target, record, **more))
+        ending = asyncio.ensure_future(ends.wait())
+        try:
+            await asyncio.wait({checking, ending}, return_when=asyncio.FIRST_COMPLETED)
+            if not checking.done():
+                checking.cancel()
+                await asyncio.wait({checking})
+                if checking.cancelled() or checking.exception() is not None:
+                    return None
+            return checking.result()
+        finally:
+            ending.cancel()
+            if not checking.done():
+                checking.cancel()
 
     def _compare_loaded(
         self, target: Version, record: Record, prepared: Prepared, loaded: Prepared | None

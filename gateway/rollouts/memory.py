@@ -70,6 +70,13 @@ class Courses:
             known = replace(course, earlier=saved.earlier)
             self.save(name, alias, replace(saved, earlier=known.put_away(self._wall())))
 
+    def left(self, name: str, alias: str, version: str) -> None:
+        """The alias has left this version: what a person said before its first step is void."""
+        course = self.of(name, alias)
+        if course is not None and course.version == version and course.phase is Phase.CHECKING:
+            said = replace(course, steps=None, shadow=None, paused=False, order=None)
+            self.save(name, alias, said)
+
     def under_way(self) -> list[tuple[str, str]]:
         """The aliases whose rollout had not ended when the gateway last stopped."""
         return [key for key, saved in self._memory.rollouts().items() if Phase(saved["phase"]) in UNDER_WAY]
@@ -81,16 +88,20 @@ class Courses:
         version: str,
         steps: tuple[float, ...] | None,
         shadow: float | None = None,
+        order: str | None = None,
     ) -> Callable[[], None]:
         """Records the steps of a promotion and its share of copied requests before the registry is written;
-        None means those of the policy. Ends an earlier try of that version, because a person asks for it
-        again. Returns a function that undoes the record if the registry cannot be written."""
+        None means those of the policy. `order`: what a person said meanwhile. Ends an earlier try of that
+        version, because a person asks for it again. Returns a function that undoes the record if the registry
+        cannot be written."""
         before = self._memory.rollout(name, alias)
         course = self.of(name, alias)
         again = course is not None and course.version == version and course.phase in STOPPED
-        if again or steps is not None or shadow is not None:
+        if again or steps is not None or shadow is not None or order is not None:
             planned = self.new(name, alias, version)
             if course is not None and course.phase in UNDER_WAY:
                 planned = replace(planned, earlier=course.earlier)  # it ends when the alias moves
-            self.save(name, alias, replace(planned, steps=steps, shadow=shadow, since=self._wall()))
+            finish = "finish" if order == "finish" else None
+            planned = replace(planned, steps=steps, shadow=shadow, paused=order == "pause", order=finish)
+            self.save(name, alias, replace(planned, since=self._wall()))
         return lambda: self._memory.save_rollout(name, alias, before)

@@ -94,6 +94,8 @@ class Next:
 
 
 WAIT: Final = Next()
+#: The reason of a rollout that a person aborted.
+ABORTED: Final = "a person aborted it"
 
 
 def next_step(policy: RolloutPolicy, seen: Seen, later: RolloutPolicy | None = None) -> Next:
@@ -105,7 +107,7 @@ def next_step(policy: RolloutPolicy, seen: Seen, later: RolloutPolicy | None = N
     if found is not None:
         return Next(Phase.REFUSED if seen.phase in UNSEEN else Phase.ROLLED_BACK, reason=found)
     if seen.order == "abort":
-        return Next(Phase.ABORTED, reason="a person aborted it")
+        return Next(Phase.ABORTED, reason=ABORTED)
     if seen.order == "finish":
         last = Phase.DONE if seen.phase is Phase.WATCHING else swapped(later)
         return Next(last, reason="a person finished it")

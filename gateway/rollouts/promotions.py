@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -31,11 +31,13 @@ from gateway.registries.base import (
 from gateway.registries.resolution import find_alias, resolve
 from gateway.rollouts.agreement import Outcome
 from gateway.rollouts.gates import Trial
+from gateway.rollouts.phases import ABORTED
 from gateway.rollouts.records import PROMOTE, ROLLBACK
 
 if TYPE_CHECKING:
     from gateway.artifacts.packages import Prepared
     from gateway.rollouts.aliases import Aliases
+    from gateway.rollouts.gates import Passed
     from gateway.rollouts.records import Record
     from gateway.rollouts.replay import Report
     from gateway.serving.manager import Lease, Manager
@@ -170,11 +172,20 @@ class Promotions:
                 raise
         return wait is not None and not found.in_steps
 
-    def direct(self, name: str, alias: str, verb: str) -> None:
-        """Runs `pause`, `resume`, `finish` or `abort` on the current rollout at once. Raises Problem."""
-        snapshot = self._aliases.snapshot
-        find_alias(snapshot, name, alias)
-        self._aliases.conductor.say(self._aliases.open(name, alias), verb, snapshot.models[name])
+    async def direct(self, name: str, alias: str, verb: str) -> None:
+        """Runs `pause`, `resume`, `finish` or `abort` at once: on the promotion whose version is checked now,
+        or on the current rollout. If there is none, a move may just have been written: queries the registry
+        first. Raises Problem."""
+        trial = self.trials.get((name, alias))
+        if trial is not None and not trial.dry_run:
+            trial.say(verb)
+            return
+        found = self._aliases.find(name, alias)
+        if found is None or (found.rollout is None and not self._aliases.orders.begins(found)):
+            with contextlib.suppress(Problem):  # what is known must do
+                await self._ask(Reference(name))
+        find_alias(self._aliases.snapshot, name, alias)
+        self._aliases.orders.give(self._aliases.open(name, alias), verb)
 
     async def delete_alias(self, name: str, alias: str) -> None:
         await self._must_be_writable()
@@ -202,27 +213,24 @@ class Promotions:
         loaded = self._manager.find(target) is not None
         failed = self._manager.failure(target)
         self._manager.retry(target)
-        trial = self.trials[name, alias] = Trial(target.version, told=self._told)
+        trial = Trial(target.version, told=self._told, dry_run=dry_run)
         held = self._held(name, alias)
         try:
-            passed = await self._aliases.gates.check(
-                target,
-                record,
-                force=force,
-                prepare=self._quiet if dry_run else None,
-                trial=trial,
-                dry_run=dry_run,
-            )
-            replay = None
-            if dry_run:
-                try:
-                    named = steps is not None or shadow is not None
-                    replay = await self._rehearsed(name, alias, target, record, trial, named=named)
-                except BaseException:
-                    passed.lease.release()
-                    if not loaded:
-                        self._manager.retire_unused(target, "unloaded")
-                    raise
+            with self._shown(name, alias, trial):
+                passed = await self._passed(
+                    target, record, trial, force=force, loaded=loaded,
+                    prepare=self._quiet if dry_run else None,
+                )  # fmt: skip
+                replay = None
+                if dry_run:
+                    try:
+                        named = steps is not None or shadow is not None
+                        replay = await self._rehearsed(name, alias, target, record, trial, named=named)
+                    except BaseException:
+                        passed.lease.release()
+                        if not loaded:
+                            self._manager.retire_unused(target, "unloaded")
+                        raise
         except Problem as problem:
             if dry_run and failed is None:
                 self._manager.retry(target)
@@ -230,8 +238,6 @@ class Promotions:
                 self._aliases.refuse(name, alias, target, problem)
             raise _refused(problem) from None
         finally:
-            if self.trials.get((name, alias)) is trial:
-                del self.trials[name, alias]
             if held is not None:
                 held.release()
         found = self._aliases.find(name, alias)
@@ -242,14 +248,8 @@ class Promotions:
         )  # fmt: skip
         try:
             if not dry_run:
-                forget = self._aliases.conductor.courses.plan(name, alias, move.version, steps, shadow)
-                with self._aliases.announced(name, alias, move.version, moved_by):
-                    try:
-                        snapshot = await self._writing(lambda: self._registry.move(move))
-                    except BaseException:
-                        forget()
-                        raise
-                    self._take(snapshot, moved_by)
+                with self._shown(name, alias, trial):
+                    await self._write(move, trial, moved_by, steps, shadow)
             previous = None if entry is None else entry.version
             prepared = passed.lease.servable.prepared
             environment = None if prepared is None else prepared.environment()
@@ -262,6 +262,63 @@ class Promotions:
             passed.lease.release()
             if dry_run and not loaded:
                 self._manager.retire_unused(target, "unloaded")
+
+    @contextmanager
+    def _shown(self, name: str, alias: str, trial: Trial) -> Iterator[None]:
+        """Shows a check, or the write that follows it, so that orders reach it."""
+        self.trials[name, alias] = trial
+        try:
+            yield
+        finally:
+            if self.trials.get((name, alias)) is trial:
+                del self.trials[name, alias]
+
+    async def _passed(
+        self,
+        target: Version,
+        record: Record,
+        trial: Trial,
+        *,
+        force: bool,
+        loaded: bool,
+        prepare: Callable[[Version], Awaitable[Prepared]] | None,
+    ) -> Passed:
+        """Runs the gates until a person aborts them. `loaded`: the version was loaded before. Raises
+        Problem."""
+        passed = await self._aliases.gates.check_unless(
+            trial.aborted, target, record,
+            force=force, prepare=prepare, trial=trial, dry_run=trial.dry_run,
+        )  # fmt: skip
+        if passed is not None and not trial.aborted.is_set():
+            return passed
+        if passed is not None:
+            passed.lease.release()
+        if not loaded:
+            self._manager.retire_unused(target, "aborted")
+        raise Problem("ROLLOUT_REFUSED", f"{target} was not promoted: {ABORTED}")
+
+    async def _write(
+        self,
+        move: Move,
+        trial: Trial,
+        moved_by: str,
+        steps: tuple[float, ...] | None,
+        shadow: float | None,
+    ) -> None:
+        """Writes a move that passed its gates, with what a person has said meanwhile."""
+        name, alias, order = move.name, move.alias, trial.order
+        forget = self._aliases.conductor.courses.plan(name, alias, move.version, steps, shadow, order)
+        with self._aliases.announced(name, alias, move.version, moved_by):
+            try:
+                snapshot = await self._writing(lambda: self._registry.move(move))
+            except BaseException:
+                forget()
+                raise
+            self._take(snapshot, moved_by)
+        late = "abort" if trial.aborted.is_set() else trial.order
+        if late is not None and late != order:
+            with contextlib.suppress(Problem):  # it has no steps
+                self._aliases.orders.give(self._aliases.open(name, alias, moved_by), late)
 
     async def _rehearsed(
         self, name: str, alias: str, target: Version, record: Record, trial: Trial, *, named: bool

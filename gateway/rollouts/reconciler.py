@@ -41,6 +41,7 @@ from gateway.rollouts.conductor import Conductor, TakenBack
 from gateway.rollouts.gates import Gates, Passed
 from gateway.rollouts.lingering import LINGER, Lingering
 from gateway.rollouts.memory import Memory
+from gateway.rollouts.phases import ABORTED, Phase
 from gateway.rollouts.records import ROLLBACK, ROLLED_BACK, Record
 from gateway.serving.manager import Lease, Manager
 from gateway.state import HISTORY_KEPT, Served
@@ -201,7 +202,7 @@ class Reconciler:
             if isinstance(error, Problem):
                 return None
             raise
-        if found.serving is None and target == found.desired:
+        if found.serving is None and target == found.goal:
             self.serve(found, service, moved_by="fallback")
             found.show(self._wall(), "loading")
             found.end_attempt()
@@ -267,7 +268,8 @@ class Reconciler:
                 before, began = found.replaced, found.history[-1].started if found.history else 0.0
                 soon = self._wall() - began <= LINGER
                 if before is not None and soon and self._manager.is_ready(before):
-                    back = self._conductor.crash_loop(found, serving, before, reason)
+                    why = f"crash loop: {reason}"
+                    back = self._conductor.ended_early(found, serving, before, Phase.ROLLED_BACK, why)
                     found.generation += 1
                     self._go_back(found, serving, before, back)
                     found.moved.set()
@@ -279,35 +281,35 @@ class Reconciler:
             self.serve(found, service, ROLLBACK, f"{ROLLED_BACK}{taken_back.reason}")
             found.last_good = service
             self._memory.save_last_good(found.name, found.alias, service.version)
+        self._keep_out(found, target, service, taken_back)
+
+    def abort(self, found: LiveAlias, target: Version, service: Version) -> None:
+        """A person ends a rollout before its first step: the load ends, and `service` stays."""
+        back = self._conductor.ended_early(found, target, service, Phase.ABORTED, ABORTED)
+        found.generation += 1
+        self._keep_out(found, target, service, back)
+        found.moved.set()
+
+    def _keep_out(self, found: LiveAlias, target: Version, service: Version, taken_back: TakenBack) -> None:
+        """Holds `target` back until the alias moves, and unloads it unless another alias needs it."""
         found.replaced = None
         self._refused(found, target, taken_back, taken_back.outcome, taken_back.reason)
         if found.verdict is None:
             at = utc(self._wall())
             found.verdict = base.Verdict(target.version, taken_back.outcome, taken_back.reason, at)
         found.fallback = service
-        if not any(target == other.serving for other in self._all()):
+        others = [other for other in self._all() if other is not found]
+        if not any(target in (other.serving, other.desired) for other in others):
             self._manager.retire(target, "rolled back")
 
     async def _checked_unless_moved(self, found: LiveAlias, target: Version) -> Passed | None:
         """Runs the gates. Returns None as soon as the alias moves; the load then ends too, unless another
         alias or a request needs it."""
         record = self._record(found.name, found.alias)
-        checking = asyncio.ensure_future(self._gates.check(target, record, force=found.forced))
-        moving = asyncio.ensure_future(found.moved.wait())
-        try:
-            await asyncio.wait({checking, moving}, return_when=asyncio.FIRST_COMPLETED)
-            if not checking.done():
-                checking.cancel()
-                await asyncio.wait({checking})
-                if checking.cancelled() or checking.exception() is not None:
-                    if not any(target in (other.desired, other.serving) for other in self._all()):
-                        self._manager.abandon(target)
-                    return None
-            return checking.result()
-        finally:
-            moving.cancel()
-            if not checking.done():
-                checking.cancel()
+        passed = await self._gates.check_unless(found.moved, target, record, force=found.forced)
+        if passed is None and not any(target in (other.desired, other.serving) for other in self._all()):
+            self._manager.abandon(target)
+        return passed
 
     def serve(self, found: LiveAlias, version: Version, moved_by: str, why: str | None = None) -> None:
         """The swap. `why`: why the version before it ends, None if it was simply replaced."""

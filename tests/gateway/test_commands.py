@@ -158,6 +158,30 @@ def test_a_promotion_that_is_followed_ends_with_its_rollout(
     assert (None if found is None else found.message) == refused
 
 
+def test_a_rollout_that_is_watched_before_its_first_step_is_followed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.commands.rollouts.LOOK_EVERY", 0.0)
+    trial = {"version": "2", "now": "files, digest and format", "checks": []}
+    views = [
+        shown("done", version="1", serving="1", desired="1", trial=trial),
+        shown("done", version="1", serving="1", desired="1", trial={**trial, "now": None}),
+        *[shown("done", version="1", serving="1", phase="loading")] * 2,
+        shown("canary", serving="1"),
+        shown("canary done"),
+    ]
+    client = Views(*views)
+    follow(cast("Client", client), "iris", "old")
+    assert client.left == []
+    assert [line.partition("  ")[2] or line for line in capsys.readouterr().err.splitlines()] == [
+        "version 2 is checked: files, digest and format",
+        "version 2 is checked: the registry is written",
+        "version 2 is loading",
+        "version 2  canary",
+        "version 2  done",
+    ]
+
+
 class OneModelsCaptures:
     """The captures as a token for one model meets them: without their list."""
 

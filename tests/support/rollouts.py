@@ -293,7 +293,7 @@ class Setup:
         """A person's word about the rollout under way."""
         found = self.aliases.find("iris", "champion")
         assert found is not None
-        self.aliases.conductor.say(found, verb, self.aliases.snapshot.models["iris"])
+        self.aliases.orders.give(found, verb)
 
     def fails(self, number: int, text: str | None = "boom") -> None:
         self.bench.behaviour(version(number)).fails_predict = text

@@ -182,7 +182,7 @@ class Console:
                 with self._access.audited(
                     record, call, reference, lambda: self._views.rollout(name, alias).phase
                 ):
-                    self._promotions.direct(name, alias, verb.decode("latin-1"))
+                    await self._promotions.direct(name, alias, verb.decode("latin-1"))
             except Problem as problem:
                 if problem.status in (401, 403, 404):
                     raise

@@ -124,7 +124,7 @@ def test_of_two_verdicts_the_rollback_wins(tmp_path: Path) -> None:
             await setup.begun()
         found = other.aliases.find("iris", "champion")
         assert found is not None
-        other.aliases.conductor.say(found, "finish")
+        other.aliases.orders.give(found, "finish")
         await turns(50)
         assert await serving(other) == {"2"}
         await taken_back(one)

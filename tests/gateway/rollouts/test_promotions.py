@@ -195,8 +195,8 @@ async def test_a_deleted_alias_answers_no_more(tmp_path: Path) -> None:
 async def test_only_a_rollout_under_way_takes_orders(tmp_path: Path) -> None:
     async with composed(tmp_path) as parts:
         with pytest.raises(Problem) as caught:
-            parts.promotions.direct("iris", "champion", "pause")
+            await parts.promotions.direct("iris", "champion", "pause")
         assert caught.value.code == "ROLLOUT_REFUSED"
         with pytest.raises(Problem) as caught:
-            parts.promotions.direct("iris", "nobody", "pause")
+            await parts.promotions.direct("iris", "nobody", "pause")
         assert caught.value.code == "ALIAS_NOT_FOUND"

@@ -272,7 +272,7 @@ def test_a_held_replay_runs_again_with_what_was_captured_since(tmp_path: Path) -
         setup.captured(*[record() for _ in range(20)])
         found = setup.aliases.find("iris", "champion")
         assert found is not None
-        setup.aliases.conductor.say(found, "resume")
+        setup.aliases.orders.give(found, "resume")
         await turns(400)
         assert setup.phase == "canary 50 %"
 
@@ -285,7 +285,7 @@ def test_a_person_ends_a_held_replay(tmp_path: Path, verb: str, version: str) ->
         await setup.started()
         found = setup.aliases.find("iris", "champion")
         assert found is not None
-        setup.aliases.conductor.say(found, verb)
+        setup.aliases.orders.give(found, verb)
         await turns(50)
         assert await setup.ask(3) == [version] * 3
 

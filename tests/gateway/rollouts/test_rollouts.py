@@ -138,7 +138,7 @@ def test_promise_12_too_little_traffic_holds(tmp_path: Path) -> None:
         assert setup.phase == "held"  # a person decides
         found = setup.aliases.find("iris", "champion")
         assert found is not None
-        setup.aliases.conductor.say(found, "finish")
+        setup.aliases.orders.give(found, "finish")
         await turns(50)
         assert await setup.ask(2) == ["2", "2"]
         assert setup.course == "done"
@@ -211,12 +211,12 @@ def test_a_person_ends_a_rollout(tmp_path: Path, verb: str, phase: str, serves: 
         await setup.begun()
         found = setup.aliases.find("iris", "champion")
         assert found is not None
-        setup.aliases.conductor.say(found, verb)
+        setup.aliases.orders.give(found, verb)
         await turns(50)
         assert setup.phase == phase
         assert set(await setup.ask(30)) == {serves}
         with pytest.raises(Problem, match="no rollout of iris@champion is under way"):
-            setup.aliases.conductor.say(found, verb)
+            setup.aliases.orders.give(found, verb)
 
     conducted(tmp_path, test)
 
@@ -227,12 +227,12 @@ def test_a_paused_rollout_goes_on_where_it_was(tmp_path: Path) -> None:
         found = setup.aliases.find("iris", "champion")
         assert found is not None
         setup.bench.clock.now += 40
-        setup.aliases.conductor.say(found, "pause")
+        setup.aliases.orders.give(found, "pause")
         setup.bench.clock.now += 10_000
         await setup.ask(300)
         assert setup.phase == "canary 20 %"
         assert rollout.seconds == 40
-        setup.aliases.conductor.say(found, "resume")
+        setup.aliases.orders.give(found, "resume")
         setup.bench.clock.now += 20
         await setup.ask(1)
         rollout.changed.set()

@@ -133,7 +133,7 @@ def test_promise_12_too_few_copies_never_pass(tmp_path: Path, thin: str, phase: 
         if phase == "held":
             found = setup.aliases.find("iris", "champion")
             assert found is not None
-            setup.aliases.conductor.say(found, "resume")
+            setup.aliases.orders.give(found, "resume")
             await turns(50)
             await compared(setup, 15)  # what was compared before counts
             assert setup.phase == "done"
@@ -373,11 +373,11 @@ def test_a_person_ends_a_shadow(tmp_path: Path, verb: str, phase: str) -> None:
         await setup.begun()
         found = setup.aliases.find("iris", "champion")
         assert found is not None
-        setup.aliases.conductor.say(found, "pause")
+        setup.aliases.orders.give(found, "pause")
         await setup.ask(5)
         assert setup.rollout.shadow is not None
         assert not setup.rollout.shadow.requests
-        setup.aliases.conductor.say(found, verb)
+        setup.aliases.orders.give(found, verb)
         await turns(50)
         assert setup.phase == phase
 

@@ -277,7 +277,7 @@ def test_without_retry_callers_see_what_fails_until_the_guard_knows(tmp_path: Pa
 def test_a_person_ends_a_watch(tmp_path: Path, verb: str, phase: str, serves: str) -> None:
     async def test(setup: Setup) -> None:
         await swapped(setup)
-        setup.aliases.conductor.say(alias(setup), verb)
+        setup.aliases.orders.give(alias(setup), verb)
         await turns(50)
         assert setup.phase == phase
         assert set(await setup.ask(10)) == {serves}
@@ -346,7 +346,7 @@ def test_a_restart_in_each_phase_resumes_it_and_skips_none(
             setup.rollout.changed.set()
             await turns(50)
         elif stop == "paused":
-            setup.aliases.conductor.say(alias(setup), "pause")
+            setup.aliases.orders.give(alias(setup), "pause")
         elif stop == "rolled_back":
             await until(setup, SERVED)
             setup.fails(2)
@@ -364,7 +364,7 @@ def test_a_restart_in_each_phase_resumes_it_and_skips_none(
             return
         if stop in ("held", "paused"):
             assert set(await setup.ask(30)) == {"1"}
-            setup.aliases.conductor.say(alias(setup), "resume")
+            setup.aliases.orders.give(alias(setup), "resume")
             await turns(50)
         began = len(setup.bench.of(RolloutChanged))
         await until(setup, SERVED)
