@@ -194,6 +194,8 @@ def _evidence(change: Mapping[str, Any]) -> str:
 
 def _told(view: Mapping[str, Any]) -> str:
     lines = [_line(view)]
+    if view.get("trial") is not None and (now := _before(view)) is not None:
+        lines.append(now)
     known = view.get("rollout")
     if known:
         lines.append(f"version {known['version']}, compared with {known['compared_with']}: {known['phase']}")
