@@ -223,15 +223,21 @@ def _told(error: Any, sources: Mapping[str, str]) -> tuple[str, str]:
     """Converts one of pydantic's errors to (place, problem)."""
     parts = [str(part) for part in error["loc"]]
     key = ".".join(parts)
-    source = next((s for place, s in sources.items() if place == key or place.startswith(f"{key}.")), None)
+    where = next((place for place in sources if place == key or place.startswith(f"{key}.")), None)
     above = list(parts)
-    while source is None and above:
+    while where is None and above:
         above.pop()
-        source = sources.get(".".join(above))
+        where = ".".join(above) if ".".join(above) in sources else None
+    source = None if where is None else sources[where]
     place = key if source is None else source if source.startswith(("flag", PREFIX)) else f"{source}: {key}"
+    # A variable may hold a whole object: then the place is inside its value.
+    named = ".".join(_variable_path(place, "") or ()) if place.startswith(PREFIX) else ""
+    inside = named and where is not None and where.startswith(f"{named}.") and key != named
+    if inside:
+        place = f"{place}: {key[len(named) + 1 :]}"
     if error["type"] == "extra_forbidden":
         meant = near(parts[-1], _known_beside(parts))
-        if meant and place.startswith(PREFIX):
+        if meant and place.startswith(PREFIX) and not inside:
             meant = place[: len(place) - len(parts[-1])] + meant.upper()
         hint = f"did you mean {meant}?" if meant else "`gateway config --schema` describes every setting"
         return place, f"unknown setting: {hint}"

@@ -196,6 +196,8 @@ def _told(view: Mapping[str, Any]) -> str:
     lines = [_line(view)]
     if view.get("trial") is not None and (now := _before(view)) is not None:
         lines.append(now)
+    if wrong := view.get("policy_error"):
+        lines.append(f"{wrong}; the gateway's own policy is used")
     known = view.get("rollout")
     if known:
         lines.append(f"version {known['version']}, compared with {known['compared_with']}: {known['phase']}")

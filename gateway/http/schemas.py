@@ -119,4 +119,6 @@ def _detail(kind: type[Body], fault: ErrorDetails) -> Detail:
         return Detail(path, "has the wrong type", expected, bodies.json_kind(fault["input"]))
     if what == "version":
         return Detail(path, "is not a version", fault["msg"])
+    if field == "shadow":
+        return Detail(path, "is not a share", "a number above 0, at most 1")
     return Detail(path, "is not a list of steps", "percentages between 0 and 100 that rise: [5, 25, 50]")

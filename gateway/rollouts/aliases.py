@@ -349,6 +349,8 @@ class Aliases:
             found.refusal = None
         if error is not None and found.serving != found.desired:
             found.show(self._wall(), found.stopped, error)
+        elif error is not None:
+            found.error = error  # it still serves, until the version before is ready
         elif found.phase in STOPPED:
             found.show(self._wall(), "unloaded" if found.serving is None else "loading")
         found.renew_attempt()

@@ -43,6 +43,7 @@ from gateway.rollouts.lingering import LINGER, Lingering
 from gateway.rollouts.memory import Memory
 from gateway.rollouts.phases import ABORTED, Phase
 from gateway.rollouts.records import ROLLBACK, ROLLED_BACK, Record
+from gateway.rollouts.verdicts import ELSEWHERE
 from gateway.serving.manager import Lease, Manager
 from gateway.state import HISTORY_KEPT, Served
 
@@ -153,7 +154,11 @@ class Reconciler:
                     if model is not None:
                         before = found.serving or found.last_good
                         self._conductor.watch(found, model, target, before)
-                    self.serve(found, target, moved_by=found.moved_by)
+                    why = None
+                    if found.verdict is not None and found.serving == found.desired != target:
+                        reason = found.verdict.reason.removeprefix(ELSEWHERE)
+                        why = f"{ROLLED_BACK}{ELSEWHERE}{reason}"
+                    self.serve(found, target, found.moved_by, why)
                 else:
                     self.let_linger(target)
             finally:

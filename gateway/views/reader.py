@@ -346,8 +346,10 @@ class Views:
         view = self.rollout(name, alias)
         model = self._aliases.snapshot.models.get(name)
         policy: Mapping[str, Any] | Absent = ABSENT
+        wrong: str | Absent = ABSENT
         if model is not None:
             policy = self._aliases.gates.policy(model).model_dump(exclude_none=True)
+            wrong = self._aliases.gates.policy_error(model) or ABSENT
         found = self._aliases.find(name, alias)
         live = None if found is None else found.rollout
         course = self._aliases.conductor.course(name, alias) if live is None else live.course
@@ -366,6 +368,7 @@ class Views:
         return replace(
             view,
             policy=policy,
+            policy_error=wrong,
             rollout=shown,
             earlier_rollouts=[CourseView.earlier(kept) for kept in reversed(earlier)],
         )

@@ -157,7 +157,8 @@ class RolloutView(View):
 
     `calls`: the last control calls about it, for callers who may control it. `step`: the step of a running
     canary. `peers`: how many other gateways serve each version, if the settings name them. `policy`,
-    `rollout` and `earlier_rollouts` (newest first) exist only in full views; `forced_past`, `checks` and
+    `policy_error` (why the registry's policy is not used), `rollout` and `earlier_rollouts` (newest first)
+    exist only in full views; `forced_past`, `checks` and
     `environment` only after a promotion.
     """
 
@@ -177,6 +178,7 @@ class RolloutView(View):
     peers: Mapping[str, int] | Absent = ABSENT
     history: tuple[Stretch, ...] = ()
     policy: Mapping[str, Any] | Absent = ABSENT
+    policy_error: str | Absent = ABSENT
     rollout: CourseView | Absent = ABSENT
     earlier_rollouts: list[CourseView] | Absent = ABSENT
     forced_past: list[str] | Absent = ABSENT

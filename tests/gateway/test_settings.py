@@ -126,6 +126,8 @@ models:
         "GATEWAY_MAX_BODY_BYTES": "5%",
         "GATEWAY_PRELOAD": "[1",
         "GATEWAY_ROLLOUT__GATES": "none",
+        "GATEWAY_CAPTURE": '{"shar": 1, "keep": "x"}',
+        "GATEWAY_LIMITS": '{"a": {"concurency": 1}}',
     }
     found = problems(text, environ, tmp_path, port=99999)
     expected = {
@@ -144,6 +146,9 @@ models:
         "GATEWAY_MAX_BODY_BYTES": "a percentage is not possible here",
         "GATEWAY_PRELOAD": "not JSON",
         "GATEWAY_ROLLOUT__GATES": "did you mean GATEWAY_ROLLOUT__GATE?",
+        "GATEWAY_CAPTURE: shar": "did you mean share?",
+        "GATEWAY_CAPTURE: keep": "write seconds",
+        "GATEWAY_LIMITS: a.concurency": "did you mean concurrency?",
         "flag --port": "less than or equal to 65535",
     }
     assert set(found) == set(expected)

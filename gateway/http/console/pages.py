@@ -196,6 +196,8 @@ def rollout(
         "Reason": view.error,
     }
     parts.append(facts((name, escape(value)) for name, value in known.items() if value))
+    if not isinstance(view.policy_error, Absent):
+        parts.append(f"<p>{escape(view.policy_error)}; the gateway's own policy is used.</p>")
     course = None if isinstance(view.rollout, Absent) else view.rollout
     if verbs and may_control:
         path = _alias_path(view.name, view.alias)

@@ -396,6 +396,11 @@ def test_steps_that_make_no_canary_are_refused(server: Served, canary: list[obje
     assert server.get("/models/iris").json["aliases"]["champion"] == "1"
 
 
+def test_a_share_that_is_none_is_refused(server: Served) -> None:
+    reply = server.request("PUT", "/models/iris/aliases/champion", {"version": "2", "shadow": 1.5})
+    assert (reply.status, reply.json["message"]) == (422, "shadow is not a share")
+
+
 def test_events_are_streamed_as_they_happen(own: Served) -> None:
     assert own.get("/events").status == 401
     connection = http.client.HTTPConnection("127.0.0.1", own.port, timeout=60)

@@ -355,6 +355,35 @@ def test_the_verdict_of_another_gateway_ends_a_canary(tmp_path: Path) -> None:
     conducted(tmp_path, test)
 
 
+def test_a_verdict_on_a_version_that_serves_here_says_why_and_lets_it_take_its_steps_again(
+    tmp_path: Path,
+) -> None:
+    async def test(setup: Setup) -> None:
+        await setup.begun()
+        setup.say_verb("finish")
+        await turns(50)
+        assert set(await setup.ask(10)) == {"2"}
+        verdict = Verdict("2", "rolled_back", "a person aborted it")
+        setup.say(Alias("2", last_good="1", verdict=verdict))
+        await turns(50)
+        assert set(await setup.ask(10)) == {"1"}
+        found = setup.aliases.view("iris", "champion")
+        assert found is not None
+        assert (found.phase, found.error) == (
+            "rolled_back", "version 2 was rolled back: a person aborted it",
+        )  # fmt: skip
+        assert [(served.version, served.reason) for served in found.history] == [
+            ("1", "replaced by 2"),
+            ("2", "rolled back: another gateway: a person aborted it"),
+            ("1", None),
+        ]
+        setup.say(Alias("2", last_good="1"))  # a person promotes it again
+        await turns(50)
+        assert setup.phase == "canary 20 %"
+
+    conducted(tmp_path, test)
+
+
 def test_both_versions_are_pinned(tmp_path: Path) -> None:
     async def test(setup: Setup) -> None:
         await setup.begun()

@@ -12,6 +12,7 @@ import pytest
 
 from gateway.errors import Problem
 from gateway.names import Reference
+from gateway.rollout_settings import RolloutPolicy
 from gateway.serving.servable import Phase
 from gateway.views import View, shapes
 from gateway.views.progress import before_rollout
@@ -135,6 +136,15 @@ async def test_a_rollout_shows_desired_and_serving_side_by_side(tmp_path: Path) 
         assert [stretch.version for stretch in view.history] == ["1"]
         assert view.to_json().keys() <= parts.views.rollout_in_full("iris", "champion").to_json().keys()
         assert parts.views.alias_states() == {("iris", "champion"): ("1", True)}
+
+
+async def test_a_wrong_policy_in_the_registry_is_shown(tmp_path: Path) -> None:
+    async with composed(tmp_path) as parts:
+        assert "policy_error" not in parts.views.rollout_in_full("iris", "champion").to_json()
+        parts.aliases.gates._policy = lambda model: (RolloutPolicy(), "canry: unknown key")
+        assert (
+            parts.views.rollout_in_full("iris", "champion").to_json()["policy_error"] == "canry: unknown key"
+        )
 
 
 async def test_what_was_tried_with_an_alias_that_does_not_exist(tmp_path: Path) -> None:
