@@ -37,6 +37,8 @@ _ALWAYS: Final = {
     "VECLIB_MAXIMUM_THREADS": "1",
     # The allocator of pyarrow starts a thread on import, which would rule out every fork.
     "JE_ARROW_MALLOC_CONF": "background_thread:false",
+    # By default pyarrow takes memory by 2 MB, for each text column of a few bytes, and keeps it.
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
     "PYTHONUNBUFFERED": "",
     "PYTHONFAULTHANDLER": "1",
 }

@@ -24,6 +24,7 @@ import traceback
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import lru_cache
 from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -101,7 +102,8 @@ def _set_up(log: int, temporary: str) -> None:
     # Make new streams, line by line: the old ones may be set up for a file.
     sys.stdout = sys.__stdout__ = _text(1)  # type: ignore[misc]
     sys.stderr = sys.__stderr__ = _text(2)  # type: ignore[misc]
-    os.environ.update(TMPDIR=temporary, HOME=temporary)
+    # Not `update` with keywords: it visits all subclasses of Mapping, and so copies their memory.
+    os.environ["TMPDIR"] = os.environ["HOME"] = temporary
     tempfile.tempdir = None
     os.chdir(temporary)
     # Otherwise all children of a zygote would draw the same random numbers.
@@ -377,12 +379,19 @@ def _limit_threads(threads: int) -> None:
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
     if (torch := sys.modules.get("torch")) is not None:
         torch.set_num_threads(threads)
-    if threads > 1:
-        try:
-            import threadpoolctl
-        except ImportError:
-            return
-        threadpoolctl.threadpool_limits(limits=threads)
+    if threads > 1 and (pools := thread_pools()) is not None:
+        pools.limit(limits=threads)
+
+
+@lru_cache(maxsize=1)
+def thread_pools() -> Any:
+    """Returns the thread pools of the libraries that are loaded when it is first called, None if they cannot
+    be found. A zygote finds them for its children. Later libraries read the environment."""
+    try:
+        import threadpoolctl
+    except ImportError:
+        return None
+    return threadpoolctl.ThreadpoolController()
 
 
 def _trim() -> None:

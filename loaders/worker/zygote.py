@@ -100,6 +100,7 @@ def _preload_own() -> None:
 
     for name in flavors.FLAVORS:
         flavors.get(name)
+    process.thread_pools()
     try:
         prewarm.predict_once()
     except Exception as error:  # noqa: BLE001  (fails again in the models that need it)
