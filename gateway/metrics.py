@@ -36,7 +36,8 @@ _ROW_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096, 16384)
 class Sources(TypedDict, total=False):
     """The callables that give the gauges. Each scrape calls them on the event loop, so they must be cheap.
 
-    memory          bytes by state: `reserved`, `resident`, `closing`, and the limit as `limit_bytes`
+    memory          bytes by state: `reserved`, `resident`, `closing`, the limit as `limit_bytes`, and what the
+                    limit has no room for as `uncounted`
     models          (model, version) -> bytes, of every version that is held
     queue           model -> (requests waiting, requests in flight)
     mismatches      (model, version) of each version that runs in another environment than its own
@@ -336,13 +337,16 @@ class Metrics:
         sources = self._sources
         if "memory" in sources:
             memory = dict(sources["memory"]())
-            limit = memory.pop("limit_bytes", None)
+            limit, uncounted = memory.pop("limit_bytes", None), memory.get("uncounted")
             family = GaugeMetricFamily("gateway_memory_bytes", "Bytes accounted to models.", labels=["state"])
             for state in ("reserved", "resident", "closing"):
                 family.add_metric([state], memory.get(state) or 0)
             yield family
             if limit is not None:
                 yield GaugeMetricFamily("gateway_memory_limit_bytes", "Bytes that models may use.", limit)
+            if uncounted is not None:
+                said = "Bytes of processes that models share for which the limit has no room."
+                yield GaugeMetricFamily("gateway_memory_uncounted_bytes", said, uncounted)
         if "models" in sources:
             total: dict[str, float] = {}
             for (model, _), size in sources["models"]().items():

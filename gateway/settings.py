@@ -217,7 +217,8 @@ class Settings(Part):
     """The user of model processes if the gateway is root: one user each (`auto`), the gateway's user
     (`same`), or a number."""
     memory_limit: Memory = Field(default="70%", validate_default=True)
-    """The memory for models. A percentage is relative to the container's or machine's memory."""
+    """The memory for models and for the processes that they share or are forked from. A percentage is
+    relative to the container's or machine's memory."""
     disk_limit: Annotated[int, BeforeValidator(_disk), Field(gt=0), SIZE_SCHEMA] = 20 * 1000**3
     """The largest size of `cache_dir`."""
     eviction: Literal["gdsf", "lru"] = "gdsf"

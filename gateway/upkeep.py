@@ -28,6 +28,8 @@ log = logging.getLogger("gateway")
 MEASURE_INTERVAL = 1.0
 #: The size of the cache is measured once per this many intervals.
 DISK_INTERVAL = 10
+#: If memory is short, a zygote without model processes ends after so many seconds.
+UNUSED = 5.0
 
 
 class Upkeep:
@@ -51,6 +53,7 @@ class Upkeep:
         self._heap = Heap()
         self._unconfined = Unconfined()
         self.disk_bytes = 0
+        self._told = False
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -60,10 +63,26 @@ class Upkeep:
                 await asyncio.sleep(MEASURE_INTERVAL)
                 await self._zygotes.read_memory()
                 self._packs.tend()
-                self._manager.remeasure(self._zygotes.bytes + self._packs.overhead)
+                if self._manager.remeasure(self._zygotes.bytes + self._packs.overhead):
+                    self._packs.end_empty()
+                    await self._zygotes.retire_idle(idle=UNUSED)
+                self._tell_uncounted(self._manager.ledger.uncounted)
                 self._manager.retire_idle()
                 self._manager.tend()
                 self._zygotes.tend()
+
+    def _tell_uncounted(self, uncounted: int) -> None:
+        """Warns once while the limit has no room for the processes that models share."""
+        if uncounted and not self._told:
+            limit = self._manager.ledger.limit
+            log.warning(
+                "memory_limit (%d bytes) is too low: the processes that models are forked from or share take "
+                "%d bytes more than it has room for; raise it to at least %d bytes",
+                limit,
+                uncounted,
+                limit + uncounted,
+            )
+        self._told = uncounted > 0
 
     def notice(self, event: events.Event) -> None:
         """After a load, freezes the heap soon, and publishes which confinement the model lacks."""

@@ -267,6 +267,11 @@ def _show(view: Mapping[str, Any]) -> None:
         typer.echo(
             f"memory: {size(models)} for the models above + {size(shared)} shared by their processes{others}"
         )
+    if uncounted := memory.get("uncounted"):
+        typer.echo(
+            f"memory: {size(uncounted)} more are taken by processes that models share, and the limit has no "
+            "room for them: raise memory_limit"
+        )
     inline = [f"{row['model']}/{row['version']}" for row in view["versions"] if _is_inline(row)]
     if inline:
         typer.echo(f"not contained, in the gateway's own process (isolation: inline): {', '.join(inline)}")

@@ -181,7 +181,7 @@ class Pack:
                 self._recycling = asyncio.ensure_future(self._recycle(process))
                 self._recycling.add_done_callback(self._recycled)
         self._look_for_hot()
-        self._end_if_empty(now)
+        self.end_if_empty(now, self.packs.idle)
 
     def _let_go(self, process: Process, hold: float) -> None:
         place, loading = process.worker.first, process.loading
@@ -246,13 +246,15 @@ class Pack:
         for place in used:
             place.seconds, place.calls = 0.0, 0
 
-    def _end_if_empty(self, now: float) -> None:
+    def end_if_empty(self, now: float, idle: float) -> None:
+        """Ends its process if it has been empty for `idle` seconds, or is empty and wasteful."""
         process = self._process
         if process is None or process.places or process.worker.busy or self._loading.locked():
             self._empty_since = None
-        elif self._empty_since is None:
+            return
+        if self._empty_since is None:
             self._empty_since = now
-        elif now - self._empty_since >= self.packs.idle or self._wasteful(process):
+        if now - self._empty_since >= idle or self._wasteful(process):
             self._process = None
             self.processes.remove(process)
             process.left = True
@@ -322,6 +324,11 @@ class Packs:
         """Checks all packs. Call it about once a second."""
         for pack in list(self._packs.values()):
             pack.tend()
+
+    def end_empty(self) -> None:
+        """Ends all processes without models now, because others need the memory."""
+        for pack in list(self._packs.values()):
+            pack.end_if_empty(self.now(), 0.0)
 
     async def close(self) -> None:
         self.closed = True

@@ -331,14 +331,16 @@ class Zygotes:
         for zygote in list(self._made):
             zygote.tend()
 
-    async def retire_idle(self, now: float | None = None) -> int:
-        """Ends the zygotes that have no model processes and had no request for `idle` seconds."""
+    async def retire_idle(self, now: float | None = None, *, idle: float | None = None) -> int:
+        """Ends the zygotes that have no model processes and had no request for `idle` seconds (default: as
+        long as an idle one stays)."""
         at = asyncio.get_running_loop().time() if now is None else now
-        idle = [z for z in self.alive if not z.children and at - z.last_used >= self._idle]
-        for zygote in idle:
+        least = self._idle if idle is None else idle
+        unused = [z for z in self.alive if not (z.children or z.waiting) and at - z.last_used >= least]
+        for zygote in unused:
             self._zygotes.pop(zygote.environment)
-        await asyncio.gather(*(zygote.close() for zygote in idle))
-        return len(idle)
+        await asyncio.gather(*(zygote.close() for zygote in unused))
+        return len(unused)
 
     async def _zygote(self, environment: Environment) -> Zygote:
         task = self._zygotes.get(environment)

@@ -14,8 +14,11 @@ An account may be evicted if it is not leased, not pinned and older than `min_re
 alias serves is never evicted for a load that neither a request nor an alias needs. Busy models take turns:
 when everything is leased, one that has had its turn (`Ledger.turn`) drains for a load that requests wait for.
 
-Some bytes belong to no model (those of the zygotes). They count as resident, up to half of the limit, as far
-as memory is free; otherwise idle accounts are evicted for them.
+Some bytes belong to no model (those of the zygotes, and of packs in addition to their models). They count as
+resident as soon as memory is free; until then idle accounts are evicted for them, and nothing is granted. A
+load that does not fit next to them is refused: no eviction would make room for it. `KEPT` bytes of the limit
+stay for models in any case, so that a limit below the size of one zygote does not stop all loads. What is not
+counted is told as `uncounted`.
 
 This module must not know models, clocks or the event loop; `now` is an argument, in seconds.
 """
@@ -87,6 +90,8 @@ class _Room(NamedTuple, Generic[K]):
     retry_at: float | None = None
 
 
+#: So many bytes of the limit are for models, and at least half of a smaller limit.
+KEPT = 16 << 20
 #: How many evicted or unloaded models are remembered with their requests.
 REMEMBERED = 10_000
 #: A busy model keeps its memory for this multiple of its load time, and at least for this many seconds.
@@ -117,6 +122,7 @@ class Ledger(Generic[K]):
         self._past: dict[Hashable, tuple[float, float]] = {}
         self._shared = 0
         self._shared_wanted = 0
+        self._shared_measured = 0
 
     def __repr__(self) -> str:
         count = dict.fromkeys(AccountState, 0)
@@ -154,12 +160,24 @@ class Ledger(Generic[K]):
         """The counted bytes that belong to no account."""
         return self._shared
 
+    @property
+    def uncounted(self) -> int:
+        """The bytes that belong to no account and for which the limit has no room: they are resident, in
+        addition to `accounted`."""
+        return self._shared_measured - self._shared
+
+    @property
+    def room(self) -> int:
+        """The bytes that all accounts together may have, next to those that belong to no account."""
+        return self.limit - self._shared_wanted
+
     def bytes_in(self, state: AccountState) -> int:
         return self._bytes[state] + (self._shared if state is AccountState.RESIDENT else 0)
 
     def share(self, size: int) -> None:
         """Sets the bytes that belong to no account."""
-        self._shared_wanted = min(size, self.limit // 2)
+        self._shared_measured = size
+        self._shared_wanted = min(size, self.limit - min(KEPT, self.limit // 2))
         self._count_shared()
 
     # The life of an account, in order.
@@ -305,26 +323,36 @@ class Ledger(Generic[K]):
         to refuse."""
         free = self.limit - self.accounted
         freeing = self._bytes[AccountState.CLOSING]
-        if self._shared < self._shared_wanted:
-            room = self._make_room(self._shared_wanted - self._shared - freeing, None, now)
-            return Plan((), room.evict, (), room.retry_at, room.drain, None, room.why)
+        short = self._shared_wanted - self._shared
+        shared: _Room[K] = _Room()
+        if short:  # nothing is free then
+            shared = self._make_room(short - freeing, None, now)
+            if shared.evict:
+                return Plan((), shared.evict, (), shared.retry_at, shared.drain, None, shared.why)
         grant: list[K] = []
         refuse: list[K] = []
         for key in self._waiting:
             account = self._accounts[key]
             need = account.wanted - account.bytes
-            if account.wanted > self.limit:
+            if account.wanted > self.room:
                 refuse.append(key)
             elif need <= free:
                 grant.append(key)
                 free -= need
             else:
-                room = self._make_room(need - free - freeing, account, now)
+                room = self._make_room(need + short - free - freeing, account, now)
                 asking = key if room.evict or room.drain else None
+                times = [at for at in (room.retry_at, shared.retry_at) if at is not None]
                 return Plan(
-                    tuple(grant), room.evict, tuple(refuse), room.retry_at, room.drain, asking, room.why
+                    tuple(grant),
+                    room.evict,
+                    tuple(refuse),
+                    min(times, default=None),
+                    room.drain,
+                    asking,
+                    room.why,
                 )
-        return Plan(tuple(grant), (), tuple(refuse))
+        return Plan(tuple(grant), (), tuple(refuse), shared.retry_at)
 
     def _make_room(self, short: int, asking: Account[K] | None, now: float) -> _Room[K]:
         if short <= 0:
@@ -385,7 +413,7 @@ class Ledger(Generic[K]):
             held = sum(a.bytes for a in self._accounts.values() if a.state is state)
             assert held == self._bytes[state], (state, held, self._bytes[state])
         assert 0 <= self.accounted <= self.limit, repr(self)
-        assert 0 <= self._shared <= self._shared_wanted
+        assert 0 <= self._shared <= self._shared_wanted <= self._shared_measured
         for account in self._accounts.values():
             assert account.leases >= 0
             assert account.pins >= 0

@@ -315,13 +315,12 @@ class Manager:
 
     # Processes.
 
-    def remeasure(self, shared: int) -> None:
+    def remeasure(self, shared: int) -> bool:
         """Updates the ledger with the kernel's current values, for every measurable model and for shared
-        memory.
+        memory. Returns True if a load was refused since the last call because of shared memory.
 
         A model that grew evicts others. If no model can be evicted, its account stays below the real value,
-        and the governor handles the difference.
-        """
+        and the governor handles the difference."""
         self.ledger.share(shared)
         for servable in list(self._servables.values()):
             runner = servable.runner
@@ -336,6 +335,7 @@ class Manager:
                 if servable in self.ledger and self.ledger.waits(servable):
                     self.ledger.withdraw(servable)
         self._room.carry_out_plan()
+        return self._room.was_crowded()
 
     def tend(self) -> None:
         """Checks the processes of all models. Call about once a second."""

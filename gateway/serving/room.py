@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: How long, in seconds, a load counts among those that may run at once.
 LONGEST_SLOT = 10.0
+#: After so many seconds the processes that no model uses have ended, and a load that they kept out may fit.
+CROWDED_WAIT = 10.0
 #: How many evictions are kept for `status`.
 EVICTIONS_KEPT = 50
 
@@ -60,6 +62,7 @@ class Room:
         self._grants: dict[Servable, asyncio.Future[None]] = {}
         self._evictions: dict[Version, Eviction] = {}
         self._replan_timer: asyncio.TimerHandle | None = None
+        self._crowded = False
 
     def eviction(self, version: Version) -> Eviction | None:
         """The last eviction of a version, or None."""
@@ -89,6 +92,12 @@ class Room:
             if not granted.done() or granted.cancelled() or granted.exception() is not None:
                 self._ledger.withdraw(servable)
 
+    def was_crowded(self) -> bool:
+        """Returns True if a load was refused since the last call because of memory that belongs to no
+        model."""
+        crowded, self._crowded = self._crowded, False
+        return crowded
+
     def carry_out_plan(self) -> None:
         """Carries out the ledger's plans until there is nothing left to do."""
         while self._ledger.waiting:
@@ -99,9 +108,7 @@ class Room:
             for key in plan.refuse:
                 wanted = self._ledger[key].wanted
                 self._ledger.withdraw(key)
-                limit = f"the limit of all models is {_mega(self._ledger.limit)} MB"
-                message = f"{key.version} needs {_mega(wanted)} MB of memory; {limit}"
-                self._answer_grant(key, Problem("CAPACITY_EXCEEDED", message, retry_after=60))
+                self._answer_grant(key, self._refusal(key, wanted))
             if (plan.evict or plan.drain) and self._give_up_spares():
                 return  # spare processes end first; plan again when they are gone
             leaving = plan.evict + plan.drain
@@ -122,6 +129,19 @@ class Room:
                 self._plan_again(plan.retry_at)
             if not (plan.grant or plan.refuse):
                 return
+
+    def _refusal(self, servable: Servable, wanted: int) -> Problem:
+        limit = self._ledger.limit
+        message = f"{servable.version} needs {_mega(wanted)} MB of memory; "
+        if wanted > limit:
+            message += f"the limit of all models is {_mega(limit)} MB"
+            return Problem("CAPACITY_EXCEEDED", message, retry_after=60)
+        self._crowded = True
+        message += (
+            f"{_mega(self._ledger.room)} MB of the limit of {_mega(limit)} MB are left for models, next to the "
+            "processes that models are forked from or share"
+        )
+        return Problem("CAPACITY_EXCEEDED", message, hint="raise memory_limit", retry_after=CROWDED_WAIT)
 
     def _answer_grant(self, servable: Servable, problem: Problem | None) -> None:
         granted = self._grants.get(servable)

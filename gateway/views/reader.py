@@ -431,10 +431,10 @@ class Views:
 
     def memory(self) -> dict[str, float | None]:
         ledger = self._manager.ledger
-        shared = {"shared": ledger.shared}  # part of the resident bytes
         return {
             "limit_bytes": ledger.limit,
-            **shared,
+            "shared": ledger.shared,  # part of the resident bytes
+            "uncounted": ledger.uncounted,  # in addition to all others
             **{state.value: ledger.bytes_in(state) for state in AccountState},
         }
 

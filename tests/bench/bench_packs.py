@@ -148,13 +148,13 @@ def proportional(server: Running) -> float:
 def room_for(url: str, share: float) -> int:
     """The `memory_limit` that has room for that share of what the models take now.
 
-    The gateway counts what belongs to no model, such as zygotes and the rest of packs, with at most half of
-    the limit: small models need no more than twice their own bytes, however much the rest takes.
+    The gateway keeps at least 16 MiB of the limit, or half of a smaller one, for models, however much the
+    processes take that they share.
     """
     text = httpx.get(f"{url}/metrics", timeout=30).text
-    models = total(text, "gateway_model_bytes")
-    rest = total(text, "gateway_memory_bytes") - models
-    return int(share * models + min(rest, share * models))
+    models = share * total(text, "gateway_model_bytes")
+    rest = total(text, "gateway_memory_bytes") - total(text, "gateway_model_bytes")
+    return int(models + (min(rest, models) if models < 16 << 20 else rest))
 
 
 def serve(count: int, seconds: float) -> None:

@@ -13,6 +13,7 @@ from gateway import cgroup
 from gateway.cgroup import Usage
 from gateway.runners import memory
 from gateway.runners.memory import Footprint, Memory
+from tests.support.hostile import descendants
 from tests.support.running import log_scaled
 from tests.support.served import Served, settings
 from tests.support.traffic import until
@@ -47,3 +48,35 @@ def test_the_memory_of_models_is_not_read_on_the_event_loop(
         server.get("/models/scaled/versions/1")
         elsewhere = {name: count for name, count in readings.items() if not name.startswith("io-memory")}
         assert sum(elsewhere.values()) <= 2, elsewhere  # a spare process that has just started is read once
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="model processes need Linux")
+def test_what_is_told_of_memory_is_never_less_than_what_the_processes_take(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also if the limit has no room for the process that models are forked from."""
+    registry = tmp_path / "registry.yaml"
+    log_scaled(registry, "scaled", 2.0, alias="champion")
+    low = settings(tmp_path, isolation="process").model_copy(update={"memory_limit": 30_000_000})
+    with Served(low, str(registry)) as server:
+        asked = server.post("/predict/scaled", {"dataframe_records": [{"x": 1.0}]})
+        assert asked.status == 200, asked.body
+
+        def told(*names: str) -> int:
+            lines = server.get("/metrics").body.decode().splitlines()
+            return sum(int(float(line.split()[-1])) for line in lines if line.startswith(names))
+
+        until(lambda: told("gateway_memory_uncounted_bytes ") > 0)
+        taken = sum(_anonymous(pid) for pid in descendants())
+        assert told("gateway_memory_bytes{") <= 30_000_000
+        # The pages that a model's process shares with the other one count once.
+        assert told("gateway_memory_bytes{", "gateway_memory_uncounted_bytes ") >= taken
+        until(lambda: "memory_limit (30000000 bytes) is too low" in caplog.text)
+        asked = server.post("/predict/scaled", {"dataframe_records": [{"x": 1.0}]})
+        assert asked.status == 200, "a low limit does not stop all loads"
+
+
+def _anonymous(pid: int) -> int:
+    """The bytes without files, each page by its share."""
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return sum(int(line.split()[1]) * 1024 for line in rollup.splitlines() if line.startswith("Pss_Anon:"))

@@ -368,6 +368,18 @@ async def test_a_hot_model_moves_out_and_comes_back(
 
 
 @pytest.mark.anyio
+async def test_an_empty_pack_ends_at_once_if_others_need_the_memory(tmp_path: Path, bench: PackBench) -> None:
+    runner = await bench.started(scaled(tmp_path / "1", 1))
+    process = pid(runner)
+    bench.packs.end_empty()
+    assert await answered_by(runner, 1) == [1]
+    assert pid(runner) == process, "it is not empty"
+    await runner.close()
+    bench.packs.end_empty()
+    await until(lambda: not Path(f"/proc/{process}").exists())
+
+
+@pytest.mark.anyio
 async def test_an_empty_pack_ends(tmp_path: Path, bench: PackBench) -> None:
     bench.packs.idle = 0.0
     runner = await bench.started(scaled(tmp_path / "1", 1))

@@ -194,8 +194,53 @@ def test_what_belongs_to_no_model_is_counted_and_makes_others_go() -> None:
     ledger.closed("a")
     assert ledger.shared == 30
     assert ledger.accounted == 70
+    assert ledger.uncounted == 0
+
+
+def test_a_small_limit_keeps_half_of_it_for_models_and_tells_what_is_not_counted() -> None:
+    ledger = Ledger(100)
+    resident(ledger, "b", 40)
     ledger.share(90)
-    assert ledger.accounted == 90, "at most half of the limit is kept from models"
+    assert ledger.accounted == 90
+    assert ledger.accounted + ledger.uncounted == 40 + 90, "never less than is resident"
+    assert ledger.plan(2.0)[:4] == ((), (), (), None)
+
+
+def test_a_large_limit_counts_all_that_belongs_to_no_model() -> None:
+    ledger = Ledger(188 * MB)
+    resident(ledger, "a", 30 * MB)
+    resident(ledger, "b", 20 * MB, now=1.0)
+    ledger.share(150 * MB)
+    assert ledger.accounted == 188 * MB
+    assert ledger.uncounted == 12 * MB, "until there is room"
+    assert ledger.plan(2.0).evict == ("a",)
+    ledger.begin_close("a")
+    ledger.closed("a")
+    assert (ledger.accounted, ledger.uncounted) == (170 * MB, 0)
+
+
+def test_a_load_that_does_not_fit_next_to_what_belongs_to_no_model_is_refused_at_once() -> None:
+    ledger = Ledger(188 * MB)
+    resident(ledger, "a", 10 * MB)
+    ledger.share(150 * MB)
+    ledger.open("b", 1.0)
+    ledger.ask("b", 40 * MB)
+    assert ledger.plan(2.0)[:4] == ((), (), ("b",), None)
+    ledger.ask("b", 30 * MB)
+    assert ledger.plan(2.0).evict == ("a",)
+
+
+def test_nothing_is_granted_while_what_belongs_to_no_model_is_not_counted() -> None:
+    ledger = Ledger(188 * MB)
+    resident(ledger, "a", 60 * MB)
+    ledger.lease("a")
+    ledger.share(150 * MB)
+    ledger.open("b", 1.0)
+    ledger.lease("b")
+    ledger.ask("b", 1 * MB)
+    assert ledger.plan(1.0).grant == ()
+    drained = ledger.plan(100.0)
+    assert (drained.grant, drained.drain) == ((), ("a",)), "a busy model gives way in its turn"
 
 
 def test_its_repr_tells_the_story() -> None:

@@ -93,6 +93,18 @@ async def test_more_than_the_limit_is_refused_without_waiting() -> None:
     assert bench.ledger.accounted == 0
 
 
+async def test_what_does_not_fit_next_to_shared_processes_is_refused_and_has_unused_ones_ended() -> None:
+    bench = Bench()
+    bench.ledger.share(80 * MB)
+    with pytest.raises(Problem, match="20 MB of the limit of 100 MB are left for models") as caught:
+        await bench.load(1, 30 * MB)
+    assert (caught.value.code, caught.value.hint) == ("CAPACITY_EXCEEDED", "raise memory_limit")
+    assert [bench.room.was_crowded() for _ in range(2)] == [True, False]
+    bench.ledger.share(10 * MB)  # those have ended
+    await bench.load(1, 30 * MB)
+    bench.ledger.check()
+
+
 async def test_a_load_that_waits_is_known_and_leaves_no_trace() -> None:
     bench = Bench()
     held = await bench.load(1, 80 * MB)
