@@ -36,8 +36,8 @@ _ROW_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096, 16384)
 class Sources(TypedDict, total=False):
     """The callables that give the gauges. Each scrape calls them on the event loop, so they must be cheap.
 
-    memory          bytes by state: `reserved`, `resident`, `closing`, the limit as `limit_bytes`, and what the
-                    limit has no room for as `uncounted`
+    memory          bytes by state: `reserved`, `resident`, `closing`; the limit as `limit_bytes`, and what it
+                    has no room for as `uncounted`
     models          (model, version) -> bytes, of every version that is held
     queue           model -> (requests waiting, requests in flight)
     mismatches      (model, version) of each version that runs in another environment than its own

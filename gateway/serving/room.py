@@ -138,8 +138,8 @@ class Room:
             return Problem("CAPACITY_EXCEEDED", message, retry_after=60)
         self._crowded = True
         message += (
-            f"{_mega(self._ledger.room)} MB of the limit of {_mega(limit)} MB are left for models, next to the "
-            "processes that models are forked from or share"
+            f"{_mega(self._ledger.room)} MB of the limit of {_mega(limit)} MB are left for models, next to "
+            "the processes that models are forked from or share"
         )
         return Problem("CAPACITY_EXCEEDED", message, hint="raise memory_limit", retry_after=CROWDED_WAIT)
 
