@@ -84,7 +84,7 @@ class Place:
         #: The time and the number of its calls since they were last read.
         self.seconds = 0.0
         self.calls = 0
-        self._for = b"".join(wire.encode({"op": "for", "model": number}))
+        self._for = wire.address(number)
 
     def ask(self, pieces: deque[wire.Segment], timeout: float | None) -> asyncio.Future[dict[str, Any]]:
         """Sends a call. The future gets the answer, or RunnerCrashed, RunnerTimeout or NotReached. Raises

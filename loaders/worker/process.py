@@ -116,8 +116,8 @@ def _text(descriptor: int) -> TextIOWrapper:
 
 class RequestLoop:
     """Reads requests and writes answers on one socket. A process of one model receives `load` once, first,
-    then any number of `predict`. A pack receives `open` first, then any of `load`, `predict`, `unload`; `for`
-    names the model of the next message and has no answer."""
+    then any number of `predict`. A pack receives `open` first, then any of `load`, `predict`, `unload`, each
+    with the number of the model that it is for."""
 
     def __init__(self, sock: socket.socket, temporary: str) -> None:
         self._sock = sock
@@ -136,9 +136,7 @@ class RequestLoop:
     def run(self) -> None:
         """Runs until the gateway ends the stream. Raises OSError and WireError, which cannot be reported."""
         while (message := wire.receive(self._sock, self._reader)) is not None:
-            if message["op"] == "for":
-                self._for = message["model"]
-                continue
+            self._for = self._reader.model
             apart = message["op"] == "prewarm" and self._prewarms.get(self._for) == FORKED
             answer = self._apart(message) if apart else self._encoded(message)
             del message

@@ -14,6 +14,12 @@ the next bytes of the body (aligned to 16). An object with the key "~" is writte
 reader takes the buffers in order and must end exactly at the body's end, so a header cannot claim the same
 bytes twice.
 
+The frame of a call to a pack comes after 16 bytes that name the model:
+
+    4 bytes   b"mgwt"
+    4 bytes   the number of the model, unsigned, little-endian
+    8 bytes   zero
+
 Reading executes nothing. A frame with false lengths is a `WireError`, and costs no more memory than the bytes
 received. Must not know models or processes. Sockets are an argument; blocking and non-blocking ones work.
 """
@@ -45,6 +51,7 @@ if TYPE_CHECKING:
 MAX_HEADER: Final = 1 << 28
 
 _MAGIC: Final = b"mgw1"
+_ADDRESS: Final = b"mgwt"
 _PREFIX: Final = struct.Struct("<4sIQ")
 _SMALL: Final = 1 << 16
 _READ_AT_ONCE: Final = 1 << 20
@@ -105,6 +112,11 @@ def _encode_answer(message: Mapping[str, Any], limit: int) -> bytes | None:
     return b"".join((_PREFIX.pack(_MAGIC, len(header), len(data)), header, data))
 
 
+def address(model: int) -> bytes:
+    """What precedes the frame of a call to the model with this number."""
+    return _PREFIX.pack(_ADDRESS, model, 0)
+
+
 def size(data: bytes | bytearray) -> int | None:
     """The bytes of the frame with which `data` begins; None if that is not known yet. Raises WireError."""
     if len(data) < _PREFIX.size:
@@ -161,20 +173,22 @@ def transmit(sock: socket.socket, pieces: deque[Segment]) -> None:
 
 
 class Reader:
-    """Reads frames from one stream socket. `pull` receives bytes, `next` returns complete messages."""
+    """Reads frames from one stream socket. `pull` receives bytes, `next` returns complete messages. `model`:
+    the number in front of the last frame."""
 
     def __init__(self, limit: int = MAX_FRAME) -> None:
         self._limit = limit
-        self._small = bytearray(_SMALL)
-        self._end = 0
+        self._small = memoryview(bytearray(_SMALL))
+        self._start = self._end = 0
         self._frame: Array | None = None  # a frame larger than `_small`, being filled
         self._filled = 0
         self._header = 0
+        self.model = 0
 
     @property
     def partial(self) -> bool:
         """True while the stream is inside a frame."""
-        return self._end > 0 or self._frame is not None
+        return self._end > self._start or self._frame is not None
 
     def pull(self, sock: socket.socket) -> bool:
         """Receives available bytes, at most a megabyte. Returns False at the end of the stream. On a
@@ -183,9 +197,14 @@ class Reader:
             rest = self._frame[self._filled : self._filled + _READ_AT_ONCE].data
             got = sock.recv_into(rest)
             self._filled += got
-        else:
-            got = sock.recv_into(memoryview(self._small)[self._end :])
-            self._end += got
+            return got > 0
+        small, start, end = self._small, self._start, self._end
+        if start:
+            end -= start
+            small[:end] = bytes(small[start : start + end])
+            self._start = 0
+        got = sock.recv_into(small[end:] if end else small)
+        self._end = end + got
         return got > 0
 
     def next(self) -> dict[str, Any] | None:
@@ -201,27 +220,35 @@ class Reader:
                 return None
             frame, self._frame = self._frame, None
             return frame, self._header
-        if self._end < _PREFIX.size:
+        small, start, end = self._small, self._start, self._end
+        if end - start < _PREFIX.size:
             return None
-        magic, header, body = _PREFIX.unpack_from(self._small)
-        if magic != _MAGIC or header % ALIGN:
+        magic, header, body = _PREFIX.unpack_from(small, start)
+        start += _PREFIX.size
+        model = 0
+        if magic == _ADDRESS:
+            if end - start < _PREFIX.size:
+                return None
+            model = header
+            magic, header, body = _PREFIX.unpack_from(small, start)
+            start += _PREFIX.size
+        if magic != _MAGIC or header % ALIGN or not header:
             raise WireError("the stream does not contain frames")
         size = header + body
         if header > MAX_HEADER or size > self._limit:
             raise WireError(f"a frame of {size} bytes is over the limit")
-        present = min(size, self._end - _PREFIX.size)
-        if present < size and _PREFIX.size + size <= _SMALL:
+        present = end - start
+        if present >= size:
+            self._start, self.model = start + size, model
+            return np.frombuffer(bytearray(small[start : start + size]), np.uint8), header
+        if size <= _SMALL - 2 * _PREFIX.size:
             return None
         try:
             frame = np.empty(size, np.uint8)  # pages take no memory until they are written
         except MemoryError:
             raise WireError(f"no memory for a frame of {size} bytes") from None
-        taken = _PREFIX.size + present
-        frame[:present] = np.frombuffer(self._small, np.uint8, present, _PREFIX.size)
-        self._small[: self._end - taken] = self._small[taken : self._end]
-        self._end -= taken
-        if present == size:
-            return frame, header
+        frame[:present] = np.frombuffer(small, np.uint8, present, start)
+        self._start, self._end, self.model = 0, 0, model
         self._frame, self._filled, self._header = frame, present, header
         return None
 
