@@ -6,8 +6,8 @@ know aliases or protocols.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from loaders.schema import SignatureError
 from loaders.signature import Signature
@@ -63,6 +63,11 @@ class RunnerTimeout(Exception):
 
 FAILURES: Final = (ModelError, RunnerCrashed, RunnerTimeout, NoProcess)
 """The exceptions that loading and calling a model may raise."""
+
+
+Then: TypeAlias = "Callable[[Batch | None, Exception | None], None]"
+"""Is called once, later, with the answer of a call or with its exception."""
+Begin: TypeAlias = "Callable[[Batch | Framed, Mapping[str, Any], Then], bool]"
 
 
 class Runner(Protocol):
@@ -141,6 +146,11 @@ class Runner(Protocol):
     async def predict(self, batch: Batch | Framed, params: Mapping[str, Any]) -> Batch:
         """Calls the model. A framed batch holds its params. Several calls may run at once. Raises one of
         `FAILURES`."""
+
+    @property
+    def begin(self) -> Begin | None:
+        """Begins the call of `predict` without a task, which costs much less. Returns False where it cannot
+        begin now. Raises ModelError for a value that cannot be sent. None: it always needs a task."""
 
     async def prewarm(self, batch: Batch, params: Mapping[str, Any]) -> Batch:
         """Calls the model as `predict` does, before it serves; later answers must not depend on this call. A

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gateway.runners import memory
-from gateway.runners.base import ModelError, RunnerTimeout
+from gateway.runners.base import Begin, ModelError, RunnerTimeout
 from loaders.batch import Columns, Tensors, Value
 from loaders.flavors.failures import failure
 
@@ -47,6 +47,8 @@ class InlineRunner:
     pids: Sequence[int] = ()
     busy_seconds = 0.0
     isolation = "inline"
+    #: A call always needs a task, which waits for the thread.
+    begin: Begin | None = None
 
     def __init__(
         self,

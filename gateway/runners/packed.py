@@ -12,6 +12,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway.runners import calls
@@ -21,11 +22,12 @@ from gateway.runners.base import (
     NoProcess,
     RunnerCrashed,
     RunnerTimeout,
+    Then,
     signature_of,
 )
 from gateway.runners.packs import Pack, Packs
+from gateway.runners.pending import Direct, NotReached, Reply
 from gateway.runners.places import Conditions, Place
-from gateway.runners.worker import NotReached
 from loaders.worker import wire
 from loaders.worker.process import LOADED_AGAIN
 
@@ -253,41 +255,98 @@ class PackedRunner:
                 reply = await place.ask(pieces, self._timeout)
             except NotReached:
                 continue
-            except RunnerTimeout:
-                self._suspect(f"a call of it did not end within {self._timeout:g} s")
-                self._observe("timeout", "its call in a pack took too long")
-                raise
-            except RunnerCrashed as error:
-                if self._closed:
-                    raise NoProcess("the model was unloaded") from None
-                self._suspect(f"{error} while it worked on a call of this model")
-                self._observe("crashed", str(error))
-                raise
-            try:
-                return calls.answer_of(reply, place.directory)
-            except RunnerCrashed as broken:
-                place.process.worker.kill(broken)
-                raise
+            except (RunnerTimeout, RunnerCrashed) as error:
+                raise self._ended_in(error) from None
+            return self._answer_of(place, reply)
+
+    def begin(self, batch: Batch | wire.Framed, params: Mapping[str, Any], then: Then) -> bool:
+        if self._own is not None:
+            return self._begin_own(self._own, batch, params, then)
+        place = self._place
+        if place is None or place.process.left or place.process.worker.gone:
+            return False
+        message = calls.call("predict", batch, params)
+        if calls.is_long(message):
+            return False
+
+        def failed(error: Exception) -> None:
+            if isinstance(error, NotReached):
+                self._later(self._elsewhere(batch, params, then))
+            elif isinstance(error, RunnerTimeout | RunnerCrashed):
+                then(None, self._ended_in(error))
+            else:
+                then(None, error)
+
+        answer = Direct(partial(self._answer_of, place), then, failed)
+        place.send(calls.encoded(message), self._timeout, answer)
+        return True
+
+    async def _elsewhere(self, batch: Batch | wire.Framed, params: Mapping[str, Any], then: Then) -> None:
+        """Calls the model again after a process that did not begin the call."""
+        try:
+            answer = await self._asked("predict", batch, params)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the caller waits for it
+            then(None, error)
+        else:
+            then(answer, None)
+
+    def _answer_of(self, place: Place, reply: Reply) -> Batch:
+        try:
+            return calls.answer_of(reply, place.directory)
+        except RunnerCrashed as broken:
+            place.process.worker.kill(broken)
+            raise
+
+    def _ended_in(self, error: RunnerTimeout | RunnerCrashed) -> Exception:
+        """Moves the model out after a call that ended its process or blocked it. Returns its exception."""
+        if isinstance(error, RunnerTimeout):
+            self._suspect(f"a call of it did not end within {self._timeout:g} s")
+            self._observe("timeout", "its call in a pack took too long")
+        elif self._closed:
+            return NoProcess("the model was unloaded")
+        else:
+            self._suspect(f"{error} while it worked on a call of this model")
+            self._observe("crashed", str(error))
+        return error
+
+    def _begin_own(
+        self, own: ProcessRunner, batch: Batch | wire.Framed, params: Mapping[str, Any], then: Then
+    ) -> bool:
+        def ended(answer: Batch | None, error: Exception | None) -> None:
+            self._own_ended(error)
+            then(answer, error)
+
+        if not own.begin(batch, params, ended):
+            return False
+        self._own_calls += 1
+        self._own_idle.clear()
+        return True
 
     async def _ask_own(self, op: str, batch: Batch | wire.Framed, params: Mapping[str, Any]) -> Batch:
         own = self._own
         assert own is not None
         self._own_calls += 1
         self._own_idle.clear()
+        failure: BaseException | None = None
         try:
-            asked = own.prewarm(batch, params) if op == "prewarm" else own.predict(batch, params)  # type: ignore[arg-type]
-            answer = await asked
-        except (RunnerCrashed, RunnerTimeout):
+            return await (own.prewarm(batch, params) if op == "prewarm" else own.predict(batch, params))  # type: ignore[arg-type]
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            self._own_ended(failure)
+
+    def _own_ended(self, failure: BaseException | None) -> None:
+        """A call of its own process has ended."""
+        self._own_calls -= 1
+        if not self._own_calls:
+            self._own_idle.set()
+        if failure is None:
+            self._answers += 1
+        elif isinstance(failure, RunnerCrashed | RunnerTimeout):
             self._answers = 0
             if self._back_at is not None:
                 self._back_at = self._loop.time() + PROOF_SECONDS
-            raise
-        finally:
-            self._own_calls -= 1
-            if not self._own_calls:
-                self._own_idle.set()
-        self._answers += 1
-        return answer
 
     async def close(self) -> None:
         self._closed = True

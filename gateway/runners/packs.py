@@ -22,8 +22,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway.runners.base import RunnerCrashed, RunnerTimeout
+from gateway.runners.pending import NotReached
 from gateway.runners.places import Conditions, Member, Place, Process
-from gateway.runners.worker import NotReached
 from loaders.worker import temporary
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from gateway.runners.base import RunnerCrashed, RunnerTimeout, loaded_of
-from gateway.runners.worker import NotReached, Worker
+from gateway.runners.pending import Call, Direct, NotReached, Reply
+from gateway.runners.worker import Worker
 from loaders.worker import wire
 
 if TYPE_CHECKING:
@@ -86,14 +87,22 @@ class Place:
         self.calls = 0
         self._for = wire.address(number)
 
-    def ask(self, pieces: deque[wire.Segment], timeout: float | None) -> asyncio.Future[dict[str, Any]]:
+    def ask(self, pieces: deque[wire.Segment], timeout: float | None) -> asyncio.Future[Reply]:
         """Sends a call. The future gets the answer, or RunnerCrashed, RunnerTimeout or NotReached. Raises
         NotReached."""
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self.send(pieces, timeout, future)
+        return future
+
+    def send(
+        self, pieces: deque[wire.Segment], timeout: float | None, answer: asyncio.Future[Reply] | Direct
+    ) -> None:
+        """The same; `answer` gets what the future gets. Raises NotReached."""
         worker = self.process.worker
         if worker.gone or self.process.left:
             raise NotReached
         pieces.appendleft(self._for)
-        return worker.ask(pieces, timeout, self)
+        worker.send(pieces, Call(answer, timeout, self))
 
 
 class Process:

@@ -13,12 +13,14 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway.runners import calls, environments
-from gateway.runners.base import ModelError, RunnerCrashed, signature_of
+from gateway.runners.base import ModelError, RunnerCrashed, Then, signature_of
 from gateway.runners.confinement import Confinement
 from gateway.runners.environments import Environment
+from gateway.runners.pending import Call, Direct, Reply
 from gateway.runners.pool import Pool
 from gateway.runners.restarts import Policy, Restarts
 from gateway.runners.suspects import digest
@@ -248,11 +250,23 @@ class ProcessRunner:
         worker = self._pool.take()
         if worker is None:
             worker = await self._pool.wait()
-        worker.call = message
-        try:
-            reply = await worker.ask(pieces, self._timeout)
-        finally:
-            worker.call = None
+        reply = await worker.ask(pieces, self._timeout, message)
+        return self._answer_of(worker, reply)
+
+    def begin(self, batch: Batch | wire.Framed, params: Mapping[str, Any], then: Then) -> bool:
+        message = calls.call("predict", batch, params)
+        if calls.is_long(message):
+            return False
+        pieces = calls.encoded(message)
+        worker = self._pool.take()
+        if worker is None:
+            return False
+
+        answer = Direct(partial(self._answer_of, worker), then, partial(then, None))
+        worker.send(pieces, Call(answer, self._timeout, message))
+        return True
+
+    def _answer_of(self, worker: Worker, reply: Reply) -> Batch:
         self._replies += 1
         try:
             return calls.answer_of(reply, self._path)
@@ -384,8 +398,8 @@ class ProcessRunner:
         if worker is self._spare:
             self._spare = None  # the next tick may make another
             return
-        call = worker.call
-        suspect = None if call is None else digest(call["batch"], call["params"]) or None
+        call = None if timeout else worker.unanswered
+        suspect = digest(call["batch"], call["params"]) or None if isinstance(call, dict) else None
         self._again(reason, crashed=not timeout, suspect=suspect)
 
     def _again(self, reason: str, *, crashed: bool, suspect: bytes | None = None) -> None:

@@ -15,14 +15,15 @@ import socket
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import partial
 from typing import Any, Final
 
 from gateway.runners.base import ModelError, RunnerCrashed, RunnerTimeout, loaded_of
 from gateway.runners.child import Child, described
+from gateway.runners.deadline import Deadline
 from gateway.runners.environments import Environment
 from gateway.runners.memory import Footprint, Memory, peak
 from gateway.runners.output import Output, Sink
+from gateway.runners.pending import Call, NotReached, Reply
 from gateway.runners.pulse import Pulse, of_group, read
 from gateway.runners.zygote import ZygoteGone, Zygotes
 from loaders.worker import wire
@@ -36,21 +37,7 @@ _ANSWER_SLACK: Final = 1 << 20
 _SOCKET_BUFFER: Final = 1 << 20
 _STATUS_WAIT: Final = 1.0
 _LAST_WORD: Final = 0.25
-
-
-class NotReached(Exception):
-    """The process ended before it began the call, so the call may run elsewhere."""
-
-
-class _Call:
-    """A pending call: its future, its timeout in seconds after its turn has come, and its caller."""
-
-    __slots__ = ("answer", "asker", "timeout")
-
-    def __init__(self, answer: asyncio.Future[dict[str, Any]], timeout: float | None, asker: object) -> None:
-        self.answer = answer
-        self.timeout = timeout
-        self.asker = asker
+_ANSWERS: Final = ("answer", "error", "loaded")
 
 
 class Worker:
@@ -87,14 +74,14 @@ class Worker:
         self._most_tasks: int | None = None
         self._user: int | None = None
         self._pending: deque[wire.Segment] = deque()
-        self._calls: deque[_Call] = deque()
+        self._calls: deque[Call] = deque()
         self._sending = False
         self._writing = False
-        self._deadline: asyncio.TimerHandle | None = None
+        self._deadline = Deadline(self._loop, self._overdue)
         self._verdict: Exception | None = None
         self._reaping: asyncio.Task[None] | None = None
-        #: Its pending calls.
-        self.call: dict[str, Any] | None = None
+        #: The caller of the call in which it ended.
+        self.unanswered: object = None
         self.pulse = Pulse()
         self.loaded: dict[str, Any] = {}
         self.load_peak = 0
@@ -234,23 +221,27 @@ class Worker:
 
     def ask(
         self, pieces: deque[wire.Segment], timeout: float | None, asker: object = None
-    ) -> asyncio.Future[dict[str, Any]]:
+    ) -> asyncio.Future[Reply]:
         """Sends a message. The future gets the answer, or RunnerCrashed, or RunnerTimeout after `timeout`
         seconds of work, which also ends the process, or NotReached if the process ends before it begins the
         call. A caller may cancel: the answer is then dropped. Only for an idle worker, unless it `queues`."""
-        if (self._calls and not self._queues) or self.gone or self._sock is None:
+        future: asyncio.Future[Reply] = self._loop.create_future()
+        self.send(pieces, Call(future, timeout, asker))
+        return future
+
+    def send(self, pieces: deque[wire.Segment], call: Call) -> None:
+        """The same, for any call."""
+        calls = self._calls
+        if (calls and not self._queues) or self._reaping is not None or self._sock is None:
             raise RuntimeError(f"{self!r} cannot be asked now")
-        call = _Call(self._loop.create_future(), timeout, asker)
-        self._calls.append(call)
-        if len(self._calls) == 1:
-            self._begin(call)
+        calls.append(call)
         self._pending.extend(pieces)
-        if len(self._calls) == 1:  # the process waits for it
+        if len(calls) == 1:  # the process waits for it
+            self._begin(call)
             self._send()
         elif not self._sending:
             self._sending = True
             self._loop.call_soon(self._send_gathered)
-        return call.answer
 
     def let_go(self) -> None:
         """Gives up calls that it has not begun: they get `NotReached`. The process is ended after its current
@@ -299,10 +290,9 @@ class Worker:
 
     # ---- calls
 
-    def _begin(self, call: _Call) -> None:
-        self.working_since = self._loop.time()
-        if call.timeout is not None:
-            self._deadline = self._loop.call_later(call.timeout, self._overdue, call.timeout)
+    def _begin(self, call: Call) -> None:
+        self.working_since = now = self._loop.time()
+        self._deadline.begin(now, call.timeout)
 
     def _refuse_waiting(self) -> None:
         while self._calls:
@@ -344,11 +334,8 @@ class Worker:
             if self._footprint is None:
                 self._receive_footprint()
                 return
-            if not self._reader.pull(self._sock):
+            if not self._take_all(self._sock):
                 self._finish()
-                return
-            while not self.gone and (whole := self._reader.frame()) is not None:
-                self._take(*whole)
         except BlockingIOError:
             return
         except wire.WireError as error:
@@ -368,6 +355,14 @@ class Worker:
         self._footprint = Footprint(measured, self.pid, *shared_memory)
         self._zygotes.footprints.add(self._footprint)
 
+    def _take_all(self, sock: socket.socket) -> bool:
+        """Takes the answers that have come. Returns False at the end of the stream."""
+        if not self._reader.pull(sock):
+            return False
+        while self._reaping is None and (whole := self._reader.frame()) is not None:
+            self._take(*whole)
+        return True
+
     def _take(self, frame: wire.Array, header: int) -> None:
         """Takes an answer; a large one is decoded in a thread. Raises WireError."""
         call = self._answered()
@@ -375,9 +370,9 @@ class Worker:
             decoding = self._loop.run_in_executor(self._zygotes.answers, self._decode, frame, header)
             decoding.add_done_callback(lambda done: self._deliver(call, done.result))
         else:
-            self._deliver(call, partial(self._decode, frame, header))
+            self._deliver(call, self._decode, frame, header)
 
-    def _decode(self, frame: wire.Array, header: int) -> dict[str, Any]:
+    def _decode(self, frame: wire.Array, header: int) -> Reply:
         """Decodes a message. A message that would take more memory than an answer may is an error of the
         model."""
         try:
@@ -385,24 +380,26 @@ class Worker:
         except wire.TooLarge as error:
             return {"op": "error", "type": "AnswerTooLarge", "message": str(error)}
 
-    def _answered(self) -> _Call:
+    def _answered(self) -> Call:
         """The call whose answer has arrived, in the order of the calls; begins the next one."""
-        if not self._calls:
+        calls = self._calls
+        if not calls:
             raise wire.WireError("it answered without a call")
-        call = self._calls.popleft()
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-        seconds = self._loop.time() - self.working_since
-        if self._calls:
-            self._begin(self._calls[0])
+        call = calls.popleft()
+        since = self.working_since
+        if calls:
+            self._begin(calls[0])
+            seconds = self.working_since - since
+        else:
+            self._deadline.end()
+            seconds = self._loop.time() - since
         self._worked(call.asker, seconds)
         return call
 
-    def _deliver(self, call: _Call, decoded: Callable[[], dict[str, Any]]) -> None:
+    def _deliver(self, call: Call, decoded: Callable[..., Reply], *frame: Any) -> None:
         try:
-            message = decoded()
-            if message.get("op") not in ("answer", "error", "loaded"):
+            message = decoded(*frame)
+            if message.get("op") not in _ANSWERS:
                 raise wire.WireError("its message is not an answer")
         except (Exception, asyncio.CancelledError) as error:  # whatever it sends, its call must end
             if not isinstance(error, (wire.WireError, asyncio.CancelledError)):
@@ -413,17 +410,19 @@ class Worker:
             self.kill(verdict)
             return
         self.answers += 1
-        if not call.answer.done():
-            call.answer.set_result(message)
+        # First it is free, then its caller may call it again.
         if self.loaded and (message["op"] != "loaded" or self._queues):
             self._idle(self)
+        if not call.answer.done():
+            call.answer.set_result(message)
 
-    def _overdue(self, timeout: float) -> None:
-        self._deadline = None
-        verdict = RunnerTimeout(f"the model did not answer within {timeout:g} s and was stopped")
-        if self._calls and not self._calls[0].answer.done():
-            self._calls[0].answer.set_exception(verdict)
-        self.kill(verdict)
+    def _overdue(self) -> None:
+        if self._calls:
+            call = self._calls[0]
+            verdict = RunnerTimeout(f"the model did not answer within {call.timeout:g} s and was stopped")
+            if not call.answer.done():
+                call.answer.set_exception(verdict)
+            self.kill(verdict)
 
     # ---- the end
 
@@ -434,10 +433,8 @@ class Worker:
             self._loop.remove_reader(self._child.handle)
         while self._calls and not self.gone and self._sock is not None and self._footprint is not None:
             try:
-                if not self._reader.pull(self._sock):
+                if not self._take_all(self._sock):
                     break
-                while not self.gone and (whole := self._reader.frame()) is not None:
-                    self._take(*whole)
             except (wire.WireError, OSError):
                 break
         self._finish()
@@ -464,18 +461,17 @@ class Worker:
         outside = code == -signal.SIGKILL
         verdict = self._verdict or RunnerCrashed(f"the model process {said}", outside=outside)
         if self._calls:
-            answer = self._calls.popleft().answer
-            if not answer.done():
-                answer.set_exception(verdict)
-                answer.exception()  # mark as retrieved, even if no caller waits
+            call = self._calls.popleft()
+            self.unanswered = call.asker
+            if not call.answer.done():
+                call.answer.set_exception(verdict)
+                call.answer.exception()  # mark as retrieved, even if no caller waits
         self._refuse_waiting()
         self._close()
         self._ended(self, str(verdict))
 
     def _close(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
+        self._deadline.close()
         if self._sock is not None:
             self._sock.close()
             self._sock = None

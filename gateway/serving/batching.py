@@ -14,15 +14,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Hashable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import numpy as np
 
 from gateway import tracing
-from gateway.runners.base import RunnerCrashed
+from gateway.runners.base import Begin, RunnerCrashed
 from gateway.runners.suspects import Poisoned, Suspects, digest
 from gateway.serving.admission import Admission
 from loaders.batch import Batch, Columns, Tensors, concat, layout, split
@@ -60,12 +62,13 @@ class Member:
 
 
 class Batcher:
-    """Calls `run` at most `slots` times at once. `dispatched(rows)` is called for each. `traced`: each
-    answer says which call it comes from."""
+    """Calls `run` at most `slots` times at once, or `begin`, which begins the same call without a task (see
+    `Runner`). `dispatched(rows)` is called for each. `traced`: each answer says which call it comes from."""
 
     def __init__(
         self,
         run: Run,
+        begin: Begin | None = None,
         *,
         merges: bool,
         slots: int = 1,
@@ -77,19 +80,21 @@ class Batcher:
         self.merges = merges
         self._traced = traced
         self._run = run
+        self._begin = begin
         self._slots = slots
         self._max_rows = max_rows
         self._admission = admission or Admission(1000, slots)
         self._dispatched = dispatched
         self._suspects = Suspects()
         self._queue: deque[Member] = deque()
-        self._tasks: dict[asyncio.Task[None], list[Member]] = {}
+        #: The members of each running call, by what runs it.
+        self._calls: dict[asyncio.Task[None] | _Started, list[Member]] = {}
         self._scheduled = False
         self._running = 0
         self._loop = asyncio.get_running_loop()
 
     def __repr__(self) -> str:
-        return f"<Batcher {len(self._queue)} queued, {len(self._tasks)}/{self._slots} running>"
+        return f"<Batcher {len(self._queue)} queued, {len(self._calls)}/{self._slots} running>"
 
     @property
     def queued(self) -> int:
@@ -107,7 +112,7 @@ class Batcher:
     def stalled(self, future: asyncio.Future[Outcome]) -> float:
         """The seconds for which a request has got no further: since its call began, or, while it waits for
         its turn, since the newest of the running calls began; 0 if a call may begin now."""
-        calls = [members for members in self._tasks.values() if members]
+        calls = [members for members in self._calls.values() if members]
         mine = [member for members in calls for member in members if member.future is future]
         if not mine and len(calls) < self._slots:
             return 0.0
@@ -129,7 +134,7 @@ class Batcher:
         key = self._merge_key(batch, params) if self.merges else None
         rows = 1 if batch.rows is None else batch.rows
         self._queue.append(Member(batch, params, key, rows, perf_counter(), deadline, future))
-        if not self._scheduled and len(self._tasks) < self._slots:
+        if not self._scheduled and len(self._calls) < self._slots:
             # Not at once: other requests of this turn of the loop share the call.
             self._scheduled = True
             self._loop.call_soon(self._pump)
@@ -164,21 +169,54 @@ class Batcher:
 
     def _pump(self) -> None:
         self._scheduled = False
-        while self._queue and len(self._tasks) < self._slots:
+        while self._queue and len(self._calls) < self._slots:
             members = self._take()
-            if members:
-                task = self._loop.create_task(self._work(members))
-                self._tasks[task] = members
-                task.add_done_callback(self._finished)
+            if members and not self._start(members):
+                self._start_task(self._work(members), members)
 
-    async def _work(self, members: list[Member]) -> None:
+    def _start(self, members: list[Member]) -> bool:
+        """Starts a call without a task. Returns False if it needs one: the runner cannot begin it now, or it
+        fails."""
+        if self._begin is None or self._suspects:
+            return False
+        started = _Started(members)
+        try:
+            if not self._begin(_joined(members), members[0].params, partial(self._ended, started)):
+                return False
+        except Exception:  # noqa: BLE001 - it fails in the task again, which handles that
+            return False
+        self._calls[started] = members
+        self._running += len(members)
+        self._dispatched(started.rows)
+        return True
+
+    def _ended(self, call: _Started, result: Batch | None, error: Exception | None) -> None:
+        members = self._calls.pop(call)
+        self._running -= len(members)
+        if result is None or not self._answer(members, result, call.began, call.rows):
+            self._start_task(self._work(members, error or _Unequal()), members)
+        elif self._queue and not self._scheduled:
+            if self.merges:
+                # Not at once: those who got an answer now may ask again.
+                self._scheduled = True
+                self._loop.call_soon(self._pump)
+            else:
+                self._pump()
+
+    def _start_task(self, work: Coroutine[Any, Any, None], members: list[Member]) -> None:
+        task = self._loop.create_task(work)
+        self._calls[task] = members
+        task.add_done_callback(self._finished)
+
+    async def _work(self, members: list[Member], failure: Exception | None = None) -> None:
         """Runs the calls of one slot. Without merging, the next call follows at once: waiting for more
         requests gains nothing, and under overload each turn of the loop is long. After a failure the loop
-        gets a turn first: a failure may come without any wait, and a long queue would then block the loop."""
+        gets a turn first: a failure may come without any wait, and a long queue would then block the loop.
+        `failure`: the first call has failed already."""
         while members:
             self._running += len(members)
             try:
-                together = await self._call(members)
+                together = await (self._call(members) if failure is None else self._fail(members, failure))
             finally:
                 self._running -= len(members)
             if not together or self.merges:
@@ -186,7 +224,7 @@ class Batcher:
             members[:] = self._take()
 
     def _finished(self, task: asyncio.Task[None]) -> None:
-        self._tasks.pop(task, None)
+        self._calls.pop(task, None)
         if self._queue:
             self._pump()
         if not task.cancelled() and (error := task.exception()) is not None:
@@ -228,44 +266,51 @@ class Batcher:
             members, digests = self._without_poison(members)
             if not members:
                 return False
-        started, rows = perf_counter(), 0
-        for member in members:
-            member.started = started
-            rows += member.rows
+        call = _Started(members)
         try:
-            self._dispatched(rows)
-            asked = [member.batch for member in members]
-            joined = asked[0] if len(asked) == 1 else concat(cast("list[Batch]", asked))
-            result = await self._run(joined, members[0].params)
-            parts = [result] if len(members) == 1 else split(result, [m.rows for m in members])
-        except RunnerCrashed as error:
-            # None of them is known to be guilty: each runs once more by itself.
-            digests = digests or [digest(member.batch, member.params) for member in members]
-            self._suspects.ended(digests, self._loop.time(), outside=error.outside)
-            parts = None
+            self._dispatched(call.rows)
+            result = await self._run(_joined(members), members[0].params)
         except Exception as error:  # noqa: BLE001 - whatever the model or its runner raised is the callers' to see
-            if len(members) == 1:
-                _refuse(members[0], error)
-                return False
-            parts = None
-        if parts is None:
-            # Either one of them made the call fail, or the answer has not one row for each of theirs:
-            # each runs once more by itself, so that no caller pays for another.
-            for member in members:
-                if not member.future.done():
-                    await self._call([member])
-            return False
+            return await self._fail(members, error, digests)
+        if not self._answer(members, result, call.began, call.rows):
+            return await self._fail(members, _Unequal(), digests)
         if digests:
             self._suspects.answered(digests)
-        seconds = perf_counter() - started
+        return True
+
+    def _answer(self, members: list[Member], result: Batch, began: float, rows: int) -> bool:
+        """Gives each member its part of the answer. Returns False if it has not one row for each of
+        theirs."""
+        parts: list[Batch] | None = [result]
+        if len(members) > 1:
+            with suppress(Exception):  # a hostile process may send anything
+                parts = split(result, [member.rows for member in members])
+        if parts is None or len(parts) < len(members):
+            return False
+        seconds = perf_counter() - began
         self._admission.finished(len(members), seconds)
-        work = None
-        if self._traced:
-            work = tracing.work(len(members), rows, seconds)
+        work = tracing.work(len(members), rows, seconds) if self._traced else None
         for member, part in zip(members, parts, strict=True):
             if not member.future.done():
-                member.future.set_result(Outcome(part, started - member.arrived, seconds, work))
+                member.future.set_result(Outcome(part, began - member.arrived, seconds, work))
         return True
+
+    async def _fail(
+        self, members: list[Member], error: Exception, digests: Sequence[bytes] = ()
+    ) -> Literal[False]:
+        """Each member runs once more by itself, so that no caller pays for another: one of them made the call
+        fail, or, if its process ended, none of them is known to be guilty. A request that failed alone gets
+        the error, unless its process ended."""
+        if isinstance(error, RunnerCrashed):
+            told = digests or [digest(member.batch, member.params) for member in members]
+            self._suspects.ended(told, self._loop.time(), outside=error.outside)
+        elif len(members) == 1:
+            _refuse(members[0], error)
+            return False
+        for member in members:
+            if not member.future.done():
+                await self._call([member])
+        return False
 
     def _without_poison(self, members: list[Member]) -> tuple[list[Member], list[bytes]]:
         """The members that may run, with their digests; refuses the others with the reason."""
@@ -283,6 +328,29 @@ class Batcher:
                 healthy.append(member)
                 digests.append(told)
         return healthy, digests
+
+
+class _Started:
+    """A call that begins now, with so many rows."""
+
+    __slots__ = ("began", "rows")
+
+    def __init__(self, members: list[Member]) -> None:
+        self.began = began = perf_counter()
+        self.rows = 0
+        for member in members:
+            member.started = began
+            self.rows += member.rows
+
+
+class _Unequal(Exception):
+    """The answer of a merged call has not one row for each of its rows."""
+
+
+def _joined(members: list[Member]) -> Asked:
+    if len(members) == 1:
+        return members[0].batch
+    return concat([cast("Batch", member.batch) for member in members])
 
 
 def _refuse(member: Member, error: Exception) -> None:

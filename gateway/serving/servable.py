@@ -312,6 +312,7 @@ class Servable:
             raise
         self._batcher = Batcher(
             runner.predict,
+            runner.begin,
             merges=merges and self.options.batch,
             slots=runner.slots,
             max_rows=self.options.max_rows,

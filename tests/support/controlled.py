@@ -20,7 +20,7 @@ from gateway.artifacts.packages import Prepared
 from gateway.errors import Problem
 from gateway.events import Event
 from gateway.registries.base import Version
-from gateway.runners.base import ModelError
+from gateway.runners.base import ModelError, Then
 from gateway.serving.ledger import Ledger
 from gateway.serving.manager import Manager
 from gateway.serving.servable import Servable
@@ -112,17 +112,27 @@ class ControlledRunner:
             raise ModelError(self._behaviour.fails)
 
     async def predict(self, batch: Batch, params: Mapping[str, Any]) -> Batch:
-        rows = batch.rows or 1
-        self._behaviour.calls.append(rows)
+        answer = self._answer(batch.rows or 1)
         if self._behaviour.hold_predict is not None:
             await self._behaviour.hold_predict.wait()
         if self._behaviour.ends_predict is not None:
             raise self._behaviour.ends_predict
         if self._behaviour.fails_predict is not None:
             raise ModelError(self._behaviour.fails_predict)
+        return answer
+
+    def _answer(self, rows: int) -> Tensors:
+        self._behaviour.calls.append(rows)
         answers = self._behaviour.answers
         said = int(self._version.version) if answers is None else answers
         return Tensors({"": np.full(rows, said)}, rows)
+
+    def begin(self, batch: Any, params: Mapping[str, Any], then: Then) -> bool:
+        behaviour = self._behaviour
+        if behaviour.hold_predict or behaviour.ends_predict or behaviour.fails_predict:
+            return False
+        asyncio.get_running_loop().call_soon(then, self._answer(batch.rows or 1), None)
+        return True
 
     async def prewarm(self, batch: Batch, params: Mapping[str, Any]) -> Batch:
         return await self.predict(batch, params)

@@ -3,19 +3,52 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Mapping
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
 
-from gateway.runners.base import NoProcess, RunnerCrashed
+from gateway.runners.base import Begin, NoProcess, RunnerCrashed, Then
 from gateway.runners.suspects import Poisoned
 from gateway.serving.admission import Admission, NotAdmitted
-from gateway.serving.batching import Batcher, Outcome, agree, repeated
+from gateway.serving.batching import Asked, Batcher, Outcome, Run, agree, repeated
 from loaders.batch import Batch, Columns, Tensors, Value
 from tests.support.controlled import bounded, turns
+
+
+def beginning(run: Run) -> Begin:
+    """Begins a call of `run` as a runner does that needs no task of the batcher."""
+
+    def begin(batch: Asked, params: Mapping[str, Any], then: Then) -> bool:
+        def ended(task: asyncio.Future[Batch]) -> None:
+            error = task.exception()
+            assert error is None or isinstance(error, Exception)
+            then(None if error else task.result(), error)
+
+        asyncio.ensure_future(run(batch, params)).add_done_callback(ended)
+        return True
+
+    return begin
+
+
+Made: TypeAlias = Callable[..., Batcher]
+
+
+@pytest.fixture(params=["in a task", "without a task", "in a task if need be"])
+def made(request: pytest.FixtureRequest) -> Made:
+    """The ways in which a batcher calls a model: the rules are the same for all."""
+    times = itertools.count()
+
+    def batcher(run: Run, **options: Any) -> Batcher:
+        begin = beginning(run)
+        if request.param == "in a task if need be":
+            return Batcher(run, lambda *call: next(times) % 2 > 0 and begin(*call), **options)
+        return Batcher(run, None if request.param == "in a task" else begin, **options)
+
+    return batcher
 
 
 class Doubler:
@@ -53,10 +86,10 @@ async def answers(*futures: asyncio.Future[Any]) -> list[list[float]]:
 @pytest.mark.anyio
 @bounded
 @pytest.mark.parametrize("merges", [True, False])
-async def test_requests_in_flight_are_those_that_wait_and_those_in_a_call(merges: bool) -> None:
+async def test_requests_in_flight_are_those_that_wait_and_those_in_a_call(made: Made, merges: bool) -> None:
     model = Doubler()
     model.hold = asyncio.Event()
-    batcher = Batcher(model, merges=merges)
+    batcher = made(model, merges=merges)
     futures = [batcher.submit(rows(float(n)), {}) for n in range(3)]
     await turns()
     assert (len(model.calls), batcher.inflight) == (1, 3)
@@ -71,9 +104,9 @@ async def test_requests_in_flight_are_those_that_wait_and_those_in_a_call(merges
 
 @pytest.mark.anyio
 @bounded
-async def test_promise_9_what_arrives_in_one_turn_goes_in_one_call() -> None:
+async def test_promise_9_what_arrives_in_one_turn_goes_in_one_call(made: Made) -> None:
     model = Doubler()
-    batcher = Batcher(model, merges=True)
+    batcher = made(model, merges=True)
     futures = [batcher.submit(rows(float(n), n + 0.5), {}) for n in range(8)]
     assert await answers(*futures) == [[2.0 * n, 2.0 * n + 1] for n in range(8)]
     assert model.calls == [16]
@@ -81,11 +114,11 @@ async def test_promise_9_what_arrives_in_one_turn_goes_in_one_call() -> None:
 
 @pytest.mark.anyio
 @bounded
-async def test_calls_that_fail_at_once_leave_the_loop_its_turns() -> None:
+async def test_calls_that_fail_at_once_leave_the_loop_its_turns(made: Made) -> None:
     async def model(batch: Batch, params: Mapping[str, Any]) -> Batch:
         raise NoProcess("it is started again")
 
-    batcher = Batcher(model, merges=False)
+    batcher = made(model, merges=False)
     futures = [batcher.submit(rows(float(n)), {}) for n in range(50)]
     others = 0
     while not futures[-1].done():
@@ -117,9 +150,9 @@ class Mortal:
 @pytest.mark.anyio
 @pytest.mark.parametrize("merges", [True, False])
 @bounded
-async def test_a_killed_process_costs_no_request(merges: bool) -> None:
+async def test_a_killed_process_costs_no_request(made: Made, merges: bool) -> None:
     model = Mortal(kills=1)
-    batcher = Batcher(model, merges=merges)
+    batcher = made(model, merges=merges)
     futures = [batcher.submit(rows(float(n)), {}) for n in range(5)]
     outcomes = await asyncio.gather(*futures)
     assert [outcome.result.arrays["x"][0] for outcome in outcomes] == [0, 1, 2, 3, 4]
@@ -129,9 +162,11 @@ async def test_a_killed_process_costs_no_request(merges: bool) -> None:
 @pytest.mark.anyio
 @pytest.mark.parametrize("merges", [True, False])
 @bounded
-async def test_promise_9_a_poisoned_input_ends_two_processes_and_fails_alone(merges: bool) -> None:
+async def test_promise_9_a_poisoned_input_ends_two_processes_and_fails_alone(
+    made: Made, merges: bool
+) -> None:
     model = Mortal()
-    batcher = Batcher(model, merges=merges)
+    batcher = made(model, merges=merges)
     values = [1.0, 100.0, 3.0]
     results = await asyncio.gather(
         *(batcher.submit(rows(value), {}) for value in values), return_exceptions=True
@@ -148,9 +183,9 @@ async def test_promise_9_a_poisoned_input_ends_two_processes_and_fails_alone(mer
 
 @pytest.mark.anyio
 @bounded
-async def test_a_body_that_all_callers_send_is_not_poison_because_somebody_kills() -> None:
+async def test_a_body_that_all_callers_send_is_not_poison_because_somebody_kills(made: Made) -> None:
     model = Mortal()
-    batcher = Batcher(model, merges=False)
+    batcher = made(model, merges=False)
     for _ in range(5):
         model.kills = 1
         await batcher.submit(rows(1.0), {})
@@ -181,10 +216,10 @@ async def test_where_nothing_is_merged_the_next_call_follows_at_once() -> None:
 
 @pytest.mark.anyio
 @bounded
-async def test_what_arrives_while_the_model_is_busy_goes_in_the_next_call() -> None:
+async def test_what_arrives_while_the_model_is_busy_goes_in_the_next_call(made: Made) -> None:
     model = Doubler()
     model.hold = asyncio.Event()
-    batcher = Batcher(model, merges=True)
+    batcher = made(model, merges=True)
     first = batcher.submit(rows(1.0), {})
     await turns()
     later = [batcher.submit(rows(float(n)), {}) for n in range(2, 6)]
@@ -197,18 +232,18 @@ async def test_what_arrives_while_the_model_is_busy_goes_in_the_next_call() -> N
 
 @pytest.mark.anyio
 @bounded
-async def test_without_merging_every_request_is_a_call() -> None:
+async def test_without_merging_every_request_is_a_call(made: Made) -> None:
     model = Doubler()
-    batcher = Batcher(model, merges=False)
+    batcher = made(model, merges=False)
     assert await answers(*(batcher.submit(rows(float(n)), {}) for n in range(3))) == [[0.0], [2.0], [4.0]]
     assert model.calls == [1, 1, 1]
 
 
 @pytest.mark.anyio
 @bounded
-async def test_other_params_and_other_layouts_do_not_merge() -> None:
+async def test_other_params_and_other_layouts_do_not_merge(made: Made) -> None:
     model = Doubler()
-    batcher = Batcher(model, merges=True)
+    batcher = made(model, merges=True)
     futures = [
         batcher.submit(rows(1.0), {}),
         batcher.submit(rows(1.0), {"factor": 3}),
@@ -223,19 +258,19 @@ async def test_other_params_and_other_layouts_do_not_merge() -> None:
 
 @pytest.mark.anyio
 @bounded
-async def test_a_call_has_at_most_max_rows() -> None:
+async def test_a_call_has_at_most_max_rows(made: Made) -> None:
     model = Doubler()
-    batcher = Batcher(model, merges=True, max_rows=4)
+    batcher = made(model, merges=True, max_rows=4)
     await answers(*(batcher.submit(rows(float(n), float(n)), {}) for n in range(5)))
     assert model.calls == [4, 4, 2]
 
 
 @pytest.mark.anyio
 @bounded
-async def test_a_poisoned_member_fails_alone() -> None:
+async def test_a_poisoned_member_fails_alone(made: Made) -> None:
     model = Doubler()
     model.poison = 13.0
-    batcher = Batcher(model, merges=True)
+    batcher = made(model, merges=True)
     futures = [batcher.submit(rows(value), {}) for value in (1.0, 13.0, 2.0)]
     results = await asyncio.gather(*futures, return_exceptions=True)
     assert isinstance(results[1], ValueError)
@@ -244,19 +279,19 @@ async def test_a_poisoned_member_fails_alone() -> None:
 
 @pytest.mark.anyio
 @bounded
-async def test_an_answer_with_other_rows_is_never_dealt_out() -> None:
+async def test_an_answer_with_other_rows_is_never_dealt_out(made: Made) -> None:
     model = Doubler()
     model.drop_a_row = True
-    batcher = Batcher(model, merges=True)
+    batcher = made(model, merges=True)
     assert await answers(*(batcher.submit(rows(float(n)), {}) for n in range(3))) == [[0.0], [2.0], [4.0]]
 
 
 @pytest.mark.anyio
 @bounded
-async def test_who_leaves_before_his_turn_is_not_run() -> None:
+async def test_who_leaves_before_his_turn_is_not_run(made: Made) -> None:
     model = Doubler()
     model.hold = asyncio.Event()
-    batcher = Batcher(model, merges=False)
+    batcher = made(model, merges=False)
     first, second, third = (batcher.submit(rows(float(n)), {}) for n in range(3))
     await turns()
     second.cancel()
@@ -267,10 +302,10 @@ async def test_who_leaves_before_his_turn_is_not_run() -> None:
 
 @pytest.mark.anyio
 @bounded
-async def test_who_is_too_late_is_not_run() -> None:
+async def test_who_is_too_late_is_not_run(made: Made) -> None:
     model = Doubler()
     model.hold = asyncio.Event()
-    batcher = Batcher(model, merges=True)
+    batcher = made(model, merges=True)
     first = batcher.submit(rows(1.0), {})
     await turns()
     late = batcher.submit(rows(2.0), {}, deadline=asyncio.get_running_loop().time())
@@ -283,10 +318,10 @@ async def test_who_is_too_late_is_not_run() -> None:
 
 @pytest.mark.anyio
 @bounded
-async def test_the_queue_is_bounded_and_the_dead_make_room() -> None:
+async def test_the_queue_is_bounded_and_the_dead_make_room(made: Made) -> None:
     model = Doubler()
     model.hold = asyncio.Event()
-    batcher = Batcher(model, merges=True, admission=Admission(2))
+    batcher = made(model, merges=True, admission=Admission(2))
     running = batcher.submit(rows(0.0), {})
     await turns()
     waiting = [batcher.submit(rows(float(n)), {}) for n in (1, 2)]
@@ -300,7 +335,7 @@ async def test_the_queue_is_bounded_and_the_dead_make_room() -> None:
 
 @pytest.mark.anyio
 @bounded
-async def test_values_are_never_merged() -> None:
+async def test_values_are_never_merged(made: Made) -> None:
     calls: list[Any] = []
 
     async def model(batch: Batch, params: Mapping[str, Any]) -> Batch:
@@ -308,7 +343,7 @@ async def test_values_are_never_merged() -> None:
         calls.append(batch.value)
         return Value(batch.value)
 
-    batcher = Batcher(model, merges=True)
+    batcher = made(model, merges=True)
     await asyncio.gather(batcher.submit(Value({"a": 1}), {}), batcher.submit(Value({"a": 2}), {}))
     assert calls == [{"a": 1}, {"a": 2}]
 
@@ -327,10 +362,10 @@ def test_the_warm_up_sees_answers_that_depend_on_the_neighbours() -> None:
 
 @pytest.mark.anyio
 @bounded
-async def test_a_request_is_stalled_while_its_call_or_the_one_before_it_runs() -> None:
+async def test_a_request_is_stalled_while_its_call_or_the_one_before_it_runs(made: Made) -> None:
     model = Doubler()
     model.hold = held = asyncio.Event()
-    batcher = Batcher(model, merges=False, slots=2)
+    batcher = made(model, merges=False, slots=2)
     hanging = batcher.submit(rows(1.0), {})
     await turns()
     began = perf_counter()
