@@ -7,6 +7,9 @@
 `flips`: an alias moves between two versions, once per second; seconds with and without flips alternate.
 `identical`: a canary of a version that is equal, again and again: how many are rolled back, and why.
 `shadow`: a candidate answers copies of all requests, and then one that sleeps for 10 s; rounds alternate.
+For comparison, `work` is without a rollout: a process of the lowest priority, which is not the gateway's,
+does the work of the candidate. The difference between `work` and `shadow` is the gateway's, the rest the
+machine's.
 
 The load comes from this process. On a busy machine the times say little; the failures still count.
 """
@@ -16,9 +19,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
+import random
+import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -55,21 +64,23 @@ class Worked:
 
 
 class Load:
-    """An open loop: a request begins when it is due, whatever the earlier ones do. `seconds`: of each answer
-    since it was due. `seen`: statuses."""
+    """An open loop: a request begins when it is due, whatever the earlier ones do. They arrive at random
+    (Poisson), the same in each run of the bench. `seconds`: of each answer since it was due. `seen`:
+    statuses."""
 
     def __init__(self, url: str) -> None:
         self._host, _, port = url.removeprefix("http://").partition(":")
         self._port = int(port)
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter, float]] = []
         self.seen: Counter[str] = Counter()
+        self._chance = random.Random(1)
 
     async def run(self, rate: float, seconds: float) -> list[float]:
         taken: list[float] = []
-        began = time.perf_counter()
+        due = time.perf_counter()
         asked = []
         for number in range(int(rate * seconds)):
-            due = began + number / rate
+            due += self._chance.expovariate(rate)
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
             asked.append(asyncio.create_task(self._ask(number, due, taken)))
         await asyncio.gather(*asked)
@@ -188,21 +199,47 @@ async def identical(server: Running, rate: float, count: int) -> None:
     )
 
 
+WORK = """
+import random, sys, time
+rate = float(sys.argv[1])
+due = time.perf_counter()
+while True:
+    due += random.expovariate(rate)
+    time.sleep(max(0.0, due - time.perf_counter()))
+    until = time.perf_counter() + 0.002
+    while time.perf_counter() < until:
+        pass
+"""
+
+
+@contextmanager
+def work(rate: float) -> Iterator[None]:
+    """A process that does the work of a candidate, `rate` times per second, with the lowest priority."""
+    process = subprocess.Popen([sys.executable, "-c", WORK, str(rate)])
+    os.setpriority(os.PRIO_PROCESS, process.pid, 19)
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
 async def shadow(server: Running, rate: float, rounds: int) -> None:
     load = Load(server.url)
-    taken: dict[str, list[list[float]]] = {"none": [], "shadow": [], "sleeps": []}
+    taken: dict[str, list[list[float]]] = {"none": [], "work": [], "shadow": [], "sleeps": []}
     async with httpx.AsyncClient(timeout=60) as client:
         await load.run(rate, 3)
         for _ in range(rounds):
-            for (kind, runs), version in zip(taken.items(), "123", strict=True):
-                copies = {} if kind == "none" else {"shadow": 1.0}
+            for (kind, runs), version in zip(taken.items(), "1123", strict=True):
+                copies = {"shadow": 1.0} if version != "1" else {}
                 path = f"{server.url}/models/m/aliases/champion"
                 await client.put(path, headers=server.key, json={"version": version, **copies})
-                phases = ("done", "serving") if kind == "none" else ("shadowing",)
+                phases = ("shadowing",) if copies else ("done", "serving")
                 await until(server, client, version, *phases)
-                await load.run(rate, 2)  # what the load of the version has left behind
-                runs.append(await load.run(rate, 5))
-                if kind != "none":
+                with work(rate) if kind == "work" else nullcontext():
+                    await load.run(rate, 2)  # what the load of the version has left behind
+                    runs.append(await load.run(rate, 10))
+                if copies:
                     view = await view_of(server, client)
                     evidence = view["rollout"]["evidence"]["shadow"]
                     print(told(kind, runs[-1]), evidence["requests"], "compared", evidence["not_compared"])
@@ -210,7 +247,7 @@ async def shadow(server: Running, rate: float, rounds: int) -> None:
         each = [float(np.quantile(run, 0.99)) * 1000 for run in runs]
         print(
             told(kind, [one for run in runs for one in run]),
-            f"median of the rounds' p99 {np.median(each):.2f} ms",
+            f"median of the rounds' p99 {np.median(each):.2f} ms ({min(each):.2f} to {max(each):.2f})",
         )
     print(f"{load.failures} failures {dict(load.seen)}")
 
