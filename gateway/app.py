@@ -51,6 +51,7 @@ from gateway.serving.ledger import Ledger
 from gateway.serving.manager import CAPACITY_WAIT, Manager
 from gateway.serving.preparation import Preparation
 from gateway.serving.servable import Options, Servable
+from gateway.serving.warmup import WarmUps
 from gateway.settings import Settings
 from gateway.upkeep import Background, Upkeep
 from gateway.usage import Usage
@@ -106,7 +107,7 @@ class Gateway:
             prepare=self._packages.get,
             open_runner=self._placement.open,
             with_runtime=self._preparation.with_runtime,
-            options=lambda name: Options.of(settings, name, traced=traced, disk=self._pools.disk),
+            options=partial(Options.of, settings, traced=traced, warm_ups=WarmUps(self._pools.disk)),
             measured=self._persistence.save_measurement,
             emit=self._emit,
             dispatched=self.metrics.batch,

@@ -7,10 +7,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from cachetools import LRUCache
 
 from gateway.aliasmemory import AliasMemory
 from gateway.artifacts.base import ArtifactError
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("gateway")
 
-#: So many signatures of models that were loaded are kept.
+#: So many signatures of models that were loaded are kept, and so many results of scans in memory.
 _KEPT = 1000
 
 
@@ -41,6 +44,9 @@ class Persistence:
         self._state = State(directory)
         #: Written by the event loop, read by any thread.
         self._accepted: dict[str, Signature] = {}
+        #: What loading executes, by digest; any thread uses it.
+        self._scanned: LRUCache[str, scan.Verdict] = LRUCache(_KEPT)
+        self._lock = threading.Lock()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="state")
         self.writer = self._writer
         self.outbox = Outbox(self._state, registry.identity)
@@ -92,15 +98,19 @@ class Persistence:
     def scanned(self, digest: str, package: Package, remember: bool) -> scan.Verdict:
         """Returns what loading the files executes; scans files that were not scanned before.
         `remember`: what it finds is kept."""
+        with self._lock:
+            seen = self._scanned.get(digest)
+        if seen is not None:
+            return seen
         try:
             known = self._state.scan(digest, scan.EDITION)
         except sqlite3.Error:
             log.exception("cannot read the state")
             known = None
-        if known is not None:
-            return scan.Verdict(*known)
-        found = scan.package(package, self._pack_bytes)
-        if remember:
+        found = scan.package(package, self._pack_bytes) if known is None else scan.Verdict(*known)
+        with self._lock:
+            self._scanned[digest] = found
+        if remember and known is None:
             self._write_behind(
                 lambda: self._state.save_scan(digest, scan.EDITION, found.harmless, found.reason)
             )

@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -27,6 +28,11 @@ from gateway.credentials import AccessSettings, Limit, address, named_address
 from gateway.names import check_alias, parse_short
 from gateway.quantities import SIZE_SCHEMA, Duration, Part, Size, listed, size
 from gateway.rollout_settings import Capture, CaptureSetting, Notify, RolloutPolicy, laid_over
+
+
+@lru_cache(maxsize=1)
+def _defaults() -> Mapping[str, Any]:
+    return ModelSettings().__dict__
 
 
 class SettingsError(ValueError):
@@ -391,7 +397,7 @@ class Settings(Part):
         entries = [(key, part) for key, part in self.models.items() if key == name or fnmatchcase(name, key)]
         entries.sort(key=lambda entry: entry[0] == name)
         merged: dict[str, Any] = {
-            **ModelSettings().__dict__,
+            **_defaults(),
             **{
                 name: getattr(self, name)
                 for name in ("isolation", "enforcement", "rollout", "environment", "capture")

@@ -34,10 +34,12 @@ class Staging:
                 break
             os.close(self._lock)
 
-    def publish(self, target: Path) -> None:
-        """Makes the directory visible as `target`, which must not exist. Raises OSError."""
+    def publish(self, target: Path, *, lasting: bool = True) -> None:
+        """Makes the directory visible as `target`, which must not exist. `lasting`: its name survives a loss
+        of power, which takes the disk milliseconds. Raises OSError."""
         os.rename(self.path, target)
-        sync_directory(target.parent)
+        if lasting:
+            sync_directory(target.parent)
 
     def close(self) -> None:
         """Removes what was not published."""

@@ -8,6 +8,7 @@ does.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Any, Final
 
 from loaders.files import PackageError
@@ -35,13 +36,7 @@ def parse_yaml(text: bytes, place: str) -> Any:
     """
     import yaml
 
-    base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    timestamp = "tag:yaml.org,2002:timestamp"
-    resolvers = {
-        first: [(tag, _NUMBERS.get(tag, pattern)) for tag, pattern in entries if tag != timestamp]
-        for first, entries in base.yaml_implicit_resolvers.items()
-    }
-    loader = type("_Loader", (base,), {"yaml_implicit_resolvers": resolvers})
+    loader = _loader()
     try:
         depth = 0
         # The events come from an iterative parser: the depth is known before anything recurses into it.
@@ -69,6 +64,20 @@ def parse_yaml(text: bytes, place: str) -> Any:
         raise PackageError(place, f"is not valid YAML{where}: {problem}") from None
     except (ValueError, RecursionError, OverflowError) as error:
         raise PackageError(place, f"holds a value that cannot be read: {error}") from None
+
+
+@lru_cache(maxsize=1)
+def _loader() -> Any:
+    """PyYAML's safe reader with these forms of numbers, and without times."""
+    import yaml
+
+    base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    timestamp = "tag:yaml.org,2002:timestamp"
+    resolvers = {
+        first: [(tag, _NUMBERS.get(tag, pattern)) for tag, pattern in entries if tag != timestamp]
+        for first, entries in base.yaml_implicit_resolvers.items()
+    }
+    return type("_Loader", (base,), {"yaml_implicit_resolvers": resolvers})
 
 
 def _expanded(node: Any, known: dict[int, int | None], place: str) -> int:

@@ -118,6 +118,7 @@ TABLE: dict[str, Row] = {
     "capture": row(LEAVES, libraries="numpy", loaders=True),
     # A life may give way to others.
     "serving.servable": row(LEAVES, VERSION, PREPARED, RUNNER, "runners.priority", loaders=True),
+    "serving.warmup": row(LEAVES, PREPARED, RUNNER, "serving", libraries="cachetools", loaders=True),
     # Lives of versions: no alias, and no registry.
     "serving": row(
         LEAVES, VERSION, PREPARED, RUNNER, "environments.choose", libraries="cachetools numpy", loaders=True
@@ -166,7 +167,9 @@ TABLE: dict[str, Row] = {
     # It posts news that others emit.
     "notify": row(LEAVES, libraries="httpx orjson"),
     # Around the composition root: what remembers, measures and looks after the parts.
-    "persistence": row(LEAVES, VERSION, PREPARED, "artifacts.base", loaders=True),
+    "persistence": row(
+        LEAVES, VERSION, PREPARED, "artifacts.base", libraries="cachetools", loaders=True
+    ),
     "gauges": row(
         "cgroup", "serving", "views", "metrics", "upkeep", "http.connections", "registries.watcher", "peers",
     ),

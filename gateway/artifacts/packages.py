@@ -40,6 +40,8 @@ log = logging.getLogger("gateway.packages")
 
 #: Seconds for which a store that did not answer is treated as unavailable, where that avoids a query.
 AWAY = 30.0
+#: What was read of so many packages is kept, because an evicted model is loaded again.
+_KEPT = 1000
 #: Bytes that a loaded model takes in addition to its parameters: a thread, buffers, Python objects.
 OVERHEAD = 1 << 20
 
@@ -163,7 +165,9 @@ class Packages:
         self._remember = remember
         self._lasting = lasting
         self._examine = examine
-        self._examined: LRUCache[str, Needs] = LRUCache(1000)
+        #: By digest.
+        self._read: LRUCache[str, tuple[Package, Flavor]] = LRUCache(_KEPT)
+        self._examined: LRUCache[str, Needs] = LRUCache(_KEPT)
         self._lock = threading.Lock()
         #: The time (monotonic seconds) until which a store counts as unavailable.
         self._away: dict[str, float] = {}
@@ -193,8 +197,7 @@ class Packages:
             local = here(version)
             if local is None:
                 return None
-            package = read(local.path)
-            flavor = flavors.find(package)
+            package, flavor = self._content(local)
         except ArtifactError as error:
             hopeless = isinstance(error, NotAllowed | DigestMismatch)
             raise _unavailable(version, error.public, retryable=False if hopeless else None) from error
@@ -220,6 +223,18 @@ class Packages:
             verdict=verdict,
             accepted=self._accepted(local.digest),
         )
+
+    def _content(self, local: Local) -> tuple[Package, Flavor]:
+        """The description of the files with this digest, and their flavor. Each digest is read once: the
+        cache makes sure that the files are the same. Raises PackageError."""
+        with self._lock:
+            known = self._read.get(local.digest)
+        if known is None:
+            package = read(local.path)
+            known = package, flavors.find(package)
+            with self._lock:
+                self._read[local.digest] = known
+        return known
 
     def _needs(self, version: Version, package: Package, digest: str) -> Needs | None:
         """The facts of the files with this digest; each digest is read once."""

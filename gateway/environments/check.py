@@ -18,14 +18,13 @@ from functools import lru_cache
 from importlib import metadata
 from typing import Final
 
-from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 from gateway.environments.facts import Facts
 from gateway.environments.interpreters import named, supported
-from gateway.environments.lock import MLFLOW, pins
+from gateway.environments.lock import MLFLOW, parsed_line, pins
 
 
 class Verdict(enum.IntEnum):
@@ -195,7 +194,7 @@ def _python(facts: Facts, place: Installed) -> Comparison:
 
 def _requirements(facts: Facts, place: Installed) -> list[Comparison]:
     there = {"python_version": named(place.minor), "python_full_version": place.python}
-    markers = {line: Requirement(line).marker for line in facts.requirements}
+    markers = {line: parsed_line(line).marker for line in facts.requirements}
     specifiers = pins(line for line, marker in markers.items() if marker is None or marker.evaluate(there))
     framework = _FRAMEWORK.get(facts.flavor)
     counted: dict[str, str | SpecifierSet] = {}

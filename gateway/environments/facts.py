@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path, PurePosixPath
@@ -341,7 +341,7 @@ def _mlflow(
     return None if beyond is None else f"its code uses {beyond}"
 
 
-def _beyond(source: str, known: dict[str, frozenset[str]]) -> str | None:
+def _beyond(source: str, known: Mapping[str, frozenset[str]]) -> str | None:
     """The first name of mlflow in a source file that the stand-in for mlflow does not have."""
     try:
         tree = ast.parse(source)

@@ -14,6 +14,7 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from packaging.requirements import Requirement
@@ -218,6 +219,14 @@ def checked(line: str) -> str:
     return line
 
 
+@lru_cache(maxsize=1024)
+def parsed_line(line: str) -> Requirement:
+    """The requirement of a line. Packages of a registry name the same few. Treat it as read-only. Raises
+    ValueError."""
+    return Requirement(line)
+
+
+@lru_cache(maxsize=1024)
 def _line(bare: str, place: str) -> str:
     if _CONTROL.search(bare) or len(bare) > _MAX_LINE or bare.count("(") > _MAX_NESTED:
         raise LockError(_refused(bare, place, "not a requirement"))
@@ -227,7 +236,7 @@ def _line(bare: str, place: str) -> str:
     if re.search(r"\s--[a-z]", bare):
         raise LockError(_refused(bare, place, "a requirement with an option"))
     try:
-        requirement = Requirement(bare)
+        requirement = parsed_line(bare)
         if requirement.marker is not None:
             requirement.marker.evaluate()  # some markers compare what cannot be compared
     except (ValueError, RecursionError):
@@ -379,7 +388,7 @@ def created(package: Package) -> datetime | None:
 def pins(requirements: Iterable[str]) -> dict[str, SpecifierSet]:
     """The specifiers by canonical name, from lines that `lines` has read. Of several lines, all count."""
     found: dict[str, SpecifierSet] = {}
-    for requirement in map(Requirement, requirements):
+    for requirement in map(parsed_line, requirements):
         name = canonicalize_name(requirement.name)
         found[name] = found.get(name, SpecifierSet()) & requirement.specifier
     return found

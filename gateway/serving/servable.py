@@ -31,47 +31,25 @@ import asyncio
 import enum
 import time
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Executor
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final
 
-from gateway.runners.base import ModelError
 from gateway.runners.priority import Background
 from gateway.serving.admission import Admission
-from gateway.serving.batching import Batcher, agree, repeated
+from gateway.serving.batching import Batcher
 from gateway.serving.recent import Recent
-from loaders import madeup
-from loaders.enforcement import Enforced, InvalidInput, RawInput, enforce
-from loaders.example import MOST_SERVED
-from loaders.package import Package, PackageError
+from gateway.serving.warmup import WarmUps
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from gateway.artifacts.packages import Prepared
     from gateway.errors import Problem
     from gateway.registries.base import Version
     from gateway.runners.base import Runner
     from gateway.settings import Settings
-    from loaders.batch import Batch
-    from loaders.signature import Signature
+    from loaders.enforcement import Mode, Rules
 
-Mode = Literal["strict", "warn", "mlflow"]
-#: Signature, mode, whether the signature was made from type hints, whether rows are read by position.
-Rules: TypeAlias = "tuple[Signature | None, Mode, bool, bool]"
 _NO_RULES: Final[tuple[None, Rules]] = (None, (None, "strict", False, False))
 WithRuntime = Callable[["Prepared", Callable[[str], None]], Awaitable["Prepared"]]
-
-#: Warnings about a version in `status`, until its owner or the operator changes it.
-NO_SIGNATURE: Final = "it has no signature: the model gets inputs unchecked"
-BARE: Final = (
-    "it is a model file without an MLmodel: its signature is what the file itself states, and it runs in "
-    "this interpreter, whatever wrote it"
-)
-NOTHING_STATED: Final = (
-    "its file states no names and types of inputs, so it has no signature: the model gets inputs unchecked"
-)
-NO_WARM_UP: Final = "warm_up is off: the model serves without having answered its own example"
 
 
 class Status(enum.Enum):
@@ -144,10 +122,6 @@ STATUS: Final[dict[Phase, Status]] = {
 }
 
 
-#: Of a framework that does not fit the model, whatever the row.
-_NEVER: Final = ("AttributeError", "ImportError", "ModuleNotFoundError")
-
-
 class IllegalTransition(RuntimeError):
     """The phase of a servable does not allow the step: a bug of the caller."""
 
@@ -167,8 +141,8 @@ class Options:
     rows without names are read by position. `pin`: the model is never evicted. `idle_ttl`: it is unloaded
     after this many seconds without a request. `check_output`: the share of answers compared with the output
     schema. `warm_up`: it answers its own example before it serves. `capture`: the share of the answered
-    requests that is kept. `traced`: answers say which call they come from. `disk`: the executor that reads
-    files."""
+    requests that is kept. `traced`: answers say which call they come from. `warm_ups`: gives
+    it its example."""
 
     enforcement: Mode | None = None
     positional: bool = False
@@ -181,11 +155,16 @@ class Options:
     warm_up: bool = True
     capture: float = 0.0
     traced: bool = False
-    disk: Executor | None = None
+    warm_ups: WarmUps = field(default_factory=WarmUps)
 
     @classmethod
     def of(
-        cls, settings: Settings, name: str, *, traced: bool = False, disk: Executor | None = None
+        cls,
+        settings: Settings,
+        name: str,
+        *,
+        traced: bool = False,
+        warm_ups: WarmUps | None = None,
     ) -> Options:
         """The settings for the model `name`."""
         own = settings.for_model(name)
@@ -201,7 +180,7 @@ class Options:
             warm_up=own.warm_up,
             capture=0.0 if own.capture is None else own.capture.share,
             traced=traced,
-            disk=disk,
+            warm_ups=warm_ups or WarmUps(),
         )
 
 
@@ -301,7 +280,10 @@ class Servable:
             self.move(Step.LOADED)
             if runner.accepted is not None:
                 self.prepared = prepared = replace(prepared, accepted=runner.accepted)
-            merges, self.warnings = await self._warm_up(runner, prepared)
+            warmed = await self.options.warm_ups.run(
+                runner, prepared, self.rules(), wanted=self.options.warm_up
+            )
+            self.warnings, self.misfits = warmed.warnings, warmed.misfits
             await runner.finish_prewarm()
             measured = runner.measured_bytes
             if measured is not None:
@@ -313,7 +295,7 @@ class Servable:
         self._batcher = Batcher(
             runner.predict,
             runner.begin,
-            merges=merges and self.options.batch,
+            merges=warmed.merges and self.options.batch,
             slots=runner.slots,
             max_rows=self.options.max_rows,
             admission=Admission(self.options.max_queue, runner.slots),
@@ -381,105 +363,6 @@ class Servable:
         behind."""
         self._closing = asyncio.ensure_future(runner.close())
         await asyncio.shield(self._closing)
-
-    async def _warm_up(self, runner: Runner, prepared: Prepared) -> tuple[bool, tuple[str, ...]]:
-        """Predicts the model's own saved example. Returns whether requests may be merged, and warnings.
-
-        A model that raises on its example is refused (ModelError). An example that does not fit the model's
-        own signature shows nothing about the model: it is skipped with a warning.
-        """
-        warnings = list(prepared.warnings)
-        if prepared.package.bare is not None:
-            warnings.append(BARE)
-        elif prepared.accepted is not None:
-            inputs = ", ".join(map(str, prepared.accepted.inputs or ()))
-            warnings.append(f"the model takes more than its signature says: {inputs}")
-        if prepared.signature is None:
-            warnings.append(NO_SIGNATURE if prepared.package.bare is None else NOTHING_STATED)
-        if not self.options.warm_up:
-            warnings.append(NO_WARM_UP)
-            return runner.merges, tuple(warnings)
-        try:
-            enforced = await self._on_disk(self._example, prepared.package)
-        except PackageError as error:
-            warnings.append(f"the saved input example cannot be read: {error}")
-            enforced = None
-        except InvalidInput:
-            warnings.append("the saved input example does not fit the model's signature: no warm-up")
-            return runner.merges, tuple(warnings)
-        if enforced is None:
-            return runner.merges, (*warnings, *await self._asked_made_up(runner, prepared))
-        try:
-            answer = await runner.prewarm(enforced.batch, enforced.params)
-        except ModelError as error:
-            if not error.unsuitable:
-                raise
-            warnings.append(f"the saved input example does not suit the model: no warm-up ({error.shown})")
-            return runner.merges, tuple(warnings)
-        differing = prepared.check_answer(answer)
-        if differing and self.mismatch is not None:
-            raise ModelError(f"in this environment, which is not its own, {differing[0]}")
-        self.misfits = tuple(prepared.check_output(answer))
-        warnings += [*self.misfits, *differing]
-        merges = runner.merges and await self._merging_is_safe(runner, enforced.batch, enforced.params)
-        if runner.merges and not merges:
-            warnings.append("answers change when rows are merged: requests are run one by one")
-        return merges, tuple(warnings)
-
-    async def _asked_made_up(self, runner: Runner, prepared: Prepared) -> list[str]:
-        """For a model without an example: predicts a made-up row, which shows whether the framework can
-        answer. The row may not suit the model, so a failure is a warning. If the framework itself does not
-        match (AttributeError, ImportError), no row can work: raises ModelError. Only frameworks get such a
-        row: a package's own code may do anything with it."""
-        if prepared.needs is None or prepared.needs.facts.custom:
-            return []
-        try:
-            enforced = await self._on_disk(self._made_up, prepared.signature, runner.known)
-        except InvalidInput:
-            return []
-        if enforced is None:
-            return []
-        try:
-            await runner.prewarm(enforced.batch, enforced.params)
-        except ModelError as error:
-            if str(error).startswith(_NEVER):
-                raise
-            return [f"it has no input example, and a made-up row does not suit it ({error.shown})"]
-        return []
-
-    async def _on_disk(self, function: Callable[..., Enforced | None], *arguments: object) -> Enforced | None:
-        return await asyncio.get_running_loop().run_in_executor(self.options.disk, function, *arguments)
-
-    def _example(self, package: Package) -> Enforced | None:
-        """The saved example, enforced; None without one. Blocks. Raises PackageError and InvalidInput."""
-        example, params = package.example_input(MOST_SERVED)
-        return None if example is None else self._enforced(example, params)
-
-    def _made_up(self, signature: Signature | None, known: Mapping[str, Any]) -> Enforced | None:
-        """A made-up row, enforced; None where there can be none. Blocks. Raises InvalidInput."""
-        made = madeup.row(signature, known)
-        return None if made is None else self._enforced(made, None)
-
-    def _enforced(self, example: RawInput, params: Any) -> Enforced:
-        signature, mode, type_hints, _ = self.rules()
-        return enforce(signature, example, params, mode, type_hints=type_hints)
-
-    async def _merging_is_safe(self, runner: Runner, batch: Batch, params: Mapping[str, Any]) -> bool:
-        one = repeated(batch, 1)
-        if one is None:
-            return True
-        single = await runner.prewarm(one, params)
-        for times in (2, 8):
-            many = repeated(batch, times)
-            if many is None:
-                return False
-            try:
-                answer = await runner.prewarm(many, params)
-            except ModelError:
-                return False
-            if not agree(single, answer, times):
-                return False
-        return True
 
 
 def _mismatch(prepared: Prepared) -> tuple[str, ...] | None:

@@ -13,7 +13,7 @@ import importlib.util
 import inspect
 import sys
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -199,7 +199,8 @@ def modules() -> dict[str, ModuleType]:
     return made
 
 
-def names() -> dict[str, frozenset[str]]:
+@functools.lru_cache(maxsize=1)
+def names() -> Mapping[str, frozenset[str]]:
     """Returns the names that each module of the stand-in defines."""
     return {
         module: frozenset(name for name in vars(content) if not name.startswith("__"))

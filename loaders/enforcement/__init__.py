@@ -11,7 +11,7 @@ module chooses the mode and limits nesting. Must not know HTTP, JSON text or the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from loaders.batch import Batch, Columns, Tensors
 from loaders.enforcement import named, whole
@@ -34,7 +34,20 @@ from loaders.enforcement.whole import Whole
 from loaders.signature import Signature
 from loaders.spelling import counted
 
-__all__ = ["CsvTable", "Enforced", "InvalidInput", "Mode", "RawInput", "Violation", "Whole", "enforce"]
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+__all__ = [
+    "CsvTable",
+    "Enforced",
+    "InvalidInput",
+    "Mode",
+    "RawInput",
+    "Rules",
+    "Violation",
+    "Whole",
+    "enforce",
+]
 
 Form = Literal[
     "dataframe_split",
@@ -48,6 +61,8 @@ Form = Literal[
     "python",
 ]
 Mode = Literal["strict", "warn", "mlflow"]
+#: Signature, mode, whether the signature was made from type hints, whether rows are read by position.
+Rules: TypeAlias = "tuple[Signature | None, Mode, bool, bool]"
 
 BY_POSITION = "rows without column names were taken by position"
 

@@ -7,6 +7,7 @@ order, the most specific first.
 from __future__ import annotations
 
 import importlib
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from loaders.package import PackageError
@@ -34,6 +35,7 @@ class UnknownFlavor(PackageError):
     """No flavor here loads this package or saves this object."""
 
 
+@lru_cache(maxsize=None)
 def get(name: str) -> Flavor:
     """Returns the flavor of that name. Raises UnknownFlavor."""
     try:

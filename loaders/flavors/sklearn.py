@@ -40,6 +40,8 @@ _LOG_AGAIN: Final = (
     "; its signature declares a table: log it again with numpy.array of texts as the input example"
 )
 _MAX_PARTS: Final = 1_000
+_SAME: Final[set[tuple[type, str]]] = set()
+"""The classes, with a method, of which one gave an array and a frame the same answer in this process."""
 _SAVED: Final = ("pickle", "cloudpickle", "skops")
 _METHODS: Final = ("predict", "predict_proba", "predict_log_proba", "predict_joint_log_proba", "score")
 
@@ -127,8 +129,13 @@ class Estimator:
         plain = _without_names(model)
         if plain is not None and self.merges:
             self._predict_array = getattr(plain, method)
-            if self._same_of_arrays(names := list(model.feature_names_in_)):
+            names = list(model.feature_names_in_)
+            # A pack holds many of a class. If all that was fitted is numbers and texts, the class decides.
+            kind = (type(model), method) if all(map(_is_plain, vars(model).values())) else None
+            if kind in _SAME or self._same_of_arrays(names):
                 self._names = names
+                if kind is not None:
+                    _SAME.add(kind)
 
     @property
     def known(self) -> dict[str, Any]:

@@ -1,20 +1,16 @@
-"""A servable's life: the table of its phases, and its warm-up."""
+"""A servable's life: the table of its phases, and its end."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 import textwrap
-import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pandas as pd
 import pytest
-from sklearn.linear_model import LinearRegression
 
-import loaders
 from gateway.errors import Problem
 from gateway.serving import servable
 from gateway.serving.servable import (
@@ -28,10 +24,6 @@ from gateway.serving.servable import (
     Step,
     diagram,
 )
-from loaders import enforcement
-from loaders.batch import Value
-from loaders.schema import ColSpec, Scalar
-from loaders.signature import Signature
 from tests.support.controlled import turns, version
 
 
@@ -69,49 +61,6 @@ def test_only_what_was_warmed_up_becomes_ready() -> None:
         if STATUS[after] is Status.READY
     }
     assert to_ready == {(Phase.WARMING, Step.READY)}
-
-
-@pytest.mark.parametrize("has_example", [True, False])
-def test_the_example_is_read_and_enforced_off_the_event_loop(
-    has_example: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    frame = pd.DataFrame({"x": [1.0, 2.0]})
-    package = loaders.save_model(
-        LinearRegression().fit(frame, frame["x"]),
-        tmp_path / "m",
-        signature=Signature((ColSpec(Scalar.double, "x"),)),
-        input_example=frame if has_example else None,
-        verify=False,
-    )
-    threads: list[threading.Thread] = []
-    enforced: list[Any] = []
-
-    def enforce(*given: Any, **named: Any) -> Any:
-        threads.append(threading.current_thread())
-        return enforcement.enforce(*given, **named)
-
-    async def prewarm(batch: Any, params: Any) -> Any:
-        enforced.append(batch)
-        return Value([1.0], 1)
-
-    monkeypatch.setattr(servable, "enforce", enforce)
-    prepared: Any = SimpleNamespace(
-        package=package, signature=package.signature, accepted=None, warnings=(),
-        check_answer=lambda answer: [], check_output=lambda answer: [],
-        needs=SimpleNamespace(facts=SimpleNamespace(custom=False)),
-    )  # fmt: skip
-    runner: Any = SimpleNamespace(merges=False, known={}, prewarm=prewarm)
-    it = at(Phase.WARMING)
-    it.prepared = prepared
-    assert asyncio.run(it._warm_up(runner, prepared)) == (False, ())
-    assert len(enforced) == 1
-    assert threading.main_thread() not in threads
-
-    if has_example:
-        monkeypatch.setattr(servable, "MOST_SERVED", 10)
-        _, [warning] = asyncio.run(it._warm_up(runner, prepared))
-        assert "cannot be read" in warning
-        assert "larger than" in warning
 
 
 @pytest.mark.anyio
