@@ -121,10 +121,16 @@ class Persistence:
         return self._accepted.get(digest)
 
     def save_measurement(self, prepared: Prepared, size: int | None, seconds: float) -> None:
+        """Keeps the bytes and seconds of a load. Writes only what is new: what is evicted often is loaded
+        often."""
         if prepared.accepted is not None:
             while len(self._accepted) >= _KEPT:
                 del self._accepted[next(iter(self._accepted))]
             self._accepted[prepared.digest] = prepared.accepted
+        before = prepared.load_seconds
+        known = before is not None and before / 2 <= seconds <= before * 2
+        if known and (size is None or abs(size - prepared.estimate) <= prepared.estimate / 20):
+            return
         self._write_behind(lambda: self._state.save_measurement(prepared.digest, size, seconds))
 
     async def close(self) -> None:

@@ -112,6 +112,8 @@ def preload_for(loader_module: str) -> tuple[str, ...]:
 def allowed(environ: Mapping[str, str], names: Iterable[str]) -> dict[str, str]:
     """The variables whose name matches one of `names`, which may be patterns (`HF_*`)."""
     patterns = tuple(names)
+    if not patterns:
+        return {}
     return {
         name: value
         for name, value in environ.items()

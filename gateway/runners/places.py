@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from gateway.runners.environments import Environment
     from gateway.runners.zygote import Zygotes
 
+#: The links to a model's files are removed this many seconds after it has left.
+_UNLINK_AFTER: Final = 0.2
 #: A model in a pack counts with at least this many bytes.
 LEAST: Final = 128 << 10
 
@@ -134,6 +136,8 @@ class Process:
         self.retiring = False
         self.rest = 0
         self.unloads = 0
+        self._unlinked: list[str] = []
+        self._unlinking: asyncio.TimerHandle | None = None
         self.private = 0
         self.worker = Worker(
             zygotes,
@@ -242,7 +246,16 @@ class Process:
         self.unloads += 1
         with suppress(NotReached, RunnerCrashed, RunnerTimeout):
             await place.ask(wire.encode({"op": "unload"}), self._start_timeout)
-        await asyncio.to_thread(shutil.rmtree, place.directory, ignore_errors=True)
+        # Many at a time, because a thread costs more than the links, and no caller waits for this.
+        self._unlinked.append(place.directory)
+        if self._unlinking is None:
+            self._unlinking = asyncio.get_running_loop().call_later(_UNLINK_AFTER, self._unlink)
+
+    def _unlink(self) -> None:
+        """Removes the directories of the models that have left."""
+        self._unlinking = None
+        directories, self._unlinked = self._unlinked, []
+        asyncio.get_running_loop().run_in_executor(None, _remove_all, directories)
 
     def measure(self) -> None:
         """Measures the process. Growth while nothing is unloaded is not memory that unloading left."""
@@ -268,6 +281,8 @@ class Process:
         try:
             await self.worker.close()
         finally:
+            if self._unlinking is not None:
+                self._unlinking.cancel()
             shutil.rmtree(self.directory, ignore_errors=True)
 
     def _worked(self, asker: object, seconds: float) -> None:
@@ -282,6 +297,11 @@ class Process:
     def _ended(self, worker: Worker, reason: str) -> None:
         self.left = True
         self._ended_because(self, reason)
+
+
+def _remove_all(directories: list[str]) -> None:
+    for directory in directories:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _remove(directory: str, linking: asyncio.Future[None]) -> None:

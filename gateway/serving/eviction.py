@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-#: A model is not evicted for this time after its load, in seconds: an immediate reload would only cost time.
+#: A model is not evicted for as long as its load took, but not for longer than this, in seconds.
 MIN_RESIDENCY: Final = 0.1
 #: The half-life of a request, in seconds: long enough to know models with a few requests a minute, and short
 #: enough to follow callers who move on to other models.

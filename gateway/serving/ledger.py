@@ -10,9 +10,10 @@ free yet. So `accounted` = reserved + resident + closing, and it never exceeds t
 drain, and which requests cannot be met. The caller carries the plan out, and asks again after every change.
 Waiting is first come, first served without overtaking, so small models cannot starve a large one.
 
-An account may be evicted if it is not leased, not pinned and older than `min_residency`. A version that an
-alias serves is never evicted for a load that neither a request nor an alias needs. Busy models take turns:
-when everything is leased, one that has had its turn (`Ledger.turn`) drains for a load that requests wait for.
+An account may be evicted if it is not leased, not pinned and not young (`Ledger.young_until`). A version
+that an alias serves is never evicted for a load that neither a request nor an alias needs. Busy models take
+turns: when everything is leased, one that has had its turn (`Ledger.turn`) drains for a load that requests
+wait for.
 
 Some bytes belong to no model (those of the zygotes, and of packs in addition to their models). They count as
 resident as soon as memory is free; until then idle accounts are evicted for them, and nothing is granted. A
@@ -313,6 +314,12 @@ class Ledger(Generic[K]):
 
     # The decision.
 
+    def young_until(self, account: Account[K]) -> float:
+        """The time until which an idle account stays: an immediate reload would only cost time. A model that
+        loads in milliseconds may go earlier."""
+        seconds = account.load_seconds
+        return account.since + (min(self.min_residency, seconds) if seconds else self.min_residency)
+
     def turn(self, account: Account[K]) -> float:
         """The time at which a busy account has had its turn and may drain for a load that requests wait
         for."""
@@ -364,13 +371,13 @@ class Ledger(Generic[K]):
             # Neither a request nor an alias waits for it: it takes nothing from what an alias serves.
             candidates = [a for a in candidates if not a.serving]
         idle = [a for a in candidates if not a.leases]
-        old_enough = [a for a in idle if a.lingering or now - a.since >= self.min_residency]
+        old_enough = [a for a in idle if a.lingering or now >= self.young_until(a)]
         chosen, missing = self._cheapest(old_enough, short, now)
         if missing <= 0:
             why = tuple(reason(a, now, len(old_enough)) for a in chosen)
             return _Room(tuple(a.key for a in chosen), (), why)
         # Evicting some would not free enough: keep them, because requests may come before there is memory.
-        later = [a.since + self.min_residency for a in idle if a not in old_enough]
+        later = [self.young_until(a) for a in idle if a not in old_enough]
         missing -= sum(a.bytes for a in others if a.draining and a.state is AccountState.RESIDENT)
         loading = asking is not None and asking.state is AccountState.RESERVED and not unwanted
         if not loading or missing <= 0:

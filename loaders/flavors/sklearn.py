@@ -42,6 +42,7 @@ _LOG_AGAIN: Final = (
 _MAX_PARTS: Final = 1_000
 _SAME: Final[set[tuple[type, str]]] = set()
 """The classes, with a method, of which one gave an array and a frame the same answer in this process."""
+_PARAMS: Final[dict[type, tuple[str, ...]]] = {}
 _SAVED: Final = ("pickle", "cloudpickle", "skops")
 _METHODS: Final = ("predict", "predict_proba", "predict_log_proba", "predict_joint_log_proba", "score")
 
@@ -325,11 +326,19 @@ def _without_names(model: Any) -> Any | None:
 def _plain_step(estimator: Any) -> Any | None:
     if type(estimator).__module__.partition(".")[0] != "sklearn":
         return None
-    if not all(map(_is_plain, estimator.get_params(deep=False).values())):
+    if not all(_is_plain(getattr(estimator, name)) for name in _params(estimator)):
         return None
     plain = copy.copy(estimator)
     vars(plain).pop("feature_names_in_", None)
     return plain
+
+
+def _params(estimator: Any) -> tuple[str, ...]:
+    """The names of an estimator's parameters, which scikit-learn reads from a signature each time."""
+    kind = type(estimator)
+    if kind not in _PARAMS:
+        _PARAMS[kind] = tuple(estimator.get_params(deep=False))
+    return _PARAMS[kind]
 
 
 def _is_plain(value: Any) -> bool:

@@ -367,7 +367,7 @@ def _resident() -> int:
 def _return_large_blocks() -> None:
     """Makes the C library allocate each large block directly from the kernel, so that a freed block returns
     at once. By default it takes larger and larger blocks from its heap, which keeps them."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = _c_function("mallopt")
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, 256 << 10)
 
@@ -394,9 +394,15 @@ def thread_pools() -> Any:
 
 def _trim() -> None:
     """Returns memory that loading freed to the kernel."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    trim = _c_function("malloc_trim")
     if trim is not None:
         trim(0)
+
+
+@lru_cache(maxsize=None)
+def _c_function(name: str) -> Any:
+    """A function of the C library, None where it has none of that name."""
+    return getattr(ctypes.CDLL(None), name, None)
 
 
 def _flush() -> None:

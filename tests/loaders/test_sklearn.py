@@ -12,7 +12,11 @@ import pytest
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.compose import make_column_transformer
 from sklearn.datasets import load_iris
-from sklearn.ensemble import RandomForestClassifier, VotingClassifier
+from sklearn.ensemble import (
+    HistGradientBoostingClassifier,
+    RandomForestClassifier,
+    VotingClassifier,
+)
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.model_selection import GridSearchCV
@@ -24,6 +28,7 @@ from sklearn.svm import SVC
 from loaders import load_model, save_model
 from loaders.batch import Columns
 from loaders.enforcement import RawInput, enforce
+from loaders.flavors import sklearn
 from loaders.flavors.failures import Unsuitable
 from loaders.flavors.sklearn import Estimator
 
@@ -196,3 +201,36 @@ def test_a_list_as_example_is_the_array_it_makes(tmp_path: Any, model: Any, exam
     assert loaded.predict(example).tolist() == model.predict(example).tolist()
     enforced = enforce(loaded.signature, RawInput("inputs", other))
     assert loaded.run(enforced.batch, {}).arrays[""].tolist() == model.predict(other).tolist()
+
+
+def test_of_a_class_with_plain_state_one_is_compared_on_a_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sklearn, "_SAME", set())
+    Estimator(LogisticRegression(max_iter=500).fit(FRAME, TARGET), "predict")
+    Estimator(RandomForestClassifier(2).fit(FRAME, TARGET), "predict")
+
+    def compared(estimator: Estimator, names: list[str]) -> bool:
+        raise AssertionError("it was compared again")
+
+    monkeypatch.setattr(Estimator, "_same_of_arrays", compared)
+    other = Estimator(LogisticRegression(C=0.1, max_iter=500).fit(FRAME, TARGET), "predict")
+    assert asked_with(other, table(FRAME.head(2))) == [np.ndarray]
+    # Another method, another class, and state that is more than numbers and texts are compared.
+    for model, method in (
+        (LogisticRegression(max_iter=500), "predict_proba"),
+        (LinearRegression(), "predict"),
+        (RandomForestClassifier(2), "predict"),
+        (make_pipeline(LogisticRegression(max_iter=500)), "predict"),
+    ):
+        model.fit(FRAME, TARGET)
+        with pytest.raises(AssertionError, match="compared again"):
+            Estimator(model, method)
+
+
+def test_a_class_that_may_read_columns_is_compared_for_each_fit() -> None:
+    """The same class reads numbers alike from an array, and its own categories only from a frame."""
+    numbers = HistGradientBoostingClassifier(max_iter=2).fit(FRAME, TARGET)
+    assert asked_with(Estimator(numbers, "predict"), table(FRAME.head(2))) == [np.ndarray]
+    frame = pd.DataFrame({"kind": pd.Categorical(["a", "b"] * 20), "x": np.arange(40.0)})
+    kinds = HistGradientBoostingClassifier(max_iter=2, categorical_features="from_dtype")
+    estimator = Estimator(kinds.fit(frame, [0, 1] * 20), "predict")
+    assert estimator._names is None

@@ -108,3 +108,26 @@ async def test_a_load_that_is_given_up_while_files_are_copied_leaves_none_behind
         await loading
     await asyncio.to_thread(ended.wait, 60)
     await until(lambda: os.listdir(process.directory) == kept)
+
+
+@pytest.mark.anyio
+async def test_the_files_of_models_that_left_are_removed_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bench: PackBench
+) -> None:
+    first = await bench.started(scaled(tmp_path / "first", 1))
+    (process,) = bench.pack.processes
+    kept = os.listdir(process.directory)
+    others = [await bench.started(scaled(tmp_path / str(number), number)) for number in (2, 3)]
+    removed: list[int] = []
+    remove = places._remove_all
+
+    def counted(directories: list[str]) -> None:
+        remove(directories)
+        removed.append(len(directories))
+
+    monkeypatch.setattr(places, "_remove_all", counted)
+    for runner in others:
+        await runner.close()
+    await until(lambda: os.listdir(process.directory) == kept)
+    await until(lambda: removed == [2])
+    assert await answered_by(first, 3) == [3]

@@ -144,6 +144,18 @@ def test_the_young_stay_and_the_plan_says_when_to_ask_again() -> None:
     assert ledger.plan(15.0).evict == ("a",)
 
 
+def test_a_model_that_loads_quickly_is_young_for_a_short_time() -> None:
+    ledger = Ledger(100, min_residency=5.0)
+    ledger.open("a", 10.0)
+    ledger.ask("a", 100)
+    ledger.grant("a")
+    ledger.loaded("a", 10.0, load_seconds=0.25)
+    ledger.open("b", 10.0)
+    ledger.ask("b", 50)
+    assert ledger.plan(10.0) == Plan(retry_at=10.25)
+    assert ledger.plan(10.25).evict == ("a",)
+
+
 def test_nothing_is_evicted_when_it_would_not_be_enough() -> None:
     ledger = Ledger(100)
     resident(ledger, "a", 30)
