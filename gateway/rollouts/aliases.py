@@ -275,6 +275,8 @@ class Aliases:
         """Applies a new snapshot: moves the aliases that changed, and ends those that were deleted."""
         self._snapshot = snapshot
         self.verdicts.look(snapshot)
+        for observation in self.verdicts.unsaid(snapshot):
+            self._found_out(observation)
         for found in list(self._aliases.values()):
             self._take(found, moved_by)
         wanted = {version for found in self for version in (found.serving, found.desired, found.last_good)}

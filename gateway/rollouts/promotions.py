@@ -244,7 +244,8 @@ class Promotions:
         serving = None if found is None or found.serving is None else found.serving.version
         move = Move(
             name, alias, move.version, expect, forced=bool(passed.overruled), back=move.back,
-            last_good=record.good, serving=serving,
+            last_good=move.version if move.back and move.version in record.served else record.good,
+            serving=serving,
         )  # fmt: skip
         try:
             if not dry_run:

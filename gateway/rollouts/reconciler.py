@@ -42,7 +42,7 @@ from gateway.rollouts.gates import Gates, Passed
 from gateway.rollouts.lingering import LINGER, Lingering
 from gateway.rollouts.memory import Memory
 from gateway.rollouts.phases import ABORTED, Phase
-from gateway.rollouts.records import ROLLBACK, ROLLED_BACK, Record
+from gateway.rollouts.records import ROLLBACK, ROLLED_BACK, Record, has_served
 from gateway.rollouts.verdicts import ELSEWHERE
 from gateway.serving.manager import Lease, Manager
 from gateway.state import HISTORY_KEPT, Served
@@ -322,6 +322,13 @@ class Reconciler:
         found.replaced = None if moved_by == ROLLBACK else previous
         if (model := self._model(found.name)) is not None:
             self._conductor.records(found, model, version)
+            if version != found.last_good and has_served(found, model, version):
+                # It has proved itself before: after a restart, it is the one to go back to.
+                found.last_good = version
+                self._memory.save_last_good(found.name, found.alias, version.version)
+                entry = model.aliases.get(found.alias)
+                if entry is not None and entry.last_good not in (None, version.version):
+                    self._found_out(Observation(found.name, found.alias, entry.version, version.version))
         if version == found.desired:
             found.desired = version
         found.refusal = None if version is found.desired else found.refusal

@@ -83,6 +83,7 @@ class Verdicts:
         #: By model, alias and version: verdicts until this time have ended.
         self._void: LRUCache[tuple[str, str, str], float] = LRUCache(KEPT)
         self._digests: LRUCache[Version, str] = LRUCache(KEPT)
+        self._left_behind = set(self.held())
 
     def of(self, model: Model, alias: str) -> Verdict | None:
         """The verdict of this gateway or a peer on the version that an alias points to, if the registry has
@@ -153,6 +154,19 @@ class Verdicts:
         for key, saved in list(self._memory.rollouts().items()):
             if saved["phase"] in TAKEN_BACK and not saved.get("recorded"):
                 yield key
+
+    def unsaid(self, snapshot: Snapshot) -> Iterator[Observation]:
+        """The verdicts that this gateway reached before it was stopped, and that the registry does not have:
+        once each, when their alias is known."""
+        for name, alias in list(self._left_behind):
+            model = snapshot.models.get(name)
+            entry = None if model is None else model.aliases.get(alias)
+            if model is None or entry is None:
+                continue
+            self._left_behind.discard((name, alias))
+            verdict, course = self.of(model, alias), self._courses.of(name, alias)
+            if verdict is not None and course is not None and entry.standing is None:
+                yield Observation(name, alias, verdict.version, course.service, verdict)
 
     # The end of a verdict.
 

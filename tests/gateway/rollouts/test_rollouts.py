@@ -384,6 +384,46 @@ def test_a_verdict_on_a_version_that_serves_here_says_why_and_lets_it_take_its_s
     conducted(tmp_path, test)
 
 
+def test_a_verdict_that_a_kill_kept_from_the_registry_is_written_after_the_restart(tmp_path: Path) -> None:
+    async def test(setup: Setup) -> None:
+        await setup.begun()
+        setup.say_verb("abort")
+        await turns(50)
+        setup.found.clear()  # it did not get there
+        await setup.restart()
+        assert [(one.version, one.last_good) for one in setup.found] == [("2", "1")]
+        verdict = setup.found[0].verdict
+        assert verdict is not None
+        assert (verdict.outcome, verdict.reason) == ("rolled_back", "a person aborted it")
+        setup.found.clear()
+        setup.say(Alias("2", previous=("1",), last_good="1", verdict=verdict))
+        await setup.restart()
+        assert setup.found == []  # it is there
+
+    conducted(tmp_path, test)
+
+
+def test_after_a_restart_the_version_that_was_in_service_answers_also_if_it_had_no_request(
+    tmp_path: Path,
+) -> None:
+    async def test(setup: Setup) -> None:
+        await setup.begun()
+        setup.say_verb("finish")
+        await turns(50)
+        assert await setup.ask() == ["2"]
+        setup.say(Alias("1", previous=("2",), last_good="2"))  # back, and no caller comes
+        await turns(50)
+        assert [(one.version, one.last_good) for one in setup.found[-1:]] == [("1", "1")]
+        setup.say(Alias("3", previous=("1", "2"), last_good="1"))
+        await turns(50)
+        setup.say_verb("abort")
+        await turns(50)
+        await setup.restart()
+        assert set(await setup.ask(10)) == {"1"}
+
+    conducted(tmp_path, test)
+
+
 def test_both_versions_are_pinned(tmp_path: Path) -> None:
     async def test(setup: Setup) -> None:
         await setup.begun()
