@@ -146,7 +146,7 @@ def _lies_in(descriptor: int, directory: Path) -> bool:
         place = os.readlink(f"/proc/self/fd/{descriptor}")
     except OSError:
         return True
-    return Path(place).is_relative_to(directory)
+    return place.startswith(os.path.join(directory, ""))
 
 
 def _cloned(source: int, target: int) -> bool:
