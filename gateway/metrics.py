@@ -18,7 +18,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from gateway import __version__, events
-from gateway.tallies import PHASES, Cached, Served
+from gateway.tallies import PHASES, Cached, Served, Tally
 from gateway.vitals import Vitals
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Metrics:
         self._clock = clock
         self._sources: Sources = {}
         self._served: dict[tuple[str, str], Served] = {}
-        self._batch_rows: dict[str, Histogram] = {}
+        self._batch_rows: dict[str, Tally] = {}
         self._problems: set[str] = set()
         self.vitals = Vitals()
         self._cache: dict[str, Cached] = {}
@@ -87,13 +87,6 @@ class Metrics:
         self.usage: Callable[[RequestRecord], None] = lambda record: None
         build = Info("gateway_build", "The gateway that runs, and its Python.", registry=own)
         build.info({"version": __version__, "python": platform.python_version()})
-        self._batches = Histogram(
-            "gateway_batch_rows",
-            "Rows per call of a model.",
-            ("model",),
-            buckets=_ROW_BUCKETS,
-            registry=own,
-        )
         self._loads = Counter("gateway_loads", "Loads by result.", ("model", "result"), registry=own)
         self._load_seconds = Histogram(
             "gateway_load_seconds",
@@ -198,10 +191,10 @@ class Metrics:
 
     def batch(self, model: str, rows: int) -> None:
         """One call of a model with `rows` rows."""
-        histogram = self._batch_rows.get(model)
-        if histogram is None:
-            histogram = self._batch_rows[model] = self._batches.labels(model)
-        histogram.observe(rows)
+        tally = self._batch_rows.get(model)
+        if tally is None:
+            tally = self._batch_rows[model] = Tally(_ROW_BUCKETS)
+        tally.observe(rows)
 
     def load(self, model: str, result: str, seconds: float) -> None:
         self._loads.labels(model, result).inc()
@@ -330,7 +323,11 @@ class Metrics:
         for model, cache in self._cache.items():
             hits.add_metric([model], cache.hits)
             misses.add_metric([model], cache.misses)
-        yield from (hits, misses)
+        batches = HistogramMetricFamily("gateway_batch_rows", "Rows per call of a model.", labels=["model"])
+        for model, tally in self._batch_rows.items():
+            tally.count()
+            batches.add_metric([model], tally.buckets(), tally.sum)
+        yield from (hits, misses, batches)
 
     def gauges(self) -> Iterator[Metric]:
         yield from self._served_series()

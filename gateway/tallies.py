@@ -22,13 +22,26 @@ _COUNT_AT_ONCE: Final = 512
 
 
 class Tally:
-    """A histogram that takes many values at once. `Histogram` locks for each observation, which would cost a
-    request more than all other counting."""
+    """A histogram that takes many values at once, with `add`, or one by one, with `observe`, which counts many
+    of them together. `Histogram` locks for each observation, which would cost a request more than all other
+    counting."""
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self._bounds = bounds
         self._counts = np.zeros(len(bounds) + 1, np.int64)
         self.sum = 0.0
+        self._waiting: list[float] = []
+
+    def observe(self, value: float) -> None:
+        self._waiting.append(value)
+        if len(self._waiting) >= _COUNT_AT_ONCE:
+            self.count()
+
+    def count(self) -> None:
+        """Counts the observed values; before `buckets`."""
+        waiting, self._waiting = self._waiting, []
+        if waiting:
+            self.add(waiting)
 
     def add(self, values: Sequence[float]) -> None:
         places = np.searchsorted(self._bounds, values)

@@ -21,34 +21,30 @@ if TYPE_CHECKING:
 _ENCODE_ON_LOOP: Final = 20_000
 
 
-def call(op: str, batch: Batch | wire.Framed, params: Mapping[str, Any]) -> dict[str, Any]:
-    """The message of a call. `op`: predict or prewarm."""
-    return {"op": op, "batch": batch, "params": dict(params)}
-
-
-def is_long(message: Mapping[str, Any]) -> bool:
-    """Whether to use `encoded_apart`, because the event loop must not wait for it."""
-    return _objects(message["batch"]) > _ENCODE_ON_LOOP
-
-
-def encoded(message: Mapping[str, Any]) -> deque[wire.Segment]:
-    """The pieces of a call's frame. Raises ModelError for a value that cannot be sent."""
-    batch = message["batch"]
-    if isinstance(batch, wire.Framed):
-        return batch.pieces()
-    if type(batch) is Columns and not message["params"]:
-        quick = wire.encode_table(message["op"], batch)
+def pieces(op: str, batch: Batch | wire.Framed, params: Mapping[str, Any]) -> deque[wire.Segment] | None:
+    """The pieces of a call's frame. `op`: predict or prewarm. None: use `pieces_apart`, because the event loop
+    must not wait for it. Raises ModelError for a value that cannot be sent."""
+    if type(batch) is Columns and not params:
+        quick = wire.encode_table(op, batch)
         if quick is not None:
             return deque((quick,))
+    if _objects(batch) > _ENCODE_ON_LOOP:
+        return None
+    return _encoded(op, batch, params)
+
+
+async def pieces_apart(op: str, batch: Batch | wire.Framed, params: Mapping[str, Any]) -> deque[wire.Segment]:
+    """The same, in the thread for large bodies."""
+    return await in_large_thread(_encoded, op, batch, params)
+
+
+def _encoded(op: str, batch: Batch | wire.Framed, params: Mapping[str, Any]) -> deque[wire.Segment]:
+    if isinstance(batch, wire.Framed):
+        return batch.pieces()
     try:
-        return wire.encode(message)
+        return wire.encode({"op": op, "batch": batch, "params": dict(params)})
     except wire.WireError as error:
         raise unsendable(error) from None
-
-
-async def encoded_apart(message: Mapping[str, Any]) -> deque[wire.Segment]:
-    """The same, in the thread for large bodies."""
-    return await in_large_thread(encoded, message)
 
 
 def answer_of(reply: Mapping[str, Any], directory: str) -> Batch:

@@ -247,8 +247,7 @@ class PackedRunner:
             if place is None or place.process.left or place.process.worker.gone:
                 await self._placed()
                 continue
-            message = calls.call(op, batch, params)
-            pieces = await calls.encoded_apart(message) if calls.is_long(message) else calls.encoded(message)
+            pieces = calls.pieces(op, batch, params) or await calls.pieces_apart(op, batch, params)
             if place is not self._place:
                 continue  # it has moved meanwhile
             try:
@@ -265,8 +264,8 @@ class PackedRunner:
         place = self._place
         if place is None or place.process.left or place.process.worker.gone:
             return False
-        message = calls.call("predict", batch, params)
-        if calls.is_long(message):
+        pieces = calls.pieces("predict", batch, params)
+        if pieces is None:
             return False
 
         def failed(error: Exception) -> None:
@@ -278,7 +277,7 @@ class PackedRunner:
                 then(None, error)
 
         answer = Direct(partial(self._answer_of, place), then, failed)
-        place.send(calls.encoded(message), self._timeout, answer)
+        place.send(pieces, self._timeout, answer)
         return True
 
     async def _elsewhere(self, batch: Batch | wire.Framed, params: Mapping[str, Any], then: Then) -> None:

@@ -227,11 +227,11 @@ class ProcessRunner:
         self._started = True
 
     def predict(self, batch: Batch | wire.Framed, params: Mapping[str, Any]) -> Coroutine[Any, Any, Batch]:
-        return self._asked(calls.call("predict", batch, params))
+        return self._asked("predict", batch, params)
 
     def prewarm(self, batch: Batch, params: Mapping[str, Any]) -> Coroutine[Any, Any, Batch]:
         self._prewarmed = True
-        return self._asked(calls.call("prewarm", batch, params))
+        return self._asked("prewarm", batch, params)
 
     async def finish_prewarm(self) -> None:
         """Replaces a process that had to answer in place although its model may keep state of a call. The
@@ -245,25 +245,21 @@ class ProcessRunner:
                 await worker.close()
                 await self._start_worker()
 
-    async def _asked(self, message: dict[str, Any]) -> Batch:
-        pieces = await calls.encoded_apart(message) if calls.is_long(message) else calls.encoded(message)
+    async def _asked(self, op: str, batch: Batch | wire.Framed, params: Mapping[str, Any]) -> Batch:
+        pieces = calls.pieces(op, batch, params) or await calls.pieces_apart(op, batch, params)
         worker = self._pool.take()
         if worker is None:
             worker = await self._pool.wait()
-        reply = await worker.ask(pieces, self._timeout, message)
+        reply = await worker.ask(pieces, self._timeout, (batch, params))
         return self._answer_of(worker, reply)
 
     def begin(self, batch: Batch | wire.Framed, params: Mapping[str, Any], then: Then) -> bool:
-        message = calls.call("predict", batch, params)
-        if calls.is_long(message):
+        pieces = calls.pieces("predict", batch, params)
+        worker = None if pieces is None else self._pool.take()
+        if pieces is None or worker is None:
             return False
-        pieces = calls.encoded(message)
-        worker = self._pool.take()
-        if worker is None:
-            return False
-
         answer = Direct(partial(self._answer_of, worker), then, partial(then, None))
-        worker.send(pieces, Call(answer, self._timeout, message))
+        worker.send(pieces, Call(answer, self._timeout, (batch, params)))
         return True
 
     def _answer_of(self, worker: Worker, reply: Reply) -> Batch:
@@ -399,7 +395,7 @@ class ProcessRunner:
             self._spare = None  # the next tick may make another
             return
         call = None if timeout else worker.unanswered
-        suspect = digest(call["batch"], call["params"]) or None if isinstance(call, dict) else None
+        suspect = digest(*call) or None if isinstance(call, tuple) else None
         self._again(reason, crashed=not timeout, suspect=suspect)
 
     def _again(self, reason: str, *, crashed: bool, suspect: bytes | None = None) -> None:

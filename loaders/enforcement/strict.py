@@ -29,6 +29,7 @@ from loaders.spelling import counted, near
 
 #: Maximum rows that are checked value by value; above it, checking whole columns is faster.
 _FEW_ROWS = 8
+_NUMBERS = frozenset({float, int})
 #: Limits of the search for misspelt columns: missing columns, candidates, name length, similarity.
 _NEAR_FAULTS, _NEAR_NAMES, _NEAR_LENGTH, _NEAR_RATIO = 10, 30, 40, 0.7
 
@@ -124,12 +125,8 @@ def quick_doubles(plan: Plan, form: str, data: Any) -> Columns | None:
         return None
     width = len(plan.names)
     for row in rows:
-        if type(row) is not list or len(row) != width:
+        if type(row) is not list or len(row) != width or not _NUMBERS.issuperset(map(type, row)):
             return None
-        for value in row:
-            kind = type(value)
-            if kind is not float and kind is not int:
-                return None
     try:
         matrix = np.array(rows, np.float64, order="F")
     except OverflowError:
