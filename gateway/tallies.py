@@ -22,9 +22,9 @@ _COUNT_AT_ONCE: Final = 512
 
 
 class Tally:
-    """A histogram that takes many values at once, with `add`, or one by one, with `observe`, which counts many
-    of them together. `Histogram` locks for each observation, which would cost a request more than all other
-    counting."""
+    """A histogram that takes many values at once, with `add`, or one by one, with `observe`, which counts
+    many of them together. `Histogram` locks for each observation, which would cost a request more than all
+    other counting."""
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self._bounds = bounds

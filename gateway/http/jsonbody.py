@@ -18,6 +18,9 @@ import orjson
 _DIGITS: Final = bytes.maketrans(b"123456789", b"000000000")
 #: The fewest digits of a whole number beyond 64 bits, which orjson reads as a float.
 _LONG: Final = b"0" * 19
+#: What may stand before the digits of a whole number.
+_BEFORE: Final = b"[,:- \t\n\r\f\v"
+_MINUS: Final = ord("-")
 _WHOLE: Final = re.compile(rb"[\[,:\s]-?\d{19,}\s*[,\]}]")
 
 
@@ -31,9 +34,21 @@ def loads(body: bytes) -> Any:
         if b"NaN" not in body and b"Infinity" not in body:
             raise
         return _loads(body)
-    if _LONG in body.translate(_DIGITS) and _WHOLE.search(body):
-        return _loads(body)
-    return value
+    digits = body.translate(_DIGITS)
+    return _loads(body) if _LONG in digits and _has_long(body, digits) else value
+
+
+def _has_long(body: bytes, digits: bytes) -> bool:
+    """Whether a whole number has so many digits. Fractions often do, and text: the pattern would take several
+    times as long as the parser, so it looks only where digits begin that may be a whole number. `digits`: the
+    body with a 0 for each digit."""
+    at = digits.find(_LONG)
+    while at >= 0:
+        before = body[at - 1]
+        if before in _BEFORE and _WHOLE.match(body, at - 2 if before == _MINUS else at - 1):
+            return True
+        at = digits.find(_LONG, at + len(_LONG))
+    return False
 
 
 def _loads(body: bytes) -> Any:

@@ -107,6 +107,25 @@ def test_long_fractions_stay_with_the_fast_parser(monkeypatch: pytest.MonkeyPatc
     assert jsonbody.loads(body)["inputs"] == [0.00012345678901234567, "12345678901234567890"]
 
 
+def test_the_pattern_for_long_whole_numbers_never_looks_at_fractions(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[bytes] = []
+
+    class Pattern:
+        def match(self, body: bytes, at: int) -> object:
+            looked.append(body[at : at + 4])
+            return whole.match(body, at)
+
+    whole = jsonbody._WHOLE
+    monkeypatch.setattr(jsonbody, "_WHOLE", Pattern())
+    fractions = [0.0012345678901234567 * n for n in range(1, 500)] + [-1.2345678901234567e-05]
+    body = json.dumps({"inputs": fractions, "id": "1" * 60, "x": float(12345678901234567890)}).encode()
+    assert jsonbody.loads(body)["inputs"] == fractions
+    assert looked == []
+    body = b"[0.00012345678901234567,-12345678901234567890 ]"
+    assert jsonbody.loads(body) == [0.00012345678901234567, -12345678901234567890]
+    assert looked == [b",-12"]
+
+
 def test_integers_with_gaps_without_a_signature_are_exact() -> None:
     body = b'{"dataframe_records": [{"n": 9007199254740993}, {"n": null}]}'
     assert batches.native(enforce(None, bodies.parse_json(body).raw).batch)["n"].tolist() == [
