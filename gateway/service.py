@@ -365,7 +365,7 @@ class Service:
         warnings = enforced.warnings
         if enforced.lenient:
             inference.record.lenient = True
-        if _is_one_for_all(enforced.batch, outcome.result):
+        if inference.record.rows > 1 and _is_one_for_all(enforced.batch, outcome.result):
             warnings = (*warnings, _ONE_FOR_ALL)
         return outcome, warnings, signature
 

@@ -179,9 +179,10 @@ class Batcher:
         fails."""
         if self._begin is None or self._suspects:
             return False
-        started = _Started(members)
+        started, first = _Started(members), members[0]
         try:
-            if not self._begin(_joined(members), members[0].params, partial(self._ended, started)):
+            asked = first.batch if len(members) == 1 else _joined(members)
+            if not self._begin(asked, first.params, partial(self._ended, started)):
                 return False
         except Exception:  # noqa: BLE001 - it fails in the task again, which handles that
             return False
@@ -236,7 +237,7 @@ class Batcher:
         queue = self._queue
         while queue:
             first = queue.popleft()
-            if not self._is_dead(first, now):
+            if (first.deadline is None and not first.future.done()) or not self._is_dead(first, now):
                 break
         else:
             return []
