@@ -16,6 +16,7 @@ import pickletools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from loaders import flavors, opcodes
@@ -288,15 +289,24 @@ class _Machine:
 
     def _other(self, name: str) -> None:
         """Any other operation: pops and pushes as its description says."""
-        code = _DESCRIBED[name]
-        before = [kind.name for kind in code.stack_before]
-        if "mark" in before:
+        to_mark, taken, given = _effect(name)
+        if to_mark:
             self._to_mark()
-            before = before[: before.index("mark")]
-        if before:
-            if len(before) > len(self._stack):
+        if taken:
+            if taken > len(self._stack):
                 raise LookupError("the stack is empty")
-            if name in _CHANGES and isinstance(self._stack[-len(before)], Name):
-                raise NotProved(f"its pickle changes {self._stack[-len(before)]} for all")
-            del self._stack[-len(before) :]
-        self._stack.extend(_UNKNOWN for _ in code.stack_after)
+            if name in _CHANGES and isinstance(self._stack[-taken], Name):
+                raise NotProved(f"its pickle changes {self._stack[-taken]} for all")
+            del self._stack[-taken:]
+        self._stack.extend(given)
+
+
+@lru_cache(maxsize=None)
+def _effect(name: str) -> tuple[bool, int, tuple[Any, ...]]:
+    """What an operation does to the stack: whether it takes all down to a mark, how many values it takes
+    then, and what it puts there. Raises LookupError."""
+    code = _DESCRIBED[name]
+    before = [kind.name for kind in code.stack_before]
+    to_mark = "mark" in before
+    taken = before.index("mark") if to_mark else len(before)
+    return to_mark, taken, (_UNKNOWN,) * len(code.stack_after)
