@@ -80,12 +80,13 @@ class Footprint:
         """
         try:
             with self._reading:
+                began_at = time.monotonic()
                 if self._descriptor >= 0 and time.monotonic() >= self._read_again:
                     began = self._cost()
                     with suppress(ProcessLookupError):  # it has ended
                         self._last = self._look()
                     self._read_again = self._after(began)
-                self._read_at = time.monotonic()
+                self._read_at = began_at
         finally:
             if self._closing:
                 self._give_back()
@@ -102,9 +103,11 @@ class Footprint:
             proportional=own.proportional,
         )
 
-    def recent(self) -> Memory:
-        """The figures of a reading that is at most `RECENT` seconds old; reads if there is none."""
-        return self._last if time.monotonic() - self._read_at <= RECENT else self.read()
+    def recent(self, since: float = float("-inf")) -> Memory:
+        """The figures of a reading that is at most `RECENT` seconds old and began after `since`, a time of
+        `time.monotonic`; reads if there is none."""
+        recent = time.monotonic() - self._read_at <= RECENT and self._read_at > since
+        return self._last if recent else self.read()
 
     def upper_bound(self) -> int:
         """A value never below `read().private`, in a few microseconds per process; 0 after its end."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import time
 from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -75,7 +76,18 @@ class Member(Protocol):
 class Place:
     """A model's place in a pack's process, until it leaves or the process ends."""
 
-    __slots__ = ("_for", "bytes", "calls", "directory", "loaded", "number", "process", "runner", "seconds")
+    __slots__ = (
+        "_for",
+        "bytes",
+        "calls",
+        "directory",
+        "grown",
+        "loaded",
+        "number",
+        "process",
+        "runner",
+        "seconds",
+    )
 
     def __init__(self, runner: Member, process: Process, number: int, directory: str) -> None:
         self.runner = runner
@@ -83,7 +95,9 @@ class Place:
         self.number = number
         self.directory = directory
         self.loaded: dict[str, Any] = {}
+        #: Its counted bytes, and by how much its load made the process grow.
         self.bytes = 0
+        self.grown = 0
         #: The time and the number of its calls since they were last read.
         self.seconds = 0.0
         self.calls = 0
@@ -139,6 +153,11 @@ class Process:
         self._unlinked: list[str] = []
         self._unlinking: asyncio.TimerHandle | None = None
         self.private = 0
+        #: The bytes that unloading did not free, as of the last measurement.
+        self.waste = 0
+        #: How many models come or go now, and when one last did.
+        self._moves = 0
+        self._moved_at = float("-inf")
         self.worker = Worker(
             zygotes,
             conditions.environment,
@@ -186,6 +205,10 @@ class Process:
 
     async def load(self, runner: Member, number: int) -> Place:
         """A place for a model. Raises ModelError, RunnerCrashed, RunnerTimeout, NotReached."""
+        with self._moving():
+            return await self._load(runner, number)
+
+    async def _load(self, runner: Member, number: int) -> Place:
         directory = os.path.join(self.directory, str(number))
         place = Place(runner, self, number, directory)
         try:
@@ -215,11 +238,11 @@ class Process:
             raise
         place.loaded = reply
         grown = reply.get("grown")
-        if isinstance(grown, int) and grown > LEAST:
+        place.grown = max(0, grown) if isinstance(grown, int) else 0
+        if place.grown > LEAST:
             # Never more than the process has, whatever it says. This reading takes milliseconds.
-            place.bytes = max(LEAST, min(grown, self.worker.memory().private))
-        else:
-            place.bytes = LEAST
+            place.grown = min(place.grown, self.worker.memory().private)
+        place.bytes = max(LEAST, place.grown)
         self.places[number] = place
         return place
 
@@ -244,7 +267,7 @@ class Process:
         if self.places.pop(place.number, None) is None or self.left or self.worker.gone:
             return
         self.unloads += 1
-        with suppress(NotReached, RunnerCrashed, RunnerTimeout):
+        with self._moving(), suppress(NotReached, RunnerCrashed, RunnerTimeout):
             await place.ask(wire.encode({"op": "unload"}), self._start_timeout)
         # Many at a time, because a thread costs more than the links, and no caller waits for this.
         self._unlinked.append(place.directory)
@@ -261,15 +284,28 @@ class Process:
         """Measures the process. Growth while nothing is unloaded is not memory that unloading left."""
         if self.worker.gone:
             return
-        self.private = self.worker.recent_memory().private
-        rest = self.private - self.models
+        self.private = self.worker.recent_memory(self._moved_at).private
+        if self._moves:
+            return  # a model that comes or goes has memory without a place
+        rest = self.private - self._grown
         if not self.unloads or rest < self.rest:
             self.rest = rest
+        self.waste = rest - self.rest
+
+    @contextmanager
+    def _moving(self) -> Iterator[None]:
+        self._moves += 1
+        try:
+            yield
+        finally:
+            self._moves -= 1
+            self._moved_at = time.monotonic()
 
     @property
-    def waste(self) -> int:
-        """The bytes that unloading did not free, as of the last measurement."""
-        return max(0, self.private - self.models - self.rest) if self.unloads else 0
+    def _grown(self) -> int:
+        """What its models take by their measurement. Their counted bytes would make waste of the difference
+        when they leave."""
+        return sum(place.grown for place in self.places.values())
 
     def let_go(self) -> None:
         """Makes its places invalid; the process ends after its current call."""

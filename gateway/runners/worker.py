@@ -128,9 +128,10 @@ class Worker:
         """The current memory of its processes; zeros before the first reading."""
         return Memory() if self._footprint is None else self._footprint.read()
 
-    def recent_memory(self) -> Memory:
-        """The same, as of a moment ago: cheap where it is read in a thread all the time."""
-        return Memory() if self._footprint is None else self._footprint.recent()
+    def recent_memory(self, since: float = float("-inf")) -> Memory:
+        """The same, as of a moment ago, but not before `since`: cheap where it is read in a thread all the
+        time."""
+        return Memory() if self._footprint is None else self._footprint.recent(since)
 
     def feel(self, now: float) -> str | None:
         """Checks whether the process makes progress; the result is in `pulse`. Returns why it must end, or

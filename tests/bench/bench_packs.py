@@ -7,8 +7,9 @@
         Zipf(1.0) over ASKED (2,000) of NAMES (10,000) at RATE (200) a second for SECONDS (900), limited to
         MEGABYTES (2,000)
     python -m tests.bench.bench_packs chaos [SECONDS] [RATE]
-        50 models in packs at RATE (200) a second for SECONDS (60): one request of 200 ends its process, and a
-        process of models is killed every five seconds
+        50 models in packs at RATE (200) a second for SECONDS (60): one request of 200 ends its process, one
+        of 2,000 others ends it by chance, a process of models is killed every 5 seconds, and each
+        process that they are forked from every 15 seconds
 
 `serve` tells: the first answer of a cold model, the proportional memory of all of them resident, requests per
 second of one hot model, and of Zipf(1.0) over all with room for all and with room for a fifth. The caller is
@@ -30,6 +31,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -312,7 +314,8 @@ def chaos(seconds: float, rate: float, count: int = 50) -> None:
     models = {}
     for i in range(count):
         package = write_package(
-            directory / "packages" / str(i), at_predict="if float(data.iloc[0, 0]) < 0:\n    os._exit(9)"
+            directory / "packages" / str(i),
+            at_predict="if float(data.iloc[0, 0]) < 0 or os.urandom(2) < b'\\x00\\x20':\n    os.abort()",
         )
         models[f"m{i}"] = {"versions": {"1": {"source": str(package.path)}}, "aliases": {"champion": "1"}}
     (directory / "registry.json").write_text(json.dumps({"models": models}))
@@ -325,7 +328,7 @@ def chaos(seconds: float, rate: float, count: int = 50) -> None:
     chosen = chance.integers(0, count, int(rate * seconds))
     outcomes: Counter[tuple[str, int]] = Counter()
     taken: list[float] = []
-    kills = 0
+    kills: Counter[str] = Counter()
     try:
         callers = {False: Caller(server.url, good), True: Caller(server.url, poison)}
 
@@ -336,13 +339,16 @@ def chaos(seconds: float, rate: float, count: int = 50) -> None:
                 taken.append(took)
 
         def kill(second: int) -> None:
-            nonlocal kills
             if second % 5 == 4 and (found := busiest(server)):
                 os.kill(found, signal.SIGKILL)
-                kills += 1
+                kills["processes of models"] += 1
+            if second % 15 == 7:
+                for found in zygotes(server):
+                    os.kill(found, signal.SIGKILL)
+                    kills["zygotes"] += 1
 
         Arrivals(send, callers[False]).run(rate, seconds, kill)
-        say(f"{count} models in packs, {rate:g} requests a second for {seconds:g} s, {kills} kills")
+        say(f"{count} models in packs, {rate:g} requests a second for {seconds:g} s, killed: {dict(kills)}")
         for (kind, status), number in sorted(outcomes.items()):
             say(f"  {kind} requests with status {status}: {number}")
         say(f"  innocent requests: {_ms(sorted(taken))}")
@@ -364,6 +370,15 @@ def busiest(server: Running) -> int | None:
         used[pid] = int(fields[11]) + int(fields[12])
     leaves = [pid for pid in used if pid not in parents]
     return max(leaves, key=used.__getitem__, default=None)
+
+
+def zygotes(server: Running) -> list[int]:
+    """The processes directly below the gateway that have processes below them."""
+    parents: dict[int, int] = {}
+    for pid in descendants(server.process.pid):
+        with suppress(OSError):
+            parents[pid] = int(Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[1])
+    return [pid for pid in set(parents.values()) if parents.get(pid) == server.process.pid]
 
 
 def _ms(ordered: list[float]) -> str:
