@@ -6,7 +6,7 @@ know aliases or protocols.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from loaders.schema import SignatureError
@@ -108,6 +108,11 @@ class Runner(Protocol):
 
     def recent_bytes(self) -> int | None:
         """`measured_bytes` as of the last reading in a thread, including processes that are still loading."""
+
+    @property
+    def alike(self) -> Hashable | None:
+        """What decides its answers in addition to its files: runners of the same files with an equal value
+        answer alike. None if that cannot be said."""
 
     @property
     def isolation(self) -> str:

@@ -47,6 +47,7 @@ class InlineRunner:
     pids: Sequence[int] = ()
     busy_seconds = 0.0
     isolation = "inline"
+    alike = None
     #: A call always needs a task, which waits for the thread.
     begin: Begin | None = None
 

@@ -2,15 +2,14 @@
 its own process.
 
 It moves out if its call ended the pack's process, if its calls are slow, if it is hot, or if its load there
-failed. A suspect returns when it has proved itself. While it moves, its old place answers calls. It has the
-methods of any runner.
+failed. A suspect returns when it has proved itself. While it moves, its old place answers calls.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Hashable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -153,6 +152,10 @@ class PackedRunner:
         return place.bytes + max(0, process.worker.recent_memory().private - process.private)
 
     @property
+    def alike(self) -> Hashable | None:
+        return (self._pack.conditions, repr(self.config)) if self._own is None else None
+
+    @property
     def isolation(self) -> str:
         return "pack" if self._own is None else "process"
 
@@ -169,10 +172,11 @@ class PackedRunner:
     def status(self) -> dict[str, Any]:
         if self._own is not None:
             return {**self._own.status(), "isolation": self.isolation, "placement": self.placement}
-        place = self._place
-        processes = []
-        if place is not None:
-            processes = [
+        places = [] if self._place is None else [self._place]
+        return {
+            "isolation": self.isolation,
+            "placement": self.placement,
+            "processes": [
                 {
                     "pid": place.process.worker.pid,
                     "busy": place.process.worker.busy,
@@ -180,11 +184,8 @@ class PackedRunner:
                     "spare": False,
                     "stuck": self.stuck,
                 }
-            ]
-        return {
-            "isolation": self.isolation,
-            "placement": self.placement,
-            "processes": processes,
+                for place in places
+            ],
             "stuck": self.stuck,
             "start": self._pack.conditions.environment.start,
             "crashes": self._record.suspected,
@@ -451,8 +452,7 @@ class PackedRunner:
         self._confined = place.process.worker.loaded["confinement"]
 
     async def take_place_again(self, old: Place) -> None:
-        """Moves to the new process of its pack. Raises nothing: if this fails, the next call takes a
-        place."""
+        """Moves to the pack's new process; if this fails, the next call takes a place. Raises nothing."""
         if self._place is old and not self._closed:
             with suppress(*FAILURES, OSError):
                 await self._sit_down()

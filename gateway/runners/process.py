@@ -59,6 +59,7 @@ class ProcessRunner:
     """
 
     isolation = "process"
+    alike = None
 
     def __init__(
         self,

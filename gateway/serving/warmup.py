@@ -57,28 +57,28 @@ class WarmUps:
 
     def __init__(self, disk: Executor | None = None) -> None:
         self._disk = disk
-        self._packed: LRUCache[tuple[object, ...], Warmed] = LRUCache(_KEPT)
+        self._known: LRUCache[tuple[object, ...], Warmed] = LRUCache(_KEPT)
 
     def __repr__(self) -> str:
-        return f"<WarmUps {len(self._packed)} known>"
+        return f"<WarmUps {len(self._known)} known>"
 
     async def run(self, runner: Runner, prepared: Prepared, rules: Rules, *, wanted: bool = True) -> Warmed:
         """`wanted`: False loads a model without a warm-up. A model that raises on its example is refused
         (ModelError). An example that does not fit the model's own signature shows nothing about the model: it
         is skipped with a warning.
 
-        A pack repeats no warm-up of the same files in the same environment: they execute only framework
-        classes, so the answer is the same, and the frameworks are warm already.
+        A model whose runner says what else decides its answers (`Runner.alike`), and that executes only
+        framework classes, is warmed up once: the answer would be the same, and the frameworks are warm.
         """
-        python = None if prepared.runtime is None else prepared.runtime.python
-        key = (prepared.digest, python, rules[1], wanted)
-        if runner.isolation != "pack":
+        alike = runner.alike if prepared.verdict.harmless else None
+        if alike is None:
             return await self._run(runner, prepared, rules, wanted)
-        warmed = self._packed.get(key)
+        key = (prepared.digest, alike, rules[1:], prepared.warnings, wanted)
+        warmed = self._known.get(key)
         if warmed is None:
             warmed = await self._run(runner, prepared, rules, wanted)
-            if runner.isolation == "pack":  # it may have moved out meanwhile
-                self._packed[key] = warmed
+            if runner.alike == alike:  # else it has moved meanwhile
+                self._known[key] = warmed
         return warmed
 
     async def _run(self, runner: Runner, prepared: Prepared, rules: Rules, wanted: bool) -> Warmed:

@@ -74,6 +74,7 @@ class ControlledRunner:
 
     slots = 1
     isolation = "controlled"
+    alike = None
     placement = "a test says so"
 
     def __init__(self, version: Version, behaviour: Behaviour) -> None:
