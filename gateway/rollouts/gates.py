@@ -82,6 +82,12 @@ class Passed:
     overruled: tuple[str, ...] = ()
 
 
+def _give_up(checking: asyncio.Task[Passed]) -> None:
+    """Ends a check for which no caller waits any more."""
+    if not checking.cancelled() and checking.exception() is None:
+        checking.result().lease.release()
+
+
 class Gates:
     """`prepare` gets a version's package without loading it. `policy` gives a model's rollout policy and the
     error in it, if any."""
@@ -163,6 +169,9 @@ class Gates:
                 if checking.cancelled() or checking.exception() is not None:
                     return None
             return checking.result()
+        except asyncio.CancelledError:
+            checking.add_done_callback(_give_up)
+            raise
         finally:
             ending.cancel()
             if not checking.done():

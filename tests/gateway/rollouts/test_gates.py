@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +13,11 @@ import pytest
 from gateway.errors import Problem
 from gateway.registries.base import Model, Verdict, Version
 from gateway.rollout_settings import RolloutPolicy
-from gateway.rollouts.gates import Gates, Trial, refusals
+from gateway.rollouts.gates import Gates, Passed, Trial, refusals
 from gateway.rollouts.records import Record
 from loaders.schema import Scalar
 from loaders.signature import ColSpec, Signature
-from tests.support.controlled import Bench, version
+from tests.support.controlled import Bench, turns, version
 
 pytestmark = pytest.mark.anyio
 
@@ -175,3 +177,29 @@ async def test_a_wrong_policy_in_the_registry_is_said_once(
         gates.policy(model)
     assert [one.message for one in caplog.records] == ["gate: unknown; the gateway's own policy is used"]
     assert gates.policy_error(model) == "gate: unknown"
+
+
+@pytest.mark.parametrize("fails", [None, "no"])
+async def test_a_caller_who_leaves_as_the_check_ends_leaves_no_lease(
+    fails: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, gates = bench(tmp_path)
+    made.behaviour(version(2)).fails = fails
+    said: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: said.append(context["message"]))
+    check = gates.check
+
+    async def then_leaves(target: Version, known: Record) -> Passed:
+        try:
+            return await check(target, known)
+        finally:
+            asking.cancel()
+
+    monkeypatch.setattr(gates, "check", then_leaves)
+    asking = asyncio.ensure_future(gates.check_unless(asyncio.Event(), version(2), record()))
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    await turns()
+    gc.collect()
+    assert [account.leases for account in made.ledger] == ([0] if fails is None else [])
+    assert said == []
