@@ -102,7 +102,7 @@ class Governor:
             await self._read()
             models = self._readings()
             if short:
-                self._relieve(usage, models, now)
+                self._relieve(self._usage(), models, now)  # it may have come back meanwhile
             self._sample(models, now)
         return rule.alert
 

@@ -122,6 +122,25 @@ async def test_it_stops_one_waits_until_memory_came_back_and_looks_often_when_it
 
 
 @pytest.mark.anyio
+async def test_no_model_is_stopped_for_memory_that_came_back_while_it_was_read() -> None:
+    """A reading of many models takes as long as the end of one that was stopped before."""
+    used = [0.95]
+    stopped: list[Hashable] = []
+
+    async def read() -> None:
+        used[0] = 0.5
+
+    governor = Governor(
+        lambda: Usage(int(used[0] * GB), GB),
+        read,
+        lambda: [Reading("grows", 500 * MB, 100 * MB)],
+        lambda key, why: stopped.append(key),
+    )
+    await governor.look(0.0)
+    assert stopped == []
+
+
+@pytest.mark.anyio
 async def test_it_runs_until_it_is_cancelled() -> None:
     looks: list[int] = []
     done = asyncio.Event()
