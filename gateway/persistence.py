@@ -108,8 +108,9 @@ class Persistence:
             log.exception("cannot read the state")
             known = None
         found = scan.package(package, self._pack_bytes) if known is None else scan.Verdict(*known)
-        with self._lock:
-            self._scanned[digest] = found
+        if remember:
+            with self._lock:
+                self._scanned[digest] = found
         if remember and known is None:
             self._write_behind(
                 lambda: self._state.save_scan(digest, scan.EDITION, found.harmless, found.reason)

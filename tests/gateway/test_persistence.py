@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from gateway.persistence import Persistence
+from loaders import scan
+from tests.support.controlled import bare_package
 
 
 @pytest.mark.anyio
@@ -39,3 +41,16 @@ async def test_a_measurement_is_written_only_if_it_says_something_new(
     loaded(1000, 0.04, (1000, 0.1))
     await persistence.close()
     assert written == [(1000, 0.1), (1200, 0.1), (800, 0.1), (1000, 0.3), (1000, 0.04)]
+
+
+@pytest.mark.anyio
+async def test_a_scan_of_a_dry_run_is_written_when_the_version_is_loaded_for_real(tmp_path: Path) -> None:
+    registry: Any = SimpleNamespace(identity="r")
+    persistence = Persistence(tmp_path, registry, pack_bytes=1)
+    package = bare_package(tmp_path / "package")
+    found = persistence.scanned("d", package, False)
+    assert persistence.scanned("d", package, True) == found
+    await persistence.close()
+    again = Persistence(tmp_path, registry, pack_bytes=1)
+    assert again._state.scan("d", scan.EDITION) == (found.harmless, found.reason)
+    await again.close()
