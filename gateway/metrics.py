@@ -342,7 +342,7 @@ class Metrics:
             if limit is not None:
                 yield GaugeMetricFamily("gateway_memory_limit_bytes", "Bytes that models may use.", limit)
             if uncounted is not None:
-                said = "Bytes of processes that models share for which the limit has no room."
+                said = "Bytes of processes that models share for which the limit has no room now."
                 yield GaugeMetricFamily("gateway_memory_uncounted_bytes", said, uncounted)
         if "models" in sources:
             total: dict[str, float] = {}

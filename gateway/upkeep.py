@@ -66,23 +66,23 @@ class Upkeep:
                 if self._manager.remeasure(self._zygotes.bytes + self._packs.overhead):
                     self._packs.end_empty()
                     await self._zygotes.retire_idle(idle=UNUSED)
-                self._tell_uncounted(self._manager.ledger.uncounted)
+                self._tell_excess(self._manager.ledger.excess)
                 self._manager.retire_idle()
                 self._manager.tend()
                 self._zygotes.tend()
 
-    def _tell_uncounted(self, uncounted: int) -> None:
+    def _tell_excess(self, excess: int) -> None:
         """Warns once while the limit has no room for the processes that models share."""
-        if uncounted and not self._told:
+        if excess and not self._told:
             limit = self._manager.ledger.limit
             log.warning(
                 "memory_limit (%d bytes) is too low: the processes that models are forked from or share take "
                 "%d bytes more than it has room for; raise it to at least %d bytes",
                 limit,
-                uncounted,
-                limit + uncounted,
+                excess,
+                limit + excess,
             )
-        self._told = uncounted > 0
+        self._told = excess > 0
 
     def notice(self, event: events.Event) -> None:
         """After a load, freezes the heap soon, and publishes which confinement the model lacks."""

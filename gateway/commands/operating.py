@@ -270,7 +270,7 @@ def _show(view: Mapping[str, Any]) -> None:
     if uncounted := memory.get("uncounted"):
         typer.echo(
             f"memory: {size(uncounted)} more are taken by processes that models share, and the limit has no "
-            "room for them: raise memory_limit"
+            "room for them now: raise memory_limit if this lasts"
         )
     inline = [f"{row['model']}/{row['version']}" for row in view["versions"] if _is_inline(row)]
     if inline:

@@ -163,9 +163,14 @@ class Ledger(Generic[K]):
 
     @property
     def uncounted(self) -> int:
-        """The bytes that belong to no account and for which the limit has no room: they are resident, in
-        addition to `accounted`."""
+        """The bytes that belong to no account and are resident in addition to `accounted`: the limit has no
+        room for them, at least until models are evicted."""
         return self._shared_measured - self._shared
+
+    @property
+    def excess(self) -> int:
+        """The part of `uncounted` for which no eviction makes room: the limit is too low."""
+        return self._shared_measured - self._shared_wanted
 
     @property
     def room(self) -> int:

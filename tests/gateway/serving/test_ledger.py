@@ -215,6 +215,7 @@ def test_a_small_limit_keeps_half_of_it_for_models_and_tells_what_is_not_counted
     ledger.share(90)
     assert ledger.accounted == 90
     assert ledger.accounted + ledger.uncounted == 40 + 90, "never less than is resident"
+    assert ledger.excess == 40
     assert ledger.plan(2.0)[:4] == ((), (), (), None)
 
 
@@ -225,6 +226,7 @@ def test_a_large_limit_counts_all_that_belongs_to_no_model() -> None:
     ledger.share(150 * MB)
     assert ledger.accounted == 188 * MB
     assert ledger.uncounted == 12 * MB, "until there is room"
+    assert ledger.excess == 0, "the limit is high enough"
     assert ledger.plan(2.0).evict == ("a",)
     ledger.begin_close("a")
     ledger.closed("a")
