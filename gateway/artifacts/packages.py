@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
+from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -26,7 +27,7 @@ from gateway.artifacts.formats import Unsafe, judged
 from gateway.errors import Problem
 from loaders import flavors, recorded, scan
 from loaders.output import mismatches
-from loaders.package import Package, PackageError, read
+from loaders.package import FILE, Package, PackageError, read
 
 if TYPE_CHECKING:
     from gateway.environments.choose import Needs, Runtime
@@ -42,6 +43,8 @@ log = logging.getLogger("gateway.packages")
 AWAY = 30.0
 #: What was read of so many packages is kept, because an evicted model is loaded again.
 _KEPT = 1000
+#: The same for descriptions, in bytes of their files; in memory they take several times as much.
+_KEPT_BYTES = 16 << 20
 #: Bytes that a loaded model takes in addition to its parameters: a thread, buffers, Python objects.
 OVERHEAD = 1 << 20
 
@@ -166,7 +169,7 @@ class Packages:
         self._lasting = lasting
         self._examine = examine
         #: By digest.
-        self._read: LRUCache[str, tuple[Package, Flavor]] = LRUCache(_KEPT)
+        self._read: LRUCache[str, tuple[Package, Flavor]] = LRUCache(_KEPT_BYTES, _weight)
         self._examined: LRUCache[str, Needs] = LRUCache(_KEPT)
         self._lock = threading.Lock()
         #: The time (monotonic seconds) until which a store counts as unavailable.
@@ -232,7 +235,7 @@ class Packages:
         if known is None:
             package = read(local.path)
             known = package, flavors.find(package)
-            with self._lock:
+            with self._lock, suppress(ValueError):  # it is larger than all that are kept
                 self._read[local.digest] = known
         return known
 
@@ -339,6 +342,13 @@ def formats(settings: Settings) -> Callable[[str, str], FormatPolicy]:
         )
 
     return policy
+
+
+def _weight(known: tuple[Package, Flavor]) -> int:
+    """The bytes of a description's file; at least those that any takes."""
+    package, _ = known
+    file = package.path / FILE
+    return max(file.stat().st_size if file.is_file() else 0, 1 << 10)
 
 
 def _store(version: Version) -> str:

@@ -14,6 +14,7 @@ import fsspec
 import pytest
 from cachetools import LRUCache
 
+from gateway.artifacts import packages as module
 from gateway.artifacts.cache import Artifacts
 from gateway.artifacts.packages import FormatPolicy, Packages, _store
 from gateway.artifacts.sources import Sources
@@ -214,6 +215,22 @@ async def test_a_download_that_hangs_does_not_keep_out_what_is_here(
     assert not hanging.done()
     leaving.hang.set()
     await hanging
+
+
+@pytest.mark.anyio
+async def test_the_descriptions_that_are_kept_have_a_bound_in_bytes(
+    executors: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_KEPT_BYTES", 10_000, raising=False)
+    packages = Packages(Artifacts(tmp_path / "cache", 10**9), *executors)
+    for number, size in enumerate((4_000, 4_001, 4_002, 20_000), 1):
+        package = tmp_path / str(number)
+        package.mkdir()
+        text = "flavors: {python_function: {loader_module: mlflow.sklearn, model_path: m.pkl}}\n#"
+        (package / "MLmodel").write_text(text + " " * size)
+        prepared = await packages.get(Version("iris", str(number), str(package)))
+        assert prepared.flavor == "sklearn"
+    assert len(packages._read) == 2
 
 
 def test_threads_share_what_was_examined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
