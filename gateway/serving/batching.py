@@ -198,9 +198,10 @@ class Batcher:
             self._start_task(self._work(members, error or _Unequal()), members)
         elif self._queue and not self._scheduled:
             if self.merges:
-                # Not at once: those who got an answer now may ask again.
+                # Not before the answers are sent, in the next turn, and the loop has looked for requests after
+                # it: the more requests share a call, the less each costs.
                 self._scheduled = True
-                self._loop.call_soon(self._pump)
+                self._loop.call_soon(self._loop.call_soon, self._pump)
             else:
                 self._pump()
 
