@@ -198,8 +198,8 @@ class Batcher:
             self._start_task(self._work(members, error or _Unequal()), members)
         elif self._queue and not self._scheduled:
             if self.merges:
-                # Not before the answers are sent, in the next turn, and the loop has looked for requests after
-                # it: the more requests share a call, the less each costs.
+                # The next turn of the loop sends the answers. After it the loop looks for requests once more:
+                # the more of them share a call, the less each costs.
                 self._scheduled = True
                 self._loop.call_soon(self._loop.call_soon, self._pump)
             else:
