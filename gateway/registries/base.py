@@ -207,16 +207,14 @@ class Alias:
 
 ANYWHERE: Final = "*"
 """`Move.expect`: the alias may point anywhere, or not exist."""
-EXISTING: Final = "+"
-"""`Move.expect`: the alias may point anywhere, but must exist."""
 
 
 @dataclass(frozen=True, slots=True)
 class Move:
     """One move of an alias; every registry carries it out in the same way.
 
-    `expect`: the version it must point to now; None: it must not exist; `ANYWHERE`: either; `EXISTING`: any
-    version. `forced`: a gate was overruled. `back`: a rollback, so the version it leaves does not become a
+    `expect`: the version it must point to now; None: it must not exist; `ANYWHERE`: either.
+    `forced`: a gate was overruled. `back`: a rollback, so the version it leaves does not become a
     `previous` one. `last_good`: the last version that has answered, and `serving`: the one that serves until
     now, where the mover knows them.
     """
@@ -236,10 +234,8 @@ class Move:
     def check(self, current: Alias | None) -> None:
         """Raises PreconditionFailed if the alias does not point to the expected version."""
         stands = None if current is None else current.version
-        if self.expect in (ANYWHERE, stands) or (self.expect == EXISTING and stands is not None):
+        if self.expect in (ANYWHERE, stands):
             return
-        if self.expect == EXISTING:
-            raise PreconditionFailed(f"{self} was deleted while version {self.version} was checked", None)
         wanted = "that it does not exist" if self.expect is None else f"version {self.expect}"
         found = "does not exist" if stands is None else f"points to version {stands}"
         raise PreconditionFailed(f"{self} {found}; expected {wanted}", stands)

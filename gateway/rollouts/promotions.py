@@ -20,8 +20,8 @@ from gateway.errors import Problem, pathless
 from gateway.names import Reference, check_alias, check_name, check_version
 from gateway.registries.base import (
     ANYWHERE,
-    EXISTING,
     Move,
+    PreconditionFailed,
     Registry,
     RegistryError,
     RegistryReadOnly,
@@ -206,8 +206,9 @@ class Promotions:
     ) -> AsyncIterator[Moved]:
         name, alias = move.name, move.alias
         entry = self._aliases.snapshot.models[name].aliases.get(alias)
-        # Whoever deletes the alias while the version is checked wants it to stay deleted.
-        expect = EXISTING if move.expect == ANYWHERE and entry is not None else move.expect
+        # A move that comes while the version is checked is newer, and wins.
+        anywhere = move.expect == ANYWHERE
+        expect = entry.version if anywhere and entry is not None else move.expect
         again = entry is not None and entry.version == move.version
         record = self._aliases.record(name, alias, again=again)
         loaded = self._manager.find(target) is not None
@@ -250,7 +251,7 @@ class Promotions:
         try:
             if not dry_run:
                 with self._shown(name, alias, trial):
-                    await self._write(move, trial, moved_by, steps, shadow)
+                    await self._write(move, trial, moved_by, steps, shadow, anywhere=anywhere)
             previous = None if entry is None else entry.version
             prepared = passed.lease.servable.prepared
             environment = None if prepared is None else prepared.environment()
@@ -305,13 +306,21 @@ class Promotions:
         moved_by: str,
         steps: tuple[float, ...] | None,
         shadow: float | None,
+        *,
+        anywhere: bool,
     ) -> None:
-        """Writes a move that passed its gates, with what a person has said meanwhile."""
+        """Writes a move that passed its gates, with what a person has said meanwhile. `anywhere`: no caller
+        said where the alias must point."""
         name, alias, order = move.name, move.alias, trial.order
         forget = self._aliases.conductor.courses.plan(name, alias, move.version, steps, shadow, order)
         with self._aliases.announced(name, alias, move.version, moved_by):
             try:
                 snapshot = await self._writing(lambda: self._registry.move(move))
+            except PreconditionFailed as failed:
+                if anywhere and failed.actual == move.version:
+                    return  # another promotion of the same version was faster
+                forget()
+                raise
             except BaseException:
                 forget()
                 raise

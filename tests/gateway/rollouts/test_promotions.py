@@ -93,10 +93,35 @@ async def test_an_alias_that_is_deleted_while_a_version_is_checked_stays_deleted
         await until(lambda: parts.of(2).starts == 1)
         await parts.promotions.delete_alias("iris", "champion")
         hold.set()
-        with pytest.raises(Problem, match="was deleted while version 2 was checked") as caught:
+        with pytest.raises(Problem, match="does not exist; expected version 1") as caught:
             await moving
         assert caught.value.code == "PRECONDITION_FAILED"
         assert "champion" not in parts.file.read_text()
+
+
+async def test_of_two_promotions_at_once_the_later_one_wins(tmp_path: Path) -> None:
+    async with composed(tmp_path) as parts:
+        await parts.answers()
+        hold = parts.of(2).hold = asyncio.Event()
+        earlier = asyncio.create_task(promote(parts.promotions, "2"))
+        await until(lambda: parts.of(2).starts == 1)
+        await promote(parts.promotions, "3")
+        hold.set()
+        with pytest.raises(Problem, match="points to version 3; expected version 1") as caught:
+            await earlier
+        assert caught.value.code == "PRECONDITION_FAILED"
+        assert (parts.written(), await parts.answers()) == ("3", "3")
+
+
+async def test_two_promotions_of_one_version_at_once_agree(tmp_path: Path) -> None:
+    async with composed(tmp_path) as parts:
+        await parts.answers()
+        hold = parts.of(2).hold = asyncio.Event()
+        both = [asyncio.create_task(promote(parts.promotions, "2")) for _ in range(2)]
+        await until(lambda: parts.of(2).starts == 1)
+        hold.set()
+        assert [moved.target.version for moved in await asyncio.gather(*both)] == ["2", "2"]
+        assert (parts.written(), await parts.answers()) == ("2", "2")
 
 
 async def test_an_alias_that_does_not_exist_yet_is_made(tmp_path: Path) -> None:
