@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 #: The links to a model's files are removed this many seconds after it has left.
 _UNLINK_AFTER: Final = 0.2
+#: If models come and go all the time, what is measured so many times in a row belongs to none of them.
+RESTLESS: Final = 10
 #: A model in a pack counts with at least this many bytes.
 LEAST: Final = 128 << 10
 
@@ -158,6 +160,8 @@ class Process:
         #: How many models come or go now, and when one last did.
         self._moves = 0
         self._moved_at = float("-inf")
+        #: The memory without a place, in the measurements since the last one without such a model.
+        self._restless: list[int] = []
         self.worker = Worker(
             zygotes,
             conditions.environment,
@@ -285,12 +289,24 @@ class Process:
         if self.worker.gone:
             return
         self.private = self.worker.recent_memory(self._moved_at).private
-        if self._moves:
-            return  # a model that comes or goes has memory without a place
         rest = self.private - self._grown
+        if self._moves:
+            self._measure_restless(rest)
+            return
+        self._restless.clear()
         if not self.unloads or rest < self.rest:
             self.rest = rest
         self.waste = rest - self.rest
+
+    def _measure_restless(self, rest: int) -> None:
+        """Measures while a model comes or goes, which has memory without a place: one as large as the
+        largest, at any time."""
+        self._restless.append(rest)
+        if len(self._restless) == RESTLESS:
+            if self.unloads:
+                largest = max((place.grown for place in self.places.values()), default=0)
+                self.waste = max(0, min(self._restless) - largest - self.rest)
+            self._restless.clear()
 
     @contextmanager
     def _moving(self) -> Iterator[None]:

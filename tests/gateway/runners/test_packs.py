@@ -19,7 +19,7 @@ from gateway.runners.base import ModelError, RunnerCrashed, RunnerTimeout
 from gateway.runners.confinement import Confinement
 from gateway.runners.environments import Environment
 from gateway.runners.packed import Record
-from gateway.runners.places import LEAST
+from gateway.runners.places import LEAST, RESTLESS
 from loaders.batch import Tensors
 from loaders.worker import wire
 from tests.support.hostile import write_package
@@ -364,6 +364,38 @@ while os.path.exists({str(hold)!r}):
     bench.packs.tend()
     assert process.waste < 16 << 20
     assert bench.pack._process is process
+
+
+@pytest.mark.anyio
+async def test_what_is_left_behind_is_seen_although_models_come_and_go_all_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bench: PackBench
+) -> None:
+    monkeypatch.setattr(memory, "RECENT", -1.0)  # each reading is a new one
+    kept = "import builtins, numpy as np; builtins.kept = np.ones(5 << 20)"
+    hold = tmp_path / "hold"
+    waits = f"""
+import time
+open({str(hold)!r}, "w").close()
+while os.path.exists({str(hold)!r}):
+    time.sleep(0.002)
+"""
+    await bench.started(scaled(tmp_path / "stays", 1))
+    process = bench.pack._process
+    assert process is not None
+    bench.packs.tend()
+    leaves = await bench.started(write_package(tmp_path / "leak", at_load=kept))
+    going = asyncio.ensure_future(leaves.close())
+    coming = asyncio.ensure_future(bench.started(write_package(tmp_path / "waits", at_load=waits)))
+    await until(hold.exists)
+    await going
+    for _ in range(RESTLESS - 1):
+        bench.packs.tend()
+        assert process.waste == 0, "it may belong to the model that comes"
+    bench.packs.tend()
+    assert process.waste > 16 << 20
+    hold.unlink()
+    await coming
+    await until(lambda: bench.pack._process is not process)
 
 
 @pytest.mark.anyio
