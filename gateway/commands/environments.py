@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,12 +19,13 @@ from gateway.commands.terminal import Failure, Output, note, result, size, table
 from loaders.spelling import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from gateway.environments.build import Store
     from gateway.environments.lock import Lock, Wanted
     from gateway.environments.plan import Group
     from gateway.registries.base import Version
+    from gateway.runners.places import Conditions
     from gateway.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, help="Manage the environments that models run in.")
@@ -34,7 +36,7 @@ DAY = 86_400.0
 def plan(
     registry: RegistryOption = None, config: ConfigOption = None, output: OutputOption = Output.text
 ) -> None:
-    """Show how many environments a registry needs, and which packages share one.
+    """Show how many environments a registry needs, which packages share one, and which models share a pack.
 
     Looks at every version that an alias points to. Packages with the same Python and of about the same time
     share an environment if one environment can satisfy all their pins. Resolves requirements that have no
@@ -44,8 +46,12 @@ def plan(
     """
     found = _planned(registry, config, None)
     value = {
-        "environments": [_group(group, found.store) for group in found.groups],
+        "environments": [
+            {**_group(group, found.store), "packs": found.packs(group.members)} for group in found.groups
+        ],
         "here": sorted(found.here),
+        "packs_here": found.packs(found.here),
+        "alone": found.alone,
         "refused": found.refused,
     }
     result(output, value, lambda: _show_plan(found))
@@ -140,7 +146,8 @@ def gc(
 
 class _Found:
     """The environments that a registry needs. `here`: versions that run in this interpreter. `refused`: why a
-    version has no lock."""
+    version has no lock. `packed`: the conditions of the versions that share packs. `alone`: why a version
+    shares none."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -148,6 +155,17 @@ class _Found:
         self.wishes: dict[str, Wanted] = {}
         self.locks: dict[str, Lock] = {}
         self.refused: dict[str, str] = {}
+        self.packed: dict[str, Conditions] = {}
+        self.alone: dict[str, str] = {}
+
+    def packs(self, names: Iterable[str]) -> list[dict[str, Any]]:
+        """The packs that these versions of one environment share, the largest first."""
+        members: dict[Conditions, list[str]] = {}
+        for name in sorted(names):
+            if name in self.packed:
+                members.setdefault(self.packed[name], []).append(name)
+        packs = [{"pack": str(conditions), "members": found} for conditions, found in members.items()]
+        return sorted(packs, key=lambda pack: -len(pack["members"]))
 
     @cached_property
     def groups(self) -> list[Group]:
@@ -178,6 +196,7 @@ async def _read(
     from gateway.registries.base import Registry
     from gateway.registries.listed import ListedModels
     from gateway.rollouts.offline import workshop
+    from loaders import scan
 
     opened: Registry = ListedModels([reference or ""]) if target is None else open_registry(target)
     try:
@@ -196,6 +215,16 @@ async def _read(
                     found.refused[name] = problem.message
                     continue
                 assert prepared.needs is not None
+                try:
+                    verdict = await asyncio.to_thread(scan.package, prepared.package, settings.pack_bytes)
+                except OSError as error:
+                    found.refused[name] = f"its files cannot be read: {error.strerror}"
+                    continue
+                place = parts.placement.place(replace(prepared, verdict=verdict))
+                if place.isolation == "pack":
+                    found.packed[name] = parts.placement.conditions(prepared, place.group)
+                else:
+                    found.alone[name] = place.reason
                 if policy not in ("auto", "own") or (policy == "auto" and prepared.needs.check.satisfied):
                     found.here.add(name)
                     continue
@@ -251,11 +280,20 @@ def _show_plan(found: _Found) -> None:
         runs = "run" if len(found.here) != 1 else "runs"
         here = counted(len(found.here), "package")
         typer.echo(f"no environment is needed: {here} {runs} in this interpreter")
+    for place, members in [("this interpreter", found.here), *_named(found.groups)]:
+        if packs := found.packs(members):
+            shared = ", ".join(f"{pack['pack']} ({len(pack['members'])})" for pack in packs)
+            alone = sum(member in found.alone for member in members)
+            typer.echo(f"packs in {place}: {shared}; models that share none: {alone}")
     for group in found.groups:
         for line in group.apart:
             typer.echo(f"  {group.members[0]} {line}")
     for name, reason in found.refused.items():
         typer.echo(f"  {name}: {reason}")
+
+
+def _named(groups: Iterable[Group]) -> list[tuple[str, Iterable[str]]]:
+    return [(f"the environment of {group.members[0]}", group.members) for group in groups]
 
 
 def _show_list(rows: list[dict[str, Any]], total: float) -> None:

@@ -30,6 +30,8 @@ Key: TypeAlias = tuple[str, str]
 
 _EVICTIONS_SHOWN = 5
 _WARNINGS = 5
+_NAMES = 5
+_PLACES = {"pack": "in packs", "process": "in processes of their own"}
 
 WaitOption = Annotated[
     bool, typer.Option("--wait/--no-wait", help="Wait until it is done, or return at once.")
@@ -41,6 +43,9 @@ def status(
     admin_key_file: KeyOption = None,
     config: ConfigOption = None,
     every: Annotated[bool, typer.Option("--all", help="Show versions that are not loaded, too.")] = False,
+    why: Annotated[
+        bool, typer.Option("--why", help="Name every version in a place, and all recent evictions.")
+    ] = False,
     output: OutputOption = Output.text,
 ) -> None:
     """Show what the running gateway holds, and why.
@@ -49,7 +54,8 @@ def status(
     serve the version in the registry. REQ/S, ERR % and P99 MS cover the last minute of a loaded version. They
     start when a request enters the model's queue, so they do not include a cold start. P99 MS needs twenty
     requests. LAST ERROR says why the version is not loaded, why the alias did not move, or how the last
-    failed request ended.
+    failed request ended. Below it stands where the versions run and why, and which were evicted, for which
+    model, and why these.
     """
     with connect(url, admin_key_file, config) as client:
         ready = client.call("GET", "/readyz", accept=(503,))
@@ -64,13 +70,13 @@ def status(
             **ready,
             "versions": shown,
             "not_shown": len(rows) - len(shown),
-            "evicted": evicted[:_EVICTIONS_SHOWN],
+            "evicted": evicted if why else evicted[:_EVICTIONS_SHOWN],
             "differences": _differences(rollouts["rollouts"]),
             "verdicts_shared_by": rollouts.get("verdicts_shared_by"),
             "peers": rollouts.get("peers"),
             "skew": _skew(rollouts["rollouts"]),
         }
-        result(output, view, lambda: _show(view))
+        result(output, view, lambda: _show(view, why))
 
 
 def load(
@@ -169,6 +175,21 @@ def _rows(
     return rows
 
 
+def _places(rows: Sequence[Mapping[str, Any]], most: int | None) -> list[str]:
+    """A line for each place and reason, with the versions that run there, at most `most` of them."""
+    names: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        if (place := row["placement"]) is not None and place["isolation"] in _PLACES:
+            names.setdefault((place["isolation"], place["reason"]), []).append(
+                f"{row['model']}/{row['version']}"
+            )
+    lines = []
+    for (isolation, reason), found in sorted(names.items()):
+        more = "" if most is None or len(found) <= most else f" and {len(found) - most} more"
+        lines.append(f"{_PLACES[isolation]}: {', '.join(found[:most])}{more} ({reason})")
+    return lines
+
+
 def _failed(error: Mapping[str, Any] | None) -> str | None:
     """Describes how the last failed request of a loaded version ended, or why its process ended."""
     if error is None:
@@ -236,7 +257,7 @@ def _under_way(rollout: Mapping[str, Any], step: Mapping[str, Any]) -> str:
     )
 
 
-def _show(view: Mapping[str, Any]) -> None:
+def _show(view: Mapping[str, Any], why: bool) -> None:
     memory, registry = view["memory"], view["registry"]
     held = sum(memory.get(state) or 0 for state in ("reserved", "resident", "closing"))
     limit = memory.get("limit_bytes")
@@ -275,6 +296,10 @@ def _show(view: Mapping[str, Any]) -> None:
     inline = [f"{row['model']}/{row['version']}" for row in view["versions"] if _is_inline(row)]
     if inline:
         typer.echo(f"not contained, in the gateway's own process (isolation: inline): {', '.join(inline)}")
+    for line in _places(view["versions"], None if why else _NAMES):
+        typer.echo(line)
+    if why and not view["evicted"]:
+        typer.echo("no version was evicted lately")
     for row in view["evicted"]:
         gone = row["evicted"]
         typer.echo(

@@ -47,12 +47,13 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class Workshop:
     """The parts of a gateway that serve nothing: packages are read, environments built, models loaded and let
-    go. `with_runtime` finds where a package runs."""
+    go. `with_runtime` finds the environment of a package, `placement` its process."""
 
     packages: Packages
     chooser: Chooser
     store: Store
     with_runtime: Callable[..., Awaitable[Prepared]]
+    placement: Placement
     manager: Manager
     gates: Gates
     io: ThreadPoolExecutor
@@ -105,7 +106,7 @@ async def workshop(settings: Settings, registry: Registry) -> AsyncIterator[Work
         )
         gates = Gates(manager, prepare=packages.get, policy=lambda model: policy_of(settings, model))
         try:
-            yield Workshop(packages, chooser, store, with_runtime, manager, gates, io, state)
+            yield Workshop(packages, chooser, store, with_runtime, placement, manager, gates, io, state)
         finally:
             await manager.close()
             await zygotes.close()

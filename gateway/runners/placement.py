@@ -100,20 +100,25 @@ class Placement:
             prepared.package,
             config,
             packs=self._packs,
-            conditions=Conditions(
-                group=place.group,
-                environment=self._environment(prepared),
-                threads=own.threads or self._cpus,
-                variables=tuple(sorted(allowed(os.environ, own.env).items())),
-                confinement=self._confinement(prepared),
-                max_answer=self._settings.max_answer_bytes,
-            ),
+            conditions=self.conditions(prepared, place.group),
             alone=lambda reason: self._alone(prepared, reason),
             record=record,
             timeout=own.timeout,
             load_timeout=own.load_timeout,
             observe=lambda what, reason: self._observe(prepared, what, reason),
             placement=place.reason,
+        )
+
+    def conditions(self, prepared: Prepared, group: str) -> Conditions:
+        """What is equal for all models of its pack. `group`: the operator's name of the pack, or empty."""
+        own = self._settings.for_model(prepared.version.name)
+        return Conditions(
+            group=group,
+            environment=self._environment(prepared),
+            threads=own.threads or self._cpus,
+            variables=tuple(sorted(allowed(os.environ, own.env).items())),
+            confinement=self._confinement(prepared),
+            max_answer=self._settings.max_answer_bytes,
         )
 
     def _alone(self, prepared: Prepared, reason: str) -> ProcessRunner:

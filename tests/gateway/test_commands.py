@@ -9,7 +9,7 @@ import pytest
 
 from gateway import cli
 from gateway.commands.capture import _check_captured
-from gateway.commands.operating import _differences
+from gateway.commands.operating import _differences, _places
 from gateway.commands.rollouts import _line, failure, follow
 from gateway.commands.terminal import Failure, Output, note, result, working
 from gateway.errors import HINTS
@@ -67,6 +67,18 @@ def test_status_names_no_fault_of_an_alias_that_ended_as_wanted(
     rollout: dict[str, Any], lines: list[str]
 ) -> None:
     assert _differences([rollout]) == lines
+
+
+def test_status_says_where_versions_run_and_why() -> None:
+    small = {"isolation": "pack", "reason": "it is small"}
+    rows = [{"model": f"m{n}", "version": "1", "placement": small} for n in range(7)]
+    rows.append({"model": "own", "version": "2", "placement": {"isolation": "process", "reason": "slow"}})
+    rows.append({"model": "away", "version": "1", "placement": None})
+    assert _places(rows, 5) == [
+        "in packs: m0/1, m1/1, m2/1, m3/1, m4/1 and 2 more (it is small)",
+        "in processes of their own: own/2 (slow)",
+    ]
+    assert "m6/1" in _places(rows, None)[0]
 
 
 def test_no_command_shows_the_password_of_a_registry(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+from sklearn.linear_model import LinearRegression
 
 import gateway
 from gateway import cli
@@ -52,6 +55,26 @@ def ran(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, Any]:
     return code, json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="model processes need Linux")
+def test_the_plan_says_which_models_share_a_pack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GATEWAY_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("GATEWAY_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.chdir(tmp_path)
+    frame = pd.DataFrame({"x": [0.0, 1.0, 2.0]})
+    for name in ("a", "b", "own", "apart"):
+        model = LinearRegression().fit(frame, frame["x"])
+        gateway.log_model(model, name, "registry.yaml", input_example=frame, alias="champion", verify=False)
+    Path("gateway.yaml").write_text("models: {own: {isolation: process}, apart: {threads: 7}}\n")
+    _, plan = ran(capsys, "env", "plan", "--registry", "registry.yaml")
+    assert [pack["members"] for pack in plan["packs_here"]] == [["a/1", "b/1"], ["apart/1"]]
+    assert plan["alone"] == {"own/1": "isolation: process"}
+    assert cli.run(["env", "plan", "--registry", "registry.yaml"]) == 0
+    shown = capsys.readouterr().out
+    assert "packs in this interpreter: small models (2), small models (1); models that share none: 1" in shown
+
+
 def test_environments_are_planned_built_listed_and_removed(
     registry: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -60,6 +83,8 @@ def test_environments_are_planned_built_listed_and_removed(
     [shared] = plan["environments"]
     assert shared["members"] == ["a/1", "b/1"]
     assert not shared["built"]
+    assert shared["packs"] == []
+    assert "a/1" in plan["alone"], "its code is not known to be harmless"
     assert "is an index option" in plan["refused"]["c/1"]
 
     code, built = ran(capsys, "env", "build", "--all", "--registry", str(registry))
