@@ -18,7 +18,7 @@ from gateway.runners import packs as packs_module
 from gateway.runners.base import ModelError, RunnerCrashed, RunnerTimeout
 from gateway.runners.confinement import Confinement
 from gateway.runners.environments import Environment
-from gateway.runners.packed import Record
+from gateway.runners.packed import PROOF_ANSWERS, Record
 from gateway.runners.places import LEAST, RESTLESS
 from loaders.batch import Tensors
 from loaders.worker import wire
@@ -449,6 +449,15 @@ async def test_a_hot_model_moves_out_and_comes_back(
     assert "it is hot" in hot.placement
     assert await answered_by(hot, 3) == [3]
     assert other.isolation == "pack"
+    hot.tend()
+    assert hot.isolation == "process", "it has not been alone for long enough"
+    for _ in range(PROOF_ANSWERS):
+        await answered_by(hot, 3)
+    hot._back_at = 0.0  # as if the time had passed
+    hot.tend()
+    await until(lambda: hot.isolation == "pack")
+    assert await answered_by(hot, 3) == [3]
+    assert pid(hot) == pid(other)
 
 
 @pytest.mark.anyio
