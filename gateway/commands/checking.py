@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from gateway.capture.store import CaptureStore
-    from gateway.registries.base import Registry, Version
+    from gateway.registries.base import Registry, Snapshot, Version
     from gateway.rollout_settings import Replay
     from gateway.rollouts.preflight import Report
     from gateway.rollouts.replay import Replays
@@ -121,6 +121,19 @@ def _as_reference(uri: str | None) -> str | None:
     return uri if reference.alias is None and reference.version is None else str(reference)
 
 
+def _in_service(snapshot: Snapshot, name: str, alias: str) -> Version:
+    """The version that callers of an alias use: of one that was taken back, the version before. Raises
+    NotInRegistry."""
+    from gateway.names import Reference
+    from gateway.registries.resolution import resolve
+
+    standing = resolve(snapshot, Reference(name, alias=alias))
+    model = snapshot.models[name]
+    entry = model.aliases[alias]
+    good = None if entry.refused is None or entry.last_good is None else model.versions.get(entry.last_good)
+    return standing if good is None else good
+
+
 async def _reports(
     uri: str | None,
     against: str | None,
@@ -132,7 +145,6 @@ async def _reports(
     from gateway.names import Reference
     from gateway.registries import open_registry
     from gateway.registries.listed import ListedModels
-    from gateway.registries.resolution import resolve
     from gateway.rollout_settings import Replay
     from gateway.rollouts.offline import workshop
     from gateway.rollouts.policy import policy_of
@@ -145,7 +157,7 @@ async def _reports(
         if against is not None and opened is not None:
             name, alias = alias_of(against)
             snapshot = await asyncio.to_thread(opened.find, Reference(name, alias=alias))
-            standing = resolve(snapshot, Reference(name, alias=alias))
+            standing = _in_service(snapshot, name, alias)
             async with workshop(settings, opened) as parts:
                 signature = await stated(parts, standing)
             replaced, policy = str(standing), policy_of(settings, snapshot.models[name])[0]

@@ -3,9 +3,14 @@ under traffic: each is refused with its reason, and no caller notices. The same 
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -127,11 +132,50 @@ def told(server: Running, number: int, reason: str) -> bool:
     return any(f"version {number}: " in line and reason in line for line in list(server.lines))
 
 
+@contextmanager
+def hooked(directory: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """A receiver of notifications: the setting that names it, and what it got."""
+    posted: list[dict[str, Any]] = []
+
+    class Hook(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            posted.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None: ...
+
+    secret = directory / "secret"
+    secret.write_text("a secret of the tests, long enough")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hook) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}/"
+        try:
+            yield json.dumps([{"url": url, "secret_file": str(secret), "on": ["refused"]}]), posted
+        finally:
+            server.shutdown()
+
+
+def posts(posted: list[dict[str, Any]], number: int, reason: str) -> bool:
+    """Whether a notification says why this version was refused."""
+    return any(
+        post["data"]["version"] == str(number) and reason in post["data"]["reason"] for post in list(posted)
+    )
+
+
 @pytest.mark.parametrize("by", ["gateway", "file"])
 def test_ten_kinds_of_bad_version_are_refused_and_no_caller_notices(
     registry: Path, tmp_path: Path, by: str
 ) -> None:
     settings = {"GATEWAY_REGISTRY": str(registry), "GATEWAY_MODELS": LIMITS}
+    with hooked(tmp_path) as (notify, posted):
+        settings["GATEWAY_NOTIFY"] = notify
+        _refused_under_traffic(registry, tmp_path, by, settings, posted)
+
+
+def _refused_under_traffic(
+    registry: Path, tmp_path: Path, by: str, settings: dict[str, str], posted: list[dict[str, Any]]
+) -> None:
     with running(tmp_path, **settings) as server:
         assert server.predict("twice", [{"x": 1.0}]).status_code == 200
         with Callers(server, "twice") as traffic:
@@ -148,6 +192,7 @@ def test_ten_kinds_of_bad_version_are_refused_and_no_caller_notices(
                 assert (view["phase"], view["serving"]) == ("refused", "1"), kind
                 assert reason in view["error"], kind
                 assert eventually(lambda: told(server, number, reason)), kind  # noqa: B023 - called at once
+                assert eventually(lambda: posts(posted, number, reason)), kind  # noqa: B023
                 assert httpx.get(f"{server.url}/readyz").status_code == 200
             traffic.until(20)
         assert set(traffic.seen) == {(200, "1")}

@@ -9,11 +9,14 @@ import pytest
 
 from gateway import cli
 from gateway.commands.capture import _check_captured
+from gateway.commands.checking import _in_service
 from gateway.commands.operating import _differences, _places
 from gateway.commands.rollouts import _line, failure, follow
 from gateway.commands.terminal import Failure, Output, note, result, working
 from gateway.errors import HINTS
+from gateway.registries.base import Alias, Model, Snapshot, Verdict
 from gateway.rollouts.gates import FORCE
+from tests.support.controlled import version
 
 if TYPE_CHECKING:
     from gateway.commands.client import Client
@@ -192,6 +195,21 @@ def test_a_rollout_that_is_watched_before_its_first_step_is_followed(
         "version 2  canary",
         "version 2  done",
     ]
+
+
+@pytest.mark.parametrize(
+    ("alias", "expected"),
+    [
+        (Alias("2", last_good="1"), "2"),
+        (Alias("2", last_good="1", verdict=Verdict("2", "rolled_back", "worse")), "1"),
+        (Alias("2", last_good="1", verdict=Verdict("3", "rolled_back", "worse")), "2"),
+        (Alias("2", last_good="9", verdict=Verdict("2", "refused", "no")), "2"),
+    ],
+    ids=["in service", "taken back", "another was", "the one before is not registered"],
+)
+def test_a_check_compares_with_the_version_that_callers_use(alias: Alias, expected: str) -> None:
+    model = Model("iris", {number: version(int(number)) for number in "12"}, {"champion": alias})
+    assert _in_service(Snapshot({"iris": model}, ""), "iris", "champion").version == expected
 
 
 class OneModelsCaptures:
