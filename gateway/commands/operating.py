@@ -54,8 +54,8 @@ def status(
     serve the version in the registry. REQ/S, ERR % and P99 MS cover the last minute of a loaded version. They
     start when a request enters the model's queue, so they do not include a cold start. P99 MS needs twenty
     requests. LAST ERROR says why the version is not loaded, why the alias did not move, or how the last
-    failed request ended. Below it stands where the versions run and why, and which were evicted, for which
-    model, and why these.
+    failed request ended. The lines below the table say where the versions run and why, which versions were
+    evicted, for which model, and why these.
     """
     with connect(url, admin_key_file, config) as client:
         ready = client.call("GET", "/readyz", accept=(503,))

@@ -271,8 +271,11 @@ class Process:
         if self.places.pop(place.number, None) is None or self.left or self.worker.gone:
             return
         self.unloads += 1
-        with self._moving(), suppress(NotReached, RunnerCrashed, RunnerTimeout):
-            await place.ask(wire.encode({"op": "unload"}), self._start_timeout)
+        try:
+            with self._moving():
+                await place.ask(wire.encode({"op": "unload"}), self._start_timeout)
+        except (NotReached, RunnerCrashed, RunnerTimeout):
+            return  # its directory goes with the process
         # Many at a time, because a thread costs more than the links, and no caller waits for this.
         self._unlinked.append(place.directory)
         if self._unlinking is None:

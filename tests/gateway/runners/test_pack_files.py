@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 
 from gateway.runners import places
+from gateway.runners.base import RunnerCrashed
+from tests.support.controlled import turns
 from tests.support.packs import PackBench, answered_by, scaled
 from tests.support.processes import until
 
@@ -131,3 +133,18 @@ async def test_the_files_of_models_that_left_are_removed_together(
     await until(lambda: os.listdir(process.directory) == kept)
     await until(lambda: removed == [2])
     assert await answered_by(first, 3) == [3]
+
+
+@pytest.mark.anyio
+async def test_a_model_that_leaves_as_its_process_ends_has_no_links_to_remove_later(
+    tmp_path: Path, bench: PackBench
+) -> None:
+    runner = await bench.started(scaled(tmp_path / "1", 1))
+    process = bench.pack._process
+    assert process is not None
+    closing = asyncio.ensure_future(runner.close())
+    await turns(2)
+    assert process.worker.busy
+    process.worker.kill(RunnerCrashed("a test ends it"))
+    await closing
+    assert process._unlinking is None
