@@ -97,8 +97,9 @@ class Gateway:
         self._zygotes = Zygotes(sink=lambda line: log.info("zygote: %s", line), timed=traced)
         self._packs = Packs(self._zygotes)
         self._placement = Placement(
-            settings, self._zygotes, lambda *news: self._upkeep.observe(*news), packs=self._packs
-        )
+            settings, self._zygotes, lambda *news: self._upkeep.observe(*news), packs=self._packs,
+            teams=self.access.teams_of,
+        )  # fmt: skip
         self.ledger: Ledger[Servable] = Ledger(
             settings.memory_limit, policy=POLICIES[settings.eviction], min_residency=MIN_RESIDENCY
         )

@@ -135,6 +135,15 @@ class Access:
         self._forget_another_key()
         return found
 
+    def teams_of(self, model: str) -> frozenset[str]:
+        """The teams whose patterns name a model. Models of different teams share no process. A team that may
+        use every model is a team of none."""
+        members = [] if self._tokens is None else self._tokens.members
+        members += [(name, predict) for name, (predict, _) in self._teams.items() if name != "*"]
+        return frozenset(
+            team for team, predict in members if not predict.everything and predict.touches(model)
+        )
+
     def signed_in(self, cookies: bytes) -> Principal | None:
         """The principal of a browser that is signed in, by its Cookie header. Another admin key signs
         everybody out."""

@@ -56,7 +56,7 @@ class Place:
 
 class Placement:
     """Opens runners. `packs`: None runs every model alone, for cases where each is loaded only once. `cpus`:
-    the processors that this process may use."""
+    the processors that this process may use. `teams`: whose a model is."""
 
     def __init__(
         self,
@@ -66,11 +66,13 @@ class Placement:
         *,
         packs: Packs | None = None,
         cpus: int | None = None,
+        teams: Callable[[str], frozenset[str]] = lambda model: frozenset(),
     ) -> None:
         self._settings = settings
         self._zygotes = zygotes
         self._observe = observe
         self._packs = packs
+        self._teams = teams
         self._cpus = cpus or cgroup.cpus()
         self._records: LRUCache[str, Record] = LRUCache(RECORDS)
         try:
@@ -119,6 +121,7 @@ class Placement:
             variables=tuple(sorted(allowed(os.environ, own.env).items())),
             confinement=self._confinement(prepared),
             max_answer=self._settings.max_answer_bytes,
+            teams=self._teams(prepared.version.name),
         )
 
     def _alone(self, prepared: Prepared, reason: str) -> ProcessRunner:

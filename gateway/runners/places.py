@@ -38,7 +38,7 @@ LEAST: Final = 128 << 10
 @dataclass(frozen=True, slots=True)
 class Conditions:
     """The conditions that are equal for all models of a pack. `group`: the operator's name for it, empty if
-    the gateway decides."""
+    the gateway decides. `teams`: whose models they are, where callers belong to teams."""
 
     group: str
     environment: Environment
@@ -46,6 +46,7 @@ class Conditions:
     variables: tuple[tuple[str, str], ...]
     confinement: Confinement
     max_answer: int
+    teams: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
         return self.group or "small models"

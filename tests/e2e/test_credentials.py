@@ -63,6 +63,37 @@ def test_a_token_from_the_command_line_opens_its_models_alone(tmp_path: Path) ->
         assert entry["sha256"] not in said
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="model processes need Linux")
+def test_models_of_different_teams_share_no_process(tmp_path: Path) -> None:
+    names = ("blue-1", "blue-2", "green", "nobodys")
+    for name in names:
+        log_scaled(tmp_path / "registry.yaml", name, 2.0, alias="champion")
+    entries = [
+        made("reader", "--predict", "blue-*", "--team", "blue")[1],
+        made("second", "--predict", "blue-*", "--team", "blue")[1],
+        made("other", "--predict", "green", "--team", "green")[1],
+        made("everything", "--predict", "*", "--team", "operators")[1],
+    ]
+    file = tmp_path / "tokens.yaml"
+    file.write_text(json.dumps(entries))
+    environ = {
+        "GATEWAY_ACCESS__TOKENS_FILE": str(file),
+        "GATEWAY_MODELS": json.dumps({"*": {"pack": "small"}}),
+    }
+    with running(tmp_path, **environ) as server:
+        pids = {}
+        for name in names:
+            path = f"{server.url}/models/{name}"
+            loaded = httpx.post(f"{path}/load", headers=server.key, timeout=60)
+            assert loaded.status_code == 200, loaded.text
+            runner = httpx.get(f"{path}/versions/1", headers=server.key).json()["runner"]
+            assert runner["isolation"] == "pack"
+            (process,) = runner["processes"]
+            pids[name] = process["pid"]
+    assert pids["blue-1"] == pids["blue-2"]
+    assert len(set(pids.values())) == 3, pids
+
+
 def test_control_and_metrics_on_a_listener_of_their_own(tmp_path: Path) -> None:
     log_scaled(tmp_path / "registry.yaml", "one", 2.0, alias="champion")
     token, entry = made("build", "--predict", "one", "--control", "*")
