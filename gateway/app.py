@@ -109,14 +109,11 @@ class Gateway:
             open_runner=self._placement.open,
             with_runtime=self._preparation.with_runtime,
             options=partial(Options.of, settings, traced=traced, warm_ups=WarmUps(self._pools.disk)),
-            measured=self._persistence.save_measurement,
-            emit=self._emit,
-            dispatched=self.metrics.batch,
-            clock=time.monotonic,
-            max_concurrent_loads=settings.max_concurrent_loads,
+            measured=self._persistence.save_measurement, emit=self._emit, dispatched=self.metrics.batch,
+            clock=time.monotonic, max_concurrent_loads=settings.max_concurrent_loads,
             capacity_wait=min(CAPACITY_WAIT, settings.cold_wait),
             **({} if self.spans is None else {"traced": self.spans.load}),
-        )
+        )  # fmt: skip
         gates = Gates(
             self.manager, prepare=self._packages.get, policy=lambda model: policy_of(settings, model)
         )
