@@ -138,15 +138,15 @@ def _unblocked(path: str, flags: int) -> int:
 
 
 def _lies_in(descriptor: int, directory: Path) -> bool:
-    """Whether an open file is a regular one below a directory. Where the system does not tell its place, the
-    check of its name before it was opened must do."""
+    """Whether an open file is a regular one below a directory, or the given path is that of the file. Where
+    the system does not tell its place, the check of its name before it was opened must do."""
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         return False
     try:
         place = os.readlink(f"/proc/self/fd/{descriptor}")
     except OSError:
         return True
-    return place.startswith(os.path.join(directory, ""))
+    return place == str(directory) or place.startswith(os.path.join(directory, ""))
 
 
 def _cloned(source: int, target: int) -> bool:
