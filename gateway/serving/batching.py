@@ -126,7 +126,8 @@ class Batcher:
         future takes a request that was not dispatched out of the queue. Raises NotAdmitted."""
         if self._queue:
             full = len(self._queue) >= self._admission.max_queue
-            if full:
+            # Requests that were given up take no turn, so no request waits for them.
+            if full or (deadline is not None and self._queue[0].future.done()):
                 self._drop_dead()
             if full or deadline is not None:
                 self._admission.check(len(self._queue), self._loop.time(), deadline)

@@ -335,6 +335,28 @@ async def test_the_queue_is_bounded_and_the_dead_make_room(made: Made) -> None:
 
 @pytest.mark.anyio
 @bounded
+async def test_who_has_given_up_makes_no_other_too_late(made: Made) -> None:
+    model = Doubler()
+    admission = Admission(1000)
+    admission.finished(1, 30.0)
+    batcher = made(model, merges=True, admission=admission)
+    model.hold = asyncio.Event()
+    running = batcher.submit(rows(0.0), {})
+    await turns()
+    soon = asyncio.get_running_loop().time() + 20.0
+    gone = batcher.submit(rows(1.0), {}, deadline=soon)
+    with pytest.raises(NotAdmitted):
+        batcher.submit(rows(2.0), {}, deadline=soon)
+    for number in range(3):
+        gone.cancel()
+        gone = batcher.submit(rows(float(number)), {}, deadline=soon)
+        assert batcher.queued == 1
+    model.hold.set()
+    assert await answers(running, gone) == [[0.0], [4.0]]
+
+
+@pytest.mark.anyio
+@bounded
 async def test_values_are_never_merged(made: Made) -> None:
     calls: list[Any] = []
 
