@@ -50,7 +50,8 @@ def asked(files: Any, verb: str, seconds: float, *args: Any, **options: Any) -> 
 def within(seconds: float, call: Callable[[], T], what: str = "answer") -> T:
     """Returns what `call` returns. It runs in a thread of its own, which is abandoned after `seconds`; before
     that it waits as long for one of the others to end. Raises TimeoutError, and what `call` raises."""
-    if not _CALLS.acquire(timeout=seconds):
+    calls = _CALLS
+    if not calls.acquire(timeout=seconds):
         why = f"{MOST_CALLS} earlier calls have not ended within {seconds:g} s"
         raise TimeoutError(errno.ETIMEDOUT, why)
     result: Future[T] = Future()
@@ -62,13 +63,13 @@ def within(seconds: float, call: Callable[[], T], what: str = "answer") -> T:
         except BaseException as error:  # noqa: BLE001 - it is the caller's
             result.set_exception(error)
         finally:
-            _CALLS.release()
+            calls.release()
 
     try:
         # A daemon: a call that never ends keeps no process alive.
         threading.Thread(target=run, name="fsspec", daemon=True).start()
     except RuntimeError:  # no more threads
-        _CALLS.release()
+        calls.release()
         raise
     try:
         return result.result(seconds)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import cProfile
-import gc
 import os
-import pstats
 import signal
 import sys
 from collections.abc import Mapping
@@ -21,6 +18,7 @@ from gateway.runners.confinement import Confinement
 from gateway.runners.packed import PackedRunner
 from gateway.runners.process import ProcessRunner
 from loaders.batch import Batch, Columns
+from tests.support.counted import counted
 from tests.support.hostile import write_package
 from tests.support.packs import PackBench, answered_by, given, pid, rows, scaled
 from tests.support.processes import Processes, until
@@ -149,18 +147,9 @@ async def test_a_call_in_a_pack_runs_few_functions(tmp_path: Path, bench: PackBe
     table = Columns({"a": np.ones(1), "b": np.ones(1)}, 1)
     times = 50
     await begun(runner, table)
-    profile = cProfile.Profile()
-    gc.collect()
-    gc.disable()  # finalizers of what other tests left would count
-    try:
-        profile.enable()
+    with counted() as calls:
         for _ in range(times):
             await begun(runner, table)
-        profile.disable()
-    finally:
-        gc.enable()
     ours = (f"{os.sep}gateway{os.sep}runners{os.sep}", f"{os.sep}loaders{os.sep}")
-    counted = pstats.Stats(profile).stats.items()  # type: ignore[attr-defined]
-    here = {where: count[1] / times for where, count in counted if any(p in where[0] for p in ours)}
-    functions = sum(number for where, number in here.items() if where[0] != __file__)
-    assert functions <= MOST, here
+    here = {file: count / times for file, count in calls.items() if any(place in file for place in ours)}
+    assert sum(count for file, count in here.items() if file != __file__) <= MOST, here

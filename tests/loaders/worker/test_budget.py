@@ -3,9 +3,6 @@ machine."""
 
 from __future__ import annotations
 
-import cProfile
-import gc
-import pstats
 import socket
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +13,7 @@ from loaders.batch import Batch, Columns, Tensors
 from loaders.model import Model
 from loaders.worker import wire
 from loaders.worker.process import RequestLoop
+from tests.support.counted import counted
 
 #: A call of one row takes 48 calls of functions in Python and in C, the test's included. Raise this only with
 #: a reason.
@@ -36,7 +34,7 @@ def test_a_call_of_one_row_takes_few_calls_of_functions(tmp_path: Path) -> None:
         loop._models[0] = cast(Model, Constant())
         frame = wire.encode_table("predict", Columns({"a": np.ones(1), "b": np.ones(1)}, 1))
         assert frame is not None
-        reader, profile = wire.Reader(), cProfile.Profile()
+        reader = wire.Reader()
 
         def call() -> None:
             ours.sendall(frame)
@@ -47,13 +45,7 @@ def test_a_call_of_one_row_takes_few_calls_of_functions(tmp_path: Path) -> None:
         for _ in range(CALLS):
             call()
             wire.receive(ours, reader)
-        gc.collect()
-        gc.disable()  # finalizers of what other tests left would count
-        try:
-            profile.enable()
+        with counted() as calls:
             for _ in range(CALLS):
                 call()
-            profile.disable()
-        finally:
-            gc.enable()
-    assert float(pstats.Stats(profile).total_calls) / CALLS <= MOST  # type: ignore[attr-defined]
+    assert calls.total() / CALLS <= MOST
