@@ -28,7 +28,7 @@ log = logging.getLogger("gateway")
 MEASURE_INTERVAL = 1.0
 #: The size of the cache is measured once per this many intervals.
 DISK_INTERVAL = 10
-#: If memory is short, a zygote without model processes ends after so many seconds.
+#: If memory is short, a zygote without model processes ends after this time, in seconds.
 UNUSED = 5.0
 
 

@@ -137,11 +137,11 @@ class Access:
 
     def teams_of(self, model: str) -> frozenset[str]:
         """The teams whose patterns name a model. Models of different teams share no process. A team that may
-        use every model is a team of none."""
-        members = [] if self._tokens is None else self._tokens.members
-        members += [(name, predict) for name, (predict, _) in self._teams.items() if name != "*"]
+        use all models does not count."""
+        tokens = () if self._tokens is None else self._tokens.teams
+        named = [(name, predict) for name, (predict, _) in self._teams.items() if name != "*"]
         return frozenset(
-            team for team, predict in members if not predict.everything and predict.touches(model)
+            team for team, predict in (*tokens, *named) if not predict.everything and predict.touches(model)
         )
 
     def signed_in(self, cookies: bytes) -> Principal | None:

@@ -165,15 +165,15 @@ class TokensFile:
         self._stamp: tuple[int, int, int] | None = None
         self._told = ""
         self.by_digest: Mapping[bytes, Principal] = {}
-        self._members: tuple[Mapping[bytes, Principal], list[tuple[str, Patterns]]] | None = None
+        self._teams: tuple[Mapping[bytes, Principal], Sequence[tuple[str, Patterns]]] = ({}, ())
 
     @property
-    def members(self) -> list[tuple[str, Patterns]]:
-        """The teams with what their tokens may use, each once."""
-        if self._members is None or self._members[0] is not self.by_digest:
+    def teams(self) -> Sequence[tuple[str, Patterns]]:
+        """The teams with what their tokens may use, each once. Kept, because a file may hold many tokens."""
+        if self._teams[0] is not self.by_digest:
             found = {(one.team, one.predict.texts): one for one in self.by_digest.values() if one.team}
-            self._members = self.by_digest, [(one.team, one.predict) for one in found.values()]
-        return list(self._members[1])
+            self._teams = self.by_digest, [(one.team, one.predict) for one in found.values()]
+        return self._teams[1]
 
     def read(self) -> None:
         """Reads the file for the first time. Raises OSError, InvalidTokens."""

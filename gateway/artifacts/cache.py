@@ -248,7 +248,7 @@ class Artifacts:
                     os.pwrite(held, size, 0)
                     # Hold the lock: a count in between would find the package in neither place.
                     with namedlock.alone(self._root / ".room.lock"):
-                        # After a loss of power the next process finds it damaged, or not, and fetches it.
+                        # After a loss of power the next process hashes it, and fetches what is damaged.
                         staged.publish(self._root / name, lasting=False)
                 except OSError as error:
                     if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):

@@ -41,9 +41,9 @@ log = logging.getLogger("gateway.packages")
 
 #: Seconds for which a store that did not answer is treated as unavailable, where that avoids a query.
 AWAY = 30.0
-#: What was read of so many packages is kept, because an evicted model is loaded again.
+#: The number of packages whose facts are kept, because an evicted model is loaded again.
 _KEPT = 1000
-#: The same for descriptions, in bytes of their files; in memory they take several times as much.
+#: The bytes of the descriptions that are kept, as files; in memory they take several times as much.
 _KEPT_BYTES = 16 << 20
 #: Bytes that a loaded model takes in addition to its parameters: a thread, buffers, Python objects.
 OVERHEAD = 1 << 20

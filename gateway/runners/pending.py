@@ -1,6 +1,6 @@
 """A call that a model's process has not answered yet, and how its caller gets the answer.
 
-Most callers wait for a future. On the hot path a `Direct` stands in its place: it passes the answer on at
+Most callers wait for a future. On the hot path a `Direct` replaces it: it passes the answer on at
 once, which saves a task and two turns of the event loop. Must not know where the process is.
 """
 

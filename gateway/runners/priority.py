@@ -13,7 +13,7 @@ from typing import Final
 
 from gateway.runners.memory import PROC, descendants
 
-#: After a caller has used them, processes keep their priority for so many seconds.
+#: Processes keep their priority for this time after a caller has used them, in seconds.
 QUIET: Final = 1.0
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 #: How long, in seconds, a load counts among those that may run at once.
 LONGEST_SLOT = 10.0
-#: After so many seconds the processes that no model uses have ended, and a load that they kept out may fit.
+#: The seconds until the processes that no model uses have ended, and a load that they kept out may fit.
 CROWDED_WAIT = 10.0
 #: How many evictions are kept for `status`.
 EVICTIONS_KEPT = 50

@@ -18,6 +18,15 @@ from loaders.worker import wire
 from tests.support.hostile import write_package
 from tests.support.processes import Processes
 
+#: Code of a model that waits while it answers 13, and says with a file that it does.
+HELD = """
+import time
+if data[0] == 13:
+    open(params["begun"], "w").close()
+    while not os.path.exists(params["go"]):
+        time.sleep(0.002)
+"""
+
 
 def rows(*values: float) -> Tensors:
     return Tensors({"": np.array(values)}, len(values))

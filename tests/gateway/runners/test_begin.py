@@ -20,20 +20,19 @@ from gateway.runners.process import ProcessRunner
 from loaders.batch import Batch, Columns
 from tests.support.counted import counted
 from tests.support.hostile import write_package
-from tests.support.packs import PackBench, answered_by, given, pid, rows, scaled
+from tests.support.packs import HELD, PackBench, answered_by, given, pid, rows, scaled
 from tests.support.processes import Processes, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="model processes need Linux")
 
-HELD = """
-import time
-if data[0] == 13:
-    open(params["begun"], "w").close()
-    while not os.path.exists(params["go"]):
-        time.sleep(0.002)
+#: Raises for 14, too.
+FAILS = (
+    HELD
+    + """
 if data[0] == 14:
     raise ValueError("fourteen")
 """
+)
 #: One call in a pack runs 33 functions of the runners and of `loaders`, from its begin to its answer.
 #: Raise this only with a reason.
 MOST = 34
@@ -63,7 +62,7 @@ def held(directory: Path) -> dict[str, str]:
 @pytest.mark.anyio
 async def test_each_caller_gets_his_answer_or_his_error(tmp_path: Path, bench: PackBench) -> None:
     runners = [await bench.started(scaled(tmp_path / str(i), i)) for i in range(4)]
-    failing = await bench.started(write_package(tmp_path / "f", at_predict=HELD))
+    failing = await bench.started(write_package(tmp_path / "f", at_predict=FAILS))
     calls = {(i, n): begun(runners[i], rows(n)) for n in range(5) for i in range(4)}
     failed = begun(failing, rows(14))
     for (i, n), call in calls.items():
@@ -74,7 +73,7 @@ async def test_each_caller_gets_his_answer_or_his_error(tmp_path: Path, bench: P
 
 @pytest.mark.anyio
 async def test_only_the_call_that_ran_when_its_pack_ended_fails(tmp_path: Path, bench: PackBench) -> None:
-    guilty = await bench.started(write_package(tmp_path / "g", at_predict=HELD))
+    guilty = await bench.started(write_package(tmp_path / "g", at_predict=FAILS))
     other = await bench.started(scaled(tmp_path / "2", 2))
     running = begun(guilty, rows(13), held(tmp_path))
     waiting = [begun(other, rows(n)) for n in range(3)]
@@ -93,7 +92,7 @@ async def test_only_the_call_that_ran_when_its_pack_ended_fails(tmp_path: Path, 
 
 @pytest.mark.anyio
 async def test_a_call_over_its_time_ends_its_pack_alone(tmp_path: Path, bench: PackBench) -> None:
-    slow = await bench.started(write_package(tmp_path / "s", at_predict=HELD), timeout=1.0)
+    slow = await bench.started(write_package(tmp_path / "s", at_predict=FAILS), timeout=1.0)
     other = await bench.started(scaled(tmp_path / "2", 2), timeout=120.0)
     running = begun(slow, rows(13), held(tmp_path))
     waiting = begun(other, rows(4))
@@ -105,7 +104,7 @@ async def test_a_call_over_its_time_ends_its_pack_alone(tmp_path: Path, bench: P
 
 @pytest.mark.anyio
 async def test_calls_wait_in_a_closed_runner_for_nothing(tmp_path: Path, bench: PackBench) -> None:
-    holding = await bench.started(write_package(tmp_path / "h", at_predict=HELD))
+    holding = await bench.started(write_package(tmp_path / "h", at_predict=FAILS))
     leaving = await bench.started(scaled(tmp_path / "2", 2))
     running = begun(holding, rows(13), held(tmp_path))
     waiting = begun(leaving, rows(1))
@@ -123,7 +122,7 @@ async def test_calls_wait_in_a_closed_runner_for_nothing(tmp_path: Path, bench: 
 @pytest.mark.anyio
 async def test_a_process_of_its_own_takes_one_call_at_a_time(tmp_path: Path, processes: Processes) -> None:
     confinement = Confinement(filesystem=False, user="same")  # it meets the test by files
-    runner = processes.runner(write_package(tmp_path / "p", at_predict=HELD), confinement=confinement)
+    runner = processes.runner(write_package(tmp_path / "p", at_predict=FAILS), confinement=confinement)
     await runner.start()
     try:
         running = begun(runner, rows(13), held(tmp_path))

@@ -23,18 +23,10 @@ from gateway.runners.places import LEAST, RESTLESS
 from loaders.batch import Tensors
 from loaders.worker import wire
 from tests.support.hostile import write_package
-from tests.support.packs import PackBench, answered_by, given, pid, rows, scaled
+from tests.support.packs import HELD, PackBench, answered_by, given, pid, rows, scaled
 from tests.support.processes import until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="model processes need Linux")
-
-HELD = """
-import time
-if data[0] == 13:
-    open(params["begun"], "w").close()
-    while not os.path.exists(params["go"]):
-        time.sleep(0.002)
-"""
 
 
 @pytest.mark.anyio
