@@ -11,7 +11,8 @@ drain, and which requests cannot be met. The caller carries the plan out, and as
 Waiting is first come, first served without overtaking, so small models cannot starve a large one.
 
 An account may be evicted if it is not leased, not pinned and not young (`Ledger.young_until`). A version
-that an alias serves is never evicted for a load that neither a request nor an alias needs. Busy models take
+that an alias serves is never evicted for a load that neither a request nor an alias needs: such a load gets
+free memory, or it ends, because those behind it must not wait for it. Busy models take
 turns: when everything is leased, one that has had its turn (`Ledger.turn`) drains for a load that requests
 wait for.
 
@@ -71,7 +72,7 @@ class Plan(NamedTuple, Generic[K]):
     """What to do next. `evict`: idle accounts to close now. `drain`: leased accounts that take no new
     requests and close when they are idle. `asking`: the account that needs the memory, None for the shared
     processes. `why`: for each evicted account, why it was chosen. `retry_at`: when to plan again, because a
-    model is still too young to evict."""
+    model is still too young to evict. `end`: loads that nothing needs now and that no memory is left for."""
 
     grant: tuple[K, ...] = ()
     evict: tuple[K, ...] = ()
@@ -80,6 +81,7 @@ class Plan(NamedTuple, Generic[K]):
     drain: tuple[K, ...] = ()
     asking: K | None = None
     why: tuple[str, ...] = ()
+    end: tuple[K, ...] = ()
 
 
 class _Room(NamedTuple, Generic[K]):
@@ -343,6 +345,7 @@ class Ledger(Generic[K]):
                 return Plan((), shared.evict, (), shared.retry_at, shared.drain, None, shared.why)
         grant: list[K] = []
         refuse: list[K] = []
+        end: list[K] = []
         for key in self._waiting:
             account = self._accounts[key]
             need = account.wanted - account.bytes
@@ -352,7 +355,11 @@ class Ledger(Generic[K]):
                 grant.append(key)
                 free -= need
             else:
-                room = self._make_room(need + short - free - freeing, account, now)
+                missing = need + short - free - freeing
+                room = self._make_room(missing, account, now)
+                if missing > 0 and not room.evict and _unneeded(account):
+                    end.append(key)
+                    continue
                 asking = key if room.evict or room.drain else None
                 times = [at for at in (room.retry_at, shared.retry_at) if at is not None]
                 return Plan(
@@ -363,17 +370,17 @@ class Ledger(Generic[K]):
                     room.drain,
                     asking,
                     room.why,
+                    tuple(end),
                 )
-        return Plan(tuple(grant), (), tuple(refuse), shared.retry_at)
+        return Plan(tuple(grant), (), tuple(refuse), shared.retry_at, end=tuple(end))
 
     def _make_room(self, short: int, asking: Account[K] | None, now: float) -> _Room[K]:
         if short <= 0:
             return _Room()
         others = [a for a in self._accounts.values() if a is not asking and a.bytes and not a.pins]
         candidates = [a for a in others if a.state is AccountState.RESIDENT and not a.draining]
-        unwanted = asking is not None and asking.state is AccountState.RESERVED and not asking.leases
-        if unwanted:
-            # Neither a request nor an alias waits for it: it takes nothing from what an alias serves.
+        unneeded = asking is not None and _unneeded(asking)
+        if unneeded:  # it takes nothing from what an alias serves
             candidates = [a for a in candidates if not a.serving]
         idle = [a for a in candidates if not a.leases]
         old_enough = [a for a in idle if a.lingering or now >= self.young_until(a)]
@@ -384,7 +391,7 @@ class Ledger(Generic[K]):
         # Evicting some would not free enough: keep them, because requests may come before there is memory.
         later = [self.young_until(a) for a in idle if a not in old_enough]
         missing -= sum(a.bytes for a in others if a.draining and a.state is AccountState.RESIDENT)
-        loading = asking is not None and asking.state is AccountState.RESERVED and not unwanted
+        loading = asking is not None and asking.state is AccountState.RESERVED and not unneeded
         if not loading or missing <= 0:
             return _Room(retry_at=min(later, default=None))
         # Everything is in use: a model that has had its turn drains, so that no model waits for ever.
@@ -433,6 +440,11 @@ class Ledger(Generic[K]):
             assert (account.wanted > account.bytes) == (account.key in self._waiting), account
             assert not (account.state is AccountState.CLOSING and account.leases), account
         assert self._waiting.keys() <= self._accounts.keys()
+
+
+def _unneeded(account: Account[K]) -> bool:
+    """Whether it is a load for which neither a request nor an alias waits."""
+    return account.state is AccountState.RESERVED and not account.leases
 
 
 def _mega(size: int) -> int:

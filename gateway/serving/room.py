@@ -109,6 +109,9 @@ class Room:
                 wanted = self._ledger[key].wanted
                 self._ledger.withdraw(key)
                 self._answer_grant(key, self._refusal(key, wanted))
+            for key in plan.end:
+                self._ledger.withdraw(key)
+                self._answer_grant(key, _unneeded(key))
             if (plan.evict or plan.drain) and self._give_up_spares():
                 return  # spare processes end first; plan again when they are gone
             leaving = plan.evict + plan.drain
@@ -127,7 +130,7 @@ class Room:
                 self._drain(key.version)
             if plan.retry_at is not None:
                 self._plan_again(plan.retry_at)
-            if not (plan.grant or plan.refuse):
+            if not (plan.grant or plan.refuse or plan.end):
                 return
 
     def _refusal(self, servable: Servable, wanted: int) -> Problem:
@@ -183,6 +186,14 @@ class Slot:
     def _give_back(self) -> None:
         self._timer = None
         self._slots.release()
+
+
+def _unneeded(servable: Servable) -> Problem:
+    return Problem(
+        "CAPACITY_EXCEEDED",
+        f"{servable.version} would need memory of models that aliases serve, and no request waits for it",
+        retry_after=1,
+    )
 
 
 def _mega(size: int) -> int:

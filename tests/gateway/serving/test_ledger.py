@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from gateway.serving.ledger import AccountState, Ledger, Plan
+from gateway.serving.ledger import SHORTEST_TURN, AccountState, Ledger, Plan
 
 MB = 1_000_000
 
@@ -57,8 +57,10 @@ def test_what_is_leased_or_pinned_never_goes(hold: str) -> None:
     resident(ledger, "a", 100)
     getattr(ledger, hold)("a")
     ledger.open("b", 1.0)
+    ledger.lease("b")
     ledger.ask("b", 10)
-    assert ledger.plan(1.0) == Plan()
+    plan = ledger.plan(1.0)
+    assert (plan.evict, plan.drain) == ((), ())
 
 
 def test_memory_being_freed_is_not_free() -> None:
@@ -79,9 +81,24 @@ def test_what_an_alias_serves_does_not_go_for_an_unwanted_load() -> None:
     ledger["served"].serving = True
     ledger.open("unwanted", 1.0)
     ledger.ask("unwanted", 50)
-    assert ledger.plan(1.0) == Plan()
+    assert ledger.plan(1.0) == Plan(end=("unwanted",))
     ledger.lease("unwanted")
     assert ledger.plan(1.0).evict == ("served",)
+
+
+def test_a_load_that_nothing_needs_does_not_keep_others_waiting() -> None:
+    ledger = Ledger(100)
+    resident(ledger, "served", 60)
+    ledger["served"].serving = True
+    for key, size in (("unwanted", 80), ("small", 10), ("wanted", 80)):
+        ledger.open(key, 1.0)
+        ledger.ask(key, size)
+    ledger.lease("wanted")
+    plan = ledger.plan(1.0)
+    assert (plan.end, plan.grant) == (("unwanted",), ("small",))
+    assert (plan.evict, plan.asking) == (("served",), "wanted")
+    ledger.begin_close("served")
+    assert ledger.plan(1.0).end == (), "enough memory is being freed for it"
 
 
 def busy(limit: int = 100) -> Ledger[str]:
@@ -131,14 +148,17 @@ def test_no_load_overtakes_the_first_that_waits() -> None:
     ledger.lease("a")
     for key, size in (("large", 80), ("small", 10)):
         ledger.open(key, 1.0)
+        ledger.lease(key)
         ledger.ask(key, size)
-    assert ledger.plan(1.0) == Plan()
+    plan = ledger.plan(1.0)
+    assert (plan.grant, plan.evict, plan.drain) == ((), (), ())
 
 
 def test_the_young_stay_and_the_plan_says_when_to_ask_again() -> None:
     ledger = Ledger(100, min_residency=5.0)
     resident(ledger, "a", 100, now=10.0)
     ledger.open("b", 11.0)
+    ledger.lease("b")
     ledger.ask("b", 50)
     assert ledger.plan(11.0) == Plan(retry_at=15.0)
     assert ledger.plan(15.0).evict == ("a",)
@@ -151,6 +171,7 @@ def test_a_model_that_loads_quickly_is_young_for_a_short_time() -> None:
     ledger.grant("a")
     ledger.loaded("a", 10.0, load_seconds=0.25)
     ledger.open("b", 10.0)
+    ledger.lease("b")
     ledger.ask("b", 50)
     assert ledger.plan(10.0) == Plan(retry_at=10.25)
     assert ledger.plan(10.25).evict == ("a",)
@@ -162,8 +183,9 @@ def test_nothing_is_evicted_when_it_would_not_be_enough() -> None:
     resident(ledger, "b", 70)
     ledger.lease("b")
     ledger.open("c", 1.0)
+    ledger.lease("c")
     ledger.ask("c", 90)
-    assert ledger.plan(1.0) == Plan()
+    assert ledger.plan(1.0) == Plan(retry_at=SHORTEST_TURN)
 
 
 def test_a_measurement_gives_back_or_asks_for_more() -> None:
@@ -315,7 +337,7 @@ def test_promise_7_random_walk_keeps_the_books() -> None:
         for key in plan.grant:
             ledger.grant(key)
             granted += 1
-        for key in plan.refuse:
+        for key in plan.refuse + plan.end:
             ledger.withdraw(key)
             refused += 1
             if not ledger[key].leases and ledger[key].state is AccountState.RESERVED:

@@ -96,6 +96,24 @@ async def test_a_load_waits_until_a_lease_ends(tmp_path: Path) -> None:
 
 @pytest.mark.anyio
 @bounded
+async def test_a_load_whose_callers_have_left_takes_no_memory_from_others_and_is_tried_again_at_once(
+    tmp_path: Path,
+) -> None:
+    bench = Bench(tmp_path, limit=15 * MB)
+    bench.manager.serves(version(1), True)
+    await use(bench, 1)
+    left = bench.manager.lease(version(2))
+    left.release()
+    await left.servable.gone.wait()
+    assert [event.code for event in bench.of(LoadFailed)] == ["CAPACITY_EXCEEDED"]
+    assert bench.manager.is_ready(version(1))
+    await use(bench, 2)
+    assert bench.manager.find(version(1)) is None
+    bench.ledger.check()
+
+
+@pytest.mark.anyio
+@bounded
 async def test_a_model_larger_than_the_limit_is_refused_at_once(tmp_path: Path) -> None:
     bench = Bench(tmp_path, limit=5 * MB)
     with pytest.raises(Problem, match="the limit of all models is 5 MB"):

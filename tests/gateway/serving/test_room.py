@@ -120,6 +120,16 @@ async def test_a_load_that_waits_is_known_and_leaves_no_trace() -> None:
     bench.room.close()
 
 
+async def test_a_load_that_no_request_waits_for_ends_when_others_need_the_memory() -> None:
+    bench = Bench()
+    bench.ledger[await bench.load(1, 80 * MB)].serving = True
+    with pytest.raises(Problem, match="iris/2 would need memory of models that aliases serve") as caught:
+        await bench.load(2, 50 * MB)
+    assert caught.value.code == "CAPACITY_EXCEEDED"
+    assert not bench.ledger.waiting
+    bench.ledger.check()
+
+
 async def test_only_so_many_evictions_are_remembered() -> None:
     bench = Bench()
     for number in range(1, EVICTIONS_KEPT + 3):
