@@ -19,9 +19,9 @@ def shared(path: Path) -> int:
 
 
 @contextlib.contextmanager
-def alone(path: Path, waits: Callable[[], None] | None = None) -> Iterator[None]:
-    """Holds a lock that only one thread or process at a time can hold. `waits` is called if another one holds
-    it. Raises OSError."""
+def alone(path: Path, waits: Callable[[], None] | None = None) -> Iterator[int]:
+    """Holds a lock that only one thread or process at a time can hold, and yields the descriptor of its file.
+    `waits` is called if another one holds it. Raises OSError."""
     held = None
     if waits is not None:
         try:
@@ -31,7 +31,7 @@ def alone(path: Path, waits: Callable[[], None] | None = None) -> Iterator[None]
     if held is None:
         held = _locked(path, fcntl.LOCK_EX)
     try:
-        yield
+        yield held
     finally:
         os.close(held)
 

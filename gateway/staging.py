@@ -8,15 +8,22 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import os
 import shutil
 import stat
 import time
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Final, NamedTuple
 
 PREFIX = ".incoming-"
 
+#: The bytes of a file that is copied through memory. A larger one may share its blocks with the copy.
+SMALL: Final = 1 << 20
+
+_LEAST: Final = 1 << 16
 _CANNOT_CLONE = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
 
 
@@ -33,17 +40,20 @@ class Staging:
             if self.path.exists():  # a sweeper may have taken it between the two
                 break
             os.close(self._lock)
+        self._published = False
 
     def publish(self, target: Path, *, lasting: bool = True) -> None:
         """Makes the directory visible as `target`, which must not exist. `lasting`: its name survives a loss
         of power, which takes the disk milliseconds. Raises OSError."""
         os.rename(self.path, target)
+        self._published = True
         if lasting:
             sync_directory(target.parent)
 
     def close(self) -> None:
         """Removes what was not published."""
-        remove_tree(self.path)
+        if not self._published:
+            remove_tree(self.path)
         os.close(self._lock)
 
     def __enter__(self) -> Staging:
@@ -53,19 +63,20 @@ class Staging:
         self.close()
 
 
-def notes(parent: Path) -> list[str]:
-    """The notes of the directories under way in `parent`, those of dead makers included."""
-    return [name.rpartition("-")[2] for name in os.listdir(parent) if name.startswith(PREFIX)]
+def notes(names: Iterable[str]) -> list[str]:
+    """The notes of those of these names that are directories under way, of dead makers too."""
+    return [name.rpartition("-")[2] for name in names if name.startswith(PREFIX)]
 
 
-def sweep(parent: Path, older_than: float = 0.0) -> None:
+def sweep(parent: Path, older_than: float = 0.0) -> list[str]:
     """Removes the directories in `parent` whose makers are dead, and in which nothing changed for
-    `older_than` seconds. An age is for places that other machines share: not every network file system shows
-    here a lock that was taken there."""
+    `older_than` seconds. Returns the names of all else in `parent`. An age is for places that other machines
+    share: not every network file system shows here a lock that was taken there."""
     try:
         names = os.listdir(parent)
     except FileNotFoundError:
-        return
+        return []
+    gone = set()
     for name in names:
         if not name.startswith(PREFIX):
             continue
@@ -79,10 +90,12 @@ def sweep(parent: Path, older_than: float = 0.0) -> None:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             remove_tree(path)
+            gone.add(name)
         except OSError:
             continue  # its maker lives, or it is another user's: not ours to remove
         finally:
             os.close(lock)
+    return [name for name in names if name not in gone] if gone else names
 
 
 def is_held(path: Path) -> bool:
@@ -116,37 +129,59 @@ def changed(path: Path) -> float:
     return latest
 
 
-def copy_file(source: Path, target: Path, within: Path | None = None) -> int:
-    """Copies one file's bytes; returns their number. Where the file system can, the copy shares
-    the blocks of the original until either is written (never a hard link: an edit of the original in
+class Copied(NamedTuple):
+    """`bytes`: how many were written. `sha256`: theirs, in hexadecimal; None: they were not read."""
+
+    bytes: int
+    sha256: str | None
+
+
+def copy_file(source: str, target: str, within: str | None = None, mode: int = 0o666) -> Copied:
+    """Copies one file's bytes to a new file of this mode. Where the file system can, the copy of a large file
+    shares the blocks of the original until either is written (never a hard link: an edit of the original in
     place must not reach the copy). `within`: a directory, without links in its path, that the file must lie
     in although a link may take its place meanwhile. Raises OSError."""
-    with open(source, "rb", opener=_unblocked) as from_, open(target, "xb") as to:
-        if within is not None and not _lies_in(from_.fileno(), within):
-            raise OSError(errno.ELOOP, "a link leads elsewhere", str(source))
-        done = _cloned(from_.fileno(), to.fileno())
-        if not done:
-            from_.seek(0)
-            shutil.copyfileobj(from_, to, 1 << 20)
-        to.flush()
-        return os.fstat(to.fileno()).st_size
+    # A pipe does not make its opener wait.
+    from_ = os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(from_)
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), source)
+        if within is not None and not (stat.S_ISREG(status.st_mode) and _lies_in(from_, within)):
+            raise OSError(errno.ELOOP, "a link leads elsewhere", source)
+        to = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        try:
+            if status.st_size > SMALL and _cloned(from_, to):
+                return Copied(os.fstat(to).st_size, None)
+            return _written(from_, to, status.st_size)
+        finally:
+            os.close(to)
+    finally:
+        os.close(from_)
 
 
-def _unblocked(path: str, flags: int) -> int:
-    """A descriptor; a pipe does not make its opener wait."""
-    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+def _written(source: int, target: int, expected: int) -> Copied:
+    """Copies what is read, to its end: the file may change meanwhile. `expected`: its bytes before."""
+    hashed = hashlib.sha256()
+    size = 0
+    step = min(max(expected + 1, _LEAST), SMALL)
+    while block := os.read(source, step):
+        hashed.update(block)
+        size += len(block)
+        left = memoryview(block)
+        while left:
+            left = left[os.write(target, left) :]
+    return Copied(size, hashed.hexdigest())
 
 
-def _lies_in(descriptor: int, directory: Path) -> bool:
-    """Whether an open file is a regular one below a directory, or the given path is that of the file. Where
-    the system does not tell its place, the check of its name before it was opened must do."""
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        return False
+def _lies_in(descriptor: int, directory: str) -> bool:
+    """Whether an open file is below a directory, or the given path is that of the file. Where the system does
+    not tell its place, the check of its name before it was opened must do."""
     try:
         place = os.readlink(f"/proc/self/fd/{descriptor}")
     except OSError:
         return True
-    return place == str(directory) or place.startswith(os.path.join(directory, ""))
+    return place == directory or place.startswith(os.path.join(directory, ""))
 
 
 def _cloned(source: int, target: int) -> bool:

@@ -8,6 +8,7 @@ are skipped.
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ MAX_FILES: Final = 100_000
 # MLflow writes this file into downloaded copies, and Python writes this directory. Neither is an artifact.
 _IGNORED_AT_ROOT: Final = frozenset({"registered_model_meta"})
 _IGNORED_DIRECTORIES: Final = frozenset({"__pycache__"})
+_CONTROL: Final = re.compile(r"[\x00-\x1f]")
 
 
 class PackageError(Exception):
@@ -33,18 +35,30 @@ class PackageError(Exception):
 
 def package_files(root: Path) -> list[tuple[str, Path, int]]:
     """Returns (path in the package, file, bytes) of all its files, sorted. Raises PackageError."""
+    return [(relative, Path(place), size) for relative, place, size in listed(root.resolve())]
+
+
+def listed(root: Path) -> list[tuple[str, str, int]]:
+    """Returns the same, with the files as text: each is `root`, as it is given, and the path in the package.
+    Raises PackageError."""
     found = []
-    for relative, entry in _entries(root.resolve()):
-        if any(ord(character) < 32 for character in relative):
+    for relative, entry in _entries(str(root)):
+        if _CONTROL.search(relative):
             raise PackageError(repr(relative), "a file's name must hold no control characters")
         if entry.is_symlink():
             _check_link(relative, entry, root.resolve())
         status = entry.stat()
         if stat.S_ISREG(status.st_mode):
-            found.append((relative, Path(entry.path), status.st_size))
+            found.append((relative, entry.path, status.st_size))
         if len(found) > MAX_FILES:
             raise PackageError("the package", f"holds more than {MAX_FILES:,} files")
     return sorted(found)
+
+
+def whole(file: Path) -> bytes:
+    """Returns all bytes of a file, with fewer system calls than `Path.read_bytes`. Raises OSError."""
+    with open(file, "rb", buffering=0) as handle:
+        return handle.read()
 
 
 def is_part(relative: str) -> bool:
@@ -53,8 +67,8 @@ def is_part(relative: str) -> bool:
     return relative not in _IGNORED_AT_ROOT and not _IGNORED_DIRECTORIES.intersection(parts[:-1])
 
 
-def _entries(root: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    pending = [("", str(root))]
+def _entries(root: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    pending = [("", root)]
     while pending:
         above, directory = pending.pop()
         with os.scandir(directory) as entries:

@@ -7,6 +7,7 @@ a zip archive makes the standard library read at once. Must not know what the in
 from __future__ import annotations
 
 import io
+import os
 import pickletools
 import struct
 import zipfile
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from typing import TypeAlias
 
 Readable: TypeAlias = "IO[bytes] | io.BufferedIOBase"
@@ -23,6 +25,9 @@ MOST_ARGUMENT: Final = 1 << 16
 """The bytes of the longest argument that is read."""
 MOST_DIRECTORY: Final = 2 << 20
 """The bytes of the longest list of members of an archive. In memory it takes some 15 times that."""
+
+#: The bytes of the largest file that is read at once.
+_SMALL: Final = 1 << 20
 
 #: What the standard library raises for bytes that are not what they claim to be. OSError: see `damaged`.
 DAMAGED: Final = (
@@ -38,6 +43,15 @@ _WIDTHS: Final = {
 }
 _OPCODES: Final = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
 _NAMES: Final = frozenset({"GLOBAL", "INST"})
+
+
+def opened(file: Path) -> IO[bytes]:
+    """A regular file to read; a small one is read at once. Raises OSError."""
+    with open(file, "rb", buffering=0) as handle:
+        size = os.fstat(handle.fileno()).st_size
+        if size <= _SMALL:
+            return io.BytesIO(handle.read(size))
+    return open(file, "rb")
 
 
 def operations(handle: Readable, first: bytes = b"") -> Iterator[tuple[str, Any]]:

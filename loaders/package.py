@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+import stat
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any, Final
@@ -20,7 +21,7 @@ from loaders import bare
 from loaders import example as examples
 from loaders.compat.pythons import is_below
 from loaders.files import PackageError as PackageError
-from loaders.files import package_files
+from loaders.files import listed, whole
 from loaders.yamltext import kind_of, parse_yaml
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ PYTHON_FUNCTION: Final = "python_function"
 MAX_SIDE_BYTES: Final = 1 << 20
 
 _MAX_BYTES: Final = 16 << 20
+#: A file is read in pieces of its own size, within these bounds.
+_LEAST: Final = 1 << 16
+_BLOCK: Final = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,7 @@ class Package:
             # The path was written on Windows. Its target is checked below like any other.
             pure = PurePosixPath(relative.replace("\\", "/").lstrip("/"))
         try:
-            found = (self.path / pure).resolve(strict=True)
+            found = _followed(self.path, pure.parts)
         except FileNotFoundError:
             raise PackageError(shown, "there is no such file in the package") from None
         except (OSError, RuntimeError):
@@ -135,11 +139,12 @@ class Package:
         """Returns the content of a small file next to `MLmodel`. Raises PackageError, also for a file of more
         than `most` bytes."""
         file = self.inside(relative)
-        if not file.is_file():
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):
             raise PackageError(relative, "is not a file")
-        if file.stat().st_size > most:
+        if status.st_size > most:
             raise PackageError(relative, f"is larger than {most >> 20} MiB")
-        return file.read_bytes()
+        return whole(file)
 
     def example_input(self, most: int | None = None) -> tuple[RawInput | None, dict[str, Any] | None]:
         """Returns the saved input example in the form of a request, and its params; (None, None) if there is
@@ -160,6 +165,11 @@ class Package:
     def from_json(cls, raw: dict[str, Any], path: str | Path) -> Package:
         """Returns the package in the directory `path` whose parsed `MLmodel` is `raw`. Raises
         PackageError."""
+        return cls.of(raw, Path(path).resolve())
+
+    @classmethod
+    def of(cls, raw: dict[str, Any], path: Path) -> Package:
+        """Returns the same for a path without links."""
         from loaders.signature import Signature, SignatureError
 
         flavors = raw.get("flavors")
@@ -198,7 +208,7 @@ class Package:
             except examples.InvalidExample as error:
                 raise PackageError("saved_input_example_info", str(error)) from error
         package = cls(
-            path=Path(path).resolve(),
+            path=path,
             raw=raw,
             python_function=python_function,
             flavors=flavors,
@@ -234,15 +244,15 @@ def read(path: str | Path) -> Package:
     root = Path(path).resolve()
     file = root / FILE
     if bare.is_bare(root) and root.is_file() and (said := bare.described(root.parent, root.name)) is not None:
-        return Package.from_json(said, root.parent)
-    if root.is_dir() and not os.path.lexists(file) and (said := bare.described(root)) is not None:
-        return Package.from_json(said, root)
+        return Package.of(said, root.parent)
+    if not os.path.lexists(file) and root.is_dir() and (said := bare.described(root)) is not None:
+        return Package.of(said, root)
     try:
-        if not is_below(file.resolve(strict=True), root):
+        if not is_below(_followed(root, (FILE,)), root):
             raise PackageError(FILE, "is a link that leaves the package")
         if file.stat().st_size > _MAX_BYTES:
             raise PackageError(FILE, f"is larger than {_MAX_BYTES >> 20} MiB")
-        text = file.read_bytes()
+        text = whole(file)
     except (FileNotFoundError, NotADirectoryError):
         if not root.is_dir():
             # An absolute path would reveal this machine's directories.
@@ -259,7 +269,7 @@ def read(path: str | Path) -> Package:
     raw = parse_yaml(text, FILE)
     if not isinstance(raw, dict):
         raise PackageError(FILE, f"must be a mapping, not {kind_of(raw)}")
-    return Package.from_json(raw, root)
+    return Package.of(raw, root)
 
 
 def write(
@@ -294,34 +304,56 @@ def write(
     return read(directory)
 
 
-def digest(path: str | Path, hashed: Mapping[str, str] | None = None) -> str:
+def digest(path: str | Path) -> str:
     """Returns the digest `sha256:<hex>` of a package.
 
     It is the SHA-256 over the sorted lines `<sha256> <size> <path>`, each with a newline, of the regular
     files, without `__pycache__` and MLflow's `registered_model_meta`. A link to a file inside counts as that
     file, because a copy contains the file. Links out of the package and links to directories, which a copy
-    would not contain, raise PackageError. `hashed` has the SHA-256, in hexadecimal, of files that the caller
-    has hashed already, by their paths in the package.
+    would not contain, raise PackageError.
     """
+    return digest_of(listed(Path(path).resolve()))
+
+
+def digest_of(files: Iterable[tuple[str, str, int]], hashed: Mapping[str, str] | None = None) -> str:
+    """Returns the digest of a package with these files (path in the package, file, bytes). `hashed` has the
+    SHA-256, in hexadecimal, of files that the caller has hashed already, by their paths in the package: of
+    these the bytes are taken from `files`. The others are read. Raises OSError."""
     lines = []
-    for relative, file, _ in package_files(Path(path)):
-        if hashed is not None and relative in hashed:
-            line = f"{hashed[relative]} {file.stat().st_size} "
-            lines.append(line.encode() + os.fsencode(relative) + b"\n")
-            continue
-        content = hashlib.sha256()
-        size = 0
-        with file.open("rb") as handle:
-            while block := handle.read(1 << 20):
-                content.update(block)
-                size += len(block)
-        lines.append(f"{content.hexdigest()} {size} ".encode() + os.fsencode(relative) + b"\n")
+    for relative, file, size in files:
+        known = None if hashed is None else hashed.get(relative)
+        if known is None:
+            known, size = _hashed(file, size)
+        lines.append(f"{known} {size} ".encode() + os.fsencode(relative) + b"\n")
     return "sha256:" + hashlib.sha256(b"".join(sorted(lines))).hexdigest()
+
+
+def _hashed(file: str, expected: int) -> tuple[str, int]:
+    """The SHA-256 of a file, and its bytes. `expected`: how many they were when it was listed."""
+    content = hashlib.sha256()
+    size = 0
+    step = min(max(expected + 1, _LEAST), _BLOCK)
+    with open(file, "rb", buffering=0) as handle:
+        while block := handle.read(step):
+            content.update(block)
+            size += len(block)
+    return content.hexdigest(), size
 
 
 def files_bytes(path: str | Path) -> int:
     """Returns the total bytes of the files that `digest` covers."""
-    return sum(size for _, _, size in package_files(Path(path)))
+    return sum(size for _, _, size in listed(Path(path).resolve()))
+
+
+def _followed(root: Path, parts: Iterable[str]) -> Path:
+    """Where a path in a package leads. `root` has no links in its path. Raises OSError, and RuntimeError for
+    links that lead to themselves."""
+    place = root
+    for part in parts:
+        place = place / part
+        if stat.S_ISLNK(os.lstat(place).st_mode):
+            return root.joinpath(*parts).resolve(strict=True)
+    return place
 
 
 def _text(raw: Mapping[str, Any], key: str) -> str | None:

@@ -184,7 +184,7 @@ def _package(read: Package, most_bytes: int) -> Verdict:
 def _pickle(file: Path, most_bytes: int) -> Verdict:
     if file.stat().st_size > most_bytes:
         return Verdict(False, f"its pickle is larger than the {most_bytes} bytes that are scanned")
-    with file.open("rb") as handle:
+    with opcodes.opened(file) as handle:
         for name in names(handle):
             if not name.listed:
                 return Verdict(False, f"its pickle names {str(name)[:200]}")

@@ -33,6 +33,8 @@ Raises NotAllowed for one that may not be asked."""
 LISTING_SECONDS: Final = 15.0
 #: Seconds between two words of a download's progress.
 _TOLD_EACH: Final = 0.1
+#: The mode of a file in the cache.
+READ_ONLY: Final = 0o444
 #: How deep the directories of a source may lie in each other.
 MAX_DEPTH: Final = 32
 
@@ -121,6 +123,8 @@ def stays_inside(relative: str) -> bool:
 
 
 def target_of(to: Path, relative: str) -> Path:
+    """The place of a file in the directory `to`, which exists; makes the directories between."""
     target = to / relative
-    target.parent.mkdir(parents=True, exist_ok=True)
+    if "/" in relative:
+        target.parent.mkdir(parents=True, exist_ok=True)
     return target

@@ -5,7 +5,8 @@ Layout of the cache directory, which several gateways may share:
     sha256-<hex>.lock   its size in bytes; held shared while the package is in use, exclusively while it is
                         removed; its modification time is the package's last use
     .fetch-<2 hex>.lock held while a process fetches a source, so that the others find it fetched
-    .room.lock          held while space is made, and while a package is published
+    .room.lock          the bytes that were ever reserved here; held while space is made, and while a package
+                        is published
     .incoming-…         a fetch in progress; `gateway.staging` removes what killed processes left
 
 Finding a package waits for no other process. Knows versions and digests. Executes nothing, and reads a
@@ -18,12 +19,14 @@ import contextlib
 import errno
 import hashlib
 import logging
+import math
 import os
 import re
 import stat
 import threading
+import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol, TypeAlias
@@ -34,6 +37,7 @@ from gateway.artifacts.sources import Sources
 from gateway.registries.base import Version
 from gateway.staging import Staging, notes, sweep
 from loaders import package as packages
+from loaders.files import listed
 
 log = logging.getLogger("gateway.artifacts")
 
@@ -42,7 +46,19 @@ Fingerprint: TypeAlias = "tuple[tuple[str, int, int, int, int], ...]"
 
 #: Space for files of unknown size is reserved in about so many steps.
 _STEPS: Final = 64
+#: Seconds after which the packages are counted again although there is space.
+COUNT_AGAIN: Final = 10.0
 _ENTRY = re.compile(r"sha256-[0-9a-f]{64}\Z")
+
+
+@dataclass(frozen=True)
+class _Count:
+    """The size of all packages, those under way included, when so many bytes had ever been `reserved`. Good
+    `until` then."""
+
+    until: float
+    reserved: int
+    bytes: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +90,7 @@ class Beside(Protocol):
 
 class Artifacts:
     """The cache under `cache_dir`. Together with the environments (`beside`) it takes at most `disk_limit`
-    bytes; the least recently used entry of both is removed first."""
+    bytes; the least recently used entry of both is removed first. `clock` gives monotonic seconds."""
 
     def __init__(
         self,
@@ -82,11 +98,15 @@ class Artifacts:
         disk_limit: int,
         sources: Sources | None = None,
         beside: Beside | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._sources = sources or Sources()
         self._root = Path(os.path.abspath(cache_dir))
         self._limit = disk_limit
         self._beside = beside
+        self._clock = clock
+        #: For the holder of `.room.lock`.
+        self._count = _Count(-math.inf, 0, 0)
         #: By digest: the inode, size and times of the files when they were last hashed.
         self._verified: dict[str, Fingerprint] = {}
         #: By name: the size of an entry, which never changes.
@@ -118,7 +138,8 @@ class Artifacts:
         """
         self._sources.check(version)
         try:
-            self._root.mkdir(parents=True, exist_ok=True)  # an operator may remove it to free the disk
+            if not os.path.isdir(self._root):  # an operator may remove it to free the disk
+                self._root.mkdir(parents=True, exist_ok=True)
             if version.digest is not None and (local := self._found(version.digest)) is not None:
                 return local
             source = hashlib.sha256((version.digest or version.source).encode("utf-8", "surrogatepass"))
@@ -132,14 +153,13 @@ class Artifacts:
     def bytes(self) -> int:
         """The size of all packages in the cache and of the environments; 0 if it cannot be read."""
         with contextlib.suppress(OSError):
-            beside = 0 if self._beside is None else self._beside.bytes()
-            return self._own_bytes() + beside
+            return self._own_bytes(self._names()) + self._beside_bytes()
         return 0
 
     def trim(self) -> None:
         """Enforces the limit after an environment has grown. Keeps what is in use."""
         with namedlock.alone(self._root / ".room.lock"):
-            self._make_room(0)
+            self._make_room(0, os.listdir(self._root))
 
     # -- Entries
 
@@ -148,12 +168,12 @@ class Artifacts:
         process uses it, and again when a file has another inode, size or time."""
         name = _name(digest)
         path = self._root / name
-        if not path.is_dir():
+        if not os.path.isdir(path):
             return None
         with contextlib.ExitStack() as use:
             held = self._hold(name)
             use.callback(os.close, held)
-            if not path.is_dir():  # removed before this process held the lock
+            if not os.path.isdir(path):  # removed before this process held the lock
                 return None
             now = _fingerprint(path)
             with self._lock:
@@ -178,28 +198,27 @@ class Artifacts:
         return namedlock.shared(self._root / f"{name}.lock")
 
     def _size(self, name: str, held: int) -> int:
-        with contextlib.suppress(ValueError):
-            return int(os.pread(held, 32, 0))
+        if size := _number(held):
+            return size
         size = packages.files_bytes(self._root / name)
         with _unless_read_only():
             os.pwrite(held, str(size).encode(), 0)
         return size
 
-    def _own_bytes(self) -> int:
-        """The size of all packages. Reads the size of an entry once: a fetch must not cost more the more
-        packages there are."""
+    def _own_bytes(self, names: Sequence[str]) -> int:
+        """The size of all packages among these names. Reads the size of an entry once: a fetch must not cost
+        more the more packages there are."""
         sizes = {}
-        for name in self._names():
+        for name in filter(_ENTRY.match, names):
             sizes[name] = self._sizes.get(name) or self._mark(name)[1]
         self._sizes = sizes
         return sum(sizes.values())
 
-    def _entries(self) -> list[tuple[float, int, str]]:
-        """(last use, bytes, name) of every package, oldest first."""
-        return sorted((*self._mark(name), name) for name in self._names())
+    def _beside_bytes(self) -> int:
+        return 0 if self._beside is None else self._beside.bytes()
 
     def _names(self) -> list[str]:
-        return [name for name in os.listdir(self._root) if _ENTRY.match(name)] if self._root.is_dir() else []
+        return os.listdir(self._root) if self._root.is_dir() else []
 
     def _mark(self, name: str) -> tuple[float, int]:
         """(last use, bytes) of an entry."""
@@ -224,19 +243,21 @@ class Artifacts:
             meter = Meter(files, progress)
             hashed = source.copy(version, files, staged.path, room=room, meter=meter)
             try:
-                digest = packages.digest(staged.path, hashed)
+                came = listed(staged.path)
+                digest = packages.digest_of(came, hashed)
             except packages.PackageError as error:
                 raise ArtifactError(f"the files of {version} cannot be used: {error}") from error
             if version.digest is not None and digest != version.digest:
                 told = f"the registry has {version.digest}, the files have {digest}"
                 raise DigestMismatch(f"digest mismatch of {version}: {told}", digest)
-            _read_only(staged.path)
-            return self._published(version, staged, digest)
+            size = sum(size for _, _, size in came)
+            return self._published(version, staged, digest, size, _read_only(staged.path))
 
-    def _published(self, version: Version, staged: Staging, digest: str) -> Local:
+    def _published(
+        self, version: Version, staged: Staging, digest: str, size: int, files: Fingerprint
+    ) -> Local:
         """The entry with this content: the staged files, or those that another process published before."""
         name = _name(digest)
-        size = str(packages.files_bytes(staged.path)).encode()
         for _ in range(3):
             if (local := self._found(digest)) is not None:
                 return local
@@ -245,7 +266,7 @@ class Artifacts:
                 use.callback(os.close, held)
                 try:
                     os.ftruncate(held, 0)
-                    os.pwrite(held, size, 0)
+                    os.pwrite(held, str(size).encode(), 0)
                     # Hold the lock: a count in between would find the package in neither place.
                     with namedlock.alone(self._root / ".room.lock"):
                         # After a loss of power the next process hashes it, and fetches what is damaged.
@@ -255,8 +276,8 @@ class Artifacts:
                         raise
                     continue
                 with self._lock:
-                    self._verified[digest] = _fingerprint(self._root / name)
-                local = Local(self._root / name, digest, int(size))
+                    self._verified[digest] = files
+                local = Local(self._root / name, digest, size)
                 weakref.finalize(local, use.pop_all().close)
                 return local
         raise ArtifactError(
@@ -287,32 +308,46 @@ class Artifacts:
     def _reserved(self, version: Version, needed: int, held: int = 0) -> Staging:
         """A new directory that reserves `needed` bytes, in addition to `held` ones for the same files: other
         fetches count the number in its name. Raises ArtifactError."""
-        with namedlock.alone(self._root / ".room.lock"):
-            sweep(self._root)
-            used = self._make_room(needed)
-            if used + needed > self._limit:
-                sizes = f"{(held + needed) / 1e6:.0f} MB are needed and {(used - held) / 1e6:.0f} MB in use"
+        with namedlock.alone(self._root / ".room.lock") as lock:
+            reserved = _number(lock)
+            own, beside = self._at_most(reserved), self._beside_bytes()
+            if own is None or own + beside + needed > self._limit:
+                own, beside = self._make_room(needed, sweep(self._root))
+                self._count = _Count(self._clock() + COUNT_AGAIN, reserved, own)
+            if own + beside + needed > self._limit:
+                used = own + beside - held
+                sizes = f"{(held + needed) / 1e6:.0f} MB are needed and {used / 1e6:.0f} MB in use"
                 raise ArtifactError(
                     f"the cache has no space for {version}: {sizes} of {self._limit / 1e6:.0f} MB"
                 )
+            os.pwrite(lock, b"%020d" % (reserved + needed), 0)
             return Staging(self._root, str(needed))
 
-    def _make_room(self, needed: int) -> int:
-        """Removes what was used longest ago until `needed` bytes fit, and returns the bytes that are in use
-        then. For the holder of `.room.lock`."""
-        own = self._own_bytes()
-        own += sum(int(note) for note in notes(self._root) if note.isdecimal())
-        beside = 0 if self._beside is None else self._beside.bytes()
+    def _at_most(self, reserved: int) -> int | None:
+        """The most that the packages can take: what was counted, and what all gateways with this cache have
+        reserved since. None: they must be counted. A count reads the names of all packages."""
+        count = self._count
+        good = self._clock() < count.until and count.reserved <= reserved
+        return count.bytes + reserved - count.reserved if good else None
+
+    def _make_room(self, needed: int, names: Sequence[str]) -> tuple[int, int]:
+        """Removes what was used longest ago until `needed` bytes fit, and returns the bytes of packages, and
+        those of environments, then. `names`: all that is in the cache's directory. For the holder of
+        `.room.lock`."""
+        own = self._own_bytes(names)
+        own += sum(int(note) for note in notes(names) if note.isdecimal())
+        beside = self._beside_bytes()
         if own + beside + needed <= self._limit:
-            return own + beside
-        going: list[tuple[float, str, int | None]] = [
-            (used, name, size) for used, size, name in self._entries()
-        ]
+            return own, beside
+        going: list[tuple[float, str, int | None]] = []
+        for name in filter(_ENTRY.match, names):
+            last_use, bytes_ = self._mark(name)
+            going.append((last_use, name, bytes_))
         if self._beside is not None:
             going += [(used, key, None) for used, key in self._beside.idle()]
         for _, name, size in sorted(going, key=lambda one: one[:2]):
             if own + beside + needed <= self._limit:
-                return own + beside
+                return own, beside
             if size is not None:
                 own -= size if self._remove(name) else 0
             elif self._beside is not None and self._beside.free(name):
@@ -320,7 +355,7 @@ class Artifacts:
         if self._beside is not None and own + beside + needed > self._limit:
             self._beside.tidy()
             beside = self._beside.bytes()
-        return own + beside
+        return own, beside
 
     def _remove(self, name: str) -> bool:
         """Removes an entry. Returns False if it is in use."""
@@ -354,25 +389,63 @@ def _unless_read_only() -> Iterator[None]:
             raise
 
 
-def _read_only(path: Path) -> None:
-    for directory, _, files in os.walk(path, topdown=False):
-        for name in files:
-            file = os.path.join(directory, name)
-            os.chmod(file, stat.S_IMODE(os.stat(file).st_mode) & 0o555 | 0o400)
-        if directory != str(path):  # the package's own directory becomes read-only last, below
-            os.chmod(directory, 0o555)
-    os.chmod(path, 0o555)
+def _number(descriptor: int) -> int:
+    """The number at the beginning of a file; 0 if there is none."""
+    with contextlib.suppress(ValueError):
+        return int(os.pread(descriptor, 32, 0))
+    return 0
+
+
+def _read_only(path: Path) -> Fingerprint:
+    """Makes a directory read-only with all that is in it. Returns what tells of a later change."""
+    found = []
+    directories = [str(path)]
+    for relative, entry in _entries(str(path)):
+        if entry.is_dir(follow_symlinks=False):
+            directories.append(entry.path)
+            continue
+        status = entry.stat(follow_symlinks=False)
+        mode = stat.S_IMODE(status.st_mode)
+        if mode != (least := mode & 0o555 | 0o400) and not entry.is_symlink():
+            os.chmod(entry.path, least)
+            status = os.lstat(entry.path)
+        found.append(_state(relative, status))
+    for directory in directories:
+        os.chmod(directory, 0o555)
+    return tuple(sorted(found))
 
 
 def _fingerprint(path: Path) -> Fingerprint:
     """The values that change whenever a file of an entry changes: cheap, one `stat` per file."""
-    found = []
-    for directory, below, files in os.walk(path):
-        for name in (*files, *(name for name in below if os.path.islink(os.path.join(directory, name)))):
-            status = os.lstat(os.path.join(directory, name))
-            place = os.path.relpath(os.path.join(directory, name), path)
-            found.append((place, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
-    return tuple(sorted(found))
+    return tuple(
+        sorted(
+            _state(relative, entry.stat(follow_symlinks=False))
+            for relative, entry in _entries(str(path))
+            if not entry.is_dir(follow_symlinks=False)
+        )
+    )
+
+
+def _state(relative: str, status: os.stat_result) -> tuple[str, int, int, int, int]:
+    return relative, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _entries(root: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """All that is below a directory, with its path there. What is in a directory that cannot be read is left
+    out."""
+    pending = [("", root)]
+    while pending:
+        above, directory = pending.pop()
+        try:
+            with os.scandir(directory) as found:
+                entries = list(found)
+        except OSError:
+            continue
+        for entry in entries:
+            relative = above + entry.name
+            yield relative, entry
+            if entry.is_dir(follow_symlinks=False):
+                pending.append((f"{relative}/", entry.path))
 
 
 def _digest_or_none(path: Path) -> str | None:

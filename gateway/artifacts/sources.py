@@ -14,13 +14,13 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from gateway.artifacts.allowed import SCHEME, Allowed, is_here, is_local, links, path_of
-from gateway.artifacts.base import ArtifactError, File, Meter, Room, Source, target_of
+from gateway.artifacts.base import READ_ONLY, ArtifactError, File, Meter, Room, Source, target_of
 from gateway.artifacts.proxied import PROXY, Proxied
 from gateway.artifacts.remote import Remote
 from gateway.registries.base import Version
 from gateway.staging import copy_file
 from loaders.bare import is_bare
-from loaders.files import PackageError, package_files
+from loaders.files import PackageError, listed
 
 
 class Sources:
@@ -98,16 +98,21 @@ class _Directory:
         if not self._path.is_dir():
             raise ArtifactError(f"the directory of {version} does not exist", str(self._path))
         try:
-            return [(relative, str(file), size) for relative, file, size in package_files(self._root)]
+            return [*listed(self._root)]
         except PackageError as error:
             raise ArtifactError(f"the files of {version} cannot be used: {error}", str(self._path)) from None
 
     def copy(
         self, version: Version, files: list[File], to: Path, *, room: Room, meter: Meter
     ) -> dict[str, str]:
+        root = str(self._root)
+        hashed = {}
         for relative, file, _ in files:
-            meter.add(copy_file(Path(file), target_of(to, relative), self._root))
-        return {}
+            copied = copy_file(file, str(target_of(to, relative)), root, READ_ONLY)
+            meter.add(copied.bytes)
+            if copied.sha256 is not None:
+                hashed[relative] = copied.sha256
+        return hashed
 
 
 def _path(source: str) -> Path:

@@ -7,6 +7,7 @@ code imports, and whether its loader needs the real mlflow. `check` compares the
 from __future__ import annotations
 
 import ast
+import os
 import posixpath
 import re
 from collections.abc import Iterator, Mapping
@@ -20,7 +21,7 @@ from gateway.environments.interpreters import Minor, minor_of
 from loaders import environment as environments
 from loaders import flavors
 from loaders.compat import standin
-from loaders.files import package_files
+from loaders.files import listed
 from loaders.flavors.lightgbm import BOOSTER
 from loaders.package import PackageError
 from loaders.schema import ColSpec
@@ -237,8 +238,9 @@ def _pickles(package: Package) -> Iterator[str]:
             yield package.bare
         return
     stated = _stated_pickles(package)
-    for relative, file, _ in package_files(package.path):
-        if (pickles.is_pickle(file.name) or relative in stated) and not file.is_symlink():
+    for relative, file, _ in listed(package.path):
+        name = relative.rpartition("/")[2]
+        if (pickles.is_pickle(name) or relative in stated) and not os.path.islink(file):
             yield relative
 
 
@@ -256,9 +258,9 @@ def _code(package: Package) -> Iterator[tuple[str, Path]]:
     """Yields (path in the package, file) of the modules in the package."""
     if package.code is not None:
         below = PurePosixPath(package.code.relative_to(package.path))
-        for relative, file, _ in package_files(package.path):
+        for relative, file, _ in listed(package.path):
             if below in PurePosixPath(relative).parents:
-                yield relative, file
+                yield relative, Path(file)
 
 
 def _compiled(package: Package) -> Iterator[str]:

@@ -13,6 +13,7 @@ import io
 import lzma
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
@@ -80,9 +81,13 @@ def read(file: Path, budget: Budget | None = None) -> Named:
     OSError."""
     budget = Budget() if budget is None else budget
     try:
-        if zipfile.is_zipfile(file):
-            return _archived(file, budget)
-        return _read(lambda: _opened(file, budget), budget)
+        with opcodes.opened(file) as handle:
+            if zipfile.is_zipfile(handle):
+                return _archived(handle, budget)
+            unpacked = _COMPRESSED.get(file.suffix)
+            if unpacked is None:
+                return _read(lambda: _rewound(handle), budget)
+        return _read(lambda: _Unpacked(unpacked(file, "rb"), budget), budget)
     except (*opcodes.DAMAGED, lzma.LZMAError):
         return _UNREADABLE
     except OSError as error:
@@ -91,20 +96,20 @@ def read(file: Path, budget: Budget | None = None) -> Named:
         return _UNREADABLE
 
 
-def _archived(file: Path, budget: Budget) -> Named:
-    with file.open("rb") as handle, opcodes.archived(handle) as archive:
+def _archived(handle: IO[bytes], budget: Budget) -> Named:
+    with opcodes.archived(handle) as archive:
         members = [name for name in archive.namelist() if is_pickle(name)]
         return _together(
             [_read(lambda name=name: _Unpacked(archive.open(name), budget), budget) for name in members]  # type: ignore[misc]
         )
 
 
-def _opened(file: Path, budget: Budget) -> opcodes.Readable:
-    opener = _COMPRESSED.get(file.suffix)
-    return file.open("rb") if opener is None else _Unpacked(opener(file, "rb"), budget)
+def _rewound(handle: IO[bytes]) -> AbstractContextManager[opcodes.Readable]:
+    handle.seek(0)
+    return nullcontext(handle)
 
 
-def _read(opened: Callable[[], opcodes.Readable], budget: Budget) -> Named:
+def _read(opened: Callable[[], AbstractContextManager[opcodes.Readable]], budget: Budget) -> Named:
     with opened() as handle:
         named = _scanned(handle, budget)
     if not named.whole and not named.byte_code:

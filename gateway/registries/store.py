@@ -84,7 +84,7 @@ def copy_package(package: str, to: Path, digest: str) -> None:
         for relative, file, _ in package_files(Path(package)):
             target = to / relative
             target.parent.mkdir(parents=True, exist_ok=True)
-            copy_file(file, target)
+            copy_file(str(file), str(target))
     except PackageError as error:
         raise RegistryError(f"{package}: {error}") from None
     except FileNotFoundError as error:

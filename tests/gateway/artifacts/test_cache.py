@@ -20,10 +20,10 @@ import fsspec
 import pytest
 
 from gateway.artifacts.base import ArtifactError, Meter
-from gateway.artifacts.cache import Artifacts, Local
+from gateway.artifacts.cache import COUNT_AGAIN, Artifacts, Local
 from gateway.artifacts.sources import Sources
 from gateway.registries.base import Version
-from gateway.staging import PREFIX
+from gateway.staging import PREFIX, SMALL
 from loaders.package import digest, files_bytes
 
 MB = 10**6
@@ -71,6 +71,53 @@ def test_a_package_is_copied_verified_and_read_only(cache: Artifacts, tmp_path: 
         assert not stat.S_IMODE(path.stat().st_mode) & 0o222
     assert cache.bytes() == local.bytes
     assert not under_way(tmp_path / "cache")
+
+
+@pytest.mark.parametrize("size", [0, 1, SMALL - 1, SMALL, SMALL + 1, 3 * SMALL])
+def test_a_file_of_any_size_is_copied_whole(size: int, cache: Artifacts, tmp_path: Path) -> None:
+    content = os.urandom(size)
+    wanted = version(make_package(tmp_path / "package", content))
+    local = cache.fetch(wanted)
+    assert (local.path / "data" / "weights").read_bytes() == content
+    assert digest(local.path) == local.digest == wanted.digest
+    assert local.bytes == files_bytes(local.path)
+
+
+@pytest.mark.parametrize("size", [10, 3 * SMALL])
+def test_a_file_that_grows_while_it_is_read_has_the_digest_of_its_copy(
+    size: int, cache: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = make_package(tmp_path / "package", b"x" * size)
+    weights = package / "data" / "weights"
+    read = os.read
+    grown: list[int] = []
+
+    def growing(descriptor: int, count: int) -> bytes:
+        found = read(descriptor, count)
+        if not grown and os.path.samestat(os.fstat(descriptor), weights.stat()):
+            with weights.open("ab") as handle:
+                grown.append(handle.write(b"more" * 100_000))
+        return found
+
+    monkeypatch.setattr(os, "read", growing)
+    monkeypatch.setattr("gateway.staging._cloned", lambda source, target: False)
+    local = cache.fetch(version(package, digested=False))
+    assert grown
+    assert (local.path / "data" / "weights").read_bytes() == weights.read_bytes()
+    assert local.digest == digest(local.path) == digest(package)
+    assert local.bytes == files_bytes(package)
+
+
+def test_the_files_are_only_their_owners_where_new_files_are(cache: Artifacts, tmp_path: Path) -> None:
+    wanted = version(make_package(tmp_path / "package", b"x" * 2 * SMALL))
+    before = os.umask(0o077)
+    try:
+        path = cache.fetch(wanted).path
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(file.stat().st_mode) for file in (path / "MLmodel", path / "data" / "weights")} == {
+        0o400
+    }
 
 
 def test_an_edit_of_the_source_does_not_reach_the_cache(cache: Artifacts, tmp_path: Path) -> None:
@@ -233,6 +280,50 @@ def test_what_is_in_use_stays(tmp_path: Path) -> None:
     cache.fetch(three)
     assert not freed.exists()
     assert held[0].path.exists()
+
+
+def test_a_count_serves_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    cache = Artifacts(tmp_path / "cache", disk_limit=100 * MB, clock=lambda: now[0])
+    counts = []
+    count = Artifacts._own_bytes
+
+    def counted(self: Artifacts, names: list[str]) -> int:
+        counts.append(count(self, names))
+        return counts[-1]
+
+    monkeypatch.setattr(Artifacts, "_own_bytes", counted)
+    sizes = []
+    for name in "1234":
+        sizes.append(cache.fetch(version(make_package(tmp_path / name, name.encode()), name)).bytes)
+        now[0] += COUNT_AGAIN / 3
+    assert counts == [0, sum(sizes[:3])]
+
+
+def test_what_another_gateway_took_since_the_last_count_counts(tmp_path: Path) -> None:
+    one, other = (Artifacts(tmp_path / "cache", disk_limit=3 * MB + 1000) for _ in range(2))
+    versions = [version(make_package(tmp_path / name, name.encode() * MB), name) for name in "1234"]
+    kept = [one.fetch(versions[0]), other.fetch(versions[1]), other.fetch(versions[2])]
+    with pytest.raises(ArtifactError, match="no space"):
+        one.fetch(versions[3])
+    kept.pop()
+    gc.collect()
+    kept.append(one.fetch(versions[3]))
+    assert sum(local.bytes for local in kept) == other.bytes() <= 3 * MB + 1000
+
+
+def test_a_removed_cache_is_counted_again(tmp_path: Path) -> None:
+    """The number of bytes that were ever reserved begins with nothing then."""
+    cache = Artifacts(tmp_path / "cache", disk_limit=2 * MB + 1000)
+    versions = [version(make_package(tmp_path / name, name.encode() * MB), name) for name in "123"]
+    for wanted in versions[:2]:
+        cache.fetch(wanted)
+    gc.collect()
+    for path in (tmp_path / "cache").rglob("*"):
+        path.chmod(0o700)
+    shutil.rmtree(tmp_path / "cache")
+    kept = [cache.fetch(wanted) for wanted in versions[1:]]
+    assert cache.bytes() == sum(local.bytes for local in kept)
 
 
 def hold(cache_dir: str, package: str, ready: Any, done: Any) -> None:
