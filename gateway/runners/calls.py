@@ -24,8 +24,8 @@ _ENCODE_ON_LOOP: Final = 20_000
 def pieces(op: str, batch: Batch | wire.Framed, params: Mapping[str, Any]) -> deque[wire.Segment] | None:
     """The pieces of a call's frame. `op`: predict or prewarm. None: use `pieces_apart`, because the event
     loop must not wait for it. Raises ModelError for a value that cannot be sent."""
-    if type(batch) is Columns and not params:
-        quick = wire.encode_table(op, batch)
+    if not params and not isinstance(batch, wire.Framed):
+        quick = wire.encode_call(op, batch)
         if quick is not None:
             return deque((quick,))
     if _objects(batch) > _ENCODE_ON_LOOP:

@@ -37,6 +37,8 @@ _NEAR_FAULTS, _NEAR_NAMES, _NEAR_LENGTH, _NEAR_RATIO = 10, 30, 40, 0.7
 def strict(signature: Signature, form: str, data: Any, faults: Faults, extras: list[Any]) -> Batch | None:
     plan = plan_of(signature)
     if plan.tensors:
+        if plan.matrix is not None and (rows := _quick_rows(plan.matrix, form, data)) is not None:
+            return rows
         return _tensors(plan, form, data, faults, extras)
     if plan.doubles and (quick := quick_doubles(plan, form, data)) is not None:
         return quick
@@ -58,6 +60,19 @@ class Plan:
     texts: frozenset[str | int]
     inferred: frozenset[str | int]
     open: bool
+    matrix: _Matrix | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Matrix:
+    """The only tensor of a signature, without a name: rows of fractions. `width`: the values of a row, -1 for
+    any number. `quick` makes an array of the values."""
+
+    width: int
+    quick: Callable[[Sequence[Any]], NDArray | None]
+
+
+_FRACTIONS = {np.dtype(np.float64): Scalar.double, np.dtype(np.float32): Scalar.float}
 
 
 def plan_of(signature: Signature) -> Plan:
@@ -83,9 +98,19 @@ def plan_of(signature: Signature) -> Plan:
             ),
             any(_is_open(spec.type) for spec in columns)
             or any(isinstance(spec, TensorSpec) and spec.dtype.kind == "O" for spec in inputs),
+            _matrix(inputs),
         )
         signature.plans["strict"] = plan
     return plan
+
+
+def _matrix(inputs: Sequence[ColSpec | TensorSpec]) -> _Matrix | None:
+    spec = inputs[0] if len(inputs) == 1 else None
+    if not isinstance(spec, TensorSpec) or spec.name is not None or spec.dtype not in _FRACTIONS:
+        return None
+    if len(spec.shape) != 2 or spec.shape[0] != -1:
+        return None
+    return _Matrix(spec.shape[1], quick_cast(_FRACTIONS[spec.dtype]))
 
 
 def _is_open(kind: object) -> bool:
@@ -317,6 +342,21 @@ def _python_table(plan: Plan, data: Any, faults: Faults) -> Table | None:
 
 
 # --- tensors
+
+
+def _quick_rows(matrix: _Matrix, form: str, data: Any) -> Tensors | None:
+    """Fast path for a few rows of numbers. Returns None for any other input."""
+    if form not in ("inputs", "instances") or type(data) is not list or not 0 < len(data) <= _FEW_ROWS:
+        return None
+    width = matrix.width
+    values: list[Any] = []
+    for row in data:
+        if type(row) is not list or not row or (len(row) != width and width != -1):
+            return None
+        values += row
+        width = len(row)
+    numbers = matrix.quick(values)
+    return None if numbers is None else Tensors({"": numbers.reshape(len(data), width)}, len(data))
 
 
 def _tensors(plan: Plan, form: str, data: Any, faults: Faults, extras: list[Any]) -> Tensors | None:

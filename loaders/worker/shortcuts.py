@@ -1,5 +1,5 @@
-"""The two most common messages of one row or a few, at a fraction of the time: a call with a small table of
-numbers of one dtype, and an answer of one small array of numbers.
+"""The most common messages of one row or a few, at a fraction of the time: a call with a small table of
+numbers of one dtype, and a call or an answer with one small array of numbers.
 
 Their headers are those that `packing` writes. A header that was read before, and that these functions would
 write, describes its buffer completely: `unpacking` is needed only for its first frame. Must not know frames
@@ -8,14 +8,17 @@ or sockets.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
-from typing import Any, Final, NamedTuple
+from collections.abc import Hashable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
 from loaders.batch import Columns, Tensors
 from loaders.compat.pythons import zipped
 from loaders.worker.packing import ALIGN, JOIN_BELOW, JSON, TAG, Array
+
+if TYPE_CHECKING:
+    from loaders.batch import Batch
 
 #: The most columns of a table for which there is a shortcut: their names are remembered.
 _MOST_COLUMNS: Final = 64
@@ -26,9 +29,24 @@ _LONGEST_REMEMBERED: Final = 2048
 _WRITTEN: Final[dict[Hashable, bytes]] = {}
 
 
-def call(op: str, table: Columns) -> tuple[bytes, int] | None:
-    """The header of `{"op": op, "batch": table, "params": {}}`, and the bytes of the table's arrays, which
-    follow it without gaps. None for a table without a shortcut."""
+def call(op: str, batch: Batch) -> tuple[bytes, int, Iterable[Any]] | None:
+    """The header of `{"op": op, "batch": batch, "params": {}}`, how many bytes follow it, and what they are:
+    buffers without gaps. None for a batch without a shortcut."""
+    if type(batch) is Columns:
+        return _call_with_table(op, batch)
+    known = _with_array(op, batch, is_call=True)
+    return None if known is None else (known[0], len(known[1]), known[1:])
+
+
+def answer(message: Mapping[str, Any]) -> tuple[bytes, bytes] | None:
+    """The header and the buffer of `{"op": "answer", "batch": batch}` with one small array of numbers. None
+    for a message without a shortcut."""
+    if len(message) != 2 or message.get("op") != "answer":
+        return None
+    return _with_array("answer", message.get("batch"), is_call=False)
+
+
+def _call_with_table(op: str, table: Columns) -> tuple[bytes, int, Iterable[Any]] | None:
     arrays = table.arrays
     if table.index is not None or table.texts or not 0 < len(arrays) <= _MOST_COLUMNS:
         return None
@@ -50,28 +68,23 @@ def call(op: str, table: Columns) -> tuple[bytes, int] | None:
         text = JSON.encode([[dtype.str, list(arrays)]])
         tail = _remembered(key, text.encode("ascii") + b',null,[]]},"params":{}}')
     header = b'{"op":"%b","batch":{"~":["columns",%d,%b' % (op.encode("ascii"), table.rows, tail)
-    return header + b" " * (-len(header) % ALIGN), size
+    return header + b" " * (-len(header) % ALIGN), size, arrays.values()
 
 
-def answer(message: Mapping[str, Any]) -> tuple[bytes, bytes] | None:
-    """The header and the buffer of `{"op": "answer", "batch": batch}` with one small array of numbers. None
-    for a message without a shortcut."""
-    batch = message.get("batch")
-    if (
-        type(batch) is not Tensors
-        or len(batch.arrays) != 1
-        or len(message) != 2
-        or message.get("op") != "answer"
-    ):
+def _with_array(op: str, batch: object, *, is_call: bool) -> tuple[bytes, bytes] | None:
+    """The header and the buffer of a message with one small array of numbers, a call's with `params`."""
+    if type(batch) is not Tensors or len(batch.arrays) != 1:
         return None
     array = batch.arrays.get("")
     if type(array) is not np.ndarray or array.dtype.kind not in "biuf" or not 0 < array.nbytes < JOIN_BELOW:
         return None
-    key = (array.dtype, array.shape, batch.rows)
+    key = (op, is_call, array.dtype, array.shape, batch.rows)
     header = _WRITTEN.get(key)
     if header is None:
         described = {TAG: ["array", array.dtype.str, list(array.shape)]}
-        packed = {"op": "answer", "batch": {TAG: ["tensors", batch.rows, [["", described]]]}}
+        packed: dict[str, Any] = {"op": op, "batch": {TAG: ["tensors", batch.rows, [["", described]]]}}
+        if is_call:
+            packed["params"] = {}
         text = JSON.encode(packed).encode("ascii")
         header = _remembered(key, text + b" " * (-len(text) % ALIGN))
     return header, array.tobytes()
@@ -86,10 +99,11 @@ def _remembered(key: Hashable, text: bytes) -> bytes:
 
 
 class _Layout(NamedTuple):
-    """What a header says. `size`: the bytes of its buffer. `names`: the columns, None for an answer."""
+    """What a header says. `size`: the bytes of its buffer. `names`: the columns, None for one array."""
 
     size: int
     op: str
+    is_call: bool
     names: tuple[str | int, ...] | None
     rows: int | None
     shape: tuple[int, ...]
@@ -102,13 +116,18 @@ _READ: Final[dict[bytes, _Layout]] = {}
 def read(frame: Array, header: int) -> dict[str, Any] | None:
     """The message of a frame with a header that was learnt; None for any other."""
     layout = _READ.get(frame[:header].tobytes()) if header <= _LONGEST_REMEMBERED else None
-    if layout is None or layout.size != len(frame) - header:
+    if layout is None:
         return None
-    array: Array = np.ndarray(layout.shape, layout.dtype, frame.data, header)
-    if layout.names is None:
-        return {"op": layout.op, "batch": Tensors({"": array}, layout.rows)}
-    table = Columns(dict(zipped(layout.names, array)), len(array[0]))
-    return {"op": layout.op, "batch": table, "params": {}}
+    size, op, is_call, names, rows, shape, dtype = layout
+    if size != len(frame) - header:
+        return None
+    array: Array = np.ndarray(shape, dtype, frame.data, header)
+    batch: Batch
+    if names is None:
+        batch = Tensors({"": array}, rows)
+    else:
+        batch = Columns(dict(zipped(names, array)), shape[1])
+    return {"op": op, "batch": batch, "params": {}} if is_call else {"op": op, "batch": batch}
 
 
 def learn(frame: Array, header: int, message: Mapping[str, Any]) -> None:
@@ -116,18 +135,20 @@ def learn(frame: Array, header: int, message: Mapping[str, Any]) -> None:
     if header > _LONGEST_REMEMBERED:
         return
     batch, op, size = message.get("batch"), message.get("op"), len(frame) - header
+    if type(op) is not str or not op.isascii():
+        return
     written: bytes | None = None
-    if type(batch) is Columns and batch.rows and type(op) is str and op.isascii():
-        if (known := call(op, batch)) is not None:
+    is_call = "params" in message
+    if type(batch) is Columns and batch.rows:
+        if (table := _call_with_table(op, batch)) is not None:
             names = tuple(batch.arrays)
-            layout = _Layout(
-                size, op, names, batch.rows, (len(names), batch.rows), batch.arrays[names[0]].dtype
-            )
-            written = known[0]
-    elif type(batch) is Tensors and (answered := answer(message)) is not None:
+            dtype = batch.arrays[names[0]].dtype
+            layout = _Layout(size, op, True, names, batch.rows, (len(names), batch.rows), dtype)
+            written = table[0]
+    elif type(batch) is Tensors and (known := _with_array(op, batch, is_call=is_call)) is not None:
         array = batch.arrays[""]
-        layout = _Layout(size, "answer", None, batch.rows, array.shape, array.dtype)
-        written = answered[0]
+        layout = _Layout(size, op, is_call, None, batch.rows, array.shape, array.dtype)
+        written = known[0]
     text = frame[:header].tobytes()
     if text == written:
         if len(_READ) >= _MOST_REMEMBERED:

@@ -34,7 +34,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from loaders.batch import Columns
 from loaders.compat.pythons import dataclass
 from loaders.worker import shortcuts
 from loaders.worker.packing import ALIGN, JOIN_BELOW, JSON, Body, pack
@@ -47,6 +46,8 @@ from loaders.worker.unpacking import Cursor, unpack
 
 if TYPE_CHECKING:
     import socket
+
+    from loaders.batch import Batch
 
 MAX_HEADER: Final = 1 << 28
 
@@ -92,15 +93,14 @@ def encode(message: Mapping[str, Any], limit: int = MAX_FRAME, *, lenient: bool 
     return deque([prefix + header, *pieces])
 
 
-def encode_table(op: str, table: Columns) -> bytes | None:
-    """The frame of `{"op": op, "batch": table, "params": {}}` for a small table of numbers of one dtype: the
-    bytes that `encode` makes. None for any other table."""
-    known = shortcuts.call(op, table)
+def encode_call(op: str, batch: Batch) -> bytes | None:
+    """The frame of `{"op": op, "batch": batch, "params": {}}` for a small table of numbers of one dtype, or
+    for one small array of numbers: the bytes that `encode` makes. None for any other batch."""
+    known = shortcuts.call(op, batch)
     if known is None:
         return None
-    header, size = known
-    parts: list[Any] = [_PREFIX.pack(_MAGIC, len(header), size), header, *table.arrays.values()]
-    return b"".join(parts)
+    header, size, buffers = known
+    return b"".join((_PREFIX.pack(_MAGIC, len(header), size), header, *buffers))
 
 
 def _encode_answer(message: Mapping[str, Any], limit: int) -> bytes | None:

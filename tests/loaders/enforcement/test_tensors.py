@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import tracemalloc
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from loaders.batch import Tensors
 from loaders.enforcement import CsvTable, InvalidInput, RawInput, enforce
@@ -19,7 +22,10 @@ from loaders.signature import (
     TensorSpec,
 )
 from tests.support.asking import cast, places
+from tests.support.frames import same
 
+#: The package's name `strict` is the function.
+STRICT = import_module("loaders.enforcement.strict")
 IMAGE = Signature((TensorSpec(np.dtype(np.float32), (-1, 2)),))
 PAIR = Signature((TensorSpec(np.dtype(np.float32), (-1, 2), "a"), TensorSpec(np.dtype(np.int64), (-1,), "b")))
 
@@ -227,3 +233,52 @@ def test_one_long_text_makes_no_room_for_all(specs: Any, form: Any, data: Any, m
 def test_texts_of_about_one_length_are_an_array_as_numpy_makes_it() -> None:
     data = ["x" * 1_000, *["a" * 300] * 1_000]
     assert cast(Signature((TEXTS,)), "inputs", data).arrays[""].dtype == np.dtype("<U1000")
+
+
+cells = st.one_of(
+    st.floats(),
+    st.integers(-(2**70), 2**70),
+    st.just(1e39),
+    st.none() | st.booleans() | st.text(max_size=1) | st.lists(st.floats(), max_size=2),
+)
+numbers = st.floats(allow_nan=False) | st.integers(-5, 5)
+few_rows = st.one_of(
+    st.integers(0, 18).flatmap(
+        lambda width: st.lists(st.lists(numbers, min_size=width, max_size=width), max_size=10)
+    ),
+    st.lists(st.lists(numbers | cells, max_size=3), max_size=3),
+    st.lists(cells, max_size=3),
+    cells,
+    st.just({"": [[1.0, 2.0]]}),
+)
+matrices = st.builds(
+    lambda dtype, shape, name: Signature((TensorSpec(np.dtype(dtype), shape, name),)),
+    st.sampled_from(["<f8", "<f4", ">f8", "<f2", "<i8", "O"]),
+    st.sampled_from([(-1, 2), (-1, -1), (-1, 0), (2, 2), (-1,), (-1, 2, -1)]),
+    st.sampled_from([None, "a"]),
+)
+
+
+@settings(max_examples=500)
+@given(matrices, st.sampled_from(["inputs", "instances", "python"]), few_rows)
+def test_a_few_rows_are_read_as_without_a_fast_path(signature: Signature, form: Any, data: Any) -> None:
+    def read() -> tuple[Any, list[str]]:
+        try:
+            return enforce(signature, RawInput(form, data)).batch, []
+        except InvalidInput as error:
+            return None, [str(violation) for violation in error.violations]
+
+    found = read()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(STRICT, "_quick_rows", lambda *given: None)
+        plain = read()
+    assert found[1] == plain[1]
+    assert same(found[0], plain[0])
+
+
+def test_a_row_of_numbers_takes_the_fast_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(STRICT, "_tensors", lambda *given: pytest.fail("the general path"))
+    for dtype in ("<f8", "<f4"):
+        signature = Signature((TensorSpec(np.dtype(dtype), (-1, 2)),))
+        batch = enforce(signature, RawInput("inputs", [[1, 2.5]])).batch
+        assert same(batch, Tensors({"": np.array([[1, 2.5]], dtype)}, 1))

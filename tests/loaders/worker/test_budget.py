@@ -32,7 +32,7 @@ def test_a_call_of_one_row_takes_few_calls_of_functions(tmp_path: Path) -> None:
     with ours, theirs:
         loop = RequestLoop(theirs, str(tmp_path))
         loop._models[0] = cast(Model, Constant())
-        frame = wire.encode_table("predict", Columns({"a": np.ones(1), "b": np.ones(1)}, 1))
+        frame = wire.encode_call("predict", Columns({"a": np.ones(1), "b": np.ones(1)}, 1))
         assert frame is not None
         reader = wire.Reader()
 

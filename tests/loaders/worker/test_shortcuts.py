@@ -12,18 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from loaders.batch import Batch, Columns, Tensors
+from loaders.batch import Batch, Columns, Tensors, Value
 from loaders.worker import shortcuts, wire
 from tests.support.frames import batches, dtypes, frame, same, texts
 
-QUICK = {
+QUICK: dict[str, Batch] = {
     "doubles": Columns({"a": np.array([1.5, math.nan]), "é": np.array([2.5, -0.0])}, 2),
     "integers": Columns({0: np.array([1], np.int64), "b": np.array([2], np.int64)}, 1),
     "truths": Columns({"a": np.array([True, False, True])}, 3),
     "columns of one matrix": Columns(dict(zip("abc", np.ones((3, 2)), strict=True)), 2),
     "no rows": Columns({"a": np.empty(0)}, 0),
+    "one array": Tensors({"": np.ones((2, 3), np.float32)}, 2),
+    "one array that is not side by side": Tensors({"": np.arange(6).reshape(2, 3).T}, None),
 }
-SLOW = {
+SLOW: dict[str, Batch] = {
     "two types": Columns({"a": np.ones(1), "b": np.ones(1, np.int64)}, 1),
     "text": Columns({"a": np.array(["x"], object)}, 1, None, frozenset("a")),
     "labels": Columns({"a": np.ones(1)}, 1, np.array([7])),
@@ -33,18 +35,23 @@ SLOW = {
     "large": Columns({"a": np.ones(5000)}, 5000),
     "no columns": Columns({}, 3),
     "many columns": Columns({str(i): np.ones(1) for i in range(100)}, 1),
+    "an array with a name": Tensors({"a": np.ones(1)}, 1),
+    "two arrays": Tensors({"": np.ones(1), "a": np.ones(1)}, 1),
+    "a large array": Tensors({"": np.ones(5000)}, 5000),
+    "texts": Tensors({"": np.array(["x"])}, 1),
+    "a value": Value([1.0], 1),
 }
 
 
-@pytest.mark.parametrize("table", QUICK.values(), ids=QUICK.keys())
-def test_a_small_table_of_numbers_takes_the_quick_way_to_the_same_frame(table: Columns) -> None:
-    frame = b"".join(wire.encode({"op": "predict", "batch": table, "params": {}}))
-    assert wire.encode_table("predict", table) == frame
+@pytest.mark.parametrize("batch", QUICK.values(), ids=QUICK.keys())
+def test_a_small_batch_of_numbers_takes_the_quick_way_to_the_same_frame(batch: Batch) -> None:
+    frame = b"".join(wire.encode({"op": "predict", "batch": batch, "params": {}}))
+    assert wire.encode_call("predict", batch) == frame
 
 
-@pytest.mark.parametrize("table", SLOW.values(), ids=SLOW.keys())
-def test_any_other_table_does_not(table: Columns) -> None:
-    assert wire.encode_table("predict", table) is None
+@pytest.mark.parametrize("batch", SLOW.values(), ids=SLOW.keys())
+def test_any_other_batch_does_not(batch: Batch) -> None:
+    assert wire.encode_call("predict", batch) is None
 
 
 def without_shortcuts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,12 +97,14 @@ def both_ways(message: dict[str, Any], written: bytes, *, lenient: bool) -> None
             assert all(array.flags.writeable for array in batch.arrays.values() if array.size)
 
 
-@pytest.mark.parametrize("kind", ["call", "answer"])
+@pytest.mark.parametrize("kind", ["call", "call with an array", "answer"])
 def test_the_second_frame_with_a_header_is_not_unpacked(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     name, batch = f"only here: {kind}", np.ones(1, ">f8")
     message: dict[str, Any] = {"op": "answer", "batch": Tensors({"": batch.reshape((1,) * 7)}, 1)}
     if kind == "call":
         message = {"op": "predict", "batch": Columns({name: batch}, 1), "params": {}}
+    if kind == "call with an array":
+        message = {"op": "predict", "batch": message["batch"], "params": {}}
     written = b"".join(map(bytes, wire.encode(message, lenient=kind == "answer")))
     wire.loads(written)
     monkeypatch.setattr(wire, "unpack", lambda *given: pytest.fail("it was unpacked"))
@@ -115,7 +124,7 @@ def test_a_known_header_with_another_body_is_refused() -> None:
 def test_only_few_and_short_headers_of_clients_and_models_are_kept() -> None:
     for number in range(2 * shortcuts._MOST_REMEMBERED):
         for name in (f"c{number}", f"c{number}" * 2000):
-            written = wire.encode_table("predict", Columns({name: np.ones(1)}, 1))
+            written = wire.encode_call("predict", Columns({name: np.ones(1)}, 1))
             assert written is not None
             wire.loads(written)
     for kept in (shortcuts._WRITTEN, shortcuts._READ):
