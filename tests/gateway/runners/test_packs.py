@@ -95,8 +95,8 @@ async def test_a_call_of_many_objects_is_not_encoded_by_the_event_loop(
         return encode(message, *args, **options)
 
     monkeypatch.setattr(wire, "encode", encoded)
-    texts = Tensors({"": np.array(["x"] * 20_001, dtype=object)}, 20_001)
-    for asked, on_loop in ((texts, False), (rows(1), True)):
+    many, one = [Tensors({"": np.array(["x"] * rows, dtype=object)}, rows) for rows in (20_001, 1)]
+    for asked, on_loop in ((many, False), (one, True)):
         encoders.clear()
         assert (await runner.predict(asked, {})).rows == asked.rows
         assert encoders == [on_loop]
