@@ -31,11 +31,11 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
     db.execute("BEGIN IMMEDIATE")
     try:
         yield
+        db.execute("COMMIT")
     except BaseException:
         with contextlib.suppress(sqlite3.Error):  # a full disk ends the transaction by itself
             db.execute("ROLLBACK")
         raise
-    db.execute("COMMIT")
 
 
 def log_ahead(db: sqlite3.Connection) -> None:

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from cachetools import LRUCache
 
@@ -30,6 +30,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("gateway")
 
+#: Seconds that a write waits for others: the load of a model makes several, and a transaction costs more than
+#: what it writes.
+_GATHERED: Final = 0.05
+#: The most writes in a transaction: reads wait for it.
+_AT_ONCE: Final = 100
 #: So many signatures of models that were loaded are kept, and so many results of scans in memory.
 _KEPT = 1000
 
@@ -47,6 +52,10 @@ class Persistence:
         #: What loading executes, by digest; any thread uses it.
         self._scanned: LRUCache[str, scan.Verdict] = LRUCache(_KEPT)
         self._lock = threading.Lock()
+        #: Writes in order, and whether they wait for others.
+        self._waiting: list[Callable[[], None]] = []
+        self._urgent = threading.Event()
+        self._closing = False
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="state")
         self.writer = self._writer
         self.outbox = Outbox(self._state, registry.identity)
@@ -83,7 +92,8 @@ class Persistence:
         self._write_behind(
             lambda: self._state.save_digest(
                 identity, version.name, version.version, version.source, digest, first=first
-            )
+            ),
+            urgent=True,
         )
         self._registry.record_digest(version, digest)
 
@@ -136,11 +146,42 @@ class Persistence:
 
     async def close(self) -> None:
         """Completes all pending writes."""
+        with self._lock:
+            self._closing = True
+            self._urgent.set()
         await asyncio.to_thread(self._writer.shutdown)
         self._state.close()
 
-    def _write_behind(self, write: Callable[[], None]) -> None:
-        def attempt() -> None:
+    def _write_behind(self, write: Callable[[], None], urgent: bool = False) -> None:
+        """`urgent`: it must not be lost, and what waits before it is written with it."""
+        with self._lock:
+            self._waiting.append(write)
+            if urgent:
+                self._urgent.set()
+            if len(self._waiting) == 1:
+                try:
+                    self._writer.submit(self._write_waiting)
+                except RuntimeError:  # it is closed
+                    self._waiting.clear()
+                    raise
+
+    def _write_waiting(self) -> None:
+        self._urgent.wait(_GATHERED)
+        with self._lock:
+            writes, self._waiting = self._waiting, []
+            if not self._closing:
+                self._urgent.clear()
+        for i in range(0, len(writes), _AT_ONCE):
+            self._write(writes[i : i + _AT_ONCE])
+
+    def _write(self, writes: list[Callable[[], None]]) -> None:
+        if len(writes) > 1:
+            try:
+                self._state.together(writes)
+                return
+            except Exception as error:  # noqa: BLE001 - one write must not take the others with it
+                log.debug("writing the state one by one: %s", error)
+        for write in writes:
             try:
                 write()
             except sqlite3.Error as error:
@@ -148,5 +189,3 @@ class Persistence:
                 log.error("cannot write the state: %s", error)
             except Exception:
                 log.exception("cannot write the state")
-
-        self._writer.submit(attempt)

@@ -14,7 +14,7 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +105,8 @@ class State:
     def __init__(self, directory: Path, *, clock: Callable[[], float] = time.time) -> None:
         self._path = directory / "state.db"
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._in_together = False
         self._saved: dict[str, tuple[str, Mapping[str, bytes]]] = {}
         self._lock_file: StateLock | None = None
         try:
@@ -180,8 +181,23 @@ class State:
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """Writes all of the block, or nothing. Raises sqlite3.Error."""
+        with self._lock:
+            if self._in_together:
+                yield self._db
+                return
+            with transaction(self._db):
+                yield self._db
+
+    def together(self, writes: Iterable[Callable[[], None]]) -> None:
+        """Calls these methods of the state in one transaction, which costs about as much as one of them.
+        Raises what one of them raises; then none of them has written anything."""
         with self._lock, transaction(self._db):
-            yield self._db
+            self._in_together = True
+            try:
+                for write in writes:
+                    write()
+            finally:
+                self._in_together = False
 
     def _query(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         with self._lock:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -196,3 +197,23 @@ def test_a_transaction_that_sqlite_has_ended_says_why() -> None:
         write("SELECT 1", ZeroDivisionError())
     assert db.execute("SELECT count(*) FROM t").fetchone() == (0,)
     db.close()
+
+
+def test_writes_together_are_all_written_or_none(tmp_path: Path) -> None:
+    state = State(tmp_path)
+    state.save_last_good("r", "iris", "champion", "1")
+
+    def save(number: str | None) -> Callable[[], None]:
+        return lambda: state.save_last_good("r", "iris", "champion", number)  # type: ignore[arg-type]
+
+    with pytest.raises(sqlite3.IntegrityError):
+        state.together([save("2"), save(None)])
+    assert state.last_good("r") == {("iris", "champion"): "1"}
+    state.together([save("2"), lambda: state.save_scan("d", 1, True, "why"), save("3")])
+    state.save_measurement("d", 1, 2.0)
+    state.close()
+    again = State(tmp_path)
+    assert again.last_good("r") == {("iris", "champion"): "3"}
+    assert again.scan("d", 1) == (True, "why")
+    assert again.measurement("d") == (1, 2.0)
+    again.close()
