@@ -56,6 +56,8 @@ class Persistence:
         self._waiting: list[Callable[[], None]] = []
         self._urgent = threading.Event()
         self._closing = False
+        #: Measurements that wait to be written, by digest: what is evicted may be loaded again at once.
+        self._measured: dict[str, tuple[int | None, float]] = {}
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="state")
         self.writer = self._writer
         self.outbox = Outbox(self._state, registry.identity)
@@ -99,11 +101,16 @@ class Persistence:
 
     def measurement(self, digest: str) -> tuple[int | None, float] | None:
         """(bytes, load seconds) of the last load of these files. None: unknown, the caller estimates."""
+        with self._lock:
+            waiting = self._measured.get(digest)
+        if waiting is not None and waiting[0] is not None:
+            return waiting
         try:
-            return self._state.measurement(digest)
+            found = self._state.measurement(digest)
         except sqlite3.Error:
             log.exception("cannot read the state")
-            return None
+            found = None
+        return found if waiting is None else (found and found[0], waiting[1])
 
     def scanned(self, digest: str, package: Package, remember: bool) -> scan.Verdict:
         """Returns what loading the files executes; scans files that were not scanned before.
@@ -142,7 +149,20 @@ class Persistence:
         known = before is not None and before / 2 <= seconds <= before * 2
         if known and (size is None or abs(size - prepared.estimate) <= prepared.estimate / 20):
             return
-        self._write_behind(lambda: self._state.save_measurement(prepared.digest, size, seconds))
+        with self._lock:
+            waiting = self._measured.get(prepared.digest)
+            measured = waiting[0] if size is None and waiting is not None else size, seconds
+            self._measured[prepared.digest] = measured
+
+        def write() -> None:
+            try:
+                self._state.save_measurement(prepared.digest, size, seconds)
+            finally:
+                with self._lock:
+                    if self._measured.get(prepared.digest) is measured:
+                        del self._measured[prepared.digest]
+
+        self._write_behind(write)
 
     async def close(self) -> None:
         """Completes all pending writes."""

@@ -12,7 +12,8 @@ import pickletools
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import IO, TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ _WIDTHS: Final = {
     pickletools.TAKEN_FROM_ARGUMENT4U: 4,
     pickletools.TAKEN_FROM_ARGUMENT8U: 8,
 }
-_OPCODES: Final = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
 _NAMES: Final = frozenset({"GLOBAL", "INST"})
 
 
@@ -58,29 +58,53 @@ def operations(handle: Readable, first: bytes = b"") -> Iterator[tuple[str, Any]
     """Yields (name, argument) of each instruction of one pickle, to its STOP. The argument is None if there
     is none or if it is longer than `MOST_ARGUMENT`. `first`: the first byte, if it has been read already.
     Raises ValueError and others of DAMAGED for what is not a pickle."""
+    read = handle.read
     while True:
-        code, first = first or handle.read(1), b""
-        opcode = _OPCODES.get(code)
-        if opcode is None:
+        code, first = first or read(1), b""
+        known = _OPCODES.get(code)
+        if known is None:
             raise ValueError(f"unknown instruction {code!r}" if code else "no STOP at the end")
-        yield opcode.name, None if opcode.arg is None else _argument(opcode, handle)
-        if opcode.name == "STOP":
+        name, argument = known
+        yield name, None if argument is None else argument(handle)
+        if name == "STOP":
             return
 
 
-def _argument(opcode: pickletools.OpcodeInfo, handle: Readable) -> Any:
-    assert opcode.arg is not None
+def _reader(opcode: pickletools.OpcodeInfo) -> Callable[[Readable], Any] | None:
+    """Reads the argument of an instruction. What is decoded here is decoded as `pickletools` does; it decodes
+    the others, and says what is wrong."""
+    if opcode.arg is None:
+        return None
+    slow = opcode.arg.reader
     if opcode.arg.n == pickletools.UP_TO_NEWLINE:
-        lines = [_line(handle) for _ in range(2 if opcode.name in _NAMES else 1)]
-        return None if None in lines else opcode.arg.reader(io.BytesIO(b"".join(map(bytes, lines))))  # type: ignore[arg-type]
+        return partial(_lines, 2 if opcode.name in _NAMES else 1, slow)
     if opcode.arg.n >= 0:
-        return opcode.arg.reader(io.BytesIO(handle.read(opcode.arg.n)))
-    prefix = handle.read(_WIDTHS[opcode.arg.n])
+        return partial(_fixed, opcode.arg.n, _FIXED.get(opcode.arg.name), slow)
+    return partial(_counted, _WIDTHS[opcode.arg.n], opcode.arg.name in _UNICODE, slow)
+
+
+def _lines(count: int, slow: Callable[[IO[bytes]], Any], handle: Readable) -> Any:
+    lines = [_line(handle) for _ in range(count)]
+    return None if None in lines else slow(io.BytesIO(b"".join(map(bytes, lines))))  # type: ignore[arg-type]
+
+
+def _fixed(
+    size: int, fast: Callable[[bytes], Any] | None, slow: Callable[[IO[bytes]], Any], handle: Readable
+) -> Any:
+    data = handle.read(size)
+    return slow(io.BytesIO(data)) if fast is None or len(data) != size else fast(data)
+
+
+def _counted(width: int, unicode: bool, slow: Callable[[IO[bytes]], Any], handle: Readable) -> Any:
+    prefix = handle.read(width)
     size = int.from_bytes(prefix, "little")
     if size > MOST_ARGUMENT:
         _skip(handle, size)
         return None
-    return opcode.arg.reader(io.BytesIO(prefix + handle.read(size)))
+    data = handle.read(size)
+    if unicode and len(data) == size and len(prefix) == width:
+        return str(data, "utf-8", "surrogatepass")
+    return slow(io.BytesIO(prefix + data))
 
 
 def _line(handle: Readable) -> bytes | None:
@@ -104,6 +128,18 @@ def _skip(handle: Readable, size: int) -> None:
         if not block:
             raise EOFError("an argument is longer than the file")
         size -= len(block)
+
+
+_FIXED: Final[dict[str, Callable[[bytes], Any]]] = {
+    "uint1": lambda data: data[0],
+    "uint2": lambda data: int.from_bytes(data, "little"),
+    "uint4": lambda data: int.from_bytes(data, "little"),
+    "int4": lambda data: int.from_bytes(data, "little", signed=True),
+}
+_UNICODE: Final = frozenset({"unicodestring1", "unicodestring4", "unicodestring8"})
+_OPCODES: Final = {
+    opcode.code.encode("latin-1"): (opcode.name, _reader(opcode)) for opcode in pickletools.opcodes
+}
 
 
 class _Narrow:

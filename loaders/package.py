@@ -139,12 +139,11 @@ class Package:
         """Returns the content of a small file next to `MLmodel`. Raises PackageError, also for a file of more
         than `most` bytes."""
         file = self.inside(relative)
-        status = file.stat()
-        if not stat.S_ISREG(status.st_mode):
+        if not file.is_file():
             raise PackageError(relative, "is not a file")
-        if status.st_size > most:
+        if (found := whole(file, most)) is None:
             raise PackageError(relative, f"is larger than {most >> 20} MiB")
-        return whole(file)
+        return found
 
     def example_input(self, most: int | None = None) -> tuple[RawInput | None, dict[str, Any] | None]:
         """Returns the saved input example in the form of a request, and its params; (None, None) if there is
@@ -245,15 +244,14 @@ def read(path: str | Path) -> Package:
     file = root / FILE
     if bare.is_bare(root) and root.is_file() and (said := bare.described(root.parent, root.name)) is not None:
         return Package.of(said, root.parent)
-    if not os.path.lexists(file) and root.is_dir() and (said := bare.described(root)) is not None:
-        return Package.of(said, root)
     try:
         if not is_below(_followed(root, (FILE,)), root):
             raise PackageError(FILE, "is a link that leaves the package")
-        if file.stat().st_size > _MAX_BYTES:
+        if (text := whole(file, _MAX_BYTES)) is None:
             raise PackageError(FILE, f"is larger than {_MAX_BYTES >> 20} MiB")
-        text = whole(file)
     except (FileNotFoundError, NotADirectoryError):
+        if root.is_dir() and not os.path.lexists(file) and (said := bare.described(root)) is not None:
+            return Package.of(said, root)
         if not root.is_dir():
             # An absolute path would reveal this machine's directories.
             shown = root.name if Path(path).is_absolute() else str(path)

@@ -108,6 +108,8 @@ _TEXTS: Final = frozenset(
 )
 _CHANGES: Final = frozenset({"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS"})
 _DESCRIBED: Final = {code.name: code for code in pickletools.opcodes}
+#: The characters of a name for which the answer is remembered.
+_SHORT: Final = 200
 _UNKNOWN: Final = object()
 _MARK: Final = object()
 
@@ -125,7 +127,13 @@ class Name:
     @property
     def listed(self) -> bool:
         """Whether it is a class of a framework, or a function that only creates one."""
-        return any(m.match(self.module) and n.match(self.name) for m, n in _LISTED)
+        short = len(self.module) + len(self.name) <= _SHORT
+        return (_listed if short else _listed.__wrapped__)(self.module, self.name)
+
+
+@lru_cache(maxsize=4096)
+def _listed(module: str, name: str) -> bool:
+    return any(m.match(module) and n.match(name) for m, n in _LISTED)
 
 
 class NotProved(Exception):

@@ -37,7 +37,7 @@ from gateway.artifacts.sources import Sources
 from gateway.registries.base import Version
 from gateway.staging import Staging, notes, sweep
 from loaders import package as packages
-from loaders.files import listed
+from loaders.files import with_status
 
 log = logging.getLogger("gateway.artifacts")
 
@@ -243,15 +243,16 @@ class Artifacts:
             meter = Meter(files, progress)
             hashed = source.copy(version, files, staged.path, room=room, meter=meter)
             try:
-                came = listed(staged.path)
-                digest = packages.digest_of(came, hashed)
+                came = with_status(staged.path)
+                listing = [(name, file, status.st_size) for name, file, status in came]
+                digest = packages.digest_of(listing, hashed)
             except packages.PackageError as error:
                 raise ArtifactError(f"the files of {version} cannot be used: {error}") from error
             if version.digest is not None and digest != version.digest:
                 told = f"the registry has {version.digest}, the files have {digest}"
                 raise DigestMismatch(f"digest mismatch of {version}: {told}", digest)
-            size = sum(size for _, _, size in came)
-            return self._published(version, staged, digest, size, _read_only(staged.path))
+            size = sum(status.st_size for _, _, status in came)
+            return self._published(version, staged, digest, size, _read_only(staged.path, came))
 
     def _published(
         self, version: Version, staged: Staging, digest: str, size: int, files: Fingerprint
@@ -396,20 +397,19 @@ def _number(descriptor: int) -> int:
     return 0
 
 
-def _read_only(path: Path) -> Fingerprint:
-    """Makes a directory read-only with all that is in it. Returns what tells of a later change."""
+def _read_only(path: Path, files: list[tuple[str, str, os.stat_result]]) -> Fingerprint:
+    """Makes a directory with these files read-only. Returns what tells of a later change."""
     found = []
-    directories = [str(path)]
-    for relative, entry in _entries(str(path)):
-        if entry.is_dir(follow_symlinks=False):
-            directories.append(entry.path)
-            continue
-        status = entry.stat(follow_symlinks=False)
+    directories = {str(path)}
+    for relative, file, status in files:
         mode = stat.S_IMODE(status.st_mode)
-        if mode != (least := mode & 0o555 | 0o400) and not entry.is_symlink():
-            os.chmod(entry.path, least)
-            status = os.lstat(entry.path)
+        if mode != (least := mode & 0o555 | 0o400):
+            os.chmod(file, least)
+            status = os.lstat(file)
         found.append(_state(relative, status))
+        while (above := os.path.dirname(file)) not in directories:
+            directories.add(above)
+            file = above
     for directory in directories:
         os.chmod(directory, 0o555)
     return tuple(sorted(found))

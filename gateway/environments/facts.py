@@ -21,7 +21,7 @@ from gateway.environments.interpreters import Minor, minor_of
 from loaders import environment as environments
 from loaders import flavors
 from loaders.compat import standin
-from loaders.files import listed
+from loaders.files import names
 from loaders.flavors.lightgbm import BOOSTER
 from loaders.package import PackageError
 from loaders.schema import ColSpec
@@ -238,7 +238,7 @@ def _pickles(package: Package) -> Iterator[str]:
             yield package.bare
         return
     stated = _stated_pickles(package)
-    for relative, file, _ in listed(package.path):
+    for relative, file in names(package.path):
         name = relative.rpartition("/")[2]
         if (pickles.is_pickle(name) or relative in stated) and not os.path.islink(file):
             yield relative
@@ -258,7 +258,7 @@ def _code(package: Package) -> Iterator[tuple[str, Path]]:
     """Yields (path in the package, file) of the modules in the package."""
     if package.code is not None:
         below = PurePosixPath(package.code.relative_to(package.path))
-        for relative, file, _ in listed(package.path):
+        for relative, file in names(package.path):
             if below in PurePosixPath(relative).parents:
                 yield relative, Path(file)
 

@@ -134,3 +134,23 @@ async def test_a_digest_does_not_wait_for_other_writes(
     await kept.close()
     with pytest.raises(RuntimeError):
         kept.aliases.save_last_good("iris", "champion", "3")
+
+
+@pytest.mark.anyio
+async def test_a_measurement_is_known_before_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.persistence._GATHERED", NEVER)
+    kept = persistence(tmp_path)
+    loaded: Any = SimpleNamespace(digest="d", accepted=None, estimate=1, load_seconds=None)
+    kept.save_measurement(loaded, 1000, 0.5)
+    assert kept.measurement("d") == (1000, 0.5)
+    assert kept._state.measurement("d") is None
+    kept.save_measurement(loaded, None, 1.5)
+    assert kept.measurement("d") == (1000, 1.5)
+    await kept.close()
+    kept = persistence(tmp_path)
+    kept.save_measurement(loaded, None, 2.5)
+    assert kept.measurement("d") == (1000, 2.5)
+    await kept.close()
+    assert kept._measured == {}
