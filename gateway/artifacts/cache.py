@@ -252,12 +252,14 @@ class Artifacts:
                 told = f"the registry has {version.digest}, the files have {digest}"
                 raise DigestMismatch(f"digest mismatch of {version}: {told}", digest)
             size = sum(status.st_size for _, _, status in came)
-            return self._published(version, staged, digest, size, _read_only(staged.path, came))
+            grown = 0 if any(size is None for _, _, size in files) else max(0, size - total)
+            return self._published(version, staged, digest, size, grown, _read_only(staged.path, came))
 
     def _published(
-        self, version: Version, staged: Staging, digest: str, size: int, files: Fingerprint
+        self, version: Version, staged: Staging, digest: str, size: int, grown: int, files: Fingerprint
     ) -> Local:
-        """The entry with this content: the staged files, or those that another process published before."""
+        """The entry with this content: the staged files, or those that another process published before.
+        `grown`: the bytes that were not reserved, of files that grew while they were copied."""
         name = _name(digest)
         for _ in range(3):
             if (local := self._found(digest)) is not None:
@@ -269,7 +271,9 @@ class Artifacts:
                     os.ftruncate(held, 0)
                     os.pwrite(held, str(size).encode(), 0)
                     # Hold the lock: a count in between would find the package in neither place.
-                    with namedlock.alone(self._root / ".room.lock"):
+                    with namedlock.alone(self._root / ".room.lock") as lock:
+                        if grown:
+                            _set_number(lock, _number(lock) + grown)
                         # After a loss of power the next process hashes it, and fetches what is damaged.
                         staged.publish(self._root / name, lasting=False)
                 except OSError as error:
@@ -278,6 +282,7 @@ class Artifacts:
                     continue
                 with self._lock:
                     self._verified[digest] = files
+                self._sizes[name] = size
                 local = Local(self._root / name, digest, size)
                 weakref.finalize(local, use.pop_all().close)
                 return local
@@ -321,7 +326,7 @@ class Artifacts:
                 raise ArtifactError(
                     f"the cache has no space for {version}: {sizes} of {self._limit / 1e6:.0f} MB"
                 )
-            os.pwrite(lock, b"%020d" % (reserved + needed), 0)
+            _set_number(lock, reserved + needed)
             return Staging(self._root, str(needed))
 
     def _at_most(self, reserved: int) -> int | None:
@@ -395,6 +400,10 @@ def _number(descriptor: int) -> int:
     with contextlib.suppress(ValueError):
         return int(os.pread(descriptor, 32, 0))
     return 0
+
+
+def _set_number(descriptor: int, number: int) -> None:
+    os.pwrite(descriptor, b"%020d" % number, 0)
 
 
 def _read_only(path: Path, files: list[tuple[str, str, os.stat_result]]) -> Fingerprint:

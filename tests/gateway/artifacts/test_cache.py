@@ -106,6 +106,7 @@ def test_a_file_that_grows_while_it_is_read_has_the_digest_of_its_copy(
     assert (local.path / "data" / "weights").read_bytes() == weights.read_bytes()
     assert local.digest == digest(local.path) == digest(package)
     assert local.bytes == files_bytes(package)
+    assert int((tmp_path / "cache" / ".room.lock").read_bytes()) == local.bytes
 
 
 def test_the_files_are_only_their_owners_where_new_files_are(cache: Artifacts, tmp_path: Path) -> None:
