@@ -150,7 +150,7 @@ class Pack:
                 self.conditions,
                 reason,
             )
-        shutil.rmtree(process.directory, ignore_errors=True)
+        self._tidy(process.linked.close())
 
     def _tidy(self, work: Any) -> None:
         task = asyncio.ensure_future(work)

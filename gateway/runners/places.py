@@ -7,17 +7,15 @@ model as a `Member`; `packs` decides which process takes it in, and when a proce
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from gateway.runners.base import RunnerCrashed, RunnerTimeout, loaded_of
+from gateway.runners.linked import Linked, Links
 from gateway.runners.pending import Call, Direct, NotReached, Reply
 from gateway.runners.worker import Worker
 from loaders.worker import wire
@@ -27,8 +25,6 @@ if TYPE_CHECKING:
     from gateway.runners.environments import Environment
     from gateway.runners.zygote import Zygotes
 
-#: The links to a model's files are removed this many seconds after it has left.
-_UNLINK_AFTER: Final = 0.2
 #: If models come and go all the time, what is measured so many times in a row belongs to none of them.
 RESTLESS: Final = 10
 #: A model in a pack counts with at least this many bytes.
@@ -83,8 +79,8 @@ class Place:
         "_for",
         "bytes",
         "calls",
-        "directory",
         "grown",
+        "links",
         "loaded",
         "number",
         "process",
@@ -92,11 +88,11 @@ class Place:
         "seconds",
     )
 
-    def __init__(self, runner: Member, process: Process, number: int, directory: str) -> None:
+    def __init__(self, runner: Member, process: Process, number: int, links: Links) -> None:
         self.runner = runner
         self.process = process
         self.number = number
-        self.directory = directory
+        self.links = links
         self.loaded: dict[str, Any] = {}
         #: Its counted bytes, and by how much its load made the process grow.
         self.bytes = 0
@@ -105,6 +101,11 @@ class Place:
         self.seconds = 0.0
         self.calls = 0
         self._for = wire.address(number)
+
+    @property
+    def directory(self) -> str:
+        """Where the process finds the model's files."""
+        return self.links.directory
 
     def ask(self, pieces: deque[wire.Segment], timeout: float | None) -> asyncio.Future[Reply]:
         """Sends a call. The future gets the answer, or RunnerCrashed, RunnerTimeout or NotReached. Raises
@@ -141,7 +142,7 @@ class Process:
         self.conditions = conditions
         self._start_timeout = start_timeout
         self._ended_because = ended
-        self.directory = directory
+        self.linked = Linked(directory)
         self.places: dict[int, Place] = {}
         #: The model that was answered last.
         self.last: Place | None = None
@@ -153,8 +154,6 @@ class Process:
         self.retiring = False
         self.rest = 0
         self.unloads = 0
-        self._unlinked: list[str] = []
-        self._unlinking: asyncio.TimerHandle | None = None
         self.private = 0
         #: The bytes that unloading did not free, as of the last measurement.
         self.waste = 0
@@ -195,7 +194,7 @@ class Process:
             await self.worker.start(
                 {
                     "op": "open",
-                    "path": self.directory,
+                    "path": self.linked.directory,
                     "threads": conditions.threads,
                     "environment": dict(conditions.variables),
                     "confinement": conditions.confinement,
@@ -214,16 +213,20 @@ class Process:
             return await self._load(runner, number)
 
     async def _load(self, runner: Member, number: int) -> Place:
-        directory = os.path.join(self.directory, str(number))
-        place = Place(runner, self, number, directory)
         try:
-            await self._link(runner.package_path, directory)
+            links = await self.linked.take(runner.package_path)
+        except OSError:
+            if self.left or self.worker.gone:
+                raise NotReached from None
+            raise
+        place = Place(runner, self, number, links)
+        try:
             reply = await place.ask(
                 wire.encode(
                     {
                         "op": "load",
                         "package": runner.package_json,
-                        "path": directory,
+                        "path": links.directory,
                         "config": runner.config,
                         "threads": self.conditions.threads,
                     }
@@ -239,7 +242,7 @@ class Process:
             if isinstance(error, asyncio.CancelledError):
                 with suppress(NotReached):  # no caller waits for it, but it may be loaded
                     place.ask(wire.encode({"op": "unload"}), None)
-            shutil.rmtree(directory, ignore_errors=True)
+            self.linked.give(links)
             raise
         place.loaded = reply
         grown = reply.get("grown")
@@ -251,22 +254,6 @@ class Process:
         self.places[number] = place
         return place
 
-    async def _link(self, package: str, directory: str) -> None:
-        """Calls `link` in a thread, because a copy takes long. Raises OSError, and NotReached if the process
-        ended meanwhile."""
-        linking = asyncio.ensure_future(asyncio.to_thread(link, package, directory))
-        try:
-            await asyncio.shield(linking)
-        except asyncio.CancelledError:
-            # A thread cannot be stopped. What it makes is removed when it ends, also without this wait.
-            linking.add_done_callback(partial(_remove, directory))
-            await asyncio.wait({linking})
-            raise
-        except OSError:
-            if self.left or self.worker.gone:
-                raise NotReached from None
-            raise
-
     async def unload(self, place: Place) -> None:
         """Gives a place up after its pending calls; its memory is free when this returns."""
         if self.places.pop(place.number, None) is None or self.left or self.worker.gone:
@@ -276,17 +263,8 @@ class Process:
             with self._moving():
                 await place.ask(wire.encode({"op": "unload"}), self._start_timeout)
         except (NotReached, RunnerCrashed, RunnerTimeout):
-            return  # its directory goes with the process
-        # Many at a time, because a thread costs more than the links, and no caller waits for this.
-        self._unlinked.append(place.directory)
-        if self._unlinking is None:
-            self._unlinking = asyncio.get_running_loop().call_later(_UNLINK_AFTER, self._unlink)
-
-    def _unlink(self) -> None:
-        """Removes the directories of the models that have left."""
-        self._unlinking = None
-        directories, self._unlinked = self._unlinked, []
-        asyncio.get_running_loop().run_in_executor(None, _remove_all, directories)
+            return  # its links go with the process
+        self.linked.give(place.links)
 
     def measure(self) -> None:
         """Measures the process. Growth while nothing is unloaded is not memory that unloading left."""
@@ -337,9 +315,7 @@ class Process:
         try:
             await self.worker.close()
         finally:
-            if self._unlinking is not None:
-                self._unlinking.cancel()
-            shutil.rmtree(self.directory, ignore_errors=True)
+            await self.linked.close()
 
     def _worked(self, asker: object, seconds: float) -> None:
         if isinstance(asker, Place):
@@ -353,30 +329,3 @@ class Process:
     def _ended(self, worker: Worker, reason: str) -> None:
         self.left = True
         self._ended_because(self, reason)
-
-
-def _remove_all(directories: list[str]) -> None:
-    for directory in directories:
-        shutil.rmtree(directory, ignore_errors=True)
-
-
-def _remove(directory: str, linking: asyncio.Future[None]) -> None:
-    if not linking.cancelled():
-        linking.exception()  # mark as retrieved
-    shutil.rmtree(directory, ignore_errors=True)
-
-
-def link(package: str, directory: str) -> None:
-    """Links the package's files into a directory that a pack may read; copies them if links are not possible,
-    for example to another disk. Blocks. Raises OSError."""
-    for folder, _, files in os.walk(package):
-        made = os.path.normpath(os.path.join(directory, os.path.relpath(folder, package)))
-        os.mkdir(made)
-        os.chmod(made, 0o755)  # whatever the umask: a pack may run as another user
-        for name in files:
-            source, target = os.path.join(folder, name), os.path.join(made, name)
-            try:
-                os.link(source, target)
-            except OSError:
-                shutil.copyfile(source, target)
-                os.chmod(target, 0o644)
