@@ -37,6 +37,10 @@ _GATHERED: Final = 0.05
 _AT_ONCE: Final = 100
 #: So many signatures of models that were loaded are kept, and so many results of scans in memory.
 _KEPT = 1000
+#: So many measurements of loads are kept in memory.
+_MEASURED = 10_000
+#: Loads below this many seconds do not differ enough to be written again.
+_QUICK = 0.1
 
 
 class Persistence:
@@ -49,6 +53,8 @@ class Persistence:
         self._state = State(directory)
         #: Written by the event loop, read by any thread.
         self._accepted: dict[str, Signature] = {}
+        #: The last loads, by digest, None if there was none; any thread uses it.
+        self._measured: LRUCache[str, tuple[int | None, float] | None] = LRUCache(_MEASURED)
         #: What loading executes, by digest; any thread uses it.
         self._scanned: LRUCache[str, scan.Verdict] = LRUCache(_KEPT)
         self._lock = threading.Lock()
@@ -56,8 +62,6 @@ class Persistence:
         self._waiting: list[Callable[[], None]] = []
         self._urgent = threading.Event()
         self._closing = False
-        #: Measurements that wait to be written, by digest: what is evicted may be loaded again at once.
-        self._measured: dict[str, tuple[int | None, float]] = {}
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="state")
         self.writer = self._writer
         self.outbox = Outbox(self._state, registry.identity)
@@ -100,17 +104,18 @@ class Persistence:
         self._registry.record_digest(version, digest)
 
     def measurement(self, digest: str) -> tuple[int | None, float] | None:
-        """(bytes, load seconds) of the last load of these files. None: unknown, the caller estimates."""
+        """(bytes, load seconds) of the last load of these files. None: unknown, the caller estimates. Reads
+        the disk the first time only."""
         with self._lock:
-            waiting = self._measured.get(digest)
-        if waiting is not None and waiting[0] is not None:
-            return waiting
+            if digest in self._measured:
+                return self._measured[digest]
         try:
-            found = self._state.measurement(digest)
+            known = self._state.measurement(digest)
         except sqlite3.Error:
             log.exception("cannot read the state")
-            found = None
-        return found if waiting is None else (found and found[0], waiting[1])
+            return None
+        with self._lock:
+            return self._measured.setdefault(digest, known)
 
     def scanned(self, digest: str, package: Package, remember: bool) -> scan.Verdict:
         """Returns what loading the files executes; scans files that were not scanned before.
@@ -145,24 +150,15 @@ class Persistence:
             while len(self._accepted) >= _KEPT:
                 del self._accepted[next(iter(self._accepted))]
             self._accepted[prepared.digest] = prepared.accepted
+        with self._lock:
+            last = self._measured.get(prepared.digest)
+            known_size = last[0] if last is not None and size is None else size
+            self._measured[prepared.digest] = known_size, seconds
         before = prepared.load_seconds
-        known = before is not None and before / 2 <= seconds <= before * 2
+        known = before is not None and (before / 2 <= seconds <= before * 2 or max(before, seconds) < _QUICK)
         if known and (size is None or abs(size - prepared.estimate) <= prepared.estimate / 20):
             return
-        with self._lock:
-            waiting = self._measured.get(prepared.digest)
-            measured = waiting[0] if size is None and waiting is not None else size, seconds
-            self._measured[prepared.digest] = measured
-
-        def write() -> None:
-            try:
-                self._state.save_measurement(prepared.digest, size, seconds)
-            finally:
-                with self._lock:
-                    if self._measured.get(prepared.digest) is measured:
-                        del self._measured[prepared.digest]
-
-        self._write_behind(write)
+        self._write_behind(lambda: self._state.save_measurement(prepared.digest, size, seconds))
 
     async def close(self) -> None:
         """Completes all pending writes."""

@@ -19,7 +19,7 @@ from fnmatch import fnmatchcase
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from cachetools import LRUCache
+from cachetools import LRUCache, TTLCache
 
 from gateway.artifacts.base import ArtifactError, DigestMismatch, NotAllowed, Unreachable
 from gateway.artifacts.cache import Artifacts, Local
@@ -45,6 +45,8 @@ AWAY = 30.0
 _KEPT = 1000
 #: The bytes of the descriptions that are kept, as files; in memory they take several times as much.
 _KEPT_BYTES = 16 << 20
+#: For this time, in seconds, files that were verified count as verified, and stay in use.
+VERIFIED_SECONDS = 5.0
 #: Bytes that a loaded model takes in addition to its parameters: a thread, buffers, Python objects.
 OVERHEAD = 1 << 20
 
@@ -135,7 +137,7 @@ class Packages:
     """`fetches` runs downloads, `disk` reads files that are already here, so that a download that hangs
     delays no other package. `policy` gives a version's policy (by name and digest); `measured`
     (bytes, load seconds) by digest; `accepted` the signature that a load showed; `scanned` what the files of
-    a digest execute (True: recorded).
+    a digest execute (True: recorded). The first two do not wait for what they were asked before.
 
     `remembered` and `remember` read and write the digest of an earlier fetch, for a version without one in
     the registry. If versions never change (`lasting`), it is the digest of the first fetch, and every later
@@ -172,6 +174,8 @@ class Packages:
         self._read: LRUCache[str, tuple[Package, Flavor]] = LRUCache(_KEPT_BYTES, _weight)
         self._examined: LRUCache[str, Needs] = LRUCache(_KEPT)
         self._lock = threading.Lock()
+        #: By version, those whose files were verified a moment ago: what is evicted often is loaded often.
+        self._recent: TTLCache[Version, Prepared] = TTLCache(_KEPT, VERIFIED_SECONDS)
         #: The time (monotonic seconds) until which a store counts as unavailable.
         self._away: dict[str, float] = {}
         #: The fetches in progress: the fetching threads write it, any thread may read it.
@@ -180,10 +184,16 @@ class Packages:
     async def get(self, version: Version, *, remember: bool = True) -> Prepared:
         """`remember`: whether what the files are is recorded. Raises Problem MODEL_UNAVAILABLE with the
         reason."""
+        if remember and (recent := self._recent.get(version)) is not None:
+            return self._as_measured(recent)
         # Run in the caller's context, so that downloads carry the trace of its request.
         run = copy_context().run
         loop = asyncio.get_running_loop()
         prepared = await loop.run_in_executor(self._disk, run, self._prepared, version, self._find, remember)
+        if prepared is not None and remember and (self._lasting or version.digest is not None):
+            self._recent[version] = prepared
+            # Until then its files are in use, and cannot be removed from the disk.
+            loop.call_later(VERIFIED_SECONDS, self._recent.expire)
         if prepared is None:
             fetch = partial(self._fetch, remember=remember)
             prepared = await loop.run_in_executor(
@@ -207,13 +217,12 @@ class Packages:
         except PackageError as error:
             raise _unavailable(version, str(error), retryable=False) from error
         as_read, package = package, self._admitted(version, package, flavor, local.digest)
-        measured, seconds = self._measured(local.digest) or (None, None)
-        estimate = OVERHEAD + int(local.bytes * flavor.memory_factor) if measured is None else measured
+        estimate = OVERHEAD + int(local.bytes * flavor.memory_factor)
         try:
             verdict = self._scanned(local.digest, as_read, remember)
         except OSError as error:
             raise _unavailable(version, f"cannot read its files: {error.strerror}") from error
-        return Prepared(
+        prepared = Prepared(
             version,
             package,
             local,
@@ -221,11 +230,18 @@ class Packages:
             local.digest,
             local.bytes,
             estimate,
-            seconds,
+            None,
             needs=self._needs(version, package, local.digest),
             verdict=verdict,
-            accepted=self._accepted(local.digest),
         )
+        return self._as_measured(prepared)
+
+    def _as_measured(self, prepared: Prepared) -> Prepared:
+        """The package with what its last load showed."""
+        measured, seconds = self._measured(prepared.digest) or (None, prepared.load_seconds)
+        estimate = prepared.estimate if measured is None else measured
+        accepted = self._accepted(prepared.digest)
+        return replace(prepared, estimate=estimate, load_seconds=seconds, accepted=accepted)
 
     def _content(self, local: Local) -> tuple[Package, Flavor]:
         """The description of the files with this digest, and their flavor. Each digest is read once: the

@@ -62,7 +62,7 @@ class Manager:
         open_runner: Callable[[Prepared], Runner],
         with_runtime: WithRuntime | None = None,
         options: Callable[[str], Options] = lambda name: Options(),
-        measured: Callable[[Prepared, int | None, float], None] = lambda prepared, size, seconds: None,
+        measured: Callable[[Prepared, int | None, float], None] = lambda *load: None,
         emit: Emit = lambda event: None,
         dispatched: Callable[[str, int], None] = lambda model, rows: None,
         clock: Callable[[], float],
@@ -93,6 +93,7 @@ class Manager:
             capacity_wait=capacity_wait,
             evict=lambda servable, why: self._close(servable, "evicted", why),
             drain=lambda version: self.retire(version, "evicted"),
+            end=lambda servable: self.retire(servable.version, "unneeded"),
             give_up_spares=lambda: self._spares.give_up(self._servables.values()),
         )
         self._spares = Spares(ledger, self._room.carry_out_plan)

@@ -40,8 +40,8 @@ class Eviction:
 
 class Room:
     """`capacity_wait`: the seconds that a load waits for memory before it is refused. `evict` closes an idle
-    servable, and receives the reason. `drain` closes a busy one when its leases have ended. `give_up_spares`
-    ends spare processes, and returns whether there were any."""
+    servable, and receives the reason. `drain` closes a busy one when its leases have ended. `end` ends a load
+    that nothing needs. `give_up_spares` ends spare processes, and returns whether there were any."""
 
     def __init__(
         self,
@@ -51,6 +51,7 @@ class Room:
         capacity_wait: float,
         evict: Callable[[Servable, str], None],
         drain: Callable[[Version], object],
+        end: Callable[[Servable], object],
         give_up_spares: Callable[[], bool],
     ) -> None:
         self._ledger = ledger
@@ -58,6 +59,7 @@ class Room:
         self._capacity_wait = capacity_wait
         self._evict = evict
         self._drain = drain
+        self._end = end
         self._give_up_spares = give_up_spares
         self._grants: dict[Servable, asyncio.Future[None]] = {}
         self._evictions: dict[Version, Eviction] = {}
@@ -111,7 +113,7 @@ class Room:
                 self._answer_grant(key, self._refusal(key, wanted))
             for key in plan.end:
                 self._ledger.withdraw(key)
-                self._answer_grant(key, _unneeded(key))
+                self._end(key)
             if (plan.evict or plan.drain) and self._give_up_spares():
                 return  # spare processes end first; plan again when they are gone
             leaving = plan.evict + plan.drain
@@ -186,14 +188,6 @@ class Slot:
     def _give_back(self) -> None:
         self._timer = None
         self._slots.release()
-
-
-def _unneeded(servable: Servable) -> Problem:
-    return Problem(
-        "CAPACITY_EXCEEDED",
-        f"{servable.version} would need memory of models that aliases serve, and no request waits for it",
-        retry_after=1,
-    )
 
 
 def _mega(size: int) -> int:
