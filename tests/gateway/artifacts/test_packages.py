@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 import threading
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from gateway.artifacts.sources import Sources
 from gateway.errors import Problem
 from gateway.registries.base import Version
 from loaders.package import read
+from tests.support.processes import until
 from tests.support.served import Served, settings
 
 if TYPE_CHECKING:
@@ -251,3 +253,33 @@ def test_threads_share_what_was_examined(tmp_path: Path, monkeypatch: pytest.Mon
             sys.setswitchinterval(before)
     assert all(needs is made for needs in found)
     assert len(packages._examined) == 2
+
+
+@pytest.mark.anyio
+async def test_files_that_were_verified_a_moment_ago_are_not_read_again(
+    executors: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "VERIFIED_SECONDS", 0.2)
+    package = tmp_path / "p"
+    package.mkdir()
+    (package / "MLmodel").write_text("flavors: {python_function: {loader_module: mlflow.sklearn, model_path: m.pkl}}")
+    measured: dict[str, tuple[int | None, float]] = {}
+    artifacts = Artifacts(tmp_path / "cache", 10**9)
+    packages = Packages(artifacts, *executors, measured=measured.get)
+    digest = (await packages.get(Version("iris", "1", str(package)))).digest
+    version = Version("iris", "1", str(package), digest)
+    looks: list[Version] = []
+    find = artifacts.find
+    monkeypatch.setattr(artifacts, "find", lambda one: looks.append(one) or find(one))
+    first = await packages.get(version)
+    measured[digest] = (1234, 0.5)
+    again = await packages.get(version)
+    assert looks == [version]
+    assert (again.local, again.estimate, again.load_seconds) == (first.local, 1234, 0.5)
+    entry = first.local.path
+    del first, again
+    gc.collect()
+    assert not artifacts._remove(entry.name), "it is in use, so that it can be loaded"
+    await until(lambda: artifacts._remove(entry.name))
+    assert (await packages.get(version)).estimate == 1234
+    assert looks == [version, version]
