@@ -62,6 +62,8 @@ Memory = Annotated[int, BeforeValidator(_memory), Field(gt=0), SIZE_SCHEMA]
 Isolation = Literal["auto", "process", "inline"]
 Enforcement = Literal["strict", "warn", "mlflow"]
 
+#: For so many models the merged settings are kept.
+_MODELS_KEPT: Final = 20_000
 _POLICIES: Final = ("auto", "same", "own")
 
 
@@ -305,6 +307,7 @@ class Settings(Part):
 
     _sources: dict[str, str] = PrivateAttr(default_factory=dict)
     _foreign: list[str] = PrivateAttr(default_factory=list)
+    _by_model: dict[str, ModelSettings] = PrivateAttr(default_factory=dict)
 
     @field_validator("default_alias")
     @classmethod
@@ -394,6 +397,14 @@ class Settings(Part):
         Merges the entries whose pattern matches in their written order: a later one overrides an earlier one,
         and the entry with exactly this name overrides all.
         """
+        found = self._by_model.get(name)
+        if found is None:
+            if len(self._by_model) >= _MODELS_KEPT:
+                self._by_model.clear()
+            found = self._by_model[name] = self._merged(name)
+        return found
+
+    def _merged(self, name: str) -> ModelSettings:
         entries = [(key, part) for key, part in self.models.items() if key == name or fnmatchcase(name, key)]
         entries.sort(key=lambda entry: entry[0] == name)
         merged: dict[str, Any] = {

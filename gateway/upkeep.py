@@ -89,10 +89,11 @@ class Upkeep:
         if not isinstance(event, events.Loaded):
             return
         self._heap.freeze_soon()
-        for servable in self._manager:
-            loaded = (servable.version.name, servable.version.version) == (event.model, event.version)
-            if loaded and servable.runner is not None:
-                self._unconfined.check(servable.runner.status().get("confinement", {}))
+        for servable in reversed(self._manager):
+            if (servable.version.name, servable.version.version) == (event.model, event.version):
+                if servable.runner is not None:
+                    self._unconfined.check(servable.runner.status().get("confinement", {}))
+                break
 
     def observe(self, prepared: Prepared, what: str, reason: str) -> None:
         """Publishes an event about a version's processes. A version whose processes end repeatedly goes into

@@ -10,7 +10,11 @@ import asyncio
 import itertools
 import os
 import shutil
-from typing import Final
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from loaders.worker.wire import Segment
 
 #: So many packages without a model keep their links.
 KEPT: Final = 256
@@ -19,14 +23,16 @@ _AT_ONCE: Final = 32
 
 
 class Links:
-    """The links to one package, in `directory`. `users`: its models that are loaded or being loaded."""
+    """The links to one package, in `directory`. `users`: its models that are loaded or being loaded. `load`:
+    the configuration of its last load, and the message for it."""
 
-    __slots__ = ("directory", "key", "making", "users")
+    __slots__ = ("directory", "key", "load", "making", "users")
 
     def __init__(self, key: tuple[str, int], directory: str) -> None:
         self.key = key
         self.directory = directory
         self.users = 0
+        self.load: tuple[Mapping[str, Any], tuple[Segment, ...]] | None = None
         self.making = asyncio.ensure_future(asyncio.to_thread(link, key[0], directory))
         self.making.add_done_callback(_retrieved)
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from gateway.runners.environments import Environment
     from gateway.runners.zygote import Zygotes
 
+_UNLOAD: Final = tuple(wire.encode({"op": "unload"}))
 #: If models come and go all the time, what is measured so many times in a row belongs to none of them.
 RESTLESS: Final = 10
 #: A model in a pack counts with at least this many bytes.
@@ -221,18 +222,7 @@ class Process:
             raise
         place = Place(runner, self, number, links)
         try:
-            reply = await place.ask(
-                wire.encode(
-                    {
-                        "op": "load",
-                        "package": runner.package_json,
-                        "path": links.directory,
-                        "config": runner.config,
-                        "threads": self.conditions.threads,
-                    }
-                ),
-                runner.load_timeout,
-            )
+            reply = await place.ask(self._load_message(runner, links), runner.load_timeout)
             try:
                 loaded_of(reply)
             except RunnerCrashed as broken:
@@ -241,7 +231,7 @@ class Process:
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError):
                 with suppress(NotReached):  # no caller waits for it, but it may be loaded
-                    place.ask(wire.encode({"op": "unload"}), None)
+                    place.ask(deque(_UNLOAD), None)
             self.linked.give(links)
             raise
         place.loaded = reply
@@ -254,6 +244,19 @@ class Process:
         self.places[number] = place
         return place
 
+    def _load_message(self, runner: Member, links: Links) -> deque[wire.Segment]:
+        """The call that loads a model. The same files are often loaded again with the same configuration."""
+        if links.load is None or links.load[0] != runner.config:
+            message = {
+                "op": "load",
+                "package": runner.package_json,
+                "path": links.directory,
+                "config": runner.config,
+                "threads": self.conditions.threads,
+            }
+            links.load = runner.config, tuple(wire.encode(message))
+        return deque(links.load[1])
+
     async def unload(self, place: Place) -> None:
         """Gives a place up after its pending calls; its memory is free when this returns."""
         if self.places.pop(place.number, None) is None or self.left or self.worker.gone:
@@ -261,7 +264,7 @@ class Process:
         self.unloads += 1
         try:
             with self._moving():
-                await place.ask(wire.encode({"op": "unload"}), self._start_timeout)
+                await place.ask(deque(_UNLOAD), self._start_timeout)
         except (NotReached, RunnerCrashed, RunnerTimeout):
             return  # its links go with the process
         self.linked.give(place.links)

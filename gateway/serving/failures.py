@@ -1,7 +1,8 @@
 """Versions that failed to load: the reason, and when they may be tried again. A broken version costs one load
 per pause, not one per request.
 
-Pure: the clock and the random numbers are arguments. Knows problems and versions; must not load anything.
+Pure: the clock and the random numbers are arguments. Knows problems, versions and what their packages say; must
+not load anything.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ from typing import TYPE_CHECKING
 from cachetools import TLRUCache
 
 from gateway import backoff
-from gateway.errors import Problem
+from gateway.errors import Problem, pathless
 
 if TYPE_CHECKING:
+    from gateway.artifacts.packages import Prepared
     from gateway.registries.base import Version
 
 #: A failure is remembered for this time after its pause, in seconds, so that the pauses grow.
 FORGET_AFTER = 600.0
+#: The exceptions of a model whose libraries are not installed here.
+_NOT_INSTALLED = ("MissingFramework", "ModuleNotFoundError")
 #: A quarantine counts as this many failed attempts.
 QUARANTINE_ATTEMPTS = 6
 
@@ -77,3 +81,17 @@ class Failures:
     def forget(self, version: Version) -> None:
         """Forgets the failure: the version has loaded, or the operator wants another attempt now."""
         self._kept.pop(version, None)
+
+
+def explained(version: Version, during: str, error: Exception, prepared: Prepared | None) -> Problem:
+    """The Problem of a version whose load raised `error`. `during`: what it did then."""
+    # A missing library stays missing, so a retry by the client does not help.
+    hopeless = str(error).startswith(_NOT_INSTALLED)
+    # Some frameworks add the stack of their own code.
+    reason = pathless(str(error).partition("\nStack trace:")[0].rstrip())
+    message, helps = f"{version} failed {during}: {reason}", None
+    runtime = None if prepared is None else prepared.runtime
+    if runtime is not None and runtime.warning is not None:
+        # This is the most likely cause, and a retry does not change it.
+        message, helps, hopeless = f"{message}; {runtime.warning}", runtime.help, True
+    return Problem("MODEL_UNAVAILABLE", message, hint=helps, retryable=False if hopeless else None)

@@ -13,10 +13,10 @@ from collections.abc import Awaitable, Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from gateway.errors import Problem, pathless
+from gateway.errors import Problem
 from gateway.events import Emit, Event, Loaded, LoadFailed, Unloaded, Warned
 from gateway.runners.base import FAILURES, Runner
-from gateway.serving.failures import Failures
+from gateway.serving.failures import Failures, explained
 from gateway.serving.governor import Reading
 from gateway.serving.ledger import Ledger
 from gateway.serving.room import Eviction, Room, Slot
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 CAPACITY_WAIT = 5.0
 #: Maximum seconds for which a load may continue after the gateway is told to stop.
 STOP_GRACE = 5.0
-#: The exceptions of a model whose libraries are not installed here.
-_NOT_INSTALLED = ("MissingFramework", "ModuleNotFoundError")
 
 
 @dataclass(slots=True, eq=False)
@@ -94,7 +92,7 @@ class Manager:
             evict=lambda servable, why: self._close(servable, "evicted", why),
             drain=lambda version: self.retire(version, "evicted"),
             end=lambda servable: self.retire(servable.version, "unneeded"),
-            give_up_spares=lambda: self._spares.give_up(self._servables.values()),
+            give_up_spares=lambda: self._spares.give_up(),
         )
         self._spares = Spares(ledger, self._room.carry_out_plan)
         self._load_seconds = 1.0
@@ -107,6 +105,10 @@ class Manager:
         """Yields every servable, leaving ones first: of two of a version the later one counts."""
         yield from self._leaving
         yield from self._servables.values()
+
+    def __reversed__(self) -> Iterator[Servable]:
+        """Yields every servable that does not leave, the newest first."""
+        return reversed(self._servables.values())
 
     def find(self, version: Version) -> Servable | None:
         return self._servables.get(version)
@@ -255,17 +257,8 @@ class Manager:
             self._fail(servable, problem, self._clock() - started)
             return
         except FAILURES as error:
-            phase = "on its own example" if servable.phase is Phase.WARMING else "when it was loaded"
-            # A missing library stays missing, so a retry by the client does not help.
-            hopeless = str(error).startswith(_NOT_INSTALLED)
-            # Some frameworks add the stack of their own code.
-            reason = pathless(str(error).partition("\nStack trace:")[0].rstrip())
-            message, helps = f"{version} failed {phase}: {reason}", None
-            runtime = None if servable.prepared is None else servable.prepared.runtime
-            if runtime is not None and runtime.warning is not None:
-                # This is the most likely cause, and a retry does not change it.
-                message, helps, hopeless = f"{message}; {runtime.warning}", runtime.help, True
-            failed = Problem("MODEL_UNAVAILABLE", message, hint=helps, retryable=False if hopeless else None)
+            during = "on its own example" if servable.phase is Phase.WARMING else "when it was loaded"
+            failed = explained(version, during, error, servable.prepared)
             self._fail(servable, failed, self._clock() - started, getattr(error, "trace", ""))
             return
         except Exception as error:

@@ -26,6 +26,8 @@ class Spares:
     def __init__(self, ledger: Ledger[Servable], freed: Callable[[], None]) -> None:
         self._ledger = ledger
         self._freed = freed
+        #: Those that got a spare and may have it still.
+        self._with: set[Servable] = set()
         self._going: dict[Servable, asyncio.Task[None]] = {}
 
     def tend(self, servables: Iterable[Servable]) -> None:
@@ -37,17 +39,19 @@ class Spares:
             hot = servable.recent.rate() >= HOT
             if hot and not runner.spare and self._has_room(servable, runner):
                 runner.start_spare()
+                self._with.add(servable)
             elif runner.spare and not hot:
                 self._drop(servable, runner)
 
-    def give_up(self, servables: Iterable[Servable]) -> bool:
+    def give_up(self) -> bool:
         """Ends every spare, because a load needs the memory. Returns False if there is none, and none is
         ending.
         """
-        for servable in servables:
+        for servable in self._with:
             runner = servable.runner
             if servable.status is Status.READY and runner is not None and runner.spare:
                 self._drop(servable, runner)
+        self._with.clear()
         return bool(self._going)
 
     async def close(self) -> None:

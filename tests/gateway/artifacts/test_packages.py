@@ -262,7 +262,9 @@ async def test_files_that_were_verified_a_moment_ago_are_not_read_again(
     monkeypatch.setattr(module, "VERIFIED_SECONDS", 0.2)
     package = tmp_path / "p"
     package.mkdir()
-    (package / "MLmodel").write_text("flavors: {python_function: {loader_module: mlflow.sklearn, model_path: m.pkl}}")
+    (package / "MLmodel").write_text(
+        "flavors: {python_function: {loader_module: mlflow.sklearn, model_path: m.pkl}}"
+    )
     measured: dict[str, tuple[int | None, float]] = {}
     artifacts = Artifacts(tmp_path / "cache", 10**9)
     packages = Packages(artifacts, *executors, measured=measured.get)
