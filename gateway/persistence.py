@@ -152,11 +152,11 @@ class Persistence:
             self._accepted[prepared.digest] = prepared.accepted
         with self._lock:
             last = self._measured.get(prepared.digest)
-            known_size = last[0] if last is not None and size is None else size
-            self._measured[prepared.digest] = known_size, seconds
+            known = last[0] if last is not None and size is None else size
+            self._measured[prepared.digest] = known, seconds
         before = prepared.load_seconds
-        known = before is not None and (before / 2 <= seconds <= before * 2 or max(before, seconds) < _QUICK)
-        if known and (size is None or abs(size - prepared.estimate) <= prepared.estimate / 20):
+        alike = before is not None and (before / 2 <= seconds <= before * 2 or max(before, seconds) < _QUICK)
+        if alike and (size is None or abs(size - prepared.estimate) <= prepared.estimate / 20):
             return
         self._write_behind(lambda: self._state.save_measurement(prepared.digest, size, seconds))
 

@@ -150,7 +150,8 @@ async def test_a_measurement_is_known_before_it_is_written(
     assert kept.measurement("d") == (1000, 1.5)
     await kept.close()
     kept = persistence(tmp_path)
+    assert kept.measurement("d") == (1000, 1.5)
     kept.save_measurement(loaded, None, 2.5)
     assert kept.measurement("d") == (1000, 2.5)
     await kept.close()
-    assert kept._measured == {}
+    assert persistence(tmp_path).measurement("d") == (1000, 2.5)
