@@ -1,7 +1,7 @@
 """Versions that failed to load: the reason, and when they may be tried again. A broken version costs one load
 per pause, not one per request.
 
-Pure: the clock and the random numbers are arguments. Knows problems, versions and packages; must not load any.
+Pure: the clock and the random numbers are arguments. Knows problems and packages; must not load any.
 """
 
 from __future__ import annotations
