@@ -239,13 +239,17 @@ class Manager:
     async def _load(self, servable: Servable, prepared: Prepared | None) -> None:
         version = servable.version
         started = self._clock()
+        waited = 0.0
 
         def dispatched(rows: int) -> None:
             if not servable.dry_run:
                 self._dispatched(version.name, rows)
 
-        def reserve(wanted: int) -> Awaitable[None]:
-            return self._room.reserve(servable, wanted)
+        async def reserve(wanted: int) -> None:
+            nonlocal waited
+            began = self._clock()
+            await self._room.reserve(servable, wanted)
+            waited += self._clock() - began
 
         try:
             await servable.prepare(self._prepare, prepared, self._with_runtime)
@@ -267,7 +271,9 @@ class Manager:
             self._fail(servable, unforeseen, self._clock() - started)
             raise
         seconds = self._clock() - started
-        self.ledger.loaded(servable, self._clock(), measured, seconds)
+        # What loading it again costs. Its wait for memory would make it look costly when memory is short.
+        cost = seconds - waited
+        self.ledger.loaded(servable, self._clock(), measured, cost)
         if servable.options.pin:
             self.ledger.pin(servable)
         self._failures.forget(version)
@@ -277,7 +283,7 @@ class Manager:
             self._load_seconds += 0.3 * (seconds - self._load_seconds)
             if servable.prepared is not None:
                 peak = 0 if servable.runner is None else servable.runner.load_peak
-                self._measured(servable.prepared, None if measured is None else max(measured, peak), seconds)
+                self._measured(servable.prepared, None if measured is None else max(measured, peak), cost)
             self._emit(Loaded(version.name, version.version, seconds, self.ledger[servable].bytes))
             for warning in servable.warnings:
                 self._emit(Warned(version.name, version.version, warning))

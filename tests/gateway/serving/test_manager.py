@@ -96,6 +96,25 @@ async def test_a_load_waits_until_a_lease_ends(tmp_path: Path) -> None:
 
 @pytest.mark.anyio
 @bounded
+async def test_the_wait_for_memory_is_no_cost_of_a_load(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, limit=15 * MB)
+    first = bench.manager.lease(version(1))
+    await bench.manager.ready(first)
+    second = bench.manager.lease(version(2))
+    loading = asyncio.create_task(bench.manager.ready(second))
+    await turns()
+    bench.clock.now += 3.0
+    first.release()
+    await loading
+    assert bench.ledger[second.servable].load_seconds == 0.0
+    assert bench.of(Loaded)[-1].seconds == 3.0
+    second.release()
+    await use(bench, 1)
+    assert bench.manager.find(version(2)) is None, "it was not too young to be evicted"
+
+
+@pytest.mark.anyio
+@bounded
 async def test_a_load_whose_callers_have_left_takes_no_memory_from_others_and_is_tried_again_at_once(
     tmp_path: Path,
 ) -> None:
