@@ -16,13 +16,14 @@ from pathlib import Path, PurePosixPath
 ROOT = Path("/sys/fs/cgroup")
 PROC = Path("/proc")
 
+_READ_AT_ONCE = 1 << 16
 _PRESENT = {"memory.max": "memory.current", "memory.limit_in_bytes": "memory.usage_in_bytes"}
 
 
 def memory_total(root: Path = ROOT, proc: Path = PROC) -> int:
     """The lowest limit, in bytes, of this process's control group and of its parents; at most the machine's
     memory."""
-    machine = _machine_memory(proc)
+    machine, _ = _machine_memory(proc)
     return min([machine, *(limit for limit in _limits(root, proc) if limit > 0)])
 
 
@@ -40,20 +41,19 @@ class Usage:
 
 def memory_usages(root: Path = ROOT, proc: Path = PROC) -> list[Usage]:
     """The present usage of the machine, and of this process's control group and each above it that has a
-    limit. Takes some tens of microseconds."""
+    limit. Takes some hundred microseconds."""
     found = [_machine_usage(proc)]
-    for mount, name, group in _groups(root, proc):
-        for place in (group, *group.parents):
-            directory = mount / str(place).lstrip("/")
-            limit, used = _number(directory / name), _number(directory / _PRESENT[name])
-            if limit and used is not None:
-                found.append(Usage(max(0, used - _file_cache(directory / "memory.stat")), limit))
+    for directory, name in _directories(root, proc):
+        limit = _number(f"{directory}/{name}")
+        used = _number(f"{directory}/{_PRESENT[name]}") if limit else None
+        if limit and used is not None:
+            found.append(Usage(max(0, used - _file_cache(f"{directory}/memory.stat")), limit))
     return found
 
 
 def memory_usage(root: Path = ROOT, proc: Path = PROC) -> Usage:
     """The present usage of what is nearest to its limit: this process's control group, one above it, or
-    the machine. Takes some tens of microseconds."""
+    the machine. Takes some hundred microseconds."""
     return max(memory_usages(root, proc), key=lambda usage: usage.share)
 
 
@@ -88,48 +88,52 @@ def _quotas(root: Path, proc: Path) -> list[float]:
 
 
 def _machine_usage(proc: Path) -> Usage:
-    total = _machine_memory(proc)
+    total, available = _machine_memory(proc)
+    return Usage(total - available, total)
+
+
+def _machine_memory(proc: Path) -> tuple[int, int]:
+    """The machine's memory in bytes, and how much of it is available: all where the kernel does not tell."""
+    found: dict[bytes, int] = {}
     try:
-        for line in (proc / "meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return Usage(total - int(line.split()[1]) * 1024, total)
+        for line in _content(f"{proc}/meminfo").splitlines():
+            name, _, rest = line.partition(b":")
+            if name in (b"MemTotal", b"MemAvailable"):
+                found[name] = int(rest.split()[0]) * 1024
     except OSError:
         pass  # not Linux
-    return Usage(0, total)
+    total = found.get(b"MemTotal") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return total, found.get(b"MemAvailable", total)
 
 
-def _file_cache(stat: Path) -> int:
+def _file_cache(stat: str) -> int:
     """The bytes of cached files that the kernel can drop, in the group and its children."""
-    fields = {}
+    fields: dict[bytes, int] = {}
     try:
-        for line in stat.read_text().splitlines():
-            name, _, number = line.partition(" ")
-            fields[name] = int(number)
+        for line in _content(stat).splitlines():
+            name, _, number = line.partition(b" ")
+            if name.endswith(b"active_file"):
+                fields[name] = int(number)
     except (OSError, ValueError):
         return 0
-    prefix = "total_" if "total_inactive_file" in fields else ""
-    return fields.get(f"{prefix}inactive_file", 0) + fields.get(f"{prefix}active_file", 0)
-
-
-def _machine_memory(proc: Path) -> int:
-    try:
-        for line in (proc / "meminfo").read_text().splitlines():
-            if line.startswith("MemTotal:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass  # not Linux
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    prefix = b"total_" if b"total_inactive_file" in fields else b""
+    return fields.get(prefix + b"inactive_file", 0) + fields.get(prefix + b"active_file", 0)
 
 
 def _limits(root: Path, proc: Path) -> list[int]:
-    found = []
+    found = [_number(f"{directory}/{name}") for directory, name in _directories(root, proc)]
+    return [limit for limit in found if limit is not None]
+
+
+def _directories(root: Path, proc: Path) -> list[tuple[str, str]]:
+    """The directories of this process's groups and of those above them, each once, with the name of the file
+    that holds the limit."""
+    found: dict[tuple[str, str], None] = {}
     for mount, name, group in _groups(root, proc):
         # In a container the path may be the host's: then only the root of the mount exists.
         for place in (group, *group.parents):
-            limit = _number(mount / str(place).lstrip("/") / name)
-            if limit is not None:
-                found.append(limit)
-    return found
+            found[f"{mount}{place}", name] = None
+    return list(found)
 
 
 def _groups(root: Path, proc: Path) -> list[tuple[Path, str, PurePosixPath]]:
@@ -137,7 +141,7 @@ def _groups(root: Path, proc: Path) -> list[tuple[Path, str, PurePosixPath]]:
     top = PurePosixPath("/")
     groups = [(root, "memory.max", top), (root / "memory", "memory.limit_in_bytes", top)]
     try:
-        lines = (proc / "self" / "cgroup").read_text().splitlines()
+        lines = _content(f"{proc}/self/cgroup").decode(errors="replace").splitlines()
     except OSError:
         return groups
     for line in lines:
@@ -152,9 +156,21 @@ def _groups(root: Path, proc: Path) -> list[tuple[Path, str, PurePosixPath]]:
     return groups
 
 
-def _number(file: Path) -> int | None:
+def _number(file: Path | str) -> int | None:
     """The number in a file; None for `max` and for a missing file."""
     try:
-        return int(file.read_text())
+        return int(_content(file))
     except (OSError, ValueError):
         return None
+
+
+def _content(file: Path | str) -> bytes:
+    """The content of one of the kernel's files, with few system calls: it is read all the time."""
+    parts = []
+    descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        while part := os.read(descriptor, _READ_AT_ONCE):
+            parts.append(part)
+    finally:
+        os.close(descriptor)
+    return b"".join(parts)
