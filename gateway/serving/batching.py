@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
-from typing import Any, Literal, NamedTuple, TypeAlias, cast
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, cast
 
 import numpy as np
 
@@ -34,6 +34,7 @@ from loaders.worker.wire import Framed
 Asked: TypeAlias = "Batch | Framed"
 Run = Callable[[Asked, Mapping[str, Any]], Awaitable[Batch]]
 DEFAULT_MAX_ROWS = 1024
+_UNKNOWN: Final = object()
 
 
 class Outcome(NamedTuple):
@@ -49,16 +50,23 @@ class Outcome(NamedTuple):
 @dataclass(slots=True, eq=False)
 class Member:
     """A request in the queue or in a call. `arrived`, `started` (its call; 0 before): times of
-    `perf_counter`. `deadline`: in the loop's time."""
+    `perf_counter`. `deadline`: in the loop's time. Members with the same `key` may share a call; None: it
+    shares none. A request that is alone in the queue needs no key."""
 
     batch: Asked
     params: Mapping[str, Any]
-    key: Hashable | None
     rows: int
     arrived: float
     deadline: float | None
     future: asyncio.Future[Outcome]
     started: float = 0.0
+    _key: Hashable | None = _UNKNOWN
+
+    @property
+    def key(self) -> Hashable | None:
+        if self._key is _UNKNOWN:
+            self._key = _merge_key(self.batch, self.params)
+        return self._key
 
 
 class Batcher:
@@ -132,27 +140,13 @@ class Batcher:
             if full or deadline is not None:
                 self._admission.check(len(self._queue), self._loop.time(), deadline)
         future: asyncio.Future[Outcome] = self._loop.create_future()
-        key = self._merge_key(batch, params) if self.merges else None
         rows = 1 if batch.rows is None else batch.rows
-        self._queue.append(Member(batch, params, key, rows, perf_counter(), deadline, future))
+        self._queue.append(Member(batch, params, rows, perf_counter(), deadline, future))
         if not self._scheduled and len(self._calls) < self._slots:
             # Not at once: other requests of this turn of the loop share the call.
             self._scheduled = True
             self._loop.call_soon(self._pump)
         return future
-
-    def _merge_key(self, batch: Asked, params: Mapping[str, Any]) -> Hashable | None:
-        shape = None if isinstance(batch, Framed) else layout(batch)
-        if shape is None:
-            return None
-        if not params:
-            return shape
-        key = (shape, tuple(params.items()))
-        try:
-            hash(key)
-        except TypeError:
-            return None
-        return key
 
     def _drop_dead(self) -> None:
         now = self._loop.time()
@@ -244,9 +238,9 @@ class Batcher:
         else:
             return []
         members = [first]
-        if first.key is None or not self.merges:
+        if not queue or not self.merges or (key := first.key) is None:
             return members
-        rows, key = first.rows, first.key
+        rows = first.rows
         stay: list[Member] = []
         while queue:
             member = queue.popleft()
@@ -348,6 +342,18 @@ class _Started:
 
 class _Unequal(Exception):
     """The answer of a merged call has not one row for each of its rows."""
+
+
+def _merge_key(batch: Asked, params: Mapping[str, Any]) -> Hashable | None:
+    shape = None if isinstance(batch, Framed) else layout(batch)
+    if shape is None or not params:
+        return shape
+    key = (shape, tuple(params.items()))
+    try:
+        hash(key)
+    except TypeError:
+        return None
+    return key
 
 
 def _joined(members: list[Member]) -> Asked:
