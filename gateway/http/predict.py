@@ -95,7 +95,7 @@ class Prediction:
                 inference, asks = await self._inference(record, receive, target, held, dialect)
                 elsewhere = inference.unparsed
                 asked = perf_counter()
-                watcher = self._watchers.watch(receive)
+                watcher = self._watchers.watch(receive, asked)
                 answer = await self._service.predict(inference)
                 if isinstance(elsewhere, large.LargeBody):
                     asks = elsewhere.asked
@@ -281,20 +281,20 @@ class _DisconnectWatchers:
     def __init__(self) -> None:
         self._young: deque[tuple[float, _DisconnectWatcher]] = deque()
 
-    def watch(self, receive: Receive) -> _DisconnectWatcher:
-        loop = asyncio.get_running_loop()
-        watcher = _DisconnectWatcher(receive, asyncio.current_task(loop))
+    def watch(self, receive: Receive, since: float) -> _DisconnectWatcher:
+        """Watches the current task, which waits for its answer since this time of `perf_counter`."""
+        watcher = _DisconnectWatcher(receive, asyncio.current_task())
         if not self._young:
-            loop.call_later(WATCH_AFTER_SECONDS, self._begin, loop)
-        self._young.append((loop.time() + WATCH_AFTER_SECONDS, watcher))
+            asyncio.get_running_loop().call_later(WATCH_AFTER_SECONDS, self._begin)
+        self._young.append((since, watcher))
         return watcher
 
-    def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
-        now = loop.time()
-        while self._young and self._young[0][0] <= now:
+    def _begin(self) -> None:
+        old = perf_counter() - WATCH_AFTER_SECONDS
+        while self._young and self._young[0][0] <= old:
             self._young.popleft()[1].begin()
         if self._young:
-            loop.call_later(LOOK_SECONDS, self._begin, loop)
+            asyncio.get_running_loop().call_later(LOOK_SECONDS, self._begin)
 
 
 class _DisconnectWatcher:

@@ -263,10 +263,8 @@ class PackedRunner:
         if self._own is not None:
             return self._begin_own(self._own, batch, params, then)
         place = self._place
-        if place is None or place.process.left or place.process.worker.gone:
-            return False
-        pieces = calls.pieces("predict", batch, params)
-        if pieces is None:
+        pieces = None if place is None else calls.pieces("predict", batch, params)
+        if place is None or pieces is None:
             return False
 
         def failed(error: Exception) -> None:
@@ -278,7 +276,10 @@ class PackedRunner:
                 then(None, error)
 
         answer = Direct(partial(self._answer_of, place), then, failed)
-        place.send(pieces, self._timeout, answer)
+        try:
+            place.send(pieces, self._timeout, answer)
+        except NotReached:
+            return False
         return True
 
     async def _elsewhere(self, batch: Batch | wire.Framed, params: Mapping[str, Any], then: Then) -> None:

@@ -167,7 +167,6 @@ class Process:
             zygotes,
             conditions.environment,
             sink,
-            idle=lambda worker: None,
             ended=self._ended,
             max_answer=conditions.max_answer,
             queues=True,

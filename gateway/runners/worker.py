@@ -51,8 +51,8 @@ class Worker:
         environment: Environment,
         sink: Sink,
         *,
-        idle: Callable[[Worker], None],
         ended: Callable[[Worker, str], None],
+        idle: Callable[[Worker], None] | None = None,
         max_answer: int = wire.MAX_FRAME,
         queues: bool = False,
         worked: Callable[[object, float], None] = lambda asker, seconds: None,
@@ -412,7 +412,7 @@ class Worker:
             return
         self.answers += 1
         # First it is free, then its caller may call it again.
-        if self.loaded and (message["op"] != "loaded" or self._queues):
+        if self._idle is not None and self.loaded and (message["op"] != "loaded" or self._queues):
             self._idle(self)
         if not call.answer.done():
             call.answer.set_result(message)

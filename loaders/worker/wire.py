@@ -256,12 +256,12 @@ class Reader:
 def receive(sock: socket.socket, reader: Reader) -> dict[str, Any] | None:
     """Returns the next message of a blocking socket; None at the end of the stream. Raises WireError and
     OSError."""
-    while (message := reader.next()) is None:
+    while (whole := reader.frame()) is None:
         if not reader.pull(sock):
             if reader.partial:
                 raise WireError("the stream ended inside a frame")
             return None
-    return message
+    return decode(*whole)
 
 
 def decode(frame: Array, header: int, budget: int | None = None) -> dict[str, Any]:

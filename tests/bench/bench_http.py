@@ -10,9 +10,6 @@ many functions a request calls: unlike a time, that number is the same on every 
 from __future__ import annotations
 
 import asyncio
-import cProfile
-import gc
-import pstats
 import sys
 import tempfile
 import time
@@ -32,6 +29,7 @@ from gateway.registries.base import Version
 from gateway.service import Answer, Inference, Service
 from gateway.settings import Settings
 from loaders.batch import Batch, Columns, Tensors
+from tests.support.counted import counted
 
 COLUMNS = ("sepal_length", "sepal_width", "petal_length", "petal_width")
 HEADERS = [
@@ -101,17 +99,10 @@ async def asking(body: bytes, result: Batch, directory: Path) -> AsyncIterator[A
 async def calls(ask: Ask, requests: int = 200) -> float:
     """How many functions a request calls, in Python and in C."""
     await ask()
-    profile = cProfile.Profile()
-    gc.collect()
-    gc.disable()  # finalizers of what came before would count
-    try:
-        profile.enable()
+    with counted() as found:
         for _ in range(requests):
             await ask()
-        profile.disable()
-    finally:
-        gc.enable()
-    return float(pstats.Stats(profile).total_calls) / requests  # type: ignore[attr-defined]
+    return found.total() / requests
 
 
 async def microseconds(ask: Ask, requests: int) -> float:
