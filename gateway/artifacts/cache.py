@@ -44,7 +44,8 @@ log = logging.getLogger("gateway.artifacts")
 Fingerprint: TypeAlias = "tuple[tuple[str, int, int, int, int], ...]"
 """(path, inode, bytes, modification time, change time) of each file of an entry; times in ns."""
 
-#: Space for files of unknown size is reserved in about so many steps.
+#: Space for files of unknown size is reserved in about so many steps. Where packages must go, small ones go
+#: until there is space for such a step more: the next packages need no count of all that is there.
 _STEPS: Final = 64
 #: Seconds after which the packages are counted again although there is space.
 COUNT_AGAIN: Final = 10.0
@@ -153,7 +154,7 @@ class Artifacts:
     def bytes(self) -> int:
         """The size of all packages in the cache and of the environments; 0 if it cannot be read."""
         with contextlib.suppress(OSError):
-            return self._own_bytes(self._names()) + self._beside_bytes()
+            return sum(self._own(self._names()).values()) + self._beside_bytes()
         return 0
 
     def trim(self) -> None:
@@ -205,14 +206,12 @@ class Artifacts:
             os.pwrite(held, str(size).encode(), 0)
         return size
 
-    def _own_bytes(self, names: Sequence[str]) -> int:
-        """The size of all packages among these names. Reads the size of an entry once: a fetch must not cost
+    def _own(self, names: Sequence[str]) -> dict[str, int]:
+        """The size of each package among these names. Reads the size of an entry once: a fetch must not cost
         more the more packages there are."""
-        sizes = {}
-        for name in filter(_ENTRY.match, names):
-            sizes[name] = self._sizes.get(name) or self._mark(name)[1]
-        self._sizes = sizes
-        return sum(sizes.values())
+        sizes = {name: self._sizes.get(name) or self._size_of(name) for name in filter(_ENTRY.match, names)}
+        self._sizes = sizes.copy()  # other threads add to it
+        return sizes
 
     def _beside_bytes(self) -> int:
         return 0 if self._beside is None else self._beside.bytes()
@@ -220,15 +219,19 @@ class Artifacts:
     def _names(self) -> list[str]:
         return os.listdir(self._root) if self._root.is_dir() else []
 
-    def _mark(self, name: str) -> tuple[float, int]:
-        """(last use, bytes) of an entry."""
-        try:
-            with open(self._root / f"{name}.lock", "rb") as mark:
-                return os.fstat(mark.fileno()).st_mtime, int(mark.read(32) or b"0")
-        except (OSError, ValueError):  # its lock file is lost, or is being written
-            with contextlib.suppress(OSError, packages.PackageError):
-                return 0.0, packages.files_bytes(self._root / name)
-        return 0.0, 0  # removed meanwhile
+    def _size_of(self, name: str) -> int:
+        """The size of an entry that may not be in use; 0 if it was removed meanwhile."""
+        with contextlib.suppress(OSError), open(self._root / f"{name}.lock", "rb", buffering=0) as mark:
+            if size := _number(mark.fileno()):
+                return size
+        with contextlib.suppress(OSError, packages.PackageError):  # its lock file is lost
+            return packages.files_bytes(self._root / name)
+        return 0
+
+    def _last_use(self, name: str) -> float:
+        with contextlib.suppress(OSError):
+            return os.stat(f"{self._root}{os.sep}{name}.lock").st_mtime
+        return 0.0
 
     # -- Fetching
 
@@ -340,22 +343,26 @@ class Artifacts:
         """Removes what was used longest ago until `needed` bytes fit, and returns the bytes of packages, and
         those of environments, then. `names`: all that is in the cache's directory. For the holder of
         `.room.lock`."""
-        own = self._own_bytes(names)
+        sizes = self._own(names)
+        own = sum(sizes.values())
         own += sum(int(note) for note in notes(names) if note.isdecimal())
         beside = self._beside_bytes()
         if own + beside + needed <= self._limit:
             return own, beside
-        going: list[tuple[float, str, int | None]] = []
-        for name in filter(_ENTRY.match, names):
-            last_use, bytes_ = self._mark(name)
-            going.append((last_use, name, bytes_))
+        going: list[tuple[float, str, int | None]] = [
+            (self._last_use(name), name, size) for name, size in sizes.items()
+        ]
         if self._beside is not None:
             going += [(used, key, None) for used, key in self._beside.idle()]
         for _, name, size in sorted(going, key=lambda one: one[:2]):
-            if own + beside + needed <= self._limit:
+            lacking = own + beside + needed - self._limit
+            if lacking <= 0 and (size is None or size > self._limit // _STEPS + lacking):
                 return own, beside
             if size is not None:
-                own -= size if self._remove(name) else 0
+                if self._remove(name):
+                    own -= size
+                elif lacking <= 0:
+                    return own, beside
             elif self._beside is not None and self._beside.free(name):
                 beside = self._beside.bytes()
         if self._beside is not None and own + beside + needed > self._limit:

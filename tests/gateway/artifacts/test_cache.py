@@ -287,13 +287,14 @@ def test_a_count_serves_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     now = [0.0]
     cache = Artifacts(tmp_path / "cache", disk_limit=100 * MB, clock=lambda: now[0])
     counts = []
-    count = Artifacts._own_bytes
+    count = Artifacts._own
 
-    def counted(self: Artifacts, names: list[str]) -> int:
-        counts.append(count(self, names))
-        return counts[-1]
+    def counted(self: Artifacts, names: list[str]) -> dict[str, int]:
+        sizes = count(self, names)
+        counts.append(sum(sizes.values()))
+        return sizes
 
-    monkeypatch.setattr(Artifacts, "_own_bytes", counted)
+    monkeypatch.setattr(Artifacts, "_own", counted)
     sizes = []
     for name in "1234":
         sizes.append(cache.fetch(version(make_package(tmp_path / name, name.encode()), name)).bytes)
@@ -325,6 +326,31 @@ def test_a_removed_cache_is_counted_again(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "cache")
     kept = [cache.fetch(wanted) for wanted in versions[1:]]
     assert cache.bytes() == sum(local.bytes for local in kept)
+
+
+def test_small_packages_go_some_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The more packages a full cache has, the longer takes a count of them."""
+    versions = [version(make_package(tmp_path / f"{i}", f"{i:01000}".encode()), f"{i}") for i in range(204)]
+    size = files_bytes(tmp_path / "0")
+    limit = 200 * size
+    cache = Artifacts(tmp_path / "cache", disk_limit=limit, clock=lambda: 0.0)
+    for i, wanted in enumerate(versions[:200]):
+        os.utime(f"{cache.fetch(wanted).path}.lock", (i, i))
+    gc.collect()
+    counts = []
+    make_room = Artifacts._make_room
+
+    def counted(self: Artifacts, needed: int, names: list[str]) -> tuple[int, int]:
+        counts.append(needed)
+        return make_room(self, needed, names)
+
+    monkeypatch.setattr(Artifacts, "_make_room", counted)
+    for wanted in versions[200:]:
+        assert cache.fetch(wanted).bytes == size
+        assert cache.bytes() <= limit
+    assert counts == [size]
+    kept = {wanted.version for wanted in versions if (tmp_path / "cache" / name_of(wanted)).exists()}
+    assert kept == {f"{i}" for i in range(4, 204)}, "those used longest ago went"
 
 
 def hold(cache_dir: str, package: str, ready: Any, done: Any) -> None:
@@ -676,13 +702,16 @@ def test_a_fetch_reads_no_other_entry(
     cache: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
-    mark = Artifacts._mark
+    size_of = Artifacts._size_of
 
-    def counted(self: Artifacts, name: str) -> tuple[float, int]:
+    def counted(self: Artifacts, name: str) -> int:
         read.append(name)
-        return mark(self, name)
+        return size_of(self, name)
 
-    monkeypatch.setattr(Artifacts, "_mark", counted)
+    monkeypatch.setattr(Artifacts, "_size_of", counted)
     kept = [cache.fetch(version(make_package(tmp_path / str(n), str(n).encode()))) for n in range(10)]
-    assert len(read) == len(set(read)) <= len(kept)
     assert cache.bytes() == sum(local.bytes for local in kept)
+    assert read == []
+    other = Artifacts(tmp_path / "cache", disk_limit=100 * MB)
+    assert [other.bytes(), other.bytes()] == [cache.bytes()] * 2
+    assert len(read) == len(set(read)) == len(kept)
