@@ -61,6 +61,6 @@ def expose(
         descriptors=descriptors,
     )
     if peers is not None:
-        metrics.registry.register(
-            PeerSeries(peers, lambda: {key: version for key, (version, _) in views.alias_states().items()})
-        )
+        metrics.peers = PeerSeries(
+            peers, lambda: {key: version for key, (version, _) in views.alias_states().items()}
+        ).families

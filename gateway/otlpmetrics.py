@@ -12,11 +12,11 @@ import logging
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
-from prometheus_client.core import Metric
-
 from gateway import __version__, otel
+from gateway.exposition import Distribution, Family, Row
 
 if TYPE_CHECKING:
     from gateway.metrics import Metrics
@@ -48,19 +48,19 @@ class OtlpMetrics:
             while True:
                 await asyncio.sleep(self._seconds)
                 if not self._is_sending:
-                    families = self._metrics.collect()
+                    families = await self._metrics.collect()
                     self._sending = threading.Thread(target=self._send, args=(families,), daemon=True)
                     self._sending.start()
         finally:
             if not self._is_sending:
-                families = self._metrics.collect()
+                families = await self._metrics.collect()
                 await otel.briefly(lambda: self._send(families))
 
     @property
     def _is_sending(self) -> bool:
         return self._sending is not None and self._sending.is_alive()
 
-    def _send(self, families: list[Metric]) -> None:
+    def _send(self, families: Iterable[Family]) -> None:
         data = metrics_data(families, self._started, time.time_ns())
         for exporter in self._exporters:
             try:
@@ -69,52 +69,34 @@ class OtlpMetrics:
                 log.warning("cannot send metrics: %s", error)
 
 
-def metrics_data(families: Iterable[Metric], started: int, now: int) -> Any:
+def metrics_data(families: Iterable[Family], started: int, now: int) -> Any:
     """The metrics as the SDK's exporters take them. Times: in nanoseconds since the epoch."""
     from opentelemetry.sdk.metrics import export as sdk
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
     temporality = sdk.AggregationTemporality.CUMULATIVE
 
-    def data_of(family: Metric) -> Any:
-        if family.type == "histogram":
-            return sdk.Histogram(_histograms(family, started, now, sdk.HistogramDataPoint), temporality)
-        points = [
-            sdk.NumberDataPoint(sample.labels, started, now, float(sample.value))
-            for sample in family.samples
-            if not sample.name.endswith("_created")
-        ]
-        return sdk.Sum(points, temporality, True) if family.type == "counter" else sdk.Gauge(points)
+    def point_of(family: Family, row: Row) -> Any:
+        values, value = row
+        labels = dict(zip(family.labels, values, strict=True))
+        if not isinstance(value, Distribution):
+            return sdk.NumberDataPoint(labels, started, now, float(value))
+        # Prometheus counts what is at most a bound, OTLP what is between two.
+        between = [count - before for before, count in pairwise((0, *value.below))]
+        return sdk.HistogramDataPoint(
+            labels, started, now, value.below[-1], value.sum, between, family.bounds, None, None
+        )
+
+    def data_of(family: Family, points: list[Any]) -> Any:
+        if family.kind == "histogram":
+            return sdk.Histogram(points, temporality)
+        return sdk.Sum(points, temporality, True) if family.kind == "counter" else sdk.Gauge(points)
 
     ending = {"counter": "_total", "info": "_info"}
-    found = [
-        sdk.Metric(
-            family.name + ending.get(family.type, ""), family.documentation, family.unit, data_of(family)
-        )
-        for family in families
-        if family.samples
-    ]
+    found = []
+    for family in families:
+        if points := [point_of(family, row) for row in family.rows]:
+            name = family.name + ending.get(family.kind, "")
+            found.append(sdk.Metric(name, family.help, "", data_of(family, points)))
     scope = sdk.ScopeMetrics(InstrumentationScope("gateway", __version__), found, "")
     return sdk.MetricsData([sdk.ResourceMetrics(otel.resource(), [scope], "")])
-
-
-def _histograms(family: Metric, started: int, now: int, point: Any) -> list[Any]:
-    """One point for each set of labels. Prometheus counts what is at most a bound, OTLP what is between
-    two."""
-    points: dict[tuple[tuple[str, str], ...], dict[str, Any]] = {}
-    for sample in family.samples:
-        labels = tuple((name, value) for name, value in sample.labels.items() if name != "le")
-        one = points.setdefault(labels, {"bounds": [], "below": [], "sum": 0.0})
-        if sample.name.endswith("_bucket"):
-            one["bounds"].append(float(sample.labels["le"]))
-            one["below"].append(int(sample.value))
-        elif sample.name.endswith("_sum"):
-            one["sum"] = sample.value
-    return [
-        point(
-            dict(labels), started, now, one["below"][-1], one["sum"],
-            [count - before for count, before in zip(one["below"], [0, *one["below"]], strict=False)],
-            one["bounds"][:-1], None, None,
-        )
-        for labels, one in points.items()
-    ]  # fmt: skip

@@ -142,9 +142,11 @@ TABLE: dict[str, Row] = {
     "unanswered": row(LEAVES, RUNNER, "serving", "record", loaders=True),
     "views": row(ROLLOUTS, "peers", "registries.watcher", "registries.document", loaders=True),
     "vitals": row(),
-    "tallies": row(libraries="prometheus_client numpy"),
+    # Metrics as plain data, and their text.
+    "exposition": row(libraries="prometheus_client"),
+    "tallies": row("exposition", libraries="numpy"),
     "metrics": row(
-        LEAVES, "record", "vitals", "tallies", "__version__", libraries="prometheus_client", loaders=True
+        LEAVES, "record", "vitals", "tallies", "exposition", "__version__", loaders=True
     ),
     # HTTP receives parts and never the application: what `views` read, and who carries out the verbs.
     "http": row(
@@ -162,7 +164,7 @@ TABLE: dict[str, Row] = {
     ),
     # Other gateways: what they say of aliases, and how they are asked.
     "peers": row(
-        LEAVES, VERSION, "rollouts.verdicts", libraries="httpx orjson prometheus_client",
+        LEAVES, VERSION, "rollouts.verdicts", "exposition", libraries="httpx orjson",
     ),
     # It posts news that others emit.
     "notify": row(LEAVES, libraries="httpx orjson"),
@@ -177,7 +179,7 @@ TABLE: dict[str, Row] = {
     # OpenTelemetry: requests and loads as spans, and the metrics.
     "otel": row("logs", "__version__", libraries="opentelemetry"),
     "spans": row(LEAVES, "otel", "record", "serving", "__version__", libraries="opentelemetry"),
-    "otlpmetrics": row("otel", "metrics", "__version__", libraries="opentelemetry prometheus_client"),
+    "otlpmetrics": row("otel", "metrics", "exposition", "__version__", libraries="opentelemetry"),
     "upkeep": row(LEAVES, PREPARED, "artifacts.cache", "runners", "serving"),
     "app": row(
         LEAVES, PARTS, CAPTURE, "serving", "rollouts", "service", "views", "http", "metrics", "gauges",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -23,7 +23,7 @@ from starlette.types import Receive, Scope, Send
 
 from gateway import names
 from gateway.errors import Detail, Problem
-from gateway.http import answers, bodies, problems, schemas
+from gateway.http import answers, bodies, pieces, problems, schemas
 from gateway.http.schemas import AnyBody
 from gateway.names import Reference
 from gateway.registries.webhooks import Deliveries, concerned
@@ -175,9 +175,11 @@ class Control:
         parts = []
         async for models in self._views.models(listed):
             shown = models if page.reads is None else [model.without_others() for model in models]
-            parts.append(_items(shown))
+            parts.append(pieces.items(shown))
         rest: dict[str, Any] = {"writable": self._views.writable}
-        return _list("models", parts, rest if page.limit is None else {**rest, "next": listed.next})
+        return pieces.json_list(
+            "models", parts, rest if page.limit is None else {**rest, "next": listed.next}
+        )
 
     async def _model(self, request: Request) -> Result:
         name, record = _name(request), request.scope[problems.RECORD]
@@ -205,12 +207,12 @@ class Control:
             if page.limit is not None and count + len(rollouts) > page.limit:
                 rollouts = rollouts[: page.limit - count]
                 last = f"{rollouts[-1].name}@{rollouts[-1].alias}" if rollouts else last
-                parts.append(_items(rollouts))
-                return _list("rollouts", parts, {**rest, "next": last})
+                parts.append(pieces.items(rollouts))
+                return pieces.json_list("rollouts", parts, {**rest, "next": last})
             if rollouts:
-                parts.append(_items(rollouts))
+                parts.append(pieces.items(rollouts))
                 count, last = count + len(rollouts), f"{rollouts[-1].name}@{rollouts[-1].alias}"
-        return _list("rollouts", parts, rest if page.limit is None else {**rest, "next": None})
+        return pieces.json_list("rollouts", parts, rest if page.limit is None else {**rest, "next": None})
 
     def _page(self, request: Request) -> Page:
         """`?limit=50&after=NAME&q=TEXT`. Raises INVALID_INPUT, and UNAUTHENTICATED where a credential is
@@ -247,10 +249,10 @@ class Control:
             view = view.stopping()
         return (200 if view.ready else 503), view
 
-    def _metrics(self, request: Request) -> Result:
+    async def _metrics(self, request: Request) -> Result:
         self._access.operate(request.scope[problems.RECORD])
-        text, content_type = self._rendered(request.headers.get("accept", ""))
-        return Response(text, headers={"content-type": content_type})
+        text, content_type = await self._rendered(request.headers.get("accept", ""))
+        return pieces.Pieces(text, content_type)
 
     async def _used(self, request: Request) -> Result:
         self._access.operate(request.scope[problems.RECORD])
@@ -410,18 +412,6 @@ class Control:
             return parsed
         finally:
             self._bodies.release(len(body))
-
-
-def _items(views: Sequence[View]) -> bytes:
-    """Views as the items of a JSON list, without its brackets."""
-    return answers.encode_now(Value([view.to_json() for view in views]))[1:-1]
-
-
-def _list(name: str, parts: Sequence[bytes], rest: Mapping[str, Any]) -> Response:
-    """An object with one list, whose items come in parts."""
-    whole = b"".join((b'{"%s":[' % name.encode(), b",".join(part for part in parts if part), b"]"))
-    more = b"," + answers.encode_now(Value(dict(rest)))[1:] if rest else b"}"
-    return Response(whole + more + b"\n", media_type="application/json")
 
 
 async def _done(result: Result | Awaitable[Result]) -> Result:

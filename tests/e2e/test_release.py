@@ -3,6 +3,7 @@ serves on every Python that it names."""
 
 from __future__ import annotations
 
+import asyncio
 import re
 import subprocess
 import sys
@@ -74,7 +75,7 @@ def test_the_version_is_the_same_everywhere() -> None:
     chart = yaml.safe_load((ROOT / "deploy/helm/Chart.yaml").read_text(encoding="utf-8"))
     assert chart["version"] == chart["appVersion"] == version
     assert service.document()["info"]["version"] == version
-    text = Metrics().render()[0].decode()
+    text = b"".join(asyncio.run(Metrics().render())[0]).decode()
     (build,) = [f for f in text_string_to_metric_families(text) if f.name == "gateway_build_info"]
     assert build.samples[0].labels["version"] == version
     assert re.search(r"(?m)^ARG VERSION=(.*)$", (ROOT / "Dockerfile").read_text()).group(1) == version  # type: ignore[union-attr]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from gateway.events import Unloaded
+from gateway.exposition import LINES_AT_ONCE, Family
 from gateway.metrics import LINGER_SECONDS, MAX_PROBLEMS, Metrics, count
 from gateway.record import RequestRecord
 from gateway.registries.base import Version
@@ -23,14 +26,18 @@ class Clock:
         return self.now
 
 
+def render(metrics: Metrics, accept: str = "") -> tuple[str, str]:
+    pieces, content_type = asyncio.run(metrics.render(accept))
+    return b"".join(pieces).decode(), content_type
+
+
 def scrape(metrics: Metrics) -> Samples:
-    text, content_type = metrics.render(OPENMETRICS)
+    text, content_type = render(metrics, OPENMETRICS)
     assert content_type.startswith("application/openmetrics-text")
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(text.decode())
+        for family in text_string_to_metric_families(text)
         for sample in family.samples
-        if not sample.name.endswith("_created")
     }
 
 
@@ -100,9 +107,9 @@ def test_every_name_of_the_contract_is_there_with_its_labels() -> None:
 def test_prometheus_text_is_given_to_who_does_not_ask_for_openmetrics() -> None:
     metrics = Metrics()
     everything(metrics)
-    text, content_type = metrics.render("")
+    text, content_type = render(metrics)
     assert content_type.startswith("text/plain")
-    assert b'gateway_requests_total{code="2xx",model="iris",version="2"} 1.0' in text
+    assert 'gateway_requests_total{code="2xx",model="iris",version="2"} 1.0\n' in text
 
 
 def test_ten_thousand_invented_names_add_no_series() -> None:
@@ -215,3 +222,73 @@ def test_evictions_say_how_long_the_model_was_idle_and_for_which_they_made_room(
     assert value(got, "gateway_eviction_age_seconds_sum", model="iris") == 32.0
     assert value(got, "gateway_evictions_for_total", model="digits") == 1
     assert value(got, "gateway_evictions_for_total", model="") is None
+
+
+def test_a_scrape_of_many_versions_gives_the_loop_turns_and_each_row_is_of_one_moment() -> None:
+    """Others count in the turns: known versions, new ones, and ones of a team."""
+    metrics = Metrics()
+    for i in range(500):
+        metrics.request(f"model-{i}", "1", "2xx", 0.004, PHASES)
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            for i in range(500):
+                metrics.request(f"model-{i}", "1", "2xx", 0.004, PHASES)
+            # The first team comes while the requests are written.
+            for model in ("model-499", f"new-{turns}"):
+                metrics.request(model, "1", "2xx", 0.004, PHASES, team="blue" if turns > 1 else "")
+            metrics.load(f"new-{turns}", "success", 0.2)
+            await asyncio.sleep(0)
+
+    async def scraped() -> tuple[list[bytes], int]:
+        task = asyncio.create_task(others())
+        pieces, _ = await metrics.render(OPENMETRICS)
+        task.cancel()
+        return pieces, turns
+
+    pieces, turned = asyncio.run(scraped())
+    assert turned >= len(pieces) - 1
+    assert max(piece.count(b"\n") for piece in pieces) <= LINES_AT_ONCE
+    text = b"".join(pieces).decode()
+    series = [line.rpartition(" ")[0] for line in text.splitlines()]
+    assert len(series) == len(set(series))
+    # The strict parser refuses counts that are not those of the last bucket.
+    families = text_string_to_metric_families(text)
+    got = {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in families
+        for sample in family.samples
+    }
+    first, last = (
+        value(got, "gateway_phase_seconds_count", model=model, version="1", phase="encode")
+        for model in ("model-0", "model-499")
+    )
+    assert first is not None
+    assert last is not None
+    assert 1 < first < last, "no request was counted meanwhile"
+
+
+def test_the_families_for_otlp_come_in_turns_too() -> None:
+    metrics = Metrics()
+    for i in range(500):
+        metrics.request(f"model-{i}", "1", "2xx", 0.004, PHASES)
+    turns = 0
+
+    async def collected() -> list[Family]:
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        task = asyncio.create_task(others())
+        found = await metrics.collect()
+        task.cancel()
+        return found
+
+    families = {family.name: list(family.rows) for family in asyncio.run(collected())}
+    assert len(families["gateway_phase_seconds"]) == 4 * 500
+    assert turns > 10
