@@ -104,9 +104,9 @@ class Views:
     async def models(self, listed: Listed) -> AsyncIterator[list[ModelView]]:
         """Yields the models of these names in parts, so that the event loop can do other work in between."""
         for start in range(0, len(listed.items), AT_ONCE):
-            models, held = self._aliases.snapshot.models, self._held_now()
+            models = self._aliases.snapshot.models
             part = listed.items[start : start + AT_ONCE]
-            yield [self._model(models[name], held) for name in part if name in models]
+            yield [self._model(models[name]) for name in part if name in models]
             await asyncio.sleep(0)
 
     @property
@@ -122,15 +122,12 @@ class Views:
         """Returns the current troubles of the models that a caller may see."""
         return troubles(self._aliases, self._manager, reads)
 
-    def _held_now(self) -> dict[Version, Servable]:
-        return {servable.version: servable for servable in self._manager}
-
     async def model(self, name: str) -> ModelView:
         """Returns a model with the rollouts of its aliases."""
         await self._ask_for(Reference(name))
         model = self._registered(name)
         return replace(
-            self._model(model, self._held_now()),
+            self._model(model),
             rollouts={alias: self.rollout(name, alias) for alias in model.aliases},
             writable=self._registry.writable,
         )
@@ -229,12 +226,13 @@ class Views:
             found["placement"] = {"isolation": runner.isolation, "reason": runner.placement}
         return found
 
-    def _model(self, model: Model, held: Mapping[Version, Servable]) -> ModelView:
+    def _model(self, model: Model) -> ModelView:
         versions = sorted(model.versions.values(), key=lambda version: int(version.version))
+        held = [(version, self._manager.held(version)) for version in versions]
         return ModelView(
             model.name,
             {alias: entry.version for alias, entry in model.aliases.items()},
-            tuple(self.state(version, held.get(version)) for version in versions),
+            tuple(self.state(version, lives[-1] if lives else None) for version, lives in held),
         )
 
     async def described(self, reference: Reference) -> Described:
