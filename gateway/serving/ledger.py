@@ -22,12 +22,14 @@ load that does not fit next to them is refused: no eviction would make room for 
 stay for models in any case, so that a limit below the size of one zygote does not stop all loads. What is not
 counted is told as `uncounted`.
 
-This module must not know models, clocks or the event loop; `now` is an argument, in seconds.
+This module must not know models, clocks or the event loop; `now` is an argument, in seconds. The same calls
+lead to the same plans.
 """
 
 from __future__ import annotations
 
 import enum
+import random
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
@@ -95,6 +97,8 @@ class _Room(NamedTuple, Generic[K]):
 
 #: So many bytes of the limit are for models, and at least half of a smaller limit.
 KEPT = 16 << 20
+#: Of more models than this, the policy chooses among so many that are drawn by chance.
+LOOKED_AT = 200
 #: How many evicted or unloaded models are remembered with their requests.
 REMEMBERED = 10_000
 #: A busy model keeps its memory for this multiple of its load time, and at least for this many seconds.
@@ -123,6 +127,7 @@ class Ledger(Generic[K]):
         self._waiting: dict[K, None] = {}
         self._bytes = dict.fromkeys(AccountState, 0)
         self._past: dict[Hashable, tuple[float, float]] = {}
+        self._chance = random.Random(0)
         self._shared = 0
         self._shared_wanted = 0
         self._shared_measured = 0
@@ -377,7 +382,20 @@ class Ledger(Generic[K]):
     def _make_room(self, short: int, asking: Account[K] | None, now: float) -> _Room[K]:
         if short <= 0:
             return _Room()
-        others = [a for a in self._accounts.values() if a is not asking and a.bytes and not a.pins]
+        accounts = list(self._accounts.values())
+        if len(accounts) > LOOKED_AT:
+            # To compare thousands would take milliseconds for each load.
+            some = {a.key: a for a in self._chance.sample(accounts, LOOKED_AT)}
+            some.update({a.key: a for a in accounts if a.lingering})
+            room = self._room_among(list(some.values()), short, asking, now)
+            if room.evict and not room.drain:
+                return room
+        return self._room_among(accounts, short, asking, now)
+
+    def _room_among(
+        self, accounts: list[Account[K]], short: int, asking: Account[K] | None, now: float
+    ) -> _Room[K]:
+        others = [a for a in accounts if a is not asking and a.bytes and not a.pins]
         candidates = [a for a in others if a.state is AccountState.RESIDENT and not a.draining]
         unneeded = asking is not None and _unneeded(asking)
         if unneeded:  # it takes nothing from what an alias serves

@@ -6,12 +6,13 @@ import random
 
 import pytest
 
-from gateway.serving.ledger import SHORTEST_TURN, AccountState, Ledger, Plan
+from gateway.serving.eviction import Candidate
+from gateway.serving.ledger import LOOKED_AT, SHORTEST_TURN, AccountState, K, Ledger, Plan
 
 MB = 1_000_000
 
 
-def resident(ledger: Ledger, key: str, size: int, now: float = 0.0) -> None:
+def resident(ledger: Ledger[K], key: K, size: int, now: float = 0.0) -> None:
     ledger.open(key, now)
     ledger.ask(key, size)
     assert key in ledger.plan(now).grant
@@ -186,6 +187,49 @@ def test_nothing_is_evicted_when_it_would_not_be_enough() -> None:
     ledger.lease("c")
     ledger.ask("c", 90)
     assert ledger.plan(1.0) == Plan(retry_at=SHORTEST_TURN)
+
+
+def test_of_many_models_only_some_are_compared_and_one_of_the_least_valuable_goes() -> None:
+    compared: list[int] = []
+
+    def by_number(account: Candidate, now: float) -> int:
+        compared.append(0)
+        return account.key  # type: ignore[attr-defined,no-any-return]
+
+    many = 20 * LOOKED_AT
+    ledger: Ledger[int] = Ledger(many, policy=by_number)
+    for key in range(many):
+        resident(ledger, key, 1)
+    gone = []
+    for key in range(many, many + 50):
+        ledger.open(key, 1.0)
+        ledger.lease(key)
+        ledger.ask(key, 1)
+        (victim,) = ledger.plan(1.0).evict
+        gone.append(victim)
+        ledger.begin_close(victim)
+        ledger.closed(victim)
+        ledger.grant(key)
+    assert len(compared) <= 50 * LOOKED_AT
+    assert sorted(gone)[25] < many * 0.02, "the median is among the two least valuable of a hundred"
+
+
+def test_of_many_models_those_that_linger_and_the_only_idle_one_are_found() -> None:
+    many = 5 * LOOKED_AT
+    ledger: Ledger[int] = Ledger(many)
+    for key in range(many):
+        resident(ledger, key, 1)
+        ledger.lease(key)
+    ledger.open(many, 1.0)
+    ledger.lease(many)
+    ledger.ask(many, 1)
+    ledger.release(7, 1.0)
+    assert ledger.plan(1.0).evict == (7,)
+    for key in range(many):
+        if key != 7:
+            ledger.release(key, 1.0)
+    ledger[11].lingering = True
+    assert ledger.plan(1.0).evict == (11,)
 
 
 def test_a_measurement_gives_back_or_asks_for_more() -> None:
