@@ -397,9 +397,10 @@ class Views:
         shown = {(found.name, found.alias): found for found in self._aliases}
         for model in islice(self._aliases.snapshot.models.values(), SHOWN_ALIASES):
             for alias in model.aliases:
-                found = self._aliases.view(model.name, alias)
-                if found is not None and len(shown) < SHOWN_ALIASES:
-                    shown.setdefault((model.name, alias), found)
+                if len(shown) >= SHOWN_ALIASES or (model.name, alias) in shown:
+                    continue
+                if (found := self._aliases.view(model.name, alias)) is not None:
+                    shown[model.name, alias] = found
         return {key: (number(found.serving), found.diverged) for key, found in shown.items()}
 
     # The gateway.
