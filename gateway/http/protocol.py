@@ -17,6 +17,7 @@ from typing import Any, Final, Literal
 from gateway.errors import Problem
 from gateway.http import problems
 from gateway.http.connections import SLOWEST, Connections
+from gateway.http.transport import JoiningTransport
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 HEAD_SECONDS: Final = 30.0
@@ -37,8 +38,6 @@ AGE_JITTER: Final = 0.1
 try:
     import httptools
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
-    from gateway.http.reply import Cycle
 except ImportError:
 
     def protocol(
@@ -85,6 +84,7 @@ else:
 
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(transport)  # type: ignore[arg-type]
+            self.transport = JoiningTransport(self.transport, self.loop)  # type: ignore[assignment]
             self._earlier: deque[Any] = deque()  # cycles that another cycle follows
             if self.limiter is not None:
                 self.limiter.opened(self)
@@ -153,7 +153,6 @@ else:
                 if self._spare and self.limiter.crowded:
                     self.scope[SPARE] = True  # type: ignore[typeddict-unknown-key]
             super().on_headers_complete()
-            self.cycle.__class__ = Cycle  # uvicorn names the class itself
             if self.max_age is not None and self.loop.time() >= self._ends:
                 self.cycle.default_headers = [*self.cycle.default_headers, problems.CLOSE]
             if self.pipeline:
