@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from gateway.names import Reference
     from gateway.settings import Settings
 
-__all__ = ["ADMIN", "ANONYMOUS", "Access", "Principal", "control_key"]
+__all__ = ["ADMIN", "ANONYMOUS", "Access", "Principal", "control_key", "teams"]
 
 #: How often the files of credentials are looked at, in seconds: a revoked token ends within a second.
 LOOK_EVERY: Final = 0.5
@@ -54,7 +54,6 @@ class Access:
         self._files = files
         self._wall = wall
         self._admin = AdminKey(settings.admin_key_file or control_key(settings.state_dir))
-        self._tokens: TokensFile | None = None
         self._issuer: Issuer | None = None
         self._known: dict[bytes, Principal] = {}
         #: The admin key when `_known` and the sessions were filled.
@@ -63,25 +62,10 @@ class Access:
         #: Browsers that are signed in.
         self.sessions = Sessions(wall)
         self._limits = Limits(settings.limits)
-        self._teams = {
-            name: (
-                Patterns(team.predict, settings.default_alias),
-                Patterns(team.control, settings.default_alias),
-            )
-            for name, team in access.teams.items()
-        }
+        self._teams = _patterns(settings)
         self.guarded = access.guarded
         self._unnamed = ANONYMOUS if access.anonymous_predicts else stranger(NEEDED)
-        if access.tokens_file is not None:
-            self._tokens = TokensFile(access.tokens_file, settings.default_alias)
-            try:
-                self._tokens.read()
-            except InvalidTokens as error:
-                place = str(access.tokens_file)
-                raise SettingsError([(f"{place}{where}", what) for where, what in error.problems]) from None
-            except OSError as error:
-                reason = error.strerror or str(error)
-                raise SettingsError([("access.tokens_file", f"{access.tokens_file}: {reason}")]) from None
+        self._tokens = _tokens(settings)
         if access.jwt is not None:
             try:
                 from gateway.access.issuer import Issuer
@@ -138,11 +122,7 @@ class Access:
     def teams_of(self, model: str) -> frozenset[str]:
         """The teams whose patterns name a model. Models of different teams share no process. A team that may
         use all models does not count."""
-        tokens = () if self._tokens is None else self._tokens.teams
-        named = [(name, predict) for name, (predict, _) in self._teams.items() if name != "*"]
-        return frozenset(
-            team for team, predict in (*tokens, *named) if not predict.everything and predict.touches(model)
-        )
+        return _teams_of(model, self._tokens, self._teams)
 
     def signed_in(self, cookies: bytes) -> Principal | None:
         """The principal of a browser that is signed in, by its Cookie header. Another admin key signs
@@ -277,3 +257,45 @@ def _secret(given: bytes) -> bytes:
     """The credential in an Authorization header; empty if its scheme is not Bearer."""
     scheme, _, secret = given.partition(b" ")
     return secret.strip() if scheme.lower() == b"bearer" else b""
+
+
+def teams(settings: Settings) -> Callable[[str], frozenset[str]]:
+    """`Access.teams_of` for commands, which check no credentials. Raises SettingsError for a file that cannot
+    be used."""
+    tokens, patterns = _tokens(settings), _patterns(settings)
+    return lambda model: _teams_of(model, tokens, patterns)
+
+
+def _patterns(settings: Settings) -> dict[str, tuple[Patterns, Patterns]]:
+    """By team: the models that it may use, and control."""
+    alias = settings.default_alias
+    return {
+        name: (Patterns(team.predict, alias), Patterns(team.control, alias))
+        for name, team in settings.access.teams.items()
+    }
+
+
+def _tokens(settings: Settings) -> TokensFile | None:
+    """The tokens file, read; None without one. Raises SettingsError."""
+    file = settings.access.tokens_file
+    if file is None:
+        return None
+    tokens = TokensFile(file, settings.default_alias)
+    try:
+        tokens.read()
+    except InvalidTokens as error:
+        raise SettingsError([(f"{file}{where}", what) for where, what in error.problems]) from None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise SettingsError([("access.tokens_file", f"{file}: {reason}")]) from None
+    return tokens
+
+
+def _teams_of(
+    model: str, tokens: TokensFile | None, patterns: Mapping[str, tuple[Patterns, Patterns]]
+) -> frozenset[str]:
+    holders = () if tokens is None else tokens.teams
+    named = [(name, predict) for name, (predict, _) in patterns.items() if name != "*"]
+    return frozenset(
+        team for team, predict in (*holders, *named) if not predict.everything and predict.touches(model)
+    )

@@ -190,6 +190,7 @@ def _planned(registry: str | None, config: Any, reference: str | None) -> _Found
 async def _read(
     target: str | None, settings: Settings, reference: str | None, say: Callable[[str], None]
 ) -> _Found:
+    from gateway.access import teams
     from gateway.commands.checking import _versions
     from gateway.errors import Problem
     from gateway.registries import open_registry
@@ -198,6 +199,7 @@ async def _read(
     from gateway.rollouts.offline import workshop
     from loaders import scan
 
+    teams_of = teams(settings)
     opened: Registry = ListedModels([reference or ""]) if target is None else open_registry(target)
     try:
         versions: list[tuple[Version, str]] = await asyncio.to_thread(
@@ -222,7 +224,8 @@ async def _read(
                     continue
                 place = parts.placement.place(replace(prepared, verdict=verdict))
                 if place.isolation == "pack":
-                    found.packed[name] = parts.placement.conditions(prepared, place.group)
+                    conditions = parts.placement.conditions(prepared, place.group)
+                    found.packed[name] = replace(conditions, teams=teams_of(version.name))
                 else:
                     found.alone[name] = place.reason
                 if policy not in ("auto", "own") or (policy == "auto" and prepared.needs.check.satisfied):

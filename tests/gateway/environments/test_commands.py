@@ -63,16 +63,19 @@ def test_the_plan_says_which_models_share_a_pack(
     monkeypatch.setenv("GATEWAY_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.chdir(tmp_path)
     frame = pd.DataFrame({"x": [0.0, 1.0, 2.0]})
-    for name in ("a", "b", "own", "apart"):
+    for name in ("a", "b", "own", "apart", "theirs"):
         model = LinearRegression().fit(frame, frame["x"])
         gateway.log_model(model, name, "registry.yaml", input_example=frame, alias="champion", verify=False)
-    Path("gateway.yaml").write_text("models: {own: {isolation: process}, apart: {threads: 7}}\n")
+    Path("gateway.yaml").write_text(
+        "models: {own: {isolation: process}, apart: {threads: 7}}\n"
+        "access: {teams: {others: {predict: [theirs]}}}\n"
+    )
     _, plan = ran(capsys, "env", "plan", "--registry", "registry.yaml")
-    assert [pack["members"] for pack in plan["packs_here"]] == [["a/1", "b/1"], ["apart/1"]]
+    assert [pack["members"] for pack in plan["packs_here"]] == [["a/1", "b/1"], ["apart/1"], ["theirs/1"]]
     assert plan["alone"] == {"own/1": "isolation: process"}
     assert cli.run(["env", "plan", "--registry", "registry.yaml"]) == 0
     shown = capsys.readouterr().out
-    assert "packs in this interpreter: small models (2), small models (1); models that share none: 1" in shown
+    assert "packs in this interpreter: small models (2), small models (1), small models (1); models" in shown
 
 
 def test_environments_are_planned_built_listed_and_removed(
