@@ -42,8 +42,8 @@ Row: TypeAlias = tuple[tuple[str, ...], "float | Distribution"]
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """The series of one name. `name`: without `_total` or `_info`, which its kind adds. `rows`: may give each
-    row only once, and at the moment when it is written; the values of a histogram are distributions, others
+    """The series of one name. `name`: without `_total` or `_info`, which its kind adds. `rows`: is read once,
+    each row when it is written; the values of a histogram are distributions, others
     are numbers. `bounds`: a histogram's upper bounds, without infinity; its labels come after `le` in the
     alphabet."""
 

@@ -55,6 +55,8 @@ class Persistence:
         self._accepted: dict[str, Signature] = {}
         #: The last loads, by digest, None if there was none; any thread uses it.
         self._measured: LRUCache[str, tuple[int | None, float] | None] = LRUCache(_MEASURED)
+        #: What the state has of them, or will have.
+        self._stored: LRUCache[str, tuple[int | None, float]] = LRUCache(_MEASURED)
         #: What loading executes, by digest; any thread uses it.
         self._scanned: LRUCache[str, scan.Verdict] = LRUCache(_KEPT)
         self._lock = threading.Lock()
@@ -109,12 +111,14 @@ class Persistence:
         with self._lock:
             if digest in self._measured:
                 return self._measured[digest]
+        known = None
         try:
             known = self._state.measurement(digest)
         except sqlite3.Error:
             log.exception("cannot read the state")
-            return None
         with self._lock:
+            if known is not None:
+                self._stored.setdefault(digest, known)
             return self._measured.setdefault(digest, known)
 
     def scanned(self, digest: str, package: Package, remember: bool) -> scan.Verdict:
@@ -150,15 +154,15 @@ class Persistence:
             while len(self._accepted) >= _KEPT:
                 del self._accepted[next(iter(self._accepted))]
             self._accepted[prepared.digest] = prepared.accepted
+        digest = prepared.digest
         with self._lock:
-            last = self._measured.get(prepared.digest)
-            known = last[0] if last is not None and size is None else size
-            self._measured[prepared.digest] = known, seconds
-        before = prepared.load_seconds
-        alike = before is not None and (before / 2 <= seconds <= before * 2 or max(before, seconds) < _QUICK)
-        if alike and (size is None or abs(size - prepared.estimate) <= prepared.estimate / 20):
-            return
-        self._write_behind(lambda: self._state.save_measurement(prepared.digest, size, seconds))
+            last, stored = self._measured.get(digest), self._stored.get(digest)
+            now = (last[0] if last is not None and size is None else size), seconds
+            self._measured[digest] = now
+            if stored is not None and _alike(stored, now):
+                return
+            self._stored[digest] = now
+        self._write_behind(lambda: self._state.save_measurement(digest, size, seconds))
 
     async def close(self) -> None:
         """Completes all pending writes."""
@@ -205,3 +209,12 @@ class Persistence:
                 log.error("cannot write the state: %s", error)
             except Exception:
                 log.exception("cannot write the state")
+
+
+def _alike(stored: tuple[int | None, float], now: tuple[int | None, float]) -> bool:
+    """Whether two measurements, in bytes and seconds, do not differ enough to be written again."""
+    (size, seconds), (new_size, new_seconds) = stored, now
+    quick = max(seconds, new_seconds) < _QUICK
+    if not quick and not seconds / 2 <= new_seconds <= seconds * 2:
+        return False
+    return new_size is None or (size is not None and abs(new_size - size) <= size / 20)

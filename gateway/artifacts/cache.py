@@ -44,8 +44,8 @@ log = logging.getLogger("gateway.artifacts")
 Fingerprint: TypeAlias = "tuple[tuple[str, int, int, int, int], ...]"
 """(path, inode, bytes, modification time, change time) of each file of an entry; times in ns."""
 
-#: Space for files of unknown size is reserved in about so many steps. Where packages must go, small ones go
-#: until there is space for such a step more: the next packages need no count of all that is there.
+#: Space for files of unknown size is reserved in about so many steps. A full cache removes one such step of
+#: small packages more than it needs, so that the next fetches need not look at all packages again.
 _STEPS: Final = 64
 #: Seconds after which the packages are counted again although there is space.
 COUNT_AGAIN: Final = 10.0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -45,8 +46,10 @@ AWAY = 30.0
 _KEPT = 1000
 #: The bytes of the descriptions that are kept, as files; in memory they take several times as much.
 _KEPT_BYTES = 16 << 20
-#: For this time, in seconds, files that were verified count as verified, and stay in use.
+#: For this time, in seconds, the files of the last packages that were verified count as verified, and stay in
+#: use: other gateways with the same cache cannot remove them then.
 VERIFIED_SECONDS = 5.0
+_RECENT = 200
 #: Bytes that a loaded model takes in addition to its parameters: a thread, buffers, Python objects.
 OVERHEAD = 1 << 20
 
@@ -137,7 +140,7 @@ class Packages:
     """`fetches` runs downloads, `disk` reads files that are already here, so that a download that hangs
     delays no other package. `policy` gives a version's policy (by name and digest); `measured`
     (bytes, load seconds) by digest; `accepted` the signature that a load showed; `scanned` what the files of
-    a digest execute (True: recorded). The first two do not wait for what they were asked before.
+    a digest execute (True: recorded). `measured` and `accepted` do not wait for what they were asked before.
 
     `remembered` and `remember` read and write the digest of an earlier fetch, for a version without one in
     the registry. If versions never change (`lasting`), it is the digest of the first fetch, and every later
@@ -175,7 +178,7 @@ class Packages:
         self._examined: LRUCache[str, Needs] = LRUCache(_KEPT)
         self._lock = threading.Lock()
         #: By version, those whose files were verified a moment ago: what is evicted often is loaded often.
-        self._recent: TTLCache[Version, Prepared] = TTLCache(_KEPT, VERIFIED_SECONDS)
+        self._recent: TTLCache[Version, Prepared] = TTLCache(_RECENT, VERIFIED_SECONDS)
         #: The time (monotonic seconds) until which a store counts as unavailable.
         self._away: dict[str, float] = {}
         #: The fetches in progress: the fetching threads write it, any thread may read it.
@@ -184,7 +187,7 @@ class Packages:
     async def get(self, version: Version, *, remember: bool = True) -> Prepared:
         """`remember`: whether what the files are is recorded. Raises Problem MODEL_UNAVAILABLE with the
         reason."""
-        if remember and (recent := self._recent.get(version)) is not None:
+        if remember and (recent := self._verified(version)) is not None:
             return self._as_measured(recent)
         # Run in the caller's context, so that downloads carry the trace of its request.
         run = copy_context().run
@@ -193,14 +196,22 @@ class Packages:
         if prepared is not None and remember and (self._lasting or version.digest is not None):
             self._recent[version] = prepared
             # Until then its files are in use, and cannot be removed from the disk.
-            loop.call_later(VERIFIED_SECONDS, self._recent.expire)
+            # A timer of the loop may be some milliseconds early.
+            loop.call_later(VERIFIED_SECONDS + 0.1, self._recent.expire)
         if prepared is None:
+            self._recent.clear()  # a fetch may need the space of what is not loaded any more
             fetch = partial(self._fetch, remember=remember)
             prepared = await loop.run_in_executor(
                 self._fetches, run, self._prepared, version, fetch, remember
             )
         assert prepared is not None
         return prepared
+
+    def _verified(self, version: Version) -> Prepared | None:
+        """The version's package if its files were verified a moment ago and are there: an operator may remove
+        the cache to free the disk."""
+        recent = self._recent.get(version)
+        return recent if recent is not None and os.path.isdir(recent.local.path) else None
 
     def _prepared(
         self, version: Version, here: Callable[[Version], Local | None], remember: bool

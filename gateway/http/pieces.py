@@ -11,7 +11,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from gateway.http import answers
+from gateway.http import answers, problems
 from gateway.views import View
 from loaders.batch import Value
 
@@ -20,16 +20,12 @@ class Pieces(Response):
     """An answer of known length whose pieces are sent one after the other."""
 
     def __init__(self, pieces: Sequence[bytes], content_type: str) -> None:
-        length = str(sum(map(len, pieces)))
-        super().__init__(headers={"content-type": content_type, "content-length": length})
-        self._pieces = pieces
+        super().__init__(headers={"content-type": content_type})
+        self._pieces = list(pieces)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        start = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
-        await send(start)
-        for piece in self._pieces:
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        head = [header for header in self.raw_headers if header[0] != b"content-length"]
+        await problems.respond_in_parts(send, self.status_code, head, self._pieces)
 
 
 def items(views: Sequence[View]) -> bytes:

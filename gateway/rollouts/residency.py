@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Executor
+from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from gateway.errors import Problem, pathless
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from gateway.rollouts.alias import LiveAlias
     from gateway.rollouts.aliases import Aliases
     from gateway.rollouts.preload import Preload
-    from gateway.serving.manager import Manager
+    from gateway.serving.manager import Lease, Manager
     from gateway.serving.servable import Servable
 
 T = TypeVar("T")
@@ -49,6 +50,7 @@ class Residency:
         self._registry = registry
         self._io = io
         self._pending = pending
+        self._needed: set[asyncio.Task[None]] = set()
 
     async def load(self, reference: Reference, *, wait: bool = True) -> tuple[Version, Servable] | LiveAlias:
         """Loads the version of a reference, as a request would, and forgets an earlier failure. Returns the
@@ -66,10 +68,22 @@ class Residency:
         assert version is not None
         self._manager.retry(version)
         lease = self._manager.lease(version)
-        try:
-            if wait:
-                await self._manager.ready(lease, LONGEST_WAIT)
+        if not wait:
+            needed = asyncio.ensure_future(self._until_loaded(lease))
+            self._needed.add(needed)
+            needed.add_done_callback(self._needed.discard)
             return version, lease.servable
+        try:
+            await self._manager.ready(lease, LONGEST_WAIT)
+            return version, lease.servable
+        finally:
+            lease.release()
+
+    async def _until_loaded(self, lease: Lease) -> None:
+        """Keeps a lease until the load has ended. A load without one gets no memory of other models."""
+        try:
+            with suppress(Problem):  # the version's view says why it failed
+                await self._manager.ready(lease, LONGEST_WAIT)
         finally:
             lease.release()
 

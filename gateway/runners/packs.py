@@ -172,6 +172,7 @@ class Pack:
             if process.left:
                 continue
             process.measure()
+            process.linked.tend()
             held = now - worker.working_since
             if worker.waiting and held > HOLD:
                 self._let_go(process, HOLD)

@@ -245,7 +245,7 @@ class Process:
 
     def _load_message(self, runner: Member, links: Links) -> deque[wire.Segment]:
         """The call that loads a model. The same files are often loaded again with the same configuration."""
-        if links.load is None or links.load[0] != runner.config:
+        if links.load is None or links.load[:2] != (runner.package_json, runner.config):
             message = {
                 "op": "load",
                 "package": runner.package_json,
@@ -253,8 +253,8 @@ class Process:
                 "config": runner.config,
                 "threads": self.conditions.threads,
             }
-            links.load = runner.config, tuple(wire.encode(message))
-        return deque(links.load[1])
+            links.load = runner.package_json, runner.config, tuple(wire.encode(message))
+        return deque(links.load[2])
 
     async def unload(self, place: Place) -> None:
         """Gives a place up after its pending calls; its memory is free when this returns."""
@@ -266,6 +266,9 @@ class Process:
                 await place.ask(deque(_UNLOAD), self._start_timeout)
         except (NotReached, RunnerCrashed, RunnerTimeout):
             return  # its links go with the process
+        except asyncio.CancelledError:
+            self.linked.give(place.links)
+            raise
         self.linked.give(place.links)
 
     def measure(self) -> None:

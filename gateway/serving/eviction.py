@@ -71,12 +71,12 @@ def lru(account: Candidate, now: float) -> tuple[bool, float]:
 POLICIES: Final[dict[str, Policy]] = {"gdsf": gdsf, "lru": lru}
 
 
-def reason(account: Candidate, now: float, among: int) -> str:
-    """Why this one, for an operator."""
+def reason(account: Candidate, now: float, among: str) -> str:
+    """Why this one, for an operator. `among`: for example `12 idle`."""
     if account.lingering:
         return "it was replaced and only kept for a rollback"
     uses = decayed(account.uses, now - account.last_used)
     return (
-        f"least valuable of {among} idle: last used {now - account.last_used:.1f} s ago, "
+        f"least valuable of {among}: last used {now - account.last_used:.1f} s ago, "
         f"{uses:.1f} recent requests × {account.load_seconds:.2f} s to load ÷ {account.bytes / 1e6:.1f} MB"
     )

@@ -12,9 +12,8 @@ Waiting is first come, first served without overtaking, so small models cannot s
 
 An account may be evicted if it is not leased, not pinned and not young (`Ledger.young_until`). A version
 that an alias serves is never evicted for a load that neither a request nor an alias needs: such a load gets
-free memory, or it ends, because those behind it must not wait for it. Busy models take
-turns: when everything is leased, one that has had its turn (`Ledger.turn`) drains for a load that requests
-wait for.
+free memory, or it ends, and those behind it do not wait for it. Busy models take turns: when everything is
+leased, one that has had its turn (`Ledger.turn`) drains for a load that requests wait for.
 
 Some bytes belong to no model (those of the zygotes, and of packs in addition to their models). They count as
 resident as soon as memory is free; until then idle accounts are evicted for them, and nothing is granted. A
@@ -97,7 +96,7 @@ class _Room(NamedTuple, Generic[K]):
 
 #: So many bytes of the limit are for models, and at least half of a smaller limit.
 KEPT = 16 << 20
-#: Of more models than this, the policy chooses among so many that are drawn by chance.
+#: Of more models than this, the policy chooses among so many that are picked at random.
 LOOKED_AT = 200
 #: How many evicted or unloaded models are remembered with their requests.
 REMEMBERED = 10_000
@@ -351,6 +350,7 @@ class Ledger(Generic[K]):
         grant: list[K] = []
         refuse: list[K] = []
         end: list[K] = []
+        later: list[float] = [] if shared.retry_at is None else [shared.retry_at]
         for key in self._waiting:
             account = self._accounts[key]
             need = account.wanted - account.bytes
@@ -362,22 +362,25 @@ class Ledger(Generic[K]):
             else:
                 missing = need + short - free - freeing
                 room = self._make_room(missing, account, now)
+                if room.retry_at is not None:
+                    later.append(room.retry_at)
                 if missing > 0 and not room.evict and _unneeded(account):
-                    end.append(key)
+                    # Those behind it do not wait for it. One that drains ends already.
+                    if room.retry_at is None and not account.draining:
+                        end.append(key)
                     continue
                 asking = key if room.evict or room.drain else None
-                times = [at for at in (room.retry_at, shared.retry_at) if at is not None]
                 return Plan(
                     tuple(grant),
                     room.evict,
                     tuple(refuse),
-                    min(times, default=None),
+                    min(later, default=None),
                     room.drain,
                     asking,
                     room.why,
                     tuple(end),
                 )
-        return Plan(tuple(grant), (), tuple(refuse), shared.retry_at, end=tuple(end))
+        return Plan(tuple(grant), (), tuple(refuse), min(later, default=None), end=tuple(end))
 
     def _make_room(self, short: int, asking: Account[K] | None, now: float) -> _Room[K]:
         if short <= 0:
@@ -400,14 +403,22 @@ class Ledger(Generic[K]):
         unneeded = asking is not None and _unneeded(asking)
         if unneeded:  # it takes nothing from what an alias serves
             candidates = [a for a in candidates if not a.serving]
-        idle = [a for a in candidates if not a.leases]
-        old_enough = [a for a in idle if a.lingering or now >= self.young_until(a)]
+        old_enough: list[Account[K]] = []
+        later: list[float] = []
+        for idle in (a for a in candidates if not a.leases):
+            young_until = self.young_until(idle)
+            if idle.lingering or now >= young_until:
+                old_enough.append(idle)
+            else:
+                later.append(young_until)
         chosen, missing = self._cheapest(old_enough, short, now)
+        among = f"{len(old_enough)} idle" + (
+            " that were compared" if len(accounts) < len(self._accounts) else ""
+        )
         if missing <= 0:
-            why = tuple(reason(a, now, len(old_enough)) for a in chosen)
+            why = tuple(reason(a, now, among) for a in chosen)
             return _Room(tuple(a.key for a in chosen), (), why)
         # Evicting some would not free enough: keep them, because requests may come before there is memory.
-        later = [self.young_until(a) for a in idle if a not in old_enough]
         missing -= sum(a.bytes for a in others if a.draining and a.state is AccountState.RESIDENT)
         loading = asking is not None and asking.state is AccountState.RESERVED and not unneeded
         if not loading or missing <= 0:
@@ -418,7 +429,7 @@ class Ledger(Generic[K]):
         drained, missing = self._cheapest(done, missing, now)
         if missing <= 0:
             had = tuple(f"it was busy for {now - a.since:.1f} s, and others wait for room" for a in drained)
-            why = tuple(reason(a, now, len(old_enough)) for a in old_enough) + had
+            why = tuple(reason(a, now, among) for a in old_enough) + had
             return _Room(tuple(a.key for a in old_enough), tuple(a.key for a in drained), why)
         later += [self.turn(a) for a in busy if a not in done]
         return _Room(retry_at=min(later, default=None))

@@ -91,7 +91,7 @@ class Manager:
             capacity_wait=capacity_wait,
             evict=lambda servable, why: self._close(servable, "evicted", why),
             drain=lambda version: self.retire(version, "evicted"),
-            end=lambda servable: self.retire(servable.version, "unneeded"),
+            end=lambda one: one is self.find(one.version) and self.retire(one.version, "unneeded"),
             give_up_spares=lambda: self._spares.give_up(),
         )
         self._spares = Spares(ledger, self._room.carry_out_plan)
@@ -157,7 +157,8 @@ class Manager:
 
     async def ready(self, lease: Lease, timeout: float | None = None) -> Servable:
         """Waits until the leased servable can answer, and returns it. Raises the load's Problem, or
-        MODEL_LOADING after `timeout` seconds. The load continues then, and also when a caller leaves."""
+        MODEL_LOADING after `timeout` seconds. The load continues then, and also when a caller leaves, as long
+        as there is memory for it."""
         servable = lease.servable
         task = self._loads.get(servable)
         if servable.status is Status.LOADING and task is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 from gateway.serving.servable import Servable, Status
 
@@ -26,8 +27,8 @@ class Spares:
     def __init__(self, ledger: Ledger[Servable], freed: Callable[[], None]) -> None:
         self._ledger = ledger
         self._freed = freed
-        #: Those that got a spare and may have it still.
-        self._with: set[Servable] = set()
+        #: Those that got a spare since the last `give_up`.
+        self._with: WeakSet[Servable] = WeakSet()
         self._going: dict[Servable, asyncio.Task[None]] = {}
 
     def tend(self, servables: Iterable[Servable]) -> None:

@@ -151,7 +151,20 @@ async def test_a_measurement_is_known_before_it_is_written(
     await kept.close()
     kept = persistence(tmp_path)
     assert kept.measurement("d") == (1000, 1.5)
-    kept.save_measurement(loaded, None, 2.5)
-    assert kept.measurement("d") == (1000, 2.5)
+    kept.save_measurement(loaded, None, 4.5)
+    assert kept.measurement("d") == (1000, 4.5)
     await kept.close()
-    assert persistence(tmp_path).measurement("d") == (1000, 2.5)
+    assert persistence(tmp_path).measurement("d") == (1000, 4.5)
+
+
+@pytest.mark.anyio
+async def test_a_measurement_that_drifts_is_written_again(tmp_path: Path) -> None:
+    kept = persistence(tmp_path)
+    loaded: Any = SimpleNamespace(digest="d", accepted=None)
+    for size in range(1000, 1500, 40):
+        kept.save_measurement(loaded, size, 0.5)
+    await kept.close()
+    written = persistence(tmp_path).measurement("d")
+    assert written is not None
+    assert written[0] is not None
+    assert written[0] > 1400

@@ -21,6 +21,7 @@ from gateway.artifacts.packages import FormatPolicy, Packages, _store
 from gateway.artifacts.sources import Sources
 from gateway.errors import Problem
 from gateway.registries.base import Version
+from gateway.staging import remove_tree
 from loaders.package import read
 from tests.support.processes import until
 from tests.support.served import Served, settings
@@ -285,3 +286,32 @@ async def test_files_that_were_verified_a_moment_ago_are_not_read_again(
     await until(lambda: artifacts._remove(entry.name))
     assert (await packages.get(version)).estimate == 1234
     assert looks == [version, version]
+
+
+@pytest.mark.anyio
+async def test_a_fetch_gets_the_space_of_files_that_were_verified_a_moment_ago(
+    executors: Any, tmp_path: Path
+) -> None:
+    text = "flavors: {python_function: {loader_module: mlflow.sklearn, model_path: m.pkl}}"
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "MLmodel").write_text(f"{text}\n# {name}")
+    packages = Packages(Artifacts(tmp_path / "cache", 150), *executors)
+    digest = (await packages.get(Version("a", "1", str(tmp_path / "a")))).digest
+    again = await packages.get(Version("a", "1", str(tmp_path / "a"), digest))
+    assert again.digest == digest
+    del again
+    assert (await packages.get(Version("b", "1", str(tmp_path / "b")))).digest != digest
+
+
+@pytest.mark.anyio
+async def test_a_cache_that_an_operator_removes_is_filled_again(executors: Any, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    text = "flavors: {python_function: {loader_module: mlflow.sklearn, model_path: m.pkl}}"
+    (tmp_path / "a" / "MLmodel").write_text(text)
+    packages = Packages(Artifacts(tmp_path / "cache", 10**9), *executors)
+    digest = (await packages.get(Version("a", "1", str(tmp_path / "a")))).digest
+    version = Version("a", "1", str(tmp_path / "a"), digest)
+    await packages.get(version)
+    remove_tree(tmp_path / "cache")
+    assert (await packages.get(version)).local.path.is_dir()

@@ -95,10 +95,10 @@ async def test_a_process_that_ends_while_files_are_copied_leaves_none_behind(
     begun, go = threading.Event(), threading.Event()
     link = linked.link
 
-    def held(package: str, directory: str) -> None:
+    def held(package: str, directory: str) -> linked.Made:
         begun.set()
         go.wait(60)
-        link(package, directory)
+        return link(package, directory)
 
     monkeypatch.setattr(linked, "link", held)
     loading = asyncio.ensure_future(process.load(bench.runner(scaled(tmp_path / "second", 2)), 7))
@@ -131,12 +131,82 @@ async def test_a_model_that_comes_back_finds_its_files_linked(tmp_path: Path, be
 
 @pytest.mark.anyio
 async def test_a_package_that_was_fetched_again_is_linked_again(tmp_path: Path, bench: PackBench) -> None:
+    """Also where the new directory gets the number of the old one."""
     package = scaled(tmp_path / "p", 2)
     await (await bench.started(package)).close()
     (process,) = bench.pack.processes
-    os.rename(package.path, tmp_path / "damaged")
-    assert await answered_by(await bench.started(scaled(tmp_path / "p", 5)), 3) == [15]
-    assert len(os.listdir(process.linked.directory)) == 2
+    numbers = set()
+    for factor in (5, 7, 9):
+        numbers.add(os.stat(package.path).st_ino)
+        shutil.rmtree(package.path)
+        runner = await bench.started(scaled(package.path, factor))
+        assert await answered_by(runner, 3) == [3 * factor]
+        await runner.close()
+    assert len(os.listdir(process.linked.directory)) == 4
+
+
+@pytest.mark.anyio
+async def test_links_without_a_model_end_by_age_and_by_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bench: PackBench
+) -> None:
+    await bench.started(scaled(tmp_path / "0", 1))
+    (process,) = bench.pack.processes
+    for number in (1, 2, 3):
+        await (await bench.started(scaled(tmp_path / str(number), number))).close()
+    links = process.linked
+    links.tend()
+    assert repr(links) == "<Linked 4 packages, 3 unused>"
+    one = max(unused.bytes for unused in links._unused.values())
+    monkeypatch.setattr(linked, "KEPT_BYTES", 2 * one)
+    links.tend()
+    assert repr(links) == "<Linked 3 packages, 2 unused>"
+    monkeypatch.setattr(linked, "KEPT_SECONDS", 0.0)
+    links.tend()
+    assert repr(links) == "<Linked 1 packages, 0 unused>"
+    await until(lambda: len(os.listdir(links.directory)) == 1)
+
+
+@pytest.mark.anyio
+async def test_copies_go_with_their_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bench: PackBench
+) -> None:
+    def refused(*args: Any, **options: Any) -> None:
+        raise OSError(errno.EXDEV, "another disk")
+
+    monkeypatch.setattr(os, "link", refused)
+    await bench.started(scaled(tmp_path / "stays", 1))
+    (process,) = bench.pack.processes
+    await (await bench.started(scaled(tmp_path / "goes", 2))).close()
+    await until(lambda: len(os.listdir(process.linked.directory)) == 1)
+
+
+@pytest.mark.anyio
+async def test_links_that_failed_while_no_load_waited_are_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bench: PackBench
+) -> None:
+    await bench.started(scaled(tmp_path / "first", 1))
+    (process,) = bench.pack.processes
+    package = scaled(tmp_path / "p", 2)
+    begun, go = threading.Event(), threading.Event()
+    link = linked.link
+
+    def full(package: str, directory: str) -> linked.Made:
+        begun.set()
+        go.wait(60)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(linked, "link", full)
+    loading = asyncio.ensure_future(process.load(bench.runner(package), 7))
+    await asyncio.to_thread(begun.wait, 60)
+    loading.cancel()
+    await asyncio.wait({loading})
+    (unused,) = process.linked._unused.values()
+    go.set()
+    await asyncio.wait({unused.making})
+    monkeypatch.setattr(linked, "link", link)
+    runner = await bench.started(package)
+    assert runner.isolation == "pack"
+    assert await answered_by(runner, 3) == [6]
 
 
 @pytest.mark.anyio

@@ -87,6 +87,17 @@ def test_what_an_alias_serves_does_not_go_for_an_unwanted_load() -> None:
     assert ledger.plan(1.0).evict == ("served",)
 
 
+def test_a_load_that_nothing_needs_waits_for_a_model_that_is_young() -> None:
+    ledger = Ledger(100, min_residency=5.0)
+    resident(ledger, "young", 80, now=10.0)
+    for key, size in (("unneeded", 50), ("small", 20)):
+        ledger.open(key, 11.0)
+        ledger.ask(key, size)
+    assert ledger.plan(11.0) == Plan(grant=("small",), retry_at=15.0)
+    ledger["unneeded"].draining = True
+    assert ledger.plan(15.0).end == ()
+
+
 def test_a_load_that_nothing_needs_does_not_keep_others_waiting() -> None:
     ledger = Ledger(100)
     resident(ledger, "served", 60)
