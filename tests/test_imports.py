@@ -191,6 +191,7 @@ TABLE: dict[str, Row] = {
     "demo": row("api", "registries", "commands.terminal", loaders=True, libraries="numpy"),
     "commands": row(
         LEAVES, PARTS, CAPTURE, "rollouts", "server", "api", "demo", "http.bodies", "http.answers",
+        "access.teams",
         "access.tokens",
         "http.hosting",
         libraries="typer rich httpx orjson numpy", loaders=True,

@@ -20,7 +20,7 @@ from gateway.access.keys import KEY_FILE, AdminKey, control_key
 from gateway.access.limits import Limits
 from gateway.access.principal import ADMIN, ANONYMOUS, NEEDED, Principal, refusal, shown, stranger
 from gateway.access.sessions import Sessions
-from gateway.access.tokens import InvalidTokens, TokensFile
+from gateway.access.teams import team_patterns, teams_of, tokens_file
 from gateway.errors import Problem
 from gateway.patterns import Patterns
 from gateway.settings import SettingsError
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from gateway.names import Reference
     from gateway.settings import Settings
 
-__all__ = ["ADMIN", "ANONYMOUS", "Access", "Principal", "control_key", "teams"]
+__all__ = ["ADMIN", "ANONYMOUS", "Access", "Principal", "control_key"]
 
 #: How often the files of credentials are looked at, in seconds: a revoked token ends within a second.
 LOOK_EVERY: Final = 0.5
@@ -62,10 +62,10 @@ class Access:
         #: Browsers that are signed in.
         self.sessions = Sessions(wall)
         self._limits = Limits(settings.limits)
-        self._teams = _patterns(settings)
+        self._teams = team_patterns(settings)
         self.guarded = access.guarded
         self._unnamed = ANONYMOUS if access.anonymous_predicts else stranger(NEEDED)
-        self._tokens = _tokens(settings)
+        self._tokens = tokens_file(settings)
         if access.jwt is not None:
             try:
                 from gateway.access.issuer import Issuer
@@ -122,7 +122,7 @@ class Access:
     def teams_of(self, model: str) -> frozenset[str]:
         """The teams whose patterns name a model. Models of different teams share no process. A team that may
         use all models does not count."""
-        return _teams_of(model, self._tokens, self._teams)
+        return teams_of(model, self._tokens, self._teams)
 
     def signed_in(self, cookies: bytes) -> Principal | None:
         """The principal of a browser that is signed in, by its Cookie header. Another admin key signs
@@ -257,45 +257,3 @@ def _secret(given: bytes) -> bytes:
     """The credential in an Authorization header; empty if its scheme is not Bearer."""
     scheme, _, secret = given.partition(b" ")
     return secret.strip() if scheme.lower() == b"bearer" else b""
-
-
-def teams(settings: Settings) -> Callable[[str], frozenset[str]]:
-    """`Access.teams_of` for commands, which check no credentials. Raises SettingsError for a file that cannot
-    be used."""
-    tokens, patterns = _tokens(settings), _patterns(settings)
-    return lambda model: _teams_of(model, tokens, patterns)
-
-
-def _patterns(settings: Settings) -> dict[str, tuple[Patterns, Patterns]]:
-    """By team: the models that it may use, and control."""
-    alias = settings.default_alias
-    return {
-        name: (Patterns(team.predict, alias), Patterns(team.control, alias))
-        for name, team in settings.access.teams.items()
-    }
-
-
-def _tokens(settings: Settings) -> TokensFile | None:
-    """The tokens file, read; None without one. Raises SettingsError."""
-    file = settings.access.tokens_file
-    if file is None:
-        return None
-    tokens = TokensFile(file, settings.default_alias)
-    try:
-        tokens.read()
-    except InvalidTokens as error:
-        raise SettingsError([(f"{file}{where}", what) for where, what in error.problems]) from None
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise SettingsError([("access.tokens_file", f"{file}: {reason}")]) from None
-    return tokens
-
-
-def _teams_of(
-    model: str, tokens: TokensFile | None, patterns: Mapping[str, tuple[Patterns, Patterns]]
-) -> frozenset[str]:
-    holders = () if tokens is None else tokens.teams
-    named = [(name, predict) for name, (predict, _) in patterns.items() if name != "*"]
-    return frozenset(
-        team for team, predict in (*holders, *named) if not predict.everything and predict.touches(model)
-    )

@@ -190,7 +190,7 @@ def _planned(registry: str | None, config: Any, reference: str | None) -> _Found
 async def _read(
     target: str | None, settings: Settings, reference: str | None, say: Callable[[str], None]
 ) -> _Found:
-    from gateway.access import teams
+    from gateway.access.teams import team_patterns, teams_of, tokens_file
     from gateway.commands.checking import _versions
     from gateway.errors import Problem
     from gateway.registries import open_registry
@@ -199,7 +199,7 @@ async def _read(
     from gateway.rollouts.offline import workshop
     from loaders import scan
 
-    teams_of = teams(settings)
+    held, allowed = tokens_file(settings), team_patterns(settings)
     opened: Registry = ListedModels([reference or ""]) if target is None else open_registry(target)
     try:
         versions: list[tuple[Version, str]] = await asyncio.to_thread(
@@ -225,7 +225,7 @@ async def _read(
                 place = parts.placement.place(replace(prepared, verdict=verdict))
                 if place.isolation == "pack":
                     conditions = parts.placement.conditions(prepared, place.group)
-                    found.packed[name] = replace(conditions, teams=teams_of(version.name))
+                    found.packed[name] = replace(conditions, teams=teams_of(version.name, held, allowed))
                 else:
                     found.alone[name] = place.reason
                 if policy not in ("auto", "own") or (policy == "auto" and prepared.needs.check.satisfied):
