@@ -35,7 +35,7 @@ from gateway.registries import default_target, open_registry
 from gateway.registries.base import Registry, RegistryError
 from gateway.registries.listed import ALIAS, ListedModels, Subset
 from gateway.runners.confinement import hide
-from gateway.runners.inline import THREAD
+from gateway.runners.inline import THREAD, freeze_heap
 from gateway.runners.orphans import adopt
 from gateway.settings import SettingsError
 
@@ -203,6 +203,7 @@ async def _serve(
         server = Server(config, gateway, rpc)
         _on_hangup(server, gateway, reload)
         await gateway.start()
+        freeze_heap()  # a first full collection among requests would stop them for a tenth of a second
         for bound in sockets:
             bound.listen(BACKLOG)
         if rpc is not None:

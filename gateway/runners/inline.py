@@ -205,9 +205,11 @@ class InlineRunner:
         return await asyncio.get_running_loop().run_in_executor(self._pool, call)
 
 
-def freeze_heap() -> None:
-    """Runs a full collection, then makes the collector ignore the remaining objects until the next time."""
-    gc.unfreeze()
+def freeze_heap(whole: bool = True) -> None:
+    """Runs a collection, then makes the collector ignore the remaining objects. `whole`: also looks at those
+    that it ignores since an earlier call, which stops the process for a tenth of a second."""
+    if whole:
+        gc.unfreeze()
     gc.collect()
     gc.freeze()
 
