@@ -154,7 +154,9 @@ async def test_a_measurement_is_known_before_it_is_written(
     kept.save_measurement(loaded, None, 4.5)
     assert kept.measurement("d") == (1000, 4.5)
     await kept.close()
-    assert persistence(tmp_path).measurement("d") == (1000, 4.5)
+    kept = persistence(tmp_path)
+    assert kept.measurement("d") == (1000, 4.5)
+    await kept.close()
 
 
 @pytest.mark.anyio
@@ -164,7 +166,9 @@ async def test_a_measurement_that_drifts_is_written_again(tmp_path: Path) -> Non
     for size in range(1000, 1500, 40):
         kept.save_measurement(loaded, size, 0.5)
     await kept.close()
-    written = persistence(tmp_path).measurement("d")
+    kept = persistence(tmp_path)
+    written = kept.measurement("d")
+    await kept.close()
     assert written is not None
     assert written[0] is not None
     assert written[0] > 1400
