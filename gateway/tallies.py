@@ -64,7 +64,7 @@ class Tally:
 
 
 class Tallies(dict[str, Tally]):
-    """A tally for each name, made when it is asked for."""
+    """A tally for each name, made when it is first used."""
 
     def __init__(self, bounds: Sequence[float]) -> None:
         super().__init__()

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 if TYPE_CHECKING:
     from loaders.worker.wire import Segment
 
-#: The links of so many packages without a model are kept, for so many seconds, if their files have no more
-#: bytes together: the disk cannot free what has links.
+#: The most packages without a model whose links are kept, for how many seconds, and the most bytes of their
+#: files together: the disk cannot free what has links.
 KEPT: Final = 256
 KEPT_SECONDS: Final = 60.0
 KEPT_BYTES: Final = 64 << 20
-#: Links are removed for so many packages at a time, because a thread costs more than the links.
+#: The number of packages whose links are removed at a time, because a thread costs more than the links.
 _AT_ONCE: Final = 32
 
 Key: TypeAlias = "tuple[str, int, int]"

@@ -105,7 +105,7 @@ class Place:
 
     @property
     def directory(self) -> str:
-        """Where the process finds the model's files."""
+        """The directory in which the process finds the model's files."""
         return self.links.directory
 
     def ask(self, pieces: deque[wire.Segment], timeout: float | None) -> asyncio.Future[Reply]:

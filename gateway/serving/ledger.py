@@ -472,7 +472,7 @@ class Ledger(Generic[K]):
 
 
 def _unneeded(account: Account[K]) -> bool:
-    """Whether it is a load for which neither a request nor an alias waits."""
+    """Returns True for a load for which neither a request nor an alias waits."""
     return account.state is AccountState.RESERVED and not account.leases
 
 
