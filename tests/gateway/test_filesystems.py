@@ -45,10 +45,11 @@ def test_files_behind_a_silent_server_are_given_up(silent: str) -> None:
 
 
 class Falling(MemoryFileSystem):  # type: ignore[misc]
-    """A store without an event loop that answers until `go_on` is cleared."""
+    """A store without an event loop that answers until `go_on` is cleared. `ended` counts the answers."""
 
     protocol = "falling"
     go_on = threading.Event()
+    ended = threading.Semaphore(0)
 
     @classmethod
     def _strip_protocol(cls, path: str) -> Any:
@@ -56,7 +57,10 @@ class Falling(MemoryFileSystem):  # type: ignore[misc]
 
     def get_file(self, *args: Any, **options: Any) -> Any:
         assert Falling.go_on.wait(60)
-        return super().get_file(*args, **options)
+        try:
+            return super().get_file(*args, **options)
+        finally:
+            Falling.ended.release()
 
 
 @pytest.fixture
@@ -82,6 +86,7 @@ def test_a_store_that_falls_silent_is_given_up(
         source.copy(wanted, files, tmp_path / "one", room=lambda size: None, meter=Meter(files))
     Falling.go_on.set()
     monkeypatch.undo()
+    assert Falling.ended.acquire(timeout=60)  # two readers of a file in memory share one position
     source.copy(wanted, files, tmp_path / "two", room=lambda size: None, meter=Meter(files))
     assert (tmp_path / "two" / "MLmodel").read_bytes() == b"flavors: {}"
 
