@@ -1,4 +1,5 @@
-"""Runs a model in the gateway's own process, on its own thread, for `isolation: inline`.
+"""Runs a model in the gateway's own process, for `isolation: inline`: on its own thread, or, where its calls
+are brief and execute only framework classes, on the event loop.
 
 The model cannot be killed. Its memory is the growth of the gateway's process during its load and its first
 answers; memory that others allocate meanwhile is included. Only models in processes have exact figures.
@@ -8,14 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 import traceback
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gateway.runners import memory
-from gateway.runners.base import Begin, ModelError, RunnerTimeout
+from gateway.runners.base import ModelError, RunnerTimeout, Then
+from gateway.runners.brevity import Brevity, size_of
 from loaders.batch import Columns, Tensors, Value
 from loaders.flavors.failures import failure
 
@@ -40,7 +44,7 @@ THREAD = "model-"
 class InlineRunner:
     """One model, with one call at a time. `threads`: how many threads a call may use, if the framework
     supports a limit. `timeout`: the seconds after which a call is abandoned. `max_answer`: the bytes of one
-    answer."""
+    answer. `harmless`: its files execute only framework classes, so its brief calls may run on the loop."""
 
     slots = 1
     #: What it uses is the gateway's.
@@ -48,8 +52,6 @@ class InlineRunner:
     busy_seconds = 0.0
     isolation = "inline"
     alike = None
-    #: A call always needs a task, which waits for the thread.
-    begin: Begin | None = None
 
     def __init__(
         self,
@@ -60,6 +62,7 @@ class InlineRunner:
         timeout: float | None = None,
         max_answer: int | None = None,
         placement: str = "",
+        harmless: bool = False,
     ) -> None:
         self._package = package
         self._config = config
@@ -73,6 +76,7 @@ class InlineRunner:
         self._before = 0
         self._measured: int | None = None
         self._answers = 0
+        self._brevity = Brevity() if harmless else None
 
     @property
     def merges(self) -> bool:
@@ -123,6 +127,8 @@ class InlineRunner:
 
     async def start(self) -> None:
         self._model = await self._in_thread(self._load)
+        if self._model.flavor.mlflow_names:  # its calls may wait for those of others
+            self._brevity = None
 
     async def predict(self, batch: Batch | Framed, params: Mapping[str, Any]) -> Batch:
         call = self._in_thread(self._predict, batch, params)
@@ -132,6 +138,30 @@ class InlineRunner:
             return await asyncio.wait_for(call, self._timeout)
         except TimeoutError:
             raise RunnerTimeout(f"the model did not answer within {self._timeout:g} s") from None
+
+    def begin(self, batch: Batch | Framed, params: Mapping[str, Any], then: Then) -> bool:
+        """Begins a brief call, which has no time limit: it runs in the next turn of the loop."""
+        brevity = self._brevity
+        if brevity is None:
+            return False
+        size = size_of(batch, params)
+        if size is None or not brevity.allows(size):
+            return False
+        asyncio.get_running_loop().call_soon(self._answer_on_loop, brevity, batch, params, then)
+        return True
+
+    def _answer_on_loop(
+        self, brevity: Brevity, batch: Batch | Framed, params: Mapping[str, Any], then: Then
+    ) -> None:
+        used, began = time.thread_time(), time.perf_counter()
+        try:
+            answer = _failing_as_model(self._run, batch, params)
+        except ModelError as error:
+            then(None, error)
+            return
+        finally:
+            brevity.on_loop(time.thread_time() - used, time.perf_counter() - began)
+        then(answer, None)
 
     async def prewarm(self, batch: Batch, params: Mapping[str, Any]) -> Batch:
         self._prewarmed = True
@@ -178,31 +208,39 @@ class InlineRunner:
             self._measured = max(self._measured or 0, memory.own() - self._before)
 
     def _predict(self, batch: Batch | Framed, params: Mapping[str, Any]) -> Batch:
-        if self._model is None:
-            raise RuntimeError("the model is closed")
-        if isinstance(batch, Columns | Tensors | Value):
-            answer = self._model.run(batch, params)
-        else:
-            message = batch.message()
-            answer = self._model.run(message["batch"], message["params"])
+        size = None if self._brevity is None else size_of(batch, params)
+        used, began = time.thread_time(), time.perf_counter()
+        answer = self._run(batch, params)
+        if self._brevity is not None and size is not None:
+            self._brevity.in_thread(size, time.thread_time() - used, time.perf_counter() - began)
         if self._answers < WARMING:
             self._answers += 1
             self._measure()
         return answer
 
-    async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
-        def call() -> T:
-            try:
-                return function(*args)
-            except (KeyboardInterrupt, SystemExit, Exception) as error:  # noqa: BLE001
-                # Every exception of the model's code is its error, also `SystemExit`, which must not end the
-                # gateway's loop.
-                shown, unsuitable = failure(error)
-                raise ModelError(
-                    _described(error), traceback.format_exc(), shown=shown, unsuitable=unsuitable
-                ) from None
+    def _run(self, batch: Batch | Framed, params: Mapping[str, Any]) -> Batch:
+        if self._model is None:
+            raise RuntimeError("the model is closed")
+        if isinstance(batch, Columns | Tensors | Value):
+            return self._model.run(batch, params)
+        message = batch.message()
+        return self._model.run(message["batch"], message["params"])
 
+    async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
+        call = partial(_failing_as_model, function, *args)
         return await asyncio.get_running_loop().run_in_executor(self._pool, call)
+
+
+def _failing_as_model(function: Callable[..., T], *args: Any) -> T:
+    """Calls a function. Every exception of the model's code is its error (ModelError), also `SystemExit`,
+    which must not end the gateway's loop."""
+    try:
+        return function(*args)
+    except (KeyboardInterrupt, SystemExit, Exception) as error:  # noqa: BLE001
+        shown, unsuitable = failure(error)
+        raise ModelError(
+            _described(error), traceback.format_exc(), shown=shown, unsuitable=unsuitable
+        ) from None
 
 
 def freeze_heap(whole: bool = True) -> None:

@@ -94,6 +94,7 @@ class Placement:
                 timeout=own.timeout,
                 max_answer=self._settings.max_answer_bytes,
                 placement=place.reason,
+                harmless=prepared.verdict.harmless,
             )
         if place.isolation != "pack" or self._packs is None:
             return self._alone(prepared, place.reason)
