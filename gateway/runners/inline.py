@@ -44,7 +44,8 @@ THREAD = "model-"
 class InlineRunner:
     """One model, with one call at a time. `threads`: how many threads a call may use, if the framework
     supports a limit. `timeout`: the seconds after which a call is abandoned. `max_answer`: the bytes of one
-    answer. `harmless`: its files execute only framework classes, so its brief calls may run on the loop."""
+    answer. `harmless`: its files execute only framework classes, so without a timeout its brief calls may run
+    on the loop."""
 
     slots = 1
     #: What it uses is the gateway's.
@@ -76,7 +77,7 @@ class InlineRunner:
         self._before = 0
         self._measured: int | None = None
         self._answers = 0
-        self._brevity = Brevity() if harmless else None
+        self._brevity = Brevity() if harmless and timeout is None else None
 
     @property
     def merges(self) -> bool:
@@ -140,7 +141,7 @@ class InlineRunner:
             raise RunnerTimeout(f"the model did not answer within {self._timeout:g} s") from None
 
     def begin(self, batch: Batch | Framed, params: Mapping[str, Any], then: Then) -> bool:
-        """Begins a brief call, which has no time limit: it runs in the next turn of the loop."""
+        """Begins a brief call, which runs in the next turn of the loop."""
         brevity = self._brevity
         if brevity is None:
             return False

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -150,11 +151,12 @@ async def test_a_long_call_on_the_loop_is_the_last_one_there(
     await runner.close()
 
 
+@pytest.mark.parametrize("options", [{}, {"harmless": True, "timeout": 60.0}])
 @pytest.mark.anyio
-async def test_models_that_are_not_known_to_be_harmless_never_run_on_the_loop(
-    unhurried: None, harmless: Package
+async def test_what_may_be_long_never_runs_on_the_loop(
+    unhurried: None, harmless: Package, options: dict[str, Any]
 ) -> None:
-    runner = InlineRunner(harmless, {})
+    runner = InlineRunner(harmless, {}, **options)
     await runner.start()
     for _ in range(3 * brevity.CALLS):
         await runner.predict(tensors(ROW), {})
