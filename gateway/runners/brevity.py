@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from loaders.worker.wire import Framed
 
 #: A call that uses the processor for so many seconds is brief.
-BRIEF: Final = 0.0002
+BRIEF: Final = 0.0003
 #: The quickest of the calls in the thread took at most so long. A model that waits for threads of its own
 #: uses little of the processor in the thread that called it.
 AWAITED: Final = 2 * BRIEF
