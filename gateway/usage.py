@@ -14,11 +14,11 @@ import os
 import resource
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar
 
 from gateway.usagememory import Used
 
@@ -33,11 +33,14 @@ INTERVAL: Final = 5.0
 #: Saves the sums once in this many intervals: a gateway that is killed loses at most a minute of them.
 SAVED_EVERY: Final = 12
 MAX_TEAMS: Final = 100
+#: So many sums are added or shown in one step of the event loop.
+AT_ONCE: Final = 200
 BY: Final = ("team", "model")
 
 _TICK: Final = 1.0 / os.sysconf("SC_CLK_TCK")
 _PROC: Final = Path("/proc")
 
+T = TypeVar("T")
 Key: TypeAlias = tuple[str, str]
 """A team, empty for callers without one, and a model."""
 Part: TypeAlias = tuple[str, str, str]
@@ -227,35 +230,45 @@ class Usage:
         for team, count in rows.items():
             self._asked[team, version.name].add(spent, count / total)
 
-    def view(self, by: tuple[str, ...] = BY) -> dict[str, Any]:
-        """What was used so far, by these of `BY`. `seconds`: for how long that was counted."""
+    async def view(self, by: tuple[str, ...] = BY) -> dict[str, Any]:
+        """What was used so far, by these of `BY`. `seconds`: for how long that was counted. Each sum is read
+        once, and the event loop does other work in between."""
         asked: dict[Key, Spent] = defaultdict(Spent)
         idle: dict[str, Spent] = defaultdict(Spent)
         own: dict[str, Spent] = {GATEWAY: Spent(), OTHERS: Spent(), TIME: Spent()}
         total = Spent()
-        for parts in (self._earlier, self._parts()):
-            for (kind, team, model), spent in parts.items():
-                if kind == ASKED:
-                    asked[team if "team" in by else "", model if "model" in by else ""].add(spent)
-                elif kind == IDLE:
-                    idle[model if "model" in by else ""].add(spent)
-                elif kind in own:
-                    own[kind].add(spent)
-                if kind != TIME:
-                    total.add(spent)
+        async for (kind, team, model), spent in _in_turns([*self._earlier.items(), *self._parts().items()]):
+            if kind == ASKED:
+                asked[team if "team" in by else "", model if "model" in by else ""].add(spent)
+            elif kind == IDLE:
+                idle[model if "model" in by else ""].add(spent)
+            elif kind in own:
+                own[kind].add(spent)
+            if kind != TIME:
+                total.add(spent)
         named = [name for name in BY if name in by]
         return {
             "since": self._since,
             "seconds": round(own[TIME].cpu, 3),
             "by": named,
-            "usage": [{**_named(key, named), **spent.to_json()} for key, spent in sorted(asked.items())],
+            "usage": [
+                {**_named(key, named), **spent.to_json()}
+                async for key, spent in _in_turns(sorted(asked.items()))
+            ],
             "idle": [
                 {**({"model": model} if "model" in by else {}), **_used(spent)}
-                for model, spent in sorted(idle.items())
+                async for model, spent in _in_turns(sorted(idle.items()))
             ],
             "shared": {"gateway": _used(own[GATEWAY]), "others": _used(own[OTHERS])},
             "total": total.to_json(),
         }
+
+
+async def _in_turns(items: Sequence[T]) -> AsyncIterator[T]:
+    for start in range(0, len(items), AT_ONCE):
+        for item in items[start : start + AT_ONCE]:
+            yield item
+        await asyncio.sleep(0)
 
 
 def _named(key: Key, names: Sequence[str]) -> dict[str, str]:

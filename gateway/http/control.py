@@ -262,7 +262,7 @@ class Control:
             hint = "?by=team, ?by=model or ?by=team,model"
             raise _invalid("?by", "is not known", "team, model or both", hint=hint)
         await self._usage.look()
-        return self._usage.view(by)
+        return await self._usage.view(by)
 
     # Verbs ---------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ from gateway.metrics import Metrics
 from gateway.record import RequestRecord
 from gateway.registries.base import Version
 from gateway.state import State
-from gateway.usage import INTERVAL, MAX_TEAMS, SAVED_EVERY, Held, Process, Usage, _trees
+from gateway.usage import AT_ONCE, BY, INTERVAL, MAX_TEAMS, SAVED_EVERY, Held, Process, Usage, _trees
 from gateway.usagememory import UsageMemory, Used
 
 ONE, TWO = Version("one", "1", "file:///one"), Version("two", "1", "file:///two")
@@ -33,10 +34,12 @@ def ask(made: Usage, version: Version, team: str, rows: int) -> None:
     made.request(RequestRecord(version=version, rows=rows, principal=Principal("a", "token", team)))
 
 
+def seen(made: Usage, by: tuple[str, ...] = BY) -> dict[str, Any]:
+    return asyncio.run(made.view(by))
+
+
 def cpu(made: Usage, by: str) -> dict[Any, float]:
-    return {
-        tuple(one.get(name) for name in by.split(",")): one["cpu_seconds"] for one in made.view()["usage"]
-    }
+    return {tuple(one.get(name) for name in by.split(",")): one["cpu_seconds"] for one in seen(made)["usage"]}
 
 
 def test_a_process_with_the_processes_below_it_is_its_models() -> None:
@@ -52,7 +55,7 @@ def test_the_time_of_calls_divides_a_pack_and_rows_divide_a_model() -> None:
     held = [Held(ONE, (5,), 1.0, 10), Held(TWO, (5,), 3.0, 10)]
     made._divide_cpu(held, own=2.0, ended=0.5, processes={5: Process(1, 8.0), 9: Process(1, 1.0)})
     assert cpu(made, "team,model") == {("blue", "one"): 0.5, ("red", "one"): 1.5, ("red", "two"): 6.0}
-    view = made.view()
+    view = seen(made)
     assert view["shared"]["gateway"]["cpu_seconds"] == 2.0
     assert view["shared"]["others"]["cpu_seconds"] == 1.5
     assert view["total"]["cpu_seconds"] == 11.5
@@ -60,10 +63,10 @@ def test_the_time_of_calls_divides_a_pack_and_rows_divide_a_model() -> None:
     made._rows.clear()
     held = [Held(ONE, (5,), 2.0, 10), Held(TWO, (5,), 3.0, 10)]
     made._divide_cpu(held, own=2.0, ended=0.5, processes={5: Process(1, 9.0), 9: Process(1, 1.0)})
-    assert made.view()["idle"] == [{"model": "one", "cpu_seconds": 1.0, "memory_byte_seconds": 0}]
+    assert seen(made)["idle"] == [{"model": "one", "cpu_seconds": 1.0, "memory_byte_seconds": 0}]
     # A process that has ended, and one with its number that has used less, take nothing back.
     made._divide_cpu(held, own=2.0, ended=9.5, processes={5: Process(1, 0.1)})
-    view = made.view()
+    view = seen(made)
     parts = [one["cpu_seconds"] for key in ("usage", "idle") for one in view[key]]
     parts += [one["cpu_seconds"] for one in view["shared"].values()]
     assert sum(parts) == pytest.approx(view["total"]["cpu_seconds"])
@@ -74,12 +77,34 @@ def test_teams_are_bounded_and_unknown_models_are_not_counted() -> None:
     for number in range(MAX_TEAMS + 50):
         ask(made, ONE, f"team {number}", 1)
     made.request(RequestRecord(principal=Principal("a", "token", "late")))
-    teams = {one["team"] for one in made.view(("team",))["usage"]}
+    teams = {one["team"] for one in seen(made, ("team",))["usage"]}
     assert len(teams) == MAX_TEAMS + 1
     assert "other" in teams
-    assert made.view(())["usage"] == [
+    assert seen(made, ())["usage"] == [
         {"requests": MAX_TEAMS + 50, "rows": MAX_TEAMS + 50, "cpu_seconds": 0.0, "memory_byte_seconds": 0}
     ]
+
+
+def test_a_long_view_leaves_the_event_loop_to_others() -> None:
+    async def turns() -> int:
+        made, taken, done = usage(), 0, asyncio.Event()
+        for number in range(4 * AT_ONCE):
+            ask(made, Version(f"model {number}", "1", "file:///m"), "", 1)
+
+        async def other() -> None:
+            nonlocal taken
+            while not done.is_set():
+                taken += 1
+                await asyncio.sleep(0)
+
+        others = asyncio.create_task(other())
+        view = await made.view()
+        done.set()
+        await others
+        assert len(view["usage"]) == view["total"]["requests"] == 4 * AT_ONCE
+        return taken
+
+    assert asyncio.run(turns()) >= 8
 
 
 def test_the_sums_outlive_the_gateway_and_add_up_with_those_of_others(tmp_path: Path) -> None:
@@ -98,8 +123,8 @@ def test_the_sums_outlive_the_gateway_and_add_up_with_those_of_others(tmp_path: 
     state = State(tmp_path)
     again = usage(kept(state))
     ask(again, ONE, "blue", 1)
-    view = again.view()
-    assert view["since"] == first.view()["since"]
+    view = seen(again)
+    assert view["since"] == seen(first)["since"]
     shown = {(one["team"], one["model"]): one for one in view["usage"]}
     assert {key: (one["requests"], one["rows"]) for key, one in shown.items()} == {
         ("blue", "one"): (3, 5),
