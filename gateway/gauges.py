@@ -62,5 +62,5 @@ def expose(
     )
     if peers is not None:
         metrics.peers = PeerSeries(
-            peers, lambda: {key: version for key, (version, _) in views.alias_states().items()}
+            peers, lambda: {key: version for key, (version, _) in views.alias_states()}
         ).families

@@ -14,6 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import tee
 from typing import TYPE_CHECKING, Final, TypeAlias, TypedDict, Unpack
 
 from gateway import __version__, events
@@ -49,7 +50,8 @@ class Sources(TypedDict, total=False):
     queue           model -> (requests waiting, requests in flight)
     mismatches      (model, version) of each version that runs in another environment than its own
     stuck           model -> how many of its versions have a process that does not work
-    aliases         (model, alias) -> (version in service or None, whether it differs from the desired one)
+    aliases         (model, alias), (version in service or None, whether it differs from the desired one); the
+                    loop does other work while they are read
     rollouts        (model, alias) -> phase, of each rollout in progress and the last ones
     disk            bytes of the artifact cache
     registry_age    seconds since the registry was last read, None before the first read
@@ -63,7 +65,7 @@ class Sources(TypedDict, total=False):
     queue: Callable[[], Mapping[str, tuple[int, int]]]
     mismatches: Callable[[], Collection[tuple[str, str]]]
     stuck: Callable[[], Mapping[str, int]]
-    aliases: Callable[[], Mapping[tuple[str, str], tuple[str | None, bool]]]
+    aliases: Callable[[], Iterable[tuple[tuple[str, str], tuple[str | None, bool]]]]
     rollouts: Callable[[], Mapping[tuple[str, str], str]]
     disk: Callable[[], float]
     registry_age: Callable[[], float | None]
@@ -381,13 +383,13 @@ class Metrics:
             rows = [((model,), count) for model, count in sources["stuck"]().items()]
             yield _gauge("gateway_stuck", said, _MODEL, rows)
         if "aliases" in sources:
-            aliases = sources["aliases"]()
-            rows = [((*alias, version), 1) for alias, (version, _) in aliases.items() if version is not None]
+            aliases, again = tee(sources["aliases"]())  # each alias is looked at when its row is written
+            serving = (((*alias, version), 1.0) for alias, (version, _) in aliases if version is not None)
             said = "The version an alias serves."
-            yield _gauge("gateway_alias_info", said, (*_ALIAS, "version"), rows)
-            rows = [(alias, diverged) for alias, (_, diverged) in aliases.items()]
+            yield _gauge("gateway_alias_info", said, (*_ALIAS, "version"), serving)
+            diverged = ((alias, float(differs)) for alias, (_, differs) in again)
             said = "1 if an alias serves another version than the desired one."
-            yield _gauge("gateway_alias_diverged", said, _ALIAS, rows)
+            yield _gauge("gateway_alias_diverged", said, _ALIAS, diverged)
         if "rollouts" in sources:
             rows = [((*alias, phase), 1) for alias, phase in sources["rollouts"]().items()]
             said = "1 for the phase of an alias's current or last rollout."

@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 import time
 from bisect import bisect_left
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gateway.errors import Problem
@@ -391,17 +391,19 @@ class Views:
         phases = {(found.name, found.alias): self._aliases.conductor.phase(found) for found in self._aliases}
         return {key: phase for key, phase in phases.items() if phase is not None}
 
-    def alias_states(self) -> dict[tuple[str, str], tuple[str | None, bool]]:
-        """Returns (version in service, whether it differs from the desired one), by model and alias, for
-        every alias in use here, and for others up to `SHOWN_ALIASES`."""
-        shown = {(found.name, found.alias): found for found in self._aliases}
-        for model in islice(self._aliases.snapshot.models.values(), SHOWN_ALIASES):
-            for alias in model.aliases:
-                if len(shown) >= SHOWN_ALIASES or (model.name, alias) in shown:
-                    continue
-                if (found := self._aliases.view(model.name, alias)) is not None:
-                    shown[model.name, alias] = found
-        return {key: (number(found.serving), found.diverged) for key, found in shown.items()}
+    def alias_states(self) -> Iterator[tuple[tuple[str, str], tuple[str | None, bool]]]:
+        """Yields (model, alias), and (version in service, whether it differs from the desired one), for every
+        alias in use here, and for others up to `SHOWN_ALIASES`. The event loop may do other work in
+        between."""
+        used = list(self._aliases)
+        keys = {(found.name, found.alias) for found in used}
+        models = list(islice(self._aliases.snapshot.models.values(), SHOWN_ALIASES))
+        unused = ((model.name, alias) for model in models for alias in model.aliases)
+        more = max(0, SHOWN_ALIASES - len(used))
+        others = islice((key for key in unused if key not in keys), more)
+        for found in chain(used, (self._aliases.view(*key) for key in others)):
+            if found is not None:
+                yield (found.name, found.alias), (number(found.serving), found.diverged)
 
     # The gateway.
 

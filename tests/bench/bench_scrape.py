@@ -36,7 +36,7 @@ def served(versions: int) -> Metrics:
     metrics.watch(
         models=lambda: {(name, "1"): 1_000_000.0 for name in names},
         queue=lambda: dict.fromkeys(names, (0, 1)),
-        aliases=lambda: {(name, "champion"): ("1", False) for name in names},
+        aliases=lambda: (((name, "champion"), ("1", False)) for name in names),
     )
     return metrics
 

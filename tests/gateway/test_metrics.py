@@ -65,7 +65,7 @@ def everything(metrics: Metrics) -> None:
         memory=lambda: {"limit_bytes": 100, "reserved": 1, "resident": 2, "closing": 3},
         models=lambda: {("iris", "1"): 10, ("iris", "2"): 20},
         queue=lambda: {"iris": (4, 5)},
-        aliases=lambda: {("iris", "champion"): ("2", False), ("iris", "next"): (None, True)},
+        aliases=lambda: [(("iris", "champion"), ("2", False)), (("iris", "next"), (None, True))],
         disk=lambda: 77,
         registry_age=lambda: 1.5,
     )

@@ -126,7 +126,10 @@ async def test_a_rollout_shows_desired_and_serving_side_by_side(tmp_path: Path) 
     async with composed(tmp_path) as parts:
         unused = parts.views.rollout("iris", "champion")
         assert (unused.desired, unused.serving, unused.phase, unused.since) == ("1", None, "unloaded", None)
+        states = parts.views.alias_states()
+        assert next(states) == (("iris", "champion"), (None, False))
         await parts.answers()
+        assert list(states) == [], "an alias is not listed twice when it comes into use meanwhile"
         parts.of(2).fails = "ValueError: no"
         parts.file.write_text(parts.file.read_text().replace("champion: 1", "champion: 2"))
         await parts.watch.look()
@@ -135,7 +138,7 @@ async def test_a_rollout_shows_desired_and_serving_side_by_side(tmp_path: Path) 
         assert (view.desired, view.serving, view.last_good, view.diverged) == ("2", "1", "1", True)
         assert [stretch.version for stretch in view.history] == ["1"]
         assert view.to_json().keys() <= parts.views.rollout_in_full("iris", "champion").to_json().keys()
-        assert parts.views.alias_states() == {("iris", "champion"): ("1", True)}
+        assert list(parts.views.alias_states()) == [(("iris", "champion"), ("1", True))]
 
 
 async def test_a_wrong_policy_in_the_registry_is_shown(tmp_path: Path) -> None:
