@@ -207,6 +207,16 @@ class Packages:
         assert prepared is not None
         return prepared
 
+    async def cached(self, version: Version) -> bool:
+        """Whether `get` takes the files from the cache, and does not read their source."""
+
+        def found() -> bool:
+            with suppress(ArtifactError):
+                return self._find(version) is not None
+            return False
+
+        return await asyncio.get_running_loop().run_in_executor(self._disk, found)
+
     def _verified(self, version: Version) -> Prepared | None:
         """The version's package if its files were verified a moment ago and are there: an operator may remove
         the cache to free the disk."""

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from gateway.capture.store import CaptureStore
-    from gateway.registries.base import Registry, Snapshot, Version
+    from gateway.registries.base import NotInRegistry, Registry, Snapshot, Version
     from gateway.rollout_settings import Replay
     from gateway.rollouts.preflight import Report
     from gateway.rollouts.replay import Replays
@@ -83,7 +83,7 @@ def check(
 
     The command reads and verifies the package, checks its environment, loads it in a temporary process and
     predicts its input example. Without URI it checks every version that an alias of the registry points to.
-    Exit code 1 if one would not serve. --replay uses the `replay` of the rollout policy, or its defaults.
+    Exit code 1 if one would not serve or does not exist. --replay uses the `replay` of the rollout policy, or its defaults.
 
     Example: gateway check ./my-model --against iris@champion --registry registry.yaml
     """
@@ -144,11 +144,12 @@ async def _reports(
 ) -> list[Report]:
     from gateway.names import Reference
     from gateway.registries import open_registry
+    from gateway.registries.base import NotInRegistry
     from gateway.registries.listed import ListedModels
     from gateway.rollout_settings import Replay
     from gateway.rollouts.offline import workshop
     from gateway.rollouts.policy import policy_of
-    from gateway.rollouts.preflight import examined, stated
+    from gateway.rollouts.preflight import Report, examined, stated
     from gateway.rollouts.replay import Replays
 
     opened: Registry | None = None if target is None else open_registry(target)
@@ -162,6 +163,7 @@ async def _reports(
                 signature = await stated(parts, standing)
             replaced, policy = str(standing), policy_of(settings, snapshot.models[name])[0]
         place: Registry
+        versions: list[tuple[Version | NotInRegistry, str]]
         if uri is not None and not uri.startswith("models:"):
             place = ListedModels([uri])
             versions = [(next(iter(place.read().models.values())).versions["1"], uri)]
@@ -173,6 +175,10 @@ async def _reports(
         async with workshop(settings, place) as parts, contextlib.AsyncExitStack() as stack:
             for version, subject in versions:
                 say(f"checking {subject}")
+                if isinstance(version, NotInRegistry):
+                    hints = [version.hint] if version.hint else []
+                    reports.append(Report(subject, [version.message], hints))
+                    continue
                 replay = None
                 if replayed is not None:
                     assert target is not None
@@ -253,20 +259,30 @@ def _pieces(file: Path) -> Iterator[bytes]:
         raise Failure(f"cannot read {file}: {error.strerror}") from None
 
 
-def _versions(registry: Registry, uri: str | None) -> list[tuple[Version, str]]:
-    """The version that `uri` names, else each version that an alias points to; each with a name to show."""
-    from gateway.names import parse_uri
+def _versions(registry: Registry, uri: str | None) -> list[tuple[Version | NotInRegistry, str]]:
+    """The version that `uri` names, else each version that an alias points to; each with a name to show. In
+    the place of a version that does not exist: the error that says so."""
+    from gateway.names import Reference, parse_uri
+    from gateway.registries.base import NotInRegistry
     from gateway.registries.resolution import resolve
 
     if uri is not None:
         reference = parse_uri(uri)
         return [(resolve(registry.find(reference), reference), uri)]
     found: dict[Version, list[str]] = {}
-    for model in registry.listing().models.values():
-        for alias, entry in model.aliases.items():
-            if (version := model.versions.get(entry.version)) is not None:
-                found.setdefault(version, []).append(alias)
-    return [(version, f"{version} ({', '.join(sorted(names))})") for version, names in found.items()]
+    missing: list[tuple[Version | NotInRegistry, str]] = []
+    listing = registry.listing()
+    for name, model in listing.models.items():
+        # The listing of a partial registry has only some versions of each model.
+        snapshot = registry.find(Reference(name)) if registry.partial and model.aliases else listing
+        for alias in model.aliases:
+            try:
+                found.setdefault(resolve(snapshot, Reference(name, alias=alias)), []).append(alias)
+            except NotInRegistry as error:
+                missing.append((error, f"{name}@{alias}"))
+    return [
+        (version, f"{version} ({', '.join(sorted(names))})") for version, names in found.items()
+    ] + missing
 
 
 def said(view: Mapping[str, Any] | None) -> list[str]:
@@ -283,7 +299,10 @@ def said(view: Mapping[str, Any] | None) -> list[str]:
 
 def _show(reports: list[Report]) -> None:
     for report in reports:
-        typer.echo(f"{report.subject}: {'would serve' if report.serves else 'would NOT serve'}")
+        verdict = "would serve" if report.serves else "would NOT serve"
+        if report.serves and report.replaces is not None:
+            verdict += f", and may replace {report.replaces}"
+        typer.echo(f"{report.subject}: {verdict}")
         facts = [
             f"runs in {report.place}" if report.place else "",
             "its files can execute code when they are loaded" if report.executes_code else "",
@@ -291,6 +310,8 @@ def _show(reports: list[Report]) -> None:
         ]
         if any(facts):
             typer.echo(f"  {', '.join(fact for fact in facts if fact)}")
+        if report.from_cache:
+            typer.echo("  the files are from the cache: their source was not read")
         for line in said(report.environment):
             typer.echo(f"  {line}")
         for line in answered("replay", report.replay):

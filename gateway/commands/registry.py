@@ -218,4 +218,8 @@ def _show_versions(model: Model) -> None:
         aliases = ", ".join(alias for alias, at in pointing.items() if at == version.version)
         digest = version.digest.removeprefix("sha256:")[:12] if version.digest else "-"
         rows.append([version.version, aliases or "-", version.created or "-", digest, version.source])
+    missing = {at for at in pointing.values() if at not in model.versions}
+    for number in sorted(missing, key=int):
+        aliases = ", ".join(alias for alias, at in pointing.items() if at == number)
+        rows.append([number, aliases, "-", "-", "this version does not exist"])
     table(["VERSION", "ALIASES", "CREATED", "SHA-256", "SOURCE"], rows, right=["VERSION"])

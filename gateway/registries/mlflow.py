@@ -199,7 +199,8 @@ class MLflowRegistry:
             str(item.get("version")): self._version_of(name, item, str(item.get("source", "")))
             for item in self._versions(name)
         }
-        return Snapshot({name: Model(name, versions, known.model.aliases)}, "")
+        # What an alias points to is in it, also where a thousand versions are newer.
+        return Snapshot({name: Model(name, {**known.model.versions, **versions}, known.model.aliases)}, "")
 
     # One model.
 

@@ -25,11 +25,15 @@ if TYPE_CHECKING:
     from gateway.rollouts.offline import Workshop
     from loaders.signature import Signature
 
+#: What the hint of a failed load says of this very check.
+_THIS_COMMAND = re.compile(r"; `gateway check [^`]*` gives every reason")
+
 
 @dataclass(slots=True)
 class Report:
     """The findings. `reasons`: why it would not serve, or not replace the version in service. `hints`: what
-    helps. `warnings`: other facts for the operator. `place`: where it runs, as text."""
+    helps. `warnings`: other facts for the operator. `place`: where it runs, as text. `from_cache`: the cache had
+    the files, so that nothing is known of their source. `replaces`: the version that it may replace."""
 
     subject: str
     reasons: list[str] = field(default_factory=list)
@@ -42,6 +46,8 @@ class Report:
     runs_in: str | None = None
     place: str | None = None
     replay: dict[str, Any] | None = None
+    from_cache: bool = False
+    replaces: str | None = None
 
     @property
     def serves(self) -> bool:
@@ -59,6 +65,8 @@ class Report:
             "example": self.example,
             "environment": self.environment,
             "runs_in": self.runs_in,
+            "from_cache": self.from_cache,
+            **({} if self.replaces is None else {"replaces": self.replaces}),
             **({} if self.replay is None else {"replay": self.replay}),
         }
 
@@ -76,6 +84,7 @@ async def examined(
     """A version, looked at from all sides. `replaced` names the version whose signature `against` is.
     `replay` lets the loaded version answer captured requests, typed by that signature."""
     report = Report(subject)
+    report.from_cache = await parts.packages.cached(version)
     try:
         prepared = await parts.packages.get(version, remember=False)
     except Problem as problem:
@@ -103,6 +112,7 @@ async def examined(
     if replaced is not None and policy is not None:
         reasons = refusals(policy, against, prepared.stated)
         report.reasons[:0] = [f"it may not replace {replaced}: {reason}" for reason in reasons]
+        report.replaces = None if report.reasons else replaced
     return report
 
 
@@ -133,7 +143,8 @@ def _facts(report: Report, prepared: Prepared) -> None:
 def _refused(report: Report, problem: Problem, version: Version) -> None:
     report.reasons.append(_about_subject(report, problem.message, version))
     if problem.hint:
-        report.hints.append(_about_subject(report, problem.hint, version))
+        hint = _THIS_COMMAND.sub("", problem.hint)
+        report.hints.append(_about_subject(report, hint, version))
 
 
 def _about_subject(report: Report, text: str, version: Version) -> str:

@@ -104,6 +104,35 @@ def test_models_as_text(iris: Shell) -> None:
     assert "its models: iris" in iris.called("models", "rose").failed()
 
 
+def test_an_alias_without_a_version_is_shown_and_fails_the_check(iris: Shell) -> None:
+    file = iris.directory / "registry.yaml"
+    file.write_text(file.read_text().replace("champion: 1", "champion: 9"))
+    done = iris.called("check")
+    assert done.code == 1
+    assert "iris/2 (challenger): would serve\n" in done.out
+    assert "iris@champion: would NOT serve\n" in done.out
+    assert "points to version 9, which does not exist" in done.out
+    row = next(line for line in iris.called("models", "iris").out.splitlines() if "champion" in line)
+    assert row.split()[0] == "9"
+    assert row.endswith("this version does not exist")
+
+
+def test_a_check_says_that_it_did_not_read_the_source(iris: Shell) -> None:
+    """And where a version passes, what it may replace."""
+    cached = "the files are from the cache: their source was not read"
+    first = iris.called("check", "iris/2", "--against", "iris@champion")
+    assert "models:/iris/2: would serve, and may replace iris/1\n" in first.out
+    assert cached not in first.out
+    with (iris.directory / "models/iris/2/MLmodel").open("a") as file:
+        file.write("# touched\n")
+    assert cached in iris.called("check", "iris/2").out
+    refused = iris.called("check", "iris/2", GATEWAY_CACHE_DIR=str(iris.directory / "other"))
+    assert refused.code == 1
+    assert "digest mismatch" in refused.out
+    assert cached not in refused.out
+    assert "`gateway check" not in refused.out, "a hint to do what was just done"
+
+
 def test_an_invalid_registry_names_the_place(iris: Shell) -> None:
     file = iris.directory / "registry.yaml"
     file.write_text(file.read_text().replace("source:", "sorce:", 1))
