@@ -83,7 +83,8 @@ def check(
 
     The command reads and verifies the package, checks its environment, loads it in a temporary process and
     predicts its input example. Without URI it checks every version that an alias of the registry points to.
-    Exit code 1 if one would not serve or does not exist. --replay uses the `replay` of the rollout policy, or its defaults.
+    Exit code 1 if one would not serve or does not exist. --replay uses the `replay` of the rollout
+    policy, or its defaults.
 
     Example: gateway check ./my-model --against iris@champion --registry registry.yaml
     """
@@ -280,9 +281,8 @@ def _versions(registry: Registry, uri: str | None) -> list[tuple[Version | NotIn
                 found.setdefault(resolve(snapshot, Reference(name, alias=alias)), []).append(alias)
             except NotInRegistry as error:
                 missing.append((error, f"{name}@{alias}"))
-    return [
-        (version, f"{version} ({', '.join(sorted(names))})") for version, names in found.items()
-    ] + missing
+    subjects = {version: f"{version} ({', '.join(sorted(names))})" for version, names in found.items()}
+    return [*subjects.items(), *missing]
 
 
 def said(view: Mapping[str, Any] | None) -> list[str]:

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from gateway.environments.build import Store
     from gateway.environments.lock import Lock, Wanted
     from gateway.environments.plan import Group
-    from gateway.registries.base import Version
     from gateway.runners.places import Conditions
     from gateway.settings import Settings
 
@@ -194,7 +193,7 @@ async def _read(
     from gateway.commands.checking import _versions
     from gateway.errors import Problem
     from gateway.registries import open_registry
-    from gateway.registries.base import Registry
+    from gateway.registries.base import NotInRegistry, Registry
     from gateway.registries.listed import ListedModels
     from gateway.rollouts.offline import workshop
     from loaders import scan
@@ -202,12 +201,13 @@ async def _read(
     held, allowed = tokens_file(settings), team_patterns(settings)
     opened: Registry = ListedModels([reference or ""]) if target is None else open_registry(target)
     try:
-        versions: list[tuple[Version, str]] = await asyncio.to_thread(
-            _versions, opened, None if target is None else reference
-        )
+        versions = await asyncio.to_thread(_versions, opened, None if target is None else reference)
         async with workshop(settings, opened) as parts:
             found = _Found(parts.store)
-            for version, _ in versions:
+            for version, subject in versions:
+                if isinstance(version, NotInRegistry):
+                    found.refused[subject] = version.message
+                    continue
                 name = str(version)
                 say(f"resolving {name}")
                 policy = settings.for_model(version.name).environment

@@ -32,8 +32,8 @@ _THIS_COMMAND = re.compile(r"; `gateway check [^`]*` gives every reason")
 @dataclass(slots=True)
 class Report:
     """The findings. `reasons`: why it would not serve, or not replace the version in service. `hints`: what
-    helps. `warnings`: other facts for the operator. `place`: where it runs, as text. `from_cache`: the cache had
-    the files, so that nothing is known of their source. `replaces`: the version that it may replace."""
+    helps. `warnings`: other facts for the operator. `place`: where it runs, as text. `from_cache`: the cache
+    had the files, so that nothing is known of their source. `replaces`: the version that it may replace."""
 
     subject: str
     reasons: list[str] = field(default_factory=list)
