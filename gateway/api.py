@@ -122,14 +122,22 @@ def push(
     """Copies a model directory into the registry's store as the next version of `name`. If a version with the
     same digest exists, returns that version and adds nothing. `alias` is moved without any gate.
 
+    Of a directory without an `MLmodel` only the model file is copied, unless it is an ONNX graph, whose
+    weights may be in other files.
+
     If the package records its answer to its own example, a new process loads it (this executes its code) and
     answers the example again; a different answer is a warning. Raises PackageError if `directory` is not a
     package, RegistryError and InvalidReference.
     """
     package = packages.read(os.fspath(directory))
+    file = None if package.bare is None else package.path / package.bare
     if os.path.isfile(directory):
+        file = Path(directory)
+    elif file is not None and "onnx" in package.flavors:
+        file = None  # its weights may be in other files
+    if file is not None:
         with tempfile.TemporaryDirectory(prefix="model-") as alone:  # nothing else of its directory
-            shutil.copy(directory, alone)
+            shutil.copy(file, alone)
             return _add(packages.read(alone), name, alias, registry, tags)
     for text in proof.changed(package):
         warnings.warn(f"{name}: {text}", stacklevel=2)

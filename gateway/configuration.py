@@ -38,6 +38,30 @@ _INJECTED_NAME = re.compile(
 )
 _INJECTED_VALUE = re.compile(r"(tcp|udp|sctp)://")
 
+#: What pydantic puts behind the place of a value that may be of several types.
+_ALTERNATIVE = re.compile(r"constrained-\w+|literal\[.*\]")
+#: pydantic's kind of error → the problem in our words.
+_PROBLEMS: Final = {
+    "int_parsing": "not a whole number",
+    "int_type": "not a whole number",
+    "int_from_float": "not a whole number",
+    "float_parsing": "not a number",
+    "float_type": "not a number",
+    "bool_parsing": "write true or false",
+    "bool_type": "write true or false",
+    "string_type": "write text",
+    "list_type": "write a list",
+    "dict_type": "write a mapping",
+    "model_type": "write a mapping",
+    "missing": "missing",
+    "literal_error": "write {expected}",
+    "enum": "write {expected}",
+    "greater_than_equal": "must be at least {ge}",
+    "greater_than": "must be more than {gt}",
+    "less_than_equal": "must be at most {le}",
+    "less_than": "must be less than {lt}",
+}
+
 
 def load(
     flags: Mapping[str, Any],
@@ -221,7 +245,14 @@ def _merge(
 
 def _told(error: Any, sources: Mapping[str, str]) -> tuple[str, str]:
     """Converts one of pydantic's errors to (place, problem)."""
+    problem = _in_our_words(error)
     parts = [str(part) for part in error["loc"]]
+    if parts and _ALTERNATIVE.fullmatch(parts[-1]):
+        parts.pop()
+    if not parts:  # of the settings as a whole: such a problem names its setting first
+        named, colon, rest = problem.partition(": ")
+        if colon and named in sources:
+            parts, problem = named.split("."), rest
     key = ".".join(parts)
     where = next((place for place in sources if place == key or place.startswith(f"{key}.")), None)
     above = list(parts)
@@ -241,7 +272,14 @@ def _told(error: Any, sources: Mapping[str, str]) -> tuple[str, str]:
             meant = place[: len(place) - len(parts[-1])] + meant.upper()
         hint = f"did you mean {meant}?" if meant else "`gateway config --schema` describes every setting"
         return place, f"unknown setting: {hint}"
-    return place, str(error["msg"]).removeprefix("Value error, ")
+    return place or "settings", problem
+
+
+def _in_our_words(error: Any) -> str:
+    """The problem that one of pydantic's errors says."""
+    said = str(error["msg"]).removeprefix("Value error, ")
+    ours = _PROBLEMS.get(error["type"])
+    return said if ours is None else ours.format(**error.get("ctx", {}))
 
 
 def _known_beside(parts: list[str]) -> list[str]:

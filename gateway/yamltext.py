@@ -25,6 +25,9 @@ MAX_REPEATED = 500_000
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
+# The library's words name what it reads, and not what a person did.
+_USUAL = "look here and above for a tab, a wrong indentation, and a bracket or quote that is not closed"
+
 # The JSON-like core of YAML 1.2: `no`, `1_000`, `1:30` and dates stay text.
 _TYPED = re.compile(r"(?P<null>~|null|)|(?P<true>true)|(?P<false>false)|(?P<int>[-+]?[0-9]+)|"
                     r"(?P<float>[-+]?(?:[0-9]+\.[0-9]*|\.?[0-9]+)(?:[eE][-+]?[0-9]+)?)")  # fmt: skip
@@ -98,7 +101,8 @@ def _refused() -> Iterator[None]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise InvalidText([(place, error.problem or error.context or "not YAML")]) from None
+        problem = f"not YAML: {error.problem or error.context or 'it cannot be read'}; {_USUAL}"
+        raise InvalidText([(place, problem)]) from None
     except yaml.YAMLError as error:
         raise InvalidText([("", f"not YAML: {' '.join(str(error).split())}")]) from None
     except UnicodeEncodeError:

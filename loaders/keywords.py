@@ -65,6 +65,9 @@ OWN: Final = (
     "conda_env",
 )
 
+LOGGED: Final = ("name", "registry", "alias", "tags", "registered_model_name")
+"""Those that only `log_model` has."""
+
 
 def the_model(model: Any, options: dict[str, Any], absent: object) -> Any:
     """The model by any of MLflow's names for it, which is taken out of `options`. `absent` stands for none.
@@ -102,10 +105,13 @@ def check(options: Mapping[str, Any], flavor: str, taken: Iterable[str]) -> None
     for name in options:
         if name in known:
             continue
-        likely = near(name, [*known, *OWN, *SYNONYMS])
         takes = f"{flavor} models accept {', '.join(known)}" if known else f"{flavor} models accept no others"
+        likely = near(name, [*known, *OWN, *SYNONYMS, *LOGGED])
         meant = f"did you mean {likely}? " if likely else ""
-        raise TypeError(f"unknown keyword {name}: {meant}{takes}")
+        if likely in LOGGED:
+            only = f"only log_model takes {name}. "
+            meant = only if likely == name else f"did you mean {likely}, a keyword of log_model? "
+        raise TypeError(f"unknown keyword {name}: {meant}In addition to the common keywords, {takes}")
 
 
 def signature(value: Any) -> Signature | None:

@@ -445,10 +445,15 @@ def _takes_frames(signature: Signature | None) -> bool:
 
 
 def _ship(paths: Iterable[str | Path], code: Path) -> tuple[str, ...]:
-    """Copies modules and directories into `code/`; returns the top-level names they provide."""
+    """Copies modules and directories into `code/`; returns the top-level names they provide. Raises
+    FileNotFoundError, and TypeError for one path in the place of a list."""
+    if isinstance(paths, (str, Path)):
+        raise TypeError(f"code_paths is a list of paths: write [{str(paths)!r}]")
     names = []
     for item in paths:
         source = Path(item).resolve()
+        if not source.exists():
+            raise FileNotFoundError(f"code_paths: {item} does not exist: give .py files and directories")
         code.mkdir(exist_ok=True)
         if source.is_dir():
             shutil.copytree(source, code / source.name, ignore=shutil.ignore_patterns("__pycache__"))

@@ -57,11 +57,16 @@ def predict(
     from loaders.enforcement import InvalidInput, enforce
 
     content = _read(source)
-    chosen = form or _form(source, content)
-    parsed = bodies.parse_json(content) if chosen is Format.json else bodies.parse_csv(content)
     settings = settings_of(config)
     with working(f"loading {uri}"):
         model = api.load(uri, registry, None, settings)
+    if not content.strip():
+        raise Failure(
+            f"the input {'on stdin' if source == '-' else source} is empty",
+            'give JSON such as {"dataframe_records": [{"COLUMN": VALUE}]}, or CSV with a header row',
+        )
+    chosen = form or _form(source, content)
+    parsed = bodies.parse_json(content) if chosen is Format.json else bodies.parse_csv(content)
     package = model.package
     try:
         enforced = enforce(

@@ -48,7 +48,8 @@ def demo(
         state_dir=str((directory / "state").absolute()),
     )
     _must_be_free(settings.host, settings.port)
-    with working(f"making the demo in {directory}"):
+    does = "continuing" if (directory / "registry.yaml").exists() else "making"
+    with working(f"{does} the demo in {directory}"):
         registry = show.prepare(directory)
     url = url_of(settings.host, settings.port)
     key = directory / "state" / "control.key"

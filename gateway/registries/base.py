@@ -7,6 +7,7 @@ form of the target. Must not know files, servers or caches.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
@@ -50,9 +51,15 @@ class RegistryUnavailable(RegistryError):
 
 
 class RegistryMissing(RegistryUnavailable):
-    """It is a file on this machine that does not exist, or is a directory."""
+    """It is a file on this machine that does not exist, or is a directory (`file` is None then)."""
 
-    hint = "--registry names a registry file; gateway push DIR --name NAME creates one"
+    hint = "--registry names a registry file"
+
+    def __init__(self, message: str, file: str | None = None) -> None:
+        super().__init__(message)
+        if file is not None:
+            push = f"gateway push DIR --name NAME --registry {shlex.quote(file)}"
+            self.hint = f"{self.hint}; `{push}` creates this one"
 
 
 class RegistryInvalid(RegistryError):

@@ -12,7 +12,7 @@ import json
 import os.path
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import orjson
 
@@ -35,7 +35,9 @@ Form = Literal["yaml", "json"]
 #: A path in a document (`models`, a name, and so on), and its new value; None: removed.
 Change = tuple[Sequence[str], Any]
 
+_NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?\Z")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
+_EMPTY: Final[Mapping[Form, str]] = {"yaml": "models: {}", "json": '{"models": {}}'}
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
@@ -92,7 +94,9 @@ class Reader:
         except UnicodeDecodeError as error:
             raise RegistryInvalid(self._target, [("", f"not UTF-8, at byte {error.start}")]) from None
         except yamltext.InvalidText as error:
-            raise RegistryInvalid(self._target, error.problems) from None
+            empty = error.problems == [("", "it is empty")]
+            told = [("", f"it is empty: write {_EMPTY[self._form]} if there are no models yet")]
+            raise RegistryInvalid(self._target, told if empty else error.problems) from None
         if problems:
             raise RegistryInvalid(self._target, problems)
         before = self._entries.content
@@ -358,18 +362,20 @@ class _Checker:
 
     def _alias(self, value: Any, place: str) -> Alias | None:
         if not isinstance(value, dict):
-            version = self._text(value, place, missing="points nowhere; write a version")
+            version = self._text(value, place, missing="points nowhere; write a version", wanted="a version")
             if version is None or not self._named(check_version, version, place):
                 return None
             return Alias(version)
         entry = self._mapping(value, place, ("version", "previous", "last_good", "forced"))
-        version = self._text(entry.get("version"), f"{place}.version", missing="missing; write a version")
+        version = self._text(
+            entry.get("version"), f"{place}.version", missing="missing; write a version", wanted="a version"
+        )
         previous = entry.get("previous")
         listed = previous if isinstance(previous, list) else [] if previous is None else [previous]
         earlier: list[str] = []
         for i, item in enumerate(listed):
             where = f"{place}.previous[{i}]" if isinstance(previous, list) else f"{place}.previous"
-            text = self._text(item, where, missing="names no version")
+            text = self._text(item, where, missing="names no version", wanted="a version")
             if text is not None and self._named(check_version, text, where):
                 earlier.append(text)
         last_good = self._text(entry.get("last_good"), f"{place}.last_good")
@@ -399,11 +405,13 @@ class _Checker:
                 self.problem(f"{place}.{key}" if place else key, unknown_key(key, known))
         return {key: item for key, item in value.items() if key in known}
 
-    def _text(self, value: Any, place: str, *, missing: str | None = None) -> str | None:
+    def _text(
+        self, value: Any, place: str, *, missing: str | None = None, wanted: str = "text"
+    ) -> str | None:
         if isinstance(value, str):
             return value
         if value is not None:
-            self.problem(place, f"{_kind(value)}, where text is expected")
+            self.problem(place, f"{_kind(value)}, where {wanted} is expected")
         elif missing is not None:
             self.problem(place, missing)
         return None
@@ -457,5 +465,7 @@ def _shown(value: Any) -> str:
 
 
 def _kind(value: Any) -> str:
-    kinds: Mapping[type, str] = {dict: "a mapping", list: "a list", str: "text", bool: "true or false"}
+    if isinstance(value, str):  # every scalar is read as its text
+        return "a number" if _NUMBER.match(value) else "text"
+    kinds: Mapping[type, str] = {dict: "a mapping", list: "a list", bool: "true or false"}
     return kinds.get(type(value), "nothing" if value is None else "a value")

@@ -188,6 +188,13 @@ class FileRegistry(Whole):
         if not self._create and not self._path.exists():
             raise RegistryUnavailable(f"{self.target} does not exist")
         base = self._real().parent
+        if base.is_relative_to(os.path.realpath(package)):
+            raise RegistryError(
+                f"{package} holds the registry {self.target}, which would become a part of the version: "
+                "push a directory that holds only the model"
+            )
+        if not base.exists():
+            log.warning("making the directory %s for a new registry, %s", base, self._path.name)
         store = base / STORE
         try:
             store.mkdir(parents=True, exist_ok=True)
@@ -285,7 +292,7 @@ class FileRegistry(Whole):
                     raise RegistryUnavailable(f"{self.target} is not a regular file")
                 yield file
         except FileNotFoundError:
-            raise RegistryMissing(f"{self.target} does not exist") from None
+            raise RegistryMissing(f"{self.target} does not exist", self.target) from None
         except IsADirectoryError:
             hint = "name the registry file in it, such as registry.yaml"
             raise RegistryMissing(f"{self.target} is a directory: {hint}") from None

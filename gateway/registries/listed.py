@@ -158,11 +158,12 @@ def _check_bare(place: Path, source: str) -> None:
         else:
             package.read(place)
     except package.PackageError as error:
+        document = place.is_file() and place.suffix.lower() in (".yaml", ".yml", ".json")
+        hint = f"; to serve the models of a registry file, write --registry {source}" if document else ""
         if place.is_file() and not bare.is_bare(place):
             known = ", ".join(bare.ENDINGS)
-            raise RegistryError(
-                f"{source} is not a model file: its name must end in one of {known}"
-            ) from None
-        raise RegistryError(f"{source} cannot be served: {error}") from None
+            told = f"{source} is not a model file: its name must end in one of {known}"
+            raise RegistryError(f"{told}{hint}") from None
+        raise RegistryError(f"{source} cannot be served: {error}{hint}") from None
     except OSError as error:
         raise RegistryError(f"{source} cannot be read: {error.strerror}") from None

@@ -5,6 +5,7 @@ Pure: must not query a registry.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from itertools import islice
 
@@ -41,11 +42,11 @@ def resolve(
             version = model.aliases[alias].version
             missing = f"the alias {alias} of {model.name} points to version {version}, which does not exist"
             return _version(model, version, missing)
-    raise NotInRegistry(
-        "ALIAS_NOT_FOUND",
-        f"{model.name} has no alias {' or '.join(wanted)}",
-        f"aliases of {model.name}: {_some(sorted(model.aliases))}",
-    )
+    hint = f"aliases of {model.name}: {_some(sorted(model.aliases))}"
+    if wanted and not model.aliases and (latest := model.latest()) is not None:
+        promote = shlex.join(["gateway", "promote", f"{model.name}@{wanted[0]}", latest.version])
+        hint += f"; name a version, such as {model.name}/versions/{latest.version}, or set one: `{promote}`"
+    raise NotInRegistry("ALIAS_NOT_FOUND", f"{model.name} has no alias {' or '.join(wanted)}", hint)
 
 
 def find_alias(snapshot: Snapshot, name: str, alias: str) -> Alias:

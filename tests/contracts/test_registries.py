@@ -228,7 +228,9 @@ def test_the_default_target_has_an_order(tmp_path: Path) -> None:
 def snapshot() -> Snapshot:
     versions = {str(i): Version("iris", str(i), f"/{i}") for i in (1, 2, 10)}
     aliases = {"champion": Alias("2"), "broken": Alias("7")}
-    return Snapshot({"iris": Model("iris", versions, aliases), "empty": Model("empty", {}, {})}, "s")
+    unnamed = Model("unnamed", {"2": Version("unnamed", "2", "/2")}, {})
+    models = {"iris": Model("iris", versions, aliases), "empty": Model("empty", {}, {}), "unnamed": unnamed}
+    return Snapshot(models, "s")
 
 
 @pytest.mark.parametrize(
@@ -257,6 +259,12 @@ def test_default_aliases_fall_through() -> None:
         ("models:/iris@nobody", "ALIAS_NOT_FOUND", "aliases of iris: broken, champion"),
         ("models:/iris@broken", "VERSION_NOT_FOUND", "versions of iris: 10, 2, 1"),
         ("models:/empty", "ALIAS_NOT_FOUND", "aliases of empty: none"),
+        (
+            "models:/unnamed@champion",
+            "ALIAS_NOT_FOUND",
+            "aliases of unnamed: none; name a version, such as unnamed/versions/2, or set one: "
+            "`gateway promote unnamed@champion 2`",
+        ),
         ("models:/empty/latest", "VERSION_NOT_FOUND", None),
     ],
 )

@@ -87,6 +87,14 @@ def test_predict_offline(iris: Shell, packages: dict[str, Path]) -> None:
     assert iris.called("predict", "models:/iris/1", "-i", "row.json").json() == by_path
 
 
+def test_an_empty_input_is_called_empty_after_the_model_was_found(iris: Shell) -> None:
+    (iris.directory / "none.csv").touch()
+    complaint = iris.called("predict", "models:/iris/1", "-i", "none.csv").failed()
+    assert "gateway: the input none.csv is empty\n" in complaint
+    complaint = iris.called("predict", "models/nothing", "-i", "none.csv").failed(2)
+    assert "models/nothing is neither a directory nor a model reference" in complaint
+
+
 def test_predict_offline_enforces_the_signature(iris: Shell) -> None:
     bad = {"dataframe_records": [{**FLOWER, "petal_width": "wide", "sepal_width": None}]}
     for name, text in (("bad", json.dumps(bad)), ("none", "{"), ("row", json.dumps(ROW))):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+import joblib
 import pytest
 import yaml
 
@@ -94,6 +96,35 @@ def test_push_refuses_a_directory_that_is_not_a_model(shell: Shell) -> None:
     assert f"{absolute}: there is no such directory" in complaint
     assert "pushing" not in shell.called("push", "empty", "--name", "a/b", "-r", "registry.yaml").err
     assert not (shell.directory / "registry.yaml").exists()
+
+
+def test_push_takes_nothing_but_the_model(shell: Shell, packages: dict[str, Path]) -> None:
+    """Of a directory without an MLmodel only the model file; never the registry and its store."""
+    joblib.dump({"a": 1}, shell.directory / "model.joblib")
+    (shell.directory / "serve.log").write_text("a line")
+    for arguments in (["."], ["model.joblib"]):
+        assert shell.called("push", *arguments, "--name", "bare", "-r", "registry.yaml").code == 0
+    assert [path.name for path in (shell.directory / "models/bare/1").iterdir()] == ["model.joblib"]
+    assert not (shell.directory / "models/bare/2").exists()
+    shutil.copytree(packages["v1"], shell.directory / "whole")
+    inside = ("push", "whole", "--name", "iris", "-r", "whole/registry.yaml")
+    assert "whole holds the registry" in shell.called(*inside).failed()
+    assert not (shell.directory / "whole/registry.yaml").exists()
+
+
+def test_a_new_directory_for_a_registry_is_told(
+    shell: Shell, packages: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("v1", "v2"):
+        shell.called("push", packages[name], "--name", "iris", "-r", "typo/registry.yaml")
+    assert [f"making the directory {shell.directory}/typo" in text for text in caplog.messages] == [True]
+
+
+def test_a_registry_given_in_the_place_of_a_model(iris: Shell) -> None:
+    told = iris.called("serve", "registry.yaml", "--port", "0").failed()
+    assert "write --registry registry.yaml" in told
+    told = iris.called("serve", "--registry", "nope.yaml", "--port", "0").failed()
+    assert f"`gateway push DIR --name NAME --registry {iris.directory}/nope.yaml` creates this one" in told
 
 
 def test_models_as_text(iris: Shell) -> None:

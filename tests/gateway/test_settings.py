@@ -134,8 +134,8 @@ models:
         "gateway.yaml: prot": "did you mean port?",
         "gateway.yaml: zzqqxx": "gateway config --schema",
         "gateway.yaml: cold_wait": "x is not a unit of time",
-        "gateway.yaml: drain_timeout": "greater than or equal to 0",
-        "gateway.yaml: max_queue": "valid integer",
+        "gateway.yaml: drain_timeout": "must be at least 0",
+        "gateway.yaml: max_queue": "not a whole number",
         "gateway.yaml: models.a": "is given twice",
         "gateway.yaml: models.a.tiemout": "did you mean timeout?",
         "gateway.yaml: models.a.isolation": "'auto', 'process' or 'inline'",
@@ -149,11 +149,32 @@ models:
         "GATEWAY_CAPTURE: shar": "did you mean share?",
         "GATEWAY_CAPTURE: keep": "write seconds",
         "GATEWAY_LIMITS: a.concurency": "did you mean concurrency?",
-        "flag --port": "less than or equal to 65535",
+        "flag --port": "must be at most 65535",
     }
     assert set(found) == set(expected)
     for place, problem in expected.items():
         assert problem in found[place], (place, found[place])
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "problem"),
+    [
+        ("environment: fooenv", "environment", "'fooenv' is not an environment; known: auto, same, own"),
+        (
+            "models: {iris: {environment: fooenv}}",
+            "models.iris.environment",
+            "'fooenv' is not an environment; known: auto, same, own",
+        ),
+        ("port: abc", "port", "not a whole number"),
+        ("access_log: [1]", "access_log", "write true or false"),
+        ("models: 5", "models", "write a mapping"),
+        ("preload: {a: 1}", "preload", "write a list"),
+        ("enforcement: foo", "enforcement", "write 'strict', 'warn' or 'mlflow'"),
+        ("environments: {named: {foo: {}}}", "environments.named.foo.python", "missing"),
+    ],
+)
+def test_a_problem_has_its_place_and_our_words(text: str, place: str, problem: str, tmp_path: Path) -> None:
+    assert problems(text, {}, tmp_path) == {f"gateway.yaml: {place}": problem}
 
 
 @pytest.mark.parametrize(

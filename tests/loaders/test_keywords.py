@@ -49,7 +49,16 @@ def test_extra_requirements_are_added(tmp_path: Path) -> None:
         ({"input_exmple": X}, "unknown keyword input_exmple: did you mean input_example"),
         ({"pip_requirement": []}, "did you mean pip_requirements"),
         ({"predict_func": "predict"}, "did you mean .*predict_fn"),
-        ({"artifacts": {}}, "sklearn models accept serialization_format, predict_fn"),
+        ({"aliass": "a"}, "did you mean alias, a keyword of log_model?"),
+        ({"regstry": "r"}, "did you mean registry, a keyword of log_model?"),
+        ({"nam": "n"}, "did you mean name, a keyword of log_model?"),
+        ({"tag": {}}, "did you mean tags, a keyword of log_model?"),
+        ({"alias": "a"}, "unknown keyword alias: only log_model takes alias"),
+        ({"code_paths": "mine"}, r"code_paths is a list of paths: write \['mine'\]"),
+        (
+            {"artifacts": {}},
+            "In addition to the common keywords, sklearn models accept serialization_format",
+        ),
         ({"requirements": [], "pip_requirements": []}, "pip_requirements is another name of requirements"),
         ({"requirements": [], "conda_env": {"dependencies": [{"pip": ["a"]}]}}, "give (only )?one of them"),
     ],
@@ -57,6 +66,12 @@ def test_extra_requirements_are_added(tmp_path: Path) -> None:
 def test_what_is_unknown_or_given_twice_is_an_error(tmp_path: Path, options: Any, message: str) -> None:
     with pytest.raises(TypeError, match=message):
         save(tmp_path, **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_code_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="code_paths: nowhere does not exist"):
+        save(tmp_path, code_paths=["nowhere"])
     assert list(tmp_path.iterdir()) == []
 
 

@@ -138,7 +138,11 @@ def test_a_text_that_was_cut_in_a_line_changes_nothing() -> None:
 @pytest.mark.parametrize(
     ("text", "place", "problem"),
     [
-        ("", "", "empty"),
+        ("", "", "it is empty: write models: {} if there are no models yet"),
+        ("models: 5", "models", "a number, where a mapping is expected"),
+        ("models: {a: {aliases: {c: [1]}}}", "models.a.aliases.c", "a list, where a version is expected"),
+        ("models:\n\ta: {}", "line 2, column 1", "a tab, a wrong indentation, and a bracket or quote"),
+        ("models: {a: [", "line 2, column 1", "a tab, a wrong indentation, and a bracket or quote"),
         ("[]", "", "a list, where a mapping is expected"),
         ("version: 2", "version", "reads version 1"),
         ("modles: {}", "modles", "did you mean models?"),
@@ -203,7 +207,7 @@ def test_json_problems_have_places_too() -> None:
     assert problems('{"models": {"a": {}, "a": {}}}', "json") == [("models.a", "is given twice")]
     assert problems('{"models": ', "json")[0][0] == "line 1, column 12"
     assert problems("[" * 100_000, "json")[0][1] == "nested too deep"
-    assert problems(" ", "json")[0][1] == "it is empty"
+    assert problems(" ", "json")[0][1].startswith("it is empty: write {")
 
 
 def test_a_file_that_is_not_text() -> None:
