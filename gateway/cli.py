@@ -183,7 +183,7 @@ def _expected(error: Exception) -> Failure | None:
         return Failure("the settings are wrong", code=WRONG_USAGE, problems=problems)
     if isinstance(error, RegistryInvalid):
         problems = [f"{place}: {problem}" if place else problem for place, problem in error.problems]
-        return Failure(f"{error.target} is not a valid registry", problems=problems)
+        return Failure(f"{error.target} is not a valid registry", error.hint, problems=problems)
     if isinstance(error, InvalidReference | NoRegistry):
         return Failure(str(error), code=WRONG_USAGE)
     if isinstance(error, RegistryUnavailable):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -16,6 +15,7 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from gateway.quantities import Duration, Part, Size, listed
 
+STEPS: Final = "write percentages between 0 and 100 that rise, such as 5, 25, 50"
 PRINCIPAL: Final = "principal"
 """As the `key` of a canary: callers are told apart by their credentials."""
 
@@ -27,6 +27,26 @@ def _is_off(value: object) -> bool:
 
 def _canary(value: object) -> object:
     return {"steps": []} if _is_off(value) else value
+
+
+def steps_of(value: object) -> list[float]:
+    """The steps of a canary from a list, or from text with commas. Raises ValueError, which names the first
+    wrong step by its number."""
+    given = listed(value)
+    if not isinstance(given, list | tuple):
+        raise ValueError(f"it is not a list; {STEPS}")
+    steps: list[float] = []
+    for number, step in enumerate(given, 1):
+        try:
+            percent = float(step)
+        except (TypeError, ValueError, OverflowError):
+            percent = 0.0
+        if not 0 < percent < 100:
+            raise ValueError(f"step {number} is {step}; {STEPS}")
+        if steps and percent <= steps[-1]:
+            raise ValueError(f"step {number} is {step}, after {steps[-1]:g}; {STEPS}")
+        steps.append(percent)
+    return steps
 
 
 def _limit(value: object) -> object:
@@ -44,7 +64,7 @@ class Canary(Part):
     """The steps in which a new version gets a share of the requests before it replaces the version in
     service."""
 
-    steps: Annotated[list[Annotated[float, Field(gt=0, lt=100)]], BeforeValidator(listed)] = []
+    steps: Annotated[list[Annotated[float, Field(gt=0, lt=100)]], BeforeValidator(steps_of)] = []
     """Rising percentages of callers: `[5, 25, 50]`. The swap follows the last step. Empty: no steps."""
     every: Duration = 120.0
     """The shortest duration of a step."""
@@ -57,13 +77,6 @@ class Canary(Part):
     same version. Not set, or without the header or a credential: the id of each request."""
     retry: bool = True
     """Whether the version in service answers a request that fails on the new version."""
-
-    @field_validator("steps")
-    @classmethod
-    def _rising(cls, value: list[float]) -> list[float]:
-        if any(later <= earlier for earlier, later in pairwise(value)):
-            raise ValueError("steps must rise, such as 5, 25, 50")
-        return value
 
     @field_validator("key")
     @classmethod

@@ -6,7 +6,7 @@ Knows how to send a call and the JSON form of an error; must not know what a gat
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 import httpx
@@ -111,5 +111,15 @@ def _refusal(answer: httpx.Response) -> Failure:
             "give the gateway's key with --admin-key-file FILE or GATEWAY_ADMIN_KEY; it is in the gateway's "
             "admin_key_file, else in the file control.key in its state_dir"
         )
-    message, problems = apart(message, [str(detail.get("problem")) for detail in body.get("details") or ()])
+    details = body.get("details") or ()
+    if code == "INVALID_INPUT" and details:  # the message is the first of them, the hint is for HTTP clients
+        faults = [_fault(detail) for detail in details]
+        return Failure(f"the gateway does not accept the request ({code})", problems=faults)
+    message, problems = apart(message, [str(detail.get("problem")) for detail in details])
     return Failure(f"{message} ({code})", str(hint) if hint else None, problems=problems)
+
+
+def _fault(detail: Mapping[str, Any]) -> str:
+    """A detail of an error answer in words: where it is, what is wrong, and what is expected."""
+    expected = f"; expected: {detail['expected']}" if "expected" in detail else ""
+    return f"{detail.get('path')} {detail.get('problem')}{expected}"

@@ -227,10 +227,12 @@ def _body(
 
 
 def _steps(text: str) -> list[float]:
+    from gateway.rollout_settings import steps_of
+
     try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is not a list of percentages, such as 5,25,50") from None
+        return steps_of(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="'--canary'") from None
 
 
 @contextmanager

@@ -134,13 +134,16 @@ def failure(view: Mapping[str, Any], version: str) -> Failure | None:
     rollout is over."""
     known = of_version(view, version)
     phase, reason = known.get("phase"), known.get("reason")
-    serves = f"{name_of(view)} serves version {view['serving']}"
+    serving = "no version" if view["serving"] is None else f"version {view['serving']}"
+    serves = f"{name_of(view)} serves {serving}"
     if phase == "held":
         return Failure(f"the rollout of version {version} is held: {reason}", serves)
     if view["serving"] == view["desired"] == version and view["phase"] not in FAILED:
         return None
     if phase in FAILED:
         return Failure(f"version {version} was {str(phase).replace('_', ' ')}: {reason}", serves)
+    if view["desired"] is None:
+        return Failure(f"{name_of(view)} was deleted meanwhile", serves)
     if view["desired"] != version:
         return Failure(f"{name_of(view)} was moved to version {view['desired']} meanwhile", serves)
     return Failure(f"version {version} does not serve: {view['error'] or view['phase']}", serves)
@@ -200,7 +203,9 @@ def _told(view: Mapping[str, Any]) -> str:
         lines.append(f"{wrong}; the gateway's own policy is used")
     known = view.get("rollout")
     if known:
-        lines.append(f"version {known['version']}, compared with {known['compared_with']}: {known['phase']}")
+        other = known["compared_with"]  # a move without steps and watch has none
+        compared = "" if other is None else f", compared with {other}"
+        lines.append(f"version {known['version']}{compared}: {known['phase']}")
         step = known["step"]
         if step is not None:
             lines.append(progress(step))

@@ -121,4 +121,5 @@ def _detail(kind: type[Body], fault: ErrorDetails) -> Detail:
         return Detail(path, "is not a version", fault["msg"])
     if field == "shadow":
         return Detail(path, "is not a share", "a number above 0, at most 1")
-    return Detail(path, "is not a list of steps", "percentages between 0 and 100 that rise: [5, 25, 50]")
+    expected = "percentages between 0 and 100 that rise: [5, 25, 50]"
+    return Detail(path, "is not a step" if inside else "is not a list of steps", expected)

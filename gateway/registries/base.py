@@ -65,6 +65,8 @@ class RegistryMissing(RegistryUnavailable):
 class RegistryInvalid(RegistryError):
     """Its content is not valid. `problems` are (place, what is wrong), all of them."""
 
+    hint = "correct the registry; until then a running gateway keeps the last valid content"
+
     def __init__(self, target: str, problems: list[tuple[str, str]]) -> None:
         lines = "; ".join(f"{place}: {problem}" if place else problem for place, problem in problems)
         super().__init__(f"{target} is not a valid registry: {lines}")

@@ -28,6 +28,8 @@ def resolve(
         looked_at = islice(snapshot.models, 5000)
         alike = (name for name in looked_at if name[:1].lower() == reference.name[:1].lower())
         hint = did_you_mean(reference.name, islice(alike, 200))
+        if hint is None and "@" in reference.name:  # a name may have one, but few have
+            hint = "a reference has one @, between the name and the alias: NAME@ALIAS"
         raise NotInRegistry("MODEL_NOT_FOUND", f"there is no model {reference.name!r} in the registry", hint)
     if reference.version is not None:
         return _version(model, reference.version, f"{model.name} has no version {reference.version}")

@@ -143,7 +143,9 @@ class Watch:
 
     def _unavailable(self) -> Problem:
         pause = max(self._interval, self._paused_until - self._clock())
-        return Problem("REGISTRY_UNAVAILABLE", pathless(self._error or "not read yet"), retry_after=pause)
+        message, failure = pathless(self._error or "not read yet"), self._failure
+        hint = failure.hint if isinstance(failure, RegistryInvalid) else None  # it does not pass by itself
+        return Problem("REGISTRY_UNAVAILABLE", message, hint=hint, retry_after=pause)
 
     async def _look(self, quiet: bool) -> None:
         try:

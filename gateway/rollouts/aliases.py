@@ -234,7 +234,9 @@ class Aliases:
         superseded, or MODEL_LOADING after `timeout` seconds."""
         while found.serving != target and not found.in_steps:
             if found.desired != target:
-                message = f"{found.name}@{found.alias} was moved to version {number(found.desired)} meanwhile"
+                now = number(found.desired)
+                went = "deleted" if now is None else f"moved to version {now}"
+                message = f"{found.name}@{found.alias} was {went} meanwhile"
                 raise Problem("ROLLOUT_REFUSED", message)
             attempt = self._reconciler.start(found)
             await asyncio.wait({attempt}, timeout=timeout)

@@ -24,6 +24,7 @@ from gateway.registries.base import (
     PreconditionFailed,
     Registry,
     RegistryError,
+    RegistryInvalid,
     RegistryReadOnly,
     Snapshot,
     Version,
@@ -53,7 +54,7 @@ class Moved:
     """A move that passed its gates. `previous`: the version the alias pointed to before (None: it did not
     exist). `overruled`: reasons against it that the operator overruled. `checks`: each with its seconds.
     `environment`: what the version was made with and where it runs here, None where it was not looked at.
-    `unchanged`: it points there already. `written` False: a dry run. `replay`: what captured requests have
+    `unchanged`: it pointed there already. `written` False: a dry run. `replay`: what captured requests have
     shown in a dry run; None if a rollout would not replay any."""
 
     move: Move
@@ -108,8 +109,9 @@ class Promotions:
         shadow: float | None = None,
     ) -> AsyncIterator[Moved]:
         """Runs the gates, then writes the registry. Inside the context the version is loaded and warm. A
-        refusal leaves the registry unchanged. `steps` of the canary, and `shadow`, the share of copied
-        requests: None for those of the policy. Raises Problem."""
+        refusal leaves the registry unchanged. A version that the alias points to already passes the gates
+        again, unless it serves or is on its way; in a dry run always. `steps` of the canary, and `shadow`,
+        the share of copied requests: None for those of the policy. Raises Problem."""
         move = Move(check_name(name), check_alias(alias), check_version(version), expect)
         if not dry_run:
             await self._must_be_writable()
@@ -121,18 +123,17 @@ class Promotions:
         move.check(entry)
         if (wrong := self._aliases.gates.policy_error(model)) is not None:
             raise Problem("ROLLOUT_REFUSED", wrong, hint="correct the policy in the registry")
-        if entry is not None and entry.version == version and not entry.refused and entry.forced >= force:
-            found = self._aliases.find(name, alias)
-            if not dry_run and (found is None or (found.rollout is None and found.serving != target)):
-                self._aliases.conductor.courses.plan(name, alias, version, steps, shadow)
+        again = entry is not None and entry.version == version and not entry.refused and entry.forced >= force
+        if again and not dry_run and self._is_there(name, alias, target, steps, shadow):
             held = self._manager.find(target)
             prepared = None if held is None else held.prepared
             environment = None if prepared is None else prepared.environment()
-            yield Moved(move, target, version, environment=environment, unchanged=True, written=not dry_run)
+            yield Moved(move, target, version, environment=environment, unchanged=True)
             return
         moving = self._moved(
-            move, target, force=force, moved_by=PROMOTE, dry_run=dry_run, steps=steps, shadow=shadow
-        )
+            move, target, force=force, moved_by=PROMOTE, dry_run=dry_run, steps=steps, shadow=shadow,
+            unchanged=again,
+        )  # fmt: skip
         async with moving as moved:
             yield moved
 
@@ -203,6 +204,7 @@ class Promotions:
         dry_run: bool = False,
         steps: tuple[float, ...] | None = None,
         shadow: float | None = None,
+        unchanged: bool = False,
     ) -> AsyncIterator[Moved]:
         name, alias = move.name, move.alias
         entry = self._aliases.snapshot.models[name].aliases.get(alias)
@@ -258,7 +260,7 @@ class Promotions:
             checks = tuple(trial.checks)
             yield Moved(
                 move, target, previous, passed.overruled, checks, environment,
-                written=not dry_run, replay=replay,
+                unchanged=unchanged, written=not dry_run, replay=replay,
             )  # fmt: skip
         finally:
             passed.lease.release()
@@ -354,6 +356,21 @@ class Promotions:
                 raise Problem("ROLLOUT_REFUSED", message, details=report.details())
         return report
 
+    def _is_there(
+        self, name: str, alias: str, target: Version, steps: tuple[float, ...] | None, shadow: float | None
+    ) -> bool:
+        """Whether the version that an alias points to serves, or is on its way and was not refused yet; then
+        it gets these steps and this shadow."""
+        found = self._aliases.find(name, alias)
+        if found is None:
+            return False
+        if found.serving == target or found.rollout is not None:
+            return True
+        if found.attempt is None or found.attempt.done() or found.refusal is not None:
+            return False
+        self._aliases.conductor.courses.plan(name, alias, target.version, steps, shadow)
+        return True
+
     def _held(self, name: str, alias: str) -> Lease | None:
         """A lease that keeps the version in service loaded while another one is tried, so that it is not
         evicted for the trial. None if nothing is loaded."""
@@ -381,7 +398,8 @@ class Promotions:
         except Problem:
             raise
         except RegistryError as error:
-            raise Problem("REGISTRY_UNAVAILABLE", pathless(str(error)), retry_after=5) from None
+            hint = error.hint if isinstance(error, RegistryInvalid) else None
+            raise Problem("REGISTRY_UNAVAILABLE", pathless(str(error)), hint=hint, retry_after=5) from None
 
     async def _blocking(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._io, function)

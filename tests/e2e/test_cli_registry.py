@@ -167,7 +167,9 @@ def test_a_check_says_that_it_did_not_read_the_source(iris: Shell) -> None:
 def test_an_invalid_registry_names_the_place(iris: Shell) -> None:
     file = iris.directory / "registry.yaml"
     file.write_text(file.read_text().replace("source:", "sorce:", 1))
-    assert "models.iris.versions.1" in iris.called("models").failed()
+    complaint = iris.called("models").failed()
+    assert "models.iris.versions.1" in complaint
+    assert "hint: correct the registry" in complaint
 
 
 def test_gc_says_what_it_would_remove_and_removes_it(iris: Shell) -> None:
@@ -242,3 +244,14 @@ def test_a_wrong_digest_is_refused_before_anything_loads(iris: Shell) -> None:
 
 
 # Offline prediction -------------------------------------------------------------------------------
+
+
+def test_promote_checks_a_version_that_the_alias_points_to_already(
+    shell: Shell, packages: dict[str, Path]
+) -> None:
+    gateway.push(packages["add1"], "iris", alias="champion", registry=str(shell.directory / "registry.yaml"))
+    file = shell.directory / "models/iris/1/MLmodel"
+    file.write_text(file.read_text() + "# edited\n")
+    for more in ([], ["--dry-run"]):
+        assert "digest mismatch" in shell.called("promote", "iris@champion", "1", *more).failed()
+    assert aliases(shell) == {"champion": "1"}

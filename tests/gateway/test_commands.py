@@ -5,15 +5,18 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, cast
 
+import httpx
 import pytest
 
 from gateway import cli
 from gateway.commands.capture import _check_captured
 from gateway.commands.checking import _in_service
 from gateway.commands.operating import _differences, _places
-from gateway.commands.rollouts import _line, failure, follow
+from gateway.commands.rollouts import _line, _told, failure, follow
 from gateway.commands.terminal import Failure, Output, note, result, working
-from gateway.errors import HINTS
+from gateway.errors import HINTS, Problem
+from gateway.http.problems import document
+from gateway.http.schemas import Promotion, parsed
 from gateway.registries.base import Alias, Model, Snapshot, Verdict
 from gateway.rollouts.gates import FORCE
 from tests.support.controlled import version
@@ -102,6 +105,48 @@ def test_a_rollout_without_a_version_says_so() -> None:
     assert _line(AWAY) == "iris@old  refused  serves no version, wanted 3: too old"
 
 
+@pytest.mark.parametrize(
+    ("service", "line"), [("1", "version 2, compared with 1: done"), (None, "version 2: done")]
+)
+def test_a_rollout_names_the_version_that_it_is_compared_with_if_there_is_one(
+    service: str | None, line: str
+) -> None:
+    view = shown("done")
+    view["rollout"] |= {"compared_with": service, "reason": None, "evidence": None}
+    assert _told(view).splitlines() == ["iris@old  done  serves 2", line]
+
+
+@pytest.mark.parametrize(
+    ("steps", "wrong"),
+    [("5,500", "step 2 is 500"), ("5,many", "step 2 is many"), ("50,5", "step 2 is 5, after")],
+)
+def test_a_wrong_step_is_named_with_what_is_expected(
+    steps: str, wrong: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    away = ["--url", "http://127.0.0.1:9"]
+    assert cli.run(["promote", "iris@champion", "2", "--canary", steps, *away]) == 2
+    told = capsys.readouterr().err
+    assert wrong in told
+    assert "write percentages between 0 and 100 that rise, such as 5, 25, 50" in told
+
+
+def test_a_value_that_the_gateway_does_not_accept_is_named_with_what_is_expected(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def answer(self: httpx.Client, method: str, path: str, **options: Any) -> httpx.Response:
+        with pytest.raises(Problem) as caught:
+            parsed(Promotion, options["json"])
+        return httpx.Response(422, content=document(caught.value, b"1"), request=httpx.Request(method, path))
+
+    monkeypatch.setattr(httpx.Client, "request", answer)
+    away = ["--url", "http://127.0.0.1:9"]
+    assert cli.run(["promote", "iris@champion", "2", "--shadow", "0", *away]) == 1
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        "gateway: the gateway does not accept the request (INVALID_INPUT): shadow is not a share; expected: "
+        "a number above 0, at most 1"
+    ]
+
+
 class Views:
     """A client whose gateway shows these views of an alias, one after the other."""
 
@@ -113,7 +158,13 @@ class Views:
 
 
 def shown(
-    phases: str, *, version: str = "2", serving: str = "2", desired: str = "2", earlier: Any = (), **said: Any
+    phases: str,
+    *,
+    version: str = "2",
+    serving: str | None = "2",
+    desired: str | None = "2",
+    earlier: Any = (),
+    **said: Any,
 ) -> dict[str, Any]:
     """A view of an alias with a rollout that went through these phases. It is over if the last one is."""
     *_, last = names = phases.split()
@@ -153,6 +204,7 @@ SUPERSEDED = [
             "version 2 was superseded: the alias moved to version 3",
         ),
         ([shown("done", serving="1", desired="1")], ["done"], "iris@old was moved to version 1 meanwhile"),
+        ([shown("done", serving=None, desired=None)], ["done"], "iris@old was deleted meanwhile"),
         ([shown("done", rollout=None)], [], None),  # a first version has no rollout
     ],
 )

@@ -176,6 +176,7 @@ async def test_only_a_registry_that_does_not_answer_is_read_more_rarely(
                 await watch.look()
     assert error.value.retry_after is not None
     assert 0.8 * pause <= error.value.retry_after <= pause
+    assert ("correct the registry" in (error.value.hint or "")) == isinstance(registry, Wrong)
 
 
 @pytest.mark.anyio

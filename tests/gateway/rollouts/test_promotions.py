@@ -140,6 +140,82 @@ async def test_a_dry_run_writes_nothing_and_keeps_nothing_loaded(tmp_path: Path)
         await until(lambda: parts.bench.manager.find(parts.version(2)) is None)
 
 
+async def moved_by_hand(parts: Composed, number: int) -> None:
+    """The champion serves, and then points to another version in the file."""
+    await parts.answers()
+    parts.file.write_text(parts.file.read_text().replace("champion: 1", f"champion: {number}"))
+    await parts.watch.look()
+
+
+async def test_a_version_that_the_alias_points_to_but_that_does_not_serve_is_checked_again(
+    tmp_path: Path,
+) -> None:
+    async with composed(tmp_path) as parts:
+        parts.of(2).fails = "ValueError: bad weights"
+        await moved_by_hand(parts, 2)
+        found = parts.aliases.find("iris", "champion")
+        assert found is not None
+        await until(lambda: found.refusal is not None)
+        for dry_run in (True, False):
+            for _ in range(2):
+                problem = await refusal(parts, "2", dry_run=dry_run)
+                assert (problem.code, "bad weights" in problem.message) == ("ROLLOUT_REFUSED", True)
+        assert (parts.written(), found.phase, await parts.answers()) == ("2", "refused", "1")
+        parts.of(2).fails = None
+        moved = await promote(parts.promotions, "2")
+        assert (moved.unchanged, moved.previous, [check for check, _ in moved.checks][-1]) == (
+            True, "2", "load, warm-up and example",
+        )  # fmt: skip
+        assert (found.phase, found.error, await parts.answers()) == ("done", None, "2")
+
+
+async def test_a_version_that_serves_is_not_checked_again_unless_in_a_dry_run(tmp_path: Path) -> None:
+    async with composed(tmp_path) as parts:
+        await parts.answers()
+        moved = await promote(parts.promotions, "1")
+        assert (moved.unchanged, moved.checks, parts.of(1).starts) == (True, (), 1)
+        async with parts.promotions.promote("iris", "champion", "1", dry_run=True) as rehearsed:
+            assert [check for check, _ in rehearsed.checks][-1] == "load, warm-up and example"
+        assert (parts.of(1).starts, await parts.answers()) == (1, "1")
+
+
+async def test_a_version_that_is_on_its_way_is_left_to_it(tmp_path: Path) -> None:
+    async with composed(tmp_path) as parts:
+        hold = parts.of(2).hold = asyncio.Event()
+        await moved_by_hand(parts, 2)
+        await until(lambda: parts.of(2).starts == 1)
+        async with parts.promotions.promote("iris", "champion", "2") as moved:
+            assert (moved.unchanged, moved.checks) == (True, ())
+        hold.set()
+        await promote(parts.promotions, "2")
+        assert (await parts.answers(), parts.of(2).starts) == ("2", 1)
+
+
+async def test_a_registry_with_bad_yaml_must_be_corrected(tmp_path: Path) -> None:
+    async with composed(tmp_path) as parts:
+        parts.file.write_text(parts.file.read_text() + "  iris: [")
+        for verb in (
+            parts.promotions.promote("iris", "champion", "2"),
+            parts.promotions.rollback("iris", "x"),
+        ):
+            with pytest.raises(Problem) as caught:
+                async with verb:
+                    pass
+            assert caught.value.code == "REGISTRY_UNAVAILABLE"
+            assert (caught.value.hint or "").startswith("correct the registry")
+        with pytest.raises(Problem) as written:
+            await parts.promotions.delete_alias("iris", "champion")
+        assert (written.value.hint or "").startswith("correct the registry")
+
+
+async def test_a_second_at_sign_is_named(tmp_path: Path) -> None:
+    async with composed(tmp_path) as parts:
+        with pytest.raises(Problem, match="no model 'iris@champion'") as caught:
+            async with parts.promotions.promote("iris@champion", "x", "1"):
+                pass
+        assert caught.value.hint == "a reference has one @, between the name and the alias: NAME@ALIAS"
+
+
 async def test_rollbacks_go_further_back_each_time(tmp_path: Path) -> None:
     async with composed(tmp_path) as parts:
         await parts.answers()

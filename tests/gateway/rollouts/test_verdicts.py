@@ -103,6 +103,21 @@ async def test_a_refusal_is_passed_on_with_the_version_that_answers(tmp_path: Pa
 
 @pytest.mark.anyio
 @bounded
+async def test_a_version_that_cannot_be_loaded_gets_no_verdict_because_that_may_pass(tmp_path: Path) -> None:
+    setup = Setup(tmp_path)
+    setup.say(Alias("1"))
+    assert await setup.ask() == "1"
+    setup.bench.behaviour(version(2)).unavailable = "digest mismatch"
+    setup.say(Alias("2"))
+    await turns(50)
+    assert await setup.ask() == "1"
+    assert setup.found == [Observation("iris", "champion", "2", "1")]
+    assert (found := setup.aliases.find("iris", "champion")) is not None
+    assert (found.phase, found.error) == ("refused", "digest mismatch")
+
+
+@pytest.mark.anyio
+@bounded
 async def test_without_a_last_good_version_the_alias_is_unproven_until_it_answers(tmp_path: Path) -> None:
     setup = Setup(tmp_path)
     setup.say(Alias("1"))
