@@ -32,7 +32,7 @@ from gateway.pools import Pools
 from gateway.registries.base import Registry
 from gateway.registries.feedback import Feedback
 from gateway.registries.first_read import first_read
-from gateway.registries.listed import ListedModels
+from gateway.registries.listed import ListedModels, Subset
 from gateway.registries.watcher import Watch
 from gateway.rollouts.aliases import Aliases
 from gateway.rollouts.gates import Gates
@@ -154,7 +154,8 @@ class Gateway:
             hear=self.aliases.hear,
         )  # fmt: skip
         again = LISTING_INTERVAL if registry.partial else LOOK_AGAIN
-        preload = Preload.parsed(settings.preload, settings.default_alias, again=again)
+        named = () if registry.partial or isinstance(registry, ListedModels | Subset) else settings.models
+        preload = Preload.parsed(settings.preload, settings.default_alias, again=again, named=named)
         self.residency = Residency(self.aliases, self.manager, self.watch, registry, io, pending=preload)
         self.views = Views(
             self.aliases, self.manager, self.watch, registry, io, trials=self.promotions.trials,

@@ -273,6 +273,8 @@ def _show(view: Mapping[str, Any], why: bool) -> None:
         typer.echo(line)
     for sentence in view.get("preload_unmatched", {}).values():
         typer.echo(f"preload: {sentence}")
+    for sentence in view.get("settings_unmatched", {}).values():
+        typer.echo(f"settings: {sentence}")
     for text in view["preload_pending"]:
         reason = view["preload_errors"].get(text)
         typer.echo(f"preload: {text} is not loaded" + (f": {reason}" if reason else " yet"))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -20,6 +20,7 @@ from gateway import backoff
 from gateway.errors import Problem
 from gateway.names import Reference, parse_short
 from gateway.registries.base import Snapshot
+from gateway.rollouts.unused import Unused
 
 log = logging.getLogger("gateway.preload")
 
@@ -70,7 +71,8 @@ class Entry:
 class Preload:
     """`pending`: what is not loaded yet, by its text, with the reason of its last failure ("" before one).
     `unmatched`: patterns that match nothing, with a sentence for the user. `done`: everything was loaded
-    once; it stays true. `again`: seconds between two looks at patterns that match nothing."""
+    once; it stays true. `again`: seconds between two looks at patterns that match nothing. `unused`: the keys
+    of the setting `models` (`named`) that match nothing."""
 
     def __init__(
         self,
@@ -78,7 +80,9 @@ class Preload:
         default_alias: Sequence[str] = ("champion",),
         *,
         again: float = LOOK_AGAIN,
+        named: Iterable[str] = (),
     ) -> None:
+        self.unused = Unused(named, again)
         self._entries = tuple(entries)
         self._default_alias = tuple(default_alias)
         self._again = again
@@ -94,9 +98,10 @@ class Preload:
         default_alias: Sequence[str] = ("champion",),
         *,
         again: float = LOOK_AGAIN,
+        named: Iterable[str] = (),
     ) -> Preload:
         """Raises InvalidReference."""
-        return cls([Entry.parsed(text) for text in texts], default_alias, again=again)
+        return cls([Entry.parsed(text) for text in texts], default_alias, again=again, named=named)
 
     async def run(
         self, snapshot: Callable[[], Awaitable[Snapshot]], load: Callable[[Reference], Awaitable[object]]

@@ -415,6 +415,7 @@ class Views:
             list(self._preload.pending),
             failed,
             dict(self._preload.unmatched),
+            dict(self._preload.unused.sentences),
             self.memory(),
         )
 

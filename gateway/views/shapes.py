@@ -240,12 +240,15 @@ class ReadinessView(View):
     preload_pending: list[str]
     preload_errors: Mapping[str, str]
     preload_unmatched: Mapping[str, str]
+    settings_unmatched: Mapping[str, str]
     memory: Mapping[str, float | None]
     draining: bool | Absent = ABSENT
 
     def without_names(self) -> ReadinessView:
         """Returns the view without the names of models, for callers that may not see all of them."""
-        return replace(self, preload_pending=[], preload_errors={}, preload_unmatched={})
+        return replace(
+            self, preload_pending=[], preload_errors={}, preload_unmatched={}, settings_unmatched={}
+        )
 
     def stopping(self) -> ReadinessView:
         return replace(self, ready=False, draining=True)

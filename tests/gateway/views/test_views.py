@@ -194,5 +194,8 @@ async def test_readiness_waits_for_what_must_be_loaded(tmp_path: Path) -> None:
         assert (view.ready, view.preload_pending, "draining" in view.to_json()) == (False, ["iris"], False)
         await parts.residency.preload()
         assert parts.views.ready().ready
+        parts.preload.unused.sentences["irs"] = "models.irs matches no model of the registry"
+        assert list(parts.views.ready().settings_unmatched) == ["irs"]
+        assert parts.views.ready().without_names().settings_unmatched == {}
         stopping = parts.views.ready().stopping().to_json()
         assert (stopping["ready"], stopping["draining"]) == (False, True)
