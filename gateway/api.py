@@ -123,7 +123,7 @@ def push(
     same digest exists, returns that version and adds nothing. `alias` is moved without any gate.
 
     Of a directory without an `MLmodel` only the model file is copied, unless it is an ONNX graph, whose
-    weights may be in other files.
+    weights may be in other files. If the directory holds others, a warning says so.
 
     If the package records its answer to its own example, a new process loads it (this executes its code) and
     answers the example again; a different answer is a warning. Raises PackageError if `directory` is not a
@@ -135,6 +135,9 @@ def push(
         file = Path(directory)
     elif file is not None and "onnx" in package.flavors:
         file = None  # its weights may be in other files
+    elif file is not None and len(os.listdir(package.path)) > 1:
+        told = f"only {package.bare} is copied, and nothing else of the directory: it has no MLmodel"
+        warnings.warn(f"{name}: {told}", stacklevel=2)
     if file is not None:
         with tempfile.TemporaryDirectory(prefix="model-") as alone:  # nothing else of its directory
             shutil.copy(file, alone)

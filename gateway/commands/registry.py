@@ -41,11 +41,11 @@ def push(
 ) -> None:
     """Add a model directory to the registry as the next version.
 
-    The command copies the directory into the registry's store. If a version with the same digest exists, it
-    adds nothing and prints that version. It creates a registry file that does not exist, with its store
-    models/ next to it. --alias moves the alias without any gate; use promote to move one that is served. If
-    the package records its answer to its own example, a new process answers the example again; a different
-    answer is a warning.
+    The command copies the directory into the registry's store, or only the model file of a directory without
+    an MLmodel. If a version with the same digest exists, it adds nothing and prints that version. It creates
+    a registry file that does not exist, with its store models/ next to it. --alias moves the alias without
+    any gate; use promote to move one that is served. If the package records its answer to its own example, a
+    new process answers the example again; a different answer is a warning.
 
     Example: gateway push ./my-model --name iris --alias challenger
     """
@@ -112,7 +112,7 @@ def models(
         opened.close()
     if name is None:
         chosen = [found[key] for key in sorted(found)]
-        result(output, {"models": [_view(model) for model in chosen]}, lambda: _show_models(chosen))
+        result(output, {"models": [_view(model) for model in chosen]}, lambda: _show_models(chosen, registry))
     else:
         result(output, _view(found[name]), lambda: _show_versions(found[name]))
 
@@ -199,9 +199,10 @@ def _view(model: Model) -> dict[str, Any]:
     return {"name": model.name, "aliases": _aliases(model), "versions": versions}
 
 
-def _show_models(models: Sequence[Model]) -> None:
+def _show_models(models: Sequence[Model], registry: str | None) -> None:
     if not models:
-        typer.echo("no models yet; `gateway push DIR --name NAME` adds one")
+        given = f" --registry {shlex.quote(registry)}" if registry else ""
+        typer.echo(f"no models yet; `gateway push DIR --name NAME{given}` adds one")
         return
     rows = []
     for model in models:

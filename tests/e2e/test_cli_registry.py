@@ -102,8 +102,10 @@ def test_push_takes_nothing_but_the_model(shell: Shell, packages: dict[str, Path
     """Of a directory without an MLmodel only the model file; never the registry and its store."""
     joblib.dump({"a": 1}, shell.directory / "model.joblib")
     (shell.directory / "serve.log").write_text("a line")
-    for arguments in (["."], ["model.joblib"]):
-        assert shell.called("push", *arguments, "--name", "bare", "-r", "registry.yaml").code == 0
+    for place, warns in ((".", True), ("model.joblib", False)):
+        done = shell.called("push", place, "--name", "bare", "-r", "registry.yaml")
+        assert done.code == 0
+        assert ("warning: bare: only model.joblib is copied, and nothing else" in done.err) == warns
     assert [path.name for path in (shell.directory / "models/bare/1").iterdir()] == ["model.joblib"]
     assert not (shell.directory / "models/bare/2").exists()
     shutil.copytree(packages["v1"], shell.directory / "whole")
@@ -133,6 +135,9 @@ def test_models_as_text(iris: Shell) -> None:
     assert "challenger=2, champion=1" in done.out
     assert "challenger" in iris.called("models", "iris").out.splitlines()[2]
     assert "its models: iris" in iris.called("models", "rose").failed()
+    (iris.directory / "new.yaml").write_text("models: {}")
+    told = "no models yet; `gateway push DIR --name NAME --registry new.yaml` adds one\n"
+    assert iris.called("models", "--registry", "new.yaml").out == told
 
 
 def test_an_alias_without_a_version_is_shown_and_fails_the_check(iris: Shell) -> None:
