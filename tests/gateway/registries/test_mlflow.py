@@ -15,8 +15,16 @@ import pytest
 from gateway.artifacts.base import ArtifactError
 from gateway.artifacts.cache import Artifacts
 from gateway.artifacts.sources import sources_for
+from gateway.commands.checking import _versions
 from gateway.names import Reference
-from gateway.registries.base import Move, NotInRegistry, RegistryError, RegistryReadOnly, RegistryUnavailable
+from gateway.registries.base import (
+    Move,
+    NotInRegistry,
+    RegistryError,
+    RegistryReadOnly,
+    RegistryUnavailable,
+    Version,
+)
 from gateway.registries.mlflow import MLflowRegistry
 from gateway.registries.mlflow_client import MLflowClient, MLflowUnavailable
 from loaders.package import digest
@@ -62,6 +70,18 @@ def test_nothing_is_listed_that_is_not_used(mlflow_server: Server, stored: str) 
         registry.find(Reference("no such model"))
         assert registry.known().stamp == before
         registry.close()
+
+
+def test_a_check_finds_what_aliases_point_to_also_where_it_is_not_the_latest(
+    mlflow_server: Server, stored: str
+) -> None:
+    registry = MLflowRegistry(mlflow_server.url, environ={})
+    assert registry.listing().models[stored].versions.keys() == {"2"}
+    checked = {subject: version for version, subject in _versions(registry, None)}
+    version = checked[f"{stored}/1 (here)"]
+    assert isinstance(version, Version)
+    assert version == registry.known().models[stored].versions["1"]
+    registry.close()
 
 
 @pytest.mark.parametrize("fault", FAULTS)
