@@ -35,6 +35,8 @@ COLUMNS_KEPT: Final = 200
 WORST: Final = 5
 """So many of the worst columns, and so many examples of requests that differ, are shown."""
 EXAMPLES: Final = 10
+INPUTS_KEPT: Final = 10_000
+"""So many inputs with other answers are known again; above, no further one is early proof."""
 OTHERS: Final = "…"
 #: The edges of the histogram of relative differences: 5 per power of ten.
 _EDGES: Final = 10.0 ** (np.arange(-12 * 5, 2 * 5 + 1) / 5)
@@ -334,7 +336,10 @@ class Verdict:
         text = f"{found['differ']} of {found['requests']} requests got another answer"
         if found["failed"]:
             text += f" ({found['failed']} of them none)"
-        return f"{text}: agreement {found['agreement']:.4f}, wanted {found['wanted']:g}"
+        text += f": agreement {found['agreement']:.4f}, wanted {found['wanted']:g}"
+        if self.outcome is Outcome.FAILED and found["requests"] < found["requests_wanted"]:
+            text += f"; certain before {found['requests_wanted']} requests"
+        return text
 
 
 class Agreement:
@@ -344,7 +349,8 @@ class Agreement:
     It passes if at least `requests` were compared and the mean share is not below `wanted`. Below, it fails.
     With fewer requests it never passes; it fails only if an e-process against "the agreement is at least
     `wanted`" reaches 1/alpha, which stays valid although it is looked at after every request
-    (`rollouts.guards`).
+    (`rollouts.guards`). There, an input that is repeated counts against the candidate only once, because it
+    gets the same answers again.
     """
 
     def __init__(self, wanted: float, requests: int, *, alpha: float = ALPHA) -> None:
@@ -358,9 +364,11 @@ class Agreement:
         self._bet = Bet(self._allowed) if self._allowed > 0 else None
         self._columns: dict[str, Column] = {}
         self._examples: list[str] = []
+        self._inputs: set[str] = set()
 
-    def add(self, compared: Compared, example: str = "") -> None:
-        """Adds a request. `example`: its hash, which is shown if the answers differ."""
+    def add(self, compared: Compared, example: str = "", *, repeats: bool = False) -> None:
+        """Adds a request. `example`: its hash, which is shown if the answers differ. `repeats`: requests with
+        the same input have the same hash."""
         self.requests += 1
         self.exact += compared.exact
         self.agreed += compared.agrees
@@ -369,13 +377,22 @@ class Agreement:
         self.rows += compared.rows
         self.rows_agreed += compared.agreed
         self._shares += compared.share
-        if self._bet is not None:
-            self._bet.observe((1.0 - compared.share) - self._allowed)
+        against = (1.0 - compared.share) - self._allowed
+        if self._bet is not None and (against <= 0 or self._is_new(example, repeats=repeats)):
+            self._bet.observe(against)
         for name, column in compared.columns.items():
             kept = name if name in self._columns or len(self._columns) < COLUMNS_KEPT else OTHERS
             self._columns.setdefault(kept, Column()).add(column)
         if example and not compared.agrees and len(self._examples) < EXAMPLES:
-            self._examples.append(example)
+            self._examples += [example] * (example not in self._examples)
+
+    def _is_new(self, example: str, *, repeats: bool) -> bool:
+        if not (repeats and example):
+            return True
+        before = len(self._inputs)
+        if before < INPUTS_KEPT:
+            self._inputs.add(example)
+        return len(self._inputs) > before
 
     @property
     def answers(self) -> int:

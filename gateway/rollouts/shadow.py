@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from gateway.serving.manager import Manager
     from gateway.serving.servable import Servable
     from loaders.batch import Batch
-    from loaders.enforcement import RawInput
+    from loaders.enforcement import Enforced, RawInput
 
 log = logging.getLogger("gateway.shadow")
 
@@ -204,6 +204,7 @@ class Shadow:
 
     async def _ask(self, servable: Servable, copy: Copy) -> None:
         signature, mode, type_hints, positional = servable.rules(copy.lenient, copy.positional)
+        enforced: Enforced | None = None
         try:
             enforced = enforce(
                 signature, copy.raw, copy.params, mode, type_hints=type_hints, positional=positional
@@ -216,21 +217,23 @@ class Shadow:
         except (NotAdmitted, NoProcess):  # its queue is full, or its process starts again
             self.shed += 1
         except InvalidInput:
-            self._failed(copy, "input refused")
+            await self._failed(copy, enforced, "input refused")
         except _FAILURES as error:
             kind = str(error).partition(":")[0] if isinstance(error, ModelError) else type(error).__name__
-            self._failed(copy, kind[:80])
+            await self._failed(copy, enforced, kind[:80])
         else:
 
             def compared() -> tuple[Compared, str]:
                 found = compare(outcome.result, copy.answer, self.policy.tolerance)
-                return found, "" if found.agrees else digest(enforced.batch, enforced.params).hex()
+                return found, "" if found.agrees else _hash(copy, enforced)
 
-            self._agreement.add(*await asyncio.to_thread(compared))
+            self._agreement.add(*await asyncio.to_thread(compared), repeats=True)
 
-    def _failed(self, copy: Copy, kind: str) -> None:
-        """The candidate gave no answer. `kind`: of the error, without data."""
-        self._agreement.add(unanswered(copy.answer))
+    async def _failed(self, copy: Copy, enforced: Enforced | None, kind: str) -> None:
+        """The candidate gave no answer. `enforced`: its input, None if it refused that. `kind`: of the error,
+        without data."""
+        example = await asyncio.to_thread(_hash, copy, enforced)
+        self._agreement.add(unanswered(copy.answer), example, repeats=True)
         if kind in self._errors or len(self._errors) < KINDS:
             self._errors[kind] += 1
 
@@ -271,3 +274,10 @@ class Shadow:
             "errors": dict(self._errors),
         }
         return found
+
+
+def _hash(copy: Copy, enforced: Enforced | None) -> str:
+    """The hash of an input: `enforced`, or as it came if the candidate refused it. Empty if it has none."""
+    if enforced is not None:
+        return digest(enforced.batch, enforced.params).hex()
+    return digest(copy.raw.data, copy.params or {}).hex()

@@ -239,15 +239,15 @@ class Setup:
         self.aliases.apply(Snapshot(models, str(self.stamp)))
 
     async def ask(
-        self, times: int = 1, key: str | None = None, *, reference: Reference = CHAMPION
+        self, times: int = 1, key: str | None = None, *, reference: Reference = CHAMPION, row: float = 1.0
     ) -> list[str]:
-        """So many callers, one after the other: which versions answered. Raises Problem."""
+        """So many callers, one after the other, with this row: which versions answered. Raises Problem."""
         answered = []
         for _ in range(times):
             self.asked += 1
             name = (key or f"caller-{self.asked}").encode()
             record = RequestRecord(name)
-            inference = Inference(reference, RawInput("instances", [[1.0]]), record=record)
+            inference = Inference(reference, RawInput("instances", [[row]]), record=record)
             try:
                 await self.service.predict(inference)
                 assert record.version is not None

@@ -281,6 +281,26 @@ def test_verdicts(right: int, wrong: int, outcome: Outcome) -> None:
     assert of(shares).outcome is outcome
 
 
+def test_equal_inputs_are_early_proof_only_once() -> None:
+    for inputs, outcome in ((["a", "a", "a"], Outcome.THIN), (["a", "b", "a"], Outcome.FAILED)):
+        agreement = Agreement(0.98, 200)
+        for one in inputs:
+            agreement.add(row(False), one, repeats=True)
+        assert (agreement.outcome, agreement.differ) == (outcome, 3)
+    assert str(agreement.verdict()).endswith("wanted 0.98; certain before 200 requests")
+    for _ in range(197):  # the agreement itself counts every request
+        agreement.add(row(False), "a", repeats=True)
+    assert agreement.outcome is Outcome.FAILED
+
+
+def test_above_a_number_of_inputs_no_further_one_is_early_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agreement, "INPUTS_KEPT", 1)
+    found = Agreement(0.98, 200)
+    for one in "abcdef":
+        found.add(row(False), one, repeats=True)
+    assert found.outcome is Outcome.THIN
+
+
 def test_full_agreement_allows_no_difference() -> None:
     assert of([True] * 10, 1.0, 10).outcome is Outcome.PASSED
     assert of([True] * 9, 1.0, 10).outcome is Outcome.THIN

@@ -36,13 +36,14 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "AFTER_ANSWER", 0.0)
 
 
-async def compared(setup: Setup, times: int) -> None:
-    """So many callers, each of whose copies is answered before the next one asks."""
+async def compared(setup: Setup, times: int, *, row: float | None = None) -> None:
+    """So many callers, each of whose copies is answered before the next one asks. `row`: of all of them;
+    None: each has its own."""
     shadow = setup.rollout.shadow
     assert shadow is not None
     for _ in range(times):
         wanted = shadow.requests + 1
-        assert await setup.ask() == ["1"]
+        assert await setup.ask(row=setup.asked if row is None else row) == ["1"]
         while shadow.requests < wanted:
             await turns(1)
     await turns(30)
@@ -91,7 +92,7 @@ def test_a_version_that_disagrees_is_refused_with_its_evidence(tmp_path: Path) -
         assert setup.phase == "refused"
         found = setup.aliases.find("iris", "champion")
         assert found is not None
-        assert "shadow: " in (found.error or "")
+        assert (found.error or "").endswith("agreement 0.0000, wanted 0.9; certain before 20 requests")
         evidence = setup.bench.of(RolloutChanged)[-1].evidence["shadow"]
         assert evidence["differ"] == evidence["requests"] < 20  # no need to wait for all
         assert all(len(example) == 32 for example in evidence["examples"])
@@ -100,6 +101,22 @@ def test_a_version_that_disagrees_is_refused_with_its_evidence(tmp_path: Path) -
         assert observation.verdict is not None
         assert observation.verdict.outcome == "refused"
         assert set(await setup.ask(5)) == {"1"}
+
+    conducted(tmp_path, test, POLICY)
+
+
+@pytest.mark.parametrize("error", [None, "KeyError: x"])
+def test_an_input_that_is_repeated_is_no_early_proof(tmp_path: Path, error: str | None) -> None:
+    async def test(setup: Setup) -> None:
+        rollout = await setup.begun()
+        setup.fails(2, error)
+        await compared(setup, 19, row=7.0)
+        assert setup.phase == "shadowing"
+        await compared(setup, 1, row=7.0)
+        assert setup.phase == "refused"
+        assert "20 of 20 requests got another answer" in (rollout.course.reason or "")
+        assert "certain" not in (rollout.course.reason or "")
+        assert len(setup.bench.of(RolloutChanged)[-1].evidence["shadow"]["examples"]) == 1
 
     conducted(tmp_path, test, POLICY)
 
@@ -114,6 +131,7 @@ def test_a_version_that_fails_on_copies_is_refused_and_no_caller_sees_it(tmp_pat
         assert setup.phase == "refused"
         evidence = setup.bench.of(RolloutChanged)[-1].evidence["shadow"]
         assert evidence["errors"] == {"KeyError": evidence["failed"]}  # without the data
+        assert evidence["failed"] < 20
 
     conducted(tmp_path, test, POLICY)
 
