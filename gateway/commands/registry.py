@@ -191,12 +191,36 @@ def _aliases(model: Model) -> dict[str, str]:
     return {alias: model.aliases[alias].version for alias in sorted(model.aliases)}
 
 
+def _verdicts(model: Model) -> dict[str, dict[str, Any]]:
+    """The verdicts that stand against the versions of aliases. `last_good`: the version that serves there."""
+    found = {}
+    for alias in sorted(model.aliases):
+        entry = model.aliases[alias]
+        if entry.refused is not None:
+            found[alias] = {**entry.refused.to_json(), "last_good": entry.last_good}
+    return found
+
+
+def _marked(model: Model, alias: str) -> str:
+    """What follows an alias whose version was refused: ` (refused, 1 serves)`; else nothing."""
+    entry = model.aliases[alias]
+    if entry.refused is None:
+        return ""
+    serves = f", {entry.last_good} serves" if entry.last_good else ""
+    return f" ({entry.refused.said}{serves})"
+
+
 def _view(model: Model) -> dict[str, Any]:
     versions = []
     for version in _versions(model):
         facts = {"version": version.version, "source": version.source, "digest": version.digest}
         versions.append({**facts, "created": version.created, "tags": dict(version.tags)})
-    return {"name": model.name, "aliases": _aliases(model), "versions": versions}
+    return {
+        "name": model.name,
+        "aliases": _aliases(model),
+        "verdicts": _verdicts(model),
+        "versions": versions,
+    }
 
 
 def _show_models(models: Sequence[Model], registry: str | None) -> None:
@@ -206,7 +230,7 @@ def _show_models(models: Sequence[Model], registry: str | None) -> None:
         return
     rows = []
     for model in models:
-        aliases = ", ".join(f"{alias}={version}" for alias, version in _aliases(model).items())
+        aliases = ", ".join(f"{alias}={at}{_marked(model, alias)}" for alias, at in _aliases(model).items())
         latest = model.latest()
         rows.append([model.name, aliases or "-", str(len(model.versions)), latest.version if latest else "-"])
     table(["MODEL", "ALIASES", "VERSIONS", "LATEST"], rows, right=["VERSIONS", "LATEST"])
@@ -216,7 +240,8 @@ def _show_versions(model: Model) -> None:
     pointing = _aliases(model)
     rows = []
     for version in _versions(model):
-        aliases = ", ".join(alias for alias, at in pointing.items() if at == version.version)
+        here = [alias for alias, at in pointing.items() if at == version.version]
+        aliases = ", ".join(f"{alias}{_marked(model, alias)}" for alias in here)
         digest = version.digest.removeprefix("sha256:")[:12] if version.digest else "-"
         rows.append([version.version, aliases or "-", version.created or "-", digest, version.source])
     missing = {at for at in pointing.values() if at not in model.versions}

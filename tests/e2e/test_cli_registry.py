@@ -169,6 +169,23 @@ def test_a_check_says_that_it_did_not_read_the_source(iris: Shell) -> None:
     assert "`gateway check" not in refused.out, "a hint to do what was just done"
 
 
+def test_models_mark_an_alias_whose_version_was_refused(iris: Shell) -> None:
+    file = iris.directory / "registry.yaml"
+    document = yaml.safe_load(file.read_text())
+    verdict = {"version": "2", "outcome": "rolled_back", "reason": "errors", "at": "2026-11-30T20:00:00Z"}
+    refused = {"version": "2", "last_good": "1", "x-verdict": verdict}
+    forced = {**refused, "forced": True, "x-verdict": {**verdict, "outcome": "refused"}}
+    unproven = {"version": "2", "x-verdict": {**verdict, "outcome": "refused"}}
+    document["models"]["iris"]["aliases"] = {"a": refused, "b": forced, "c": unproven, "d": 1}
+    file.write_text(yaml.safe_dump(document))
+    assert "a=2 (rolled back, 1 serves), b=2, c=2 (refused), d=1 " in iris.called("models").out
+    assert "a (rolled back, 1 serves), b, c (refused) " in iris.called("models", "iris").out
+    view = iris.called("models", "iris", "-o", "json").json()
+    assert view["aliases"] == {"a": "2", "b": "2", "c": "2", "d": "1"}
+    assert view["verdicts"]["a"] == {**verdict, "last_good": "1"}
+    assert list(view["verdicts"]) == ["a", "c"]
+
+
 def test_an_invalid_registry_names_the_place(iris: Shell) -> None:
     file = iris.directory / "registry.yaml"
     file.write_text(file.read_text().replace("source:", "sorce:", 1))
