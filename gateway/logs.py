@@ -53,7 +53,11 @@ _ABOUT = ("model", "version", "request_id", "trace_id", "span_id")
 #: Refused inputs and requests of one model are logged at most once in this time, in seconds, with their
 #: count.
 BURST_SECONDS = 10.0
-#: For this many versions the last traceback is remembered, so that a repeated one is counted, not printed.
+#: A version that is refused again for the same reason is logged at most once in this time, in seconds, with
+#: the count: it is tried again all the time.
+REFUSAL_SECONDS = 3600.0
+#: For this many versions the last traceback is remembered, so that a repeated one is counted, not printed;
+#: for this many aliases the last refusal.
 KEPT_TRACES = 1000
 #: Log lines that any client can cause, as often as it wants.
 _OF_STRANGERS = ("Invalid HTTP request received", "Unsupported upgrade request")
@@ -95,6 +99,9 @@ class EventLog:
         self._bursts = Bursts(clock)
         #: By version and kind of event: the last traceback, and how often it was repeated.
         self._traces: dict[tuple[str, str, str], tuple[str, int]] = {}
+        #: By alias: the last refusal in the log, when it was written, and how often it was repeated.
+        self._refusals: dict[tuple[str, str], tuple[events.SwapRefused, float, int]] = {}
+        self._clock = clock
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, events.RegistryRead) and not (event.changed or event.recovered):
@@ -107,6 +114,13 @@ class EventLog:
             if ending is None:
                 return
             more = ending
+        if isinstance(event, events.Swapped):
+            self._refusals.pop((event.model, event.alias), None)
+        if isinstance(event, events.SwapRefused):
+            ending = self._refused(event)
+            if ending is None:
+                return
+            more = ending
         if isinstance(event, events.PredictionFailed | events.LoadFailed):
             repeats = self._repeats(event)
             if repeats:
@@ -115,6 +129,19 @@ class EventLog:
         level = _LEVELS.get(type(event), logging.INFO)
         if log.isEnabledFor(level):
             log.log(level, sentence(event) + more, extra={"event": event})
+
+    def _refused(self, event: events.SwapRefused) -> str | None:
+        """What the line of a refusal ends with; None: it was written a moment ago, leave this one out."""
+        key, now = (event.model, event.alias), self._clock()
+        last, since, count = self._refusals.pop(key, (None, now, 0))
+        repeated = event == last
+        is_new = not repeated or now - since >= REFUSAL_SECONDS
+        self._refusals[key] = (event, now, 0) if is_new else (event, since, count + 1)
+        while len(self._refusals) > KEPT_TRACES:
+            del self._refusals[next(iter(self._refusals))]
+        if not is_new:
+            return None
+        return f" (and {count} more times since the last such line)" if repeated and count else ""
 
     def _repeats(self, event: events.PredictionFailed | events.LoadFailed) -> int:
         """How often the same failure of this version happened before; 0: its traceback was not printed yet.

@@ -66,6 +66,38 @@ def test_a_burst_of_refusals_is_one_line_with_their_number(lines: pytest.LogCapt
     ]
 
 
+def test_a_refusal_is_logged_again_if_its_reason_changes_or_after_an_hour(
+    lines: pytest.LogCaptureFixture,
+) -> None:
+    now = [100.0]
+    say = logs.EventLog(clock=lambda: now[0])
+
+    def refuse(reason: str, version: str = "2") -> None:
+        say(events.SwapRefused("iris", "champion", version, reason))
+
+    for _ in range(60):
+        refuse("digest mismatch")
+        now[0] += 59
+    refuse("no such file")
+    refuse("digest mismatch")
+    refuse("digest mismatch", "3")
+    say(events.Swapped("iris", "champion", "1", "4", "rollback"))
+    refuse("digest mismatch", "3")
+    for _ in range(3):
+        now[0] += 1300
+        refuse("digest mismatch", "3")
+    said = [record.getMessage().removeprefix("iris@champion did not move to ") for record in lines.records]
+    assert said == [
+        "version 2: digest mismatch",
+        "version 2: no such file",
+        "version 2: digest mismatch",
+        "version 3: digest mismatch",
+        "iris@champion serves version 1, previously 4 (rollback)",
+        "version 3: digest mismatch",
+        "version 3: digest mismatch (and 2 more times since the last such line)",
+    ]
+
+
 def test_json_has_the_fields_of_the_event() -> None:
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
