@@ -105,8 +105,7 @@ class Gateway:
         )
         self.manager = Manager(
             self.ledger,
-            prepare=self._packages.get,
-            open_runner=self._placement.open,
+            prepare=self._packages.get, open_runner=self._placement.open,
             with_runtime=self._preparation.with_runtime,
             options=partial(Options.of, settings, traced=traced, warm_ups=WarmUps(self._pools.disk)),
             measured=self._persistence.save_measurement, emit=self._emit, dispatched=self.metrics.batch,
@@ -206,6 +205,7 @@ class Gateway:
         self._background.start(
             watch=self.watch.run,
             preload=self.residency.preload,
+            unused=self.residency.name_unused,
             upkeep=self._upkeep.run,
             governor=self._governor.run,
             capture=self.recorder.run,

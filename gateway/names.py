@@ -176,6 +176,11 @@ def near(word: str, known: Iterable[str]) -> str | None:
     return found[0] if found else None
 
 
+def is_pattern(text: str) -> bool:
+    """Whether a text stands for all names that fit it (`fraud-*`), and not for one name."""
+    return any(character in text for character in "*?[")
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:
     """A hint with the known names that are most similar to an unknown word; None if none is similar."""
     found = difflib.get_close_matches(word, known, n=3)

@@ -18,7 +18,7 @@ from fnmatch import fnmatchcase
 
 from gateway import backoff
 from gateway.errors import Problem
-from gateway.names import Reference, parse_short
+from gateway.names import Reference, is_pattern, parse_short
 from gateway.registries.base import Snapshot
 from gateway.rollouts.unused import Unused
 
@@ -49,7 +49,7 @@ class Entry:
         if at and not name:
             return cls(text, pattern="*", alias=parse_short(f"x@{alias}").alias)
         reference = parse_short(text)
-        if reference.version is None and not reference.latest and any(c in reference.name for c in "*?["):
+        if reference.version is None and not reference.latest and is_pattern(reference.name):
             return cls(text, pattern=reference.name, alias=reference.alias)
         return cls(text, reference=reference)
 
@@ -82,7 +82,7 @@ class Preload:
         again: float = LOOK_AGAIN,
         named: Iterable[str] = (),
     ) -> None:
-        self.unused = Unused(named, again)
+        self.unused = Unused(named)
         self._entries = tuple(entries)
         self._default_alias = tuple(default_alias)
         self._again = again

@@ -130,9 +130,11 @@ class Promotions:
             environment = None if prepared is None else prepared.environment()
             yield Moved(move, target, version, environment=environment, unchanged=True)
             return
+        # What an operator has overruled for this version stays overruled.
+        forced = again and entry is not None and entry.forced
         moving = self._moved(
-            move, target, force=force, moved_by=PROMOTE, dry_run=dry_run, steps=steps, shadow=shadow,
-            unchanged=again,
+            move, target, force=force or forced, moved_by=PROMOTE, dry_run=dry_run,
+            steps=steps, shadow=shadow, unchanged=again,
         )  # fmt: skip
         async with moving as moved:
             yield moved
@@ -231,8 +233,7 @@ class Promotions:
                         replay = await self._rehearsed(name, alias, target, record, trial, named=named)
                     except BaseException:
                         passed.lease.release()
-                        if not loaded:
-                            self._manager.retire_unused(target, "unloaded")
+                        self._unload_tried(target, loaded)
                         raise
         except Problem as problem:
             if dry_run and failed is None:
@@ -264,8 +265,13 @@ class Promotions:
             )  # fmt: skip
         finally:
             passed.lease.release()
-            if dry_run and not loaded:
-                self._manager.retire_unused(target, "unloaded")
+            if dry_run:
+                self._unload_tried(target, loaded)
+
+    def _unload_tried(self, target: Version, loaded: bool) -> None:
+        """Unloads a version after a dry run, unless it was `loaded` before, or serves since."""
+        if not loaded and all(found.serving != target for found in self._aliases):
+            self._manager.retire_unused(target, "unloaded")
 
     @contextmanager
     def _shown(self, name: str, alias: str, trial: Trial) -> Iterator[None]:
@@ -364,9 +370,11 @@ class Promotions:
         found = self._aliases.find(name, alias)
         if found is None:
             return False
-        if found.serving == target or found.rollout is not None:
+        if found.rollout is not None:
             return True
-        if found.attempt is None or found.attempt.done() or found.refusal is not None:
+        if found.serving == target:
+            return self._manager.failure(target) is None
+        if found.task is None or found.attempt is None or found.attempt.done() or found.refusal is not None:
             return False
         self._aliases.conductor.courses.plan(name, alias, target.version, steps, shadow)
         return True

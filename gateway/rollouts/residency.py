@@ -105,10 +105,12 @@ class Residency:
         return version, servable
 
     async def preload(self) -> None:
-        """Loads the versions that readiness waits for, and names settings for models that do not exist."""
-        await asyncio.gather(
-            self._pending.run(self._for_patterns, self.load), self._pending.unused.run(self._for_patterns)
-        )
+        """Loads the versions that readiness waits for."""
+        await self._pending.run(self._for_patterns, self.load)
+
+    async def name_unused(self) -> None:
+        """Names settings for models that do not exist."""
+        await self._pending.unused.run(self._for_patterns)
 
     async def _for_patterns(self) -> Snapshot:
         """The snapshot for matching patterns: all names of the registry."""

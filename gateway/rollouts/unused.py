@@ -12,38 +12,43 @@ from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from itertools import islice
+from typing import Final
 
 from gateway.errors import Problem
-from gateway.names import did_you_mean
+from gateway.names import did_you_mean, is_pattern
 from gateway.registries.base import Snapshot
 
 log = logging.getLogger("gateway.settings")
 
 
-class Unused:
-    """`sentences`: for each of `names` that matches no model now, what to say of it. `again`: seconds between
-    two looks."""
+#: Seconds between two looks at the models, and between two before the registry was read.
+AGAIN: Final = 60.0
+FIRST_AGAIN: Final = 2.0
 
-    def __init__(self, names: Iterable[str], again: float) -> None:
+
+class Unused:
+    """`sentences`: for each of `names` that matches no model now, what to say of it."""
+
+    def __init__(self, names: Iterable[str]) -> None:
         self._left = tuple(names)
-        self._again = again
-        self._seen = ""
+        self._seen: str | None = None
         self.sentences: dict[str, str] = {}
 
     async def run(self, snapshot: Callable[[], Awaitable[Snapshot]]) -> None:
         """Ends when every name has matched a model."""
         while self._left:
             with suppress(Problem):  # the registry was not read yet
-                self._look(await snapshot())
+                await self._look(await snapshot())
             if self._left:
-                await asyncio.sleep(self._again)
+                await asyncio.sleep(FIRST_AGAIN if self._seen is None else AGAIN)
 
-    def _look(self, now: Snapshot) -> None:
+    async def _look(self, now: Snapshot) -> None:
         if now.stamp == self._seen:
-            return  # to match patterns with many names takes long
+            return
         self._seen = now.stamp
         known = list(now.models)
-        self._left = tuple(name for name in self._left if not _matches(name, now, known))
+        # To match patterns with many names takes long.
+        self._left = await asyncio.to_thread(_unmatched, self._left, known)
         for name in self.sentences.keys() - set(self._left):
             del self.sentences[name]
         for name in self._left:
@@ -56,6 +61,12 @@ class Unused:
                 log.warning("settings: %s", self.sentences[name])
 
 
-def _matches(name: str, now: Snapshot, known: list[str]) -> bool:
-    """Returns whether a key of the setting `models` is for a model: its name, or a pattern that it fits."""
-    return name in now.models or (any(c in name for c in "*?[") and any(fnmatchcase(k, name) for k in known))
+def _unmatched(names: Iterable[str], known: list[str]) -> tuple[str, ...]:
+    """Returns the keys of the setting `models` that are for none of the known models: neither a name of one,
+    nor a pattern that one fits."""
+    models = set(known)
+    return tuple(
+        name
+        for name in names
+        if name not in models and not (is_pattern(name) and any(fnmatchcase(one, name) for one in known))
+    )

@@ -26,9 +26,11 @@ AWAITED: Final = 2 * BRIEF
 #: second number is larger, because other processes may have had the processor.
 USED_ON_LOOP: Final = 5 * BRIEF
 TOOK_ON_LOOP: Final = 0.02
-#: How many calls in a row must be brief first, and the most after calls on the loop that were not.
+#: How many brief calls are needed first, and the most after calls on the loop that were not brief. A long
+#: call takes the place of some brief ones: on a busy machine a call may be long for reasons of others.
 CALLS: Final = 20
 MOST_CALLS: Final = 20_000
+LONG_COSTS: Final = 5
 _AGAIN: Final = 10
 
 
@@ -36,7 +38,7 @@ class Brevity:
     """What the calls of one model showed. Sizes count numbers; times are in seconds."""
 
     def __init__(self) -> None:
-        #: The largest size that was brief.
+        #: The largest size that was brief, and how many calls speak for it.
         self._size = 0
         self._calls = 0
         self._needed = CALLS
@@ -50,14 +52,17 @@ class Brevity:
         return self._calls >= self._needed and size <= self._size and self._quickest <= AWAITED
 
     def in_thread(self, size: int, used: float, took: float) -> None:
-        """A call in the model's thread used the processor for `used` seconds, and took `took`. A larger call
-        than all that were brief shows nothing about those."""
-        if used <= BRIEF:
-            self._calls += 1
-            self._size = max(self._size, size)
-            self._quickest = min(self._quickest, took)
-        elif size <= self._size:
+        """A call in the model's thread used the processor for `used` seconds, and took `took`. If it is
+        larger than all that were brief, it starts the count again, or shows nothing where it is long."""
+        if used > BRIEF:
+            if size <= self._size:
+                self._calls = max(0, self._calls - LONG_COSTS)
+            return
+        if size > self._size:
             self._forget()
+            self._size = size
+        self._calls += 1
+        self._quickest = min(self._quickest, took)
 
     def on_loop(self, used: float, took: float) -> None:
         """The same for a call on the loop."""

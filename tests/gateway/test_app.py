@@ -17,6 +17,7 @@ from gateway.registries import open_registry
 from gateway.service import Inference
 from loaders.enforcement import RawInput
 from tests.support.hostile import eventually, write_package
+from tests.support.processes import until
 from tests.support.served import settings
 
 pytestmark = pytest.mark.anyio
@@ -44,6 +45,18 @@ async def test_a_gateway_starts_answers_and_leaves_nothing(tmp_path: Path) -> No
         await made.stop()
     assert asyncio.all_tasks() == tasks
     assert eventually(lambda: threads() == before)
+
+
+async def test_settings_for_models_that_do_not_exist_are_named(tmp_path: Path) -> None:
+    (tmp_path / "registry.yaml").write_text("version: 1\nmodels: {}\n")
+    named = settings(tmp_path, models={"irs": {"timeout": "5s"}})
+    made = app.Gateway(named, open_registry(str(tmp_path / "registry.yaml")))
+    await made.start()
+    try:
+        assert made.views.ready().ready
+        await until(lambda: "irs" in made.views.ready().settings_unmatched)
+    finally:
+        await made.stop()
 
 
 async def test_a_gateway_that_refuses_takes_no_request(tmp_path: Path) -> None:

@@ -16,8 +16,12 @@ def snapshot(*names: str) -> Snapshot:
 
 
 @pytest.mark.anyio
-async def test_a_setting_for_no_model_is_named_until_one_comes(caplog: pytest.LogCaptureFixture) -> None:
-    unused = Unused(["iris", "irs", "fraud_*", "zz_*"], again=0.0)
+async def test_a_setting_for_no_model_is_named_until_one_comes(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.rollouts.unused.AGAIN", 0.0)
+    monkeypatch.setattr("gateway.rollouts.unused.FIRST_AGAIN", 0.0)
+    unused = Unused(["iris", "irs", "fraud_*", "zz_*"])
     states: list[dict[str, str]] = []
     snapshots = iter([*2 * [snapshot("iris", "fraud_a")], snapshot("iris", "zz_a")])
 

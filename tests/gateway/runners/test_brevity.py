@@ -11,6 +11,7 @@ from gateway.runners.brevity import (
     AWAITED,
     BRIEF,
     CALLS,
+    LONG_COSTS,
     MOST_CALLS,
     TOOK_ON_LOOP,
     USED_ON_LOOP,
@@ -45,10 +46,27 @@ def test_a_larger_call_that_is_long_shows_nothing_about_the_others() -> None:
     assert not brevity.allows(4000)
 
 
-def test_a_long_call_of_a_known_size_ends_it() -> None:
+def test_a_larger_call_that_is_brief_starts_the_count_again() -> None:
+    brevity = shown()
+    brevity.in_thread(4000, QUICK, QUICK)
+    assert not brevity.allows(4000)
+    assert not brevity.allows(4)
+    for _ in range(CALLS - 1):
+        brevity.in_thread(4, QUICK, QUICK)
+    assert brevity.allows(4000)
+
+
+def test_a_long_call_of_a_known_size_takes_the_place_of_some_brief_ones() -> None:
     brevity = shown()
     brevity.in_thread(3, SLOW, SLOW)
-    assert not brevity.allows(1)
+    for _ in range(LONG_COSTS):
+        assert not brevity.allows(1)
+        brevity.in_thread(4, QUICK, QUICK)
+    assert brevity.allows(1)
+    for _ in range(100 * CALLS):
+        brevity.in_thread(4, SLOW, SLOW)
+        brevity.in_thread(4, QUICK, QUICK)
+    assert not brevity.allows(1), "as many are long as are brief"
 
 
 def test_a_model_that_waits_for_other_threads_is_not_brief() -> None:
@@ -95,12 +113,14 @@ def test_no_size_is_allowed_that_was_not_brief(runs: list[tuple[int, float, int]
     for size, used in calls:
         brevity.in_thread(size, used, used)
     if brevity.allows(asked):
-        # Of the smallest size, because of a larger one a long call may show nothing.
+        assert any(size >= asked and used <= BRIEF for size, used in calls)
+        largest = max(size for size, used in calls if used <= BRIEF)
+        first = calls.index((largest, QUICK))
+        brief = sum(used <= BRIEF for _, used in calls[first:])
         smallest = min(size for size, _ in calls)
-        long = [i for i, (size, used) in enumerate(calls) if used > BRIEF and size == smallest]
-        since = calls[max(long, default=-1) + 1 :]
-        assert any(size >= asked and used <= BRIEF for size, used in since)
-        assert sum(used <= BRIEF for _, used in since) >= CALLS
+        long = sum(used > BRIEF and size == smallest for size, used in calls[first:][-CALLS:])
+        assert brief >= CALLS
+        assert long * LONG_COSTS <= brief
 
 
 def test_sizes() -> None:
