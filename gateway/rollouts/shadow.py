@@ -277,7 +277,8 @@ class Shadow:
 
 
 def _hash(copy: Copy, enforced: Enforced | None) -> str:
-    """The hash of an input: `enforced`, or as it came if the candidate refused it. Empty if it has none."""
+    """The hash of an input: `enforced`, or as it came if the candidate refused it. Empty if it has none, as
+    CSV and Arrow tables that came so: each of these counts as another input."""
     if enforced is not None:
         return digest(enforced.batch, enforced.params).hex()
     return digest(copy.raw.data, copy.params or {}).hex()
