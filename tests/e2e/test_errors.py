@@ -267,7 +267,7 @@ TABLE = [
         retryable=True,
         waits=True,
     ),
-    Row("REGISTRY_UNAVAILABLE", 503, broken_registry, "Retry-After", retryable=True, waits=True),
+    Row("REGISTRY_UNAVAILABLE", 503, broken_registry, "correct the registry", retryable=True, waits=True),
     Row("SHUTTING_DOWN", 503, stopping, "another gateway", retryable=True, waits=True),
     Row(
         "DEADLINE_EXCEEDED",
