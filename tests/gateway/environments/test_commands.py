@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -103,6 +104,7 @@ def test_environments_are_planned_built_listed_and_removed(
 
     assert ran(capsys, "env", "gc")[1] == {"unused": [], "removed": []}
     key = environment["environment"]
+    gc.collect()  # what the commands before used: each of them is a process of its own for users
     assert ran(capsys, "env", "gc", "--days", "0", "--delete")[1] == {"unused": [key], "removed": [key]}
     assert ran(capsys, "env", "list")[1]["environments"] == []
 
