@@ -66,6 +66,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
                     sent = {"dataframe_records": [body]}
                     assert client.post(f"/predict/{name}@champion", json=sent).status_code == 200
         until(lambda: all(one["requests"] == REQUESTS for one in captures(served).values()))  # by a thread
+        for name in ("plain", "double"):  # they are counted after they were written
+            until(lambda name=name: captured(served, name) == REQUESTS)
         yield served
 
 
@@ -93,6 +95,10 @@ def run(shell: Shell, *arguments: object, code: int = 0) -> Done:
 def captures(server: Running) -> dict[str, dict[str, Any]]:
     found = httpx.get(f"{server.url}/captures", headers=server.key).json()["captures"]
     return {f"{one['model']}/{one['version']}": one for one in found}
+
+
+def captured(server: Running, model: str) -> float:
+    return server.metric("gateway_captured_requests_total", model=model, result="kept")
 
 
 def kept(server: Running) -> tuple[str, dict[str, Any], list[str], list[Any]]:
