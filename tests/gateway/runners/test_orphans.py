@@ -67,6 +67,7 @@ async def test_what_a_killed_zygote_leaves_is_used_on_and_reaped(
     package = write_package(tmp_path / "p")
     first, second = await processes.started(package), await processes.started(package)
     zygote = kill_zygote(processes)
+    await until(lambda: not processes.zygotes.alive)  # the end of its stream was read
     await until(lambda: gone(processes, zygote))
     for _ in range(5):
         processes.zygotes.tend()
