@@ -169,7 +169,7 @@ def _from_file(file: Path, problems: list[tuple[str, str]]) -> dict[str, Any]:
         problems.append((str(file), "not UTF-8"))
         return {}
     except yamltext.InvalidText as error:
-        if error.problems != [("", "it is empty")]:
+        if not error.empty:
             problems += [(f"{file}: {place}" if place else str(file), what) for place, what in error.problems]
         return {}
     if value is None:

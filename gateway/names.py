@@ -10,6 +10,7 @@ import difflib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from urllib.parse import quote, unquote_to_bytes
 
 from gateway.errors import Problem
@@ -185,6 +186,13 @@ def did_you_mean(word: str, known: Iterable[str]) -> str | None:
     """A hint with the known names that are most similar to an unknown word; None if none is similar."""
     found = difflib.get_close_matches(word, known, n=3)
     return f"did you mean {' or '.join(found)}?" if found else None
+
+
+def did_you_mean_of_many(word: str, known: Iterable[str]) -> str | None:
+    """The same for any number of names: only names with the same first letter are compared, 200 of the first
+    5,000 at most."""
+    alike = (name for name in islice(known, 5000) if name[:1].lower() == word[:1].lower())
+    return did_you_mean(word, islice(alike, 200))
 
 
 def _decoded(raw: bytes) -> str:

@@ -33,7 +33,7 @@ INTERVAL: Final = 5.0
 #: Saves the sums once in this many intervals: a gateway that is killed loses at most a minute of them.
 SAVED_EVERY: Final = 12
 MAX_TEAMS: Final = 100
-#: So many sums are added or shown in one step of the event loop.
+#: The number of sums that are added or shown in one step of the event loop.
 AT_ONCE: Final = 200
 BY: Final = ("team", "model")
 

@@ -25,6 +25,7 @@ MAX_REPEATED = 500_000
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
+EMPTY = "it is empty"
 # The library's words name what it reads, and not what a person did.
 _USUAL = "look here and above for a tab, a wrong indentation, and a bracket or quote that is not closed"
 
@@ -39,6 +40,11 @@ class InvalidText(ValueError):
     def __init__(self, problems: list[tuple[str, str]]) -> None:
         super().__init__("; ".join(f"{place}: {what}" if place else what for place, what in problems))
         self.problems = problems
+
+    @property
+    def empty(self) -> bool:
+        """Returns True if nothing is wrong but that there is no text."""
+        return self.problems == [("", EMPTY)]
 
 
 @dataclass(slots=True, eq=False)
@@ -163,7 +169,7 @@ def _tree(events: Iterator[Any]) -> Node:
             open_.append(node)
             keys.append(None)
     if root is None:
-        raise InvalidText([("", "it is empty")])
+        raise InvalidText([("", EMPTY)])
     return root
 
 
@@ -221,7 +227,7 @@ def _plain(
             continue
         elif kind is yaml.StreamEndEvent:
             if not begun:
-                raise NotPlain([("", "it is empty")])
+                raise NotPlain([("", EMPTY)])
             return root
         elif kind is yaml.AliasEvent:
             raise NotPlain([("", "an anchor")])

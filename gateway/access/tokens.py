@@ -57,7 +57,7 @@ def parse(text: str, default_alias: Sequence[str]) -> dict[bytes, Principal]:
     try:
         content = _content(text)
     except yamltext.InvalidText as error:
-        if error.problems == [("", "it is empty")]:
+        if error.empty:
             return {}
         raise InvalidTokens(error.problems) from None
     if content is None:

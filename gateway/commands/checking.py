@@ -261,8 +261,8 @@ def _pieces(file: Path) -> Iterator[bytes]:
 
 
 def _versions(registry: Registry, uri: str | None) -> list[tuple[Version | NotInRegistry, str]]:
-    """The version that `uri` names, else each version that an alias points to; each with a name to show. In
-    the place of a version that does not exist: the error that says so."""
+    """The version that `uri` names, else each version that an alias points to; each with a name to show. An
+    alias whose version does not exist gives the error NotInRegistry."""
     from gateway.names import Reference, parse_uri
     from gateway.registries.base import NotInRegistry
     from gateway.registries.resolution import resolve

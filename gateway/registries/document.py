@@ -94,9 +94,8 @@ class Reader:
         except UnicodeDecodeError as error:
             raise RegistryInvalid(self._target, [("", f"not UTF-8, at byte {error.start}")]) from None
         except yamltext.InvalidText as error:
-            empty = error.problems == [("", "it is empty")]
-            told = [("", f"it is empty: write {_EMPTY[self._form]} if there are no models yet")]
-            raise RegistryInvalid(self._target, told if empty else error.problems) from None
+            told = [("", f"{yamltext.EMPTY}: write {_EMPTY[self._form]} if there are no models yet")]
+            raise RegistryInvalid(self._target, told if error.empty else error.problems) from None
         if problems:
             raise RegistryInvalid(self._target, problems)
         before = self._entries.content
@@ -132,7 +131,7 @@ class Reader:
     def _json(self, content: bytes, checker: _Checker) -> dict[str, bytes]:
         text = content.decode("utf-8-sig")
         if not text or text.isspace():
-            raise yamltext.InvalidText([("", "it is empty")])
+            raise yamltext.InvalidText([("", yamltext.EMPTY)])
         try:
             return self._members(jsontext.Scanner(text, _DECODER.raw_decode), checker)
         except json.JSONDecodeError as error:

@@ -23,6 +23,7 @@ from gateway.registries.base import (
     Version,
 )
 from gateway.registries.halves import ReadOnly, Whole
+from gateway.registries.store import DOCUMENTS
 from loaders import bare, package
 
 ALIAS = "champion"
@@ -158,7 +159,7 @@ def _check_bare(place: Path, source: str) -> None:
         else:
             package.read(place)
     except package.PackageError as error:
-        document = place.is_file() and place.suffix.lower() in (".yaml", ".yml", ".json")
+        document = place.is_file() and place.suffix.lower() in DOCUMENTS
         hint = f"; to serve the models of a registry file, write --registry {source}" if document else ""
         if place.is_file() and not bare.is_bare(place):
             known = ", ".join(bare.ENDINGS)

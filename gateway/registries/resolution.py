@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from itertools import islice
 
-from gateway.names import Reference, did_you_mean
+from gateway.names import Reference, did_you_mean_of_many
 from gateway.registries.base import Alias, Model, NotInRegistry, Snapshot, Version
 from loaders.spelling import few
 
@@ -25,9 +24,7 @@ def resolve(
         raise NotInRegistry("MODEL_NOT_FOUND", message)
     if model is None:
         # Any client may request any name: bound the comparisons, however large the registry is.
-        looked_at = islice(snapshot.models, 5000)
-        alike = (name for name in looked_at if name[:1].lower() == reference.name[:1].lower())
-        hint = did_you_mean(reference.name, islice(alike, 200))
+        hint = did_you_mean_of_many(reference.name, snapshot.models)
         if hint is None and "@" in reference.name:  # a name may have one, but few have
             hint = "a reference has one @, between the name and the alias: NAME@ALIAS"
         raise NotInRegistry("MODEL_NOT_FOUND", f"there is no model {reference.name!r} in the registry", hint)

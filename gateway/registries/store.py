@@ -26,7 +26,7 @@ from loaders import package as packages
 from loaders.files import PackageError, package_files
 
 STORE: Final = "models"
-_DOCUMENTS: Final = (".yaml", ".yml", ".json")
+DOCUMENTS: Final = (".yaml", ".yml", ".json")
 MAX_BYTES: Final = 1 << 28
 
 
@@ -71,7 +71,7 @@ def _beside(document: Path) -> list[str]:
     """The documents next to the registry, which may be registries that share its store."""
     found = []
     for path in document.parent.iterdir():
-        if path.suffix.lower() not in _DOCUMENTS or path == document or not path.is_file():
+        if path.suffix.lower() not in DOCUMENTS or path == document or not path.is_file():
             continue
         if path.stat().st_size <= MAX_BYTES:  # a larger file is not a registry
             found.append(path.read_text("utf-8", "replace"))

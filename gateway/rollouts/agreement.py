@@ -383,8 +383,9 @@ class Agreement:
         for name, column in compared.columns.items():
             kept = name if name in self._columns or len(self._columns) < COLUMNS_KEPT else OTHERS
             self._columns.setdefault(kept, Column()).add(column)
-        if example and not compared.agrees and len(self._examples) < EXAMPLES:
-            self._examples += [example] * (example not in self._examples)
+        shown = example and not compared.agrees and example not in self._examples
+        if shown and len(self._examples) < EXAMPLES:
+            self._examples.append(example)
 
     def _is_new(self, example: str, *, repeats: bool) -> bool:
         if not (repeats and example):

@@ -124,13 +124,16 @@ class Promotions:
         if (wrong := self._aliases.gates.policy_error(model)) is not None:
             raise Problem("ROLLOUT_REFUSED", wrong, hint="correct the policy in the registry")
         again = entry is not None and entry.version == version and not entry.refused and entry.forced >= force
-        if again and not dry_run and self._is_there(name, alias, target, steps, shadow):
+        if again and not dry_run and self._is_there(name, alias, target):
+            found = self._aliases.find(name, alias)
+            if found is not None and found.rollout is None and found.serving != target:  # it is on its way
+                self._aliases.conductor.courses.plan(name, alias, version, steps, shadow)
             held = self._manager.find(target)
             prepared = None if held is None else held.prepared
             environment = None if prepared is None else prepared.environment()
             yield Moved(move, target, version, environment=environment, unchanged=True)
             return
-        # What an operator has overruled for this version stays overruled.
+        # A version that an operator has forced stays forced.
         forced = again and entry is not None and entry.forced
         moving = self._moved(
             move, target, force=force or forced, moved_by=PROMOTE, dry_run=dry_run,
@@ -362,11 +365,9 @@ class Promotions:
                 raise Problem("ROLLOUT_REFUSED", message, details=report.details())
         return report
 
-    def _is_there(
-        self, name: str, alias: str, target: Version, steps: tuple[float, ...] | None, shadow: float | None
-    ) -> bool:
-        """Whether the version that an alias points to serves, or is on its way and was not refused yet; then
-        it gets these steps and this shadow."""
+    def _is_there(self, name: str, alias: str, target: Version) -> bool:
+        """Returns whether the version that an alias points to serves, or is on its way and was not refused
+        yet."""
         found = self._aliases.find(name, alias)
         if found is None:
             return False
@@ -374,10 +375,8 @@ class Promotions:
             return True
         if found.serving == target:
             return self._manager.failure(target) is None
-        if found.task is None or found.attempt is None or found.attempt.done() or found.refusal is not None:
-            return False
-        self._aliases.conductor.courses.plan(name, alias, target.version, steps, shadow)
-        return True
+        running = found.task is not None and found.attempt is not None and not found.attempt.done()
+        return running and found.refusal is None
 
     def _held(self, name: str, alias: str) -> Lease | None:
         """A lease that keeps the version in service loaded while another one is tried, so that it is not

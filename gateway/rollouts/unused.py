@@ -1,7 +1,7 @@
 """Settings under `models` whose name or pattern matches no model of the registry: it may be mistyped.
 
-They are named once in the log and as long as it is so in the status. It is no error, because a model may come
-later. Knows names and what a snapshot says; must not know what the settings mean.
+The log names each of them once, and the status as long as no model has come. This is not an error, because a
+model may come later. Knows names and what a snapshot says; must not know what the settings mean.
 """
 
 from __future__ import annotations
@@ -11,15 +11,13 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from fnmatch import fnmatchcase
-from itertools import islice
 from typing import Final
 
 from gateway.errors import Problem
-from gateway.names import did_you_mean, is_pattern
+from gateway.names import did_you_mean_of_many, is_pattern
 from gateway.registries.base import Snapshot
 
 log = logging.getLogger("gateway.settings")
-
 
 #: Seconds between two looks at the models, and between two before the registry was read.
 AGAIN: Final = 60.0
@@ -53,8 +51,7 @@ class Unused:
             del self.sentences[name]
         for name in self._left:
             if name not in self.sentences:
-                alike = (one for one in known if one[:1].lower() == name[:1].lower())
-                near = did_you_mean(name, islice(alike, 200))
+                near = did_you_mean_of_many(name, known)
                 self.sentences[name] = f"models.{name} matches no model of the registry" + (
                     f", {near}" if near else ""
                 )

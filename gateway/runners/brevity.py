@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from loaders.batch import Batch
     from loaders.worker.wire import Framed
 
-#: A call that uses the processor for so many seconds is brief.
+#: A brief call uses the processor for at most this time, in seconds.
 BRIEF: Final = 0.0003
-#: The quickest of the calls in the thread took at most so long. A model that waits for threads of its own
+#: The quickest of the calls in the thread took at most this time. A model that waits for threads of its own
 #: uses little of the processor in the thread that called it.
 AWAITED: Final = 2 * BRIEF
-#: A call on the loop that uses the processor for so long, or that takes so long, was the last one there. The
-#: second number is larger, because other processes may have had the processor.
+#: A call on the loop that uses the processor for longer than the first time, or takes longer than the second,
+#: is the last one there. The second is larger, because other processes may have had the processor.
 USED_ON_LOOP: Final = 5 * BRIEF
 TOOK_ON_LOOP: Final = 0.02
 #: How many brief calls are needed first, and the most after calls on the loop that were not brief. A long
@@ -48,7 +48,7 @@ class Brevity:
         return f"<Brevity {self._calls}/{self._needed} calls, up to {self._size} numbers>"
 
     def allows(self, size: int) -> bool:
-        """Whether a call of this size may run on the event loop."""
+        """Returns whether a call of this size may run on the event loop."""
         return self._calls >= self._needed and size <= self._size and self._quickest <= AWAITED
 
     def in_thread(self, size: int, used: float, took: float) -> None:
