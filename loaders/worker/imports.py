@@ -16,7 +16,7 @@ import importlib
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Final
@@ -80,8 +80,7 @@ class Imports:
         if self._directory is not None:
             sys.path.insert(0, self._directory)
             importlib.invalidate_caches()
-        for name in [name for name in sys.modules if self._owns(name)]:
-            self._displaced[name] = sys.modules.pop(name)
+        self._displaced = self._taken_out()
         sys.modules.update(self._modules)
 
     def _leave(self) -> None:
@@ -90,11 +89,21 @@ class Imports:
         self._entered -= 1
         if self._entered:
             return
-        self._modules = {name: sys.modules.pop(name) for name in list(sys.modules) if self._owns(name)}
+        self._modules = self._taken_out()
         sys.modules.update(self._displaced)
         self._displaced.clear()
         if self._directory in sys.path:
             sys.path.remove(self._directory)
+
+    def _taken_out(self) -> dict[str, ModuleType]:
+        """Removes the modules with names of this package from `sys.modules`. Returns them, by name."""
+        taken: dict[str, ModuleType] = {}
+        # Other threads import modules, and remove those that fail, meanwhile: hence a copy of the names.
+        for name in list(sys.modules):
+            if self._owns(name):
+                with suppress(KeyError):
+                    taken[name] = sys.modules.pop(name)
+        return taken
 
     def _owns(self, name: str) -> bool:
         root = name.partition(".")[0]
