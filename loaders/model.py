@@ -317,7 +317,7 @@ def save_model(
         if verify:
             proof.verify(package, originals)
         _discard_bytecode(directory)
-        directory.chmod(0o777 & ~_umask())
+        directory.chmod(_mode(directory))
         if target.exists():
             target.rmdir()
         directory.rename(target)
@@ -468,7 +468,10 @@ def _discard_bytecode(directory: Path) -> None:
         shutil.rmtree(cache)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _mode(place: Path) -> int:
+    """The mode of a new directory. `os.umask` tells it only by changing it, for all threads."""
+    sample = place / ".mode"
+    sample.mkdir()
+    mode = sample.stat().st_mode & 0o777
+    sample.rmdir()
+    return mode

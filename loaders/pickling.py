@@ -10,6 +10,7 @@ from __future__ import annotations
 import pickle
 import sys
 import sysconfig
+import threading
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 FORMATS: Final = ("pickle", "cloudpickle", "skops", "joblib")
 _OURS: Final = __name__.partition(".")[0]
+#: cloudpickle has one list of such modules for the process, so only one thread at a time changes it.
+_TURN: Final = threading.RLock()
 
 
 def dump(model: Any, file: Path, shipped: Iterable[str] = ()) -> set[str]:
@@ -94,6 +97,7 @@ class Local:
         self._modules: list[ModuleType] = []
 
     def __enter__(self) -> Local:
+        _TURN.acquire()
         return self
 
     def add(self, value: ModuleType | type | FunctionType) -> None:
@@ -101,24 +105,27 @@ class Local:
 
         name = _module(value)
         root = name.partition(".")[0]
-        if name in self._decided or root in self._elsewhere or name not in sys.modules:
+        module = sys.modules.get(name)
+        if name in self._decided or root in self._elsewhere or module is None:
             return
         self._decided.add(name)
-        module = sys.modules[name]
         file = getattr(module, "__file__", None)
         if file is None:
             return  # built in, or a directory without its own code
         if _is_installed(root, Path(file).resolve()):
             self._elsewhere.add(root)
-        else:
-            self._modules.append(module)
+        elif name not in cloudpickle.list_registry_pickle_by_value():  # the caller's own entry stays
             cloudpickle.register_pickle_by_value(module)
+            self._modules.append(module)
 
     def __exit__(self, *_: object) -> None:
-        import cloudpickle
+        try:
+            import cloudpickle
 
-        for module in self._modules:
-            cloudpickle.unregister_pickle_by_value(module)
+            for module in self._modules:
+                cloudpickle.unregister_pickle_by_value(module)
+        finally:
+            _TURN.release()
 
 
 def _module(value: ModuleType | type | FunctionType) -> str:

@@ -131,7 +131,10 @@ def absent() -> bool:
     present = sys.modules.get("mlflow")
     if present is not None:
         return hasattr(present, _MARK)
-    return importlib.util.find_spec("mlflow") is None
+    try:
+        return importlib.util.find_spec("mlflow") is None
+    except (ValueError, KeyError):
+        return True  # a model of another thread just put the stand-in there, or took it out
 
 
 def modules() -> dict[str, ModuleType]:

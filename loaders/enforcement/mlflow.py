@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import csv
 import io
-import warnings
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
@@ -43,9 +42,9 @@ def lenient(specs: Specs, form: str, data: Any, faults: Faults, extras: list[Any
     """Returns the batch that MLflow gives the model. If MLflow refuses, adds the violation and returns
     None."""
     root = "data" if form == "python" else form
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        # MLflow's casts warn about losses; the operator accepted them with this mode.
-        warnings.simplefilter("ignore")
+    # MLflow's casts lose digits; the operator accepted that with this mode. This is the state of the thread;
+    # filters of warnings are those of the process, so they stay as they are.
+    with np.errstate(all="ignore"):
         try:
             parsed = _parsed(specs, form, data, root)
             if isinstance(specs[0], TensorSpec):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import re
 import sys
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -23,6 +22,7 @@ from loaders.compat.pythons import zipped
 from loaders.flavors import tensors
 from loaders.flavors.base import MissingFramework, Saved, Trust
 from loaders.flavors.failures import Unsuitable
+from loaders.flavors.warned import ignored
 from loaders.package import PackageError
 
 if TYPE_CHECKING:
@@ -326,8 +326,7 @@ def _write(model: Any, target: Path) -> None:
     import onnx
 
     external = model.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+    with ignored(DeprecationWarning):
         onnx.save_model(
             model, str(target), save_as_external_data=external, location=_FILE + ".data" if external else None
         )

@@ -10,7 +10,6 @@ import copy
 import math
 import pickle
 import sys
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -24,6 +23,7 @@ from loaders.compat.pythons import zipped
 from loaders.flavors import stated
 from loaders.flavors.base import MissingFramework, Saved, Trust
 from loaders.flavors.failures import Unsuitable
+from loaders.flavors.warned import recorded
 from loaders.package import PackageError
 from loaders.schema import AnyType, ColSpec, Scalar
 
@@ -174,8 +174,7 @@ class Estimator:
             }
             data = batches.native(Columns(arrays, 2))
         try:
-            with warnings.catch_warnings(record=True):
-                warnings.simplefilter("always")
+            with recorded():
                 self._predict(data)
         except Exception:  # noqa: BLE001 - then its columns are of another type
             return False
@@ -215,8 +214,7 @@ class Estimator:
         rows = np.array(["made", "up"], dtype=object)
         table = Columns({"text": rows}, len(rows), None, frozenset(("text",)))
         try:
-            with warnings.catch_warnings(record=True):
-                warnings.simplefilter("always")
+            with recorded():
                 answer = self._predict(batches.native(table))
                 return (np.shape(answer)[:1], np.shape(self._predict(rows))[:1]) == ((1,), (2,))
         except Exception:  # noqa: BLE001 - then it is another kind of model
@@ -227,9 +225,7 @@ class Estimator:
         rows = np.outer([0.0, 1.0, -0.5, 3.0], np.linspace(0.5, 1.5, len(names)))
         table = Columns(dict(zipped(names, rows.T)), len(rows))
         try:
-            # Record warnings instead of raising them: filters are global, and other threads may warn now.
-            with warnings.catch_warnings(record=True) as warned:
-                warnings.simplefilter("always")
+            with recorded() as warned:
                 of_frame = self._predict(batches.native(table))
                 of_array = self._predict_array(rows.copy(order="F"))
         except Exception:  # noqa: BLE001 - it then gets frames, and the caller gets its error

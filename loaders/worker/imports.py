@@ -74,14 +74,16 @@ class Imports:
                 sys.path_importer_cache.pop(self._directory, None)
 
     def _enter(self) -> None:
+        if not self._entered:
+            if self._directory is not None:
+                # Before any change: it calls finders of other libraries, which may fail.
+                importlib.invalidate_caches()
+                # A new list, here and at the end: an import of another thread walks over the list meanwhile,
+                # and misses an entry if those before it move.
+                sys.path = [self._directory, *sys.path]
+            self._displaced = self._taken_out()
+            sys.modules.update(self._modules)
         self._entered += 1
-        if self._entered > 1:
-            return
-        if self._directory is not None:
-            sys.path.insert(0, self._directory)
-            importlib.invalidate_caches()
-        self._displaced = self._taken_out()
-        sys.modules.update(self._modules)
 
     def _leave(self) -> None:
         if self._private:
@@ -93,7 +95,9 @@ class Imports:
         sys.modules.update(self._displaced)
         self._displaced.clear()
         if self._directory in sys.path:
-            sys.path.remove(self._directory)
+            left = sys.path.copy()
+            left.remove(self._directory)
+            sys.path = left
 
     def _taken_out(self) -> dict[str, ModuleType]:
         """Removes the modules with names of this package from `sys.modules`. Returns them, by name."""
