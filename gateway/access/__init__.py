@@ -56,8 +56,10 @@ class Access:
         self._admin = AdminKey(settings.admin_key_file or control_key(settings.state_dir))
         self._issuer: Issuer | None = None
         self._known: dict[bytes, Principal] = {}
+        if self._admin.file is not None:
+            self._admin.look()
         #: The admin key when `_known` and the sessions were filled.
-        self._kept_under = b""
+        self._kept_under = self._admin.key
         self.audit = Audit(access.audit_file or settings.state_dir / AUDIT_FILE)
         #: Browsers that are signed in.
         self.sessions = Sessions(wall)
@@ -96,14 +98,14 @@ class Access:
         found = self._of(given)
         if found is None and self._issuer is not None and await self._issuer.look_for_a_new_key():
             found = self._of(given)
-        self._forget_another_key()
         if found is None:
-            return stranger("no key of the issuer fits the token")
+            found = stranger("no key of the issuer fits the token")
         if found.known:
             while len(self._known) >= KEPT:
                 del self._known[next(iter(self._known))]
             found = replace(found, quotas=self._limits.of(found.team, str(found)))
             self._known[_fingerprint(given)] = found
+        self._forget_another_key()  # last: a thread may have read it after this one matched
         return found
 
     def verified(self, headers: Mapping[bytes, bytes]) -> Principal:

@@ -170,9 +170,10 @@ class TokensFile:
     @property
     def teams(self) -> Sequence[tuple[str, Patterns]]:
         """The teams with what their tokens may use, each once. Kept, because a file may hold many tokens."""
-        if self._teams[0] is not self.by_digest:
-            found = {(one.team, one.predict.texts): one for one in self.by_digest.values() if one.team}
-            self._teams = self.by_digest, [(one.team, one.predict) for one in found.values()]
+        tokens = self.by_digest  # a thread may read others meanwhile
+        if self._teams[0] is not tokens:
+            found = {(one.team, one.predict.texts): one for one in tokens.values() if one.team}
+            self._teams = tokens, [(one.team, one.predict) for one in found.values()]
         return self._teams[1]
 
     def read(self) -> None:

@@ -134,8 +134,10 @@ class Recorder:
             self._waiting.clear()
             self._some.clear()
             if taken:
-                counts = await loop.run_in_executor(self.io, self._write, taken)
-                self._bytes -= size  # until now they were in memory
+                try:
+                    counts = await loop.run_in_executor(self.io, self._write, taken)
+                finally:
+                    self._bytes -= size  # until now they were in memory
                 for (model, result), number in counts.items():
                     self._counted(model, result, number)
             return await loop.run_in_executor(self.io, work)

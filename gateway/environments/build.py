@@ -175,11 +175,13 @@ class Store:
         """The bytes of everything on the disk; each file counts once. Measured after each change made here,
         and once a minute for the changes of other processes."""
         with self._mutex:
-            at, measured = self._measured
+            before = self._measured
+        at, measured = before
         if time.monotonic() - at > _MEASURE_AGAIN:
             measured = _occupied(self._root)
             with self._mutex:
-                self._measured = (time.monotonic(), measured)
+                if self._measured is before:  # nothing changed meanwhile
+                    self._measured = (time.monotonic(), measured)
         return measured
 
     def idle(self) -> list[tuple[float, str]]:

@@ -363,11 +363,12 @@ class MLflowRegistry:
         find_alias(self.known(), name, alias)
         self._calls.write("DELETE", "registered-models/alias", {"name": name, "alias": alias})
         with self._lock:  # also an alias that was kept after its version was deleted
-            known = self._names[name]
-            left = {a: entry for a, entry in known.model.aliases.items() if a != alias}
-            kept = Model(name, known.model.versions, left, known.model.rollout)
-            self._names[name] = _Known(kept, known.created, known.order)
-            self._changes += 1
+            known = self._names.get(name)
+            if known is not None:  # another read may have found the model deleted meanwhile
+                left = {a: entry for a, entry in known.model.aliases.items() if a != alias}
+                kept = Model(name, known.model.versions, left, known.model.rollout)
+                self._names[name] = _Known(kept, known.created, known.order)
+                self._changes += 1
         self._calls.attempt(
             "DELETE", "registered-models/delete-tag", {"name": name, "key": ALIAS_TAG + alias}
         )

@@ -7,6 +7,7 @@ again. fsspec reads everything except HTTP. Knows how to get bytes; `document` p
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
@@ -42,6 +43,7 @@ class RemoteRegistry(Whole, ReadOnly):
         form = "json" if parts.path.lower().endswith(".json") else "yaml"
         self._last: Snapshot | None = None
         self._etag: str | None = None
+        self._lock = threading.Lock()
         self._read: Callable[[], bytes | None]
         is_http = parts.scheme in ("http", "https")
         user, at, host = parts.netloc.rpartition("@")
@@ -82,6 +84,10 @@ class RemoteRegistry(Whole, ReadOnly):
         return f"<RemoteRegistry {self.target}>"
 
     def read(self) -> Snapshot:
+        with self._lock:  # the entity tag, the snapshot and the reader belong together
+            return self._read_again()
+
+    def _read_again(self) -> Snapshot:
         content = self._read()
         if content is None and self._last is not None:
             return self._last

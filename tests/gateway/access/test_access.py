@@ -72,6 +72,23 @@ async def test_a_key_that_was_replaced_is_forgotten_whoever_noticed_it(
 
 
 @pytest.mark.anyio
+async def test_a_key_that_a_thread_replaces_right_after_it_matched_is_not_remembered(
+    access: Access, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matches = access._admin.matches
+
+    def matched(secret: bytes) -> bool:
+        found = matches(secret)
+        replace(tmp_path / "key", "new")
+        access._look()  # in its thread
+        return found
+
+    monkeypatch.setattr(access._admin, "matches", matched)
+    await access.identify(bearer("first"))
+    assert access.recall(bearer("first")) is None
+
+
+@pytest.mark.anyio
 async def test_browsers_are_signed_out_by_another_key_and_by_another_tokens_file(
     access: Access, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -98,6 +99,26 @@ def test_the_file_is_followed(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
     file.unlink()
     os.mkfifo(file)
     assert not tokens.look()
+
+
+def test_the_teams_are_those_of_the_tokens_that_a_thread_has_just_read(tmp_path: Path) -> None:
+    file = tmp_path / "tokens.yaml"
+    entry = "- {{name: ci, team: {team}, predict: [iris], sha256: {digest}}}\n"
+    file.write_text(entry.format(team="old", digest=HEX))
+    tokens = TokensFile(file, [])
+    tokens.read()
+
+    class Followed(dict[bytes, Principal]):
+        """The thread reads the file while the event loop collects the teams."""
+
+        def values(self) -> Any:
+            replace(file, entry.format(team="new", digest=HEX))
+            tokens.look()
+            return super().values()
+
+    tokens.by_digest = Followed(tokens.by_digest)
+    assert [team for team, _ in tokens.teams] == ["old"]
+    assert [team for team, _ in tokens.teams] == ["new"]
 
 
 def test_an_invalid_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

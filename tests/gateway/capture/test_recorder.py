@@ -169,6 +169,25 @@ def test_what_is_being_written_counts_as_memory_until_it_is_written(
     run(main)
 
 
+def test_what_could_not_be_written_does_not_count_as_memory_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_WAITING_BYTES", 2 * ROW.arrays["age"].nbytes)
+
+    async def main() -> None:
+        async with made(tmp_path) as setup:
+            setup.store.error = MemoryError()
+            setup.take()
+            with pytest.raises(MemoryError):
+                await setup.recorder.flush()
+            setup.store.error = None
+            setup.take()
+            await setup.recorder.flush()
+            assert setup.counts == {"kept": 1}
+
+    run(main)
+
+
 def test_the_end_waits_for_a_write_whose_caller_was_cancelled(tmp_path: Path) -> None:
     async def main() -> None:
         async with made(tmp_path, workers=4) as setup:

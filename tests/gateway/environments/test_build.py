@@ -21,7 +21,7 @@ import pytest
 
 from gateway.artifacts.base import ArtifactError
 from gateway.artifacts.cache import Artifacts
-from gateway.environments.build import Built, Store
+from gateway.environments.build import Built, Store, _occupied
 from gateway.environments.interpreters import Interpreters
 from gateway.environments.lock import LockError, Wanted, parsed
 from gateway.environments.resolve import Resolver
@@ -158,6 +158,23 @@ def test_an_environment_in_use_is_not_removed(tmp_path: Path, index: wheels.Inde
     del held
     assert store(tmp_path / "e", index.environ).remove(key)
     assert here.keys() == []
+
+
+def test_what_changes_while_the_disk_is_measured_is_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = store(tmp_path, {})
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "file").write_bytes(b"x" * 100_000)
+
+    def occupied(root: Path) -> int:
+        found = _occupied(root)
+        here.remove("old")  # in another thread
+        return found
+
+    monkeypatch.setattr("gateway.environments.build._occupied", occupied)
+    assert here.bytes() >= 100_000
+    assert here.bytes() < 100_000
 
 
 def test_packages_and_environments_share_one_limit_and_what_was_used_longest_ago_goes(

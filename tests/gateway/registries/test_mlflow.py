@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -177,6 +178,23 @@ def test_an_answer_to_an_earlier_question_does_not_win(mlflow_server: Server, st
     registry._keep("stored", None, late.order)
     assert "stored" in registry.known().models
     registry.delete_alias("stored", "late")
+    registry.close()
+
+
+def test_an_alias_is_deleted_also_if_its_model_is_forgotten_meanwhile(
+    mlflow_server: Server, stored: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = MLflowRegistry(mlflow_server.url, environ={})
+    registry.move(Move("stored", "brief", "2"))
+    write = registry._calls.write
+
+    def written(*args: Any) -> Any:
+        answer = write(*args)
+        registry.forget({"stored"})  # by the event loop
+        return answer
+
+    monkeypatch.setattr(registry._calls, "write", written)
+    assert "brief" not in registry.delete_alias("stored", "brief").models["stored"].aliases
     registry.close()
 
 

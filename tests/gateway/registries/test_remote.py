@@ -84,6 +84,28 @@ def test_a_document_is_sent_again_only_when_it_changed(documents: Documents) -> 
     registry.close()
 
 
+def test_what_one_thread_read_is_not_kept_with_the_tag_that_another_one_got(
+    documents: Documents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = open_registry(f"{documents.url}/a/registry.yaml")
+    assert isinstance(registry, remote.RemoteRegistry)
+    models = registry._models
+    other = threading.Thread(target=registry.read)
+
+    def late(content: bytes) -> Any:
+        if other.ident is None:
+            documents.content = DOCUMENT.replace(b"champion: 1", b"champion: 1, new: 1")
+            other.start()
+            other.join(0.5)  # it ends now, or it waits for this one
+        return models(content)
+
+    monkeypatch.setattr(registry, "_models", late)
+    registry.read()
+    other.join()
+    assert "new" in registry.read().models["iris"].aliases
+    registry.close()
+
+
 def test_a_document_that_is_wrong_stays_wrong_until_it_changes(documents: Documents) -> None:
     registry = open_registry(f"{documents.url}/a/registry.yaml")
     registry.read()
