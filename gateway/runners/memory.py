@@ -26,8 +26,13 @@ _EXACTLY: Final = 64
 #: that makes it slow must not take the time of all others.
 _LONG: Final = 0.01
 _REST: Final = 20
-#: The age up to which a reading is recent, in seconds: more than the time between two readings in a thread.
+#: The age up to which a reading is recent, in seconds: more than the time between two refreshes in a thread.
 RECENT: Final = 3.0
+#: The seconds after which a process of unchanged size is read again: they double while the figures stay.
+_FIRST_REST: Final = 2.0
+_LONGEST_REST: Final = 16.0
+#: Figures stay if they differ by less than this part.
+_STAYS: Final = 1 / 64
 PROC: Final = Path("/proc")
 
 
@@ -48,8 +53,9 @@ class Footprint:
     has none. `tasks`: the number of its processes and threads at the last reading, as far as they were
     counted.
 
-    A reading takes milliseconds, because the kernel looks at every page. So a thread may call `read`, and the
-    event loop uses `recent` where it can. Everything else is called on the event loop."""
+    A reading takes milliseconds, because the kernel looks at every page. So a thread calls `refresh`, which
+    reads only where it is necessary, and the event loop uses `recent` where it can. Everything else is called
+    on the event loop."""
 
     def __init__(
         self,
@@ -58,15 +64,19 @@ class Footprint:
         shared_memory: int = -1,
         *,
         cost: Callable[[], float] = time.thread_time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._descriptor = descriptor
         self._pid = pid
         self._shared_memory = shared_memory
         self._cost = cost
+        self._clock = clock
         self._last = Memory()
         self._read_again = self._bound_again = float("-inf")
         self._bound = 0
-        self._read_at = float("-inf")
+        self._read_at = self._seen_at = self._due = float("-inf")
+        self._rest = _FIRST_REST
+        self._size: int | None = None
         self._reading = threading.Lock()
         self._closing = False
         self.tasks = 0
@@ -80,13 +90,13 @@ class Footprint:
         """
         try:
             with self._reading:
-                began_at = time.monotonic()
-                if self._descriptor >= 0 and time.monotonic() >= self._read_again:
+                began_at = self._clock()
+                if self._descriptor >= 0 and self._clock() >= self._read_again:
                     began = self._cost()
                     with suppress(ProcessLookupError):  # it has ended
                         self._last = self._look()
                     self._read_again = self._after(began)
-                self._read_at = began_at
+                self._read_at = self._seen_at = began_at
         finally:
             if self._closing:
                 self._give_back()
@@ -103,17 +113,33 @@ class Footprint:
             proportional=own.proportional,
         )
 
+    def refresh(self) -> None:
+        """Reads again if the figures may have changed. Otherwise the last ones count as recent.
+
+        A process whose resident bytes stay is read more and more rarely, but at least every `_LONGEST_REST`
+        seconds: a page that it shared and wrote to becomes private, and the resident bytes stay."""
+        now = self._clock()
+        size = None if self._pid is None else self.upper_bound()
+        same = size is not None and size == self._size
+        if now < self._read_again or (same and now < self._due):
+            self._seen_at = now
+            return
+        before = self._last.private
+        stayed = abs(self.read().private - before) <= _STAYS * before and same
+        self._rest = min(2 * self._rest, _LONGEST_REST) if stayed else _FIRST_REST
+        self._size, self._due = size, now + self._rest
+
     def recent(self, since: float = float("-inf")) -> Memory:
-        """The figures of a reading that is at most `RECENT` seconds old and began after `since`, a time of
-        `time.monotonic`; reads if there is none."""
-        recent = time.monotonic() - self._read_at <= RECENT and self._read_at > since
+        """The figures that were read or refreshed at most `RECENT` seconds ago, and read after `since`, a
+        time of `time.monotonic`; reads if there are none."""
+        recent = self._clock() - self._seen_at <= RECENT and self._read_at > since
         return self._last if recent else self.read()
 
     def upper_bound(self) -> int:
         """A value never below `read().private`, in a few microseconds per process; 0 after its end."""
         if self._pid is None or self._closing:
             return 0
-        if time.monotonic() >= self._bound_again:
+        if self._clock() >= self._bound_again:
             began = self._cost()
             pids = (self._pid, *self._children())
             self._bound = sum(resident(pid) for pid in pids) + self._in_shared_memory()
@@ -122,7 +148,7 @@ class Footprint:
 
     def _after(self, began: float) -> float:
         spent = self._cost() - began
-        return time.monotonic() + (_REST * spent if spent > _LONG else 0.0)
+        return self._clock() + (_REST * spent if spent > _LONG else 0.0)
 
     def close(self) -> None:
         """Gives the descriptors back. Does not wait for a thread that reads: it does so when it has read."""

@@ -37,6 +37,8 @@ _ANSWER_SLACK: Final = 1 << 20
 _SOCKET_BUFFER: Final = 1 << 20
 _STATUS_WAIT: Final = 1.0
 _LAST_WORD: Final = 0.25
+#: The temporary files of a process without calls are measured at each so-many-th look.
+_IDLE_LOOKS: Final = 4
 _ANSWERS: Final = ("answer", "error", "loaded")
 
 
@@ -90,6 +92,8 @@ class Worker:
         self.files = 0
         self._disk: int | None = None
         self._measuring: asyncio.Future[int] | None = None
+        self._looks = 0
+        self._answers_at_look = -1
         self.answers = 0
         #: When it began the first of its calls, in the loop's time.
         self.working_since = 0.0
@@ -149,9 +153,13 @@ class Worker:
 
     def look_at_files(self) -> None:
         """Starts a measurement of its temporary files, one at a time. Above the limit the process is
-        ended."""
+        ended. Without calls since the last measurement, only each `_IDLE_LOOKS`th look starts one."""
         if self._disk is None or self._measuring is not None or self.gone or self._child is None:
             return
+        self._looks += 1
+        if not self.busy and self.answers == self._answers_at_look and self._looks < _IDLE_LOOKS:
+            return
+        self._looks, self._answers_at_look = 0, self.answers
         self._measuring = asyncio.wrap_future(self._zygotes.measure(self._child, self._disk))
         self._measuring.add_done_callback(self._measured)
 

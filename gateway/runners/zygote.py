@@ -36,6 +36,8 @@ from loaders.worker import temporary
 
 _MAX_MESSAGE: Final = 1 << 16
 _TRIES: Final = 3
+#: So many refreshes are one piece of work of the thread that reads memory.
+_REFRESHED_AT_ONCE: Final = 16
 _LOG: Final = logging.getLogger("gateway.models")
 
 
@@ -295,13 +297,14 @@ class Zygotes:
         raise AssertionError("not reached")
 
     async def read_memory(self) -> None:
-        """Reads the memory of all zygotes and model processes in a thread, where it does not hold up the
-        event loop: some milliseconds for each."""
-        footprints = [zygote.footprint for zygote in self.alive] + list(self.footprints)
+        """Refreshes what is known of the memory of all zygotes and model processes, in a thread, where it
+        does not hold up the event loop: some milliseconds for each that changed."""
+        found = (zygote.footprint for zygote in self.alive)
+        footprints = [one for one in (*found, *self.footprints) if one is not None]
         loop = asyncio.get_running_loop()
-        for footprint in footprints:
-            if footprint is not None:
-                await loop.run_in_executor(self._memory, footprint.read)
+        for start in range(0, len(footprints), _REFRESHED_AT_ONCE):
+            some = footprints[start : start + _REFRESHED_AT_ONCE]
+            await loop.run_in_executor(self._memory, _refresh, some)
 
     def measure(self, child: Child, enough: int) -> Future[int]:
         """The bytes of a process's temporary files; the count ends above `enough`."""
@@ -418,3 +421,8 @@ async def _exited(process: subprocess.Popen[bytes], grace: float) -> bool:
     finally:
         loop.remove_reader(handle)
         os.close(handle)
+
+
+def _refresh(footprints: list[Footprint]) -> None:
+    for footprint in footprints:
+        footprint.refresh()

@@ -6,12 +6,14 @@ import asyncio
 import os
 import sys
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 
 import gateway
 from gateway.runners.base import RunnerCrashed
+from gateway.runners.child import Child
 from gateway.runners.confinement import Confinement
 from gateway.runners.files import used
 from loaders.worker import temporary
@@ -116,6 +118,36 @@ def test_a_model_below_its_limit_goes_on(tmp_path: Path) -> None:
             await asyncio.sleep(0.01)
         await runner.predict(ONE, {})
         assert not h.observed
+
+    run(tmp_path / "tmp", work)
+
+
+def test_files_of_a_process_without_calls_are_measured_more_rarely(tmp_path: Path) -> None:
+    package = write_package(tmp_path / "p")
+
+    async def work(h: Processes) -> None:
+        measured: list[Future[int]] = []
+        measure = h.zygotes.measure
+
+        def counted(child: Child, enough: int) -> Future[int]:
+            measured.append(measure(child, enough))
+            return measured[-1]
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(h.zygotes, "measure", counted)
+            runner = await h.started(package, confinement=Confinement(disk=LIMIT))
+
+            async def looks(calls: int) -> int:
+                measured.clear()
+                for _ in range(20):
+                    for _ in range(calls):
+                        await runner.predict(ONE, {})
+                    runner.tend()
+                    await asyncio.gather(*map(asyncio.wrap_future, measured))
+                return len(measured)
+
+            assert await looks(1) == 20
+            assert await looks(0) == 5
 
     run(tmp_path / "tmp", work)
 

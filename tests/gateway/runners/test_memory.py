@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import subprocess
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
+from gateway.runners import memory
 from gateway.runners.base import RunnerCrashed
 from gateway.runners.confinement import Confinement
 from gateway.runners.memory import Footprint, Memory, parse, resident
@@ -235,6 +238,83 @@ def test_a_look_that_took_long_is_not_repeated_at_once(monkeypatch: pytest.Monke
             assert footprint.read().resident
         assert len([descriptor for descriptor, *_ in looks if descriptor == own]) == expected
         footprint.close()
+
+
+SHARES_MEMORY = """
+import os, sys
+shared = bytearray(os.urandom(1 << 20)) * 50
+if os.fork():
+    os.wait()
+else:
+    print(os.getpid(), flush=True)
+    for line in sys.stdin:
+        exec(line)
+        print("done", flush=True)
+    os._exit(0)
+"""
+
+
+@pytest.fixture
+def shares_memory() -> Iterator[tuple[int, Callable[[str], None]]]:
+    """A process that shares 50 MB with its parent: its pid, and what makes it run a line."""
+    command = [sys.executable, "-c", SHARES_MEMORY]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        pid = int(process.stdout.readline())
+
+        def order(line: str) -> None:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(line + "\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == "done\n"
+
+        order("kept = []")
+        yield pid, order
+        process.stdin.close()
+
+
+def test_a_process_that_stays_as_it_is_is_read_rarely_and_one_that_changed_at_once(
+    monkeypatch: pytest.MonkeyPatch, shares_memory: tuple[int, Callable[[str], None]]
+) -> None:
+    pid, order = shares_memory
+    now, looks = 0.0, 0
+    pread = os.pread
+
+    def counted(*arguments: int) -> bytes:
+        nonlocal looks
+        looks += arguments[0] == descriptor
+        return pread(*arguments)
+
+    monkeypatch.setattr(os, "pread", counted)
+    descriptor = os.open(f"/proc/{pid}/smaps_rollup", os.O_RDONLY)
+    footprint = Footprint(descriptor, pid, clock=lambda: now)
+
+    def refreshed() -> int:
+        nonlocal now
+        now += 1
+        footprint.refresh()
+        seen = looks
+        private = footprint.recent().private
+        assert looks == seen, "what was refreshed is recent"
+        return private
+
+    before = [refreshed() for _ in range(100)][-1]
+    assert 5 <= looks <= 12
+    order("kept.append(os.urandom(10 << 20))")
+    assert refreshed() - before > 9 << 20, "it grew"
+
+    monkeypatch.setattr(memory, "resident", lambda pid: 1 << 20)  # its size stays, and its private part grows
+    before, looks = [refreshed() for _ in range(100)][-1], 0
+    order("for place in range(0, len(shared), 4096): shared[place] ^= 1")
+    assert [refreshed() for _ in range(16)][-1] - before > 45 << 20
+    assert 1 <= looks <= 5
+    looks = 0
+    assert footprint.recent(since=now).private > before
+    assert looks == 1, "it was not read since then"
+    footprint.close()
 
 
 def test_descriptors_that_a_thread_reads_are_given_back_when_it_has_read() -> None:
