@@ -129,6 +129,10 @@ class Footprint:
         self._rest = min(2 * self._rest, _LONGEST_REST) if stayed else _FIRST_REST
         self._size, self._due = size, now + self._rest
 
+    def expire(self) -> None:
+        """The process did something that may have made shared memory its own: the next `refresh` reads."""
+        self._due = float("-inf")
+
     def recent(self, since: float = float("-inf")) -> Memory:
         """The figures that were read or refreshed at most `RECENT` seconds ago, and read after `since`, a
         time of `time.monotonic`; reads if there are none."""

@@ -41,8 +41,6 @@ restarted, quarantined, stuck, moving (a stuck one works again)."""
 
 _MEMORY_INTERVAL: Final = 0.2
 _FAR_OVER: Final = 1.5
-_MEASURE_INTERVAL: Final = 1.0
-_WARMING: Final = 16
 
 _LOG: Final = logging.getLogger("gateway.models")
 
@@ -128,8 +126,6 @@ class ProcessRunner:
         self._confined: dict[str, str] = {}
         self._load_peak = 0
         self._measured: int | None = None
-        self._measured_at = 0.0
-        self._answers = 0
         self._watch: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
@@ -178,18 +174,9 @@ class ProcessRunner:
 
     @property
     def measured_bytes(self) -> int | None:
-        """The private bytes of all its processes. At most some seconds old; during warm-up, never older than
-        the last answer."""
-        if not self._workers:
-            return self._measured
-        now = asyncio.get_running_loop().time()
-        answers = sum(worker.answers for worker in self._workers)
-        fresh = now - self._measured_at < _MEASURE_INTERVAL
-        exactly = self._measured is None or (answers != self._answers and answers <= _WARMING)
-        if exactly or not fresh:
-            read = Worker.memory if exactly else Worker.recent_memory
-            self._measured = sum(read(worker).private for worker in self._workers)
-            self._measured_at, self._answers = now, answers
+        """The private bytes of all its processes, at most some seconds old."""
+        if self._workers:
+            self._measured = self.recent_bytes()
         return self._measured
 
     def recent_bytes(self) -> int:
@@ -238,13 +225,14 @@ class ProcessRunner:
         """Replaces a process that had to answer in place although its model may keep state of a call. The
         prewarmed one ends first, so that memory for two is never needed."""
         prewarmed, self._prewarmed = self._prewarmed, False
-        self._measured = None
         for worker in list(self._workers) if prewarmed else []:
             if worker.loaded["prewarms"] == LOADED_AGAIN:
                 self._workers.remove(worker)
                 self._pool.drop(worker)
                 await worker.close()
                 await self._start_worker()
+        for worker in list(self._workers):
+            await worker.measured_memory()
 
     async def _asked(self, op: str, batch: Batch | wire.Framed, params: Mapping[str, Any]) -> Batch:
         pieces = calls.pieces(op, batch, params) or await calls.pieces_apart(op, batch, params)
@@ -320,7 +308,6 @@ class ProcessRunner:
         if worker is not None and worker in self._workers:
             self._workers.remove(worker)  # before it ends, so that its end does not count as a crash
             await worker.close()
-        self._measured = None
 
     async def close(self) -> None:
         self._closed = True

@@ -15,12 +15,14 @@ import socket
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 
 from gateway.runners.base import ModelError, RunnerCrashed, RunnerTimeout, loaded_of
 from gateway.runners.child import Child, described
 from gateway.runners.deadline import Deadline
 from gateway.runners.environments import Environment
+from gateway.runners.files import Watch
 from gateway.runners.memory import Footprint, Memory, peak
 from gateway.runners.output import Output, Sink
 from gateway.runners.pending import Call, NotReached, Reply
@@ -37,8 +39,8 @@ _ANSWER_SLACK: Final = 1 << 20
 _SOCKET_BUFFER: Final = 1 << 20
 _STATUS_WAIT: Final = 1.0
 _LAST_WORD: Final = 0.25
-#: The temporary files of a process without calls are measured at each so-many-th look.
-_IDLE_LOOKS: Final = 4
+#: The first answers of a process write to memory that it shared: its memory is read again after them.
+_WARMING: Final = 16
 _ANSWERS: Final = ("answer", "error", "loaded")
 
 
@@ -88,12 +90,8 @@ class Worker:
         self.loaded: dict[str, Any] = {}
         self.load_peak = 0
         self.retiring = False
-        #: The bytes of its temporary files at the last measurement.
-        self.files = 0
-        self._disk: int | None = None
-        self._measuring: asyncio.Future[int] | None = None
-        self._looks = 0
-        self._answers_at_look = -1
+        self._files: Watch | None = None
+        self._felt = 0
         self.answers = 0
         #: When it began the first of its calls, in the loop's time.
         self.working_since = 0.0
@@ -132,9 +130,12 @@ class Worker:
         """The current memory of its processes; zeros before the first reading."""
         return Memory() if self._footprint is None else self._footprint.read()
 
+    async def measured_memory(self) -> Memory:
+        """The same, read in a thread."""
+        return Memory() if self._footprint is None else await self._zygotes.read(self._footprint)
+
     def recent_memory(self, since: float = float("-inf")) -> Memory:
-        """The same, as of a moment ago, but not before `since`: cheap where it is read in a thread all the
-        time."""
+        """The same, as of a moment ago, but not before `since`: cheap."""
         return Memory() if self._footprint is None else self._footprint.recent(since)
 
     def feel(self, now: float) -> str | None:
@@ -146,31 +147,28 @@ class Worker:
         call = self.answers if self.busy else None
         if self.pulse.look(now, sign, call, lambda: of_group(self.pid)):
             return f"{self.pulse.stuck}, and was ended"
-        tasks = 0 if self._footprint is None else self._footprint.tasks
-        if self._most_tasks is not None and tasks > self._most_tasks:
+        if self._footprint is None:
+            return None
+        if self._felt < min(self.answers, _WARMING):
+            self._footprint.expire()
+        self._felt = self.answers
+        if self._most_tasks is not None and self._footprint.tasks > self._most_tasks:
             return f"it started more than {self._most_tasks} processes and threads, and was ended"
         return None
 
+    @property
+    def files(self) -> int:
+        """The bytes of its temporary files at the last measurement."""
+        return 0 if self._files is None else self._files.bytes
+
     def look_at_files(self) -> None:
         """Starts a measurement of its temporary files, one at a time. Above the limit the process is
-        ended. Without calls since the last measurement, only each `_IDLE_LOOKS`th look starts one."""
-        if self._disk is None or self._measuring is not None or self.gone or self._child is None:
-            return
-        self._looks += 1
-        if not self.busy and self.answers == self._answers_at_look and self._looks < _IDLE_LOOKS:
-            return
-        self._looks, self._answers_at_look = 0, self.answers
-        self._measuring = asyncio.wrap_future(self._zygotes.measure(self._child, self._disk))
-        self._measuring.add_done_callback(self._measured)
+        ended."""
+        if self._files is not None and not self.gone:
+            self._files.look(self.busy, self.answers)
 
-    def _measured(self, measuring: asyncio.Future[int]) -> None:
-        self._measuring = None
-        if measuring.cancelled() or measuring.exception() is not None:
-            return
-        self.files = measuring.result()
-        if self._disk is not None and self.files > self._disk:
-            said = f"the model's temporary files take more than {self._disk} bytes, its limit (disk)"
-            self.kill(RunnerCrashed(said))
+    def _too_many_files(self, said: str) -> None:
+        self.kill(RunnerCrashed(said))
 
     def memory_bound(self) -> int:
         """A value never below the private bytes of `memory`, cheap to read."""
@@ -201,7 +199,8 @@ class Worker:
         self._output.close_write_end()
         self._loop.add_reader(self._child.handle, self._process_ended)
         self._loop.add_reader(self._sock, self._receive)
-        self._disk = load["confinement"].disk
+        if (disk := load["confinement"].disk) is not None:
+            self._files = Watch(disk, partial(self._zygotes.measure, self._child, disk), self._too_many_files)
         self._most_tasks = load["confinement"].processes
         message = {
             "op": "load",
@@ -224,7 +223,7 @@ class Worker:
             await self.wait_gone()
             raise
         self.loaded = reply
-        memory = self.memory()
+        memory = await self.measured_memory()
         # The process's peak includes memory shared with the zygote, which it did not add.
         self.load_peak = max(memory.private, peak(self.pid) - (memory.resident - memory.private))
 

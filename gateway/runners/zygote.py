@@ -28,7 +28,7 @@ from gateway.runners import files
 from gateway.runners.child import Child
 from gateway.runners.confinement import Users
 from gateway.runners.environments import Environment
-from gateway.runners.memory import Footprint
+from gateway.runners.memory import Footprint, Memory
 from gateway.runners.orphans import Orphans
 from gateway.runners.output import Output, Sink
 from gateway.runners.pulse import Pulse, read
@@ -261,7 +261,7 @@ class Zygotes:
         self._closed = False
         self._orphans = Orphans()
         self._files = ThreadPoolExecutor(1, thread_name_prefix=f"{IO_THREAD}-files")
-        self._memory = ThreadPoolExecutor(1, thread_name_prefix=f"{IO_THREAD}-memory")
+        self._memory = ThreadPoolExecutor(2, thread_name_prefix=f"{IO_THREAD}-memory")
         #: The memory of the model processes.
         self.footprints: weakref.WeakSet[Footprint] = weakref.WeakSet()
         #: Decodes the large answers of models, which delay no client's body there.
@@ -305,6 +305,10 @@ class Zygotes:
         for start in range(0, len(footprints), _REFRESHED_AT_ONCE):
             some = footprints[start : start + _REFRESHED_AT_ONCE]
             await loop.run_in_executor(self._memory, _refresh, some)
+
+    async def read(self, footprint: Footprint) -> Memory:
+        """Reads one in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._memory, footprint.read)
 
     def measure(self, child: Child, enough: int) -> Future[int]:
         """The bytes of a process's temporary files; the count ends above `enough`."""
